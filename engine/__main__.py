@@ -1,0 +1,80 @@
+"""Runs an engine for one session: ``python -m engine SESSION``. Clients start it; see `client`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from engine.errors import EngineError
+from engine.journal import FactStore, Journal
+from engine.paths import facts_file, session_folder, socket_file
+from engine.server import Engine as Served
+from engine.server import Server
+
+IDLE_SECONDS = 600.0
+"""An engine with neither client nor job for so long ends itself."""
+
+
+def step_back(nice: int) -> None:
+    """Leave other processes, the terminal interface first, their share of the processor."""
+    os.nice(max(0, nice - os.nice(0)))
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    # On a small machine niceness alone makes room: a thread less would halve the engine.
+    threads = cores - 1 if cores > 2 else cores
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, str(threads))
+
+
+async def serve(session: str) -> None:
+    """Hold the session, listen, and run its engine until a client says stop."""
+    facts = FactStore(facts_file())
+    journal = Journal(session_folder(session), facts)
+    server = Server(socket_file(session), session)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    engines = []
+
+    def make() -> Served:
+        from engine.dispatch import Engine
+
+        engines.append(Engine(journal, facts, server.announce))
+        return engines[0]
+
+    try:
+        await server.run(make, IDLE_SECONDS)
+    finally:
+        for engine in engines:
+            await asyncio.to_thread(engine.close)
+
+
+def main() -> int:
+    """Entry point of the engine's process."""
+    parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
+    parser.add_argument("session")
+    parser.add_argument("--nice", type=int, default=10)
+    asked = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    step_back(asked.nice)
+    try:
+        asyncio.run(serve(asked.session))
+    except EngineError as error:
+        logging.getLogger("engine").error("%s", error)
+        return error.exit_code
+    # Threads that a library left behind, or a load that cannot be broken off, do not hold it.
+    logging.shutdown()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""Bytes on disk: safetensors headers, shards, lazy tensors; what is wrong with them."""
+
+from engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from engine.checkpoint.headers import TensorInfo, read_header
+from engine.checkpoint.layout import DiskLayer, list_layers, read_layer
+
+__all__ = [
+    "Checkpoint",
+    "DiskLayer",
+    "TensorInfo",
+    "list_layers",
+    "open_checkpoint",
+    "read_header",
+    "read_layer",
+]

@@ -1,0 +1,315 @@
+"""A checkpoint folder: its config, its tensors over all shards, read one at a time.
+
+Opening reads headers only, so a table of layers stands before a byte of weight is read, whatever
+the size. Tensors are read with plain file reads, not through a memory map: a file that is cut
+short while we read it is then an error with a name, not a bus error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from engine.checkpoint import pickles
+from engine.checkpoint.headers import TensorInfo, read_header
+from engine.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WHOLE = 256 * 2**20
+"""Files up to this many bytes are fingerprinted by their whole content."""
+SAMPLES, SAMPLE = 64, 4096
+"""Larger ones by this many evenly spaced pieces of this many bytes."""
+
+_BUFFER = re.compile(r"(\.attn\.(masked_)?bias|\.inv_freq)$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of weights, opened and checked; ``open_checkpoint`` makes one.
+
+    ``tensors`` are in the order of shards and offsets. ``pickled`` says that the weights are
+    ``.bin`` files, whose offsets mean nothing.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    files: tuple[Path, ...]
+    pickled: bool = False
+    _config_sha256: str = field(default="", repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(tensor.bytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Floating-point numbers stored, two to a byte of an mxfp4 block.
+
+        Without the masks and tables that old files carry.
+        """
+        packed = (t for t in self.tensors.values() if t.name.endswith("_blocks"))
+        halves = sum(2 * t.elements for t in packed if t.dtype == "uint8")
+        return halves + sum(tensor.elements for tensor in self._weights)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that most of the weights are stored in, as torch names it."""
+        counts = Counter[str]()
+        for tensor in self._weights or list(self.tensors.values()):
+            counts[tensor.dtype] += tensor.elements
+        return counts.most_common(1)[0][0]
+
+    @property
+    def _weights(self) -> list[TensorInfo]:
+        return [
+            tensor
+            for name, tensor in self.tensors.items()
+            if "float" in tensor.dtype
+            and not (_BUFFER.search(name) and len(tensor.shape) in (0, 1, 4))
+        ]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over ``config.json`` and every weight file, in hexadecimal.
+
+        The folder's path does not enter. A file above ``WHOLE`` bytes enters by its header, size,
+        time of last change and ``SAMPLES`` evenly spaced pieces: to edit such a file in place and
+        set its clock back is to deceive oneself.
+        """
+        total = hashlib.sha256(self._config_sha256.encode())
+        for file in sorted(self.files, key=self._relative):
+            total.update(self._relative(file).encode("utf-8", "surrogateescape") + b"\0")
+            try:
+                total.update(_file_digest(file))
+            except OSError as error:
+                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+        return total.hexdigest()
+
+    def _relative(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix()
+
+    def read(self, name: str) -> Tensor:
+        """Tensor ``name`` as stored, on the CPU, in memory of its own.
+
+        Raises:
+            CheckpointError: no such tensor, or its file has changed since it was opened.
+        """
+        found = self._find(name)
+        return self._read(found, found.start, found.end, found.shape)
+
+    def read_rows(self, name: str, a: int, b: int) -> Tensor:
+        """Rows ``a`` to ``b`` (exclusive) of the first dimension of tensor ``name``."""
+        found = self._find(name)
+        if not found.shape or not 0 <= a <= b <= found.shape[0]:
+            raise CheckpointError(
+                f"{found.file} has no rows {a}:{b} in {name!r} of shape {list(found.shape)}"
+            )
+        row = found.bytes // found.shape[0] if found.shape[0] else 0
+        start = found.start + a * row
+        return self._read(found, start, start + (b - a) * row, (b - a, *found.shape[1:]))
+
+    def _find(self, name: str) -> TensorInfo:
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.folder} holds no tensor {name!r}") from None
+
+    def _read(self, found: TensorInfo, start: int, end: int, shape: tuple[int, ...]) -> Tensor:
+        import torch
+
+        if self.pickled:
+            row = found.bytes // found.shape[0] if found.shape and found.shape[0] else 0
+            whole = pickles.load(found.file)[found.name]
+            if shape != found.shape:
+                first = (start - found.start) // row if row else 0
+                whole = whole[first : first + shape[0]]
+            return whole.detach().to("cpu", copy=True).contiguous()
+        raw = torch.empty(end - start, dtype=torch.uint8)
+        try:
+            with found.file.open("rb", buffering=0) as stream:
+                stream.seek(start)
+                _fill(stream, raw.numpy().data)
+        except (OSError, EOFError) as error:
+            raise CheckpointError(
+                f"{found.file} ends within {found.name!r} or cannot be read ({error}); "
+                "it changed after it was opened: open it again"
+            ) from error
+        return raw.view(getattr(torch, found.dtype)).reshape(shape)
+
+
+def _fill(stream: BinaryIO, room: memoryview) -> None:
+    """Read until ``room`` is full; the system may give less than asked in one go."""
+    while room:
+        got = stream.readinto(room)  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError(f"{len(room)} bytes missing")
+        room = room[got:]
+
+
+def _file_digest(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        status = file.stat()
+        if status.st_size <= WHOLE:
+            return hashlib.file_digest(stream, "sha256").digest()
+        digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
+        if file.suffix == ".safetensors":
+            digest.update(stream.read(8 + int.from_bytes(stream.read(8), "little")))
+        for i in range(SAMPLES):
+            stream.seek((status.st_size - SAMPLE) * i // (SAMPLES - 1))
+            digest.update(stream.read(SAMPLE))
+        return digest.digest()
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open the checkpoint in ``folder``, reading ``config.json`` and the headers of its weights.
+
+    The weights are, in the order in which transformers looks for them, ``model.safetensors``, the
+    shards of ``model.safetensors.index.json``, ``pytorch_model.bin`` or the shards of its index.
+
+    Raises:
+        CheckpointError: whatever is missing, cut short, contradictory or unsafe, by name.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if not folder.exists():
+        raise CheckpointError(f"{folder} does not exist; give a folder that holds a checkpoint")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; give the folder that holds it")
+    config, config_sha256 = _read_config(folder)
+    shards, claimed, pickled = _find_weights(folder)
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        for name, tensor in (pickles.listing(shard) if pickled else read_header(shard)).items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{shard} stores {name!r}, which {tensors[name].file.name} stores too; "
+                    "remove one of them"
+                )
+            tensors[name] = tensor
+    for name, shard_name in claimed.items():
+        if name not in tensors or tensors[name].file != folder / shard_name:
+            raise CheckpointError(
+                f"{folder / shard_name} does not hold {name!r}, which the index says it does; "
+                "download the index and this shard again"
+            )
+    if not tensors:
+        raise CheckpointError(f"{shards[0]} holds no tensors; download or save it again")
+    return Checkpoint(folder, _name(folder), config, tensors, tuple(shards), pickled, config_sha256)
+
+
+def _name(folder: Path) -> str:
+    """The folder's name, or ``owner/model`` for a folder of the hub's cache."""
+    real = folder.resolve()
+    if real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--"):
+        return real.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name or real.name
+
+
+def _read_json(file: Path) -> tuple[dict[str, Any], str]:
+    """The object that ``file`` holds, and the SHA-256 of its bytes."""
+    try:
+        text = file.read_bytes()
+        found = json.loads(text.decode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} is not valid JSON ({error}); download or save it again"
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{file} holds a {type(found).__name__} where an object is expected; "
+            "download or save it again"
+        )
+    return found, hashlib.sha256(text).hexdigest()
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    file = folder / "config.json"
+    if not file.is_file():
+        if any(folder.glob("*.gguf")):
+            raise CheckpointError(
+                f"{folder} holds GGUF files and no config.json; open the checkpoint that they "
+                "were made from"
+            )
+        raise CheckpointError(f"{file} is missing; give a folder as transformers saves it")
+    _check_link(folder, file)
+    return _read_json(file)
+
+
+def _find_weights(folder: Path) -> tuple[list[Path], dict[str, str], bool]:
+    """Weight files, what an index claims of them (tensor -> file name), and whether pickled."""
+    for name, pickled in (("model.safetensors", False), ("pytorch_model.bin", True)):
+        file, index = folder / name, folder / f"{name}.index.json"
+        if file.is_file():
+            _check_link(folder, file)
+            return [file], {}, pickled
+        if file.is_symlink():
+            raise CheckpointError(f"{file} links to a file that is missing; download it again")
+        if index.is_file():
+            _check_link(folder, index)
+            claimed = _read_index(index)
+            shards = [_shard(folder, index, shard) for shard in sorted(set(claimed.values()))]
+            return shards, claimed, pickled
+    loose = sorted(path.name for path in folder.glob("*.safetensors"))
+    if loose:
+        raise CheckpointError(
+            f"{folder} holds {loose[0]} but neither model.safetensors nor "
+            "model.safetensors.index.json; rename the file or download the index"
+        )
+    raise CheckpointError(
+        f"{folder} holds no weights: no model.safetensors, no model.safetensors.index.json and "
+        "no pytorch_model.bin; finish the download"
+    )
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    weight_map = _read_json(index)[0].get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; download or save it again")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise CheckpointError(f"{index} gives {name!r} the shard {shard!r}, not a file name")
+    return weight_map
+
+
+def _shard(folder: Path, index: Path, name: str) -> Path:
+    """The path of a shard that an index names, which must not lead out of the folder."""
+    parts = PurePosixPath(name).parts
+    if not parts or ".." in parts or name.startswith("/") or re.search(r'[\\\0:*?"<>|]', name):
+        raise CheckpointError(
+            f"{index} names the shard {name!r}, which is not a file inside the folder; "
+            "do not trust this checkpoint"
+        )
+    file = folder / name
+    try:
+        present = file.is_file()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{index} names the shard {name!r}: {error}") from error
+    if not present:
+        raise CheckpointError(
+            f"{file} is missing, though {index.name} names it; finish the download"
+        )
+    _check_link(folder, file)
+    return file
+
+
+def _check_link(folder: Path, file: Path) -> None:
+    """Refuse a link out of the folder, but for the hub's cache, whose files lie in ``blobs/``."""
+    real, home = file.resolve(), folder.resolve()
+    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        home = home.parent.parent
+    if not real.is_relative_to(home):
+        raise CheckpointError(
+            f"{file} links to {real}, outside the checkpoint's folder; put the file itself there"
+        )

@@ -1,0 +1,177 @@
+"""Parse and distrust the header of one safetensors file; no byte of weight is read, nor torch.
+
+The format: eight bytes of little-endian length, that many bytes of JSON, then the tensors' bytes
+laid end to end. Everything in the header is a claim by a stranger: each is held against the size
+of the file and against the others before it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import NoReturn
+
+from engine.errors import CheckpointError
+
+LONGEST_HEADER = 100_000_000
+"""Bytes; the limit that safetensors' own reader keeps."""
+
+DTYPES: dict[str, tuple[str, int]] = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+    "C64": ("complex64", 8),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U64": ("uint64", 8),
+    "U32": ("uint32", 4),
+    "U16": ("uint16", 2),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+"""The header's word for a dtype -> torch's name, bytes per element."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as its file describes it: ``start`` and ``end`` are byte offsets in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds; 1 for a scalar."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Size as stored."""
+        return self.end - self.start
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file, by name, in the order in which their bytes lie.
+
+    Raises:
+        CheckpointError: the file cannot be opened, is shorter than it says, or its header
+            contradicts itself or the file; the message names the file and the tensor.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(8)
+            if len(head) < 8:
+                _refuse(file, f"is {len(head)} bytes long, too short for a safetensors header")
+            length = int.from_bytes(head, "little")
+            if length < 2:
+                _refuse(file, f"says that its header is {length} bytes long, which cannot be")
+            if length > LONGEST_HEADER:
+                _refuse(file, f"says that its header is {length} bytes long, beyond any real one")
+            if 8 + length > size:
+                _refuse(file, f"is truncated: {size} bytes, while its header alone takes {length}")
+            text = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    return _parse(file, text, size - 8 - length, 8 + length)
+
+
+def _refuse(file: Path, what: str) -> NoReturn:
+    raise CheckpointError(f"{file} {what}; download or save it again")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return found
+
+
+def _parse(file: Path, text: bytes, room: int, offset: int) -> dict[str, TensorInfo]:
+    """Tensors of a header ``text`` whose ``room`` bytes of weights begin at ``offset``."""
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except UnicodeDecodeError:
+        _refuse(file, "has a header that is not UTF-8")
+    except RecursionError:
+        _refuse(file, "has a header nested too deep to be one")
+    except ValueError as error:
+        _refuse(file, f"has a header that is not valid JSON ({error})")
+    if not isinstance(header, dict):
+        _refuse(file, f"has a header that is a {type(header).__name__}, not an object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        _refuse(file, "has a __metadata__ that is not a table of strings")
+    found = [_tensor(file, name, entry, offset) for name, entry in header.items()]
+    found.sort(key=lambda tensor: (tensor.start, tensor.end))
+    _check_cover(file, found, offset, room)
+    return {tensor.name: tensor for tensor in found}
+
+
+def _tensor(file: Path, name: str, entry: object, offset: int) -> TensorInfo:
+    """One entry of the header, checked on its own."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        _refuse(file, f"names a tensor {name!r}, which is not text")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        _refuse(file, f"describes {name!r} by other keys than dtype, shape and data_offsets")
+    word, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(word, str) or word not in DTYPES:
+        raise CheckpointError(
+            f"{file} stores {name!r} as dtype {word!r}, which is not one of "
+            f"{', '.join(DTYPES)}; save it in one of these"
+        )
+    if not _are_counts(shape):
+        _refuse(file, f"gives {name!r} the shape {shape!r}, not a list of counts")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        _refuse(file, f"gives {name!r} the offsets {offsets!r}, not a start and an end after it")
+    dtype, width = DTYPES[word]
+    start, end = offsets
+    needed = prod(shape) * width
+    if end - start != needed:
+        _refuse(
+            file,
+            f"gives {name!r} {end - start} bytes, while shape {shape} in {dtype} takes {needed}",
+        )
+    return TensorInfo(name, dtype, tuple(shape), file, offset + start, offset + end)
+
+
+def _are_counts(value: object) -> bool:
+    """A list of integers in [0, 2**63); ``True`` is not a number."""
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
+
+
+def _check_cover(file: Path, tensors: list[TensorInfo], offset: int, room: int) -> None:
+    """The tensors, sorted by start, must cover the file from ``offset`` to its end, end to end."""
+    reached, before = offset, "the header"
+    for tensor in tensors:
+        if tensor.end > offset + room:
+            _refuse(
+                file,
+                f"is truncated: {tensor.name!r} ends at byte {tensor.end} of {offset + room}",
+            )
+        if tensor.start < reached:
+            _refuse(file, f"lets the bytes of {tensor.name!r} overlap those of {before!r}")
+        if tensor.start > reached:
+            gap = tensor.start - reached
+            _refuse(file, f"leaves a hole of {gap} bytes between {before!r} and {tensor.name!r}")
+        reached, before = tensor.end, tensor.name
+    if reached != offset + room:
+        _refuse(file, f"goes on for {offset + room - reached} bytes after its last tensor")

@@ -1,0 +1,346 @@
+"""The way to an engine: a `Link` over its socket, or `in_process` with no socket at all.
+
+Nothing here imports a tensor library; `in_process` loads the engine by name, when called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from engine import protocol as p
+from engine.errors import EngineError
+from engine.paths import facts_file, session_folder, session_name, socket_file
+from engine.server import frame, read_frame
+from engine.session import Session, apply, decode_session
+
+START_SECONDS = 30.0
+"""How long a started engine may take to open its socket."""
+
+LOG_LINES = 12
+MAX_LOG = 4 << 20
+
+T = TypeVar("T")
+
+
+class EngineGoneError(EngineError):
+    """The engine ended while a client was listening; the message has its last log lines."""
+
+
+class Link(Protocol):
+    """What a screen needs of an engine. A test's engine that replays events has it too."""
+
+    name: str
+    """The session's name."""
+    log_path: str
+    """Path of the engine's log."""
+
+    async def send(self, command: p.AnyCommand) -> None:
+        """Hand a command to the engine; returns once it is on its way."""
+
+    async def receive(self) -> p.Sent | Session:
+        """The next event, or a whole session that replaces what is known (first, on attaching).
+
+        Raises:
+            EngineGoneError: the engine ended.
+        """
+
+    async def close(self) -> None:
+        """Leave the engine; it is told to stop by `Stop` alone."""
+
+
+class SocketLink:
+    """A `Link` to an engine in a process of its own."""
+
+    def __init__(
+        self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.name = name
+        self.log_path = str(log_file(name))
+        self.pid = 0
+        self._reader, self._writer = reader, writer
+        self._parts: list[bytes] = []
+        self._seen = 0
+
+    async def greet(self) -> None:
+        """Exchange hellos.
+
+        Raises:
+            EngineError: the engine speaks another version.
+        """
+        self._writer.write(frame(p.Hello()))
+        await self._writer.drain()
+        hello = await read_frame(self._reader)
+        if not isinstance(hello, p.Hello):
+            raise EngineGoneError(f"the engine of {self.name} did not answer{_log_tail(self.name)}")
+        if hello.wire != p.WIRE_VERSION:
+            raise EngineError(
+                f"the engine of {self.name} (process {hello.pid}) is of another version of qtui: "
+                f"stop it with `kill {hello.pid}` and start again"
+            )
+        self.pid = hello.pid
+
+    async def send(self, command: p.AnyCommand) -> None:
+        """See `Link`."""
+        try:
+            self._writer.write(frame(command))
+            await self._writer.drain()
+        except ConnectionError as error:
+            raise self._gone() from error
+
+    async def receive(self) -> p.Sent | Session:
+        """See `Link`."""
+        while True:
+            try:
+                message = await read_frame(self._reader)
+            except ConnectionError as error:
+                raise self._gone() from error
+            match message:
+                case None:
+                    raise self._gone()
+                case p.Snapshot():
+                    self._parts.append(message.data)
+                    if message.part + 1 == message.parts:
+                        session = decode_session(b"".join(self._parts))
+                        self._parts, self._seen = [], message.seq
+                        return session
+                case p.Sent():
+                    if message.seq and message.seq <= self._seen:
+                        continue  # the snapshot had it
+                    return message
+                case _:
+                    continue
+
+    def _gone(self) -> EngineGoneError:
+        return EngineGoneError(f"the engine of {self.name} ended{_log_tail(self.name)}")
+
+    async def close(self) -> None:
+        """See `Link`."""
+        self._writer.close()
+        with contextlib.suppress(ConnectionError, OSError):
+            await self._writer.wait_closed()
+
+
+def log_file(name: str) -> Path:
+    """The log of a session's engine."""
+    return session_folder(name) / "engine.log"
+
+
+def _log_tail(name: str) -> str:
+    path = log_file(name)
+    try:
+        lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    except OSError:
+        return ""
+    return f"; the end of {path}:\n" + "\n".join(lines) if lines else f"; its log is {path}"
+
+
+async def connect(name: str) -> SocketLink | None:
+    """Attach to a session's running engine; None if there is none."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(socket_file(name)))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    link = SocketLink(name, reader, writer)
+    try:
+        await link.greet()
+    except BaseException:
+        writer.close()
+        raise
+    return link
+
+
+async def launch(source: str, *, nice: int = 10) -> SocketLink:
+    """Attach to the engine of the source's session; start one first if there is none.
+
+    The engine runs in its own process group, so that neither ``ctrl+c`` nor a hang-up of the
+    terminal reaches it.
+
+    Raises:
+        EngineGoneError: the engine did not start; the message has the end of its log.
+    """
+    name = session_name(source)
+    if (link := await connect(name)) is not None:
+        return link
+    process = start_engine(name, nice)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if (link := await connect(name)) is not None:
+            return link
+        if process.poll() is not None:
+            # Another one may have come first and hold the session.
+            if (link := await connect(name)) is not None:
+                return link
+            raise EngineGoneError(f"the engine did not start{_log_tail(name)}")
+        await asyncio.sleep(0.02)
+    raise EngineGoneError(f"the engine did not answer in {START_SECONDS:.0f} s{_log_tail(name)}")
+
+
+def start_engine(name: str, nice: int) -> subprocess.Popen[bytes]:
+    """Start a session's engine in a process group of its own, its output in the session's log."""
+    log = log_file(name)
+    mode = "wb" if log.exists() and log.stat().st_size > MAX_LOG else "ab"
+    with log.open(mode) as output:
+        return subprocess.Popen(
+            # -P: a folder named engine where the user stands must not be taken for ours.
+            [sys.executable, "-P", "-m", "engine", name, "--nice", str(nice)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+
+class Client(Protocol):
+    """An engine as headless runs and tests use it: nothing to await."""
+
+    session: Session
+    """The fold of what was received."""
+
+    def send(self, command: p.AnyCommand) -> None:
+        """Hand a command to the engine."""
+
+    def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
+        """The next event, already folded into ``session``; None if none came in time."""
+
+    def close(self) -> None:
+        """Leave. What was measured is kept."""
+
+
+class InProcess:
+    """An engine in this process, driven by the same commands and giving the same events."""
+
+    def __init__(self, name: str) -> None:
+        from engine.journal import FactStore, Journal
+
+        facts = FactStore(facts_file())
+        try:
+            journal = Journal(session_folder(name), facts)
+        except BaseException:
+            facts.close()
+            raise
+        self._events: queue.SimpleQueue[tuple[int, p.AnyEvent]] = queue.SimpleQueue()
+        # By name, so that importing this module never imports the engine's mathematics.
+        dispatch = importlib.import_module("engine.dispatch")
+        self.session = journal.fold()
+        self._engine: Any = dispatch.Engine(journal, facts, self._take)
+
+    def _take(self, seq: int, event: p.AnyEvent) -> None:
+        self._events.put((seq, event))
+
+    def send(self, command: p.AnyCommand) -> None:
+        """Hand a command to the engine."""
+        self._engine.handle(command)
+
+    def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
+        """The next event, already folded into ``session``; None if none came in time."""
+        try:
+            seq, event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(event, p.Opened) and event.settings.fresh:
+            self.session = Session()
+        apply(self.session, event, seq)
+        return event
+
+    def close(self) -> None:
+        """Stop every job and close the journal; what was measured is kept."""
+        self._engine.close()
+
+
+def in_process(source: str) -> InProcess:
+    """Run an engine for the source's session in this process, with no socket.
+
+    Raises:
+        SessionBusyError: another engine holds this session.
+    """
+    return InProcess(session_name(source))
+
+
+class Attached:
+    """A running engine, with `Client`'s interface: its link, driven from a thread."""
+
+    def __init__(self, link: SocketLink, loop: asyncio.AbstractEventLoop) -> None:
+        self.session = Session()
+        self._link, self._loop = link, loop
+        self._pending: asyncio.Task[p.Sent | Session] | None = None
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def send(self, command: p.AnyCommand) -> None:
+        """See `Client`."""
+        self._wait(self._link.send(command))
+
+    def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
+        """See `Client`.
+
+        Raises:
+            EngineGoneError: the engine ended.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            found = self._wait(self._next(left))
+            if found is None:
+                return None
+            if isinstance(found, Session):
+                self.session = found
+                continue
+            apply(self.session, found.event, found.seq)
+            return found.event
+
+    async def _next(self, timeout: float | None) -> p.Sent | Session | None:
+        # A wait that times out must not lose half a frame: the read itself goes on.
+        if self._pending is None:
+            self._pending = asyncio.ensure_future(self._link.receive())
+        done, _ = await asyncio.wait({self._pending}, timeout=timeout)
+        if not done:
+            return None
+        pending, self._pending = self._pending, None
+        return pending.result()
+
+    def close(self) -> None:
+        """See `Client`."""
+        if self._pending is not None:
+            self._loop.call_soon_threadsafe(self._pending.cancel)
+        self._wait(self._link.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def attached(source: str) -> Attached | None:
+    """The running engine of the source's session; None if there is none."""
+    return _attach(session_name(source))
+
+
+def _attach(name: str, start: bool = False, source: str = "", nice: int = 10) -> Attached | None:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="link", daemon=True).start()
+    work = launch(source, nice=nice) if start else connect(name)
+    try:
+        link = asyncio.run_coroutine_threadsafe(work, loop).result()
+    except BaseException:
+        loop.call_soon_threadsafe(loop.stop)
+        raise
+    if link is None:
+        loop.call_soon_threadsafe(loop.stop)
+        return None
+    return Attached(link, loop)
+
+
+def spawned(source: str, *, nice: int = 10) -> Attached:
+    """An engine in a process of its own, started if there is none, with `Client`'s interface."""
+    found = _attach(session_name(source), start=True, source=source, nice=nice)
+    assert found is not None
+    return found

@@ -1,0 +1,354 @@
+"""The one table from commands to jobs: the only room that knows them all.
+
+`Engine` takes commands from any thread and answers with events. It owns the session's journal,
+the workspace and three threads: one that computes, one that opens, one for small errands.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Literal
+
+from engine import protocol as p
+from engine import recipes
+from engine.errors import EngineError, UsageError
+from engine.gauges import read_gauges
+from engine.jobs import Job, Outcome, Scheduler, Steps
+from engine.journal import SNAPSHOT_EVERY, FactStore, Journal
+from engine.opening import describe, open_job, versions
+from engine.session import Session, apply, encode_session
+from engine.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+Announce = Callable[[int, p.AnyEvent], None]
+Need = Literal["checkpoint", "model"]
+
+URGENCY: dict[p.JobKind, int] = {"evaluate": 0, "triage": 1, "sweep": 2, "open": 0}
+"""What a person waits for comes first."""
+
+GAUGE_SECONDS = 1.0
+
+
+class Engine:
+    """One checkpoint's engine."""
+
+    def __init__(self, journal: Journal, facts: FactStore, announce: Announce) -> None:
+        """
+        Args:
+            journal: of the session; what it tells is taken up again.
+            facts: the store of measurements.
+            announce: takes every event with its number (0 for transient ones), in order, on
+                whichever thread it came about; must not block.
+        """
+        self._journal, self._facts, self._announce = journal, facts, announce
+        self._lock = threading.RLock()
+        self.session: Session = journal.fold()
+        self._workspace = Workspace(facts, self.session.settings)
+        self._waiting: list[tuple[Need, Job]] = []
+        self._have: set[Need] = set()
+        self._opening: str | None = None
+        self._numbers = itertools.count(1)
+        self._recipe_job: str | None = None
+        self._compute = Scheduler("compute", self._deliver, self._ended, self._at_rest)
+        self._opener = Scheduler("open", self._deliver, self._ended)
+        self._errands = Scheduler("errands", self._deliver, self._ended)
+        self._workspace.should_stop = self._compute.should_stop
+        self._closing = threading.Event()
+        threading.Thread(target=self._watch, name="gauges", daemon=True).start()
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def handle(self, command: p.AnyCommand) -> None:
+        """Carry a command out, or announce `Refused`; returns before any computing is done."""
+        try:
+            with self._lock:
+                self._handle(command)
+        except EngineError as error:
+            self._tell(p.Refused(type(command).__name__, str(error), error.exit_code))
+        except Exception as error:
+            log.exception("command %s", command)
+            sentence, code = describe(error)
+            self._tell(p.Refused(type(command).__name__, sentence, code))
+
+    def _handle(self, command: p.AnyCommand) -> None:
+        match command:
+            case p.Open():
+                self._open(command)
+            case p.Triage(formats=formats):
+                self._triage(formats)
+            case p.Sweep(formats=formats, direction=direction):
+                self._sweep(formats, direction)
+            case p.Evaluate():
+                self._evaluate(command)
+            case p.SetFormat(layers=layers, format=format):
+                self._record_change(recipes.change(self.session, layers, format))
+            case p.Undo():
+                self._record_change(recipes.undo(self.session))
+            case p.Redo():
+                self._record_change(recipes.redo(self.session))
+            case p.Cancel(job=job):
+                self._cancel(job)
+            case p.AskHistogram(layer=layer, bins=bins):
+                self._histogram(layer, bins)
+            case p.Stop():
+                raise UsageError("an engine in this process is stopped by closing it")
+
+    def _open(self, command: p.Open) -> None:
+        if self._opening is not None:
+            if command.source == self.session.source:
+                return  # another client of the same session: it is open, or opening
+            raise UsageError(f"this engine has {self.session.source} open: start another one")
+        if command.settings.fresh:
+            self._journal.clear()
+            self.session = Session()
+        self._workspace.settings = command.settings
+        self._tell(p.Opened(command.source, command.settings, versions()))
+        steps = open_job(self._workspace, command.source, model=command.model)
+        job = self._job("open", steps)
+        self._opening = job.id
+        self._tell(p.JobStarted(job=job.id, kind="open", title=f"open {command.source}", total=0))
+        self._opener.submit(job)
+
+    def _triage(self, formats: tuple[str, ...]) -> None:
+        from engine.measure.triage import triage
+
+        chosen = formats or self._workspace.settings.formats
+        self._start("triage", "checkpoint", lambda job: triage(self._workspace, chosen, job))
+
+    def _sweep(self, formats: tuple[str, ...], direction: p.Direction) -> None:
+        def steps(job: str) -> Steps:
+            from engine.measure.sensitivity import sweep
+
+            return sweep(self._workspace, chosen, direction, job)
+
+        chosen = formats or self._workspace.settings.sweep_formats
+        running = [j for j in self.session.jobs.values() if j.kind == "sweep"]
+        if any(j.status == "running" and j.title == _title("sweep", chosen) for j in running):
+            raise UsageError("that sweep is running already")
+        self._start("sweep", "model", steps, chosen)
+
+    def _evaluate(self, command: p.Evaluate) -> None:
+        if not self.session.layers.names:
+            raise UsageError("no checkpoint has been read yet: open one first")
+        if command.format is not None:
+            _, fallbacks, changed = recipes.uniform(self.session, command.format)
+            for fallback in fallbacks:
+                self._tell(fallback)
+        elif command.layers is not None:
+            changed = recipes.replace(self.session, command.layers)
+        else:
+            changed = None
+        if changed is not None:
+            self._tell(changed)
+        self._measure_recipe()
+
+    def _record_change(self, changed: p.RecipeChanged | None) -> None:
+        if changed is not None:
+            self._tell(changed)
+            self._measure_recipe()
+
+    def _measure_recipe(self) -> None:
+        """Measure the recipe as it stands, instead of the one being measured."""
+        if self._recipe_job is not None:
+            self._cancel(self._recipe_job, missing_ok=True)
+        recipe = self.session.recipe()
+
+        def steps(job: str) -> Steps:
+            from engine.measure.evaluation import evaluate
+
+            return evaluate(self._workspace, recipe, job)
+
+        self._recipe_job = self._start("evaluate", "model", steps)
+
+    def _cancel(self, job: str, *, missing_ok: bool = False) -> None:
+        for need, waiting in self._waiting:
+            if waiting.id == job:
+                self._waiting.remove((need, waiting))
+                self._ended(waiting, None, None)
+                return
+        for lane in (self._compute, self._opener):
+            if lane.cancel(job):
+                return
+        if not missing_ok:
+            raise UsageError(f"there is no job {job!r} running")
+
+    def _histogram(self, layer: str, bins: int) -> None:
+        row = self._workspace.rows.get(layer)
+        if row is None:
+            raise UsageError(f"the checkpoint has no layer {layer!r}")
+
+        def steps() -> Steps:
+            from engine.checkpoint import read_layer
+            from engine.measure.weights import histogram
+
+            found = histogram(read_layer(self._workspace.need_checkpoint(), row), bins)
+            yield p.HistogramReady(
+                layer=layer,
+                low=found.lo,
+                high=found.hi,
+                counts=list(found.counts),
+                mean=found.mean,
+                std=found.sigma,
+            )
+            return Outcome()
+
+        self._errands.submit(self._job("errand", steps()))
+
+    # -- jobs ----------------------------------------------------------------------------------
+
+    def _job(self, kind: Any, steps: Steps) -> Job:
+        return Job(f"{kind}-{next(self._numbers)}", kind, URGENCY.get(kind, 0), steps)
+
+    def _start(
+        self,
+        kind: p.JobKind,
+        need: Need,
+        make: Callable[[str], Steps],
+        formats: tuple[str, ...] = (),
+    ) -> str:
+        """Queue a job, or keep it until what it needs is there; returns its id."""
+        if self._opening is None:
+            raise UsageError("no checkpoint is open: open one first")
+        number = f"{kind}-{next(self._numbers)}"
+        job = Job(number, kind, URGENCY[kind], make(number))
+        self._tell(p.JobStarted(job=job.id, kind=kind, title=_title(kind, formats), total=0))
+        if need in self._have:
+            self._compute.submit(job)
+        elif self._open_failed():
+            sentence, code = self._open_failed() or ("", 1)
+            self._end(job, "failed", sentence, code)
+        else:
+            self._waiting.append((need, job))
+        return job.id
+
+    def _open_failed(self) -> tuple[str, int] | None:
+        job = self.session.jobs.get(self._opening or "")
+        if job is None or job.status == "running":
+            return None
+        return (job.message or "opening was cancelled"), job.exit_code or 1
+
+    def _release(self, need: Need) -> None:
+        self._have.add(need)
+        ready = [job for wanted, job in self._waiting if wanted == need]
+        self._waiting = [(wanted, job) for wanted, job in self._waiting if wanted != need]
+        for job in ready:
+            self._compute.submit(job)
+
+    def _deliver(self, job: Job, event: p.AnyEvent) -> None:
+        with self._lock:
+            self._tell(event)
+            if isinstance(event, p.LayersListed):
+                self._release("checkpoint")
+            elif isinstance(event, p.ModelReady):
+                network, _ = self._workspace.need_network()
+                network.should_stop = self._compute.should_stop
+                self._release("model")
+                if self.session.recipe() and self._recipe_job is None:
+                    self._measure_recipe()  # taken up from an earlier run of this session
+
+    def _ended(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> None:
+        if job.id.startswith("errand"):
+            if error is not None:
+                self._tell(p.Refused("AskHistogram", *describe(error)))
+            return
+        with self._lock:
+            if error is not None:
+                if not isinstance(error, EngineError):
+                    log.error("job %s failed", job.id, exc_info=error)
+                self._end(job, "failed", *describe(error))
+            elif outcome is None:
+                self._end(job, "cancelled")
+            else:
+                self._end(job, "done", outcome=outcome)
+            if job.id == self._recipe_job:
+                self._recipe_job = None
+            if job.kind == "open" and outcome is None:
+                self._fail_waiting()
+            elif job.kind == "open" and self._waiting:
+                self._fail_waiting()  # opened without a model: nothing that needs one can run
+
+    def _fail_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        sentence, code = self._open_failed() or ("the model was not loaded", 1)
+        if not sentence or code == 0:
+            sentence, code = "the model was not loaded", 2
+        for _, job in waiting:
+            job.steps.close()
+            self._end(job, "failed", sentence, code)
+
+    def _end(
+        self,
+        job: Job,
+        status: p.JobStatus,
+        message: str = "",
+        exit_code: int = 0,
+        outcome: Outcome | None = None,
+    ) -> None:
+        outcome = outcome or Outcome()
+        self._tell(
+            p.JobEnded(
+                job=job.id,
+                kind=job.kind,
+                status=status,
+                message=message,
+                exit_code=exit_code,
+                resumed=outcome.resumed,
+                measured=outcome.measured,
+                timings=outcome.timings,
+            )
+        )
+
+    def _at_rest(self) -> None:
+        """Between two steps nothing is open: no grad mode, no patch, reference weights."""
+        torch = sys.modules.get("torch")  # not imported before a job needs it
+        if torch is not None and hasattr(torch, "is_inference_mode_enabled"):
+            assert torch.is_grad_enabled(), "a job left gradients disabled across a yield"
+            assert not torch.is_inference_mode_enabled(), "a job left inference mode on"
+        if self._workspace.network is not None:
+            self._workspace.network.assert_at_rest()
+
+    # -- events --------------------------------------------------------------------------------
+
+    def _tell(self, event: p.AnyEvent) -> None:
+        """Keep what is to be kept, fold it, announce it: in this order."""
+        with self._lock:
+            if isinstance(event, p.Learned) and event.fresh:
+                replace = self._workspace.settings.fresh
+                self._facts.put(event.keys, event.facts, replace=replace)
+            seq = 0 if isinstance(event, p.Transient) else self._journal.append(event)
+            apply(self.session, event, seq)
+            if seq and seq % SNAPSHOT_EVERY == 0:
+                self._journal.snapshot(self.session)
+            self._announce(seq, event)
+
+    def _watch(self) -> None:
+        while not self._closing.wait(GAUGE_SECONDS):
+            if self.busy():
+                self._tell(read_gauges())
+
+    def snapshot(self) -> tuple[int, bytes]:
+        """Number of the last journalled event, and the encoded session as it stood after it."""
+        with self._lock:
+            return self.session.seq, encode_session(self.session)
+
+    def busy(self) -> bool:
+        """Whether a job is running or waiting."""
+        return any(job.status == "running" for job in list(self.session.jobs.values()))
+
+    def close(self) -> None:
+        """End every job; what was measured is kept."""
+        self._closing.set()
+        for lane in (self._compute, self._errands):
+            lane.close()
+        self._opener.close(timeout=2.0)  # a load cannot be broken off everywhere; it is a daemon
+        self._journal.close()
+        self._facts.close()
+
+
+def _title(kind: p.JobKind, formats: tuple[str, ...]) -> str:
+    return " ".join([kind, *formats])

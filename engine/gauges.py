@@ -1,0 +1,53 @@
+"""Load and memory of the machine the engine runs on."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import psutil
+
+from engine.protocol import Gauges
+
+
+@functools.cache
+def _gpu() -> Any:
+    """NVML's handle of the first GPU, None where there is none."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByIndex(0)
+    except Exception:  # noqa: BLE001 - no driver, no library, no GPU: all mean the same
+        return None
+
+
+@functools.cache
+def _process() -> psutil.Process:
+    return psutil.Process()
+
+
+def read_gauges() -> Gauges:
+    """One reading; processor load is since the reading before."""
+    gpu = _gpu()
+    extra: dict[str, Any] = {}
+    if gpu is not None:
+        import pynvml
+
+        memory, load = (
+            pynvml.nvmlDeviceGetMemoryInfo(gpu),
+            pynvml.nvmlDeviceGetUtilizationRates(gpu),
+        )
+        name = pynvml.nvmlDeviceGetName(gpu)
+        extra = {
+            "gpu_name": name if isinstance(name, str) else name.decode(),
+            "gpu_used": int(memory.used),
+            "gpu_total": int(memory.total),
+            "gpu_load": load.gpu / 100,
+        }
+    return Gauges(
+        cpu=psutil.cpu_percent() / 100,
+        rss=_process().memory_info().rss,
+        memory_free=psutil.virtual_memory().available,
+        **extra,
+    )

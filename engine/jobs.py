@@ -1,0 +1,150 @@
+"""One thread that steps the most urgent job.
+
+A job is a generator of events. Between two of its yields another, more urgent one may run; what is
+measured is the same. The scheduler knows no job by name and no mathematics.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from itertools import count
+
+import msgspec
+
+from engine import protocol as p
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a job's generator returns."""
+
+    measured: int = 0
+    resumed: int = 0
+    timings: dict[str, float] = {}
+
+
+Steps = Generator[p.AnyEvent | None, None, Outcome]
+"""A job: yields an event, or None for a step with nothing to tell, and returns its outcome."""
+
+_order = count()
+
+
+@dataclass(eq=False)
+class Job:
+    """A generator with its place in the queue. Lower ``urgency`` runs first."""
+
+    id: str
+    kind: p.JobKind
+    urgency: int
+    steps: Steps
+    order: int = field(default_factory=lambda: next(_order))
+    cancelled: bool = False
+
+
+class Scheduler:
+    """Steps jobs on a thread of its own, the most urgent first, in order of arrival else."""
+
+    def __init__(
+        self,
+        name: str,
+        deliver: Callable[[Job, p.AnyEvent], None],
+        ended: Callable[[Job, Outcome | None, BaseException | None], None],
+        at_rest: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            name: of the thread.
+            deliver: takes each event, on the scheduler's thread.
+            ended: takes the outcome; both None for a cancelled job; or what it raised.
+            at_rest: called after each step; raises if the step left something open.
+        """
+        self._deliver, self._ended, self._at_rest = deliver, ended, at_rest
+        self._jobs: list[Job] = []
+        self._running: Job | None = None
+        self._closing = False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        with self._wake:
+            self._jobs.append(job)
+            self._wake.notify_all()
+
+    def cancel(self, job_id: str) -> bool:
+        """End a job at its next yield; False if there is none of that id."""
+        with self._wake:
+            for job in self._jobs:
+                if job.id == job_id:
+                    job.cancelled = True
+                    self._wake.notify_all()
+                    return True
+        return False
+
+    def should_stop(self) -> bool:
+        """Whether the running job should come to its next yield soon: the pre-emption flag."""
+        running = self._running
+        if running is None:
+            return False
+        return (
+            self._closing
+            or running.cancelled
+            or any(job.urgency < running.urgency for job in list(self._jobs))
+        )
+
+    def close(self, timeout: float | None = 30.0) -> None:
+        """Close every generator and end the thread."""
+        with self._wake:
+            self._closing = True
+            for job in self._jobs:
+                job.cancelled = True
+            self._wake.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _next(self) -> Job | None:
+        with self._wake:
+            while True:
+                if self._jobs:
+                    cancelled = [job for job in self._jobs if job.cancelled]
+                    return min(cancelled or self._jobs, key=lambda job: (job.urgency, job.order))
+                if self._closing:
+                    return None
+                self._wake.wait()
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            self._running = job
+            try:
+                self._step(job)
+            finally:
+                self._running = None
+
+    def _step(self, job: Job) -> None:
+        try:
+            if job.cancelled:
+                job.steps.close()
+                self._finish(job, None, None)
+                return
+            event = next(job.steps)
+            self._at_rest()
+            if event is not None:
+                self._deliver(job, event)
+        except StopIteration as stop:
+            self._finish(job, stop.value, None)
+        except BaseException as error:  # noqa: BLE001 - a job's failure is told, whatever it is
+            job.steps.close()
+            self._finish(job, None, error)
+
+    def _finish(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> None:
+        with self._wake:
+            self._jobs.remove(job)
+        try:
+            self._ended(job, outcome, error)
+        except Exception:
+            log.exception("telling that job %s ended failed", job.id)

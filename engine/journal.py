@@ -1,0 +1,232 @@
+"""What is never lost: the store of facts, and each session's journal of events.
+
+A fact is committed before it is announced, and an intent before it is echoed. A journal holds a
+`Learned` event by the keys of its facts alone; the facts stand once, in the store that every
+session shares.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from engine import protocol as p
+from engine.errors import EngineError
+from engine.session import Session, apply, decode_session, encode_session
+
+VERSION = 1
+"""Version of journal rows and facts; raised when a Struct changes so that old rows do not read."""
+
+UPCASTERS: dict[int, Callable[[bytes], bytes]] = {}
+"""Version → how a row of it becomes one of the next version."""
+
+SNAPSHOT_EVERY = 2000
+"""Events between two snapshots of the folded session."""
+
+
+class StoreError(EngineError):
+    """A journal or the store cannot be read or written; the message names the file."""
+
+
+class SessionBusyError(EngineError):
+    """Another engine holds the session."""
+
+
+def _connect(path: Path, schema: str) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(
+            path, check_same_thread=False, timeout=30, isolation_level=None
+        )
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(schema)
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path}: {error}: move the file away to begin a new one") from error
+    return connection
+
+
+def _upcast(data: bytes, version: int, where: object) -> bytes:
+    if version > VERSION:
+        raise StoreError(f"{where} was written by a newer qtui (version {version}): update qtui")
+    for step in range(version, VERSION):
+        data = UPCASTERS[step](data)
+    return data
+
+
+class FactStore:
+    """Facts by key, shared by all sessions and processes of a user. Safe from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            StoreError: if ``path`` is not a store.
+        """
+        self.path = path
+        self._lock = threading.Lock()
+        self._db = _connect(
+            path,
+            "CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, time REAL NOT NULL,"
+            " version INTEGER NOT NULL, data BLOB NOT NULL) WITHOUT ROWID",
+        )
+
+    def get(self, key: str) -> p.AnyFact | None:
+        """The fact of a key, None if it was never measured."""
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Sequence[str], *, since: float = 0.0) -> dict[str, p.AnyFact]:
+        """The facts there are for these keys, written at ``since`` (epoch seconds) or later."""
+        found: dict[str, p.AnyFact] = {}
+        with self._lock:
+            for at in range(0, len(keys), 500):
+                some = keys[at : at + 500]
+                marks = ",".join("?" * len(some))
+                rows = self._db.execute(
+                    f"SELECT key, version, data FROM facts WHERE time >= ? AND key IN ({marks})",
+                    (since, *some),
+                ).fetchall()
+                for key, version, data in rows:
+                    found[key] = p.decode_fact(_upcast(data, version, self.path))
+        return found
+
+    def put(
+        self, keys: Sequence[str], facts: Sequence[p.AnyFact], *, replace: bool = False
+    ) -> None:
+        """Commit facts; one already there stays, unless ``replace`` measures anew."""
+        verb = "REPLACE" if replace else "IGNORE"
+        now = time.time()
+        rows = [(k, now, VERSION, p.encode(f)) for k, f in zip(keys, facts, strict=True)]
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany(f"INSERT OR {verb} INTO facts VALUES (?, ?, ?, ?)", rows)
+                self._db.execute("COMMIT")
+            except sqlite3.DatabaseError as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise StoreError(f"{self.path}: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+
+class Journal:
+    """A session's events in order. Holding one holds the session: one engine at a time."""
+
+    def __init__(self, folder: Path, facts: FactStore) -> None:
+        """
+        Raises:
+            SessionBusyError: if another engine holds the session.
+            StoreError: if the journal cannot be read.
+        """
+        self.folder, self.facts = folder, facts
+        self.path = folder / "journal.sqlite"
+        self._guard = _take(folder / "lock")
+        self._lock = threading.Lock()
+        try:
+            self._db = _connect(
+                self.path,
+                "CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, time REAL NOT NULL,"
+                " kind TEXT NOT NULL, version INTEGER NOT NULL, bytes BLOB NOT NULL);"
+                "CREATE TABLE IF NOT EXISTS snapshots (seq INTEGER PRIMARY KEY,"
+                " version INTEGER NOT NULL, bytes BLOB NOT NULL);",
+            )
+            (last,) = self._db.execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()
+            self._seq: int = last
+        except BaseException:
+            self._guard.close()
+            raise
+
+    def append(self, event: p.AnyEvent) -> int:
+        """Commit one event and return its number, counted from 1."""
+        if isinstance(event, p.Learned):
+            # Facts are in the store already: keys alone.
+            event = p.Learned(event.keys, (), event.fresh)
+        with self._lock:
+            self._seq += 1
+            row = (self._seq, time.time(), type(event).__name__, VERSION, p.encode(event))
+            try:
+                self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", row)
+            except sqlite3.DatabaseError as error:
+                self._seq -= 1
+                raise StoreError(f"{self.path}: {error}") from error
+            return self._seq
+
+    def read(self, after: int = 0) -> Iterator[tuple[int, p.AnyEvent]]:
+        """Events numbered over ``after``, facts filled in from the store."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT seq, version, bytes FROM events WHERE seq > ? ORDER BY seq", (after,)
+            ).fetchall()
+        for seq, version, data in rows:
+            event = p.decode_event(_upcast(data, version, self.path))
+            if isinstance(event, p.Learned):
+                found = self.facts.get_many(event.keys)
+                keys = tuple(key for key in event.keys if key in found)
+                event = p.Learned(keys, tuple(found[key] for key in keys), event.fresh)
+            yield seq, event
+
+    def fold(self) -> Session:
+        """The session as the journal tells it."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT version, bytes FROM snapshots ORDER BY seq DESC LIMIT 1"
+            ).fetchone()
+        session = Session()
+        if row is not None and row[0] == VERSION:
+            try:
+                session = decode_session(row[1])
+            except msgspec.ValidationError:
+                session = Session()  # a snapshot is only a short cut: fold from the beginning
+        for seq, event in self.read(session.seq):
+            apply(session, event, seq)
+        return session
+
+    def snapshot(self, session: Session) -> None:
+        """Keep a folded session, so that the next fold begins there."""
+        row = (session.seq, VERSION, encode_session(session))
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM snapshots")
+            self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?)", row)
+            self._db.execute("COMMIT")
+
+    def clear(self) -> None:
+        """Begin the history anew; facts stay in the store."""
+        with self._lock:
+            self._db.executescript("DELETE FROM events; DELETE FROM snapshots;")
+            self._seq = 0
+
+    def close(self) -> None:
+        """Close the file and let the session go."""
+        with self._lock:
+            self._db.close()
+            self._guard.close()
+
+
+def _take(path: Path) -> IO[str]:
+    """Hold a lock file for as long as it stays open; the system frees it when a process dies."""
+    handle = path.open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.seek(0)
+        holder = handle.read().strip() or "unknown"
+        handle.close()
+        raise SessionBusyError(
+            f"another engine (process {holder}) holds the session {path.parent.name}: "
+            "stop it, or attach to it"
+        ) from error
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle

@@ -1,0 +1,1 @@
+"""Numbers about layers: their weights, their activations, and what quantising them costs."""

@@ -1,0 +1,169 @@
+"""A recipe's score: NLL, perplexity and KL of the network with several layers changed at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+
+import torch
+from torch import Tensor
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.jobs import Steps
+from engine.measure.account import Account
+from engine.measure.approximate import approximation
+from engine.measure.perplexity import Tally, estimate, perplexity
+from engine.measure.reference import Reference
+from engine.model.memory import memory_free
+from engine.quant import QUANTISER_VERSION, parse_format
+from engine.session import recipe_hash
+from engine.workspace import Workspace, again
+
+Found = Generator[p.AnyEvent | None, None, p.RecipeScore]
+
+
+def evaluate(workspace: Workspace, layers: Mapping[str, str], job: str) -> Steps:
+    """Score a recipe, partial scores after every micro-batch.
+
+    Args:
+        workspace: with a loaded model.
+        layers: names of the layers that are not kept, with the format each holds.
+        job: id, for progress.
+
+    Yields:
+        `RecipePartial`, `Progress`, at last `Learned` with a `RecipeScore`.
+    """
+    account = Account(timings={"load_s": workspace.load_s})
+    yield from baseline(workspace, account)
+    yield from score(workspace, layers, account, job)
+    return account.outcome()
+
+
+def baseline(
+    workspace: Workspace, account: Account
+) -> Generator[p.AnyEvent | None, None, p.Baseline]:
+    """The unchanged model's score, from the store if it is there."""
+    _, reference = workspace.need_network()
+    key = workspace.measured_key("baseline")
+    known = workspace.known([key]).get(key)
+    if isinstance(known, p.Baseline):
+        yield from account.found([key], [known])
+        return known
+    for batch in range(len(reference.batches)):
+        yield from run_reference(reference, batch, account)
+    found = estimate(reference.nll_sums(), reference.windows.targets)
+    fact = p.Baseline(found.mean, found.se, perplexity(found.mean), reference.windows.tokens)
+    yield account.learnt(key, fact)
+    return fact
+
+
+def run_reference(
+    reference: Reference, batch: int, account: Account
+) -> Generator[None, None, None]:
+    """Run the unchanged network on one micro-batch, if it was not yet."""
+    if not reference.known(batch):
+        yield from again(account.timed("measure_s", lambda: reference.run(batch)))
+        yield None
+
+
+def changed(
+    workspace: Workspace,
+    batch: int,
+    start: int,
+    weights: Mapping[str, Tensor],
+    account: Account,
+) -> Generator[None, None, Tally]:
+    """Compare one micro-batch of the network holding ``weights`` with the reference."""
+    _, reference = workspace.need_network()
+    yield from run_reference(reference, batch, account)
+    step = account.timed("measure_s", lambda: reference.measure(batch, start, weights))
+    return (yield from again(step))
+
+
+def score(
+    workspace: Workspace, layers: Mapping[str, str], account: Account, job: str = ""
+) -> Found:
+    """One recipe's score, from the store if it is there; with a job's id, partial ones before."""
+    network, reference = workspace.need_network()
+    unknown = [name for name in layers if name not in network.layers]
+    if unknown:
+        raise UsageError(f"the model has no layer {unknown[0]!r}")
+    formats = {name: parse_format(text) for name, text in layers.items()}
+    recipe = {name: str(format) for name, format in sorted(formats.items())}
+    key = workspace.measured_key(
+        "recipe", recipe=recipe, quantiser=QUANTISER_VERSION, scale_dtype=workspace.scale_dtype
+    )
+    known = workspace.known([key]).get(key)
+    if isinstance(known, p.RecipeScore):
+        yield from account.found([key], [known])
+        return known
+    nll = (yield from baseline(workspace, Account())).nll
+
+    start = min((network.layers[name].start for name in layers), default=len(network.blocks))
+    held: dict[str, Tensor] = {}
+    # Where all changed layers do not fit beside the model, each step quantises them again.
+    size = sum(math.prod(network.layers[name].shape) for name in layers) * network.dtype.itemsize
+    keep = size <= memory_free(network.device) // 2
+    tallies: list[Tally] = []
+    total = len(reference.batches)
+    for batch in range(total):
+        yield from run_reference(reference, batch, account)
+        if not held:
+            for name, format in formats.items():
+                held[name] = account.timed(
+                    "quantize_s",
+                    lambda name=name, format=format: approximation(workspace, name, format),  # type: ignore[misc]
+                )()
+                if workspace.should_stop():
+                    yield None
+        tallies.append((yield from changed(workspace, batch, start, held, account)))
+        if not keep:
+            held.clear()
+        done = batch + 1 == total
+        fact = _score(recipe, nll, tallies, reference, done)
+        if done:
+            yield account.learnt(key, fact)
+        elif job:
+            yield p.RecipePartial(fact)
+            yield p.Progress(job=job, done=batch + 1, total=total)
+        else:
+            yield None
+    return fact
+
+
+def _score(
+    recipe: Mapping[str, str], nll: float, tallies: list[Tally], reference: Reference, done: bool
+) -> p.RecipeScore:
+    targets = reference.windows.targets
+    dnll = estimate(torch.cat([tally.dnll for tally in tallies]), targets)
+    kl = estimate(torch.cat([tally.kl for tally in tallies]), targets)
+    top1 = estimate(torch.cat([tally.agree for tally in tallies]), targets)
+    half = dnll.half()
+    return p.RecipeScore(
+        recipe=recipe_hash(recipe),
+        nll=nll + dnll.mean,
+        ppl=perplexity(nll + dnll.mean),
+        ppl_low=perplexity(nll + dnll.mean - half),
+        ppl_high=perplexity(nll + dnll.mean + half),
+        dnll=dnll.mean,
+        dnll_se=dnll.se,
+        kl=kl.mean,
+        kl_se=kl.se,
+        top1=top1.mean,
+        tokens=dnll.windows * reference.windows.seq_len,
+        done=done,
+    )
+
+
+def forward_seconds(workspace: Workspace) -> Generator[None, None, float]:
+    """Seconds of one plain forward pass over the same tokens: what other timings are held against.
+
+    The model's own forward with whole logits, micro-batch by micro-batch, nothing kept.
+    """
+    _, reference = workspace.need_network()
+    account = Account()
+    for batch in range(len(reference.batches)):
+        yield from again(account.timed("forward", lambda batch=batch: reference.plain(batch)))  # type: ignore[misc]
+        yield None
+    return account.timings.get("forward", 0.0)

@@ -1,0 +1,159 @@
+"""Windows of tokens, and what is counted over them: NLL, its change, KL.
+
+The convention of the GPTQ, AWQ and SmoothQuant papers: windows that do not overlap, the mean over
+``seq_len − 1`` targets of each. With a stride, windows overlap and only the last ``stride`` targets
+of each count. Both come from `cut`. All values are nats per token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from engine.errors import TextError, UsageError
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Evaluation text as equal windows."""
+
+    ids: Tensor
+    """``[windows, seq_len]``, int64, on the CPU."""
+    targets: int
+    """How many of the last targets of each window count."""
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return self.ids.shape[0]
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a window."""
+        return self.ids.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all windows together."""
+        return self.ids.numel()
+
+    @property
+    def first(self) -> int:
+        """First position whose prediction counts; the last is ``seq_len − 2``."""
+        return self.seq_len - 1 - self.targets
+
+
+def cut(ids: Tensor, seq_len: int, tokens: int, stride: int | None = None) -> Windows:
+    """Cut a row of tokens into windows.
+
+    Args:
+        ids: ``[tokens of the text]``.
+        seq_len: tokens in a window.
+        tokens: how many to use: ``tokens // seq_len`` windows, or as many as the text has.
+        stride: None for windows side by side.
+
+    Raises:
+        TextError: if the text is shorter than one window.
+        UsageError: if stride or seq_len make no sense.
+    """
+    if seq_len < 2:
+        raise UsageError(f"a window of {seq_len} token has no target: --seq-len must be 2 or more")
+    if stride is not None and not 1 <= stride < seq_len:
+        raise UsageError(f"--stride {stride} must lie between 1 and seq_len − 1 = {seq_len - 1}")
+    have = ids.numel()
+    if have < seq_len:
+        raise TextError(
+            f"the text has {have} tokens, fewer than one window of {seq_len}: "
+            f"give a longer --text or a --seq-len of at most {max(have, 2)}"
+        )
+    step = stride or seq_len
+    fit = (have - seq_len) // step + 1
+    asked = max(1, tokens // seq_len)
+    starts = torch.arange(min(fit, asked)) * step
+    rows = torch.stack([ids[s : s + seq_len] for s in starts.tolist()])
+    return Windows(rows.to(torch.int64), stride or seq_len - 1)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over the counted targets of each window of a micro-batch: ``[windows]``, float64."""
+
+    dnll: Tensor
+    kl: Tensor
+    agree: Tensor
+
+
+def compare(reference: Tensor, lse: Tensor, logits: Tensor, targets: Tensor) -> Tally:
+    """Change of NLL, KL(reference ‖ changed) and top-1 agreement of a chunk of positions.
+
+    With ``d = z' − z`` the difference of logits and ``x = d − c`` for any constant ``c`` of a
+    position, ``KL = log E_p[eˣ] − E_p[x]`` and ``ΔNLL = KL + E_p[d] − d_target``, ``p`` being the
+    reference's probabilities. Written with ``expm1`` and ``log1p`` small values keep their digits,
+    and equal logits give exactly 0: the difference of two log-softmaxes would drown them in
+    rounding. ``c`` is ``d`` at the reference's first choice, where most of ``p`` lies.
+
+    Args:
+        reference: ``[windows, positions, vocabulary]``, float32.
+        lse: log-sum-exp of ``reference``, ``[windows, positions]``.
+        logits: the changed model's, same shape as ``reference``; overwritten.
+        targets: the next token at each position, ``[windows, positions]``.
+
+    Returns:
+        Sums over the positions.
+    """
+    first_choice = reference.argmax(-1, keepdim=True)
+    agree = logits.gather(-1, first_choice) >= logits.amax(-1, keepdim=True)
+    d = logits.sub_(reference)
+    d_target = d.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    shift = d.gather(-1, first_choice)
+    p = (reference - lse.unsqueeze(-1)).exp_()
+    x = d.sub_(shift)
+    mean_x = torch.linalg.vecdot(p, x)
+    kl = torch.log1p(torch.linalg.vecdot(p, torch.expm1(x))) - mean_x
+    overflowed = ~torch.isfinite(kl)
+    if overflowed.any():
+        # exp overflows beyond 88 nats: there the plain difference has digits enough.
+        whole = torch.logsumexp(x + reference, -1) - lse - mean_x
+        kl = torch.where(overflowed, whole, kl)
+    dnll = kl + (mean_x + shift.squeeze(-1)) - d_target
+    return Tally(dnll.double().sum(-1), kl.double().sum(-1), agree.squeeze(-1).double().sum(-1))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over windows with its standard error."""
+
+    mean: float
+    se: float
+    windows: int
+
+    def half(self, interval: float = 0.95) -> float:
+        """Half the width of the confidence interval, Student's t over windows; nan for one."""
+        if self.windows < 2:
+            return math.nan
+        return float(stdtrit(self.windows - 1, 0.5 + interval / 2)) * self.se
+
+
+def estimate(sums: Tensor, targets: int) -> Estimate:
+    """Mean per token over equal windows, and its standard error.
+
+    Args:
+        sums: ``[windows]``, sums over the counted targets of each window.
+        targets: how many those are.
+    """
+    values = sums / targets
+    windows = values.numel()
+    se = float(values.std(unbiased=True)) / math.sqrt(windows) if windows > 1 else math.nan
+    return Estimate(float(values.mean()), se, windows)
+
+
+def perplexity(nll: float) -> float:
+    """``exp(nll)``; infinite where that overflows, nan where nll is."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,39 @@
+"""A weight in pieces small enough to stay in the processor's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_PIECE = 2**17  # entries; 1 MiB in float64
+_PIECE_CUDA = 2**21
+
+
+def rows_of(weight: Tensor) -> Tensor:
+    """``weight`` as a table of rows, without a copy where it is contiguous."""
+    if weight.ndim == 0 or not weight.dtype.is_floating_point:
+        raise ValueError(f"not a weight: {weight.dtype} of shape {list(weight.shape)}")
+    if weight.numel() == 0:
+        return weight.new_empty(0, 0)
+    return weight.detach().reshape(-1, weight.shape[-1])
+
+
+def spans(rows: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Row and column ranges of the pieces; very long rows are cut too."""
+    piece = _PIECE_CUDA if rows.is_cuda else _PIECE
+    height, width = rows.shape
+    if not height or not width:
+        return
+    columns = min(width, piece)
+    step = max(1, piece // columns)
+    for top in range(0, height, step):
+        for left in range(0, width, columns):
+            yield slice(top, min(top + step, height)), slice(left, min(left + columns, width))
+
+
+def pieces(rows: Tensor) -> Iterator[Tensor]:
+    """The pieces of ``rows`` themselves, in float64."""
+    for span in spans(rows):
+        yield rows[span].to(torch.float64)

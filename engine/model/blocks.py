@@ -1,0 +1,87 @@
+"""The decoder's blocks, and what goes in and comes out of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.errors import CheckpointError
+
+Forward = Callable[..., Any]
+
+
+class Reached(Exception):
+    """Ends a forward whose wanted state has been recorded."""
+
+
+def find_blocks(model: Any) -> tuple[str, list[nn.Module]]:
+    """The shallowest ModuleList of the decoder that holds most parameters, and its name.
+
+    Raises:
+        CheckpointError: the model has no such list, or one module stands in it twice.
+    """
+    root = model.get_decoder()  # a hint: some models return themselves
+    lists = [
+        (name, module)
+        for name, module in root.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    ]
+    if not lists:
+        raise CheckpointError(f"{type(model).__name__} has no list of blocks, so it cannot be read")
+    best = max(
+        lists, key=lambda one: (sum(p.numel() for p in one[1].parameters()), -one[0].count("."))
+    )[1]
+    if len({id(block) for block in best}) != len(best):
+        raise CheckpointError(f"{type(model).__name__} runs one block several times; not supported")
+    name = next(name for name, module in model.named_modules() if module is best)
+    return name, list(best)
+
+
+def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden state a block was called with."""
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(hidden, Tensor):
+        raise CheckpointError("a block is called with no hidden state as its first argument")
+    return hidden
+
+
+def with_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with another hidden state."""
+    if args:
+        return (hidden, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": hidden}
+
+
+def split_output(output: Any) -> tuple[Tensor, tuple[Any, ...] | None]:
+    """The hidden state a block returned, and what stood beside it (None: it stood alone)."""
+    if isinstance(output, Tensor):
+        return output, None
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0], tuple(output[1:])
+    raise CheckpointError(f"a block returned {type(output).__name__}; a hidden state is expected")
+
+
+def join_output(hidden: Tensor, beside: tuple[Any, ...] | None) -> Any:
+    """The inverse of :func:`split_output`."""
+    return hidden if beside is None else (hidden, *beside)
+
+
+@contextmanager
+def patched(blocks: Sequence[nn.Module], forwards: Sequence[Forward]) -> Iterator[None]:
+    """Block *i* runs ``forwards[i]`` inside; on every exit what was there is there again."""
+    before = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.__dict__["forward"] = forward
+        yield
+    finally:
+        for block, forward_before in zip(blocks, before, strict=True):
+            if forward_before is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = forward_before

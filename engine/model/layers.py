@@ -1,0 +1,144 @@
+"""The layers of a model: every weight that could be quantised on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+Role = Literal["linear", "conv1d", "experts", "head", "embedding"]
+EXPERT_TENSORS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+TRANSPOSED_EXPERTS = ("Llama4TextExperts",)  # no flag tells it
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantisable weight."""
+
+    name: str
+    """The checkpoint's own name, as on disk, without ``.weight``. A tied head absent there is
+    ``lm_head``; a tensor fused on load has its name in the model."""
+    kind: str
+    """The last part of the name: ``q_proj``, ``gate_up_proj``, ``c_attn``, ``lm_head``."""
+    block: int | None
+    """Index of its block; None for embedding, head and what else stands outside."""
+    role: Role
+    shape: tuple[int, ...]
+    """[out, in] or [experts, out, in], however it is stored."""
+    module: str
+    """Its name in the model: the module's, for experts the parameter's."""
+    disk: tuple[str, ...]
+    """The tensors on disk it is made from; none for a tied head."""
+    start: int
+    """The first block whose input is enough to measure a change of it: its own block, the number
+    of blocks for the head, -1 where the whole forward is needed."""
+
+
+class Slot(NamedTuple):
+    """Where a layer's weight lives."""
+
+    owner: nn.Module
+    attribute: str
+    turned: bool
+    """Stored as [in, out] or [experts, in, out]."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        found = self.owner._parameters[self.attribute]
+        assert found is not None
+        return found
+
+    def oriented(self, tensor: Tensor) -> Tensor:
+        """Stored to out × in, or back: a view."""
+        return tensor.transpose(-1, -2) if self.turned else tensor
+
+
+def list_layers(
+    model: Any, blocks_name: str, n_blocks: int, made_from: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[Layer, Slot]]:
+    """All layers with their slots, in the model's order: embedding, blocks, head.
+
+    Args:
+        blocks_name: the name of the ModuleList of blocks in the model.
+        made_from: the disk names of every ``state_dict`` key.
+    """
+    found: list[tuple[int, str, Role, Slot]] = []
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for path, role, slot in _slots(model, embedding, head):
+        order = {"embedding": 0, "head": 2}.get(role, 1)
+        found.append((order, path, role, slot))
+    found.sort(key=lambda one: one[0])
+
+    uses: dict[str, int] = {}
+    for names in made_from.values():
+        for name in names:
+            uses[name] = uses.get(name, 0) + 1
+
+    layers: dict[str, tuple[Layer, Slot]] = {}
+    for _order, path, role, slot in found:
+        key = path if role == "experts" else f"{path}.{slot.attribute}"
+        disk = made_from.get(key, ())
+        if len(disk) == 1 and uses[disk[0]] == 1:
+            name = disk[0].removesuffix(".weight")
+        else:
+            name = "lm_head" if role == "head" and not disk else path
+        block = _block_of(path, blocks_name)
+        outside = n_blocks if role == "head" else -1
+        start = outside if block is None else block
+        shape = tuple(slot.oriented(slot.parameter).shape)
+        layer = Layer(name, name.split(".")[-1], block, role, shape, path, disk, start)
+        layers[name] = (layer, slot)
+    return layers
+
+
+def _slots(model: Any, embedding: Any, head: Any) -> Iterator[tuple[str, Role, Slot]]:
+    from transformers.pytorch_utils import Conv1D
+
+    decoder = {id(module) for module in model.get_decoder().modules()}
+    routers: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        if module is embedding:
+            yield path, "embedding", Slot(module, "weight", False)
+        elif module is head and isinstance(getattr(head, "weight", None), nn.Parameter):
+            yield path, "head", Slot(module, "weight", False)
+        elif id(module) not in decoder:
+            continue  # a vision or audio tower
+        elif path.startswith(routers) or _is_router(model, path, module):
+            routers = (*routers, f"{path}.")
+        elif isinstance(module, nn.Linear):
+            yield path, "linear", Slot(module, "weight", False)
+        elif isinstance(module, Conv1D):
+            yield path, "conv1d", Slot(module, "weight", True)
+        else:
+            yield from _experts(path, module)
+
+
+def _experts(path: str, module: nn.Module) -> Iterator[tuple[str, Role, Slot]]:
+    kind = type(module).__name__
+    if not hasattr(module, "is_transposed") and not kind.endswith("Experts"):
+        return
+    turned = bool(getattr(module, "is_transposed", kind in TRANSPOSED_EXPERTS))
+    wanted = ("weight",) if kind.endswith("ParallelExperts") else EXPERT_TENSORS
+    for attribute, parameter in module.named_parameters(recurse=False):
+        if attribute in wanted and parameter.dim() == 3:
+            yield f"{path}.{attribute}", "experts", Slot(module, attribute, turned)
+
+
+def _is_router(model: Any, path: str, module: nn.Module) -> bool:
+    kind, last = type(module).__name__, path.split(".")[-1]
+    if "Router" in kind or "Gating" in kind:
+        return True
+    if not isinstance(module, nn.Linear):
+        return False
+    if last.endswith("router") or last in ("shared_expert_gate", "router_gate"):
+        return True
+    return last == "gate" and hasattr(model.get_submodule(path.rpartition(".")[0]), "experts")
+
+
+def _block_of(path: str, blocks_name: str) -> int | None:
+    prefix = f"{blocks_name}."
+    if not path.startswith(prefix):
+        return None
+    return int(path.removeprefix(prefix).split(".")[0])

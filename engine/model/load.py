@@ -1,0 +1,302 @@
+"""From a folder to a Network: config, device, dtype, memory, weights, names, self-check."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from engine.checkpoint import open_checkpoint
+from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError
+from engine.model.architecture import model_class, read_config
+from engine.model.memory import check_memory, memory_free, memory_needed
+from engine.model.names import check_covered, join_names
+from engine.model.network import Network
+from engine.model.source import resolve_model
+from engine.model.stored import Stored, stored_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "LoadStage",
+    "choose_device",
+    "choose_dtype",
+    "load_network",
+    "load_tokenizer",
+    "resolve_model",
+]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+
+
+class LoadStage(NamedTuple):
+    """How far loading has come."""
+
+    name: str
+    """``reading config``, ``building the model``, ``loading weights`` or ``checking resume``."""
+    done: int
+    total: int
+    """In bytes for the weights, else 0 of 1 and 1 of 1."""
+
+
+OnStage = Callable[[str, int, int], None]
+
+
+def load_network(
+    path: Path,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    on_stage: OnStage = lambda _name, _done, _total: None,
+) -> Network:
+    """Loads the checkpoint in folder ``path``.
+
+    ``on_stage`` takes the fields of :class:`LoadStage`. While weights are read it is called from
+    the threads that read them, one call at a time; raising there abandons the loading.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read; file or tensor is named.
+        UsageError: a device or dtype that is not there.
+        OutOfMemoryError: it does not fit.
+    """
+    on_stage("reading config", 0, 1)
+    checkpoint = open_checkpoint(path)
+    config = read_config(checkpoint, trust_remote_code=trust_remote_code)
+    stored = stored_tensors(checkpoint, _dequantised(config))
+    chosen_device, why_device = choose_device(device)
+    chosen_dtype, why_dtype = choose_dtype(dtype, stored.dtype, chosen_device)
+    loaded_class, config = model_class(path, config, trust_remote_code=trust_remote_code)
+    on_stage("reading config", 1, 1)
+
+    what = f"loading {path.name} in {chosen_dtype}".replace("torch.", "")
+    needed = memory_needed((t.shape for t in stored.tensors.values()), chosen_dtype)
+    check_memory(needed, memory_free(chosen_device), chosen_device, what=what)
+    try:
+        on_stage("building the model", 0, 1)
+        model, report = _build(loaded_class, config, stored, chosen_dtype, on_stage)
+        model.config.name_or_path = str(path)
+        unread = _check_report(path, model, report)
+        tied = _untie_head(model)
+        model.to(chosen_device)
+        made_from = _disk_names(model, stored, report)
+        notes = (why_device, why_dtype, *((stored.note,) if stored.note else ()))
+        if unread:
+            notes += (f"{len(unread)} tensors on disk are not part of the model: {_few(unread)}",)
+        on_stage("checking resume", 0, 1)
+        network = Network(model, made_from, tied=tied, notes=notes)
+        network.check_resume()
+        on_stage("checking resume", 1, 1)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _too_big(what, needed, chosen_device) from error
+    except RuntimeError as error:
+        if "allocate memory" in str(error):
+            raise _too_big(what, needed, chosen_device) from error
+        raise
+    return network
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in folder ``path``.
+
+    Raises:
+        TextError: there is none.
+        CheckpointError: there is one, but it cannot be read.
+    """
+    if not any((path / name).exists() for name in TOKENIZER_FILES):
+        raise TextError(
+            f"{path} has no tokenizer (tokenizer.json or tokenizer.model), so no text can be "
+            "measured; copy the original model's tokenizer files there"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                str(path), trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # the Rust reader raises bare ones
+        raise CheckpointError(
+            f"the tokenizer in {path} cannot be read: {_one_line(error)}"
+        ) from error
+    return tokenizer
+
+
+def choose_device(asked: str) -> tuple[str, str]:
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, and a sentence why."""
+    if asked == "cpu":
+        return "cpu", "cpu: asked for"
+    if asked == "auto" and not torch.cuda.is_available():
+        return "cpu", "cpu: no CUDA device is visible"
+    if asked in ("auto", "cuda"):
+        if not torch.cuda.is_available():
+            raise UsageError("cuda was asked for and no CUDA device is visible; use --device cpu")
+        count = torch.cuda.device_count()
+        best = max(range(count), key=lambda i: torch.cuda.mem_get_info(i)[0])
+        many = f", the one of {count} with most free memory" if count > 1 else ""
+        return f"cuda:{best}", f"cuda:{best}: {torch.cuda.get_device_name(best)}{many}"
+    match = re.fullmatch(r"cuda:(\d+)", asked)
+    if match is None:
+        raise UsageError(f"device {asked!r} is unknown; give auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(match[1]) >= count:
+        raise UsageError(f"{asked} was asked for and {count} CUDA devices are visible")
+    return asked, f"{asked}: asked for"
+
+
+def choose_dtype(asked: str | None, stored: torch.dtype, device: str) -> tuple[torch.dtype, str]:
+    """The dtype to compute in (``fp32``, ``fp16``, ``bf16``, None), and a sentence why.
+
+    The default is float32 on CPU, and the checkpoint's own 16-bit dtype on CUDA.
+    """
+    if asked is not None:
+        if asked not in DTYPES:
+            raise UsageError(f"dtype {asked!r} is unknown; give {', '.join(DTYPES)}")
+        return DTYPES[asked], f"{asked}: asked for"
+    if device == "cpu":
+        return torch.float32, "fp32: the default on cpu"
+    if stored in (torch.float16, torch.bfloat16):
+        short = "fp16" if stored == torch.float16 else "bf16"
+        return stored, f"{short}: as the checkpoint is stored"
+    return torch.bfloat16, f"bf16: the default on cuda for weights stored in {stored}".replace(
+        "torch.", ""
+    )
+
+
+def _dequantised(config: Any) -> torch.dtype:
+    """Takes ``quantization_config`` off, and tells the dtype the model has without it."""
+    for part in (config, config.get_text_config()):
+        part.__dict__.pop("quantization_config", None)
+    dtype = getattr(config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+
+
+def _build(
+    loaded_class: Any, config: Any, stored: Stored, dtype: torch.dtype, on_stage: OnStage
+) -> tuple[Any, dict[str, Any]]:
+    def read(done: int, total: int) -> None:
+        on_stage("loading weights", done * dtype.itemsize, total * dtype.itemsize)
+
+    tensors = stored.counted(read)
+    try:
+        with _quiet():
+            model, report = loaded_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,  # reported by name below
+                output_loading_info=True,
+            )
+    except ImportError as error:
+        raise CheckpointError(
+            f"{config.model_type} needs a package that is not installed: {_one_line(error)}"
+        ) from error
+    return model, report
+
+
+def _check_report(path: Path, model: Any, report: dict[str, Any]) -> list[str]:
+    """Raises unless every weight came from disk; returns the tensors on disk nobody asked for."""
+    for mismatch in sorted(report["mismatched_keys"]):
+        key, on_disk, expected = mismatch[0], list(mismatch[1]), list(mismatch[2])
+        raise CheckpointError(
+            f"{path}: {key} has shape {on_disk} on disk and config.json makes it {expected}; "
+            "the two do not belong together"
+        )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors of the model: {_few(missing)}; "
+            "a file is missing, or config.json is another model's"
+        )
+    unread = sorted(report["unexpected_keys"])
+    for key in unread:
+        parent = _submodule(model, key.rpartition(".")[0])
+        if parent is not None and any(True for _ in parent.parameters(recurse=False)):
+            raise CheckpointError(
+                f"{path}: {key} is on disk and config.json makes a model without it; "
+                "the two do not belong together"
+            )
+    return unread
+
+
+def _submodule(model: Any, name: str) -> nn.Module | None:
+    try:
+        found: nn.Module = model.get_submodule(name)
+    except AttributeError:
+        return None
+    return found if name else None
+
+
+def _untie_head(model: Any) -> bool:
+    """Gives a tied head a weight of its own; true if it was tied."""
+    head, weight = model.get_output_embeddings(), model.get_input_embeddings().weight
+    own = getattr(head, "weight", None)
+    if own is None or own is not weight:
+        return False
+    head.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    return True
+
+
+def _disk_names(model: Any, stored: Stored, report: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    made_from = join_names(model, stored.tensors)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    keys = set(model.state_dict())
+    excused = {*tied, *tied.values()}
+    excused |= {key for key in keys for pattern in ignored if re.search(pattern, key)}
+    check_covered(model, made_from, excused)
+    return {
+        key: tuple(on_disk for name in names for on_disk in stored.tensors[name].names)
+        for key, names in made_from.items()
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' own bars and warnings kept off the terminal; what they say is raised here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _too_big(what: str, needed: int, device: str) -> OutOfMemoryError:
+    gib = 1024**3
+    return OutOfMemoryError(
+        f"memory ran out on {device} while {what}: its weights need {needed / gib:.1f} GiB and "
+        f"{memory_free(device) / gib:.1f} GiB are free now; choose a 16-bit dtype "
+        "(--dtype bf16), another device or a smaller model"
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,310 @@
+"""One loaded model: its blocks, its layers, forwards resumed at any block, weights swapped.
+
+Between two calls the network is at rest: reference weights, no patched forward, gradients as
+they were. Every method computes under ``no_grad`` (not inference mode: its tensors could not be
+differentiated later) and with ``use_cache=False``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import UsageError
+from engine.model.blocks import (
+    Forward,
+    Reached,
+    find_blocks,
+    hidden_of,
+    join_output,
+    patched,
+    split_output,
+    with_hidden,
+)
+from engine.model.layers import Layer, Slot, list_layers
+from engine.model.selfcheck import check_resuming
+
+
+class Preempted(Exception):
+    """``should_stop`` said so at the start of a block; the network is at rest again."""
+
+
+class Network:
+    """A causal language model in evaluation mode.
+
+    Args:
+        model: a transformers model whose head is not tied to its embedding.
+        made_from: for every ``state_dict`` key the disk names it is made from.
+        tied: the head was tied on disk.
+        notes: sentences a person should see about how it was loaded.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        made_from: Mapping[str, tuple[str, ...]],
+        *,
+        tied: bool = False,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config
+        self.tied = tied
+        self.notes = notes
+        embedding = model.get_input_embeddings().weight
+        self.device: torch.device = embedding.device
+        self.dtype: torch.dtype = embedding.dtype
+        name, self.blocks = find_blocks(model)
+        listed = list_layers(model, name, len(self.blocks), made_from)
+        self.layers: dict[str, Layer] = {name: layer for name, (layer, _slot) in listed.items()}
+        self.should_stop: Callable[[], bool] | None = None
+        self.resumable = False
+        self.why_not_resumable: str | None = "resuming has not been checked"
+        self._slots: dict[str, Slot] = {name: slot for name, (_layer, slot) in listed.items()}
+        self._reference = {name: slot.parameter for name, slot in self._slots.items()}
+        self._versions = {name: p._version for name, p in self._reference.items()}
+        self._hooks = self._count_hooks()
+        self._forwards = [block.__dict__.get("forward") for block in self.blocks]
+        self.beside: list[tuple[Any, ...] | None] = [None] * len(self.blocks)
+        self._head_resumable = False
+        self.takes_positions = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+        self._holding = False
+
+    # -- weights -------------------------------------------------------------------------------
+
+    def weight(self, name: str) -> Tensor:
+        """The reference weight, ``[out, in]`` or ``[experts, out, in]``: a view, not to be written.
+
+        It is the reference also while another weight is held.
+        """
+        return self._slot(name).oriented(self._reference[name].detach())
+
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model computes with ``weights`` inside; on every exit the reference is back.
+
+        Args:
+            weights: by layer name, oriented as in :attr:`Layer.shape`; cast to the dtype and
+                device of the weight each stands in for.
+
+        Raises:
+            UsageError: an unknown layer, or a weight of another shape.
+            RuntimeError: weights are held already.
+        """
+        if self._holding:
+            raise RuntimeError("weights are held already; hold them in one call")
+        stand_ins: list[tuple[Slot, nn.Parameter, nn.Parameter]] = []
+        for name, weight in weights.items():
+            slot, reference = self._slot(name), self._reference[name]
+            if tuple(weight.shape) != self.layers[name].shape:
+                raise UsageError(
+                    f"{name} has shape {list(self.layers[name].shape)}; "
+                    f"a weight of shape {list(weight.shape)} cannot stand in for it"
+                )
+            # the reference's memory layout: another one may round differently
+            value = slot.oriented(weight.detach()).to(reference.device, reference.dtype)
+            stand_in = nn.Parameter(value.contiguous(), requires_grad=False)
+            stand_ins.append((slot, stand_in, reference))
+        self._holding = True
+        try:
+            for slot, stand_in, _reference in stand_ins:
+                slot.owner._parameters[slot.attribute] = stand_in
+            yield
+        finally:
+            for slot, _stand_in, reference in stand_ins:
+                slot.owner._parameters[slot.attribute] = reference
+            self._holding = False
+
+    # -- forwards ------------------------------------------------------------------------------
+
+    def states(self, ids: Tensor) -> list[Tensor]:
+        """The input of every block and the output of the last: ``n_blocks + 1`` tensors.
+
+        One pass that ends after the last block. ``ids`` is ``[batch, tokens]``.
+
+        Raises:
+            Preempted: ``should_stop`` said so.
+        """
+        states: list[Tensor] = []
+        last = len(self.blocks) - 1
+
+        def recording(i: int) -> Forward:
+            block = self.blocks[i].forward
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                self._stop_if_asked()
+                states.append(self._kept(hidden_of(args, kwargs)))
+                output = block(*args, **kwargs)
+                if i == last:
+                    states.append(split_output(output)[0])
+                    raise Reached
+                return output
+
+            return forward
+
+        self.run_until_reached(ids, [recording(i) for i in range(last + 1)])
+        return states
+
+    def final_state(self, ids: Tensor, k: int, state: Tensor | None) -> Tensor:
+        """The output of the last block, from the input ``state`` of block ``k`` on.
+
+        ``k == n_blocks`` returns ``state`` itself; ``k == -1``, or no state, runs from the
+        embedding, and so does every ``k`` of a model that is not resumable.
+
+        Raises:
+            Preempted: ``should_stop`` said so.
+        """
+        n = len(self.blocks)
+        if k == n and state is not None:
+            return state
+        if k < 0 or k == n or not self.resumable:
+            k, state = 0, None
+        reached: list[Tensor] = []
+
+        def last(forward: Forward) -> Forward:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                reached.append(split_output(forward(*args, **kwargs))[0])
+                raise Reached
+
+            return run
+
+        forwards = self.resuming(k, state)
+        forwards[-1] = last(forwards[-1])
+        self.run_until_reached(ids, forwards)
+        return reached[0]
+
+    def logits(
+        self, ids: Tensor, final_state: Tensor, positions: slice | tuple[int, int]
+    ) -> Tensor:
+        """Logits ``[batch, b − a, vocabulary]`` at the positions from ``a`` to before ``b``.
+
+        ``final_state`` is the output of the last block; the model's own forward adds norm, head,
+        scaling and soft cap. Where a model cannot do that, the whole forward is run with the
+        weights held now: call it inside the same :meth:`holding` as :meth:`final_state`.
+
+        Raises:
+            Preempted: ``should_stop`` said so, where the whole forward is run.
+        """
+        a, b = self._range(positions, ids.shape[1])
+        if not self._head_resumable:
+            return self.run(ids, self.resuming(0, None))[:, a:b]
+        skipping = self.resuming(len(self.blocks), final_state)
+        if not self.takes_positions:
+            return self.run(ids, skipping)[:, a:b]
+        keep = torch.arange(a, b, device=self.device)
+        return self.run(ids, skipping, logits_to_keep=keep)
+
+    def resume(self, ids: Tensor, k: int, state: Tensor | None, **kwargs: Any) -> Tensor:
+        """The model's logits, from the input ``state`` of block ``k`` on; see final_state."""
+        whole = k < 0 or state is None
+        whole = whole or not (self._head_resumable if k == len(self.blocks) else self.resumable)
+        forwards = self.resuming(0, None) if whole else self.resuming(k, state)
+        return self.run(ids, forwards, **kwargs)
+
+    # -- what the above is made of ---------------------------------------------------------------
+
+    def run(self, ids: Tensor, forwards: list[Forward] | None, **kwargs: Any) -> Tensor:
+        """The model's logits with these block forwards; None: the blocks' own."""
+        with torch.no_grad(), patched(self.blocks if forwards else (), forwards or ()):
+            output = self.model(input_ids=ids.to(self.device), use_cache=False, **kwargs)
+        logits: Tensor = output.logits
+        return logits
+
+    def run_until_reached(self, ids: Tensor, forwards: list[Forward]) -> None:
+        """Runs the model until one of these block forwards raises ``Reached``."""
+        try:  # no logits_to_keep: some models skip positions in late blocks when it is given
+            self.run(ids, forwards)
+        except Reached:
+            return
+        raise RuntimeError("the forward ended before its last block")
+
+    def resuming(self, k: int, state: Tensor | None) -> list[Forward]:
+        """Blocks before ``k`` hand on what they are given, block ``k`` is given ``state``.
+
+        With ``k == n_blocks`` the last block returns ``state``. A state of None changes nothing.
+        """
+        n = len(self.blocks)
+
+        def skipping(i: int) -> Forward:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden = hidden_of(args, kwargs)
+                if i == n - 1 and state is not None:
+                    hidden = state
+                return join_output(hidden, self.beside[i])
+
+            return forward
+
+        def running(i: int) -> Forward:
+            block = self.blocks[i].forward
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                self._stop_if_asked()
+                if i == k and state is not None:
+                    args, kwargs = with_hidden(args, kwargs, state)
+                return block(*args, **kwargs)
+
+            return forward
+
+        return [skipping(i) if i < k else running(i) for i in range(n)]
+
+    # -- checks --------------------------------------------------------------------------------
+
+    def check_resume(self) -> bool:
+        """Whether resuming is exact, by a few tokens; sets ``resumable`` and the reason if not."""
+        self.resumable = self._head_resumable = False
+        found = check_resuming(self)
+        self._head_resumable, self.takes_positions = found.head, found.chunks
+        self.resumable = found.reason is None
+        self.why_not_resumable = (
+            found.reason and f"{found.reason}: every measurement runs the whole model"
+        )
+        return self.resumable
+
+    def assert_at_rest(self) -> None:
+        """Raises AssertionError unless the network is as it was opened."""
+        assert not self._holding, "weights are held"
+        for name, slot in self._slots.items():
+            parameter, reference = slot.parameter, self._reference[name]
+            assert parameter is reference, f"{name} is not the reference weight"
+            assert parameter._version == self._versions[name], f"{name} was written to"
+        for i, block in enumerate(self.blocks):
+            assert block.__dict__.get("forward") is self._forwards[i], f"block {i} is patched"
+        assert self._count_hooks() == self._hooks, "a hook is left on the model"
+        assert torch.is_grad_enabled(), "gradients are left disabled"
+        assert not torch.is_inference_mode_enabled(), "inference mode is left on"
+        assert not self.model.training, "the model is in training mode"
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _slot(self, name: str) -> Slot:
+        if name not in self._slots:
+            raise UsageError(f"{name!r} is no layer of this model")
+        return self._slots[name]
+
+    def _range(self, positions: slice | tuple[int, int], tokens: int) -> tuple[int, int]:
+        if isinstance(positions, slice):
+            a, b, step = positions.indices(tokens)
+            assert step == 1, "positions are consecutive"
+            return a, b
+        return positions
+
+    def _kept(self, hidden: Tensor) -> Tensor:
+        return hidden if self.resumable else hidden.clone()  # such a block may write into it
+
+    def _stop_if_asked(self) -> None:
+        if self.should_stop is not None and self.should_stop():
+            raise Preempted
+
+    def _count_hooks(self) -> int:
+        return sum(
+            len(module._forward_hooks)
+            + len(module._forward_pre_hooks)
+            + len(module._backward_hooks)
+            + len(module._backward_pre_hooks)
+            for module in self.model.modules()
+        )

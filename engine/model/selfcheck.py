@@ -1,0 +1,141 @@
+"""Whether a model can be resumed at every block: tried on a few tokens when it is opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.model.blocks import Forward, Reached, hidden_of, split_output
+
+if TYPE_CHECKING:
+    from engine.model.network import Network
+
+TOKENS = 16
+
+
+class Findings(NamedTuple):
+    """What the trial showed."""
+
+    reason: str | None
+    """Why the model cannot be resumed, or None."""
+    head: bool
+    """The output of the last block is all that the logits depend on."""
+    chunks: bool
+    """The model's forward computes logits for chosen positions only (``logits_to_keep``)."""
+
+
+def check_resuming(network: Network) -> Findings:
+    """Runs each block alone on its recorded input, then the head alone on the last output.
+
+    Block *k* alone, the others skipped, giving what it gave in the whole forward, for every *k*:
+    by induction the forward resumed at any *k* equals the whole one. Equality is exact; on CUDA
+    the difference of running the same twice is allowed. Costs about three forwards.
+    """
+    ids = _some_ids(network)
+    whole, floor = network.run(ids, None), 0.0
+    if network.device.type != "cpu":
+        floor = float((network.run(ids, None) - whole).abs().max())
+    states, unfit = _record(network, ids)
+    if unfit is not None:
+        return Findings(unfit, False, False)
+    n = len(network.blocks)
+    reason = _blocks_differ(network, ids, states, floor)
+    head = _same(network.run(ids, network.resuming(n, states[n])), whole, floor)
+    if reason is None and not head:
+        reason = "the head depends on more than the output of the last block"
+    chunks = head and network.takes_positions
+    chunks = chunks and _chunk_is_right(network, ids, states[n], whole, floor)
+    return Findings(reason, head, chunks)
+
+
+def _some_ids(network: Network) -> Tensor:
+    vocabulary = network.model.get_input_embeddings().weight.shape[0]
+    longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    generator = torch.Generator().manual_seed(0)
+    tokens = min(TOKENS, longest or TOKENS)
+    return torch.randint(0, vocabulary, (1, tokens), generator=generator).to(network.device)
+
+
+def _record(network: Network, ids: Tensor) -> tuple[list[Tensor], str | None]:
+    """Every block's input and the last one's output; and what makes the blocks unfit, if so.
+
+    Keeps what each block returns beside the hidden state in ``network.beside``.
+    """
+    states: list[Tensor] = []
+    versions: list[int] = []
+    n = len(network.blocks)
+
+    def keep(state: Tensor) -> None:
+        states.append(state)
+        versions.append(state._version)
+
+    def recording(i: int) -> Forward:
+        block = network.blocks[i].forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            keep(hidden_of(args, kwargs))
+            output = block(*args, **kwargs)
+            hidden, network.beside[i] = split_output(output)
+            if i == n - 1:
+                keep(hidden)
+            return output
+
+        return forward
+
+    network.run(ids, [recording(i) for i in range(n)])
+    if len(states) != n + 1:
+        return states, f"{len(states) - 1} calls were seen of {n} blocks"
+    for i, beside in enumerate(network.beside):
+        if any(isinstance(one, Tensor) for one in beside or ()):
+            return states, f"block {i} returns more tensors than the hidden state"
+    for i, (state, version) in enumerate(zip(states, versions, strict=True)):
+        if state._version != version:
+            return states, f"the input of block {i} is written to after it was read"
+    return states, None
+
+
+def _blocks_differ(network: Network, ids: Tensor, states: list[Tensor], floor: float) -> str | None:
+    for k in range(len(network.blocks)):
+        try:
+            output = _one_block(network, ids, k, states[k])
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
+            return f"block {k} cannot run without the blocks before it"
+        if not _same(output, states[k + 1], floor):
+            return f"block {k} depends on more than its input"
+    return None
+
+
+def _one_block(network: Network, ids: Tensor, k: int, state: Tensor) -> Tensor:
+    reached: list[Tensor] = []
+    forwards = network.resuming(k, state)
+    block = forwards[k]
+
+    def only(*args: Any, **kwargs: Any) -> Any:
+        reached.append(split_output(block(*args, **kwargs))[0])
+        raise Reached
+
+    forwards[k] = only
+    network.run_until_reached(ids, forwards)
+    return reached[0]
+
+
+def _chunk_is_right(
+    network: Network, ids: Tensor, state: Tensor, whole: Tensor, floor: float
+) -> bool:
+    """The later half by its positions; matrices of another shape may round differently."""
+    a, b = ids.shape[1] // 2, ids.shape[1]
+    keep = torch.arange(a, b, device=network.device)
+    forwards = network.resuming(len(network.blocks), state)
+    chunk = network.run(ids, forwards, logits_to_keep=keep)
+    rounding = 16 * torch.finfo(whole.dtype).eps * float(whole.abs().max())
+    return _same(chunk, whole[:, a:b], floor + rounding)
+
+
+def _same(a: Tensor, b: Tensor, floor: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    return torch.allclose(a, b, rtol=0.0, atol=floor, equal_nan=True)

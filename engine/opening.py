@@ -1,0 +1,300 @@
+"""Opening a checkpoint: headers, then model, text and windows, in named stages.
+
+The table of layers stands as soon as the headers are read, before a model library is imported.
+Loading runs on a thread of its own, off the compute thread.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import msgspec
+
+from engine import protocol as p
+from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint
+from engine.demo import DEMO_PATH
+from engine.errors import EngineError
+from engine.jobs import Outcome, Steps
+from engine.model.source import resolve_model
+from engine.session import stored_bits
+from engine.workspace import Workspace
+
+
+def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
+    """Read a checkpoint's headers and, with ``model``, load it and cut its text.
+
+    Yields:
+        `Stage`, `CheckpointRead`, `LayersListed`, `Notice`, at last `ModelReady`.
+
+    Raises:
+        UnreadableError: the checkpoint or the text cannot be read.
+        OutOfMemoryError: it does not fit.
+    """
+    yield p.Stage("reading headers", 0, 1)
+    workspace.demo = source == "demo"
+    settings = workspace.settings
+    workspace.path = (
+        DEMO_PATH
+        if workspace.demo
+        else resolve_model(source, trust_remote_code=settings.trust_remote_code)
+    )
+    checkpoint = open_checkpoint(workspace.path)
+    rows = list_layers(checkpoint)
+    # Hashing comes before any fact is asked for; small files take no time.
+    yield p.Stage("hashing weights", 0, 1)
+    fingerprint = checkpoint.fingerprint
+    workspace.checkpoint = checkpoint
+    workspace.rows = {row.name: row for row in rows}
+    workspace.scale_dtype = "bfloat16" if checkpoint.dtype == "bfloat16" else "float16"
+    yield p.CheckpointRead(
+        name="demo" if workspace.demo else checkpoint.name,
+        path=str(workspace.path),
+        architecture=_architecture(checkpoint),
+        parameters=checkpoint.parameters,
+        bytes=checkpoint.bytes,
+        dtype=checkpoint.dtype,
+        fingerprint=fingerprint,
+    )
+    yield _listed(checkpoint, rows)
+    if settings.trust_remote_code:
+        yield p.Notice("warning", f"code that comes with {checkpoint.name} may run: asked for")
+    if model:
+        yield from _load(workspace, checkpoint)
+    return Outcome(timings={"load_s": workspace.load_s})
+
+
+def _architecture(checkpoint: Checkpoint) -> str:
+    names = checkpoint.config.get("architectures") or [checkpoint.config.get("model_type", "?")]
+    return str(names[0])
+
+
+def _listed(checkpoint: Checkpoint, rows: list[DiskLayer]) -> p.LayersListed:
+    in_layers = sum(stored_bits(row.shape, row.dtype) // 8 for row in rows if not _tied(row))
+    return p.LayersListed(
+        names=[row.name for row in rows],
+        kinds=[row.kind for row in rows],
+        blocks=[-1 if row.block is None else row.block for row in rows],
+        roles=[row.role for row in rows],
+        shapes=[row.shape for row in rows],
+        dtypes=[row.dtype for row in rows],
+        other_bytes=max(0, checkpoint.bytes - in_layers),
+    )
+
+
+def _tied(row: DiskLayer) -> bool:
+    """A head that is absent on disk: its tensor is the embedding's."""
+    return row.role == "head" and row.parts != (f"{row.name}.weight",)
+
+
+def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent | None, None, None]:
+    begun = time.perf_counter()
+    settings, path = workspace.settings, workspace.path
+    assert path is not None
+    yield p.Stage("importing transformers", 0, 1)
+    from engine.model.load import choose_device, choose_dtype, load_network, load_tokenizer
+
+    network = yield from _staged(
+        lambda tell: load_network(
+            path,
+            device=settings.device,
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+            on_stage=tell,
+        )
+    )
+    import torch
+
+    from engine.measure.perplexity import cut
+    from engine.measure.reference import Reference
+    from engine.model.memory import memory_free
+
+    _, device_reason = choose_device(settings.device)
+    stored = getattr(torch, checkpoint.dtype, torch.bfloat16)
+    _, dtype_reason = choose_dtype(settings.dtype, stored, network.device.type)
+    for note in network.notes[2:]:
+        yield p.Notice("info", note)
+    yield from _measure_around_nonfinite(network)
+    if network.why_not_resumable:
+        yield p.Notice("warning", network.why_not_resumable)
+
+    yield p.Stage("reading text", 0, 1)
+    notices: list[str] = []
+    from engine.corpora import evaluation_text
+
+    text = evaluation_text(settings.text, demo=workspace.demo, tell=notices.append)
+    for sentence in notices:
+        yield p.Notice("warning", sentence)
+    yield p.Stage("cutting windows", 0, 1)
+    tokenizer = load_tokenizer(path, trust_remote_code=settings.trust_remote_code)
+    ids = tokenizer(text.content, return_tensors=None)["input_ids"]
+    seq_len, why = _window(network.config, settings.seq_len)
+    if why:
+        yield p.Notice("info", why)
+    windows = cut(torch.tensor(ids), seq_len, settings.tokens, settings.stride)
+    vocabulary = network.config.get_text_config().vocab_size
+    if int(windows.ids.max()) >= vocabulary:
+        raise EngineError(
+            f"the tokenizer gives token {int(windows.ids.max())} and the model has {vocabulary}: "
+            "tokenizer and model do not belong together"
+        )
+    if windows.tokens < settings.tokens - settings.tokens % seq_len:
+        yield p.Notice(
+            "info", f"the text gives {windows.tokens} tokens in windows of {seq_len}, "
+            f"of {settings.tokens} asked for"
+        )  # fmt: skip
+    budget = settings.memory_budget or memory_free(network.device) // 2
+    workspace.network = network
+    workspace.reference = Reference(network, windows, settings.batch_tokens, budget)
+    workspace.protocol = p.Protocol(
+        text=text.name,
+        text_sha256=text.sha256,
+        tokens=windows.tokens,
+        seq_len=windows.seq_len,
+        stride=windows.targets,
+        windows=windows.count,
+        dtype=str(network.dtype).removeprefix("torch."),
+        device=str(network.device),
+        seed=settings.seed,
+    )
+    if (listed := _corrected(workspace)) is not None:
+        yield listed
+    workspace.load_s = time.perf_counter() - begun
+    yield p.ModelReady(
+        device=str(network.device),
+        device_reason=device_reason,
+        dtype=workspace.protocol.dtype,
+        dtype_reason=dtype_reason,
+        blocks=len(network.blocks),
+        resumable=network.resumable,
+        why_not_resumable=network.why_not_resumable or "",
+        tied=network.tied,
+        protocol=workspace.protocol,
+        protocol_id=workspace.measured_key("protocol")[:16],
+        load_s=workspace.load_s,
+        memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
+    )
+
+
+def _window(config: Any, asked: int) -> tuple[int, str]:
+    """Tokens in a window, and a sentence where the model takes fewer than were asked for."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and 2 <= longest < asked:
+        return longest, f"windows of {longest} tokens: the model takes no more ({asked} asked for)"
+    return asked, ""
+
+
+def _measure_around_nonfinite(network: Any) -> Generator[p.AnyEvent, None, None]:
+    """Set NaN and infinite weights to 0 in the network, and say which: else all would be NaN."""
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in network.model.named_parameters():
+            # One reduction finds a fault; counting comes only then.
+            if bool(torch.isfinite(tensor.abs().amax())) or not tensor.numel():
+                continue
+            bad = int((~torch.isfinite(tensor)).sum())
+            tensor.data.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            yield p.Notice(
+                "error",
+                f"{name} holds {bad} values that are NaN or infinite: "
+                "measured around, with 0 in their place",
+            )
+
+
+def _corrected(workspace: Workspace) -> p.LayersListed | None:
+    """The table again where the model's layers are not the files' rows; None if they are."""
+    network, checkpoint = workspace.network, workspace.checkpoint
+    assert network is not None
+    assert checkpoint is not None
+    if list(network.layers) == list(workspace.rows):
+        return None
+    rows: list[DiskLayer] = []
+    for name, layer in network.layers.items():
+        row = workspace.rows.get(name)
+        if row is None:
+            dtype = (
+                checkpoint.tensors[layer.disk[0]].dtype
+                if layer.disk and layer.disk[0] in checkpoint.tensors
+                else checkpoint.dtype
+            )
+            row = DiskLayer(
+                name, layer.kind, layer.block, layer.shape, dtype, layer.disk, False, layer.role
+            )
+        rows.append(row)
+    # Rows that only the files have stay known to triage, not to the table of what is measured.
+    workspace.rows = {row.name: workspace.rows.get(row.name, row) for row in rows}
+    return _listed(checkpoint, rows)
+
+
+def _staged(
+    load: Callable[[Callable[[str, int, int], None]], Any],
+) -> Generator[p.Stage, None, Any]:
+    """Run a load on a thread of its own, yielding the stages it tells of as they come."""
+    told: queue.SimpleQueue[p.Stage | None] = queue.SimpleQueue()
+    result: list[Any] = []
+    failure: list[BaseException] = []
+    abandoned = threading.Event()
+
+    def tell(name: str, done: int, total: int) -> None:
+        if abandoned.is_set():
+            raise EngineError("loading was abandoned")
+        told.put(p.Stage(name, done, total))
+
+    def run() -> None:
+        try:
+            result.append(load(tell))
+        except BaseException as error:  # noqa: BLE001 - raised again on the other thread
+            failure.append(error)
+        finally:
+            told.put(None)
+
+    thread = threading.Thread(target=run, name="loading", daemon=True)
+    thread.start()
+    last = 0.0
+    try:
+        while (stage := told.get()) is not None:
+            now = time.monotonic()
+            # Weights tell of every tensor: ten times a second is enough to watch.
+            if stage.done in (0, stage.total) or now - last > 0.1:
+                last = now
+                yield stage
+    finally:
+        abandoned.set()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def versions() -> dict[str, str]:
+    """Versions that figures may depend on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("qtui", "torch", "transformers", "safetensors", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """A failure as a sentence and an exit code."""
+    if isinstance(error, EngineError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"memory ran out ({' '.join(str(error).split())[:200]}): lower batch_tokens, "
+            "--memory-budget or --tokens, or choose --dtype bf16",
+            4,
+        )
+    if isinstance(error, msgspec.ValidationError):
+        return f"what the store holds cannot be read: {error}", 1
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__, 1

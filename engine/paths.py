@@ -1,0 +1,63 @@
+"""Where state lives: XDG folders, the session's own folder, its socket."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+
+def state_folder() -> Path:
+    """``~/.local/state/qtui``, or where XDG says; made if absent."""
+    folder = Path(platformdirs.user_state_dir("qtui"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def facts_file() -> Path:
+    """The store of facts, shared by every session."""
+    return state_folder() / "facts.sqlite"
+
+
+def session_folder(name: str) -> Path:
+    """A session's folder: its journal, the engine's log, the lock. Made if absent."""
+    folder = state_folder() / "sessions" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def socket_file(name: str) -> Path:
+    """The engine's socket, in a folder only its owner may enter.
+
+    A Unix socket's path holds about 100 bytes: a longer one is shortened by hashing.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    base = Path(runtime) if runtime and os.access(runtime, os.W_OK) else None
+    folder = (base or Path(tempfile.gettempdir())) / ("qtui" if base else f"qtui-{os.getuid()}")
+    # Engines of different state folders (tests, several users' homes) must not meet.
+    home = hashlib.sha256(str(state_folder()).encode()).hexdigest()[:8]
+    folder = folder / home
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user")
+    for each in (folder.parent, folder):
+        if each.stat().st_uid == os.getuid():
+            each.chmod(0o700)
+    path = folder / f"{name}.sock"
+    if len(str(path).encode()) > 100:
+        path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.sock"
+    return path
+
+
+def session_name(source: str) -> str:
+    """The session a model belongs to: ``demo``, or a readable name with a hash of where it is."""
+    if source == "demo":
+        return "demo"
+    path = Path(source).expanduser()
+    where = str(path.resolve()) if path.exists() else source
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", where.rstrip("/").split("/")[-1])[:48] or "model"
+    return f"{readable}-{hashlib.sha256(where.encode()).hexdigest()[:6]}"

@@ -1,0 +1,528 @@
+"""Every command and event that crosses between engine and client: the one contract.
+
+Commands say what a person wants. Events say what happened. Three kinds of event are kept in a
+session's journal: *intents* (what a person did), *states* (what was found when opening) and
+`Learned`, which carries *facts*. The rest (`Transient`) is sent and forgotten.
+
+Everything is a frozen `msgspec.Struct`, encoded as MessagePack. Units are nats per token for NLL
+and KL, bytes for sizes, seconds for times; ``nan`` stands for a number that is not known.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+WIRE_VERSION = 1
+"""Raised when a change makes an older client or engine misread a newer one."""
+
+MAX_FRAME = 1 << 20
+"""Longest frame on the wire, in bytes."""
+
+Role: TypeAlias = Literal["linear", "conv1d", "experts", "head", "embedding"]
+Direction: TypeAlias = Literal["degrade", "restore"]
+JobKind: TypeAlias = Literal["open", "triage", "sweep", "evaluate"]
+JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
+Level: TypeAlias = Literal["info", "warning", "error"]
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    pass
+
+
+# --- what a session is asked to be ---------------------------------------------------------------
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """A profile with the command line's own values laid over it: how everything is measured."""
+
+    profile: str = "standard"
+    text: str | None = None
+    """A text file or a dataset; None takes the default text."""
+    calib: str | None = None
+    tokens: int = 16384
+    seq_len: int = 2048
+    """Tokens in a window; shortened, and said so, where the model takes fewer."""
+    stride: int | None = None
+    """None cuts windows that do not overlap; N counts only the last N targets of each."""
+    batch_tokens: int = 2048
+    """Tokens in a micro-batch, the step between two looks at what is more urgent."""
+    formats: tuple[str, ...] = ("int3-g128", "int4-g128", "int8")
+    """Formats whose weight errors triage reports."""
+    sweep_formats: tuple[str, ...] = ("int4-g128",)
+    sigma: float = 4.0
+    """Weights beyond this many standard deviations count as outliers."""
+    device: str = "auto"
+    dtype: str | None = None
+    """``fp32``, ``fp16`` or ``bf16``; None takes float32 on a CPU, 16 bits on a GPU."""
+    memory_budget: int | None = None
+    """Bytes for cached states and logits; None takes half of what is free."""
+    seed: int = 0
+    fresh: bool = False
+    """Measure anew, and begin the session's history anew."""
+    trust_remote_code: bool = False
+
+
+class Protocol(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands beside every perplexity: the text, how it was cut, and the arithmetic."""
+
+    text: str
+    text_sha256: str
+    tokens: int
+    """Tokens in all windows together."""
+    seq_len: int
+    stride: int
+    """Targets that count in each window."""
+    windows: int
+    dtype: str
+    device: str
+    seed: int = 0
+    draws: int = 0
+    interval: float = 0.95
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+class Command(_Message, frozen=True):
+    """Asks the engine for something."""
+
+
+class Open(Command, frozen=True):
+    """Read a checkpoint, load its model, and make its evaluation text ready."""
+
+    source: str
+    """``demo``, a folder, or a hub id."""
+    settings: Settings
+    model: bool = True
+    """False reads the checkpoint only: triage needs no model."""
+
+
+class Triage(Command, frozen=True):
+    """Weight statistics and errors of every layer, from the files alone."""
+
+    formats: tuple[str, ...] = ()
+    """Empty takes the settings' formats."""
+
+
+class Sweep(Command, frozen=True):
+    """The effect of every layer, changed alone."""
+
+    formats: tuple[str, ...] = ()
+    direction: Direction = "degrade"
+
+
+class Evaluate(Command, frozen=True):
+    """Measure a recipe."""
+
+    format: str | None = None
+    """One format for the body, head and embedding kept; None takes ``layers``."""
+    layers: dict[str, str] | None = None
+    """Exact layer names with the format each holds, the rest kept; None takes the session's."""
+
+
+class SetFormat(Command, frozen=True):
+    """Let layers hold a format in the session's recipe, and measure the outcome."""
+
+    layers: tuple[str, ...]
+    format: str
+    """A format of the grammar; ``kept`` is the 16- or 32-bit dtype the layer is stored in."""
+
+
+class Undo(Command, frozen=True):
+    """Take back the last change of the recipe."""
+
+
+class Redo(Command, frozen=True):
+    """Make the last change that was taken back again."""
+
+
+class Cancel(Command, frozen=True):
+    """End a job; what it measured stays."""
+
+    job: str
+
+
+class AskHistogram(Command, frozen=True):
+    """Counts of a layer's weights, for drawing. Answered by `HistogramReady`."""
+
+    layer: str
+    bins: int = 120
+
+
+class Stop(Command, frozen=True):
+    """End the engine, unless another client is still attached."""
+
+
+AnyCommand: TypeAlias = (
+    Open | Triage | Sweep | Evaluate | SetFormat | Undo | Redo | Cancel | AskHistogram | Stop
+)
+
+
+# --- facts ---------------------------------------------------------------------------------------
+
+
+class Fact(_Message, frozen=True):
+    """A measurement: written once under a key made of all it depends on, never changed."""
+
+
+class Outliers(msgspec.Struct, frozen=True):
+    """Weights beyond ``sigma`` standard deviations of the layer's own."""
+
+    sigma: float
+    count: int
+    fraction: float
+    max_abs: float
+
+
+class WeightError(msgspec.Struct, frozen=True):
+    """Distance between a weight and its quantised value."""
+
+    frobenius: float
+    relative: float
+    """``‖W − Ŵ‖ / ‖W‖``."""
+    max_abs: float
+    mean_abs: float
+    sqnr_db: float
+
+
+class LayerWeights(Fact, frozen=True, kw_only=True):
+    """What triage found in one layer's weights."""
+
+    layer: str
+    outliers: Outliers
+    range_ratio: float
+    waste: float
+    kurtosis: float
+    nan: int
+    inf: int
+    zero_rows: int
+    dead_columns: int = 0
+    denormals: int = 0
+    mean: float = 0.0
+    std: float = 0.0
+    worst_column: int = -1
+    """Input channel with the largest weights, and how many σ its largest is."""
+    worst_column_sigma: float = 0.0
+    errors: dict[str, WeightError] = {}
+    """By canonical format."""
+    refused: dict[str, str] = {}
+    """Formats the layer cannot hold, with the reason."""
+
+
+class Baseline(Fact, frozen=True):
+    """The unchanged model's score."""
+
+    nll: float
+    nll_se: float
+    ppl: float
+    tokens: int
+
+
+class Control(Fact, frozen=True):
+    """A layer swapped for itself: what a change of nothing measures."""
+
+    layer: str
+    max_abs_dnll: float
+    max_abs_kl: float
+    floor_dnll: float = 0.0
+    """Largest difference of the same thing run twice; 0 on a CPU."""
+    floor_kl: float = 0.0
+
+
+class Sensitivity(Fact, frozen=True, kw_only=True):
+    """The effect of one layer changed alone."""
+
+    layer: str
+    format: str
+    direction: Direction = "degrade"
+    kl: float
+    kl_se: float
+    dnll: float
+    dnll_se: float
+    dppl: float
+    dppl_low: float
+    dppl_high: float
+    tokens: int
+    top1: float = float("nan")
+    """Share of positions where both models' first choice is the same."""
+
+
+class RecipeScore(Fact, frozen=True, kw_only=True):
+    """The effect of a whole recipe. Sent unfinished too, with ``done=False``."""
+
+    recipe: str
+    """Hash of the layers that are not kept, with their formats."""
+    nll: float
+    ppl: float
+    ppl_low: float
+    ppl_high: float
+    dnll: float
+    dnll_se: float
+    kl: float
+    kl_se: float
+    top1: float
+    tokens: int
+    done: bool = True
+
+
+class Additivity(Fact, frozen=True, kw_only=True):
+    """Effect of all body layers together over the sum of their single effects."""
+
+    format: str
+    direction: Direction = "degrade"
+    layers: int
+    kl: float
+    dnll: float
+    together_kl: float
+    sum_kl: float
+
+
+AnyFact: TypeAlias = LayerWeights | Baseline | Control | Sensitivity | RecipeScore | Additivity
+
+
+# --- events --------------------------------------------------------------------------------------
+
+
+class Event(_Message, frozen=True):
+    """Something that happened; kept in the journal."""
+
+
+class Transient(_Message, frozen=True):
+    """Something worth showing once; never kept."""
+
+
+class Opened(Event, frozen=True):
+    """Intent: a checkpoint was opened in this session."""
+
+    source: str
+    settings: Settings
+    versions: dict[str, str]
+
+
+class CheckpointRead(Event, frozen=True, kw_only=True):
+    """The checkpoint's headers were read."""
+
+    name: str
+    path: str
+    architecture: str
+    parameters: int
+    bytes: int
+    dtype: str
+    """The dtype most weights are stored in, in torch's name: what ``kept`` means."""
+    fingerprint: str
+
+
+class LayersListed(Event, frozen=True, kw_only=True):
+    """The rows of the table, as columns of equal length; again when the model corrects them."""
+
+    names: list[str]
+    kinds: list[str]
+    blocks: list[int]
+    """-1 for the embedding and the head."""
+    roles: list[Role]
+    shapes: list[tuple[int, ...]]
+    dtypes: list[str]
+    other_bytes: int
+    """Bytes of the checkpoint that belong to no layer: norms, biases, routers."""
+
+
+class ModelReady(Event, frozen=True, kw_only=True):
+    """The network is loaded and its text is cut into windows."""
+
+    device: str
+    device_reason: str
+    dtype: str
+    dtype_reason: str
+    blocks: int
+    resumable: bool
+    why_not_resumable: str = ""
+    tied: bool = False
+    protocol: Protocol
+    protocol_id: str
+    load_s: float
+    memory: int
+    """Bytes the model's weights take."""
+
+
+class RecipeChanged(Event, frozen=True, kw_only=True):
+    """Intent: layers hold other formats now. Columns of equal length."""
+
+    how: Literal["set", "undo", "redo"]
+    layers: list[str]
+    before: list[str]
+    after: list[str]
+    bits: list[int]
+    """Stored bits of each layer in its new format, scales and zero points included."""
+
+
+class JobStarted(Event, frozen=True, kw_only=True):
+    """A job was accepted."""
+
+    job: str
+    kind: JobKind
+    title: str
+    total: int
+    """Steps, for a bar: layers, tensors or windows."""
+
+
+class JobEnded(Event, frozen=True, kw_only=True):
+    """A job is over."""
+
+    job: str
+    kind: JobKind
+    status: JobStatus
+    message: str = ""
+    """Why it failed, in a sentence."""
+    exit_code: int = 0
+    resumed: int = 0
+    """Facts taken from the store instead of measured."""
+    measured: int = 0
+    timings: dict[str, float] = {}
+
+
+class Fallback(Event, frozen=True, kw_only=True):
+    """A layer does not hold what was asked for everywhere: never silent."""
+
+    layer: str
+    format: str
+    why: str
+
+
+class Notice(Event, frozen=True):
+    """Something a person should know: a fallback, a device chosen, a finding about the text."""
+
+    level: Level
+    message: str
+
+
+class Learned(Event, frozen=True):
+    """Facts, fresh from a measurement or found in the store. Journalled by their keys alone."""
+
+    keys: tuple[str, ...]
+    facts: tuple[AnyFact, ...]
+    fresh: bool = True
+
+
+class Stage(Transient, frozen=True):
+    """Where a load stands: one named stage at a time."""
+
+    name: str
+    done: int
+    total: int
+
+
+class Progress(Transient, frozen=True, kw_only=True):
+    """How far a job is."""
+
+    job: str
+    done: float
+    total: int
+    seconds_left: float = float("nan")
+    detail: str = ""
+    """What is being measured just now."""
+
+
+class RecipePartial(Transient, frozen=True):
+    """A recipe's score so far; its interval narrows."""
+
+    score: RecipeScore
+
+
+class HistogramReady(Transient, frozen=True, kw_only=True):
+    """Counts of a layer's finite weights in equal bins."""
+
+    layer: str
+    low: float
+    high: float
+    counts: list[int]
+    mean: float
+    std: float
+
+
+class Refused(Transient, frozen=True):
+    """A command that was not carried out, and why."""
+
+    command: str
+    message: str
+    exit_code: int = 2
+
+
+class Gauges(Transient, frozen=True, kw_only=True):
+    """Load and memory of the engine's machine; sent only while a job runs."""
+
+    cpu: float
+    """Share of the whole machine's processors, 0 to 1."""
+    rss: int
+    memory_free: int
+    gpu_name: str = ""
+    gpu_used: int = 0
+    gpu_total: int = 0
+    gpu_load: float = 0.0
+
+
+AnyEvent: TypeAlias = (
+    Opened
+    | CheckpointRead
+    | LayersListed
+    | ModelReady
+    | RecipeChanged
+    | JobStarted
+    | JobEnded
+    | Fallback
+    | Notice
+    | Learned
+    | Stage
+    | Progress
+    | RecipePartial
+    | HistogramReady
+    | Refused
+    | Gauges
+)
+
+
+class Hello(_Message, frozen=True):
+    """First frame in both directions: a client says what it has seen, an engine who it is."""
+
+    wire: int = WIRE_VERSION
+    session: str = ""
+    seen: int = 0
+    pid: int = 0
+
+
+class Sent(_Message, frozen=True):
+    """An event on the wire. ``seq`` counts journalled events from 1; it is 0 for transient ones."""
+
+    seq: int
+    event: AnyEvent
+
+
+class Snapshot(_Message, frozen=True):
+    """A piece of the encoded `Session` as it stood after event ``seq``."""
+
+    seq: int
+    part: int
+    parts: int
+    data: bytes
+
+
+AnyFrame: TypeAlias = Hello | Sent | Snapshot | AnyCommand
+
+encode = msgspec.msgpack.Encoder().encode
+decode_frame = msgspec.msgpack.Decoder(AnyFrame).decode
+decode_event = msgspec.msgpack.Decoder(AnyEvent).decode
+decode_fact = msgspec.msgpack.Decoder(AnyFact).decode
+
+
+def job_key(event: Transient) -> str:
+    """Slot of a transient event: a newer one with the same key replaces one not yet sent."""
+    match event:
+        case Progress(job=job):
+            return f"progress {job}"
+        case HistogramReady(layer=layer):
+            return f"histogram {layer}"
+        case Refused(command=command, message=message):
+            return f"refused {command} {message}"
+        case _:
+            return type(event).__name__

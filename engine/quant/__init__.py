@@ -1,0 +1,50 @@
+"""Formats, and weights as they are once stored in one.
+
+`parse_format` reads the grammar; `why_not_built`, `why_not_held` and `exportable` say what cannot
+be done and why; `stored_bits` counts. `dequantized` is the weight that a stored form stands for,
+and `quantize_integer` the stored form itself. torch is imported with those two, not before.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from engine.quant.formats import Format, Method, parse_format, why_not_built
+from engine.quant.storage import exportable, stored_bits, why_not_held
+
+if TYPE_CHECKING:
+    from engine.quant.integer import quantize_integer
+    from engine.quant.quantize import dequantized, scale_dtype_for
+    from engine.quant.quantized import Quantized
+
+QUANTISER_VERSION = 1
+"""Raised when a format comes to stand for other weights: part of the key of a measurement."""
+
+__all__ = [
+    "QUANTISER_VERSION",
+    "Format",
+    "Method",
+    "Quantized",
+    "dequantized",
+    "exportable",
+    "parse_format",
+    "quantize_integer",
+    "scale_dtype_for",
+    "stored_bits",
+    "why_not_built",
+    "why_not_held",
+]
+
+_WITH_TORCH = {
+    "Quantized": "engine.quant.quantized",
+    "dequantized": "engine.quant.quantize",
+    "quantize_integer": "engine.quant.integer",
+    "scale_dtype_for": "engine.quant.quantize",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WITH_TORCH[name]), name)

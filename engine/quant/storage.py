@@ -1,0 +1,115 @@
+"""What a format asks of a weight's shape, and the bits that it takes.
+
+Shapes are ``[out, in]``, or ``[experts, out, in]`` where each expert is a weight of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from engine.errors import FormatError
+from engine.quant.catalogue import BASES
+from engine.quant.formats import Format, why_not_built
+
+SCALE_BITS = 16
+"""Scales of integer and fp8 formats are stored in a 16-bit dtype."""
+
+
+def why_not_held(fmt: Format, shape: Sequence[int]) -> str | None:
+    """Why a weight of ``shape`` cannot take the format; None where it can.
+
+    The blocks of GGUF, mx and nv formats must divide the row. Integer formats end in a shorter
+    group, and ``nf4`` and ``fp4`` run over the flattened weight. Kept formats hold any shape.
+    """
+    if fmt.kept:
+        return None
+    if len(shape) not in (2, 3):
+        return f"{fmt} holds weights [out, in] or [experts, out, in], not {list(shape)}"
+    if 0 in shape:
+        return f"a weight of shape {list(shape)} has no values to quantise"
+    divisor = 1
+    if fmt.family == "gguf" or fmt.name in ("mxfp4", "mxfp8", "nvfp4"):
+        divisor = fmt.group_size or 1
+    elif fmt.name == "e8-2":
+        divisor = 8
+    if shape[-1] % divisor:
+        return f"rows of {shape[-1]} do not divide into the blocks of {divisor} of {fmt.name}"
+    return None
+
+
+def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
+    """Why a weight of ``shape`` in this format cannot be exported; None where it can.
+
+    What counts is a checkpoint in the form of compressed-tensors.
+    """
+    if (why := why_not_held(fmt, shape)) is not None:
+        return why
+    for method in fmt.methods:
+        if ("online", True) in method.options:
+            return f"'+{method.name}:online' scales inputs at run time, which no checkpoint stores"
+    if fmt.family == "integer" and fmt.group_size is not None and shape[-1] % fmt.group_size:
+        return (
+            f"the last group of {shape[-1] % fmt.group_size} is shorter than {fmt.group_size}: "
+            "compressed-tensors needs groups that divide the row"
+        )
+    return why_not_built(fmt)
+
+
+def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
+    """Bits that a weight takes: its codes, scales and zero points.
+
+    Integer and fp8 scales take 16 bits, zero points as many as a code. ``nf4`` and ``fp4`` keep a
+    float32 maximum per block, or with ``:dq`` 8 bits, as bitsandbytes does; ``mx`` formats an
+    8-bit exponent per 32, ``nvfp4`` 8 bits per 16 and one float32; GGUF types are ggml's blocks;
+    ``kmeans`` a 16-bit codebook per row. What methods add beside the weight (an online scale,
+    the column order of GPTQ) is not counted.
+
+    Raises:
+        FormatError: The weight cannot take the format, or its size depends on the values.
+    """
+    if (why := why_not_held(fmt, shape)) is not None:
+        raise FormatError(why)
+    weights = math.prod(shape)
+    if fmt.kept:
+        return fmt.bits * weights
+    if any(method.name == "outlier" for method in fmt.methods):
+        raise FormatError(f"the size of {fmt} depends on how many outliers it keeps")
+    experts, (out, row) = math.prod(shape[:-2]), shape[-2:]
+    if fmt.family == "gguf":
+        block = BASES[fmt.name]
+        return weights // (block.group_size or 1) * block.block_bytes * 8
+    if fmt.family == "codebook":
+        return fmt.bits * weights + experts * _codebook_bits(fmt, out, row)
+    scales = experts * _scales(fmt, out, row)
+    if fmt.name in ("mxfp4", "mxfp8"):
+        return fmt.bits * weights + 8 * scales
+    if fmt.name == "nvfp4":
+        return fmt.bits * weights + 8 * scales + 32 * experts
+    zero_point_bits = 0 if fmt.symmetric else fmt.bits
+    return fmt.bits * weights + (SCALE_BITS + zero_point_bits) * scales
+
+
+def _scales(fmt: Format, out: int, row: int) -> int:
+    size = fmt.group_size or 1
+    if fmt.strategy == "tensor":
+        return 1
+    if fmt.strategy == "channel":
+        return out
+    if fmt.strategy == "block":
+        return math.ceil(out / size) * math.ceil(row / size)
+    return out * math.ceil(row / size)
+
+
+def _codebook_bits(fmt: Format, out: int, row: int) -> int:
+    """Bits beside the codes of one expert or weight."""
+    options = dict(fmt.options)
+    if fmt.name in ("nf4", "fp4"):
+        blocks = math.ceil(out * row / (fmt.group_size or 1))
+        if "dq" not in options:
+            return 32 * blocks
+        offset = 32
+        return 8 * blocks + 32 * math.ceil(blocks / 256) + offset
+    if fmt.name.startswith("kmeans") and "sparse" not in options:
+        return out * (SCALE_BITS << fmt.bits)
+    raise FormatError(f"the size of {fmt} is not known before it is built")

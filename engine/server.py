@@ -1,0 +1,201 @@
+"""The engine's socket: every client gets a snapshot of the session, then events as they come.
+
+The loop never waits for a computation, nor for a client. What is journalled is kept for each
+client until it is read; of what is transient only the newest of its kind: a stalled connection
+costs one slot a kind, and misses no result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import struct
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from engine import protocol as p
+
+log = logging.getLogger(__name__)
+
+LENGTH = struct.Struct(">I")
+SNAPSHOT_PART = p.MAX_FRAME // 2
+MOST_KEPT = 20_000
+"""Journalled events a stalled client may be behind; it is let go beyond, and attaches anew."""
+
+
+class Engine(Protocol):
+    """What the server needs of an engine."""
+
+    def handle(self, command: p.AnyCommand) -> None:
+        """Carry out a command; quick."""
+
+    def snapshot(self) -> tuple[int, bytes]:
+        """Number of the last journalled event, and the encoded session."""
+
+    def busy(self) -> bool:
+        """Whether a job is running or waiting."""
+
+
+async def read_frame(reader: asyncio.StreamReader) -> p.AnyFrame | None:
+    """The next frame, None at the end of the stream.
+
+    Raises:
+        ConnectionError: what came is no frame of ours.
+    """
+    try:
+        (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+        if length > 2 * p.MAX_FRAME:
+            raise ConnectionError(f"a frame of {length} bytes: not this protocol")
+        message: p.AnyFrame = p.decode_frame(await reader.readexactly(length))
+        return message
+    except asyncio.IncompleteReadError:
+        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConnectionError(f"a frame that does not read: {error}") from error
+
+
+def frame(message: p.AnyFrame) -> bytes:
+    """A message with its length before it."""
+    data = p.encode(message)
+    return LENGTH.pack(len(data)) + data
+
+
+class _Client:
+    """One connection's outgoing side."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        self.results: deque[bytes] = deque()
+        self.newest: dict[str, bytes] = {}
+        self.wake = asyncio.Event()
+        self.gone = False
+
+    def give(self, seq: int, event: p.AnyEvent, data: bytes) -> None:
+        if seq:
+            if len(self.results) >= MOST_KEPT:
+                self.gone = True
+            self.results.append(data)
+        elif isinstance(event, p.Transient):
+            self.newest[p.job_key(event)] = data
+        self.wake.set()
+
+    async def write(self) -> None:
+        """Send what there is, for as long as the client takes it."""
+        while not self.gone:
+            await self.wake.wait()
+            self.wake.clear()
+            while self.results or self.newest:
+                if self.results:
+                    data = self.results.popleft()
+                else:
+                    data = self.newest.pop(next(iter(self.newest)))
+                self.writer.write(data)
+                await self.writer.drain()
+
+
+class Server:
+    """Accepts clients on a Unix socket until the last of them asks to stop."""
+
+    def __init__(self, path: Path, session: str) -> None:
+        """
+        Args:
+            path: of the socket; its folder may be entered by its owner alone.
+            session: name told to clients.
+        """
+        self.path, self.session = path, session
+        self._clients: list[_Client] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = asyncio.Event()
+        self._engine: Engine | None = None
+
+    def announce(self, seq: int, event: p.AnyEvent) -> None:
+        """Hand an event to every client; from any thread, never blocking."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        data = frame(p.Sent(seq, event))
+        loop.call_soon_threadsafe(self._give, seq, event, data)
+
+    def _give(self, seq: int, event: p.AnyEvent, data: bytes) -> None:
+        for client in self._clients:
+            client.give(seq, event, data)
+
+    async def run(self, make: Callable[[], Engine], idle_seconds: float) -> None:
+        """Listen, then make the engine, and serve until stopped.
+
+        Args:
+            make: called once the socket is there, so that clients may connect meanwhile.
+            idle_seconds: end by itself after so long with neither client nor job.
+        """
+        self._loop = asyncio.get_running_loop()
+        self.path.unlink(missing_ok=True)
+        old = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(self._serve, path=str(self.path))
+        finally:
+            os.umask(old)
+        try:
+            self._engine = make()
+            async with server:
+                await self._until_stopped(idle_seconds)
+        finally:
+            self.path.unlink(missing_ok=True)
+            for client in self._clients:
+                client.writer.close()
+
+    async def _until_stopped(self, idle_seconds: float) -> None:
+        assert self._engine is not None
+        looks, idle = 20, 0
+        while idle < looks:
+            try:
+                await asyncio.wait_for(self._stopped.wait(), idle_seconds / looks)
+                return
+            except TimeoutError:
+                idle = 0 if self._clients or self._engine.busy() else idle + 1
+        log.info("neither client nor job for %.0f seconds: ending", idle_seconds)
+
+    def stop(self) -> None:
+        """End `run`."""
+        self._stopped.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert self._engine is not None
+        client = _Client(writer)
+        sending: asyncio.Task[None] | None = None
+        try:
+            hello = await read_frame(reader)
+            if not isinstance(hello, p.Hello) or hello.wire != p.WIRE_VERSION:
+                writer.write(frame(p.Hello(session=self.session, pid=os.getpid())))
+                await writer.drain()
+                return
+            writer.write(frame(p.Hello(session=self.session, pid=os.getpid())))
+            # Events announced from here on are kept for this client; those the snapshot holds
+            # already are left out below by their number.
+            self._clients.append(client)
+            engine = self._engine
+            seq, data = await asyncio.to_thread(engine.snapshot)
+            parts = [data[i : i + SNAPSHOT_PART] for i in range(0, len(data), SNAPSHOT_PART)]
+            for part, piece in enumerate(parts):
+                writer.write(frame(p.Snapshot(seq, part, len(parts), piece)))
+                await writer.drain()
+            sending = asyncio.create_task(client.write())
+            while (message := await read_frame(reader)) is not None:
+                if isinstance(message, p.Stop):
+                    if len(self._clients) == 1:
+                        self.stop()
+                        return
+                elif isinstance(message, p.Command):
+                    engine.handle(message)
+        except ConnectionError as error:
+            log.warning("client: %s", error)
+        finally:
+            if client in self._clients:
+                self._clients.remove(client)
+            if sending is not None:
+                sending.cancel()
+            writer.close()

@@ -1,0 +1,390 @@
+"""`Session`: what is known about one checkpoint, as the fold of its journal.
+
+`apply` is the only place where a session changes. The engine uses it to resume, the terminal
+interface as its whole state, and headless runs to write their documents. It imports no tensor
+library. Layers are rows; everything known about them stands in columns of the table's length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from engine import protocol as p
+
+Dirty: TypeAlias = Literal[
+    "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
+    "stage", "notices", "gauges", "histogram",
+]  # fmt: skip
+
+KEPT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""The format a layer holds while it is left as stored."""
+
+MAX_NOTICES = 200
+
+
+def kept_format(dtype: str) -> str:
+    """The kept format of a stored dtype; what is stored in 8 bits or fewer is kept as ``bf16``."""
+    return KEPT.get(dtype, "bf16")
+
+
+def recipe_hash(layers: Mapping[str, str]) -> str:
+    """Content address of a recipe: its layers that are not kept, with canonical formats."""
+    lines = "\n".join(f"{name}={layers[name]}" for name in sorted(layers))
+    return hashlib.sha256(lines.encode()).hexdigest()[:32]
+
+
+class Job(msgspec.Struct):
+    """A job as a client sees it."""
+
+    id: str
+    kind: p.JobKind
+    title: str
+    total: int
+    done: float = 0.0
+    seconds_left: float = math.nan
+    detail: str = ""
+    status: p.JobStatus | Literal["running"] = "running"
+    message: str = ""
+    exit_code: int = 0
+    resumed: int = 0
+    measured: int = 0
+    timings: dict[str, float] = {}
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One step of the recipe's history."""
+
+    layers: list[str]
+    before: list[str]
+    after: list[str]
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """The sum of known single effects of the layers that are changed."""
+
+    dnll: float
+    kl: float
+    ppl: float
+    missing: int
+    """Changed layers whose effect is not known yet, and is not in the sum."""
+
+
+class Layers(msgspec.Struct):
+    """The table: one entry a layer in every column."""
+
+    names: list[str] = []
+    kinds: list[str] = []
+    blocks: list[int] = []
+    roles: list[p.Role] = []
+    shapes: list[tuple[int, ...]] = []
+    dtypes: list[str] = []
+    holds: list[str] = []
+    """Canonical format the current recipe gives each layer."""
+    bits: list[int] = []
+    """Stored bits in that format."""
+    weights: list[p.LayerWeights | None] = []
+
+
+class Session(msgspec.Struct):
+    """Everything known about one opened checkpoint."""
+
+    source: str = ""
+    settings: p.Settings = p.Settings()
+    versions: dict[str, str] = {}
+    checkpoint: p.CheckpointRead | None = None
+    model: p.ModelReady | None = None
+    layers: Layers = msgspec.field(default_factory=Layers)
+    other_bytes: int = 0
+    baseline: p.Baseline | None = None
+    control: p.Control | None = None
+    measured: dict[str, list[p.Sensitivity | None]] = {}
+    """By ``direction/format``: a column of the table's length."""
+    additivity: dict[str, p.Additivity] = {}
+    scores: dict[str, p.RecipeScore] = {}
+    """Measured recipes by their hash."""
+    partial: p.RecipeScore | None = None
+    """The current recipe's score while it is being measured."""
+    history: list[Change] = []
+    position: int = 0
+    """Changes of the history in force; the rest can be made again."""
+    jobs: dict[str, Job] = {}
+    notices: list[p.Notice] = []
+    fallbacks: list[p.Fallback] = []
+    stage: p.Stage | None = None
+    gauges: p.Gauges | None = None
+    histograms: dict[str, p.HistogramReady] = {}
+    seq: int = 0
+    """Number of the last journalled event that was applied."""
+    index: dict[str, int] = {}
+    """Row of each layer's name."""
+
+    def row(self, layer: str) -> int | None:
+        """Row of a layer, None where there is none of that name."""
+        return self.index.get(layer)
+
+    def kept(self, row: int) -> str:
+        """The format a row has while it is left as stored."""
+        return kept_format(self.layers.dtypes[row])
+
+    def recipe(self) -> dict[str, str]:
+        """Layers of the current recipe that are not kept, with their formats."""
+        return {
+            name: held
+            for row, (name, held) in enumerate(
+                zip(self.layers.names, self.layers.holds, strict=True)
+            )
+            if held != self.kept(row)
+        }
+
+    def score(self) -> p.RecipeScore | None:
+        """The current recipe's measured score, finished or narrowing; None before there is one."""
+        key = recipe_hash(self.recipe())
+        if key in self.scores:
+            return self.scores[key]
+        return self.partial if self.partial is not None and self.partial.recipe == key else None
+
+    def sensitivity(
+        self, row: int, format: str, direction: p.Direction = "degrade"
+    ) -> p.Sensitivity | None:
+        """What is known of one layer changed alone."""
+        column = self.measured.get(f"{direction}/{format}")
+        return column[row] if column is not None else None
+
+    def predicted(self) -> Prediction | None:
+        """What the current recipe should score, None before the baseline is known."""
+        if self.baseline is None:
+            return None
+        dnll = kl = 0.0
+        missing = 0
+        for layer, held in self.recipe().items():
+            known = self.sensitivity(self.index[layer], held)
+            if known is None:
+                missing += 1
+            else:
+                dnll += known.dnll
+                kl += known.kl
+        return Prediction(dnll, kl, self.baseline.ppl * math.exp(dnll), missing)
+
+    def bits_per_weight(self) -> float:
+        """Stored bits over weights, of the body and of whatever else is quantised; nan if empty."""
+        bits = weights = 0
+        for row, role in enumerate(self.layers.roles):
+            if role in ("head", "embedding") and self.layers.holds[row] == self.kept(row):
+                continue
+            bits += self.layers.bits[row]
+            weights += math.prod(self.layers.shapes[row])
+        return bits / weights if weights else math.nan
+
+    def artefact_bytes(self) -> int:
+        """Size of the whole artefact, layers in their formats and the rest as stored.
+
+        A tied head that is kept is stored once, with the embedding.
+        """
+        tied = self.model is not None and self.model.tied
+        bits = sum(
+            bits
+            for row, bits in enumerate(self.layers.bits)
+            if not (
+                tied
+                and self.layers.roles[row] == "head"
+                and self._embedding_holds() == self.layers.holds[row]
+            )
+        )
+        return self.other_bytes + (bits + 7) // 8
+
+    def _embedding_holds(self) -> str:
+        for row, role in enumerate(self.layers.roles):
+            if role == "embedding":
+                return self.layers.holds[row]
+        return ""
+
+
+def stored_bits(shape: tuple[int, ...], dtype: str) -> int:
+    """Bits of a tensor as stored, by torch's dtype name."""
+    digits = "".join(c for c in dtype.split("_")[0] if c.isdigit())
+    return math.prod(shape) * int(digits or 8)
+
+
+def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]:
+    """Fold one event into ``session`` and return the parts that changed.
+
+    Args:
+        session: changed in place.
+        event: journalled or transient.
+        seq: its number in the journal, 0 for transient events.
+    """
+    if seq:
+        session.seq = seq
+    match event:
+        case p.Opened():
+            return _opened(session, event)
+        case p.CheckpointRead():
+            session.checkpoint = event
+            return frozenset({"checkpoint"})
+        case p.LayersListed():
+            return _layers_listed(session, event)
+        case p.ModelReady():
+            return _model_ready(session, event)
+        case p.RecipeChanged():
+            return _recipe_changed(session, event)
+        case p.JobStarted():
+            session.jobs[event.job] = Job(event.job, event.kind, event.title, event.total)
+            return frozenset({"jobs"})
+        case p.Progress():
+            if (job := session.jobs.get(event.job)) is not None:
+                job.done, job.total = event.done, event.total
+                job.seconds_left, job.detail = event.seconds_left, event.detail
+            return frozenset({"jobs"})
+        case p.JobEnded():
+            return _job_ended(session, event)
+        case p.Fallback():
+            if event not in session.fallbacks:
+                session.fallbacks.append(event)
+            return frozenset({"notices"})
+        case p.Notice():
+            session.notices = [*session.notices[-MAX_NOTICES:], event]
+            return frozenset({"notices"})
+        case p.Refused():
+            notice = p.Notice("error", event.message)
+            session.notices = [*session.notices[-MAX_NOTICES:], notice]
+            return frozenset({"notices"})
+        case p.Learned():
+            dirty: set[Dirty] = set()
+            for fact in event.facts:
+                dirty.add(_learn(session, fact))
+            return frozenset(dirty)
+        case p.Stage():
+            session.stage = event
+            return frozenset({"stage"})
+        case p.RecipePartial():
+            session.partial = event.score
+            return frozenset({"recipe"})
+        case p.HistogramReady():
+            session.histograms[event.layer] = event
+            return frozenset({"histogram"})
+        case p.Gauges():
+            session.gauges = event
+            return frozenset({"gauges"})
+
+
+def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
+    session.source, session.settings, session.versions = (
+        event.source,
+        event.settings,
+        event.versions,
+    )
+    # A new engine begins: jobs of the one before are over, its recipe and its facts stay.
+    session.jobs, session.notices, session.fallbacks = {}, [], []
+    session.stage = session.gauges = None
+    session.model = session.partial = None
+    return frozenset({"checkpoint", "jobs", "notices", "stage", "gauges", "model"})
+
+
+def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
+    old, old_index = session.layers, session.index
+    session.index = {name: row for row, name in enumerate(event.names)}
+    before = [old_index.get(name) for name in event.names]
+    bits = [stored_bits(s, d) for s, d in zip(event.shapes, event.dtypes, strict=True)]
+    session.layers = Layers(
+        names=event.names,
+        kinds=event.kinds,
+        blocks=event.blocks,
+        roles=event.roles,
+        shapes=event.shapes,
+        dtypes=event.dtypes,
+        holds=[
+            kept_format(dtype) if row is None else old.holds[row]
+            for row, dtype in zip(before, event.dtypes, strict=True)
+        ],
+        bits=[bits[new] if row is None else old.bits[row] for new, row in enumerate(before)],
+        weights=[None if row is None else old.weights[row] for row in before],
+    )
+    session.measured = {
+        key: [None if row is None else column[row] for row in before]
+        for key, column in session.measured.items()
+    }
+    session.other_bytes = event.other_bytes
+    return frozenset({"layers", "holds", "weights", "measured"})
+
+
+def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
+    session.model, session.stage = event, None
+    # Facts of another protocol do not belong beside this one's; the store gives its own again.
+    session.baseline = session.control = session.partial = None
+    session.measured, session.additivity, session.scores = {}, {}, {}
+    return frozenset({"model", "stage", "baseline", "measured", "recipe"})
+
+
+def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty]:
+    for layer, held, bits in zip(event.layers, event.after, event.bits, strict=True):
+        row = session.index[layer]
+        session.layers.holds[row] = held
+        session.layers.bits[row] = bits
+    match event.how:
+        case "set":
+            step = Change(event.layers, event.before, event.after)
+            session.history = [*session.history[: session.position], step]
+            session.position += 1
+        case "undo":
+            session.position -= 1
+        case "redo":
+            session.position += 1
+    session.partial = None
+    return frozenset({"holds", "recipe"})
+
+
+def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
+    job = session.jobs.get(event.job)
+    if job is None:
+        job = session.jobs[event.job] = Job(event.job, event.kind, event.kind, 0)
+    job.status, job.message, job.exit_code = event.status, event.message, event.exit_code
+    job.resumed, job.measured, job.timings = event.resumed, event.measured, event.timings
+    if event.status == "done":
+        job.done = job.total
+    job.seconds_left = 0.0
+    if event.status != "failed":
+        return frozenset({"jobs", "stage"})
+    session.notices = [*session.notices[-MAX_NOTICES:], p.Notice("error", event.message)]
+    return frozenset({"jobs", "stage", "notices"})
+
+
+def _learn(session: Session, fact: p.AnyFact) -> Dirty:
+    match fact:
+        case p.LayerWeights():
+            if (row := session.index.get(fact.layer)) is not None:
+                session.layers.weights[row] = fact
+            return "weights"
+        case p.Baseline():
+            session.baseline = fact
+            return "baseline"
+        case p.Control():
+            session.control = fact
+            return "baseline"
+        case p.Sensitivity():
+            column = session.measured.setdefault(
+                f"{fact.direction}/{fact.format}", [None] * len(session.layers.names)
+            )
+            if (row := session.index.get(fact.layer)) is not None:
+                column[row] = fact
+            return "measured"
+        case p.RecipeScore():
+            session.scores[fact.recipe] = fact
+            return "recipe"
+        case p.Additivity():
+            session.additivity[f"{fact.direction}/{fact.format}"] = fact
+            return "measured"
+
+
+def encode_session(session: Session) -> bytes:
+    """A snapshot of the whole session."""
+    return msgspec.msgpack.encode(session)
+
+
+def decode_session(data: bytes) -> Session:
+    """The session a snapshot was taken of."""
+    return msgspec.msgpack.decode(data, type=Session)

@@ -1,0 +1,88 @@
+"""The Python standard library of this machine, as text: what the demo learnt from and is scored on.
+
+Modules are split by a hash of their name, so that the same modules are held out on every machine,
+whatever its Python version. Nothing here imports a model library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "held-out"]
+
+HELD_OUT_ONE_IN = 16
+_SKIPPED = frozenset(
+    # Tests and bundled copies are not the library; `encodings` is tables of code points.
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings"}
+    | {"ensurepip", "_bundled", "lib2to3", "turtledemo", "pydoc_data"}
+)
+
+
+def name_hash(name: str) -> int:
+    """First 32 bits of SHA-256 of a module's dotted name."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a module, named with dots, was kept out of the demo's training text."""
+    return name_hash(name) % HELD_OUT_ONE_IN == 0
+
+
+def modules(split: Split, root: Path | None = None) -> Iterator[tuple[str, str]]:
+    """Yield ``(dotted name, source)`` of one side of the split, in the order of the name's hash.
+
+    The order is fixed by names alone and mixes packages, so that a short prefix is varied.
+    Modules that do not decode are left out.
+    """
+    root = root or Path(sysconfig.get_path("stdlib"))
+    found: list[tuple[int, str, Path]] = []
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        if any(part in _SKIPPED or part.startswith("config-") for part in relative.parts[:-1]):
+            continue
+        name = ".".join(relative.with_suffix("").parts)
+        if is_held_out(name) == (split == "held-out"):
+            found.append((name_hash(name[::-1]), name, path))
+    for _, name, path in sorted(found):
+        try:
+            with tokenize.open(path) as stream:
+                source = stream.read()
+        except (SyntaxError, UnicodeDecodeError, OSError):
+            continue
+        if source.strip():
+            yield name, source
+
+
+def topics(split: Split) -> Iterator[tuple[str, str]]:
+    """Yield ``(topic, prose)`` of ``pydoc``'s language reference, split like the modules."""
+    try:
+        from pydoc_data.topics import topics as texts
+    except ImportError:  # a Python built without its documentation
+        return
+    for name in sorted(texts, key=lambda name: name_hash(name[::-1])):
+        if is_held_out(f"pydoc.{name}") == (split == "held-out"):
+            yield name, texts[name]
+
+
+def docstrings(split: Split, root: Path | None = None) -> Iterator[tuple[str, str]]:
+    """Yield ``(module, its docstrings joined)``: the prose inside the code."""
+    import ast
+
+    for name, source in modules(split, root):
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:
+            continue
+        found = [
+            text
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and (text := ast.get_docstring(node))
+        ]
+        if found:
+            yield name, "\n\n".join(found)

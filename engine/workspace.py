@@ -1,0 +1,110 @@
+"""What is loaded now, handed to every job: checkpoint, network, windows, and the way to facts."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from engine import protocol as p
+from engine.errors import EngineError
+from engine.journal import FactStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.checkpoint import Checkpoint, DiskLayer
+    from engine.measure.reference import Reference
+    from engine.model.network import Network
+
+MEASURE_VERSION = 1
+"""Raised when the arithmetic of a measurement changes, so that older facts are not reused."""
+
+T = TypeVar("T")
+
+
+@dataclass
+class Workspace:
+    """One opened checkpoint. Jobs read it; the job that opens it fills it in."""
+
+    facts: FactStore
+    settings: p.Settings
+    path: Path | None = None
+    demo: bool = False
+    checkpoint: Checkpoint | None = None
+    rows: dict[str, DiskLayer] = field(default_factory=dict)
+    """Layers as the files have them, by name."""
+    network: Network | None = None
+    reference: Reference | None = None
+    protocol: p.Protocol | None = None
+    scale_dtype: str = "float16"
+    """16-bit dtype that stored scales are rounded to."""
+    load_s: float = 0.0
+    opened: float = field(default_factory=time.time)
+    """Under ``fresh``, facts older than this are measured anew."""
+    should_stop: Callable[[], bool] = lambda: False
+
+    def need_checkpoint(self) -> Checkpoint:
+        """The checkpoint.
+
+        Raises:
+            EngineError: if none is open.
+        """
+        if self.checkpoint is None:
+            raise EngineError("no checkpoint is open")
+        return self.checkpoint
+
+    def need_network(self) -> tuple[Network, Reference]:
+        """The loaded network and its reference values.
+
+        Raises:
+            EngineError: if no model is loaded.
+        """
+        if self.network is None or self.reference is None:
+            raise EngineError("no model is loaded")
+        return self.network, self.reference
+
+    def key(self, kind: str, **parts: Any) -> str:
+        """Content address of a fact about this checkpoint: all that the fact depends on.
+
+        Budgets, micro-batches and threads are not among it: they change the last bits at most.
+        """
+        checkpoint = self.need_checkpoint()
+        whole = {
+            "kind": kind,
+            "version": MEASURE_VERSION,
+            "checkpoint": checkpoint.fingerprint,
+            **parts,
+        }
+        return hashlib.sha256(msgspec.json.encode(whole, order="sorted")).hexdigest()
+
+    def measured_key(self, kind: str, **parts: Any) -> str:
+        """Content address of a fact that depends on the evaluation protocol too."""
+        assert self.protocol is not None
+        protocol = msgspec.to_builtins(self.protocol)
+        protocol["device"] = self.protocol.device.split(":")[0]
+        # The text is its hash; its name may change.
+        del protocol["text"]
+        return self.key(kind, protocol=protocol, **parts)
+
+    def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
+        """The facts the store has; under ``fresh`` those of this run alone."""
+        return self.facts.get_many(keys, since=self.opened if self.settings.fresh else 0.0)
+
+
+def again(step: Callable[[], T]) -> Generator[None, None, T]:
+    """Run a step, and again after a yield whenever something more urgent made it stop.
+
+    Use as ``value = yield from again(lambda: ...)`` inside a job.
+    """
+    from engine.model.network import Preempted
+
+    while True:
+        try:
+            return step()
+        except Preempted:
+            yield None

@@ -1,0 +1,244 @@
+"""What a command found, as the documents of `qtui.schema`, made from a `Session` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from engine import protocol as p
+from engine.errors import EngineError
+from engine.session import Job, Session, recipe_hash
+from qtui import schema as s
+from qtui.schema import finite
+
+
+def triage_document(session: Session, job: Job | None = None) -> s.TriageDocument:
+    """What triage found.
+
+    Args:
+        session: in which a triage has ended.
+        job: its job; the session's last triage if not given.
+    """
+    job = job or _last(session, "triage")
+    layers = session.layers
+    asked = [(each.layer, each.format, each.why) for each in session.fallbacks]
+    refused = [
+        (found.layer, format, why)
+        for found in layers.weights
+        if found is not None
+        for format, why in found.refused.items()
+    ]
+    return s.TriageDocument(
+        model=_model(session),
+        versions=session.versions,
+        layers=[_triage_layer(session, row) for row in range(len(layers.names))],
+        fallbacks=_fallbacks(session, [*asked, *refused]),
+        resumed=job.resumed,
+        timings=_timings(job),
+    )
+
+
+def sweep_document(
+    session: Session,
+    formats: Sequence[str],
+    direction: p.Direction = "degrade",
+    job: Job | None = None,
+) -> s.SweepDocument:
+    """What a sweep measured, layers in the model's order.
+
+    Args:
+        session: in which a sweep has ended.
+        formats: canonical ones, in the order in which they were asked for.
+        direction: whether layers were changed or restored, each alone.
+        job: its job; the session's last sweep if not given.
+    """
+    job = job or _last(session, "sweep")
+    fallbacks = [
+        (each.layer, each.format, each.why) for each in session.fallbacks if each.format in formats
+    ]
+    return s.SweepDocument(
+        direction=direction,
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        calibration={},
+        versions=session.versions,
+        baseline=_baseline(session),
+        control=_control(session),
+        layers=[
+            _sweep_layer(session, row, known)
+            for row in range(len(session.layers.names))
+            for format in formats
+            if (known := session.sensitivity(row, format, direction)) is not None
+        ],
+        fallbacks=_fallbacks(session, fallbacks),
+        additivity=_additivity(session, formats, direction),
+        timings=_timings(job),
+    )
+
+
+def eval_document(
+    session: Session, score: p.RecipeScore, name: str, job: Job | None = None
+) -> s.EvalDocument:
+    """A recipe's score.
+
+    Args:
+        session: in which an evaluation has ended.
+        score: what it measured.
+        name: what a person calls the recipe: a format or a file.
+        job: its job; the session's last evaluation if not given.
+    """
+    job = job or _last(session, "evaluate")
+    held = score.recipe == recipe_hash(session.recipe())
+    return s.EvalDocument(
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        calibration={},
+        versions=session.versions,
+        baseline=_baseline(session),
+        recipe=s.RecipePart(
+            name=name,
+            nll=finite(score.nll),
+            ppl=finite(score.ppl),
+            ppl_ci95=(finite(score.ppl_low), finite(score.ppl_high)),
+            dnll=finite(score.dnll),
+            dnll_se=finite(score.dnll_se),
+            kl=finite(score.kl),
+            kl_se=finite(score.kl_se),
+            top1_agreement=finite(score.top1),
+            bits_per_weight=finite(session.bits_per_weight()) if held else UNSET,
+            bytes=session.artefact_bytes() if held else UNSET,
+        ),
+        fallbacks=_fallbacks(
+            session, [(each.layer, each.format, each.why) for each in session.fallbacks]
+        ),
+        timings=_timings(job),
+    )
+
+
+def _last(session: Session, kind: p.JobKind) -> Job:
+    jobs = [job for job in session.jobs.values() if job.kind == kind]
+    return jobs[-1] if jobs else Job("", kind, kind, 0)
+
+
+def _timings(job: Job) -> dict[str, s.Number]:
+    return {name: finite(seconds) for name, seconds in job.timings.items()}
+
+
+def _model(session: Session) -> s.Model:
+    read = session.checkpoint
+    if read is None:
+        raise EngineError("the run ended before the checkpoint was read")
+    return s.Model(
+        name=read.name, params=read.parameters, bytes=read.bytes, fingerprint=read.fingerprint
+    )
+
+
+def _protocol(session: Session) -> p.Protocol:
+    if session.model is None:
+        raise EngineError("the run ended before the model was loaded")
+    return session.model.protocol
+
+
+def _baseline(session: Session) -> s.BaselinePart | UnsetType:
+    if (found := session.baseline) is None:
+        return UNSET
+    return s.BaselinePart(nll=finite(found.nll), ppl=finite(found.ppl))
+
+
+def _control(session: Session) -> s.ControlPart | UnsetType:
+    if (found := session.control) is None:
+        return UNSET
+    return s.ControlPart(
+        max_abs_dnll=finite(found.max_abs_dnll),
+        max_abs_kl=finite(found.max_abs_kl),
+        floor_dnll=finite(found.floor_dnll),
+        floor_kl=finite(found.floor_kl),
+    )
+
+
+def _triage_layer(session: Session, row: int) -> s.TriageLayer:
+    layers = session.layers
+    about = s.TriageLayer(
+        name=layers.names[row],
+        kind=layers.kinds[row],
+        block=layers.blocks[row],
+        shape=layers.shapes[row],
+        dtype=layers.dtypes[row],
+    )
+    if (found := layers.weights[row]) is None:
+        return about
+    outliers = found.outliers
+    return msgspec.structs.replace(
+        about,
+        outliers=s.OutlierPart(
+            sigma=finite(outliers.sigma),
+            count=outliers.count,
+            fraction=finite(outliers.fraction),
+            max_abs=finite(outliers.max_abs),
+        ),
+        range_ratio=finite(found.range_ratio),
+        waste=finite(found.waste),
+        kurtosis=finite(found.kurtosis),
+        nan=found.nan,
+        inf=found.inf,
+        zero_rows=found.zero_rows,
+        errors={
+            format: s.ErrorPart(
+                frobenius=finite(error.frobenius),
+                relative=finite(error.relative),
+                max_abs=finite(error.max_abs),
+                mean_abs=finite(error.mean_abs),
+                sqnr_db=finite(error.sqnr_db),
+            )
+            for format, error in found.errors.items()
+        },
+    )
+
+
+def _sweep_layer(session: Session, row: int, known: p.Sensitivity) -> s.SweepLayer:
+    return s.SweepLayer(
+        name=session.layers.names[row],
+        kind=session.layers.kinds[row],
+        block=session.layers.blocks[row],
+        format=known.format,
+        measured=s.MeasuredPart(
+            kl=finite(known.kl),
+            kl_se=finite(known.kl_se),
+            dnll=finite(known.dnll),
+            dnll_se=finite(known.dnll_se),
+            dppl=finite(known.dppl),
+            dppl_ci95=(finite(known.dppl_low), finite(known.dppl_high)),
+            tokens=known.tokens,
+            top1_agreement=finite(known.top1),
+        ),
+    )
+
+
+def _additivity(
+    session: Session, formats: Sequence[str], direction: p.Direction
+) -> s.AdditivityPart | UnsetType:
+    found = {
+        format: s.FormatAdditivity(
+            kl=finite(known.kl), dnll=finite(known.dnll), layers=known.layers
+        )
+        for format in formats
+        if (known := session.additivity.get(f"{direction}/{format}")) is not None
+    }
+    if not found:
+        return UNSET
+    first = next(iter(found.values()))
+    return s.AdditivityPart(kl=first.kl, dnll=first.dnll, by_format=found)
+
+
+def _fallbacks(session: Session, found: Sequence[tuple[str, str, str]]) -> list[s.LayerFallback]:
+    """Each layer and format once, in the model's order."""
+    once: dict[tuple[str, str], str] = {}
+    for layer, format, why in found:
+        once.setdefault((layer, format), why)
+    last = len(session.layers.names)
+    ordered = sorted(once.items(), key=lambda item: session.index.get(item[0][0], last))
+    return [s.LayerFallback(layer=name, format=format, why=why) for (name, format), why in ordered]

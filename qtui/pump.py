@@ -1,0 +1,80 @@
+"""From the engine's events to what is drawn: folded as they come, painted a few times a second."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, get_args
+
+from engine.client import Link
+from engine.session import Dirty, Session, apply
+
+EVERYTHING: frozenset[Dirty] = frozenset(get_args(Dirty))
+
+SLICE = 0.01
+"""Seconds of folding after which keys and painting have their turn."""
+
+
+class Pump:
+    """Folds events into `session` and asks for a repaint of what they changed.
+
+    Nothing is asked for while nothing changes, and never more than ``fps`` times a second however
+    many events come.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        paint: Callable[[frozenset[Dirty]], None],
+        later: Callable[[float, Callable[[], None]], Any],
+        fps: int,
+    ) -> None:
+        """
+        Args:
+            session: what is known; replaced when the engine sends a whole one.
+            paint: draws the parts it is given.
+            later: calls a function after so many seconds.
+            fps: repaints a second, at most.
+        """
+        self.session = session
+        self.painted = 0
+        """Repaints so far."""
+        self._paint, self._later, self._period = paint, later, 1 / fps
+        self._dirty: set[Dirty] = set()
+        self._last = float("-inf")
+        self._armed = False
+
+    async def read(self, link: Link) -> None:
+        """Fold whatever comes, until the engine ends.
+
+        Raises:
+            EngineGoneError: the engine ended.
+        """
+        began = time.perf_counter()
+        while True:
+            received = await link.receive()
+            if isinstance(received, Session):
+                self.session = received
+                self.touch(EVERYTHING)
+            else:
+                self.touch(apply(self.session, received.event, received.seq))
+            if time.perf_counter() - began > SLICE:
+                # A link with much to say may never have to wait: give way by oneself.
+                await asyncio.sleep(0)
+                began = time.perf_counter()
+
+    def touch(self, dirty: frozenset[Dirty]) -> None:
+        """Repaint these parts when the next repaint is due."""
+        self._dirty |= dirty
+        if self._dirty and not self._armed:
+            self._armed = True
+            wait = self._last + self._period - time.monotonic()
+            self._later(max(0.001, wait), self._flush)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = frozenset(self._dirty), set()
+        self._armed = False
+        self._last = time.monotonic()
+        self.painted += 1
+        self._paint(dirty)

@@ -1,0 +1,115 @@
+"""A recipe written by hand: TOML that gives layers formats, by exact name or by ``re:`` pattern."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli
+
+from engine.errors import UsageError
+from engine.session import Session
+
+SCHEMA = "qtui.recipe/1"
+KEPT = "kept"
+
+
+class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe file as it stands; formats are the engine's to read."""
+
+    path: Path
+    checkpoint: str | None = None
+    """What it was written for; said to a person, never enforced."""
+    default: str = KEPT
+    """Format of the body's layers that no line names."""
+    lines: tuple[tuple[str, str], ...] = ()
+    """Exact name or ``re:`` pattern with its format; the first match from the top wins."""
+
+    def resolve(self, session: Session) -> dict[str, str]:
+        """Every layer that is not kept, with the format its first matching line gives it.
+
+        The default holds for the body's layers; head and embedding are kept unless a line names
+        them. A pattern has to match from the beginning of a name.
+
+        Raises:
+            UsageError: a line that names or matches no layer of the session.
+        """
+        patterns = [
+            (line, re.compile(line.removeprefix("re:")) if line.startswith("re:") else None, held)
+            for line, held in self.lines
+        ]
+        unmatched = {line for line, _ in self.lines}
+        recipe: dict[str, str] = {}
+        layers = session.layers
+        for row, (name, role) in enumerate(zip(layers.names, layers.roles, strict=True)):
+            held = KEPT if role in ("head", "embedding") else self.default
+            matched = False
+            for line, pattern, format in patterns:
+                if not (line == name if pattern is None else pattern.match(name)):
+                    continue
+                unmatched.discard(line)
+                if not matched:
+                    held, matched = format, True
+            if held not in (KEPT, session.kept(row)):
+                recipe[name] = held
+        for line, _ in self.lines:
+            if line in unmatched:
+                what = "matches no layer" if line.startswith("re:") else "is not a layer"
+                raise UsageError(
+                    f"{self.path}: [layers] {line!r} {what} of {session.source}: "
+                    f"its layers are called like {layers.names[0]!r}"
+                    if layers.names
+                    else f"{self.path}: [layers] {line!r} {what}: the checkpoint has none"
+                )
+        return recipe
+
+
+def read_recipe(path: Path) -> RecipeFile:
+    """Read a recipe file.
+
+    Raises:
+        UsageError: naming the file and the key at fault.
+    """
+    try:
+        table = tomli.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from error
+    if "schema" not in table:
+        raise UsageError(f'{path}: `schema` is missing: write schema = "{SCHEMA}"')
+    if table["schema"] != SCHEMA:
+        raise UsageError(f"{path}: `schema` is {table['schema']!r}, expected {SCHEMA!r}")
+    unknown = sorted(set(table) - {"schema", "checkpoint", "default", "layers"})
+    if unknown:
+        raise UsageError(f"{path}: `{unknown[0]}` is not a key of {SCHEMA}")
+    layers = table.get("layers", {})
+    if not isinstance(layers, dict):
+        raise UsageError(f"{path}: `layers` is not a table: write [layers]")
+    return RecipeFile(
+        path=path,
+        checkpoint=_word(path, "`checkpoint`", table["checkpoint"])
+        if "checkpoint" in table
+        else None,
+        default=_word(path, "`default`", table.get("default", KEPT)),
+        lines=tuple(_line(path, name, held) for name, held in layers.items()),
+    )
+
+
+def _line(path: Path, name: str, held: Any) -> tuple[str, str]:
+    if isinstance(held, dict):
+        raise UsageError(f'{path}: [layers] `{name}` is a table: put names with dots in quotes ""')
+    if name.startswith("re:"):
+        try:
+            re.compile(name.removeprefix("re:"))
+        except re.error as error:
+            raise UsageError(f"{path}: [layers] {name!r} is not a pattern: {error}") from error
+    return name, _word(path, f"[layers] {name!r}", held)
+
+
+def _word(path: Path, key: str, found: Any) -> str:
+    if not isinstance(found, str) or not found.strip():
+        raise UsageError(f"{path}: {key} is {found!r}, expected text in quotes")
+    return found.strip()

@@ -1,0 +1,225 @@
+"""The JSON that scripts read, schema 1, as Structs, and how it is written.
+
+Keys may be added; those here stay. A number that is not finite is ``null``; what was not measured
+has no key. NLL and KL are in nats per token, sizes in bytes, times in seconds; ``se`` is a
+standard error over windows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from engine import protocol as p
+
+Number: TypeAlias = float | None
+"""A figure; None where it is NaN or infinite."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class Model(Part, frozen=True, kw_only=True):
+    """The checkpoint."""
+
+    name: str
+    params: int
+    bytes: int
+    fingerprint: str
+
+
+class LayerFallback(Part, frozen=True, kw_only=True):
+    """A layer that does not hold what was asked for everywhere."""
+
+    layer: str
+    format: str
+    why: str
+
+
+class OutlierPart(Part, frozen=True, kw_only=True):
+    """Weights beyond ``sigma`` standard deviations."""
+
+    sigma: Number
+    count: int
+    fraction: Number
+    max_abs: Number
+
+
+class ErrorPart(Part, frozen=True, kw_only=True):
+    """Distance between a weight and its quantised value."""
+
+    frobenius: Number
+    relative: Number
+    max_abs: Number
+    mean_abs: Number
+    sqnr_db: Number
+
+
+class TriageLayer(Part, frozen=True, kw_only=True):
+    """One layer's weights."""
+
+    name: str
+    kind: str
+    block: int
+    """-1 for the embedding and the head."""
+    shape: tuple[int, ...]
+    dtype: str
+    outliers: OutlierPart | UnsetType = UNSET
+    range_ratio: Number | UnsetType = UNSET
+    waste: Number | UnsetType = UNSET
+    kurtosis: Number | UnsetType = UNSET
+    nan: int | UnsetType = UNSET
+    inf: int | UnsetType = UNSET
+    zero_rows: int | UnsetType = UNSET
+    errors: dict[str, ErrorPart] | UnsetType = UNSET
+
+
+class TriageDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.triage/1"):
+    """Weights alone, with no forward pass."""
+
+    model: Model
+    versions: dict[str, str]
+    layers: list[TriageLayer]
+    fallbacks: list[LayerFallback]
+    resumed: int
+    timings: dict[str, Number]
+
+
+class BaselinePart(Part, frozen=True, kw_only=True):
+    """The unchanged model's score."""
+
+    nll: Number
+    ppl: Number
+
+
+class ControlPart(Part, frozen=True, kw_only=True):
+    """A layer swapped for itself, and the same thing run twice: what nothing measures."""
+
+    max_abs_dnll: Number
+    max_abs_kl: Number
+    floor_dnll: Number
+    floor_kl: Number
+
+
+class MeasuredPart(Part, frozen=True, kw_only=True):
+    """The effect of one layer changed alone."""
+
+    kl: Number
+    kl_se: Number
+    dnll: Number
+    dnll_se: Number
+    dppl: Number
+    dppl_ci95: tuple[Number, Number]
+    tokens: int
+    top1_agreement: Number
+
+
+class SweepLayer(Part, frozen=True, kw_only=True):
+    """One layer in one format."""
+
+    name: str
+    kind: str
+    block: int
+    format: str
+    measured: MeasuredPart
+
+
+class FormatAdditivity(Part, frozen=True, kw_only=True):
+    """Effect of all body layers together over the sum of their single effects."""
+
+    kl: Number
+    dnll: Number
+    layers: int
+
+
+class AdditivityPart(Part, frozen=True, kw_only=True):
+    """The first format's ratio, and every format's."""
+
+    kl: Number
+    dnll: Number
+    by_format: dict[str, FormatAdditivity]
+
+
+class SweepDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.sweep/1"):
+    """The sensitivity of every layer."""
+
+    direction: p.Direction
+    resumed: int
+    model: Model
+    protocol: p.Protocol
+    calibration: dict[str, str]
+    versions: dict[str, str]
+    baseline: BaselinePart | UnsetType = UNSET
+    control: ControlPart | UnsetType = UNSET
+    layers: list[SweepLayer]
+    fallbacks: list[LayerFallback]
+    additivity: AdditivityPart | UnsetType = UNSET
+    timings: dict[str, Number]
+
+
+class RecipePart(Part, frozen=True, kw_only=True):
+    """A recipe's score and its size."""
+
+    name: str
+    nll: Number
+    ppl: Number
+    ppl_ci95: tuple[Number, Number]
+    dnll: Number
+    dnll_se: Number
+    kl: Number
+    kl_se: Number
+    top1_agreement: Number
+    bits_per_weight: Number | UnsetType = UNSET
+    bytes: int | UnsetType = UNSET
+
+
+class EvalDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.eval/1"):
+    """Perplexity and KL of one recipe."""
+
+    resumed: int
+    model: Model
+    protocol: p.Protocol
+    calibration: dict[str, str]
+    versions: dict[str, str]
+    baseline: BaselinePart | UnsetType = UNSET
+    recipe: RecipePart
+    fallbacks: list[LayerFallback]
+    timings: dict[str, Number]
+
+
+Document: TypeAlias = TriageDocument | SweepDocument | EvalDocument
+
+
+def finite(value: float) -> Number:
+    """The number, None where it is NaN or infinite."""
+    return value if math.isfinite(value) else None
+
+
+def encode(document: msgspec.Struct) -> bytes:
+    """A document as JSON, indented, with a newline at its end."""
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def write(document: msgspec.Struct, path: Path) -> None:
+    """Write a document so that a reader finds the old file or the new one, whole.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():  # a pipe or a device is written to, not replaced
+        path.write_bytes(encode(document))
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        beside.write_bytes(encode(document))
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,362 @@
+"""The one screen: the score above, the layers below it, and all about one of them beside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.message import Message as TextualMessage
+from textual.screen import Screen
+from textual.timer import Timer
+
+from engine import protocol as p
+from engine.profiles import Profile
+from engine.session import Dirty, Session
+from qtui.screens.help import Help, NoticeLog
+from qtui.text import UNICODE, Glyphs, printable, short_name
+from qtui.widgets.banner import Banner
+from qtui.widgets.detail import Detail
+from qtui.widgets.layer_table import ORDERS, LayerTable, Order
+from qtui.widgets.line import Lines
+from qtui.widgets.scoreboard import Scoreboard, running
+from qtui.widgets.status import KeyBar, Message, Notices, notices
+
+LEAST = (60, 18)
+"""Columns and lines below which nothing is drawn but a request for more."""
+WIDE, TALL = 124, 34
+"""From so many columns the pane stands beside the table; from so many lines there is a log."""
+ORDER_NAMES: dict[Order, str] = {
+    "effect": "largest KL first",
+    "weights": "largest weight error first",
+    "model": "the model's own order",
+}
+
+
+class Workbench(Screen[None]):
+    """Layers, their effects, and the recipe that is being made of them."""
+
+    REST: ClassVar[float] = 0.08
+    """Seconds the cursor rests on a layer before its histogram is asked for."""
+
+    DEFAULT_CSS = """
+    Workbench { background: $background; }
+    #main { height: 1fr; border-top: solid $panel; border-bottom: solid $panel; }
+    #detail { width: 1fr; }
+    #notices { display: none; }
+    #too-small { display: none; height: 1fr; padding: 1 2; }
+
+    Workbench.-narrow #main { layout: vertical; }
+    Workbench.-narrow #detail { border-top: solid $panel; height: 4; }
+    Workbench.-narrow.-pane #table { display: none; }
+    Workbench.-narrow.-pane #detail { border-top: none; height: 1fr; }
+    Workbench.-wide #table { width: 5fr; }
+    Workbench.-wide #detail { width: 3fr; max-width: 72; border-left: solid $panel; }
+    Workbench.-wide.-folded #detail { display: none; }
+    Workbench.-tall #notices { display: block; border-top: none; }
+
+    Workbench.-tiny > * { display: none; }
+    Workbench.-tiny #too-small { display: block; }
+
+    Workbench.-ascii #main { border-top: ascii $panel; border-bottom: ascii $panel; }
+    Workbench.-ascii #detail { border-top: ascii $panel; }
+    Workbench.-ascii.-wide #detail { border-top: none; border-left: ascii $panel; }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", "Up", id="up"),
+        Binding("down,j", "move(1)", "Down", id="down"),
+        Binding("pageup", "page(-1)", "Page up", id="page_up"),
+        Binding("pagedown", "page(1)", "Page down", id="page_down"),
+        Binding("home,g", "first", "First layer", id="first"),
+        Binding("end,G", "last", "Last layer", id="last"),
+        Binding("space", "mark", "Mark layer for the next toggle", id="mark"),
+        Binding("escape", "unmark", "Unmark all", id="unmark"),
+        Binding("u", "undo", "Undo", id="undo"),
+        Binding("U,ctrl+r", "redo", "Redo", id="redo"),
+        Binding("s", "sweep", "Sweep: measure every layer", id="sweep"),
+        Binding("x", "cancel", "Cancel the running job", id="cancel"),
+        Binding("o", "order", "Order of the rows", id="order"),
+        Binding("c", "format", "Choose whose effects are shown", id="format"),
+        Binding("l", "log_counts", "Logarithm of the histogram's counts", id="log_counts"),
+        Binding("tab", "pane", "Pane: show or fold", id="pane"),
+        Binding("n", "notices", "Notices, all of them", id="log"),
+        Binding("r", "retry", "Retry: start the engine again", id="retry"),
+        Binding("question_mark", "help", "Help", id="help"),
+        Binding("q", "leave", "Quit", id="quit", priority=True),
+    ]
+
+    @dataclass
+    class Ask(TextualMessage):
+        """A person wants something of the engine."""
+
+        command: p.AnyCommand
+
+    class Retry(TextualMessage):
+        """A person wants another try at what failed."""
+
+    class Leave(TextualMessage):
+        """A person wants to go."""
+
+    def __init__(self, source: str, profile: Profile, glyphs: Glyphs = UNICODE) -> None:
+        super().__init__()
+        self.glyphs = glyphs
+        self.session = Session()
+        self.profile = profile
+        self.scoreboard = Scoreboard(source, glyphs, id="scoreboard")
+        self.table = LayerTable(glyphs, id="table")
+        self.detail = Detail(glyphs, id="detail")
+        self.notices = Notices(glyphs, id="notices")
+        self.message = Message(id="message")
+        self.keybar = KeyBar(id="keys")
+        self.banner = Banner(id="banner")
+        self.format = ""
+        self._asked: set[str] = set()
+        self._said = 0
+        self._rest: Timer | None = None
+        self.refused_keys: list[str] = []
+        if glyphs.ascii:
+            self.add_class("-ascii")
+        self._bind_toggles()
+
+    def _bind_toggles(self) -> None:
+        for key, format in self.profile.keys.items():
+            if key in self._bindings.key_to_bindings:
+                self.refused_keys.append(key)
+                continue
+            words = "Keep as stored" if format == "kept" else f"Hold {printable(format)}"
+            binding = Binding(key, f"hold({format!r})", words, id=f"hold.{key}")
+            for made in Binding.make_bindings([binding]):
+                self._bindings.key_to_bindings.setdefault(made.key, []).append(made)
+
+    def compose(self) -> ComposeResult:
+        """The widgets from top to bottom."""
+        yield Lines(id="too-small")
+        yield self.scoreboard
+        with Horizontal(id="main"):
+            yield self.table
+            yield self.detail
+        yield self.banner
+        yield self.notices
+        yield self.message
+        yield self.keybar
+
+    def on_mount(self) -> None:
+        """Show an empty table: the engine comes later."""
+        self.table.empty = "reading" + self.glyphs.ellipsis
+        self.scoreboard.show(self.session)
+        for key in self.refused_keys:
+            self.message.say(
+                "warning", f"profile: the key {key!r} is taken, its format is left out"
+            )
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Choose the arrangement for the new size."""
+        width, height = event.size
+        tiny = width < LEAST[0] or height < LEAST[1]
+        self.set_class(tiny, "-tiny")
+        self.set_class(width < WIDE, "-narrow")
+        self.set_class(width >= WIDE, "-wide")
+        self.set_class(height >= TALL and width >= 100, "-tall")
+        if tiny:
+            wanted = f"qtui needs {LEAST[0]} columns and {LEAST[1]} lines."
+            here = f"This terminal has {width} and {height}."
+            line = self.query_one("#too-small", Lines)
+            line.set_lines([[(wanted, "bold")], [(here, "$dim")]])
+        self._fold()
+
+    def _fold(self) -> None:
+        small = self.has_class("-narrow") and not self.has_class("-pane")
+        self.detail.set_class(small, "-small")
+        self._detail()
+
+    # --- drawing ------------------------------------------------------------------------------
+
+    def show(self, session: Session, dirty: frozenset[Dirty]) -> None:
+        """Draw the parts of the session that changed."""
+        self.session = session
+        self.format = self._shown_format()
+        self._settle(dirty)
+        if dirty - {"histogram", "notices"}:
+            self.scoreboard.show(session, dirty)
+        if dirty & {"layers", "holds", "weights", "measured", "jobs", "checkpoint", "model"}:
+            self.table.empty = self._empty()
+            effects = bool(dirty & {"layers", "weights", "measured", "model"})
+            self.table.show(session, self.format, reorder=effects)
+        if dirty & {"layers", "holds", "weights", "measured", "histogram", "notices"}:
+            self._detail()
+        if "layers" in dirty:
+            self._ask_soon()
+        if "notices" in dirty:
+            self._hear()
+
+    def _shown_format(self) -> str:
+        measured = [key.removeprefix("degrade/") for key in self.session.measured]
+        wanted = self.session.settings.sweep_formats
+        if self.format in measured:
+            return self.format
+        return next((f for f in wanted if f in measured), (measured or list(wanted) or [""])[0])
+
+    def _settle(self, dirty: frozenset[Dirty]) -> None:
+        """Forget formats asked for that the engine has answered."""
+        if self.table.pending and dirty & {"holds", "notices", "layers"}:
+            self.table.pending.clear()
+
+    def _empty(self) -> str:
+        failed = [job for job in self.session.jobs.values() if job.status == "failed"]
+        if failed and self.session.checkpoint is None:
+            return printable(failed[0].message)
+        return "reading" + self.glyphs.ellipsis
+
+    def _detail(self) -> None:
+        self.detail.show(self.session, self.table.current)
+
+    def _hear(self) -> None:
+        said = notices(self.session)
+        if len(said) != self._said and said:
+            level, message = said[-1]
+            if self.session.fallbacks and not self.session.notices:
+                level, message = said[len(self.session.fallbacks) - 1]
+            if level != "info" or not self.has_class("-tall"):
+                self.message.say(level, message)
+        self._said = len(said)
+        self.notices.show(self.session)
+
+    # --- the layer under the cursor -----------------------------------------------------------
+
+    def on_layer_table_moved(self) -> None:
+        """Show the layer, and ask for its histogram once the cursor rests."""
+        self._detail()
+        self._ask_soon()
+
+    def _ask_soon(self) -> None:
+        if self._rest is not None:
+            self._rest.stop()
+        self._rest = self.set_timer(self.REST, self._ask_histogram)
+
+    def _ask_histogram(self) -> None:
+        layer = self.table.current
+        if layer is None or layer in self.session.histograms or layer in self._asked:
+            return
+        self._asked.add(layer)
+        self.post_message(self.Ask(p.AskHistogram(layer)))
+
+    def forget_questions(self) -> None:
+        """A new engine knows nothing of what the one before was asked."""
+        self._asked.clear()
+        self.table.pending.clear()
+        self._ask_soon()
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def action_move(self, rows: int) -> None:
+        """Move the cursor."""
+        self.table.move_to(self.table.cursor + rows)
+
+    def action_page(self, pages: int) -> None:
+        """Move the cursor by what is on the screen."""
+        self.table.move_to(self.table.cursor + pages * self.table.page)
+
+    def action_first(self) -> None:
+        """Move the cursor to the first row."""
+        self.table.move_to(0)
+
+    def action_last(self) -> None:
+        """Move the cursor to the last row."""
+        self.table.move_to(len(self.table.rows) - 1)
+
+    def action_mark(self) -> None:
+        """Mark the layer under the cursor."""
+        self.table.toggle_mark()
+
+    def action_unmark(self) -> None:
+        """Take all marks away."""
+        self.table.marked.clear()
+        self.table.redraw()
+
+    def action_hold(self, format: str) -> None:
+        """Let the marked layers, or the one under the cursor, hold a format."""
+        layers = self.table.chosen()
+        if not layers:
+            return
+        self.table.move_to(self.table.cursor)
+        for layer in layers:
+            row = self.session.index[layer]
+            shown = self.session.kept(row) if format == "kept" else format
+            if shown != self.session.layers.holds[row]:
+                self.table.pending[layer] = shown
+        self.table.marked.clear()
+        self.table.redraw()
+        first = self.session.index[layers[0]]
+        name = short_name(layers[0], self.session.layers.blocks[first], 0).strip()
+        who = name if len(layers) == 1 else f"{len(layers)} layers"
+        self.message.say("info", f"{who} {self.glyphs.arrow} {format}")
+        self.post_message(self.Ask(p.SetFormat(layers, format)))
+
+    def action_undo(self) -> None:
+        """Take back the last change of the recipe."""
+        self.message.say("info", "undo")
+        self.post_message(self.Ask(p.Undo()))
+
+    def action_redo(self) -> None:
+        """Make the change again that was taken back."""
+        self.message.say("info", "redo")
+        self.post_message(self.Ask(p.Redo()))
+
+    def action_sweep(self) -> None:
+        """Measure every layer."""
+        self.message.say("info", "sweep asked for")
+        self.post_message(self.Ask(p.Sweep()))
+
+    def action_cancel(self) -> None:
+        """End the job that is shown."""
+        jobs = running(self.session)
+        if not jobs:
+            self.message.say("info", "nothing is running")
+            return
+        self.message.say("info", f"cancelling {jobs[0].title}")
+        self.post_message(self.Ask(p.Cancel(jobs[0].id)))
+
+    def action_order(self) -> None:
+        """Show rows in the next order."""
+        order = ORDERS[(ORDERS.index(self.table.ordering) + 1) % len(ORDERS)]
+        self.table.order_by(order)
+        self.message.say("info", f"order: {ORDER_NAMES[order]}")
+
+    def action_format(self) -> None:
+        """Show the effects of the next format that was swept."""
+        measured = [key.removeprefix("degrade/") for key in self.session.measured]
+        if self.format in measured:
+            self.format = measured[(measured.index(self.format) + 1) % len(measured)]
+            self.table.show(self.session, self.format)
+        self.message.say("info", f"effects of {self.format or 'nothing yet'}")
+
+    def action_log_counts(self) -> None:
+        """Change the histogram's heights."""
+        self.detail.histogram.toggle_log()
+        shown = "logarithm of the counts" if self.detail.histogram.by_log else "counts"
+        self.message.say("info", f"histogram: {shown}")
+
+    def action_pane(self) -> None:
+        """Show the pane, or fold it."""
+        self.toggle_class("-pane" if self.has_class("-narrow") else "-folded")
+        self._fold()
+
+    def action_notices(self) -> None:
+        """Show all notices."""
+        self.app.push_screen(NoticeLog(notices(self.session)))
+
+    def action_help(self) -> None:
+        """List the keys."""
+        self.app.push_screen(Help(self))
+
+    def action_retry(self) -> None:
+        """Try again what failed."""
+        self.post_message(self.Retry())
+
+    def action_leave(self) -> None:
+        """Quit."""
+        self.post_message(self.Leave())

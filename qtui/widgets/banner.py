@@ -1,0 +1,43 @@
+"""What is said when the engine is gone."""
+
+from __future__ import annotations
+
+from qtui.text import printable
+from qtui.widgets.line import Lines, Words
+
+LOG_LINES = 5
+
+
+class Banner(Lines):
+    """Why the engine ended, its last words, where its log is, and what to press."""
+
+    DEFAULT_CSS = """
+    Banner {
+        display: none;
+        height: auto;
+        max-height: 10;
+        padding: 0 1;
+        border-left: outer $error;
+        background: $surface;
+    }
+    Banner.-shown { display: block; }
+    """
+
+    def show(self, message: str, log_path: str) -> None:
+        """Say that the engine is gone; the message's first line is the cause, the rest its log."""
+        cause, *log = [line.rstrip() for line in message.splitlines() if line.strip()] or ["?"]
+        lines: list[Words] = [[("The engine ended: ", "bold $error"), (printable(cause), "bold")]]
+        lines += [[("  " + printable(line), "$dim")] for line in log[-LOG_LINES:]]
+        if log_path:
+            lines.append([("Its log is ", ""), (printable(log_path), "$primary")])
+        lines.append(
+            [("r", "bold $primary"), (" starts it again where it was; ", ""),
+             ("q", "bold $primary"), (" quits. What was measured is kept.", "")]
+        )  # fmt: skip
+        self.set_lines(lines)
+        self.add_class("-shown")
+        self.refresh(layout=True)
+
+    def hide(self) -> None:
+        """There is an engine again."""
+        self.remove_class("-shown")

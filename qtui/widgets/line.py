@@ -1,0 +1,56 @@
+"""Widgets of one or a few lines whose text is made elsewhere."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from textual.content import Content
+from textual.widget import Widget
+
+Words: TypeAlias = list[tuple[str, str]]
+"""Pieces of text with a style each, such as ``$dim`` or ``bold $error``; never read as markup."""
+
+
+def content(words: Words) -> Content:
+    """The pieces as one text."""
+    return Content.assemble(*words)
+
+
+def cells(words: Words) -> int:
+    """Width of the pieces."""
+    return content(words).cell_length
+
+
+def spread(left: Words, right: Words, width: int) -> Words:
+    """``left`` and ``right`` at the ends of a line; ``left`` alone if both do not fit."""
+    gap = width - cells(left) - cells(right)
+    return [*left, (" " * gap, ""), *right] if gap >= 1 and right else left
+
+
+class Lines(Widget):
+    """Lines of text, drawn anew only where they changed."""
+
+    DEFAULT_CSS = """
+    Lines { height: 1; background: $background; color: $foreground; }
+    """
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self.lines: list[Words] = []
+
+    def set_lines(self, lines: list[Words]) -> None:
+        """Show these lines."""
+        if lines != self.lines:
+            other_height = len(lines) != len(self.lines)
+            self.lines = lines
+            self.refresh(layout=other_height)
+
+    @property
+    def text(self) -> str:
+        """What is shown, without its styles."""
+        return "\n".join("".join(text for text, _ in line) for line in self.lines)
+
+    def render(self) -> Content:
+        """The lines, none of them wrapped."""
+        width = self.content_size.width
+        return Content("\n").join(content(line).truncate(width) for line in self.lines)

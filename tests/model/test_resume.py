@@ -1,0 +1,242 @@
+"""Forwards resumed at a block equal plain transformers' forwards, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from engine.model.network import Network, Preempted
+from tests import tiny
+
+EVERY = pytest.mark.parametrize("network", list(tiny.ARCHITECTURES), indirect=True)
+RESUMABLE = pytest.mark.parametrize("network", tiny.RESUMABLE, indirect=True)
+SHARING = pytest.mark.parametrize("network", ["gemma4"], indirect=True)
+LLAMA = pytest.mark.parametrize("network", ["llama"], indirect=True)
+
+
+def plain(network: Network, ids: Tensor, changed: dict[str, Tensor] | None = None) -> Tensor:
+    """Logits of the same checkpoint loaded by transformers alone, some weights overwritten."""
+    model = AutoModelForCausalLM.from_pretrained(network.config.name_or_path, dtype=torch.float32)
+    model.eval()
+    with torch.no_grad():
+        for name, weight in (changed or {}).items():
+            layer = network.layers[name]
+            experts = layer.role == "experts"
+            parameter = model.get_parameter(layer.module if experts else f"{layer.module}.weight")
+            parameter.copy_(weight.T if layer.role == "conv1d" else weight)
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def halved(network: Network, name: str) -> Tensor:
+    """A weight that is plainly not the reference."""
+    weight = network.weight(name)
+    return weight * 0.5 + weight.mean()
+
+
+@RESUMABLE
+def test_resume_from_every_block_is_exact(network: Network) -> None:
+    ids = tiny.ids(2, 24)
+    whole, states = plain(network, ids), network.states(ids)
+    assert network.resumable
+    assert network.why_not_resumable is None
+    assert len(states) == len(network.blocks) + 1
+    for k, state in enumerate(states):
+        assert torch.equal(network.resume(ids, k, state), whole), k
+        assert torch.equal(network.final_state(ids, k, state), states[-1]), k
+    assert torch.equal(network.resume(ids, -1, None), whole)
+
+
+@RESUMABLE
+def test_resume_starts_from_the_state_it_is_given(network: Network) -> None:
+    ids = tiny.ids(1, 16)
+    states = network.states(ids)
+    for k, state in enumerate(states):
+        assert not torch.equal(network.final_state(ids, k, state.flip(1)), states[-1]), k
+
+
+@EVERY
+def test_states_equal_those_that_hooks_see(network: Network) -> None:
+    ids = tiny.ids(2, 24)
+    model = AutoModelForCausalLM.from_pretrained(network.config.name_or_path, dtype=torch.float32)
+    prefix = next(n for n, m in network.model.named_modules() if m is network.blocks[0])
+    blocks = model.eval().get_submodule(prefix.rpartition(".")[0])
+    seen: list[Tensor] = []
+
+    def take(_module: object, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    def take_last(_module: object, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        seen.append(output if isinstance(output, Tensor) else output[0])
+
+    for block in blocks:
+        block.register_forward_pre_hook(take, with_kwargs=True)
+    blocks[-1].register_forward_hook(take_last)
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    states = network.states(ids)
+    assert len(states) == len(seen)
+    for state, expected in zip(states, seen, strict=True):
+        assert torch.equal(state, expected)
+
+
+@EVERY
+def test_chunks_of_the_head_equal_the_whole(network: Network) -> None:
+    ids = tiny.ids(2, 32)
+    whole, last = plain(network, ids), network.states(ids)[-1]
+    for a in range(0, 32, 16):
+        chunk = network.logits(ids, last, (a, a + 16))
+        assert torch.equal(chunk, network.logits(ids, last, slice(a, a + 16)))
+        assert torch.equal(chunk, whole[:, a : a + 16])
+
+
+@EVERY
+def test_a_changed_layer_gives_what_the_changed_model_gives(network: Network) -> None:
+    ids = tiny.ids(2, 16)
+    states, whole = network.states(ids), plain(network, ids)
+    chosen = [layer for layer in network.layers.values() if layer.block in (1, len(states) - 2)]
+    chosen = [*chosen[:2], *chosen[-2:], network.layers["lm_head"]]
+    for layer in chosen:
+        if network.tied and layer.role == "head":
+            continue  # plain transformers cannot change one of a tied pair
+        changed = {layer.name: halved(network, layer.name)}
+        with network.holding(changed):
+            last = network.final_state(ids, layer.start, states[layer.start])
+            logits = network.logits(ids, last, (0, 16))
+        assert torch.equal(logits, plain(network, ids, changed)), layer.name
+        assert not torch.equal(logits, whole), layer.name
+
+
+@SHARING
+def test_shared_keys_and_values_fall_back_and_say_so(network: Network) -> None:
+    assert not network.resumable
+    assert network.why_not_resumable is not None
+    assert "block 2 cannot run without the blocks before it" in network.why_not_resumable
+    assert "whole model" in network.why_not_resumable
+    ids = tiny.ids(2, 24)
+    whole, states = plain(network, ids), network.states(ids)
+    for k, state in enumerate(states[:-1]):
+        wrong = torch.zeros_like(state)
+        assert torch.equal(network.final_state(ids, k, wrong), states[-1])
+        assert torch.equal(network.resume(ids, k, wrong), whole)
+    assert torch.equal(network.resume(ids, len(states) - 1, states[-1]), whole)
+
+
+@LLAMA
+def test_a_network_whose_head_cannot_be_resumed_runs_it_whole(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "resumable", False)
+    monkeypatch.setattr(network, "_head_resumable", False)
+    ids, name = tiny.ids(1, 16), "model.layers.0.mlp.down_proj"
+    changed = {name: halved(network, name)}
+    with network.holding(changed):
+        logits = network.logits(ids, torch.zeros(1, 16, 64), (4, 12))
+    assert torch.equal(logits, plain(network, ids, changed)[:, 4:12])
+
+
+@LLAMA
+def test_a_network_without_logits_to_keep_slices_whole_logits(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "takes_positions", False)
+    ids = tiny.ids(1, 16)
+    logits = network.logits(ids, network.states(ids)[-1], (3, 9))
+    assert torch.equal(logits, plain(network, ids)[:, 3:9])
+
+
+@LLAMA
+def test_the_self_check_sees_a_block_that_looks_elsewhere(network: Network) -> None:
+    last, kept = network.blocks[2], []
+    first, forward = network.blocks[0], network.blocks[0].forward
+
+    def leaving(*args: Tensor, **kwargs: object) -> Tensor:
+        kept[:] = [args[0]]
+        return forward(*args, **kwargs)
+
+    def looking(*args: Tensor, **kwargs: object) -> Tensor:
+        return last_forward(*args, **kwargs) + (kept[0] if kept else 0.0)
+
+    last_forward = last.forward
+    first.__dict__["forward"], last.__dict__["forward"] = leaving, looking
+    try:
+        # block 0 left what block 2 reads long ago; a changed weight shows it is stale
+        kept.clear()
+        states_with = network.states(tiny.ids(1, 16))
+        kept.clear()
+        assert not torch.equal(
+            network.final_state(tiny.ids(1, 16), 2, states_with[2]), states_with[3]
+        )
+    finally:
+        del first.__dict__["forward"], last.__dict__["forward"]
+
+
+@EVERY
+def test_preemption_leaves_the_network_at_rest(network: Network) -> None:
+    ids, name = tiny.ids(1, 16), next(iter(network.layers))
+    states, calls = network.states(ids), 0
+
+    def third_time() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls == 3
+
+    network.should_stop = third_time
+    with pytest.raises(Preempted), network.holding({name: halved(network, name)}):
+        network.final_state(ids, -1, None)
+    assert calls == 3
+    network.assert_at_rest()
+    calls = 0
+    with pytest.raises(Preempted):
+        network.states(ids)
+    network.should_stop = None
+    network.assert_at_rest()
+    assert all(map(torch.equal, network.states(ids), states))
+
+
+@LLAMA
+def test_no_grad_ends_with_the_call_and_its_tensors_can_be_differentiated(
+    network: Network,
+) -> None:
+    ids = tiny.ids(1, 16)
+    state = network.states(ids)[1]
+    assert torch.is_grad_enabled()
+    assert not state.is_inference()
+    assert not state.requires_grad
+    scale = torch.ones(64, requires_grad=True)
+    (state * scale).sum().backward()
+    assert scale.grad is not None
+
+
+@LLAMA
+def test_an_error_in_a_forward_leaves_the_network_at_rest(network: Network) -> None:
+    ids = tiny.ids(1, 16)
+    with pytest.raises(RuntimeError):
+        network.final_state(ids, 1, torch.zeros(1, 16, 63))
+    network.assert_at_rest()
+
+
+@pytest.mark.parametrize("change", ["weight", "forward", "hook", "grad"])
+def test_at_rest_notices_what_is_left_behind(folder: Callable[[str], Path], change: str) -> None:
+    from engine.model.load import load_network
+
+    network = load_network(folder("llama"), device="cpu")
+    network.assert_at_rest()
+    if change == "weight":
+        with torch.no_grad():
+            next(iter(network.model.parameters())).add_(1.0)
+    elif change == "forward":
+        network.blocks[1].__dict__["forward"] = network.blocks[1].forward
+    elif change == "hook":
+        network.blocks[1].register_forward_hook(lambda *_: None)
+    grad = torch.is_grad_enabled()
+    try:
+        torch.set_grad_enabled(change != "grad")
+        with pytest.raises(AssertionError):
+            network.assert_at_rest()
+    finally:
+        torch.set_grad_enabled(grad)

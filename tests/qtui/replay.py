@@ -1,0 +1,207 @@
+"""An engine that replays: a `Link` fed by the test, and events as a small Llama would give them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Iterable, Iterator
+
+from engine import protocol as p
+from engine.client import EngineGoneError
+from engine.profiles import load_profile
+from engine.session import Session
+
+BLOCKS, HIDDEN, MIDDLE, KV, VOCAB = 5, 256, 768, 128, 3072
+FORMAT = "int4-g128"
+SHAPES: dict[str, tuple[int, int]] = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (KV, HIDDEN),
+    "self_attn.v_proj": (KV, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (MIDDLE, HIDDEN),
+    "mlp.up_proj": (MIDDLE, HIDDEN),
+    "mlp.down_proj": (HIDDEN, MIDDLE),
+}
+SETTINGS = p.Settings(tokens=16384, seq_len=256)
+PROFILE = load_profile("standard")
+
+
+class Replay:
+    """A link whose events are those the test gives, and that keeps the commands it was sent."""
+
+    name = "demo"
+    log_path = "/state/sessions/demo/engine.log"
+
+    def __init__(self, events: Iterable[p.AnyEvent | Session] = ()) -> None:
+        self.sent: list[p.AnyCommand] = []
+        self.closed = False
+        self._seq = 0
+        self._queue: asyncio.Queue[p.AnyEvent | Session | EngineGoneError] = asyncio.Queue()
+        self.give(*events)
+
+    def give(self, *events: p.AnyEvent | Session) -> None:
+        """Let the client receive these."""
+        for event in events:
+            self._queue.put_nowait(event)
+
+    def die(self, message: str) -> None:
+        """End, as an engine that crashed."""
+        self._queue.put_nowait(EngineGoneError(message))
+
+    async def send(self, command: p.AnyCommand) -> None:
+        self.sent.append(command)
+
+    async def receive(self) -> p.Sent | Session:
+        event = await self._queue.get()
+        if isinstance(event, EngineGoneError):
+            raise event
+        if isinstance(event, Session):
+            return event
+        kept = not isinstance(event, p.Transient)
+        self._seq += kept
+        return p.Sent(self._seq if kept else 0, event)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def names() -> list[str]:
+    """The layers of the demo, in the model's order."""
+    body = [f"model.layers.{block}.{kind}" for block in range(BLOCKS) for kind in SHAPES]
+    return ["model.embed_tokens", *body, "lm_head"]
+
+
+def listed(layers: list[str] | None = None) -> p.LayersListed:
+    """The rows of the table."""
+    layers = names() if layers is None else layers
+    kinds, blocks, roles, shapes = [], [], [], []
+    for name in layers:
+        parts = name.split(".")
+        block = next((int(part) for part in parts if part.isdigit()), -1)
+        role: p.Role = "linear"
+        if block < 0:
+            role = "embedding" if "embed" in name else "head"
+        kinds.append(parts[-1])
+        blocks.append(block)
+        roles.append(role)
+        shapes.append((VOCAB, HIDDEN) if block < 0 else SHAPES.get(".".join(parts[-2:]), (256, 256)))
+    return p.LayersListed(
+        names=layers, kinds=kinds, blocks=blocks, roles=roles, shapes=shapes,
+        dtypes=["bfloat16"] * len(layers), other_bytes=5632,
+    )  # fmt: skip
+
+
+def weights(layer: str, row: int) -> p.LayerWeights:
+    """What triage finds: the first down projection has an outlying channel."""
+    rng = random.Random(row)
+    loud = layer.endswith("0.mlp.down_proj")
+    base = 0.066 + 0.02 * rng.random() + (0.05 if loud else 0)
+    errors = {}
+    for format, factor in (("int3-g128", 2.1), (FORMAT, 1.0), ("int8", 0.06)):
+        relative = base * factor
+        errors[format] = p.WeightError(
+            3.1, relative, 0.02 * factor, 0.004, -20 * math.log10(relative)
+        )
+    return p.LayerWeights(
+        layer=layer,
+        outliers=p.Outliers(4.0, 803 if loud else 12 + row, 0.0041 if loud else 0.0003, 1.93),
+        range_ratio=21.0, waste=0.4, kurtosis=8.3 if loud else 0.4, nan=0, inf=0, zero_rows=0,
+        std=0.0412, worst_column=211, worst_column_sigma=18.2 if loud else 5.1, errors=errors,
+    )  # fmt: skip
+
+
+def sensitivity(layer: str, row: int, format: str = FORMAT) -> p.Sensitivity:
+    """The effect of one layer: large at both ends of the model."""
+    rng = random.Random(1000 + row)
+    kl = 0.0004 * math.exp(1.4 * rng.random())
+    if layer == "lm_head":
+        kl = 0.00838
+    elif layer.endswith("0.mlp.down_proj"):
+        kl = 0.00522
+    elif layer.endswith("down_proj"):
+        kl *= 2
+    dppl = 26.17 * kl * (1.2 if row % 5 else -0.1)
+    half = 0.012 + 0.2 * abs(dppl)
+    return p.Sensitivity(
+        layer=layer, format=format, kl=kl, kl_se=kl / 18, dnll=dppl / 26.17, dnll_se=half / 52,
+        dppl=dppl, dppl_low=dppl - half, dppl_high=dppl + half, tokens=16384, top1=1 - kl * 4,
+    )  # fmt: skip
+
+
+def histogram(layer: str, bins: int = 120) -> p.HistogramReady:
+    """A bell with a few weights far out."""
+    counts = [round(9000 * math.exp(-(((i - bins / 2) / (bins / 9)) ** 2))) for i in range(bins)]
+    counts[3] += 2
+    counts[-2] += 5
+    return p.HistogramReady(
+        layer=layer, low=-0.31, high=0.31, counts=counts, mean=0.0, std=0.0412
+    )
+
+
+PROTOCOL = p.Protocol(
+    text="python 3.11 standard library, held out", text_sha256="0" * 64, tokens=16384, seq_len=256,
+    stride=255, windows=64, dtype="float32", device="cpu",
+)  # fmt: skip
+BASELINE = p.Baseline(nll=math.log(26.17), nll_se=0.0061, ppl=26.17, tokens=16384)
+
+
+def opening(layers: list[str] | None = None) -> Iterator[p.AnyEvent]:
+    """From opening a checkpoint to a model that is ready and has its score."""
+    yield p.Opened("demo", SETTINGS, {"qtui": "0.1.0"})
+    yield p.JobStarted(job="1", kind="open", title="open", total=0)
+    yield p.CheckpointRead(
+        name="demo", path="/demo", architecture="LlamaForCausalLM", parameters=5_800_000,
+        bytes=11_600_000, dtype="bfloat16", fingerprint="f" * 16,
+    )  # fmt: skip
+    yield listed(layers)
+    yield p.ModelReady(
+        device="cpu", device_reason="no GPU", dtype="float32", dtype_reason="a CPU", blocks=BLOCKS,
+        resumable=True, protocol=PROTOCOL, protocol_id="w256", load_s=1.2, memory=23_000_000,
+    )  # fmt: skip
+    yield p.JobEnded(job="1", kind="open", status="done")
+    yield p.Notice("info", "device: cpu, because no GPU was found; float32, because it is a CPU")
+    yield p.Learned(("baseline",), (BASELINE,))
+
+
+def triaged(layers: list[str] | None = None) -> Iterator[p.AnyEvent]:
+    """The weights of every layer."""
+    layers = names() if layers is None else layers
+    yield p.JobStarted(job="2", kind="triage", title="triage", total=len(layers))
+    for row, layer in enumerate(layers):
+        yield p.Learned((f"w{row}",), (weights(layer, row),))
+    yield p.JobEnded(job="2", kind="triage", status="done", measured=len(layers))
+
+
+def swept(done: int | None = None, format: str = FORMAT) -> Iterator[p.AnyEvent]:
+    """A sweep, whole or up to a layer."""
+    layers = names()
+    yield p.JobStarted(job="3", kind="sweep", title=f"sweep {format}", total=len(layers))
+    order = random.Random(7).sample(range(len(layers)), len(layers))
+    for count, row in enumerate(order[:done], 1):
+        yield p.Learned((f"s{row}",), (sensitivity(layers[row], row, format),))
+        yield p.Progress(
+            job="3", done=count, total=len(layers), seconds_left=(37 - count) * 0.9,
+            detail=layers[row],
+        )  # fmt: skip
+    if done is None:
+        yield p.JobEnded(job="3", kind="sweep", status="done", measured=len(layers))
+
+
+def changed(session: Session, layers: list[str], format: str) -> p.RecipeChanged:
+    """What the engine says when layers hold another format."""
+    rows = [session.index[layer] for layer in layers]
+    return p.RecipeChanged(
+        how="set", layers=layers, before=[session.layers.holds[row] for row in rows],
+        after=[format] * len(layers),
+        bits=[math.prod(session.layers.shapes[row]) * 17 // 4 for row in rows],
+    )  # fmt: skip
+
+
+def score(recipe: str, *, ppl: float, half: float, tokens: int = 16384) -> p.RecipeScore:
+    """A recipe's score, finished when it saw all tokens."""
+    return p.RecipeScore(
+        recipe=recipe, nll=math.log(ppl), ppl=ppl, ppl_low=ppl - half, ppl_high=ppl + half,
+        dnll=math.log(ppl / 26.17), dnll_se=0.001, kl=0.01, kl_se=0.001, top1=0.97, tokens=tokens,
+        done=tokens == PROTOCOL.tokens,
+    )  # fmt: skip

@@ -1,0 +1,109 @@
+"""Bits, and what a shape allows: against sums worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.errors import FormatError
+from engine.quant import exportable, parse_format, stored_bits, why_not_held
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "bits"),
+    [
+        ("fp32", (3, 5), 480),
+        ("bf16", (3, 5), 240),
+        ("fp16", (7,), 112),
+        # 4 rows of 256: 1024 codes of 4 bits, 8 groups of a 16-bit scale and a 4-bit zero point
+        ("int4", (4, 256), 4096 + 8 * 20),
+        ("int4-sym", (4, 256), 4096 + 8 * 16),
+        ("int4+awq+gptq:actorder", (4, 256), 4096 + 8 * 20),
+        # 200 = 128 + 72: two groups a row
+        ("int3", (4, 200), 3 * 800 + 8 * 19),
+        ("int3", (2, 4, 200), 2 * (3 * 800 + 8 * 19)),
+        ("int8", (4, 200), 6400 + 4 * 16),
+        ("int8-asym", (4, 200), 6400 + 4 * 24),
+        ("int8+smooth+a8", (4, 200), 6400 + 4 * 16),
+        ("int2-tensor", (4, 200), 1600 + 18),
+        ("int2-tensor", (3, 4, 200), 4800 + 3 * 18),
+        ("fp8-e4m3", (4, 200), 6400 + 4 * 16),
+        ("fp8-e4m3-tensor", (4, 200), 6400 + 16),
+        ("fp8-e4m3-block128", (130, 200), 8 * 26000 + 4 * 16),
+        ("mxfp4", (4, 256), 4096 + 32 * 8),
+        ("mxfp8", (4, 256), 8192 + 32 * 8),
+        ("nvfp4", (4, 256), 4096 + 64 * 8 + 32),
+        ("nvfp4", (2, 4, 256), 2 * (4096 + 64 * 8 + 32)),
+        # blocks of 64 run over the flattened weight: 15 values make one block
+        ("nf4", (3, 5), 60 + 32),
+        ("fp4-g128", (4, 256), 4096 + 8 * 32),
+        # 1024 blocks: 8 bits each, four float32 maxima of 256 of them, one float32 offset
+        ("nf4:dq", (256, 256), 4 * 65536 + 8 * 1024 + 32 * 4 + 32),
+        ("kmeans3", (4, 200), 2400 + 4 * 8 * 16),
+        ("q8_0", (4, 256), 32 * 34 * 8),
+        ("q6_k", (4, 256), 4 * 210 * 8),
+        ("q5_k", (4, 256), 4 * 176 * 8),
+        ("q4_k", (4, 256), 4 * 144 * 8),
+        ("q3_k", (4, 256), 4 * 110 * 8),
+        ("q2_k", (4, 256), 4 * 84 * 8),
+        ("q4_0", (4, 256), 32 * 18 * 8),
+        ("q4_1", (4, 256), 32 * 20 * 8),
+        ("q5_0", (4, 256), 32 * 22 * 8),
+        ("q5_1", (4, 256), 32 * 24 * 8),
+        ("iq4_nl", (4, 256), 32 * 18 * 8),
+        ("iq4_xs", (4, 256), 4 * 136 * 8),
+    ],
+)
+def test_stored_bits_count_codes_scales_and_zero_points(
+    text: str, shape: tuple[int, ...], bits: int
+) -> None:
+    assert stored_bits(parse_format(text), shape) == bits
+
+
+@pytest.mark.parametrize("text", ["int8+outlier6", "kmeans4:sparse=.5%", "e8-2+hadamard"])
+def test_a_size_that_depends_on_the_values_is_refused(text: str) -> None:
+    with pytest.raises(FormatError, match="size of"):
+        stored_bits(parse_format(text), (64, 256))
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "why"),
+    [
+        ("q4_k", (4, 128), "rows of 128 do not divide into the blocks of 256 of q4_k"),
+        ("q8_0", (4, 48), "blocks of 32"),
+        ("mxfp4", (4, 48), "blocks of 32"),
+        ("nvfp4", (4, 40), "blocks of 16"),
+        ("e8-2+hadamard", (4, 12), "blocks of 8"),
+        ("int4", (128,), "not [128]"),
+        ("int4", (2, 2, 2, 2), "not [2, 2, 2, 2]"),
+        ("int4", (0, 128), "no values"),
+    ],
+)
+def test_a_shape_that_is_not_held_comes_with_the_reason(
+    text: str, shape: tuple[int, ...], why: str
+) -> None:
+    fmt = parse_format(text)
+    assert why in str(why_not_held(fmt, shape))
+    assert exportable(fmt, shape) == why_not_held(fmt, shape)
+    with pytest.raises(FormatError):
+        stored_bits(fmt, shape)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [("int4", (4, 200)), ("nf4", (3, 5)), ("fp8-e4m3-block128", (3, 5)), ("bf16", (7,))],
+)
+def test_formats_without_blocks_in_the_row_hold_any(text: str, shape: tuple[int, ...]) -> None:
+    assert why_not_held(parse_format(text), shape) is None
+
+
+def test_what_can_be_exported() -> None:
+    for text in ("int4", "int2-g32-sym", "int8", "int8-asym", "bf16"):
+        assert exportable(parse_format(text), (4, 256)) is None
+    assert exportable(parse_format("int8"), (4, 200)) is None
+    assert exportable(parse_format("int4"), (4, 192)) == (
+        "the last group of 64 is shorter than 128: "
+        "compressed-tensors needs groups that divide the row"
+    )
+    assert "last group of 64" in str(exportable(parse_format("int4"), (4, 64)))
+    assert "run time" in str(exportable(parse_format("int4+awq:online"), (4, 128)))
+    assert "not yet" in str(exportable(parse_format("int4+awq"), (4, 128)))

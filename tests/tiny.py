@@ -1,0 +1,153 @@
+"""Tiny random checkpoints of many architectures, written as their real ones are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCABULARY = 320
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": None,
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+}
+EXPERTS = {"num_experts_per_tok": 2}
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {**SIZES, "tie_word_embeddings": False}),
+    "qwen3": ("Qwen3Config", {**SIZES, "head_dim": 16, "tie_word_embeddings": True}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {**SIZES, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    ),
+    "mistral": ("MistralConfig", {**SIZES, "sliding_window": 8}),
+    "phi3": ("Phi3Config", SIZES),
+    "gpt2": (
+        "GPT2Config",
+        {
+            "vocab_size": VOCABULARY,
+            "n_embd": 64,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_positions": 128,
+            "bos_token_id": 256,
+            "eos_token_id": 256,
+        },
+    ),
+    "opt": (
+        "OPTConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 64,
+            "word_embed_proj_dim": 64,
+            "ffn_dim": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 128,
+            "pad_token_id": 1,
+            "bos_token_id": 256,
+            "eos_token_id": 256,
+        },
+    ),
+    "falcon": (
+        "FalconConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "multi_query": True,
+            "parallel_attn": True,
+            "bos_token_id": 256,
+            "eos_token_id": 256,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {**SIZES, **EXPERTS, "head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32},
+    ),
+    "mixtral": ("MixtralConfig", {**SIZES, **EXPERTS, "num_local_experts": 4}),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            **SIZES,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "head_dim": 16,
+            "global_head_dim": 16,
+            "sliding_window": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 16,
+        },
+    ),
+}
+RESUMABLE = tuple(arch for arch in ARCHITECTURES if arch != "gemma4")
+
+
+def build(
+    arch: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    shards: int = 1,
+    **overrides: Any,
+) -> Path:
+    """Writes a tiny checkpoint with its tokenizer to ``folder`` and returns ``folder``.
+
+    Matrices are drawn with standard deviation ``1.5 / √in``, so that logits differ between tokens.
+
+    Args:
+        shards: at least this many weight files.
+        overrides: fields of the architecture's config.
+    """
+    import transformers
+
+    config_name, fields = ARCHITECTURES[arch]
+    config = getattr(transformers, config_name)(**{**fields, **overrides})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(noise * 1.5 / parameter.shape[-1] ** 0.5)
+            elif "norm" in name or "ln" in name:
+                parameter.add_(noise * 0.1)
+            else:
+                parameter.copy_(noise * 0.1)
+    model.to(dtype)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    model.save_pretrained(folder, max_shard_size=2 * size if shards == 1 else size // shards)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tokenizer() -> Any:
+    """One token a byte, and an end token: 257 in all; nothing is downloaded."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate(alphabet)}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>")
+
+
+def ids(batch: int, tokens: int, *, seed: int = 1) -> torch.Tensor:
+    """Random token ids ``[batch, tokens]`` that every tiny model knows."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, 256, (batch, tokens), generator=generator)
