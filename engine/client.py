@@ -249,8 +249,6 @@ class InProcess:
             seq, event = self._events.get(timeout=timeout)
         except queue.Empty:
             return None
-        if isinstance(event, p.Opened) and event.settings.fresh:
-            self.session = Session()
         apply(self.session, event, seq)
         return event
 

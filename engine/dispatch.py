@@ -105,7 +105,6 @@ class Engine:
             raise UsageError(f"this engine has {self.session.source} open: start another one")
         if command.settings.fresh:
             self._journal.clear()
-            self.session = Session()
         self._workspace.settings = command.settings
         self._tell(p.Opened(command.source, command.settings, versions()))
         steps = open_job(self._workspace, command.source, model=command.model)

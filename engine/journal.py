@@ -201,10 +201,12 @@ class Journal:
             self._db.execute("COMMIT")
 
     def clear(self) -> None:
-        """Begin the history anew; facts stay in the store."""
+        """Begin the history anew; facts stay in the store.
+
+        Numbers go on, so that a client that is attached takes no new event for one it has seen.
+        """
         with self._lock:
             self._db.executescript("DELETE FROM events; DELETE FROM snapshots;")
-            self._seq = 0
 
     def close(self) -> None:
         """Close the file and let the session go."""

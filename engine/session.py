@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -273,6 +273,10 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
 
 
 def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
+    if event.settings.fresh:
+        empty = Session(seq=session.seq)
+        for field in Session.__struct_fields__:
+            setattr(session, field, getattr(empty, field))
     session.source, session.settings, session.versions = (
         event.source,
         event.settings,
@@ -282,7 +286,7 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
     session.jobs, session.notices, session.fallbacks = {}, [], []
     session.stage = session.gauges = None
     session.model = session.partial = None
-    return frozenset({"checkpoint", "jobs", "notices", "stage", "gauges", "model"})
+    return frozenset(get_args(Dirty))
 
 
 def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import msgspec
 from textual.app import App
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from engine import protocol as p
-from engine.client import Link, launch
+from engine.client import EngineGoneError, Link, launch
 from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.session import Dirty, Session
@@ -81,6 +81,11 @@ class QtuiApp(App[None]):
         if self.is_running and not self._leaving:
             self.workbench.show(self.session, dirty)
 
+    def get_key_display(self, binding: Binding) -> str:
+        """Names of keys, without arrows where only ASCII is drawn."""
+        shown = super().get_key_display(binding)
+        return shown if shown.isascii() or not self.glyphs.ascii else binding.key
+
     # --- the engine ---------------------------------------------------------------------------
 
     def _begin(self) -> None:
@@ -98,7 +103,7 @@ class QtuiApp(App[None]):
         self.link = None
         try:
             self.link = link = await self.connect()
-            self.workbench.scoreboard.state = "ready"
+            self.workbench.scoreboard.state = "engine is up"
             self.workbench.forget_questions()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(link))
@@ -113,6 +118,11 @@ class QtuiApp(App[None]):
             command = await self._commands.get()
             try:
                 await link.send(command)
+            except (EngineGoneError, OSError):
+                # The reader hears of it too, and with the engine's last words.
+                await asyncio.Event().wait()
+            except EngineError as error:
+                self.workbench.message.say("error", str(error))
             finally:
                 self._commands.task_done()
 
@@ -162,7 +172,7 @@ class QtuiApp(App[None]):
     def _open_failed(self) -> int:
         """Exit code of the last attempt to open, 0 where it did not fail."""
         opens = [job for job in self.session.jobs.values() if job.kind == "open"]
-        return opens[-1].exit_code if opens and opens[-1].status == "failed" else 0
+        return (opens[-1].exit_code or 1) if opens and opens[-1].status == "failed" else 0
 
     async def on_workbench_leave(self) -> None:
         """Stop the engine and go."""

@@ -23,7 +23,6 @@ def triage_document(session: Session, job: Job | None = None) -> s.TriageDocumen
     """
     job = job or _last(session, "triage")
     layers = session.layers
-    asked = [(each.layer, each.format, each.why) for each in session.fallbacks]
     refused = [
         (found.layer, format, why)
         for found in layers.weights
@@ -34,7 +33,7 @@ def triage_document(session: Session, job: Job | None = None) -> s.TriageDocumen
         model=_model(session),
         versions=session.versions,
         layers=[_triage_layer(session, row) for row in range(len(layers.names))],
-        fallbacks=_fallbacks(session, [*asked, *refused]),
+        fallbacks=_fallbacks(session, refused),
         resumed=job.resumed,
         timings=_timings(job),
     )
@@ -55,9 +54,6 @@ def sweep_document(
         job: its job; the session's last sweep if not given.
     """
     job = job or _last(session, "sweep")
-    fallbacks = [
-        (each.layer, each.format, each.why) for each in session.fallbacks if each.format in formats
-    ]
     return s.SweepDocument(
         direction=direction,
         resumed=job.resumed,
@@ -73,14 +69,18 @@ def sweep_document(
             for format in formats
             if (known := session.sensitivity(row, format, direction)) is not None
         ],
-        fallbacks=_fallbacks(session, fallbacks),
+        fallbacks=_fallbacks(session, _fell_back(session, formats)),
         additivity=_additivity(session, formats, direction),
         timings=_timings(job),
     )
 
 
 def eval_document(
-    session: Session, score: p.RecipeScore, name: str, job: Job | None = None
+    session: Session,
+    score: p.RecipeScore,
+    name: str,
+    formats: Sequence[str] = (),
+    job: Job | None = None,
 ) -> s.EvalDocument:
     """A recipe's score.
 
@@ -88,6 +88,7 @@ def eval_document(
         session: in which an evaluation has ended.
         score: what it measured.
         name: what a person calls the recipe: a format or a file.
+        formats: those that some layer could not hold.
         job: its job; the session's last evaluation if not given.
     """
     job = job or _last(session, "evaluate")
@@ -112,9 +113,7 @@ def eval_document(
             bits_per_weight=finite(session.bits_per_weight()) if held else UNSET,
             bytes=session.artefact_bytes() if held else UNSET,
         ),
-        fallbacks=_fallbacks(
-            session, [(each.layer, each.format, each.why) for each in session.fallbacks]
-        ),
+        fallbacks=_fallbacks(session, _fell_back(session, formats)),
         timings=_timings(job),
     )
 
@@ -232,6 +231,10 @@ def _additivity(
         return UNSET
     first = next(iter(found.values()))
     return s.AdditivityPart(kl=first.kl, dnll=first.dnll, by_format=found)
+
+
+def _fell_back(session: Session, formats: Sequence[str]) -> list[tuple[str, str, str]]:
+    return [(x.layer, x.format, x.why) for x in session.fallbacks if x.format in formats]
 
 
 def _fallbacks(session: Session, found: Sequence[tuple[str, str, str]]) -> list[s.LayerFallback]:

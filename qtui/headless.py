@@ -7,31 +7,31 @@ this process. Both look the same from here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TypeAlias
 
 import msgspec
 
 from engine import client
 from engine import protocol as p
-from engine.errors import EngineError
+from engine.errors import EngineError, UsageError
 from engine.session import Job, Session, recipe_hash
 from qtui.progress import Meter
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate
-Ask: TypeAlias = Measure | Callable[[Session], p.Evaluate]
-"""What to measure; where it depends on the layers, a function of the opened session."""
+Ask: TypeAlias = p.Triage | p.Sweep | Callable[[Session], p.Evaluate]
+"""What to measure. A recipe is a function of the opened session: its layers have to be known."""
 
 TICK = 0.2
 """Seconds to wait for an event before looking at the meter again."""
 FALLBACKS_SAID = 10
 """Fallbacks that are told one by one; the rest are counted, and stand in the document."""
 
-_KINDS: dict[type[Measure], p.JobKind] = {
-    p.Triage: "triage",
-    p.Sweep: "sweep",
-    p.Evaluate: "evaluate",
-}
+MUST_AGREE = (
+    "text", "calib", "tokens", "seq_len", "stride", "sigma", "device", "dtype", "seed",
+    "trust_remote_code",
+)  # fmt: skip
+"""Settings that figures depend on: an engine that runs with others cannot answer for these."""
 
 
 class RunError(EngineError):
@@ -48,7 +48,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     session: Session
     job: Job
     formats: tuple[str, ...] = ()
-    """Canonical formats that facts or fallbacks came for, in the order asked for where known."""
+    """Canonical formats that were measured, or that some layer could not hold."""
     score: p.RecipeScore | None = None
     """The recipe's score, of an evaluation."""
 
@@ -58,59 +58,67 @@ def measure(source: str, settings: p.Settings, ask: Ask, meter: Meter) -> Outcom
 
     Raises:
         RunError: it was refused, failed, or somebody ended it.
+        UsageError: the engine that has the checkpoint measures with other settings.
         EngineError: the engine cannot be reached or ended.
         KeyboardInterrupt: after the job was told to stop; what it measured is kept.
     """
-    engine = client.attached(source) or client.in_process(source)
-    with closing(engine):
-        return _Run(engine, ask, meter).follow(source, settings)
+    running = client.attached(source)
+    with closing(running or client.in_process(source)) as engine:
+        return _Run(engine, ask, meter, attached=running is not None).follow(source, settings)
 
 
 class _Run:
     """One command on its way."""
 
-    def __init__(self, engine: client.InProcess, ask: Ask, meter: Meter) -> None:
-        self._engine, self._ask, self._meter = engine, ask, meter
-        self._kind: p.JobKind = "evaluate" if callable(ask) else _KINDS[type(ask)]
-        # Jobs that somebody else has going on an engine that was attached to are not ours.
-        self._others = set(engine.session.jobs)
+    def __init__(self, engine: client.Client, ask: Ask, meter: Meter, *, attached: bool) -> None:
+        self._engine, self._ask, self._meter, self._attached = engine, ask, meter, attached
+        self._kind: p.JobKind = (
+            "triage" if isinstance(ask, p.Triage)
+            else "sweep" if isinstance(ask, p.Sweep)
+            else "evaluate"
+        )  # fmt: skip
+        self._open = False
         self._sent: Measure | None = None
         self._job: str | None = None
+        self._following = False
+        self._recipe = ""
         self._formats: dict[str, None] = {}
-        self._score: p.RecipeScore | None = None
         self._fallbacks: set[tuple[str, str]] = set()
 
     def follow(self, source: str, settings: p.Settings) -> Outcome:
         """Send what is asked for and take events until it has ended."""
-        ask = self._ask
-        self._engine.send(p.Open(source, settings, model=not isinstance(ask, p.Triage)))
-        if not callable(ask):
-            self._send(ask)
+        self._engine.send(p.Open(source, settings, model=self._kind != "triage"))
         try:
             while True:
+                if self._sent is None:
+                    self._send_if_ready(settings)
                 event = self._engine.receive(TICK)
                 if event is not None and (job := self._take(event)) is not None:
-                    return self._outcome(job, settings)
-                if self._sent is None and callable(ask) and self._opened():
-                    self._send(ask(self._engine.session))
+                    return self._outcome(job)
         except KeyboardInterrupt:
-            if self._job is not None:
-                self._engine.send(p.Cancel(self._job))
+            if self._job is not None and not self._following:
+                with suppress(EngineError):
+                    self._engine.send(p.Cancel(self._job))
             raise
         finally:
             self._meter.clear()
             if len(self._fallbacks) > FALLBACKS_SAID:
                 self._meter.say(f"fallbacks: {len(self._fallbacks)} in all")
 
-    def _send(self, command: Measure) -> None:
-        self._sent = command
-        self._engine.send(command)
-
-    def _opened(self) -> bool:
-        """Whether the layers' names are final: the model has had its say on them."""
+    def _send_if_ready(self, settings: p.Settings) -> None:
         session = self._engine.session
-        opening = any(job.kind == "open" and job.status == "running" for job in _jobs(session))
-        return session.model is not None and bool(session.layers.names) and not opening
+        # What an earlier run left in the session does not count as open.
+        if not (self._open or (self._attached and session.source)):
+            return
+        if self._attached:
+            _agree(session, settings)
+        if not callable(self._ask):
+            self._sent = self._ask
+        elif _names_are_final(session):
+            self._sent = self._ask(session)
+        else:
+            return
+        self._engine.send(self._sent)
 
     def _take(self, event: p.AnyEvent) -> p.JobEnded | None:
         """Tell a person about an event; the end of our job is returned."""
@@ -121,20 +129,25 @@ class _Run:
                 self._fallback(event)
             case p.Stage():
                 self._meter.show(event.name, event.done, event.total)
+            case p.Opened():
+                self._open = True
             case p.JobStarted(kind=kind) if kind == self._kind and self._sent is not None:
-                self._job = self._job or event.job
-            case p.Progress() if self._is_ours(event.job):
+                if self._job is None:
+                    self._job = event.job
+                    self._recipe = recipe_hash(self._engine.session.recipe())
+            case p.Progress(job=job) if job == self._job:
                 self._meter.show(
                     self._kind, event.done, event.total, event.seconds_left, event.detail
                 )
-            case p.Learned():
-                for fact in event.facts:
-                    self._learn(fact)
-            case p.Refused() if self._concerns_us(event):
-                raise RunError(event.message, event.exit_code)
+            case p.Learned(facts=facts) if self._job is not None and self._kind == "sweep":
+                for fact in facts:
+                    if isinstance(fact, p.Sensitivity):
+                        self._formats.setdefault(fact.format)
+            case p.Refused():
+                self._refused(event)
             case p.JobEnded(kind="open", status=status) if status != "done":
                 raise RunError(event.message or "opening was cancelled", event.exit_code)
-            case p.JobEnded(kind=kind) if kind == self._kind and self._is_ours(event.job):
+            case p.JobEnded(job=job, kind=kind) if job == self._job:
                 if event.status == "failed":
                     raise RunError(event.message or f"{kind} failed", event.exit_code)
                 if event.status == "cancelled":
@@ -144,12 +157,18 @@ class _Run:
                 pass
         return None
 
-    def _is_ours(self, job: str) -> bool:
-        return job == self._job if self._job is not None else job not in self._others
-
-    def _concerns_us(self, event: p.Refused) -> bool:
-        names = {"open", self._kind, type(self._sent).__name__.lower()}
-        return event.command.lower() in names
+    def _refused(self, event: p.Refused) -> None:
+        """Somebody's running sweep of the same kind is followed; any other refusal is the end."""
+        if event.command not in ("Open", type(self._sent).__name__):
+            return
+        if isinstance(self._sent, p.Sweep):
+            title = " ".join(["sweep", *self._sent.formats])
+            for job in self._engine.session.jobs.values():
+                if job.title == title and job.status == "running":
+                    self._job, self._following = job.id, True
+                    self._meter.say("that sweep is running already: following it")
+                    return
+        raise RunError(event.message, event.exit_code)
 
     def _fallback(self, event: p.Fallback) -> None:
         self._formats.setdefault(event.format)
@@ -159,37 +178,40 @@ class _Run:
         if len(self._fallbacks) <= FALLBACKS_SAID:
             self._meter.say(f"fallback: {event.layer} is kept, not {event.format}: {event.why}")
 
-    def _learn(self, fact: p.AnyFact) -> None:
-        match fact:
-            case p.Sensitivity() if self._kind == "sweep":
-                self._formats.setdefault(fact.format)
-            case p.RecipeScore(done=True) if self._kind == "evaluate":
-                self._score = fact
-            case _:
-                pass
-
-    def _outcome(self, ended: p.JobEnded, settings: p.Settings) -> Outcome:
+    def _outcome(self, ended: p.JobEnded) -> Outcome:
         session = self._engine.session
-        job = session.jobs.get(ended.job) or Job(ended.job, ended.kind, ended.kind, 0)
+        formats, score = tuple(self._formats), None
         if isinstance(self._sent, p.Sweep):
-            asked = self._sent.formats or settings.sweep_formats
-            known = [each for each in asked if f"{self._sent.direction}/{each}" in session.measured]
-            return Outcome(
-                session=session, job=job, formats=tuple(dict.fromkeys([*known, *self._formats]))
-            )
-        if isinstance(self._sent, p.Evaluate):
-            layers = self._sent.layers
-            score = self._score or (
-                session.scores.get(recipe_hash(layers)) if layers is not None else None
-            )
+            column = self._sent.direction + "/{}"
+            known = [each for each in self._sent.formats if column.format(each) in session.measured]
+            formats = tuple(dict.fromkeys([*known, *formats]))
+        if self._kind == "evaluate":
+            score = session.scores.get(self._recipe)
             if score is None:
                 raise RunError("the evaluation ended without a score", 1)
-            return Outcome(session=session, job=job, score=score)
-        return Outcome(session=session, job=job)
+        return Outcome(session=session, job=session.jobs[ended.job], formats=formats, score=score)
 
 
-def _jobs(session: Session) -> list[Job]:
-    return list(session.jobs.values())
+def _names_are_final(session: Session) -> bool:
+    """Whether the model has had its say on the names of the layers."""
+    opening = any(job.kind == "open" and job.status == "running" for job in session.jobs.values())
+    return session.model is not None and bool(session.layers.names) and not opening
+
+
+def _agree(session: Session, settings: p.Settings) -> None:
+    """Refuse an engine that would answer with figures of another protocol."""
+    if settings.fresh:
+        raise UsageError(
+            f"--fresh needs an engine of its own, and one has {session.source} open: "
+            "leave the interface that uses it first"
+        )
+    for name in MUST_AGREE:
+        theirs, ours = getattr(session.settings, name), getattr(settings, name)
+        if theirs != ours:
+            raise UsageError(
+                f"an engine has {session.source} open with {name} {theirs}, not {ours}: "
+                "ask for the same, or leave the interface that uses it first"
+            )
 
 
 def _warned(notice: p.Notice) -> str:

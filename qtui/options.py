@@ -111,11 +111,6 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         )
         if self.stride == 0:
             settings = msgspec.structs.replace(settings, stride=None)
-        if settings.seq_len > settings.tokens:
-            raise UsageError(
-                f"a window of {settings.seq_len} tokens does not fit in {settings.tokens} tokens: "
-                "give --tokens and --seq-len together"
-            )
         return settings, profile
 
 

@@ -77,6 +77,11 @@ class Meter:
         return self._glyphs.bar * full + (" " if self._glyphs.ascii else "─") * (BAR - full)
 
     def _write(self, text: str) -> None:
-        encoding = getattr(self._stream, "encoding", None) or "ascii"
-        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        self._stream.flush()
+        put(self._stream, text)
+
+
+def put(stream: TextIO, text: str) -> None:
+    """Write text to a stream whose encoding may not have all of it."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()

@@ -45,6 +45,11 @@ class Pump:
         self._last = float("-inf")
         self._armed = False
 
+    @property
+    def due(self) -> bool:
+        """Whether something changed that is not painted yet."""
+        return self._armed
+
     async def read(self, link: Link) -> None:
         """Fold whatever comes, until the engine ends.
 

@@ -43,8 +43,8 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
         unmatched = {line for line, _ in self.lines}
         recipe: dict[str, str] = {}
         layers = session.layers
-        for row, (name, role) in enumerate(zip(layers.names, layers.roles, strict=True)):
-            held = KEPT if role in ("head", "embedding") else self.default
+        for row, (name, block) in enumerate(zip(layers.names, layers.blocks, strict=True)):
+            held = KEPT if block < 0 else self.default
             matched = False
             for line, pattern, format in patterns:
                 if not (line == name if pattern is None else pattern.match(name)):

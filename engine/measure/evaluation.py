@@ -35,8 +35,8 @@ def evaluate(workspace: Workspace, layers: Mapping[str, str], job: str) -> Steps
         `RecipePartial`, `Progress`, at last `Learned` with a `RecipeScore`.
     """
     account = Account(timings={"load_s": workspace.load_s})
-    yield from baseline(workspace, account)
-    yield from score(workspace, layers, account, job)
+    nll = (yield from baseline(workspace, account)).nll
+    yield from score(workspace, layers, nll, account, job)
     return account.outcome()
 
 
@@ -82,9 +82,17 @@ def changed(
 
 
 def score(
-    workspace: Workspace, layers: Mapping[str, str], account: Account, job: str = ""
+    workspace: Workspace, layers: Mapping[str, str], nll: float, account: Account, job: str = ""
 ) -> Found:
-    """One recipe's score, from the store if it is there; with a job's id, partial ones before."""
+    """One recipe's score, from the store if it is there.
+
+    Args:
+        workspace: with a loaded model.
+        layers: names of the layers that are not kept, with the format each holds.
+        nll: the unchanged model's.
+        account: counts what is measured.
+        job: with a job's id, partial scores and progress come before.
+    """
     network, reference = workspace.need_network()
     unknown = [name for name in layers if name not in network.layers]
     if unknown:
@@ -98,7 +106,6 @@ def score(
     if isinstance(known, p.RecipeScore):
         yield from account.found([key], [known])
         return known
-    nll = (yield from baseline(workspace, Account())).nll
 
     start = min((network.layers[name].start for name in layers), default=len(network.blocks))
     held: dict[str, Tensor] = {}

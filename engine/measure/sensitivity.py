@@ -63,7 +63,7 @@ def sweep(workspace: Workspace, formats: Sequence[str], direction: p.Direction, 
         yield account.learnt(key, fact)
     for format in parsed:
         if any(network.layers[name].block is not None for name in found[str(format)]):
-            yield from _additivity(workspace, format, found[str(format)], account)
+            yield from _additivity(workspace, format, found[str(format)], reference_nll, account)
     account.timings["forward_s"] = yield from forward_seconds(workspace)
     return account.outcome()
 
@@ -169,13 +169,14 @@ def _additivity(
     workspace: Workspace,
     format: Format,
     found: dict[str, p.Sensitivity],
+    nll: float,
     account: Account,
 ) -> Generator[p.AnyEvent | None, None, None]:
     """Change all body layers at once: that is the uniform recipe, kept as its score too."""
     network, _ = workspace.need_network()
     body = {name: fact for name, fact in found.items() if network.layers[name].block is not None}
     layers = {name: str(format) for name in body}
-    together = yield from score(workspace, layers, account)
+    together = yield from score(workspace, layers, nll, account)
     sum_kl = math.fsum(fact.kl for fact in body.values())
     sum_dnll = math.fsum(fact.dnll for fact in body.values())
     fact = p.Additivity(

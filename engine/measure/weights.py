@@ -220,7 +220,9 @@ def histogram(weight: Tensor, bins: int = 64, clip: float | None = None) -> Hist
         lo, hi = max(lo, survey.mean - clip * std), min(hi, survey.mean + clip * std)
     if lo == hi:  # one value only: numpy's bins of width 1 around it
         lo, hi = lo - 0.5, hi + 0.5
-    edges = torch.linspace(lo, hi, bins + 1, dtype=torch.float64, device=rows.device)
+    # numpy.linspace, to the last bit
+    steps = torch.arange(bins + 1, dtype=torch.float64, device=rows.device)
+    edges = steps * ((hi - lo) / bins) + lo
     edges[-1] = hi
     counts = torch.zeros(bins, dtype=torch.int64, device=rows.device)
     below = above = 0

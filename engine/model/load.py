@@ -85,7 +85,8 @@ def load_network(
     on_stage("reading config", 1, 1)
 
     what = f"loading {path.name} in {chosen_dtype}".replace("torch.", "")
-    needed = memory_needed((t.shape for t in stored.tensors.values()), chosen_dtype)
+    shapes = [tensor.shape for tensor in stored.tensors.values()]
+    needed = memory_needed([*shapes, *_untied_shape(config)], chosen_dtype)
     check_memory(needed, memory_free(chosen_device), chosen_device, what=what)
     try:
         on_stage("building the model", 0, 1)
@@ -184,6 +185,13 @@ def _dequantised(config: Any) -> torch.dtype:
         part.__dict__.pop("quantization_config", None)
     dtype = getattr(config, "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+
+
+def _untied_shape(config: Any) -> list[tuple[int, int]]:
+    """What a tied head adds when it is given a weight of its own."""
+    text = config.get_text_config()
+    tied = getattr(text, "tie_word_embeddings", False)
+    return [(text.vocab_size, text.hidden_size)] if tied else []
 
 
 def _build(

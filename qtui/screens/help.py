@@ -10,16 +10,10 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen, Screen
 
 from engine.protocol import Level
-from qtui.text import printable
-from qtui.widgets.line import Lines, Words
+from qtui.keys import GROUPS
+from qtui.text import Glyphs, printable
+from qtui.widgets.line import Lines, PlainScrollBar, Words
 from qtui.widgets.status import MARKS, STYLES, bindings
-
-GROUPS = {
-    "Layers": ("up", "down", "page_up", "page_down", "first", "last", "mark", "unmark", "order"),
-    "Recipe": ("undo", "redo"),
-    "Engine": ("sweep", "cancel", "retry"),
-    "View": ("format", "pane", "log_counts", "log", "help", "quit"),
-}
 
 
 class Overlay(ModalScreen[None]):
@@ -32,20 +26,24 @@ class Overlay(ModalScreen[None]):
         border: round $primary; background: $surface; padding: 0 1;
         scrollbar-size-vertical: 1;
     }
+    Overlay.-ascii > VerticalScroll { border: ascii $primary; }
     Overlay Lines { height: auto; background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,question_mark,n", "dismiss", "Close", id="close"),
     ]
 
-    def __init__(self, lines: list[Words]) -> None:
-        super().__init__()
+    def __init__(self, lines: list[Words], glyphs: Glyphs) -> None:
+        super().__init__(classes="-ascii" if glyphs.ascii else None)
         self.lines = lines
+        self.glyphs = glyphs
 
     def compose(self) -> ComposeResult:
         """The lines in a box that scrolls."""
-        with VerticalScroll():
-            text = Lines()
+        with VerticalScroll() as box:
+            if self.glyphs.ascii:
+                box.vertical_scrollbar.renderer = PlainScrollBar  # type: ignore[misc]
+            text = Lines(wrap=True)
             text.set_lines(self.lines)
             yield text
 
@@ -53,10 +51,10 @@ class Overlay(ModalScreen[None]):
 class Help(Overlay):
     """The keys, as they are bound now."""
 
-    def __init__(self, screen: Screen[None]) -> None:
+    def __init__(self, screen: Screen[None], glyphs: Glyphs) -> None:
         bound = bindings(screen)
-        toggles = tuple(id for id in bound if id.startswith("hold."))
-        groups = dict(GROUPS, Recipe=toggles + GROUPS["Recipe"])
+        formats = tuple(id for id in bound if id.startswith("hold."))
+        groups = dict(GROUPS, Recipe=formats + GROUPS["Recipe"])
         lines: list[Words] = []
         for group, ids in groups.items():
             lines += [[(group, "bold")]]
@@ -64,17 +62,18 @@ class Help(Overlay):
                 if id in bound:
                     key, description = bound[id]
                     lines.append([(f"  {key:>16}  ", "bold $primary"), (description, "")])
-        super().__init__(lines)
+        super().__init__(lines, glyphs)
 
 
 class NoticeLog(Overlay):
     """All notices of this session."""
 
-    def __init__(self, said: list[tuple[Level, str]]) -> None:
+    def __init__(self, said: list[tuple[Level, str]], glyphs: Glyphs) -> None:
         super().__init__(
             [
                 [(f"{MARKS[level]} ", STYLES[level]), (printable(" ".join(message.split())), "")]
                 for level, message in said
             ]
-            or [[("nothing was said yet", "$dim")]]
+            or [[("nothing was said yet", "$dim")]],
+            glyphs,
         )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal
 from textual.message import Message as TextualMessage
 from textual.screen import Screen
@@ -16,6 +16,7 @@ from textual.timer import Timer
 from engine import protocol as p
 from engine.profiles import Profile
 from engine.session import Dirty, Session
+from qtui.keys import WORKBENCH, toggles
 from qtui.screens.help import Help, NoticeLog
 from qtui.text import UNICODE, Glyphs, printable, short_name
 from qtui.widgets.banner import Banner
@@ -27,7 +28,7 @@ from qtui.widgets.status import KeyBar, Message, Notices, notices
 
 LEAST = (60, 18)
 """Columns and lines below which nothing is drawn but a request for more."""
-WIDE, TALL = 124, 34
+WIDE, TALL = 132, 34
 """From so many columns the pane stands beside the table; from so many lines there is a log."""
 ORDER_NAMES: dict[Order, str] = {
     "effect": "largest KL first",
@@ -54,7 +55,7 @@ class Workbench(Screen[None]):
     Workbench.-narrow.-pane #table { display: none; }
     Workbench.-narrow.-pane #detail { border-top: none; height: 1fr; }
     Workbench.-wide #table { width: 5fr; }
-    Workbench.-wide #detail { width: 3fr; max-width: 72; border-left: solid $panel; }
+    Workbench.-wide #detail { width: 3fr; min-width: 55; max-width: 72; border-left: solid $panel; }
     Workbench.-wide.-folded #detail { display: none; }
     Workbench.-tall #notices { display: block; border-top: none; }
 
@@ -66,28 +67,7 @@ class Workbench(Screen[None]):
     Workbench.-ascii.-wide #detail { border-top: none; border-left: ascii $panel; }
     """
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "Up", id="up"),
-        Binding("down,j", "move(1)", "Down", id="down"),
-        Binding("pageup", "page(-1)", "Page up", id="page_up"),
-        Binding("pagedown", "page(1)", "Page down", id="page_down"),
-        Binding("home,g", "first", "First layer", id="first"),
-        Binding("end,G", "last", "Last layer", id="last"),
-        Binding("space", "mark", "Mark layer for the next toggle", id="mark"),
-        Binding("escape", "unmark", "Unmark all", id="unmark"),
-        Binding("u", "undo", "Undo", id="undo"),
-        Binding("U,ctrl+r", "redo", "Redo", id="redo"),
-        Binding("s", "sweep", "Sweep: measure every layer", id="sweep"),
-        Binding("x", "cancel", "Cancel the running job", id="cancel"),
-        Binding("o", "order", "Order of the rows", id="order"),
-        Binding("c", "format", "Choose whose effects are shown", id="format"),
-        Binding("l", "log_counts", "Logarithm of the histogram's counts", id="log_counts"),
-        Binding("tab", "pane", "Pane: show or fold", id="pane"),
-        Binding("n", "notices", "Notices, all of them", id="log"),
-        Binding("r", "retry", "Retry: start the engine again", id="retry"),
-        Binding("question_mark", "help", "Help", id="help"),
-        Binding("q", "leave", "Quit", id="quit", priority=True),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*WORKBENCH]
 
     @dataclass
     class Ask(TextualMessage):
@@ -110,12 +90,14 @@ class Workbench(Screen[None]):
         self.table = LayerTable(glyphs, id="table")
         self.detail = Detail(glyphs, id="detail")
         self.notices = Notices(glyphs, id="notices")
-        self.message = Message(id="message")
+        self.message = Message(glyphs, id="message")
         self.keybar = KeyBar(id="keys")
         self.banner = Banner(id="banner")
         self.format = ""
         self._asked: set[str] = set()
-        self._said = 0
+        self._fallbacks = 0
+        self._under_way: set[str] = set()
+        self._heard: p.Notice | None = None
         self._rest: Timer | None = None
         self.refused_keys: list[str] = []
         if glyphs.ascii:
@@ -123,14 +105,11 @@ class Workbench(Screen[None]):
         self._bind_toggles()
 
     def _bind_toggles(self) -> None:
-        for key, format in self.profile.keys.items():
-            if key in self._bindings.key_to_bindings:
-                self.refused_keys.append(key)
-                continue
-            words = "Keep as stored" if format == "kept" else f"Hold {printable(format)}"
-            binding = Binding(key, f"hold({format!r})", words, id=f"hold.{key}")
-            for made in Binding.make_bindings([binding]):
-                self._bindings.key_to_bindings.setdefault(made.key, []).append(made)
+        for binding in toggles(self.profile.keys):
+            if binding.key in self._bindings.key_to_bindings:
+                self.refused_keys.append(binding.key)
+            else:
+                self._bindings.key_to_bindings[binding.key] = [binding]
 
     def compose(self) -> ComposeResult:
         """The widgets from top to bottom."""
@@ -180,6 +159,8 @@ class Workbench(Screen[None]):
         self.session = session
         self.format = self._shown_format()
         self._settle(dirty)
+        if session.model is not None and self.scoreboard.state == "engine is up":
+            self.scoreboard.state = "ready"
         if dirty - {"histogram", "notices"}:
             self.scoreboard.show(session, dirty)
         if dirty & {"layers", "holds", "weights", "measured", "jobs", "checkpoint", "model"}:
@@ -190,6 +171,8 @@ class Workbench(Screen[None]):
             self._detail()
         if "layers" in dirty:
             self._ask_soon()
+        if "jobs" in dirty:
+            self._watch()
         if "notices" in dirty:
             self._hear()
 
@@ -214,15 +197,25 @@ class Workbench(Screen[None]):
     def _detail(self) -> None:
         self.detail.show(self.session, self.table.current)
 
+    def _watch(self) -> None:
+        """Say what became of the jobs that were running."""
+        for job in self.session.jobs.values():
+            if job.status != "running" and job.id in self._under_way:
+                known = f", {job.resumed} from the store" if job.resumed else ""
+                if job.status != "failed" and job.kind != "evaluate":
+                    self.message.say("info", f"{job.title}: {job.status}{known}")
+        self._under_way = {job.id for job in running(self.session)}
+
     def _hear(self) -> None:
-        said = notices(self.session)
-        if len(said) != self._said and said:
-            level, message = said[-1]
-            if self.session.fallbacks and not self.session.notices:
-                level, message = said[len(self.session.fallbacks) - 1]
-            if level != "info" or not self.has_class("-tall"):
-                self.message.say(level, message)
-        self._said = len(said)
+        fallbacks, said = self.session.fallbacks, self.session.notices
+        newest = None
+        if len(fallbacks) > self._fallbacks:
+            newest = notices(self.session)[len(fallbacks) - 1]
+        if said and said[-1] is not self._heard:
+            newest = said[-1].level, said[-1].message
+        self._fallbacks, self._heard = len(fallbacks), said[-1] if said else None
+        if newest is not None and (newest[0] != "info" or not self.has_class("-tall")):
+            self.message.say(*newest)
         self.notices.show(self.session)
 
     # --- the layer under the cursor -----------------------------------------------------------
@@ -347,11 +340,11 @@ class Workbench(Screen[None]):
 
     def action_notices(self) -> None:
         """Show all notices."""
-        self.app.push_screen(NoticeLog(notices(self.session)))
+        self.app.push_screen(NoticeLog(notices(self.session), self.glyphs))
 
     def action_help(self) -> None:
         """List the keys."""
-        self.app.push_screen(Help(self))
+        self.app.push_screen(Help(self, self.glyphs))
 
     def action_retry(self) -> None:
         """Try again what failed."""

@@ -161,14 +161,17 @@ class Detail(Vertical):
         effects = self._effects(row)
         lines: list[Words] = [[], [(self._title(), "$dim")]]
         for format, effect in effects:
-            line: Words = [(f"{fit(printable(format), 14, self.glyphs)}", "")]
             half = f"{self.glyphs.plus_minus} {t.short(1000 * 1.96 * effect.kl_se)}"
-            line.append((f"{t.short(1000 * effect.kl):>6} {half:<8}", "bold"))
-            line.append((f"{change(effect, self.glyphs):<15}", ""))
-            if not math.isnan(effect.top1):
-                line.append((f"{t.percent(effect.top1):>7}", ""))
-            line.append((f" {t.count(effect.tokens):>5}", "$dim"))
-            lines.append(line)
+            top1 = "" if math.isnan(effect.top1) else t.percent(effect.top1)
+            lines.append(
+                [
+                    (fit(printable(format), 12, self.glyphs), ""),
+                    (f"{t.short(1000 * effect.kl):>5} {half:<8}", "bold"),
+                    (f"{change(effect, self.glyphs):<14}", ""),
+                    (f"{top1:>6}", ""),
+                    (f"{t.count(effect.tokens):>5}", "$dim"),
+                ]
+            )
         if not effects:
             lines.append([("not measured yet", "$dim")])
         for fallback in session.fallbacks:
@@ -180,11 +183,21 @@ class Detail(Vertical):
             lines.append([("weights not read yet", "$dim")])
         else:
             lines += self._weights(known)
+        lines += [[], self._control()]
         return [line for line in lines if line or not close]
+
+    def _control(self) -> Words:
+        control = self.session.control
+        if control is None:
+            return []
+        said = f"no-op control: KL {control.max_abs_kl:.0e}, NLL {control.max_abs_dnll:.0e}"
+        if control.floor_kl:
+            said += f", floor {control.floor_kl:.0e}"
+        return [(said.replace("0e+00", "0"), "$dim")]
 
     def _title(self) -> str:
         kl = "KL" + self.glyphs.kilo
-        return f"{'effect of':<14}{kl:<15}{self._dppl:<15}{'top-1':>7} {'tok':>5}"
+        return f"{'effect of':<13}{kl:<13}{self._dppl:<14}{'top-1':>6}{'tok':>5}"
 
     def _weights(self, known: LayerWeights) -> list[Words]:
         sigma, out = self.glyphs.sigma, known.outliers
@@ -193,11 +206,11 @@ class Detail(Vertical):
             [
                 (f"{beyond} ", "$dim"),
                 (f"{t.percent(out.fraction)} ({out.count:,})", ""),
-                ("  largest ", "$dim"),
+                ("  max ", "$dim"),
                 (t.short(out.max_abs, small=3), ""),
                 ("  std ", "$dim"),
                 (t.short(known.std, small=4), ""),
-                ("  kurtosis ", "$dim"),
+                ("  kurt ", "$dim"),
                 (t.short(known.kurtosis, small=1), ""),
             ]
         ]

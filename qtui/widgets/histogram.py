@@ -98,6 +98,9 @@ class Histogram(Widget):
                     ticks.append((at, label))
         ticks.sort()
         plt.xticks([at for at, _ in ticks], [label for _, label in ticks])
-        plot = Text.from_ansi(plt.build().rstrip("\n"), no_wrap=True, end="")
+        drawn = plt.build().rstrip("\n")
+        if self.glyphs.ascii:
+            drawn = drawn.replace("│", "|")
+        plot = Text.from_ansi(drawn, no_wrap=True, end="")
         plt.clear_figure()
         return plot

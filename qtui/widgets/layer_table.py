@@ -21,6 +21,7 @@ from textual.timer import Timer
 
 from engine.session import Session
 from qtui.text import UNICODE, Glyphs, fit
+from qtui.widgets.line import PlainScrollBar
 from qtui.widgets.rows import Columns, Row, cells, fit_columns, header
 
 Order: TypeAlias = Literal["effect", "weights", "model"]
@@ -107,6 +108,11 @@ class LayerTable(ScrollView, can_focus=False):
         self._drawn: dict[int, Strip] = {}
 
     # --- what is shown ------------------------------------------------------------------------
+
+    def on_mount(self) -> None:
+        """Draw the scroll bar with what there is to draw with."""
+        if self.glyphs.ascii:
+            self.vertical_scrollbar.renderer = PlainScrollBar  # type: ignore[misc]
 
     @property
     def current(self) -> str | None:
@@ -201,7 +207,7 @@ class LayerTable(ScrollView, can_focus=False):
             self.cursor = min(self.cursor if held is not None else 0, max(len(self.rows) - 1, 0))
         else:
             self.cursor = self.rows.index(row)
-        if held is not None:
+        if held is not None and 0 <= line < self.page:
             self.scroll_to(y=self.cursor - line, animate=False, immediate=True)
 
     # --- the hand -----------------------------------------------------------------------------
@@ -233,6 +239,14 @@ class LayerTable(ScrollView, can_focus=False):
             self.marked ^= {self.current}
             self.move_to(self.cursor + 1)
             self.redraw()
+
+    def on_mouse_scroll_down(self) -> None:
+        """A hand is on the table."""
+        self._moved_at = time.monotonic()
+
+    def on_mouse_scroll_up(self) -> None:
+        """A hand is on the table."""
+        self._moved_at = time.monotonic()
 
     def on_click(self, event: events.Click) -> None:
         """Move the cursor to the row that was clicked."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from textual.content import Content
+from textual.scrollbar import ScrollBarRender
 from textual.widget import Widget
 
 Words: TypeAlias = list[tuple[str, str]]
@@ -27,6 +28,13 @@ def spread(left: Words, right: Words, width: int) -> Words:
     return [*left, (" " * gap, ""), *right] if gap >= 1 and right else left
 
 
+class PlainScrollBar(ScrollBarRender):
+    """A scroll bar of coloured spaces, for terminals that know ASCII alone."""
+
+    VERTICAL_BARS: ClassVar[list[str]] = [" "]
+    HORIZONTAL_BARS: ClassVar[list[str]] = [" "]
+
+
 class Lines(Widget):
     """Lines of text, drawn anew only where they changed."""
 
@@ -34,9 +42,11 @@ class Lines(Widget):
     Lines { height: 1; background: $background; color: $foreground; }
     """
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
-        super().__init__(id=id, classes=classes)
+    def __init__(self, *, id: str | None = None, wrap: bool = False) -> None:
+        super().__init__(id=id)
         self.lines: list[Words] = []
+        self.wrap = wrap
+        """Whether long lines go on in the next one, in place of losing their end."""
 
     def set_lines(self, lines: list[Words]) -> None:
         """Show these lines."""
@@ -51,6 +61,8 @@ class Lines(Widget):
         return "\n".join("".join(text for text, _ in line) for line in self.lines)
 
     def render(self) -> Content:
-        """The lines, none of them wrapped."""
-        width = self.content_size.width
-        return Content("\n").join(content(line).truncate(width) for line in self.lines)
+        """The lines as one text."""
+        lines = [content(line) for line in self.lines]
+        if not self.wrap:
+            lines = [line.truncate(self.content_size.width) for line in lines]
+        return Content("\n").join(lines)

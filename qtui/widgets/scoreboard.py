@@ -6,8 +6,8 @@ import math
 
 from rich.cells import cell_len
 
-from engine.protocol import ModelReady
-from engine.session import Dirty, Job, Session
+from engine.protocol import ModelReady, RecipeScore
+from engine.session import Dirty, Job, Prediction, Session
 from qtui import text as t
 from qtui.text import UNICODE, Glyphs, fit, printable
 from qtui.widgets.line import Lines, Words, cells, spread
@@ -37,6 +37,8 @@ class Scoreboard(Lines):
         """What is going on while no job runs and nothing is loaded."""
         self._changed = 0
         self._stored = ""
+        self._known: RecipeScore | None = None
+        self._predicted: Prediction | None = None
 
     def show(self, session: Session, dirty: frozenset[Dirty] | None = None) -> None:
         """Draw what changed; None stands for everything."""
@@ -45,6 +47,9 @@ class Scoreboard(Lines):
             # Sums over the whole table: made only when the recipe moved.
             self._changed = len(session.recipe())
             self._stored = self._stored_size()
+        if dirty is None or dirty & {"holds", "recipe", "measured", "baseline", "model", "layers"}:
+            self._known = session.score() if self._changed else None
+            self._predicted = session.predicted() if self._changed else None
         self._write()
 
     def on_resize(self) -> None:
@@ -99,7 +104,7 @@ class Scoreboard(Lines):
         return spread(left, [(self._protocol(model, room), "$dim")], width)
 
     def _recipe(self, before: float, model: ModelReady) -> Words:
-        score, glyphs = self.session.score(), self.glyphs
+        score, glyphs = self._known, self.glyphs
         if score is not None:
             half = (score.ppl_high - score.ppl_low) / 2
             words: Words = [
@@ -110,7 +115,7 @@ class Scoreboard(Lines):
                 share = score.tokens / max(1, model.protocol.tokens)
                 words.append((f" {min(share, 1):.0%}", "$dim"))
             return words
-        predicted = self.session.predicted()
+        predicted = self._predicted
         if predicted is None or predicted.missing >= self._changed:
             return [("?", "bold"), (" not measured yet", "$dim")]
         words = [(glyphs.about + t.perplexity(predicted.ppl), "bold $ink")]
@@ -136,10 +141,23 @@ class Scoreboard(Lines):
     # --- the work -----------------------------------------------------------------------------
 
     def _work(self, width: int) -> Words:
-        jobs, stage = running(self.session), self.session.stage
+        jobs = running(self.session)
         if not jobs:
-            return [(self.state, "$dim")]
-        job = jobs[0]
+            return self._rest()
+        gauges = self._gauges() if width >= 110 else []
+        return spread(self._job(jobs, width - cells(gauges) - 2 * bool(gauges)), gauges, width)
+
+    def _gauges(self) -> Words:
+        now = self.session.gauges
+        if now is None:
+            return []
+        words = f"cpu {now.cpu:.0%}  {t.size(now.memory_free)} free"
+        if now.gpu_total:
+            words += f"  gpu {now.gpu_load:.0%} {t.size(now.gpu_used)} of {t.size(now.gpu_total)}"
+        return [(words, "$dim")]
+
+    def _job(self, jobs: list[Job], width: int) -> Words:
+        stage, job = self.session.stage, jobs[0]
         title, done, total, left = job.title, job.done, job.total, t.clock(job.seconds_left)
         if job.kind == "open" and stage is not None:
             title, done, total = stage.name, float(stage.done), stage.total
@@ -154,6 +172,16 @@ class Scoreboard(Lines):
         others = f"then {printable(jobs[1].title)}" if len(jobs) > 1 else printable(job.detail)
         if others and rest > 8:
             words.append(("  " + fit(others, min(cell_len(others), rest), self.glyphs), "$dim"))
+        return words
+
+    def _rest(self) -> Words:
+        words: Words = [(self.state, "$dim")]
+        for key, whole in self.session.additivity.items():
+            if key.startswith("degrade/") and math.isfinite(whole.kl):
+                format = printable(whole.format)
+                words.append((f"  {format} in all body layers: KL ", "$dim"))
+                words.append((f"{whole.kl:.2f}{self.glyphs.times}", ""))
+                words.append((" the sum of single effects", "$dim"))
         return words
 
     def _bar(self, share: float, width: int) -> Words:

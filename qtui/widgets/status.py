@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.cells import cell_len
 from textual.screen import Screen
 
 from engine.protocol import Level
@@ -31,11 +32,28 @@ class Message(Lines):
     Message { padding: 0 1; background: $surface; }
     """
 
+    def __init__(self, glyphs: Glyphs = UNICODE, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.glyphs = glyphs
+        self.said: tuple[Level, str] = "info", ""
+
     def say(self, level: Level, message: str) -> None:
         """Show a message in place of the one before."""
-        one_line = " ".join(message.split("\n"))
-        self.set_lines([[(f"{MARKS[level]} " if level != "info" else "", STYLES[level]),
-                         (printable(one_line), STYLES[level])]])  # fmt: skip
+        self.said = level, " ".join(message.split())
+        self._write()
+
+    def on_resize(self) -> None:
+        """Make use of the new room."""
+        self._write()
+
+    def _write(self) -> None:
+        level, message = self.said
+        mark = f"{MARKS[level]} " if level != "info" else ""
+        room = max(0, self.content_size.width - len(mark))
+        shown = printable(message)
+        if cell_len(shown) > room:
+            shown = fit(shown, room, self.glyphs)
+        self.set_lines([[(mark, STYLES[level]), (shown, STYLES[level])]])
 
 
 class Notices(Lines):

@@ -35,10 +35,14 @@ def test_the_original_storage_comes_back_also_after_an_error(network: Network, n
     pointer, values = before.data_ptr(), before.detach().clone()
     whole = network.resume(ids, -1, None)
 
-    with pytest.raises(ZeroDivisionError), network.holding({name: network.weight(name) * 2}):
-        assert network.model.get_parameter(path).data_ptr() != pointer
-        assert not torch.equal(network.resume(ids, -1, None), whole)
-        _ = 1 / 0
+    def break_off() -> None:
+        with network.holding({name: network.weight(name) * 2}):
+            assert network.model.get_parameter(path).data_ptr() != pointer
+            assert not torch.equal(network.resume(ids, -1, None), whole)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        break_off()
     after = network.model.get_parameter(path)
     assert after is before
     assert after.data_ptr() == pointer
@@ -92,6 +96,8 @@ def test_a_tied_head_and_its_embedding_change_apart(network: Network) -> None:
     ids = tiny.ids(1, 16)
     assert network.tied
     assert network.config.tie_word_embeddings is False
+    apart = network.model.get_input_embeddings(), network.model.get_output_embeddings()
+    assert apart[0].weight.data_ptr() != apart[1].weight.data_ptr()
     embedding = next(n for n, layer in network.layers.items() if layer.role == "embedding")
     assert torch.equal(network.weight("lm_head"), network.weight(embedding))
     states = network.states(ids)

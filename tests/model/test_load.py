@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,7 +182,7 @@ class Evil:
 def test_a_pickle_that_would_run_code_is_not_opened(llama: Path, tmp_path: Path) -> None:
     (llama / "model.safetensors").unlink()
     ran = tmp_path / "ran"
-    (llama / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Evil(ran)}))
+    (llama / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Evil(ran)}, protocol=2))
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle"):
         load_network(llama)
     assert not ran.exists()
@@ -357,7 +358,7 @@ def test_a_folder_without_tokenizer(llama: Path) -> None:
 
 def test_a_tokenizer_that_cannot_be_read(llama: Path) -> None:
     (llama / "tokenizer.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="tokenizer in .* cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer in .* cannot be read"):
         load_tokenizer(llama)
 
 
@@ -390,10 +391,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, answer: Exception | Path, *, offline: b
 
 
 def test_hub_answers(monkeypatch: pytest.MonkeyPatch, llama: Path) -> None:
-    import httpx
     from huggingface_hub import errors
 
-    response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co/a/b"))
+    response = SimpleNamespace(headers={}, request=None)
     cases = [
         (errors.LocalEntryNotFoundError("not cached"), True, "HF_HUB_OFFLINE forbids"),
         (errors.LocalEntryNotFoundError("no network"), False, "could not be reached: no network"),
@@ -412,7 +412,7 @@ def test_hub_answers(monkeypatch: pytest.MonkeyPatch, llama: Path) -> None:
 def test_memory_is_counted_by_shape_and_dtype() -> None:
     assert memory_needed([(3, 5), (7,)], torch.bfloat16) == 44
     assert memory_needed([], torch.float32) == 0
-    assert 0 < memory_free("cpu")
+    assert memory_free("cpu") > 0
 
 
 def test_a_container_limits_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from engine.model.load import load_network
 from engine.model.network import Network, Preempted
 from tests import tiny
 
@@ -115,7 +116,7 @@ def test_a_changed_layer_gives_what_the_changed_model_gives(network: Network) ->
 def test_shared_keys_and_values_fall_back_and_say_so(network: Network) -> None:
     assert not network.resumable
     assert network.why_not_resumable is not None
-    assert "block 2 cannot run without the blocks before it" in network.why_not_resumable
+    assert "cannot run without the blocks before it" in network.why_not_resumable
     assert "whole model" in network.why_not_resumable
     ids = tiny.ids(2, 24)
     whole, states = plain(network, ids), network.states(ids)
@@ -150,29 +151,89 @@ def test_a_network_without_logits_to_keep_slices_whole_logits(
 
 
 @LLAMA
-def test_the_self_check_sees_a_block_that_looks_elsewhere(network: Network) -> None:
-    last, kept = network.blocks[2], []
-    first, forward = network.blocks[0], network.blocks[0].forward
+def test_the_self_check_sees_a_block_that_reads_what_another_left(network: Network) -> None:
+    left: list[Tensor] = []
+    leaves, reads = network.blocks[0].forward, network.blocks[2].forward
 
     def leaving(*args: Tensor, **kwargs: object) -> Tensor:
-        kept[:] = [args[0]]
-        return forward(*args, **kwargs)
+        left[:] = args[:1]
+        return leaves(*args, **kwargs)
 
-    def looking(*args: Tensor, **kwargs: object) -> Tensor:
-        return last_forward(*args, **kwargs) + (kept[0] if kept else 0.0)
+    def reading(*args: Tensor, **kwargs: object) -> Tensor:
+        return reads(*args, **kwargs) + left[0]  # stale, not absent, when block 0 is skipped
 
-    last_forward = last.forward
-    first.__dict__["forward"], last.__dict__["forward"] = leaving, looking
     try:
-        # block 0 left what block 2 reads long ago; a changed weight shows it is stale
-        kept.clear()
-        states_with = network.states(tiny.ids(1, 16))
-        kept.clear()
-        assert not torch.equal(
-            network.final_state(tiny.ids(1, 16), 2, states_with[2]), states_with[3]
-        )
+        network.blocks[0].__dict__["forward"] = leaving
+        network.blocks[2].__dict__["forward"] = reading
+        assert not network.check_resume()
+        assert "block 2 depends on more than its input" in str(network.why_not_resumable)
+        assert network.blocks[0].__dict__["forward"] is leaving
     finally:
-        del first.__dict__["forward"], last.__dict__["forward"]
+        del network.blocks[0].__dict__["forward"], network.blocks[2].__dict__["forward"]
+        assert network.check_resume()
+
+
+@LLAMA
+def test_the_self_check_sees_a_block_that_writes_into_its_input(network: Network) -> None:
+    block, ids = network.blocks[1].forward, tiny.ids(1, 16)
+    entering = network.states(ids)[1]
+
+    def forward(*args: Tensor, **kwargs: object) -> Tensor:
+        output = block(*args, **kwargs)
+        args[0].add_(1.0)
+        return output
+
+    try:
+        network.blocks[1].__dict__["forward"] = forward
+        assert not network.check_resume()
+        assert "the input of block 1 is written to" in str(network.why_not_resumable)
+        assert torch.equal(network.states(ids)[1], entering)
+    finally:
+        del network.blocks[1].__dict__["forward"]
+        assert network.check_resume()
+
+
+@pytest.mark.parametrize("network", ["falcon"], indirect=True)
+def test_tensors_beside_the_state_do_not_hinder_a_model_that_ignores_them(
+    network: Network,
+) -> None:
+    block, ids = network.blocks[1].forward, tiny.ids(2, 24)
+    try:
+        network.blocks[1].__dict__["forward"] = lambda *a, **k: (block(*a, **k)[0], torch.ones(1))
+        assert network.check_resume()
+        assert torch.equal(network.resume(ids, 2, network.states(ids)[2]), plain(network, ids))
+    finally:
+        del network.blocks[1].__dict__["forward"]
+        assert network.check_resume()
+
+
+@pytest.mark.parametrize("network", ["falcon"], indirect=True)
+def test_a_model_that_needs_what_a_block_returns_beside_the_state_is_not_resumed(
+    network: Network,
+) -> None:
+    block, head = network.blocks[1].forward, network.model.transformer.ln_f
+    beside: list[Tensor] = []
+
+    def forward(*args: Tensor, **kwargs: object) -> tuple[Tensor, ...]:
+        beside[:] = [torch.ones(1)]
+        return (block(*args, **kwargs)[0], beside[0])
+
+    def needs(_module: object, _args: object, output: Tensor) -> Tensor:
+        return output + beside.pop()  # nothing is there when block 1 was skipped
+
+    hook = head.register_forward_hook(needs)
+    try:
+        network.blocks[1].__dict__["forward"] = forward
+        assert not network.check_resume()
+        ids = tiny.ids(1, 16)
+        whole = network.resume(ids, -1, None)
+        last = network.final_state(ids, 2, torch.zeros(1, 16, 64))
+        beside.clear()
+        assert torch.equal(network.logits(ids, last, (0, 16)), whole)
+    finally:
+        hook.remove()
+        del network.blocks[1].__dict__["forward"]
+        assert network.check_resume()
 
 
 @EVERY
@@ -222,8 +283,6 @@ def test_an_error_in_a_forward_leaves_the_network_at_rest(network: Network) -> N
 
 @pytest.mark.parametrize("change", ["weight", "forward", "hook", "grad"])
 def test_at_rest_notices_what_is_left_behind(folder: Callable[[str], Path], change: str) -> None:
-    from engine.model.load import load_network
-
     network = load_network(folder("llama"), device="cpu")
     network.assert_at_rest()
     if change == "weight":
@@ -240,3 +299,24 @@ def test_at_rest_notices_what_is_left_behind(folder: Callable[[str], Path], chan
             network.assert_at_rest()
     finally:
         torch.set_grad_enabled(grad)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))
+def test_on_cuda_resuming_stays_within_the_noise_of_running_twice(
+    folder: Callable[[str], Path], arch: str
+) -> None:
+    network = load_network(folder(arch), device="cuda")
+    assert (network.device.type, network.dtype) == ("cuda", torch.bfloat16)
+    assert network.resumable is (arch in tiny.RESUMABLE)
+    ids = tiny.ids(2, 32).cuda()
+    whole, again = network.resume(ids, -1, None), network.resume(ids, -1, None)
+    floor = (whole - again).abs().max()
+    states = network.states(ids)
+    for k, state in enumerate(states):
+        assert (network.resume(ids, k, state) - whole).abs().max() <= floor, k
+    for name in network.layers:
+        with network.holding({name: network.weight(name).clone()}):
+            assert (network.resume(ids, -1, None) - whole).abs().max() <= floor, name
+    network.assert_at_rest()

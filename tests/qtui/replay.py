@@ -37,6 +37,7 @@ class Replay:
         self.sent: list[p.AnyCommand] = []
         self.closed = False
         self._seq = 0
+        self._waiting = False
         self._queue: asyncio.Queue[p.AnyEvent | Session | EngineGoneError] = asyncio.Queue()
         self.give(*events)
 
@@ -49,11 +50,17 @@ class Replay:
         """End, as an engine that crashed."""
         self._queue.put_nowait(EngineGoneError(message))
 
+    def heard(self) -> bool:
+        """Whether the client has received all there was, and waits for more."""
+        return self._waiting and self._queue.empty()
+
     async def send(self, command: p.AnyCommand) -> None:
         self.sent.append(command)
 
     async def receive(self) -> p.Sent | Session:
+        self._waiting = True
         event = await self._queue.get()
+        self._waiting = False
         if isinstance(event, EngineGoneError):
             raise event
         if isinstance(event, Session):
@@ -85,7 +92,9 @@ def listed(layers: list[str] | None = None) -> p.LayersListed:
         kinds.append(parts[-1])
         blocks.append(block)
         roles.append(role)
-        shapes.append((VOCAB, HIDDEN) if block < 0 else SHAPES.get(".".join(parts[-2:]), (256, 256)))
+        shapes.append(
+            (VOCAB, HIDDEN) if block < 0 else SHAPES.get(".".join(parts[-2:]), (256, 256))
+        )
     return p.LayersListed(
         names=layers, kinds=kinds, blocks=blocks, roles=roles, shapes=shapes,
         dtypes=["bfloat16"] * len(layers), other_bytes=5632,
@@ -134,9 +143,7 @@ def histogram(layer: str, bins: int = 120) -> p.HistogramReady:
     counts = [round(9000 * math.exp(-(((i - bins / 2) / (bins / 9)) ** 2))) for i in range(bins)]
     counts[3] += 2
     counts[-2] += 5
-    return p.HistogramReady(
-        layer=layer, low=-0.31, high=0.31, counts=counts, mean=0.0, std=0.0412
-    )
+    return p.HistogramReady(layer=layer, low=-0.31, high=0.31, counts=counts, mean=0.0, std=0.0412)
 
 
 PROTOCOL = p.Protocol(

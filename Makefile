@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
+RUNTIME := $(VENV)/.runtime
+TESTED := $(VENV)/.tested
+# The demo needs no test extras, and takes an environment that has them as it is.
+READY := $(if $(wildcard $(TESTED)),$(TESTED),$(RUNTIME))
+
+.PHONY: venv demo test bench
+
+venv: $(TESTED)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e .
+	touch $@
+
+$(TESTED): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[test]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/qtui demo
+
+test: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: venv
+	$(BIN)/python -m pytest -s -o python_files='bench_*.py' tests/bench

@@ -1,0 +1,59 @@
+"""Every test has its own state, config and runtime folders, and no network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """XDG folders of this test alone; the runtime folder is short, as socket paths must be."""
+    runtime = Path(tempfile.mkdtemp(prefix="q"))
+    for variable, folder in (
+        ("XDG_STATE_HOME", tmp_path / "state"),
+        ("XDG_CONFIG_HOME", tmp_path / "config"),
+        ("XDG_CACHE_HOME", tmp_path / "cache"),
+        ("XDG_RUNTIME_DIR", runtime),
+    ):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setenv(variable, str(folder))
+    yield tmp_path
+    shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of a few thousand bytes, varied enough for windows to differ."""
+    words = tuple(
+        [
+            "the",
+            "quick",
+            "brown",
+            "fox",
+            "jumps",
+            "over",
+            "a",
+            "lazy",
+            "dog",
+            "while",
+            "seven",
+            "boxers",
+            "sleep",
+        ]
+    )
+    lines = [
+        " ".join(words[(i * k) % len(words)] for k in range(1, 12)) + f" {i * i}."
+        for i in range(400)
+    ]
+    path = tmp_path_factory.mktemp("text") / "prose.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path

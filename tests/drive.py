@@ -1,0 +1,59 @@
+"""Drive an engine to the end of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from engine import protocol as p
+from engine.client import Client
+
+PATIENCE = 120.0
+"""Seconds without any event after which a test gives up."""
+
+
+def settings(text: Path | None = None, **given: object) -> p.Settings:
+    """Small and quick: 16 windows of 32 tokens in micro-batches of 4."""
+    chosen: dict[str, object] = {
+        "text": str(text) if text else None,
+        "tokens": 512,
+        "seq_len": 32,
+        "batch_tokens": 128,
+        "formats": ("int4-g32",),
+        "sweep_formats": ("int4-g32",),
+    }
+    return p.Settings(**{**chosen, **given})  # type: ignore[arg-type]
+
+
+def until(client: Client, stop: Callable[[p.AnyEvent], bool]) -> list[p.AnyEvent]:
+    """Receive events up to and with the first that ``stop`` says yes to."""
+    seen: list[p.AnyEvent] = []
+    while True:
+        event = client.receive(PATIENCE)
+        assert event is not None, f"no event for {PATIENCE} s; the last were {seen[-3:]}"
+        seen.append(event)
+        if stop(event):
+            return seen
+
+
+def ended(kind: str) -> Callable[[p.AnyEvent], bool]:
+    """Whether a job of this kind has ended."""
+    return lambda event: isinstance(event, p.JobEnded) and event.kind == kind
+
+
+def is_partial(event: p.AnyEvent) -> bool:
+    """Whether it is a recipe's score, finished or not."""
+    return isinstance(event, p.RecipePartial) or (
+        isinstance(event, p.Learned) and any(isinstance(f, p.RecipeScore) for f in event.facts)
+    )
+
+
+def facts(events: list[p.AnyEvent], kind: type[p.Fact]) -> list[p.AnyFact]:
+    """All facts of one kind that came."""
+    return [
+        fact
+        for event in events
+        if isinstance(event, p.Learned)
+        for fact in event.facts
+        if isinstance(fact, kind)
+    ]

@@ -1,0 +1,187 @@
+"""The sweep equals a brute-force loop, whatever is cached; and measures nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import protocol as p
+from engine.client import in_process
+from tests import brute_force, tiny
+from tests.drive import ended, facts, settings, until
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def of(arch: str) -> Path:
+        if arch not in made:
+            made[arch] = tiny.build(arch, tmp_path_factory.mktemp("sweep") / arch)
+        return made[arch]
+
+    return of
+
+
+def run_sweep(
+    source: Path, chosen: p.Settings
+) -> tuple[list[p.AnyEvent], dict[str, p.Sensitivity], p.JobEnded]:
+    client = in_process(str(source))
+    try:
+        client.send(p.Open(str(source), chosen))
+        client.send(p.Sweep())
+        events = until(client, ended("sweep"))
+    finally:
+        client.close()
+    last = events[-1]
+    assert isinstance(last, p.JobEnded)
+    assert last.status == "done", last.message
+    rows = {f.layer: f for f in facts(events, p.Sensitivity) if isinstance(f, p.Sensitivity)}
+    return events, rows, last
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3", "mistral", "falcon", "gemma4"])
+def test_sweep_equals_the_brute_force_loop(
+    arch: str, folder: Callable[[str], Path], prose: Path
+) -> None:
+    source = folder(arch)
+    events, rows, _ = run_sweep(source, settings(prose))
+    model = brute_force.load(source)
+    ids = brute_force.windows(source, prose.read_text(), 512, 32)
+    (measured,) = facts(events, p.Baseline)
+    assert isinstance(measured, p.Baseline)
+    assert measured.nll == pytest.approx(brute_force.baseline(model, ids, 4), abs=1e-6)
+
+    compared = 0
+    for name, module in brute_force.weights(model).items():
+        if name not in rows:
+            continue
+        changed = brute_force.quantised(brute_force.oriented(module), 4, 32, torch.float16)
+        expected = brute_force.effect(model, module, changed, ids, 4)
+        ours = rows[name]
+        assert brute_force.close(ours.kl, expected.kl), (name, ours.kl, expected.kl)
+        assert brute_force.close(ours.dnll, expected.dnll), (name, ours.dnll, expected.dnll)
+        compared += 1
+    assert compared == len(rows)
+
+
+def test_control_measures_exactly_nothing(folder: Callable[[str], Path], prose: Path) -> None:
+    events, _, _ = run_sweep(folder("llama"), settings(prose))
+    (control,) = facts(events, p.Control)
+    assert isinstance(control, p.Control)
+    assert (control.max_abs_dnll, control.max_abs_kl) == (0.0, 0.0)
+    assert (control.floor_dnll, control.floor_kl) == (0.0, 0.0)
+
+
+def test_what_is_cached_changes_no_figure(folder: Callable[[str], Path], prose: Path) -> None:
+    _, plenty, _ = run_sweep(folder("llama"), settings(prose, fresh=True))
+    _, nothing, _ = run_sweep(folder("llama"), settings(prose, fresh=True, memory_budget=1))
+    assert plenty == nothing
+
+
+def test_a_second_sweep_takes_everything_from_the_store(
+    folder: Callable[[str], Path], prose: Path
+) -> None:
+    _, first, ended_first = run_sweep(folder("llama"), settings(prose))
+    _, second, ended_second = run_sweep(folder("llama"), settings(prose))
+    assert ended_first.resumed == 0
+    assert ended_second.measured == 0
+    assert ended_second.resumed == ended_first.measured
+    assert first == second
+
+
+def test_another_text_window_or_format_reuses_nothing(
+    folder: Callable[[str], Path], prose: Path, tmp_path: Path
+) -> None:
+    source = folder("llama")
+    run_sweep(source, settings(prose))
+    other = tmp_path / "other.txt"
+    other.write_text(prose.read_text()[::-1])
+    for changed in (
+        settings(other),
+        settings(prose, seq_len=64),
+        settings(prose, dtype="bf16"),
+        settings(prose, stride=8),
+    ):
+        _, _, last = run_sweep(source, changed)
+        assert last.resumed == 0
+    _, _, last = run_sweep(source, settings(prose, sweep_formats=("int5-g32",)))
+    assert last.resumed == 2  # baseline and control do not depend on the format
+
+
+def test_a_changed_checkpoint_reuses_nothing(tmp_path: Path, prose: Path) -> None:
+    source = tiny.build("llama", tmp_path / "model")
+    run_sweep(source, settings(prose))
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(source / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][0, 0] += 0.5
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    _, _, last = run_sweep(source, settings(prose))
+    assert last.resumed == 0
+
+
+def test_additivity_is_the_uniform_recipe_over_the_sum(
+    folder: Callable[[str], Path], prose: Path
+) -> None:
+    events, rows, _ = run_sweep(folder("llama"), settings(prose))
+    (found,) = facts(events, p.Additivity)
+    assert isinstance(found, p.Additivity)
+    body = [row for name, row in rows.items() if ".layers." in name]
+    assert found.layers == len(body)
+    assert found.sum_kl == pytest.approx(sum(row.kl for row in body))
+    (together,) = facts(events, p.RecipeScore)
+    assert isinstance(together, p.RecipeScore)
+    assert found.kl == pytest.approx(together.kl / found.sum_kl)
+
+
+def test_standard_error_is_that_of_the_mean_over_windows(
+    folder: Callable[[str], Path], prose: Path
+) -> None:
+    """One window alone at a time, by hand, against the sweep's own standard error."""
+    source = folder("llama")
+    _, rows, _ = run_sweep(source, settings(prose))
+    model = brute_force.load(source)
+    ids = brute_force.windows(source, prose.read_text(), 512, 32)
+    name = "model.layers.1.mlp.down_proj"
+    module = brute_force.weights(model)[name]
+    changed = brute_force.quantised(brute_force.oriented(module), 4, 32, torch.float16)
+    each = torch.tensor(
+        [brute_force.effect(model, module, changed, row[None], 1).kl for row in ids],
+        dtype=torch.float64,
+    )
+    expected = float(each.std(unbiased=True)) / len(each) ** 0.5
+    assert rows[name].kl_se == pytest.approx(expected, rel=1e-3)
+
+
+def test_shared_keys_and_values_fall_back_and_say_so(
+    folder: Callable[[str], Path], prose: Path
+) -> None:
+    events, _, _ = run_sweep(folder("gemma4"), settings(prose))
+    ready = [event for event in events if isinstance(event, p.ModelReady)]
+    assert not ready[0].resumable
+    assert ready[0].why_not_resumable
+    assert any(
+        isinstance(event, p.Notice) and event.message == ready[0].why_not_resumable
+        for event in events
+    )
+
+
+def test_a_layer_the_format_cannot_hold_is_a_fallback_not_a_silence(
+    folder: Callable[[str], Path], prose: Path
+) -> None:
+    client = in_process(str(folder("llama")))
+    try:
+        client.send(p.Open(str(folder("llama")), settings(prose)))
+        client.send(p.Sweep(formats=("nf4",)))
+        events = until(client, ended("sweep"))
+    finally:
+        client.close()
+    last = events[-1]
+    assert isinstance(last, p.JobEnded)
+    assert last.status == "failed"
+    assert "not yet" in last.message
+    assert last.exit_code == 2

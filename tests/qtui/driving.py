@@ -1,0 +1,74 @@
+"""An app over a replayed engine, and waiting for what is to come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from textual.pilot import Pilot
+
+from engine import protocol as p
+from engine.profiles import Profile
+from qtui.app import QtuiApp
+from tests.qtui import replay
+from tests.qtui.replay import Replay
+
+
+class Driver:
+    """A running app, its pilot, and the engine it is connected to."""
+
+    def __init__(self, app: QtuiApp, pilot: Pilot[None], link: Replay) -> None:
+        self.app, self.pilot, self.link = app, pilot, link
+        self.bench, self.table = app.workbench, app.workbench.table
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let the app run until something is so."""
+        async with asyncio.timeout(20):
+            while not condition():
+                await self.pilot.pause()
+                await asyncio.sleep(0.002)
+
+    async def give(self, *events: p.AnyEvent) -> None:
+        """Let the engine say something, and the app draw it."""
+        painted = self.app.pump.painted
+        self.link.give(*events)
+        await self.until(lambda: self.app.pump.painted > painted and self.link.heard())
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Let everything that is due be drawn."""
+        await self.until(lambda: not self.app.pump.due)
+        await self.pilot.pause()
+
+    def screen(self) -> str:
+        """The characters on the screen."""
+        width = self.app.size.width
+        lines = self.app.screen._compositor.render_strips()
+        return "\n".join(strip.crop(0, width).text for strip in lines)
+
+    def sent(self, kind: type[p.Command]) -> list[p.Command]:
+        """Commands of one kind that the engine was sent."""
+        return [command for command in self.link.sent if isinstance(command, kind)]
+
+
+@asynccontextmanager
+async def driving(
+    *events: p.AnyEvent,
+    size: tuple[int, int] = (120, 40),
+    profile: Profile = replay.PROFILE,
+    ascii: bool = False,
+) -> AsyncIterator[Driver]:
+    """An app that was shown these events."""
+    link = Replay()
+
+    async def connect() -> Replay:
+        return link
+
+    app = QtuiApp("demo", replay.SETTINGS, profile, connect, ascii=ascii)
+    async with app.run_test(size=size) as pilot:
+        driver = Driver(app, pilot, link)
+        await driver.until(lambda: len(link.sent) >= 3)
+        if events:
+            await driver.give(*events)
+        yield driver

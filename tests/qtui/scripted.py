@@ -1,0 +1,115 @@
+"""An engine that answers each command with events a test wrote, as `Client` has them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import pytest
+
+from engine import client
+from engine import protocol as p
+from engine.session import Session, apply
+from tests.qtui import replay as r
+
+Answer: TypeAlias = Callable[[p.AnyCommand, Session], Iterable[p.AnyEvent | BaseException]]
+
+
+class Scripted:
+    """Takes commands, keeps them, and gives the events that answer them, folded."""
+
+    def __init__(self, answer: Answer, session: Session | None = None) -> None:
+        self.session = session or Session()
+        self.sent: list[p.AnyCommand] = []
+        self.closed = False
+        self._answer = answer
+        self._queue: deque[p.AnyEvent | BaseException] = deque()
+
+    def send(self, command: p.AnyCommand) -> None:
+        self.sent.append(command)
+        # An engine has folded what it tells before a client hears of it.
+        self._queue.extend(self._answer(command, self.session))
+
+    def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
+        assert timeout is not None, "a wait without end cannot be interrupted"
+        if not self._queue:
+            raise AssertionError(f"waits for what never comes after {self.sent}")
+        event = self._queue.popleft()
+        if isinstance(event, BaseException):
+            raise event
+        apply(self.session, event)
+        return event
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def whole(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent]:
+    """What an engine answers when everything goes well."""
+    match command:
+        case p.Open(model=False):
+            yield from list(r.opening())[:4]
+            yield p.JobEnded(job="1", kind="open", status="done")
+        case p.Open():
+            yield from r.opening()
+        case p.Triage():
+            *begun, ended = r.triaged()
+            yield from begun
+            assert isinstance(ended, p.JobEnded)
+            yield p.JobEnded(
+                job=ended.job, kind=ended.kind, status="done", resumed=3,
+                timings={"read_s": 0.25, "total_s": 1.5},
+            )  # fmt: skip
+        case p.Sweep():
+            *begun, _ = r.swept()
+            yield from begun
+            yield p.Learned(("c",), (p.Control("lm_head", 0.0, 0.0),))
+            yield p.Learned(
+                ("a",),
+                (
+                    p.Additivity(
+                        format=r.FORMAT, layers=35, kl=0.97, dnll=float("nan"),
+                        together_kl=0.04, sum_kl=0.0412,
+                    ),
+                ),
+            )  # fmt: skip
+            yield p.JobEnded(
+                job="3", kind="sweep", status="done", resumed=2,
+                timings={"load_s": 1.2, "forward_s": 0.8, "quantize_s": 0.1, "estimate_s": 0.0,
+                         "measure_s": 20.0},
+            )  # fmt: skip
+        case p.Evaluate():
+            yield from evaluated(command, session)
+        case _:
+            pass
+
+
+def evaluated(command: p.Evaluate, session: Session) -> Iterable[p.AnyEvent]:
+    """The recipe is changed, then measured."""
+    from engine.session import recipe_hash
+
+    layers = command.layers
+    if layers is None:
+        assert command.format is not None
+        layers = {name: command.format for name in r.names() if ".layers." in name}
+    for format in dict.fromkeys(layers.values()):
+        yield r.changed(session, [n for n, held in layers.items() if held == format], format)
+    yield p.JobStarted(job="4", kind="evaluate", title="evaluate", total=0)
+    yield p.Progress(job="4", done=8, total=16)
+    yield p.Learned(("r",), (r.score(recipe_hash(layers), ppl=26.42, half=0.05),))
+    yield p.JobEnded(job="4", kind="evaluate", status="done", resumed=1, timings={"load_s": 1.2})
+
+
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Answer = whole,
+    *,
+    attached: Session | None = None,
+) -> Scripted:
+    """Let every run meet a scripted engine: one of its own, or a running one with a session."""
+    engine = Scripted(answer, attached)
+    running = engine if attached is not None else None
+    monkeypatch.setattr(client, "attached", lambda source: running)
+    monkeypatch.setattr(client, "in_process", lambda source: engine)
+    return engine

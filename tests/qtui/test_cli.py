@@ -1,0 +1,406 @@
+"""Command lines: what they refuse, what they print where, and what they exit with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.session import Session
+from qtui import cli
+from qtui.options import size_in_bytes
+from tests.qtui import replay as r
+from tests.qtui.scripted import Scripted, install, whole
+
+QUICK = ("--profile", "quick")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def command_line(*given: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(given)
+        out, err = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return code, out, err
+
+    return command_line
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, p.Settings, bool]]:
+    """What the terminal interface was asked to show, on a terminal that only seems to be one."""
+    asked: list[tuple[str, p.Settings, bool]] = []
+
+    def show(source: str, settings: p.Settings, profile: object, *, ascii: bool) -> int:
+        asked.append((source, settings, ascii))
+        return 0
+
+    app = types.ModuleType("qtui.app")
+    app.run = show  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "qtui.app", app)
+    monkeypatch.setattr(cli, "_has_terminal", lambda: True)
+    return asked
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+# --- the first argument --------------------------------------------------------------------------
+
+
+def test_a_first_argument_that_is_no_command_is_a_model(
+    run: Run, shown: list[tuple[str, p.Settings, bool]]
+) -> None:
+    assert run("org/model", "--tokens", "512")[0] == 0
+    source, settings, ascii = shown[0]
+    assert source == "org/model"
+    assert settings.tokens == 512
+    assert not ascii
+
+
+def test_options_may_stand_before_the_model(
+    run: Run, shown: list[tuple[str, p.Settings, bool]]
+) -> None:
+    assert run("--ascii", "-P", "quick", "org/model")[0] == 0
+    assert shown[0][0] == "org/model"
+    assert shown[0][1].profile == "quick"
+    assert shown[0][2]
+
+
+def test_a_folder_named_like_a_command_can_be_opened(
+    run: Run,
+    shown: list[tuple[str, p.Settings, bool]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "triage").mkdir()
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run("./triage")[0] == 0
+    assert run("demo")[0] == 0
+    assert run("./demo")[0] == 0
+    assert [source for source, _, _ in shown] == [
+        str(tmp_path / "triage"), "demo", str(tmp_path / "demo"),
+    ]  # fmt: skip
+
+
+def test_the_exit_code_is_that_of_the_interface(
+    run: Run, shown: list[tuple[str, p.Settings, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["qtui.app"], "run", lambda *given, **named: 3)
+    assert run("demo")[0] == 3
+
+
+def test_without_a_terminal_the_interface_names_the_commands_to_use(run: Run) -> None:
+    code, out, err = run("org/model")
+    assert code == 2
+    assert out == ""
+    assert "`qtui sweep org/model`" in err
+
+
+def test_without_a_model_there_is_a_sentence_and_the_commands(run: Run) -> None:
+    code, out, err = run()
+    assert code == 2
+    assert out == ""
+    assert "start screen is not there yet" in err
+    assert "qtui triage" in err
+
+
+def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    assert "sweep" in out
+    assert "open " not in out
+    code, out, err = run("--version")
+    assert (code, err) == (0, "")
+    assert out.startswith("qtui ")
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("plan", "demo", "--bits", "4"),
+        ("attach",),
+        ("triage", "demo", "--activations"),
+        ("sweep", "demo", "--exact", "top:5"),
+        ("sweep", "demo", "--direction", "restore"),
+        ("sweep", "demo", "--calib", "c4"),
+        ("eval", "demo", "--recipe", "Q4_K_M"),
+    ],
+)
+def test_what_is_planned_is_refused_and_said_so(run: Run, given: tuple[str, ...]) -> None:
+    code, out, err = run(*given)
+    assert code == 2
+    assert out == ""
+    assert "cannot be used yet" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (("sweep",), "MODEL"),
+        (("sweep", "demo", "--bogus"), "--bogus"),
+        (("sweep", "demo", "--tokens", "many"), "--tokens"),
+        (("sweep", "demo", "--tokens", "1"), "--tokens"),
+        (("sweep", "demo", "--dtype", "fp8"), "--dtype"),
+        (("sweep", "demo", "--device", "tpu"), "--device"),
+        (("sweep", "demo", "--memory-budget", "lots"), "--memory-budget"),
+        (("sweep", "demo", "--profile", "hasty"), "hasty"),
+        (("sweep", "demo", "--formats", "int4,,int8"), "--formats"),
+        (("sweep", "demo", "--json", "/no/such/folder/x.json"), "/no/such/folder"),
+        (("sweep", "demo", "--json", "/"), "--json"),
+        (("eval", "demo"), "--recipe"),
+        (("eval", "demo", "--format", "int8", "--recipe", "x.toml"), "--recipe"),
+        (("eval", "demo", "--recipe", "gone.toml"), "gone.toml"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2_and_names_what_is_wrong(
+    run: Run, given: tuple[str, ...], named: str
+) -> None:
+    code, out, err = run(*given)
+    assert code == 2
+    assert out == ""
+    assert named in err
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("8GiB", 8 << 30),
+        ("8gib", 8 << 30),
+        ("1.5 GB", 1_500_000_000),
+        ("512M", 512_000_000),
+        ("4096", 4096),
+        ("4096B", 4096),
+    ],
+)
+def test_sizes(given: str, expected: int) -> None:
+    assert size_in_bytes(given) == expected
+
+
+@pytest.mark.parametrize("given", ["", "GiB", "8iB", "-1GB", "0", "8 GiBs"])
+def test_what_is_no_size(given: str) -> None:
+    with pytest.raises(UsageError, match="--memory-budget"):
+        size_in_bytes(given)
+
+
+# --- options become settings ---------------------------------------------------------------------
+
+
+def opened(engine: Scripted) -> p.Settings:
+    command = engine.sent[0]
+    assert isinstance(command, p.Open)
+    return command.settings
+
+
+def test_every_option_reaches_the_engine(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = install(monkeypatch)
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(
+        "sweep", "demo", "-P", "quick", "--text", "text.txt", "--tokens", "2048", "--seq-len",
+        "128", "--stride", "32", "--device", "cuda:1", "--dtype", "bf16", "--memory-budget",
+        "2GiB", "--seed", "7", "--fresh", "--trust-remote-code", "--formats", "int4, int8,int4",
+        "--exact", "all", "--direction", "degrade",
+    )  # fmt: skip
+    assert code == 0, err
+    settings = opened(engine)
+    assert settings.profile == "quick"
+    assert settings.text == str(text)
+    assert (settings.tokens, settings.seq_len, settings.stride) == (2048, 128, 32)
+    assert (settings.device, settings.dtype) == ("cuda:1", "bf16")
+    assert settings.memory_budget == 2 << 30
+    assert settings.seed == 7
+    assert settings.fresh
+    assert settings.trust_remote_code
+    assert engine.sent[1] == p.Sweep(("int4", "int8"))
+
+
+def test_a_stride_of_0_is_windows_side_by_side(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / "config" / "qtui"
+    own.mkdir(parents=True)
+    (own / "profiles.toml").write_text("[mine]\nstride = 64\n")
+    engine = install(monkeypatch)
+    run("triage", "demo", "-P", "mine")
+    assert opened(engine).stride == 64
+    engine = install(monkeypatch)
+    run("triage", "demo", "-P", "mine", "--stride", "0")
+    assert opened(engine).stride is None
+
+
+def test_formats_that_are_not_given_are_the_profile_s(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = install(monkeypatch)
+    run("triage", "demo", *QUICK)
+    assert engine.sent[1] == p.Triage(("int4-g128", "int8"))
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "schema"),
+    [
+        (("triage", "demo"), "qtui.triage/1"),
+        (("sweep", "demo"), "qtui.sweep/1"),
+        (("eval", "demo", "--format", "int4-g128"), "qtui.eval/1"),
+    ],
+)
+def test_a_dash_prints_the_document_and_nothing_more(
+    run: Run, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], schema: str
+) -> None:
+    install(monkeypatch)
+    code, out, err = run(*given, "--json", "-")
+    assert code == 0, err
+    assert json.loads(out)["schema"] == schema
+    assert "device: cpu" in err or schema == "qtui.triage/1"
+
+
+def test_a_document_in_a_file_leaves_the_table_on_stdout(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch)
+    path = tmp_path / "found.json"
+    code, out, _ = run("sweep", "demo", "--json", str(path))
+    assert code == 0
+    assert json.loads(path.read_text())["schema"] == "qtui.sweep/1"
+    assert "PPL 26.17 unchanged" in out
+    assert out.count("int4-g128") >= len(r.names())
+
+
+def test_an_evaluation_prints_the_recipe_beside_the_model(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch)
+    code, out, _ = run("eval", "demo", "--format", "int4-g128")
+    assert code == 0
+    assert "PPL 26.17 unchanged" in out
+    assert "PPL     26.42  (95%: 26.37 … 26.47)" in out
+    assert "4.25 per weight" in out
+
+
+def test_a_recipe_file_reaches_the_engine_by_exact_names(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = install(monkeypatch)
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'schema = "qtui.recipe/1"\ncheckpoint = "another"\n[layers]\n"lm_head" = "int8"\n'
+    )
+    code, _, err = run("eval", "demo", "--recipe", str(path))
+    assert code == 0, err
+    assert engine.sent[1] == p.Evaluate(layers={"lm_head": "int8"})
+    assert "was written for another" in err
+
+
+def test_a_recipe_with_an_unknown_layer_exits_with_2(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch)
+    path = tmp_path / "mine.toml"
+    path.write_text('schema = "qtui.recipe/1"\n[layers]\n"model.head" = "int8"\n')
+    code, out, err = run("eval", "demo", "--recipe", str(path))
+    assert (code, out) == (2, "")
+    assert "mine.toml" in err
+    assert "'model.head'" in err
+
+
+# --- how it ends ---------------------------------------------------------------------------------
+
+
+def failing(code: int, message: str) -> Callable[[p.AnyCommand, Session], Iterator[p.AnyEvent]]:
+    def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
+        if isinstance(command, p.Open):
+            yield p.Opened("demo", r.SETTINGS, {})
+            yield p.JobStarted(job="1", kind="open", title="open", total=0)
+            yield p.JobEnded(job="1", kind="open", status="failed", message=message, exit_code=code)
+
+    return answer
+
+
+@pytest.mark.parametrize("code", [1, 3, 4, 5])
+def test_a_failure_is_one_sentence_and_the_engine_s_exit_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    install(monkeypatch, failing(code, "no \x1b[2J weights"))
+    assert run("sweep", "demo") == (code, "", "qtui: no \\x1b[2J weights\n")
+
+
+def interrupted(
+    how: Callable[[], BaseException],
+) -> Callable[[p.AnyCommand, Session], Iterable[p.AnyEvent | BaseException]]:
+    def answer(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent | BaseException]:
+        if isinstance(command, p.Sweep):
+            return [*r.swept(done=3), how()]
+        return whole(command, session)
+
+    return answer
+
+
+def test_an_interrupted_run_says_that_what_it_measured_is_kept(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = install(monkeypatch, interrupted(KeyboardInterrupt))
+    path = tmp_path / "never.json"
+    code, out, err = run("sweep", "demo", "--json", str(path))
+    assert (code, out) == (130, "")
+    assert "what was measured is kept" in err
+    assert engine.closed
+    assert not path.exists()
+
+
+def test_sigterm_ends_a_run_as_an_interrupt_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminated(Scripted):
+        def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
+            event = super().receive(timeout)
+            if isinstance(event, p.Progress):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return event
+
+    from engine import client
+
+    engine = Terminated(interrupted(lambda: AssertionError("the signal was not heard")))
+    monkeypatch.setattr(client, "attached", lambda source: None)
+    monkeypatch.setattr(client, "in_process", lambda source: engine)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("sweep", "demo")[0] == 130
+    assert engine.closed
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_reader_that_left_ends_a_command_quietly(tmp_path: Path) -> None:
+    import subprocess
+
+    program = (
+        "import sys; from qtui import cli, doctor\n"
+        "doctor.report_text = lambda report: 'x' * 1_000_000\n"
+        "cli.main(['doctor'])"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, "")

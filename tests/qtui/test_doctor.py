@@ -1,0 +1,81 @@
+"""The block for a bug report, also where half of it is missing."""
+
+from __future__ import annotations
+
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from qtui import doctor, schema
+
+
+def test_the_report_finds_what_is_bundled() -> None:
+    report = doctor.examine()
+    assert report.profiles[:3] == ["quick", "standard", "thorough"]
+    assert "qtui-dark" in report.themes
+    assert report.versions["torch"] == metadata.version("torch")
+    places = {place.name: place for place in report.places}
+    assert places["bundled profiles"].found
+    assert places["bundled themes"].found
+    assert places["sockets"].found
+    assert report.problems == []
+    assert msgspec.json.decode(schema.encode(report), type=doctor.Report) == report
+
+
+def test_what_is_missing_is_said_and_breaks_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    find = util.find_spec
+
+    def find_spec(name: str, *given: Any) -> Any:
+        return None if name in ("psutil", "pynvml") else find(name, *given)
+
+    monkeypatch.setattr(doctor.metadata, "version", absent)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(doctor, "bundled_themes", lambda: tmp_path / "no-themes")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    for variable in ("TERM", "COLORTERM", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    report = doctor.examine()
+    text = doctor.report_text(report)
+    assert report.versions["torch"] is None
+    assert "torch is missing" in report.problems
+    assert "TERM=missing" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["compiler", "missing"] in lines
+    assert ["themes", "missing"] in lines
+    assert ["gpu", "missing"] in lines
+
+
+def test_a_profile_that_cannot_be_read_is_a_problem_not_a_failure(tmp_path: Path) -> None:
+    own = tmp_path / "config" / "qtui"
+    own.mkdir(parents=True)
+    (own / "profiles.toml").write_text("[quick]\ntokens = 'many'\n")
+    report = doctor.examine()
+    assert report.profiles == []
+    assert any("profiles.toml" in problem for problem in report.problems)
+
+
+def test_a_folder_that_cannot_be_made_is_a_problem_not_a_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file" / "below"))
+    assert any("state folder" in problem for problem in doctor.examine().problems)
+
+
+def test_the_terminal_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm\x1b[2J")
+    monkeypatch.setenv("TMUX", "/tmp/tmux")
+    monkeypatch.setenv("SSH_CONNECTION", "here there")
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = doctor.report_text(doctor.examine())
+    assert "\x1b" not in text
+    for word in ("tmux", "over ssh", "NO_COLOR set"):
+        assert word in text

@@ -1,0 +1,144 @@
+"""Engines that end, fail, and come back; and how the interface leaves them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from engine import protocol as p
+from engine.client import EngineGoneError
+from qtui.app import QtuiApp
+from tests.qtui import replay as r
+from tests.qtui.driving import Driver, driving
+
+LAST_WORDS = "it was killed by signal 9\nINFO sweep\nMemoryError: 3.1 GB wanted"
+
+
+@asynccontextmanager
+async def reconnecting(*links: r.Replay | Exception) -> AsyncIterator[Driver]:
+    """An app that is given these links one after the other."""
+    waiting = list(links)
+
+    async def connect() -> r.Replay:
+        link = waiting.pop(0)
+        if isinstance(link, Exception):
+            raise link
+        return link
+
+    settings = msgspec.structs.replace(r.SETTINGS, fresh=True)
+    app = QtuiApp("demo", settings, r.PROFILE, connect)
+    async with app.run_test(size=(80, 24)) as pilot:
+        first = next(link for link in links if isinstance(link, r.Replay))
+        yield Driver(app, pilot, first)
+
+
+async def test_a_dead_engine_is_said_and_r_starts_another_that_goes_on() -> None:
+    first, second = r.Replay([*r.opening(), *r.swept(5)]), r.Replay()
+    async with reconnecting(first, second) as d:
+        await d.until(lambda: d.app.session.measured)
+        first.die(LAST_WORDS)
+        await d.until(lambda: d.bench.banner.has_class("-shown"))
+        await d.settled()
+        screen = d.screen()
+        assert "The engine ended: it was killed by signal 9" in screen
+        assert "MemoryError: 3.1 GB wanted" in screen
+        assert "/state/sessions/demo/engine.log" in screen
+        assert "sweep int4-g128 ━" not in screen
+        await d.pilot.press("j", "4")
+        await d.pilot.pause()
+        assert "there is no engine" in d.bench.message.text
+        assert not d.table.pending
+        await d.pilot.press("r")
+        await d.until(lambda: len(second.sent) >= 3)
+        # To measure anew was asked for once: an engine that comes back goes on.
+        assert second.sent[:3] == [p.Open("demo", r.SETTINGS), p.Triage(), p.Sweep()]
+        assert not d.bench.banner.has_class("-shown")
+        session = d.app.session
+        second.give(msgspec.convert(msgspec.to_builtins(session), type(session)))
+        await d.until(lambda: d.app.session is not session)
+        second.give(*r.swept())
+        await d.until(lambda: d.app.session.jobs["3"].status == "done")
+
+
+async def test_an_engine_that_cannot_start_is_said_too() -> None:
+    link = r.Replay()
+    async with reconnecting(EngineGoneError("no room on /run"), link) as d:
+        await d.until(lambda: d.bench.banner.has_class("-shown"))
+        assert "no room on /run" in d.bench.banner.text
+        await d.pilot.press("r")
+        await d.until(lambda: len(link.sent) >= 3)
+
+
+async def test_a_checkpoint_that_cannot_be_read_is_a_sentence_and_the_app_lives() -> None:
+    why = "model-00002.safetensors: ends after 96 of 4,096 bytes: download it again"
+    async with driving(
+        p.Opened("demo", r.SETTINGS, {}),
+        p.JobStarted(job="1", kind="open", title="open", total=0),
+        p.JobEnded(job="1", kind="open", status="failed", message=why, exit_code=3),
+        size=(100, 30),
+    ) as d:
+        assert d.screen().count(why) >= 2
+        await d.pilot.press("r")
+        await d.until(lambda: len(d.sent(p.Open)) == 2)
+        await d.pilot.press("q")
+        await d.until(lambda: d.app.return_code is not None)
+        assert d.app.return_code == 3
+
+
+async def test_quitting_stops_the_engine() -> None:
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("q")
+        await d.until(lambda: d.app.return_code is not None)
+        assert d.link.sent[-1] == p.Stop()
+        assert d.link.closed
+        assert d.app.return_code == 0
+
+
+async def test_a_link_that_never_pauses_leaves_room_for_keys() -> None:
+    class Flood(r.Replay):
+        async def receive(self) -> p.Sent:
+            return p.Sent(0, p.Stage("loading", 1, 2))
+
+    async def connect() -> r.Replay:
+        return link
+
+    link = Flood()
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect)
+    async with asyncio.timeout(20), app.run_test(size=(80, 24)) as pilot:
+        await pilot._wait_for_screen()
+        while app.pump.painted < 3:
+            await asyncio.sleep(0)
+        app.workbench.action_leave()
+        while app.return_code is None:
+            await asyncio.sleep(0)
+        assert link.sent[-1] == p.Stop()
+
+
+async def test_nothing_is_painted_while_nothing_happens() -> None:
+    async with driving(*r.opening()) as d:
+        await d.settled()
+        painted = d.app.pump.painted
+        for _ in range(50):
+            await d.pilot.pause()
+        assert d.app.pump.painted == painted
+
+
+async def test_many_events_are_a_few_repaints() -> None:
+    async with driving(*r.opening()) as d:
+        painted = d.app.pump.painted
+        for _ in range(20):
+            d.link.give(*r.triaged(), *r.swept())
+        await d.until(lambda: d.link.heard())
+        assert d.app.pump.painted - painted < 20
+
+
+@pytest.mark.parametrize("module", ["torch", "transformers", "datasets", "numpy", "plotext"])
+def test_the_interface_starts_without(module: str) -> None:
+    code = f"import sys, qtui.app; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

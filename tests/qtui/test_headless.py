@@ -1,0 +1,282 @@
+"""Runs with no screen: what is sent, what ends them, and what is said on the way."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import pytest
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.session import Session, apply
+from qtui.headless import RunError, measure
+from qtui.progress import Meter
+from tests.qtui import replay as r
+from tests.qtui.scripted import install, whole
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Seconds that go by when told."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def said() -> io.StringIO:
+    return io.StringIO()
+
+
+def test_triage_opens_without_a_model(monkeypatch: pytest.MonkeyPatch, said: io.StringIO) -> None:
+    engine = install(monkeypatch)
+    outcome = measure("demo", r.SETTINGS, p.Triage(("int8",)), Meter(said))
+    assert engine.sent == [p.Open("demo", r.SETTINGS, model=False), p.Triage(("int8",))]
+    assert engine.closed
+    assert outcome.job.resumed == 3
+    assert all(outcome.session.layers.weights)
+
+
+def test_a_sweep_ends_with_its_own_job(monkeypatch: pytest.MonkeyPatch, said: io.StringIO) -> None:
+    def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
+        if isinstance(command, p.Sweep):
+            # A recipe taken up from an earlier run is scored first.
+            yield p.JobStarted(job="9", kind="evaluate", title="evaluate", total=0)
+            yield p.JobEnded(job="9", kind="evaluate", status="failed", message="theirs")
+        yield from whole(command, session)
+
+    install(monkeypatch, answer)
+    outcome = measure("demo", r.SETTINGS, p.Sweep((r.FORMAT,)), Meter(said))
+    assert outcome.job.kind == "sweep"
+    assert outcome.formats == (r.FORMAT,)
+
+
+def test_formats_are_named_as_the_engine_names_them(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    install(monkeypatch)
+    outcome = measure("demo", r.SETTINGS, p.Sweep(("int4-g128-asym",)), Meter(said))
+    assert outcome.formats == (r.FORMAT,)
+
+
+def test_a_recipe_is_asked_for_once_the_model_has_named_its_layers(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    engine = install(monkeypatch)
+    seen: list[str] = []
+
+    def ask(session: Session) -> p.Evaluate:
+        assert session.jobs["1"].status == "done"
+        seen.extend(session.layers.names)
+        return p.Evaluate(layers={"lm_head": "int8"})
+
+    outcome = measure("demo", r.SETTINGS, ask, Meter(said))
+    assert seen == r.names()
+    assert engine.sent[1] == p.Evaluate(layers={"lm_head": "int8"})
+    assert outcome.score is not None
+    assert outcome.score.ppl == 26.42
+
+
+def test_what_an_earlier_run_left_does_not_count_as_open(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    engine = install(monkeypatch)
+    for event in r.opening(["an.older.layer"]):
+        apply(engine.session, event)
+
+    def ask(session: Session) -> p.Evaluate:
+        assert session.layers.names == r.names()
+        return p.Evaluate(format="int8")
+
+    measure("demo", r.SETTINGS, ask, Meter(said))
+
+
+def test_a_failed_opening_ends_a_run_with_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
+        if isinstance(command, p.Open):
+            yield next(iter(r.opening()))
+            yield p.JobStarted(job="1", kind="open", title="open", total=0)
+            yield p.JobEnded(
+                job="1", kind="open", status="failed", message="no weights", exit_code=3
+            )
+
+    engine = install(monkeypatch, answer)
+    with pytest.raises(RunError, match="no weights") as failure:
+        measure("demo", r.SETTINGS, p.Triage(), Meter(said))
+    assert failure.value.exit_code == 3
+    assert engine.closed
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"), [("failed", 4, 4), ("failed", 0, 1), ("cancelled", 0, 130)]
+)
+def test_a_job_that_does_not_end_well_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+    said: io.StringIO,
+    status: p.JobStatus,
+    code: int,
+    expected: int,
+) -> None:
+    def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
+        if isinstance(command, p.Sweep):
+            yield p.JobStarted(job="3", kind="sweep", title="sweep", total=0)
+            yield p.JobEnded(job="3", kind="sweep", status=status, exit_code=code)
+        else:
+            yield from whole(command, session)
+
+    install(monkeypatch, answer)
+    with pytest.raises(RunError) as failure:
+        measure("demo", r.SETTINGS, p.Sweep(("int8",)), Meter(said))
+    assert failure.value.exit_code == expected
+
+
+def test_a_refused_command_is_an_error(monkeypatch: pytest.MonkeyPatch, said: io.StringIO) -> None:
+    def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
+        if isinstance(command, p.Evaluate):
+            yield p.Refused("SetFormat", "somebody else's")
+            yield p.Refused("Evaluate", "int9 is no format", 2)
+        else:
+            yield from whole(command, session)
+
+    install(monkeypatch, answer)
+    with pytest.raises(RunError, match="int9") as failure:
+        measure("demo", r.SETTINGS, lambda session: p.Evaluate(format="int9"), Meter(said))
+    assert failure.value.exit_code == 2
+
+
+def test_an_interrupted_run_cancels_its_job_and_leaves(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    def answer(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent | BaseException]:
+        if isinstance(command, p.Sweep):
+            return [*list(r.swept(done=5)), KeyboardInterrupt()]
+        return whole(command, session)
+
+    engine = install(monkeypatch, answer)
+    with pytest.raises(KeyboardInterrupt):
+        measure("demo", r.SETTINGS, p.Sweep((r.FORMAT,)), Meter(said))
+    assert engine.sent[-1] == p.Cancel("3")
+    assert engine.closed
+
+
+def running(settings: p.Settings = r.SETTINGS) -> Session:
+    """The session of an engine that somebody else uses."""
+    session = Session()
+    for event in r.opening():
+        apply(session, event)
+    session.settings = settings
+    return session
+
+
+def attached_answer(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent]:
+    return [] if isinstance(command, p.Open) else whole(command, session)
+
+
+def test_a_run_uses_the_engine_that_has_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    engine = install(monkeypatch, attached_answer, attached=running())
+    outcome = measure("demo", r.SETTINGS, p.Sweep((r.FORMAT,)), Meter(said))
+    assert outcome.session is engine.session
+
+
+def test_an_engine_with_another_protocol_is_refused(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    theirs = msgspec.structs.replace(r.SETTINGS, tokens=4096)
+    engine = install(monkeypatch, attached_answer, attached=running(theirs))
+    with pytest.raises(UsageError, match="tokens 4096, not 16384"):
+        measure("demo", r.SETTINGS, p.Sweep((r.FORMAT,)), Meter(said))
+    assert engine.closed
+    fresh = msgspec.structs.replace(theirs, fresh=True)
+    with pytest.raises(UsageError, match="--fresh"):
+        measure("demo", fresh, p.Sweep((r.FORMAT,)), Meter(said))
+
+
+def test_a_sweep_that_runs_already_is_followed_and_left_alone(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    session = running()
+    started, *rest = r.swept()
+    apply(session, started)
+
+    def answer(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent | BaseException]:
+        if isinstance(command, p.Sweep):
+            return [p.Refused("Sweep", "that sweep is running already"), *rest]
+        return []
+
+    install(monkeypatch, answer, attached=session)
+    outcome = measure("demo", r.SETTINGS, p.Sweep((r.FORMAT,)), Meter(said))
+    assert outcome.job.id == "3"
+    assert "following it" in said.getvalue()
+
+
+def test_warnings_and_fallbacks_are_said_and_many_are_counted(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
+        if isinstance(command, p.Sweep):
+            yield p.Notice("warning", "the network is \x1b[31mdown")
+            for name in r.names():
+                yield p.Fallback(layer=name, format="q4_k", why="rows of 100")
+        yield from whole(command, session)
+
+    install(monkeypatch, answer)
+    outcome = measure("demo", r.SETTINGS, p.Sweep((r.FORMAT,)), Meter(said))
+    text = said.getvalue()
+    assert "warning: the network is \\x1b[31mdown\n" in text
+    assert text.count("is kept, not q4_k: rows of 100") == 10
+    assert f"fallbacks: {len(r.names())} in all" in text
+    assert set(outcome.formats) == {"q4_k", r.FORMAT}
+
+
+def test_progress_is_a_line_every_few_seconds_where_there_is_no_terminal() -> None:
+    said, clock = io.StringIO(), Clock()
+    meter = Meter(said, clock)
+    for second in range(12):
+        clock.seconds = 100.0 + second
+        meter.show("sweep", second, 36, 12.0, "0 mlp.down_proj")
+    assert said.getvalue().splitlines() == [
+        "sweep  0/36  0:12 left  0 mlp.down_proj",
+        "sweep  5/36  0:12 left  0 mlp.down_proj",
+        "sweep  10/36  0:12 left  0 mlp.down_proj",
+    ]
+
+
+def test_progress_is_a_bar_on_a_terminal_and_gives_way_to_words() -> None:
+    said, clock = Terminal(), Clock()
+    meter = Meter(said, clock)
+    meter.show("sweep", 18, 36)
+    clock.seconds += 0.05
+    meter.show("sweep", 19, 36)
+    assert said.getvalue().count("\r") == 1
+    assert "━" * 15 + "─" * 15 in said.getvalue()
+    meter.say("a warning")
+    assert said.getvalue().endswith("\r\x1b[Ka warning\n")
+    meter.clear()
+    assert said.getvalue().endswith("a warning\n")
+
+
+def test_progress_is_ascii_where_the_terminal_has_no_more() -> None:
+    class Old(Terminal):
+        encoding = "ascii"  # type: ignore[assignment]
+
+    said = Old()
+    Meter(said, Clock()).show("sweep", 18, 36, 61.0, "façade")
+    assert said.getvalue().isascii()
+    assert "#" * 15 in said.getvalue()

@@ -1,0 +1,86 @@
+"""Recipes written by hand: who wins, what is kept, and what an error names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.errors import UsageError
+from engine.session import Session, apply
+from qtui.recipe_file import read_recipe
+from tests.qtui import replay as r
+
+
+@pytest.fixture
+def session() -> Session:
+    session = Session()
+    for event in r.opening():
+        apply(session, event)
+    return session
+
+
+def recipe(tmp_path: Path, text: str, session: Session) -> dict[str, str]:
+    path = tmp_path / "recipe.toml"
+    path.write_text('schema = "qtui.recipe/1"\n' + text)
+    return read_recipe(path).resolve(session)
+
+
+def test_the_default_holds_for_the_body_alone(tmp_path: Path, session: Session) -> None:
+    found = recipe(tmp_path, 'default = "int4-g128"\n', session)
+    assert found == {name: "int4-g128" for name in r.names() if ".layers." in name}
+
+
+def test_without_a_default_the_rest_is_kept(tmp_path: Path, session: Session) -> None:
+    found = recipe(tmp_path, '[layers]\n"lm_head" = "int8"\n', session)
+    assert found == {"lm_head": "int8"}
+
+
+def test_the_first_match_from_the_top_wins(tmp_path: Path, session: Session) -> None:
+    found = recipe(
+        tmp_path,
+        'default = "int4-g128"\n[layers]\n'
+        '"model.layers.1.mlp.down_proj" = "int6-g128"\n'
+        '"re:.*\\\\.down_proj$" = "int8"\n'
+        '"model.layers.2.mlp.down_proj" = "int2-g128"\n'
+        '"re:.*\\\\.layers\\\\.0\\\\." = "kept"\n',
+        session,
+    )
+    assert found["model.layers.1.mlp.down_proj"] == "int6-g128"
+    assert found["model.layers.2.mlp.down_proj"] == "int8"
+    assert found["model.layers.0.mlp.down_proj"] == "int8"
+    assert "model.layers.0.mlp.up_proj" not in found
+    assert found["model.layers.3.mlp.up_proj"] == "int4-g128"
+
+
+def test_a_pattern_matches_from_the_beginning_of_a_name(tmp_path: Path, session: Session) -> None:
+    with pytest.raises(UsageError, match="matches no layer"):
+        recipe(tmp_path, '[layers]\n"re:down_proj" = "int8"\n', session)
+
+
+def test_the_stored_dtype_is_kept_whatever_it_is_called(tmp_path: Path, session: Session) -> None:
+    assert recipe(tmp_path, '[layers]\n"lm_head" = "bf16"\n', session) == {}
+    assert recipe(tmp_path, '[layers]\n"lm_head" = "fp16"\n', session) == {"lm_head": "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "`schema` is missing"),
+        ('schema = "qtui.recipe/9"', "'qtui.recipe/9', expected 'qtui.recipe/1'"),
+        ("schema = ", "not valid TOML"),
+        ('schema = "qtui.recipe/1"\ndefalt = "int8"', "`defalt` is not a key"),
+        ('schema = "qtui.recipe/1"\ndefault = 4', "`default` is 4"),
+        ('schema = "qtui.recipe/1"\nlayers = "int8"', "`layers` is not a table"),
+        ('schema = "qtui.recipe/1"\n[layers]\nlm_head = 8', "[layers] 'lm_head' is 8"),
+        ('schema = "qtui.recipe/1"\n[layers]\na.b = "int8"', "put names with dots in quotes"),
+        ('schema = "qtui.recipe/1"\n[layers]\n"re:(" = "int8"', "'re:(' is not a pattern"),
+    ],
+)
+def test_a_fault_is_told_with_file_and_key(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as fault:
+        read_recipe(path)
+    assert str(path) in str(fault.value)
+    assert named in str(fault.value)

@@ -1,0 +1,421 @@
+"""What is on the screen, for what the engine said."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import msgspec
+import pytest
+from textual import events
+
+from engine import protocol as p
+from engine.session import recipe_hash
+from qtui.app import QtuiApp
+from qtui.widgets.layer_table import LayerTable
+from qtui.widgets.line import Lines
+from qtui.widgets.scoreboard import running
+from tests.qtui import replay as r
+from tests.qtui.driving import Driver, driving
+from tests.qtui.play import Pretender
+
+DOWN = "model.layers.0.mlp.down_proj"
+GATE = "model.layers.1.mlp.gate_proj"
+
+
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows change places at once, a hand on the keys or not."""
+    monkeypatch.setattr(LayerTable, "HOLD", 0.0)
+
+
+async def test_the_first_frame_is_painted_before_an_engine_is_looked_for() -> None:
+    seen: list[str] = []
+
+    async def connect() -> r.Replay:
+        strips = app.screen._compositor.render_strips()
+        seen.append("\n".join(strip.text for strip in strips))
+        return r.Replay()
+
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect)
+    async with app.run_test(size=(80, 24)) as pilot:
+        async with asyncio.timeout(10):
+            while not seen:
+                await pilot.pause()
+    assert "demo" in seen[0]
+    assert "reading…" in seen[0]
+    assert "? help" in seen[0]
+
+
+async def test_opening_asks_for_the_model_its_triage_and_a_sweep() -> None:
+    async with driving() as d:
+        assert d.link.sent == [p.Open("demo", r.SETTINGS), p.Triage(), p.Sweep()]
+
+
+async def test_rows_appear_before_anything_is_measured_and_then_fill() -> None:
+    async with driving(*r.opening()) as d:
+        assert "31 layers" not in d.screen()
+        assert "37 layers" in d.screen()
+        assert "0 self_attn.q_proj" in d.screen()
+        await d.give(*r.triaged())
+        assert "12.2%" in d.screen()
+        assert ".41%" in d.screen()
+        await d.give(*r.swept())
+        assert "+ .263 ± .065" in d.screen()
+        assert " 8.38 " in d.screen()
+
+
+async def test_the_worst_layer_is_in_the_first_row_until_a_hand_moves_the_cursor() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
+        assert d.table.current == "lm_head"
+        assert d.table.cursor == 0
+        kls = [d.app.session.sensitivity(row, r.FORMAT).kl for row in d.table.rows]
+        assert kls == sorted(kls, reverse=True)
+
+
+async def test_the_cursor_stays_on_its_layer_and_line_when_rows_change_places(
+    restless: None,
+) -> None:
+    async with driving(*r.opening(), *r.triaged(), size=(80, 24)) as d:
+        for _ in range(20):
+            await d.pilot.press("down")
+        layer = d.table.current
+        await d.give(*r.swept())
+        await d.until(lambda: d.table.rows != sorted(d.table.rows))
+        assert d.table.current == layer
+        first = round(d.table.scroll_y)
+        assert first <= d.table.cursor < first + d.table.page
+
+
+async def test_rows_stay_where_they_are_while_a_hand_moves_the_cursor() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        await d.pilot.press("j")
+        await d.give(*r.swept())
+        assert d.table.rows == list(range(37))
+
+
+async def test_orders_go_round() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
+        await d.pilot.press("o")
+        assert d.table.session.layers.names[d.table.rows[0]] == DOWN
+        await d.pilot.press("o")
+        assert d.table.rows == list(range(37))
+        await d.pilot.press("o")
+        assert d.table.session.layers.names[d.table.rows[0]] == "lm_head"
+
+
+async def test_keys_and_mouse_move_the_cursor() -> None:
+    async with driving(*r.opening(), size=(80, 24)) as d:
+        for key, place in (
+            ("down", 1), ("j", 2), ("k", 1), ("up", 0), ("up", 0), ("G", 36), ("down", 36),
+            ("g", 0), ("end", 36), ("home", 0), ("pagedown", d.table.page), ("pageup", 0),
+        ):  # fmt: skip
+            await d.pilot.press(key)
+            assert d.table.cursor == place, key
+        await d.pilot.click(LayerTable, offset=(5, 4))
+        assert d.table.cursor == 3
+
+
+async def test_a_toggle_is_sent_and_seen_at_once_and_marked_when_the_engine_agrees() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
+        await d.pilot.press("j")
+        await d.pilot.press("4")
+        await d.pilot.pause()
+        assert d.table.current == DOWN
+        assert "○int4-g128" in d.screen()
+        await d.until(lambda: d.sent(p.SetFormat))
+        assert d.sent(p.SetFormat) == [p.SetFormat((DOWN,), "int4-g128")]
+        await d.give(r.changed(d.app.session, [DOWN], "int4-g128"))
+        assert "●int4-g128" in d.screen()
+        assert "○" not in d.screen()
+        await d.pilot.press("f")
+        await d.until(lambda: len(d.sent(p.SetFormat)) == 2)
+        assert d.sent(p.SetFormat)[-1] == p.SetFormat((DOWN,), "kept")
+
+
+async def test_marked_layers_are_toggled_together() -> None:
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("j", "space", "space", "8")
+        await d.until(lambda: d.sent(p.SetFormat))
+        first = tuple(f"model.layers.0.self_attn.{kind}" for kind in ("q_proj", "k_proj"))
+        assert d.sent(p.SetFormat) == [p.SetFormat(first, "int8")]
+        assert not d.table.marked
+
+
+async def test_what_the_engine_refuses_is_taken_back_and_said() -> None:
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("4")
+        assert d.table.pending
+        await d.give(p.Refused("SetFormat", "model.embed_tokens cannot hold int4-g128"))
+        assert not d.table.pending
+        assert "model.embed_tokens cannot hold int4-g128" in d.bench.message.text
+
+
+async def test_keys_send_their_commands() -> None:
+    async with driving(*r.opening(), *r.swept(3)) as d:
+        await d.pilot.press("u", "U", "ctrl+r", "s", "x")
+        await d.until(lambda: len(d.link.sent) >= 8)
+        wanted = (p.Undo, p.Redo, p.Sweep, p.Cancel)
+        commands = [command for command in d.link.sent[3:] if isinstance(command, wanted)]
+        assert commands == [p.Undo(), p.Redo(), p.Redo(), p.Sweep(), p.Cancel("3")]
+
+
+async def test_a_prediction_is_marked_and_a_measurement_narrows() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
+        assert "PPL 26.17 ± .31 " in d.screen()
+        await d.give(r.changed(d.app.session, [DOWN], r.FORMAT))
+        predicted = 26.17 * math.exp(r.sensitivity(DOWN, 7).dnll)
+        assert f"PPL 26.17 → ≈{predicted:.2f} " in d.screen()
+        key = recipe_hash(d.app.session.recipe())
+        partial = r.score(key, ppl=26.9, half=0.6, tokens=4096)
+        await d.give(p.RecipePartial(partial))
+        assert "PPL 26.17 → 26.90 ± .60 25%" in d.screen()
+        await d.give(p.Learned(("recipe",), (r.score(key, ppl=26.42, half=0.05),)))
+        assert "PPL 26.17 → 26.42 ± .05 " in d.screen()
+        assert "%" not in d.bench.scoreboard.text.splitlines()[1]
+
+
+async def test_layers_whose_effect_is_unknown_are_counted_beside_the_prediction() -> None:
+    async with driving(*r.opening(), *r.swept()) as d:
+        await d.give(r.changed(d.app.session, [DOWN], r.FORMAT))
+        await d.give(r.changed(d.app.session, [GATE], "int8"))
+        assert "without 1 unknown" in d.screen()
+
+
+@pytest.mark.parametrize("size", [(60, 18), (80, 24), (160, 50)])
+async def test_a_perplexity_stands_beside_its_text_and_window(size: tuple[int, int]) -> None:
+    async with driving(*r.opening(), *r.triaged(), size=size) as d:
+        line = d.bench.scoreboard.text.splitlines()[1]
+        assert "26.17" in line
+        assert "python" in line
+        assert "16k tok, window 256" in line
+
+
+async def test_the_running_job_has_a_bar_and_the_time_left() -> None:
+    async with driving(*r.opening(), *r.swept(24)) as d:
+        assert "sweep int4-g128" in d.screen()
+        assert "24/37  0:12 left" in d.screen()
+
+
+async def test_loading_names_its_stage() -> None:
+    events = [*r.opening()][:3]
+    async with driving(*events, p.Stage("loading weights", 12, 48)) as d:
+        assert "loading weights" in d.screen()
+        assert "12/48" in d.screen()
+
+
+async def test_the_pane_shows_the_histogram_of_the_layer_the_cursor_rests_on() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept(), size=(160, 50)) as d:
+        await d.until(lambda: d.sent(p.AskHistogram))
+        assert d.sent(p.AskHistogram) == [p.AskHistogram("lm_head")]
+        await d.pilot.press("j")
+        await d.until(lambda: len(d.sent(p.AskHistogram)) == 2)
+        assert d.sent(p.AskHistogram)[1] == p.AskHistogram(DOWN)
+        await d.give(r.histogram(DOWN))
+        screen = d.screen()
+        assert "-4σ" in screen
+        assert "███" in str(d.bench.detail.histogram.render())
+        assert "input channel 211 reaches 18.2σ" in screen
+        assert "25.7%" in screen
+        await d.pilot.press("k", "j")
+        await d.settled()
+        assert len(d.sent(p.AskHistogram)) == 2
+
+
+async def test_the_pane_folds_and_unfolds() -> None:
+    async with driving(*r.opening(), *r.triaged(), size=(80, 24)) as d:
+        assert d.table.display
+        await d.pilot.press("tab")
+        await d.pilot.pause()
+        assert not d.table.display
+        assert "error of" in d.screen()
+        await d.pilot.press("j", "tab")
+        await d.pilot.pause()
+        assert d.table.display
+        assert d.table.cursor == 1
+
+
+async def test_a_screen_too_small_says_what_it_needs() -> None:
+    async with driving(*r.opening(), size=(50, 12)) as d:
+        assert "qtui needs 60 columns and 18 lines." in d.screen()
+        assert "PPL" not in d.screen()
+        await d.pilot.resize_terminal(80, 24)
+        await d.until(lambda: "PPL" in d.screen())
+        assert "qtui needs" not in d.screen()
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 18), (80, 24), (120, 40), (160, 50)])
+async def test_nothing_is_cut_off_at_the_usual_sizes(width: int, height: int) -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept(24), size=(width, height)) as d:
+        lines = d.screen().splitlines()
+        assert len(lines) == height
+        assert "demo" in lines[0]
+        assert "q quit" in lines[-1]
+        assert all(
+            d.app.screen.region.contains_region(w.region) for w in d.app.screen.walk_children()
+        )
+
+
+async def test_ascii_draws_nothing_else() -> None:
+    events = (*r.opening(), *r.triaged(), *r.swept())
+    async with driving(*events, size=(160, 50), ascii=True) as d:
+        await d.give(r.changed(d.app.session, ["lm_head"], r.FORMAT), r.histogram("lm_head"))
+        assert "*int4-g128" in d.screen()
+        assert "####" in d.screen()
+        assert d.screen().isascii(), {c for c in d.screen() if not c.isascii()}
+        await d.pilot.press("question_mark")
+        await d.pilot.pause()
+        assert d.screen().isascii()
+
+
+async def test_names_from_a_checkpoint_cannot_steer_the_terminal() -> None:
+    hostile = "model.layers.0.[bold red]\x1b[2J\x07\u202eevil[/]"
+    async with driving(*r.opening([hostile, "lm_head"]), size=(160, 50)) as d:
+        fact = msgspec.structs.replace(r.weights(hostile, 0), refused={"int3\x1b[H": "no\x9b"})
+        await d.give(p.Learned(("w",), (fact,)), p.Notice("error", f"bad tensor {hostile}"))
+        screen = d.screen()
+        assert "\\x1b[2J" in screen
+        assert "[bold red]" in screen
+        for steering in "\x1b\x07\x9b\u202e":
+            assert steering not in screen
+
+
+async def test_fallbacks_are_never_silent() -> None:
+    async with driving(*r.opening(), size=(80, 24)) as d:
+        await d.give(p.Fallback(layer=GATE, format="q4_k", why="768 is not a multiple of 256"))
+        assert "does not hold q4_k: 768" in d.bench.message.text
+        await d.pilot.press("n")
+        await d.pilot.pause()
+        # The line goes on in the next: its last word is on the screen.
+        assert "256" in [word for line in d.screen().splitlines() for word in line[4:-4].split()]
+        assert "768 is not a multiple of 256" in d.app.screen.query_one(Lines).text
+
+
+async def test_help_lists_the_keys_as_they_are_bound() -> None:
+    async with driving(*r.opening()) as d:
+        d.app.set_keymap({"sweep": "w"})
+        await d.pilot.press("question_mark")
+        await d.pilot.pause()
+        lines = [line for line in d.screen().splitlines() if "measure every layer" in line]
+        assert " w " in lines[0]
+        assert "Hold int4-g128" in d.screen()
+        await d.pilot.press("escape")
+        await d.pilot.press("w")
+        await d.until(lambda: len(d.sent(p.Sweep)) == 2)
+
+
+async def test_every_binding_can_be_remapped() -> None:
+    async with driving() as d:
+        bindings = [binding for _, binding in d.bench._bindings]
+        assert bindings
+        ours = [b for b in bindings if not b.action.startswith(("app.", "screen.")) and b.show]
+        assert all(binding.id for binding in ours)
+
+
+async def test_a_format_on_a_key_that_is_taken_is_left_out_and_said() -> None:
+    profile = msgspec.structs.replace(r.PROFILE, keys={"s": "int8", "4": "int4-g128"})
+    async with driving(profile=profile) as d:
+        assert "'s' is taken" in d.bench.message.text
+
+
+@pytest.mark.parametrize("rows", [50, 50_000])
+async def test_only_what_is_visible_is_drawn(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [f"model.layers.{i // 100}.mlp.experts.{i % 100}.up_proj" for i in range(rows)]
+    drawn: list[int] = []
+    render_line = LayerTable.render_line
+    monkeypatch.setattr(
+        LayerTable, "render_line", lambda self, y: drawn.append(y) or render_line(self, y)
+    )
+    async with driving(*r.opening(layers), size=(80, 24)) as d:
+        height = d.table.size.height
+        drawn.clear()
+        await d.give(p.Learned(("a",), (r.sensitivity(layers[1], 1),)))
+        assert len(drawn) <= 2 * height
+        await d.pilot.press("G")
+        await d.pilot.pause()
+        assert d.table.cursor == rows - 1
+        drawn.clear()
+        await d.pilot.press("up")
+        await d.pilot.pause()
+        assert 0 < len(drawn) <= height
+
+
+async def test_only_the_lines_that_changed_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    render_line = LayerTable.render_line
+    monkeypatch.setattr(
+        LayerTable, "render_line", lambda self, y: drawn.append(y) or render_line(self, y)
+    )
+    async with driving(*r.opening()) as d:
+        drawn.clear()
+        await d.give(p.Learned(("w",), (r.weights(r.names()[3], 3),)))
+        assert set(drawn) == {4}
+
+
+async def test_no_color_draws_with_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with driving(*r.opening(), *r.swept()) as d:
+        assert d.app.no_color
+        assert "####" in d.screen()
+        assert d.screen().isascii()
+
+
+async def test_what_became_of_a_job_is_said() -> None:
+    async with driving(*r.opening(), *r.swept(3)) as d:
+        await d.give(p.JobEnded(job="3", kind="sweep", status="cancelled", resumed=2))
+        assert d.bench.message.text == "sweep int4-g128: cancelled, 2 from the store"
+        await d.pilot.press("x")
+        assert d.bench.message.text == "nothing is running"
+
+
+async def test_the_effects_of_another_swept_format_can_be_shown() -> None:
+    async with driving(*r.opening(), *r.swept()) as d:
+        await d.give(p.Learned(("s",), (r.sensitivity(GATE, 12, "int8"),)))
+        assert "of int4-g128" in d.screen()
+        await d.pilot.press("c")
+        await d.settled()
+        assert "of int8" in d.screen()
+        assert d.table.current == GATE
+
+
+async def test_a_sweep_that_is_over_says_how_effects_add_up() -> None:
+    whole = p.Additivity(
+        format=r.FORMAT, layers=35, kl=0.93, dnll=0.9, together_kl=0.04, sum_kl=0.043
+    )
+    async with driving(*r.opening(), *r.swept(), p.Learned(("a",), (whole,))) as d:
+        assert "int4-g128 in all body layers: KL 0.93× the sum of single effects" in d.screen()
+
+
+async def test_turning_the_wheel_leaves_the_cursor_and_the_order() -> None:
+    async with driving(*r.opening(), *r.triaged(), size=(80, 24)) as d:
+        await d.pilot.press("j")
+        d.table._moved_at = float("-inf")
+        await d.pilot._post_mouse_events([events.MouseScrollDown], LayerTable, (5, 5))
+        await d.until(lambda: d.table.scroll_y > 0)
+        assert d.table.cursor == 1
+        await d.give(*r.swept())
+        assert d.table.rows == list(range(37))
+
+
+async def test_a_pretended_engine_answers_keys() -> None:
+    link = Pretender(0.0)
+
+    async def connect() -> Pretender:
+        return link
+
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect)
+    async with app.run_test(size=(100, 30)) as pilot:
+        d = Driver(app, pilot, link)
+        await d.until(lambda: running(app.session) == [] and len(app.session.jobs) == 3)
+        await d.pilot.press("j", "4")
+        await d.until(lambda: app.session.scores)
+        await d.settled()
+        assert "26.17 → " in d.screen()
+        await d.pilot.press("u")
+        await d.until(lambda: app.session.position == 0)
+        await d.settled()
+        assert "→" not in d.bench.scoreboard.text
+        await d.pilot.press("U")
+        await d.until(lambda: app.session.position == 1)
+        await d.pilot.press("q")
+        await d.until(lambda: app.return_code is not None)

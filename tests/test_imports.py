@@ -1,0 +1,37 @@
+"""What is imported when: the command line answers before any tensor library is touched."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "transformers", "datasets", "numpy", "scipy", "safetensors", "pandas"}
+
+
+def imported_by(program: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after a program ran."""
+    told = subprocess.run(
+        [sys.executable, "-c", f"{program}\nimport sys\nprint(*sys.modules, file=sys.stderr)"],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return {name.split(".")[0] for name in told.stderr.splitlines()[-1].split()}
+
+
+def test_the_command_line_imports_no_tensor_library_and_no_terminal_library() -> None:
+    assert not imported_by("import qtui.cli") & (HEAVY | {"textual", "plotext"})
+
+
+def test_the_doctor_imports_no_tensor_library() -> None:
+    program = "from qtui.doctor import examine, report_text\nreport_text(examine())"
+    assert not imported_by(program) & (HEAVY | {"textual", "plotext"})
+
+
+@pytest.mark.parametrize("module", ["protocol", "session", "client", "profiles", "paths", "errors"])
+def test_what_both_sides_share_imports_no_tensor_library(module: str) -> None:
+    assert not imported_by(f"import engine.{module}") & (HEAVY | {"textual", "qtui"})
+
+
+def test_the_interface_imports_no_tensor_library() -> None:
+    assert not imported_by("import qtui.app") & HEAVY
