@@ -13,6 +13,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+SENTENCE = "the quick brown fox jumps over a lazy dog while seven boxers sleep"
+
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -33,23 +35,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 @pytest.fixture(scope="session")
 def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text file of a few thousand bytes, varied enough for windows to differ."""
-    words = tuple(
-        [
-            "the",
-            "quick",
-            "brown",
-            "fox",
-            "jumps",
-            "over",
-            "a",
-            "lazy",
-            "dog",
-            "while",
-            "seven",
-            "boxers",
-            "sleep",
-        ]
-    )
+    words = SENTENCE.split()
     lines = [
         " ".join(words[(i * k) % len(words)] for k in range(1, 12)) + f" {i * i}."
         for i in range(400)

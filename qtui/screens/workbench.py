@@ -28,7 +28,7 @@ from qtui.widgets.status import KeyBar, Message, Notices, notices
 
 LEAST = (60, 18)
 """Columns and lines below which nothing is drawn but a request for more."""
-WIDE, TALL = 132, 34
+WIDE, TALL = 140, 34
 """From so many columns the pane stands beside the table; from so many lines there is a log."""
 ORDER_NAMES: dict[Order, str] = {
     "effect": "largest KL first",
