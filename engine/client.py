@@ -173,6 +173,15 @@ async def launch(source: str, *, nice: int = 10) -> SocketLink:
     if (link := await connect(name)) is not None:
         return link
     process = start_engine(name, nice)
+    try:
+        return await _reach(name, process)
+    except BaseException:
+        # Nobody will talk to it: not even to tell it to stop.
+        process.terminate()
+        raise
+
+
+async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if (link := await connect(name)) is not None:

@@ -20,7 +20,7 @@ from engine.gauges import read_gauges
 from engine.jobs import Job, Outcome, Scheduler, Steps
 from engine.journal import SNAPSHOT_EVERY, FactStore, Journal
 from engine.opening import describe, open_job, versions
-from engine.session import Session, apply, encode_session
+from engine.session import Session, apply, encode_session, recipe_hash
 from engine.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Engine:
         self._waiting: list[tuple[Need, Job]] = []
         self._have: set[Need] = set()
         self._opening: str | None = None
+        self._take_up = False
         self._numbers = itertools.count(1)
         self._recipe_job: str | None = None
         self._compute = Scheduler("compute", self._deliver, self._ended, self._at_rest)
@@ -69,11 +70,15 @@ class Engine:
             with self._lock:
                 self._handle(command)
         except EngineError as error:
-            self._tell(p.Refused(type(command).__name__, str(error), error.exit_code))
+            self._refuse(command, str(error), error.exit_code)
         except Exception as error:
             log.exception("command %s", command)
             sentence, code = describe(error)
-            self._tell(p.Refused(type(command).__name__, sentence, code))
+            self._refuse(command, sentence, code)
+
+    def _refuse(self, command: p.AnyCommand, sentence: str, exit_code: int) -> None:
+        layers = command.layers if isinstance(command, p.SetFormat) else ()
+        self._tell(p.Refused(type(command).__name__, sentence, exit_code, layers))
 
     def _handle(self, command: p.AnyCommand) -> None:
         match command:
@@ -101,7 +106,10 @@ class Engine:
     def _open(self, command: p.Open) -> None:
         if self._opening is not None:
             if command.source == self.session.source:
-                return  # another client of the same session: it is open, or opening
+                # Another client of the same session: it is open, or opening.
+                if command.settings != self.session.settings:
+                    self._tell(p.Notice("warning", "open already, with the settings it has"))
+                return
             raise UsageError(f"this engine has {self.session.source} open: start another one")
         if command.settings.fresh:
             self._journal.clear()
@@ -109,15 +117,17 @@ class Engine:
         self._tell(p.Opened(command.source, command.settings, versions()))
         steps = open_job(self._workspace, command.source, model=command.model)
         job = self._job("open", steps)
-        self._opening = job.id
-        self._tell(p.JobStarted(job=job.id, kind="open", title=f"open {command.source}", total=0))
+        self._opening, self._take_up = job.id, command.take_up
+        self._tell(p.JobStarted(job=job.id, kind="open", title=f"open {command.source}"))
         self._opener.submit(job)
 
     def _triage(self, formats: tuple[str, ...]) -> None:
         from engine.measure.triage import triage
 
-        chosen = formats or self._workspace.settings.formats
-        self._start("triage", "checkpoint", lambda job: triage(self._workspace, chosen, job))
+        chosen = recipes.canonical(formats or self._workspace.settings.formats)
+        self._start(
+            "triage", "checkpoint", lambda job: triage(self._workspace, chosen, job), chosen
+        )
 
     def _sweep(self, formats: tuple[str, ...], direction: p.Direction) -> None:
         def steps(job: str) -> Steps:
@@ -125,7 +135,7 @@ class Engine:
 
             return sweep(self._workspace, chosen, direction, job)
 
-        chosen = formats or self._workspace.settings.sweep_formats
+        chosen = recipes.canonical(formats or self._workspace.settings.sweep_formats)
         running = [j for j in self.session.jobs.values() if j.kind == "sweep"]
         if any(j.status == "running" and j.title == _title("sweep", chosen) for j in running):
             raise UsageError("that sweep is running already")
@@ -134,17 +144,10 @@ class Engine:
     def _evaluate(self, command: p.Evaluate) -> None:
         if not self.session.layers.names:
             raise UsageError("no checkpoint has been read yet: open one first")
-        if command.format is not None:
-            _, fallbacks, changed = recipes.uniform(self.session, command.format)
-            for fallback in fallbacks:
-                self._tell(fallback)
-        elif command.layers is not None:
-            changed = recipes.replace(self.session, command.layers)
-        else:
-            changed = None
-        if changed is not None:
-            self._tell(changed)
-        self._measure_recipe()
+        recipe, fallbacks = recipes.resolve(self.session, command.format, command.layers)
+        for fallback in fallbacks:
+            self._tell(fallback)
+        self._measure(recipe)
 
     def _record_change(self, changed: p.RecipeChanged | None) -> None:
         if changed is not None:
@@ -155,14 +158,15 @@ class Engine:
         """Measure the recipe as it stands, instead of the one being measured."""
         if self._recipe_job is not None:
             self._cancel(self._recipe_job, missing_ok=True)
-        recipe = self.session.recipe()
+        self._recipe_job = self._measure(self.session.recipe())
 
+    def _measure(self, recipe: dict[str, str]) -> str:
         def steps(job: str) -> Steps:
             from engine.measure.evaluation import evaluate
 
             return evaluate(self._workspace, recipe, job)
 
-        self._recipe_job = self._start("evaluate", "model", steps)
+        return self._start("evaluate", "model", steps, recipe=recipe)
 
     def _cancel(self, job: str, *, missing_ok: bool = False) -> None:
         for need, waiting in self._waiting:
@@ -209,13 +213,22 @@ class Engine:
         need: Need,
         make: Callable[[str], Steps],
         formats: tuple[str, ...] = (),
+        recipe: dict[str, str] | None = None,
     ) -> str:
         """Queue a job, or keep it until what it needs is there; returns its id."""
         if self._opening is None:
             raise UsageError("no checkpoint is open: open one first")
         number = f"{kind}-{next(self._numbers)}"
         job = Job(number, kind, URGENCY[kind], make(number))
-        self._tell(p.JobStarted(job=job.id, kind=kind, title=_title(kind, formats), total=0))
+        self._tell(
+            p.JobStarted(
+                job=job.id,
+                kind=kind,
+                title=_title(kind, formats),
+                formats=formats,
+                recipe="" if recipe is None else recipe_hash(recipe),
+            )
+        )
         if need in self._have:
             self._compute.submit(job)
         elif self._open_failed():
@@ -247,7 +260,7 @@ class Engine:
                 network, _ = self._workspace.need_network()
                 network.should_stop = self._compute.should_stop
                 self._release("model")
-                if self.session.recipe() and self._recipe_job is None:
+                if self._take_up and self.session.changed and self._recipe_job is None:
                     self._measure_recipe()  # taken up from an earlier run of this session
 
     def _ended(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> None:

@@ -59,7 +59,7 @@ def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
         dtype=checkpoint.dtype,
         fingerprint=fingerprint,
     )
-    yield _listed(checkpoint, rows)
+    yield _listed(workspace, checkpoint, rows)
     if settings.trust_remote_code:
         yield p.Notice("warning", f"code that comes with {checkpoint.name} may run: asked for")
     if model:
@@ -72,8 +72,9 @@ def _architecture(checkpoint: Checkpoint) -> str:
     return str(names[0])
 
 
-def _listed(checkpoint: Checkpoint, rows: list[DiskLayer]) -> p.LayersListed:
+def _listed(workspace: Workspace, checkpoint: Checkpoint, rows: list[DiskLayer]) -> p.LayersListed:
     in_layers = sum(stored_bits(row.shape, row.dtype) // 8 for row in rows if not _tied(row))
+    workspace.other_bytes = max(0, checkpoint.bytes - in_layers)
     return p.LayersListed(
         names=[row.name for row in rows],
         kinds=[row.kind for row in rows],
@@ -81,7 +82,7 @@ def _listed(checkpoint: Checkpoint, rows: list[DiskLayer]) -> p.LayersListed:
         roles=[row.role for row in rows],
         shapes=[row.shape for row in rows],
         dtypes=[row.dtype for row in rows],
-        other_bytes=max(0, checkpoint.bytes - in_layers),
+        other_bytes=workspace.other_bytes,
     )
 
 
@@ -95,7 +96,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     settings, path = workspace.settings, workspace.path
     assert path is not None
     yield p.Stage("importing transformers", 0, 1)
-    from engine.model.load import choose_device, choose_dtype, load_network, load_tokenizer
+    from engine.model.load import choose_device, choose_dtype, load_network, load_tokenizer, quiet
 
     network = yield from _staged(
         lambda tell: load_network(
@@ -117,7 +118,8 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     _, dtype_reason = choose_dtype(settings.dtype, stored, network.device.type)
     for note in network.notes[2:]:
         yield p.Notice("info", note)
-    yield from _measure_around_nonfinite(network)
+    for sentence in network.zeroed:
+        yield p.Notice("error", sentence)
     if network.why_not_resumable:
         yield p.Notice("warning", network.why_not_resumable)
 
@@ -130,7 +132,8 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         yield p.Notice("warning", sentence)
     yield p.Stage("cutting windows", 0, 1)
     tokenizer = load_tokenizer(path, trust_remote_code=settings.trust_remote_code)
-    ids = tokenizer(text.content, return_tensors=None)["input_ids"]
+    with quiet():  # a text longer than the model's window is what windows are cut from
+        ids = tokenizer(text.content)["input_ids"]
     seq_len, why = _window(network.config, settings.seq_len)
     if why:
         yield p.Notice("info", why)
@@ -187,24 +190,6 @@ def _window(config: Any, asked: int) -> tuple[int, str]:
     return asked, ""
 
 
-def _measure_around_nonfinite(network: Any) -> Generator[p.AnyEvent, None, None]:
-    """Set NaN and infinite weights to 0 in the network, and say which: else all would be NaN."""
-    import torch
-
-    with torch.no_grad():
-        for name, tensor in network.model.named_parameters():
-            # One reduction finds a fault; counting comes only then.
-            if bool(torch.isfinite(tensor.abs().amax())) or not tensor.numel():
-                continue
-            bad = int((~torch.isfinite(tensor)).sum())
-            tensor.data.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-            yield p.Notice(
-                "error",
-                f"{name} holds {bad} values that are NaN or infinite: "
-                "measured around, with 0 in their place",
-            )
-
-
 def _corrected(workspace: Workspace) -> p.LayersListed | None:
     """The table again where the model's layers are not the files' rows; None if they are."""
     network, checkpoint = workspace.network, workspace.checkpoint
@@ -227,7 +212,7 @@ def _corrected(workspace: Workspace) -> p.LayersListed | None:
         rows.append(row)
     # Rows that only the files have stay known to triage, not to the table of what is measured.
     workspace.rows = {row.name: workspace.rows.get(row.name, row) for row in rows}
-    return _listed(checkpoint, rows)
+    return _listed(workspace, checkpoint, rows)
 
 
 def _staged(

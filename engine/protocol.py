@@ -97,6 +97,8 @@ class Open(Command, frozen=True):
     settings: Settings
     model: bool = True
     """False reads the checkpoint only: triage needs no model."""
+    take_up: bool = True
+    """Measure the recipe that an earlier run of the session left, once the model is ready."""
 
 
 class Triage(Command, frozen=True):
@@ -114,12 +116,13 @@ class Sweep(Command, frozen=True):
 
 
 class Evaluate(Command, frozen=True):
-    """Measure a recipe."""
+    """Measure a recipe; the session's own stays as it is."""
 
-    format: str | None = None
-    """One format for the body, head and embedding kept; None takes ``layers``."""
-    layers: dict[str, str] | None = None
-    """Exact layer names with the format each holds, the rest kept; None takes the session's."""
+    format: str = "kept"
+    """What the body's layers hold where ``layers`` does not name them; one that cannot hold it is
+    kept and told of as a `Fallback`. Head and embedding are kept unless named."""
+    layers: dict[str, str] = {}
+    """Exact layer names with the format each holds."""
 
 
 class SetFormat(Command, frozen=True):
@@ -264,6 +267,10 @@ class RecipeScore(Fact, frozen=True, kw_only=True):
     kl_se: float
     top1: float
     tokens: int
+    bits_per_weight: float = float("nan")
+    """Stored bits over weights, of the body and of whatever else is quantised."""
+    bytes: int = 0
+    """Size of the whole artefact."""
     done: bool = True
 
 
@@ -363,8 +370,12 @@ class JobStarted(Event, frozen=True, kw_only=True):
     job: str
     kind: JobKind
     title: str
-    total: int
-    """Steps, for a bar: layers, tensors or windows."""
+    total: int = 0
+    """Steps, for a bar: layers, tensors or windows; 0 where progress will tell."""
+    formats: tuple[str, ...] = ()
+    """Canonical formats of a triage or a sweep."""
+    recipe: str = ""
+    """Hash of the recipe an evaluation measures."""
 
 
 class JobEnded(Event, frozen=True, kw_only=True):
@@ -447,6 +458,8 @@ class Refused(Transient, frozen=True):
     command: str
     message: str
     exit_code: int = 2
+    layers: tuple[str, ...] = ()
+    """Layers the command was about."""
 
 
 class Gauges(Transient, frozen=True, kw_only=True):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from engine import protocol as p
 from engine.errors import FormatError, InfeasibleError, UsageError
-from engine.quant import parse_format, stored_bits, why_not_built, why_not_held
+from engine.quant import Format, parse_format, stored_bits, why_not_built, why_not_held
 from engine.session import Session
 
 
@@ -22,9 +22,8 @@ def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChan
     wanted = [session.kept(row) if format == "kept" else format for row in rows]
     after: list[str] = []
     for row, text in zip(rows, wanted, strict=True):
-        parsed = parse_format(text)
-        why = why_not_built(parsed) or why_not_held(parsed, session.layers.shapes[row])
-        if why is not None:
+        parsed = _built(text)
+        if (why := why_not_held(parsed, session.layers.shapes[row])) is not None:
             raise FormatError(f"{session.layers.names[row]}: {why}")
         after.append(str(parsed))
     moved = [
@@ -61,53 +60,57 @@ def redo(session: Session) -> p.RecipeChanged:
     return _changed(session, "redo", [_row(session, name) for name in step.layers], step.after)
 
 
-def uniform(
-    session: Session, format: str
-) -> tuple[dict[str, str], list[p.Fallback], p.RecipeChanged | None]:
-    """One format for the body, head and embedding kept.
+def resolve(
+    session: Session, format: str, layers: Mapping[str, str]
+) -> tuple[dict[str, str], list[p.Fallback]]:
+    """A recipe by a default for the body and formats of named layers.
 
     Returns:
-        The recipe; the layers the format cannot hold, which are kept; the change from the
-        session's recipe to it, None where there is none.
-
-    Raises:
-        FormatError: a format that does not parse or is not built yet.
-    """
-    parsed = parse_format(format)
-    if (why := why_not_built(parsed)) is not None:
-        raise FormatError(why)
-    recipe: dict[str, str] = {}
-    fallbacks: list[p.Fallback] = []
-    for row, name in enumerate(session.layers.names):
-        if session.layers.blocks[row] < 0:
-            continue
-        if (why := why_not_held(parsed, session.layers.shapes[row])) is not None:
-            fallbacks.append(p.Fallback(layer=name, format=str(parsed), why=why))
-        elif str(parsed) != session.kept(row):
-            recipe[name] = str(parsed)
-    return recipe, fallbacks, replace(session, recipe)
-
-
-def replace(session: Session, recipe: dict[str, str]) -> p.RecipeChanged | None:
-    """The change from the session's recipe to another; None where they are the same.
+        Layers that are not kept, with canonical formats; and those of the body that cannot hold
+        the default and are kept.
 
     Raises:
         UsageError: an unknown layer.
-        FormatError: a format that does not parse, is not built yet, or cannot hold its layer.
+        FormatError: a format that does not parse, is not built yet, or cannot hold the layer that
+            names it.
     """
-    for name in recipe:
+    for name in layers:
         _row(session, name)
-    rows: list[int] = []
-    after: list[str] = []
+    default = None if format == "kept" else _built(format)
+    recipe: dict[str, str] = {}
+    fallbacks: list[p.Fallback] = []
     for row, name in enumerate(session.layers.names):
-        parsed = parse_format(recipe.get(name, session.kept(row)))
-        why = why_not_built(parsed) or why_not_held(parsed, session.layers.shapes[row])
-        if why is not None:
-            raise FormatError(f"{name}: {why}")
-        if session.layers.holds[row] != str(parsed):
-            rows.append(row)
-            after.append(str(parsed))
-    return _changed(session, "set", rows, after) if rows else None
+        shape, kept = session.layers.shapes[row], session.kept(row)
+        if name in layers:
+            parsed = _built(kept if layers[name] == "kept" else layers[name])
+            if (why := why_not_held(parsed, shape)) is not None:
+                raise FormatError(f"{name}: {why}")
+        elif default is None or session.layers.roles[row] in ("head", "embedding"):
+            continue
+        elif (why := why_not_held(default, shape)) is not None:
+            fallbacks.append(p.Fallback(layer=name, format=str(default), why=why))
+            continue
+        else:
+            parsed = default
+        if str(parsed) != kept:
+            recipe[name] = str(parsed)
+    return recipe, fallbacks
+
+
+def canonical(formats: Sequence[str]) -> tuple[str, ...]:
+    """Formats in their canonical form, each once.
+
+    Raises:
+        FormatError: one that does not parse or is not built yet.
+    """
+    return tuple(dict.fromkeys(str(_built(text)) for text in formats))
+
+
+def _built(text: str) -> Format:
+    parsed = parse_format(text)
+    if (why := why_not_built(parsed)) is not None:
+        raise FormatError(why)
+    return parsed
 
 
 def _row(session: Session, layer: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
 import msgspec
@@ -25,6 +25,7 @@ KEPT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """The format a layer holds while it is left as stored."""
 
 MAX_NOTICES = 200
+MAX_HISTOGRAMS = 64
 
 
 def kept_format(dtype: str) -> str:
@@ -44,7 +45,9 @@ class Job(msgspec.Struct):
     id: str
     kind: p.JobKind
     title: str
-    total: int
+    total: int = 0
+    recipe: str = ""
+    """Hash of the recipe an evaluation measures."""
     done: float = 0.0
     seconds_left: float = math.nan
     detail: str = ""
@@ -109,6 +112,8 @@ class Session(msgspec.Struct):
     """Measured recipes by their hash."""
     partial: p.RecipeScore | None = None
     """The current recipe's score while it is being measured."""
+    changed: dict[str, str] = {}
+    """Layers of the current recipe that are not kept, with their formats."""
     history: list[Change] = []
     position: int = 0
     """Changes of the history in force; the rest can be made again."""
@@ -133,17 +138,11 @@ class Session(msgspec.Struct):
 
     def recipe(self) -> dict[str, str]:
         """Layers of the current recipe that are not kept, with their formats."""
-        return {
-            name: held
-            for row, (name, held) in enumerate(
-                zip(self.layers.names, self.layers.holds, strict=True)
-            )
-            if held != self.kept(row)
-        }
+        return dict(self.changed)
 
     def score(self) -> p.RecipeScore | None:
         """The current recipe's measured score, finished or narrowing; None before there is one."""
-        key = recipe_hash(self.recipe())
+        key = recipe_hash(self.changed)
         if key in self.scores:
             return self.scores[key]
         return self.partial if self.partial is not None and self.partial.recipe == key else None
@@ -161,7 +160,7 @@ class Session(msgspec.Struct):
             return None
         dnll = kl = 0.0
         missing = 0
-        for layer, held in self.recipe().items():
+        for layer, held in self.changed.items():
             known = self.sensitivity(self.index[layer], held)
             if known is None:
                 missing += 1
@@ -172,36 +171,61 @@ class Session(msgspec.Struct):
 
     def bits_per_weight(self) -> float:
         """Stored bits over weights, of the body and of whatever else is quantised; nan if empty."""
-        bits = weights = 0
-        for row, role in enumerate(self.layers.roles):
-            if role in ("head", "embedding") and self.layers.holds[row] == self.kept(row):
-                continue
-            bits += self.layers.bits[row]
-            weights += math.prod(self.layers.shapes[row])
-        return bits / weights if weights else math.nan
+        return self._size().bits_per_weight
 
     def artefact_bytes(self) -> int:
-        """Size of the whole artefact, layers in their formats and the rest as stored.
+        """Size of the whole artefact: layers in their formats, the rest as stored."""
+        return self._size().bytes
 
-        A tied head that is kept is stored once, with the embedding.
-        """
+    def _size(self) -> Size:
+        layers = self.layers
+        kept = [kept_format(dtype) for dtype in layers.dtypes]
+        quantised = [held != kept for held, kept in zip(layers.holds, kept, strict=True)]
         tied = self.model is not None and self.model.tied
-        bits = sum(
-            bits
-            for row, bits in enumerate(self.layers.bits)
-            if not (
-                tied
-                and self.layers.roles[row] == "head"
-                and self._embedding_holds() == self.layers.holds[row]
-            )
+        return artefact_size(
+            layers.roles, layers.shapes, layers.bits, quantised, self.other_bytes, tied=tied
         )
-        return self.other_bytes + (bits + 7) // 8
 
-    def _embedding_holds(self) -> str:
-        for row, role in enumerate(self.layers.roles):
-            if role == "embedding":
-                return self.layers.holds[row]
-        return ""
+
+class Size(msgspec.Struct, frozen=True):
+    """How large a recipe's artefact is."""
+
+    bits_per_weight: float
+    bytes: int
+
+
+def artefact_size(
+    roles: Sequence[p.Role],
+    shapes: Sequence[tuple[int, ...]],
+    bits: Sequence[int],
+    quantised: Sequence[bool],
+    other_bytes: int,
+    *,
+    tied: bool,
+) -> Size:
+    """Bits per weight and bytes of an artefact; columns have one entry a layer.
+
+    Bits per weight counts codes, scales and zero points of the body, and of head and embedding
+    where they are quantised. A tied head is stored once, with the embedding, as long as both are
+    kept.
+
+    Args:
+        roles: of each layer.
+        shapes: of each layer.
+        bits: stored bits of each layer in the format it holds.
+        quantised: whether it is not kept.
+        other_bytes: bytes of what is no layer.
+        tied: whether head and embedding are one tensor in the checkpoint.
+    """
+    outside = ("head", "embedding")
+    counted = [i for i, role in enumerate(roles) if role not in outside or quantised[i]]
+    weights = sum(math.prod(shapes[i]) for i in counted)
+    once = tied and not any(quantised[i] for i, role in enumerate(roles) if role in outside)
+    stored = sum(bits[i] for i, role in enumerate(roles) if not (once and role == "head"))
+    return Size(
+        sum(bits[i] for i in counted) / weights if weights else math.nan,
+        other_bytes + (stored + 7) // 8,
+    )
 
 
 def stored_bits(shape: tuple[int, ...], dtype: str) -> int:
@@ -233,7 +257,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.RecipeChanged():
             return _recipe_changed(session, event)
         case p.JobStarted():
-            session.jobs[event.job] = Job(event.job, event.kind, event.title, event.total)
+            session.jobs[event.job] = Job(
+                event.job, event.kind, event.title, event.total, event.recipe
+            )
             return frozenset({"jobs"})
         case p.Progress():
             if (job := session.jobs.get(event.job)) is not None:
@@ -265,7 +291,10 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             session.partial = event.score
             return frozenset({"recipe"})
         case p.HistogramReady():
+            session.histograms.pop(event.layer, None)
             session.histograms[event.layer] = event
+            while len(session.histograms) > MAX_HISTOGRAMS:
+                session.histograms.pop(next(iter(session.histograms)))
             return frozenset({"histogram"})
         case p.Gauges():
             session.gauges = event
@@ -312,6 +341,11 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
         key: [None if row is None else column[row] for row in before]
         for key, column in session.measured.items()
     }
+    session.changed = {
+        name: held
+        for row, (name, held) in enumerate(zip(event.names, session.layers.holds, strict=True))
+        if held != session.kept(row)
+    }
     session.other_bytes = event.other_bytes
     return frozenset({"layers", "holds", "weights", "measured"})
 
@@ -329,6 +363,10 @@ def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty
         row = session.index[layer]
         session.layers.holds[row] = held
         session.layers.bits[row] = bits
+        if held == session.kept(row):
+            session.changed.pop(layer, None)
+        else:
+            session.changed[layer] = held
     match event.how:
         case "set":
             step = Change(event.layers, event.before, event.after)
@@ -345,7 +383,7 @@ def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty
 def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
     job = session.jobs.get(event.job)
     if job is None:
-        job = session.jobs[event.job] = Job(event.job, event.kind, event.kind, 0)
+        job = session.jobs[event.job] = Job(event.job, event.kind, event.kind)
     job.status, job.message, job.exit_code = event.status, event.message, event.exit_code
     job.resumed, job.measured, job.timings = event.resumed, event.measured, event.timings
     if event.status == "done":

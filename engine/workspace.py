@@ -38,6 +38,8 @@ class Workspace:
     checkpoint: Checkpoint | None = None
     rows: dict[str, DiskLayer] = field(default_factory=dict)
     """Layers as the files have them, by name."""
+    other_bytes: int = 0
+    """Bytes of the checkpoint that belong to no layer."""
     network: Network | None = None
     reference: Reference | None = None
     protocol: p.Protocol | None = None

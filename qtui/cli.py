@@ -258,7 +258,7 @@ def _from_file(given: str) -> Callable[[Session], p.Evaluate]:
         name = session.checkpoint.name if session.checkpoint is not None else session.source
         if recipe.checkpoint not in (None, name, session.source):
             _complain(f"{path} was written for {recipe.checkpoint}: here it is used on {name}")
-        return p.Evaluate(layers=recipe.resolve(session))
+        return p.Evaluate(format=recipe.default, layers=recipe.resolve(session))
 
     return ask
 

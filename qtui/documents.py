@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
 from engine.errors import EngineError
-from engine.session import Job, Session, recipe_hash
+from engine.session import Job, Session
 from qtui import schema as s
 from qtui.schema import finite
 
@@ -92,7 +92,6 @@ def eval_document(
         job: its job; the session's last evaluation if not given.
     """
     job = job or _last(session, "evaluate")
-    held = score.recipe == recipe_hash(session.recipe())
     return s.EvalDocument(
         resumed=job.resumed,
         model=_model(session),
@@ -110,8 +109,8 @@ def eval_document(
             kl=finite(score.kl),
             kl_se=finite(score.kl_se),
             top1_agreement=finite(score.top1),
-            bits_per_weight=finite(session.bits_per_weight()) if held else UNSET,
-            bytes=session.artefact_bytes() if held else UNSET,
+            bits_per_weight=finite(score.bits_per_weight),
+            bytes=score.bytes,
         ),
         fallbacks=_fallbacks(session, _fell_back(session, formats)),
         timings=_timings(job),

@@ -15,7 +15,7 @@ import msgspec
 from engine import client
 from engine import protocol as p
 from engine.errors import EngineError, UsageError
-from engine.session import Job, Session, recipe_hash
+from engine.session import Job, Session
 from qtui.progress import Meter
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate
@@ -87,7 +87,7 @@ class _Run:
 
     def follow(self, source: str, settings: p.Settings) -> Outcome:
         """Send what is asked for and take events until it has ended."""
-        self._engine.send(p.Open(source, settings, model=self._kind != "triage"))
+        self._engine.send(p.Open(source, settings, model=self._kind != "triage", take_up=False))
         try:
             while True:
                 if self._sent is None:
@@ -134,15 +134,12 @@ class _Run:
             case p.JobStarted(kind=kind) if kind == self._kind and self._sent is not None:
                 if self._job is None:
                     self._job = event.job
-                    self._recipe = recipe_hash(self._engine.session.recipe())
+                    self._recipe = event.recipe
+                    self._formats.update(dict.fromkeys(event.formats))
             case p.Progress(job=job) if job == self._job:
                 self._meter.show(
                     self._kind, event.done, event.total, event.seconds_left, event.detail
                 )
-            case p.Learned(facts=facts) if self._job is not None and self._kind == "sweep":
-                for fact in facts:
-                    if isinstance(fact, p.Sensitivity):
-                        self._formats.setdefault(fact.format)
             case p.Refused():
                 self._refused(event)
             case p.JobEnded(kind="open", status=status) if status != "done":

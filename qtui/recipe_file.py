@@ -28,10 +28,10 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
     """Exact name or ``re:`` pattern with its format; the first match from the top wins."""
 
     def resolve(self, session: Session) -> dict[str, str]:
-        """Every layer that is not kept, with the format its first matching line gives it.
+        """The layers that lines name, each with the format of its first matching line.
 
-        The default holds for the body's layers; head and embedding are kept unless a line names
-        them. A pattern has to match from the beginning of a name.
+        The default holds for the rest of the body. A pattern has to match from the beginning of a
+        name.
 
         Raises:
             UsageError: a line that names or matches no layer of the session.
@@ -43,17 +43,11 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
         unmatched = {line for line, _ in self.lines}
         recipe: dict[str, str] = {}
         layers = session.layers
-        for row, (name, block) in enumerate(zip(layers.names, layers.blocks, strict=True)):
-            held = KEPT if block < 0 else self.default
-            matched = False
+        for name in layers.names:
             for line, pattern, format in patterns:
-                if not (line == name if pattern is None else pattern.match(name)):
-                    continue
-                unmatched.discard(line)
-                if not matched:
-                    held, matched = format, True
-            if held not in (KEPT, session.kept(row)):
-                recipe[name] = held
+                if line == name if pattern is None else pattern.match(name):
+                    unmatched.discard(line)
+                    recipe.setdefault(name, format)
         for line, _ in self.lines:
             if line in unmatched:
                 what = "matches no layer" if line.startswith("re:") else "is not a layer"

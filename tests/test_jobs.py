@@ -28,7 +28,9 @@ class Told:
         return self.endings.get(timeout=10)
 
 
-def steps(count: int, gate: threading.Event | None = None, reached: threading.Event | None = None) -> Steps:  # fmt: skip
+def steps(
+    count: int, gate: threading.Event | None = None, reached: threading.Event | None = None
+) -> Steps:
     for i in range(count):
         if gate is not None and i == 1:
             if reached is not None:

@@ -6,6 +6,7 @@ import json
 import pickle
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -286,7 +287,7 @@ def test_rows_of_the_files_are_the_rows_of_the_model(
         client.send(p.Open(str(source), settings(prose)))
         events = until(client, ended("open"))
         listed = [e for e in events if isinstance(e, p.LayersListed)]
-        for first, second in zip(listed, listed[1:], strict=False):
+        for first, second in pairwise(listed):
             assert sorted(first.names) == sorted(second.names)
     finally:
         client.close()

@@ -16,8 +16,9 @@ from engine.measure.approximate import approximation
 from engine.measure.perplexity import Tally, estimate, perplexity
 from engine.measure.reference import Reference
 from engine.model.memory import memory_free
-from engine.quant import QUANTISER_VERSION, parse_format
-from engine.session import recipe_hash
+from engine.quant import QUANTISER_VERSION, Format, parse_format, stored_bits
+from engine.session import Size, artefact_size, recipe_hash
+from engine.session import stored_bits as bits_as_stored
 from engine.workspace import Workspace, again
 
 Found = Generator[p.AnyEvent | None, None, p.RecipeScore]
@@ -110,8 +111,9 @@ def score(
     start = min((network.layers[name].start for name in layers), default=len(network.blocks))
     held: dict[str, Tensor] = {}
     # Where all changed layers do not fit beside the model, each step quantises them again.
-    size = sum(math.prod(network.layers[name].shape) for name in layers) * network.dtype.itemsize
-    keep = size <= memory_free(network.device) // 2
+    together = sum(math.prod(network.layers[n].shape) for n in layers) * network.dtype.itemsize
+    keep = together <= memory_free(network.device) // 2
+    size = recipe_size(workspace, formats)
     tallies: list[Tally] = []
     total = len(reference.batches)
     for batch in range(total):
@@ -128,7 +130,7 @@ def score(
         if not keep:
             held.clear()
         done = batch + 1 == total
-        fact = _score(recipe, nll, tallies, reference, done)
+        fact = _score(recipe, size, nll, tallies, reference, done)
         if done:
             yield account.learnt(key, fact)
         elif job:
@@ -139,8 +141,33 @@ def score(
     return fact
 
 
+def recipe_size(workspace: Workspace, formats: Mapping[str, Format]) -> Size:
+    """How large the artefact of a recipe is; layers that are not named are kept."""
+    rows = list(workspace.rows.values())
+    kept = [formats.get(row.name) is None for row in rows]
+    bits = [
+        bits_as_stored(row.shape, row.dtype)
+        if (format := formats.get(row.name)) is None
+        else stored_bits(format, row.shape)
+        for row in rows
+    ]
+    return artefact_size(
+        [row.role for row in rows],
+        [row.shape for row in rows],
+        bits,
+        [not each for each in kept],
+        workspace.other_bytes,
+        tied=workspace.network is not None and workspace.network.tied,
+    )
+
+
 def _score(
-    recipe: Mapping[str, str], nll: float, tallies: list[Tally], reference: Reference, done: bool
+    recipe: Mapping[str, str],
+    size: Size,
+    nll: float,
+    tallies: list[Tally],
+    reference: Reference,
+    done: bool,
 ) -> p.RecipeScore:
     targets = reference.windows.targets
     dnll = estimate(torch.cat([tally.dnll for tally in tallies]), targets)
@@ -159,6 +186,8 @@ def _score(
         kl_se=kl.se,
         top1=top1.mean,
         tokens=dnll.windows * reference.windows.seq_len,
+        bits_per_weight=size.bits_per_weight,
+        bytes=size.bytes,
         done=done,
     )
 

@@ -100,7 +100,8 @@ def load_network(
         if unread:
             notes += (f"{len(unread)} tensors on disk are not part of the model: {_few(unread)}",)
         on_stage("checking resume", 0, 1)
-        network = Network(model, made_from, tied=tied, notes=notes)
+        zeroed = _zero_what_is_not_finite(model)
+        network = Network(model, made_from, tied=tied, notes=notes, zeroed=zeroed)
         network.check_resume()
         on_stage("checking resume", 1, 1)
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -127,7 +128,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 str(path), trust_remote_code=trust_remote_code
             )
@@ -202,7 +203,7 @@ def _build(
 
     tensors = stored.counted(read)
     try:
-        with _quiet():
+        with quiet():
             model, report = loaded_class.from_pretrained(
                 None,
                 config=config,
@@ -263,6 +264,22 @@ def _untie_head(model: Any) -> bool:
     return True
 
 
+def _zero_what_is_not_finite(model: Any) -> tuple[str, ...]:
+    """Sets NaN and infinite weights to 0, and says which: one of them makes every logit NaN."""
+    said = []
+    for name, tensor in model.named_parameters():
+        # One reduction finds a fault; counting comes only then.
+        if not tensor.numel() or bool(torch.isfinite(tensor.detach().abs().amax())):
+            continue
+        bad = int((~torch.isfinite(tensor)).sum())
+        tensor.data.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        said.append(
+            f"{name} holds {bad} values that are NaN or infinite: "
+            "measured around, with 0 in their place"
+        )
+    return tuple(said)
+
+
 def _disk_names(model: Any, stored: Stored, report: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     made_from = join_names(model, stored.tensors)
     tied = getattr(model, "all_tied_weights_keys", None) or {}
@@ -278,7 +295,7 @@ def _disk_names(model: Any, stored: Stored, report: dict[str, Any]) -> dict[str,
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' own bars and warnings kept off the terminal; what they say is raised here."""
     from transformers.utils import logging
 

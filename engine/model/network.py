@@ -42,6 +42,7 @@ class Network:
         made_from: for every ``state_dict`` key the disk names it is made from.
         tied: the head was tied on disk.
         notes: sentences a person should see about how it was loaded.
+        zeroed: sentences about weights that were not finite, and are 0 here.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Network:
         *,
         tied: bool = False,
         notes: tuple[str, ...] = (),
+        zeroed: tuple[str, ...] = (),
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
         self.tied = tied
         self.notes = notes
+        self.zeroed = zeroed
         embedding = model.get_input_embeddings().weight
         self.device: torch.device = embedding.device
         self.dtype: torch.dtype = embedding.dtype
