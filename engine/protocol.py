@@ -267,9 +267,9 @@ class RecipeScore(Fact, frozen=True, kw_only=True):
     kl_se: float
     top1: float
     tokens: int
-    bits_per_weight: float = float("nan")
+    bits_per_weight: float
     """Stored bits over weights, of the body and of whatever else is quantised."""
-    bytes: int = 0
+    bytes: int
     """Size of the whole artefact."""
     done: bool = True
 

@@ -28,7 +28,7 @@ LISTED = p.LayersListed(
 def score(recipe: str, nll: float) -> p.RecipeScore:
     return p.RecipeScore(
         recipe=recipe, nll=nll, ppl=1.0, ppl_low=1.0, ppl_high=1.0, dnll=0.0, dnll_se=0.0,
-        kl=0.0, kl_se=0.0, top1=1.0, tokens=8,
+        kl=0.0, kl_se=0.0, top1=1.0, tokens=8, bits_per_weight=4.25, bytes=100,
     )  # fmt: skip
 
 

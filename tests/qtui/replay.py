@@ -183,7 +183,9 @@ def triaged(layers: list[str] | None = None) -> Iterator[p.AnyEvent]:
 def swept(done: int | None = None, format: str = FORMAT) -> Iterator[p.AnyEvent]:
     """A sweep, whole or up to a layer."""
     layers = names()
-    yield p.JobStarted(job="3", kind="sweep", title=f"sweep {format}", total=len(layers))
+    yield p.JobStarted(
+        job="3", kind="sweep", title=f"sweep {format}", total=len(layers), formats=(format,)
+    )
     order = random.Random(7).sample(range(len(layers)), len(layers))
     for count, row in enumerate(order[:done], 1):
         yield p.Learned((f"s{row}",), (sensitivity(layers[row], row, format),))
@@ -210,5 +212,5 @@ def score(recipe: str, *, ppl: float, half: float, tokens: int = 16384) -> p.Rec
     return p.RecipeScore(
         recipe=recipe, nll=math.log(ppl), ppl=ppl, ppl_low=ppl - half, ppl_high=ppl + half,
         dnll=math.log(ppl / 26.17), dnll_se=0.001, kl=0.01, kl_se=0.001, top1=0.97, tokens=tokens,
-        done=tokens == PROTOCOL.tokens,
+        bits_per_weight=4.25, bytes=2_600_000, done=tokens == PROTOCOL.tokens,
     )  # fmt: skip

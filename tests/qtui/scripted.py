@@ -86,18 +86,17 @@ def whole(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent]:
 
 
 def evaluated(command: p.Evaluate, session: Session) -> Iterable[p.AnyEvent]:
-    """The recipe is changed, then measured."""
+    """A recipe is measured; the session's own stays."""
     from engine.session import recipe_hash
 
-    layers = command.layers
-    if layers is None:
-        assert command.format is not None
-        layers = {name: command.format for name in r.names() if ".layers." in name}
-    for format in dict.fromkeys(layers.values()):
-        yield r.changed(session, [n for n, held in layers.items() if held == format], format)
-    yield p.JobStarted(job="4", kind="evaluate", title="evaluate", total=0)
+    layers = dict(command.layers)
+    if command.format != "kept":
+        body = {name: command.format for name in r.names() if ".layers." in name}
+        layers = {**body, **layers}
+    recipe = recipe_hash(layers)
+    yield p.JobStarted(job="4", kind="evaluate", title="evaluate", recipe=recipe)
     yield p.Progress(job="4", done=8, total=16)
-    yield p.Learned(("r",), (r.score(recipe_hash(layers), ppl=26.42, half=0.05),))
+    yield p.Learned(("r",), (r.score(recipe, ppl=26.42, half=0.05),))
     yield p.JobEnded(job="4", kind="evaluate", status="done", resumed=1, timings={"load_s": 1.2})
 
 

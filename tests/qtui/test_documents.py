@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.session import Session, apply, recipe_hash
+from engine.session import Session, apply
 from qtui import schema, tables
 from qtui.documents import eval_document, sweep_document, triage_document
 from tests.qtui import replay as r
@@ -47,8 +47,7 @@ def sweep() -> dict[str, Any]:
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
     session = folded(p.Evaluate(format="int4-g128"))
-    score = session.score()
-    assert score is not None
+    (score,) = session.scores.values()
     return as_json(eval_document(session, score, "int4-g128"))
 
 
@@ -117,12 +116,6 @@ def test_evaluation_has_the_keys_of_its_schema(evaluation: dict[str, Any]) -> No
         "nll", "ppl", "dnll_se", "kl", "kl_se", "top1_agreement", "bits_per_weight", "bytes",
     }  # fmt: skip
     assert evaluation["recipe"]["bits_per_weight"] == 4.25
-
-
-def test_a_score_of_another_recipe_than_the_one_held_has_no_size() -> None:
-    session = folded()
-    score = r.score(recipe_hash({"lm_head": "int8"}), ppl=27.0, half=0.1)
-    assert "bytes" not in as_json(eval_document(session, score, "int8"))["recipe"]
 
 
 def test_what_is_not_finite_is_null(sweep: dict[str, Any]) -> None:

@@ -44,7 +44,10 @@ def said() -> io.StringIO:
 def test_triage_opens_without_a_model(monkeypatch: pytest.MonkeyPatch, said: io.StringIO) -> None:
     engine = install(monkeypatch)
     outcome = measure("demo", r.SETTINGS, p.Triage(("int8",)), Meter(said))
-    assert engine.sent == [p.Open("demo", r.SETTINGS, model=False), p.Triage(("int8",))]
+    assert engine.sent == [
+        p.Open("demo", r.SETTINGS, model=False, take_up=False),
+        p.Triage(("int8",)),
+    ]
     assert engine.closed
     assert outcome.job.resumed == 3
     assert all(outcome.session.layers.weights)

@@ -26,9 +26,12 @@ def recipe(tmp_path: Path, text: str, session: Session) -> dict[str, str]:
     return read_recipe(path).resolve(session)
 
 
-def test_the_default_holds_for_the_body_alone(tmp_path: Path, session: Session) -> None:
-    found = recipe(tmp_path, 'default = "int4-g128"\n', session)
-    assert found == {name: "int4-g128" for name in r.names() if ".layers." in name}
+def test_the_default_is_left_to_the_engine(tmp_path: Path, session: Session) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('schema = "qtui.recipe/1"\ndefault = "int4-g128"\n')
+    found = read_recipe(path)
+    assert found.default == "int4-g128"
+    assert found.resolve(session) == {}
 
 
 def test_without_a_default_the_rest_is_kept(tmp_path: Path, session: Session) -> None:
@@ -49,18 +52,13 @@ def test_the_first_match_from_the_top_wins(tmp_path: Path, session: Session) -> 
     assert found["model.layers.1.mlp.down_proj"] == "int6-g128"
     assert found["model.layers.2.mlp.down_proj"] == "int8"
     assert found["model.layers.0.mlp.down_proj"] == "int8"
-    assert "model.layers.0.mlp.up_proj" not in found
-    assert found["model.layers.3.mlp.up_proj"] == "int4-g128"
+    assert found["model.layers.0.mlp.up_proj"] == "kept"
+    assert "model.layers.3.mlp.up_proj" not in found
 
 
 def test_a_pattern_matches_from_the_beginning_of_a_name(tmp_path: Path, session: Session) -> None:
     with pytest.raises(UsageError, match="matches no layer"):
         recipe(tmp_path, '[layers]\n"re:down_proj" = "int8"\n', session)
-
-
-def test_the_stored_dtype_is_kept_whatever_it_is_called(tmp_path: Path, session: Session) -> None:
-    assert recipe(tmp_path, '[layers]\n"lm_head" = "bf16"\n', session) == {}
-    assert recipe(tmp_path, '[layers]\n"lm_head" = "fp16"\n', session) == {"lm_head": "fp16"}
 
 
 @pytest.mark.parametrize(
