@@ -170,18 +170,18 @@ def test_shared_keys_and_values_fall_back_and_say_so(
     )
 
 
-def test_a_layer_the_format_cannot_hold_is_a_fallback_not_a_silence(
+def test_a_format_that_is_not_built_yet_is_refused_at_once(
     folder: Callable[[str], Path], prose: Path
 ) -> None:
     client = in_process(str(folder("llama")))
     try:
         client.send(p.Open(str(folder("llama")), settings(prose)))
         client.send(p.Sweep(formats=("nf4",)))
-        events = until(client, ended("sweep"))
+        events = until(client, lambda event: isinstance(event, p.Refused))
     finally:
         client.close()
-    last = events[-1]
-    assert isinstance(last, p.JobEnded)
-    assert last.status == "failed"
-    assert "not yet" in last.message
-    assert last.exit_code == 2
+    refused = events[-1]
+    assert isinstance(refused, p.Refused)
+    assert "not yet" in refused.message
+    assert refused.exit_code == 2
+    assert not any(isinstance(event, p.ModelReady) for event in events)
