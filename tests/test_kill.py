@@ -23,7 +23,7 @@ KILLS = 10
 def command(source: Path, text: Path, out: Path) -> list[str]:
     measured = ["--tokens", "4096", "--seq-len", "32", "--formats", "int4-g32"]
     where = ["--text", str(text), "--json", str(out)]
-    return [sys.executable, "-m", "qtui.cli", "sweep", str(source), *measured, *where]
+    return [sys.executable, "-m", "qtui", "sweep", str(source), *measured, *where]
 
 
 def run(source: Path, text: Path, out: Path) -> dict[str, object]:

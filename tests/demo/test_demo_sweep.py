@@ -1,0 +1,66 @@
+"""``qtui sweep demo --json -`` against the brute-force loop, and ``qtui eval`` beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from engine.corpora import held_out_library
+from engine.demo import DEMO_PATH
+from tests import brute_force
+
+TOKENS, SEQ_LEN, BATCH = 4096, 256, 8
+
+
+def qtui(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "qtui", *arguments, "--tokens", str(TOKENS), "--json", "-"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.slow
+def test_the_documents_of_demo_agree_with_the_brute_force_loop() -> None:
+    document = qtui("sweep", "demo")
+    model = brute_force.load(DEMO_PATH)
+    ids = brute_force.windows(DEMO_PATH, held_out_library().content, TOKENS, SEQ_LEN)
+    assert document["protocol"]["tokens"] == ids.numel()
+    assert document["control"] == {
+        "max_abs_dnll": 0.0, "max_abs_kl": 0.0, "floor_dnll": 0.0, "floor_kl": 0.0,
+    }  # fmt: skip
+    nll = brute_force.baseline(model, ids, BATCH)
+    assert document["baseline"]["nll"] == pytest.approx(nll, abs=1e-6)
+    modules = brute_force.weights(model)
+    assert [row["name"] for row in document["layers"]] == list(
+        dict.fromkeys(row["name"] for row in document["layers"])
+    )
+    assert {row["name"] for row in document["layers"]} == set(modules)
+    body: dict[str, torch.Tensor] = {}
+    for row in document["layers"]:
+        module = modules[row["name"]]
+        changed = brute_force.quantised(brute_force.oriented(module), 4, 128, torch.float16)
+        if row["block"] >= 0:
+            body[row["name"]] = changed
+        expected = brute_force.effect(model, module, changed, ids, BATCH)
+        measured = row["measured"]
+        assert brute_force.close(measured["kl"], expected.kl), (row, expected)
+        assert brute_force.close(measured["dnll"], expected.dnll), (row, expected)
+
+    # The uniform recipe, by the sweep's own end and by `qtui eval`, against all weights changed.
+    for name, changed in body.items():
+        modules[name].weight.data = changed
+    together = brute_force.baseline(model, ids, BATCH)
+    evaluated = qtui("eval", "demo", "--format", "int4-g128")
+    assert evaluated["recipe"]["nll"] == pytest.approx(together, abs=1e-6)
+    assert evaluated["resumed"] == 2  # baseline and recipe: the sweep measured both
+    # 4 bits, and a 16-bit scale and a 4-bit zero point for each 128 weights.
+    assert evaluated["recipe"]["bits_per_weight"] == pytest.approx(4 + 20 / 128)
