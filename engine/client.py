@@ -69,7 +69,6 @@ class SocketLink:
         self.log_path = str(log_file(name))
         self.pid = 0
         self._reader, self._writer = reader, writer
-        self._parts: list[bytes] = []
         self._seen = 0
 
     async def greet(self) -> None:
@@ -109,11 +108,8 @@ class SocketLink:
                 case None:
                     raise self._gone()
                 case p.Snapshot():
-                    self._parts.append(message.data)
-                    if message.part + 1 == message.parts:
-                        session = decode_session(b"".join(self._parts))
-                        self._parts, self._seen = [], message.seq
-                        return session
+                    self._seen = message.seq
+                    return decode_session(message.data)
                 case p.Sent():
                     if message.seq and message.seq <= self._seen:
                         continue  # the snapshot had it

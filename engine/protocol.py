@@ -512,15 +512,20 @@ class Sent(_Message, frozen=True):
 
 
 class Snapshot(_Message, frozen=True):
-    """A piece of the encoded `Session` as it stood after event ``seq``."""
+    """The encoded `Session` as it stood after event ``seq``: the first thing a client gets."""
 
     seq: int
-    part: int
-    parts: int
     data: bytes
 
 
-AnyFrame: TypeAlias = Hello | Sent | Snapshot | AnyCommand
+class Fragment(_Message, frozen=True):
+    """A piece of a message that is longer than `MAX_FRAME`; pieces follow each other."""
+
+    data: bytes
+    last: bool
+
+
+AnyFrame: TypeAlias = Hello | Sent | Snapshot | Fragment | AnyCommand
 
 encode = msgspec.msgpack.Encoder().encode
 decode_frame = msgspec.msgpack.Decoder(AnyFrame).decode

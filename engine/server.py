@@ -23,7 +23,7 @@ from engine import protocol as p
 log = logging.getLogger(__name__)
 
 LENGTH = struct.Struct(">I")
-SNAPSHOT_PART = p.MAX_FRAME // 2
+PIECE_OVERHEAD = 64
 MOST_KEPT = 20_000
 """Journalled events a stalled client may be behind; it is let go beyond, and attaches anew."""
 
@@ -42,17 +42,24 @@ class Engine(Protocol):
 
 
 async def read_frame(reader: asyncio.StreamReader) -> p.AnyFrame | None:
-    """The next frame, None at the end of the stream.
+    """The next message, put together from its pieces; None at the end of the stream.
 
     Raises:
-        ConnectionError: what came is no frame of ours.
+        ConnectionError: what came is no message of ours.
     """
+    pieces: list[bytes] = []
     try:
-        (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-        if length > 2 * p.MAX_FRAME:
-            raise ConnectionError(f"a frame of {length} bytes: not this protocol")
-        message: p.AnyFrame = p.decode_frame(await reader.readexactly(length))
-        return message
+        while True:
+            (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+            if length > p.MAX_FRAME:
+                raise ConnectionError(f"a frame of {length} bytes: not this protocol")
+            message: p.AnyFrame = p.decode_frame(await reader.readexactly(length))
+            if not isinstance(message, p.Fragment):
+                return message
+            pieces.append(message.data)
+            if message.last:
+                whole: p.AnyFrame = p.decode_frame(b"".join(pieces))
+                return whole
     except asyncio.IncompleteReadError:
         return None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -60,9 +67,15 @@ async def read_frame(reader: asyncio.StreamReader) -> p.AnyFrame | None:
 
 
 def frame(message: p.AnyFrame) -> bytes:
-    """A message with its length before it."""
+    """A message with its length before it, in pieces where it is longer than a frame may be."""
     data = p.encode(message)
-    return LENGTH.pack(len(data)) + data
+    if len(data) <= p.MAX_FRAME:
+        return LENGTH.pack(len(data)) + data
+    size = p.MAX_FRAME - PIECE_OVERHEAD
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    return b"".join(
+        frame(p.Fragment(piece, last=at + 1 == len(pieces))) for at, piece in enumerate(pieces)
+    )
 
 
 class _Client:
@@ -179,16 +192,14 @@ class Server:
             self._clients.append(client)
             engine = self._engine
             seq, data = await asyncio.to_thread(engine.snapshot)
-            parts = [data[i : i + SNAPSHOT_PART] for i in range(0, len(data), SNAPSHOT_PART)]
-            for part, piece in enumerate(parts):
-                writer.write(frame(p.Snapshot(seq, part, len(parts), piece)))
-                await writer.drain()
+            writer.write(frame(p.Snapshot(seq, data)))
+            await writer.drain()
             sending = asyncio.create_task(client.write())
             while (message := await read_frame(reader)) is not None:
                 if isinstance(message, p.Stop):
                     if len(self._clients) == 1:
                         self.stop()
-                        return
+                    return
                 elif isinstance(message, p.Command):
                     engine.handle(message)
         except ConnectionError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import ClassVar
 
@@ -24,6 +25,8 @@ from qtui.themes import DEFAULT_THEME, load_themes
 
 GOODBYE = 3.0
 """Seconds the engine is given to hear that it may stop."""
+AGAIN = 2.0
+"""Seconds in which a second ``ctrl+c`` quits."""
 
 
 class QtuiApp(App[None]):
@@ -31,7 +34,10 @@ class QtuiApp(App[None]):
 
     ENABLE_COMMAND_PALETTE = False
     TITLE = "qtui"
-    BINDINGS: ClassVar[list[BindingType]] = []
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+c", "interrupt", "Quit", id="interrupt", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", "To the shell, fg comes back", id="suspend"),
+    ]
 
     def __init__(
         self,
@@ -55,11 +61,14 @@ class QtuiApp(App[None]):
         self.animation_level = "none"
         self.glyphs = PLAIN if ascii or self.no_color else UNICODE
         self.link: Link | None = None
-        self.pump = Pump(Session(), self._paint, self.set_timer, profile.fps)
         self.workbench = Workbench(source, profile, self.glyphs)
+        self.pump = Pump(
+            Session(), self._paint, self.set_timer, profile.fps, hear=self.workbench.hear
+        )
         self._commands: asyncio.Queue[p.AnyCommand] = asyncio.Queue()
         self._leaving = False
         self._gone = False
+        self._interrupted = float("-inf")
         for theme in load_themes().values():
             self.register_theme(theme.theme())
         self.theme = DEFAULT_THEME
@@ -103,7 +112,7 @@ class QtuiApp(App[None]):
         self.link = None
         try:
             self.link = link = await self.connect()
-            self.workbench.scoreboard.state = "engine is up"
+            self.workbench.scoreboard.state = "opening"
             self.workbench.forget_questions()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(link))
@@ -142,6 +151,7 @@ class QtuiApp(App[None]):
         bench = self.workbench
         bench.scoreboard.state = "no engine"
         bench.table.pending.clear()
+        bench.message.clear()
         bench.banner.show(str(error) or type(error).__name__, log_path)
         self.pump.touch(EVERYTHING)
 
@@ -177,6 +187,15 @@ class QtuiApp(App[None]):
     async def on_workbench_leave(self) -> None:
         """Stop the engine and go."""
         await self.action_quit()
+
+    async def action_interrupt(self) -> None:
+        """``ctrl+c``: twice in `AGAIN` seconds quits, so that one stray press ends nothing."""
+        now = time.monotonic()
+        if now - self._interrupted < AGAIN:
+            await self.action_quit()
+            return
+        self._interrupted = now
+        self.workbench.message.say("warning", "ctrl+c again quits; x cancels what is running")
 
     async def action_quit(self) -> None:
         """Stop the engine and go; `GOODBYE` seconds are the most this takes."""

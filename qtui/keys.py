@@ -15,18 +15,18 @@ WORKBENCH = [
     Binding("pagedown", "page(1)", "Page down", id="page_down"),
     Binding("home,g", "first", "First layer", id="first"),
     Binding("end,G", "last", "Last layer", id="last"),
-    Binding("space", "mark", "Mark layer for the next toggle", id="mark"),
+    Binding("space", "mark", "Mark for the next toggle", id="mark"),
     Binding("escape", "unmark", "Unmark all", id="unmark"),
     Binding("u", "undo", "Undo", id="undo"),
     Binding("U,ctrl+r", "redo", "Redo", id="redo"),
     Binding("s", "sweep", "Sweep: measure every layer", id="sweep"),
     Binding("x", "cancel", "Cancel the running job", id="cancel"),
     Binding("o", "order", "Order of the rows", id="order"),
-    Binding("c", "format", "Choose whose effects are shown", id="format"),
-    Binding("l", "log_counts", "Logarithm of the histogram's counts", id="log_counts"),
+    Binding("c", "format", "Effects of another format", id="format"),
+    Binding("l", "log_counts", "Histogram: log or counts", id="log_counts"),
     Binding("tab", "pane", "Pane: show or fold", id="pane"),
     Binding("n", "notices", "Notices, all of them", id="log"),
-    Binding("r", "retry", "Retry: start the engine again", id="retry"),
+    Binding("r", "retry", "Retry what failed", id="retry"),
     Binding("question_mark", "help", "Help", id="help"),
     Binding("q", "leave", "Quit", id="quit", priority=True),
 ]
@@ -35,7 +35,7 @@ GROUPS = {
     "Layers": ("up", "down", "page_up", "page_down", "first", "last", "mark", "unmark", "order"),
     "Recipe": ("undo", "redo"),
     "Engine": ("sweep", "cancel", "retry"),
-    "View": ("format", "pane", "log_counts", "log", "help", "quit"),
+    "View": ("format", "pane", "log_counts", "log", "help", "suspend", "quit"),
 }
 """Ids as the help lists them; the profile's own keys come first in the recipe's."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from engine.client import Link
+from engine.protocol import AnyEvent
 from engine.session import Dirty, Session, apply
 
 EVERYTHING: frozenset[Dirty] = frozenset(get_args(Dirty))
@@ -29,6 +30,7 @@ class Pump:
         paint: Callable[[frozenset[Dirty]], None],
         later: Callable[[float, Callable[[], None]], Any],
         fps: int,
+        hear: Callable[[AnyEvent], bool] = lambda event: True,
     ) -> None:
         """
         Args:
@@ -36,11 +38,12 @@ class Pump:
             paint: draws the parts it is given.
             later: calls a function after so many seconds.
             fps: repaints a second, at most.
+            hear: is told every event before it is folded; false where it is not to be folded.
         """
         self.session = session
         self.painted = 0
         """Repaints so far."""
-        self._paint, self._later, self._period = paint, later, 1 / fps
+        self._paint, self._later, self._hear, self._period = paint, later, hear, 1 / fps
         self._dirty: set[Dirty] = set()
         self._last = float("-inf")
         self._armed = False
@@ -62,7 +65,7 @@ class Pump:
             if isinstance(received, Session):
                 self.session = received
                 self.touch(EVERYTHING)
-            else:
+            elif self._hear(received.event):
                 self.touch(apply(self.session, received.event, received.seq))
             if time.perf_counter() - began > SLICE:
                 # A link with much to say may never have to wait: give way by oneself.

@@ -155,6 +155,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     tokenizer.save_pretrained(out)
     written = json.loads((out / "tokenizer_config.json").read_text())
     written["model_max_length"] = model.config.max_position_embeddings
+    # The name that every version of transformers reads.
+    written["tokenizer_class"] = "PreTrainedTokenizerFast"
     (out / "tokenizer_config.json").write_text(json.dumps(written, indent=2) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -11,8 +12,8 @@ from textual.screen import ModalScreen, Screen
 
 from engine.protocol import Level
 from qtui.keys import GROUPS
-from qtui.text import Glyphs, printable
-from qtui.widgets.line import Lines, PlainScrollBar, Words
+from qtui.text import Glyphs, fit, printable
+from qtui.widgets.line import Lines, PlainScrollBar, Words, cells
 from qtui.widgets.status import MARKS, STYLES, bindings
 
 
@@ -49,20 +50,51 @@ class Overlay(ModalScreen[None]):
 
 
 class Help(Overlay):
-    """The keys, as they are bound now."""
+    """The keys, as they are bound now, and what the table's columns and marks mean."""
+
+    COLUMN = 36
 
     def __init__(self, screen: Screen[None], glyphs: Glyphs) -> None:
         bound = bindings(screen)
         formats = tuple(id for id in bound if id.startswith("hold."))
         groups = dict(GROUPS, Recipe=formats + GROUPS["Recipe"])
-        lines: list[Words] = []
-        for group, ids in groups.items():
-            lines += [[(group, "bold")]]
-            for id in ids:
-                if id in bound:
-                    key, description = bound[id]
-                    lines.append([(f"  {key:>16}  ", "bold $primary"), (description, "")])
-        super().__init__(lines, glyphs)
+        parts = {
+            group: [[(group, "bold")]] + [self._key(*bound[id]) for id in ids if id in bound] + [[]]
+            for group, ids in groups.items()
+        }
+        left = parts["Layers"] + parts["Engine"]
+        right = parts["Recipe"] + parts["View"]
+        if screen.app.size.width < 2 * self.COLUMN + 6:
+            lines = [line for part in parts.values() for line in part]
+        else:
+            lines = [
+                [*words, (" " * (self.COLUMN - cells(words)), ""), *others]
+                for words, others in zip_longest(left, right, fillvalue=[])
+            ]
+        while lines and not cells(lines[-1]):
+            lines.pop()
+        super().__init__([*lines, [], *_legend(glyphs)], glyphs)
+
+    def _key(self, key: str, description: str) -> Words:
+        words = fit(description, self.COLUMN - 10) if len(description) > 26 else description
+        return [(f"{key:>8}  ", "bold $primary"), (words, "")]
+
+
+def _legend(glyphs: Glyphs) -> list[Words]:
+    g, ppl = glyphs, "dPPL" if glyphs.ascii else "ΔPPL"
+    meanings = (
+        ("holds", "the format in your recipe; fp16 and the like are as stored"),
+        (f"KL{g.kilo}", "KL from the unchanged model, that layer alone quantised:"),
+        ("", "thousandths of a nat per token"),
+        (ppl, f"change of perplexity, {g.plus_minus} half of its 95% interval"),
+        ("error", "of the weights: norm of the difference over norm"),
+        (f">4{g.sigma}", "share of weights beyond so many standard deviations"),
+        (f"{g.changed} {g.pending}", "changed by hand; asked for, not confirmed yet"),
+        (g.finding, "a finding: an outlying input channel, NaN or Inf"),
+        (g.about, "predicted: the sum of single effects; measured has no mark"),
+    )
+    lines: list[Words] = [[("Reading the screen", "bold")]]
+    return lines + [[(f"{mark:>8}  ", "bold"), (meaning, "$dim")] for mark, meaning in meanings]
 
 
 class NoticeLog(Overlay):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -96,7 +97,6 @@ class Workbench(Screen[None]):
         self.format = ""
         self._asked: set[str] = set()
         self._fallbacks = 0
-        self._under_way: set[str] = set()
         self._heard: p.Notice | None = None
         self._rest: Timer | None = None
         self.refused_keys: list[str] = []
@@ -156,11 +156,10 @@ class Workbench(Screen[None]):
 
     def show(self, session: Session, dirty: frozenset[Dirty]) -> None:
         """Draw the parts of the session that changed."""
-        self.session = session
+        before, self.session = self.session, session
         self.format = self._shown_format()
-        self._settle(dirty)
-        if session.model is not None and self.scoreboard.state == "engine is up":
-            self.scoreboard.state = "ready"
+        if session is not before:
+            self.table.pending.clear()
         if dirty - {"histogram", "notices"}:
             self.scoreboard.show(session, dirty)
         if dirty & {"layers", "holds", "weights", "measured", "jobs", "checkpoint", "model"}:
@@ -171,8 +170,6 @@ class Workbench(Screen[None]):
             self._detail()
         if "layers" in dirty:
             self._ask_soon()
-        if "jobs" in dirty:
-            self._watch()
         if "notices" in dirty:
             self._hear()
 
@@ -183,28 +180,55 @@ class Workbench(Screen[None]):
             return self.format
         return next((f for f in wanted if f in measured), (measured or list(wanted) or [""])[0])
 
-    def _settle(self, dirty: frozenset[Dirty]) -> None:
-        """Forget formats asked for that the engine has answered."""
-        if self.table.pending and dirty & {"holds", "notices", "layers"}:
-            self.table.pending.clear()
-
     def _empty(self) -> str:
         failed = [job for job in self.session.jobs.values() if job.status == "failed"]
         if failed and self.session.checkpoint is None:
-            return printable(failed[0].message)
+            return f"{printable(failed[0].message)}\nr tries again, q quits"
         return "reading" + self.glyphs.ellipsis
 
     def _detail(self) -> None:
         self.detail.show(self.session, self.table.current)
 
-    def _watch(self) -> None:
-        """Say what became of the jobs that were running."""
-        for job in self.session.jobs.values():
-            if job.status != "running" and job.id in self._under_way:
-                known = f", {job.resumed} from the store" if job.resumed else ""
-                if job.status != "failed" and job.kind != "evaluate":
-                    self.message.say("info", f"{job.title}: {job.status}{known}")
-        self._under_way = {job.id for job in running(self.session)}
+    def hear(self, event: p.AnyEvent) -> bool:
+        """Take notice of an event before it is folded; false where it is not to be folded."""
+        match event:
+            case p.Refused(command="AskHistogram"):
+                # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
+                self._asked.clear()
+                return False
+            case p.Refused(layers=layers):
+                for layer in layers or tuple(self.table.pending):
+                    self.table.pending.pop(layer, None)
+                self.table.redraw()
+            case p.RecipeChanged():
+                for layer in event.layers:
+                    self.table.pending.pop(layer, None)
+                if event.how != "set":
+                    done = {"undo": "undone", "redo": "done again"}[event.how]
+                    self.message.say("info", f"{done}: {self._change(event.layers, event.after)}")
+            case p.JobEnded():
+                self._ended(event)
+        return True
+
+    def _ended(self, event: p.JobEnded) -> None:
+        """Say what became of a job, where the rest of the screen does not show it."""
+        job = self.session.jobs.get(event.job)
+        if event.kind == "open":
+            self.scoreboard.state = "ready" if event.status == "done" else "not open"
+        if event.status == "cancelled" or (event.status == "done" and event.kind == "sweep"):
+            title = event.kind if job is None else job.title
+            known = f", {event.resumed} results were known before" if event.resumed else ""
+            self.message.say("info", f"{title}: {event.status}{known}")
+
+    def _change(self, layers: Sequence[str], formats: Sequence[str]) -> str:
+        """Layers with the formats they hold now, in few words."""
+        row = self.session.row(layers[0]) if layers else None
+        if row is None or len(layers) > 1:
+            who = f"{len(layers)} layers"
+        else:
+            who = short_name(layers[0], self.session.layers.blocks[row], 0).strip()
+        shown = formats[0] if len(set(formats)) == 1 else "what they held"
+        return f"{who} {self.glyphs.arrow} {shown}"
 
     def _hear(self) -> None:
         fallbacks, said = self.session.fallbacks, self.session.notices
@@ -283,20 +307,15 @@ class Workbench(Screen[None]):
                 self.table.pending[layer] = shown
         self.table.marked.clear()
         self.table.redraw()
-        first = self.session.index[layers[0]]
-        name = short_name(layers[0], self.session.layers.blocks[first], 0).strip()
-        who = name if len(layers) == 1 else f"{len(layers)} layers"
-        self.message.say("info", f"{who} {self.glyphs.arrow} {format}")
+        self.message.say("info", self._change(layers, [format]))
         self.post_message(self.Ask(p.SetFormat(layers, format)))
 
     def action_undo(self) -> None:
         """Take back the last change of the recipe."""
-        self.message.say("info", "undo")
         self.post_message(self.Ask(p.Undo()))
 
     def action_redo(self) -> None:
         """Make the change again that was taken back."""
-        self.message.say("info", "redo")
         self.post_message(self.Ask(p.Redo()))
 
     def action_sweep(self) -> None:

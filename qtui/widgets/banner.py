@@ -26,7 +26,13 @@ class Banner(Lines):
     def show(self, message: str, log_path: str) -> None:
         """Say that the engine is gone; the message's first line is the cause, the rest its log."""
         cause, *log = [line.rstrip() for line in message.splitlines() if line.strip()] or ["?"]
-        lines: list[Words] = [[("The engine ended: ", "bold $error"), (printable(cause), "bold")]]
+        if log_path and (cut := cause.find(log_path)) > 0:
+            # Where the log is has a line of its own.
+            cause = cause[:cut].rpartition(";")[0] or cause
+        if cause.startswith("the engine"):
+            lines: list[Words] = [[("T" + printable(cause[1:]) + ".", "bold $error")]]
+        else:
+            lines = [[("The engine ended: ", "bold $error"), (printable(cause), "bold")]]
         lines += [[("  " + printable(line), "$dim")] for line in log[-LOG_LINES:]]
         if log_path:
             lines.append([("Its log is ", ""), (printable(log_path), "$primary")])

@@ -6,6 +6,7 @@ terminal, so that fifty thousand experts cost what fifty layers cost.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
@@ -99,6 +100,8 @@ class LayerTable(ScrollView, can_focus=False):
         """Place of the cursor among `rows`."""
         self._pinned: str | None = None
         """The layer that stays under the cursor when rows change places; None for the first row."""
+        self._under: str | None = None
+        """The layer under the cursor when it was last told of."""
         self._worst = 0.0
         self._moved_at = float("-inf")
         self._sort_cost = 0.0
@@ -175,7 +178,7 @@ class LayerTable(ScrollView, can_focus=False):
 
     def _sort(self) -> None:
         began = time.perf_counter()
-        layers, held = self.session.layers, self._pinned
+        layers, held, before = self.session.layers, self._pinned, self._under
         effects = self.session.measured.get(f"degrade/{self.format}")
         self._worst = max((fact.kl for fact in effects or () if fact is not None), default=0.0)
         order = range(len(layers.names))
@@ -191,9 +194,9 @@ class LayerTable(ScrollView, can_focus=False):
             self.rows = sorted(order, key=errors.__getitem__, reverse=True)
         else:
             self.rows = list(order)
-        before = self.current
         self.virtual_size = Size(self.size.width, len(self.rows) + 1)
         self._place(held)
+        self._under = self.current
         self._sort_cost = time.perf_counter() - began
         self._sorted_at = time.monotonic()
         if self.current is not None and self.current != before:
@@ -217,7 +220,7 @@ class LayerTable(ScrollView, can_focus=False):
         if not self.rows:
             return
         old, self.cursor = self.cursor, max(0, min(place, len(self.rows) - 1))
-        self._pinned = self.current
+        self._pinned = self._under = self.current
         self._moved_at = time.monotonic()
         first, height = round(self.scroll_y), self.page
         if not first <= self.cursor < first + height:
@@ -280,8 +283,10 @@ class LayerTable(ScrollView, can_focus=False):
         if self._columns is None or self._columns.width != width:
             self._columns = fit_columns(width, self.session, self.format, self.glyphs)
         if not self.rows:
-            message = self.empty if y == min(2, self.size.height - 1) else ""
-            text = fit(f"  {message}", width, self.glyphs)
+            room = max(20, width - 4)
+            lines = [part for line in self.empty.split("\n") for part in textwrap.wrap(line, room)]
+            at = y - min(2, self.size.height - 1)
+            text = fit(f"  {lines[at] if 0 <= at < len(lines) else ''}", width, self.glyphs)
             return Strip([Segment(text, base + self._style("dim"))], width)
         if y == 0:
             text = header(self._columns, self.ordering, self.glyphs)

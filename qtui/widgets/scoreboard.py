@@ -90,7 +90,11 @@ class Scoreboard(Lines):
     def _score(self, width: int) -> Words:
         session, model = self.session, self.session.model
         if model is None:
-            return [("PPL not measured yet", "$dim")]
+            words: Words = [("PPL once the model is loaded", "$dim")]
+            if self._changed:
+                layers = "1 layer" if self._changed == 1 else f"{self._changed} layers"
+                words.append((f"   recipe of before: {layers} changed", "$held"))
+            return words if running(session) or session.checkpoint is None else [("", "")]
         base = session.baseline
         if base is None:
             left: Words = [("PPL not measured yet", "$dim")]
@@ -114,6 +118,7 @@ class Scoreboard(Lines):
             if not score.done:
                 share = score.tokens / max(1, model.protocol.tokens)
                 words.append((f" {min(share, 1):.0%}", "$dim"))
+            words += [(f"  KL{glyphs.kilo} ", "$dim"), (t.short(1000 * score.kl), "")]
             return words
         predicted = self._predicted
         if predicted is None or predicted.missing >= self._changed:
@@ -163,9 +168,9 @@ class Scoreboard(Lines):
             title, done, total = stage.name, float(stage.done), stage.total
         name = printable(title)
         words: Words = [(fit(name, min(cell_len(name), width // 3), self.glyphs) + " ", "bold")]
-        figures = f" {done:.0f}/{total}" if total else ""
+        figures = f" {done:.0f}/{total}" if total > 1 else ""
         figures += f"  {left} left" if left else ""
-        if total:
+        if total > 1:
             words += self._bar(done / total, max(6, min(40, width // 4)))
         words.append((figures, ""))
         rest = width - cells(words) - 2
@@ -175,7 +180,15 @@ class Scoreboard(Lines):
         return words
 
     def _rest(self) -> Words:
+        failed = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
+        if failed and failed[0].status == "failed":
+            return [("not open: ", "bold $error"), (printable(failed[0].message), "$error")]
         words: Words = [(self.state, "$dim")]
+        if self.state != "ready":
+            return words
+        if left := self._unmeasured():
+            words.append((f"  {left}", ""))
+            return words
         for key, whole in self.session.additivity.items():
             if key.startswith("degrade/") and math.isfinite(whole.kl):
                 format = printable(whole.format)
@@ -183,6 +196,16 @@ class Scoreboard(Lines):
                 words.append((f"{whole.kl:.2f}{self.glyphs.times}", ""))
                 words.append((" the sum of single effects", "$dim"))
         return words
+
+    def _unmeasured(self) -> str:
+        """How far a sweep came that is not running any more; empty where it is whole."""
+        whole = len(self.session.layers.names)
+        for format in self.session.settings.sweep_formats:
+            column = self.session.measured.get(f"degrade/{format}", [])
+            done = sum(fact is not None for fact in column)
+            if f"degrade/{format}" not in self.session.additivity and done < whole:
+                return f"{printable(format)}: {done} of {whole} layers measured, s goes on"
+        return ""
 
     def _bar(self, share: float, width: int) -> Words:
         full = round(min(max(share, 0.0), 1.0) * width)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.cells import cell_len
 from textual.screen import Screen
+from textual.timer import Timer
 
 from engine.protocol import Level
 from engine.session import Session
@@ -26,7 +27,10 @@ def notices(session: Session) -> list[tuple[Level, str]]:
 
 
 class Message(Lines):
-    """One line: what happened last."""
+    """One line: what happened last; once that is old news, what the table's marks mean."""
+
+    LINGER: ClassVar[float] = 8.0
+    """Seconds after which what is no warning gives way."""
 
     DEFAULT_CSS = """
     Message { padding: 0 1; background: $surface; }
@@ -36,11 +40,31 @@ class Message(Lines):
         super().__init__(id=id)
         self.glyphs = glyphs
         self.said: tuple[Level, str] = "info", ""
+        self._later: Timer | None = None
+
+    def on_mount(self) -> None:
+        """Show something from the first frame on."""
+        self._write()
 
     def say(self, level: Level, message: str) -> None:
         """Show a message in place of the one before."""
         self.said = level, " ".join(message.split())
+        if self._later is not None:
+            self._later.stop()
+        self._later = self.set_timer(self.LINGER, self.clear) if level == "info" else None
         self._write()
+
+    def clear(self) -> None:
+        """Nothing is worth saying any more."""
+        self.said = "info", ""
+        self._write()
+
+    def _legend(self) -> str:
+        g = self.glyphs
+        return (
+            f"{g.finding} outliers, NaN or Inf   {g.changed} changed by hand   "
+            f"{g.about} predicted   {g.plus_minus} 95%"
+        )
 
     def on_resize(self) -> None:
         """Make use of the new room."""
@@ -50,7 +74,7 @@ class Message(Lines):
         level, message = self.said
         mark = f"{MARKS[level]} " if level != "info" else ""
         room = max(0, self.content_size.width - len(mark))
-        shown = printable(message)
+        shown = printable(message) or self._legend()
         if cell_len(shown) > room:
             shown = fit(shown, room, self.glyphs)
         self.set_lines([[(mark, STYLES[level]), (shown, STYLES[level])]])
@@ -109,7 +133,7 @@ class KeyBar(Lines):
         bound = bindings(self.screen)
         toggles = [key for id, (key, _) in bound.items() if id.startswith("hold.")]
         apart = " " if self.content_size.width >= 100 else ""
-        entries = [(apart.join(toggles), "toggle")] if toggles else []
+        entries = [(apart.join(_runs(toggles)), "toggle")] if toggles else []
         left = self.content_size.width - sum(len(k) + len(d) + 3 for k, d in entries)
         chosen = []
         for id in self.ORDER:
@@ -129,6 +153,18 @@ class KeyBar(Lines):
         for key, description in entries:
             line += [(key, "bold $primary"), (f" {description}  ", "$dim")]
         self.set_lines([line])
+
+
+def _runs(keys: list[str]) -> list[str]:
+    """Keys with three or more digits in a row as one: ``2-6``."""
+    found: list[list[str]] = []
+    for key in keys:
+        last = found[-1][-1] if found else ""
+        if key.isdigit() and last.isdigit() and int(key) == int(last) + 1:
+            found[-1].append(key)
+        else:
+            found.append([key])
+    return [part for run in found for part in (run if len(run) < 3 else [f"{run[0]}-{run[-1]} "])]
 
 
 def _word(description: str) -> str:

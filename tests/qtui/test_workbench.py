@@ -363,7 +363,7 @@ async def test_no_color_draws_with_ascii(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_what_became_of_a_job_is_said() -> None:
     async with driving(*r.opening(), *r.swept(3)) as d:
         await d.give(p.JobEnded(job="3", kind="sweep", status="cancelled", resumed=2))
-        assert d.bench.message.text == "sweep int4-g128: cancelled, 2 from the store"
+        assert d.bench.message.text == "sweep int4-g128: cancelled, 2 results were known before"
         await d.pilot.press("x")
         assert d.bench.message.text == "nothing is running"
 
