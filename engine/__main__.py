@@ -27,6 +27,9 @@ def step_back(nice: int) -> None:
     )
     # On a small machine niceness alone makes room: a thread less would halve the engine.
     threads = cores - 1 if cores > 2 else cores
+    # Triage computes in small pieces while a model library is imported on another thread: at the
+    # default of 5 ms it would wait that long for the interpreter after every piece.
+    sys.setswitchinterval(0.0005)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(threads))
 

@@ -72,6 +72,29 @@ def standard_library() -> Text:
     return _library("stdlib", mixed + code[len(prose) :])
 
 
+SURE_CHARACTERS = 10
+"""Characters tokenised for each token that is wanted; text has three to five a token."""
+
+UNSURE_TOKENS = 512
+"""Tokens before a cut that may differ from those of the whole text, generously."""
+
+
+def first_tokens(tokenizer: Any, content: str, wanted: int) -> list[int]:
+    """At least the first ``wanted`` ids of a text, as tokenising all of it in one call gives them.
+
+    Where the tokenizer splits text into words first, a beginning of the text has the same first
+    tokens; the rest of a long text is then left alone. Elsewhere all of it is tokenised.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    length = wanted * SURE_CHARACTERS
+    if backend is not None and backend.pre_tokenizer is not None and length < len(content):
+        ids: list[int] = tokenizer(content[:length])["input_ids"]
+        if len(ids) >= wanted + UNSURE_TOKENS:
+            return ids[: len(ids) - UNSURE_TOKENS]
+    whole: list[int] = tokenizer(content)["input_ids"]
+    return whole
+
+
 def _library(name: str, texts: list[str]) -> Text:
     if not texts:
         raise TextError(

@@ -121,19 +121,23 @@ class Engine:
         self._tell(p.JobStarted(job=job.id, kind="open", title=f"open {command.source}"))
         self._opener.submit(job)
 
+    # What a job needs is imported at its first step, on its own thread: a command never waits for
+    # a library, nor does the lock.
+
     def _triage(self, formats: tuple[str, ...]) -> None:
-        from engine.measure.triage import triage
+        def steps(job: str) -> Steps:
+            from engine.measure.triage import triage
+
+            return (yield from triage(self._workspace, chosen, job))
 
         chosen = recipes.canonical(formats or self._workspace.settings.formats)
-        self._start(
-            "triage", "checkpoint", lambda job: triage(self._workspace, chosen, job), chosen
-        )
+        self._start("triage", "checkpoint", steps, chosen)
 
     def _sweep(self, formats: tuple[str, ...], direction: p.Direction) -> None:
         def steps(job: str) -> Steps:
             from engine.measure.sensitivity import sweep
 
-            return sweep(self._workspace, chosen, direction, job)
+            return (yield from sweep(self._workspace, chosen, direction, job))
 
         chosen = recipes.canonical(formats or self._workspace.settings.sweep_formats)
         running = [j for j in self.session.jobs.values() if j.kind == "sweep"]
@@ -164,7 +168,7 @@ class Engine:
         def steps(job: str) -> Steps:
             from engine.measure.evaluation import evaluate
 
-            return evaluate(self._workspace, recipe, job)
+            return (yield from evaluate(self._workspace, recipe, job))
 
         return self._start("evaluate", "model", steps, recipe=recipe)
 

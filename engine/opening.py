@@ -125,7 +125,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
 
     yield p.Stage("reading text", 0, 1)
     notices: list[str] = []
-    from engine.corpora import evaluation_text
+    from engine.corpora import evaluation_text, first_tokens
 
     text = evaluation_text(settings.text, demo=workspace.demo, tell=notices.append)
     for sentence in notices:
@@ -133,7 +133,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     yield p.Stage("cutting windows", 0, 1)
     tokenizer = load_tokenizer(path, trust_remote_code=settings.trust_remote_code)
     with quiet():  # a text longer than the model's window is what windows are cut from
-        ids = tokenizer(text.content)["input_ids"]
+        ids = first_tokens(tokenizer, text.content, settings.tokens)
     seq_len, why = _window(network.config, settings.seq_len)
     if why:
         yield p.Notice("info", why)

@@ -7,6 +7,7 @@ whatever its Python version. Nothing here imports a model library.
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -41,13 +42,15 @@ def modules(split: Split, root: Path | None = None) -> Iterator[tuple[str, str]]
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     found: list[tuple[int, str, Path]] = []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        if any(part in _SKIPPED or part.startswith("config-") for part in relative.parts[:-1]):
-            continue
-        name = ".".join(relative.with_suffix("").parts)
-        if is_held_out(name) == (split == "held-out"):
-            found.append((name_hash(name[::-1]), name, path))
+    for folder, below, files in os.walk(root):
+        below[:] = [part for part in below if part not in _SKIPPED and part[:7] != "config-"]
+        package = Path(folder).relative_to(root).parts
+        for file in files:
+            if not file.endswith(".py"):
+                continue
+            name = ".".join((*package, file.removesuffix(".py")))
+            if is_held_out(name) == (split == "held-out"):
+                found.append((name_hash(name[::-1]), name, Path(folder, file)))
     for _, name, path in sorted(found):
         try:
             with tokenize.open(path) as stream:
