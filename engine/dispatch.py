@@ -18,7 +18,7 @@ from engine import recipes
 from engine.errors import EngineError, UsageError
 from engine.gauges import read_gauges
 from engine.jobs import Job, Outcome, Scheduler, Steps
-from engine.journal import SNAPSHOT_EVERY, FactStore, Journal
+from engine.journal import SNAPSHOT_EVERY, FactStore, Journal, StoreError
 from engine.opening import describe, open_job, versions
 from engine.session import Session, apply, encode_session, recipe_hash
 from engine.workspace import Workspace
@@ -48,6 +48,8 @@ class Engine:
         self._journal, self._facts, self._announce = journal, facts, announce
         self._lock = threading.RLock()
         self.session: Session = journal.fold()
+        # Jobs of the engine before are over, however it ended.
+        self.session.jobs, self.session.stage = {}, None
         self._workspace = Workspace(facts, self.session.settings)
         self._waiting: list[tuple[Need, Job]] = []
         self._have: set[Need] = set()
@@ -78,16 +80,19 @@ class Engine:
 
     def _refuse(self, command: p.AnyCommand, sentence: str, exit_code: int) -> None:
         layers = command.layers if isinstance(command, p.SetFormat) else ()
-        self._tell(p.Refused(type(command).__name__, sentence, exit_code, layers))
+        ask = command.ask if isinstance(command, p.Triage | p.Sweep | p.Evaluate) else ""
+        self._tell(p.Refused(type(command).__name__, sentence, exit_code, layers, ask))
 
     def _handle(self, command: p.AnyCommand) -> None:
+        if self._opening is None and not isinstance(command, p.Open | p.Stop):
+            raise UsageError("no checkpoint is open: open one first")
         match command:
             case p.Open():
                 self._open(command)
-            case p.Triage(formats=formats):
-                self._triage(formats)
-            case p.Sweep(formats=formats, direction=direction):
-                self._sweep(formats, direction)
+            case p.Triage():
+                self._triage(command)
+            case p.Sweep():
+                self._sweep(command)
             case p.Evaluate():
                 self._evaluate(command)
             case p.SetFormat(layers=layers, format=format):
@@ -104,7 +109,7 @@ class Engine:
                 raise UsageError("an engine in this process is stopped by closing it")
 
     def _open(self, command: p.Open) -> None:
-        if self._opening is not None:
+        if self._opening is not None and self._open_failed() is None:
             if command.source == self.session.source:
                 # Another client of the same session: it is open, or opening.
                 if command.settings != self.session.settings:
@@ -113,7 +118,9 @@ class Engine:
             raise UsageError(f"this engine has {self.session.source} open: start another one")
         if command.settings.fresh:
             self._journal.clear()
-        self._workspace.settings = command.settings
+        self._workspace = Workspace(self._facts, command.settings)
+        self._workspace.should_stop = self._compute.should_stop
+        self._have, self._recipe_job = set(), None
         self._tell(p.Opened(command.source, command.settings, versions()))
         steps = open_job(self._workspace, command.source, model=command.model)
         job = self._job("open", steps)
@@ -124,26 +131,26 @@ class Engine:
     # What a job needs is imported at its first step, on its own thread: a command never waits for
     # a library, nor does the lock.
 
-    def _triage(self, formats: tuple[str, ...]) -> None:
+    def _triage(self, command: p.Triage) -> None:
         def steps(job: str) -> Steps:
             from engine.measure.triage import triage
 
             return (yield from triage(self._workspace, chosen, job))
 
-        chosen = recipes.canonical(formats or self._workspace.settings.formats)
-        self._start("triage", "checkpoint", steps, chosen)
+        chosen = recipes.canonical(command.formats or self._workspace.settings.formats)
+        self._start("triage", "checkpoint", steps, chosen, ask=command.ask)
 
-    def _sweep(self, formats: tuple[str, ...], direction: p.Direction) -> None:
+    def _sweep(self, command: p.Sweep) -> None:
         def steps(job: str) -> Steps:
             from engine.measure.sensitivity import sweep
 
-            return (yield from sweep(self._workspace, chosen, direction, job))
+            return (yield from sweep(self._workspace, chosen, command.direction, job))
 
-        chosen = recipes.canonical(formats or self._workspace.settings.sweep_formats)
+        chosen = recipes.canonical(command.formats or self._workspace.settings.sweep_formats)
         running = [j for j in self.session.jobs.values() if j.kind == "sweep"]
         if any(j.status == "running" and j.title == _title("sweep", chosen) for j in running):
             raise UsageError("that sweep is running already")
-        self._start("sweep", "model", steps, chosen)
+        self._start("sweep", "model", steps, chosen, ask=command.ask)
 
     def _evaluate(self, command: p.Evaluate) -> None:
         if not self.session.layers.names:
@@ -151,7 +158,7 @@ class Engine:
         recipe, fallbacks = recipes.resolve(self.session, command.format, command.layers)
         for fallback in fallbacks:
             self._tell(fallback)
-        self._measure(recipe)
+        self._measure(recipe, command.ask)
 
     def _record_change(self, changed: p.RecipeChanged | None) -> None:
         if changed is not None:
@@ -164,13 +171,13 @@ class Engine:
             self._cancel(self._recipe_job, missing_ok=True)
         self._recipe_job = self._measure(self.session.recipe())
 
-    def _measure(self, recipe: dict[str, str]) -> str:
+    def _measure(self, recipe: dict[str, str], ask: str = "") -> str:
         def steps(job: str) -> Steps:
             from engine.measure.evaluation import evaluate
 
             return (yield from evaluate(self._workspace, recipe, job))
 
-        return self._start("evaluate", "model", steps, recipe=recipe)
+        return self._start("evaluate", "model", steps, recipe=recipe, ask=ask)
 
     def _cancel(self, job: str, *, missing_ok: bool = False) -> None:
         for need, waiting in self._waiting:
@@ -218,10 +225,9 @@ class Engine:
         make: Callable[[str], Steps],
         formats: tuple[str, ...] = (),
         recipe: dict[str, str] | None = None,
+        ask: str = "",
     ) -> str:
         """Queue a job, or keep it until what it needs is there; returns its id."""
-        if self._opening is None:
-            raise UsageError("no checkpoint is open: open one first")
         number = f"{kind}-{next(self._numbers)}"
         job = Job(number, kind, URGENCY[kind], make(number))
         self._tell(
@@ -231,22 +237,32 @@ class Engine:
                 title=_title(kind, formats),
                 formats=formats,
                 recipe="" if recipe is None else recipe_hash(recipe),
+                ask=ask,
             )
         )
         if need in self._have:
             self._compute.submit(job)
-        elif self._open_failed():
-            sentence, code = self._open_failed() or ("", 1)
-            self._end(job, "failed", sentence, code)
+        elif (why := self._why_not(need)) is not None:
+            self._end(job, "failed", *why)
         else:
             self._waiting.append((need, job))
         return job.id
 
     def _open_failed(self) -> tuple[str, int] | None:
+        """Why the checkpoint could not be opened, with an exit code; None if it is, or may be."""
         job = self.session.jobs.get(self._opening or "")
-        if job is None or job.status == "running":
+        if job is None or job.status in ("running", "done"):
             return None
-        return (job.message or "opening was cancelled"), job.exit_code or 1
+        return job.message or "opening was cancelled", job.exit_code or 1
+
+    def _why_not(self, need: Need) -> tuple[str, int] | None:
+        """Why a job that needs this will never run; None while it may."""
+        if (failed := self._open_failed()) is not None:
+            return failed
+        job = self.session.jobs.get(self._opening or "")
+        if job is not None and job.status == "done" and need not in self._have:
+            return "the checkpoint was opened without its model", UsageError.exit_code
+        return None
 
     def _release(self, need: Need) -> None:
         self._have.add(need)
@@ -260,6 +276,8 @@ class Engine:
             self._tell(event)
             if isinstance(event, p.LayersListed):
                 self._release("checkpoint")
+                if self._recipe_job is not None:
+                    self._measure_recipe()  # its layers may have other names now
             elif isinstance(event, p.ModelReady):
                 network, _ = self._workspace.need_network()
                 network.should_stop = self._compute.should_stop
@@ -283,19 +301,18 @@ class Engine:
                 self._end(job, "done", outcome=outcome)
             if job.id == self._recipe_job:
                 self._recipe_job = None
-            if job.kind == "open" and outcome is None:
+            if job.kind == "open":
                 self._fail_waiting()
-            elif job.kind == "open" and self._waiting:
-                self._fail_waiting()  # opened without a model: nothing that needs one can run
 
     def _fail_waiting(self) -> None:
+        """End the jobs that what was opened will never let run."""
         waiting, self._waiting = self._waiting, []
-        sentence, code = self._open_failed() or ("the model was not loaded", 1)
-        if not sentence or code == 0:
-            sentence, code = "the model was not loaded", 2
-        for _, job in waiting:
-            job.steps.close()
-            self._end(job, "failed", sentence, code)
+        for need, job in waiting:
+            if (why := self._why_not(need)) is None:
+                self._waiting.append((need, job))
+            else:
+                job.steps.close()
+                self._end(job, "failed", *why)
 
     def _end(
         self,
@@ -331,21 +348,42 @@ class Engine:
     # -- events --------------------------------------------------------------------------------
 
     def _tell(self, event: p.AnyEvent) -> None:
-        """Keep what is to be kept, fold it, announce it: in this order."""
+        """Keep what is to be kept, fold it, announce it: in this order.
+
+        Raises:
+            StoreError: it could not be kept. The end of a job is announced all the same: whoever
+                waits for it must not wait for ever.
+        """
         with self._lock:
-            if isinstance(event, p.Learned) and event.fresh:
-                replace = self._workspace.settings.fresh
-                self._facts.put(event.keys, event.facts, replace=replace)
-            seq = 0 if isinstance(event, p.Transient) else self._journal.append(event)
+            try:
+                seq = self._keep(event)
+            except StoreError:
+                if not isinstance(event, p.JobEnded):
+                    raise
+                log.exception("the end of job %s could not be kept", event.job)
+                seq = 0
             apply(self.session, event, seq)
-            if seq and seq % SNAPSHOT_EVERY == 0:
-                self._journal.snapshot(self.session)
             self._announce(seq, event)
+            if seq and seq % SNAPSHOT_EVERY == 0:
+                try:
+                    self._journal.snapshot(self.session)
+                except StoreError:  # only a short cut for the next start
+                    log.exception("a snapshot of the session could not be kept")
+
+    def _keep(self, event: p.AnyEvent) -> int:
+        if isinstance(event, p.Learned) and event.fresh:
+            replace = self._workspace.settings.fresh
+            self._facts.put(event.keys, event.facts, replace=replace)
+        return 0 if isinstance(event, p.Transient) else self._journal.append(event)
 
     def _watch(self) -> None:
         while not self._closing.wait(GAUGE_SECONDS):
             if self.busy():
-                self._tell(read_gauges())
+                try:
+                    self._tell(read_gauges())
+                except Exception:
+                    log.exception("the gauges cannot be read")
+                    return
 
     def snapshot(self) -> tuple[int, bytes]:
         """Number of the last journalled event, and the encoded session as it stood after it."""
@@ -354,7 +392,7 @@ class Engine:
 
     def busy(self) -> bool:
         """Whether a job is running or waiting."""
-        return any(job.status == "running" for job in list(self.session.jobs.values()))
+        return bool(self._waiting) or self._compute.busy or self._opener.busy
 
     def close(self) -> None:
         """End every job; what was measured is kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -34,17 +35,15 @@ def read_gauges() -> Gauges:
     if gpu is not None:
         import pynvml
 
-        memory, load = (
-            pynvml.nvmlDeviceGetMemoryInfo(gpu),
-            pynvml.nvmlDeviceGetUtilizationRates(gpu),
-        )
-        name = pynvml.nvmlDeviceGetName(gpu)
-        extra = {
-            "gpu_name": name if isinstance(name, str) else name.decode(),
-            "gpu_used": int(memory.used),
-            "gpu_total": int(memory.total),
-            "gpu_load": load.gpu / 100,
-        }
+        # Each on its own: a partition of a GPU tells its memory, not its load.
+        with suppress(pynvml.NVMLError):
+            name = pynvml.nvmlDeviceGetName(gpu)
+            extra["gpu_name"] = name if isinstance(name, str) else name.decode()
+        with suppress(pynvml.NVMLError):
+            memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+            extra["gpu_used"], extra["gpu_total"] = int(memory.used), int(memory.total)
+        with suppress(pynvml.NVMLError):
+            extra["gpu_load"] = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100
     return Gauges(
         cpu=psutil.cpu_percent() / 100,
         rss=_process().memory_info().rss,

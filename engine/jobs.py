@@ -86,6 +86,11 @@ class Scheduler:
                     return True
         return False
 
+    @property
+    def busy(self) -> bool:
+        """Whether a job is running or waiting."""
+        return bool(self._jobs)
+
     def should_stop(self) -> bool:
         """Whether the running job should come to its next yield soon: the pre-emption flag."""
         running = self._running

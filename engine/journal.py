@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -88,13 +89,25 @@ class FactStore:
             for at in range(0, len(keys), 500):
                 some = keys[at : at + 500]
                 marks = ",".join("?" * len(some))
-                rows = self._db.execute(
+                rows = self._query(
                     f"SELECT key, version, data FROM facts WHERE time >= ? AND key IN ({marks})",
                     (since, *some),
-                ).fetchall()
+                )
                 for key, version, data in rows:
-                    found[key] = p.decode_fact(_upcast(data, version, self.path))
+                    try:
+                        found[key] = p.decode_fact(_upcast(data, version, self.path))
+                    except msgspec.DecodeError as error:
+                        raise StoreError(
+                            f"{self.path}: fact {key} cannot be read ({error}): "
+                            "--fresh measures it anew"
+                        ) from error
         return found
+
+    def _query(self, sql: str, values: tuple[object, ...]) -> list[tuple[str, int, bytes]]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{self.path}: {error}") from error
 
     def put(
         self, keys: Sequence[str], facts: Sequence[p.AnyFact], *, replace: bool = False
@@ -140,7 +153,10 @@ class Journal:
                 "CREATE TABLE IF NOT EXISTS snapshots (seq INTEGER PRIMARY KEY,"
                 " version INTEGER NOT NULL, bytes BLOB NOT NULL);",
             )
-            (last,) = self._db.execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()
+            (last,) = self._db.execute(
+                "SELECT MAX(seq) FROM (SELECT seq FROM events UNION ALL SELECT seq FROM snapshots"
+                " UNION ALL SELECT 0)"
+            ).fetchone()
             self._seq: int = last
         except BaseException:
             self._guard.close()
@@ -168,7 +184,13 @@ class Journal:
                 "SELECT seq, version, bytes FROM events WHERE seq > ? ORDER BY seq", (after,)
             ).fetchall()
         for seq, version, data in rows:
-            event = p.decode_event(_upcast(data, version, self.path))
+            try:
+                event = p.decode_event(_upcast(data, version, self.path))
+            except msgspec.DecodeError as error:
+                raise StoreError(
+                    f"{self.path}: event {seq} cannot be read ({error}): "
+                    "move the file away to begin a new history; measurements are kept elsewhere"
+                ) from error
             if isinstance(event, p.Learned):
                 found = self.facts.get_many(event.keys)
                 keys = tuple(key for key in event.keys if key in found)
@@ -194,19 +216,29 @@ class Journal:
     def snapshot(self, session: Session) -> None:
         """Keep a folded session, so that the next fold begins there."""
         row = (session.seq, VERSION, encode_session(session))
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._lock, self._transaction():
             self._db.execute("DELETE FROM snapshots")
             self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?)", row)
-            self._db.execute("COMMIT")
 
     def clear(self) -> None:
         """Begin the history anew; facts stay in the store.
 
         Numbers go on, so that a client that is attached takes no new event for one it has seen.
         """
-        with self._lock:
-            self._db.executescript("DELETE FROM events; DELETE FROM snapshots;")
+        with self._lock, self._transaction():
+            self._db.execute("DELETE FROM events")
+            self._db.execute("DELETE FROM snapshots")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise StoreError(f"{self.path}: {error}") from error
 
     def close(self) -> None:
         """Close the file and let the session go."""

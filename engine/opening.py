@@ -6,6 +6,7 @@ Loading runs on a thread of its own, off the compute thread.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import time
@@ -61,6 +62,8 @@ def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
     )
     yield _listed(workspace, checkpoint, rows)
     if settings.trust_remote_code:
+        code = [file.read_bytes() for file in sorted(workspace.path.glob("*.py"))]
+        workspace.code_sha256 = hashlib.sha256(b"\0".join(code)).hexdigest() if code else ""
         yield p.Notice("warning", f"code that comes with {checkpoint.name} may run: asked for")
     if model:
         yield from _load(workspace, checkpoint)
@@ -132,11 +135,11 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         yield p.Notice("warning", sentence)
     yield p.Stage("cutting windows", 0, 1)
     tokenizer = load_tokenizer(path, trust_remote_code=settings.trust_remote_code)
-    with quiet():  # a text longer than the model's window is what windows are cut from
-        ids = first_tokens(tokenizer, text.content, settings.tokens)
     seq_len, why = _window(network.config, settings.seq_len)
     if why:
         yield p.Notice("info", why)
+    with quiet():  # a text longer than the model's window is what windows are cut from
+        ids = first_tokens(tokenizer, text.content, max(settings.tokens, seq_len))
     windows = cut(torch.tensor(ids), seq_len, settings.tokens, settings.stride)
     vocabulary = network.config.get_text_config().vocab_size
     if int(windows.ids.max()) >= vocabulary:
@@ -149,6 +152,10 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
             "info", f"the text gives {windows.tokens} tokens in windows of {seq_len}, "
             f"of {settings.tokens} asked for"
         )  # fmt: skip
+    if windows.tokens > settings.tokens:
+        yield p.Notice(
+            "info", f"one window of {seq_len} tokens, not the {settings.tokens} asked for"
+        )
     budget = settings.memory_budget or memory_free(network.device) // 2
     workspace.network = network
     workspace.reference = Reference(network, windows, settings.batch_tokens, budget)
@@ -163,6 +170,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         device=str(network.device),
         seed=settings.seed,
     )
+    workspace.windows_sha256 = hashlib.sha256(windows.ids.numpy().tobytes()).hexdigest()
     if (listed := _corrected(workspace)) is not None:
         yield listed
     workspace.load_s = time.perf_counter() - begun
@@ -210,7 +218,6 @@ def _corrected(workspace: Workspace) -> p.LayersListed | None:
                 name, layer.kind, layer.block, layer.shape, dtype, layer.disk, False, layer.role
             )
         rows.append(row)
-    # Rows that only the files have stay known to triage, not to the table of what is measured.
     workspace.rows = {row.name: workspace.rows.get(row.name, row) for row in rows}
     return _listed(workspace, checkpoint, rows)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import platformdirs
 
+from engine.errors import EngineError
+
 
 def state_folder() -> Path:
     """``~/.local/state/qtui``, or where XDG says; made if absent."""
@@ -42,11 +44,12 @@ def socket_file(name: str) -> Path:
     home = hashlib.sha256(str(state_folder()).encode()).hexdigest()[:8]
     folder = folder / home
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user")
     for each in (folder.parent, folder):
-        if each.stat().st_uid == os.getuid():
-            each.chmod(0o700)
+        if each.stat().st_uid != os.getuid():
+            raise EngineError(
+                f"{each} belongs to another user: set XDG_RUNTIME_DIR to a folder of your own"
+            )
+        each.chmod(0o700)
     path = folder / f"{name}.sock"
     if len(str(path).encode()) > 100:
         path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.sock"

@@ -70,7 +70,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     text_sha256: str
     tokens: int
-    """Tokens in all windows together."""
+    """Tokens in all windows together; figures rest on the targets that count."""
     seq_len: int
     stride: int
     """Targets that count in each window."""
@@ -106,6 +106,8 @@ class Triage(Command, frozen=True):
 
     formats: tuple[str, ...] = ()
     """Empty takes the settings' formats."""
+    ask: str = ""
+    """Comes back in `JobStarted` and `Refused`, so that a client knows its own."""
 
 
 class Sweep(Command, frozen=True):
@@ -113,6 +115,7 @@ class Sweep(Command, frozen=True):
 
     formats: tuple[str, ...] = ()
     direction: Direction = "degrade"
+    ask: str = ""
 
 
 class Evaluate(Command, frozen=True):
@@ -123,6 +126,7 @@ class Evaluate(Command, frozen=True):
     kept and told of as a `Fallback`. Head and embedding are kept unless named."""
     layers: dict[str, str] = {}
     """Exact layer names with the format each holds."""
+    ask: str = ""
 
 
 class SetFormat(Command, frozen=True):
@@ -376,6 +380,8 @@ class JobStarted(Event, frozen=True, kw_only=True):
     """Canonical formats of a triage or a sweep."""
     recipe: str = ""
     """Hash of the recipe an evaluation measures."""
+    ask: str = ""
+    """Of the command that asked for it."""
 
 
 class JobEnded(Event, frozen=True, kw_only=True):
@@ -460,6 +466,8 @@ class Refused(Transient, frozen=True):
     exit_code: int = 2
     layers: tuple[str, ...] = ()
     """Layers the command was about."""
+    ask: str = ""
+    """Of the command that was not carried out."""
 
 
 class Gauges(Transient, frozen=True, kw_only=True):
@@ -540,7 +548,7 @@ def job_key(event: Transient) -> str:
             return f"progress {job}"
         case HistogramReady(layer=layer):
             return f"histogram {layer}"
-        case Refused(command=command, message=message):
-            return f"refused {command} {message}"
+        case Refused():
+            return f"refused {event.command} {event.layers} {event.ask} {event.message}"
         case _:
             return type(event).__name__

@@ -9,6 +9,7 @@ from engine import protocol as p
 from engine.errors import FormatError, InfeasibleError, UsageError
 from engine.quant import Format, parse_format, stored_bits, why_not_built, why_not_held
 from engine.session import Session
+from engine.session import stored_bits as bits_as_stored
 
 
 def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChanged | None:
@@ -45,7 +46,7 @@ def undo(session: Session) -> p.RecipeChanged:
     if not session.position:
         raise InfeasibleError("nothing to undo")
     step = session.history[session.position - 1]
-    return _changed(session, "undo", [_row(session, name) for name in step.layers], step.before)
+    return _changed(session, "undo", *_there(session, step.layers, step.before))
 
 
 def redo(session: Session) -> p.RecipeChanged:
@@ -57,7 +58,7 @@ def redo(session: Session) -> p.RecipeChanged:
     if session.position >= len(session.history):
         raise InfeasibleError("nothing to redo")
     step = session.history[session.position]
-    return _changed(session, "redo", [_row(session, name) for name in step.layers], step.after)
+    return _changed(session, "redo", *_there(session, step.layers, step.after))
 
 
 def resolve(
@@ -113,6 +114,18 @@ def _built(text: str) -> Format:
     return parsed
 
 
+def _there(
+    session: Session, layers: Sequence[str], held: Sequence[str]
+) -> tuple[list[int], list[str]]:
+    """Rows and formats of the layers that the table still has."""
+    pairs = [
+        (row, format)
+        for name, format in zip(layers, held, strict=True)
+        if (row := session.row(name)) is not None
+    ]
+    return [row for row, _ in pairs], [format for _, format in pairs]
+
+
 def _row(session: Session, layer: str) -> int:
     row = session.row(layer)
     if row is None:
@@ -126,8 +139,11 @@ def _changed(
     rows: Sequence[int],
     after: Sequence[str],
 ) -> p.RecipeChanged:
+    layers = session.layers
     bits = [
-        stored_bits(parse_format(held), session.layers.shapes[row])
+        stored_bits(parse_format(held), layers.shapes[row])
+        if held != session.kept(row)
+        else bits_as_stored(layers.shapes[row], layers.dtypes[row])
         for row, held in zip(rows, after, strict=True)
     ]
     return p.RecipeChanged(

@@ -89,12 +89,20 @@ class _Client:
         self.gone = False
 
     def give(self, seq: int, event: p.AnyEvent, data: bytes) -> None:
-        if seq:
-            if len(self.results) >= MOST_KEPT:
-                self.gone = True
-            self.results.append(data)
-        elif isinstance(event, p.Transient):
+        if self.gone:
+            return
+        if isinstance(event, p.Transient):
             self.newest[p.job_key(event)] = data
+        else:
+            self.results.append(data)
+        if len(self.results) > MOST_KEPT:
+            log.warning("a client is %d events behind: it is let go", MOST_KEPT)
+            self.gone = True
+            self.results.clear()
+            self.newest.clear()
+            transport = self.writer.transport
+            assert isinstance(transport, asyncio.WriteTransport)
+            transport.abort()
         self.wake.set()
 
     async def write(self) -> None:
@@ -154,12 +162,13 @@ class Server:
             os.umask(old)
         try:
             self._engine = make()
-            async with server:
-                await self._until_stopped(idle_seconds)
+            await self._until_stopped(idle_seconds)
         finally:
+            # Clients first: closing the server waits for its connections.
             self.path.unlink(missing_ok=True)
             for client in self._clients:
                 client.writer.close()
+            server.close()
 
     async def _until_stopped(self, idle_seconds: float) -> None:
         assert self._engine is not None

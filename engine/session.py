@@ -167,7 +167,11 @@ class Session(msgspec.Struct):
             else:
                 dnll += known.dnll
                 kl += known.kl
-        return Prediction(dnll, kl, self.baseline.ppl * math.exp(dnll), missing)
+        try:
+            ppl = self.baseline.ppl * math.exp(dnll)
+        except OverflowError:
+            ppl = math.inf
+        return Prediction(dnll, kl, ppl, missing)
 
     def bits_per_weight(self) -> float:
         """Stored bits over weights, of the body and of whatever else is quantised; nan if empty."""
@@ -248,8 +252,7 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.Opened():
             return _opened(session, event)
         case p.CheckpointRead():
-            session.checkpoint = event
-            return frozenset({"checkpoint"})
+            return _checkpoint_read(session, event)
         case p.LayersListed():
             return _layers_listed(session, event)
         case p.ModelReady():
@@ -262,7 +265,7 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             )
             return frozenset({"jobs"})
         case p.Progress():
-            if (job := session.jobs.get(event.job)) is not None:
+            if (job := session.jobs.get(event.job)) is not None and job.status == "running":
                 job.done, job.total = event.done, event.total
                 job.seconds_left, job.detail = event.seconds_left, event.detail
             return frozenset({"jobs"})
@@ -285,7 +288,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
                 dirty.add(_learn(session, fact))
             return frozenset(dirty)
         case p.Stage():
-            session.stage = event
+            # A transient may come late: after the end of what it tells of it says nothing.
+            if any(j.kind == "open" and j.status == "running" for j in session.jobs.values()):
+                session.stage = event
             return frozenset({"stage"})
         case p.RecipePartial():
             session.partial = event.score
@@ -318,11 +323,27 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
     return frozenset(get_args(Dirty))
 
 
+def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dirty]:
+    before, session.checkpoint = session.checkpoint, event
+    if before is None or before.fingerprint == event.fingerprint:
+        return frozenset({"checkpoint"})
+    # Another checkpoint lies in the same place: what was known is not about it.
+    session.layers.weights = [None] * len(session.layers.names)
+    session.histograms = {}
+    session.baseline = session.control = session.partial = None
+    session.measured, session.additivity, session.scores = {}, {}, {}
+    return frozenset(get_args(Dirty))
+
+
 def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
     old, old_index = session.layers, session.index
     session.index = {name: row for row, name in enumerate(event.names)}
     before = [old_index.get(name) for name in event.names]
     bits = [stored_bits(s, d) for s, d in zip(event.shapes, event.dtypes, strict=True)]
+    changed = [
+        row if row is not None and name in session.changed and old.shapes[row] == shape else None
+        for name, row, shape in zip(event.names, before, event.shapes, strict=True)
+    ]
     session.layers = Layers(
         names=event.names,
         kinds=event.kinds,
@@ -332,9 +353,9 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
         dtypes=event.dtypes,
         holds=[
             kept_format(dtype) if row is None else old.holds[row]
-            for row, dtype in zip(before, event.dtypes, strict=True)
+            for row, dtype in zip(changed, event.dtypes, strict=True)
         ],
-        bits=[bits[new] if row is None else old.bits[row] for new, row in enumerate(before)],
+        bits=[bits[new] if row is None else old.bits[row] for new, row in enumerate(changed)],
         weights=[None if row is None else old.weights[row] for row in before],
     )
     session.measured = {
@@ -360,7 +381,9 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
 
 def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty]:
     for layer, held, bits in zip(event.layers, event.after, event.bits, strict=True):
-        row = session.index[layer]
+        row = session.index.get(layer)
+        if row is None:
+            continue  # the model has no such layer after all
         session.layers.holds[row] = held
         session.layers.bits[row] = bits
         if held == session.kept(row):
@@ -389,6 +412,8 @@ def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
     if event.status == "done":
         job.done = job.total
     job.seconds_left = 0.0
+    if event.kind == "open":
+        session.stage = None
     if event.status != "failed":
         return frozenset({"jobs", "stage"})
     session.notices = [*session.notices[-MAX_NOTICES:], p.Notice("error", event.message)]
@@ -399,7 +424,7 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
     match fact:
         case p.LayerWeights():
             if (row := session.index.get(fact.layer)) is not None:
-                session.layers.weights[row] = fact
+                session.layers.weights[row] = _merged(session.layers.weights[row], fact)
             return "weights"
         case p.Baseline():
             session.baseline = fact
@@ -420,6 +445,17 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
         case p.Additivity():
             session.additivity[f"{fact.direction}/{fact.format}"] = fact
             return "measured"
+
+
+def _merged(known: p.LayerWeights | None, fact: p.LayerWeights) -> p.LayerWeights:
+    """Errors in other formats that were known already stay known."""
+    if known is None or known.outliers.sigma != fact.outliers.sigma:
+        return fact
+    return msgspec.structs.replace(
+        fact,
+        errors={**known.errors, **fact.errors},
+        refused={**known.refused, **fact.refused},
+    )
 
 
 def encode_session(session: Session) -> bytes:

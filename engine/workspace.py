@@ -43,6 +43,10 @@ class Workspace:
     network: Network | None = None
     reference: Reference | None = None
     protocol: p.Protocol | None = None
+    windows_sha256: str = ""
+    """Hash of the windows' tokens."""
+    code_sha256: str = ""
+    """Hash of the code that came with the checkpoint, where it was trusted."""
     scale_dtype: str = "float16"
     """16-bit dtype that stored scales are rounded to."""
     load_s: float = 0.0
@@ -80,6 +84,7 @@ class Workspace:
             "kind": kind,
             "version": MEASURE_VERSION,
             "checkpoint": checkpoint.fingerprint,
+            "code": self.code_sha256,
             **parts,
         }
         return hashlib.sha256(msgspec.json.encode(whole, order="sorted")).hexdigest()
@@ -89,9 +94,9 @@ class Workspace:
         assert self.protocol is not None
         protocol = msgspec.to_builtins(self.protocol)
         protocol["device"] = self.protocol.device.split(":")[0]
-        # The text is its hash; its name may change.
-        del protocol["text"]
-        return self.key(kind, protocol=protocol, **parts)
+        # The text is its tokens as they were cut: another tokenizer makes another text of it.
+        del protocol["text"], protocol["text_sha256"]
+        return self.key(kind, protocol=protocol, windows=self.windows_sha256, **parts)
 
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
         """The facts the store has; under ``fresh`` those of this run alone."""

@@ -54,7 +54,8 @@ def baseline(
     for batch in range(len(reference.batches)):
         yield from run_reference(reference, batch, account)
     found = estimate(reference.nll_sums(), reference.windows.targets)
-    fact = p.Baseline(found.mean, found.se, perplexity(found.mean), reference.windows.tokens)
+    counted = reference.windows.count * reference.windows.targets
+    fact = p.Baseline(found.mean, found.se, perplexity(found.mean), counted)
     yield account.learnt(key, fact)
     return fact
 
@@ -185,7 +186,7 @@ def _score(
         kl=kl.mean,
         kl_se=kl.se,
         top1=top1.mean,
-        tokens=dnll.windows * reference.windows.seq_len,
+        tokens=dnll.windows * targets,
         bits_per_weight=size.bits_per_weight,
         bytes=size.bytes,
         done=done,

@@ -114,12 +114,17 @@ def compare(reference: Tensor, lse: Tensor, logits: Tensor, targets: Tensor) -> 
     x = d.sub_(shift)
     mean_x = torch.linalg.vecdot(p, x)
     kl = torch.log1p(torch.linalg.vecdot(p, torch.expm1(x))) - mean_x
+    dnll = kl + (mean_x + shift.squeeze(-1)) - d_target
     overflowed = ~torch.isfinite(kl)
     if overflowed.any():
-        # exp overflows beyond 88 nats: there the plain difference has digits enough.
-        whole = torch.logsumexp(x + reference, -1) - lse - mean_x
-        kl = torch.where(overflowed, whole, kl)
-    dnll = kl + (mean_x + shift.squeeze(-1)) - d_target
+        # exp overflows beyond 88 nats, and tokens that both models rule out (−∞) give no number:
+        # there the plain difference of log-sum-exps has digits enough.
+        ruled_out = torch.isneginf(reference)
+        x = torch.where(ruled_out, 0.0, x)
+        mean_x = torch.linalg.vecdot(p, x)
+        grown = torch.logsumexp(x + reference, -1) - lse
+        kl = torch.where(overflowed, grown - mean_x, kl)
+        dnll = torch.where(overflowed, grown + shift.squeeze(-1) - d_target, dnll)
     return Tally(dnll.double().sum(-1), kl.double().sum(-1), agree.squeeze(-1).double().sum(-1))
 
 

@@ -82,7 +82,9 @@ class Reference:
             nll += (lse - target).double().sum(-1).cpu()
             lses[batch, chunk] = lse
             if self.keep_logits:
-                logits[batch, chunk] = z
+                # A slice of whole logits would keep all of them alive.
+                whole = z.untyped_storage().nbytes() > z.numel() * z.element_size()
+                logits[batch, chunk] = z.clone() if whole else z
         # All at once, so that a forward abandoned half way leaves nothing behind.
         self._lse.update(lses)
         self._logits.update(logits)

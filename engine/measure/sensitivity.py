@@ -64,7 +64,8 @@ def sweep(workspace: Workspace, formats: Sequence[str], direction: p.Direction, 
     for format in parsed:
         if any(network.layers[name].block is not None for name in found[str(format)]):
             yield from _additivity(workspace, format, found[str(format)], reference_nll, account)
-    account.timings["forward_s"] = yield from forward_seconds(workspace)
+    if account.measured:
+        account.timings["forward_s"] = yield from forward_seconds(workspace)
     return account.outcome()
 
 
@@ -128,7 +129,7 @@ def _measure(
         dppl=perplexity(reference_nll + dnll.mean) - before,
         dppl_low=perplexity(reference_nll + dnll.mean - half) - before,
         dppl_high=perplexity(reference_nll + dnll.mean + half) - before,
-        tokens=reference.windows.tokens,
+        tokens=reference.windows.count * targets,
         top1=top1.mean,
     )
 

@@ -38,6 +38,8 @@ def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
         if (why := not_built(format)) is not None:
             raise FormatError(why)
     names = [str(format) for format in parsed]
+    # Loading the model may correct the table meanwhile: what was begun is finished.
+    rows = dict(workspace.rows)
     keys = {
         name: workspace.key(
             "weights",
@@ -47,9 +49,9 @@ def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
             quantiser=QUANTISER_VERSION,
             scale_dtype=workspace.scale_dtype,
         )
-        for name in workspace.rows
+        for name in rows
     }
-    for name, row in workspace.rows.items():
+    for name, row in rows.items():
         for format in parsed:
             if (why := not_held(format, row.shape)) is not None:
                 yield p.Fallback(layer=name, format=str(format), why=why)
@@ -62,7 +64,7 @@ def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
             job=job, done=done, total=len(keys), detail=name,
             seconds_left=_left(begun, done - len(found), len(todo)),
         )  # fmt: skip
-        fact = _layer(workspace, workspace.rows[name], parsed, account)
+        fact = _layer(workspace, rows[name], parsed, account)
         yield account.learnt(keys[name], fact)
     account.timings["total_s"] = time.perf_counter() - begun
     return account.outcome()

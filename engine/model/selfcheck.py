@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from engine.errors import EngineError
 from engine.model.blocks import Forward, Reached, hidden_of, split_output
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ def check_resuming(network: Network) -> Findings:
     """
     ids = _some_ids(network)
     whole, floor = network.run(ids, None), 0.0
+    if bool(torch.isnan(whole).any() | torch.isposinf(whole).any()):
+        raise EngineError(
+            f"the model's logits are not finite in {str(network.dtype).removeprefix('torch.')}: "
+            "choose --dtype bf16 or fp32"
+        )
     if network.device.type != "cpu":
         floor = float((network.run(ids, None) - whole).abs().max())
     states, unfit = _record(network, ids)

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine import protocol as p
 from engine.errors import UsageError
-from engine.session import Session
 from qtui import cli
 from qtui.options import size_in_bytes
-from tests.qtui import replay as r
-from tests.qtui.scripted import Scripted, install, whole
+from tests.qtui.scripted import Scripted, install
 
 QUICK = ("--profile", "quick")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def command_line(*given: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(given)
-        out, err = capsys.readouterr()
-        code = ended.value.code
-        assert isinstance(code, int)
-        return code, out, err
-
-    return command_line
 
 
 @pytest.fixture
@@ -253,154 +235,3 @@ def test_formats_that_are_not_given_are_the_profile_s(
     engine = install(monkeypatch)
     run("triage", "demo", *QUICK)
     assert engine.sent[1] == p.Triage(("int4-g128", "int8"))
-
-
-# --- what is printed -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given", "schema"),
-    [
-        (("triage", "demo"), "qtui.triage/1"),
-        (("sweep", "demo"), "qtui.sweep/1"),
-        (("eval", "demo", "--format", "int4-g128"), "qtui.eval/1"),
-    ],
-)
-def test_a_dash_prints_the_document_and_nothing_more(
-    run: Run, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], schema: str
-) -> None:
-    install(monkeypatch)
-    code, out, err = run(*given, "--json", "-")
-    assert code == 0, err
-    assert json.loads(out)["schema"] == schema
-    assert "device: cpu" in err or schema == "qtui.triage/1"
-
-
-def test_a_document_in_a_file_leaves_the_table_on_stdout(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    install(monkeypatch)
-    path = tmp_path / "found.json"
-    code, out, _ = run("sweep", "demo", "--json", str(path))
-    assert code == 0
-    assert json.loads(path.read_text())["schema"] == "qtui.sweep/1"
-    assert "PPL 26.17 unchanged" in out
-    assert out.count("int4-g128") >= len(r.names())
-
-
-def test_an_evaluation_prints_the_recipe_beside_the_model(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(monkeypatch)
-    code, out, _ = run("eval", "demo", "--format", "int4-g128")
-    assert code == 0
-    assert "PPL 26.17 unchanged" in out
-    assert "PPL     26.42  (95%: 26.37 … 26.47)" in out
-    assert "4.25 per weight" in out
-
-
-def test_a_recipe_file_reaches_the_engine_by_exact_names(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    engine = install(monkeypatch)
-    path = tmp_path / "mine.toml"
-    path.write_text(
-        'schema = "qtui.recipe/1"\ncheckpoint = "another"\n[layers]\n"lm_head" = "int8"\n'
-    )
-    code, _, err = run("eval", "demo", "--recipe", str(path))
-    assert code == 0, err
-    assert engine.sent[1] == p.Evaluate(layers={"lm_head": "int8"})
-    assert "was written for another" in err
-
-
-def test_a_recipe_with_an_unknown_layer_exits_with_2(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    install(monkeypatch)
-    path = tmp_path / "mine.toml"
-    path.write_text('schema = "qtui.recipe/1"\n[layers]\n"model.head" = "int8"\n')
-    code, out, err = run("eval", "demo", "--recipe", str(path))
-    assert (code, out) == (2, "")
-    assert "mine.toml" in err
-    assert "'model.head'" in err
-
-
-# --- how it ends ---------------------------------------------------------------------------------
-
-
-def failing(code: int, message: str) -> Callable[[p.AnyCommand, Session], Iterator[p.AnyEvent]]:
-    def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
-        if isinstance(command, p.Open):
-            yield p.Opened("demo", r.SETTINGS, {})
-            yield p.JobStarted(job="1", kind="open", title="open", total=0)
-            yield p.JobEnded(job="1", kind="open", status="failed", message=message, exit_code=code)
-
-    return answer
-
-
-@pytest.mark.parametrize("code", [1, 3, 4, 5])
-def test_a_failure_is_one_sentence_and_the_engine_s_exit_code(
-    run: Run, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    install(monkeypatch, failing(code, "no \x1b[2J weights"))
-    assert run("sweep", "demo") == (code, "", "qtui: no \\x1b[2J weights\n")
-
-
-def interrupted(
-    how: Callable[[], BaseException],
-) -> Callable[[p.AnyCommand, Session], Iterable[p.AnyEvent | BaseException]]:
-    def answer(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent | BaseException]:
-        if isinstance(command, p.Sweep):
-            return [*r.swept(done=3), how()]
-        return whole(command, session)
-
-    return answer
-
-
-def test_an_interrupted_run_says_that_what_it_measured_is_kept(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    engine = install(monkeypatch, interrupted(KeyboardInterrupt))
-    path = tmp_path / "never.json"
-    code, out, err = run("sweep", "demo", "--json", str(path))
-    assert (code, out) == (130, "")
-    assert "what was measured is kept" in err
-    assert engine.closed
-    assert not path.exists()
-
-
-def test_sigterm_ends_a_run_as_an_interrupt_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminated(Scripted):
-        def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
-            event = super().receive(timeout)
-            if isinstance(event, p.Progress):
-                os.kill(os.getpid(), signal.SIGTERM)
-            return event
-
-    from engine import client
-
-    engine = Terminated(interrupted(lambda: AssertionError("the signal was not heard")))
-    monkeypatch.setattr(client, "attached", lambda source: None)
-    monkeypatch.setattr(client, "in_process", lambda source: engine)
-    before = signal.getsignal(signal.SIGTERM)
-    assert run("sweep", "demo")[0] == 130
-    assert engine.closed
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_reader_that_left_ends_a_command_quietly(tmp_path: Path) -> None:
-    import subprocess
-
-    program = (
-        "import sys; from qtui import cli, doctor\n"
-        "doctor.report_text = lambda report: 'x' * 1_000_000\n"
-        "cli.main(['doctor'])"
-    )
-    reader, writer = os.pipe()
-    os.close(reader)
-    ended = subprocess.run(
-        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, text=True,
-        check=False, timeout=60,
-    )  # fmt: skip
-    os.close(writer)
-    assert (ended.returncode, ended.stderr) == (1, "")

@@ -75,6 +75,24 @@ async def test_an_engine_that_cannot_start_is_said_too() -> None:
         await d.until(lambda: len(link.sent) >= 3)
 
 
+async def test_an_engine_that_hangs_up_at_once_is_said_in_words() -> None:
+    async with reconnecting(ConnectionResetError(104, "Connection reset by peer"), r.Replay()) as d:
+        await d.until(lambda: d.bench.banner.has_class("-shown"))
+        first = d.bench.banner.text.splitlines()[0]
+        assert first == "The engine could not be reached: Connection reset by peer."
+
+
+async def test_the_log_is_named_once_and_the_cause_is_whole() -> None:
+    link = r.Replay([*r.opening()])
+    async with reconnecting(link) as d:
+        await d.until(lambda: d.app.session.baseline)
+        link.die(f"the engine of demo ended; its log is {r.Replay.log_path}")
+        await d.until(lambda: d.bench.banner.has_class("-shown"))
+        lines = d.bench.banner.text.splitlines()
+        assert lines[0] == "The engine of demo ended."
+        assert sum(r.Replay.log_path in line for line in lines) == 1
+
+
 async def test_a_checkpoint_that_cannot_be_read_is_a_sentence_and_the_app_lives() -> None:
     why = "model-00002.safetensors: ends after 96 of 4,096 bytes: download it again"
     async with driving(
@@ -84,6 +102,8 @@ async def test_a_checkpoint_that_cannot_be_read_is_a_sentence_and_the_app_lives(
         size=(100, 30),
     ) as d:
         assert d.screen().count(why) >= 2
+        assert f"not open: {why}" in d.bench.scoreboard.text
+        assert "r tries again" in d.screen()
         await d.pilot.press("r")
         await d.until(lambda: len(d.sent(p.Open)) == 2)
         await d.pilot.press("q")

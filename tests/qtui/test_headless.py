@@ -211,6 +211,14 @@ def test_an_engine_with_another_protocol_is_refused(
         measure("demo", fresh, p.Sweep((r.FORMAT,)), Meter(said))
 
 
+def test_an_engine_with_another_text_still_knows_the_weights(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    theirs = msgspec.structs.replace(r.SETTINGS, tokens=4096, text="/other.txt")
+    install(monkeypatch, attached_answer, attached=running(theirs))
+    measure("demo", r.SETTINGS, p.Triage((r.FORMAT,)), Meter(said))
+
+
 def test_a_sweep_that_runs_already_is_followed_and_left_alone(
     monkeypatch: pytest.MonkeyPatch, said: io.StringIO
 ) -> None:

@@ -81,3 +81,18 @@ def test_figures() -> None:
     assert [t.count(n) for n in (37, 16_384, 4_130_000, 8e9)] == ["37", "16k", "4.1M", "8B"]
     assert [t.size(n) for n in (12, 2_600_000, 16.1e9)] == ["12 B", "2.6 MB", "16.1 GB"]
     assert [t.clock(s) for s in (11.2, 3600, math.nan)] == ["0:12", "1:00:00", ""]
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, False),
+        ({"LANG": "en_US.UTF-8", "TERM": "xterm"}, False),
+        ({"LANG": "de_DE.ISO-8859-1"}, True),
+        ({"LANG": "en_US.UTF-8", "LC_ALL": "C"}, True),
+        ({"LANG": "C", "LC_CTYPE": "C.UTF-8"}, False),
+        ({"LANG": "en_US.UTF-8", "TERM": "linux"}, True),
+    ],
+)
+def test_where_only_ascii_can_be_drawn(environ: dict[str, str], expected: bool) -> None:
+    assert t.only_ascii(environ) is expected

@@ -7,17 +7,15 @@ import math
 
 import msgspec
 import pytest
-from textual import events
 
 from engine import protocol as p
-from engine.session import recipe_hash
+from engine.session import Session, apply, recipe_hash
 from qtui.app import QtuiApp
 from qtui.widgets.layer_table import LayerTable
 from qtui.widgets.line import Lines
-from qtui.widgets.scoreboard import running
+from qtui.widgets.status import Message
 from tests.qtui import replay as r
-from tests.qtui.driving import Driver, driving
-from tests.qtui.play import Pretender
+from tests.qtui.driving import driving
 
 DOWN = "model.layers.0.mlp.down_proj"
 GATE = "model.layers.1.mlp.gate_proj"
@@ -94,72 +92,6 @@ async def test_rows_stay_where_they_are_while_a_hand_moves_the_cursor() -> None:
         assert d.table.rows == list(range(37))
 
 
-async def test_orders_go_round() -> None:
-    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
-        await d.pilot.press("o")
-        assert d.table.session.layers.names[d.table.rows[0]] == DOWN
-        await d.pilot.press("o")
-        assert d.table.rows == list(range(37))
-        await d.pilot.press("o")
-        assert d.table.session.layers.names[d.table.rows[0]] == "lm_head"
-
-
-async def test_keys_and_mouse_move_the_cursor() -> None:
-    async with driving(*r.opening(), size=(80, 24)) as d:
-        for key, place in (
-            ("down", 1), ("j", 2), ("k", 1), ("up", 0), ("up", 0), ("G", 36), ("down", 36),
-            ("g", 0), ("end", 36), ("home", 0), ("pagedown", d.table.page), ("pageup", 0),
-        ):  # fmt: skip
-            await d.pilot.press(key)
-            assert d.table.cursor == place, key
-        await d.pilot.click(LayerTable, offset=(5, 4))
-        assert d.table.cursor == 3
-
-
-async def test_a_toggle_is_sent_and_seen_at_once_and_marked_when_the_engine_agrees() -> None:
-    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
-        await d.pilot.press("j")
-        await d.pilot.press("4")
-        await d.pilot.pause()
-        assert d.table.current == DOWN
-        assert "○int4-g128" in d.screen()
-        await d.until(lambda: d.sent(p.SetFormat))
-        assert d.sent(p.SetFormat) == [p.SetFormat((DOWN,), "int4-g128")]
-        await d.give(r.changed(d.app.session, [DOWN], "int4-g128"))
-        assert "●int4-g128" in d.screen()
-        assert "○" not in d.screen()
-        await d.pilot.press("f")
-        await d.until(lambda: len(d.sent(p.SetFormat)) == 2)
-        assert d.sent(p.SetFormat)[-1] == p.SetFormat((DOWN,), "kept")
-
-
-async def test_marked_layers_are_toggled_together() -> None:
-    async with driving(*r.opening()) as d:
-        await d.pilot.press("j", "space", "space", "8")
-        await d.until(lambda: d.sent(p.SetFormat))
-        first = tuple(f"model.layers.0.self_attn.{kind}" for kind in ("q_proj", "k_proj"))
-        assert d.sent(p.SetFormat) == [p.SetFormat(first, "int8")]
-        assert not d.table.marked
-
-
-async def test_what_the_engine_refuses_is_taken_back_and_said() -> None:
-    async with driving(*r.opening()) as d:
-        await d.pilot.press("4")
-        assert d.table.pending
-        await d.give(p.Refused("SetFormat", "model.embed_tokens cannot hold int4-g128"))
-        assert not d.table.pending
-        assert "model.embed_tokens cannot hold int4-g128" in d.bench.message.text
-
-
-async def test_keys_send_their_commands() -> None:
-    async with driving(*r.opening(), *r.swept(3)) as d:
-        await d.pilot.press("u", "U", "ctrl+r", "s", "x")
-        await d.until(lambda: len(d.link.sent) >= 8)
-        wanted = (p.Undo, p.Redo, p.Sweep, p.Cancel)
-        commands = [command for command in d.link.sent[3:] if isinstance(command, wanted)]
-        assert commands == [p.Undo(), p.Redo(), p.Redo(), p.Sweep(), p.Cancel("3")]
-
-
 async def test_a_prediction_is_marked_and_a_measurement_narrows() -> None:
     async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
         assert "PPL 26.17 ± .31 " in d.screen()
@@ -222,19 +154,6 @@ async def test_the_pane_shows_the_histogram_of_the_layer_the_cursor_rests_on() -
         assert len(d.sent(p.AskHistogram)) == 2
 
 
-async def test_the_pane_folds_and_unfolds() -> None:
-    async with driving(*r.opening(), *r.triaged(), size=(80, 24)) as d:
-        assert d.table.display
-        await d.pilot.press("tab")
-        await d.pilot.pause()
-        assert not d.table.display
-        assert "error of" in d.screen()
-        await d.pilot.press("j", "tab")
-        await d.pilot.pause()
-        assert d.table.display
-        assert d.table.cursor == 1
-
-
 async def test_a_screen_too_small_says_what_it_needs() -> None:
     async with driving(*r.opening(), size=(50, 12)) as d:
         assert "qtui needs 60 columns and 18 lines." in d.screen()
@@ -291,33 +210,6 @@ async def test_fallbacks_are_never_silent() -> None:
         assert "768 is not a multiple of 256" in d.app.screen.query_one(Lines).text
 
 
-async def test_help_lists_the_keys_as_they_are_bound() -> None:
-    async with driving(*r.opening()) as d:
-        d.app.set_keymap({"sweep": "w"})
-        await d.pilot.press("question_mark")
-        await d.pilot.pause()
-        lines = [line for line in d.screen().splitlines() if "measure every layer" in line]
-        assert " w " in lines[0]
-        assert "Hold int4-g128" in d.screen()
-        await d.pilot.press("escape")
-        await d.pilot.press("w")
-        await d.until(lambda: len(d.sent(p.Sweep)) == 2)
-
-
-async def test_every_binding_can_be_remapped() -> None:
-    async with driving() as d:
-        bindings = [binding for _, binding in d.bench._bindings]
-        assert bindings
-        ours = [b for b in bindings if not b.action.startswith(("app.", "screen.")) and b.show]
-        assert all(binding.id for binding in ours)
-
-
-async def test_a_format_on_a_key_that_is_taken_is_left_out_and_said() -> None:
-    profile = msgspec.structs.replace(r.PROFILE, keys={"s": "int8", "4": "int4-g128"})
-    async with driving(profile=profile) as d:
-        assert "'s' is taken" in d.bench.message.text
-
-
 @pytest.mark.parametrize("rows", [50, 50_000])
 async def test_only_what_is_visible_is_drawn(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [f"model.layers.{i // 100}.mlp.experts.{i % 100}.up_proj" for i in range(rows)]
@@ -368,16 +260,6 @@ async def test_what_became_of_a_job_is_said() -> None:
         assert d.bench.message.text == "nothing is running"
 
 
-async def test_the_effects_of_another_swept_format_can_be_shown() -> None:
-    async with driving(*r.opening(), *r.swept()) as d:
-        await d.give(p.Learned(("s",), (r.sensitivity(GATE, 12, "int8"),)))
-        assert "of int4-g128" in d.screen()
-        await d.pilot.press("c")
-        await d.settled()
-        assert "of int8" in d.screen()
-        assert d.table.current == GATE
-
-
 async def test_a_sweep_that_is_over_says_how_effects_add_up() -> None:
     whole = p.Additivity(
         format=r.FORMAT, layers=35, kl=0.93, dnll=0.9, together_kl=0.04, sum_kl=0.043
@@ -386,36 +268,74 @@ async def test_a_sweep_that_is_over_says_how_effects_add_up() -> None:
         assert "int4-g128 in all body layers: KL 0.93× the sum of single effects" in d.screen()
 
 
-async def test_turning_the_wheel_leaves_the_cursor_and_the_order() -> None:
-    async with driving(*r.opening(), *r.triaged(), size=(80, 24)) as d:
-        await d.pilot.press("j")
-        d.table._moved_at = float("-inf")
-        await d.pilot._post_mouse_events([events.MouseScrollDown], LayerTable, (5, 5))
-        await d.until(lambda: d.table.scroll_y > 0)
-        assert d.table.cursor == 1
+async def test_the_layer_that_came_under_the_cursor_is_asked_about() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        await d.until(lambda: d.sent(p.AskHistogram))
+        assert d.sent(p.AskHistogram) == [p.AskHistogram("model.embed_tokens")]
         await d.give(*r.swept())
-        assert d.table.rows == list(range(37))
+        await d.until(lambda: len(d.sent(p.AskHistogram)) == 2)
+        assert d.sent(p.AskHistogram)[1] == p.AskHistogram("lm_head")
 
 
-async def test_a_pretended_engine_answers_keys() -> None:
-    link = Pretender(0.0)
+async def test_a_histogram_asked_for_too_early_is_asked_for_again_and_is_no_error() -> None:
+    *before, ready, ended, notice, baseline = r.opening()
+    async with driving(*before) as d:
+        await d.until(lambda: d.sent(p.AskHistogram))
+        d.link.give(p.Refused("AskHistogram", "the checkpoint has no layer 'model.embed_tokens'"))
+        await d.give(ready, ended, notice, baseline)
+        await d.until(lambda: len(d.sent(p.AskHistogram)) == 2)
+        assert "no layer" not in d.screen()
 
-    async def connect() -> Pretender:
-        return link
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect)
-    async with app.run_test(size=(100, 30)) as pilot:
-        d = Driver(app, pilot, link)
-        await d.until(lambda: running(app.session) == [] and len(app.session.jobs) == 3)
-        await d.pilot.press("j", "4")
-        await d.until(lambda: app.session.scores)
+async def test_a_message_gives_way_to_what_the_marks_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Message, "LINGER", 0.01)
+    async with driving(*r.opening()) as d:
+        d.bench.message.say("info", "old news")
+        await d.until(lambda: "changed by hand" in d.bench.message.text)
+        d.bench.message.say("error", "no room")
+        await d.pilot.pause(0.05)
+        assert "no room" in d.bench.message.text
+
+
+async def test_what_an_earlier_run_was_told_is_no_news() -> None:
+    earlier = Session()
+    for event in [*r.opening(), p.Notice("error", "no such text")]:
+        apply(earlier, event)
+    async with driving(*r.opening()) as d:
+        d.link.give(earlier)
+        await d.until(lambda: d.app.session is earlier)
         await d.settled()
-        assert "26.17 → " in d.screen()
-        await d.pilot.press("u")
-        await d.until(lambda: app.session.position == 0)
-        await d.settled()
-        assert "→" not in d.bench.scoreboard.text
-        await d.pilot.press("U")
-        await d.until(lambda: app.session.position == 1)
-        await d.pilot.press("q")
-        await d.until(lambda: app.return_code is not None)
+        assert "no such text" not in d.bench.message.text
+
+
+async def test_a_session_taken_up_says_so_until_its_model_is_there() -> None:
+    async with driving(*r.opening(), *r.swept()) as d:
+        await d.give(r.changed(d.app.session, [DOWN, GATE], r.FORMAT))
+        again = [p.Opened("demo", r.SETTINGS, {})]
+        again.append(p.JobStarted(job="1", kind="open", title="open demo"))
+        await d.give(*again)
+        assert "PPL once the model is loaded" in d.screen()
+        assert "recipe of before: 2 layers changed" in d.screen()
+
+
+async def test_a_sweep_that_was_cancelled_says_how_far_it_came() -> None:
+    async with driving(*r.opening(), *r.swept(5)) as d:
+        await d.give(p.JobEnded(job="3", kind="sweep", status="cancelled"))
+        assert "int4-g128: 5 of 37 layers measured, s goes on" in d.screen()
+
+
+async def test_the_kl_of_the_recipe_stands_beside_its_perplexity() -> None:
+    async with driving(*r.opening(), *r.swept(), size=(80, 24)) as d:
+        await d.give(r.changed(d.app.session, [DOWN], r.FORMAT))
+        key = recipe_hash(d.app.session.recipe())
+        await d.give(p.Learned(("recipe",), (r.score(key, ppl=26.42, half=0.05),)))
+        assert "PPL 26.17 → 26.42 ± .05  KL·10³ 10.0" in d.screen()
+        assert "16k tok, window 256" in d.screen()
+
+
+async def test_a_tall_screen_has_the_histogram_below_the_table() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept(), size=(120, 40)) as d:
+        await d.give(r.histogram("lm_head"))
+        assert "-4σ" in d.screen()
+        assert "top-1" in d.screen()
+        assert d.table.size.height >= 12

@@ -1,0 +1,224 @@
+"""What keys and mouse do."""
+
+from __future__ import annotations
+
+import msgspec
+from textual import events
+
+from engine import protocol as p
+from qtui.app import QtuiApp
+from qtui.widgets.layer_table import LayerTable
+from qtui.widgets.scoreboard import running
+from tests.qtui import replay as r
+from tests.qtui.driving import Driver, driving
+from tests.qtui.play import Pretender
+
+DOWN = "model.layers.0.mlp.down_proj"
+GATE = "model.layers.1.mlp.gate_proj"
+
+
+async def test_orders_go_round() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
+        await d.pilot.press("o")
+        assert d.table.session.layers.names[d.table.rows[0]] == DOWN
+        await d.pilot.press("o")
+        assert d.table.rows == list(range(37))
+        await d.pilot.press("o")
+        assert d.table.session.layers.names[d.table.rows[0]] == "lm_head"
+
+
+async def test_keys_and_mouse_move_the_cursor() -> None:
+    async with driving(*r.opening(), size=(80, 24)) as d:
+        for key, place in (
+            ("down", 1), ("j", 2), ("k", 1), ("up", 0), ("up", 0), ("G", 36), ("down", 36),
+            ("g", 0), ("end", 36), ("home", 0), ("pagedown", d.table.page), ("pageup", 0),
+        ):  # fmt: skip
+            await d.pilot.press(key)
+            assert d.table.cursor == place, key
+        await d.pilot.click(LayerTable, offset=(5, 4))
+        assert d.table.cursor == 3
+
+
+async def test_a_toggle_is_sent_and_seen_at_once_and_marked_when_the_engine_agrees() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
+        await d.pilot.press("j")
+        await d.pilot.press("4")
+        await d.pilot.pause()
+        assert d.table.current == DOWN
+        assert "○int4-g128" in d.screen()
+        await d.until(lambda: d.sent(p.SetFormat))
+        assert d.sent(p.SetFormat) == [p.SetFormat((DOWN,), "int4-g128")]
+        await d.give(r.changed(d.app.session, [DOWN], "int4-g128"))
+        assert "●int4-g128" in d.screen()
+        assert "○" not in d.screen()
+        await d.pilot.press("f")
+        await d.until(lambda: len(d.sent(p.SetFormat)) == 2)
+        assert d.sent(p.SetFormat)[-1] == p.SetFormat((DOWN,), "kept")
+
+
+async def test_marked_layers_are_toggled_together() -> None:
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("j", "space", "space", "8")
+        await d.until(lambda: d.sent(p.SetFormat))
+        first = tuple(f"model.layers.0.self_attn.{kind}" for kind in ("q_proj", "k_proj"))
+        assert d.sent(p.SetFormat) == [p.SetFormat(first, "int8")]
+        assert not d.table.marked
+
+
+async def test_what_the_engine_refuses_is_taken_back_and_said() -> None:
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("4")
+        assert d.table.pending
+        await d.give(p.Refused("SetFormat", "model.embed_tokens cannot hold int4-g128"))
+        assert not d.table.pending
+        assert "model.embed_tokens cannot hold int4-g128" in d.bench.message.text
+
+
+async def test_keys_send_their_commands() -> None:
+    async with driving(*r.opening(), *r.swept(3)) as d:
+        await d.pilot.press("u", "U", "ctrl+r", "s", "x")
+        await d.until(lambda: len(d.link.sent) >= 8)
+        wanted = (p.Undo, p.Redo, p.Sweep, p.Cancel)
+        commands = [command for command in d.link.sent[3:] if isinstance(command, wanted)]
+        assert commands == [p.Undo(), p.Redo(), p.Redo(), p.Sweep(), p.Cancel("3")]
+
+
+async def test_the_pane_folds_and_unfolds() -> None:
+    async with driving(*r.opening(), *r.triaged(), size=(80, 24)) as d:
+        assert d.table.display
+        await d.pilot.press("tab")
+        await d.pilot.pause()
+        assert not d.table.display
+        assert "error of" in d.screen()
+        await d.pilot.press("j", "tab")
+        await d.pilot.pause()
+        assert d.table.display
+        assert d.table.cursor == 1
+
+
+async def test_help_lists_the_keys_as_they_are_bound() -> None:
+    async with driving(*r.opening()) as d:
+        d.app.set_keymap({"sweep": "w"})
+        await d.pilot.press("question_mark")
+        await d.pilot.pause()
+        lines = [line for line in d.screen().splitlines() if "measure every layer" in line]
+        assert " w " in lines[0]
+        assert "Hold int4-g128" in d.screen()
+        await d.pilot.press("escape")
+        await d.pilot.press("w")
+        await d.until(lambda: len(d.sent(p.Sweep)) == 2)
+
+
+async def test_every_binding_can_be_remapped() -> None:
+    async with driving() as d:
+        bindings = [binding for _, binding in d.bench._bindings]
+        assert bindings
+        ours = [b for b in bindings if not b.action.startswith(("app.", "screen.")) and b.show]
+        assert all(binding.id for binding in ours)
+
+
+async def test_a_format_on_a_key_that_is_taken_is_left_out_and_said() -> None:
+    profile = msgspec.structs.replace(r.PROFILE, keys={"s": "int8", "4": "int4-g128"})
+    async with driving(profile=profile) as d:
+        assert "'s' is taken" in d.bench.message.text
+
+
+async def test_the_effects_of_another_swept_format_can_be_shown() -> None:
+    async with driving(*r.opening(), *r.swept()) as d:
+        await d.give(p.Learned(("s",), (r.sensitivity(GATE, 12, "int8"),)))
+        assert "of int4-g128" in d.screen()
+        await d.pilot.press("c")
+        await d.settled()
+        assert "of int8" in d.screen()
+        assert d.table.current == GATE
+
+
+async def test_turning_the_wheel_leaves_the_cursor_and_the_order() -> None:
+    async with driving(*r.opening(), *r.triaged(), size=(80, 24)) as d:
+        await d.pilot.press("j")
+        d.table._moved_at = float("-inf")
+        await d.pilot._post_mouse_events([events.MouseScrollDown], LayerTable, (5, 5))
+        await d.until(lambda: d.table.scroll_y > 0)
+        assert d.table.cursor == 1
+        await d.give(*r.swept())
+        assert d.table.rows == list(range(37))
+
+
+async def test_a_pretended_engine_answers_keys() -> None:
+    link = Pretender(0.0)
+
+    async def connect() -> Pretender:
+        return link
+
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect)
+    async with app.run_test(size=(100, 30)) as pilot:
+        d = Driver(app, pilot, link)
+        await d.until(lambda: running(app.session) == [] and len(app.session.jobs) == 3)
+        await d.pilot.press("j", "4")
+        await d.until(lambda: app.session.scores)
+        await d.settled()
+        assert "26.17 → " in d.screen()
+        await d.pilot.press("u")
+        await d.until(lambda: app.session.position == 0)
+        await d.settled()
+        assert "→" not in d.bench.scoreboard.text
+        await d.pilot.press("U")
+        await d.until(lambda: app.session.position == 1)
+        await d.pilot.press("q")
+        await d.until(lambda: app.return_code is not None)
+
+
+async def test_a_refusal_takes_back_only_the_layers_it_is_about() -> None:
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("4", "j", "4")
+        refused, waiting = d.table.pending
+        await d.give(p.Refused("SetFormat", "cannot hold int4-g128", 2, (refused,)))
+        assert list(d.table.pending) == [waiting]
+        await d.give(p.Notice("info", "by the way"))
+        assert list(d.table.pending) == [waiting]
+        await d.give(r.changed(d.app.session, [waiting], "int4-g128"))
+        assert not d.table.pending
+
+
+async def test_what_was_undone_is_named() -> None:
+    async with driving(*r.opening()) as d:
+        await d.give(r.changed(d.app.session, [DOWN], "int4-g128"))
+        undone = p.RecipeChanged(
+            how="undo", layers=[DOWN], before=["int4-g128"], after=["bf16"], bits=[3145728]
+        )
+        await d.give(undone)
+        assert d.bench.message.text == "undone: 0 mlp.down_proj → bf16"
+
+
+async def test_one_interrupt_asks_and_two_quit() -> None:
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("ctrl+c")
+        await d.pilot.pause()
+        assert "ctrl+c again quits" in d.bench.message.text
+        assert d.app.return_code is None
+        await d.pilot.press("ctrl+c")
+        await d.until(lambda: d.app.return_code is not None)
+        assert d.link.sent[-1] == p.Stop()
+
+
+async def test_help_explains_the_marks_and_fits_its_columns() -> None:
+    async with driving(*r.opening(), size=(80, 60)) as d:
+        await d.pilot.press("question_mark")
+        await d.pilot.pause()
+        screen = d.screen()
+        assert "changed by hand" in screen
+        assert "95% interval" in screen
+        for words in (
+            "Sweep: measure every layer",
+            "To the shell, fg returns",
+            "Mark for the next",
+        ):
+            assert words in screen
+        assert any("Layers" in line and "Recipe" in line for line in screen.splitlines())
+
+
+async def test_digits_in_a_row_are_one_entry_of_the_key_bar() -> None:
+    keys = {key: f"int{key}-g128" for key in "23456"} | {"8": "int8", "f": "kept"}
+    profile = msgspec.structs.replace(r.PROFILE, keys=keys)
+    async with driving(*r.opening(), size=(80, 24), profile=profile) as d:
+        assert "2-6 8 f toggle" in d.screen()
