@@ -14,6 +14,7 @@ from engine.journal import FactStore, Journal
 from engine.paths import facts_file, session_folder, socket_file
 from engine.server import Engine as Served
 from engine.server import Server
+from engine.threads import leave_room
 
 IDLE_SECONDS = 600.0
 """An engine with neither client nor job for so long ends itself."""
@@ -22,16 +23,10 @@ IDLE_SECONDS = 600.0
 def step_back(nice: int) -> None:
     """Leave other processes, the terminal interface first, their share of the processor."""
     os.nice(max(0, nice - os.nice(0)))
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    # On a small machine niceness alone makes room: a thread less would halve the engine.
-    threads = cores - 1 if cores > 2 else cores
     # Triage computes in small pieces while a model library is imported on another thread: at the
     # default of 5 ms it would wait that long for the interpreter after every piece.
     sys.setswitchinterval(0.0005)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, str(threads))
+    leave_room()
 
 
 async def serve(session: str) -> None:

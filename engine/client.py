@@ -23,6 +23,7 @@ from engine.errors import EngineError
 from engine.paths import facts_file, session_folder, session_name, socket_file
 from engine.server import frame, read_frame
 from engine.session import Session, apply, decode_session
+from engine.threads import leave_room
 
 START_SECONDS = 30.0
 """How long a started engine may take to open its socket."""
@@ -236,6 +237,7 @@ class InProcess:
             facts.close()
             raise
         self._events: queue.SimpleQueue[tuple[int, p.AnyEvent]] = queue.SimpleQueue()
+        leave_room()
         # By name, so that importing this module never imports the engine's mathematics.
         dispatch = importlib.import_module("engine.dispatch")
         self.session = journal.fold()

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.threads import leave_room
+
+leave_room()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
