@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import ClassVar
@@ -20,7 +21,7 @@ from engine.profiles import Profile
 from engine.session import Dirty, Session
 from qtui.pump import EVERYTHING, Pump
 from qtui.screens.workbench import Workbench
-from qtui.text import PLAIN, UNICODE
+from qtui.text import PLAIN, UNICODE, only_ascii
 from qtui.themes import DEFAULT_THEME, load_themes
 
 GOODBYE = 3.0
@@ -36,7 +37,9 @@ class QtuiApp(App[None]):
     TITLE = "qtui"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c", "interrupt", "Quit", id="interrupt", show=False, priority=True),
-        Binding("ctrl+z", "suspend_process", "To the shell, fg comes back", id="suspend"),
+        Binding(
+            "ctrl+z", "suspend_process", "To the shell, fg returns", id="suspend", priority=True
+        ),
     ]
 
     def __init__(
@@ -63,7 +66,12 @@ class QtuiApp(App[None]):
         self.link: Link | None = None
         self.workbench = Workbench(source, profile, self.glyphs)
         self.pump = Pump(
-            Session(), self._paint, self.set_timer, profile.fps, hear=self.workbench.hear
+            Session(),
+            self._paint,
+            self.set_timer,
+            profile.fps,
+            hear=self.workbench.hear,
+            behind=self._behind,
         )
         self._commands: asyncio.Queue[p.AnyCommand] = asyncio.Queue()
         self._leaving = False
@@ -89,6 +97,11 @@ class QtuiApp(App[None]):
     def _paint(self, dirty: frozenset[Dirty]) -> None:
         if self.is_running and not self._leaving:
             self.workbench.show(self.session, dirty)
+
+    def _behind(self) -> bool:
+        """Whether the terminal still has frames to take."""
+        writer = getattr(self._driver, "_writer_thread", None)
+        return writer is not None and writer._queue.qsize() > 1
 
     def get_key_display(self, binding: Binding) -> str:
         """Names of keys, without arrows where only ASCII is drawn."""
@@ -152,7 +165,10 @@ class QtuiApp(App[None]):
         bench.scoreboard.state = "no engine"
         bench.table.pending.clear()
         bench.message.clear()
-        bench.banner.show(str(error) or type(error).__name__, log_path)
+        said = str(error) or type(error).__name__
+        if isinstance(error, OSError):
+            said = f"the engine could not be reached: {error.strerror or said}"
+        bench.banner.show(said, log_path)
         self.pump.touch(EVERYTHING)
 
     # --- what a person wants ------------------------------------------------------------------
@@ -227,6 +243,6 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 def run(source: str, settings: p.Settings, profile: Profile, *, ascii: bool = False) -> int:
     """Run the terminal interface until a person leaves it, and return the exit code."""
-    app = QtuiApp(source, settings, profile, ascii=ascii)
+    app = QtuiApp(source, settings, profile, ascii=ascii or only_ascii(os.environ))
     app.run()
     return app.return_code or 0

@@ -6,7 +6,7 @@ this process. Both look the same from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from typing import TypeAlias
 
@@ -32,6 +32,8 @@ MUST_AGREE = (
     "trust_remote_code",
 )  # fmt: skip
 """Settings that figures depend on: an engine that runs with others cannot answer for these."""
+MUST_AGREE_FOR_WEIGHTS = ("sigma", "trust_remote_code")
+"""The ones among them that figures of the weights alone depend on."""
 
 
 class RunError(EngineError):
@@ -111,7 +113,9 @@ class _Run:
         if not (self._open or (self._attached and session.source)):
             return
         if self._attached:
-            _agree(session, settings)
+            _agree(
+                session, settings, MUST_AGREE if self._kind != "triage" else MUST_AGREE_FOR_WEIGHTS
+            )
         if not callable(self._ask):
             self._sent = self._ask
         elif _names_are_final(session):
@@ -195,14 +199,14 @@ def _names_are_final(session: Session) -> bool:
     return session.model is not None and bool(session.layers.names) and not opening
 
 
-def _agree(session: Session, settings: p.Settings) -> None:
+def _agree(session: Session, settings: p.Settings, names: Sequence[str]) -> None:
     """Refuse an engine that would answer with figures of another protocol."""
     if settings.fresh:
         raise UsageError(
             f"--fresh needs an engine of its own, and one has {session.source} open: "
             "leave the interface that uses it first"
         )
-    for name in MUST_AGREE:
+    for name in names:
         theirs, ours = getattr(session.settings, name), getattr(settings, name)
         if theirs != ours:
             raise UsageError(

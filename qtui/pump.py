@@ -31,6 +31,7 @@ class Pump:
         later: Callable[[float, Callable[[], None]], Any],
         fps: int,
         hear: Callable[[AnyEvent], bool] = lambda event: True,
+        behind: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
@@ -39,11 +40,14 @@ class Pump:
             later: calls a function after so many seconds.
             fps: repaints a second, at most.
             hear: is told every event before it is folded; false where it is not to be folded.
+            behind: whether the terminal has not taken yet what it was sent: a slow line is sent
+                fewer frames, not the same number late.
         """
         self.session = session
         self.painted = 0
         """Repaints so far."""
         self._paint, self._later, self._hear, self._period = paint, later, hear, 1 / fps
+        self._behind = behind
         self._dirty: set[Dirty] = set()
         self._last = float("-inf")
         self._armed = False
@@ -81,6 +85,9 @@ class Pump:
             self._later(max(0.001, wait), self._flush)
 
     def _flush(self) -> None:
+        if self._behind():
+            self._later(self._period, self._flush)
+            return
         dirty, self._dirty = frozenset(self._dirty), set()
         self._armed = False
         self._last = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,6 +42,16 @@ PLAIN = Glyphs(
     arrow="->", sigma="sd", unknown=".", ellipsis="..", times="x", rule="-", kilo="*1e3", full="#",
     eighths="", rising=".:-=+*%#", bar="#", bar_left=".", ascii=True,
 )  # fmt: skip
+
+
+def only_ascii(environ: Mapping[str, str]) -> bool:
+    """Whether the terminal can be trusted with ASCII alone: a locale without UTF-8, a bare console.
+
+    Where nothing is said about a locale, as in most containers, terminals draw UTF-8.
+    """
+    named = next((environ[key] for key in ("LC_ALL", "LC_CTYPE", "LANG") if environ.get(key)), "")
+    utf8 = not named or "utf" in named.lower()
+    return not utf8 or environ.get("TERM") in ("linux", "dumb")
 
 
 @lru_cache(maxsize=8192)

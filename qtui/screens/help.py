@@ -52,9 +52,10 @@ class Overlay(ModalScreen[None]):
 class Help(Overlay):
     """The keys, as they are bound now, and what the table's columns and marks mean."""
 
-    COLUMN = 36
+    LEFT, RIGHT = 37, 34
 
     def __init__(self, screen: Screen[None], glyphs: Glyphs) -> None:
+        self.glyphs = glyphs
         bound = bindings(screen)
         formats = tuple(id for id in bound if id.startswith("hold."))
         groups = dict(GROUPS, Recipe=formats + GROUPS["Recipe"])
@@ -64,19 +65,20 @@ class Help(Overlay):
         }
         left = parts["Layers"] + parts["Engine"]
         right = parts["Recipe"] + parts["View"]
-        if screen.app.size.width < 2 * self.COLUMN + 6:
+        if screen.app.size.width < self.LEFT + self.RIGHT + 5:
             lines = [line for part in parts.values() for line in part]
         else:
+            nothing: Words = []
             lines = [
-                [*words, (" " * (self.COLUMN - cells(words)), ""), *others]
-                for words, others in zip_longest(left, right, fillvalue=[])
+                [*words, (" " * (self.LEFT - cells(words)), ""), *others]
+                for words, others in zip_longest(left, right, fillvalue=nothing)
             ]
         while lines and not cells(lines[-1]):
             lines.pop()
         super().__init__([*lines, [], *_legend(glyphs)], glyphs)
 
     def _key(self, key: str, description: str) -> Words:
-        words = fit(description, self.COLUMN - 10) if len(description) > 26 else description
+        words = fit(description, min(len(description), self.LEFT - 10), self.glyphs)
         return [(f"{key:>8}  ", "bold $primary"), (words, "")]
 
 

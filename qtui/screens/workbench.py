@@ -29,8 +29,9 @@ from qtui.widgets.status import KeyBar, Message, Notices, notices
 
 LEAST = (60, 18)
 """Columns and lines below which nothing is drawn but a request for more."""
-WIDE, TALL = 140, 34
-"""From so many columns the pane stands beside the table; from so many lines there is a log."""
+WIDE, TALL, ROOMY = 140, 34, 40
+"""From so many columns the pane stands beside the table; from so many lines there is a log; from so
+many the pane below the table has its histogram too."""
 ORDER_NAMES: dict[Order, str] = {
     "effect": "largest KL first",
     "weights": "largest weight error first",
@@ -53,6 +54,10 @@ class Workbench(Screen[None]):
 
     Workbench.-narrow #main { layout: vertical; }
     Workbench.-narrow #detail { border-top: solid $panel; height: 4; }
+    Workbench.-roomy #detail { height: 12; layout: horizontal; }
+    Workbench.-roomy #detail > #about { dock: top; }
+    Workbench.-roomy #detail > #figures { width: 54; margin-left: 2; }
+    Workbench.-roomy #detail > Histogram { width: 1fr; }
     Workbench.-narrow.-pane #table { display: none; }
     Workbench.-narrow.-pane #detail { border-top: none; height: 1fr; }
     Workbench.-wide #table { width: 5fr; }
@@ -140,6 +145,7 @@ class Workbench(Screen[None]):
         self.set_class(width < WIDE, "-narrow")
         self.set_class(width >= WIDE, "-wide")
         self.set_class(height >= TALL and width >= 100, "-tall")
+        self.set_class(height >= ROOMY and 100 <= width < WIDE, "-roomy")
         if tiny:
             wanted = f"qtui needs {LEAST[0]} columns and {LEAST[1]} lines."
             here = f"This terminal has {width} and {height}."
@@ -148,8 +154,8 @@ class Workbench(Screen[None]):
         self._fold()
 
     def _fold(self) -> None:
-        small = self.has_class("-narrow") and not self.has_class("-pane")
-        self.detail.set_class(small, "-small")
+        narrow, pane = self.has_class("-narrow"), self.has_class("-pane")
+        self.detail.set_class(narrow and not pane and not self.has_class("-roomy"), "-small")
         self._detail()
 
     # --- drawing ------------------------------------------------------------------------------
@@ -160,6 +166,9 @@ class Workbench(Screen[None]):
         self.format = self._shown_format()
         if session is not before:
             self.table.pending.clear()
+            # What an earlier run was told stands in the log; it is no news.
+            self._fallbacks = len(session.fallbacks)
+            self._heard = session.notices[-1] if session.notices else None
         if dirty - {"histogram", "notices"}:
             self.scoreboard.show(session, dirty)
         if dirty & {"layers", "holds", "weights", "measured", "jobs", "checkpoint", "model"}:
@@ -168,7 +177,7 @@ class Workbench(Screen[None]):
             self.table.show(session, self.format, reorder=effects)
         if dirty & {"layers", "holds", "weights", "measured", "histogram", "notices"}:
             self._detail()
-        if "layers" in dirty:
+        if dirty & {"layers", "model"}:
             self._ask_soon()
         if "notices" in dirty:
             self._hear()

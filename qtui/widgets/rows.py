@@ -169,10 +169,10 @@ def change(effect: Sensitivity, glyphs: Glyphs) -> str:
     if not math.isfinite(effect.dppl):
         return short(effect.dppl)
     sign = "-" if effect.dppl < 0 else "+"
-    if max(abs(effect.dppl), half) < 9.9995:
+    if max(abs(effect.dppl), half) < 0.9995:
         value, error = f"{decimals(abs(effect.dppl), 3):>5}", decimals(half, 3)
     else:
-        value, error = f"{short(abs(effect.dppl), small=1):>5}", short(half, small=1)
+        value, error = f"{short(abs(effect.dppl)):>5}", short(half)
     return f"{sign}{value} {glyphs.plus_minus}{error if glyphs.ascii else ' ' + error}"
 
 

@@ -83,8 +83,10 @@ class Message(Lines):
 class Notices(Lines):
     """The last notices, newest at the foot."""
 
+    ROOM: ClassVar[int] = 5
+
     DEFAULT_CSS = """
-    Notices { height: 6; padding: 0 1; border-top: solid $panel; }
+    Notices { height: auto; padding: 0 1; border-top: solid $panel; }
     """
 
     def __init__(self, glyphs: Glyphs = UNICODE, *, id: str | None = None) -> None:
@@ -95,9 +97,9 @@ class Notices(Lines):
     def show(self, session: Session) -> None:
         """Draw the session's notices."""
         self.session = session
-        room, width = max(1, self.content_size.height), self.content_size.width
+        width = self.content_size.width
         lines: list[Words] = []
-        for level, message in notices(session)[-room:]:
+        for level, message in notices(session)[-self.ROOM :]:
             one_line = printable(" ".join(message.split()))
             lines.append(
                 [(f"{MARKS[level]} ", STYLES[level]),
@@ -133,7 +135,9 @@ class KeyBar(Lines):
         bound = bindings(self.screen)
         toggles = [key for id, (key, _) in bound.items() if id.startswith("hold.")]
         apart = " " if self.content_size.width >= 100 else ""
-        entries = [(apart.join(_runs(toggles)), "toggle")] if toggles else []
+        shown = _runs(toggles)
+        apart = apart if len(shown) == len(toggles) else " "
+        entries = [(apart.join(shown), "toggle")] if toggles else []
         left = self.content_size.width - sum(len(k) + len(d) + 3 for k, d in entries)
         chosen = []
         for id in self.ORDER:
@@ -164,7 +168,7 @@ def _runs(keys: list[str]) -> list[str]:
             found[-1].append(key)
         else:
             found.append([key])
-    return [part for run in found for part in (run if len(run) < 3 else [f"{run[0]}-{run[-1]} "])]
+    return [part for run in found for part in (run if len(run) < 3 else [f"{run[0]}-{run[-1]}"])]
 
 
 def _word(description: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -14,7 +15,8 @@ from engine.corpora import held_out_library
 from engine.demo import DEMO_PATH
 from tests import brute_force
 
-TOKENS, SEQ_LEN, BATCH = 4096, 256, 8
+TOKENS = int(os.environ.get("QTUI_TEST_TOKENS", "4096"))
+SEQ_LEN, BATCH = 256, 8
 
 
 def qtui(*arguments: str) -> dict[str, Any]:

@@ -158,6 +158,23 @@ async def test_many_events_are_a_few_repaints() -> None:
         assert d.app.pump.painted - painted < 20
 
 
+async def test_a_terminal_that_is_behind_is_sent_the_newest_state_once_it_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = True
+    monkeypatch.setattr(QtuiApp, "_behind", lambda self: slow)
+    async with driving() as d:
+        painted = d.app.pump.painted
+        d.link.give(*r.opening(), *r.triaged(), *r.swept())
+        await d.until(d.link.heard)
+        await d.pilot.pause(0.3)
+        assert d.app.pump.painted == painted
+        slow = False
+        await d.until(lambda: d.app.pump.painted == painted + 1)
+        await d.settled()
+        assert "37 layers" in d.screen()
+
+
 @pytest.mark.parametrize("module", ["torch", "transformers", "datasets", "numpy", "plotext"])
 def test_the_interface_starts_without(module: str) -> None:
     code = f"import sys, qtui.app; sys.exit({module!r} in sys.modules)"
