@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 
+from engine.client import STARTS
 from engine.errors import EngineError
 from engine.journal import FactStore, Journal
 from engine.paths import facts_file, session_folder, socket_file
@@ -62,6 +63,9 @@ def main() -> int:
         level=logging.INFO,
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("engine").info(
+        "%s: session %s, process %d", STARTS, asked.session, os.getpid()
     )
     step_back(asked.nice)
     try:

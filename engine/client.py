@@ -29,6 +29,8 @@ START_SECONDS = 30.0
 """How long a started engine may take to open its socket."""
 
 LOG_LINES = 12
+STARTS = "engine starts"
+"""First words of an engine in its log."""
 MAX_LOG = 4 << 20
 
 T = TypeVar("T")
@@ -136,9 +138,12 @@ def log_file(name: str) -> Path:
 def _log_tail(name: str) -> str:
     path = log_file(name)
     try:
-        lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return ""
+    # What an engine before it wrote is another story.
+    starts = [at for at, line in enumerate(lines) if STARTS in line]
+    lines = lines[starts[-1] if starts else 0 :][-LOG_LINES:]
     return f"; the end of {path}:\n" + "\n".join(lines) if lines else f"; its log is {path}"
 
 
@@ -151,6 +156,9 @@ async def connect(name: str) -> SocketLink | None:
     link = SocketLink(name, reader, writer)
     try:
         await link.greet()
+    except ConnectionError as error:
+        writer.close()
+        raise EngineGoneError(f"the engine of {name} hung up{_log_tail(name)}") from error
     except BaseException:
         writer.close()
         raise

@@ -53,6 +53,7 @@ class Engine:
         self._workspace = Workspace(facts, self.session.settings)
         self._waiting: list[tuple[Need, Job]] = []
         self._have: set[Need] = set()
+        self._later: list[p.Evaluate] = []
         self._opening: str | None = None
         self._take_up = False
         self._numbers = itertools.count(1)
@@ -111,10 +112,7 @@ class Engine:
     def _open(self, command: p.Open) -> None:
         if self._opening is not None and self._open_failed() is None:
             if command.source == self.session.source:
-                # Another client of the same session: it is open, or opening.
-                if command.settings != self.session.settings:
-                    self._tell(p.Notice("warning", "open already, with the settings it has"))
-                return
+                return  # another client of the same session: it is open, or opening
             raise UsageError(f"this engine has {self.session.source} open: start another one")
         if command.settings.fresh:
             self._journal.clear()
@@ -153,8 +151,14 @@ class Engine:
         self._start("sweep", "model", steps, chosen, ask=command.ask)
 
     def _evaluate(self, command: p.Evaluate) -> None:
-        if not self.session.layers.names:
-            raise UsageError("no checkpoint has been read yet: open one first")
+        recipes.canonical([f for f in (command.format, *command.layers.values()) if f != "kept"])
+        if "model" not in self._have:
+            # The model has the last word on the names of layers.
+            if (why := self._why_not("model")) is not None:
+                self._refuse(command, *why)
+            else:
+                self._later.append(command)
+            return
         recipe, fallbacks = recipes.resolve(self.session, command.format, command.layers)
         for fallback in fallbacks:
             self._tell(fallback)
@@ -282,6 +286,9 @@ class Engine:
                 network, _ = self._workspace.need_network()
                 network.should_stop = self._compute.should_stop
                 self._release("model")
+                later, self._later = self._later, []
+                for command in later:
+                    self.handle(command)
                 if self._take_up and self.session.changed and self._recipe_job is None:
                     self._measure_recipe()  # taken up from an earlier run of this session
 
@@ -307,6 +314,9 @@ class Engine:
     def _fail_waiting(self) -> None:
         """End the jobs that what was opened will never let run."""
         waiting, self._waiting = self._waiting, []
+        later, self._later = self._later, []
+        for command in later:
+            self._refuse(command, *(self._why_not("model") or ("the model was not loaded", 1)))
         for need, job in waiting:
             if (why := self._why_not(need)) is None:
                 self._waiting.append((need, job))

@@ -197,7 +197,9 @@ def evaluate(
             raise UsageError("qtui eval takes one of --format F and --recipe FILE")
         _check_destination(json)
         name = format if format is not None else str(recipe)
-        ask = _uniform(format) if format is not None else _from_file(str(recipe))
+        ask: headless.Ask = (
+            p.Evaluate(format=format) if format is not None else _from_file(str(recipe))
+        )
         outcome = _measure(model, settings, ask)
         assert outcome.score is not None
         document = documents.eval_document(
@@ -242,10 +244,6 @@ def _has_terminal() -> bool:
 def _measure(model: str, settings: p.Settings, ask: headless.Ask) -> headless.Outcome:
     with _terminated_as_interrupted():
         return headless.measure(located_model(model), settings, ask, Meter(sys.stderr))
-
-
-def _uniform(format: str) -> Callable[[Session], p.Evaluate]:
-    return lambda session: p.Evaluate(format=format)
 
 
 def _from_file(given: str) -> Callable[[Session], p.Evaluate]:

@@ -6,6 +6,7 @@ this process. Both look the same from here.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from typing import TypeAlias
@@ -19,7 +20,7 @@ from engine.session import Job, Session
 from qtui.progress import Meter
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate
-Ask: TypeAlias = p.Triage | p.Sweep | Callable[[Session], p.Evaluate]
+Ask: TypeAlias = Measure | Callable[[Session], p.Evaluate]
 """What to measure. A recipe is a function of the opened session: its layers have to be known."""
 
 TICK = 0.2
@@ -80,6 +81,7 @@ class _Run:
             else "evaluate"
         )  # fmt: skip
         self._open = False
+        self._mark = uuid.uuid4().hex
         self._sent: Measure | None = None
         self._job: str | None = None
         self._following = False
@@ -117,11 +119,13 @@ class _Run:
                 session, settings, MUST_AGREE if self._kind != "triage" else MUST_AGREE_FOR_WEIGHTS
             )
         if not callable(self._ask):
-            self._sent = self._ask
+            asked: Measure = self._ask
         elif _names_are_final(session):
-            self._sent = self._ask(session)
+            asked = self._ask(session)
         else:
             return
+        # Others may ask the same engine for the same kind of thing: ours comes back by its mark.
+        self._sent = msgspec.structs.replace(asked, ask=self._mark)
         self._engine.send(self._sent)
 
     def _take(self, event: p.AnyEvent) -> p.JobEnded | None:
@@ -135,11 +139,10 @@ class _Run:
                 self._meter.show(event.name, event.done, event.total)
             case p.Opened():
                 self._open = True
-            case p.JobStarted(kind=kind) if kind == self._kind and self._sent is not None:
-                if self._job is None:
-                    self._job = event.job
-                    self._recipe = event.recipe
-                    self._formats.update(dict.fromkeys(event.formats))
+            case p.JobStarted(ask=self._mark):
+                self._job = event.job
+                self._recipe = event.recipe
+                self._formats.update(dict.fromkeys(event.formats))
             case p.Progress(job=job) if job == self._job:
                 self._meter.show(
                     self._kind, event.done, event.total, event.seconds_left, event.detail
@@ -160,7 +163,8 @@ class _Run:
 
     def _refused(self, event: p.Refused) -> None:
         """Somebody's running sweep of the same kind is followed; any other refusal is the end."""
-        if event.command not in ("Open", type(self._sent).__name__):
+        ours = event.ask == self._mark or (event.command == "Open" and not self._attached)
+        if not ours:
             return
         if isinstance(self._sent, p.Sweep):
             title = " ".join(["sweep", *self._sent.formats])

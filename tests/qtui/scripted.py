@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+import msgspec
 import pytest
 
 from engine import client
@@ -27,9 +28,13 @@ class Scripted:
         self._queue: deque[p.AnyEvent | BaseException] = deque()
 
     def send(self, command: p.AnyCommand) -> None:
+        mark = command.ask if isinstance(command, p.Triage | p.Sweep | p.Evaluate) else ""
+        if isinstance(command, p.Triage | p.Sweep | p.Evaluate):
+            command = msgspec.structs.replace(command, ask="")
         self.sent.append(command)
         # An engine has folded what it tells before a client hears of it.
-        self._queue.extend(self._answer(command, self.session))
+        for event in self._answer(command, self.session):
+            self._queue.append(_marked(event, command, mark))
 
     def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
         assert timeout is not None, "a wait without end cannot be interrupted"
@@ -43,6 +48,18 @@ class Scripted:
 
     def close(self) -> None:
         self.closed = True
+
+
+def _marked(
+    event: p.AnyEvent | BaseException, command: p.AnyCommand, mark: str
+) -> p.AnyEvent | BaseException:
+    """Give an answer the mark of the command it answers, as an engine does."""
+    kind = {p.Triage: "triage", p.Sweep: "sweep", p.Evaluate: "evaluate"}.get(type(command))
+    if isinstance(event, p.JobStarted) and event.kind == kind and not event.ask:
+        return msgspec.structs.replace(event, ask=mark)
+    if isinstance(event, p.Refused) and event.command == type(command).__name__ and not event.ask:
+        return msgspec.structs.replace(event, ask=mark)
+    return event
 
 
 def whole(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent]:

@@ -67,6 +67,26 @@ def test_a_sweep_ends_with_its_own_job(monkeypatch: pytest.MonkeyPatch, said: io
     assert outcome.formats == (r.FORMAT,)
 
 
+def test_somebody_else_s_job_of_the_same_kind_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
+        if isinstance(command, p.Evaluate):
+            theirs = r.score("theirs", ppl=99.0, half=0.05)
+            yield p.JobStarted(
+                job="9", kind="evaluate", title="evaluate", recipe="theirs", ask="theirs"
+            )
+            yield p.Refused("Evaluate", "theirs cannot be", ask="theirs")
+            yield p.Learned(("t",), (theirs,))
+            yield p.JobEnded(job="9", kind="evaluate", status="done")
+        yield from whole(command, session)
+
+    install(monkeypatch, answer)
+    outcome = measure("demo", r.SETTINGS, p.Evaluate(format="int4-g128"), Meter(said))
+    assert outcome.score is not None
+    assert outcome.score.ppl == 26.42
+
+
 def test_formats_are_named_as_the_engine_names_them(
     monkeypatch: pytest.MonkeyPatch, said: io.StringIO
 ) -> None:
