@@ -28,6 +28,9 @@ from engine.threads import leave_room
 START_SECONDS = 30.0
 """How long a started engine may take to open its socket."""
 
+STOP_SECONDS = 2.0
+"""How long a client that said stop waits for the engine to hang up."""
+
 LOG_LINES = 12
 STARTS = "engine starts"
 """First words of an engine in its log."""
@@ -73,6 +76,8 @@ class SocketLink:
         self.pid = 0
         self._reader, self._writer = reader, writer
         self._seen = 0
+        self._stopping = self._receiving = False
+        self._ended = asyncio.Event()
 
     async def greet(self) -> None:
         """Exchange hellos.
@@ -94,6 +99,7 @@ class SocketLink:
 
     async def send(self, command: p.AnyCommand) -> None:
         """See `Link`."""
+        self._stopping = self._stopping or isinstance(command, p.Stop)
         try:
             self._writer.write(frame(command))
             await self._writer.drain()
@@ -103,12 +109,17 @@ class SocketLink:
     async def receive(self) -> p.Sent | Session:
         """See `Link`."""
         while True:
+            self._receiving = True
             try:
                 message = await read_frame(self._reader)
             except ConnectionError as error:
+                self._ended.set()
                 raise self._gone() from error
+            finally:
+                self._receiving = False
             match message:
                 case None:
+                    self._ended.set()
                     raise self._gone()
                 case p.Snapshot():
                     self._seen = message.seq
@@ -125,6 +136,15 @@ class SocketLink:
 
     async def close(self) -> None:
         """See `Link`."""
+        if self._stopping and not self._ended.is_set():
+            # To hang up while the engine still writes would lose the word to stop on its way.
+            with contextlib.suppress(TimeoutError, ConnectionError, OSError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    if self._receiving:
+                        await self._ended.wait()
+                    else:
+                        while await self._reader.read(1 << 16):
+                            pass
         self._writer.close()
         with contextlib.suppress(ConnectionError, OSError):
             await self._writer.wait_closed()
@@ -165,11 +185,28 @@ async def connect(name: str) -> SocketLink | None:
     return link
 
 
-async def launch(source: str, *, nice: int = 10) -> SocketLink:
+def start_ahead(source: str, *, nice: int = 10) -> subprocess.Popen[bytes] | None:
+    """Start the source's engine for a `launch` to come, unless one seems to be there.
+
+    Its interpreter starts while the caller's imports go on; it loads no library before it is told
+    to open something. Where another engine holds the session it ends by itself.
+    """
+    name = session_name(source)
+    return None if socket_file(name).exists() else start_engine(name, nice)
+
+
+async def launch(
+    source: str, *, nice: int = 10, started: subprocess.Popen[bytes] | None = None
+) -> SocketLink:
     """Attach to the engine of the source's session; start one first if there is none.
 
     The engine runs in its own process group, so that neither ``ctrl+c`` nor a hang-up of the
     terminal reaches it.
+
+    Args:
+        source: ``demo``, a folder, or a hub id.
+        nice: how far a new engine steps back for other processes.
+        started: what `start_ahead` gave.
 
     Raises:
         EngineGoneError: the engine did not start; the message has the end of its log.
@@ -177,7 +214,8 @@ async def launch(source: str, *, nice: int = 10) -> SocketLink:
     name = session_name(source)
     if (link := await connect(name)) is not None:
         return link
-    process = start_engine(name, nice)
+    alive = started is not None and started.poll() is None
+    process = started if started is not None and alive else start_engine(name, nice)
     try:
         return await _reach(name, process)
     except BaseException:

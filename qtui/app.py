@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import ClassVar
@@ -241,8 +242,30 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield error
 
 
-def run(source: str, settings: p.Settings, profile: Profile, *, ascii: bool = False) -> int:
-    """Run the terminal interface until a person leaves it, and return the exit code."""
-    app = QtuiApp(source, settings, profile, ascii=ascii or only_ascii(os.environ))
-    app.run()
+def run(
+    source: str,
+    settings: p.Settings,
+    profile: Profile,
+    *,
+    ascii: bool = False,
+    started: subprocess.Popen[bytes] | None = None,
+) -> int:
+    """Run the terminal interface until a person leaves it, and return the exit code.
+
+    ``started`` is the engine that was started ahead; it is ended if it never came to be used.
+    """
+    used = False
+
+    async def connect() -> Link:
+        nonlocal used
+        link = await launch(source, nice=profile.nice, started=started)
+        used = True
+        return link
+
+    try:
+        app = QtuiApp(source, settings, profile, connect, ascii=ascii or only_ascii(os.environ))
+        app.run()
+    finally:
+        if started is not None and not used:
+            started.terminate()
     return app.return_code or 0

@@ -19,6 +19,7 @@ import msgspec
 import typer
 
 from engine import protocol as p
+from engine.client import start_ahead
 from engine.errors import EngineError, UsageError
 from engine.session import Session
 from qtui import documents, headless, schema, tables
@@ -232,9 +233,11 @@ def _show(model: str, shared: Shared, *, ascii: bool) -> None:
             f"there is no terminal to draw on: use `qtui triage {name}`, `qtui sweep {name}` or "
             f"`qtui eval {name} --format F`"
         )
+    source = located_model(model)
+    started = start_ahead(source, nice=profile.nice)
     from qtui.app import run
 
-    raise typer.Exit(run(located_model(model), settings, profile, ascii=ascii))
+    raise typer.Exit(run(source, settings, profile, ascii=ascii, started=started))
 
 
 def _has_terminal() -> bool:

@@ -165,6 +165,18 @@ async def test_stop_ends_the_engine_only_for_the_last_client() -> None:
         await two.close()
 
 
+async def test_stop_is_heard_from_a_client_that_reads_nothing_and_hangs_up_at_once() -> None:
+    async with serving() as (server, _):
+        link = await attach()
+        padding = "x" * 2000
+        for number in range(1, 2001):
+            server.announce(number, p.Notice("info", f"{number} {padding}"))
+        await link.send(p.Stop())
+        await link.close()
+        async with asyncio.timeout(PATIENCE):
+            await server._stopped.wait()
+
+
 async def test_what_is_no_frame_ends_that_connection_alone() -> None:
     async with serving() as (server, _):
         good = await attach()

@@ -87,7 +87,13 @@ class Tally:
     agree: Tensor
 
 
-def compare(reference: Tensor, lse: Tensor, logits: Tensor, targets: Tensor) -> Tally:
+def compare(
+    reference: Tensor,
+    lse: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    first_choice: Tensor | None = None,
+) -> Tally:
     """Change of NLL, KL(reference ‖ changed) and top-1 agreement of a chunk of positions.
 
     With ``d = z' − z`` the difference of logits and ``x = d − c`` for any constant ``c`` of a
@@ -101,11 +107,13 @@ def compare(reference: Tensor, lse: Tensor, logits: Tensor, targets: Tensor) -> 
         lse: log-sum-exp of ``reference``, ``[windows, positions]``.
         logits: the changed model's, same shape as ``reference``; overwritten.
         targets: the next token at each position, ``[windows, positions]``.
+        first_choice: the reference's most likely token, ``[windows, positions, 1]``, if known.
 
     Returns:
         Sums over the positions.
     """
-    first_choice = reference.argmax(-1, keepdim=True)
+    if first_choice is None:
+        first_choice = reference.argmax(-1, keepdim=True)
     agree = logits.gather(-1, first_choice) >= logits.amax(-1, keepdim=True)
     d = logits.sub_(reference)
     d_target = d.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

@@ -60,6 +60,7 @@ class Reference:
         self._states: dict[int, dict[int, Tensor]] = {}
         self._logits: dict[tuple[int, int], Tensor] = {}
         self._lse: dict[tuple[int, int], Tensor] = {}
+        self._first: dict[tuple[int, int], Tensor] = {}
         self._nll: dict[int, Tensor] = {}
 
     def known(self, batch: int) -> bool:
@@ -74,19 +75,21 @@ class Reference:
         ids, blocks = self.batches[batch], len(self.network.blocks)
         states = self.network.states(ids)
         nll = torch.zeros(ids.shape[0], dtype=torch.float64)
-        lses, logits = {}, {}
+        lses, logits, first = {}, {}, {}
         for chunk, (a, b) in enumerate(self.chunks):
             z = self.network.logits(ids, states[blocks], (a, b)).float()
             lse = torch.logsumexp(z, -1)
             target = z.gather(-1, ids[:, a + 1 : b + 1, None]).squeeze(-1)
             nll += (lse - target).double().sum(-1).cpu()
             lses[batch, chunk] = lse
+            first[batch, chunk] = z.argmax(-1, keepdim=True)
             if self.keep_logits:
                 # A slice of whole logits would keep all of them alive.
                 whole = z.untyped_storage().nbytes() > z.numel() * z.element_size()
                 logits[batch, chunk] = z.clone() if whole else z
         # All at once, so that a forward abandoned half way leaves nothing behind.
         self._lse.update(lses)
+        self._first.update(first)
         self._logits.update(logits)
         self._states[batch] = {
             k: state
@@ -128,7 +131,13 @@ class Reference:
                 reference = network.logits(ids, kept[blocks], (a, b)).float()
             with network.holding(weights):
                 changed = network.logits(ids, last, (a, b)).float()
-            found = compare(reference, self._lse[batch, chunk], changed, ids[:, a + 1 : b + 1])
+            found = compare(
+                reference,
+                self._lse[batch, chunk],
+                changed,
+                ids[:, a + 1 : b + 1],
+                self._first[batch, chunk],
+            )
             for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
                 total += part.cpu()
         return Tally(*sums)

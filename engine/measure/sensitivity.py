@@ -137,7 +137,7 @@ def _measure(
 def _control(
     workspace: Workspace, account: Account
 ) -> Generator[p.AnyEvent | None, None, p.Control]:
-    """Swap the embedding, a layer of the middle block and the head, each for itself.
+    """Swap a layer of the middle block and the head, each for itself.
 
     On a device whose kernels may round the same product differently twice, the floor is what
     running the same twice gives; on a CPU the control is that already.
@@ -150,7 +150,7 @@ def _control(
         return known
     first: dict[int, str] = {}
     for name, layer in network.layers.items():
-        if layer.start in (-1, len(network.blocks) // 2, len(network.blocks)):
+        if layer.start in (len(network.blocks) // 2, len(network.blocks)):
             first.setdefault(layer.start, name)
     yield from run_reference(reference, 0, account)
     worst = ("", 0.0, 0.0)

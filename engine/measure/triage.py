@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -64,10 +65,23 @@ def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
             job=job, done=done, total=len(keys), detail=name,
             seconds_left=_left(begun, done - len(found), len(todo)),
         )  # fmt: skip
-        fact = _layer(workspace, rows[name], parsed, account)
+        with _leaving_room(workspace):
+            fact = _layer(workspace, rows[name], parsed, account)
         yield account.learnt(keys[name], fact)
     account.timings["total_s"] = time.perf_counter() - begun
     return account.outcome()
+
+
+@contextmanager
+def _leaving_room(workspace: Workspace) -> Iterator[None]:
+    """Compute on one thread while the model library is being imported beside."""
+    threads = torch.get_num_threads()
+    if workspace.network is None and threads > 1:
+        torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _left(begun: float, done: int, total: int) -> float:

@@ -23,7 +23,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, p.Settings, bool]]
     """What the terminal interface was asked to show, on a terminal that only seems to be one."""
     asked: list[tuple[str, p.Settings, bool]] = []
 
-    def show(source: str, settings: p.Settings, profile: object, *, ascii: bool) -> int:
+    def show(
+        source: str, settings: p.Settings, profile: object, *, ascii: bool, started: object
+    ) -> int:
+        assert started == f"engine of {source}"
         asked.append((source, settings, ascii))
         return 0
 
@@ -31,6 +34,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, p.Settings, bool]]
     app.run = show  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "qtui.app", app)
     monkeypatch.setattr(cli, "_has_terminal", lambda: True)
+    monkeypatch.setattr(cli, "start_ahead", lambda source, nice: f"engine of {source}")
     return asked
 
 
