@@ -18,6 +18,8 @@ from engine.model.network import Network
 
 CHUNK_BYTES = 16 << 20
 """Logits of one chunk of positions, in bytes of float32."""
+PIECE_BYTES = 4 << 20
+"""Logits compared at once on a CPU, in bytes of float32."""
 CHUNK_MULTIPLE = 16
 """Positions come in multiples of this: odd sizes round differently."""
 
@@ -131,13 +133,19 @@ class Reference:
                 reference = network.logits(ids, kept[blocks], (a, b)).float()
             with network.holding(weights):
                 changed = network.logits(ids, last, (a, b)).float()
-            found = compare(
-                reference,
-                self._lse[batch, chunk],
-                changed,
-                ids[:, a + 1 : b + 1],
-                self._first[batch, chunk],
-            )
-            for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
-                total += part.cpu()
+            # A few windows at a time: temporaries that fit a cache are not mapped anew each time.
+            step = ids.shape[0]
+            if network.device.type == "cpu":
+                step = max(1, PIECE_BYTES // (4 * reference[0].numel()))
+            for first in range(0, ids.shape[0], step):
+                rows = slice(first, first + step)
+                found = compare(
+                    reference[rows],
+                    self._lse[batch, chunk][rows],
+                    changed[rows],
+                    ids[rows, a + 1 : b + 1],
+                    self._first[batch, chunk][rows],
+                )
+                for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
+                    total[rows] = total[rows] + part.cpu()
         return Tally(*sums)
