@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from engine.client import STARTS
+from engine.client import LOG_FORMAT, STARTS
 from engine.errors import EngineError
 from engine.journal import FactStore, Journal
 from engine.paths import facts_file, session_folder, socket_file
@@ -62,7 +62,7 @@ def main() -> int:
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=LOG_FORMAT,
     )
     logging.getLogger("engine").info(
         "%s: session %s, process %d", STARTS, asked.session, os.getpid()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import logging
 import os
 import queue
 import subprocess
@@ -28,9 +29,13 @@ from engine.threads import leave_room
 START_SECONDS = 30.0
 """How long a started engine may take to open its socket."""
 
+GREET_SECONDS = 10.0
+"""How long an engine may take to answer; it does so while it computes."""
+
 STOP_SECONDS = 2.0
 """How long a client that said stop waits for the engine to hang up."""
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_LINES = 12
 STARTS = "engine starts"
 """First words of an engine in its log."""
@@ -175,7 +180,15 @@ async def connect(name: str) -> SocketLink | None:
         return None
     link = SocketLink(name, reader, writer)
     try:
-        await link.greet()
+        async with asyncio.timeout(GREET_SECONDS):
+            await link.greet()
+    except TimeoutError as error:
+        writer.close()
+        holder = (session_folder(name) / "lock").read_text().strip() or "unknown"
+        raise EngineGoneError(
+            f"the engine of {name} (process {holder}) does not answer: stop that process, "
+            "what it measured is kept"
+        ) from error
     except ConnectionError as error:
         writer.close()
         raise EngineGoneError(f"the engine of {name} hung up{_log_tail(name)}") from error
@@ -284,6 +297,7 @@ class InProcess:
             raise
         self._events: queue.SimpleQueue[tuple[int, p.AnyEvent]] = queue.SimpleQueue()
         leave_room()
+        _log_to_file(name)
         # By name, so that importing this module never imports the engine's mathematics.
         dispatch = importlib.import_module("engine.dispatch")
         self.session = journal.fold()
@@ -308,6 +322,18 @@ class InProcess:
     def close(self) -> None:
         """Stop every job and close the journal; what was measured is kept."""
         self._engine.close()
+
+
+def _log_to_file(name: str) -> None:
+    """An engine in this process writes its log where one of its own process does."""
+    logger = logging.getLogger("engine")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    handler = logging.FileHandler(log_file(name), delay=True)
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def in_process(source: str) -> InProcess:

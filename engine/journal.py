@@ -29,6 +29,9 @@ VERSION = 1
 UPCASTERS: dict[int, Callable[[bytes], bytes]] = {}
 """Version → how a row of it becomes one of the next version."""
 
+LOCK_SECONDS = 5.0
+"""How long to wait for a session whose engine is about to end."""
+
 SNAPSHOT_EVERY = 2000
 """Events between two snapshots of the folded session."""
 
@@ -135,15 +138,20 @@ class FactStore:
 class Journal:
     """A session's events in order. Holding one holds the session: one engine at a time."""
 
-    def __init__(self, folder: Path, facts: FactStore) -> None:
+    def __init__(self, folder: Path, facts: FactStore, patience: float = LOCK_SECONDS) -> None:
         """
+        Args:
+            folder: of the session.
+            facts: the store.
+            patience: seconds to wait for an engine that is about to end.
+
         Raises:
             SessionBusyError: if another engine holds the session.
             StoreError: if the journal cannot be read.
         """
         self.folder, self.facts = folder, facts
         self.path = folder / "journal.sqlite"
-        self._guard = _take(folder / "lock")
+        self._guard = _take(folder / "lock", patience)
         self._lock = threading.Lock()
         try:
             self._db = _connect(
@@ -247,19 +255,25 @@ class Journal:
             self._guard.close()
 
 
-def _take(path: Path) -> IO[str]:
+def _take(path: Path, patience: float) -> IO[str]:
     """Hold a lock file for as long as it stays open; the system frees it when a process dies."""
     handle = path.open("a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.seek(0)
-        holder = handle.read().strip() or "unknown"
-        handle.close()
-        raise SessionBusyError(
-            f"another engine (process {holder}) holds the session {path.parent.name}: "
-            "stop it, or attach to it"
-        ) from error
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            handle.close()
+            raise SessionBusyError(
+                f"another run (process {holder}) holds the session {path.parent.name}: "
+                "wait for its end, or stop that process"
+            ) from error
     handle.truncate(0)
     handle.write(str(os.getpid()))
     handle.flush()

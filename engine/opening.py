@@ -80,8 +80,10 @@ def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
 
 
 def _architecture(checkpoint: Checkpoint) -> str:
-    names = checkpoint.config.get("architectures") or [checkpoint.config.get("model_type", "?")]
-    return str(names[0])
+    names = checkpoint.config.get("architectures")
+    if isinstance(names, list) and names and isinstance(names[0], str):
+        return names[0]
+    return str(checkpoint.config.get("model_type", "?"))
 
 
 def _listed(workspace: Workspace, checkpoint: Checkpoint, rows: list[DiskLayer]) -> p.LayersListed:
@@ -108,7 +110,8 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     settings, path = workspace.settings, workspace.path
     assert path is not None
     yield p.Stage("importing transformers", 0, 1)
-    from engine.model.load import choose_device, choose_dtype, load_network, load_tokenizer, quiet
+    from engine.model.load import choose_device, choose_dtype, load_network, load_tokenizer
+    from engine.model.quiet import quiet
 
     network = yield from _staged(
         lambda tell: load_network(
@@ -121,7 +124,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     )
     import torch
 
-    from engine.measure.perplexity import cut
+    from engine.measure.perplexity import Estimate, cut
     from engine.measure.reference import Reference
     from engine.model.memory import memory_free
 
@@ -195,6 +198,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         protocol=workspace.protocol,
         protocol_id=workspace.measured_key("protocol")[:16],
         load_s=workspace.load_s,
+        interval_factor=Estimate(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 
@@ -45,9 +46,10 @@ def socket_file(name: str) -> Path:
     folder = folder / home
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for each in (folder.parent, folder):
-        if each.stat().st_uid != os.getuid():
+        found = each.lstat()  # a link is nobody's folder
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
             raise EngineError(
-                f"{each} belongs to another user: set XDG_RUNTIME_DIR to a folder of your own"
+                f"{each} is not a folder of this user: set XDG_RUNTIME_DIR to a folder of your own"
             )
         each.chmod(0o700)
     path = folder / f"{name}.sock"

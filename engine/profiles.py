@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if not low <= found <= high:
                 raise ValueError(f"`{key}` is {found}, expected {low} to {high}")
         for key in self.keys:
-            if len(key) != 1 and not (key[0] == "f" and key[1:].isdigit()):
+            if not re.fullmatch(r"[^,\s]|f\d{1,2}", key):
                 raise ValueError(f"`keys.{key}` is not a single character or a function key")
 
     def settings(self, name: str, **given: Any) -> Settings:

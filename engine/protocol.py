@@ -353,6 +353,8 @@ class ModelReady(Event, frozen=True, kw_only=True):
     protocol: Protocol
     protocol_id: str
     load_s: float
+    interval_factor: float = 1.96
+    """Half a 95% interval in standard errors: Student's t over the windows."""
     memory: int
     """Bytes the model's weights take."""
 

@@ -128,6 +128,11 @@ class Session(msgspec.Struct):
     index: dict[str, int] = {}
     """Row of each layer's name."""
 
+    @property
+    def interval_factor(self) -> float:
+        """Half a 95% interval, in standard errors over the windows."""
+        return self.model.interval_factor if self.model is not None else math.nan
+
     def row(self, layer: str) -> int | None:
         """Row of a layer, None where there is none of that name."""
         return self.index.get(layer)

@@ -76,6 +76,7 @@ class QtuiApp(App[None]):
         )
         self._commands: asyncio.Queue[p.AnyCommand] = asyncio.Queue()
         self._leaving = False
+        self.said_stop = False
         self._gone = False
         self._interrupted = float("-inf")
         for theme in load_themes().values():
@@ -230,6 +231,7 @@ class QtuiApp(App[None]):
                 if self.link is not None:
                     await self._commands.join()
                     await self.link.send(p.Stop())
+                    self.said_stop = True
                     await self.link.close()
         self.exit(return_code=self._open_failed())
 
@@ -252,20 +254,15 @@ def run(
 ) -> int:
     """Run the terminal interface until a person leaves it, and return the exit code.
 
-    ``started`` is the engine that was started ahead; it is ended if it never came to be used.
+    ``started`` is the engine that was started ahead. Whoever leaves by another way than quitting
+    (a signal, an error) takes it along.
     """
-    used = False
 
     async def connect() -> Link:
-        nonlocal used
-        link = await launch(source, nice=profile.nice, started=started)
-        used = True
-        return link
+        return await launch(source, nice=profile.nice, started=started)
 
-    try:
-        app = QtuiApp(source, settings, profile, connect, ascii=ascii or only_ascii(os.environ))
-        app.run()
-    finally:
-        if started is not None and not used:
-            started.terminate()
+    app = QtuiApp(source, settings, profile, connect, ascii=ascii or only_ascii(os.environ))
+    app.run()
+    if started is not None and not app.said_stop:
+        started.terminate()
     return app.return_code or 0

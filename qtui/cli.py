@@ -235,9 +235,15 @@ def _show(model: str, shared: Shared, *, ascii: bool) -> None:
         )
     source = located_model(model)
     started = start_ahead(source, nice=profile.nice)
-    from qtui.app import run
+    try:
+        from qtui.app import run
 
-    raise typer.Exit(run(source, settings, profile, ascii=ascii, started=started))
+        code = run(source, settings, profile, ascii=ascii, started=started)
+    except BaseException:
+        if started is not None:
+            started.terminate()
+        raise
+    raise typer.Exit(code)
 
 
 def _has_terminal() -> bool:

@@ -245,11 +245,11 @@ def _places(problems: list[str]) -> list[Place]:
         places.append(("state", paths.state_folder()))
         places.append(("facts", paths.facts_file()))
         places.append(("logs", paths.state_folder() / "sessions"))
-    except OSError as error:
+    except (OSError, EngineError) as error:
         problems.append(f"state folder: {error}")
     try:
         places.append(("sockets", paths.socket_file("demo").parent))
-    except OSError as error:
+    except (OSError, EngineError) as error:
         problems.append(f"socket folder: {error}")
     places.append(("bundled profiles", bundled_path()))
     places.append(("bundled themes", bundled_themes()))

@@ -58,7 +58,7 @@ def _legend(document: s.TriageDocument) -> str:
 
 def sweep_text(document: s.SweepDocument) -> str:
     """A sweep: layers with the largest KL first."""
-    headings = ["layer", "format", "KL·10³", "±", "ΔNLL·10³", "±", "ΔPPL", "95%", "top-1"]
+    headings = ["layer", "format", "KL·10³", "s.e.", "ΔNLL·10³", "s.e.", "ΔPPL", "95%", "top-1"]
     rows = []
     for layer in sorted(document.layers, key=lambda each: _order(each.measured.kl), reverse=True):
         found = layer.measured

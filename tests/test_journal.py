@@ -102,7 +102,7 @@ def test_a_fresh_opening_forgets_the_history_but_no_number(
 def test_one_engine_holds_a_session(tmp_path: Path, facts: FactStore) -> None:
     journal = Journal(tmp_path, facts)
     with pytest.raises(SessionBusyError, match=str(os.getpid())):
-        Journal(tmp_path, facts)
+        Journal(tmp_path, facts, patience=0.0)
     journal.close()
     Journal(tmp_path, facts).close()
 

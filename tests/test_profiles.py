@@ -52,6 +52,8 @@ def test_a_new_profile_stands_on_standard(own: Path) -> None:
         ("[standard\n", "TOML"),
         ("[standard]\nkeys = 3\n", "keys"),
         ('[standard.keys]\nlong = "int4"\n', "long"),
+        ('[standard.keys]\n"" = "int4"\n', "keys"),
+        ('[standard.keys]\n"," = "int4"\n', "keys"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(own: Path, text: str, says: str) -> None:

@@ -59,10 +59,12 @@ def test_toggle_is_measured_within_two_micro_batches_and_changes_no_sweep_figure
         assert isinstance(to_change[-1], p.RecipeChanged)
         assert to_change[-1].after == [format]
         events += (to_partial := until(client, is_partial))
-        sweep_steps = [
-            e for e in to_partial if isinstance(e, p.Progress) and e.job.startswith("sweep")
-        ]
-        assert len(sweep_steps) <= 2
+        # Progress is told in layers, and may be left out on a socket: what counts is how far it
+        # went on. 2048 tokens in micro-batches of 128 are 16 steps a layer.
+        far = [e.done for e in to_partial if isinstance(e, p.Progress) and e.job[:5] == "sweep"]
+        assert not far or round(16 * (far[-1] - far[0])) <= 2
+        if start is in_process:
+            assert len(far) <= 2
         assert not any(isinstance(e, p.JobEnded) and e.kind == "sweep" for e in to_partial)
         events += until(client, ended("sweep"))
         score = client.session.score()

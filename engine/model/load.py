@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +16,7 @@ from engine.model.architecture import model_class, read_config
 from engine.model.memory import check_memory, memory_free, memory_needed
 from engine.model.names import check_covered, join_names
 from engine.model.network import Network
+from engine.model.quiet import quiet
 from engine.model.source import resolve_model
 from engine.model.stored import Stored, stored_tensors
 
@@ -77,11 +77,13 @@ def load_network(
     """
     on_stage("reading config", 0, 1)
     checkpoint = open_checkpoint(path)
-    config = read_config(checkpoint, trust_remote_code=trust_remote_code)
+    with quiet():
+        config = read_config(checkpoint, trust_remote_code=trust_remote_code)
     stored = stored_tensors(checkpoint, _dequantised(config))
     chosen_device, why_device = choose_device(device)
     chosen_dtype, why_dtype = choose_dtype(dtype, stored.dtype, chosen_device)
-    loaded_class, config = model_class(path, config, trust_remote_code=trust_remote_code)
+    with quiet():
+        loaded_class, config = model_class(path, config, trust_remote_code=trust_remote_code)
     on_stage("reading config", 1, 1)
 
     what = f"loading {path.name} in {chosen_dtype}".replace("torch.", "")
@@ -216,6 +218,11 @@ def _build(
         raise CheckpointError(
             f"{config.model_type} needs a package that is not installed: {_one_line(error)}"
         ) from error
+    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"config.json does not describe a {config.model_type} model that can be built: "
+            f"{type(error).__name__}: {_one_line(error)}"
+        ) from error
     return model, report
 
 
@@ -292,22 +299,6 @@ def _disk_names(model: Any, stored: Stored, report: dict[str, Any]) -> dict[str,
         key: tuple(on_disk for name in names for on_disk in stored.tensors[name].names)
         for key, names in made_from.items()
     }
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers' own bars and warnings kept off the terminal; what they say is raised here."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _too_big(what: str, needed: int, device: str) -> OutOfMemoryError:

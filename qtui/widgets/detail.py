@@ -126,7 +126,7 @@ class Detail(Vertical):
         return "dPPL" if self.glyphs.ascii else "ΔPPL"
 
     def _kl(self, effect: Sensitivity) -> Words:
-        half = 1.96 * effect.kl_se
+        half = self.session.interval_factor * effect.kl_se
         pm = self.glyphs.plus_minus
         return [
             (f"KL{self.glyphs.kilo} ", "$dim"),
@@ -161,7 +161,9 @@ class Detail(Vertical):
         effects = self._effects(row)
         lines: list[Words] = [[], [(self._title(), "$dim")]]
         for format, effect in effects:
-            half = f"{self.glyphs.plus_minus} {t.short(1000 * 1.96 * effect.kl_se)}"
+            half = (
+                f"{self.glyphs.plus_minus} {t.short(1000 * session.interval_factor * effect.kl_se)}"
+            )
             top1 = "" if math.isnan(effect.top1) else t.percent(effect.top1)
             lines.append(
                 [

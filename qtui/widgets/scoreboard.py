@@ -99,7 +99,7 @@ class Scoreboard(Lines):
         if base is None:
             left: Words = [("PPL not measured yet", "$dim")]
         elif not self._changed:
-            half = 1.96 * base.ppl * base.nll_se
+            half = session.interval_factor * base.ppl * base.nll_se
             left = [("PPL ", "$dim"), (t.perplexity(base.ppl), "bold $accent"), *self._pm(half)]
         else:
             left = [("PPL ", "$dim"), (f"{t.perplexity(base.ppl)} {self.glyphs.arrow} ", "")]
