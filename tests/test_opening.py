@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -122,6 +124,16 @@ def remote_code(model: Path) -> str:
     return "trust-remote-code"
 
 
+def strange_rope(model: Path) -> str:
+    edit_config(model, rope_parameters={"rope_type": "\x1b]0;owned\x07\x1b[31mX"})
+    return "config.json"
+
+
+def strange_architectures(model: Path) -> str:
+    edit_config(model, architectures={"a": 1}, model_type="llama99")
+    return "llama99"
+
+
 def no_tokenizer(model: Path) -> str:
     for file in model.glob("tokenizer*"):
         file.unlink()
@@ -157,6 +169,8 @@ def unsafe_pickle(model: Path) -> str:
         shard_outside,
         unknown_architecture,
         remote_code,
+        strange_rope,
+        strange_architectures,
         no_tokenizer,
         missing_tensor,
         unsafe_pickle,
@@ -175,6 +189,21 @@ def test_a_spoilt_checkpoint_is_one_sentence_and_exit_code_3(
     printed = capfd.readouterr()
     assert "Traceback" not in printed.err
     assert "a pickle ran code" not in printed.out
+
+
+@pytest.mark.parametrize("command", ["triage", "sweep"])
+def test_control_characters_of_a_checkpoint_never_reach_the_terminal(
+    command: str, model: Path, prose: Path
+) -> None:
+    strange_rope(model)
+    done = subprocess.run(
+        [sys.executable, "-m", "qtui", command, str(model), "--text", str(prose)],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == (0 if command == "triage" else 3)
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_missing_folder_says_so(tmp_path: Path, prose: Path) -> None:
