@@ -17,12 +17,12 @@ from typing import Any
 import msgspec
 
 from engine import protocol as p
+from engine.artefact import bits_as_stored
 from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint
 from engine.demo import DEMO_PATH
 from engine.errors import EngineError
 from engine.jobs import Outcome, Steps
 from engine.model.source import resolve_model
-from engine.session import stored_bits
 from engine.workspace import Workspace
 
 
@@ -87,7 +87,7 @@ def _architecture(checkpoint: Checkpoint) -> str:
 
 
 def _listed(workspace: Workspace, checkpoint: Checkpoint, rows: list[DiskLayer]) -> p.LayersListed:
-    in_layers = sum(stored_bits(row.shape, row.dtype) // 8 for row in rows if not _tied(row))
+    in_layers = sum(bits_as_stored(row.shape, row.dtype) // 8 for row in rows if not _tied(row))
     workspace.other_bytes = max(0, checkpoint.bytes - in_layers)
     return p.LayersListed(
         names=[row.name for row in rows],

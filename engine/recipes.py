@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from engine import protocol as p
+from engine.artefact import bits_as_stored
 from engine.errors import FormatError, InfeasibleError, UsageError
 from engine.quant import Format, parse_format, stored_bits, why_not_built, why_not_held
 from engine.session import Session
-from engine.session import stored_bits as bits_as_stored
 
 
 def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChanged | None:

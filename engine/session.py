@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
 from engine import protocol as p
+from engine.artefact import Size, artefact_size, bits_as_stored
 
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
@@ -196,53 +197,6 @@ class Session(msgspec.Struct):
         )
 
 
-class Size(msgspec.Struct, frozen=True):
-    """How large a recipe's artefact is."""
-
-    bits_per_weight: float
-    bytes: int
-
-
-def artefact_size(
-    roles: Sequence[p.Role],
-    shapes: Sequence[tuple[int, ...]],
-    bits: Sequence[int],
-    quantised: Sequence[bool],
-    other_bytes: int,
-    *,
-    tied: bool,
-) -> Size:
-    """Bits per weight and bytes of an artefact; columns have one entry a layer.
-
-    Bits per weight counts codes, scales and zero points of the body, and of head and embedding
-    where they are quantised. A tied head is stored once, with the embedding, as long as both are
-    kept.
-
-    Args:
-        roles: of each layer.
-        shapes: of each layer.
-        bits: stored bits of each layer in the format it holds.
-        quantised: whether it is not kept.
-        other_bytes: bytes of what is no layer.
-        tied: whether head and embedding are one tensor in the checkpoint.
-    """
-    outside = ("head", "embedding")
-    counted = [i for i, role in enumerate(roles) if role not in outside or quantised[i]]
-    weights = sum(math.prod(shapes[i]) for i in counted)
-    once = tied and not any(quantised[i] for i, role in enumerate(roles) if role in outside)
-    stored = sum(bits[i] for i, role in enumerate(roles) if not (once and role == "head"))
-    return Size(
-        sum(bits[i] for i in counted) / weights if weights else math.nan,
-        other_bytes + (stored + 7) // 8,
-    )
-
-
-def stored_bits(shape: tuple[int, ...], dtype: str) -> int:
-    """Bits of a tensor as stored, by torch's dtype name."""
-    digits = "".join(c for c in dtype.split("_")[0] if c.isdigit())
-    return math.prod(shape) * int(digits or 8)
-
-
 def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]:
     """Fold one event into ``session`` and return the parts that changed.
 
@@ -344,7 +298,7 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
     old, old_index = session.layers, session.index
     session.index = {name: row for row, name in enumerate(event.names)}
     before = [old_index.get(name) for name in event.names]
-    bits = [stored_bits(s, d) for s, d in zip(event.shapes, event.dtypes, strict=True)]
+    bits = [bits_as_stored(s, d) for s, d in zip(event.shapes, event.dtypes, strict=True)]
     changed = [
         row if row is not None and name in session.changed and old.shapes[row] == shape else None
         for name, row, shape in zip(event.names, before, event.shapes, strict=True)

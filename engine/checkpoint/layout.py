@@ -11,17 +11,17 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint import scaled
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
 from engine.errors import CheckpointError
+from engine.protocol import Role
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Role = Literal["linear", "conv1d", "experts", "head", "embedding"]
 
 _EXPERT = re.compile(r"^(?P<home>.*\bexperts)\.(?P<index>[0-9]{1,6})\.(?P<kind>[^.]+)\.weight$")
 _GATE_UP = {"w1": "gate", "w3": "up", "gate_proj": "gate", "up_proj": "up"}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
+from engine.artefact import Size, artefact_size, bits_as_stored
 from engine.errors import UsageError
 from engine.jobs import Steps
 from engine.measure.account import Account
@@ -17,8 +18,7 @@ from engine.measure.perplexity import Tally, estimate, perplexity
 from engine.measure.reference import Reference
 from engine.model.memory import memory_free
 from engine.quant import QUANTISER_VERSION, Format, parse_format, stored_bits
-from engine.session import Size, artefact_size, recipe_hash
-from engine.session import stored_bits as bits_as_stored
+from engine.session import recipe_hash
 from engine.workspace import Workspace, again
 
 Found = Generator[p.AnyEvent | None, None, p.RecipeScore]

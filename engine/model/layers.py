@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-Role = Literal["linear", "conv1d", "experts", "head", "embedding"]
+from engine.protocol import Role
+
 EXPERT_TENSORS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 TRANSPOSED_EXPERTS = ("Llama4TextExperts",)  # no flag tells it
 
