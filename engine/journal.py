@@ -57,6 +57,23 @@ def _connect(path: Path, schema: str) -> sqlite3.Connection:
     return connection
 
 
+@contextmanager
+def _transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """All or nothing of what is executed inside.
+
+    Raises:
+        StoreError: naming the file.
+    """
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("COMMIT")
+    except sqlite3.DatabaseError as error:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise StoreError(f"{path}: {error}") from error
+
+
 def _upcast(data: bytes, version: int, where: object) -> bytes:
     if version > VERSION:
         raise StoreError(f"{where} was written by a newer qtui (version {version}): update qtui")
@@ -119,15 +136,8 @@ class FactStore:
         verb = "REPLACE" if replace else "IGNORE"
         now = time.time()
         rows = [(k, now, VERSION, p.encode(f)) for k, f in zip(keys, facts, strict=True)]
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.executemany(f"INSERT OR {verb} INTO facts VALUES (?, ?, ?, ?)", rows)
-                self._db.execute("COMMIT")
-            except sqlite3.DatabaseError as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise StoreError(f"{self.path}: {error}") from error
+        with self._lock, _transaction(self._db, self.path):
+            self._db.executemany(f"INSERT OR {verb} INTO facts VALUES (?, ?, ?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""
@@ -224,7 +234,7 @@ class Journal:
     def snapshot(self, session: Session) -> None:
         """Keep a folded session, so that the next fold begins there."""
         row = (session.seq, VERSION, encode_session(session))
-        with self._lock, self._transaction():
+        with self._lock, _transaction(self._db, self.path):
             self._db.execute("DELETE FROM snapshots")
             self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?)", row)
 
@@ -233,20 +243,9 @@ class Journal:
 
         Numbers go on, so that a client that is attached takes no new event for one it has seen.
         """
-        with self._lock, self._transaction():
+        with self._lock, _transaction(self._db, self.path):
             self._db.execute("DELETE FROM events")
             self._db.execute("DELETE FROM snapshots")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise StoreError(f"{self.path}: {error}") from error
 
     def close(self) -> None:
         """Close the file and let the session go."""

@@ -110,7 +110,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     settings, path = workspace.settings, workspace.path
     assert path is not None
     yield p.Stage("importing transformers", 0, 1)
-    from engine.model.load import choose_device, choose_dtype, load_network, load_tokenizer
+    from engine.model.load import load_network, load_tokenizer
     from engine.model.quiet import quiet
 
     network = yield from _staged(
@@ -128,10 +128,8 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     from engine.measure.reference import Reference
     from engine.model.memory import memory_free
 
-    _, device_reason = choose_device(settings.device)
-    stored = getattr(torch, checkpoint.dtype, torch.bfloat16)
-    _, dtype_reason = choose_dtype(settings.dtype, stored, network.device.type)
-    for note in network.notes[2:]:
+    device_reason, dtype_reason, *notes = network.notes
+    for note in notes:
         yield p.Notice("info", note)
     for sentence in network.zeroed:
         yield p.Notice("error", sentence)
@@ -196,7 +194,6 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         why_not_resumable=network.why_not_resumable or "",
         tied=network.tied,
         protocol=workspace.protocol,
-        protocol_id=workspace.measured_key("protocol")[:16],
         load_s=workspace.load_s,
         interval_factor=Estimate(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),

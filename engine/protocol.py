@@ -351,7 +351,6 @@ class ModelReady(Event, frozen=True, kw_only=True):
     why_not_resumable: str = ""
     tied: bool = False
     protocol: Protocol
-    protocol_id: str
     load_s: float
     interval_factor: float = 1.96
     """Half a 95% interval in standard errors: Student's t over the windows."""

@@ -70,22 +70,3 @@ def topics(split: Split) -> Iterator[tuple[str, str]]:
     for name in sorted(texts, key=lambda name: name_hash(name[::-1])):
         if is_held_out(f"pydoc.{name}") == (split == "held-out"):
             yield name, texts[name]
-
-
-def docstrings(split: Split, root: Path | None = None) -> Iterator[tuple[str, str]]:
-    """Yield ``(module, its docstrings joined)``: the prose inside the code."""
-    import ast
-
-    for name, source in modules(split, root):
-        try:
-            tree = ast.parse(source)
-        except SyntaxError:
-            continue
-        found = [
-            text
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and (text := ast.get_docstring(node))
-        ]
-        if found:
-            yield name, "\n\n".join(found)

@@ -20,6 +20,7 @@ import msgspec
 from engine import paths
 from engine.errors import EngineError
 from engine.profiles import bundled_path, load_profiles, user_path
+from qtui.bundled import themes_folder
 from qtui.text import printable, size
 
 MISSING = "missing"
@@ -89,10 +90,10 @@ def examine() -> Report:
         profiles = list(load_profiles())
     except EngineError as error:
         problems.append(str(error))
-    themes_folder = bundled_themes()
-    themes = sorted(path.stem for path in themes_folder.glob("*.toml"))
+    folder = themes_folder()
+    themes = sorted(path.stem for path in folder.glob("*.toml"))
     if not themes:
-        problems.append(f"{themes_folder} has no themes")
+        problems.append(f"{folder} has no themes")
     versions = {name: _version(name) for name in PACKAGES}
     problems += [f"{name} is missing" for name, found in versions.items() if _needed(name, found)]
     return Report(
@@ -106,12 +107,6 @@ def examine() -> Report:
         themes=themes,
         problems=problems,
     )
-
-
-def bundled_themes() -> Path:
-    """The folder of themes: inside the package when installed, beside it in a checkout."""
-    inside = Path(__file__).with_name("themes")
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "themes"
 
 
 def report_text(report: Report) -> str:
@@ -252,7 +247,7 @@ def _places(problems: list[str]) -> list[Place]:
     except (OSError, EngineError) as error:
         problems.append(f"socket folder: {error}")
     places.append(("bundled profiles", bundled_path()))
-    places.append(("bundled themes", bundled_themes()))
+    places.append(("bundled themes", themes_folder()))
     demo = importlib.util.find_spec("engine.demo")
     if demo is not None and demo.origin is not None:
         places.append(("bundled demo", Path(demo.origin).parent / "checkpoint"))

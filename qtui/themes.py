@@ -11,6 +11,7 @@ import tomli
 from textual.theme import Theme
 
 from engine.errors import UsageError
+from qtui.bundled import themes_folder
 
 DEFAULT_THEME = "qtui-dark"
 HEAT_STEPS = 5
@@ -77,12 +78,6 @@ class ThemeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             panel=c.panel,
             variables=own,
         )
-
-
-def themes_folder() -> Path:
-    """The bundled themes: inside the package when installed, beside it in a checkout."""
-    inside = Path(__file__).with_name("themes")
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "themes"
 
 
 def user_folder() -> Path:

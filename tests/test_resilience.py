@@ -31,6 +31,17 @@ def opened(model: Path, chosen: p.Settings, *commands: p.AnyCommand) -> list[p.A
         client.close()
 
 
+def one_layer(dtype: str, shape: tuple[int, int]) -> Session:
+    """A session whose table has one layer, called ``a``."""
+    session = Session()
+    listed = p.LayersListed(
+        names=["a"], kinds=["q"], blocks=[0], roles=["linear"], shapes=[shape], dtypes=[dtype],
+        other_bytes=0,
+    )  # fmt: skip
+    apply(session, listed)
+    return session
+
+
 def last_end(events: list[p.AnyEvent]) -> p.JobEnded:
     end = events[-1]
     assert isinstance(end, p.JobEnded)
@@ -162,14 +173,7 @@ def test_commands_before_opening_are_refused_and_change_nothing(model: Path) -> 
 
 
 def test_a_prediction_beyond_all_numbers_is_infinite() -> None:
-    session = Session()
-    apply(
-        session,
-        p.LayersListed(
-            names=["a"], kinds=["q"], blocks=[0], roles=["linear"], shapes=[(2, 2)],
-            dtypes=["float16"], other_bytes=0,
-        ),
-    )  # fmt: skip
+    session = one_layer("float16", (2, 2))
     awful = p.Sensitivity(
         layer="a", format="int2-g128", kl=900.0, kl_se=1.0, dnll=900.0, dnll_se=1.0,
         dppl=1.0, dppl_low=1.0, dppl_high=1.0, tokens=8,
@@ -198,14 +202,7 @@ def test_what_comes_late_does_not_undo_an_end() -> None:
 
 
 def test_errors_in_other_formats_stay_known() -> None:
-    session = Session()
-    apply(
-        session,
-        p.LayersListed(
-            names=["a"], kinds=["q"], blocks=[0], roles=["linear"], shapes=[(2, 2)],
-            dtypes=["float16"], other_bytes=0,
-        ),
-    )  # fmt: skip
+    session = one_layer("float16", (2, 2))
 
     def found(format: str) -> p.LayerWeights:
         return p.LayerWeights(
@@ -224,14 +221,7 @@ def test_errors_in_other_formats_stay_known() -> None:
 def test_kept_layers_of_an_8_bit_checkpoint_are_as_large_as_stored() -> None:
     from engine import recipes
 
-    session = Session()
-    apply(
-        session,
-        p.LayersListed(
-            names=["a"], kinds=["q"], blocks=[0], roles=["linear"], shapes=[(128, 128)],
-            dtypes=["float8_e4m3fn"], other_bytes=0,
-        ),
-    )  # fmt: skip
+    session = one_layer("float8_e4m3fn", (128, 128))
     before = session.artefact_bytes()
     assert before == 128 * 128
     change = recipes.change(session, ["a"], "int4-g128")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 
-import torch
 from torch import Tensor
 
 from engine import protocol as p
@@ -14,7 +13,7 @@ from engine.errors import UsageError
 from engine.jobs import Steps
 from engine.measure.account import Account
 from engine.measure.approximate import approximation
-from engine.measure.perplexity import Tally, estimate, perplexity
+from engine.measure.perplexity import Tally, difference, estimate, perplexity
 from engine.measure.reference import Reference
 from engine.model.memory import memory_free
 from engine.quant import QUANTISER_VERSION, Format, parse_format, stored_bits
@@ -145,7 +144,6 @@ def score(
 def recipe_size(workspace: Workspace, formats: Mapping[str, Format]) -> Size:
     """How large the artefact of a recipe is; layers that are not named are kept."""
     rows = list(workspace.rows.values())
-    kept = [formats.get(row.name) is None for row in rows]
     bits = [
         bits_as_stored(row.shape, row.dtype)
         if (format := formats.get(row.name)) is None
@@ -156,7 +154,7 @@ def recipe_size(workspace: Workspace, formats: Mapping[str, Format]) -> Size:
         [row.role for row in rows],
         [row.shape for row in rows],
         bits,
-        [not each for each in kept],
+        [row.name in formats for row in rows],
         workspace.other_bytes,
         tied=workspace.network is not None and workspace.network.tied,
     )
@@ -171,9 +169,8 @@ def _score(
     done: bool,
 ) -> p.RecipeScore:
     targets = reference.windows.targets
-    dnll = estimate(torch.cat([tally.dnll for tally in tallies]), targets)
-    kl = estimate(torch.cat([tally.kl for tally in tallies]), targets)
-    top1 = estimate(torch.cat([tally.agree for tally in tallies]), targets)
+    found = difference(tallies, targets)
+    dnll, kl, top1 = found.dnll, found.kl, found.top1
     half = dnll.half()
     return p.RecipeScore(
         recipe=recipe_hash(recipe),

@@ -8,6 +8,7 @@ of each count. Both come from `cut`. All values are nats per token.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,6 +163,29 @@ def estimate(sums: Tensor, targets: int) -> Estimate:
     windows = values.numel()
     se = float(values.std(unbiased=True)) / math.sqrt(windows) if windows > 1 else math.nan
     return Estimate(float(values.mean()), se, windows)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Estimates of what a change does, over all windows measured so far."""
+
+    dnll: Estimate
+    kl: Estimate
+    top1: Estimate
+
+
+def difference(tallies: Sequence[Tally], targets: int) -> Difference:
+    """What the tallies of some micro-batches together say of a change.
+
+    Args:
+        tallies: of micro-batches, in order.
+        targets: counted targets of each window.
+    """
+    return Difference(
+        estimate(torch.cat([tally.dnll for tally in tallies]), targets),
+        estimate(torch.cat([tally.kl for tally in tallies]), targets),
+        estimate(torch.cat([tally.agree for tally in tallies]), targets),
+    )
 
 
 def perplexity(nll: float) -> float:

@@ -11,15 +11,13 @@ import math
 import time
 from collections.abc import Generator, Sequence
 
-import torch
-
 from engine import protocol as p
 from engine.errors import FormatError, UsageError
 from engine.jobs import Steps
 from engine.measure.account import Account
 from engine.measure.approximate import approximation
 from engine.measure.evaluation import baseline, changed, forward_seconds, run_reference, score
-from engine.measure.perplexity import Tally, estimate, perplexity
+from engine.measure.perplexity import Tally, difference, perplexity
 from engine.model.layers import Layer
 from engine.model.network import Network
 from engine.quant import QUANTISER_VERSION, Format, parse_format, why_not_built, why_not_held
@@ -115,9 +113,8 @@ def _measure(
         )
         yield pace.at((batch + 1) / batches, detail)
     targets = reference.windows.targets
-    dnll = estimate(torch.cat([tally.dnll for tally in tallies]), targets)
-    kl = estimate(torch.cat([tally.kl for tally in tallies]), targets)
-    top1 = estimate(torch.cat([tally.agree for tally in tallies]), targets)
+    found = difference(tallies, targets)
+    dnll, kl, top1 = found.dnll, found.kl, found.top1
     before, half = perplexity(reference_nll), dnll.half()
     return p.Sensitivity(
         layer=layer.name,

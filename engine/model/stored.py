@@ -14,8 +14,6 @@ from torch import Tensor
 from engine.checkpoint import Checkpoint, scaled
 from engine.errors import CheckpointError
 
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""The values of a four-bit float; the other eight codes are these negated."""
 UNUSED = (".input_scale", ".output_scale", ".activation_scale")
 """Scales of activations beside eight-bit weights: a reference has unquantised activations."""
 
@@ -83,7 +81,9 @@ def stored_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Stored:
         for name, info in checkpoint.tensors.items()
     }
     if method == "mxfp4":
-        return Stored(_from_mxfp4(tensors), dtype, "stored in mxfp4, dequantised as reference")
+        return Stored(
+            _from_mxfp4(checkpoint, tensors), dtype, "stored in mxfp4, dequantised as reference"
+        )
     scaled.refuse_packed(checkpoint)
     if not any(info.dtype.startswith("float8") for info in checkpoint.tensors.values()):
         if method is not None:
@@ -114,11 +114,10 @@ def _from_fp8(checkpoint: Checkpoint, tensors: dict[str, StoredTensor]) -> dict[
     return joined
 
 
-def _from_mxfp4(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Joins ``X_blocks`` [E, rows, groups, 16] and ``X_scales`` into ``X`` [E, columns, rows].
-
-    Two values lie in a byte, the first in its low half; a scale is an exponent plus 127.
-    """
+def _from_mxfp4(
+    checkpoint: Checkpoint, tensors: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Joins ``X_blocks`` [E, rows, groups, 16] and ``X_scales`` into ``X`` [E, columns, rows]."""
     joined = dict(tensors)
     for name, blocks in tensors.items():
         base = name.removesuffix("_blocks")
@@ -127,12 +126,8 @@ def _from_mxfp4(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
             continue
 
         def read(blocks: StoredTensor = blocks, scales: StoredTensor = scales) -> Tensor:
-            values = torch.tensor([*E2M1, *(-value for value in E2M1)])
-            packed = blocks.read().to(torch.uint8)
-            halves = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
-            exponent = scales.read().to(torch.int32) - 127
-            weight = torch.ldexp(values[halves.int()], exponent[..., None])
-            return weight.flatten(-2).transpose(-1, -2).contiguous()
+            weight = scaled.unpacked(checkpoint, blocks.names[0], scales.names[0])
+            return weight.transpose(-1, -2).contiguous()
 
         experts, rows, groups, half = blocks.shape
         del joined[name], joined[scales.names[0]]

@@ -164,7 +164,7 @@ def opening(layers: list[str] | None = None) -> Iterator[p.AnyEvent]:
     yield listed(layers)
     yield p.ModelReady(
         device="cpu", device_reason="no GPU", dtype="float32", dtype_reason="a CPU", blocks=BLOCKS,
-        resumable=True, protocol=PROTOCOL, protocol_id="w256", load_s=1.2, memory=23_000_000,
+        resumable=True, protocol=PROTOCOL, load_s=1.2, memory=23_000_000,
     )  # fmt: skip
     yield p.JobEnded(job="1", kind="open", status="done")
     yield p.Notice("info", "device: cpu, because no GPU was found; float32, because it is a CPU")

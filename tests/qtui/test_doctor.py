@@ -38,7 +38,7 @@ def test_what_is_missing_is_said_and_breaks_nothing(
 
     monkeypatch.setattr(doctor.metadata, "version", absent)
     monkeypatch.setattr(doctor.importlib.util, "find_spec", find_spec)
-    monkeypatch.setattr(doctor, "bundled_themes", lambda: tmp_path / "no-themes")
+    monkeypatch.setattr(doctor, "themes_folder", lambda: tmp_path / "no-themes")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     for variable in ("TERM", "COLORTERM", "CXX"):
         monkeypatch.delenv(variable, raising=False)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qtui.themes import ThemeError, load_themes, read_theme, themes_folder
+from qtui.bundled import themes_folder
+from qtui.themes import ThemeError, load_themes, read_theme
 
 DARK = themes_folder() / "qtui-dark.toml"
 
