@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Raised when a change makes an older client or engine misread a newer one."""
 
 MAX_FRAME = 1 << 20
@@ -156,6 +156,14 @@ class AskHistogram(Command, frozen=True):
 
     layer: str
     bins: int = 120
+    format: str = ""
+    """Whose grid to draw on it; empty for none."""
+
+
+class AskExperts(Command, frozen=True):
+    """Weight statistics of every expert of a fused layer. Answered by `ExpertsReady`."""
+
+    layer: str
 
 
 class Stop(Command, frozen=True):
@@ -163,7 +171,17 @@ class Stop(Command, frozen=True):
 
 
 AnyCommand: TypeAlias = (
-    Open | Triage | Sweep | Evaluate | SetFormat | Undo | Redo | Cancel | AskHistogram | Stop
+    Open
+    | Triage
+    | Sweep
+    | Evaluate
+    | SetFormat
+    | Undo
+    | Redo
+    | Cancel
+    | AskHistogram
+    | AskExperts
+    | Stop
 )
 
 
@@ -256,6 +274,21 @@ class Sensitivity(Fact, frozen=True, kw_only=True):
     """Share of positions where both models' first choice is the same."""
 
 
+class Estimate(Fact, frozen=True, kw_only=True):
+    """The effect of one layer changed alone, from gradients: not measured."""
+
+    layer: str
+    format: str
+    direction: Direction = "degrade"
+    kl: float
+    kl_se: float
+    dnll: float
+    dnll_se: float
+    tokens: int
+    draws: int = 1
+    """Draws of labels from the model's own distribution."""
+
+
 class RecipeScore(Fact, frozen=True, kw_only=True):
     """The effect of a whole recipe. Sent unfinished too, with ``done=False``."""
 
@@ -290,7 +323,9 @@ class Additivity(Fact, frozen=True, kw_only=True):
     sum_kl: float
 
 
-AnyFact: TypeAlias = LayerWeights | Baseline | Control | Sensitivity | RecipeScore | Additivity
+AnyFact: TypeAlias = (
+    LayerWeights | Baseline | Control | Sensitivity | Estimate | RecipeScore | Additivity
+)
 
 
 # --- events --------------------------------------------------------------------------------------
@@ -337,6 +372,9 @@ class LayersListed(Event, frozen=True, kw_only=True):
     dtypes: list[str]
     other_bytes: int
     """Bytes of the checkpoint that belong to no layer: norms, biases, routers."""
+    groups: list[int] = []
+    """Layers of one number are one fused group: what serving engines store as one tensor (q, k and
+    v; gate and up; the experts of a block). -1 for a layer in none; empty where not known."""
 
 
 class ModelReady(Event, frozen=True, kw_only=True):
@@ -457,6 +495,26 @@ class HistogramReady(Transient, frozen=True, kw_only=True):
     counts: list[int]
     mean: float
     std: float
+    format: str = ""
+    """Whose grid this is; empty for none."""
+    grid: list[float] = []
+    """Values that weights of a typical group take in that format, ascending; empty where they are
+    too many to be drawn."""
+    step: float = float("nan")
+    """Median distance between two neighbours of such a grid."""
+
+
+class ExpertsReady(Transient, frozen=True, kw_only=True):
+    """Weight statistics of a fused layer's experts: columns with an entry an expert."""
+
+    layer: str
+    std: list[float]
+    max_abs: list[float]
+    outliers: list[float]
+    """Share of weights beyond the settings' sigma, of the expert's own standard deviation."""
+    nonfinite: list[int]
+    relative: dict[str, list[float]] = {}
+    """``‖W − Ŵ‖ / ‖W‖`` by canonical format."""
 
 
 class Refused(Transient, frozen=True):
@@ -499,6 +557,7 @@ AnyEvent: TypeAlias = (
     | Progress
     | RecipePartial
     | HistogramReady
+    | ExpertsReady
     | Refused
     | Gauges
 )
@@ -549,6 +608,8 @@ def job_key(event: Transient) -> str:
             return f"progress {job}"
         case HistogramReady(layer=layer):
             return f"histogram {layer}"
+        case ExpertsReady(layer=layer):
+            return f"experts {layer}"
         case Refused():
             return f"refused {event.command} {event.layers} {event.ask} {event.message}"
         case _:

@@ -19,7 +19,7 @@ from engine.artefact import Size, artefact_size, bits_as_stored
 
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
-    "stage", "notices", "gauges", "histogram",
+    "stage", "notices", "gauges", "histogram", "experts",
 ]  # fmt: skip
 
 KEPT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -27,6 +27,7 @@ KEPT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 MAX_NOTICES = 200
 MAX_HISTOGRAMS = 64
+MAX_EXPERTS = 16
 
 
 def kept_format(dtype: str) -> str:
@@ -92,6 +93,12 @@ class Layers(msgspec.Struct):
     bits: list[int] = []
     """Stored bits in that format."""
     weights: list[p.LayerWeights | None] = []
+    groups: list[int] = []
+    """Number of each layer's fused group, -1 for none."""
+
+    def __post_init__(self) -> None:
+        if len(self.groups) != len(self.names):
+            self.groups = [-1] * len(self.names)
 
 
 class Session(msgspec.Struct):
@@ -108,6 +115,8 @@ class Session(msgspec.Struct):
     control: p.Control | None = None
     measured: dict[str, list[p.Sensitivity | None]] = {}
     """By ``direction/format``: a column of the table's length."""
+    estimated: dict[str, list[p.Estimate | None]] = {}
+    """As `measured`, from gradients."""
     additivity: dict[str, p.Additivity] = {}
     scores: dict[str, p.RecipeScore] = {}
     """Measured recipes by their hash."""
@@ -124,6 +133,8 @@ class Session(msgspec.Struct):
     stage: p.Stage | None = None
     gauges: p.Gauges | None = None
     histograms: dict[str, p.HistogramReady] = {}
+    experts: dict[str, p.ExpertsReady] = {}
+    """By fused layer."""
     seq: int = 0
     """Number of the last journalled event that was applied."""
     index: dict[str, int] = {}
@@ -160,6 +171,13 @@ class Session(msgspec.Struct):
         column = self.measured.get(f"{direction}/{format}")
         return column[row] if column is not None else None
 
+    def estimate(
+        self, row: int, format: str, direction: p.Direction = "degrade"
+    ) -> p.Estimate | None:
+        """What is estimated of one layer changed alone."""
+        column = self.estimated.get(f"{direction}/{format}")
+        return column[row] if column is not None else None
+
     def predicted(self) -> Prediction | None:
         """What the current recipe should score, None before the baseline is known."""
         if self.baseline is None:
@@ -167,7 +185,8 @@ class Session(msgspec.Struct):
         dnll = kl = 0.0
         missing = 0
         for layer, held in self.changed.items():
-            known = self.sensitivity(self.index[layer], held)
+            row = self.index[layer]
+            known = self.sensitivity(row, held) or self.estimate(row, held)
             if known is None:
                 missing += 1
             else:
@@ -260,6 +279,12 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             while len(session.histograms) > MAX_HISTOGRAMS:
                 session.histograms.pop(next(iter(session.histograms)))
             return frozenset({"histogram"})
+        case p.ExpertsReady():
+            session.experts.pop(event.layer, None)
+            session.experts[event.layer] = event
+            while len(session.experts) > MAX_EXPERTS:
+                session.experts.pop(next(iter(session.experts)))
+            return frozenset({"experts"})
         case p.Gauges():
             session.gauges = event
             return frozenset({"gauges"})
@@ -288,9 +313,10 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
         return frozenset({"checkpoint"})
     # Another checkpoint lies in the same place: what was known is not about it.
     session.layers.weights = [None] * len(session.layers.names)
-    session.histograms = {}
+    session.histograms, session.experts = {}, {}
     session.baseline = session.control = session.partial = None
     session.measured, session.additivity, session.scores = {}, {}, {}
+    session.estimated = {}
     return frozenset(get_args(Dirty))
 
 
@@ -316,10 +342,15 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
         ],
         bits=[bits[new] if row is None else old.bits[row] for new, row in enumerate(changed)],
         weights=[None if row is None else old.weights[row] for row in before],
+        groups=list(event.groups),
     )
     session.measured = {
         key: [None if row is None else column[row] for row in before]
         for key, column in session.measured.items()
+    }
+    session.estimated = {
+        key: [None if row is None else column[row] for row in before]
+        for key, column in session.estimated.items()
     }
     session.changed = {
         name: held
@@ -335,6 +366,7 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     # Facts of another protocol do not belong beside this one's; the store gives its own again.
     session.baseline = session.control = session.partial = None
     session.measured, session.additivity, session.scores = {}, {}, {}
+    session.estimated = {}
     return frozenset({"model", "stage", "baseline", "measured", "recipe"})
 
 
@@ -397,6 +429,13 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             )
             if (row := session.index.get(fact.layer)) is not None:
                 column[row] = fact
+            return "measured"
+        case p.Estimate():
+            estimates = session.estimated.setdefault(
+                f"{fact.direction}/{fact.format}", [None] * len(session.layers.names)
+            )
+            if (row := session.index.get(fact.layer)) is not None:
+                estimates[row] = fact
             return "measured"
         case p.RecipeScore():
             session.scores[fact.recipe] = fact
