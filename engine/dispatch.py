@@ -15,11 +15,13 @@ from typing import Any, Literal
 
 from engine import protocol as p
 from engine import recipes
+from engine.checkpoint import DiskLayer
 from engine.errors import EngineError, UsageError
 from engine.gauges import read_gauges
 from engine.jobs import Job, Outcome, Scheduler, Steps
 from engine.journal import SNAPSHOT_EVERY, FactStore, Journal, StoreError
 from engine.opening import describe, open_job, versions
+from engine.quant import parse_format
 from engine.session import Session, apply, encode_session, recipe_hash
 from engine.workspace import Workspace
 
@@ -58,6 +60,7 @@ class Engine:
         self._take_up = False
         self._numbers = itertools.count(1)
         self._recipe_job: str | None = None
+        self._asked: dict[str, p.AskHistogram | p.AskExperts] = {}
         self._compute = Scheduler("compute", self._deliver, self._ended, self._at_rest)
         self._opener = Scheduler("open", self._deliver, self._ended)
         self._errands = Scheduler("errands", self._deliver, self._ended)
@@ -80,7 +83,11 @@ class Engine:
             self._refuse(command, sentence, code)
 
     def _refuse(self, command: p.AnyCommand, sentence: str, exit_code: int) -> None:
-        layers = command.layers if isinstance(command, p.SetFormat) else ()
+        layers: tuple[str, ...] = ()
+        if isinstance(command, p.SetFormat):
+            layers = command.layers
+        elif isinstance(command, p.AskHistogram | p.AskExperts):
+            layers = (command.layer,)
         ask = command.ask if isinstance(command, p.Triage | p.Sweep | p.Evaluate) else ""
         self._tell(p.Refused(type(command).__name__, sentence, exit_code, layers, ask))
 
@@ -104,8 +111,10 @@ class Engine:
                 self._record_change(recipes.redo(self.session))
             case p.Cancel(job=job):
                 self._cancel(job)
-            case p.AskHistogram(layer=layer, bins=bins):
-                self._histogram(layer, bins)
+            case p.AskHistogram():
+                self._histogram(command)
+            case p.AskExperts():
+                self._experts(command)
             case p.Stop():
                 raise UsageError("an engine in this process is stopped by closing it")
 
@@ -195,32 +204,53 @@ class Engine:
         if not missing_ok:
             raise UsageError(f"there is no job {job!r} running")
 
-    def _histogram(self, layer: str, bins: int) -> None:
+    def _histogram(self, command: p.AskHistogram) -> None:
+        if command.bins < 1:
+            raise UsageError(f"a histogram has at least one bin, not {command.bins}")
+        row = self._disk_layer(command.layer)
+        format = command.format
+        if format not in ("", "kept"):
+            format = str(parse_format(format))
+
+        def steps() -> Steps:
+            from engine.measure.drawn import draw_histogram
+
+            return (yield from draw_histogram(self._workspace, row, command.bins, format))
+
+        # Where the cursor came to last is drawn first.
+        self._errand(command, steps(), -next(self._numbers))
+
+    def _experts(self, command: p.AskExperts) -> None:
+        row = self._disk_layer(command.layer)
+        if row.role != "experts":
+            raise UsageError(
+                f"{row.name} holds no experts: it is one weight of shape {list(row.shape)}"
+            )
+        if command in self._asked.values():
+            return  # its answer is on the way to every client
+
+        def steps() -> Steps:
+            from engine.measure.experts import survey_experts
+
+            return (yield from survey_experts(self._workspace, row))
+
+        self._errand(command, steps(), 1)
+
+    def _disk_layer(self, layer: str) -> DiskLayer:
         row = self._workspace.rows.get(layer)
         if row is None:
             raise UsageError(f"the checkpoint has no layer {layer!r}")
+        return row
 
-        def steps() -> Steps:
-            from engine.checkpoint import read_layer
-            from engine.measure.weights import histogram
-
-            found = histogram(read_layer(self._workspace.need_checkpoint(), row), bins)
-            yield p.HistogramReady(
-                layer=layer,
-                low=found.lo,
-                high=found.hi,
-                counts=list(found.counts),
-                mean=found.mean,
-                std=found.sigma,
-            )
-            return Outcome()
-
-        self._errands.submit(self._job("errand", steps()))
+    def _errand(self, command: p.AskHistogram | p.AskExperts, steps: Steps, urgency: int) -> None:
+        job = self._job("errand", steps, urgency)
+        self._asked[job.id] = command
+        self._errands.submit(job)
 
     # -- jobs ----------------------------------------------------------------------------------
 
-    def _job(self, kind: Any, steps: Steps) -> Job:
-        return Job(f"{kind}-{next(self._numbers)}", kind, URGENCY.get(kind, 0), steps)
+    def _job(self, kind: Any, steps: Steps, urgency: int = 0) -> Job:
+        return Job(f"{kind}-{next(self._numbers)}", kind, urgency, steps)
 
     def _start(
         self,
@@ -293,9 +323,11 @@ class Engine:
                     self._measure_recipe()  # taken up from an earlier run of this session
 
     def _ended(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> None:
-        if job.id.startswith("errand"):
+        with self._lock:
+            asked = self._asked.pop(job.id, None)
+        if asked is not None:
             if error is not None:
-                self._tell(p.Refused("AskHistogram", *describe(error)))
+                self._refuse(asked, *describe(error))
             return
         with self._lock:
             if error is not None:

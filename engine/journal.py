@@ -57,6 +57,17 @@ def _connect(path: Path, schema: str) -> sqlite3.Connection:
     return connection
 
 
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing and gives up soon where the file is locked."""
+    try:
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro",
+            uri=True, check_same_thread=False, timeout=0.2, isolation_level=None,
+        )  # fmt: skip
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
 @contextmanager
 def _transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
     """All or nothing of what is executed inside.
@@ -85,13 +96,19 @@ def _upcast(data: bytes, version: int, where: object) -> bytes:
 class FactStore:
     """Facts by key, shared by all sessions and processes of a user. Safe from any thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """
+        Args:
+            read_only: neither make the file nor write to it.
+
         Raises:
             StoreError: if ``path`` is not a store.
         """
         self.path = path
         self._lock = threading.Lock()
+        if read_only:
+            self._db = _connect_to_read(path)
+            return
         self._db = _connect(
             path,
             "CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, time REAL NOT NULL,"
@@ -143,6 +160,79 @@ class FactStore:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+
+_Row = tuple[int, int, bytes]
+"""Number, version and bytes of an event."""
+
+
+def _rows(db: sqlite3.Connection, path: Path, after: int) -> list[_Row]:
+    try:
+        return db.execute(
+            "SELECT seq, version, bytes FROM events WHERE seq > ? ORDER BY seq", (after,)
+        ).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+def _events(
+    rows: Sequence[_Row], path: Path, facts: FactStore | None
+) -> Iterator[tuple[int, p.AnyEvent]]:
+    """The events of some rows; what they learned is asked for at once, not event by event."""
+    events: list[tuple[int, p.AnyEvent]] = []
+    for seq, version, data in rows:
+        try:
+            events.append((seq, p.decode_event(_upcast(data, version, path))))
+        except msgspec.DecodeError as error:
+            raise StoreError(
+                f"{path}: event {seq} cannot be read ({error}): "
+                "move the file away to begin a new history; measurements are kept elsewhere"
+            ) from error
+    wanted = [key for _, event in events if isinstance(event, p.Learned) for key in event.keys]
+    found = facts.get_many(wanted) if facts is not None else {}
+    for seq, event in events:
+        if isinstance(event, p.Learned):
+            keys = tuple(key for key in event.keys if key in found)
+            event = p.Learned(keys, tuple(found[key] for key in keys), event.fresh)
+        yield seq, event
+
+
+def _newest_snapshot(db: sqlite3.Connection) -> Session:
+    """The newest snapshot, or an empty session: it is only a short cut to fold from."""
+    row = db.execute("SELECT version, bytes FROM snapshots ORDER BY seq DESC LIMIT 1").fetchone()
+    if row is None or row[0] != VERSION:
+        return Session()
+    try:
+        return decode_session(row[1])
+    except msgspec.DecodeError:
+        return Session()
+
+
+def peek(folder: Path, facts: FactStore | None) -> tuple[Session, float]:
+    """The session in ``folder`` and the time of its last event, without holding it.
+
+    Nothing is written or waited for: its engine may run meanwhile.
+
+    Args:
+        facts: a store, which may be open for reading only; None for a session without facts.
+
+    Raises:
+        StoreError: the journal cannot be read; the message names the file.
+    """
+    path = folder / "journal.sqlite"
+    db = _connect_to_read(path)
+    try:
+        db.execute("BEGIN")  # snapshot and events as they stood at one moment
+        session = _newest_snapshot(db)
+        rows = _rows(db, path, session.seq)
+        (when,) = db.execute("SELECT MAX(time) FROM events").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path}: {error}") from error
+    finally:
+        db.close()
+    for seq, event in _events(rows, path, facts):
+        apply(session, event, seq)
+    return session, when or path.stat().st_mtime
 
 
 class Journal:
@@ -198,35 +288,13 @@ class Journal:
     def read(self, after: int = 0) -> Iterator[tuple[int, p.AnyEvent]]:
         """Events numbered over ``after``, facts filled in from the store."""
         with self._lock:
-            rows = self._db.execute(
-                "SELECT seq, version, bytes FROM events WHERE seq > ? ORDER BY seq", (after,)
-            ).fetchall()
-        for seq, version, data in rows:
-            try:
-                event = p.decode_event(_upcast(data, version, self.path))
-            except msgspec.DecodeError as error:
-                raise StoreError(
-                    f"{self.path}: event {seq} cannot be read ({error}): "
-                    "move the file away to begin a new history; measurements are kept elsewhere"
-                ) from error
-            if isinstance(event, p.Learned):
-                found = self.facts.get_many(event.keys)
-                keys = tuple(key for key in event.keys if key in found)
-                event = p.Learned(keys, tuple(found[key] for key in keys), event.fresh)
-            yield seq, event
+            rows = _rows(self._db, self.path, after)
+        yield from _events(rows, self.path, self.facts)
 
     def fold(self) -> Session:
         """The session as the journal tells it."""
         with self._lock:
-            row = self._db.execute(
-                "SELECT version, bytes FROM snapshots ORDER BY seq DESC LIMIT 1"
-            ).fetchone()
-        session = Session()
-        if row is not None and row[0] == VERSION:
-            try:
-                session = decode_session(row[1])
-            except msgspec.ValidationError:
-                session = Session()  # a snapshot is only a short cut: fold from the beginning
+            session = _newest_snapshot(self._db)
         for seq, event in self.read(session.seq):
             apply(session, event, seq)
         return session

@@ -18,7 +18,13 @@ import msgspec
 
 from engine import protocol as p
 from engine.artefact import bits_as_stored
-from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint
+from engine.checkpoint import (
+    Checkpoint,
+    DiskLayer,
+    fused_groups,
+    list_layers,
+    open_checkpoint,
+)
 from engine.demo import DEMO_PATH
 from engine.errors import EngineError
 from engine.jobs import Outcome, Steps
@@ -89,14 +95,18 @@ def _architecture(checkpoint: Checkpoint) -> str:
 def _listed(workspace: Workspace, checkpoint: Checkpoint, rows: list[DiskLayer]) -> p.LayersListed:
     in_layers = sum(bits_as_stored(row.shape, row.dtype) // 8 for row in rows if not _tied(row))
     workspace.other_bytes = max(0, checkpoint.bytes - in_layers)
+    names = [row.name for row in rows]
+    blocks = [-1 if row.block is None else row.block for row in rows]
+    roles = [row.role for row in rows]
     return p.LayersListed(
-        names=[row.name for row in rows],
+        names=names,
         kinds=[row.kind for row in rows],
-        blocks=[-1 if row.block is None else row.block for row in rows],
-        roles=[row.role for row in rows],
+        blocks=blocks,
+        roles=roles,
         shapes=[row.shape for row in rows],
         dtypes=[row.dtype for row in rows],
         other_bytes=workspace.other_bytes,
+        groups=fused_groups(names, blocks, roles),
     )
 
 

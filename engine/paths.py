@@ -62,7 +62,7 @@ def session_name(source: str) -> str:
     """The session a model belongs to: ``demo``, or a readable name with a hash of where it is."""
     if source == "demo":
         return "demo"
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # leaves a user that there is not as it stands
     where = str(path.resolve()) if path.exists() else source
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", where.rstrip("/").split("/")[-1])[:48] or "model"
     return f"{readable}-{hashlib.sha256(where.encode()).hexdigest()[:6]}"

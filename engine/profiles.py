@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 import platformdirs
 import tomli
 
-from engine.errors import ProfileError
+from engine.errors import FormatError, ProfileError
 from engine.protocol import Settings
+from engine.quant.formats import parse_format
 
 DEFAULT_PROFILE = "standard"
+
+T = TypeVar("T")
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,23 +32,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     fps: int
     nice: int
     keys: dict[str, str]
-
-    def __post_init__(self) -> None:
-        for key, low, high in (
-            ("tokens", 2, 1 << 40),
-            ("seq_len", 2, 1 << 24),
-            ("stride", 0, 1 << 24),
-            ("batch_tokens", 1, 1 << 30),
-            ("sigma", 0.5, 100),
-            ("fps", 1, 60),
-            ("nice", 0, 19),
-        ):
-            found = getattr(self, key)
-            if not low <= found <= high:
-                raise ValueError(f"`{key}` is {found}, expected {low} to {high}")
-        for key in self.keys:
-            if not re.fullmatch(r"[^,\s]|f\d{1,2}", key):
-                raise ValueError(f"`keys.{key}` is not a single character or a function key")
 
     def settings(self, name: str, **given: Any) -> Settings:
         """The profile's settings with whatever was given (not None) laid over them."""
@@ -63,6 +49,33 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return Settings(**chosen)
 
 
+class Origin(msgspec.Struct, frozen=True):
+    """A value of a profile, and where it was written."""
+
+    value: Any
+    path: Path
+    profile: str
+    """The table it stands in: another than its own where that one is laid over it."""
+
+
+Origins = dict[str, Origin]
+"""By key, ``keys.4`` for an entry of ``keys``."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "tokens": (2, 1 << 40),
+    "seq_len": (2, 1 << 24),
+    "stride": (0, 1 << 24),
+    "batch_tokens": (1, 1 << 30),
+    "sigma": (0.5, 100),
+    "fps": (1, 60),
+    "nice": (0, 19),
+}
+"""Least and greatest value, both allowed."""
+
+_TYPES = get_type_hints(Profile)
+_KEY = re.compile(r"[^,\s]|f\d{1,2}")
+
+
 def bundled_path() -> Path:
     """``profiles.toml`` beside the packages in a checkout, inside the package when installed."""
     inside = Path(__file__).with_name("profiles.toml")
@@ -74,6 +87,44 @@ def user_path() -> Path:
     return Path(platformdirs.user_config_dir("qtui")) / "profiles.toml"
 
 
+def load_profiles() -> dict[str, Profile]:
+    """All profiles by name.
+
+    A user's profile of a known name is laid over the bundled one, key by key; one of a new name
+    is laid over ``standard``.
+
+    Raises:
+        ProfileError: naming the file, the profile and the key at fault.
+    """
+    return {name: _profile(found) for name, found in _all_origins().items()}
+
+
+def load_profile(name: str = DEFAULT_PROFILE) -> Profile:
+    """One profile.
+
+    Raises:
+        ProfileError: if there is none of that name; the message lists those there are.
+    """
+    return _named(load_profiles(), name)
+
+
+def origins(name: str = DEFAULT_PROFILE) -> Origins:
+    """Where each value of a profile was written, in the order of `Profile`.
+
+    Raises:
+        ProfileError: as `load_profile` does.
+    """
+    return _named(_all_origins(), name)
+
+
+def _named(known: dict[str, T], name: str) -> T:
+    if name not in known:
+        raise ProfileError(
+            f"no profile named {name!r}: there are {', '.join(known)} (see {user_path()})"
+        )
+    return known[name]
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomli.loads(path.read_text(encoding="utf-8"))
@@ -83,47 +134,85 @@ def _read(path: Path) -> dict[str, Any]:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def load_profiles() -> dict[str, Profile]:
-    """All profiles by name.
-
-    A user's profile of a known name is laid over the bundled one, key by key; one of a new name
-    is laid over ``standard``.
-
-    Raises:
-        ProfileError: naming the file and the key at fault.
-    """
-    layers: list[tuple[Path, dict[str, Any]]] = [(bundled_path(), _read(bundled_path()))]
-    if user_path().exists():
-        layers.append((user_path(), _read(user_path())))
-    merged: dict[str, dict[str, Any]] = {}
-    origin: dict[str, Path] = {}
-    for path, tables in layers:
-        for name, table in tables.items():
+def _all_origins() -> dict[str, Origins]:
+    merged: dict[str, Origins] = {}
+    for path in (bundled_path(), user_path()):
+        if path == user_path() and not path.exists():
+            continue
+        tables = _read(path)
+        # A new profile stands on `standard` as the same file leaves it, wherever that comes.
+        for name in sorted(tables, key=lambda name: name not in merged):
+            table = tables[name]
             if not isinstance(table, dict):
                 raise ProfileError(f"{path}: `{name}` is not a table: write [{name}]")
             under = merged.get(name, merged.get(DEFAULT_PROFILE, {}))
-            keys = table.get("keys", {})
-            if not isinstance(keys, dict):
-                raise ProfileError(f"{path}: [{name}] `keys` is not a table")
-            merged[name] = {**under, **table, "keys": {**under.get("keys", {}), **keys}}
-            origin[name] = path
-    profiles = {}
-    for name, table in merged.items():
-        try:
-            profiles[name] = msgspec.convert(table, Profile)
-        except msgspec.ValidationError as error:
-            raise ProfileError(f"{origin[name]}: [{name}] {error}") from error
-    return profiles
+            merged[name] = {**under, **_flat(path, name, table)}
+    return merged
 
 
-def load_profile(name: str = DEFAULT_PROFILE) -> Profile:
-    """One profile.
+def _flat(path: Path, profile: str, table: dict[str, Any]) -> Origins:
+    """The values of one table, checked; entries of ``keys`` each on its own.
 
     Raises:
-        ProfileError: if there is none of that name; the message lists those there are.
+        ProfileError: naming file, profile and key.
     """
-    profiles = load_profiles()
-    if name not in profiles:
-        known = ", ".join(profiles)
-        raise ProfileError(f"no profile named {name!r}: there are {known} (see {user_path()})")
-    return profiles[name]
+    found: Origins = {}
+    for key, value in table.items():
+        if key not in _TYPES:
+            known = ", ".join(_TYPES)
+            raise ProfileError(f"{path}: [{profile}] `{key}` is unknown: there are {known}")
+        if key != "keys":
+            found[key] = Origin(_checked(path, profile, key, value), path, profile)
+            continue
+        if not isinstance(value, dict):
+            raise ProfileError(f"{path}: [{profile}] `keys` is not a table: write [{profile}.keys]")
+        for pressed, format in value.items():
+            found[f"keys.{pressed}"] = Origin(
+                _checked_key(path, profile, pressed, format), path, profile
+            )
+    return found
+
+
+def _checked(path: Path, profile: str, key: str, value: object) -> object:
+    where = f"{path}: [{profile}] `{key}`"
+    try:
+        found = msgspec.convert(value, _TYPES[key])
+    except msgspec.ValidationError as error:
+        raise ProfileError(f"{where}: {error}") from error
+    if key in RANGES:
+        low, high = RANGES[key]
+        if not low <= found <= high:
+            raise ProfileError(f"{where} is {found}, expected {low} to {high}")
+    for format in found if isinstance(found, tuple) else ():
+        _check_format(where, format)
+    return found
+
+
+def _checked_key(path: Path, profile: str, pressed: str, format: object) -> str:
+    where = f"{path}: [{profile}] `keys.{pressed}`"
+    if not _KEY.fullmatch(pressed):
+        raise ProfileError(f"{where}: a key is a single character or a function key such as f5")
+    if not isinstance(format, str):
+        raise ProfileError(f'{where} is {format!r}, expected a format such as "int4-g128"')
+    if format != "kept":
+        _check_format(where, format)
+    return format
+
+
+def _check_format(where: str, format: str) -> None:
+    try:
+        parse_format(format)
+    except FormatError as error:
+        raise ProfileError(f"{where}: {error}") from error
+
+
+def _profile(found: Origins) -> Profile:
+    values = {key: origin.value for key, origin in found.items() if key in _TYPES}
+    keys = {
+        key.removeprefix("keys."): origin.value
+        for key, origin in found.items()
+        if key.startswith("keys.")
+    }
+    if missing := [key for key in _TYPES if key not in values and key != "keys"]:
+        raise ProfileError(f"{bundled_path()} lacks `{missing[0]}`: install qtui again")
+    return Profile(**values, keys=keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from engine import protocol as p
@@ -24,7 +25,7 @@ def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChan
     after: list[str] = []
     for row, text in zip(rows, wanted, strict=True):
         parsed = _built(text)
-        if (why := why_not_held(parsed, session.layers.shapes[row])) is not None:
+        if (why := _why_not(parsed, session.layers.shapes[row])) is not None:
             raise FormatError(f"{session.layers.names[row]}: {why}")
         after.append(str(parsed))
     moved = [
@@ -84,11 +85,11 @@ def resolve(
         shape, kept = session.layers.shapes[row], session.kept(row)
         if name in layers:
             parsed = _built(kept if layers[name] == "kept" else layers[name])
-            if (why := why_not_held(parsed, shape)) is not None:
+            if (why := _why_not(parsed, shape)) is not None:
                 raise FormatError(f"{name}: {why}")
         elif default is None or session.layers.roles[row] in ("head", "embedding"):
             continue
-        elif (why := why_not_held(default, shape)) is not None:
+        elif (why := _why_not(default, shape)) is not None:
             fallbacks.append(p.Fallback(layer=name, format=str(default), why=why))
             continue
         else:
@@ -107,11 +108,25 @@ def canonical(formats: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(_built(text)) for text in formats))
 
 
+# A change may be of every layer of tens of thousands, in a few formats and shapes.
+
+
+@lru_cache(maxsize=1024)
 def _built(text: str) -> Format:
     parsed = parse_format(text)
     if (why := why_not_built(parsed)) is not None:
         raise FormatError(why)
     return parsed
+
+
+@lru_cache(maxsize=1024)
+def _why_not(format: Format, shape: tuple[int, ...]) -> str | None:
+    return why_not_held(format, shape)
+
+
+@lru_cache(maxsize=1024)
+def _bits(held: str, shape: tuple[int, ...]) -> int:
+    return stored_bits(parse_format(held), shape)
 
 
 def _there(
@@ -141,7 +156,7 @@ def _changed(
 ) -> p.RecipeChanged:
     layers = session.layers
     bits = [
-        stored_bits(parse_format(held), layers.shapes[row])
+        _bits(held, layers.shapes[row])
         if held != session.kept(row)
         else bits_as_stored(layers.shapes[row], layers.dtypes[row])
         for row, held in zip(rows, after, strict=True)

@@ -19,7 +19,7 @@ import msgspec
 
 from engine import paths
 from engine.errors import EngineError
-from engine.profiles import bundled_path, load_profiles, user_path
+from engine.profiles import bundled_path, load_profiles, origins, user_path
 from qtui.bundled import themes_folder
 from qtui.text import printable, size
 
@@ -67,6 +67,26 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     found: bool
 
 
+class ProfileValue(msgspec.Struct, frozen=True, kw_only=True):
+    """One value of a profile, and where it was written."""
+
+    key: str
+    """``keys.4`` for an entry of ``[NAME.keys]``."""
+    value: str | int | float | list[str]
+    path: str
+    profile: str
+    """The table it stands in."""
+    own: bool
+    """Whether that is the user's file."""
+
+
+class ChosenProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """The profile that was asked for, value by value."""
+
+    name: str
+    values: list[ProfileValue]
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="qtui.doctor/1"):
     """Everything worth knowing when something does not work."""
 
@@ -80,16 +100,26 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=
     profiles: list[str]
     themes: list[str]
     problems: list[str]
+    profile: ChosenProfile | msgspec.UnsetType = msgspec.UNSET
+    """Absent where none was asked for, or none can be read."""
 
 
-def examine() -> Report:
-    """Look at everything; takes well under a second."""
+def examine(profile: str | None = None) -> Report:
+    """Look at everything; takes well under a second.
+
+    Args:
+        profile: one to show value by value.
+
+    Raises:
+        ProfileError: there is no profile of that name, though the others can be read.
+    """
     problems: list[str] = []
     profiles: list[str] = []
     try:
         profiles = list(load_profiles())
     except EngineError as error:
         problems.append(str(error))
+    chosen = _profile(profile) if profile is not None and profiles else msgspec.UNSET
     folder = themes_folder()
     themes = sorted(path.stem for path in folder.glob("*.toml"))
     if not themes:
@@ -106,7 +136,22 @@ def examine() -> Report:
         profiles=profiles,
         themes=themes,
         problems=problems,
+        profile=chosen,
     )
+
+
+def _profile(name: str) -> ChosenProfile:
+    values = [
+        ProfileValue(
+            key=key,
+            value=list(origin.value) if isinstance(origin.value, tuple) else origin.value,
+            path=str(origin.path),
+            profile=origin.profile,
+            own=origin.path == user_path(),
+        )
+        for key, origin in origins(name).items()
+    ]
+    return ChosenProfile(name=name, values=values)
 
 
 def report_text(report: Report) -> str:
@@ -139,9 +184,22 @@ def report_text(report: Report) -> str:
         ("profiles", ", ".join(report.profiles) or MISSING),
         ("themes", ", ".join(report.themes) or MISSING),
         *(("problem", problem) for problem in report.problems),
+        *_profile_lines(report.profile),
     ]
     width = max(len(name) for name, _ in lines)
     return "".join(f"{name:{width}}  {printable(value)}\n" for name, value in lines)
+
+
+def _profile_lines(chosen: ChosenProfile | msgspec.UnsetType) -> list[tuple[str, str]]:
+    """A line a value: what it is, and the file and table it was written in."""
+    if chosen is msgspec.UNSET:
+        return []
+    lines = [("profile", chosen.name)]
+    for each in chosen.values:
+        value = ", ".join(each.value) if isinstance(each.value, list) else str(each.value)
+        where = each.path if each.own else "bundled"
+        lines.append((f"  {each.key}", f"{value or 'none'}  ({where} [{each.profile}])"))
+    return lines
 
 
 def _version(package: str) -> str | None:

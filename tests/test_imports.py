@@ -28,10 +28,30 @@ def test_the_doctor_imports_no_tensor_library() -> None:
     assert not imported_by(program) & (HEAVY | {"textual", "plotext"})
 
 
-@pytest.mark.parametrize("module", ["protocol", "session", "client", "profiles", "paths", "errors"])
+SHARED = (
+    *("protocol", "session", "sessions", "client", "profiles", "paths", "errors"),
+    *("quant.formats", "quant.catalogue", "quant.storage", "quant.completion"),
+)
+
+
+@pytest.mark.parametrize("module", SHARED)
 def test_what_both_sides_share_imports_no_tensor_library(module: str) -> None:
     assert not imported_by(f"import engine.{module}") & (HEAVY | {"textual", "qtui"})
 
 
 def test_the_interface_imports_no_tensor_library() -> None:
     assert not imported_by("import qtui.app") & HEAVY
+
+
+def test_a_look_at_a_checkpoint_imports_no_tensor_library() -> None:
+    program = "from engine.look import look_at\nassert look_at('demo').layers == 37"
+    assert not imported_by(program) & HEAVY
+
+
+def test_completing_a_format_and_listing_sessions_imports_no_tensor_library() -> None:
+    program = (
+        "from engine.quant.completion import complete_format, explain_format\n"
+        "from engine.sessions import hub_cache, past_sessions\n"
+        "complete_format('int4'), explain_format('int4'), past_sessions(), hub_cache()"
+    )
+    assert not imported_by(program) & HEAVY

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ProfileError
-from engine.profiles import load_profile, load_profiles, user_path
+from engine.profiles import bundled_path, load_profile, load_profiles, origins, user_path
 from engine.quant import parse_format, why_not_built
 
 
@@ -54,6 +54,14 @@ def test_a_new_profile_stands_on_standard(own: Path) -> None:
         ('[standard.keys]\nlong = "int4"\n', "long"),
         ('[standard.keys]\n"" = "int4"\n', "keys"),
         ('[standard.keys]\n"," = "int4"\n', "keys"),
+        ("[standard.keys]\n4 = 4\n", r"`keys\.4` is 4"),
+        ('[standard.keys]\n4 = "int44"\n', r"`keys\.4`.*int44"),
+        ('[mine]\nformats = ["int4", "nint8"]\n', r"\[mine\] `formats`.*nint8"),
+        ('[mine]\nformats = "int4"\n', r"\[mine\] `formats`.*array"),
+        ("[mine]\nfps = 0\n", r"\[mine\] `fps` is 0, expected 1 to 60"),
+        ("[mine]\nnice = true\n", r"\[mine\] `nice`"),
+        ("[mine]\nsigma = nan\n", r"\[mine\] `sigma`"),
+        ("[mine]\nsigma = 1000\n", r"\[mine\] `sigma`"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(own: Path, text: str, says: str) -> None:
@@ -72,3 +80,47 @@ def test_settings_take_what_was_given_and_leave_the_rest() -> None:
     settings = load_profile("quick").settings("quick", tokens=7, text=None, device="cpu")
     assert (settings.tokens, settings.text, settings.device) == (7, None, "cpu")
     assert settings.seq_len == load_profile("quick").seq_len
+
+
+def test_each_value_knows_the_file_and_the_table_it_was_written_in(own: Path) -> None:
+    own.write_text(
+        '[mine]\nfps = 4\n[mine.keys]\n4 = "int4-channel"\n9 = "int7"\n[standard]\ntokens = 99\n'
+    )
+    found = origins("mine")
+    places = {key: (each.value, each.path, each.profile) for key, each in found.items()}
+    assert places["fps"] == (4, own, "mine")
+    assert places["keys.4"] == ("int4-channel", own, "mine")
+    assert places["keys.9"] == ("int7", own, "mine")
+    assert places["tokens"] == (99, own, "standard")  # laid over what the file leaves of standard
+    assert places["nice"] == (10, bundled_path(), "standard")
+    assert places["keys.8"] == ("int8", bundled_path(), "standard")
+    assert {each.path for each in origins("quick").values()} == {bundled_path()}
+
+
+def test_origins_tell_the_very_values_of_the_profile(own: Path) -> None:
+    own.write_text("[quick]\nsigma = 5\n[mine]\nseed = 1\n".replace("seed", "stride"))
+    for name, profile in load_profiles().items():
+        found = origins(name)
+        for field in profile.__struct_fields__:
+            if field != "keys":
+                assert found[field].value == getattr(profile, field)
+        keys = {key[5:]: each.value for key, each in found.items() if key.startswith("keys.")}
+        assert keys == profile.keys
+    with pytest.raises(ProfileError, match="quick, standard, thorough, mine"):
+        origins("qick")
+
+
+def test_an_error_of_the_bundled_file_is_not_blamed_on_the_user(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.write_text("[standard]\nfps = 4\n")
+    spoilt = tmp_path / "bundled.toml"
+    sound = bundled_path().read_text()
+    spoilt.write_text(sound.replace("tokens = 16384", "tokens = 1"))
+    monkeypatch.setattr("engine.profiles.bundled_path", lambda: spoilt)
+    with pytest.raises(ProfileError, match="tokens") as raised:
+        load_profiles()
+    assert str(spoilt) in str(raised.value)
+    spoilt.write_text(sound.replace("nice = 10\n", ""))
+    with pytest.raises(ProfileError, match="lacks `nice`"):
+        load_profiles()

@@ -145,6 +145,22 @@ async def test_fifty_thousand_rows_pass_in_frames_that_are_not_too_long() -> Non
         await link.close()
 
 
+async def test_a_change_of_fifty_thousand_layers_reaches_the_engine_whole() -> None:
+    layers = tuple(f"model.layers.{i}.mlp.experts.gate_up_proj" for i in range(50_000))
+    command = p.SetFormat(layers, "int4-g128")
+    assert len(p.encode(command)) > p.MAX_FRAME
+    async with serving() as (_, engine):
+        link = await attach()
+        await link.receive()
+        await link.send(command)
+        await link.send(p.Undo())
+        async with asyncio.timeout(PATIENCE):
+            while len(engine.handled) < 2:
+                await asyncio.sleep(0)
+        assert engine.handled == [command, p.Undo()]
+        await link.close()
+
+
 async def test_stop_ends_the_engine_only_for_the_last_client() -> None:
     async with serving() as (server, _):
         one, two = await attach(), await attach()

@@ -1,15 +1,18 @@
 """Bytes on disk: safetensors headers, shards, lazy tensors; what is wrong with them."""
 
 from engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from engine.checkpoint.groups import fused_groups
 from engine.checkpoint.headers import TensorInfo, read_header
-from engine.checkpoint.layout import DiskLayer, list_layers, read_layer
+from engine.checkpoint.layout import DiskLayer, list_layers, read_expert, read_layer
 
 __all__ = [
     "Checkpoint",
     "DiskLayer",
     "TensorInfo",
+    "fused_groups",
     "list_layers",
     "open_checkpoint",
+    "read_expert",
     "read_header",
     "read_layer",
 ]

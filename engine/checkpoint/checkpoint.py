@@ -185,8 +185,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} does not exist; give a folder that holds a checkpoint")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give the folder that holds it")
-    config, config_sha256 = _read_config(folder)
-    shards, claimed, pickled = _find_weights(folder)
+    config, config_sha256 = read_config(folder)
+    shards, claimed, pickled = find_weights(folder)
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         for name, tensor in (pickles.listing(shard) if pickled else read_header(shard)).items():
@@ -234,7 +234,12 @@ def _read_json(file: Path) -> tuple[dict[str, Any], str]:
     return found, hashlib.sha256(text).hexdigest()
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
+def read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """What ``config.json`` holds, and the SHA-256 of its bytes.
+
+    Raises:
+        CheckpointError: it is missing or is no JSON object.
+    """
     file = folder / "config.json"
     if not file.is_file():
         if any(folder.glob("*.gguf")):
@@ -247,8 +252,12 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
     return _read_json(file)
 
 
-def _find_weights(folder: Path) -> tuple[list[Path], dict[str, str], bool]:
-    """Weight files, what an index claims of them (tensor -> file name), and whether pickled."""
+def find_weights(folder: Path) -> tuple[list[Path], dict[str, str], bool]:
+    """Weight files, what an index claims of them (tensor -> file name), and whether pickled.
+
+    Raises:
+        CheckpointError: there are none, or one is missing or lies outside the folder.
+    """
     for name, pickled in (("model.safetensors", False), ("pytorch_model.bin", True)):
         file, index = folder / name, folder / f"{name}.index.json"
         if file.is_file():

@@ -129,7 +129,7 @@ def read_layer(checkpoint: Checkpoint, layer: DiskLayer) -> Tensor:
 
     first = part(0)
     if len(layer.parts) == 1:
-        return first.contiguous()
+        return first.contiguous().view(layer.shape)  # a lone expert may lie as [out, in]
     whole = torch.empty(layer.shape, dtype=first.dtype)
     room = whole.view(-1, layer.shape[-1])
     filled = 0
@@ -138,6 +138,37 @@ def read_layer(checkpoint: Checkpoint, layer: DiskLayer) -> Tensor:
         room[filled : filled + len(piece)] = piece
         filled += len(piece)
     return whole
+
+
+def read_expert(checkpoint: Checkpoint, layer: DiskLayer, expert: int) -> Tensor:
+    """One expert ``[out, in]`` of a layer ``[experts, out, in]``, as `read_layer` gives it.
+
+    No other expert is read, but from a pickled checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        IndexError: the layer has no such expert.
+    """
+    import torch
+
+    if layer.role != "experts" or not 0 <= expert < layer.shape[0]:
+        raise IndexError(f"{layer.name} of shape {list(layer.shape)} has no expert {expert}")
+    if layer.dtype == "mxfp4":
+        one = range(expert, expert + 1)
+        return scaled.unpacked(checkpoint, layer.parts[0], layer.scales[0], one)[0]
+    if len(checkpoint.tensors[layer.parts[0]].shape) == 2:  # stored expert by expert
+        each, found = len(layer.parts) // layer.shape[0], []
+        for i in range(expert * each, (expert + 1) * each):
+            stored = checkpoint.read(layer.parts[i])
+            if layer.scales:
+                stored = scaled.multiplied(checkpoint, stored, layer.scales[i])
+            found.append(stored.transpose(-1, -2) if layer.transposed else stored)
+        return (torch.cat(found) if len(found) > 1 else found[0]).contiguous()
+    stored = checkpoint.read_rows(layer.parts[0], expert, expert + 1)
+    if layer.scales:
+        stored = scaled.multiplied(checkpoint, stored, layer.scales[0], expert)
+    whole = stored.transpose(-1, -2) if layer.transposed else stored
+    return whole[0].contiguous()
 
 
 def _setting(config: dict[str, Any], *names: str) -> object:

@@ -47,22 +47,26 @@ def mxfp4_scales(checkpoint: Checkpoint, blocks: TensorInfo) -> str | None:
     return name if fits and good else None
 
 
-def unpacked(checkpoint: Checkpoint, blocks_name: str, scales_name: str) -> Tensor:
+def unpacked(
+    checkpoint: Checkpoint, blocks_name: str, scales_name: str, experts: range | None = None
+) -> Tensor:
     """The weight ``[E, out, in]`` in float32 that mxfp4 blocks and scales stand for.
 
-    A byte holds two numbers of four bits, the first in its low half; a scale is an exponent of two
-    plus 127 (OCP Microscaling Formats, E2M1 and E8M0). Worked out one expert at a time.
+    With ``experts`` those alone are read. A byte holds two numbers of four bits, the first in its
+    low half; a scale is an exponent of two plus 127 (OCP Microscaling Formats, E2M1 and E8M0).
+    Worked out one expert at a time.
     """
     import torch
 
     values = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
-    experts, out, groups, _ = checkpoint.tensors[blocks_name].shape
-    weight = torch.empty(experts, out, groups * 32)
-    for e in range(experts):
+    count, out, groups, _ = checkpoint.tensors[blocks_name].shape
+    experts = range(count) if experts is None else experts
+    weight = torch.empty(len(experts), out, groups * 32)
+    for place, e in enumerate(experts):
         packed = checkpoint.read_rows(blocks_name, e, e + 1)[0]
         exponent = checkpoint.read_rows(scales_name, e, e + 1)[0].to(torch.int32) - 127
         codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
-        weight[e] = torch.ldexp(values[codes.int()], exponent[..., None]).flatten(-2)
+        weight[place] = torch.ldexp(values[codes.int()], exponent[..., None]).flatten(-2)
     return weight
 
 
@@ -77,8 +81,12 @@ def scales_of(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[st
     return ()
 
 
-def multiplied(checkpoint: Checkpoint, codes: Tensor, scale_name: str) -> Tensor:
+def multiplied(
+    checkpoint: Checkpoint, codes: Tensor, scale_name: str, expert: int | None = None
+) -> Tensor:
     """``codes`` of shape ``[.., out, in]`` times their scale, in float32.
+
+    With ``expert``, ``codes`` are ``[1, out, in]`` of a tensor that holds several experts.
 
     The scale is a number, a column, or one number for each block of a grid; blocks at the edges
     may be cut short. (DeepSeek-V3's ``weight_scale_inv`` is a factor too, despite its name.)
@@ -91,6 +99,8 @@ def multiplied(checkpoint: Checkpoint, codes: Tensor, scale_name: str) -> Tensor
         return weight.mul_(scale.reshape(()))
     if scale.ndim < weight.ndim:
         scale = scale.unsqueeze(-1)
+    if expert is not None and scale.ndim == weight.ndim and len(scale) > expert:
+        scale = scale[expert : expert + 1]
     if scale.ndim != weight.ndim:
         raise _unlike(checkpoint, scale_name, codes)
     block = _block_shape(checkpoint)

@@ -24,7 +24,7 @@ def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
     folder, raw = checkpoint.folder, checkpoint.config
     file = folder / "config.json"
     _refuse_foreign_code(file, raw, trust_remote_code)
-    _refuse_other_models(file, raw)
+    refuse_other_models(file, raw)
     config = _parse(folder, file, raw, trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(
@@ -80,7 +80,16 @@ def _refuse_foreign_code(file: Path, raw: dict[str, Any], trusted: bool) -> None
     )
 
 
-def _refuse_other_models(file: Path, raw: dict[str, Any]) -> None:
+def refuse_other_models(file: Path, raw: dict[str, Any]) -> None:
+    """Refuse what the config itself says is not a causal language model, or packed already.
+
+    Args:
+        file: of the config, for messages.
+        raw: what it holds.
+
+    Raises:
+        CheckpointError: saying which.
+    """
     architectures = [a for a in raw.get("architectures") or () if isinstance(a, str)]
     if architectures and all(OTHER_HEAD.search(a) for a in architectures):
         raise CheckpointError(

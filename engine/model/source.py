@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def resolve_model(source: str, *, trust_remote_code: bool = False) -> Path:
     Raises:
         CheckpointError: no such folder, or the hub has no such model or cannot be reached.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if folder.is_dir():
         return folder
     if folder.is_file():

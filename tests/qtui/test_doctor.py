@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.errors import ProfileError
 from qtui import doctor, schema
 
 
@@ -79,3 +80,37 @@ def test_the_terminal_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in text
     for word in ("tmux", "over ssh", "NO_COLOR set"):
         assert word in text
+
+
+def test_a_profile_is_shown_value_by_value_with_its_files(tmp_path: Path) -> None:
+    own = tmp_path / "config" / "qtui" / "profiles.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text('[mine]\nfps = 4\n[mine.keys]\n4 = "int4-channel"\n')
+    report = doctor.examine("mine")
+    assert isinstance(report.profile, doctor.ChosenProfile)
+    values = {each.key: each for each in report.profile.values}
+    assert (values["fps"].value, values["fps"].path, values["fps"].own) == (4, str(own), True)
+    assert (values["keys.4"].value, values["keys.4"].profile) == ("int4-channel", "mine")
+    assert (values["tokens"].own, values["tokens"].profile) == (False, "standard")
+    assert values["formats"].value == ["int3-g128", "int4-g128", "int8"]
+    lines = [line.split(maxsplit=1) for line in doctor.report_text(report).splitlines()]
+    assert ["profile", "mine"] in lines
+    assert ["fps", f"4  ({own} [mine])"] in lines
+    assert ["tokens", "16384  (bundled [standard])"] in lines
+    assert ["formats", "int3-g128, int4-g128, int8  (bundled [standard])"] in lines
+    assert msgspec.json.decode(schema.encode(report), type=doctor.Report) == report
+
+
+def test_without_a_profile_the_report_has_no_such_key() -> None:
+    assert b'"profile"' not in schema.encode(doctor.examine())
+
+
+def test_an_unknown_profile_is_an_error_and_a_broken_file_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="no profile named 'qick'"):
+        doctor.examine("qick")
+    own = tmp_path / "config" / "qtui" / "profiles.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("[mine]\nfps = 'many'\n")
+    report = doctor.examine("mine")
+    assert report.profile is msgspec.UNSET
+    assert any(str(own) in each and "[mine] `fps`" in each for each in report.problems)
