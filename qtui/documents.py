@@ -14,12 +14,17 @@ from qtui import schema as s
 from qtui.schema import finite
 
 
-def triage_document(session: Session, job: Job | None = None) -> s.TriageDocument:
+def triage_document(
+    session: Session,
+    job: Job | None = None,
+    answers: Sequence[p.HistogramReady | p.ExpertsReady] = (),
+) -> s.TriageDocument:
     """What triage found.
 
     Args:
         session: in which a triage has ended.
         job: its job; the session's last triage if not given.
+        answers: to what was asked beside it about single layers.
     """
     job = job or _last(session, "triage")
     layers = session.layers
@@ -36,6 +41,42 @@ def triage_document(session: Session, job: Job | None = None) -> s.TriageDocumen
         fallbacks=_fallbacks(session, refused),
         resumed=job.resumed,
         timings=_timings(job),
+        histogram=next((histogram(x) for x in answers if isinstance(x, p.HistogramReady)), UNSET),
+        experts=next((experts(x) for x in answers if isinstance(x, p.ExpertsReady)), UNSET),
+    )
+
+
+def histogram(found: p.HistogramReady) -> s.HistogramPart:
+    """A histogram, with the grid of a format where one was asked for."""
+    part = s.HistogramPart(
+        layer=found.layer,
+        low=finite(found.low),
+        high=finite(found.high),
+        counts=found.counts,
+        mean=finite(found.mean),
+        std=finite(found.std),
+    )
+    if not found.format:
+        return part
+    return msgspec.structs.replace(
+        part,
+        format=found.format,
+        grid=[finite(value) for value in found.grid],
+        step=finite(found.step),
+    )
+
+
+def experts(found: p.ExpertsReady) -> s.ExpertsPart:
+    """Every expert of a fused layer."""
+    return s.ExpertsPart(
+        layer=found.layer,
+        std=[finite(value) for value in found.std],
+        max_abs=[finite(value) for value in found.max_abs],
+        outliers=[finite(value) for value in found.outliers],
+        nonfinite=found.nonfinite,
+        relative={
+            format: [finite(value) for value in column] for format, column in found.relative.items()
+        },
     )
 
 

@@ -6,6 +6,7 @@ this process. Both look the same from here.
 
 from __future__ import annotations
 
+import difflib
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
@@ -22,6 +23,9 @@ from qtui.progress import Meter
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate
 Ask: TypeAlias = Measure | Callable[[Session], p.Evaluate]
 """What to measure. A recipe is a function of the opened session: its layers have to be known."""
+Question: TypeAlias = p.AskHistogram | p.AskExperts
+"""What is asked about one layer beside a triage."""
+Answer: TypeAlias = p.HistogramReady | p.ExpertsReady
 
 TICK = 0.2
 """Seconds to wait for an event before looking at the meter again."""
@@ -54,27 +58,55 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Canonical formats that were measured, or that some layer could not hold."""
     score: p.RecipeScore | None = None
     """The recipe's score, of an evaluation."""
+    answers: tuple[Answer, ...] = ()
+    """To the questions, in their order."""
 
 
-def measure(source: str, settings: p.Settings, ask: Ask, meter: Meter) -> Outcome:
+def measure(
+    source: str,
+    settings: p.Settings,
+    ask: Ask,
+    meter: Meter,
+    questions: Sequence[Question] = (),
+) -> Outcome:
     """Open a checkpoint, measure, and wait for the end.
+
+    Args:
+        source: ``demo``, a folder, or a hub id.
+        settings: how everything is measured.
+        ask: what to measure.
+        meter: where progress is shown.
+        questions: about single layers, asked once the measuring is done; their layers are looked
+            for before it begins.
 
     Raises:
         RunError: it was refused, failed, or somebody ended it.
-        UsageError: the engine that has the checkpoint measures with other settings.
+        UsageError: the engine that has the checkpoint measures with other settings, or a question
+            names a layer there is not.
         EngineError: the engine cannot be reached or ended.
         KeyboardInterrupt: after the job was told to stop; what it measured is kept.
     """
     running = client.attached(source)
     with closing(running or client.in_process(source)) as engine:
-        return _Run(engine, ask, meter, attached=running is not None).follow(source, settings)
+        run = _Run(engine, ask, meter, tuple(questions), attached=running is not None)
+        return run.follow(source, settings)
 
 
 class _Run:
     """One command on its way."""
 
-    def __init__(self, engine: client.Client, ask: Ask, meter: Meter, *, attached: bool) -> None:
+    def __init__(
+        self,
+        engine: client.Client,
+        ask: Ask,
+        meter: Meter,
+        questions: tuple[Question, ...] = (),
+        *,
+        attached: bool,
+    ) -> None:
         self._engine, self._ask, self._meter, self._attached = engine, ask, meter, attached
+        self._questions = questions
+        self._answers: dict[Question, Answer] = {}
         self._kind: p.JobKind = (
             "triage" if isinstance(ask, p.Triage)
             else "sweep" if isinstance(ask, p.Sweep)
@@ -92,13 +124,18 @@ class _Run:
     def follow(self, source: str, settings: p.Settings) -> Outcome:
         """Send what is asked for and take events until it has ended."""
         self._engine.send(p.Open(source, settings, model=self._kind != "triage", take_up=False))
+        ended: p.JobEnded | None = None
         try:
             while True:
                 if self._sent is None:
                     self._send_if_ready(settings)
                 event = self._engine.receive(TICK)
                 if event is not None and (job := self._take(event)) is not None:
-                    return self._outcome(job)
+                    ended = job
+                    for question in self._questions:
+                        self._engine.send(question)
+                if ended is not None and len(self._answers) == len(set(self._questions)):
+                    return self._outcome(ended)
         except KeyboardInterrupt:
             if self._job is not None and not self._following:
                 with suppress(EngineError):
@@ -118,6 +155,10 @@ class _Run:
             _agree(
                 session, settings, MUST_AGREE if self._kind != "triage" else MUST_AGREE_FOR_WEIGHTS
             )
+        if self._questions and not _names_are_listed(session):
+            return
+        for question in self._questions:
+            _known_layer(session, question.layer)
         if not callable(self._ask):
             asked: Measure = self._ask
         elif _names_are_final(session):
@@ -147,6 +188,10 @@ class _Run:
                 self._meter.show(
                     self._kind, event.done, event.total, event.seconds_left, event.detail
                 )
+            case p.HistogramReady() | p.ExpertsReady():
+                for question in self._questions:
+                    if _answers(event, question):
+                        self._answers[question] = event
             case p.Refused():
                 self._refused(event)
             case p.JobEnded(kind="open", status=status) if status != "done":
@@ -163,8 +208,13 @@ class _Run:
 
     def _refused(self, event: p.Refused) -> None:
         """Somebody's running sweep of the same kind is followed; any other refusal is the end."""
+        asked = any(
+            type(question).__name__ == event.command
+            and (not event.layers or question.layer in event.layers)
+            for question in self._questions
+        )
         ours = event.ask == self._mark or (event.command == "Open" and not self._attached)
-        if not ours:
+        if not ours and not asked:
             return
         if isinstance(self._sent, p.Sweep):
             title = " ".join(["sweep", *self._sent.formats])
@@ -194,13 +244,50 @@ class _Run:
             score = session.scores.get(self._recipe)
             if score is None:
                 raise RunError("the evaluation ended without a score", 1)
-        return Outcome(session=session, job=session.jobs[ended.job], formats=formats, score=score)
+        return Outcome(
+            session=session,
+            job=session.jobs[ended.job],
+            formats=formats,
+            score=score,
+            answers=tuple(self._answers[question] for question in self._questions),
+        )
+
+
+def _names_are_listed(session: Session) -> bool:
+    """Whether opening has come so far that every layer has its name."""
+    opening = any(job.kind == "open" and job.status == "running" for job in session.jobs.values())
+    return bool(session.layers.names) and not opening
+
+
+def _answers(event: Answer, question: Question) -> bool:
+    """Whether this is what was asked for; an engine tells every client what any of them asked."""
+    match question, event:
+        case p.AskHistogram(), p.HistogramReady():
+            # The answer names its format in the canonical way.
+            same_grid = bool(question.format) == bool(event.format)
+            same = same_grid and len(event.counts) == question.bins
+            return same and event.layer == question.layer
+        case p.AskExperts(), p.ExpertsReady():
+            return event.layer == question.layer
+        case _:
+            return False
+
+
+def _known_layer(session: Session, layer: str) -> None:
+    if session.row(layer) is not None:
+        return
+    names = session.layers.names
+    near = (
+        difflib.get_close_matches(layer, names, n=3, cutoff=0.5)
+        or [name for name in names if layer.lower() in name.lower()][:3]
+    )
+    meant = f"did you mean {' or '.join(near)}?" if near else f"names are like {names[-1]}"
+    raise UsageError(f"{session.source} has no layer {layer!r}: {meant}")
 
 
 def _names_are_final(session: Session) -> bool:
     """Whether the model has had its say on the names of the layers."""
-    opening = any(job.kind == "open" and job.status == "running" for job in session.jobs.values())
-    return session.model is not None and bool(session.layers.names) and not opening
+    return session.model is not None and _names_are_listed(session)
 
 
 def _agree(session: Session, settings: p.Settings, names: Sequence[str]) -> None:

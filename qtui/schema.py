@@ -8,8 +8,6 @@ standard error over windows.
 from __future__ import annotations
 
 import math
-import os
-import uuid
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,6 +15,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from qtui.files import write_whole
 
 Number: TypeAlias = float | None
 """A figure; None where it is NaN or infinite."""
@@ -81,6 +80,36 @@ class TriageLayer(Part, frozen=True, kw_only=True):
     errors: dict[str, ErrorPart] | UnsetType = UNSET
 
 
+class HistogramPart(Part, frozen=True, kw_only=True):
+    """Counts of one layer's finite weights in equal bins between ``low`` and ``high``."""
+
+    layer: str
+    low: Number
+    high: Number
+    counts: list[int]
+    mean: Number
+    std: Number
+    format: str | UnsetType = UNSET
+    """Whose grid this is."""
+    grid: list[Number] | UnsetType = UNSET
+    """Values that weights of a typical group take in that format, ascending."""
+    step: Number | UnsetType = UNSET
+    """Median distance between two neighbours of such a grid."""
+
+
+class ExpertsPart(Part, frozen=True, kw_only=True):
+    """Weights of one fused layer's experts: lists with an entry an expert."""
+
+    layer: str
+    std: list[Number]
+    max_abs: list[Number]
+    outliers: list[Number]
+    """Share of weights beyond the run's sigma, of the expert's own standard deviation."""
+    nonfinite: list[int]
+    relative: dict[str, list[Number]]
+    """``‖W − Ŵ‖ / ‖W‖`` by format."""
+
+
 class TriageDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.triage/1"):
     """Weights alone, with no forward pass."""
 
@@ -90,6 +119,10 @@ class TriageDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     fallbacks: list[LayerFallback]
     resumed: int
     timings: dict[str, Number]
+    histogram: HistogramPart | UnsetType = UNSET
+    """Of the layer that ``--histogram`` names."""
+    experts: ExpertsPart | UnsetType = UNSET
+    """Of the layer that ``--experts`` names."""
 
 
 class BaselinePart(Part, frozen=True, kw_only=True):
@@ -213,13 +246,4 @@ def write(document: msgspec.Struct, path: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():  # a pipe or a device is written to, not replaced
-        path.write_bytes(encode(document))
-        return
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        beside.write_bytes(encode(document))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, encode(document))

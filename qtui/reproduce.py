@@ -1,0 +1,114 @@
+"""The command line that measures the same again: it stands beside whatever leaves the screen."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from engine.errors import ProfileError
+from engine.profiles import load_profile
+from engine.protocol import Settings
+
+Verb: TypeAlias = Literal["open", "triage", "sweep", "eval"]
+
+OPTIONS = (
+    ("text", "--text"),
+    ("calib", "--calib"),
+    ("tokens", "--tokens"),
+    ("seq_len", "--seq-len"),
+    ("stride", "--stride"),
+    ("device", "--device"),
+    ("dtype", "--dtype"),
+    ("memory_budget", "--memory-budget"),
+    ("seed", "--seed"),
+    ("fresh", "--fresh"),
+    ("trust_remote_code", "--trust-remote-code"),
+)
+"""Settings with the options that say them."""
+FROM_FORMATS: dict[Verb, str] = {"triage": "formats", "sweep": "sweep_formats"}
+"""The setting that ``--formats`` stands in for, by command."""
+FROM_THE_PROFILE = ("batch_tokens", "sigma")
+"""Settings that have no option: the profile alone says them."""
+
+
+def command(settings: Settings, source: str, verb: Verb, extra: Sequence[str] = ()) -> str:
+    """A command line, quoted for a shell, that runs with equal settings.
+
+    Options that say what the profile says anyway are left out. Formats that differ from the
+    profile's own are said with ``--formats``, unless ``extra`` says it.
+
+    Args:
+        settings: of the session.
+        source: ``demo``, a folder, or a hub id.
+        verb: the command; ``open`` is the terminal interface.
+        extra: further words, as they are given to a program: ``["--formats", "int8"]``.
+    """
+    plain = _of_the_profile(settings.profile)
+    words = ["qtui", *_verb(source, verb), "--profile", settings.profile]
+    for name, option in OPTIONS:
+        value = getattr(settings, name)
+        if plain is not None and value == getattr(plain, name):
+            continue
+        if isinstance(value, bool):
+            words += [option] if value else []
+        elif name == "stride":
+            words += [option, str(value or 0)]
+        elif value is not None:
+            words += [option, str(value)]
+    formats = FROM_FORMATS.get(verb)
+    if formats and "--formats" not in extra:
+        asked = getattr(settings, formats)
+        if plain is None or asked != getattr(plain, formats):
+            words += ["--formats", ",".join(asked)]
+    if source.startswith("-"):
+        # What stands after -- is no option, whatever it begins with.
+        return " ".join(map(quoted, [*words, *extra, "--", source]))
+    return " ".join(map(quoted, [*words, *extra]))
+
+
+def unsaid(settings: Settings) -> tuple[str, ...]:
+    """What no option can say and the profile, as it stands now, says otherwise; in words."""
+    plain = _of_the_profile(settings.profile)
+    if plain is None:
+        return (f"there is no profile {settings.profile!r} any more",)
+    return tuple(
+        f"{name} was {getattr(settings, name)}, profile {settings.profile!r} says "
+        f"{getattr(plain, name)} now"
+        for name in FROM_THE_PROFILE
+        if getattr(settings, name) != getattr(plain, name)
+    )
+
+
+def quoted(word: str) -> str:
+    """A word as a shell reads it, in one line of printable characters.
+
+    What cannot be printed, bytes of a path that are no UTF-8 among it, is written ``$'\\x1b'``, as
+    bash and zsh read it.
+    """
+    if word.isprintable():
+        return shlex.quote(word)
+    special = {0x27: "\\'", 0x5C: "\\\\"}
+    written = "".join(
+        special.get(byte, chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}")
+        for byte in os.fsencode(word)
+    )
+    return f"$'{written}'"
+
+
+def _verb(source: str, verb: Verb) -> list[str]:
+    named = [] if source.startswith("-") else [source]
+    if verb != "open":
+        return [verb, *named]
+    if source == "demo":
+        return ["demo"]
+    # A bare word could be the name of a command; a path or a hub id with its owner cannot.
+    return named if "/" in source and named else ["open", *named]
+
+
+def _of_the_profile(name: str) -> Settings | None:
+    try:
+        return load_profile(name).settings(name)
+    except ProfileError:
+        return None

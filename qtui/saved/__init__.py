@@ -1,0 +1,1 @@
+"""What leaves the screen for a file: tables of figures, plots, recipes, and their forms."""

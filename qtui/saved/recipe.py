@@ -1,0 +1,63 @@
+"""The recipe as a file that `qtui.recipe_file` reads back to the same formats."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from qtui.recipe_file import KEPT, SCHEMA
+from qtui.reproduce import command
+from qtui.saved.view import View
+from qtui.text import printable
+
+
+def recipe_toml(view: View, path: Path) -> tuple[str, str]:
+    """The changed layers by their exact names, and the command that measures them.
+
+    Args:
+        view: whose session has the recipe.
+        path: where it is going to be; the command names it.
+
+    Returns:
+        The file's text and the command.
+    """
+    session = view.session
+    measures = command(session.settings, view.source, "eval", ["--recipe", str(path)])
+    said = [f"{len(session.changed)} of {len(session.layers.names)} layers are changed", measures]
+    if (score := session.score()) is not None and score.done:
+        said.insert(
+            1,
+            f"measured: ppl {score.ppl!r}, kl {score.kl!r} nats per token, "
+            f"{score.bits_per_weight!r} bits per weight, {score.bytes} bytes",
+        )
+    lines = [f"# {printable(line)}" for line in said]
+    lines += [f"schema = {basic(SCHEMA)}", f"checkpoint = {basic(_checkpoint(view))}"]
+    lines += [f"default = {basic(KEPT)}", "", "[layers]"]
+    # In the order of the model, as the table has them.
+    for name, held in zip(session.layers.names, session.layers.holds, strict=True):
+        if name in session.changed:
+            lines.append(f"{basic(_exactly(name))} = {basic(held)}")
+    return "\n".join([*lines, ""]), measures
+
+
+def basic(text: str) -> str:
+    """A TOML basic string: what cannot be printed is escaped."""
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def _escaped(char: str) -> str:
+    if char in '"\\':
+        return f"\\{char}"
+    if char.isprintable():
+        return char
+    return f"\\u{ord(char):04X}" if ord(char) < 0x10000 else f"\\U{ord(char):08X}"
+
+
+def _exactly(name: str) -> str:
+    """A layer's name; one that looks like a pattern becomes a pattern that matches it alone."""
+    return f"re:{re.escape(name)}$" if name.startswith("re:") else name
+
+
+def _checkpoint(view: View) -> str:
+    read = view.session.checkpoint
+    return read.name if read is not None else view.source
