@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.timer import Timer
 
-from engine.protocol import LayerWeights, Sensitivity
 from engine.session import Session
 from qtui import text as t
 from qtui.text import UNICODE, Glyphs, fit, printable
+from qtui.widgets import layer_facts
 from qtui.widgets.histogram import Histogram
-from qtui.widgets.line import Lines, Words
-from qtui.widgets.rows import OUTLIER_COLUMN, change
+from qtui.widgets.line import Lines, Words, cells
+from qtui.widgets.past import Past
+
+LEAST_PLOT, MOST_PLOT = 7, 18
+"""Lines that the histogram has."""
+LEAST_FIGURES = 5
+"""Lines of figures below which there is no histogram above them."""
+BESIDE = (90, 28)
+"""From so many columns, up to so many lines, figures stand beside the histogram."""
 
 
 class Detail(Vertical):
-    """The layer's name and shape, its histogram, its errors and its effects.
+    """The layer's name and shape, its histogram, its effects, its errors and its past.
 
-    ``small`` shows three lines of it with a histogram of one line; the pane as a whole takes what
-    room it is given.
+    With the class ``-small`` it shows the most important in three lines. Where there is no room for
+    all of it the histogram becomes lower, and the figures below it can be scrolled.
     """
+
+    WHEEL: ClassVar[int] = 3
+    """Lines that a turn of the mouse wheel moves."""
 
     DEFAULT_CSS = """
     Detail { background: $background; padding: 0 1; }
     Detail > #about { height: auto; }
     Detail > #figures { height: auto; }
-    Detail > Histogram { min-height: 6; max-height: 18; }
-    Detail.-small { height: 3; }
+    Detail.-beside { layout: horizontal; }
+    Detail.-beside > #about { dock: top; }
+    Detail.-beside > Histogram { width: 1fr; }
+    Detail.-beside > #figures { width: 62; margin-left: 2; }
+    Detail.-small { height: 3; layout: vertical; }
     Detail.-small > #figures { display: none; }
     Detail.-small > Histogram { display: none; }
     """
@@ -38,9 +54,17 @@ class Detail(Vertical):
         self.glyphs = glyphs
         self.session = Session()
         self.row: int | None = None
+        self.expert: int | None = None
+        self.top = 0
+        """Lines of the figures that were scrolled away."""
         self.about = Lines(id="about")
         self.histogram = Histogram(glyphs, id="histogram")
         self.figures = Lines(id="figures")
+        self._past = Past()
+        self._groups: tuple[list[int], dict[int, list[int]]] = [], {}
+        self._lines: list[Words] = []
+        self._room = 0
+        self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
         """The three parts."""
@@ -48,18 +72,50 @@ class Detail(Vertical):
         yield self.histogram
         yield self.figures
 
-    def show(self, session: Session, layer: str | None) -> None:
-        """Draw what is known about a layer."""
-        self.session = session
-        self.row = None if layer is None else session.row(layer)
+    def show(self, session: Session, layer: str | None, expert: int | None = None) -> None:
+        """Draw what is known about a layer, or about one expert of a fused layer."""
+        row = None if layer is None else session.row(layer)
+        if (row, expert) != (self.row, self.expert) or session is not self.session:
+            self.top = 0
+        self.session, self.row, self.expert = session, row, expert
         self._write()
+
+    def scroll(self, lines: int) -> None:
+        """Move the figures up by so many lines, or down by fewer than none."""
+        most = max(0, len(self._lines) - self._room + 1) if len(self._lines) > self._room else 0
+        before, self.top = self.top, min(max(self.top + lines, 0), most)
+        if self.top != before:
+            self._place()
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        """Move on through the figures."""
+        event.stop()
+        self.scroll(self.WHEEL)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        """Move back through the figures."""
+        event.stop()
+        self.scroll(-self.WHEEL)
 
     def on_resize(self) -> None:
         """Make use of the new room."""
         self._write()
 
-    def _write(self) -> None:
+    def on_unmount(self) -> None:
+        """Nothing is to be drawn any more."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer = None
+
+    # --- laying out ---------------------------------------------------------------------------
+
+    def _write(self, *, rested: bool = False) -> None:
+        self._stop()
         if self.row is None:
+            self._lines = []
             self.about.set_lines([])
             self.figures.set_lines([])
             self.histogram.show(None, 4.0)
@@ -67,32 +123,121 @@ class Detail(Vertical):
         if self.has_class("-small"):
             self.about.set_lines(self._small(self.row))
             return
-        width = self.content_size.width
-        self.about.set_lines(self._about(self.row, width))
-        name = self.session.layers.names[self.row]
+        width, height = self.content_size
+        beside = width >= BESIDE[0] and height <= BESIDE[1]
+        self.set_class(beside, "-beside")
+        close = height < 30
+        about = self._about(self.row, width)
+        self.about.set_lines(about if close else [*about, []])
+        room = max(0, height - len(about) - (not close))
+        within = 62 if beside else width
+        lines = self._figures(self.row, within, rested)
+        self._lines = [line for line in lines if line or not close]
+        plotted = room if beside else min(max(room - len(self._lines), LEAST_PLOT), MOST_PLOT)
+        plotted = min(plotted, room) if beside or room - plotted >= LEAST_FIGURES else 0
+        self._room = room if beside else room - plotted
+        self.histogram.styles.height = plotted
+        self.figures.styles.height = self._room
+        self._plot(self.row)
+        self._place()
+        if self._past.pending:
+            self._timer = self.set_timer(Histogram.REST, lambda: self._write(rested=True))
+
+    def _plot(self, row: int) -> None:
+        session, layers = self.session, self.session.layers
         self.histogram.show(
-            self.session.histograms.get(name), self.session.settings.sigma, "reading weights"
+            session.histograms.get(layers.names[row]),
+            session.settings.sigma,
+            "reading weights",
+            held=layers.holds[row],
+            note="all experts" if self.expert is not None else "",
         )
-        self.figures.set_lines(self._figures(self.row, self.content_size.height < 26))
+
+    def _place(self) -> None:
+        """Show the figures from `top` on; the last line says how many more there are."""
+        lines, room = self._lines, self._room
+        if len(lines) <= room:
+            self.top = 0
+            self.figures.set_lines(lines)
+            return
+        self.top = min(self.top, max(0, len(lines) - room + 1))
+        shown = lines[self.top : self.top + max(0, room - 1)]
+        below = len(lines) - self.top - len(shown)
+        said = f"{self.glyphs.ellipsis} {below} more lines" if below else "the end"
+        if self.top:
+            said += f", {self.top} above"
+        self.figures.set_lines([*shown, [(said, "$dim")]][: max(room, 0)])
 
     # --- words --------------------------------------------------------------------------------
 
     def _shape(self, row: int) -> str:
         layers = self.session.layers
-        shape = f" {self.glyphs.times} ".join(str(size) for size in layers.shapes[row])
+        sizes = layers.shapes[row] if self.expert is None else layers.shapes[row][1:]
+        shape = f" {self.glyphs.times} ".join(str(size) for size in sizes)
         return f"[{shape}] {printable(layers.dtypes[row])}"
 
+    def _role(self, row: int) -> str:
+        layers, model = self.session.layers, self.session.model
+        role: str = layers.roles[row]
+        if role == "experts":
+            many = layers.shapes[row][0]
+            role = f"{many} experts" if self.expert is None else f"expert {self.expert} of {many}"
+        elif role in ("head", "embedding") and model is not None and model.tied:
+            role += ", tied"
+        return role if layers.blocks[row] < 0 else f"{role}  block {layers.blocks[row]}"
+
     def _about(self, row: int, width: int) -> list[Words]:
-        layers = self.session.layers
-        weights = t.count(math.prod(layers.shapes[row]))
-        return [
-            [(fit(printable(layers.names[row]), width, self.glyphs, end=False), "bold")],
+        layers, glyphs = self.session.layers, self.glyphs
+        weights, held = math.prod(layers.shapes[row]), layers.holds[row]
+        name = printable(layers.names[row])
+        if self.expert is not None:
+            name += f"[{self.expert}]"
+        price = f"{layers.bits[row] / max(1, weights):.2f} bit/w  {t.size(layers.bits[row] / 8)}"
+        lines: list[Words] = [
+            [(fit(name, width, glyphs, end=False), "bold")],
+            [(f"{self._shape(row)}  {t.count(weights)} weights  {self._role(row)}", "$dim")],
             [
-                (f"{self._shape(row)}  {weights} weights  holds ", "$dim"),
-                (printable(layers.holds[row]), self._holds_style(row)),
+                ("holds ", "$dim"),
+                (printable(held), self._holds_style(row)),
+                (f"  {price}", ""),
             ],
-            [],
         ]
+        self._add_partners(lines, row, width)
+        return lines
+
+    def _add_partners(self, lines: list[Words], row: int, width: int) -> None:
+        """The rest of a fused group: beside the price, or below it where there is no room."""
+        layers = self.session.layers
+        partners = self._partners(row)
+        if not partners:
+            return
+        kinds = ", ".join(printable(layers.kinds[other]) for other in partners[:4])
+        kinds += f" and {len(partners) - 4} more" if len(partners) > 4 else ""
+        unlike = [other for other in partners if layers.holds[other] != layers.holds[row]]
+        words: Words = [("fused with ", "$dim"), (kinds, "")]
+        if unlike:
+            other = unlike[0]
+            held = f"{printable(layers.kinds[other])} holds {printable(layers.holds[other])}"
+            words = [
+                ("fused with ", "$dim"),
+                (kinds, ""),
+                (f": {held}" + (f" and {len(unlike) - 1} more differ" if unlike[1:] else ""),
+                 "$warning"),
+            ]  # fmt: skip
+        if cells(lines[-1]) + 2 + cells(words) <= width:
+            lines[-1] += [("  ", ""), *words]
+        else:
+            lines.append(words)
+
+    def _partners(self, row: int) -> list[int]:
+        groups = self.session.layers.groups
+        if self._groups[0] is not groups:
+            rows: dict[int, list[int]] = {}
+            for other, group in enumerate(groups):
+                if group >= 0:
+                    rows.setdefault(group, []).append(other)
+            self._groups = groups, rows
+        return [other for other in self._groups[1].get(groups[row], []) if other != row]
 
     def _holds_style(self, row: int) -> str:
         changed = self.session.layers.holds[row] != self.session.kept(row)
@@ -104,132 +249,63 @@ class Detail(Vertical):
         shape = self._shape(row)
         spark = t.sparkline(found.counts, 20, self.glyphs) if found is not None else ""
         room = width - len(shape) - 24
-        name = fit(printable(layers.names[row]), min(room, len(layers.names[row])), self.glyphs,
-                   end=False)  # fmt: skip
+        name = printable(layers.names[row])
+        if self.expert is not None:
+            name += f"[{self.expert}]"
+        name = fit(name, min(room, len(name)), self.glyphs, end=False)
         first: Words = [(name, "bold"), (f"  {shape}  ", "$dim"), (spark, "$primary")]
+        if self.expert is not None:
+            return [first, *self._small_expert(row, self.expert)]
         second: Words = []
         if known is not None:
+            second += layer_facts.findings(known, self.glyphs, brief=True)
             for format, error in known.errors.items():
                 second += [
+                    ("  " if second else "", ""),
                     (f"{printable(format)} ", "$dim"),
-                    (f"{t.percent(error.relative)}  ", ""),
+                    (t.percent(error.relative), ""),
                 ]
-            second += self._finding(known, brief=True)
         third: Words = []
-        for format, effect in self._effects(row)[:2]:
-            third += [(f"{printable(format)} ", "$dim"), *self._kl(effect), ("   ", "")]
-            third += [(f"{self._dppl} ", "$dim"), (change(effect, self.glyphs), ""), ("  ", "")]
+        for effect in layer_facts.effects(self.session, row):
+            value, half = layer_facts.divergence(effect, self.glyphs)
+            said: Words = [
+                ("   " if third else "", ""),
+                (f"{printable(effect.label)} ", "$dim"),
+                (f"KL{self.glyphs.kilo} ", "$dim"),
+                (f"{value} {half}  ", ""),
+                (f"{layer_facts.delta(self.glyphs)} ", "$dim"),
+                (layer_facts.change(effect, self.glyphs), ""),
+            ]
+            if third and cells(third) + cells(said) > width:
+                break
+            third += said
         return [first, second, third or [("effect not measured yet", "$dim")]]
 
-    @property
-    def _dppl(self) -> str:
-        return "dPPL" if self.glyphs.ascii else "ΔPPL"
+    def _small_expert(self, row: int, expert: int) -> list[Words]:
+        lines = self._expert_lines(row, expert, self.content_size.width)
+        return lines[:1] if len(lines) == 1 else [lines[1], lines[-1]]
 
-    def _kl(self, effect: Sensitivity) -> Words:
-        half = self.session.interval_factor * effect.kl_se
-        pm = self.glyphs.plus_minus
-        return [
-            (f"KL{self.glyphs.kilo} ", "$dim"),
-            (f"{t.short(1000 * effect.kl)} {pm} {t.short(1000 * half)}", ""),
-        ]
-
-    def _effects(self, row: int) -> list[tuple[str, Sensitivity]]:
-        return [
-            (key.removeprefix("degrade/"), fact)
-            for key, column in self.session.measured.items()
-            if key.startswith("degrade/") and (fact := column[row]) is not None
-        ]
-
-    def _finding(self, known: LayerWeights, *, brief: bool = False) -> Words:
-        mark, words = self.glyphs.finding, []
-        if known.nan or known.inf:
-            words.append(f"{known.nan} NaN, {known.inf} Inf")
-        if known.worst_column_sigma > OUTLIER_COLUMN:
-            reach = f"{t.short(known.worst_column_sigma, small=1)}{self.glyphs.sigma}"
-            words.append(
-                f"channel {known.worst_column}: {reach}"
-                if brief
-                else f"input channel {known.worst_column} reaches {reach}"
-            )
-        if known.zero_rows:
-            words.append(f"{known.zero_rows} rows all zero")
-        return [(f"{mark} {'; '.join(words)}", "$finding")] if words else []
-
-    def _figures(self, row: int, close: bool) -> list[Words]:
+    def _expert_lines(self, row: int, expert: int, width: int) -> list[Words]:
         session = self.session
+        found = session.experts.get(session.layers.names[row])
+        return layer_facts.expert_lines(found, expert, session.settings.sigma, width, self.glyphs)
+
+    def _figures(self, row: int, width: int, rested: bool) -> list[Words]:
+        """The most important first; an empty line is left out where room is scarce."""
+        session, glyphs = self.session, self.glyphs
         known, name = session.layers.weights[row], session.layers.names[row]
-        effects = self._effects(row)
-        lines: list[Words] = [[], [(self._title(), "$dim")]]
-        for format, effect in effects:
-            half = (
-                f"{self.glyphs.plus_minus} {t.short(1000 * session.interval_factor * effect.kl_se)}"
-            )
-            top1 = "" if math.isnan(effect.top1) else t.percent(effect.top1)
-            lines.append(
-                [
-                    (fit(printable(format), 12, self.glyphs), ""),
-                    (f"{t.short(1000 * effect.kl):>5} {half:<8}", "bold"),
-                    (f"{change(effect, self.glyphs):<14}", ""),
-                    (f"{top1:>6}", ""),
-                    (f"{t.count(effect.tokens):>5}", "$dim"),
-                ]
-            )
-        if not effects:
-            lines.append([("not measured yet", "$dim")])
-        for fallback in session.fallbacks:
-            if fallback.layer == name:
-                why = f"no {printable(fallback.format)}: {printable(fallback.why)}"
-                lines.append([(why, "$warning")])
-        lines.append([])
-        if known is None:
-            lines.append([("weights not read yet", "$dim")])
-        else:
-            lines += self._weights(known)
-        lines += [[], self._control()]
-        return [line for line in lines if line or not close]
-
-    def _control(self) -> Words:
-        control = self.session.control
-        if control is None:
-            return []
-        said = f"no-op control: KL {control.max_abs_kl:.0e}, NLL {control.max_abs_dnll:.0e}"
-        if control.floor_kl:
-            said += f", floor {control.floor_kl:.0e}"
-        return [(said.replace("0e+00", "0"), "$dim")]
-
-    def _title(self) -> str:
-        kl = "KL" + self.glyphs.kilo
-        return f"{'effect of':<13}{kl:<13}{self._dppl:<14}{'top-1':>6}{'tok':>5}"
-
-    def _weights(self, known: LayerWeights) -> list[Words]:
-        sigma, out = self.glyphs.sigma, known.outliers
-        beyond = f">{t.short(out.sigma, small=0)}{sigma}"
-        lines: list[Words] = [
-            [
-                (f"{beyond} ", "$dim"),
-                (f"{t.percent(out.fraction)} ({out.count:,})", ""),
-                ("  max ", "$dim"),
-                (t.short(out.max_abs, small=3), ""),
-                ("  std ", "$dim"),
-                (t.short(known.std, small=4), ""),
-                ("  kurt ", "$dim"),
-                (t.short(known.kurtosis, small=1), ""),
-            ]
-        ]
-        if found := self._finding(known):
+        total, steps = self._past.steps(session, name, rested=rested)
+        history = layer_facts.past_lines(session, total, steps, width, glyphs)
+        if self.expert is not None:
+            return [[], *self._expert_lines(row, self.expert, width), [], *history]
+        lines: list[Words] = [[], *layer_facts.effect_lines(session, row, width, glyphs)]
+        if known is not None and (found := layer_facts.findings(known, glyphs)):
             lines.append(found)
-        lines += [[], [(f"{'error of':<14}{'relative':>8}{'SQNR':>10}{'largest':>10}", "$dim")]]
-        for format, error in known.errors.items():
-            lines.append(
-                [
-                    (fit(printable(format), 14, self.glyphs), ""),
-                    (f"{t.percent(error.relative):>8}", "bold"),
-                    (f"{t.short(error.sqnr_db, small=1) + ' dB':>10}", ""),
-                    (f"{t.short(error.max_abs, small=4):>10}", ""),
-                ]
-            )
-        for format, why in known.refused.items():
-            lines.append(
-                [(fit(printable(format), 14, self.glyphs), ""), (printable(why), "$warning")]
-            )
+        lines += [[], *layer_facts.error_lines(session, row, width, glyphs)]
+        if known is not None:
+            lines += [[], *layer_facts.weight_lines(known, glyphs)]
+        if history:
+            lines += [[], *history]
+        if control := layer_facts.control_lines(session):
+            lines += [[], *control]
         return lines

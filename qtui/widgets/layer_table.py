@@ -1,44 +1,32 @@
-"""The layer table: one line a layer, drawn straight from the session's columns.
-
-Only the rows on the screen are drawn, and of these only the ones that changed are sent to the
-terminal, so that fifty thousand experts cost what fifty layers cost.
-"""
+"""The layer table as a hand uses it: marks, what a toggle acts on, fused rows, the mouse."""
 
 from __future__ import annotations
 
-import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar
 
-from rich.segment import Segment
-from rich.style import Style
 from textual import events
-from textual.geometry import Region, Size
 from textual.message import Message
-from textual.scroll_view import ScrollView
-from textual.strip import Strip
-from textual.timer import Timer
 
-from engine.session import Session
-from qtui.text import UNICODE, Glyphs, fit
-from qtui.widgets.line import PlainScrollBar
-from qtui.widgets.rows import Columns, Row, cells, fit_columns, header
+from engine.session import Layers
+from qtui.scope import Here, Scope, Shared, index_layers, next_scope, possible, touched, touches
+from qtui.text import UNICODE, Glyphs
+from qtui.widgets.listing import LAYER
+from qtui.widgets.table import ORDERS, Order, Table
 
-Order: TypeAlias = Literal["effect", "weights", "model"]
-ORDERS: tuple[Order, ...] = ("effect", "weights", "model")
+__all__ = ["ORDERS", "LayerTable", "Order"]
+
+MARK_CELLS = 3
+"""A click so far left marks a row; the cell after them folds a fused one."""
 
 
-class LayerTable(ScrollView, can_focus=False):
-    """Rows of layers with their effects, in an order of their own, under a cursor.
+class LayerTable(Table, can_focus=False):
+    """Layers with their effects, and all that can be done with rows of them.
 
-    The cursor stays on its layer, and on its line of the screen, when rows change places. Rows do
-    not change places for `HOLD` seconds after a hand moved the cursor. Until one does, the cursor
-    stays in the first row: the layer that hurts most.
+    Marks are of layers, not of lines: they survive sorting, filtering and toggling.
     """
-
-    HOLD: ClassVar[float] = 2.0
-    """Seconds after a movement of the cursor during which the order is left alone."""
 
     DEFAULT_CSS = """
     LayerTable {
@@ -77,171 +65,173 @@ class LayerTable(ScrollView, can_focus=False):
     }  # fmt: skip
 
     @dataclass
-    class Moved(Message):
-        """The cursor stands on another layer."""
+    class Marked(Message):
+        """Layers were marked, or marks taken away."""
+
+        number: int
+
+    @dataclass
+    class Expanded(Message):
+        """The experts of a fused layer are to be listed; ask for them if they are not known."""
 
         layer: str
 
     def __init__(self, glyphs: Glyphs = UNICODE, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.glyphs = glyphs
-        self.session = Session()
-        self.format = ""
-        """Whose effects are shown."""
-        self.ordering: Order = "effect"
-        self.marked: set[str] = set()
-        self.pending: dict[str, str] = {}
-        """Formats asked for by a key and not yet confirmed by the engine."""
-        self.empty = ""
-        """What stands in place of rows while there are none."""
-        self.rows: list[int] = []
-        """Rows of the session in the order they are shown."""
-        self.cursor = 0
-        """Place of the cursor among `rows`."""
-        self._pinned: str | None = None
-        """The layer that stays under the cursor when rows change places; None for the first row."""
-        self._under: str | None = None
-        """The layer under the cursor when it was last told of."""
-        self._worst = 0.0
-        self._moved_at = float("-inf")
-        self._sort_cost = 0.0
-        self._sorted_at = float("-inf")
-        self._later: Timer | None = None
-        self._columns: Columns | None = None
-        self._drawn: dict[int, Strip] = {}
+        super().__init__(glyphs, id=id)
+        self._anchor: str | None = None
+        self._scope: Scope = "layer"
+        self._shared: tuple[Layers, Shared] | None = None
 
-    # --- what is shown ------------------------------------------------------------------------
+    # --- fused rows ---------------------------------------------------------------------------
 
-    def on_mount(self) -> None:
-        """Draw the scroll bar with what there is to draw with."""
-        if self.glyphs.ascii:
-            self.vertical_scrollbar.renderer = PlainScrollBar  # type: ignore[misc]
+    def expandable(self, layer: str | None) -> bool:
+        """Whether a layer has experts of its own to list."""
+        row = None if layer is None else self.session.row(layer)
+        return row is not None and self.session.layers.roles[row] == "experts"
+
+    def toggle_expand(self, layer: str | None = None) -> bool:
+        """List the experts of a fused layer below it, or fold them; the cursor's where none is
+        named.
+
+        Returns:
+            False where the layer has none.
+        """
+        layer = self.current if layer is None else layer
+        if layer is None or not self.expandable(layer):
+            return False
+        line = self._screen_line()
+        self._pin()
+        if self._pinned is not None and self._pinned[0] == layer:
+            self._pinned = layer, LAYER
+        opened = self.listing.toggle(layer)
+        self.no_experts.pop(layer, None)
+        self._settle(line)
+        self.refresh()
+        if opened:
+            self.post_message(self.Expanded(layer))
+        return True
+
+    # --- what a toggle acts on ----------------------------------------------------------------
 
     @property
-    def current(self) -> str | None:
-        """The layer under the cursor."""
-        if not self.rows:
-            return None
-        return self.session.layers.names[self.rows[self.cursor]]
+    def here(self) -> Here:
+        """Where the cursor stands, and what is marked and filtered."""
+        layers = self.session.layers
+        if self._shared is None or self._shared[0] is not layers:
+            self._shared = layers, index_layers(layers)
+        row = self.rows[self.cursor] if self.rows else None
+        text, matching = self.filter.text, self.listing.matching if self.filter else ()
+        return Here(self.session, self._shared[1], row, self.marked, text, matching)
+
+    @property
+    def scope(self) -> Scope:
+        """What a toggle acts on; where the one that was set makes no sense now, the cursor."""
+        return possible(self._scope, self.here)
+
+    def set_scope(self, scope: Scope) -> None:
+        """Choose what a toggle acts on; the rows it would touch have a thin line at their left."""
+        self._scope = scope
+        self.redraw()
+
+    def touches(self) -> Callable[[int], bool] | None:
+        """Test of rows for being touched by a toggle; None where this is the cursor's alone."""
+        here = self.here
+        scope = possible(self._scope, here)
+        return None if scope == "layer" else touches(scope, here)
+
+    def next_scope(self, step: int = 1) -> Scope:
+        """Go on to the next scope that makes sense now."""
+        self.set_scope(next_scope(self.scope, self.here, step))
+        return self.scope
+
+    def touched(self) -> tuple[str, ...]:
+        """Layers that a toggle would touch, in the model's order."""
+        return touched(self.scope, self.here)
+
+    # --- marks --------------------------------------------------------------------------------
 
     def chosen(self) -> tuple[str, ...]:
         """The marked layers in the order of the model, else the one under the cursor."""
         if self.marked:
-            return tuple(name for name in self.session.layers.names if name in self.marked)
+            return touched("marks", self.here)
         return () if self.current is None else (self.current,)
-
-    def show(self, session: Session, format: str, *, reorder: bool = True) -> None:
-        """Draw what changed in the session; ``reorder`` where effects or rows may have moved."""
-        rows_changed = (
-            session is not self.session
-            or format != self.format
-            or len(self.rows) != len(session.layers.names)
-        )
-        self.session, self.format = session, format
-        if rows_changed:
-            self._columns = None
-            self._sort()
-        elif reorder:
-            self._sort_soon()
-        self.redraw()
-
-    def order_by(self, ordering: Order) -> None:
-        """Show rows in another order, the cursor's layer still under it."""
-        self.ordering = ordering
-        self._columns = None
-        self._sort()
-        self.refresh()
-
-    def redraw(self) -> None:
-        """Send the visible lines that are not what they were."""
-        width = self.scrollable_content_region.width
-        for y in range(self.size.height):
-            if self._drawn.get(y) != self._line(y, width):
-                self.refresh(Region(0, y, self.size.width, 1))
-
-    def _sort_soon(self) -> None:
-        now = time.monotonic()
-        wait = max(
-            self._moved_at + self.HOLD - now,
-            # A long table is sorted less often: a tenth of the time at most goes into it.
-            self._sorted_at + 10 * self._sort_cost - now,
-        )
-        if wait <= 0:
-            self._sort()
-        elif self._later is None:
-            self._later = self.set_timer(wait, self._sort_late)
-
-    def _sort_late(self) -> None:
-        self._later = None
-        self._sort_soon()
-        self.redraw()
-
-    def _sort(self) -> None:
-        began = time.perf_counter()
-        layers, held, before = self.session.layers, self._pinned, self._under
-        effects = self.session.measured.get(f"degrade/{self.format}")
-        self._worst = max((fact.kl for fact in effects or () if fact is not None), default=0.0)
-        order = range(len(layers.names))
-        if self.ordering == "effect" and effects is not None:
-            keys = [-float("inf") if fact is None else fact.kl for fact in effects]
-            self.rows = sorted(order, key=keys.__getitem__, reverse=True)
-        elif self.ordering == "weights":
-            errors = [
-                -1.0 if fact is None or self.format not in fact.errors
-                else fact.errors[self.format].relative
-                for fact in layers.weights
-            ]  # fmt: skip
-            self.rows = sorted(order, key=errors.__getitem__, reverse=True)
-        else:
-            self.rows = list(order)
-        self.virtual_size = Size(self.size.width, len(self.rows) + 1)
-        self._place(held)
-        self._under = self.current
-        self._sort_cost = time.perf_counter() - began
-        self._sorted_at = time.monotonic()
-        if self.current is not None and self.current != before:
-            self.post_message(self.Moved(self.current))
-
-    def _place(self, held: str | None) -> None:
-        """Put the cursor on its layer again, on the line of the screen where it was."""
-        line = self.cursor - round(self.scroll_y)
-        row = None if held is None else self.session.row(held)
-        if row is None:
-            self.cursor = min(self.cursor if held is not None else 0, max(len(self.rows) - 1, 0))
-        else:
-            self.cursor = self.rows.index(row)
-        if held is not None and 0 <= line < self.page:
-            self.scroll_to(y=self.cursor - line, animate=False, immediate=True)
-
-    # --- the hand -----------------------------------------------------------------------------
-
-    def move_to(self, place: int) -> None:
-        """Set the cursor, by hand."""
-        if not self.rows:
-            return
-        old, self.cursor = self.cursor, max(0, min(place, len(self.rows) - 1))
-        self._pinned = self._under = self.current
-        self._moved_at = time.monotonic()
-        first, height = round(self.scroll_y), self.page
-        if not first <= self.cursor < first + height:
-            top = self.cursor if self.cursor < first else self.cursor - height + 1
-            self.scroll_to(y=top, animate=False, immediate=True)
-        for place in (old, self.cursor):
-            self.refresh(Region(0, place - round(self.scroll_y) + 1, self.size.width, 1))
-        if self.current is not None and old != self.cursor:
-            self.post_message(self.Moved(self.current))
-
-    @property
-    def page(self) -> int:
-        """Rows that fit below the head."""
-        return max(1, self.size.height - 1)
 
     def toggle_mark(self) -> None:
         """Mark the layer under the cursor, or take its mark away, and go on to the next."""
         if self.current is not None:
-            self.marked ^= {self.current}
-            self.move_to(self.cursor + 1)
-            self.redraw()
+            self._mark_at(self.cursor)
+            self.move_to(self.listing.next_layer(self.cursor))
+
+    def _mark_at(self, place: int) -> None:
+        name = self.session.layers.names[self.rows[place]]
+        self.marked ^= {name}
+        self._anchor = name
+        self._marks_changed()
+
+    def mark_range(self) -> int:
+        """Mark the layers from the one marked last to the cursor; how many these are.
+
+        Where none was marked, or the filter hides it, this is the cursor's alone.
+        """
+        if self.current is None:
+            return 0
+        row = None if self._anchor is None else self.session.row(self._anchor)
+        start = None if row is None else self.listing.place(row)
+        rows = list(
+            self.listing.layers_between(self.cursor if start is None else start, self.cursor)
+        )
+        self.marked |= {self.session.layers.names[row] for row in rows}
+        self._anchor = self.current
+        self.move_to(self.cursor)
+        self._marks_changed()
+        return len(rows)
+
+    def mark_matching(self) -> int:
+        """Mark all layers that fit the filter; how many these are.
+
+        With no filter these are all but head and embedding, which are seldom meant.
+        """
+        names = self._meant()
+        self.marked |= names
+        self._marks_changed()
+        return len(names)
+
+    def invert_marks(self) -> int:
+        """Mark what fits the filter and is not marked, and take the marks of the others there away.
+
+        Returns:
+            How many layers are marked now.
+        """
+        meant = self._meant()
+        if not self.filter:
+            # A marked head loses its mark all the same.
+            meant |= self.marked
+        self.marked ^= meant
+        self._marks_changed()
+        return len(self.marked)
+
+    def clear_marks(self) -> None:
+        """Take all marks away."""
+        self.marked.clear()
+        self._anchor = None
+        self._marks_changed()
+
+    def _meant(self) -> set[str]:
+        here, names = self.here, self.session.layers.names
+        meant = {names[row] for row in self.listing.matching}
+        if not self.filter:
+            meant -= {names[row] for row in here.shared.outside}
+        return meant
+
+    def _marks_changed(self) -> None:
+        if self.marked and self.scope == "layer":
+            self.set_scope("marks")
+        if self.filter.reads("marks"):
+            self._sort_soon()
+        self.redraw()
+        self.post_message(self.Marked(len(self.marked)))
+
+    # --- the mouse ----------------------------------------------------------------------------
 
     def on_mouse_scroll_down(self) -> None:
         """A hand is on the table."""
@@ -252,70 +242,32 @@ class LayerTable(ScrollView, can_focus=False):
         self._moved_at = time.monotonic()
 
     def on_click(self, event: events.Click) -> None:
-        """Move the cursor to the row that was clicked."""
-        if event.y > 0 and (place := round(self.scroll_y) + event.y - 1) < len(self.rows):
-            self.move_to(place)
-
-    def on_resize(self) -> None:
-        """Lay the columns out for the new width."""
-        self._columns = None
-        self.virtual_size = Size(self.size.width, len(self.rows) + 1)
-        if self._pinned is not None:
-            first = round(self.scroll_y)
-            if not first <= self.cursor < first + self.page:
-                top = max(0, self.cursor - self.page // 2)
-                self.scroll_to(y=top, animate=False, immediate=True)
-
-    # --- drawing ------------------------------------------------------------------------------
-
-    def render_line(self, y: int) -> Strip:
-        """One line of the screen: the head, a row, or nothing."""
-        strip = self._drawn[y] = self._line(y, self.scrollable_content_region.width)
-        return strip
-
-    def notify_style_update(self) -> None:
-        """Forget lines drawn in another theme's colours."""
-        super().notify_style_update()
-        self._drawn.clear()
-
-    def _line(self, y: int, width: int) -> Strip:
-        base = self.rich_style
-        if self._columns is None or self._columns.width != width:
-            self._columns = fit_columns(width, self.session, self.format, self.glyphs)
-        if not self.rows:
-            room = max(20, width - 4)
-            lines = [part for line in self.empty.split("\n") for part in textwrap.wrap(line, room)]
-            at = y - min(2, self.size.height - 1)
-            text = fit(f"  {lines[at] if 0 <= at < len(lines) else ''}", width, self.glyphs)
-            return Strip([Segment(text, base + self._style("dim"))], width)
-        if y == 0:
-            text = header(self._columns, self.ordering, self.glyphs)
-            return Strip([Segment(text, base + self._style("head"))], width)
-        place = round(self.scroll_y) + y - 1
+        """Sort by a title; move the cursor; with shift or ctrl, or in the gutter, mark."""
+        if event.button != 1:
+            return
+        if event.y == 0:
+            self._click_title(event.x)
+            return
+        place = round(self.scroll_y) + event.y - 1
         if place >= len(self.rows):
-            return Strip.blank(width, base)
-        row = self._row(self.rows[place])
-        if here := place == self.cursor:
-            base += self._style("cursor")
-        parts = cells(row, self._columns, self._worst, here, self.glyphs)
-        return Strip(
-            [Segment(text, base + self._style(name) if name else base) for text, name in parts],
-            width,
-        )
+            return
+        if event.shift:
+            self._anchor = self._anchor or self.current
+            self.move_to(place)
+            self.mark_range()
+            return
+        self.move_to(place)
+        foldable = self.expandable(self.current) and self.current_expert is None
+        if event.ctrl or event.meta or event.x < MARK_CELLS:
+            self._mark_at(place)
+        elif foldable and (event.chain == 2 or event.x == MARK_CELLS):
+            self.toggle_expand()
 
-    def _row(self, row: int) -> Row:
-        layers = self.session.layers
-        name = layers.names[row]
-        return Row(
-            name=name,
-            block=layers.blocks[row],
-            holds=self.pending.get(name, layers.holds[row]),
-            changed=layers.holds[row] != self.session.kept(row),
-            pending=name in self.pending,
-            marked=name in self.marked,
-            effect=self.session.sensitivity(row, self.format),
-            weights=layers.weights[row],
-        )
-
-    def _style(self, name: str) -> Style:
-        return self.get_component_rich_style(f"table--{name}", partial=True)
+    def _click_title(self, x: int) -> None:
+        column = self.layout_at(self.scrollable_content_region.width).at(x)
+        if column is None or not self.session.layers.names:
+            return
+        if column.id == self.order[0]:
+            self.reverse()
+        else:
+            self.order_by(column.id)

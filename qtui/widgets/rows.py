@@ -1,182 +1,175 @@
-"""What a row of the layer table says: its columns, their widths, and their words."""
+"""The words of one line of the layer table: a layer's, or one of its experts'."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from engine.protocol import LayerWeights, Sensitivity
-from engine.session import Session
-from qtui.text import Glyphs, bar, decimals, fit, percent, printable, short, short_name
+from rich.cells import cell_len
+from rich.style import Style
 
-OUTLIER_COLUMN = 10.0
-"""An input channel whose largest weight is so many σ is a finding."""
+from engine.protocol import ExpertsReady, Sensitivity
+from qtui.figures import OUTLIER_COLUMN, finding
+from qtui.text import Glyphs, fit, percent, printable, short
+from qtui.widgets.columns import GUTTER, Layout, Look, Piece, Row, dppl_half, signed_change
+from qtui.widgets.listing import Listing
 
-HOLDS, KL, DPPL, ERROR, OUTLIERS = 11, 6, 13, 6, 6
-
-
-class Row(NamedTuple):
-    """All that one line is drawn from."""
-
-    name: str
-    block: int
-    holds: str
-    changed: bool
-    pending: bool
-    marked: bool
-    effect: Sensitivity | None
-    weights: LayerWeights | None
+__all__ = [
+    "OUTLIER_COLUMN", "ExpertRow", "Line", "change", "expert_row", "layer_row", "line_pieces",
+]  # fmt: skip
 
 
-class Columns(NamedTuple):
-    """Widths in cells; 0 for a column there is no room for."""
+class ExpertRow(NamedTuple):
+    """All that the line of one expert is drawn from."""
 
-    width: int
-    name: int
-    bar: int
-    dppl: int
-    error: int
-    outliers: int
-    digits: int
-    format: str
-    sigma: float
+    number: int
+    """-1 while the experts are being read."""
+    experts: ExpertsReady | None
+    touched: bool
+    why_not: str = ""
+    """Why there is nothing to list."""
 
 
-def fit_columns(width: int, session: Session, format: str, glyphs: Glyphs) -> Columns:
-    """Share a width out: the bar takes what is left, the columns to the right give way first."""
-    layers = session.layers
-    digits = len(str(max(layers.blocks, default=0)))
-    # The longest name is looked for among a sample: all rows of all models would cost too much.
-    sample = range(0, len(layers.names), max(1, len(layers.names) // 200))
-    longest = max(
-        (len(short_name(layers.names[row], layers.blocks[row], digits)) for row in sample),
-        default=20,
-    )
-    name = min(max(longest, 12), 20 if width < 100 else 34)
-    left = width - 3 - name - 1 - HOLDS - KL - 1
-    shown = []
-    for needed in (DPPL, ERROR, OUTLIERS):
-        room = left - needed - 1 >= 8 and 0 not in shown
-        left -= needed + 1 if room else 0
-        shown.append(needed if room else 0)
-    return Columns(
-        width=width,
-        name=name,
-        bar=max(0, min(left, 48)),
-        dppl=shown[0],
-        error=shown[1],
-        outliers=shown[2],
-        digits=digits,
-        format=printable(format),
-        sigma=session.settings.sigma,
-    )
+class Line(NamedTuple):
+    """All that a line of the screen is drawn from: lines that are equal look the same."""
+
+    content: Row | ExpertRow | str
+    style: str
+    """Of a text; rows have their own."""
+    here: bool
+    """Whether the cursor stands on it."""
+    layout: Layout
+    look: Look
+    base: Style
 
 
-def header(columns: Columns, ordering: str, glyphs: Glyphs) -> str:
-    """The titles; the one that rows are sorted by has a mark."""
-    sorted_by = "v" if glyphs.ascii else "▾"
-    kl = f"KL{glyphs.kilo}" + (sorted_by if ordering == "effect" else "")
-    error = ("" if ordering != "weights" else sorted_by) + "error"
-    title = f"{kl} of {columns.format}"
-    if len(title) > KL + columns.bar:
-        title = f"{kl} {columns.format}"
-    parts = [
-        "   ",
-        fit(" " * (columns.digits + 1) + "layer", columns.name + 1, glyphs),
-        fit(" holds", HOLDS, glyphs),
-        fit(" " + title, KL + 1 + columns.bar, glyphs),
-    ]
-    if columns.dppl:
-        parts.append(fit("  dPPL" if glyphs.ascii else "  ΔPPL", columns.dppl + 1, glyphs))
-    if columns.error:
-        parts.append(f" {error:>{columns.error}}")
-    if columns.outliers:
-        parts.append(f" {'>' + short(columns.sigma, small=0) + glyphs.sigma:>{columns.outliers}}")
-    return fit("".join(parts), columns.width, glyphs)
-
-
-def finding(weights: LayerWeights | None) -> bool:
-    """Whether triage found something in a layer that a person should look at."""
-    return weights is not None and (
-        weights.nan > 0 or weights.inf > 0 or weights.worst_column_sigma > OUTLIER_COLUMN
-    )
-
-
-def heat(kl: float, worst: float) -> int:
-    """Step of the heat scale, 1 to 5, of an effect beside the largest."""
-    share = kl / worst if worst > 0 else 0.0
-    return 1 + sum(share >= step for step in (0.08, 0.2, 0.45, 0.75))
-
-
-def cells(
-    row: Row, columns: Columns, worst: float, here: bool, glyphs: Glyphs
-) -> list[tuple[str, str]]:
+def line_pieces(line: Line) -> list[Piece]:
     """A line as pieces of text with the names of their styles."""
-    found = finding(row.weights)
-    gutter = glyphs.cursor if here else glyphs.marked if row.marked else " "
-    hand = glyphs.pending if row.pending else glyphs.changed if row.changed else " "
-    name = printable(short_name(row.name, row.block, columns.digits))
-    parts = [
-        (gutter, "mark"),
-        (
-            (glyphs.finding if found else glyphs.marked if here and row.marked else " ") + " ",
-            "finding",
-        ),
-        (fit(name, columns.name, glyphs, end=False) + " ", "strong" if here or row.marked else ""),
-        (
-            fit(hand + printable(row.holds), HOLDS, glyphs),
-            "held" if row.changed or row.pending else "dim",
-        ),
-    ]
-    parts += _effect(row.effect, columns, worst, glyphs)
-    unknown = glyphs.unknown
-    if columns.error:
-        known = row.weights.errors.get(columns.format) if row.weights is not None else None
-        refused = row.weights is not None and columns.format in row.weights.refused
-        text = percent(known.relative) if known is not None else "n/a" if refused else unknown
-        parts.append((f" {text:>{columns.error}}", "" if known is not None else "dim"))
-    if columns.outliers:
-        text = percent(row.weights.outliers.fraction) if row.weights is not None else unknown
-        parts.append((f" {text:>{columns.outliers}}", "finding" if found else "dim"))
-    used = sum(len(text) for text, _ in parts[4:]) + 3 + columns.name + 1 + HOLDS
-    parts.append((" " * max(0, columns.width - used), ""))
-    return parts
+    if isinstance(line.content, Row):
+        return layer_cells(line.content, line.layout, line.look, line.here)
+    if isinstance(line.content, ExpertRow):
+        return expert_cells(line.content, line.layout, line.look, line.here)
+    return [(fit(line.content, line.layout.width, line.look.glyphs), line.style)]
 
 
-def _effect(
-    effect: Sensitivity | None, columns: Columns, worst: float, glyphs: Glyphs
-) -> list[tuple[str, str]]:
-    rest = 1 + columns.bar
-    if effect is None:
-        parts = [(f"{glyphs.unknown:>{KL}}" + " " * rest, "dim")]
-        if columns.dppl:
-            parts.append((f" {glyphs.unknown:>5}".ljust(columns.dppl + 1), "dim"))
-        return parts
-    step = f"heat-{heat(effect.kl, worst)}"
-    share = effect.kl / worst if worst > 0 else 0.0
-    parts = [
-        (f"{short(1000 * effect.kl):>{KL}}", step),
-        (" " + bar(share, columns.bar, glyphs), step),
-    ]
-    if columns.dppl:
-        parts.append((" " + fit(change(effect, glyphs), columns.dppl, glyphs), _verdict(effect)))
-    return parts
+def layer_row(
+    listing: Listing, row: int, marked: Collection[str], pending: Mapping[str, str], touched: bool
+) -> Row:
+    """What the line of a layer says."""
+    session, layers, format = listing.session, listing.session.layers, listing.format
+    name = layers.names[row]
+    dppl, half = dppl_half(session, row, format)
+    return Row(
+        name=name,
+        block=layers.blocks[row],
+        holds=pending.get(name, layers.holds[row]),
+        shape=layers.shapes[row],
+        bits=layers.bits[row],
+        changed=name in session.changed,
+        pending=name in pending,
+        marked=name in marked,
+        touched=touched,
+        fused=layers.roles[row] == "experts",
+        open=name in listing.opened,
+        measured=session.sensitivity(row, format),
+        estimate=session.estimate(row, format),
+        dppl=dppl,
+        dppl_half=half,
+        weights=layers.weights[row],
+    )
+
+
+def expert_row(
+    listing: Listing, row: int, number: int, why_not: Mapping[str, str], touched: bool
+) -> ExpertRow:
+    """What the line of an expert says."""
+    name = listing.session.layers.names[row]
+    why = why_not.get(name, "") if number < 0 else ""
+    return ExpertRow(number, listing.session.experts.get(name), touched, why)
 
 
 def change(effect: Sensitivity, glyphs: Glyphs) -> str:
     """``+ .088 ± .031``: the change of perplexity and half its interval."""
-    half = (effect.dppl_high - effect.dppl_low) / 2
-    if not math.isfinite(effect.dppl):
-        return short(effect.dppl)
-    sign = "-" if effect.dppl < 0 else "+"
-    if max(abs(effect.dppl), half) < 0.9995:
-        value, error = f"{decimals(abs(effect.dppl), 3):>5}", decimals(half, 3)
-    else:
-        value, error = f"{short(abs(effect.dppl)):>5}", short(half)
-    return f"{sign}{value} {glyphs.plus_minus}{error if glyphs.ascii else ' ' + error}"
+    return signed_change(effect.dppl, (effect.dppl_high - effect.dppl_low) / 2, glyphs)
 
 
-def _verdict(effect: Sensitivity) -> str:
-    if effect.dppl_low > 0:
-        return ""
-    return "better" if effect.dppl_high < 0 else "dim"
+def layer_cells(row: Row, layout: Layout, look: Look, here: bool) -> list[Piece]:
+    """The line of a layer as pieces of text with the names of their styles."""
+    glyphs = look.glyphs
+    fold = ("v" if row.open else "}") if glyphs.ascii else ("▾" if row.open else "▸")
+    parts = [
+        (_edge(here, row.touched, glyphs), "mark"),
+        (glyphs.marked if row.marked else " ", "mark"),
+        (glyphs.finding if finding(row.weights) else " ", "finding"),
+        (fold if row.fused else " ", "dim"),
+    ]
+    for column, width in layout.columns:
+        drawn = column.draw(row, look, width)
+        if column.id == "layer" and here:
+            drawn = [(text, "strong") for text, _ in drawn]
+        parts += drawn
+        parts.append((" " * (1 + width - sum(cell_len(text) for text, _ in drawn)), ""))
+    return _filled(parts[:-1], layout.width)
+
+
+def _edge(here: bool, touched: bool, glyphs: Glyphs) -> str:
+    if here:
+        return glyphs.cursor
+    return ("|" if glyphs.ascii else "▏") if touched else " "
+
+
+def _filled(parts: list[Piece], width: int) -> list[Piece]:
+    """The pieces in ``width`` cells, blanks at the end."""
+    used = sum(cell_len(text) for text, _ in parts)
+    return [*parts, (" " * (width - used), "")] if used < width else parts
+
+
+def expert_cells(row: ExpertRow, layout: Layout, look: Look, here: bool) -> list[Piece]:
+    """The line of an expert, under the columns of its layer where they have a meaning for it."""
+    glyphs, experts = look.glyphs, row.experts
+    edge = (_edge(here, row.touched, glyphs), "mark")
+    indent = " " * (look.digits + 1)
+    if experts is None or row.number < 0:
+        words = printable(row.why_not) or f"reading{glyphs.ellipsis}"
+        text = fit(f"{indent}{words}", layout.width - GUTTER, glyphs)
+        return [edge, (" " * (GUTTER - 1), ""), (text, "finding" if row.why_not else "dim")]
+    broken = _at(experts.nonfinite, row.number)
+    bad = broken > 0
+    parts = [edge, (" ", ""), (glyphs.finding if bad else " ", "finding"), (" ", "")]
+    shown = {column.id for column, _ in layout.columns}
+    said = [f"max |w| {_short(_at(experts.max_abs, row.number), glyphs)}"]
+    if bad:
+        said.insert(0, f"{broken:.0f} NaN or inf")
+    figures = {
+        "error": _at(experts.relative.get(look.format, ()), row.number),
+        "outliers": _at(experts.outliers, row.number),
+    }
+    said += [f"{name} {_percent(x, glyphs)}" for name, x in figures.items() if name not in shown]
+    # What is said in words takes the room of the effects, which experts have none of.
+    wordy = sum(width + 1 for column, width in layout.columns if column.id in ("kl", "dppl")) - 1
+    for column, width in layout.columns:
+        if column.id == "dppl":
+            continue
+        if column.id == "layer":
+            piece = (fit(f"{indent}expert {row.number}", width, glyphs), "strong" if here else "")
+        elif column.id == "kl":
+            piece = (fit("  " + "  ".join(said), wordy, glyphs), "finding" if bad else "dim")
+        elif column.id in figures:
+            piece = (f"{_percent(figures[column.id], glyphs):>{width}}", "" if here else "dim")
+        else:
+            piece = (" " * width, "")
+        parts += [piece, (" ", "")]
+    return _filled(parts[:-1], layout.width)
+
+
+def _at(column: Sequence[float], number: int) -> float:
+    return column[number] if number < len(column) else math.nan
+
+
+def _percent(share: float, glyphs: Glyphs) -> str:
+    return glyphs.unknown if math.isnan(share) else percent(share)
+
+
+def _short(value: float, glyphs: Glyphs) -> str:
+    return glyphs.unknown if math.isnan(value) else short(value)

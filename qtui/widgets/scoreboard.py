@@ -13,12 +13,15 @@ from qtui.text import UNICODE, Glyphs, fit, printable
 from qtui.widgets.line import Lines, Words, cells, spread
 
 URGENCY = {"evaluate": 0, "open": 1, "triage": 2, "sweep": 3}
+ROOM_FOR_MORE = 110
+"""Columns from which there are the error of the KL, the agreement of the first choices, and all
+gauges."""
 
 
 def running(session: Session) -> list[Job]:
     """Jobs that are not over, the one worth showing first."""
     jobs = [job for job in session.jobs.values() if job.status == "running"]
-    return sorted(jobs, key=lambda job: URGENCY[job.kind])
+    return sorted(jobs, key=lambda job: URGENCY.get(job.kind, len(URGENCY)))
 
 
 class Scoreboard(Lines):
@@ -35,6 +38,9 @@ class Scoreboard(Lines):
         self.session = Session()
         self.state = "starting the engine"
         """What is going on while no job runs and nothing is loaded."""
+        self.freeze_key = "z"
+        """The key that ends a pause of the display."""
+        self._frozen = False
         self._changed = 0
         self._stored = ""
         self._known: RecipeScore | None = None
@@ -52,6 +58,16 @@ class Scoreboard(Lines):
             self._predicted = session.predicted() if self._changed else None
         self._write()
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the display pauses, and says so; what happens meanwhile is kept."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        self._frozen = frozen
+        self._write()
+
     def on_resize(self) -> None:
         """Lay the lines out for the new width."""
         self._write()
@@ -65,18 +81,37 @@ class Scoreboard(Lines):
     def _model(self, width: int) -> Words:
         session, checkpoint, model = self.session, self.session.checkpoint, self.session.model
         name = printable(checkpoint.name if checkpoint is not None else self.source)
-        left: Words = [(t.fit(name, min(cell_len(name), max(12, width // 3))), "bold")]
+        left: Words = [
+            (fit(name, min(cell_len(name), max(12, width // 3)), self.glyphs), "bold"),
+        ]
         if checkpoint is None:
             return left
         kind = printable(checkpoint.architecture)
         for tail in ("ForCausalLM", "LMHeadModel"):
             kind = kind.removesuffix(tail)
         facts = [f"{kind} {t.count(checkpoint.parameters)}", f"{len(session.layers.names)} layers"]
+        memory = ""
         if model is not None:
-            facts.append(f"{model.device} {model.dtype}")
-        for fact in facts:
-            left.append((f"  {fact}", "$dim"))
-        return spread(left, [(self._stored, "")], width)
+            facts.append(f"{printable(model.device)} {model.dtype}")
+            memory = f"{t.size(model.memory)} loaded"
+        changed = f"{self.glyphs.changed} {self._changed} changed" if self._changed else ""
+        device = facts[2] if model is not None else ""
+        # What gives way where there is no room, the first of these first.
+        optional = [fact for fact in (memory, device, facts[1], facts[0], changed) if fact]
+        stored = self._stored
+        while True:
+            words = left + [(f"  {fact}", "$dim") for fact in facts if fact in optional]
+            right: Words = []
+            for fact, style in ((changed, "$held"), (stored, ""), (memory, "$dim")):
+                if fact and (fact in optional or fact is stored):
+                    right.append((("  " if right else "") + fact, style))
+            if cells(words) + 2 + cells(right) <= width or not optional:
+                return spread(words, right, width)
+            if memory not in optional and stored == self._stored:
+                stored = stored.replace("bit/weight", "bit/w")
+                if stored != self._stored:
+                    continue
+            optional.pop(0)
 
     def _stored_size(self) -> str:
         if not self.session.layers.names:
@@ -102,13 +137,22 @@ class Scoreboard(Lines):
             half = session.interval_factor * base.ppl * base.nll_se
             left = [("PPL ", "$dim"), (t.perplexity(base.ppl), "bold $accent"), *self._pm(half)]
         else:
-            left = [("PPL ", "$dim"), (f"{t.perplexity(base.ppl)} {self.glyphs.arrow} ", "")]
-            left += self._recipe(base.ppl, model)
+            least = cell_len(_numbers(model)) + 2
+            for detail in range(3 if width >= ROOM_FOR_MORE else 2, -1, -1):
+                left = [("PPL ", "$dim"), (f"{t.perplexity(base.ppl)} {self.glyphs.arrow} ", "")]
+                left += self._recipe(base.ppl, model, detail)
+                if cells(left) + least <= width:
+                    break
         room = width - cells(left) - 2
         return spread(left, [(self._protocol(model, room), "$dim")], width)
 
-    def _recipe(self, before: float, model: ModelReady) -> Words:
+    def _recipe(self, before: float, model: ModelReady, detail: int) -> Words:
+        """The recipe's score; in detail 1 with its KL, in 2 with what was predicted while it is
+        being measured, in 3 with the KL's interval and the agreement of the first choices."""
         score, glyphs = self._known, self.glyphs
+        predicted = self._predicted
+        if predicted is not None and predicted.missing >= self._changed:
+            predicted = None
         if score is not None:
             half = (score.ppl_high - score.ppl_low) / 2
             words: Words = [
@@ -116,14 +160,25 @@ class Scoreboard(Lines):
                 *self._pm(half),
             ]
             if not score.done:
+                if predicted is not None and detail >= 2:
+                    foretold = f"{glyphs.about}{t.perplexity(predicted.ppl)} {glyphs.arrow} "
+                    words.insert(0, (foretold, "$dim"))
                 share = score.tokens / max(1, model.protocol.tokens)
                 words.append((f" {min(share, 1):.0%}", "$dim"))
-            words += [(f"  KL{glyphs.kilo} ", "$dim"), (t.short(1000 * score.kl), "")]
+            if detail >= 1:
+                words += [(f"  KL{glyphs.kilo} ", "$dim"), (t.short(1000 * score.kl), "")]
+            if detail >= 3:
+                error = t.short(1000 * self.session.interval_factor * score.kl_se)
+                words.append((f" {glyphs.plus_minus} {error}", ""))
+                if math.isfinite(score.top1):
+                    words += [("  top-1 ", "$dim"), (t.percent(score.top1), "")]
             return words
-        predicted = self._predicted
-        if predicted is None or predicted.missing >= self._changed:
+        if predicted is None:
             return [("?", "bold"), (" not measured yet", "$dim")]
         words = [(glyphs.about + t.perplexity(predicted.ppl), "bold $ink")]
+        if detail >= 3:
+            kl = f"{glyphs.about}{t.short(1000 * predicted.kl)}"
+            words += [(f"  KL{glyphs.kilo} ", "$dim"), (kl, "")]
         if predicted.missing:
             words.append((f" without {predicted.missing} unknown", "$dim"))
         return words
@@ -132,12 +187,8 @@ class Scoreboard(Lines):
         return [(f" {self.glyphs.plus_minus} {t.margin(half)}", "")]
 
     def _protocol(self, model: ModelReady, room: int) -> str:
-        protocol = model.protocol
-        cut = f"window {protocol.seq_len}"
-        if protocol.stride not in (protocol.seq_len, protocol.seq_len - 1, 0):
-            cut += f" stride {protocol.stride}"
-        numbers = f"{t.count(protocol.tokens)} tok, {cut}"
-        text = printable(protocol.text)
+        numbers = _numbers(model)
+        text = printable(model.protocol.text)
         space = room - len(numbers) - 2
         if space < 6:
             return numbers[:room] if room < len(numbers) else numbers
@@ -147,19 +198,34 @@ class Scoreboard(Lines):
 
     def _work(self, width: int) -> Words:
         jobs = running(self.session)
+        frozen: Words = []
+        if self.frozen:
+            frozen = [(f" display frozen, {self.freeze_key} goes on ", "bold reverse $warning")]
+            frozen.append(("  ", ""))
+            width -= cells(frozen)
         if not jobs:
-            return self._rest()
-        gauges = self._gauges() if width >= 110 else []
-        return spread(self._job(jobs, width - cells(gauges) - 2 * bool(gauges)), gauges, width)
+            return frozen + self._rest()
+        gauges = self._gauges(width)
+        return frozen + spread(
+            self._job(jobs, width - cells(gauges) - 2 * bool(gauges)), gauges, width
+        )
 
-    def _gauges(self) -> Words:
+    def _gauges(self, width: int) -> Words:
+        """Load and memory of the engine's machine, as much as a third of the line has room for."""
         now = self.session.gauges
         if now is None:
             return []
-        words = f"cpu {now.cpu:.0%}  {t.size(now.memory_free)} free"
+        cpu = f"cpu {now.cpu:.0%}"
+        memory = f"{t.size(now.rss)} used, {t.size(now.memory_free)} free"
         if now.gpu_total:
-            words += f"  gpu {now.gpu_load:.0%} {t.size(now.gpu_used)} of {t.size(now.gpu_total)}"
-        return [(words, "$dim")]
+            load = f"gpu {now.gpu_load:.0%}"
+            used = f"{t.size(now.gpu_used)} of {t.size(now.gpu_total)}"
+            variants = [f"{load}  {used}  {cpu}  {memory}", f"{load}  {used}", load]
+        else:
+            variants = [f"{cpu}  {memory}", f"{cpu}  {t.size(now.rss)}", cpu]
+        room = width // 2 if width >= ROOM_FOR_MORE else width // 3
+        words = next((words for words in variants if cell_len(words) <= room), "")
+        return [(words, "$dim")] if words else []
 
     def _job(self, jobs: list[Job], width: int) -> Words:
         stage, job = self.session.stage, jobs[0]
@@ -167,7 +233,9 @@ class Scoreboard(Lines):
         if job.kind == "open" and stage is not None:
             title, done, total = stage.name, float(stage.done), stage.total
         name = printable(title)
-        words: Words = [(fit(name, min(cell_len(name), width // 3), self.glyphs) + " ", "bold")]
+        words: Words = [
+            (fit(name, min(cell_len(name), max(20, width // 3)), self.glyphs) + " ", "bold")
+        ]
         figures = f" {done:.0f}/{total}" if total > 1 else ""
         figures += f"  {left} left" if left else ""
         if total > 1:
@@ -213,6 +281,15 @@ class Scoreboard(Lines):
             (self.glyphs.bar * full, "$primary"),
             (self.glyphs.bar_left * (width - full), "$panel"),
         ]
+
+
+def _numbers(model: ModelReady) -> str:
+    """Tokens and windows of the protocol: what stands beside every perplexity."""
+    protocol = model.protocol
+    cut = f"window {protocol.seq_len}"
+    if protocol.stride not in (protocol.seq_len, protocol.seq_len - 1, 0):
+        cut += f" stride {protocol.stride}"
+    return f"{t.count(protocol.tokens)} tok, {cut}"
 
 
 def _tone(low: float, high: float, before: float) -> str:

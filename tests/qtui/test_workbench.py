@@ -101,10 +101,10 @@ async def test_a_prediction_is_marked_and_a_measurement_narrows() -> None:
         key = recipe_hash(d.app.session.recipe())
         partial = r.score(key, ppl=26.9, half=0.6, tokens=4096)
         await d.give(p.RecipePartial(partial))
-        assert "PPL 26.17 → 26.90 ± .60 25%" in d.screen()
+        assert f"PPL 26.17 → ≈{predicted:.2f} → 26.90 ± .60 25%" in d.screen()
         await d.give(p.Learned(("recipe",), (r.score(key, ppl=26.42, half=0.05),)))
         assert "PPL 26.17 → 26.42 ± .05 " in d.screen()
-        assert "%" not in d.bench.scoreboard.text.splitlines()[1]
+        assert "top-1 97.0%" in d.bench.scoreboard.text.splitlines()[1]
 
 
 async def test_layers_whose_effect_is_unknown_are_counted_beside_the_prediction() -> None:

@@ -1,0 +1,41 @@
+"""Work that may wait for a disk or a network, kept away from the screen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def aside(work: Callable[[], T]) -> T:
+    """What ``work`` returns or raises, done in a thread that nobody waits for when qtui ends.
+
+    A folder on a server that has gone away holds a thread for minutes; the threads of asyncio's
+    own pool are joined at the end, and would hold the way out with it.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_it: Callable[[], None]) -> None:
+        if not done.done():
+            set_it()
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - raised again where the result is awaited
+            failed = error
+            tell(lambda: done.set_exception(failed))
+        else:
+            tell(lambda: done.set_result(result))
+
+    def tell(set_it: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+            loop.call_soon_threadsafe(settle, set_it)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await done

@@ -1,0 +1,253 @@
+"""The command palette: everything that can be done, found by a few letters of its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import ClassVar, NamedTuple
+
+from rich.cells import cell_len
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input
+
+from qtui.text import UNICODE, Glyphs, fit, printable
+from qtui.widgets.choices import Choices
+from qtui.widgets.entry import Entry
+from qtui.widgets.line import Lines, Words, cells, spread
+
+
+class PaletteEntry(NamedTuple):
+    """Something that can be done, or why it cannot be done now."""
+
+    id: str
+    title: str
+    key: str = ""
+    """The key that does it too."""
+    group: str = ""
+    why_not: str = ""
+    """Why it cannot be done now; empty where it can."""
+
+
+class Found(NamedTuple):
+    """How well a text answers a query, and by which of its characters."""
+
+    score: float
+    places: frozenset[int] = frozenset()
+
+
+def search(query: str, text: str) -> Found | None:
+    """Find each word of a query in a text, in any order; None where one is not there.
+
+    A word is there as it stands (best at the beginning of a word of the text), or letter by letter
+    in order. Each letter is looked for once, so that no text can make the search slow.
+    """
+    lowered = text.lower()
+    if len(lowered) != len(text):  # a capital that is two small letters would shift the places
+        lowered = text
+    starts = {match.start() for match in re.finditer(r"[^\W_]+", lowered)}
+    score, places = 0.0, set[int]()
+    for word in query.lower().split():
+        whole = [match.start() for match in re.finditer(re.escape(word), lowered)]
+        if whole:
+            at = next((place for place in whole if place in starts), whole[0])
+            here = list(range(at, at + len(word)))
+            score += 2 * len(word) + (len(word) if at in starts else 0) + (at == 0)
+        else:
+            letters = _letters(word, lowered, starts)
+            if letters is None:
+                return None
+            here = letters
+            joined = sum(b == a + 1 for a, b in pairwise(here))
+            score += (joined + sum(place in starts for place in here)) / 2
+        places.update(here)
+    return Found(score - len(text) / 1000, frozenset(places))
+
+
+def _letters(word: str, text: str, starts: set[int]) -> list[int] | None:
+    """Places of a word's letters in a text, in order; initials are preferred where all fit."""
+    for only_starts in (True, False):
+        found: list[int] = []
+        at = -1
+        for letter in word:
+            at = text.find(letter, at + 1)
+            while only_starts and at >= 0 and at not in starts and not (found and at - 1 in found):
+                at = text.find(letter, at + 1)
+            if at < 0:
+                break
+            found.append(at)
+        else:
+            return found
+    return None
+
+
+def answers(query: str, entries: Sequence[PaletteEntry]) -> list[tuple[PaletteEntry, Found]]:
+    """Entries that answer a query, best first; all of them, group by group, for an empty one."""
+    if not query.strip():
+        order = list(dict.fromkeys(entry.group for entry in entries))
+        grouped = sorted(entries, key=lambda entry: order.index(entry.group))
+        return [(entry, Found(0)) for entry in grouped]
+    found = []
+    for entry in entries:
+        title = search(query, printable(entry.title))
+        by_id = search(query, f"{entry.group} {entry.id}")
+        if title is not None:
+            found.append((entry, title))
+        elif by_id is not None:
+            found.append((entry, Found(by_id.score / 2)))
+    # What can be done stands before what cannot, unless that is found much better.
+    return sorted(found, key=lambda each: -each[1].score * (0.5 if each[0].why_not else 1))
+
+
+class Palette(ModalScreen[str | None]):
+    """Every action in a list that typing narrows; gives the id of the one that is to be done."""
+
+    DEFAULT_CSS = """
+    Palette { align: center top; background: $background 60%; }
+    Palette > #box {
+        width: 84; max-width: 100%; height: auto; max-height: 90%; margin-top: 1;
+        border: round $primary; background: $surface; padding: 0 1;
+    }
+    Palette.-ascii > #box { border: ascii $primary; }
+    Palette #query { height: 1; }
+    Palette #ask { width: 2; background: $surface; }
+    Palette Choices { background: $surface; margin-top: 1; }
+    Palette #foot { height: auto; max-height: 3; background: $surface; margin-top: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss", "Close", id="palette.close"),
+        Binding("up,shift+tab", "move(-1)", "Up", id="palette.up"),
+        Binding("down,tab", "move(1)", "Down", id="palette.down"),
+        Binding("pageup", "page(-1)", "Page up", id="palette.page_up"),
+        Binding("pagedown", "page(1)", "Page down", id="palette.page_down"),
+    ]
+    AUTO_FOCUS = "Entry"
+
+    def __init__(self, entries: Sequence[PaletteEntry], glyphs: Glyphs = UNICODE) -> None:
+        super().__init__(classes="-ascii" if glyphs.ascii else None)
+        self.glyphs = glyphs
+        self.entries = list(entries)
+        self.found: list[tuple[PaletteEntry, Found]] = []
+        self.choices = Choices(self._draw, glyphs)
+        self.choices.can_focus = False
+        self.foot = Lines(id="foot", wrap=True)
+        self.entry = Entry(
+            placeholder="what to do", heard=self._search, submit=self._run, id="entry"
+        )
+        self._key_width = min(14, max((cell_len(entry.key) for entry in entries), default=0))
+        self._group_width = min(10, max((cell_len(entry.group) for entry in entries), default=0))
+
+    def compose(self) -> ComposeResult:
+        """The query, what answers it, and what is said of the chosen one."""
+        with Vertical(id="box"):
+            with Horizontal(id="query"):
+                ask = Lines(id="ask")
+                ask.set_lines([[("> ", "bold $primary")]])
+                yield ask
+                yield self.entry
+            yield self.choices
+            yield self.foot
+
+    def on_mount(self) -> None:
+        """Show everything."""
+        self._search("")
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Take as many lines as there are entries, or room."""
+        room = event.size.height * 9 // 10 - 7 - 1
+        self.choices.styles.height = max(3, min(len(self.entries), room))
+        self.call_after_refresh(self._tell)
+
+    # --- what is asked for --------------------------------------------------------------------
+
+    def _search(self, query: str) -> None:
+        self.found = answers(query, self.entries)
+        self.choices.empty = [("nothing is called that; ctrl+u empties the line", "$dim")]
+        # Groups stand side by side only while nothing is asked for.
+        starts = [len(list(run)) for _, run in groupby(self.found, lambda each: each[0].group)]
+        self._first_of_group = {sum(starts[:n]) for n in range(len(starts))}
+        self.choices.top = 0
+        self.choices.show(len(self.found), 0)
+        self._tell()
+
+    @property
+    def current(self) -> PaletteEntry | None:
+        """The entry under the cursor."""
+        return self.found[self.choices.cursor][0] if self.found else None
+
+    def _tell(self, *, loud: bool = False) -> None:
+        """Say why the chosen one cannot be done; ``loud`` where that was asked for."""
+        entry = self.current
+        if entry is not None and entry.why_not:
+            style = "bold $error" if loud else "$warning"
+            mark = "x " if loud else "! "
+            why = printable(" ".join(entry.why_not.split()))
+            self.foot.set_lines([[(f"{mark}not now: {why}", style)]])
+        else:
+            count = f"{len(self.found)} of {len(self.entries)}"
+            width = self.foot.content_size.width or 56
+            keys: Words = [("enter", "bold $primary"), (" does it   ", "$dim"),
+                           ("escape", "bold $primary"), (" closes", "$dim")]  # fmt: skip
+            self.foot.set_lines([spread(keys, [(count, "$dim")], width)])
+
+    def _run(self) -> None:
+        entry = self.current
+        if entry is None or entry.why_not:
+            self._tell(loud=True)
+        else:
+            self.dismiss(entry.id)
+
+    def action_move(self, rows: int) -> None:
+        """Move the cursor; past an end it goes on at the other."""
+        if self.found:
+            self.choices.move_to((self.choices.cursor + rows) % len(self.found))
+
+    def action_page(self, pages: int) -> None:
+        """Move the cursor by what is on the screen."""
+        self.choices.action_page(pages)
+
+    def on_choices_moved(self) -> None:
+        """Say what there is to say of another entry."""
+        self._tell()
+
+    def on_choices_clicked(self) -> None:
+        """Do what was clicked."""
+        self._run()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Nobody above needs to hear the line's own messages."""
+        event.stop()
+
+    # --- drawing ------------------------------------------------------------------------------
+
+    def _draw(self, row: int, width: int) -> Words:
+        entry, found = self.found[row]
+        cannot = bool(entry.why_not)
+        group = entry.group if self.entry.value.strip() or row in self._first_of_group else ""
+        words: Words = []
+        if self._group_width:
+            words = [(fit(printable(group), self._group_width + 2, self.glyphs), "$dim")]
+        key = fit(printable(entry.key), min(cell_len(entry.key), 14), self.glyphs)
+        room = width - cells(words) - self._key_width - 2
+        title = printable(entry.title)
+        shown = fit(title, min(cell_len(title), room), self.glyphs)
+        words += _lit(shown, found.places, "$dim" if cannot else "")
+        rest = room - cell_len(shown)
+        if cannot and rest > 8:
+            why = f"  ({printable(' '.join(entry.why_not.split()))})"
+            words.append((fit(why, min(cell_len(why), rest), self.glyphs), "italic $dim"))
+        return spread(words, [(key, "$dim" if cannot else "bold $primary")], width)
+
+
+def _lit(text: str, places: frozenset[int], style: str) -> Words:
+    """A text with the characters at some places told apart."""
+    runs = groupby(range(len(text)), lambda place: place in places)
+    words: Words = []
+    for lit, run in runs:
+        part = "".join(text[place] for place in run)
+        words.append((part, f"bold underline {style}" if lit else style))
+    return words

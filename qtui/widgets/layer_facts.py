@@ -1,0 +1,316 @@
+"""What is known of one layer, in words and figures: the lines of the pane."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from statistics import median
+from typing import NamedTuple
+
+from engine.errors import FormatError
+from engine.protocol import ExpertsReady, LayerWeights
+from engine.quant.formats import parse_format
+from engine.quant.storage import stored_bits
+from engine.session import Session
+from qtui import text as t
+from qtui.figures import OUTLIER_COLUMN, delta_ppl
+from qtui.text import Glyphs, fit, printable
+from qtui.widgets.columns import signed_change
+from qtui.widgets.line import Words
+from qtui.widgets.past import Step
+from qtui.widgets.plot import significant
+
+
+class Effect(NamedTuple):
+    """What one layer changed alone does, measured or estimated."""
+
+    label: str
+    format: str
+    kl: float
+    kl_half: float
+    dppl: float
+    dppl_half: float
+    top1: float
+    tokens: int
+    measured: bool
+
+
+@lru_cache(maxsize=4096)
+def bits_per_weight(format: str, shape: tuple[int, ...]) -> float:
+    """Stored bits per weight of a layer in a format; nan where that is not known."""
+    try:
+        return stored_bits(parse_format(format), shape) / math.prod(shape)
+    except (FormatError, ZeroDivisionError):
+        return math.nan
+
+
+def effects(session: Session, row: int) -> list[Effect]:
+    """Measured effects of a layer, and the estimated ones of what is not measured; largest first.
+
+    Half-widths are of the 95% interval.
+    """
+    factor = session.interval_factor
+    before = session.baseline.ppl if session.baseline is not None else math.nan
+    found = []
+    for key, measured in session.measured.items():
+        if (fact := measured[row]) is not None:
+            half = (fact.dppl_high - fact.dppl_low) / 2
+            found.append(
+                Effect(_label(key), fact.format, fact.kl, factor * fact.kl_se, fact.dppl, half,
+                       fact.top1, fact.tokens, True)
+            )  # fmt: skip
+    for key, column in session.estimated.items():
+        known = session.measured.get(key)
+        if (estimate := column[row]) is not None and (known is None or known[row] is None):
+            dppl = delta_ppl(session, estimate)
+            half = (before + dppl) * factor * estimate.dnll_se
+            found.append(
+                Effect(_label(key), estimate.format, estimate.kl, factor * estimate.kl_se, dppl,
+                       half, math.nan, estimate.tokens, False)
+            )  # fmt: skip
+    return sorted(found, key=lambda effect: -effect.kl)
+
+
+def _label(key: str) -> str:
+    """``restore int4-g128`` is told from ``int4-g128``, the effect of that format alone."""
+    direction, _, format = key.partition("/")
+    return format if direction == "degrade" else f"{direction} {format}"
+
+
+def delta(glyphs: Glyphs) -> str:
+    """Title of a change of perplexity."""
+    return "dPPL" if glyphs.ascii else "ΔPPL"
+
+
+def change(effect: Effect, glyphs: Glyphs) -> str:
+    """``+ .088 ± .031``, a change of perplexity; ``≈`` before it where it is estimated."""
+    if math.isnan(effect.dppl):
+        return ""
+    return signed_change(effect.dppl, effect.dppl_half, glyphs, estimated=not effect.measured)
+
+
+def divergence(effect: Effect, glyphs: Glyphs) -> tuple[str, str]:
+    """KL in thousandths of a nat and half its interval: ``8.38`` and ``± .91``."""
+    kl = t.short(1000 * effect.kl)
+    half = t.short(1000 * effect.kl_half) if math.isfinite(effect.kl_half) else "?"
+    return ("" if effect.measured else glyphs.about) + kl, f"{glyphs.plus_minus} {half}"
+
+
+def effect_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[Words]:
+    """The table of effects, a line a format."""
+    found = effects(session, row)
+    label = _label_width([effect.label for effect in found], width - 45)
+    kl = "KL" + glyphs.kilo
+    title = f"{'effect of':<{label}} {kl:<14}{delta(glyphs):<15}{'top-1':>6}{'tok':>6}"
+    lines: list[Words] = [[(title, "$dim")]]
+    held = session.layers.holds[row]
+    for effect in found:
+        value, half = divergence(effect, glyphs)
+        top1 = "" if math.isnan(effect.top1) else t.percent(effect.top1)
+        lines.append(
+            [
+                (fit(printable(effect.label), label, glyphs) + " ", _here(effect.format, held)),
+                (f"{value:>5} {half:<8}", "bold" if effect.measured else ""),
+                (f"{change(effect, glyphs):<15}", ""),
+                (f"{top1:>6}", ""),
+                (f"{t.count(effect.tokens):>6}", "$dim"),
+            ]
+        )
+    if not found:
+        lines.append([("not measured yet", "$dim")])
+    return lines
+
+
+def _here(format: str, held: str) -> str:
+    """Style of a format's name: the one that the layer holds stands out."""
+    return "bold $held" if format == held else ""
+
+
+def _label_width(labels: list[str], room: int) -> int:
+    return max(12, min(max(map(len, labels), default=0), room))
+
+
+def findings(known: LayerWeights, glyphs: Glyphs, *, brief: bool = False) -> Words:
+    """What a person should look at in a layer's weights; empty where there is nothing."""
+    words = []
+    if known.nan or known.inf:
+        words.append(f"{known.nan:,} NaN, {known.inf:,} Inf")
+    if known.worst_column_sigma > OUTLIER_COLUMN:
+        reach = f"{t.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
+        words.append(
+            f"channel {known.worst_column}: {reach}"
+            if brief
+            else f"input channel {known.worst_column} reaches {reach}"
+        )
+    if known.zero_rows:
+        words.append(f"{known.zero_rows:,} rows all zero")
+    if known.dead_columns:
+        words.append(f"{known.dead_columns:,} inputs ignored")
+    return [(f"{glyphs.finding} {'; '.join(words)}", "$finding")] if words else []
+
+
+def weight_lines(known: LayerWeights, glyphs: Glyphs) -> list[Words]:
+    """Outlier figures of a layer's weights."""
+    out = known.outliers
+    beyond = f">{t.short(out.sigma, small=0)}{glyphs.sigma}"
+    first = [
+        (beyond, f"{t.percent(out.fraction)} ({out.count:,})"),
+        ("max", significant(out.max_abs)),
+        ("std", significant(known.std)),
+        ("kurtosis", t.short(known.kurtosis, small=1)),
+    ]
+    second = [
+        ("range", f"{t.short(known.range_ratio, small=1)}{glyphs.times} that without outliers"),
+        ("wasted", t.percent(known.waste)),
+    ]
+    lines = [_pairs(first), _pairs(second)]
+    if known.worst_column >= 0 and known.worst_column_sigma <= OUTLIER_COLUMN:
+        reach = f"{t.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
+        lines.append(_pairs([("largest input channel", f"{known.worst_column}, {reach}")]))
+    if known.denormals:
+        lines.append(_pairs([("denormals", f"{known.denormals:,}")]))
+    return lines
+
+
+def _pairs(pairs: list[tuple[str, str]]) -> Words:
+    words: Words = []
+    for name, value in pairs:
+        words += [(("  " if words else "") + name + " ", "$dim"), (value, "")]
+    return words
+
+
+def error_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[Words]:
+    """Error and price of each format side by side, the cheapest first, and what was refused."""
+    known, shape = session.layers.weights[row], session.layers.shapes[row]
+    if known is None:
+        return [[("weights not read yet", "$dim")]]
+    label = _label_width([*known.errors, *known.refused], width - 36)
+    title = f"{'error of':<{label}} {'bit/w':>6}{'relative':>10}{'SQNR':>10}{'largest':>10}"
+    lines: list[Words] = [[(title, "$dim")]]
+    priced = [(bits_per_weight(format, shape), format) for format in known.errors]
+    held = session.layers.holds[row]
+    for bits, format in sorted(priced, key=lambda one: (math.isnan(one[0]), one)):
+        error = known.errors[format]
+        lines.append(
+            [
+                (fit(printable(format), label, glyphs) + " ", _here(format, held)),
+                (f"{_bits(bits):>6}", ""),
+                (f"{t.percent(error.relative):>10}", "bold"),
+                (f"{t.short(error.sqnr_db, small=1) + ' dB':>10}", ""),
+                (f"{significant(error.max_abs):>10}", ""),
+            ]
+        )
+    return lines + refusal_lines(session, row, label, width, glyphs)
+
+
+def _bits(bits: float) -> str:
+    return "?" if math.isnan(bits) else f"{bits:.2f}"
+
+
+def refusal_lines(
+    session: Session, row: int, label: int, width: int, glyphs: Glyphs
+) -> list[Words]:
+    """Formats that the layer does not hold, and why, each said once."""
+    known, name = session.layers.weights[row], session.layers.names[row]
+    refused = dict(known.refused) if known is not None else {}
+    for fallback in session.fallbacks:
+        if fallback.layer == name:
+            refused.setdefault(fallback.format, fallback.why)
+    lines: list[Words] = []
+    for format, why in refused.items():
+        room = max(20, width - label - 4)
+        said = _wrapped(printable(" ".join(why.split())), room)
+        for at, piece in enumerate(said):
+            head = f"no {printable(format)}" if at == 0 else ""
+            lines.append([(fit(head, label + 3, glyphs) + " ", ""), (piece, "$warning")])
+    return lines
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > room:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + word
+    return lines
+
+
+def past_lines(
+    session: Session, total: int, steps: list[Step], width: int, glyphs: Glyphs
+) -> list[Words]:
+    """What the layer held, oldest first, and what the recipe scored after each step."""
+    if not steps:
+        return []
+    title = "history" if total == len(steps) else f"history, the last {len(steps)} of {total}"
+    label = _label_width([step.after for step in steps], width - 40)
+    lines: list[Words] = [[(f"{title}  ", "$dim"), (printable(steps[0].before), "")]]
+    for step in steps:
+        dim = "$dim" if not step.in_force else ""
+        words: Words = [
+            (f"  {glyphs.arrow} ", dim),
+            (fit(printable(step.after), label, glyphs), dim or "bold"),
+        ]
+        if not step.in_force:
+            words.append(("  undone", "$warning"))
+        if (score := step.score) is not None:
+            half = (score.ppl_high - score.ppl_low) / 2
+            words += [
+                ("  PPL ", "$dim"),
+                (f"{t.perplexity(score.ppl)} {glyphs.plus_minus} {t.margin(half)}", dim),
+            ]
+        if step.layers > 1:
+            others = "1 other" if step.layers == 2 else f"{step.layers - 1:,} others"
+            words.append((f"  with {others}", "$dim"))
+        lines.append(words)
+    return lines
+
+
+def control_lines(session: Session) -> list[Words]:
+    """What a change of nothing measures."""
+    control = session.control
+    if control is None:
+        return []
+    said = f"no-op control: KL {control.max_abs_kl:.0e}, NLL {control.max_abs_dnll:.0e}"
+    if control.floor_kl:
+        said += f", floor {control.floor_kl:.0e}"
+    return [[(said.replace("0e+00", "0"), "$dim")]]
+
+
+def expert_lines(
+    found: ExpertsReady | None, expert: int, sigma: float, width: int, glyphs: Glyphs
+) -> list[Words]:
+    """Figures of one expert, beside the median of all; what is not there yet is said."""
+    if found is None:
+        return [[(f"figures of the experts are being read{glyphs.ellipsis}", "$dim")]]
+    if not 0 <= expert < len(found.std):
+        return [[(f"there are figures of {len(found.std)} experts, none of {expert}", "$warning")]]
+    label = _label_width(list(found.relative), width - 36)
+    rows: list[tuple[str, list[float], bool]] = [
+        (f"beyond {t.short(sigma, small=0)}{glyphs.sigma}", found.outliers, True),
+        ("max", found.max_abs, False),
+        ("std", found.std, False),
+    ]
+    rows += [(f"{format}", values, True) for format, values in found.relative.items()]
+    title = f"{'of this expert':<{label}} {'':>8}{'median':>10}{'rank':>16}"
+    lines: list[Words] = [[(title, "$dim")]]
+    for at, (name, values, share) in enumerate(rows):
+        if at == 3:
+            lines.append([("error of", "$dim")])
+        if expert >= len(values):
+            continue
+        value, shown = values[expert], t.percent if share else significant
+        finite = [other for other in values if math.isfinite(other)]
+        middle = shown(median(finite)) if finite else glyphs.unknown
+        rank = 1 + sum(other > value for other in finite)
+        lines.append(
+            [
+                (fit(printable(name), max(label, 14), glyphs), ""),
+                (f" {shown(value):>8}", "bold"),
+                (f"{middle:>10}", "$dim"),
+                (f"{f'{rank} of {len(finite)}':>16}", "$dim" if rank > 1 else "$finding"),
+            ]
+        )
+    if found.nonfinite[expert]:
+        mark = f"{glyphs.finding} {found.nonfinite[expert]:,} NaN or Inf"
+        lines.append([(mark, "$finding")])
+    return lines
