@@ -1,34 +1,63 @@
-"""The terminal interface: one screen over one engine."""
+"""The terminal interface: its screens, its themes, its keys."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import ClassVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
-import msgspec
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 
 from engine import protocol as p
-from engine.client import EngineGoneError, Link, launch
-from engine.errors import EngineError
+from engine.client import Link, launch
 from engine.profiles import Profile
-from engine.session import Dirty, Session
-from qtui.pump import EVERYTHING, Pump
+from engine.session import Session
+from qtui.life import Life
+from qtui.pump import Pump
+from qtui.remembered import Remembered, remember_theme
+from qtui.screens.start import Start
 from qtui.screens.workbench import Workbench
-from qtui.text import PLAIN, UNICODE, only_ascii
-from qtui.themes import DEFAULT_THEME, load_themes
+from qtui.text import PLAIN, UNICODE, Glyphs, only_ascii
+from qtui.theme_watch import ThemeShelf
+from qtui.themes import default_theme, depth
 
-GOODBYE = 3.0
-"""Seconds the engine is given to hear that it may stop."""
+QUESTIONS = (p.AskHistogram, p.AskExperts)
+"""Commands that nobody pressed a key for."""
 AGAIN = 2.0
 """Seconds in which a second ``ctrl+c`` quits."""
+
+
+class Look(NamedTuple):
+    """How the interface is drawn and which keys it has."""
+
+    ascii: bool = False
+    """Draw with ASCII characters only; ``NO_COLOR`` does the same."""
+    theme: str | None = None
+    """None takes the one that suits the terminal."""
+    remembered: Remembered = Remembered()
+    """What an earlier run left: whether the pane is shown, how histograms are drawn."""
+    keymap: Mapping[str, str] = {}
+    """Keys of actions by their ids, where they are not the usual ones."""
+    problems: tuple[str, ...] = ()
+    """What is wrong with the user's own files, to be said once there is a screen."""
+
+
+PLAINLY = Look()
+"""As nobody said otherwise."""
+
+
+class Choice(NamedTuple):
+    """What stands behind the start screen."""
+
+    screen: Callable[[Glyphs], Screen[None]]
+    """Makes the screen; it posts `Start.Chosen`."""
+    resolve: Callable[[str], tuple[p.Settings, Profile]]
+    """Settings and profile for the name of a profile."""
 
 
 class QtuiApp(App[None]):
@@ -37,68 +66,110 @@ class QtuiApp(App[None]):
     ENABLE_COMMAND_PALETTE = False
     TITLE = "qtui"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+c", "interrupt", "Quit", id="interrupt", show=False, priority=True),
-        Binding(
-            "ctrl+z", "suspend_process", "To the shell, fg returns", id="suspend", priority=True
-        ),
+        Binding("ctrl+c", "interrupt", "Quit", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", "To the shell", show=False, priority=True),
     ]
 
     def __init__(
         self,
-        source: str,
+        source: str | None,
         settings: p.Settings,
         profile: Profile,
         connect: Callable[[], Awaitable[Link]] | None = None,
-        ascii: bool = False,
+        look: Look = PLAINLY,
+        choice: Choice | None = None,
+        shelf: ThemeShelf | None = None,
     ) -> None:
         """
         Args:
-            source: ``demo``, a folder, or a hub id.
+            source: ``demo``, a folder, or a hub id; None lets a person choose first.
             settings: how everything is measured.
             profile: keys and repaints a second.
             connect: gives a link to an engine; None starts one.
-            ascii: draw with ASCII characters only; ``NO_COLOR`` does the same.
+            look: how it is drawn.
+            choice: the start screen; needed where there is no source.
+            shelf: the themes; None reads them.
         """
         super().__init__()
-        self.source, self.settings, self.profile = source, settings, profile
-        self.connect = connect or (lambda: launch(source, nice=profile.nice))
         self.animation_level = "none"
-        self.glyphs = PLAIN if ascii or self.no_color else UNICODE
-        self.link: Link | None = None
-        self.workbench = Workbench(source, profile, self.glyphs)
-        self.pump = Pump(
-            Session(),
-            self._paint,
-            self.set_timer,
-            profile.fps,
-            hear=self.workbench.hear,
-            behind=self._behind,
-        )
-        self._commands: asyncio.Queue[p.AnyCommand] = asyncio.Queue()
+        self.look, self.choice = look, choice
+        self.glyphs = PLAIN if look.ascii or self.no_color else UNICODE
+        self._connect = connect
         self._leaving = False
-        self.said_stop = False
-        self._gone = False
         self._interrupted = float("-inf")
-        for theme in load_themes().values():
-            self.register_theme(theme.theme())
-        self.theme = DEFAULT_THEME
+        self.shelf = shelf or ThemeShelf()
+        self.shelf.register(self)
+        self.theme = look.theme or default_theme(os.environ)
+        self.life: Life | None = None
+        if source is not None:
+            self.life = self._life(source, settings, profile)
+
+    def _life(self, source: str, settings: p.Settings, profile: Profile) -> Life:
+        bench = Workbench(source, profile, self.glyphs, self.look.keymap)
+        bench.remember(self.look.remembered)
+        connect = self._connect or (lambda: launch(source, nice=profile.nice))
+        return Life(self, bench, source, settings, profile, connect, self._behind)
+
+    @property
+    def alive(self) -> Life:
+        """The life of the engine that is shown.
+
+        Raises:
+            RuntimeError: no checkpoint was chosen yet.
+        """
+        if self.life is None:
+            raise RuntimeError("no checkpoint was chosen yet")
+        return self.life
+
+    @property
+    def workbench(self) -> Workbench:
+        """The workbench."""
+        return self.alive.bench
+
+    @property
+    def pump(self) -> Pump:
+        """What folds the engine's events."""
+        return self.alive.pump
 
     @property
     def session(self) -> Session:
         """What is known."""
-        return self.pump.session
+        return self.alive.session
 
     def get_default_screen(self) -> Screen[object]:
-        """The workbench is the first screen, and stands in the first frame."""
+        """The workbench or the start screen: it stands in the first frame."""
+        if self.life is None:
+            assert self.choice is not None, "no source, and no start screen to choose one on"
+            return self.choice.screen(self.glyphs)  # type: ignore[return-value]
         return self.workbench  # type: ignore[return-value]
 
     def on_mount(self) -> None:
         """Look for an engine once the first frame is on the screen."""
         self.call_after_refresh(self._begin)
+        self.set_interval(1.0, self._follow_themes)
 
-    def _paint(self, dirty: frozenset[Dirty]) -> None:
-        if self.is_running and not self._leaving:
-            self.workbench.show(self.session, dirty)
+    def _follow_themes(self) -> None:
+        for problem in self.shelf.poll(self):
+            if self.life is not None:
+                self.workbench.tell("warning", problem)
+
+    def _begin(self) -> None:
+        if self.life is not None:
+            self.life.begin()
+            for problem in self.look.problems:
+                self.workbench.tell("warning", problem)
+
+    def on_start_chosen(self, chosen: Start.Chosen) -> None:
+        """Open what was chosen on the start screen."""
+        assert self.choice is not None
+        settings, profile = self.choice.resolve(chosen.profile_name)
+        self.life = self._life(chosen.source, settings, profile)
+        self.switch_screen(self.workbench)
+        self.call_after_refresh(self._begin)
+
+    async def on_start_leave(self) -> None:
+        """Go without having chosen anything."""
+        await self.action_quit()
 
     def _behind(self) -> bool:
         """Whether the terminal still has frames to take."""
@@ -110,146 +181,76 @@ class QtuiApp(App[None]):
         shown = super().get_key_display(binding)
         return shown if shown.isascii() or not self.glyphs.ascii else binding.key
 
-    # --- the engine ---------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        self._gone = False
-        self.workbench.banner.hide()
-        self.workbench.scoreboard.state = "starting the engine"
-        self._commands = asyncio.Queue()
-        for command in (p.Open(self.source, self.settings), p.Triage(), p.Sweep()):
-            self._commands.put_nowait(command)
-        self.pump.touch(frozenset({"jobs"}))
-        self.run_worker(self._live(), group="engine", exclusive=True)
-
-    async def _live(self) -> None:
-        """One engine's life: connect, then pass commands on and fold events until it ends."""
-        self.link = None
-        try:
-            self.link = link = await self.connect()
-            self.workbench.scoreboard.state = "opening"
-            self.workbench.forget_questions()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._send(link))
-                tasks.create_task(self.pump.read(link))
-        except* (EngineError, OSError) as group:
-            error = next(_leaves(group))
-            if not self._leaving:
-                await self._lost(error)
-
-    async def _send(self, link: Link) -> None:
-        while True:
-            command = await self._commands.get()
-            try:
-                await link.send(command)
-            except (EngineGoneError, OSError):
-                # The reader hears of it too, and with the engine's last words.
-                await asyncio.Event().wait()
-            except EngineError as error:
-                self.workbench.message.say("error", str(error))
-            finally:
-                self._commands.task_done()
-
-    async def _lost(self, error: BaseException) -> None:
-        self._gone = True
-        log_path = self.link.log_path if self.link is not None else ""
-        if self.link is not None:
-            with contextlib.suppress(EngineError, OSError):
-                await self.link.close()
-        self.link = None
-        # What it measured is in the store; to measure all of it anew was asked for only once.
-        self.settings = msgspec.structs.replace(self.settings, fresh=False)
-        for job in self.session.jobs.values():
-            if job.status == "running":
-                job.status = "cancelled"
-        self.session.stage = None
-        bench = self.workbench
-        bench.scoreboard.state = "no engine"
-        bench.table.pending.clear()
-        bench.message.clear()
-        said = str(error) or type(error).__name__
-        if isinstance(error, OSError):
-            said = f"the engine could not be reached: {error.strerror or said}"
-        bench.banner.show(said, log_path)
-        self.pump.touch(EVERYTHING)
-
     # --- what a person wants ------------------------------------------------------------------
 
     def on_workbench_ask(self, ask: Workbench.Ask) -> None:
         """Pass a command on."""
-        if self._gone:
-            if not isinstance(ask.command, p.AskHistogram):
-                self.workbench.table.pending.clear()
-                self.workbench.table.redraw()
-                self.workbench.message.say("warning", "there is no engine: r starts it again")
-            return
-        self._commands.put_nowait(ask.command)
+        if not self.alive.ask(ask.command) and not isinstance(ask.command, QUESTIONS):
+            self.workbench.refused()
 
-    def on_workbench_retry(self) -> None:
-        """Start an engine where there is none, or open again what could not be opened."""
-        if self._gone:
-            self.workbench.message.say("info", "starting the engine again")
-            self._begin()
-        elif self._open_failed():
-            self.workbench.message.say("info", "opening again")
-            for command in (p.Open(self.source, self.settings), p.Triage(), p.Sweep()):
-                self._commands.put_nowait(command)
-        else:
-            self.workbench.message.say("info", "the engine is running")
+    async def on_workbench_wanted(self, wanted: Workbench.Wanted) -> None:
+        """Do what is the app's to do."""
+        life, bench = self.alive, self.workbench
+        match wanted.what:
+            case "retry":
+                bench.message.say("info", life.retry())
+            case "leave":
+                await self.action_quit()
+            case "suspend":
+                self.action_suspend_process()
+            case "theme":
+                self.choose_theme(self.shelf.next(self.theme))
+            case "freeze":
+                life.freeze(not life.frozen)
+            case "thaw":
+                life.freeze(False)
 
-    def _open_failed(self) -> int:
-        """Exit code of the last attempt to open, 0 where it did not fail."""
-        opens = [job for job in self.session.jobs.values() if job.kind == "open"]
-        return (opens[-1].exit_code or 1) if opens and opens[-1].status == "failed" else 0
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """What every line goes through last: a theme may want the terminal's own colours."""
+        return self.shelf.filters(self, super().get_line_filters())
 
-    async def on_workbench_leave(self) -> None:
-        """Stop the engine and go."""
-        await self.action_quit()
+    def choose_theme(self, name: str) -> None:
+        """Draw in another theme from now on, and remember it for terminals like this one."""
+        self.theme = name
+        problem = remember_theme(name, depth(os.environ))
+        about = dict(self.shelf.listed()).get(name, "")
+        self.workbench.message.say("info", f"theme {name}: {about}")
+        if problem:
+            self.workbench.tell("warning", problem)
 
     async def action_interrupt(self) -> None:
         """``ctrl+c``: twice in `AGAIN` seconds quits, so that one stray press ends nothing."""
         now = time.monotonic()
-        if now - self._interrupted < AGAIN:
+        if now - self._interrupted < AGAIN or self.life is None:
             await self.action_quit()
             return
         self._interrupted = now
         self.workbench.message.say("warning", "ctrl+c again quits; x cancels what is running")
 
     async def action_quit(self) -> None:
-        """Stop the engine and go; `GOODBYE` seconds are the most this takes."""
+        """Stop the engine and go."""
         if self._leaving:
             return
         self._leaving = True
+        if self.life is None:
+            self.exit(return_code=0)
+            return
         self.workbench.message.say("info", "stopping the engine")
-        self.run_worker(self._goodbye(), group="goodbye")
+        self.run_worker(self._goodbye(self.life), group="goodbye")
 
-    async def _goodbye(self) -> None:
-        with contextlib.suppress(EngineError, OSError, TimeoutError):
-            async with asyncio.timeout(GOODBYE):
-                while self.link is None and not self._gone:
-                    await asyncio.sleep(0.02)
-                if self.link is not None:
-                    await self._commands.join()
-                    await self.link.send(p.Stop())
-                    self.said_stop = True
-                    await self.link.close()
-        self.exit(return_code=self._open_failed())
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+    async def _goodbye(self, life: Life) -> None:
+        await life.end()
+        self.exit(return_code=life.open_failed())
 
 
 def run(
-    source: str,
+    source: str | None,
     settings: p.Settings,
     profile: Profile,
     *,
-    ascii: bool = False,
+    look: Look = PLAINLY,
+    choice: Choice | None = None,
+    shelf: ThemeShelf | None = None,
     started: subprocess.Popen[bytes] | None = None,
 ) -> int:
     """Run the terminal interface until a person leaves it, and return the exit code.
@@ -259,10 +260,12 @@ def run(
     """
 
     async def connect() -> Link:
+        assert source is not None
         return await launch(source, nice=profile.nice, started=started)
 
-    app = QtuiApp(source, settings, profile, connect, ascii=ascii or only_ascii(os.environ))
+    look = look._replace(ascii=look.ascii or only_ascii(os.environ))
+    app = QtuiApp(source, settings, profile, connect if source else None, look, choice, shelf)
     app.run()
-    if started is not None and not app.said_stop:
+    if started is not None and (app.life is None or not app.life.said_stop):
         started.terminate()
     return app.return_code or 0

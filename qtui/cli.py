@@ -26,9 +26,11 @@ from qtui import documents, headless, schema, tables
 from qtui.options import (
     AsciiOption,
     FormatsOption,
+    FpsOption,
     JsonOption,
     ModelArgument,
     Shared,
+    ThemeOption,
     located_model,
     not_yet,
     shares_options,
@@ -95,26 +97,28 @@ def open_model(
         str | None, typer.Argument(metavar="MODEL", help="demo, a folder, or a hub id")
     ] = None,
     ascii: AsciiOption = False,
+    theme: ThemeOption = None,
+    fps: FpsOption = None,
     *,
     shared: Shared,
 ) -> None:
-    """The terminal interface on MODEL."""
+    """The terminal interface on MODEL, or on one chosen on its start screen."""
     with _telling():
-        if model is None:
-            raise UsageError(
-                "the start screen is not there yet: name a model. Commands: qtui MODEL, "
-                + ", ".join(f"qtui {name}" for name in COMMANDS[1:])
-                + "; qtui --help tells more"
-            )
-        _show(model, shared, ascii=ascii)
+        _show(model, shared, ascii=ascii, theme=theme, fps=fps)
 
 
 @app.command()
 @shares_options
-def demo(ascii: AsciiOption = False, *, shared: Shared) -> None:
+def demo(
+    ascii: AsciiOption = False,
+    theme: ThemeOption = None,
+    fps: FpsOption = None,
+    *,
+    shared: Shared,
+) -> None:
     """The terminal interface on the bundled checkpoint."""
     with _telling():
-        _show("demo", shared, ascii=ascii)
+        _show("demo", shared, ascii=ascii, theme=theme, fps=fps)
 
 
 @app.command()
@@ -125,6 +129,23 @@ def triage(
     activations: Annotated[
         bool, typer.Option("--activations", help="activations too (not yet)")
     ] = False,
+    histogram: Annotated[
+        str | None,
+        typer.Option(
+            "--histogram",
+            metavar="LAYER",
+            help="a layer's histogram, in the document; with --formats the grid of the first",
+        ),
+    ] = None,
+    bins: Annotated[
+        int, typer.Option("--bins", metavar="N", min=1, max=100_000, help="bins of --histogram")
+    ] = 120,
+    experts: Annotated[
+        str | None,
+        typer.Option(
+            "--experts", metavar="LAYER", help="every expert of a fused layer, in the document"
+        ),
+    ] = None,
     json: JsonOption = None,
     *,
     shared: Shared,
@@ -137,10 +158,20 @@ def triage(
         settings, _ = shared.resolve()
         if activations:
             raise not_yet("--activations", "triage reads weights only")
+        if (histogram or experts) and json is None:
+            raise UsageError(
+                "--histogram and --experts stand in the document: give --json PATH or --json -"
+            )
         _check_destination(json)
-        ask = p.Triage(split_formats(formats) or settings.formats)
-        outcome = _measure(model, settings, ask)
-        document = documents.triage_document(outcome.session, outcome.job)
+        wanted = split_formats(formats)
+        ask = p.Triage(wanted or settings.formats)
+        questions: list[headless.Question] = []
+        if histogram:
+            questions.append(p.AskHistogram(histogram, bins, (wanted or ("",))[0]))
+        if experts:
+            questions.append(p.AskExperts(experts))
+        outcome = _measure(model, settings, ask, questions)
+        document = documents.triage_document(outcome.session, outcome.job, outcome.answers)
         _publish(document, tables.triage_text, json)
 
 
@@ -225,20 +256,23 @@ def doctor(json: JsonOption = None) -> None:
 # --- what commands are made of -------------------------------------------------------------------
 
 
-def _show(model: str, shared: Shared, *, ascii: bool) -> None:
-    settings, profile = shared.resolve()
+def _show(
+    model: str | None, shared: Shared, *, ascii: bool, theme: str | None, fps: int | None
+) -> None:
+    _, profile = shared.resolve()
     if not _has_terminal():
-        name = printable(model)
+        name = "MODEL" if model is None else printable(model)
         raise UsageError(
             f"there is no terminal to draw on: use `qtui triage {name}`, `qtui sweep {name}` or "
             f"`qtui eval {name} --format F`"
         )
-    source = located_model(model)
-    started = start_ahead(source, nice=profile.nice)
+    source = None if model is None else located_model(model)
+    # The engine imports its libraries while the first frame is drawn.
+    started = None if source is None else start_ahead(source, nice=profile.nice)
     try:
-        from qtui.app import run
+        from qtui.opening import interface
 
-        code = run(source, settings, profile, ascii=ascii, started=started)
+        code = interface(source, shared, ascii=ascii, theme=theme, fps=fps, started=started)
     except BaseException:
         if started is not None:
             started.terminate()
@@ -250,9 +284,15 @@ def _has_terminal() -> bool:
     return sys.stdout.isatty() and sys.stdin.isatty()
 
 
-def _measure(model: str, settings: p.Settings, ask: headless.Ask) -> headless.Outcome:
+def _measure(
+    model: str,
+    settings: p.Settings,
+    ask: headless.Ask,
+    questions: Sequence[headless.Question] = (),
+) -> headless.Outcome:
     with _terminated_as_interrupted():
-        return headless.measure(located_model(model), settings, ask, Meter(sys.stderr))
+        source = located_model(model)
+        return headless.measure(source, settings, ask, Meter(sys.stderr), questions)
 
 
 def _from_file(given: str) -> Callable[[Session], p.Evaluate]:

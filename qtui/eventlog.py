@@ -70,6 +70,11 @@ class EventLog:
         """What happened, oldest first."""
         return list(self._entries)
 
+    @property
+    def last(self) -> Entry | None:
+        """What happened last."""
+        return self._entries[-1] if self._entries else None
+
     def say(self, level: Level, text: str) -> None:
         """Log something that is no event of the engine: that it was started, or lost."""
         self._add(Entry(self._clock(), level, " ".join(text.split())))

@@ -56,6 +56,8 @@ def _offers(term: str, session: Session) -> list[tuple[str, str]]:
         return [(each, figure.says) for each in examples] + [
             (name + other, figure.says) for other in signs
         ]
+    if sign not in ":=":
+        return []  # words are not compared; a block's number is typed
     if name == "is":
         known = list(STATES.items())
     elif name == "kind":
@@ -64,7 +66,7 @@ def _offers(term: str, session: Session) -> list[tuple[str, str]]:
         known = [*_occurring(layers.holds), ("kept", "as stored")]
     elif name == "role":
         known = _occurring(layers.roles)
-    elif name == "block" and sign in ":=":
+    elif name == "block":
         blocks = Counter(block for block in layers.blocks if block >= 0)
         known = [(str(block), _layers(number)) for block, number in sorted(blocks.items())]
     else:

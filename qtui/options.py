@@ -32,6 +32,13 @@ JsonOption = Annotated[
     typer.Option("--json", metavar="PATH|-", help="write a JSON document; - prints it alone"),
 ]
 AsciiOption = Annotated[bool, typer.Option("--ascii", help="draw with ASCII characters only")]
+ThemeOption = Annotated[
+    str | None, typer.Option("--theme", metavar="NAME", help="colours; `qtui doctor` lists them")
+]
+FpsOption = Annotated[
+    int | None,
+    typer.Option("--fps", metavar="N", min=1, max=60, help="repaints a second; the profile's"),
+]
 
 
 class Shared(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,7 +172,10 @@ def split_formats(given: str | None) -> tuple[str, ...]:
 
 def located(given: str) -> str:
     """A path that exists, made absolute, since an engine may run in another folder; else as is."""
-    path = Path(given).expanduser()
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{given}: there is no such user's home folder") from error
     return str(path.resolve()) if path.exists() else given
 
 

@@ -1,20 +1,22 @@
-"""Overlays with something to read: the keys, and the notices."""
+"""Overlays with something to read: the keys, and all that happened."""
 
 from __future__ import annotations
 
 from itertools import zip_longest
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen, Screen
+from textual.screen import ModalScreen
 
-from engine.protocol import Level
-from qtui.keys import GROUPS
-from qtui.text import Glyphs, fit, printable
+from qtui.actions import Action, Group
+from qtui.text import Glyphs, fit
 from qtui.widgets.line import Lines, PlainScrollBar, Words, cells
-from qtui.widgets.status import MARKS, STYLES, bindings
+from qtui.widgets.status import key_names
+
+if TYPE_CHECKING:
+    from qtui.screens.workbench import Workbench
 
 
 class Overlay(ModalScreen[None]):
@@ -23,7 +25,7 @@ class Overlay(ModalScreen[None]):
     DEFAULT_CSS = """
     Overlay { align: center middle; background: $background 60%; }
     Overlay > VerticalScroll {
-        width: 76; max-width: 100%; height: auto; max-height: 90%;
+        width: 80; max-width: 100%; height: auto; max-height: 90%;
         border: round $primary; background: $surface; padding: 0 1;
         scrollbar-size-vertical: 1;
     }
@@ -31,13 +33,14 @@ class Overlay(ModalScreen[None]):
     Overlay Lines { height: auto; background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,question_mark,n", "dismiss", "Close", id="close"),
+        Binding("escape,q,question_mark,n,enter", "dismiss", "Close"),
     ]
 
-    def __init__(self, lines: list[Words], glyphs: Glyphs) -> None:
+    def __init__(self, lines: list[Words], glyphs: Glyphs, *, at_end: bool = False) -> None:
         super().__init__(classes="-ascii" if glyphs.ascii else None)
         self.lines = lines
         self.glyphs = glyphs
+        self.at_end = at_end
 
     def compose(self) -> ComposeResult:
         """The lines in a box that scrolls."""
@@ -48,24 +51,34 @@ class Overlay(ModalScreen[None]):
             text.set_lines(self.lines)
             yield text
 
+    def on_mount(self) -> None:
+        """Begin where the newest is, where that stands last."""
+        if self.at_end:
+            self.query_one(VerticalScroll).scroll_end(animate=False)
+
+
+class LogScreen(Overlay):
+    """Everything that happened, newest at the foot."""
+
+    DEFAULT_CSS = """
+    LogScreen > VerticalScroll { width: 95%; }
+    """
+
+    def __init__(self, lines: list[Words], glyphs: Glyphs) -> None:
+        super().__init__(lines or [[("nothing happened yet", "$dim")]], glyphs, at_end=True)
+
 
 class Help(Overlay):
-    """The keys, as they are bound now, and what the table's columns and marks mean."""
+    """Where a person stands, the keys as they are bound now, and what columns and marks mean."""
 
-    LEFT, RIGHT = 37, 34
+    LEFT, RIGHT = 37, 37
 
-    def __init__(self, screen: Screen[None], glyphs: Glyphs) -> None:
-        self.glyphs = glyphs
-        bound = bindings(screen)
-        formats = tuple(id for id in bound if id.startswith("hold."))
-        groups = dict(GROUPS, Recipe=formats + GROUPS["Recipe"])
-        parts = {
-            group: [[(group, "bold")]] + [self._key(*bound[id]) for id in ids if id in bound] + [[]]
-            for group, ids in groups.items()
-        }
-        left = parts["Layers"] + parts["Engine"]
-        right = parts["Recipe"] + parts["View"]
-        if screen.app.size.width < self.LEFT + self.RIGHT + 5:
+    def __init__(self, bench: Workbench) -> None:
+        self.bench, self.glyphs = bench, bench.glyphs
+        parts = {group: self._group(group) for group in get_args(Group)}
+        left = parts["Move"] + parts["Choose"] + parts["Engine"]
+        right = parts["Recipe"] + parts["View"] + parts["Keep"]
+        if bench.app.size.width < self.LEFT + self.RIGHT + 5:
             lines = [line for part in parts.values() for line in part]
         else:
             nothing: Words = []
@@ -75,11 +88,50 @@ class Help(Overlay):
             ]
         while lines and not cells(lines[-1]):
             lines.pop()
-        super().__init__([*lines, [], *_legend(glyphs)], glyphs)
+        super().__init__(
+            [*self._here(), [], *lines, [], *_legend(self.glyphs), [], *FILTERS], self.glyphs
+        )
 
-    def _key(self, key: str, description: str) -> Words:
-        words = fit(description, min(len(description), self.LEFT - 10), self.glyphs)
-        return [(f"{key:>8}  ", "bold $primary"), (words, "")]
+    def _here(self) -> list[Words]:
+        """What the keys would do where the cursor stands."""
+        bench = self.bench
+        if bench.table.current is None:
+            return [[("Here: ", "bold"), ("no layers yet", "$dim")]]
+        lines: list[Words] = [
+            [
+                ("Here: ", "bold"),
+                (f"a format's key changes {bench.scope_words()}", ""),
+            ]
+        ]
+        greyed = [
+            (action.title, why)
+            for action in bench.actions
+            if action.word and (why := bench.deeds.why_not(action.id))
+        ]
+        for title, why in greyed:
+            lines.append([(f"      not now: {title.lower()}: {why}", "$dim")])
+        return lines
+
+    def _group(self, group: Group) -> list[Words]:
+        found = [action for action in self.bench.actions if action.group == group]
+        title: Words = [(group, "bold")]
+        return [title, *(self._key(action) for action in found if action.keys), []]
+
+    def _key(self, action: Action) -> Words:
+        key = " ".join(key_names(self.bench.app, action))
+        words = fit(action.title, min(len(action.title), self.LEFT - 11), self.glyphs)
+        grey = bool(self.bench.deeds.why_not(action.id))
+        return [(f"{key:>8}  ", "bold $primary"), (words, "$dim" if grey else "")]
+
+
+FILTERS: list[Words] = [
+    [
+        ("Filters", "bold"),
+        ("  terms between blanks, all must hold, - turns one round", ""),
+    ],
+    [("          down  kind:q_proj  block<4  block:2-5  fmt:int4  is:changed  re:mlp.*up", "$dim")],
+    [("          kl>1e-3  dppl>.1  error>5%  outliers>.1%  params>1M", "$dim")],
+]
 
 
 def _legend(glyphs: Glyphs) -> list[Words]:
@@ -93,21 +145,7 @@ def _legend(glyphs: Glyphs) -> list[Words]:
         (f">4{g.sigma}", "share of weights beyond so many standard deviations"),
         (f"{g.changed} {g.pending}", "changed by hand; asked for, not confirmed yet"),
         (g.finding, "a finding: an outlying input channel, NaN or Inf"),
-        (g.about, "predicted: the sum of single effects; measured has no mark"),
+        (g.about, "estimated, or a sum of single effects; measured has no mark"),
     )
     lines: list[Words] = [[("Reading the screen", "bold")]]
     return lines + [[(f"{mark:>8}  ", "bold"), (meaning, "$dim")] for mark, meaning in meanings]
-
-
-class NoticeLog(Overlay):
-    """All notices of this session."""
-
-    def __init__(self, said: list[tuple[Level, str]], glyphs: Glyphs) -> None:
-        super().__init__(
-            [
-                [(f"{MARKS[level]} ", STYLES[level]), (printable(" ".join(message.split())), "")]
-                for level, message in said
-            ]
-            or [[("nothing was said yet", "$dim")]],
-            glyphs,
-        )

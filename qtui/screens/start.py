@@ -28,7 +28,7 @@ from qtui.widgets.history import remember
 from qtui.widgets.line import Lines, Words, cells
 from qtui.widgets.profile_choice import ProfileChoice
 from qtui.widgets.prompt import Completion, Prompt, Verdict
-from qtui.widgets.status import bindings
+from qtui.widgets.status import bound_keys
 
 LEAST = (60, 18)
 """Columns and lines below which nothing is drawn but a request for more."""
@@ -354,7 +354,7 @@ class Start(Screen[None]):
 
     def action_help(self) -> None:
         """List the keys, and what can be typed."""
-        bound = bindings(self)
+        bound = bound_keys(self)
         lines: list[Words] = [[("Keys", "bold")]]
         for key, said in bound.values():
             lines.append([(f"{key:>12}  ", "bold $primary"), (said, "")])
@@ -408,7 +408,7 @@ class Start(Screen[None]):
 
     def _write_keys(self) -> None:
         """The keys that matter here, as they are bound now; as many as there is room for."""
-        bound, width = bindings(self), self.keys.content_size.width
+        bound, width = bound_keys(self), self.keys.content_size.width
         if self.focused is self.prompt.entry:  # the line's own enter has no id
             bound["open"] = ("enter", "Open")
             bound.pop("entry", None)

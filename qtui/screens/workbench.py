@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import BindingType
 from textual.containers import Horizontal
 from textual.message import Message as TextualMessage
 from textual.screen import Screen
@@ -17,26 +16,41 @@ from textual.timer import Timer
 from engine import protocol as p
 from engine.profiles import Profile
 from engine.session import Dirty, Session
-from qtui.keys import WORKBENCH, toggles
-from qtui.screens.help import Help, NoticeLog
+from qtui.actions import ACTIONS, Action, bindings, remapped, toggles
+from qtui.eventlog import EventLog
+from qtui.filter import Filter
+from qtui.remembered import Remembered
+from qtui.scope import Scope, describe
+from qtui.screens.deeds import Deeds
 from qtui.text import UNICODE, Glyphs, printable, short_name
 from qtui.widgets.banner import Banner
 from qtui.widgets.detail import Detail
-from qtui.widgets.layer_table import ORDERS, LayerTable, Order
+from qtui.widgets.layer_table import LayerTable
 from qtui.widgets.line import Lines
-from qtui.widgets.scoreboard import Scoreboard, running
-from qtui.widgets.status import KeyBar, Message, Notices, notices
+from qtui.widgets.log_pane import LogPane
+from qtui.widgets.prompt import Prompt
+from qtui.widgets.scoreboard import Scoreboard
+from qtui.widgets.status import KeyBar, Message
 
 LEAST = (60, 18)
 """Columns and lines below which nothing is drawn but a request for more."""
 WIDE, TALL, ROOMY = 140, 34, 40
 """From so many columns the pane stands beside the table; from so many lines there is a log; from so
 many the pane below the table has its histogram too."""
-ORDER_NAMES: dict[Order, str] = {
-    "effect": "largest KL first",
-    "weights": "largest weight error first",
-    "model": "the model's own order",
-}
+
+Want: TypeAlias = Literal["retry", "leave", "freeze", "thaw", "theme", "suspend"]
+
+
+TABLE: frozenset[Dirty] = frozenset(
+    {"layers", "holds", "weights", "measured", "jobs", "checkpoint", "model", "experts"}
+)
+DETAIL: frozenset[Dirty] = frozenset(
+    {
+        "layers", "holds", "weights", "measured", "baseline", "recipe", "histogram", "experts",
+        "notices",
+    }
+)  # fmt: skip
+"""Parts of a session that the table, and the pane, draw."""
 
 
 class Workbench(Screen[None]):
@@ -49,21 +63,18 @@ class Workbench(Screen[None]):
     Workbench { background: $background; }
     #main { height: 1fr; border-top: solid $panel; border-bottom: solid $panel; }
     #detail { width: 1fr; }
-    #notices { display: none; }
+    #log { display: none; }
     #too-small { display: none; height: 1fr; padding: 1 2; }
 
     Workbench.-narrow #main { layout: vertical; }
     Workbench.-narrow #detail { border-top: solid $panel; height: 4; }
-    Workbench.-roomy #detail { height: 12; layout: horizontal; }
-    Workbench.-roomy #detail > #about { dock: top; }
-    Workbench.-roomy #detail > #figures { width: 54; margin-left: 2; }
-    Workbench.-roomy #detail > Histogram { width: 1fr; }
+    Workbench.-roomy #detail { height: 12; }
     Workbench.-narrow.-pane #table { display: none; }
     Workbench.-narrow.-pane #detail { border-top: none; height: 1fr; }
     Workbench.-wide #table { width: 5fr; }
     Workbench.-wide #detail { width: 3fr; min-width: 55; max-width: 72; border-left: solid $panel; }
     Workbench.-wide.-folded #detail { display: none; }
-    Workbench.-tall #notices { display: block; border-top: none; }
+    Workbench.-tall #log { display: block; border-top: none; }
 
     Workbench.-tiny > * { display: none; }
     Workbench.-tiny #too-small { display: block; }
@@ -73,48 +84,72 @@ class Workbench(Screen[None]):
     Workbench.-ascii.-wide #detail { border-top: none; border-left: ascii $panel; }
     """
 
-    BINDINGS: ClassVar[list[BindingType]] = [*WORKBENCH]
-
     @dataclass
     class Ask(TextualMessage):
         """A person wants something of the engine."""
 
         command: p.AnyCommand
 
-    class Retry(TextualMessage):
-        """A person wants another try at what failed."""
+    @dataclass
+    class Wanted(TextualMessage):
+        """A person wants something that is not the engine's, nor this screen's alone."""
 
-    class Leave(TextualMessage):
-        """A person wants to go."""
+        what: Want
 
-    def __init__(self, source: str, profile: Profile, glyphs: Glyphs = UNICODE) -> None:
+    def __init__(
+        self,
+        source: str,
+        profile: Profile,
+        glyphs: Glyphs = UNICODE,
+        keymap: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            source: ``demo``, a folder, or a hub id.
+            profile: its keys are bound to formats.
+            glyphs: what to draw with.
+            keymap: keys of actions by their ids, where they are not the usual ones.
+        """
         super().__init__()
+        self.source = source
         self.glyphs = glyphs
         self.session = Session()
         self.profile = profile
         self.scoreboard = Scoreboard(source, glyphs, id="scoreboard")
-        self.table = LayerTable(glyphs, id="table")
-        self.detail = Detail(glyphs, id="detail")
-        self.notices = Notices(glyphs, id="notices")
+        self.table: LayerTable = LayerTable(glyphs, id="table")
+        self.detail: Detail = Detail(glyphs, id="detail")
+        self.events: EventLog = EventLog(glyphs)
+        self.log_pane = LogPane(self.events, glyphs, id="log")
         self.message = Message(glyphs, id="message")
         self.keybar = KeyBar(id="keys")
         self.banner = Banner(id="banner")
         self.format = ""
-        self._asked: set[str] = set()
-        self._fallbacks = 0
-        self._heard: p.Notice | None = None
+        self.failed = False
+        """Whether there is something to try again."""
+        self._asked: set[tuple[str, str]] = set()
         self._rest: Timer | None = None
+        self.actions: list[Action] = []
+        """Every action with the keys it has here."""
         self.refused_keys: list[str] = []
+        """Keys of the profile that an action has already."""
+        self.deeds = Deeds(self)
         if glyphs.ascii:
             self.add_class("-ascii")
-        self._bind_toggles()
+        self._bind(keymap or {})
 
-    def _bind_toggles(self) -> None:
-        for binding in toggles(self.profile.keys):
-            if binding.key in self._bindings.key_to_bindings:
-                self.refused_keys.append(binding.key)
-            else:
-                self._bindings.key_to_bindings[binding.key] = [binding]
+    def _bind(self, keymap: Mapping[str, str]) -> None:
+        """Bind every action to its keys; a profile's key that is taken binds nothing."""
+        self.actions = remapped(ACTIONS, keymap)
+        taken = {binding.key for binding in bindings(self.actions)}
+        for action in remapped(toggles(self.profile.keys), keymap):
+            keys = [key.key for key in bindings([action])]
+            free = [key for key in keys if key not in taken]
+            self.refused_keys += [key for key in keys if key in taken]
+            taken.update(free)
+            self.actions.append(action._replace(keys=",".join(free)))
+        self.keybar.actions = self.actions
+        for binding in bindings(self.actions):
+            self._bindings.key_to_bindings[binding.key] = [binding]
 
     def compose(self) -> ComposeResult:
         """The widgets from top to bottom."""
@@ -124,7 +159,7 @@ class Workbench(Screen[None]):
             yield self.table
             yield self.detail
         yield self.banner
-        yield self.notices
+        yield self.log_pane
         yield self.message
         yield self.keybar
 
@@ -133,9 +168,7 @@ class Workbench(Screen[None]):
         self.table.empty = "reading" + self.glyphs.ellipsis
         self.scoreboard.show(self.session)
         for key in self.refused_keys:
-            self.message.say(
-                "warning", f"profile: the key {key!r} is taken, its format is left out"
-            )
+            self.tell("warning", f"profile: the key {key!r} is taken, its format is left out")
 
     def on_resize(self, event: events.Resize) -> None:
         """Choose the arrangement for the new size."""
@@ -158,6 +191,43 @@ class Workbench(Screen[None]):
         self.detail.set_class(narrow and not pane and not self.has_class("-roomy"), "-small")
         self._detail()
 
+    # --- what the app says ---------------------------------------------------------------------
+
+    def found(self) -> None:
+        """An engine is being looked for."""
+        self.failed = False
+        self.banner.hide()
+        self.events.say("info", "looking for an engine")
+        self.scoreboard.state = "starting the engine"
+
+    def connected(self) -> None:
+        """There is an engine; it knows nothing of what the one before was asked."""
+        self.scoreboard.state = "opening"
+        self._asked.clear()
+        self.table.pending.clear()
+        self._ask_soon()
+
+    def lost(self, said: str, log_path: str) -> None:
+        """The engine is gone."""
+        self.failed = True
+        self.scoreboard.state = "no engine"
+        self.table.pending.clear()
+        self.message.clear()
+        self.events.say("error", said.splitlines()[0] if said else "the engine ended")
+        self.banner.show(said, log_path)
+
+    def refused(self) -> None:
+        """What was asked for went nowhere: there is no engine."""
+        self.table.pending.clear()
+        self.table.redraw()
+        self.message.say("warning", "there is no engine: r starts it again")
+
+    def tell(self, level: p.Level, words: str) -> None:
+        """Say something at the foot, and keep it in the log."""
+        self.events.say(level, words)
+        self.message.say(level, words)
+        self.log_pane.show()
+
     # --- drawing ------------------------------------------------------------------------------
 
     def show(self, session: Session, dirty: frozenset[Dirty]) -> None:
@@ -166,28 +236,38 @@ class Workbench(Screen[None]):
         self.format = self._shown_format()
         if session is not before:
             self.table.pending.clear()
-            # What an earlier run was told stands in the log; it is no news.
-            self._fallbacks = len(session.fallbacks)
-            self._heard = session.notices[-1] if session.notices else None
-        if dirty - {"histogram", "notices"}:
+            self.events.take_up(session)
+        if dirty - {"histogram", "notices", "experts"}:
             self.scoreboard.show(session, dirty)
-        if dirty & {"layers", "holds", "weights", "measured", "jobs", "checkpoint", "model"}:
+        if dirty & TABLE:
             self.table.empty = self._empty()
-            effects = bool(dirty & {"layers", "weights", "measured", "model"})
-            self.table.show(session, self.format, reorder=effects)
-        if dirty & {"layers", "holds", "weights", "measured", "histogram", "notices"}:
+            moved = bool(dirty & {"layers", "weights", "measured", "model", "experts"})
+            self.table.show(session, self.format, reorder=moved)
+            self.show_touched()
+        if dirty & DETAIL:
             self._detail()
-        if dirty & {"layers", "model"}:
+        if dirty & {"layers", "model", "holds"}:
             self._ask_soon()
-        if "notices" in dirty:
-            self._hear()
+        self.log_pane.show()
+
+    def swept(self) -> list[str]:
+        """Formats whose effects are known, measured or estimated."""
+        known = dict.fromkeys((*self.session.measured, *self.session.estimated))
+        return [key.removeprefix("degrade/") for key in known if key.startswith("degrade/")]
 
     def _shown_format(self) -> str:
-        measured = [key.removeprefix("degrade/") for key in self.session.measured]
-        wanted = self.session.settings.sweep_formats
-        if self.format in measured:
+        swept, wanted = self.swept(), self.session.settings.sweep_formats
+        if self.format in swept:
             return self.format
-        return next((f for f in wanted if f in measured), (measured or list(wanted) or [""])[0])
+        return next((f for f in wanted if f in swept), (swept or list(wanted) or [""])[0])
+
+    def next_format(self) -> None:
+        """Show the effects of the next format that was swept."""
+        swept = self.swept()
+        at = swept.index(self.format) if self.format in swept else -1
+        self.format = swept[(at + 1) % len(swept)]
+        self.table.show(self.session, self.format)
+        self.message.say("info", f"effects of {printable(self.format)}")
 
     def _empty(self) -> str:
         failed = [job for job in self.session.jobs.values() if job.status == "failed"]
@@ -196,15 +276,24 @@ class Workbench(Screen[None]):
         return "reading" + self.glyphs.ellipsis
 
     def _detail(self) -> None:
-        self.detail.show(self.session, self.table.current)
+        self.detail.show(self.session, self.table.current, self.table.current_expert)
 
     def hear(self, event: p.AnyEvent) -> bool:
         """Take notice of an event before it is folded; false where it is not to be folded."""
+        if isinstance(event, p.Refused) and event.command == "AskHistogram":
+            # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
+            self._asked.clear()
+            return False
+        if isinstance(event, p.Refused) and event.command == "AskExperts":
+            for layer in event.layers:
+                self.table.no_experts[layer] = event.message
+            self.table.redraw()
+            return False
+        heard = self.events.version
+        self.events.hear(event, self.session)
+        if self.events.version != heard:
+            self._say(event)
         match event:
-            case p.Refused(command="AskHistogram"):
-                # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
-                self._asked.clear()
-                return False
             case p.Refused(layers=layers):
                 for layer in layers or tuple(self.table.pending):
                     self.table.pending.pop(layer, None)
@@ -214,22 +303,25 @@ class Workbench(Screen[None]):
                     self.table.pending.pop(layer, None)
                 if event.how != "set":
                     done = {"undo": "undone", "redo": "done again"}[event.how]
-                    self.message.say("info", f"{done}: {self._change(event.layers, event.after)}")
-            case p.JobEnded():
-                self._ended(event)
+                    self.message.say("info", f"{done}: {self.change(event.layers, event.after)}")
+            case p.JobEnded(kind="open", status=status):
+                self.scoreboard.state = "ready" if status == "done" else "not open"
+                self.failed = status == "failed"
         return True
 
-    def _ended(self, event: p.JobEnded) -> None:
-        """Say what became of a job, where the rest of the screen does not show it."""
-        job = self.session.jobs.get(event.job)
-        if event.kind == "open":
-            self.scoreboard.state = "ready" if event.status == "done" else "not open"
-        if event.status == "cancelled" or (event.status == "done" and event.kind == "sweep"):
-            title = event.kind if job is None else job.title
-            known = f", {event.resumed} results were known before" if event.resumed else ""
-            self.message.say("info", f"{title}: {event.status}{known}")
+    def _say(self, event: p.AnyEvent) -> None:
+        """Say at the foot what was logged, where the rest of the screen does not show it."""
+        last = self.events.last
+        ended = isinstance(event, p.JobEnded) and (
+            event.status == "cancelled" or event.kind == "sweep"
+        )
+        shown = self.has_class("-tall")
+        if last is not None and (
+            last.level != "info" or ended or (isinstance(event, p.Notice) and not shown)
+        ):
+            self.message.say(last.level, last.text)
 
-    def _change(self, layers: Sequence[str], formats: Sequence[str]) -> str:
+    def change(self, layers: Sequence[str], formats: Sequence[str]) -> str:
         """Layers with the formats they hold now, in few words."""
         row = self.session.row(layers[0]) if layers else None
         if row is None or len(layers) > 1:
@@ -239,24 +331,51 @@ class Workbench(Screen[None]):
         shown = formats[0] if len(set(formats)) == 1 else "what they held"
         return f"{who} {self.glyphs.arrow} {shown}"
 
-    def _hear(self) -> None:
-        fallbacks, said = self.session.fallbacks, self.session.notices
-        newest = None
-        if len(fallbacks) > self._fallbacks:
-            newest = notices(self.session)[len(fallbacks) - 1]
-        if said and said[-1] is not self._heard:
-            newest = said[-1].level, said[-1].message
-        self._fallbacks, self._heard = len(fallbacks), said[-1] if said else None
-        if newest is not None and (newest[0] != "info" or not self.has_class("-tall")):
-            self.message.say(*newest)
-        self.notices.show(self.session)
+    # --- what a toggle touches ----------------------------------------------------------------
+
+    def set_scope(self, scope: Scope) -> None:
+        """Let toggles touch another kind of set."""
+        self.table.set_scope(scope)
+        self.show_touched()
+
+    def set_filter(self, filter: Filter | None) -> None:
+        """Show matching rows only; None shows all."""
+        self.table.set_filter(filter)
+        self.show_touched()
+
+    def touched(self) -> tuple[str, ...]:
+        """Layers that a toggle would change now, in the order of the model."""
+        return self.table.touched()
+
+    def scope_words(self) -> str:
+        """What a toggle would change now."""
+        return describe(self.table.scope, self.table.here, self.glyphs)
+
+    def show_touched(self) -> None:
+        """Say at the foot what a toggle would change."""
+        words = self.scope_words() if self.session.layers.names else ""
+        self.message.show_touched(words, self.table.scope != "layer")
 
     # --- the layer under the cursor -----------------------------------------------------------
 
     def on_layer_table_moved(self) -> None:
         """Show the layer, and ask for its histogram once the cursor rests."""
         self._detail()
+        self.show_touched()
         self._ask_soon()
+
+    def on_layer_table_marked(self) -> None:
+        """Toggles touch other layers now."""
+        self.show_touched()
+
+    def on_layer_table_sorted(self) -> None:
+        """Say how rows are sorted now, by key or by a click."""
+        self.message.say("info", f"order: {self.table.order_words}")
+
+    def on_layer_table_expanded(self, expanded: LayerTable.Expanded) -> None:
+        """Ask for the experts of a row that was opened."""
+        if expanded.layer not in self.session.experts:
+            self.post_message(self.Ask(p.AskExperts(expanded.layer)))
 
     def _ask_soon(self) -> None:
         if self._rest is not None:
@@ -265,119 +384,45 @@ class Workbench(Screen[None]):
 
     def _ask_histogram(self) -> None:
         layer = self.table.current
-        if layer is None or layer in self.session.histograms or layer in self._asked:
+        row = None if layer is None else self.session.row(layer)
+        if layer is None or row is None:
             return
-        self._asked.add(layer)
-        self.post_message(self.Ask(p.AskHistogram(layer)))
-
-    def forget_questions(self) -> None:
-        """A new engine knows nothing of what the one before was asked."""
-        self._asked.clear()
-        self.table.pending.clear()
-        self._ask_soon()
+        held = self.session.layers.holds[row]
+        format = "" if held == self.session.kept(row) else held
+        known = self.session.histograms.get(layer)
+        if (known is not None and known.format == format) or (layer, format) in self._asked:
+            return
+        self._asked.add((layer, format))
+        self.post_message(self.Ask(p.AskHistogram(layer, format=format)))
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def action_move(self, rows: int) -> None:
-        """Move the cursor."""
-        self.table.move_to(self.table.cursor + rows)
+    def action_do(self, id: str) -> None:
+        """Carry out an action of the registry."""
+        self.deeds.perform(id)
 
-    def action_page(self, pages: int) -> None:
-        """Move the cursor by what is on the screen."""
-        self.table.move_to(self.table.cursor + pages * self.table.page)
+    def on_key_bar_pressed(self, pressed: KeyBar.Pressed) -> None:
+        """An entry of the key bar was clicked."""
+        self.deeds.perform(pressed.id)
 
-    def action_first(self) -> None:
-        """Move the cursor to the first row."""
-        self.table.move_to(0)
+    def on_prompt_changed(self, event: Prompt.Changed) -> None:
+        """Another value in the line at the foot."""
+        self.deeds.prompts.changed(event)
 
-    def action_last(self) -> None:
-        """Move the cursor to the last row."""
-        self.table.move_to(len(self.table.rows) - 1)
+    def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
+        """What was typed at the foot is wanted."""
+        self.deeds.prompts.submitted(event)
 
-    def action_mark(self) -> None:
-        """Mark the layer under the cursor."""
-        self.table.toggle_mark()
+    def on_prompt_cancelled(self, event: Prompt.Cancelled) -> None:
+        """What was typed at the foot is not wanted."""
+        self.deeds.prompts.cancelled(event)
 
-    def action_unmark(self) -> None:
-        """Take all marks away."""
-        self.table.marked.clear()
-        self.table.redraw()
+    def remember(self, left: Remembered) -> None:
+        """Look as in an earlier run."""
+        self.detail.histogram.by_log = left.log_counts
+        self.set_class(left.pane is False, "-folded")
 
-    def action_hold(self, format: str) -> None:
-        """Let the marked layers, or the one under the cursor, hold a format."""
-        layers = self.table.chosen()
-        if not layers:
-            return
-        self.table.move_to(self.table.cursor)
-        for layer in layers:
-            row = self.session.index[layer]
-            shown = self.session.kept(row) if format == "kept" else format
-            if shown != self.session.layers.holds[row]:
-                self.table.pending[layer] = shown
-        self.table.marked.clear()
-        self.table.redraw()
-        self.message.say("info", self._change(layers, [format]))
-        self.post_message(self.Ask(p.SetFormat(layers, format)))
-
-    def action_undo(self) -> None:
-        """Take back the last change of the recipe."""
-        self.post_message(self.Ask(p.Undo()))
-
-    def action_redo(self) -> None:
-        """Make the change again that was taken back."""
-        self.post_message(self.Ask(p.Redo()))
-
-    def action_sweep(self) -> None:
-        """Measure every layer."""
-        self.message.say("info", "sweep asked for")
-        self.post_message(self.Ask(p.Sweep()))
-
-    def action_cancel(self) -> None:
-        """End the job that is shown."""
-        jobs = running(self.session)
-        if not jobs:
-            self.message.say("info", "nothing is running")
-            return
-        self.message.say("info", f"cancelling {jobs[0].title}")
-        self.post_message(self.Ask(p.Cancel(jobs[0].id)))
-
-    def action_order(self) -> None:
-        """Show rows in the next order."""
-        order = ORDERS[(ORDERS.index(self.table.ordering) + 1) % len(ORDERS)]
-        self.table.order_by(order)
-        self.message.say("info", f"order: {ORDER_NAMES[order]}")
-
-    def action_format(self) -> None:
-        """Show the effects of the next format that was swept."""
-        measured = [key.removeprefix("degrade/") for key in self.session.measured]
-        if self.format in measured:
-            self.format = measured[(measured.index(self.format) + 1) % len(measured)]
-            self.table.show(self.session, self.format)
-        self.message.say("info", f"effects of {self.format or 'nothing yet'}")
-
-    def action_log_counts(self) -> None:
-        """Change the histogram's heights."""
-        self.detail.histogram.toggle_log()
-        shown = "logarithm of the counts" if self.detail.histogram.by_log else "counts"
-        self.message.say("info", f"histogram: {shown}")
-
-    def action_pane(self) -> None:
+    def toggle_pane(self) -> None:
         """Show the pane, or fold it."""
         self.toggle_class("-pane" if self.has_class("-narrow") else "-folded")
         self._fold()
-
-    def action_notices(self) -> None:
-        """Show all notices."""
-        self.app.push_screen(NoticeLog(notices(self.session), self.glyphs))
-
-    def action_help(self) -> None:
-        """List the keys."""
-        self.app.push_screen(Help(self, self.glyphs))
-
-    def action_retry(self) -> None:
-        """Try again what failed."""
-        self.post_message(self.Retry())
-
-    def action_leave(self) -> None:
-        """Quit."""
-        self.post_message(self.Leave())

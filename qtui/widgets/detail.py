@@ -80,6 +80,11 @@ class Detail(Vertical):
         self.session, self.row, self.expert = session, row, expert
         self._write()
 
+    @property
+    def can_scroll(self) -> bool:
+        """Whether there are more figures than there is room for."""
+        return len(self._lines) > self._room
+
     def scroll(self, lines: int) -> None:
         """Move the figures up by so many lines, or down by fewer than none."""
         most = max(0, len(self._lines) - self._room + 1) if len(self._lines) > self._room else 0

@@ -14,9 +14,7 @@ from engine.session import Layers
 from qtui.scope import Here, Scope, Shared, index_layers, next_scope, possible, touched, touches
 from qtui.text import UNICODE, Glyphs
 from qtui.widgets.listing import LAYER
-from qtui.widgets.table import ORDERS, Order, Table
-
-__all__ = ["ORDERS", "LayerTable", "Order"]
+from qtui.widgets.table import Table
 
 MARK_CELLS = 3
 """A click so far left marks a row; the cell after them folds a fused one."""

@@ -153,5 +153,5 @@ def unknown_last(
 ) -> list[int]:
     """Rows by their keys; equal ones stay in order, and those without one (nan) end the list."""
     by_row = {row: key for row in rows if (key := keys(row)) == key}
-    known = sorted(by_row, key=by_row.__getitem__, reverse=falling)  # type: ignore[arg-type]
+    known = sorted(by_row, key=by_row.__getitem__, reverse=falling)
     return known if len(known) == len(rows) else known + [r for r in rows if r not in by_row]

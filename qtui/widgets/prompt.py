@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from rich.cells import cell_len
 from textual import events
@@ -386,7 +386,7 @@ class Prompt(Widget):
             self.choose(max(0, min(at, last)))
 
 
-def open_prompt(screen: Screen[object], prompt: Prompt) -> None:
+def open_prompt(screen: Screen[Any], prompt: Prompt) -> None:
     """Lay a prompt over the foot of a screen and give it the focus; one that is open is cancelled.
 
     It takes itself away after `Prompt.Submitted` and `Prompt.Cancelled`, which reach the screen.

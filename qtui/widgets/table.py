@@ -10,7 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple
 
 from rich.segment import Segment
 from rich.style import Style
@@ -36,10 +36,6 @@ from qtui.widgets.columns import (
 from qtui.widgets.line import PlainScrollBar
 from qtui.widgets.listing import LAYER, Listing
 from qtui.widgets.rows import ExpertRow, Line, expert_row, layer_row, line_pieces
-
-Order: TypeAlias = str
-ORDERS: tuple[Order, ...] = ("effect", "weights", "model")
-OLD_NAMES: dict[str, str] = {"effect": "kl", "weights": "error", "model": "layer"}
 
 
 class Frame(NamedTuple):
@@ -194,15 +190,16 @@ class Table(ScrollView, can_focus=False):
     # --- order --------------------------------------------------------------------------------
 
     @property
-    def ordering(self) -> Order:
-        """Id of the column that rows are sorted by, the first three by their older names."""
-        old = {new: old for old, new in OLD_NAMES.items()}
-        return old.get(self.listing.column, self.listing.column)
-
-    @property
     def order(self) -> tuple[str, bool]:
         """Id of the column that rows are sorted by, and whether the largest come first."""
         return self.listing.column, self.listing.falling
+
+    @property
+    def order_words(self) -> str:
+        """What rows are sorted by, in words."""
+        column = BY_ID[self.listing.column]
+        turned = self.listing.falling != column.falling
+        return column.says + (", the other way round" if turned else "")
 
     def order_by(self, column: str, descending: bool | None = None) -> None:
         """Sort by a column, the cursor's layer still under it.
@@ -211,7 +208,6 @@ class Table(ScrollView, can_focus=False):
             column: an id of `columns.COLUMNS`.
             descending: None takes what the column usually has: the worst first.
         """
-        column = OLD_NAMES.get(column, column)
         self.listing.column = column
         self.listing.falling = BY_ID[column].falling if descending is None else descending
         self._layout_ = None

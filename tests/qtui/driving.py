@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from textual.pilot import Pilot
 
 from engine import protocol as p
 from engine.profiles import Profile
-from qtui.app import QtuiApp
+from qtui.app import Look, QtuiApp
 from tests.qtui import replay
 from tests.qtui.replay import Replay
 
@@ -58,6 +58,7 @@ async def driving(
     size: tuple[int, int] = (120, 40),
     profile: Profile = replay.PROFILE,
     ascii: bool = False,
+    keymap: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Driver]:
     """An app that was shown these events."""
     link = Replay()
@@ -65,7 +66,9 @@ async def driving(
     async def connect() -> Replay:
         return link
 
-    app = QtuiApp("demo", replay.SETTINGS, profile, connect, ascii=ascii)
+    app = QtuiApp(
+        "demo", replay.SETTINGS, profile, connect, Look(ascii, "qtui-dark", keymap=keymap or {})
+    )
     async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, link)
         await driver.until(lambda: len(link.sent) >= 3)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from engine import protocol as p
 from engine.session import Session, apply, recipe_hash
-from qtui.app import QtuiApp
+from qtui.app import Look, QtuiApp
 from tests.qtui import replay as r
 
 
@@ -117,8 +117,7 @@ def main() -> None:
             )
         return link
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, ascii=given.ascii)
-    app.theme = given.theme
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, Look(given.ascii, given.theme))
     app.run()
 
 

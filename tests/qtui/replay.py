@@ -7,6 +7,8 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from engine import protocol as p
 from engine.client import EngineGoneError
 from engine.profiles import load_profile
@@ -85,7 +87,7 @@ def listed(layers: list[str] | None = None) -> p.LayersListed:
     kinds, blocks, roles, shapes = [], [], [], []
     for name in layers:
         parts = name.split(".")
-        block = next((int(part) for part in parts if part.isdigit()), -1)
+        block = next((int(part) for part in parts if part.isdecimal()), -1)
         role: p.Role = "linear"
         if block < 0:
             role = "embedding" if "embed" in name else "head"
@@ -144,6 +146,12 @@ def histogram(layer: str, bins: int = 120) -> p.HistogramReady:
     counts[3] += 2
     counts[-2] += 5
     return p.HistogramReady(layer=layer, low=-0.31, high=0.31, counts=counts, mean=0.0, std=0.0412)
+
+
+def drawn(layer: str, format: str = FORMAT) -> p.HistogramReady:
+    """A histogram with the sixteen levels of a format on it."""
+    grid = [0.031 * (level - 7) for level in range(16)]
+    return msgspec.structs.replace(histogram(layer), format=format, grid=grid, step=0.031)
 
 
 PROTOCOL = p.Protocol(

@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from engine import protocol as p
 from engine.errors import UsageError
-from qtui import cli
+from engine.profiles import Profile, load_profile
+from qtui import cli, opening
+from qtui.app import Choice, Look
 from qtui.options import size_in_bytes
+from qtui.screens.start import Start
+from qtui.text import UNICODE
 from tests.qtui.scripted import Scripted, install
 
 QUICK = ("--profile", "quick")
 
 
+class Started(str):
+    """An engine that was started ahead, told by its model."""
+
+    ended = False
+
+    def terminate(self) -> None:
+        Started.ended = True
+
+
+class Shown(NamedTuple):
+    """What the terminal interface was asked to show."""
+
+    source: str | None
+    settings: p.Settings
+    profile: Profile
+    look: Look
+    choice: Choice
+
+
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, p.Settings, bool]]:
-    """What the terminal interface was asked to show, on a terminal that only seems to be one."""
-    asked: list[tuple[str, p.Settings, bool]] = []
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
+    """What was shown, on a terminal that only seems to be one."""
+    asked: list[Shown] = []
 
     def show(
-        source: str, settings: p.Settings, profile: object, *, ascii: bool, started: object
+        source: str | None,
+        settings: p.Settings,
+        profile: Profile,
+        *,
+        look: Look,
+        shelf: object,
+        choice: Choice,
+        started: object,
     ) -> int:
-        assert started == f"engine of {source}"
-        asked.append((source, settings, ascii))
+        assert started == (None if source is None else f"engine of {source}")
+        asked.append(Shown(source, settings, profile, look, choice))
         return 0
 
-    app = types.ModuleType("qtui.app")
-    app.run = show  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "qtui.app", app)
+    monkeypatch.setattr(opening, "run", show)
     monkeypatch.setattr(cli, "_has_terminal", lambda: True)
-    monkeypatch.setattr(cli, "start_ahead", lambda source, nice: f"engine of {source}")
+    monkeypatch.setattr(cli, "start_ahead", lambda source, nice: Started(f"engine of {source}"))
     return asked
 
 
@@ -44,28 +71,23 @@ Run = Callable[..., tuple[int, str, str]]
 # --- the first argument --------------------------------------------------------------------------
 
 
-def test_a_first_argument_that_is_no_command_is_a_model(
-    run: Run, shown: list[tuple[str, p.Settings, bool]]
-) -> None:
+def test_a_first_argument_that_is_no_command_is_a_model(run: Run, shown: list[Shown]) -> None:
     assert run("org/model", "--tokens", "512")[0] == 0
-    source, settings, ascii = shown[0]
-    assert source == "org/model"
-    assert settings.tokens == 512
-    assert not ascii
+    assert shown[0].source == "org/model"
+    assert shown[0].settings.tokens == 512
+    assert not shown[0].look.ascii
 
 
-def test_options_may_stand_before_the_model(
-    run: Run, shown: list[tuple[str, p.Settings, bool]]
-) -> None:
+def test_options_may_stand_before_the_model(run: Run, shown: list[Shown]) -> None:
     assert run("--ascii", "-P", "quick", "org/model")[0] == 0
-    assert shown[0][0] == "org/model"
-    assert shown[0][1].profile == "quick"
-    assert shown[0][2]
+    assert shown[0].source == "org/model"
+    assert shown[0].settings.profile == "quick"
+    assert shown[0].look.ascii
 
 
 def test_a_folder_named_like_a_command_can_be_opened(
     run: Run,
-    shown: list[tuple[str, p.Settings, bool]],
+    shown: list[Shown],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -75,15 +97,15 @@ def test_a_folder_named_like_a_command_can_be_opened(
     assert run("./triage")[0] == 0
     assert run("demo")[0] == 0
     assert run("./demo")[0] == 0
-    assert [source for source, _, _ in shown] == [
+    assert [each.source for each in shown] == [
         str(tmp_path / "triage"), "demo", str(tmp_path / "demo"),
     ]  # fmt: skip
 
 
 def test_the_exit_code_is_that_of_the_interface(
-    run: Run, shown: list[tuple[str, p.Settings, bool]], monkeypatch: pytest.MonkeyPatch
+    run: Run, shown: list[Shown], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["qtui.app"], "run", lambda *given, **named: 3)
+    monkeypatch.setattr(opening, "run", lambda *given, **named: 3)
     assert run("demo")[0] == 3
 
 
@@ -94,12 +116,52 @@ def test_without_a_terminal_the_interface_names_the_commands_to_use(run: Run) ->
     assert "`qtui sweep org/model`" in err
 
 
-def test_without_a_model_there_is_a_sentence_and_the_commands(run: Run) -> None:
+def test_without_a_model_and_a_terminal_there_is_a_sentence_and_the_commands(run: Run) -> None:
     code, out, err = run()
     assert code == 2
     assert out == ""
-    assert "start screen is not there yet" in err
-    assert "qtui triage" in err
+    assert "`qtui triage MODEL`" in err
+
+
+def test_without_a_model_a_start_screen_is_shown_that_keeps_what_was_given(
+    run: Run, shown: list[Shown]
+) -> None:
+    assert run("-P", "quick", "--tokens", "512")[0] == 0
+    assert shown[0].source is None
+    assert isinstance(shown[0].choice.screen(UNICODE), Start)
+    settings, profile = shown[0].choice.resolve("thorough")
+    assert (settings.profile, settings.tokens) == ("thorough", 512)
+    assert profile == load_profile("thorough")
+
+
+def test_repaints_and_theme_are_chosen_on_the_command_line(run: Run, shown: list[Shown]) -> None:
+    assert run("demo", "--fps", "4", "--theme", "contrast")[0] == 0
+    assert shown[0].profile.fps == 4
+    assert shown[0].look.theme == "contrast"
+    code, _, err = run("demo", "--theme", "contrats")
+    assert code == 2
+    assert "was contrast meant" in err
+    assert Started.ended
+    code, _, err = run("demo", "--fps", "0")
+    assert code == 2
+    assert "--fps" in err
+
+
+def test_what_is_wrong_with_own_files_is_said_on_the_screen_and_stops_nothing(
+    run: Run, shown: list[Shown], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "qtui"
+    (folder / "themes").mkdir(parents=True)
+    (folder / "themes" / "mine.toml").write_text("name = 3")
+    (folder / "keymap.toml").write_text('[keys]\nswep = "W"')
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert run("demo")[0] == 0
+    problems = "\n".join(shown[0].look.problems)
+    assert str(folder / "themes" / "mine.toml") in problems
+    assert "was `sweep` meant" in problems
+    (folder / "keymap.toml").write_text('[keys]\nsweep = "W"')
+    assert run("demo")[0] == 0
+    assert shown[1].look.keymap["sweep"] == "W"
 
 
 def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:

@@ -6,7 +6,8 @@ import msgspec
 from textual import events
 
 from engine import protocol as p
-from qtui.app import QtuiApp
+from qtui.app import Look, QtuiApp
+from qtui.keymap import UNBOUND
 from qtui.widgets.layer_table import LayerTable
 from qtui.widgets.scoreboard import running
 from tests.qtui import replay as r
@@ -19,12 +20,17 @@ GATE = "model.layers.1.mlp.gate_proj"
 
 async def test_orders_go_round() -> None:
     async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
-        await d.pilot.press("o")
-        assert d.table.session.layers.names[d.table.rows[0]] == DOWN
-        await d.pilot.press("o")
-        assert d.table.rows == list(range(37))
-        await d.pilot.press("o")
+        seen = [d.table.order[0]]
+        while seen.count("kl") < 2:
+            await d.pilot.press("o")
+            seen.append(d.table.order[0])
+            assert f"order: {d.table.order_words}" in d.bench.message.text
+        assert seen[:4] == ["kl", "dppl", "error", "outliers"]
+        assert {"layer", "holds"} <= set(seen)
         assert d.table.session.layers.names[d.table.rows[0]] == "lm_head"
+        known = [row for row in d.table.rows if d.app.session.sensitivity(row, r.FORMAT)]
+        await d.pilot.press("O")
+        assert [row for row in d.table.rows if row in known] == known[::-1]
 
 
 async def test_keys_and_mouse_move_the_cursor() -> None:
@@ -62,7 +68,11 @@ async def test_marked_layers_are_toggled_together() -> None:
         await d.until(lambda: d.sent(p.SetFormat))
         first = tuple(f"model.layers.0.self_attn.{kind}" for kind in ("q_proj", "k_proj"))
         assert d.sent(p.SetFormat) == [p.SetFormat(first, "int8")]
-        assert not d.table.marked
+        assert d.table.marked == set(first)
+        assert "2 marked layers" in d.bench.message.text
+        await d.pilot.press("escape", "8")
+        await d.until(lambda: len(d.sent(p.SetFormat)) == 2)
+        assert len(d.sent(p.SetFormat)[1].layers) == 1
 
 
 async def test_what_the_engine_refuses_is_taken_back_and_said() -> None:
@@ -76,11 +86,44 @@ async def test_what_the_engine_refuses_is_taken_back_and_said() -> None:
 
 async def test_keys_send_their_commands() -> None:
     async with driving(*r.opening(), *r.swept(3)) as d:
-        await d.pilot.press("u", "U", "ctrl+r", "s", "x")
-        await d.until(lambda: len(d.link.sent) >= 8)
+        await d.give(r.changed(d.app.session, [DOWN], r.FORMAT))
+        await d.give(r.changed(d.app.session, [GATE], r.FORMAT))
         wanted = (p.Undo, p.Redo, p.Sweep, p.Cancel)
+        await d.pilot.press("u")
+        await d.give(
+            p.RecipeChanged(
+                how="undo", layers=[GATE], before=[r.FORMAT], after=["bf16"], bits=[3145728]
+            )
+        )
+        await d.pilot.press("U", "ctrl+r", "x")
+        await d.until(lambda: len(d.sent(p.Cancel)) == 1)
+        await d.give(p.JobEnded(job="3", kind="sweep", status="cancelled"))
+        await d.pilot.press("s")
+        await d.until(lambda: len(d.sent(p.Sweep)) == 2)
         commands = [command for command in d.link.sent[3:] if isinstance(command, wanted)]
-        assert commands == [p.Undo(), p.Redo(), p.Redo(), p.Sweep(), p.Cancel("3")]
+        assert commands == [p.Undo(), p.Redo(), p.Redo(), p.Cancel("3"), p.Sweep()]
+
+
+async def test_what_cannot_be_done_says_why_and_asks_nothing_of_the_engine() -> None:
+    async with driving(*r.opening(), *r.swept(3)) as d:
+        for key, why in (
+            ("u", "no change to take back"),
+            ("U", "no change to make again"),
+            ("s", "a sweep is running already"),
+            ("r", "nothing has failed"),
+            ("enter", "not made of experts"),
+            ("escape", "nothing is marked"),
+            ("c", "no more than one format"),
+        ):
+            await d.pilot.press(key)
+            assert why in d.bench.message.text, key
+        assert not [c for c in d.link.sent[3:] if not isinstance(c, p.AskHistogram)]
+
+
+async def test_a_change_that_is_not_confirmed_yet_can_be_undone() -> None:
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("4", "u")
+        await d.until(lambda: d.sent(p.Undo))
 
 
 async def test_the_pane_folds_and_unfolds() -> None:
@@ -96,24 +139,30 @@ async def test_the_pane_folds_and_unfolds() -> None:
         assert d.table.cursor == 1
 
 
-async def test_help_lists_the_keys_as_they_are_bound() -> None:
-    async with driving(*r.opening()) as d:
-        d.app.set_keymap({"sweep": "w"})
+async def test_help_and_key_bar_list_the_keys_as_they_are_bound() -> None:
+    keymap = {"sweep": "W", "undo": UNBOUND, "hold.int8": "f8"}
+    async with driving(*r.opening(), size=(120, 80), keymap=keymap) as d:
+        assert "W sweep" in d.bench.keybar.text
+        assert "undo" not in d.bench.keybar.text
+        assert "f8" in d.bench.keybar.text.split()
         await d.pilot.press("question_mark")
         await d.pilot.pause()
         lines = [line for line in d.screen().splitlines() if "measure every layer" in line]
-        assert " w " in lines[0]
+        assert " W " in lines[0]
         assert "Hold int4-g128" in d.screen()
         await d.pilot.press("escape")
-        await d.pilot.press("w")
+        await d.pilot.press("W")
         await d.until(lambda: len(d.sent(p.Sweep)) == 2)
+        await d.pilot.press("f8")
+        await d.until(lambda: d.sent(p.SetFormat))
 
 
 async def test_every_binding_can_be_remapped() -> None:
     async with driving() as d:
         bindings = [binding for _, binding in d.bench._bindings]
         assert bindings
-        ours = [b for b in bindings if not b.action.startswith(("app.", "screen.")) and b.show]
+        ours = [b for b in bindings if b.action.startswith("do(")]
+        assert len(ours) >= 40
         assert all(binding.id for binding in ours)
 
 
@@ -150,7 +199,7 @@ async def test_a_pretended_engine_answers_keys() -> None:
     async def connect() -> Pretender:
         return link
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect)
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(theme="qtui-dark"))
     async with app.run_test(size=(100, 30)) as pilot:
         d = Driver(app, pilot, link)
         await d.until(lambda: running(app.session) == [] and len(app.session.jobs) == 3)
@@ -187,7 +236,7 @@ async def test_what_was_undone_is_named() -> None:
             how="undo", layers=[DOWN], before=["int4-g128"], after=["bf16"], bits=[3145728]
         )
         await d.give(undone)
-        assert d.bench.message.text == "undone: 0 mlp.down_proj → bf16"
+        assert d.bench.message.said == ("info", "undone: 0 mlp.down_proj → bf16")
 
 
 async def test_one_interrupt_asks_and_two_quit() -> None:
@@ -202,7 +251,7 @@ async def test_one_interrupt_asks_and_two_quit() -> None:
 
 
 async def test_help_explains_the_marks_and_fits_its_columns() -> None:
-    async with driving(*r.opening(), size=(80, 60)) as d:
+    async with driving(*r.opening(), size=(80, 90)) as d:
         await d.pilot.press("question_mark")
         await d.pilot.pause()
         screen = d.screen()
@@ -211,10 +260,10 @@ async def test_help_explains_the_marks_and_fits_its_columns() -> None:
         for words in (
             "Sweep: measure every layer",
             "To the shell, fg returns",
-            "Mark for the next",
+            "Mark, and go on",
         ):
             assert words in screen
-        assert any("Layers" in line and "Recipe" in line for line in screen.splitlines())
+        assert any("Move" in line and "Recipe" in line for line in screen.splitlines())
 
 
 async def test_digits_in_a_row_are_one_entry_of_the_key_bar() -> None:

@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 
 from engine import protocol as p
 from engine.session import recipe_hash
-from qtui.app import QtuiApp
+from qtui.app import Look, QtuiApp
 from tests.qtui import replay as r
 
 LAYER = "model.layers.0.mlp.down_proj"
@@ -27,7 +27,7 @@ def picture(
     async def connect() -> r.Replay:
         return link
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect)
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(theme="qtui-dark"))
 
     async def until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
         async with asyncio.timeout(20):
@@ -43,9 +43,10 @@ def picture(
         await until(pilot, lambda: app.session.position == 1)
         key = recipe_hash(app.session.recipe())
         link.give(p.RecipePartial(r.score(key, ppl=26.42, half=0.05, tokens=4096)))
-        await until(pilot, lambda: p.AskHistogram(LAYER) in link.sent)
-        link.give(r.histogram(LAYER))
+        await until(pilot, lambda: p.AskHistogram(LAYER, format=r.FORMAT) in link.sent)
+        link.give(r.drawn(LAYER))
         await until(pilot, lambda: app.session.histograms)
+        await until(pilot, lambda: app.workbench.detail.histogram.plots)
         if dies:
             link.die(LAST_WORDS)
             await until(pilot, lambda: app.workbench.banner.has_class("-shown"))

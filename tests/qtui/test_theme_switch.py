@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from rich.style import Style
-from textual.filter import LineFilter
 from textual.widget import Widget
 
 from engine import protocol as p
-from qtui.app import QtuiApp
+from qtui.app import Look, QtuiApp
 from qtui.bundled import themes_folder
 from qtui.screens.help import Overlay
 from qtui.theme_watch import ThemeShelf, ThemeWatch
@@ -33,22 +32,10 @@ MARKS = {
     "header": ("layer", "dim"),
     "score": ("26.17", "accent"),
     "facts": ("37 layers", "dim"),
-    "key": ("sweep", "dim"),
+    "key": (" sweep", "dim"),
     "warning": ("much is wrong", "warning"),
 }
 """Words on the screen with the role of their colour."""
-
-
-class Wearing(QtuiApp):
-    """The app with the shelf of themes that its owner gives it."""
-
-    def wear(self, shelf: ThemeShelf) -> None:
-        """Take the themes of a shelf."""
-        self.shelf = shelf
-        shelf.register(self)
-
-    def get_line_filters(self) -> Sequence[LineFilter]:
-        return self.shelf.filters(self, super().get_line_filters())
 
 
 @asynccontextmanager
@@ -59,9 +46,7 @@ async def wearing(name: str = "qtui-dark") -> AsyncIterator[Driver]:
     async def connect() -> r.Replay:
         return link
 
-    app = Wearing("demo", r.SETTINGS, r.PROFILE, connect)
-    app.wear(ThemeShelf())
-    app.theme = name
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(theme=name))
     async with app.run_test(size=(160, 50)) as pilot:
         driver = Driver(app, pilot, link)
         await driver.until(lambda: len(link.sent) >= 3)
@@ -73,7 +58,6 @@ async def wearing(name: str = "qtui-dark") -> AsyncIterator[Driver]:
 
 
 def shelf(driver: Driver) -> ThemeShelf:
-    assert isinstance(driver.app, Wearing)
     return driver.app.shelf
 
 
@@ -147,9 +131,9 @@ async def test_an_open_overlay_follows_and_so_does_what_lies_under_it(
         driver.app.theme = "qtui-light"
         light = read_theme(themes_folder() / "qtui-light.toml")
         await driver.until(
-            lambda: style_of(driver, "Undo").bgcolor.triplet.hex == light.colors.surface
+            lambda: style_of(driver, "Hold int8").bgcolor.triplet.hex == light.colors.surface
         )
-        assert style_of(driver, "Undo").color.triplet.hex == light.colors.foreground
+        assert style_of(driver, "Hold int8").color.triplet.hex == light.colors.foreground
         await driver.pilot.press("escape")
         await driver.settled()
         assert_wears(driver, light)

@@ -10,7 +10,7 @@ import pytest
 
 from engine import protocol as p
 from engine.session import Session, apply, recipe_hash
-from qtui.app import QtuiApp
+from qtui.app import Look, QtuiApp
 from qtui.widgets.layer_table import LayerTable
 from qtui.widgets.line import Lines
 from qtui.widgets.status import Message
@@ -35,7 +35,7 @@ async def test_the_first_frame_is_painted_before_an_engine_is_looked_for() -> No
         seen.append("\n".join(strip.text for strip in strips))
         return r.Replay()
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect)
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(theme="qtui-dark"))
     async with app.run_test(size=(80, 24)) as pilot:
         async with asyncio.timeout(10):
             while not seen:
@@ -255,9 +255,9 @@ async def test_no_color_draws_with_ascii(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_what_became_of_a_job_is_said() -> None:
     async with driving(*r.opening(), *r.swept(3)) as d:
         await d.give(p.JobEnded(job="3", kind="sweep", status="cancelled", resumed=2))
-        assert d.bench.message.text == "sweep int4-g128: cancelled, 2 results were known before"
+        assert d.bench.message.said[1].startswith("sweep int4-g128: cancelled, 2 known before")
         await d.pilot.press("x")
-        assert d.bench.message.text == "nothing is running"
+        assert d.bench.message.said[1] == "nothing is running"
 
 
 async def test_a_sweep_that_is_over_says_how_effects_add_up() -> None:

@@ -1,0 +1,238 @@
+"""What the workbench does when a key is pressed, an entry of the palette chosen, a word clicked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from engine import protocol as p
+from engine.session import Session
+from qtui.actions import HOLD
+from qtui.screens.help import Help, LogScreen
+from qtui.screens.palette import Palette, PaletteEntry
+from qtui.screens.prompts import Prompts
+from qtui.widgets.scoreboard import running
+from qtui.widgets.status import key_names
+
+if TYPE_CHECKING:
+    from qtui.screens.workbench import Want, Workbench
+
+NO_LAYERS = "there are no layers yet"
+NEEDS_LAYERS = frozenset(
+    {"filter", "scope", "mark", "mark_range", "mark_shown", "mark_others", "hold", "copy"}
+    | {"copy_table", "order", "reverse"}
+)
+
+
+class Deeds:
+    """Carries out actions by their ids; one that cannot be done says why."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.prompts = Prompts(bench, self.hold)
+
+    @property
+    def session(self) -> Session:
+        """What is known."""
+        return self.bench.session
+
+    def perform(self, id: str) -> None:
+        """Do what an action says, or say why it cannot be done."""
+        if why := self.why_not(id):
+            self.say("warning", why)
+        elif id.startswith(HOLD):
+            self.hold(id.removeprefix(HOLD))
+        else:
+            DEEDS[id](self)
+
+    def why_not(self, id: str) -> str:
+        """Why an action makes no sense now; empty where it does."""
+        bench, session, table = self.bench, self.session, self.bench.table
+        if (id in NEEDS_LAYERS or id.startswith(HOLD)) and not session.layers.names:
+            return NO_LAYERS
+        match id:
+            case "unmark" if not table.marked and not table.filter:
+                return "nothing is marked, and no filter is set"
+            case "expand" if table.current is None or not table.expandable(table.current):
+                return "this layer is not made of experts"
+            case "undo" if session.position == 0 and not table.pending:
+                return "there is no change to take back"
+            case "redo" if session.position == len(session.history):
+                return "there is no change to make again"
+            case "sweep" if any(job.kind == "sweep" for job in running(session)):
+                return "a sweep is running already: x cancels it"
+            case "cancel" if not running(session):
+                return "nothing is running"
+            case "retry" if not bench.failed:
+                return "nothing has failed"
+            case "format" if len(bench.swept()) < 2:
+                return "no more than one format was swept: --formats A,B sweeps others"
+            case "pane_up" | "pane_down" if not bench.detail.can_scroll:
+                return "the pane shows all there is"
+        return ""
+
+    def say(self, level: p.Level, words: str) -> None:
+        """Show a message at the foot."""
+        self.bench.message.say(level, words)
+
+    def ask(self, command: p.AnyCommand) -> None:
+        """Want something of the engine."""
+        self.bench.post_message(self.bench.Ask(command))
+
+    def want(self, what: Want) -> None:
+        """Want something of the app."""
+        self.bench.post_message(self.bench.Wanted(what))
+
+    # --- moving and choosing ------------------------------------------------------------------
+
+    def move(self, rows: int) -> None:
+        """Move the cursor."""
+        self.bench.table.move_to(self.bench.table.cursor + rows)
+
+    def order(self, *, reverse: bool = False) -> None:
+        """Sort by the next column, or the other way round."""
+        table = self.bench.table
+        if reverse:
+            table.reverse()
+        else:
+            table.next_order()
+
+    def scope(self) -> None:
+        """Let toggles touch the next kind of set."""
+        self.bench.table.next_scope()
+        self.bench.show_touched()
+        self.say("info", f"a format's key changes {self.bench.scope_words()}")
+
+    def mark(self, how: Callable[[], object]) -> None:
+        """Change the marks; toggles touch them while there are any."""
+        how()
+        self.bench.show_touched()
+
+    def expand(self) -> None:
+        """Show the experts of a fused row, or fold them."""
+        self.bench.table.toggle_expand()
+
+    def unmark(self) -> None:
+        """Take all marks away; where there are none, the filter."""
+        if self.bench.table.marked:
+            self.mark(self.bench.table.clear_marks)
+        else:
+            self.bench.set_filter(None)
+
+    # --- the recipe ---------------------------------------------------------------------------
+
+    def hold(self, format: str) -> None:
+        """Let the layers in scope hold a format."""
+        bench, session = self.bench, self.session
+        layers = bench.touched()
+        if not layers:
+            self.say("warning", f"a toggle would touch nothing: {bench.scope_words()}")
+            return
+        bench.table.move_to(bench.table.cursor)
+        for layer in layers:
+            row = session.index[layer]
+            shown = session.kept(row) if format == "kept" else format
+            if shown != session.layers.holds[row]:
+                bench.table.pending[layer] = shown
+        bench.table.redraw()
+        self.say("info", bench.change(layers, [format]))
+        self.want("thaw")
+        self.ask(p.SetFormat(layers, format))
+
+    def step(self, command: p.Undo | p.Redo) -> None:
+        """Go back or forth in the recipe's history."""
+        self.want("thaw")
+        self.ask(command)
+
+    # --- the engine ---------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Measure every layer."""
+        self.say("info", "sweep asked for")
+        self.ask(p.Sweep())
+
+    def cancel(self) -> None:
+        """End the job that is shown."""
+        job = running(self.session)[0]
+        self.say("info", f"cancelling {job.title}")
+        self.ask(p.Cancel(job.id))
+
+    # --- the view -----------------------------------------------------------------------------
+
+    def log_counts(self) -> None:
+        """Change the histogram's heights."""
+        histogram = self.bench.detail.histogram
+        histogram.toggle_log()
+        shown = "logarithm of the counts" if histogram.by_log else "counts"
+        self.say("info", f"histogram: {shown}")
+
+    def palette(self) -> None:
+        """Offer every action by name."""
+        bench = self.bench
+        entries = [
+            PaletteEntry(
+                id=action.id,
+                title=action.title,
+                key=" ".join(key_names(bench.app, action)),
+                group=action.group,
+                why_not=self.why_not(action.id),
+            )
+            for action in bench.actions
+        ]
+
+        def chosen(id: str | None) -> None:
+            if id is not None:
+                self.perform(id)
+
+        bench.app.push_screen(Palette(entries, bench.glyphs), chosen)
+
+    def help(self) -> None:
+        """List the keys."""
+        self.bench.app.push_screen(Help(self.bench))
+
+    def log(self) -> None:
+        """Show all that happened."""
+        self.bench.app.push_screen(
+            LogScreen(self.bench.events.lines(self.bench.glyphs), self.bench.glyphs)
+        )
+
+
+DEEDS: dict[str, Callable[[Deeds], None]] = {
+    "up": lambda do: do.move(-1),
+    "down": lambda do: do.move(1),
+    "page_up": lambda do: do.move(-do.bench.table.page),
+    "page_down": lambda do: do.move(do.bench.table.page),
+    "first": lambda do: do.bench.table.move_to(0),
+    "last": lambda do: do.bench.table.move_to(len(do.bench.table.rows) - 1),
+    "order": lambda do: do.order(),
+    "reverse": lambda do: do.order(reverse=True),
+    "expand": lambda do: do.expand(),
+    "filter": lambda do: do.prompts.filter(),
+    "scope": lambda do: do.scope(),
+    "mark": lambda do: do.mark(do.bench.table.toggle_mark),
+    "mark_range": lambda do: do.mark(do.bench.table.mark_range),
+    "mark_shown": lambda do: do.mark(do.bench.table.mark_matching),
+    "mark_others": lambda do: do.mark(do.bench.table.invert_marks),
+    "unmark": lambda do: do.unmark(),
+    "hold": lambda do: do.prompts.format(),
+    "undo": lambda do: do.step(p.Undo()),
+    "redo": lambda do: do.step(p.Redo()),
+    "sweep": lambda do: do.sweep(),
+    "cancel": lambda do: do.cancel(),
+    "retry": lambda do: do.want("retry"),
+    "format": lambda do: do.bench.next_format(),
+    "pane": lambda do: do.bench.toggle_pane(),
+    "pane_down": lambda do: do.bench.detail.scroll(3),
+    "pane_up": lambda do: do.bench.detail.scroll(-3),
+    "log_counts": lambda do: do.log_counts(),
+    "log": lambda do: do.log(),
+    "freeze": lambda do: do.want("freeze"),
+    "theme": lambda do: do.want("theme"),
+    "palette": lambda do: do.palette(),
+    "help": lambda do: do.help(),
+    "suspend": lambda do: do.want("suspend"),
+    "quit": lambda do: do.want("leave"),
+    "save": lambda do: do.prompts.save(),
+    "copy": lambda do: do.prompts.copy(whole=False),
+    "copy_table": lambda do: do.prompts.copy(whole=True),
+}

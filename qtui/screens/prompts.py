@@ -1,0 +1,213 @@
+"""What is typed at the foot of the workbench: a filter, a format, where to save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine.errors import EngineError
+from engine.paths import session_folder, session_name
+from engine.quant.completion import complete_format, explain_format
+from engine.quant.formats import parse_format
+from engine.quant.storage import why_not_held
+from qtui.aside import aside
+from qtui.clipboard import copy, what_to_copy
+from qtui.filter import FIELDS, FilterError, parse_filter
+from qtui.filter_completion import complete_filter
+from qtui.saved.view import View
+from qtui.saving import complete_path, judge_path, save_asked
+from qtui.svg import Palette, screen_lines
+from qtui.widgets.prompt import Completion, Prompt, Verdict, open_prompt
+
+if TYPE_CHECKING:
+    from qtui.screens.workbench import Workbench
+
+
+def ignore(value: str) -> None:
+    """For what nobody needs to hear."""
+
+
+class Asked(NamedTuple):
+    """A prompt that is open, and who hears what becomes of it."""
+
+    prompt: Prompt
+    submitted: Callable[[str], None]
+    changed: Callable[[str], None] = ignore
+    cancelled: Callable[[str], None] = ignore
+
+
+class Prompts:
+    """Opens the workbench's prompts and hands on what is typed."""
+
+    def __init__(self, bench: Workbench, hold: Callable[[str], None]) -> None:
+        self.bench, self.hold = bench, hold
+        self._asked: Asked | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a line to type in."""
+        return self._asked is not None
+
+    def _open(self, asked: Asked) -> None:
+        open_prompt(self.bench, asked.prompt)
+        self._asked = asked
+
+    def changed(self, event: Prompt.Changed) -> None:
+        """Another value, as it is typed."""
+        if self._asked is not None and event.prompt is self._asked.prompt and event.verdict.ok:
+            self._asked.changed(event.value)
+
+    def submitted(self, event: Prompt.Submitted) -> None:
+        """A value was handed in."""
+        if self._asked is not None and event.prompt is self._asked.prompt:
+            asked, self._asked = self._asked, None
+            asked.submitted(event.value)
+
+    def cancelled(self, event: Prompt.Cancelled) -> None:
+        """Nothing was handed in."""
+        if self._asked is not None and event.prompt is self._asked.prompt:
+            asked, self._asked = self._asked, None
+            asked.cancelled(event.prompt.value)
+
+    # --- the filter ---------------------------------------------------------------------------
+
+    def filter(self) -> None:
+        """Ask for a filter, and show what it leaves as it is typed."""
+        bench = self.bench
+        before = bench.table.filter
+
+        def read(value: str) -> None:
+            bench.set_filter(parse_filter(value))
+
+        def follow(value: str) -> None:
+            # The beginning of a field's name would empty the table for a moment.
+            *terms, last = value.split(" ")
+            bench.set_filter(parse_filter(" ".join(terms) if _begins_field(last) else value))
+
+        def judge(value: str) -> Verdict:
+            try:
+                wanted = parse_filter(value)
+            except FilterError as error:
+                return Verdict(False, str(error))
+            rows = wanted.rows(bench.session, bench.format, bench.table.marked)
+            return Verdict(True, f"{len(rows)} of {len(bench.session.layers.names)} layers")
+
+        prompt = Prompt(
+            "filter",
+            lambda value: [Completion(*offer) for offer in complete_filter(value, bench.session)],
+            judge,
+            value=before.text,
+            live=True,
+            placeholder="kind:q_proj block<4 kl>1e-3 -is:kept",
+            glyphs=bench.glyphs,
+        )
+        self._open(Asked(prompt, read, follow, lambda value: bench.set_filter(before)))
+
+    # --- any format ---------------------------------------------------------------------------
+
+    def format(self) -> None:
+        """Ask for a format, and let the layers in scope hold it."""
+        bench = self.bench
+        layers = bench.touched()
+        shapes = [bench.session.layers.shapes[bench.session.index[layer]] for layer in layers]
+        alike = shapes[0] if len(set(shapes)) == 1 else None
+
+        def judge(value: str) -> Verdict:
+            canonical, says = explain_format(value, alike)
+            if canonical is None or canonical == "kept" or alike is not None:
+                return Verdict(canonical is not None, says)
+            return _held_by(canonical, shapes, says)
+
+        prompt = Prompt(
+            f"hold, {bench.scope_words()}",
+            _complete_format,
+            judge,
+            kind="format",
+            placeholder="int4-g64, int3-channel-sym, fp8-e4m3, ...",
+            glyphs=bench.glyphs,
+        )
+        self._open(Asked(prompt, lambda value: self.hold(explain_format(value)[0] or value)))
+
+    # --- out of the screen --------------------------------------------------------------------
+
+    def view(self) -> View:
+        """What is shown now, for a file or the clipboard."""
+        bench, table = self.bench, self.bench.table
+        colors = bench.app.theme_variables
+        wanted = ("background", "foreground", "dim", "accent")
+        return View(
+            session=bench.session,
+            source=bench.source,
+            format=bench.format,
+            rows=tuple(dict.fromkeys(table.rows)),
+            columns=tuple(column.id for column, _ in table.layout_at(table.size.width).columns),
+            layer=table.current,
+            marked=frozenset(table.marked),
+            order=table.order_words,
+            filter=table.filter.text,
+            screen=tuple(screen_lines(bench.app)),
+            palette=Palette(*(colors[name] for name in wanted)),
+        )
+
+    def save(self) -> None:
+        """Ask where to, and save a table, a plot, a recipe or the screen there."""
+        bench, view = self.bench, self.view()
+
+        def write(value: str) -> None:
+            async def writing() -> None:
+                try:
+                    saved = await aside(lambda: save_asked(value, view))
+                except EngineError as error:
+                    bench.tell("error", str(error))
+                else:
+                    bench.tell("info", saved.says)
+
+            bench.run_worker(writing(), group="save")
+
+        def judge(value: str) -> Verdict:
+            return Verdict(*judge_path(value, view))
+
+        prompt = Prompt(
+            "save",
+            lambda value: [Completion(*offer) for offer in complete_path(value, view)],
+            judge,
+            glyphs=bench.glyphs,
+            placeholder="[table|histogram|layer|experts|log|screen|recipe] FILE",
+        )
+        self._open(Asked(prompt, write))
+
+    def copy(self, *, whole: bool) -> None:
+        """Copy rows, or the table, to the terminal's clipboard and to a file."""
+        bench, view = self.bench, self.view()
+
+        async def copying() -> None:
+            try:
+                text = await aside(lambda: what_to_copy(view, whole))
+                folder = session_folder(session_name(bench.source))
+            except (EngineError, OSError) as error:
+                bench.tell("error", str(error))
+                return
+            bench.tell("info", copy(bench.app, text, folder).how)
+
+        bench.run_worker(copying(), group="save")
+
+
+def _begins_field(term: str) -> bool:
+    """Whether a term that is being typed may become one with a field and its operator."""
+    return bool(term) and any(name.startswith(term.lstrip("-!").lower()) for name in FIELDS)
+
+
+def _complete_format(value: str) -> Sequence[Completion]:
+    offers = complete_format(value, limit=24)
+    return [Completion(offer.text, offer.says, "not built" in offer.says) for offer in offers]
+
+
+def _held_by(format: str, shapes: Sequence[Sequence[int]], says: str) -> Verdict:
+    """Whether layers of several shapes can all hold a format; a toggle is for all or none."""
+    parsed = parse_format(format)
+    reasons = [why for shape in shapes if (why := why_not_held(parsed, shape)) is not None]
+    if reasons:
+        return Verdict(
+            False, f"{len(reasons)} of {len(shapes)} layers cannot hold it: {reasons[0]}"
+        )
+    return Verdict(True, says)
