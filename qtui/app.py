@@ -164,7 +164,8 @@ class QtuiApp(App[None]):
         assert self.choice is not None
         settings, profile = self.choice.resolve(chosen.profile_name)
         self.life = self._life(chosen.source, settings, profile)
-        self.switch_screen(self.workbench)
+        # Over the start screen, not in its place: a first screen cannot be taken away.
+        self.push_screen(self.workbench)
         self.call_after_refresh(self._begin)
 
     async def on_start_leave(self) -> None:

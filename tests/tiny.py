@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,24 @@ def build(
     return folder
 
 
+def deep_gpt2(folder: Path, blocks: int = 500) -> Path:
+    """A ``gpt2`` of many thin blocks, four quantisable layers each: 500 of them are 2,000 layers.
+
+    Residual branches are scaled by ``1 / √(2 · blocks)``, as GPT-2's are when they are drawn: what
+    comes out of so many blocks is neither nought nor without end.
+    """
+    build("gpt2", folder, n_layer=blocks, n_embd=32, n_head=2)
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in tensors:
+        if name.endswith("c_proj.weight"):
+            tensors[name] /= (2 * blocks) ** 0.5
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
 def tokenizer() -> Any:
     """One token a byte, and an end token: 257 in all; nothing is downloaded."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -151,3 +170,20 @@ def ids(batch: int, tokens: int, *, seed: int = 1) -> torch.Tensor:
     """Random token ids ``[batch, tokens]`` that every tiny model knows."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(2, 256, (batch, tokens), generator=generator)
+
+
+def main() -> None:
+    """Write a checkpoint to a folder, to open it by hand: ``python -m tests.tiny gpt2 FOLDER``."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("kind", choices=["deep-gpt2", *ARCHITECTURES])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--blocks", type=int, default=500, help="of deep-gpt2")
+    given = parser.parse_args()
+    if given.kind == "deep-gpt2":
+        deep_gpt2(given.folder, given.blocks)
+    else:
+        build(given.kind, given.folder)
+
+
+if __name__ == "__main__":
+    main()
