@@ -188,11 +188,14 @@ AnyCommand: TypeAlias = (
 # --- facts ---------------------------------------------------------------------------------------
 
 
-class Fact(_Message, frozen=True):
-    """A measurement: written once under a key made of all it depends on, never changed."""
+class Fact(_Message, frozen=True, gc=False):
+    """A measurement: written once under a key made of all it depends on, never changed.
+
+    None is part of a circle: without ``gc``, tables of many are not walked again and again.
+    """
 
 
-class Outliers(msgspec.Struct, frozen=True):
+class Outliers(msgspec.Struct, frozen=True, gc=False):
     """Weights beyond ``sigma`` standard deviations of the layer's own."""
 
     sigma: float
@@ -201,7 +204,7 @@ class Outliers(msgspec.Struct, frozen=True):
     max_abs: float
 
 
-class WeightError(msgspec.Struct, frozen=True):
+class WeightError(msgspec.Struct, frozen=True, gc=False):
     """Distance between a weight and its quantised value."""
 
     frobenius: float
@@ -212,7 +215,7 @@ class WeightError(msgspec.Struct, frozen=True):
     sqnr_db: float
 
 
-class LayerWeights(Fact, frozen=True, kw_only=True):
+class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
     """What triage found in one layer's weights."""
 
     layer: str
@@ -236,7 +239,7 @@ class LayerWeights(Fact, frozen=True, kw_only=True):
     """Formats the layer cannot hold, with the reason."""
 
 
-class Baseline(Fact, frozen=True):
+class Baseline(Fact, frozen=True, gc=False):
     """The unchanged model's score."""
 
     nll: float
@@ -245,7 +248,7 @@ class Baseline(Fact, frozen=True):
     tokens: int
 
 
-class Control(Fact, frozen=True):
+class Control(Fact, frozen=True, gc=False):
     """A layer swapped for itself: what a change of nothing measures."""
 
     layer: str
@@ -256,7 +259,7 @@ class Control(Fact, frozen=True):
     floor_kl: float = 0.0
 
 
-class Sensitivity(Fact, frozen=True, kw_only=True):
+class Sensitivity(Fact, frozen=True, gc=False, kw_only=True):
     """The effect of one layer changed alone."""
 
     layer: str
@@ -274,7 +277,7 @@ class Sensitivity(Fact, frozen=True, kw_only=True):
     """Share of positions where both models' first choice is the same."""
 
 
-class Estimate(Fact, frozen=True, kw_only=True):
+class Estimate(Fact, frozen=True, gc=False, kw_only=True):
     """The effect of one layer changed alone, from gradients: not measured."""
 
     layer: str
@@ -289,7 +292,7 @@ class Estimate(Fact, frozen=True, kw_only=True):
     """Draws of labels from the model's own distribution."""
 
 
-class RecipeScore(Fact, frozen=True, kw_only=True):
+class RecipeScore(Fact, frozen=True, gc=False, kw_only=True):
     """The effect of a whole recipe. Sent unfinished too, with ``done=False``."""
 
     recipe: str
@@ -311,7 +314,7 @@ class RecipeScore(Fact, frozen=True, kw_only=True):
     done: bool = True
 
 
-class Additivity(Fact, frozen=True, kw_only=True):
+class Additivity(Fact, frozen=True, gc=False, kw_only=True):
     """Effect of all body layers together over the sum of their single effects."""
 
     format: str

@@ -200,13 +200,14 @@ class Session(msgspec.Struct):
 
     def bits_per_weight(self) -> float:
         """Stored bits over weights, of the body and of whatever else is quantised; nan if empty."""
-        return self._size().bits_per_weight
+        return self.size().bits_per_weight
 
     def artefact_bytes(self) -> int:
         """Size of the whole artefact: layers in their formats, the rest as stored."""
-        return self._size().bytes
+        return self.size().bytes
 
-    def _size(self) -> Size:
+    def size(self) -> Size:
+        """What the artefact holds: a sum over the whole table, for whoever wants both figures."""
         layers = self.layers
         kept = [kept_format(dtype) for dtype in layers.dtypes]
         quantised = [held != kept for held, kept in zip(layers.holds, kept, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import subprocess
 import time
@@ -10,18 +12,19 @@ from typing import ClassVar, NamedTuple
 
 from textual.app import App
 from textual.binding import Binding, BindingType
-from textual.filter import LineFilter
+from textual.filter import LineFilter, Monochrome, NoColor
 from textual.screen import Screen
 
 from engine import protocol as p
 from engine.client import Link, launch
 from engine.profiles import Profile
 from engine.session import Session
-from qtui.life import Life
+from qtui.life import GOODBYE, Life
 from qtui.pump import Pump
 from qtui.remembered import Remembered, remember_theme
 from qtui.screens.start import Start
 from qtui.screens.workbench import Workbench
+from qtui.terminal import TerminalDriver, end_on_signals
 from qtui.text import PLAIN, UNICODE, Glyphs, only_ascii
 from qtui.theme_watch import ThemeShelf
 from qtui.themes import default_theme, depth
@@ -90,12 +93,19 @@ class QtuiApp(App[None]):
             choice: the start screen; needed where there is no source.
             shelf: the themes; None reads them.
         """
-        super().__init__()
+        super().__init__(driver_class=TerminalDriver)
+        if self.no_color:
+            # Textual would send greys, which are colours to a terminal too.
+            self._filters = [
+                NoColor() if isinstance(each, Monochrome) else each for each in self._filters
+            ]
         self.animation_level = "none"
         self.look, self.choice = look, choice
         self.glyphs = PLAIN if look.ascii or self.no_color else UNICODE
         self._connect = connect
         self._leaving = False
+        self._code: int | None = None
+        """Exit code of a signal that ends the interface."""
         self._interrupted = float("-inf")
         self.shelf = shelf or ThemeShelf()
         self.shelf.register(self)
@@ -145,6 +155,8 @@ class QtuiApp(App[None]):
 
     def on_mount(self) -> None:
         """Look for an engine once the first frame is on the screen."""
+        # What stood on the other screen is gone when the process comes back to it.
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         self.call_after_refresh(self._begin)
         self.set_interval(1.0, self._follow_themes)
 
@@ -234,14 +246,20 @@ class QtuiApp(App[None]):
             return
         self._leaving = True
         if self.life is None:
-            self.exit(return_code=0)
+            self.exit(return_code=self._code or 0)
             return
         self.workbench.message.say("info", "stopping the engine")
         self.run_worker(self._goodbye(self.life), group="goodbye")
 
+    def leave(self, code: int) -> None:
+        """Stop the engine and go, with this exit code; from a signal's handler."""
+        loop = asyncio.get_running_loop()
+        self._code = code
+        loop.call_soon_threadsafe(lambda: self.call_later(self.action_quit))
+
     async def _goodbye(self, life: Life) -> None:
         await life.end()
-        self.exit(return_code=life.open_failed())
+        self.exit(return_code=life.open_failed() if self._code is None else self._code)
 
 
 def run(
@@ -266,6 +284,14 @@ def run(
 
     look = look._replace(ascii=look.ascii or only_ascii(os.environ))
     app = QtuiApp(source, settings, profile, connect if source else None, look, choice, shelf)
+
+    def give_up() -> None:
+        if started is not None:
+            started.terminate()
+
+    # Tables of many rows live as long as the session: looking through them for rubbish is in vain.
+    gc.set_threshold(20_000, 20, 100)
+    end_on_signals(app.leave, give_up, GOODBYE + 1.0)
     app.run()
     if started is not None and (app.life is None or not app.life.said_stop):
         started.terminate()

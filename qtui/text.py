@@ -44,12 +44,19 @@ PLAIN = Glyphs(
 )  # fmt: skip
 
 
+COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
+
+
 def only_ascii(environ: Mapping[str, str]) -> bool:
     """Whether the terminal can be trusted with ASCII alone: a locale without UTF-8, a bare console.
 
     Where nothing is said about a locale, as in most containers, terminals draw UTF-8.
     """
-    named = next((environ[key] for key in ("LC_ALL", "LC_CTYPE", "LANG") if environ.get(key)), "")
+    told = {key: environ[key] for key in ("LC_ALL", "LC_CTYPE", "LANG") if environ.get(key)}
+    if told.get("LANG") in ("C", "POSIX") and told.get("LC_CTYPE") in COERCED:
+        # Python sets it so by itself where the locale is C (PEP 538): nobody said it.
+        del told["LC_CTYPE"]
+    named = next(iter(told.values()), "")
     utf8 = not named or "utf" in named.lower()
     return not utf8 or environ.get("TERM") in ("linux", "dumb")
 

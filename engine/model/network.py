@@ -71,6 +71,17 @@ class Network:
         self._slots: dict[str, Slot] = {name: slot for name, (_layer, slot) in listed.items()}
         self._reference = {name: slot.parameter for name, slot in self._slots.items()}
         self._versions = {name: p._version for name, p in self._reference.items()}
+        # Gathered once: walking a deep model at every step would cost a third of its sweep.
+        self._hook_tables: list[Mapping[int, object]] = [
+            table
+            for module in model.modules()
+            for table in (
+                module._forward_hooks,
+                module._forward_pre_hooks,
+                module._backward_hooks,
+                module._backward_pre_hooks,
+            )
+        ]
         self._hooks = self._count_hooks()
         self._forwards = [block.__dict__.get("forward") for block in self.blocks]
         self.beside: list[tuple[Any, ...] | None] = [None] * len(self.blocks)
@@ -304,10 +315,4 @@ class Network:
             raise Preempted
 
     def _count_hooks(self) -> int:
-        return sum(
-            len(module._forward_hooks)
-            + len(module._forward_pre_hooks)
-            + len(module._backward_hooks)
-            + len(module._backward_pre_hooks)
-            for module in self.model.modules()
-        )
+        return sum(map(len, self._hook_tables))

@@ -116,8 +116,8 @@ class Scoreboard(Lines):
     def _stored_size(self) -> str:
         if not self.session.layers.names:
             return ""
-        bits = self.session.bits_per_weight()
-        size = t.size(self.session.artefact_bytes())
+        whole = self.session.size()
+        bits, size = whole.bits_per_weight, t.size(whole.bytes)
         return size if math.isnan(bits) else f"{bits:.2f} bit/weight  {size}"
 
     # --- the score ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
+from textual.events import Key
 from textual.pilot import Pilot
 
 from engine import protocol as p
@@ -13,6 +14,9 @@ from engine.profiles import Profile
 from qtui.app import Look, QtuiApp
 from tests.qtui import replay
 from tests.qtui.replay import Replay
+
+CHARACTERS = {"slash": "/", "colon": ":", "equals_sign": "=", "space": " ", "minus": "-"}
+"""What keys with a name of their own type."""
 
 
 class Driver:
@@ -40,6 +44,32 @@ class Driver:
         """Let everything that is due be drawn."""
         await self.until(lambda: not self.app.pump.due)
         await self.pilot.pause()
+
+    def at_once(self, *keys: str) -> None:
+        """Press keys faster than any of them is heard, as they come over a slow line."""
+        assert self.app._driver is not None
+        for key in keys:
+            event = Key(key, key if len(key) == 1 else CHARACTERS.get(key))
+            event.set_sender(self.app)
+            self.app._driver.send_message(event)
+
+    def still(self) -> bool:
+        """Whether everything that is known is drawn: rows in their order, the plot, the past."""
+        table, detail = self.table, self.bench.detail
+        histogram = detail.histogram
+        plotted = (
+            not histogram.display
+            or not histogram._has_room()
+            or histogram.found is None
+            or bool(histogram.drawn)
+        )
+        return (
+            self.link.heard()
+            and not self.app.pump.due
+            and table._later is None
+            and not detail._past.pending
+            and plotted
+        )
 
     def screen(self) -> str:
         """The characters on the screen."""

@@ -25,6 +25,8 @@ SHAPES: dict[str, tuple[int, int]] = {
     "mlp.up_proj": (MIDDLE, HIDDEN),
     "mlp.down_proj": (HIDDEN, MIDDLE),
 }
+EXPERTS = {"gate_up_proj": (2 * KV, HIDDEN), "down_proj": (HIDDEN, KV)}
+"""Kinds of fused experts with the shape of one."""
 SETTINGS = p.Settings(tokens=16384, seq_len=256)
 PROFILE = load_profile("standard")
 
@@ -103,6 +105,36 @@ def listed(layers: list[str] | None = None) -> p.LayersListed:
     )  # fmt: skip
 
 
+def mixture() -> p.LayersListed:
+    """Rows in which every block has its experts, eight of them, as one fused layer."""
+    layers = [name for name in names() if ".mlp." not in name]
+    for block in range(BLOCKS):
+        at = layers.index(f"model.layers.{block}.self_attn.o_proj") + 1
+        layers[at:at] = [f"model.layers.{block}.mlp.experts.{kind}" for kind in EXPERTS]
+    rows = listed(layers)
+    fused = [kind in EXPERTS for kind in rows.kinds]
+    return msgspec.structs.replace(
+        rows,
+        roles=["experts" if each else role for each, role in zip(fused, rows.roles, strict=True)],
+        shapes=[
+            (8, *EXPERTS[kind]) if each else shape
+            for each, kind, shape in zip(fused, rows.kinds, rows.shapes, strict=True)
+        ],
+    )
+
+
+def experts(layer: str, number: int = 8) -> p.ExpertsReady:
+    """What is known of the experts of a fused layer: the third has weights that are no numbers."""
+    rng = random.Random(layer)
+    return p.ExpertsReady(
+        layer=layer, std=[0.02 + 0.01 * rng.random() for _ in range(number)],
+        max_abs=[0.4 + rng.random() for _ in range(number)],
+        outliers=[0.004 * rng.random() for _ in range(number)],
+        nonfinite=[3 * (expert == 2) for expert in range(number)],
+        relative={FORMAT: [0.06 + 0.03 * rng.random() for _ in range(number)]},
+    )  # fmt: skip
+
+
 def weights(layer: str, row: int) -> p.LayerWeights:
     """What triage finds: the first down projection has an outlying channel."""
     rng = random.Random(row)
@@ -148,6 +180,15 @@ def histogram(layer: str, bins: int = 120) -> p.HistogramReady:
     return p.HistogramReady(layer=layer, low=-0.31, high=0.31, counts=counts, mean=0.0, std=0.0412)
 
 
+def estimate(layer: str, row: int, format: str = FORMAT) -> p.Estimate:
+    """The effect of one layer, estimated."""
+    rng = random.Random(2000 + row)
+    kl = 0.0004 * math.exp(1.4 * rng.random())
+    return p.Estimate(
+        layer=layer, format=format, kl=kl, kl_se=kl / 5, dnll=kl, dnll_se=kl / 4, tokens=4096
+    )
+
+
 def drawn(layer: str, format: str = FORMAT) -> p.HistogramReady:
     """A histogram with the sixteen levels of a format on it."""
     grid = [0.031 * (level - 7) for level in range(16)]
@@ -161,7 +202,7 @@ PROTOCOL = p.Protocol(
 BASELINE = p.Baseline(nll=math.log(26.17), nll_se=0.0061, ppl=26.17, tokens=16384)
 
 
-def opening(layers: list[str] | None = None) -> Iterator[p.AnyEvent]:
+def opening(layers: list[str] | p.LayersListed | None = None) -> Iterator[p.AnyEvent]:
     """From opening a checkpoint to a model that is ready and has its score."""
     yield p.Opened("demo", SETTINGS, {"qtui": "0.1.0"})
     yield p.JobStarted(job="1", kind="open", title="open", total=0)
@@ -169,7 +210,7 @@ def opening(layers: list[str] | None = None) -> Iterator[p.AnyEvent]:
         name="demo", path="/demo", architecture="LlamaForCausalLM", parameters=5_800_000,
         bytes=11_600_000, dtype="bfloat16", fingerprint="f" * 16,
     )  # fmt: skip
-    yield listed(layers)
+    yield layers if isinstance(layers, p.LayersListed) else listed(layers)
     yield p.ModelReady(
         device="cpu", device_reason="no GPU", dtype="float32", dtype_reason="a CPU", blocks=BLOCKS,
         resumable=True, protocol=PROTOCOL, load_s=1.2, memory=23_000_000,

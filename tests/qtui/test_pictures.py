@@ -2,73 +2,250 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+import math
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import pytest
 from textual.pilot import Pilot
 
 from engine import protocol as p
 from engine.session import recipe_hash
-from qtui.app import Look, QtuiApp
+from qtui.app import Choice, Look, QtuiApp
+from qtui.screens.start import Start
+from qtui.widgets.layer_table import LayerTable
+from qtui.widgets.status import Message
 from tests.qtui import replay as r
+from tests.qtui import starting
+from tests.qtui.driving import Driver
 
-LAYER = "model.layers.0.mlp.down_proj"
+DOWN = "model.layers.0.mlp.down_proj"
 LAST_WORDS = "it was killed by signal 9\nINFO sweep\nMemoryError: 3.1 GB wanted"
+NOON = 1_700_049_600.0
+FUSED = "model.layers.0.mlp.experts.gate_up_proj"
+
 Compare = Callable[..., bool]
+Deed = Callable[[Driver], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def _standing_still(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The terminal is the same everywhere, it is noon, and nothing changes by waiting."""
+    for variable in ("NO_COLOR", "QTUI_THEME", "COLUMNS", "LINES", "TMUX", "STY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setattr(LayerTable, "HOLD", 0.0)
+    monkeypatch.setattr(Message, "LINGER", 1e6)
+    zone = os.environ.get("TZ")
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    yield
+    os.environ.pop("TZ") if zone is None else os.environ.update(TZ=zone)
+    time.tzset()
 
 
 def picture(
-    compare: Compare, size: tuple[int, int], *, theme: str = "", dies: bool = False
+    compare: Compare,
+    size: tuple[int, int],
+    *deeds: Deed,
+    theme: str = "qtui-dark",
+    ascii: bool = False,
+    events: Iterable[p.AnyEvent] | None = None,
 ) -> bool:
-    """Whether a sweep that is two thirds done, with a recipe being measured, looks as before."""
-    link = r.Replay([*r.opening(), *r.triaged(), *r.swept(24)])
+    """Whether the workbench looks as before, once these were done in it one after the other.
+
+    What the engine said before is a sweep that is two thirds done.
+    """
+    link = r.Replay()
 
     async def connect() -> r.Replay:
         return link
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(theme="qtui-dark"))
-
-    async def until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
-            while not condition() or app.pump.due:
-                await pilot.pause()
-                await asyncio.sleep(0.002)
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(ascii, theme))
+    app.workbench.events._clock = lambda: NOON
 
     async def drive(pilot: Pilot[None]) -> None:
-        if theme:
-            app.theme = theme
-        await until(pilot, lambda: len(link.sent) >= 3 and link.heard())
-        link.give(r.changed(app.session, [LAYER], r.FORMAT))
-        await until(pilot, lambda: app.session.position == 1)
-        key = recipe_hash(app.session.recipe())
-        link.give(p.RecipePartial(r.score(key, ppl=26.42, half=0.05, tokens=4096)))
-        await until(pilot, lambda: p.AskHistogram(LAYER, format=r.FORMAT) in link.sent)
-        link.give(r.drawn(LAYER))
-        await until(pilot, lambda: app.session.histograms)
-        await until(pilot, lambda: app.workbench.detail.histogram.plots)
-        if dies:
-            link.die(LAST_WORDS)
-            await until(pilot, lambda: app.workbench.banner.has_class("-shown"))
-        # Which of the quick jobs was seen running is a matter of time.
-        app.workbench.message.say("info", "ready")
+        driver = Driver(app, pilot, link)
+        await driver.until(lambda: len(link.sent) >= 3)
+        given = [*r.opening(), *r.triaged(), *r.swept(24)] if events is None else events
+        await driver.give(*given)
+        for deed in deeds:
+            await deed(driver)
+        await driver.until(driver.still)
         await pilot.pause()
 
     return compare(app, terminal_size=size, run_before=drive)
 
 
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
+async def toggled(d: Driver) -> None:
+    """The layer under the cursor holds another format, and the recipe is being measured."""
+    await d.give(r.changed(d.app.session, [DOWN], r.FORMAT))
+    key = recipe_hash(d.app.session.recipe())
+    await d.give(p.RecipePartial(r.score(key, ppl=26.42, half=0.05, tokens=4096)))
+
+
+async def plotted(d: Driver) -> None:
+    """The histogram of the layer under the cursor has come."""
+    row = d.app.session.index[d.table.current or ""]
+    held = d.app.session.layers.holds[row]
+    format = "" if held == d.app.session.kept(row) else held
+    asked = p.AskHistogram(d.table.current or "", format=format)
+    await d.until(lambda: asked in d.link.sent)
+    await d.give(r.drawn(asked.layer) if format else r.histogram(asked.layer))
+
+
+def pressed(*keys: str) -> Deed:
+    """These keys are pressed."""
+
+    async def press(d: Driver) -> None:
+        await d.pilot.press(*keys)
+        await d.settled()
+
+    return press
+
+
+async def at_work(d: Driver) -> None:
+    """A toggle, its measurement, and the histogram."""
+    await toggled(d)
+    await plotted(d)
+
+
+# --- sizes and themes ----------------------------------------------------------------------------
 
 
 def test_narrow(snap_compare: Compare) -> None:
-    assert picture(snap_compare, (80, 24))
+    assert picture(snap_compare, (80, 24), at_work)
+
+
+def test_medium(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (120, 40), at_work)
 
 
 def test_wide(snap_compare: Compare) -> None:
-    assert picture(snap_compare, (160, 50))
+    assert picture(snap_compare, (160, 50), at_work)
 
 
-def test_light_without_an_engine(snap_compare: Compare) -> None:
-    assert picture(snap_compare, (120, 40), theme="qtui-light", dies=True)
+def test_very_wide(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (200, 50), at_work)
+
+
+def test_light(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (120, 40), at_work, theme="qtui-light")
+
+
+def test_monochrome(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (80, 24), at_work, theme="monochrome")
+
+
+def test_sixteen_colours(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (80, 24), at_work, theme="terminal")
+
+
+def test_ascii(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (80, 24), at_work, ascii=True)
+
+
+def test_too_small(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (50, 12), toggled)
+
+
+# --- what is done in it --------------------------------------------------------------------------
+
+
+def test_without_an_engine(snap_compare: Compare) -> None:
+    async def dies(d: Driver) -> None:
+        d.link.die(LAST_WORDS)
+        await d.until(lambda: d.bench.banner.has_class("-shown"))
+        d.link._waiting = True  # nobody listens any more
+
+    assert picture(snap_compare, (120, 40), at_work, dies)
+
+
+def test_pane_alone(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (80, 24), at_work, pressed("tab"))
+
+
+def test_filter_with_completions(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (120, 40), at_work, pressed("slash", *"kind:d"))
+
+
+def test_format_that_cannot_be(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (80, 24), at_work, pressed("equals_sign", *"int4-g129x", "enter"))
+
+
+def test_palette(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (120, 40), at_work, pressed("colon", "a"))
+
+
+def test_help(snap_compare: Compare) -> None:
+    assert picture(snap_compare, (80, 24), at_work, pressed("question_mark"))
+
+
+def test_scope_of_a_block_and_marks(snap_compare: Compare) -> None:
+    marks = pressed("j", "space", "j", "j", "space", "t")
+
+    async def block(d: Driver) -> None:
+        while d.table.scope != "block":
+            await d.pilot.press("t")
+
+    assert picture(snap_compare, (120, 40), at_work, marks, block, plotted)
+
+
+def test_experts(snap_compare: Compare) -> None:
+    rows = r.mixture()
+    layers = list(rows.names)
+    known = [p.Learned((f"s{row}",), (r.sensitivity(name, row),)) for row, name in
+             enumerate(layers) if row % 3 != 1]  # fmt: skip
+
+    async def opened(d: Driver) -> None:
+        d.table.move_to(d.table.rows.index(layers.index(FUSED)))
+        await d.pilot.press("enter")
+        await d.until(lambda: p.AskExperts(FUSED) in d.link.sent)
+        await d.give(r.experts(FUSED))
+        await d.pilot.press("j", "j")
+        await plotted(d)
+
+    events = [*r.opening(rows), *r.triaged(layers), *known]
+    assert picture(snap_compare, (120, 40), opened, events=events)
+
+
+def test_estimates_among_measurements(snap_compare: Compare) -> None:
+    async def estimated(d: Driver) -> None:
+        session = d.app.session
+        facts = [
+            r.estimate(name, row)
+            for row, name in enumerate(session.layers.names)
+            if session.sensitivity(row, r.FORMAT) is None
+        ]
+        await d.give(p.Learned(tuple(fact.layer for fact in facts), tuple(facts)))
+
+    assert picture(snap_compare, (120, 40), estimated, plotted)
+
+
+# --- the start screen ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_start(snap_compare: Compare, size: tuple[int, int]) -> None:
+    past = [
+        starting.session("llama-3.1-8b", parameters=8_000_000_000, running=True),
+        starting.session("demo", "demo", when=starting.NOW - 26 * 3600, changed=0, ppl_recipe=math.nan),
+        starting.session("a-moe-with-a-long-name-8x7b-v0.1", when=starting.NOW - 9 * 86400),
+        starting.session("broken", problem="the journal is of a newer qtui", when=starting.NOW - 1),
+    ]
+    start = Start(
+        lambda: past, starting.fine, starting.PROFILES, "standard", clock=lambda: starting.NOW
+    )
+    choice = Choice(lambda glyphs: start, lambda name: (r.SETTINGS, r.PROFILE))
+    app = QtuiApp(None, r.SETTINGS, r.PROFILE, look=Look(theme="qtui-dark"), choice=choice)
+
+    async def drive(pilot: Pilot[None]) -> None:
+        hand = starting.Hand(app, pilot)
+        await hand.until(lambda: "4 sessions" in start.head.text)
+        await hand.press("down")
+        await hand.until(lambda: "demo" in start._looked)
+        await pilot.pause()
+
+    assert snap_compare(app, terminal_size=size, run_before=drive)
