@@ -106,3 +106,8 @@ def remapped(actions: Iterable[Action], keymap: Mapping[str, str]) -> list[Actio
         keys = keymap.get(action.id, action.keys)
         found.append(action._replace(keys="" if keys == UNBOUND else keys))
     return found
+
+
+def known_keys(keys: Mapping[str, str]) -> dict[str, str]:
+    """Every action's id with its keys where nobody says otherwise; ``keys`` are a profile's."""
+    return {action.id: action.keys for action in (*ACTIONS, *toggles(keys))}

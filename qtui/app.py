@@ -8,8 +8,9 @@ import os
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from rich.console import RenderableType
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter, Monochrome, NoColor
@@ -22,12 +23,14 @@ from engine.session import Session
 from qtui.life import GOODBYE, Life
 from qtui.pump import Pump
 from qtui.remembered import Remembered, remember_theme
-from qtui.screens.start import Start
 from qtui.screens.workbench import Workbench
 from qtui.terminal import TerminalDriver, end_on_signals
 from qtui.text import PLAIN, UNICODE, Glyphs, only_ascii
 from qtui.theme_watch import ThemeShelf
 from qtui.themes import default_theme, depth
+
+if TYPE_CHECKING:
+    from qtui.screens.start import Start
 
 QUESTIONS = (p.AskHistogram, p.AskExperts)
 """Commands that nobody pressed a key for."""
@@ -103,6 +106,7 @@ class QtuiApp(App[None]):
         self.look, self.choice = look, choice
         self.glyphs = PLAIN if look.ascii or self.no_color else UNICODE
         self._connect = connect
+        self._painting = False
         self._leaving = False
         self._code: int | None = None
         """Exit code of a signal that ends the interface."""
@@ -153,11 +157,24 @@ class QtuiApp(App[None]):
             return self.choice.screen(self.glyphs)  # type: ignore[return-value]
         return self.workbench  # type: ignore[return-value]
 
+    def on_ready(self) -> None:
+        """Paint the first frame once: by then every widget has made use of its room."""
+        self.call_after_refresh(self._first_frame)
+
+    def _first_frame(self) -> None:
+        self._painting = True
+        self.screen.refresh()
+        self.call_after_refresh(self._begin)
+
+    def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
+        """Send nothing before the first whole frame: Textual would paint its parts as they come."""
+        if self._painting:
+            super()._display(screen, renderable)
+
     def on_mount(self) -> None:
-        """Look for an engine once the first frame is on the screen."""
+        """Follow themes and what becomes of the terminal."""
         # What stood on the other screen is gone when the process comes back to it.
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
-        self.call_after_refresh(self._begin)
         self.set_interval(1.0, self._follow_themes)
 
     def _follow_themes(self) -> None:

@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -21,6 +20,7 @@ import typer
 from engine import protocol as p
 from engine.client import start_ahead
 from engine.errors import EngineError, UsageError
+from engine.profiles import DEFAULT_PROFILE, load_profile
 from engine.session import Session
 from qtui import documents, headless, schema, tables
 from qtui.options import (
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         put(sys.stdout, f"qtui {version('qtui')}\n")
         raise typer.Exit
 
@@ -241,16 +243,34 @@ def evaluate(
 
 
 @app.command()
-def doctor(json: JsonOption = None) -> None:
+def doctor(
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", "-P", metavar="NAME", help="each value of a profile, and who wrote it"
+        ),
+    ] = None,
+    keymap: Annotated[
+        bool, typer.Option("--keymap", help="every action with its keys, as a keymap.toml")
+    ] = False,
+    json: JsonOption = None,
+) -> None:
     """What this installation stands on.
 
     Versions, devices, terminal and paths: one block to paste in a bug report.
     """
-    from qtui.doctor import examine, report_text
-
     with _telling():
+        if keymap:
+            from qtui.actions import known_keys
+            from qtui.keymap import keymap_template
+
+            keys = load_profile(profile or DEFAULT_PROFILE).keys
+            put(sys.stdout, keymap_template(known_keys(keys)))
+            return
+        from qtui.doctor import examine, report_text
+
         _check_destination(json)
-        _publish(examine(), report_text, json)
+        _publish(examine(profile), report_text, json)
 
 
 # --- what commands are made of -------------------------------------------------------------------

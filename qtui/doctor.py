@@ -19,9 +19,12 @@ import msgspec
 
 from engine import paths
 from engine.errors import EngineError
-from engine.profiles import bundled_path, load_profiles, origins, user_path
+from engine.profiles import bundled_path, load_profile, load_profiles, origins, user_path
+from qtui.actions import known_keys
 from qtui.bundled import themes_folder
+from qtui.keymap import keymap_path, read_keymap
 from qtui.text import printable, size
+from qtui.themes import ThemeError, read_themes, user_folder
 
 MISSING = "missing"
 PACKAGES = (
@@ -120,10 +123,18 @@ def examine(profile: str | None = None) -> Report:
     except EngineError as error:
         problems.append(str(error))
     chosen = _profile(profile) if profile is not None and profiles else msgspec.UNSET
-    folder = themes_folder()
-    themes = sorted(path.stem for path in folder.glob("*.toml"))
-    if not themes:
-        problems.append(f"{folder} has no themes")
+    themes: list[str] = []
+    try:
+        found, unread = read_themes()
+        themes = list(found)
+        problems += unread if themes else [f"{themes_folder()} has no themes"]
+    except ThemeError as error:
+        problems.append(str(error))
+    try:
+        keys = load_profile().keys if profiles else {}  # what is wrong with those is told above
+        read_keymap(keymap_path(), known_keys(keys))
+    except EngineError as error:
+        problems.append(str(error))
     versions = {name: _version(name) for name in PACKAGES}
     problems += [f"{name} is missing" for name, found in versions.items() if _needed(name, found)]
     return Report(
@@ -294,6 +305,7 @@ def _terminal() -> Terminal:
 def _places(problems: list[str]) -> list[Place]:
     """Config, state, socket and bundled files; what cannot be made is a problem."""
     places = [("config", user_path().parent), ("own profiles", user_path())]
+    places += [("own themes", user_folder()), ("own keys", keymap_path())]
     try:
         places.append(("state", paths.state_folder()))
         places.append(("facts", paths.facts_file()))

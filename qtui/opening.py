@@ -10,13 +10,11 @@ from textual.screen import Screen
 
 from engine import protocol as p
 from engine.profiles import Profile, load_profiles
-from engine.sessions import hub_cache, look, past_sessions
-from qtui.actions import ACTIONS, toggles
+from qtui.actions import known_keys
 from qtui.app import Choice, Look, run
 from qtui.keymap import KeymapError, keymap_path, read_keymap
 from qtui.options import Shared
 from qtui.remembered import recall
-from qtui.screens.start import Start
 from qtui.text import Glyphs
 from qtui.theme_watch import ThemeShelf
 from qtui.themes import choose_theme
@@ -51,11 +49,15 @@ def interface(
     problems += [problem] if problem else []
     keymap: dict[str, str] = {}
     try:
-        keymap = read_keymap(keymap_path(), known_keys(profile))
+        keymap = read_keymap(keymap_path(), known_keys(profile.keys))
     except KeymapError as error:
         problems.append(f"{error}; the usual keys are used")
 
     def start(glyphs: Glyphs) -> Screen[None]:
+        # Not imported where a model was named: its first frame does not wait for them.
+        from engine.sessions import hub_cache, look, past_sessions
+        from qtui.screens.start import Start
+
         return Start(
             past_sessions,
             look,
@@ -73,11 +75,6 @@ def interface(
         source, settings, profile, look=look_, shelf=shelf, choice=Choice(start, resolve),
         started=started,
     )  # fmt: skip
-
-
-def known_keys(profile: Profile) -> dict[str, str]:
-    """Every action's id with the keys it has where nobody says otherwise."""
-    return {action.id: action.keys for action in (*ACTIONS, *toggles(profile.keys))}
 
 
 def _resolved(shared: Shared, fps: int | None) -> tuple[p.Settings, Profile]:

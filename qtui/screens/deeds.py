@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from engine import protocol as p
 from engine.session import Session
 from qtui.actions import HOLD
-from qtui.screens.help import Help, LogScreen
-from qtui.screens.palette import Palette, PaletteEntry
-from qtui.screens.prompts import Prompts
 from qtui.widgets.scoreboard import running
 from qtui.widgets.status import key_names
 
 if TYPE_CHECKING:
+    from qtui.screens.prompts import Prompts
     from qtui.screens.workbench import Want, Workbench
 
 NO_LAYERS = "there are no layers yet"
@@ -29,7 +27,18 @@ class Deeds:
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
-        self.prompts = Prompts(bench, self.hold)
+        self._prompts: Prompts | None = None
+
+    # What opens over the workbench is imported when it first opens: the first frame does not wait.
+
+    @property
+    def prompts(self) -> Prompts:
+        """What is typed at the foot."""
+        if self._prompts is None:
+            from qtui.screens.prompts import Prompts
+
+            self._prompts = Prompts(self.bench, self.hold)
+        return self._prompts
 
     @property
     def session(self) -> Session:
@@ -168,6 +177,8 @@ class Deeds:
 
     def palette(self) -> None:
         """Offer every action by name."""
+        from qtui.screens.palette import Palette, PaletteEntry
+
         bench = self.bench
         entries = [
             PaletteEntry(
@@ -188,13 +199,16 @@ class Deeds:
 
     def help(self) -> None:
         """List the keys."""
+        from qtui.screens.help import Help
+
         self.bench.app.push_screen(Help(self.bench))
 
     def log(self) -> None:
         """Show all that happened."""
-        self.bench.app.push_screen(
-            LogScreen(self.bench.events.lines(self.bench.glyphs), self.bench.glyphs)
-        )
+        from qtui.screens.help import LogScreen
+
+        bench = self.bench
+        bench.app.push_screen(LogScreen(bench.events.lines(bench.glyphs), bench.glyphs))
 
 
 DEEDS: dict[str, Callable[[Deeds], None]] = {

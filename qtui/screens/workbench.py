@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
+from textual.geometry import Size
 from textual.message import Message as TextualMessage
 from textual.screen import Screen
 from textual.timer import Timer
@@ -18,7 +19,6 @@ from engine.profiles import Profile
 from engine.session import Dirty, Session
 from qtui.actions import ACTIONS, Action, bindings, remapped, toggles
 from qtui.eventlog import EventLog
-from qtui.filter import Filter
 from qtui.remembered import Remembered
 from qtui.scope import Scope, describe
 from qtui.screens.deeds import Deeds
@@ -28,9 +28,12 @@ from qtui.widgets.detail import Detail
 from qtui.widgets.layer_table import LayerTable
 from qtui.widgets.line import Lines
 from qtui.widgets.log_pane import LogPane
-from qtui.widgets.prompt import Prompt
 from qtui.widgets.scoreboard import Scoreboard
 from qtui.widgets.status import KeyBar, Message
+
+if TYPE_CHECKING:
+    from qtui.filter import Filter
+    from qtui.widgets.prompt import Prompt
 
 LEAST = (60, 18)
 """Columns and lines below which nothing is drawn but a request for more."""
@@ -165,6 +168,7 @@ class Workbench(Screen[None]):
 
     def on_mount(self) -> None:
         """Show an empty table: the engine comes later."""
+        self._arrange(self.app.size)
         self.table.empty = "reading" + self.glyphs.ellipsis
         self.scoreboard.show(self.session)
         for key in self.refused_keys:
@@ -172,7 +176,10 @@ class Workbench(Screen[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         """Choose the arrangement for the new size."""
-        width, height = event.size
+        self._arrange(event.size)
+
+    def _arrange(self, size: Size) -> None:
+        width, height = size
         tiny = width < LEAST[0] or height < LEAST[1]
         self.set_class(tiny, "-tiny")
         self.set_class(width < WIDE, "-narrow")
@@ -197,7 +204,6 @@ class Workbench(Screen[None]):
         """An engine is being looked for."""
         self.failed = False
         self.banner.hide()
-        self.events.say("info", "looking for an engine")
         self.scoreboard.state = "starting the engine"
 
     def connected(self) -> None:

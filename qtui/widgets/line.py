@@ -51,7 +51,8 @@ class Lines(Widget):
     def set_lines(self, lines: list[Words]) -> None:
         """Show these lines."""
         if lines != self.lines:
-            other_height = len(lines) != len(self.lines)
+            height = self.styles.height
+            other_height = len(lines) != len(self.lines) and height is not None and height.is_auto
             self.lines = lines
             self.refresh(layout=other_height)
 

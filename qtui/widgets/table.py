@@ -37,6 +37,9 @@ from qtui.widgets.line import PlainScrollBar
 from qtui.widgets.listing import LAYER, Listing
 from qtui.widgets.rows import ExpertRow, Line, expert_row, layer_row, line_pieces
 
+PLAIN_LOOK = Look(UNICODE, "", 0.0, 0.0, 0, "")
+"""Of a line with no figures in it: such a line stays as it is whatever the others show."""
+
 
 class Frame(NamedTuple):
     """What all lines of one repaint have in common."""
@@ -374,10 +377,10 @@ class Table(ScrollView, can_focus=False):
             return Line(header(layout, look, *self.order), "head", False, layout, look, frame.base)
         if not self.rows:
             text = self._sentence(y, max(20, layout.width - 4))
-            return Line(f"  {text}", "dim", False, layout, look, frame.base)
+            return Line(f"  {text}", "dim", False, layout, PLAIN_LOOK, frame.base)
         place = frame.top + y - 1
         if place >= len(self.rows):
-            return Line("", "", False, layout, look, frame.base)
+            return Line("", "", False, layout, PLAIN_LOOK, frame.base)
         row, expert = self.rows[place], listing.expert(place)
         touched = frame.touches is not None and frame.touches(row)
         content: Row | ExpertRow

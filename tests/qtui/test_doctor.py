@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from engine.errors import ProfileError
-from qtui import doctor, schema
+from qtui import doctor, schema, themes
 
 
 def test_the_report_finds_what_is_bundled() -> None:
@@ -39,7 +39,8 @@ def test_what_is_missing_is_said_and_breaks_nothing(
 
     monkeypatch.setattr(doctor.metadata, "version", absent)
     monkeypatch.setattr(doctor.importlib.util, "find_spec", find_spec)
-    monkeypatch.setattr(doctor, "themes_folder", lambda: tmp_path / "no-themes")
+    for module in (doctor, themes):
+        monkeypatch.setattr(module, "themes_folder", lambda: tmp_path / "no-themes")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     for variable in ("TERM", "COLORTERM", "CXX"):
         monkeypatch.delenv(variable, raising=False)

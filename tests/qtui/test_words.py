@@ -90,7 +90,8 @@ def test_figures() -> None:
         ({"LANG": "en_US.UTF-8", "TERM": "xterm"}, False),
         ({"LANG": "de_DE.ISO-8859-1"}, True),
         ({"LANG": "en_US.UTF-8", "LC_ALL": "C"}, True),
-        ({"LANG": "C", "LC_CTYPE": "C.UTF-8"}, False),
+        ({"LANG": "C", "LC_CTYPE": "en_US.UTF-8"}, False),
+        ({"LANG": "C", "LC_CTYPE": "C.UTF-8"}, True),  # so Python has it where the locale is C
         ({"LANG": "en_US.UTF-8", "TERM": "linux"}, True),
     ],
 )
