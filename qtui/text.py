@@ -144,12 +144,17 @@ def decimals(value: float, places: int) -> str:
 
 
 def short(value: float, *, small: int = 2) -> str:
-    """A number of at most five characters where possible; ``small`` places below ten."""
+    """A number of at most five characters where possible; ``small`` places below ten.
+
+    What would be nothing but zeros in so many places is told by its power of ten: ``3e-4``.
+    """
     size = abs(value)
     if math.isnan(value):
         return "nan"
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
+    if 0 < size < 0.5 * 10**-small:
+        return f"{value:.0e}".replace("e-0", "e-")
     if size < 9.995:
         return decimals(value, small)
     if size < 99.95:
@@ -161,6 +166,8 @@ def short(value: float, *, small: int = 2) -> str:
 
 def percent(share: float) -> str:
     """A share as a percentage."""
+    if 0 < abs(share) < 5e-5:
+        return "<.01%"
     return short(100 * share, small=2 if abs(share) < 0.00995 else 1) + "%"
 
 

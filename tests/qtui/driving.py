@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
+from textual.app import App
 from textual.events import Key
 from textual.pilot import Pilot
 
@@ -47,11 +48,7 @@ class Driver:
 
     def at_once(self, *keys: str) -> None:
         """Press keys faster than any of them is heard, as they come over a slow line."""
-        assert self.app._driver is not None
-        for key in keys:
-            event = Key(key, key if len(key) == 1 else CHARACTERS.get(key))
-            event.set_sender(self.app)
-            self.app._driver.send_message(event)
+        press_at_once(self.app, *keys)
 
     def still(self) -> bool:
         """Whether everything that is known is drawn: rows in their order, the plot, the past."""
@@ -80,6 +77,15 @@ class Driver:
     def sent(self, kind: type[p.Command]) -> list[p.Command]:
         """Commands of one kind that the engine was sent."""
         return [command for command in self.link.sent if isinstance(command, kind)]
+
+
+def press_at_once(app: App[None], *keys: str) -> None:
+    """Let an app find these keys in its queue, all of them before it has heard the first."""
+    assert app._driver is not None
+    for key in keys:
+        event = Key(key, key if len(key) == 1 else CHARACTERS.get(key))
+        event.set_sender(app)
+        app._driver.send_message(event)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import msgspec
 from engine import protocol as p
 from engine.client import EngineGoneError
 from engine.profiles import load_profile
-from engine.session import Session
+from engine.session import Session, apply
 
 BLOCKS, HIDDEN, MIDDLE, KV, VOCAB = 5, 256, 768, 128, 3072
 FORMAT = "int4-g128"
@@ -244,6 +244,14 @@ def swept(done: int | None = None, format: str = FORMAT) -> Iterator[p.AnyEvent]
         )  # fmt: skip
     if done is None:
         yield p.JobEnded(job="3", kind="sweep", status="done", measured=len(layers))
+
+
+def folded(*events: p.AnyEvent) -> Session:
+    """The session that these events make."""
+    session = Session()
+    for event in events:
+        apply(session, event)
+    return session
 
 
 def changed(session: Session, layers: list[str], format: str) -> p.RecipeChanged:

@@ -244,7 +244,7 @@ def test_start(snap_compare: Compare, size: tuple[int, int]) -> None:
     async def drive(pilot: Pilot[None]) -> None:
         hand = starting.Hand(app, pilot)
         await hand.until(lambda: "4 sessions" in start.head.text)
-        await hand.press("down")
+        await hand.press("down", "down")
         await hand.until(lambda: "demo" in start._looked)
         await pilot.pause()
 
