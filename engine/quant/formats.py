@@ -28,6 +28,9 @@ from engine.quant.catalogue import (
     why_impossible,
 )
 
+NOT_BUILT = ("codebook", "gguf")
+"""Families and formats that can be named and not yet made."""
+
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?")
 _GROUP = re.compile(r"g([0-9]{1,7})")
 
@@ -142,12 +145,11 @@ def parse_format(text: str) -> Format:
 
 def why_not_built(fmt: Format) -> str | None:
     """Why this version cannot quantise to ``fmt``; None where it can."""
-    if fmt.kept or (fmt.family == "integer" and not fmt.methods):
-        return None
-    return (
-        f"{fmt} is not yet built: this version has int2 to int8 without methods, "
-        "and fp32, fp16 and bf16"
-    )
+    if fmt.methods:
+        return f"{fmt} is not yet built: this version has formats without methods"
+    if fmt.family in NOT_BUILT or fmt.name in NOT_BUILT:
+        return f"{fmt} is not yet built"
+    return None
 
 
 # --- reading -------------------------------------------------------------------------------------
