@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import float8, integer, microscaling
+from engine.quant import float8, gguf, integer, microscaling
 from engine.quant.formats import Format, why_not_built
 from engine.quant.rows import matrices, row_chunks
 from engine.quant.storage import why_not_held
@@ -75,6 +75,8 @@ def stored_form(
         return microscaling.quantize_nvfp4(weight)
     if fmt.family == "float":
         return microscaling.quantize_microscaled(weight, fmt, name)
+    if fmt.family == "gguf":
+        return gguf.quantize_gguf(weight, fmt, name)
     return integer.quantize_integer(weight, fmt, scale_dtype, name)
 
 
@@ -91,6 +93,8 @@ def _write(weight: Tensor, fmt: Format, scale_dtype: torch.dtype, out: Tensor, n
         float8.write_dequantized(weight, fmt, scale_dtype, out, name)
     elif fmt.family == "float":
         microscaling.write_dequantized(weight, fmt, out, name)
+    elif fmt.family == "gguf":
+        gguf.write_dequantized(weight, fmt, out, name)
     else:
         integer.write_dequantized(weight, fmt, scale_dtype, out, name)
 
