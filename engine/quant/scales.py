@@ -43,3 +43,18 @@ def stored_scale(
     empty = stored == 0
     stored = stored.masked_fill(empty, EMPTY_SCALE)
     return stored, stored.to(torch.float32).masked_fill(empty, math.inf)
+
+
+def in_stored_dtype(values: Tensor, dtype: torch.dtype, fmt: Format, name: str) -> Tensor:
+    """Values rounded to the dtype they are stored in.
+
+    Raises:
+        FormatError: A value is too large for it.
+    """
+    stored = values.to(dtype)
+    if stored.isinf().any():
+        raise FormatError(
+            f"{name}: {fmt} stores values as {dtype}, which ends at {torch.finfo(dtype).max:.3g}, "
+            f"and the weight goes up to {float(values.abs().max()):.3g}: keep this layer"
+        )
+    return stored

@@ -85,7 +85,8 @@ def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
     float32 maximum per block, or with ``:dq`` 8 bits, as bitsandbytes does, and fill up the last
     byte; the tables that it writes beside every weight are not counted. ``mx`` formats have an
     8-bit exponent per 32, ``nvfp4`` 8 bits per 16 and one float32; GGUF types are ggml's blocks;
-    ``kmeans`` a 16-bit codebook per row. What methods add beside the weight (an online scale,
+    ``kmeans`` a 16-bit codebook per row, and with ``:sparse`` 16 bits and a 32-bit column for every
+    outlier, and a 32-bit count per row. What methods add beside the weight (an online scale,
     the column order of GPTQ) is not counted.
 
     Raises:
@@ -113,6 +114,12 @@ def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
     return fmt.bits * weights + (SCALE_BITS + zero_point_bits) * scales
 
 
+def outliers_kept(fmt: Format, weights: int) -> int:
+    """How many of the weights of one expert or weight ``:sparse`` keeps beside the codes."""
+    percent = dict(fmt.options).get("sparse", 0)
+    return math.floor(percent / 100 * weights + 0.5)
+
+
 def _scales(fmt: Format, out: int, row: int) -> int:
     size = fmt.group_size or 1
     if fmt.strategy == "tensor":
@@ -134,6 +141,8 @@ def _codebook_bits(fmt: Format, out: int, row: int) -> int:
             return codes + 32 * blocks
         offset = 32
         return codes + 8 * blocks + 32 * math.ceil(blocks / 256) + offset
-    if fmt.name.startswith("kmeans") and "sparse" not in options:
-        return fmt.bits * out * row + out * (SCALE_BITS << fmt.bits)
+    if fmt.name.startswith("kmeans"):
+        sparse = outliers_kept(fmt, out * row) * (SCALE_BITS + 32) + 32 * out
+        dense = fmt.bits * out * row + out * (SCALE_BITS << fmt.bits)
+        return dense + (sparse if outliers_kept(fmt, out * row) else 0)
     raise FormatError(f"the size of {fmt} is not known before it is built")
