@@ -28,9 +28,6 @@ from engine.quant.catalogue import (
     why_impossible,
 )
 
-NOT_BUILT = ("e8-2",)
-"""Formats that can be named and not yet made."""
-
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?")
 _GROUP = re.compile(r"g([0-9]{1,7})")
 
@@ -145,10 +142,9 @@ def parse_format(text: str) -> Format:
 
 def why_not_built(fmt: Format) -> str | None:
     """Why this version cannot quantise to ``fmt``; None where it can."""
-    if fmt.methods:
+    needed = ["hadamard"] if fmt.name == "e8-2" else []
+    if [method.name for method in fmt.methods] != needed:
         return f"{fmt} is not yet built: this version has formats without methods"
-    if fmt.name in NOT_BUILT:
-        return f"{fmt} is not yet built"
     return None
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import float8, gguf, integer, kmeans, microscaling, normal_float
+from engine.quant import float8, gguf, integer, kmeans, lattice, microscaling, normal_float
 from engine.quant.formats import Format, why_not_built
 from engine.quant.rows import matrices, row_chunks
 from engine.quant.storage import why_not_held
@@ -79,6 +79,8 @@ def stored_form(
         return gguf.quantize_gguf(weight, fmt, name)
     if fmt.name in ("kmeans3", "kmeans4"):
         return kmeans.quantize_kmeans(weight, fmt, scale_dtype, name)
+    if fmt.name == "e8-2":
+        return lattice.quantize_lattice(weight)
     if fmt.family == "codebook":
         return normal_float.quantize_normal_float(weight, fmt)
     return integer.quantize_integer(weight, fmt, scale_dtype, name)
@@ -101,6 +103,8 @@ def _write(weight: Tensor, fmt: Format, scale_dtype: torch.dtype, out: Tensor, n
         gguf.write_dequantized(weight, fmt, out, name)
     elif fmt.name in ("kmeans3", "kmeans4"):
         kmeans.write_dequantized(weight, fmt, scale_dtype, out, name)
+    elif fmt.name == "e8-2":
+        lattice.write_dequantized(weight, out)
     elif fmt.family == "codebook":
         normal_float.write_dequantized(weight, fmt, out)
     else:

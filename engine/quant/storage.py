@@ -86,8 +86,8 @@ def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
     byte; the tables that it writes beside every weight are not counted. ``mx`` formats have an
     8-bit exponent per 32, ``nvfp4`` 8 bits per 16 and one float32; GGUF types are ggml's blocks;
     ``kmeans`` a 16-bit codebook per row, and with ``:sparse`` 16 bits and a 32-bit column for every
-    outlier, and a 32-bit count per row. What methods add beside the weight (an online scale,
-    the column order of GPTQ) is not counted.
+    outlier, and a 32-bit count per row; ``e8-2`` has one float32. What methods add beside the
+    weight (an online scale, the column order of GPTQ) is not counted.
 
     Raises:
         FormatError: The weight cannot take the format, or its size depends on the values.
@@ -145,4 +145,4 @@ def _codebook_bits(fmt: Format, out: int, row: int) -> int:
         sparse = outliers_kept(fmt, out * row) * (SCALE_BITS + 32) + 32 * out
         dense = fmt.bits * out * row + out * (SCALE_BITS << fmt.bits)
         return dense + (sparse if outliers_kept(fmt, out * row) else 0)
-    raise FormatError(f"the size of {fmt} is not known before it is built")
+    return fmt.bits * out * row + 32  # e8-2: a float32 scale

@@ -12,19 +12,15 @@ from torch import Tensor
 from engine.errors import FormatError
 from engine.quant import dequantized, parse_format, rows, scale_dtype_for, stored_bits, stored_form
 from engine.quant.catalogue import BASES
-from engine.quant.formats import Format, why_not_built
+from engine.quant.formats import Format
 from engine.quant.stored import stored_bytes
 
 VARIANTS = [
     *(f"fp8-{kind}-{scope}" for kind in ("e4m3", "e5m2") for scope in ("tensor", "block128")),
     *("int8-asym", "int3-tensor", "int4-g32-sym", "nf4-g32:dq", "fp4-g4096"),
-    *("nf4-g512", "kmeans3:sparse=.5%"),
+    *("nf4-g512", "kmeans3:sparse=.5%", "e8-2+hadamard"),
 ]
-TEXTS = [
-    text
-    for text in [*BASES, *VARIANTS]
-    if text != "e8-2" and why_not_built(parse_format(text)) is None
-]
+TEXTS = [text for text in [*BASES, *VARIANTS] if text != "e8-2"]
 QUANTISED = [text for text in TEXTS if not parse_format(text).kept]
 
 
