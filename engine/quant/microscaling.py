@@ -28,9 +28,6 @@ E4M3_MAX = 448.0
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The magnitudes of a 4-bit float; the fourth bit of a code is the sign."""
 
-_TIES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
-# A tie goes to the even code: below .75, 1.75 and 3.5 the bound is the float before the tie.
-_BOUNDS = torch.where(torch.arange(7) % 2 == 1, _TIES.nextafter(torch.zeros(7)), _TIES)
 _EMPTY_NV_SCALE = 0.125
 """Stored for a block of zeros, as compressed-tensors does."""
 
@@ -144,10 +141,13 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 
 def _pack_e2m1(scaled: Tensor) -> Tensor:
-    """The nearest 4-bit floats of ``[…, in]``, ties to even, two a byte ``[…, in / 2]``."""
-    codes = torch.bucketize(
-        scaled.abs().contiguous(), _BOUNDS.to(scaled.device), out_int32=True
-    ).to(torch.uint8)
+    """The nearest 4-bit floats of ``[…, in]``, ties to even, two a byte ``[…, in / 2]``.
+
+    Magnitudes are steps of a half up to 2, of 1 up to 4, and of 2 from there on.
+    """
+    size = scaled.abs()
+    above = torch.where(size < 4, size.round() + 2, (size / 2).round_() + 4)
+    codes = torch.where(size < 2, (size * 2).round_(), above).clamp_(max=7).to(torch.uint8)
     codes |= (scaled < 0).to(torch.uint8) << 3
     return codes[..., 0::2] | codes[..., 1::2] << 4
 
