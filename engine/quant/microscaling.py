@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.errors import FormatError
 from engine.quant.formats import Format
 from engine.quant.quantized import in_groups
-from engine.quant.rows import finite_and_broken, row_chunks
+from engine.quant.rows import finite_and_broken, looked_up, row_chunks
 from engine.quant.stored import FOR_THE_WHOLE, Encoded, joined, write_rows
 
 E4M3 = torch.float8_e4m3fn
@@ -154,6 +154,6 @@ def _pack_e2m1(scaled: Tensor) -> Tensor:
 
 def _unpack_e2m1(packed: Tensor) -> Tensor:
     """float32 ``[…, in]`` of bytes ``[…, in / 2]``."""
-    values = torch.tensor([*E2M1, *(-value for value in E2M1)], device=packed.device)
+    values = torch.tensor([*E2M1, *(-value for value in E2M1)])
     codes = torch.stack([packed & 15, packed >> 4], dim=-1)
-    return values[codes.flatten(-2).to(torch.int32)]
+    return looked_up(values, codes.flatten(-2))

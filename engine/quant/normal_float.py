@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.quant.formats import Format
-from engine.quant.rows import finite_and_broken, flat_chunks, matrices, restored
+from engine.quant.rows import finite_and_broken, flat_chunks, looked_up, matrices, restored
 
 # fmt: off
 NF4 = (
@@ -59,7 +59,7 @@ class NormalFloat:
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ = table[code] · absmax``, worked out in float32 and cast last."""
-        values = table(self.table).to(self.codes.device)[_unpack(self.codes)]
+        values = looked_up(table(self.table), _unpack(self.codes))
         count = math.prod(self.shape[-2:])
         maxima = self.maxima().repeat_interleave(self.block_size, -1)[..., :count]
         return (values[..., :count] * maxima).reshape(self.shape).to(dtype)
@@ -69,7 +69,7 @@ class NormalFloat:
         if self.nested_absmax is None or self.offset is None:
             return self.absmax
         spread = self.nested_absmax.repeat_interleave(NESTED_BLOCK, -1)
-        codes = dynamic_table().to(self.absmax.device)[self.absmax.to(torch.int32)]
+        codes = looked_up(dynamic_table(), self.absmax)
         return codes * spread[..., : codes.shape[-1]] + self.offset
 
 
@@ -120,7 +120,7 @@ def quantize_normal_float(weight: Tensor, fmt: Format) -> NormalFloat:
 def write_dequantized(weight: Tensor, fmt: Format, out: Tensor) -> None:
     """Write ``Ŵ`` of ``[out, in]`` into ``out``; values that are not finite are copied."""
     size = fmt.group_size or 1
-    values = table(fmt.name).to(weight.device)
+    values = table(fmt.name)
     maxima = None
     if ("dq", True) in fmt.options:
         absmax, nested, offset = _stored_maxima(weight, fmt)
@@ -129,7 +129,7 @@ def write_dequantized(weight: Tensor, fmt: Format, out: Tensor) -> None:
     flat = out.view(-1)
     for part, broken, codes, absmax in _encoded(weight, fmt):
         used = absmax if maxima is None else maxima[part.start // size : -(-part.stop // size)]
-        approx = values[codes.to(torch.int32)] * used.repeat_interleave(size)[: len(codes)]
+        approx = looked_up(values, codes) * used.repeat_interleave(size)[: len(codes)]
         if broken is not None:
             approx = restored(approx, broken[0], broken[1])
         flat[part] = approx
@@ -143,7 +143,7 @@ def _encoded(
     order = torch.argsort(table(fmt.name))
     values = table(fmt.name)[order]
     bounds = ((values[:-1] + values[1:]) / 2).to(weight.device)
-    order = order.to(torch.uint8).to(weight.device)
+    order = order.to(torch.uint8)
     for part, given in flat_chunks(weight, size):
         finite, places = finite_and_broken(given)
         absmax = _block_maxima(finite, size)
@@ -154,7 +154,7 @@ def _encoded(
         scaled = torch.cat([blocks.view(-1), finite[whole:] / divisor[-1]]).clamp_(-1, 1)
         codes = torch.bucketize(scaled, bounds, out_int32=True)
         broken = None if places is None else (places, given)
-        yield part, broken, order[codes], absmax
+        yield part, broken, looked_up(order, codes), absmax
 
 
 def _block_maxima(finite: Tensor, size: int) -> Tensor:
@@ -194,7 +194,7 @@ def _nearest_dynamic(scaled: Tensor) -> Tensor:
     steps = -1 + (2 * torch.arange(1 << 16, dtype=torch.float32)) / 65535
     nearest = torch.searchsorted((values[:-1] + values[1:]) / 2, steps).to(torch.uint8)
     place = ((scaled + 1) * 0.5 * 65535 + 0.5).to(torch.int32)
-    return nearest.to(scaled.device)[place]
+    return looked_up(nearest, place)
 
 
 def _together(parts: Sequence[Tensor], weight: Tensor) -> Tensor:
@@ -209,4 +209,4 @@ def _pack(codes: Tensor, fmt: Format) -> Tensor:
 
 
 def _unpack(packed: Tensor) -> Tensor:
-    return torch.stack([packed >> 4, packed & 15], dim=-1).flatten(-2).to(torch.int32)
+    return torch.stack([packed >> 4, packed & 15], dim=-1).flatten(-2)

