@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,45 +34,23 @@ class _Type(NamedTuple):
     """Where in a block the float16 numbers are."""
 
 
-def _legacy(bits: int, offset: bool) -> _Type:
-    encode = partial(_encode_legacy, bits=bits, offset=offset)
-    decode = partial(gguf_legacy.decode, bits=bits, offset=offset)
-    return _Type(encode, decode, (0, 2) if offset else (0,))
-
-
-def _encode_legacy(x: Tensor, importance: Tensor | None, bits: int, offset: bool) -> Tensor:
-    return gguf_legacy.encode(x, bits, offset, importance)
-
-
-def _k(name: str, *halves: int) -> _Type:
-    return _Type(
-        lambda x, importance: gguf_k.encode(x, name, importance),
-        partial(gguf_k.decode, name=name),
-        halves,
-    )
-
-
-def _iq4(super_block: int) -> _Type:
-    return _Type(
-        lambda x, importance: gguf_iq4.encode(x, super_block, importance),
-        partial(gguf_iq4.decode, super_block=super_block),
-        (0,),
-    )
+def _type(module: ModuleType, *halves: int, **which: Any) -> _Type:
+    return _Type(partial(module.encode, **which), partial(module.decode, **which), halves)
 
 
 _TYPES = {
-    "q4_0": _legacy(4, offset=False),
-    "q4_1": _legacy(4, offset=True),
-    "q5_0": _legacy(5, offset=False),
-    "q5_1": _legacy(5, offset=True),
-    "q8_0": _legacy(8, offset=False),
-    "q2_k": _k("q2_k", 80, 82),
-    "q3_k": _k("q3_k", 108),
-    "q4_k": _k("q4_k", 0, 2),
-    "q5_k": _k("q5_k", 0, 2),
-    "q6_k": _k("q6_k", 208),
-    "iq4_nl": _iq4(32),
-    "iq4_xs": _iq4(256),
+    "q4_0": _type(gguf_legacy, 0, bits=4, offset=False),
+    "q4_1": _type(gguf_legacy, 0, 2, bits=4, offset=True),
+    "q5_0": _type(gguf_legacy, 0, bits=5, offset=False),
+    "q5_1": _type(gguf_legacy, 0, 2, bits=5, offset=True),
+    "q8_0": _type(gguf_legacy, 0, bits=8, offset=False),
+    "q2_k": _type(gguf_k, 80, 82, name="q2_k"),
+    "q3_k": _type(gguf_k, 108, name="q3_k"),
+    "q4_k": _type(gguf_k, 0, 2, name="q4_k"),
+    "q5_k": _type(gguf_k, 0, 2, name="q5_k"),
+    "q6_k": _type(gguf_k, 208, name="q6_k"),
+    "iq4_nl": _type(gguf_iq4, 0, super_block=32),
+    "iq4_xs": _type(gguf_iq4, 0, super_block=256),
 }
 
 

@@ -21,13 +21,13 @@ _BLOCK = 32
 _TRIES = 7
 
 
-def encode(x: Tensor, super_block: int, importance: Tensor | None) -> Tensor:
+def encode(x: Tensor, importance: Tensor | None, super_block: int) -> Tensor:
     """Blocks of float32 ``[rows, in]`` as uint8 ``[rows · in / super_block, bytes]``.
 
     Args:
         x: The weight.
-        super_block: 32 for ``iq4_nl``, 256 for ``iq4_xs``.
         importance: Of each input, ``[in]``.
+        super_block: 32 for ``iq4_nl``, 256 for ``iq4_xs``.
     """
     blocks = x.reshape(-1, super_block)
     if importance is None:

@@ -48,13 +48,13 @@ _OFFSETS = {
 }
 
 
-def encode(x: Tensor, name: str, importance: Tensor | None) -> Tensor:
+def encode(x: Tensor, importance: Tensor | None, name: str) -> Tensor:
     """Super-blocks of float32 ``[rows, in]`` as uint8 ``[rows · in / 256, bytes]``.
 
     Args:
         x: The weight.
-        name: ``q2_k`` to ``q6_k``.
         importance: Of each input, ``[in]``, as an importance matrix has it.
+        name: ``q2_k`` to ``q6_k``.
     """
     blocks = x.reshape(-1, SUPER_BLOCK)
     given = None if importance is None else importance.expand_as(x).reshape(-1, SUPER_BLOCK)

@@ -16,14 +16,14 @@ from engine.quant.gguf_search import fit_offsets, fit_symmetric, quotient, root
 BLOCK = 32
 
 
-def encode(x: Tensor, bits: int, offset: bool, importance: Tensor | None) -> Tensor:
+def encode(x: Tensor, importance: Tensor | None, bits: int, offset: bool) -> Tensor:
     """Blocks of a weight as bytes.
 
     Args:
         x: float32 ``[rows, in]``.
+        importance: Of each input, ``[in]``; ``q8_0`` takes no notice of it.
         bits: 4, 5 or 8.
         offset: Whether the type has a minimum.
-        importance: Of each input, ``[in]``; ``q8_0`` takes no notice of it.
 
     Returns:
         uint8 ``[rows · in / 32, bytes]``.

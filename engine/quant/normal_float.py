@@ -5,7 +5,8 @@ appendix E), FP4 a 4-bit float. Blocks run over the flattened weight, the last o
 With ``:dq``, double quantisation, the block maxima less their mean are stored in 8 bits of the
 dynamic type (Dettmers et al. 2021, arXiv 2110.02861) with a float32 maximum for 256 of them. Codes,
 maxima and ``Ŵ`` equal bitsandbytes on a CPU bit for bit (``quantize_4bit``, ``dequantize_4bit``);
-it works in float32 whatever the dtype, and casts last.
+it works in float32 whatever the dtype, and casts last. The mean of the maxima is PyTorch's, here as
+there: of very many its last bit may hang on the number of threads.
 """
 
 from __future__ import annotations
