@@ -2,7 +2,7 @@
 
 ``Ŵ = d · (code − half)``, or ``d · code + m`` for the types with a minimum. Bytes equal those of
 the ``gguf`` package, and with an importance matrix those of llama.cpp (``quantize_row_q4_0_impl``
-and its kin), but for the order in which squares of a row are summed.
+and its kin).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.quant.gguf_bytes import half_bytes, interleave, read_half, separate
-from engine.quant.gguf_search import fit_offsets, fit_symmetric, quotient, root
+from engine.quant.gguf_search import fit_offsets, fit_symmetric, quotient, root, total
 
 BLOCK = 32
 
@@ -87,7 +87,8 @@ def _with_minimum(blocks: Tensor, bits: int) -> tuple[list[Tensor], Tensor]:
 def _searched(
     x: Tensor, bits: int, offset: bool, importance: Tensor
 ) -> tuple[list[Tensor], Tensor]:
-    mean_square = x.square().mean(1, keepdim=True)
+    count = torch.tensor(float(x.shape[1]), device=x.device)
+    mean_square = (total(x * x, dim=1) / count)[:, None]
     weights = (importance * root(mean_square + x * x)).reshape(-1, BLOCK).T.contiguous()
     columns = x.reshape(-1, BLOCK).T.contiguous()
     if offset:

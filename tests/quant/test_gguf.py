@@ -63,7 +63,7 @@ def test_blocks_equal_llama_cpp(name: str) -> None:
         assert _hash(blocks) == WRITTEN[name][which][0], which
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in LEGACY])
+@pytest.mark.parametrize("name", NAMES)
 def test_blocks_with_an_importance_matrix_equal_llama_cpp(name: str) -> None:
     for which, weight in exact_weights().items():
         found = quantize_gguf(weight, parse_format(name), importance=exact_importance())
