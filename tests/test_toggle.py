@@ -147,8 +147,8 @@ def test_toggling_back_scores_exactly_the_baseline(source: Path, prose: Path) ->
     [
         (("model.layers.9.mlp.up_proj",), "int4-g32", "no layer"),
         (("model.layers.0.mlp.up_proj",), "int44", "did you mean"),
-        (("model.layers.0.mlp.up_proj",), "nf4", "not yet"),
-        (("model.layers.0.mlp.up_proj",), "q4_k", "not"),
+        (("model.layers.0.mlp.up_proj",), "int4+gptq", "not yet"),
+        (("model.layers.0.mlp.up_proj",), "q4_k", "do not divide"),
     ],
 )
 def test_a_toggle_that_cannot_be_is_refused_in_a_sentence(

@@ -2,7 +2,7 @@
 
 `parse_format` reads the grammar; `why_not_built`, `why_not_held` and `exportable` say what cannot
 be done and why; `stored_bits` counts. `dequantized` is the weight that a stored form stands for,
-and `quantize_integer` the stored form itself. torch is imported with those two, not before.
+and `stored_form` the stored form itself. torch is imported with those two, not before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.quant.storage import exportable, stored_bits, why_not_held
 
 if TYPE_CHECKING:
     from engine.quant.integer import quantize_integer
-    from engine.quant.quantize import dequantized, scale_dtype_for
+    from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
     from engine.quant.quantized import Quantized
 
 QUANTISER_VERSION = 1
@@ -32,6 +32,7 @@ __all__ = [
     "quantize_integer",
     "scale_dtype_for",
     "stored_bits",
+    "stored_form",
     "why_not_built",
     "why_not_held",
 ]
@@ -40,6 +41,7 @@ _WITH_TORCH = {
     "Quantized": "engine.quant.quantized",
     "dequantized": "engine.quant.quantize",
     "quantize_integer": "engine.quant.integer",
+    "stored_form": "engine.quant.quantize",
     "scale_dtype_for": "engine.quant.quantize",
 }
 

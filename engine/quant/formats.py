@@ -142,12 +142,10 @@ def parse_format(text: str) -> Format:
 
 def why_not_built(fmt: Format) -> str | None:
     """Why this version cannot quantise to ``fmt``; None where it can."""
-    if fmt.kept or (fmt.family == "integer" and not fmt.methods):
-        return None
-    return (
-        f"{fmt} is not yet built: this version has int2 to int8 without methods, "
-        "and fp32, fp16 and bf16"
-    )
+    needed = ["hadamard"] if fmt.name == "e8-2" else []
+    if [method.name for method in fmt.methods] != needed:
+        return f"{fmt} is not yet built: this version has formats without methods"
+    return None
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -6,20 +6,16 @@ scales that vanish in 16 bits, where compressed-tensors divides by zero.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from engine.errors import FormatError
 from engine.quant.formats import Format
 from engine.quant.quantized import Quantized, in_groups
-from engine.quant.rows import row_chunks
-
-EMPTY_SCALE = 2.0**-23
-"""Scale of a group that holds only zeros: the epsilon of float32, as in compressed-tensors."""
+from engine.quant.rows import finite_and_broken, row_chunks
+from engine.quant.scales import stored_scale
 
 
 class Parameters(NamedTuple):
@@ -68,17 +64,10 @@ def quantization_parameters(
     else:
         scale = (hi - lo) / steps
         zero_point = (q_min - lo / scale).clamp(q_min, q_max).round()
-    stored = scale.to(scale_dtype)
-    if stored.isinf().any():
-        raise FormatError(
-            f"{name}: {fmt} needs a scale of {float(scale.max()):.3g}, and {scale_dtype} ends at "
-            f"{torch.finfo(scale_dtype).max:.3g}: keep this layer, or use smaller groups"
-        )
-    empty = stored == 0
-    stored = stored.masked_fill(empty, EMPTY_SCALE)
+    stored, divisor = stored_scale(scale, scale_dtype, fmt, name)
     if zero_point is not None:
-        zero_point = zero_point.masked_fill(empty, 0)
-    return Parameters(stored, zero_point, stored.to(torch.float32).masked_fill(empty, math.inf))
+        zero_point = zero_point.masked_fill(divisor.isinf(), 0)
+    return Parameters(stored, zero_point, divisor)
 
 
 def quantize_integer(
@@ -147,7 +136,7 @@ def _encoded(
     if fmt.strategy == "tensor":
         shared = quantization_parameters(*_tensor_range(weight), fmt, scale_dtype, name)
     for rows in row_chunks(weight):
-        finite, broken = _finite(weight[rows].to(torch.float32))
+        finite, broken = finite_and_broken(weight[rows])
         groups = in_groups(finite, fmt.group_size)
         parameters = shared or quantization_parameters(
             groups.amin(-1), groups.amax(-1), fmt, scale_dtype, name
@@ -160,16 +149,7 @@ def _encoded(
 
 def _tensor_range(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the greatest finite weight, ``[1, 1]`` each."""
-    ends = [_finite(weight[rows].to(torch.float32))[0].aminmax() for rows in row_chunks(weight)]
+    ends = [finite_and_broken(weight[rows])[0].aminmax() for rows in row_chunks(weight)]
     lo = torch.stack([end.min for end in ends]).amin()
     hi = torch.stack([end.max for end in ends]).amax()
     return lo.reshape(1, 1), hi.reshape(1, 1)
-
-
-def _finite(rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The rows with 0 for values that are not finite, and where those are if there are any."""
-    lo, hi = rows.aminmax()
-    if lo.isfinite() and hi.isfinite():
-        return rows, None
-    broken = ~rows.isfinite()
-    return rows.masked_fill(broken, 0), broken

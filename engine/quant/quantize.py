@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
+from engine.quant import float8, gguf, integer, kmeans, lattice, microscaling, normal_float
 from engine.quant.formats import Format, why_not_built
-from engine.quant.integer import write_dequantized
 from engine.quant.rows import matrices, row_chunks
 from engine.quant.storage import why_not_held
+from engine.quant.stored import Stored
 
 _KEPT = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -41,17 +42,73 @@ def dequantized(
         FormatError: The format is not built yet, cannot hold this shape, or a scale (of a kept
             format: a value) is too large for its dtype.
     """
-    for why in (why_not_built(fmt), why_not_held(fmt, weight.shape)):
-        if why is not None:
-            raise FormatError(f"{name}: {why}")
+    _check(weight, fmt, name)
     weight = weight.detach()
     approx = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     for matrix, out in zip(matrices(weight), matrices(approx), strict=True):
-        if fmt.kept:
-            _write_cast(matrix, fmt, out, name)
-        else:
-            write_dequantized(matrix, fmt, scale_dtype, out, name)
+        _write(matrix, fmt, scale_dtype, out, name)
     return approx
+
+
+def stored_form(
+    weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
+) -> Stored:
+    """What an export of a weight writes: codes, scales and whatever else ``fmt`` stores.
+
+    ``stored_form(…).approx()`` is `dequantized` where the weight is finite, and 0 elsewhere.
+
+    Args:
+        weight: ``[out, in]``, or ``[experts, out, in]`` with each expert on its own.
+        fmt: A format that is built and not a kept one.
+        scale_dtype: The dtype that scales are stored in.
+        name: The tensor, for error messages.
+
+    Raises:
+        FormatError: As `dequantized`, and for a kept format.
+    """
+    _check(weight, fmt, name)
+    if fmt.kept:
+        raise FormatError(f"{name}: {fmt} keeps the weight, there are no codes to write")
+    if fmt.name in float8.FLOAT8:
+        return float8.quantize_float8(weight, fmt, scale_dtype, name)
+    if fmt.name == "nvfp4":
+        return microscaling.quantize_nvfp4(weight)
+    if fmt.family == "float":
+        return microscaling.quantize_microscaled(weight, fmt, name)
+    if fmt.family == "gguf":
+        return gguf.quantize_gguf(weight, fmt, name)
+    if fmt.name in ("kmeans3", "kmeans4"):
+        return kmeans.quantize_kmeans(weight, fmt, scale_dtype, name)
+    if fmt.name == "e8-2":
+        return lattice.quantize_lattice(weight)
+    if fmt.family == "codebook":
+        return normal_float.quantize_normal_float(weight, fmt)
+    return integer.quantize_integer(weight, fmt, scale_dtype, name)
+
+
+def _check(weight: Tensor, fmt: Format, name: str) -> None:
+    for why in (why_not_built(fmt), why_not_held(fmt, weight.shape)):
+        if why is not None:
+            raise FormatError(f"{name}: {why}")
+
+
+def _write(weight: Tensor, fmt: Format, scale_dtype: torch.dtype, out: Tensor, name: str) -> None:
+    if fmt.kept:
+        _write_cast(weight, fmt, out, name)
+    elif fmt.name in float8.FLOAT8:
+        float8.write_dequantized(weight, fmt, scale_dtype, out, name)
+    elif fmt.family == "float":
+        microscaling.write_dequantized(weight, fmt, out, name)
+    elif fmt.family == "gguf":
+        gguf.write_dequantized(weight, fmt, out, name)
+    elif fmt.name in ("kmeans3", "kmeans4"):
+        kmeans.write_dequantized(weight, fmt, scale_dtype, out, name)
+    elif fmt.name == "e8-2":
+        lattice.write_dequantized(weight, out)
+    elif fmt.family == "codebook":
+        normal_float.write_dequantized(weight, fmt, out)
+    else:
+        integer.write_dequantized(weight, fmt, scale_dtype, out, name)
 
 
 def _write_cast(weight: Tensor, fmt: Format, out: Tensor, name: str) -> None:

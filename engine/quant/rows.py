@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 CHUNK_BYTES = 16 << 20
@@ -19,9 +20,47 @@ def matrices(weight: Tensor) -> Iterator[Tensor]:
         yield weight if weight.dim() == 2 else weight.view(1, -1)
 
 
-def row_chunks(matrix: Tensor) -> Iterator[slice]:
-    """Slices of the rows of ``[out, in]`` that hold `CHUNK_BYTES` as float32, one row at least."""
+def row_chunks(matrix: Tensor, multiple: int = 1) -> Iterator[slice]:
+    """Slices of the rows of ``[out, in]`` that hold `CHUNK_BYTES` as float32.
+
+    Every slice but the last holds a multiple of ``multiple`` rows, and at least so many.
+    """
     out, row = matrix.shape
-    step = max(1, CHUNK_BYTES // (4 * max(row, 1)))
+    step = max(1, CHUNK_BYTES // (4 * max(row, 1)) // multiple) * multiple
     for start in range(0, out, step):
         yield slice(start, min(start + step, out))
+
+
+def flat_chunks(matrix: Tensor, multiple: int) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the flattened ``[out, in]`` that hold `CHUNK_BYTES` as float32, with their values.
+
+    Every slice but the last holds a multiple of ``multiple`` values, and at least so many. Only
+    the rows that a slice touches are copied where the matrix is not contiguous.
+    """
+    row = matrix.shape[1]
+    step = max(1, CHUNK_BYTES // 4 // multiple) * multiple
+    for start in range(0, matrix.numel(), step):
+        stop = min(start + step, matrix.numel())
+        first, last = start // row, -(-stop // row)
+        touched = matrix[first:last].reshape(-1)
+        yield slice(start, stop), touched[start - first * row : stop - first * row]
+
+
+def finite_and_broken(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The rows in float32 with 0 for values that are not finite, and where those are, if any."""
+    rows = rows.to(torch.float32)
+    lo, hi = rows.aminmax()
+    if lo.isfinite() and hi.isfinite():
+        return rows, None
+    broken = ~rows.isfinite()
+    return rows.masked_fill(broken, 0), broken
+
+
+def restored(approx: Tensor, broken: Tensor | None, rows: Tensor) -> Tensor:
+    """``approx`` with the values of ``rows`` that are not finite put back where they were."""
+    return approx if broken is None else torch.where(broken, rows.to(torch.float32), approx)
+
+
+def looked_up(table: Tensor, codes: Tensor) -> Tensor:
+    """``table[codes]`` of a table of one dimension, about five times as fast as indexing."""
+    return table.to(codes.device).index_select(0, codes.flatten().to(torch.int32)).view(codes.shape)

@@ -53,17 +53,41 @@ def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
             f"the last group of {shape[-1] % fmt.group_size} is shorter than {fmt.group_size}: "
             "compressed-tensors needs groups that divide the row"
         )
+    if fmt.family == "gguf":
+        return f"{fmt} is a type of GGUF files, which compressed-tensors cannot hold"
+    if fmt.family == "codebook" or fmt.name == "fp8-e5m2":
+        return f"compressed-tensors has no {fmt.name}"
+    if fmt.strategy == "block" and (why := _why_blocks_mislead(fmt, shape)) is not None:
+        return why
     return why_not_built(fmt)
+
+
+def _why_blocks_mislead(fmt: Format, shape: Sequence[int]) -> str | None:
+    """Why compressed-tensors would misread the blocks of fp8 when it unpacks them."""
+    size = fmt.group_size or 1
+    out, row = shape[-2:]
+    if out <= size and (row <= size or row % size == 0):
+        return None
+    if out % size or row % size:
+        return (
+            f"blocks of {size} do not divide [{out}, {row}]: compressed-tensors works out the "
+            "size of a block from the number of blocks, and would unpack other ones"
+        )
+    if row == size:
+        return f"compressed-tensors takes the scales of {out // size} blocks in a column for rows"
+    return None
 
 
 def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
     """Bits that a weight takes: its codes, scales and zero points.
 
     Integer and fp8 scales take 16 bits, zero points as many as a code. ``nf4`` and ``fp4`` keep a
-    float32 maximum per block, or with ``:dq`` 8 bits, as bitsandbytes does; ``mx`` formats an
+    float32 maximum per block, or with ``:dq`` 8 bits, as bitsandbytes does, and fill up the last
+    byte; the tables that it writes beside every weight are not counted. ``mx`` formats have an
     8-bit exponent per 32, ``nvfp4`` 8 bits per 16 and one float32; GGUF types are ggml's blocks;
-    ``kmeans`` a 16-bit codebook per row. What methods add beside the weight (an online scale,
-    the column order of GPTQ) is not counted.
+    ``kmeans`` a 16-bit codebook per row, and with ``:sparse`` 16 bits and a 32-bit column for every
+    outlier, and a 32-bit count per row; ``e8-2`` has one float32. What methods add beside the
+    weight (an online scale, the column order of GPTQ) is not counted.
 
     Raises:
         FormatError: The weight cannot take the format, or its size depends on the values.
@@ -80,7 +104,7 @@ def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
         block = BASES[fmt.name]
         return weights // (block.group_size or 1) * block.block_bytes * 8
     if fmt.family == "codebook":
-        return fmt.bits * weights + experts * _codebook_bits(fmt, out, row)
+        return experts * _codebook_bits(fmt, out, row)
     scales = experts * _scales(fmt, out, row)
     if fmt.name in ("mxfp4", "mxfp8"):
         return fmt.bits * weights + 8 * scales
@@ -88,6 +112,12 @@ def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
         return fmt.bits * weights + 8 * scales + 32 * experts
     zero_point_bits = 0 if fmt.symmetric else fmt.bits
     return fmt.bits * weights + (SCALE_BITS + zero_point_bits) * scales
+
+
+def outliers_kept(fmt: Format, weights: int) -> int:
+    """How many of the weights of one expert or weight ``:sparse`` keeps beside the codes."""
+    percent = dict(fmt.options).get("sparse", 0)
+    return math.floor(percent / 100 * weights + 0.5)
 
 
 def _scales(fmt: Format, out: int, row: int) -> int:
@@ -102,14 +132,17 @@ def _scales(fmt: Format, out: int, row: int) -> int:
 
 
 def _codebook_bits(fmt: Format, out: int, row: int) -> int:
-    """Bits beside the codes of one expert or weight."""
+    """Bits of one expert or weight."""
     options = dict(fmt.options)
     if fmt.name in ("nf4", "fp4"):
+        codes = 8 * math.ceil(out * row / 2)
         blocks = math.ceil(out * row / (fmt.group_size or 1))
         if "dq" not in options:
-            return 32 * blocks
+            return codes + 32 * blocks
         offset = 32
-        return 8 * blocks + 32 * math.ceil(blocks / 256) + offset
-    if fmt.name.startswith("kmeans") and "sparse" not in options:
-        return out * (SCALE_BITS << fmt.bits)
-    raise FormatError(f"the size of {fmt} is not known before it is built")
+        return codes + 8 * blocks + 32 * math.ceil(blocks / 256) + offset
+    if fmt.name.startswith("kmeans"):
+        sparse = outliers_kept(fmt, out * row) * (SCALE_BITS + 32) + 32 * out
+        dense = fmt.bits * out * row + out * (SCALE_BITS << fmt.bits)
+        return dense + (sparse if outliers_kept(fmt, out * row) else 0)
+    return fmt.bits * out * row + 32  # e8-2: a float32 scale

@@ -176,7 +176,7 @@ def test_a_format_that_is_not_built_yet_is_refused_at_once(
     client = in_process(str(folder("llama")))
     try:
         client.send(p.Open(str(folder("llama")), settings(prose)))
-        client.send(p.Sweep(formats=("nf4",)))
+        client.send(p.Sweep(formats=("int4+gptq",)))
         events = until(client, lambda event: isinstance(event, p.Refused))
     finally:
         client.close()

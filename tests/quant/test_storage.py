@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from adversarial import normal
+from compressed_tensors.quantization.lifecycle.forward import dequantize
 
 from engine.errors import FormatError
 from engine.quant import exportable, parse_format, stored_bits, why_not_held
+from engine.quant.float8 import quantize_float8
 
 
 @pytest.mark.parametrize(
@@ -33,12 +37,17 @@ from engine.quant import exportable, parse_format, stored_bits, why_not_held
         ("mxfp8", (4, 256), 8192 + 32 * 8),
         ("nvfp4", (4, 256), 4096 + 64 * 8 + 32),
         ("nvfp4", (2, 4, 256), 2 * (4096 + 64 * 8 + 32)),
-        # blocks of 64 run over the flattened weight: 15 values make one block
-        ("nf4", (3, 5), 60 + 32),
+        # blocks of 64 run over the flattened weight: 15 values make one block, in eight bytes
+        ("nf4", (3, 5), 64 + 32),
         ("fp4-g128", (4, 256), 4096 + 8 * 32),
         # 1024 blocks: 8 bits each, four float32 maxima of 256 of them, one float32 offset
         ("nf4:dq", (256, 256), 4 * 65536 + 8 * 1024 + 32 * 4 + 32),
         ("kmeans3", (4, 200), 2400 + 4 * 8 * 16),
+        # four of 800 weights: 16 bits and a 32-bit column each, and a 32-bit count a row
+        ("kmeans4:sparse=.5%", (4, 200), 3200 + 4 * 16 * 16 + 4 * 48 + 4 * 32),
+        ("kmeans4:sparse=.5%", (2, 4, 200), 2 * (3200 + 4 * 16 * 16 + 4 * 48 + 4 * 32)),
+        ("kmeans4:sparse=.001%", (4, 200), 3200 + 4 * 16 * 16),
+        ("e8-2+hadamard", (2, 4, 200), 2 * (1600 + 32)),
         ("q8_0", (4, 256), 32 * 34 * 8),
         ("q6_k", (4, 256), 4 * 210 * 8),
         ("q5_k", (4, 256), 4 * 176 * 8),
@@ -59,10 +68,9 @@ def test_stored_bits_count_codes_scales_and_zero_points(
     assert stored_bits(parse_format(text), shape) == bits
 
 
-@pytest.mark.parametrize("text", ["int8+outlier6", "kmeans4:sparse=.5%", "e8-2+hadamard"])
-def test_a_size_that_depends_on_the_values_is_refused(text: str) -> None:
+def test_a_size_that_depends_on_the_values_is_refused() -> None:
     with pytest.raises(FormatError, match="size of"):
-        stored_bits(parse_format(text), (64, 256))
+        stored_bits(parse_format("int8+outlier6"), (64, 256))
 
 
 @pytest.mark.parametrize(
@@ -97,9 +105,13 @@ def test_formats_without_blocks_in_the_row_hold_any(text: str, shape: tuple[int,
 
 
 def test_what_can_be_exported() -> None:
-    for text in ("int4", "int2-g32-sym", "int8", "int8-asym", "bf16"):
+    floats = ("fp8-e4m3", "fp8-e4m3-tensor", "fp8-e4m3-block128", "mxfp4", "mxfp8", "nvfp4")
+    for text in ("int4", "int2-g32-sym", "int8", "int8-asym", "bf16", *floats):
         assert exportable(parse_format(text), (4, 256)) is None
     assert exportable(parse_format("int8"), (4, 200)) is None
+    assert "has no fp8-e5m2" in str(exportable(parse_format("fp8-e5m2"), (4, 256)))
+    assert "has no nf4" in str(exportable(parse_format("nf4-g128"), (4, 256)))
+    assert "GGUF" in str(exportable(parse_format("q4_k"), (4, 256)))
     assert exportable(parse_format("int4"), (4, 192)) == (
         "the last group of 64 is shorter than 128: "
         "compressed-tensors needs groups that divide the row"
@@ -107,3 +119,22 @@ def test_what_can_be_exported() -> None:
     assert "last group of 64" in str(exportable(parse_format("int4"), (4, 64)))
     assert "run time" in str(exportable(parse_format("int4+awq:online"), (4, 128)))
     assert "not yet" in str(exportable(parse_format("int4+awq"), (4, 128)))
+
+
+BLOCKED = [(256, 384), (150, 320), (128, 320), (256, 128), (100, 100), (384, 100), (300, 256)]
+
+
+@pytest.mark.parametrize("shape", [*BLOCKED, (128, 256), (100, 256), (200, 128), (128, 100)])
+def test_blocks_are_exportable_where_compressed_tensors_unpacks_them(
+    shape: tuple[int, int],
+) -> None:
+    fmt = parse_format("fp8-e4m3-block128")
+    weight = normal(*shape) * torch.logspace(-3, 3, shape[1])
+    stored = quantize_float8(weight, fmt, torch.float32)
+    try:
+        unpacked = dequantize(stored.codes, stored.scale)
+    except (RuntimeError, ValueError):
+        right = False
+    else:
+        right = torch.equal(unpacked, stored.approx())
+    assert (exportable(fmt, shape) is None) == right

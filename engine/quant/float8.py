@@ -1,0 +1,101 @@
+"""``fp8-e4m3`` and ``fp8-e5m2``: 8-bit floats with one scale per channel, tensor or block.
+
+``scale = max|w| / max_float8``, rounded to the dtype it is stored in; codes are ``w / scale``
+rounded to the nearest float8, ties to even; ``Ŵ = code · scale`` in float32 (Micikevicius et al.
+2022, arXiv 2209.05433). ``fp8-e4m3`` equals compressed-tensors bit for bit (``FP8_DYNAMIC``,
+``FP8_BLOCK``), which has no e5m2: that follows the same rule with its own greatest value, 57344.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.quant.formats import Format
+from engine.quant.rows import finite_and_broken, row_chunks
+from engine.quant.scales import stored_scale
+from engine.quant.stored import Encoded, joined, write_rows
+
+FLOAT8 = {"fp8-e4m3": torch.float8_e4m3fn, "fp8-e5m2": torch.float8_e5m2}
+
+
+@dataclass(frozen=True, eq=False)
+class Float8:
+    """An 8-bit float weight ``[out, in]`` or ``[experts, out, in]``."""
+
+    codes: Tensor
+    """float8 in the shape of the weight."""
+    scale: Tensor
+    """``[…, out, 1]`` per channel, ``[…, 1, 1]`` per tensor, and ``[…, ⌈out/128⌉, ⌈in/128⌉]`` per
+    block, in the dtype it is stored in. The last blocks of a row and of a column may be smaller."""
+    block_size: int | None
+    """Rows and columns of a block; None where blocks do not share scales."""
+
+    def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``Ŵ = code · scale``, worked out in float32 and cast last."""
+        scale = _spread(self.scale.to(torch.float32), self.codes.shape, self.block_size)
+        return (self.codes.to(torch.float32) * scale).to(dtype)
+
+
+def quantize_float8(
+    weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
+) -> Float8:
+    """Round a weight ``[out, in]`` or ``[experts, out, in]`` to the nearest 8-bit floats.
+
+    Values that are not finite take no part in a range and get the code of 0.
+
+    Raises:
+        FormatError: A scale is too large for ``scale_dtype``.
+    """
+    found = joined(lambda matrix: _encoded(matrix, fmt, scale_dtype, name), weight.detach())
+    if fmt.strategy == "tensor":  # every part came with the same scale
+        return dataclasses.replace(found, scale=found.scale[..., :1, :])
+    return found
+
+
+def write_dequantized(
+    weight: Tensor, fmt: Format, scale_dtype: torch.dtype, out: Tensor, name: str = "weight"
+) -> None:
+    """Write ``Ŵ`` of ``[out, in]`` into ``out``; raises as `quantize_float8` does."""
+    write_rows(weight, _encoded(weight, fmt, scale_dtype, name), out)
+
+
+def _encoded(weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> Encoded[Float8]:
+    block = fmt.group_size if fmt.strategy == "block" else None
+    dtype = FLOAT8[fmt.name]
+    # A tensor on the device: CUDA turns division by a Python number into a product, which differs.
+    greatest = torch.tensor(torch.finfo(dtype).max, device=weight.device)
+    shared = _tensor_maximum(weight) if fmt.strategy == "tensor" else None
+    for rows in row_chunks(weight, block or 1):
+        finite, broken = finite_and_broken(weight[rows])
+        maxima = _maxima(finite, block) if shared is None else shared
+        scale, divisor = stored_scale(maxima / greatest, scale_dtype, fmt, name)
+        scaled = finite / _spread(divisor, finite.shape, block)
+        codes = scaled.clamp_(-greatest, greatest).to(dtype)
+        yield rows, broken, Float8(codes, scale, block)
+
+
+def _maxima(rows: Tensor, block: int | None) -> Tensor:
+    """Greatest magnitudes ``[rows, 1]``, or ``[⌈rows/block⌉, ⌈in/block⌉]`` of blocks."""
+    if block is None:
+        return rows.abs().amax(-1, keepdim=True)
+    padded = functional.pad(rows.abs(), (0, -rows.shape[1] % block, 0, -rows.shape[0] % block))
+    return padded.reshape(-1, block, padded.shape[1] // block, block).amax((1, 3))
+
+
+def _tensor_maximum(weight: Tensor) -> Tensor:
+    """The greatest finite magnitude, ``[1, 1]``."""
+    found = [finite_and_broken(weight[rows])[0].abs().amax() for rows in row_chunks(weight)]
+    return torch.stack(found).amax().reshape(1, 1)
+
+
+def _spread(scale: Tensor, shape: torch.Size, block: int | None) -> Tensor:
+    """Scales that broadcast against the weight."""
+    if block is None:
+        return scale
+    wide = scale.repeat_interleave(block, -2).repeat_interleave(block, -1)
+    return wide[..., : shape[-2], : shape[-1]]

@@ -1,0 +1,213 @@
+"""``nf4`` and ``fp4``: 4-bit codes into a table, times the greatest magnitude of a block.
+
+NF4 is the quantiles of a normal distribution (Dettmers et al. 2023, QLoRA, arXiv 2305.14314, §3 and
+appendix E), FP4 a 4-bit float. Blocks run over the flattened weight, the last one perhaps shorter.
+With ``:dq``, double quantisation, the block maxima less their mean are stored in 8 bits of the
+dynamic type (Dettmers et al. 2021, arXiv 2110.02861) with a float32 maximum for 256 of them. Codes,
+maxima and ``Ŵ`` equal bitsandbytes on a CPU bit for bit (``quantize_4bit``, ``dequantize_4bit``);
+it works in float32 whatever the dtype, and casts last. The mean of the maxima is PyTorch's, here as
+there: of very many its last bit may hang on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.quant.formats import Format
+from engine.quant.rows import finite_and_broken, flat_chunks, looked_up, matrices, restored
+
+# fmt: off
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)
+FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+"""Twelfths; codes from 8 on are the same, negative."""
+# fmt: on
+
+NESTED_BLOCK = 256
+"""Block maxima that share a maximum of their own."""
+
+_LEAST = 1e-38
+"""Stands in for a maximum of 0 where something is divided by it."""
+
+
+@dataclass(frozen=True, eq=False)
+class NormalFloat:
+    """A weight ``[out, in]`` or ``[experts, out, in]`` as 4-bit codes in blocks."""
+
+    codes: Tensor
+    """uint8 ``[…, ⌈out · in / 2⌉]``: two codes a byte, the first in the high bits."""
+    absmax: Tensor
+    """``[…, blocks]``: float32 maxima, or uint8 codes of them."""
+    nested_absmax: Tensor | None
+    """float32 ``[…, ⌈blocks / 256⌉]``, if maxima are quantised."""
+    offset: Tensor | None
+    """float32 ``[…, 1]``, the mean of the maxima, if they are quantised."""
+    table: str
+    """``nf4`` or ``fp4``."""
+    block_size: int
+    shape: tuple[int, ...]
+
+    def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``Ŵ = table[code] · absmax``, worked out in float32 and cast last."""
+        values = looked_up(table(self.table), _unpack(self.codes))
+        count = math.prod(self.shape[-2:])
+        maxima = self.maxima().repeat_interleave(self.block_size, -1)[..., :count]
+        return (values[..., :count] * maxima).reshape(self.shape).to(dtype)
+
+    def maxima(self) -> Tensor:
+        """The block maxima that codes are multiplied by, float32 ``[…, blocks]``."""
+        if self.nested_absmax is None or self.offset is None:
+            return self.absmax
+        spread = self.nested_absmax.repeat_interleave(NESTED_BLOCK, -1)
+        codes = looked_up(dynamic_table(), self.absmax)
+        return codes * spread[..., : codes.shape[-1]] + self.offset
+
+
+@cache
+def table(name: str) -> Tensor:
+    """The 16 values of ``nf4`` or ``fp4``, float32."""
+    if name == "nf4":
+        return torch.tensor(NF4)
+    return torch.tensor([*FP4, *(-value for value in FP4)]) / 12
+
+
+@cache
+def dynamic_table() -> Tensor:
+    """The 256 values of the signed dynamic type, ascending: ``create_dynamic_map``.
+
+    Seven decades, each with twice as many values as the one below, then 0 and 1.
+    """
+    values = [0.0, 1.0]
+    for decade in range(7):
+        bounds = torch.linspace(0.1, 1, 2**decade + 1)
+        middles = 10 ** (decade - 6) * ((bounds[:-1] + bounds[1:]) / 2)
+        values += [*middles.tolist(), *(-middles).tolist()]
+    return torch.tensor(sorted(values))
+
+
+def quantize_normal_float(weight: Tensor, fmt: Format) -> NormalFloat:
+    """Round ``[out, in]`` or ``[experts, out, in]`` to ``nf4`` or ``fp4``.
+
+    Values that are not finite count as 0.
+    """
+    weight = weight.detach()
+    codes, maxima = [], []
+    for matrix in matrices(weight):
+        maxima.append(_stored_maxima(matrix, fmt))
+        codes.append(torch.cat([_pack(part, fmt) for _, _, part, _ in _encoded(matrix, fmt)]))
+    absmax, nested, offset = zip(*maxima, strict=True)
+    return NormalFloat(
+        _together(codes, weight),
+        _together(absmax, weight),
+        _together(nested, weight) if nested[0] is not None else None,
+        _together(offset, weight) if offset[0] is not None else None,
+        fmt.name,
+        fmt.group_size or 1,
+        tuple(weight.shape),
+    )
+
+
+def write_dequantized(weight: Tensor, fmt: Format, out: Tensor) -> None:
+    """Write ``Ŵ`` of ``[out, in]`` into ``out``; values that are not finite are copied."""
+    size = fmt.group_size or 1
+    values = table(fmt.name)
+    maxima = None
+    if ("dq", True) in fmt.options:
+        absmax, nested, offset = _stored_maxima(weight, fmt)
+        empty = absmax.new_empty(0)
+        maxima = NormalFloat(empty, absmax, nested, offset, fmt.name, size, ()).maxima()
+    flat = out.view(-1)
+    for part, broken, codes, absmax in _encoded(weight, fmt):
+        used = absmax if maxima is None else maxima[part.start // size : -(-part.stop // size)]
+        approx = looked_up(values, codes) * used.repeat_interleave(size)[: len(codes)]
+        if broken is not None:
+            approx = restored(approx, broken[0], broken[1])
+        flat[part] = approx
+
+
+def _encoded(
+    weight: Tensor, fmt: Format
+) -> Iterator[tuple[slice, tuple[Tensor, Tensor] | None, Tensor, Tensor]]:
+    """Yield slices of the flattened weight, what is not finite in them, codes, and block maxima."""
+    size = fmt.group_size or 1
+    order = torch.argsort(table(fmt.name))
+    values = table(fmt.name)[order]
+    bounds = ((values[:-1] + values[1:]) / 2).to(weight.device)
+    order = order.to(torch.uint8)
+    for part, given in flat_chunks(weight, size):
+        finite, places = finite_and_broken(given)
+        absmax = _block_maxima(finite, size)
+        divisor = absmax.clamp(min=_LEAST)
+        whole = len(finite) // size * size
+        blocks = finite[:whole].view(-1, size) * divisor[: whole // size].reciprocal()[:, None]
+        # bitsandbytes divides in the last block where it is shorter, and multiplies elsewhere.
+        scaled = torch.cat([blocks.view(-1), finite[whole:] / divisor[-1]]).clamp_(-1, 1)
+        codes = torch.bucketize(scaled, bounds, out_int32=True)
+        broken = None if places is None else (places, given)
+        yield part, broken, looked_up(order, codes), absmax
+
+
+def _block_maxima(finite: Tensor, size: int) -> Tensor:
+    """Greatest magnitude of every block; a last block that is shorter has at least `_LEAST`."""
+    missing = -len(finite) % size
+    maxima = functional.pad(finite.abs(), (0, missing)).view(-1, size).amax(1)
+    if missing:
+        maxima[-1:].clamp_(min=_LEAST)
+    return maxima
+
+
+def _stored_maxima(weight: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The block maxima of ``[out, in]`` as they are stored, what they are multiples of, offset."""
+    size = fmt.group_size or 1
+    chunks = (finite_and_broken(given)[0] for _, given in flat_chunks(weight, size))
+    absmax = torch.cat([_block_maxima(finite, size) for finite in chunks])
+    if ("dq", True) not in fmt.options:
+        return absmax, None, None
+    offset = absmax.mean().reshape(1)
+    centred = absmax - offset
+    nested = functional.pad(centred.abs(), (0, -len(centred) % NESTED_BLOCK))
+    nested = nested.view(-1, NESTED_BLOCK).amax(1)
+    inverse = nested.reciprocal().masked_fill(nested == 0, 0)
+    scaled = centred * inverse.repeat_interleave(NESTED_BLOCK)[: len(centred)]
+    codes = _nearest_dynamic(scaled.clamp_(-1, 1))
+    empty = (nested == 0).repeat_interleave(NESTED_BLOCK)[: len(codes)]
+    return codes.masked_fill_(empty, 0), nested, offset
+
+
+def _nearest_dynamic(scaled: Tensor) -> Tensor:
+    """uint8 codes of the dynamic type for numbers from −1 to 1.
+
+    As bitsandbytes has it on a CPU: numbers are rounded to one of 65536 steps first, and a step
+    takes the nearest value, the lesser one on a tie.
+    """
+    values = dynamic_table()
+    steps = -1 + (2 * torch.arange(1 << 16, dtype=torch.float32)) / 65535
+    nearest = torch.searchsorted((values[:-1] + values[1:]) / 2, steps).to(torch.uint8)
+    place = ((scaled + 1) * 0.5 * 65535 + 0.5).to(torch.int32)
+    return looked_up(nearest, place)
+
+
+def _together(parts: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Parts of the experts, stacked; the one part of a weight that has none."""
+    return torch.stack(list(parts)) if weight.dim() > 2 else parts[0]
+
+
+def _pack(codes: Tensor, fmt: Format) -> Tensor:
+    zero = 7 if fmt.name == "nf4" else 0
+    pairs = functional.pad(codes, (0, len(codes) % 2), value=zero).view(-1, 2)
+    return pairs[:, 0] << 4 | pairs[:, 1]
+
+
+def _unpack(packed: Tensor) -> Tensor:
+    return torch.stack([packed >> 4, packed & 15], dim=-1).flatten(-2)

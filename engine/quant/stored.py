@@ -1,0 +1,69 @@
+"""What every stored form has in common: parts of rows that are joined, experts that are stacked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from engine.quant.rows import matrices, restored
+
+
+class Stored(Protocol):
+    """A weight as tensors that an export writes; a frozen dataclass.
+
+    A field that is not a tensor, or that is `for_the_whole`, is the same in every part.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``Ŵ``, worked out in float32 and cast last."""
+        ...
+
+
+S = TypeVar("S", bound=Stored)
+Encoded: TypeAlias = Iterator[tuple[slice, Tensor | None, S]]
+"""Rows of a weight ``[out, in]``, where they are not finite if they are not, and their codes."""
+
+FOR_THE_WHOLE = {"whole": True}
+"""Metadata of a field that is one for the whole weight, not a part for each of its rows."""
+
+
+def stored_bytes(stored: Stored) -> int:
+    """Bytes of the tensors of a stored form."""
+    fields = [getattr(stored, field.name) for field in dataclasses.fields(stored)]
+    return sum(tensor.nbytes for tensor in fields if isinstance(tensor, Tensor))
+
+
+def joined(encode: Callable[[Tensor], Encoded[S]], weight: Tensor) -> S:
+    """The stored form of ``[out, in]``, or of ``[experts, out, in]``, each expert on its own."""
+    experts = []
+    for matrix in matrices(weight):
+        parts = [part for _, _, part in encode(matrix)]
+        per_row = [f.name for f in dataclasses.fields(parts[0]) if f.metadata != FOR_THE_WHOLE]
+        experts.append(_combined(parts, torch.cat, per_row))
+    if weight.dim() == 2:
+        return experts[0]
+    return _combined(experts, torch.stack, [f.name for f in dataclasses.fields(experts[0])])
+
+
+def write_rows(weight: Tensor, parts: Encoded[S], out: Tensor) -> None:
+    """Write the ``Ŵ`` of every part into ``out``; values that are not finite are copied."""
+    for rows, broken, part in parts:
+        out[rows] = restored(part.approx(), broken, weight[rows])
+
+
+def _combined(
+    parts: Sequence[S], combine: Callable[[list[Tensor]], Tensor], names: Sequence[str]
+) -> S:
+    """The first part, with the tensors of those names combined from all parts."""
+    tensors = {
+        name: combine([getattr(part, name) for part in parts])
+        for name in names
+        if isinstance(getattr(parts[0], name), Tensor)
+    }
+    return dataclasses.replace(parts[0], **tensors)
