@@ -227,11 +227,13 @@ def test_estimates_among_measurements(snap_compare: Compare) -> None:
 # --- the start screen ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)], ids=["narrow", "medium"])
 def test_start(snap_compare: Compare, size: tuple[int, int]) -> None:
     past = [
         starting.session("llama-3.1-8b", parameters=8_000_000_000, running=True),
-        starting.session("demo", "demo", when=starting.NOW - 26 * 3600, changed=0, ppl_recipe=math.nan),
+        starting.session(
+            "demo", "demo", when=starting.NOW - 26 * 3600, changed=0, ppl_recipe=math.nan
+        ),
         starting.session("a-moe-with-a-long-name-8x7b-v0.1", when=starting.NOW - 9 * 86400),
         starting.session("broken", problem="the journal is of a newer qtui", when=starting.NOW - 1),
     ]
