@@ -112,7 +112,8 @@ class EventLog:
                     self.say("error", f"refused: {event.message}")
             case p.JobStarted():
                 self._began[event.job] = self._clock()
-                self.say("info", f"{event.title}: started")
+                if event.kind != "evaluate":  # one at every toggle: its score says enough
+                    self.say("info", f"{event.title}: started")
             case p.JobEnded():
                 self._ended(event, session)
             case p.RecipeChanged():
@@ -144,16 +145,18 @@ class EventLog:
     def _ended(self, event: p.JobEnded, session: Session) -> None:
         job = session.jobs.get(event.job)
         title = event.kind if job is None else job.title
+        began = self._began.pop(event.job, None)
         if event.status == "failed":
             self.say("error", f"{title}: failed: {event.message or 'no reason was given'}")
-            self._began.pop(event.job, None)
+            return
+        if event.kind == "evaluate":
             return
         figures = []
         if event.measured:
             figures.append(f"{event.measured:,} measured")
         if event.resumed:
             figures.append(f"{event.resumed:,} known before")
-        if (began := self._began.pop(event.job, None)) is not None:
+        if began is not None:
             figures.append(f"in {t.clock(max(0.0, self._clock() - began))}")
         if event.kind == "sweep" and event.status == "done":
             figures += self._worst(title, session)
@@ -178,7 +181,7 @@ class EventLog:
         known = "" if fresh else ", known before"
         factor, pm = session.interval_factor, self.glyphs.plus_minus
         match fact:
-            case p.Baseline():
+            case p.Baseline() if fact != session.baseline:
                 half = t.margin(factor * fact.ppl * fact.nll_se)
                 self.say("info", f"baseline: PPL {t.perplexity(fact.ppl)} {pm} {half}{known}")
             case p.Control():

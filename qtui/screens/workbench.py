@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
+from textual.content import Content
 from textual.geometry import Size
 from textual.message import Message as TextualMessage
 from textual.screen import Screen
@@ -65,6 +66,7 @@ class Workbench(Screen[None]):
     DEFAULT_CSS = """
     Workbench { background: $background; }
     #main { height: 1fr; border-top: solid $panel; border-bottom: solid $panel; }
+    #main { border-title-color: $held; border-title-style: bold; }
     #detail { width: 1fr; }
     #log { display: none; }
     #too-small { display: none; height: 1fr; padding: 1 2; }
@@ -249,6 +251,7 @@ class Workbench(Screen[None]):
             self.table.empty = self._empty()
             moved = bool(dirty & {"layers", "weights", "measured", "model", "experts"})
             self.table.show(session, self.format, reorder=moved)
+            self._show_filter()
             self.show_touched()
         if dirty & DETAIL:
             self._detail()
@@ -347,7 +350,15 @@ class Workbench(Screen[None]):
     def set_filter(self, filter: Filter | None) -> None:
         """Show matching rows only; None shows all."""
         self.table.set_filter(filter)
+        self._show_filter()
         self.show_touched()
+
+    def _show_filter(self) -> None:
+        """Say above the table what is filtered, as long as something is."""
+        shown, of = self.table.shown_of_all
+        filter = self.table.filter
+        words = f" {printable(filter.text)}: {shown} of {of} layers " if filter else ""
+        self.query_one("#main").border_title = Content(words)
 
     def touched(self) -> tuple[str, ...]:
         """Layers that a toggle would change now, in the order of the model."""

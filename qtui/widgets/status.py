@@ -26,7 +26,8 @@ class Message(Lines):
     """One line: what happened last, or what the table's marks mean; what a toggle would touch."""
 
     LINGER: ClassVar[float] = 8.0
-    """Seconds after which what is no warning gives way."""
+    """Seconds after which a message gives way; a warning lasts three times as long, an error stays
+    until the next one."""
 
     DEFAULT_CSS = """
     Message { padding: 0 1; background: $surface; }
@@ -51,7 +52,8 @@ class Message(Lines):
         self.said = level, " ".join(message.split())
         if self._later is not None:
             self._later.stop()
-        self._later = self.set_timer(self.LINGER, self.clear) if level == "info" else None
+        lasts = {"info": self.LINGER, "warning": 3 * self.LINGER}.get(level)
+        self._later = None if lasts is None else self.set_timer(lasts, self.clear)
         self._write()
 
     def clear(self) -> None:
