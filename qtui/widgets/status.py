@@ -153,7 +153,7 @@ class KeyBar(Lines):
             if action.id.startswith(HOLD)
             for key in key_names(self.app, action)
         ]
-        apart = width >= 100
+        apart = width >= 140
         runs = [[each] for each in toggles] if apart else _runs(toggles)
         left = width - sum(len(_label(run)) + 1 for run in runs) - len("toggle  ")
         chosen = set()
