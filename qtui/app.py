@@ -11,9 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rich.console import RenderableType
+from textual import events
+from textual._dispatch_key import dispatch_key
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter, Monochrome, NoColor
+from textual.message_pump import MessagePump
 from textual.screen import Screen
 
 from engine import protocol as p
@@ -189,7 +192,9 @@ class QtuiApp(App[None]):
                 self.workbench.tell("warning", problem)
 
     def on_start_chosen(self, chosen: Start.Chosen) -> None:
-        """Open what was chosen on the start screen."""
+        """Open what was chosen on the start screen, once however often enter was pressed."""
+        if self.life is not None:
+            return
         assert self.choice is not None
         settings, profile = self.choice.resolve(chosen.profile_name)
         self.life = self._life(chosen.source, settings, profile)
@@ -205,6 +210,34 @@ class QtuiApp(App[None]):
         """Whether the terminal still has frames to take."""
         writer = getattr(self._driver, "_writer_thread", None)
         return writer is not None and writer._queue.qsize() > 1
+
+    async def on_event(self, event: events.Event) -> None:
+        """Carry a key through before the next one is looked at.
+
+        Textual hands every key to what has the focus as it comes; of keys that come together, as
+        over a slow line, the later ones would not find a prompt that the first one opens.
+        """
+        if isinstance(event, events.Key) and not event.is_forwarded:
+            await self._hear_key(event)
+        else:
+            await super().on_event(event)
+
+    async def _hear_key(self, event: events.Key) -> None:
+        self.app_focus = True
+        if await self._check_bindings(event.key, priority=True):
+            return
+        event._set_forwarded()
+        event.bubble = False  # type: ignore[misc]  # taken on here
+        node: MessagePump | None = self.focused or self.screen
+        while node is not None and node is not self:
+            with node._context():
+                await node._dispatch_message(event)
+            if event._stop_propagation:
+                return
+            event._no_default_action = False
+            node = node._parent
+        if not await self._check_bindings(event.key):
+            await dispatch_key(self, event)
 
     def get_key_display(self, binding: Binding) -> str:
         """Names of keys, without arrows where only ASCII is drawn."""
@@ -255,7 +288,9 @@ class QtuiApp(App[None]):
             await self.action_quit()
             return
         self._interrupted = now
-        self.workbench.message.say("warning", "ctrl+c again quits; x cancels what is running")
+        cancels = self.workbench.key("cancel")
+        said = f"ctrl+c again quits; {cancels} cancels what is running"
+        self.workbench.message.say("warning", said)
 
     async def action_quit(self) -> None:
         """Stop the engine and go."""

@@ -55,6 +55,8 @@ class Life:
             Session(), self._paint, app.set_timer, profile.fps, hear=bench.hear, behind=behind
         )
         self._still: Session | None = None
+        self._taken = self.pump.session
+        """The session that was shown last, or is shown again after a pause."""
         self._commands: asyncio.Queue[p.AnyCommand] = asyncio.Queue()
 
     @property
@@ -73,13 +75,15 @@ class Life:
         """Let the screen stand still on what is known now, or follow again."""
         if frozen != self.frozen:
             self._still = decode_session(encode_session(self.session)) if frozen else None
+            self.bench.scoreboard.frozen = frozen
             self.pump.touch(EVERYTHING)
 
     def _paint(self, dirty: frozenset[Dirty]) -> None:
         if not self.app.is_running or self.leaving:
             return
         if self._still is None:
-            self.bench.show(self.session, dirty)
+            anew, self._taken = self.session is not self._taken, self.session
+            self.bench.show(self.session, dirty, anew=anew)
         elif dirty == EVERYTHING:
             self.bench.show(self._still, dirty)
 

@@ -69,7 +69,7 @@ class Deeds:
             case "redo" if session.position == len(session.history):
                 return "there is no change to make again"
             case "sweep" if any(job.kind == "sweep" for job in running(session)):
-                return "a sweep is running already: x cancels it"
+                return f"a sweep is running already: {bench.key('cancel')} cancels it"
             case "cancel" if not running(session):
                 return "nothing is running"
             case "retry" if not bench.failed:

@@ -154,7 +154,13 @@ class Palette(ModalScreen[str | None]):
 
     def on_mount(self) -> None:
         """Show everything."""
-        self._search("")
+        self._search(self.entry.value)
+
+    def on_key(self, event: events.Key) -> None:
+        """Letters that come before the line stands are for the line too."""
+        if self.focused is None and event.is_printable and event.character:
+            event.stop().prevent_default()
+            self.entry.insert_text_at_cursor(event.character)
 
     def on_resize(self, event: events.Resize) -> None:
         """Take as many lines as there are entries, or room."""

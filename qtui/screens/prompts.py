@@ -52,6 +52,13 @@ class Prompts:
         open_prompt(self.bench, asked.prompt)
         self._asked = asked
 
+    def _begin(self) -> None:
+        """Cancel a prompt that is open, and keep the cursor where it is: it is asked about."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.cancelled(asked.prompt.value)
+        self.bench.table.stay()
+
     def changed(self, event: Prompt.Changed) -> None:
         """Another value, as it is typed."""
         if self._asked is not None and event.prompt is self._asked.prompt and event.verdict.ok:
@@ -73,6 +80,7 @@ class Prompts:
 
     def filter(self) -> None:
         """Ask for a filter, and show what it leaves as it is typed."""
+        self._begin()
         bench = self.bench
         before = bench.table.filter
 
@@ -107,6 +115,7 @@ class Prompts:
 
     def format(self) -> None:
         """Ask for a format, and let the layers in scope hold it."""
+        self._begin()
         bench = self.bench
         layers = bench.touched()
         shapes = [bench.session.layers.shapes[bench.session.index[layer]] for layer in layers]
@@ -151,6 +160,7 @@ class Prompts:
 
     def save(self) -> None:
         """Ask where to, and save a table, a plot, a recipe or the screen there."""
+        self._begin()
         bench, view = self.bench, self.view()
 
         def write(value: str) -> None:

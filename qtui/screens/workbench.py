@@ -22,6 +22,7 @@ from qtui.actions import ACTIONS, Action, bindings, remapped, toggles
 from qtui.eventlog import EventLog
 from qtui.remembered import Remembered
 from qtui.scope import Scope, describe
+from qtui.screens.arrangement import CSS, arrange
 from qtui.screens.deeds import Deeds
 from qtui.text import UNICODE, Glyphs, printable, short_name
 from qtui.widgets.banner import Banner
@@ -30,17 +31,11 @@ from qtui.widgets.layer_table import LayerTable
 from qtui.widgets.line import Lines
 from qtui.widgets.log_pane import LogPane
 from qtui.widgets.scoreboard import Scoreboard
-from qtui.widgets.status import KeyBar, Message
+from qtui.widgets.status import KeyBar, Message, key_names
 
 if TYPE_CHECKING:
     from qtui.filter import Filter
     from qtui.widgets.prompt import Prompt
-
-LEAST = (60, 18)
-"""Columns and lines below which nothing is drawn but a request for more."""
-WIDE, TALL, ROOMY = 140, 34, 40
-"""From so many columns the pane stands beside the table; from so many lines there is a log; from so
-many the pane below the table has its histogram too."""
 
 Want: TypeAlias = Literal["retry", "leave", "freeze", "thaw", "theme", "suspend"]
 
@@ -63,31 +58,7 @@ class Workbench(Screen[None]):
     REST: ClassVar[float] = 0.08
     """Seconds the cursor rests on a layer before its histogram is asked for."""
 
-    DEFAULT_CSS = """
-    Workbench { background: $background; }
-    #main { height: 1fr; border-top: solid $panel; border-bottom: solid $panel; }
-    #main { border-title-color: $held; border-title-style: bold; }
-    #detail { width: 1fr; }
-    #log { display: none; }
-    #too-small { display: none; height: 1fr; padding: 1 2; }
-
-    Workbench.-narrow #main { layout: vertical; }
-    Workbench.-narrow #detail { border-top: solid $panel; height: 4; }
-    Workbench.-roomy #detail { height: 12; }
-    Workbench.-narrow.-pane #table { display: none; }
-    Workbench.-narrow.-pane #detail { border-top: none; height: 1fr; }
-    Workbench.-wide #table { width: 5fr; }
-    Workbench.-wide #detail { width: 3fr; min-width: 55; max-width: 72; border-left: solid $panel; }
-    Workbench.-wide.-folded #detail { display: none; }
-    Workbench.-tall #log { display: block; border-top: none; }
-
-    Workbench.-tiny > * { display: none; }
-    Workbench.-tiny #too-small { display: block; }
-
-    Workbench.-ascii #main { border-top: ascii $panel; border-bottom: ascii $panel; }
-    Workbench.-ascii #detail { border-top: ascii $panel; }
-    Workbench.-ascii.-wide #detail { border-top: none; border-left: ascii $panel; }
-    """
+    DEFAULT_CSS = CSS
 
     @dataclass
     class Ask(TextualMessage):
@@ -172,6 +143,12 @@ class Workbench(Screen[None]):
         """Show an empty table: the engine comes later."""
         self._arrange(self.app.size)
         self.table.empty = "reading" + self.glyphs.ellipsis
+        self.scoreboard.freeze_key, self.scoreboard.sweep_key = (
+            self.key("freeze"),
+            self.key("sweep"),
+        )
+        change, clear = self.key("filter"), self.key("unmark")
+        self.table.way_out = f"{change} changes the filter, {clear} clears it"
         self.scoreboard.show(self.session)
         for key in self.refused_keys:
             self.tell("warning", f"profile: the key {key!r} is taken, its format is left out")
@@ -181,18 +158,8 @@ class Workbench(Screen[None]):
         self._arrange(event.size)
 
     def _arrange(self, size: Size) -> None:
-        width, height = size
-        tiny = width < LEAST[0] or height < LEAST[1]
-        self.set_class(tiny, "-tiny")
-        self.set_class(width < WIDE, "-narrow")
-        self.set_class(width >= WIDE, "-wide")
-        self.set_class(height >= TALL and width >= 100, "-tall")
-        self.set_class(height >= ROOMY and 100 <= width < WIDE, "-roomy")
-        if tiny:
-            wanted = f"qtui needs {LEAST[0]} columns and {LEAST[1]} lines."
-            here = f"This terminal has {width} and {height}."
-            line = self.query_one("#too-small", Lines)
-            line.set_lines([[(wanted, "bold")], [(here, "$dim")]])
+        if tiny := arrange(self, size):
+            self.query_one("#too-small", Lines).set_lines(tiny)
         self._fold()
 
     def _fold(self) -> None:
@@ -222,13 +189,13 @@ class Workbench(Screen[None]):
         self.table.pending.clear()
         self.message.clear()
         self.events.say("error", said.splitlines()[0] if said else "the engine ended")
-        self.banner.show(said, log_path)
+        self.banner.show(said, log_path, self.key("retry"), self.key("quit"))
 
     def refused(self) -> None:
         """What was asked for went nowhere: there is no engine."""
         self.table.pending.clear()
         self.table.redraw()
-        self.message.say("warning", "there is no engine: r starts it again")
+        self.message.say("warning", f"there is no engine: {self.key('retry')} starts it again")
 
     def tell(self, level: p.Level, words: str) -> None:
         """Say something at the foot, and keep it in the log."""
@@ -238,11 +205,11 @@ class Workbench(Screen[None]):
 
     # --- drawing ------------------------------------------------------------------------------
 
-    def show(self, session: Session, dirty: frozenset[Dirty]) -> None:
-        """Draw the parts of the session that changed."""
-        before, self.session = self.session, session
+    def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
+        """Draw the parts of the session that changed; ``anew`` where an engine sent it whole."""
+        self.session = session
         self.format = self._shown_format()
-        if session is not before:
+        if anew:
             self.table.pending.clear()
             self.events.take_up(session)
         if dirty - {"histogram", "notices", "experts"}:
@@ -281,7 +248,8 @@ class Workbench(Screen[None]):
     def _empty(self) -> str:
         failed = [job for job in self.session.jobs.values() if job.status == "failed"]
         if failed and self.session.checkpoint is None:
-            return f"{printable(failed[0].message)}\nr tries again, q quits"
+            keys = f"{self.key('retry')} tries again, {self.key('quit')} quits"
+            return f"{printable(failed[0].message)}\n{keys}"
         return "reading" + self.glyphs.ellipsis
 
     def _detail(self) -> None:
@@ -413,6 +381,11 @@ class Workbench(Screen[None]):
         self.post_message(self.Ask(p.AskHistogram(layer, format=format)))
 
     # --- keys ---------------------------------------------------------------------------------
+
+    def key(self, id: str) -> str:
+        """The first key of an action as a person reads it."""
+        action = next(action for action in self.actions if action.id == id)
+        return next(iter(key_names(self.app, action)), "the palette")
 
     def action_do(self, id: str) -> None:
         """Carry out an action of the registry."""

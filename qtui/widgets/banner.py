@@ -23,8 +23,15 @@ class Banner(Lines):
     Banner.-shown { display: block; }
     """
 
-    def show(self, message: str, log_path: str) -> None:
-        """Say that the engine is gone; the message's first line is the cause, the rest its log."""
+    def show(self, message: str, log_path: str, retry: str = "r", leave: str = "q") -> None:
+        """Say that the engine is gone.
+
+        Args:
+            message: its first line is the cause, the rest its log.
+            log_path: where its log is.
+            retry: the key that starts another one.
+            leave: the key that quits.
+        """
         cause, *log = [line.rstrip() for line in message.splitlines() if line.strip()] or ["?"]
         if log_path and (cut := cause.find(log_path)) > 0:
             # Where the log is has a line of its own.
@@ -37,8 +44,8 @@ class Banner(Lines):
         if log_path:
             lines.append([("Its log is ", ""), (printable(log_path), "$primary")])
         lines.append(
-            [("r", "bold $primary"), (" starts it again where it was; ", ""),
-             ("q", "bold $primary"), (" quits. What was measured is kept.", "")]
+            [(retry, "bold $primary"), (" starts it again where it was; ", ""),
+             (leave, "bold $primary"), (" quits. What was measured is kept.", "")]
         )  # fmt: skip
         self.set_lines(lines)
         self.add_class("-shown")

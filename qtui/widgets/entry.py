@@ -59,11 +59,12 @@ class Entry(Input):
             submit: what enter does.
             accept: what the right arrow does at the end of the line; false lets it pass.
         """
+        # Before anything else: a value to begin with is heard while the line is being made.
+        self._heard, self._submit, self._accept = heard, submit, accept
         super().__init__(
             value, placeholder, highlighter=Harmless(), select_on_focus=False, compact=True, id=id
         )
         self.cursor_blink = False
-        self._heard, self._submit, self._accept = heard, submit, accept
 
     def check_consume_key(self, key: str, character: str | None) -> bool:
         """Whether a key types something here, and so is no key of the screen."""

@@ -167,6 +167,8 @@ class Prompt(Widget):
 
     def on_mount(self) -> None:
         """Offer and judge what stands in the line at first."""
+        if self.closed:  # handed in before it stood
+            return
         self.entry.cursor_position = len(self.entry.value)
         if self.can_focus:
             self.can_focus = False
@@ -181,7 +183,7 @@ class Prompt(Widget):
     # --- what is typed ------------------------------------------------------------------------
 
     def _typed(self, value: str) -> None:
-        if not self.is_attached:
+        if not self.is_attached or not self.entry.is_attached:
             return
         if not self._taking:
             self._stem, self._recalled = value, None
@@ -346,7 +348,10 @@ class Prompt(Widget):
 
     def on_key(self, event: events.Key) -> None:
         """Pass on what was typed before the line stood."""
-        if event.is_printable and event.character and not self.stays:
+        if event.key == "enter" and not self.entry.is_attached:
+            event.stop().prevent_default()
+            self.submit()
+        elif event.is_printable and event.character and not self.stays:
             event.stop().prevent_default()
             self.entry.insert_text_at_cursor(event.character)
 

@@ -38,7 +38,7 @@ class Scoreboard(Lines):
         self.session = Session()
         self.state = "starting the engine"
         """What is going on while no job runs and nothing is loaded."""
-        self.freeze_key = "z"
+        self.freeze_key, self.sweep_key = "z", "s"
         """The key that ends a pause of the display."""
         self._frozen = False
         self._changed = 0
@@ -272,7 +272,8 @@ class Scoreboard(Lines):
             column = self.session.measured.get(f"degrade/{format}", [])
             done = sum(fact is not None for fact in column)
             if f"degrade/{format}" not in self.session.additivity and done < whole:
-                return f"{printable(format)}: {done} of {whole} layers measured, s goes on"
+                left = f"{done} of {whole} layers measured, {self.sweep_key} goes on"
+                return f"{printable(format)}: {left}"
         return ""
 
     def _bar(self, share: float, width: int) -> Words:

@@ -307,6 +307,10 @@ class Table(ScrollView, can_focus=False):
             self.refresh(Region(0, place - round(self.scroll_y) + 1, self.size.width, 1))
         self._tell()
 
+    def stay(self) -> None:
+        """Keep the cursor on its row from now on, as if a hand had moved it there."""
+        self._pin()
+
     def _pin(self) -> None:
         """A hand is on the row under the cursor: it stays there."""
         self._moved_at = time.monotonic()

@@ -9,6 +9,7 @@ from qtui.app import Look, QtuiApp
 from qtui.remembered import recall
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
+from tests.qtui.test_scopes_and_keys import NAMES
 
 DOWN = "model.layers.0.mlp.down_proj"
 
@@ -116,3 +117,37 @@ async def test_resizing_over_and_over_ends_whole() -> None:
             await d.pilot.resize_terminal(*size)
         await d.settled()
         await d.until(lambda: d.screen() == wanted)
+
+
+async def test_a_frozen_display_says_so_and_how_to_go_on() -> None:
+    async with driving(*r.opening(), *r.swept(5), keymap={"freeze": "F"}) as d:
+        await d.pilot.press("F")
+        await d.settled()
+        assert "display frozen, F goes on" in d.screen()
+        await d.pilot.press("F")
+        await d.settled()
+        assert "frozen" not in d.screen()
+
+
+async def test_a_toggle_while_frozen_is_seen_at_once() -> None:
+    async with driving(*r.opening(), *r.swept(5)) as d:
+        await d.pilot.press("z")
+        await d.settled()
+        await d.pilot.press("4")
+        await d.until(lambda: d.bench.session is d.app.session)
+        await d.settled()
+        assert d.table.pending
+        assert "○int4-g128" in d.screen()
+
+
+async def test_freezing_logs_nothing_twice() -> None:
+    async with driving(*r.opening(), *r.swept(5)) as d:
+        await d.give(
+            p.Fallback(layer=NAMES[1], format="q4_k", why="256 is odd"),
+            p.Fallback(layer=NAMES[2], format="q4_k", why="it is too short"),
+        )
+        before = d.bench.events.entries
+        for _ in range(2):
+            await d.pilot.press("z")
+            await d.settled()
+        assert d.bench.events.entries == before

@@ -182,7 +182,7 @@ async def test_a_whole_session_leaves_marks_filter_scope_and_cursor() -> None:
 
 
 async def test_an_entry_of_the_key_bar_does_what_its_key_does() -> None:
-    async with listed(size=(120, 30)) as d:
+    async with listed(size=(200, 50)) as d:
         bar = d.app.screen.query_one(KeyBar)
 
         async def click(words: str) -> None:
@@ -236,3 +236,30 @@ async def test_keys_that_come_together_are_done_in_their_order() -> None:
         assert first == p.SetFormat((NAMES[2], NAMES[3]), "int4-g128")
         assert second == p.SetFormat((NAMES[4],), "int8")
         await d.until(lambda: d.table.scope != "layer")
+
+
+async def test_letters_that_come_with_the_key_of_a_prompt_are_typed_there() -> None:
+    async with listed() as d:
+        d.at_once("slash", "q", "minus", "x", "enter")
+        await d.until(lambda: d.table.filter.text)
+        assert d.table.filter.text == "q-x"
+        assert d.app.return_code is None
+        assert not d.bench.deeds.prompts.open
+
+
+async def test_letters_that_come_with_the_key_of_the_palette_are_typed_there() -> None:
+    async with listed() as d:
+        d.at_once("colon", "q", "u", "i")
+        await d.until(lambda: d.app.screen is not d.bench and d.app.screen.entry.value == "qui")
+        await d.until(lambda: d.app.screen.current and d.app.screen.current.id == "quit")
+        assert not d.app._leaving
+        assert not d.sent(p.Undo)
+
+
+async def test_a_toggle_with_enter_behind_it_goes_out_once() -> None:
+    async with listed() as d:
+        d.at_once("equals_sign", *"int8", "enter", "j", "4")
+        await sent(d, 2)
+        await d.settled()
+        assert [command.format for command in d.sent(p.SetFormat)] == ["int8", "int4-g128"]
+        assert d.sent(p.SetFormat)[1].layers == (NAMES[1],)

@@ -14,7 +14,7 @@ from qtui.app import Choice, Look, QtuiApp
 from qtui.screens.start import Start
 from tests.qtui import replay as r
 from tests.qtui import starting
-from tests.qtui.driving import Driver
+from tests.qtui.driving import Driver, press_at_once
 
 LONG = msgspec.structs.replace(r.SETTINGS, tokens=131072, profile="thorough")
 
@@ -123,3 +123,20 @@ async def test_keys_of_the_start_screen_are_not_those_of_the_workbench_behind_it
         assert "Move" in d.screen()
         await hand.press("escape")
         assert hand.app.screen is d.bench
+
+
+async def test_two_enters_in_the_same_moment_open_one_workbench() -> None:
+    async with opening() as hand:
+        await hand.until(lambda: "/m/llama" in hand.start._looked)
+        press_at_once(hand.app, "enter", "enter", "enter")
+        d = await hand.bench()
+        await d.give(*r.opening())
+        assert len(d.sent(p.Open)) == 1
+        assert len(hand.app.screen_stack) == 2
+
+
+async def test_a_source_typed_in_one_moment_is_opened() -> None:
+    async with opening() as hand:
+        press_at_once(hand.app, *"demo", "enter")
+        d = await hand.bench()
+        assert d.link.sent[0] == p.Open("demo", r.SETTINGS)

@@ -67,7 +67,7 @@ def test_short_names(name: str, block: int, shown: str) -> None:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0.0884, ".09"), (-0.5, "-.50"), (1.0, "1.00"), (12.34, "12.3"), (1234.4, "1234"),
-     (0.0, ".00"), (-0.001, ".00"), (120_000, "1e5"), (math.nan, "nan"), (-math.inf, "-inf")],
+     (0.0, ".00"), (-0.001, "-1e-3"), (0.0049, "5e-3"), (0.005, ".01"), (120_000, "1e5"), (math.nan, "nan"), (-math.inf, "-inf")],
 )  # fmt: skip
 def test_short_numbers(value: float, shown: str) -> None:
     assert t.short(value) == shown

@@ -143,6 +143,7 @@ async def test_an_engine_that_is_lost_under_the_palette_can_be_started_again_fro
         await d.until(lambda: d.bench.banner.has_class("-shown"))
         await d.pilot.press("escape", "colon", *"retry", "enter")
         await d.until(lambda: not d.bench.banner.has_class("-shown"))
+        await d.until(lambda: len(d.sent(p.Open)) == 2)
 
 
 async def test_a_whole_session_leaves_a_prompt_that_is_open() -> None:
@@ -243,3 +244,36 @@ async def test_copying_sends_the_rows_to_the_terminal_and_a_file(
         assert kl == d.app.session.sensitivity(36, r.FORMAT).kl
         path = Path(said(d).rpartition(" ")[2])
         assert path.read_text() == text
+
+
+async def test_a_filter_that_is_set_can_be_changed_and_escape_restores_it() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
+        await d.pilot.press("slash", *"down", "enter", "j")
+        current = d.table.current
+        await d.pilot.press("slash", "ctrl+u", *"lm_head")
+        assert shown(d) == ["lm_head"]
+        await d.pilot.press("escape")
+        assert d.table.filter.text == "down"
+        assert d.table.current == current
+        await d.pilot.press("slash", *" kl>0")
+        assert d.table.filter.text == "down kl>0"
+
+
+async def test_a_prompt_in_place_of_a_filter_restores_what_was_shown() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
+        await d.pilot.press("slash", *"down", "ctrl+p", *"any format", "enter")
+        await d.until(lambda: d.app.screen is d.bench)
+        await d.pilot.press("escape")
+        await d.pilot.pause()
+        assert not d.table.filter
+        assert len(shown(d)) == 37
+
+
+async def test_a_format_goes_to_the_layer_that_the_prompt_named() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        first = d.table.current
+        await d.pilot.press("equals_sign", *"int8")
+        await d.give(*r.swept())
+        await d.pilot.press("enter")
+        await d.until(lambda: d.sent(p.SetFormat))
+        assert d.sent(p.SetFormat) == [p.SetFormat((first,), "int8")]

@@ -1,0 +1,60 @@
+"""Which parts of the workbench stand where, at which size of the terminal."""
+
+from __future__ import annotations
+
+from textual.geometry import Size
+from textual.screen import Screen
+
+from qtui.widgets.line import Words
+
+LEAST = (60, 18)
+"""Columns and lines below which nothing is drawn but a request for more."""
+WIDE, TALL, ROOMY = 140, 34, 40
+"""From so many columns the pane stands beside the table; from so many lines there is a log; from so
+many the pane below the table has its histogram too."""
+
+CSS = """
+Workbench { background: $background; }
+#main { height: 1fr; border-top: solid $panel; border-bottom: solid $panel; }
+#main { border-title-color: $held; border-title-style: bold; }
+#detail { width: 1fr; }
+#log { display: none; }
+#too-small { display: none; height: 1fr; padding: 1 2; }
+
+Workbench.-narrow #main { layout: vertical; }
+Workbench.-narrow #detail { border-top: solid $panel; height: 4; }
+Workbench.-roomy #detail { height: 12; }
+Workbench.-narrow.-pane #table { display: none; }
+Workbench.-narrow.-pane #detail { border-top: none; height: 1fr; }
+Workbench.-wide #table { width: 5fr; }
+Workbench.-wide #detail { width: 3fr; min-width: 55; max-width: 72; border-left: solid $panel; }
+Workbench.-wide.-folded #detail { display: none; }
+Workbench.-tall #log { display: block; border-top: none; }
+
+Workbench.-tiny > * { display: none; }
+Workbench.-tiny #too-small { display: block; }
+
+Workbench.-ascii #main { border-top: ascii $panel; border-bottom: ascii $panel; }
+Workbench.-ascii #detail { border-top: ascii $panel; }
+Workbench.-ascii.-wide #detail { border-top: none; border-left: ascii $panel; }
+"""
+
+
+def arrange(screen: Screen[None], size: Size) -> list[Words]:
+    """Choose the arrangement for a size.
+
+    Returns:
+        What is said in place of everything where there is too little room; empty where there is
+        enough.
+    """
+    width, height = size
+    tiny = width < LEAST[0] or height < LEAST[1]
+    screen.set_class(tiny, "-tiny")
+    screen.set_class(width < WIDE, "-narrow")
+    screen.set_class(width >= WIDE, "-wide")
+    screen.set_class(height >= TALL and width >= 100, "-tall")
+    screen.set_class(height >= ROOMY and 100 <= width < WIDE, "-roomy")
+    if not tiny:
+        return []
+    wanted = f"qtui needs {LEAST[0]} columns and {LEAST[1]} lines."
+    return [[(wanted, "bold")], [(f"This terminal has {width} and {height}.", "$dim")]]
