@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +35,9 @@ GREET_SECONDS = 10.0
 
 STOP_SECONDS = 2.0
 """How long a client that said stop waits for the engine to hang up."""
+
+ENDED_SECONDS = 0.5
+"""How long a client that started an engine waits to hear how it ended."""
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_LINES = 12
@@ -79,6 +83,8 @@ class SocketLink:
         self.name = name
         self.log_path = str(log_file(name))
         self.pid = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        """The engine, where this client started it."""
         self._reader, self._writer = reader, writer
         self._seen = 0
         self._stopping = self._receiving = False
@@ -137,7 +143,8 @@ class SocketLink:
                     continue
 
     def _gone(self) -> EngineGoneError:
-        return EngineGoneError(f"the engine of {self.name} ended{_log_tail(self.name)}")
+        how = _how_ended(self.process)
+        return EngineGoneError(f"the engine of {self.name} {how}{_log_tail(self.name)}")
 
     async def close(self) -> None:
         """See `Link`."""
@@ -153,6 +160,18 @@ class SocketLink:
         self._writer.close()
         with contextlib.suppress(ConnectionError, OSError):
             await self._writer.wait_closed()
+
+
+def _how_ended(process: subprocess.Popen[bytes] | None) -> str:
+    """What became of an engine, as far as whoever started it can tell."""
+    try:
+        code = None if process is None else process.wait(ENDED_SECONDS)
+    except subprocess.TimeoutExpired:
+        code = None
+    if code is not None and code < 0:
+        hint = ": the machine may have run out of memory" if -code == signal.SIGKILL else ""
+        return f"was killed by signal {-code} ({signal.Signals(-code).name}){hint}"
+    return f"ended with code {code}" if code else "ended"
 
 
 def log_file(name: str) -> Path:
@@ -230,7 +249,9 @@ async def launch(
     alive = started is not None and started.poll() is None
     process = started if started is not None and alive else start_engine(name, nice)
     try:
-        return await _reach(name, process)
+        link = await _reach(name, process)
+        link.process = process
+        return link
     except BaseException:
         # Nobody will talk to it: not even to tell it to stop.
         process.terminate()

@@ -121,7 +121,9 @@ class Engine:
     def _open(self, command: p.Open) -> None:
         if self._opening is not None and self._open_failed() is None:
             if command.source == self.session.source:
-                return  # another client of the same session: it is open, or opening
+                # Another client of the same session: it is open, or opening.
+                self._tell_apart(command.settings)
+                return
             raise UsageError(f"this engine has {self.session.source} open: start another one")
         if command.settings.fresh:
             self._journal.clear()
@@ -137,6 +139,24 @@ class Engine:
 
     # What a job needs is imported at its first step, on its own thread: a command never waits for
     # a library, nor does the lock.
+
+    def _tell_apart(self, wanted: p.Settings) -> None:
+        """Say that a session keeps the settings it was opened with, where others were asked for."""
+        known = self.session.settings
+        differing = [
+            field
+            for field in p.Settings.__struct_fields__
+            if field != "fresh" and getattr(wanted, field) != getattr(known, field)
+        ]
+        if differing or wanted.fresh:
+            what = ", ".join(differing) or "--fresh"
+            self._tell(
+                p.Notice(
+                    "warning",
+                    f"this session runs already, with profile {known.profile}: what was asked for "
+                    f"now ({what}) is not used; quit it everywhere to open it anew",
+                )
+            )
 
     def _triage(self, command: p.Triage) -> None:
         def steps(job: str) -> Steps:

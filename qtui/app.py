@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 QUESTIONS = (p.AskHistogram, p.AskExperts)
 """Commands that nobody pressed a key for."""
-AGAIN = 2.0
+AGAIN = 4.0
 """Seconds in which a second ``ctrl+c`` quits."""
 
 
@@ -45,7 +45,7 @@ class Look(NamedTuple):
     """How the interface is drawn and which keys it has."""
 
     ascii: bool = False
-    """Draw with ASCII characters only; ``NO_COLOR`` does the same."""
+    """Draw with ASCII characters only."""
     theme: str | None = None
     """None takes the one that suits the terminal."""
     remembered: Remembered = Remembered()
@@ -107,9 +107,9 @@ class QtuiApp(App[None]):
             ]
         self.animation_level = "none"
         self.look, self.choice = look, choice
-        self.glyphs = PLAIN if look.ascii or self.no_color else UNICODE
+        self.glyphs = PLAIN if look.ascii else UNICODE
         self._connect = connect
-        self._painting = False
+        self._painting = self._begun = False
         self._leaving = False
         self._code: int | None = None
         """Exit code of a signal that ends the interface."""
@@ -186,7 +186,9 @@ class QtuiApp(App[None]):
                 self.workbench.tell("warning", problem)
 
     def _begin(self) -> None:
-        if self.life is not None:
+        if self.life is not None and not self._begun:
+            # A start screen may be left before its own first frame stands.
+            self._begun = True
             self.life.begin()
             for problem in self.look.problems:
                 self.workbench.tell("warning", problem)
@@ -290,7 +292,7 @@ class QtuiApp(App[None]):
         self._interrupted = now
         cancels = self.workbench.key("cancel")
         said = f"ctrl+c again quits; {cancels} cancels what is running"
-        self.workbench.message.say("warning", said)
+        self.workbench.message.say("warning", said, AGAIN)
 
     async def action_quit(self) -> None:
         """Stop the engine and go."""

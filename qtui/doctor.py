@@ -20,11 +20,8 @@ import msgspec
 from engine import paths
 from engine.errors import EngineError
 from engine.profiles import bundled_path, load_profile, load_profiles, origins, user_path
-from qtui.actions import known_keys
 from qtui.bundled import themes_folder
-from qtui.keymap import keymap_path, read_keymap
 from qtui.text import printable, size
-from qtui.themes import ThemeError, read_themes, user_folder
 
 MISSING = "missing"
 PACKAGES = (
@@ -123,18 +120,7 @@ def examine(profile: str | None = None) -> Report:
     except EngineError as error:
         problems.append(str(error))
     chosen = _profile(profile) if profile is not None and profiles else msgspec.UNSET
-    themes: list[str] = []
-    try:
-        found, unread = read_themes()
-        themes = list(found)
-        problems += unread if themes else [f"{themes_folder()} has no themes"]
-    except ThemeError as error:
-        problems.append(str(error))
-    try:
-        keys = load_profile().keys if profiles else {}  # what is wrong with those is told above
-        read_keymap(keymap_path(), known_keys(keys))
-    except EngineError as error:
-        problems.append(str(error))
+    themes = _themes_and_keys(problems, profiles)
     versions = {name: _version(name) for name in PACKAGES}
     problems += [f"{name} is missing" for name, found in versions.items() if _needed(name, found)]
     return Report(
@@ -163,6 +149,29 @@ def _profile(name: str) -> ChosenProfile:
         for key, origin in origins(name).items()
     ]
     return ChosenProfile(name=name, values=values)
+
+
+def _themes_and_keys(problems: list[str], profiles: list[str]) -> list[str]:
+    """Names of the themes; what is wrong with these, or with a person's keys, is a problem."""
+    if importlib.util.find_spec("textual") is None:
+        return []  # told of as missing; the others can still be looked at
+    from qtui.actions import known_keys
+    from qtui.keymap import keymap_path, read_keymap
+    from qtui.themes import read_themes
+
+    themes: list[str] = []
+    try:
+        found, unread = read_themes()
+        themes = list(found)
+        problems += unread if themes else [f"{themes_folder()} has no themes"]
+    except EngineError as error:
+        problems.append(str(error))
+    try:
+        keys = load_profile().keys if profiles else {}  # what is wrong with those is told already
+        read_keymap(keymap_path(), known_keys(keys))
+    except EngineError as error:
+        problems.append(str(error))
+    return themes
 
 
 def report_text(report: Report) -> str:
@@ -305,7 +314,8 @@ def _terminal() -> Terminal:
 def _places(problems: list[str]) -> list[Place]:
     """Config, state, socket and bundled files; what cannot be made is a problem."""
     places = [("config", user_path().parent), ("own profiles", user_path())]
-    places += [("own themes", user_folder()), ("own keys", keymap_path())]
+    own = user_path().parent
+    places += [("own themes", own / "themes"), ("own keys", own / "keymap.toml")]
     try:
         places.append(("state", paths.state_folder()))
         places.append(("facts", paths.facts_file()))

@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engine import protocol as p
+from engine.errors import FormatError
 from engine.protocol import Level
-from engine.session import Session
+from engine.quant.formats import parse_format
+from engine.quant.storage import why_not_held
+from engine.session import Session, recipe_hash
 from qtui import text as t
 from qtui.text import UNICODE, Glyphs, printable, short_name
 from qtui.widgets.line import Words
@@ -179,11 +182,10 @@ class EventLog:
 
     def _learn(self, fact: p.AnyFact, session: Session, *, fresh: bool) -> None:
         known = "" if fresh else ", known before"
-        factor, pm = session.interval_factor, self.glyphs.plus_minus
         match fact:
             case p.Baseline() if fact != session.baseline:
-                half = t.margin(factor * fact.ppl * fact.nll_se)
-                self.say("info", f"baseline: PPL {t.perplexity(fact.ppl)} {pm} {half}{known}")
+                score = self._ppl(fact.ppl, session.interval_factor * fact.ppl * fact.nll_se)
+                self.say("info", f"baseline: {score}{known}")
             case p.Control():
                 kl = f"{fact.max_abs_kl:.0e}".replace("0e+00", "0")
                 self.say("info", f"no-op control: KL {kl}{known}")
@@ -191,12 +193,16 @@ class EventLog:
                 whole = f"KL {fact.kl:.2f}{self.glyphs.times} the sum of single effects"
                 self.say("info", f"{fact.format} in all body layers: {whole}{known}")
             case p.RecipeScore() if fact.done:
-                half = t.margin((fact.ppl_high - fact.ppl_low) / 2)
-                score = f"PPL {t.perplexity(fact.ppl)} {pm} {half}"
+                score = self._ppl(fact.ppl, (fact.ppl_high - fact.ppl_low) / 2)
                 kl = f"KL{self.glyphs.kilo} {t.short(1000 * fact.kl)}"
                 size = f"{fact.bits_per_weight:.2f} bit/weight"
                 size = "" if math.isnan(fact.bits_per_weight) else f", {size}"
-                self.say("info", f"recipe: {score}, {kl}{size}{known}")
+                self.say("info", f"{_whose(fact, session)}: {score}, {kl}{size}{known}")
+
+    def _ppl(self, ppl: float, half: float) -> str:
+        """A perplexity, with half its interval where that is known already."""
+        said = f"PPL {t.perplexity(ppl)}"
+        return said if math.isnan(half) else f"{said} {self.glyphs.plus_minus} {t.margin(half)}"
 
     def _fall_back(self, event: p.Fallback) -> None:
         """One entry for all fallbacks of a format that come together."""
@@ -249,6 +255,32 @@ def _wall_clock(seconds: float) -> str:
 def _short(layer: str, session: Session) -> str:
     row = session.row(layer)
     return short_name(layer, -1 if row is None else session.layers.blocks[row], 0).strip()
+
+
+def _whose(score: p.RecipeScore, session: Session) -> str:
+    """The recipe that a score is of: the session's own, a format in the whole body, or another."""
+    if score.recipe == recipe_hash(session.changed):
+        return "recipe"
+    swept = [key.partition("/")[2] for key in session.measured]
+    for format in dict.fromkeys([*swept, *session.settings.sweep_formats]):
+        if (uniform := _uniform(format, session)) and score.recipe == recipe_hash(uniform):
+            return f"{next(iter(uniform.values()))} in all body layers"
+    return "another recipe"
+
+
+def _uniform(format: str, session: Session) -> dict[str, str]:
+    """A format in all layers of the body that can hold it."""
+    layers = session.layers
+    try:
+        parsed = parse_format(format)
+    except FormatError:
+        return {}
+    held = {shape: why_not_held(parsed, shape) is None for shape in set(layers.shapes)}
+    return {
+        name: str(parsed)
+        for row, name in enumerate(layers.names)
+        if layers.blocks[row] >= 0 and held[layers.shapes[row]] and str(parsed) != session.kept(row)
+    }
 
 
 def _one(formats: Sequence[str]) -> str:

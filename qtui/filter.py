@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from fnmatch import translate
-from typing import NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, Protocol, TypeAlias, get_args
 
 from engine.errors import UsageError
 from engine.protocol import Role
@@ -72,11 +72,12 @@ class FilterError(UsageError):
     Attributes:
         term: as it was typed.
         start: where it begins in the text.
+        hint: what may follow, where the term is only not finished; else empty.
     """
 
-    def __init__(self, term: str, start: int, why: str) -> None:
+    def __init__(self, term: str, start: int, why: str, hint: str = "") -> None:
         super().__init__(f"filter term {term!r}: {why}")
-        self.term, self.start = term, start
+        self.term, self.start, self.hint = term, start, hint
 
 
 class Subject(NamedTuple):
@@ -88,6 +89,16 @@ class Subject(NamedTuple):
     marked: Collection[str]
 
 
+class Comparison(NamedTuple):
+    """What a condition on a number compares."""
+
+    figure: str
+    sign: str
+    wanted: float
+    bare: bool
+    """Whether it was typed without a unit."""
+
+
 class Term(NamedTuple):
     """One condition."""
 
@@ -96,6 +107,8 @@ class Term(NamedTuple):
     bind: Callable[[Subject], Test]
     reads: str
     """What its outcome changes with: ``names``, ``holds``, ``marks`` or ``facts``."""
+    compares: Comparison | None = None
+    """Of a number."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +157,12 @@ def _term(text: str, start: int) -> Term:
     negated = text[0] in "-!"
     body = text[1:] if negated else text
 
-    def fail(why: str) -> FilterError:
-        return FilterError(text, start, why)
+    def fail(why: str, hint: str = "") -> FilterError:
+        return FilterError(text, start, why, hint)
 
     if not body:
-        raise fail(f"nothing stands after '{text}': write a condition behind it, as in -is:kept")
+        after = f"write a condition behind '{text}', as in {text}is:kept"
+        raise fail(f"nothing stands after '{text}': {after}", after)
     if body.startswith("re:"):
         return Term(text, negated, _regex(body[3:], fail), "names")
     parts = TERM.fullmatch(body)
@@ -160,22 +174,24 @@ def _term(text: str, start: int) -> Term:
     if name not in FIELDS:
         raise fail(_unknown(name))
     if not value:
-        raise fail(f"nothing stands after '{sign}': {_expected(name)}")
+        raise fail(f"nothing stands after '{sign}': expected {_wanted(name)}", _wanted(name))
     if name in FIGURES:
         if sign == ":":
-            raise fail(f"{name} is a number: {_expected(name)}")
-        return Term(text, negated, _comparison(name, sign, value, fail), _reads(name))
+            raise fail(f"{name} is a number: expected {_wanted(name)}")
+        compared = _comparison(name, sign, value, fail)
+        return Term(text, negated, _compare(compared), _reads(name), compared)
     if name == "block":
         return Term(text, negated, _block(sign, value, fail), "names")
     if sign not in ":=" or name == "re":
-        raise fail(f"'{sign}' does not go with {name}: {_expected(name)}")
+        raise fail(f"'{sign}' does not go with {name}: expected {_wanted(name)}")
     bind = {"kind": _kind, "fmt": _fmt, "role": _role, "is": _state}[name]
     return Term(
         text, negated, bind(value.lower(), sign == "=", fail), _reads(f"{name}:{value.lower()}")
     )
 
 
-_Fail: TypeAlias = Callable[[str], FilterError]
+class _Fail(Protocol):
+    def __call__(self, why: str, hint: str = "") -> FilterError: ...
 
 
 def _reads(what: str) -> str:
@@ -194,23 +210,29 @@ def _unknown(name: str) -> str:
     return f"there is no field {name!r}{guess} fields are {', '.join(FIELDS)}"
 
 
-def _expected(name: str) -> str:
+def _wanted(name: str) -> str:
+    """What a field is followed by."""
     if name in FIGURES:
-        return f"expected < <= > >= or = and a number, as in {name}{FIGURES[name].example}"
-    return f"expected {name}: and {WORDS[name]}"
+        return f"< <= > >= or = and a number, as in {name}{FIGURES[name].example}"
+    return f"{name}: and {WORDS[name]}"
 
 
-def _one_of(value: str, known: Iterable[str], fail: _Fail) -> None:
+def _one_of(value: str, name: str, known: Iterable[str], fail: _Fail) -> None:
     known = tuple(known)
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
         guess = f", did you mean {near[0]!r}?" if near else ";"
-        raise fail(f"{value!r} is none of these{guess} expected {', '.join(known)}")
+        begun = any(word.startswith(value) for word in known)
+        raise fail(
+            f"{value!r} is none of these{guess} expected {', '.join(known)}",
+            _wanted(name) if begun else "",
+        )
 
 
 def _regex(pattern: str, fail: _Fail) -> Callable[[Subject], Test]:
     if not pattern:
-        raise fail("nothing stands after 're:': expected a regular expression, as in re:down_proj$")
+        hint = "a regular expression, as in re:down_proj$"
+        raise fail(f"nothing stands after 're:': expected {hint}", f"re: and {hint}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what a later Python may read in another way
@@ -278,7 +300,7 @@ def _fmt(wanted: str, whole: bool, fail: _Fail) -> Callable[[Subject], Test]:
 def _role(wanted: str, whole: bool, fail: _Fail) -> Callable[[Subject], Test]:
     begun = [role for role in ROLES if role.startswith(wanted)]
     if whole or not begun:
-        _one_of(wanted, ROLES, fail)
+        _one_of(wanted, "role", ROLES, fail)
     test = _word(wanted, whole)
 
     def bind(subject: Subject) -> Test:
@@ -289,7 +311,7 @@ def _role(wanted: str, whole: bool, fail: _Fail) -> Callable[[Subject], Test]:
 
 
 def _state(wanted: str, whole: bool, fail: _Fail) -> Callable[[Subject], Test]:
-    _one_of(wanted, STATES, fail)
+    _one_of(wanted, "is", STATES, fail)
     return lambda subject: _states(subject)[wanted]
 
 
@@ -329,22 +351,30 @@ def _block(sign: str, value: str, fail: _Fail) -> Callable[[Subject], Test]:
     return bind
 
 
-def _comparison(name: str, sign: str, value: str, fail: _Fail) -> Callable[[Subject], Test]:
-    figure, compare = FIGURES[name], OPERATORS[sign]
+def _comparison(name: str, sign: str, value: str, fail: _Fail) -> Comparison:
+    figure = FIGURES[name]
     parts = _NUMBER.fullmatch(value)
     if parts is None:
-        raise fail(f"{value!r} is not a number: {_expected(name)}")
+        begun = _NUMBER.fullmatch(f"{value}0") is not None
+        raise fail(
+            f"{value!r} is not a number: expected {_wanted(name)}", _wanted(name) if begun else ""
+        )
     unit = parts.group(2).lower()
     if unit == "%" and not figure.share:
-        raise fail(f"{name} is no share, so '%' does not go with it: {_expected(name)}")
+        raise fail(f"{name} is no share, so '%' does not go with it: expected {_wanted(name)}")
     if unit in UNITS and not figure.counted:
-        raise fail(f"'{parts.group(2)}' does not go with {name}: {_expected(name)}")
+        raise fail(f"'{parts.group(2)}' does not go with {name}: expected {_wanted(name)}")
     wanted = float(parts.group(1)) * (0.01 if unit == "%" else UNITS.get(unit, 1.0))
     if not math.isfinite(wanted):
         raise fail(f"{value!r} is too large a number")
+    return Comparison(name, sign, wanted, not unit)
+
+
+def _compare(asked: Comparison) -> Callable[[Subject], Test]:
+    figure, compare = FIGURES[asked.figure], OPERATORS[asked.sign]
 
     def bind(subject: Subject) -> Test:
         read = figure.bind(subject.session, subject.format)
-        return lambda row: compare(read(row), wanted)  # nan fits none
+        return lambda row: compare(read(row), asked.wanted)  # nan fits none
 
     return bind

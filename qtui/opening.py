@@ -65,6 +65,7 @@ def interface(
             shared.profile,
             hub_ids=hub_cache,
             glyphs=glyphs,
+            problems=tuple(problems),
         )
 
     def resolve(name: str) -> tuple[p.Settings, Profile]:

@@ -3,10 +3,15 @@
 A file that is there is never replaced unasked: the next free name is taken (``demo-2.csv``) and
 said. Who wants it replaced writes ``!`` behind the path. Whatever is saved carries the command
 that gives it again.
+
+What is typed is ``[SUBJECT] PATH[!]``. A path may have blanks in it; where its first word could be
+taken for a subject it stands in quotes, or after the subject: ``"tables of May.csv"``, ``table
+tables of May.csv``.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable
@@ -50,6 +55,7 @@ FORMS: dict[Subject, tuple[Form, ...]] = {
     "recipe": (".toml",),
 }
 """Forms of every subject; the first is the one of its suggested name."""
+QUOTES = ('"', "'")
 LISTED = 50
 """Entries of a folder that are offered at once."""
 MOST_DRAWN = 2000
@@ -130,17 +136,41 @@ def read_request(text: str, view: View) -> Request:
     """``[SUBJECT] PATH[!]`` as its parts.
 
     With no subject a ``.toml`` is the recipe and anything else the table; with no path it is the
-    suggested name.
+    suggested name. Quotes around the path are taken off; one that is not closed may be left open.
+
+    Raises:
+        UsageError: the first of several words is like a subject and is none.
     """
     text = text.strip()
     first, _, rest = text.partition(" ")
+    subject: Subject | None = None
     if first in SUBJECTS:
-        subject, path = first, rest.strip()
-    else:
-        path = text
-        subject = "recipe" if text.removesuffix("!").lower().endswith(".toml") else "table"
-    replace = path.endswith("!")
-    return Request(subject, path.removesuffix("!").rstrip() or suggested(subject, view), replace)
+        subject, text = first, rest.strip()
+    elif meant := _misspelt(text):
+        raise UsageError(
+            f"{printable(first)}: there is nothing of that name to save: did you mean {meant}? "
+            "If it begins a file's name, put the name in quotes"
+        )
+    path = text.removesuffix("!").rstrip()
+    replace = text.endswith("!")
+    if path[:1] in QUOTES:
+        path = path[1:].removesuffix(path[0])
+    if subject is None:
+        subject = "recipe" if path.lower().endswith(".toml") else "table"
+    return Request(subject, path or suggested(subject, view), replace)
+
+
+def _misspelt(text: str) -> Subject | None:
+    """The subject that the first of several words is like, where it is none itself."""
+    first, _, rest = text.strip().partition(" ")
+    if first in SUBJECTS or not rest.strip() or first[:1] in QUOTES:
+        return None
+    word = first.lower()
+    close = difflib.get_close_matches(word, SUBJECTS, n=1, cutoff=0.7)
+    for subject in SUBJECTS:
+        if (len(word) > 2 and subject.startswith(word)) or subject in close:
+            return subject
+    return None
 
 
 def subjects(view: View) -> list[tuple[Subject, str, str]]:
@@ -177,18 +207,28 @@ def complete_path(text: str, view: View) -> list[tuple[str, str, bool]]:
                 found.append((f"{subject} {name}", reason or forms, bool(reason)))
         if not first:
             return found
+    if meant := _misspelt(text):
+        return [(f"{meant} {rest.strip()}", f"{printable(first)} is nothing to save", False)]
     named = space and first in SUBJECTS
     lead, typed = (f"{first} ", rest.lstrip()) if named else ("", text.strip())
+    quote = typed[:1] if typed[:1] in QUOTES else ""
+    typed = typed.removeprefix(quote)
     asked = read_request(text, view)
     if typed:
-        found += [(lead + path, says, False) for path, says in _paths(typed, asked.subject)]
+        for path, says in _paths(typed, asked.subject):
+            before = quote or ('"' if not lead and _misspelt(path) else "")
+            # Within a folder the typing goes on: its quote is not closed.
+            after = "" if path.endswith("/") else before
+            found.append((f"{lead}{before}{path}{after}", says, False))
     return found
 
 
 def judge_path(text: str, view: View) -> tuple[bool, str]:
     """Whether what is typed can be saved, and what would happen or what is wrong."""
-    asked = read_request(text, view)
+    shown = printable(text.strip())
     try:
+        asked = read_request(text, view)
+        shown = printable(asked.path)
         target = _target(asked.subject, asked.path, view)
         if reason := why_not(asked.subject, view):
             return False, reason
@@ -202,7 +242,7 @@ def judge_path(text: str, view: View) -> tuple[bool, str]:
     except UsageError as error:
         return False, str(error)
     except OSError as error:
-        return False, f"{printable(asked.path)}: {error.strerror or error}"
+        return False, f"{shown}: {error.strerror or error}"
 
 
 # --- where ------------------------------------------------------------------------------------
@@ -287,7 +327,8 @@ def _content(subject: Subject, path: Path, view: View) -> tuple[bytes, str, str]
     form = cast(Form, path.suffix.lower())
     if subject == "recipe":
         text, again = recipe_toml(view, path)
-        return text.encode(), f"the recipe of {len(view.session.changed)} changed layers", again
+        layers = _counted(len(view.session.changed), "changed layer")
+        return text.encode(), f"the recipe of {layers}", again
     if subject == "screen":
         again = command(view.session.settings, view.source, "open")
         if form == ".txt":
@@ -317,5 +358,9 @@ def _content(subject: Subject, path: Path, view: View) -> tuple[bytes, str, str]
             data = as_svg().encode()
         case _:
             data = as_text(table).encode()
-    what = f"the {subject}" if subject != "table" else f"{len(table.rows)} rows"
+    what = f"the {subject}" if subject != "table" else _counted(len(table.rows), "row")
     return data, what, table.command
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

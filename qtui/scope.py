@@ -150,6 +150,10 @@ def describe(scope: Scope, here: Here, glyphs: Glyphs = UNICODE) -> str:
     if scope == "marks":
         number = len(here.marked)
         words = f"{number} marked layer{'' if number == 1 else 's'}"
+        if here.filter:
+            shown = set(here.matching)
+            hidden = sum(here.session.index.get(name) not in shown for name in here.marked)
+            words += f", {hidden} not shown" if hidden else ""
     elif scope == "filter":
         quotes = '""' if glyphs.ascii else "“”"
         asked = printable(here.filter)

@@ -182,7 +182,8 @@ def margin(half: float) -> str:
     """Half an interval of a perplexity: two figures, not finer than a hundredth by much."""
     if not math.isfinite(half):
         return short(half)
-    return decimals(half, 3 if half < 0.0095 else 2 if half < 9.995 else 1)
+    places = 3 if half < 0.0095 else 2 if half < 9.995 else 1 if half < 99.95 else 0
+    return decimals(half, places)
 
 
 def count(number: float) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from engine import client
 from engine import protocol as p
 from engine.client import EngineGoneError, SocketLink, connect
 from engine.paths import socket_file
@@ -219,3 +222,12 @@ async def test_there_is_no_engine_to_attach_to(tmp_path: Path) -> None:
     assert await connect("nobody") is None
     socket_file("stale").touch()
     assert await connect("stale") is None
+
+
+def test_a_client_says_how_the_engine_it_started_ended() -> None:
+    assert client._how_ended(None) == "ended"
+    with subprocess.Popen(["sleep", "30"]) as process:
+        process.kill()
+        assert "was killed by signal 9 (SIGKILL)" in client._how_ended(process)
+    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(4)"]) as process:
+        assert client._how_ended(process) == "ended with code 4"

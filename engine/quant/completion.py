@@ -30,23 +30,34 @@ class Completion(msgspec.Struct, frozen=True):
     text: str
     """The whole text with it."""
     says: str
-    """In few words: bits per weight, what is to be typed next, or that it is not built."""
+    """In few words: bits per weight, what is to be typed next, or why it cannot be used."""
+    usable: bool = True
+    """Whether a layer could hold it as it stands, or once a number follows."""
 
 
-def complete_format(text: str, limit: int = 12) -> list[Completion]:
+def complete_format(
+    text: str, limit: int = 12, shape: Sequence[int] | None = None
+) -> list[Completion]:
     """Ways to go on at the end of ``text``, what can be used first, at most ``limit``.
 
     Each is a format, or begins one. What is typed comes first if it is one already; nothing comes
     where no format begins so.
+
+    Args:
+        text: as typed.
+        limit: completions at most.
+        shape: of the layers that would hold it, ``[out, in]`` or ``[experts, out, in]``, for which
+            bits per weight are told; None for a layer of `TYPICAL` shape.
     """
     typed = text.strip().lower()
     found: dict[str, tuple[tuple[bool, bool, bool], Completion]] = {}
     for candidate in _candidates(typed):
-        if candidate not in found and (judged := _judged(candidate)) is not None:
+        if candidate not in found and (judged := _judged(candidate, shape)) is not None:
             usable, says = judged
             # Of those that are alike the order of the grammar stays: sorting is stable.
             rank = (candidate != typed, not usable, not candidate.startswith(typed))
-            found[candidate] = (rank, Completion(candidate, says))
+            completion = Completion(candidate, says, usable or candidate.endswith("="))
+            found[candidate] = (rank, completion)
     ranked = sorted(found.values(), key=lambda one: one[0])
     return [completion for _, completion in ranked[: max(0, limit)]]
 
@@ -82,11 +93,10 @@ def explain_format(text: str, shape: Sequence[int] | None = None) -> tuple[str |
 
 
 def _bits(bits: float) -> str:
-    number = f"{bits:.2f}".rstrip("0").rstrip(".")
-    return f"{number} bit"
+    return f"{bits:.2f}".removesuffix(".00") + " bit"
 
 
-def _judged(candidate: str) -> tuple[bool, str] | None:
+def _judged(candidate: str, shape: Sequence[int] | None) -> tuple[bool, str] | None:
     """Whether a candidate can be used, and what to say of it; None where no format begins so."""
     if candidate == KEPT:
         return True, "as stored"
@@ -94,10 +104,12 @@ def _judged(candidate: str) -> tuple[bool, str] | None:
         format = parse_format(candidate)
     except FormatError:
         return _begun(candidate)
-    if why_not_held(format, TYPICAL) is not None:
-        return None
+    sizes = TYPICAL if shape is None else tuple(shape)
+    if (why := why_not_held(format, sizes)) is not None:
+        # What a typical layer holds is named: somebody may look for it here.
+        return None if why_not_held(format, TYPICAL) is not None else (False, why)
     try:
-        size = _bits(stored_bits(format, TYPICAL) / prod(TYPICAL))
+        size = _bits(stored_bits(format, sizes) / prod(sizes))
     except FormatError:
         size = "size not known beforehand"
     usable = why_not_built(format) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -55,7 +56,7 @@ def why_not(subject: Subject, view: View) -> str:
         case "experts" if view.layer not in session.experts:
             fused = row is not None and session.layers.roles[row] == "experts"
             return f"{view.layer}: " + ("expand it first" if fused else "it has no experts")
-        case "log" if not (session.fallbacks or session.notices):
+        case "log" if not (view.log or session.fallbacks or session.notices):
             return "the log is empty: there is nothing to save"
         case "screen" if not view.screen:
             return "there is nothing on the screen to save"
@@ -311,20 +312,35 @@ def experts(view: View) -> Table:
 
 
 def log(view: View) -> Table:
-    """What a person was told, oldest first, fallbacks before the rest."""
+    """What happened, oldest first, after the fallbacks, each with its layer.
+
+    Times are of the wall clock, with the offset of its zone; empty where it is not known.
+    """
     session = view.session
     rows: list[tuple[Cell, ...]] = [
-        ("warning", each.layer, each.format, each.why) for each in session.fallbacks
+        (None, "warning", 1, each.layer, each.format, each.why) for each in session.fallbacks
     ]
-    rows += [(each.level, "", "", each.message) for each in session.notices]
+    if view.log:
+        rows += [
+            (_moment(each.time), each.level, each.times, "", "", each.text) for each in view.log
+        ]
+    else:
+        rows += [(None, each.level, 1, "", "", each.message) for each in session.notices]
     return Table(
         schema="qtui.saved-log/1",
         title=f"log of {_model(view)}",
         command=_command(view, "open"),
-        columns=("level", "layer", "format", "message"),
+        columns=("time", "level", "times", "layer", "format", "message"),
         rows=rows,
         notes=_notes(view),
     )
+
+
+def _moment(seconds: float | None) -> str | None:
+    """``2026-01-31T09:26:53+01:00``."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
 # --- what stands beside every table -----------------------------------------------------------

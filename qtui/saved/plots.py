@@ -22,7 +22,9 @@ def histogram_svg(found: p.HistogramReady, *, title: str, command: str, palette:
     parts.append(_word(title, LEFT, 24, palette.foreground, weight="bold"))
     about = f"mean {short(found.mean, small=4)}   std {short(found.std, small=4)}"
     if found.format:
-        about += f"   grid of {found.format}, {len(found.grid)} values"
+        values = f", {len(found.grid)} values" if found.grid else ""
+        step = f", step {short(found.step, small=4)}" if math.isfinite(found.step) else ""
+        about += f"   {found.format}" + (values + step or ": no fixed levels")
     parts.append(_word(about, LEFT, 42, palette.dim, size=SMALL))
     parts += _bars(found, palette)
     parts += _across(found, palette)

@@ -23,7 +23,9 @@ def recipe_toml(view: View, path: Path) -> tuple[str, str]:
     """
     session = view.session
     measures = command(session.settings, view.source, "eval", ["--recipe", str(path)])
-    said = [f"{len(session.changed)} of {len(session.layers.names)} layers are changed", measures]
+    verb = "is" if len(session.changed) == 1 else "are"
+    many = f"{len(session.changed)} of {len(session.layers.names)} layers {verb} changed"
+    said = [many, measures]
     if (score := session.score()) is not None and score.done:
         said.insert(
             1,

@@ -8,6 +8,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.session import Session
+from qtui.eventlog import Entry
 from qtui.svg import PAPER, Line, Palette
 
 Subject: TypeAlias = Literal["table", "histogram", "layer", "experts", "log", "screen", "recipe"]
@@ -38,6 +39,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """The filter, as it was typed."""
     screen: tuple[Line, ...] = ()
     """The lines of the screen, as `qtui.svg.screen_lines` gives them."""
+    log: tuple[Entry, ...] = ()
+    """What happened, oldest first; without it a saved log has what the session keeps of it."""
     palette: Palette = PAPER
     """Colours of pictures."""
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine import protocol as p
+from engine.quant.formats import parse_format
 from engine.session import Session
 from qtui.actions import HOLD
+from qtui.remembered import remember
 from qtui.widgets.scoreboard import running
 from qtui.widgets.status import key_names
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 NO_LAYERS = "there are no layers yet"
 NEEDS_LAYERS = frozenset(
     {"filter", "scope", "mark", "mark_range", "mark_shown", "mark_others", "hold", "copy"}
+    | {"unmark", "sweep_format"}
     | {"copy_table", "order", "reverse"}
 )
 
@@ -60,22 +63,21 @@ class Deeds:
         if (id in NEEDS_LAYERS or id.startswith(HOLD)) and not session.layers.names:
             return NO_LAYERS
         match id:
-            case "unmark" if not table.marked and not table.filter:
-                return "nothing is marked, and no filter is set"
             case "expand" if table.current is None or not table.expandable(table.current):
                 return "this layer is not made of experts"
             case "undo" if session.position == 0 and not table.pending:
                 return "there is no change to take back"
             case "redo" if session.position == len(session.history):
                 return "there is no change to make again"
-            case "sweep" if any(job.kind == "sweep" for job in running(session)):
+            case "sweep" | "sweep_format" if any(job.kind == "sweep" for job in running(session)):
                 return f"a sweep is running already: {bench.key('cancel')} cancels it"
             case "cancel" if not running(session):
                 return "nothing is running"
             case "retry" if not bench.failed:
                 return "nothing has failed"
             case "format" if len(bench.swept()) < 2:
-                return "no more than one format was swept: --formats A,B sweeps others"
+                sweeps = bench.key("sweep_format")
+                return f"no more than one format was swept: {sweeps} sweeps another"
             case "pane_up" | "pane_down" if not bench.detail.can_scroll:
                 return "the pane shows all there is"
         return ""
@@ -109,12 +111,13 @@ class Deeds:
     def scope(self) -> None:
         """Let toggles touch the next kind of set."""
         self.bench.table.next_scope()
+        self.bench.message.clear()
         self.bench.show_touched()
-        self.say("info", f"a format's key changes {self.bench.scope_words()}")
 
     def mark(self, how: Callable[[], object]) -> None:
         """Change the marks; toggles touch them while there are any."""
         how()
+        self.bench.message.clear()
         self.bench.show_touched()
 
     def expand(self) -> None:
@@ -137,12 +140,19 @@ class Deeds:
         if not layers:
             self.say("warning", f"a toggle would touch nothing: {bench.scope_words()}")
             return
-        bench.table.move_to(bench.table.cursor)
+        bench.table.stay()
+        shown = format if format == "kept" else str(parse_format(format))
+        changing = {}
         for layer in layers:
             row = session.index[layer]
-            shown = session.kept(row) if format == "kept" else format
-            if shown != session.layers.holds[row]:
-                bench.table.pending[layer] = shown
+            after = session.kept(row) if format == "kept" else shown
+            if after != bench.table.pending.get(layer, session.layers.holds[row]):
+                changing[layer] = after
+        if not changing:
+            held = "as stored" if format == "kept" else shown
+            self.say("info", f"{bench.scope_words()}: {held} already")
+            return
+        bench.table.pending.update(changing)
         bench.table.redraw()
         self.say("info", bench.change(layers, [format]))
         self.want("thaw")
@@ -155,10 +165,11 @@ class Deeds:
 
     # --- the engine ---------------------------------------------------------------------------
 
-    def sweep(self) -> None:
-        """Measure every layer."""
-        self.say("info", "sweep asked for")
-        self.ask(p.Sweep())
+    def sweep(self, format: str = "") -> None:
+        """Measure every layer, in one format or in those of the profile."""
+        self.bench.asked_sweep = True
+        self.say("info", "sweep asked for" + (f": {format}" if format else ""))
+        self.ask(p.Sweep((format,)) if format else p.Sweep())
 
     def cancel(self) -> None:
         """End the job that is shown."""
@@ -172,6 +183,7 @@ class Deeds:
         """Change the histogram's heights."""
         histogram = self.bench.detail.histogram
         histogram.toggle_log()
+        remember(log_counts=histogram.by_log)
         shown = "logarithm of the counts" if histogram.by_log else "counts"
         self.say("info", f"histogram: {shown}")
 
@@ -232,6 +244,7 @@ DEEDS: dict[str, Callable[[Deeds], None]] = {
     "undo": lambda do: do.step(p.Undo()),
     "redo": lambda do: do.step(p.Redo()),
     "sweep": lambda do: do.sweep(),
+    "sweep_format": lambda do: do.prompts.sweep(do.sweep),
     "cancel": lambda do: do.cancel(),
     "retry": lambda do: do.want("retry"),
     "format": lambda do: do.bench.next_format(),

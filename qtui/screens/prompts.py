@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.errors import EngineError
@@ -12,8 +13,10 @@ from engine.quant.formats import parse_format
 from engine.quant.storage import why_not_held
 from qtui.aside import aside
 from qtui.clipboard import copy, what_to_copy
-from qtui.filter import FIELDS, FilterError, parse_filter
+from qtui.filter import FIELDS, parse_filter
 from qtui.filter_completion import complete_filter
+from qtui.filter_verdict import judge_filter
+from qtui.remembered import recall, remember
 from qtui.saved.view import View
 from qtui.saving import complete_path, judge_path, save_asked
 from qtui.svg import Palette, screen_lines
@@ -93,12 +96,7 @@ class Prompts:
             bench.set_filter(parse_filter(" ".join(terms) if _begins_field(last) else value))
 
         def judge(value: str) -> Verdict:
-            try:
-                wanted = parse_filter(value)
-            except FilterError as error:
-                return Verdict(False, str(error))
-            rows = wanted.rows(bench.session, bench.format, bench.table.marked)
-            return Verdict(True, f"{len(rows)} of {len(bench.session.layers.names)} layers")
+            return Verdict(*judge_filter(value, bench.session, bench.format, bench.table.marked))
 
         prompt = Prompt(
             "filter",
@@ -123,19 +121,41 @@ class Prompts:
 
         def judge(value: str) -> Verdict:
             canonical, says = explain_format(value, alike)
-            if canonical is None or canonical == "kept" or alike is not None:
-                return Verdict(canonical is not None, says)
+            if canonical is None:
+                return Verdict(False, says, _going_on(value, says))
+            if canonical == "kept" or alike is not None:
+                return Verdict(True, says)
             return _held_by(canonical, shapes, says)
 
         prompt = Prompt(
-            f"hold, {bench.scope_words()}",
-            _complete_format,
+            f"format for {_in_a_label(bench.scope_words())}",
+            lambda value: _complete_format(value, alike),
             judge,
             kind="format",
             placeholder="int4-g64, int3-channel-sym, fp8-e4m3, ...",
             glyphs=bench.glyphs,
         )
         self._open(Asked(prompt, lambda value: self.hold(explain_format(value)[0] or value)))
+
+    def sweep(self, sweep: Callable[[str], None]) -> None:
+        """Ask for a format, and measure every layer in it."""
+        self._begin()
+
+        def judge(value: str) -> Verdict:
+            canonical, says = explain_format(value)
+            if canonical == "kept" or (canonical is not None and parse_format(canonical).kept):
+                return Verdict(False, "left as stored a layer has no effect: type another format")
+            return Verdict(canonical is not None, says)
+
+        prompt = Prompt(
+            "sweep",
+            _complete_format,
+            judge,
+            kind="format",
+            placeholder="int3-g128, nf4, q4_k, ...",
+            glyphs=self.bench.glyphs,
+        )
+        self._open(Asked(prompt, lambda value: sweep(explain_format(value)[0] or value)))
 
     # --- out of the screen --------------------------------------------------------------------
 
@@ -155,6 +175,7 @@ class Prompts:
             order=table.order_words,
             filter=table.filter.text,
             screen=tuple(screen_lines(bench.app)),
+            log=tuple(bench.events.entries),
             palette=Palette(*(colors[name] for name in wanted)),
         )
 
@@ -170,6 +191,7 @@ class Prompts:
                 except EngineError as error:
                     bench.tell("error", str(error))
                 else:
+                    remember(folder=str(saved.path.resolve().parent))
                     bench.tell("info", saved.says)
 
             bench.run_worker(writing(), group="save")
@@ -179,7 +201,7 @@ class Prompts:
 
         prompt = Prompt(
             "save",
-            lambda value: [Completion(*offer) for offer in complete_path(value, view)],
+            lambda value: [Completion(*offer) for offer in _saved_before(value, view)],
             judge,
             glyphs=bench.glyphs,
             placeholder="[table|histogram|layer|experts|log|screen|recipe] FILE",
@@ -202,14 +224,40 @@ class Prompts:
         bench.run_worker(copying(), group="save")
 
 
+def _saved_before(value: str, view: View) -> Sequence[tuple[str, str, bool]]:
+    """Ways to go on; where nothing is typed yet, in the folder where the last file was saved."""
+    offers = complete_path(value, view)
+    folder = recall()[0].folder
+    if value or not folder or Path(folder) == Path.cwd():
+        return offers
+    parted = [(text.partition(" "), says, dim) for text, says, dim in offers]
+    return [(f"{what} {Path(folder) / name}", says, dim) for (what, _, name), says, dim in parted]
+
+
 def _begins_field(term: str) -> bool:
     """Whether a term that is being typed may become one with a field and its operator."""
     return bool(term) and any(name.startswith(term.lstrip("-!").lower()) for name in FIELDS)
 
 
-def _complete_format(value: str) -> Sequence[Completion]:
-    offers = complete_format(value, limit=24)
-    return [Completion(offer.text, offer.says, "not built" in offer.says) for offer in offers]
+def _in_a_label(scope: str) -> str:
+    """``kind q_proj: 5 layers`` without its colon: the label has one of its own."""
+    what, colon, number = scope.rpartition(": ")
+    return f"{what}, {number}" if colon else scope
+
+
+def _complete_format(value: str, shape: Sequence[int] | None = None) -> Sequence[Completion]:
+    offers = complete_format(value, limit=24, shape=shape)
+    return [Completion(offer.text, offer.says, not offer.usable) for offer in offers]
+
+
+def _going_on(value: str, says: str) -> str:
+    """What to say of the beginning of a format while it is typed."""
+    typed = value.strip().lower()
+    if not typed:
+        return says
+    offers = complete_format(typed, 1)
+    begins = bool(offers) and offers[0].text != typed
+    return f"{value.strip()} begins a format: tab completes it" if begins else ""
 
 
 def _held_by(format: str, shapes: Sequence[Sequence[int]], says: str) -> Verdict:

@@ -19,26 +19,21 @@ from engine.profiles import Profile
 from engine.sessions import Looked, PastSession
 from qtui.aside import aside
 from qtui.screens.help import Overlay
+from qtui.screens.start_words import help_lines, key_line, problem_line
 from qtui.sources import complete_source
 from qtui.text import UNICODE, Glyphs, printable
 from qtui.widgets import recent
 from qtui.widgets.about import About
 from qtui.widgets.choices import Choices
 from qtui.widgets.history import remember
-from qtui.widgets.line import Lines, Words, cells
+from qtui.widgets.line import Lines, Words
 from qtui.widgets.profile_choice import ProfileChoice
 from qtui.widgets.prompt import Completion, Prompt, Verdict
+from qtui.widgets.recent import DEMO
 from qtui.widgets.status import bound_keys
 
 LEAST = (60, 18)
 """Columns and lines below which nothing is drawn but a request for more."""
-DEMO = "demo"
-KEYS = (
-    ("help", "help"), ("quit", "quit"), ("open", "open"), ("entry", "type a path or hub id"),
-    ("profile.next", "profile"), ("next", "next field"), ("theme", "theme"),
-    ("prompt.complete", "completes"), ("prompt.down", "choose"), ("prompt.cancel", "to the list"),
-)  # fmt: skip
-"""Ids of bindings and what is said of them, the one that is wanted most first."""
 
 
 class Start(Screen[None]):
@@ -52,6 +47,8 @@ class Start(Screen[None]):
     DEFAULT_CSS = """
     Start { background: $background; }
     Start > #title { padding: 0 1; }
+    Start > #problems { display: none; padding: 0 1; }
+    Start > #problems.-shown { display: block; }
     Start > #head { padding: 0 1; margin-top: 1; }
     Start > #recent { border-bottom: solid $panel; }
     Start.-ascii > #recent { border-bottom: ascii $panel; }
@@ -65,13 +62,12 @@ class Start(Screen[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open", id="open"),
-        Binding("slash", "type('/')", "Type a path or a hub id", id="entry"),
         Binding("tab", "app.focus_next", "Next field", id="next"),
         Binding("right", "profile(1)", "Next profile", id="profile.next"),
         Binding("left", "profile(-1)", "Profile before", id="profile.back"),
         Binding("f5", "reload", "Read past sessions again", id="reload"),
         Binding("question_mark", "help", "Help", id="help"),
-        Binding("q", "leave", "Quit", id="quit"),
+        Binding("escape", "leave", "Quit, when pressed twice", id="leave"),
     ]
     AUTO_FOCUS = "#recent"
 
@@ -95,6 +91,7 @@ class Start(Screen[None]):
         hub_ids: Callable[[], Sequence[str]] = list,
         glyphs: Glyphs = UNICODE,
         clock: Callable[[], float] = time.time,
+        problems: Sequence[str] = (),
         id: str | None = None,
     ) -> None:
         """
@@ -105,12 +102,16 @@ class Start(Screen[None]):
             profile: the one that is chosen at first.
             hub_ids: models in the hub's local cache; called in a thread.
             clock: seconds since 1970.
+            problems: what is wrong with the user's own files: keys, themes, what was remembered.
         """
         super().__init__(id=id, classes="-ascii" if glyphs.ascii else None)
         self._read_sessions, self._look_at, self._read_ids = sessions, look, hub_ids
         self.glyphs, self.clock = glyphs, clock
         self.past: list[PastSession] = []
         self._ids: Sequence[str] = ()
+        self.problems = tuple(problems)
+        self.wrong = Lines(id="problems")
+        self.wrong.set_class(bool(self.problems), "-shown")
         self.head = Lines(id="head")
         self.choices = Choices(self._draw, glyphs, id="recent")
         self.about = About(glyphs, id="about")
@@ -129,6 +130,8 @@ class Start(Screen[None]):
         self._typing = False
         """Whether the line was the last of list and line to be in use."""
         self._touched = False
+        self._leaving = False
+        """Whether escape was the last key, and the next one quits."""
         self._looked: dict[str, Looked] = {}
         self._loud = False
         self._opening = ""
@@ -142,6 +145,7 @@ class Start(Screen[None]):
         asks = "which layers break when a checkpoint is quantised"
         title.set_lines([[("qtui  ", "bold $primary"), (asks, "$dim")]])
         yield title
+        yield self.wrong
         yield self.head
         yield self.choices
         yield self.about
@@ -191,22 +195,8 @@ class Start(Screen[None]):
         rows = sources if DEMO in sources else [*sources, DEMO]
         # A hand that has moved meanwhile finds the cursor where it put it.
         self.choices.show(len(rows), rows.index(under) if under in rows else 0)
-        self.head.set_lines([self._head()])
+        self.head.set_lines([recent.headline(self.past, self.glyphs)])
         self._consider(self.RESTED)
-
-    def _head(self) -> Words:
-        number, running = len(self.past), sum(past.running for past in self.past)
-        if not number:
-            return [
-                ("Nothing was open here yet: ", "bold"),
-                ("enter opens the demo, or type a path or hub id", ""),
-            ]
-        words: Words = [
-            (f"{number} session{'s' if number > 1 else ''}, the last one first", "$dim")
-        ]
-        if running:
-            words.append((f"   {self.glyphs.changed} {running} running", "$success"))
-        return words
 
     async def _load_ids(self) -> None:
         try:
@@ -217,15 +207,7 @@ class Start(Screen[None]):
         self.prompt.refresh_completions()
 
     def _complete(self, typed: str) -> list[Completion]:
-        now = self.clock()
-        known = [
-            Completion(past.source, f"open {recent.ago(now - past.when)}")
-            for past in self.past
-            if past.source
-        ]
-        if DEMO not in {past.source for past in self.past}:
-            known.append(Completion(DEMO, "bundled, no download"))
-        return complete_source(typed, known, self._ids)
+        return complete_source(typed, recent.sources(self.past, self.clock()), self._ids)
 
     def _draw(self, place: int, width: int) -> Words:
         if place < len(self.past):
@@ -328,6 +310,8 @@ class Start(Screen[None]):
     def on_key(self, event: events.Key) -> None:
         """Letters that are no keys here go to the line; so do all once the line has the focus."""
         self._touched = True
+        if event.key != "escape":
+            self._stay()
         bound = event.key in self.active_bindings and self.focused is not self.prompt.entry
         if event.is_printable and event.character not in (None, " ") and not bound:
             event.stop().prevent_default()
@@ -349,28 +333,27 @@ class Start(Screen[None]):
         self.profile.step(places)
 
     def action_leave(self) -> None:
-        """Quit."""
-        self.post_message(self.Leave())
+        """Empty the line; then ask, so that one escape too many ends nothing; then quit."""
+        if self.prompt.value:
+            self.on_prompt_cancelled()
+        elif self._leaving:
+            self.post_message(self.Leave())
+        else:
+            self._leaving = True
+            self._write_keys()
+
+    def _stay(self) -> None:
+        if self._leaving:
+            self._leaving = False
+            self._write_keys()
 
     def action_help(self) -> None:
         """List the keys, and what can be typed."""
-        bound = bound_keys(self)
-        lines: list[Words] = [[("Keys", "bold")]]
-        for key, said in bound.values():
-            lines.append([(f"{key:>12}  ", "bold $primary"), (said, "")])
-        lines += [[], [("In the line", "bold")]]
-        for key, said in (
-            ("tab", "completes: folders, checkpoints, the hub's cache, past sessions"),
-            ("up down", "go through the completions"),
-            ("right", "takes the one that is shown grey"),
-            ("ctrl+u", "empties the line"),
-            ("escape", "back to the list"),
-        ):
-            lines.append([(f"{key:>12}  ", "bold $primary"), (said, "")])
-        self.app.push_screen(Overlay(lines, self.glyphs))
+        self.app.push_screen(Overlay(help_lines(bound_keys(self), self.problems), self.glyphs))
 
     def on_descendant_focus(self) -> None:
         """Show what is chosen where the hand is now."""
+        self._leaving = False
         before = self._typing
         if self.focused is self.prompt.entry:
             self._typing = True
@@ -382,6 +365,7 @@ class Start(Screen[None]):
 
     def on_choices_moved(self) -> None:
         """Show the session under the cursor."""
+        self._stay()
         self._touched = True
         self._typing = False
         self._consider(self.RESTED)
@@ -407,17 +391,9 @@ class Start(Screen[None]):
         self.set_focus(self.choices)
 
     def _write_keys(self) -> None:
-        """The keys that matter here, as they are bound now; as many as there is room for."""
+        """The keys that matter here, and what is wrong with the user's own files."""
         bound, width = bound_keys(self), self.keys.content_size.width
-        if self.focused is self.prompt.entry:  # the line's own enter has no id
-            bound["open"] = ("enter", "Open")
-            bound.pop("entry", None)
-        shown: dict[str, Words] = {}
-        for id, said in KEYS:
-            key = bound.get(id, ("", ""))[0].split(" ")[0]
-            words: Words = [(key, "bold $primary"), (f" {said}  ", "$dim")]
-            if key and sum(map(cells, shown.values())) + cells(words) <= width:
-                shown[id] = words
-        last = ("help", "quit")
-        order = [id for id in shown if id not in last] + [id for id in last if id in shown]
-        self.keys.set_lines([[part for id in order for part in shown[id]]])
+        typing = self.focused is self.prompt.entry
+        self.keys.set_lines([key_line(bound, width, typing=typing, leaving=self._leaving)])
+        key = "escape, then ?" if typing else bound.get("help", ("?", ""))[0].split(" ")[0]
+        self.wrong.set_lines([problem_line(self.problems, key, width, self.glyphs)])

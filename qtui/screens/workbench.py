@@ -20,7 +20,7 @@ from engine.profiles import Profile
 from engine.session import Dirty, Session
 from qtui.actions import ACTIONS, Action, bindings, remapped, toggles
 from qtui.eventlog import EventLog
-from qtui.remembered import Remembered
+from qtui.remembered import Remembered, remember
 from qtui.scope import Scope, describe
 from qtui.screens.arrangement import CSS, arrange
 from qtui.screens.deeds import Deeds
@@ -30,7 +30,7 @@ from qtui.widgets.detail import Detail
 from qtui.widgets.layer_table import LayerTable
 from qtui.widgets.line import Lines
 from qtui.widgets.log_pane import LogPane
-from qtui.widgets.scoreboard import Scoreboard
+from qtui.widgets.scoreboard import Scoreboard, running
 from qtui.widgets.status import KeyBar, Message, key_names
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Workbench(Screen[None]):
         self.keybar = KeyBar(id="keys")
         self.banner = Banner(id="banner")
         self.format = ""
+        self.asked_sweep = False
+        """Whether a hand asked for a sweep."""
         self.failed = False
         """Whether there is something to try again."""
         self._asked: set[tuple[str, str]] = set()
@@ -212,6 +214,8 @@ class Workbench(Screen[None]):
         if anew:
             self.table.pending.clear()
             self.events.take_up(session)
+            if session.model is not None and not running(session):
+                self.scoreboard.state = "ready"
         if dirty - {"histogram", "notices", "experts"}:
             self.scoreboard.show(session, dirty)
         if dirty & TABLE:
@@ -260,6 +264,9 @@ class Workbench(Screen[None]):
         if isinstance(event, p.Refused) and event.command == "AskHistogram":
             # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
             self._asked.clear()
+            return False
+        if isinstance(event, p.Refused) and event.command == "Sweep" and not self.asked_sweep:
+            # Asked for on attaching to a session that sweeps already: nobody pressed a key.
             return False
         if isinstance(event, p.Refused) and event.command == "AskExperts":
             for layer in event.layers:
@@ -414,5 +421,9 @@ class Workbench(Screen[None]):
 
     def toggle_pane(self) -> None:
         """Show the pane, or fold it."""
-        self.toggle_class("-pane" if self.has_class("-narrow") else "-folded")
+        if self.has_class("-narrow"):
+            self.toggle_class("-pane")
+        else:
+            self.toggle_class("-folded")
+            remember(pane=not self.has_class("-folded"))
         self._fold()

@@ -17,12 +17,6 @@ class About(Lines):
         super().__init__(id=id, wrap=True)
         self.glyphs = glyphs
 
-    def set_lines(self, lines: list[Words]) -> None:
-        """Show these lines, in as many lines of the screen as they need."""
-        if lines != self.lines:
-            super().set_lines(lines)
-            self.refresh(layout=True)
-
     def show(
         self,
         source: str,

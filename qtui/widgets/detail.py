@@ -168,7 +168,8 @@ class Detail(Vertical):
         self.top = min(self.top, max(0, len(lines) - room + 1))
         shown = lines[self.top : self.top + max(0, room - 1)]
         below = len(lines) - self.top - len(shown)
-        said = f"{self.glyphs.ellipsis} {below} more lines" if below else "the end"
+        more = "1 more line" if below == 1 else f"{below} more lines"
+        said = f"{self.glyphs.ellipsis} {more}" if below else "the end"
         if self.top:
             said += f", {self.top} above"
         self.figures.set_lines([*shown, [(said, "$dim")]][: max(room, 0)])
@@ -186,7 +187,9 @@ class Detail(Vertical):
         role: str = layers.roles[row]
         if role == "experts":
             many = layers.shapes[row][0]
-            role = f"{many} experts" if self.expert is None else f"expert {self.expert} of {many}"
+            role = "1 expert" if many == 1 else f"{many} experts"
+            if self.expert is not None:
+                role = f"expert {self.expert} (of 0-{many - 1})"
         elif role in ("head", "embedding") and model is not None and model.tied:
             role += ", tied"
         return role if layers.blocks[row] < 0 else f"{role}  block {layers.blocks[row]}"
@@ -194,10 +197,13 @@ class Detail(Vertical):
     def _about(self, row: int, width: int) -> list[Words]:
         layers, glyphs = self.session.layers, self.glyphs
         weights, held = math.prod(layers.shapes[row]), layers.holds[row]
-        name = printable(layers.names[row])
+        name, bits = printable(layers.names[row]), float(layers.bits[row])
         if self.expert is not None:
             name += f"[{self.expert}]"
-        price = f"{layers.bits[row] / max(1, weights):.2f} bit/w  {t.size(layers.bits[row] / 8)}"
+            # All experts of a layer are of one shape, and hold one format.
+            many = max(1, layers.shapes[row][0])
+            weights, bits = weights // many, bits / many
+        price = f"{bits / max(1, weights):.2f} bit/w  {t.size(bits / 8)}"
         lines: list[Words] = [
             [(fit(name, width, glyphs, end=False), "bold")],
             [(f"{self._shape(row)}  {t.count(weights)} weights  {self._role(row)}", "$dim")],

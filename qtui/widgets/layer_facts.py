@@ -16,7 +16,7 @@ from qtui import text as t
 from qtui.figures import OUTLIER_COLUMN, delta_ppl
 from qtui.text import Glyphs, fit, printable
 from qtui.widgets.columns import signed_change
-from qtui.widgets.line import Words
+from qtui.widgets.line import Words, cells
 from qtui.widgets.past import Step
 from qtui.widgets.plot import significant
 
@@ -143,10 +143,14 @@ def findings(known: LayerWeights, glyphs: Glyphs, *, brief: bool = False) -> Wor
             else f"input channel {known.worst_column} reaches {reach}"
         )
     if known.zero_rows:
-        words.append(f"{known.zero_rows:,} rows all zero")
+        words.append(f"{_counted(known.zero_rows, 'row')} all zero")
     if known.dead_columns:
-        words.append(f"{known.dead_columns:,} inputs ignored")
+        words.append(f"{_counted(known.dead_columns, 'input')} ignored")
     return [(f"{glyphs.finding} {'; '.join(words)}", "$finding")] if words else []
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def weight_lines(known: LayerWeights, glyphs: Glyphs) -> list[Words]:
@@ -180,21 +184,32 @@ def _pairs(pairs: list[tuple[str, str]]) -> Words:
 
 
 def error_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[Words]:
-    """Error and price of each format side by side, the cheapest first, and what was refused."""
+    """Error and price of each format side by side, the cheapest first, and what was refused.
+
+    The format that the layer holds is among them, measured or not.
+    """
     known, shape = session.layers.weights[row], session.layers.shapes[row]
     if known is None:
         return [[("weights not read yet", "$dim")]]
-    label = _label_width([*known.errors, *known.refused], width - 36)
+    held = session.layers.holds[row]
+    formats = [*known.errors]
+    if held not in known.errors and held != session.kept(row):
+        formats.append(held)
+    label = _label_width([*formats, *known.refused], width - 36)
     title = f"{'error of':<{label}} {'bit/w':>6}{'relative':>10}{'SQNR':>10}{'largest':>10}"
     lines: list[Words] = [[(title, "$dim")]]
-    priced = [(bits_per_weight(format, shape), format) for format in known.errors]
-    held = session.layers.holds[row]
+    priced = [(bits_per_weight(format, shape), format) for format in formats]
     for bits, format in sorted(priced, key=lambda one: (math.isnan(one[0]), one)):
-        error = known.errors[format]
+        words: Words = [
+            (fit(printable(format), label, glyphs) + " ", _here(format, held)),
+            (f"{_bits(bits):>6}", ""),
+        ]
+        if (error := known.errors.get(format)) is None:
+            lines.append([*words, ("  error not measured", "$dim")])
+            continue
         lines.append(
             [
-                (fit(printable(format), label, glyphs) + " ", _here(format, held)),
-                (f"{_bits(bits):>6}", ""),
+                *words,
                 (f"{t.percent(error.relative):>10}", "bold"),
                 (f"{t.short(error.sqnr_db, small=1) + ' dB':>10}", ""),
                 (f"{significant(error.max_abs):>10}", ""),
@@ -238,29 +253,32 @@ def _wrapped(text: str, room: int) -> list[str]:
 def past_lines(
     session: Session, total: int, steps: list[Step], width: int, glyphs: Glyphs
 ) -> list[Words]:
-    """What the layer held, oldest first, and what the recipe scored after each step."""
+    """What the layer held, oldest first, and what the whole recipe scored after each step."""
     if not steps:
         return []
     title = "history" if total == len(steps) else f"history, the last {len(steps)} of {total}"
-    label = _label_width([step.after for step in steps], width - 40)
-    lines: list[Words] = [[(f"{title}  ", "$dim"), (printable(steps[0].before), "")]]
+    label = _label_width([step.after for step in steps], width - 46)
+    head: Words = [(f"{title}  ", "$dim"), (printable(steps[0].before), "")]
+    if any(step.score is not None for step in steps):
+        # Above the scores, where what the layer held at first leaves room.
+        head.append((" " * max(2, label + 6 - cells(head)) + "recipe's PPL", "$dim"))
+    lines: list[Words] = [head]
     for step in steps:
         dim = "$dim" if not step.in_force else ""
         words: Words = [
             (f"  {glyphs.arrow} ", dim),
             (fit(printable(step.after), label, glyphs), dim or "bold"),
         ]
-        if not step.in_force:
-            words.append(("  undone", "$warning"))
         if (score := step.score) is not None:
             half = (score.ppl_high - score.ppl_low) / 2
-            words += [
-                ("  PPL ", "$dim"),
-                (f"{t.perplexity(score.ppl)} {glyphs.plus_minus} {t.margin(half)}", dim),
-            ]
-        if step.layers > 1:
-            others = "1 other" if step.layers == 2 else f"{step.layers - 1:,} others"
-            words.append((f"  with {others}", "$dim"))
+            said = f"  {t.perplexity(score.ppl)} {glyphs.plus_minus} {t.margin(half)}"
+            words.append((said, dim))
+        if not step.in_force:
+            words.append(("  undone", "$warning"))
+        if score is not None and step.others:
+            words.append((f"  with {_counted(step.others, 'other')} changed", "$dim"))
+        elif score is None and step.layers > 1:
+            words.append((f"  together with {_counted(step.layers - 1, 'other')}", "$dim"))
         lines.append(words)
     return lines
 

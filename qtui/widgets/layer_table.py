@@ -222,7 +222,8 @@ class LayerTable(Table, can_focus=False):
         return meant
 
     def _marks_changed(self) -> None:
-        if self.marked and self.scope == "layer":
+        if self.marked:
+            # Whoever marks means the marks, whatever a toggle touched before.
             self.set_scope("marks")
         if self.filter.reads("marks"):
             self._sort_soon()

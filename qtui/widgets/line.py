@@ -49,12 +49,19 @@ class Lines(Widget):
         """Whether long lines go on in the next one, in place of losing their end."""
 
     def set_lines(self, lines: list[Words]) -> None:
-        """Show these lines."""
+        """Show these lines; the screen is laid out anew only where they need other room."""
         if lines != self.lines:
+            before, self.lines = self.lines, lines
             height = self.styles.height
-            other_height = len(lines) != len(self.lines) and height is not None and height.is_auto
-            self.lines = lines
-            self.refresh(layout=other_height)
+            follows = height is not None and height.is_auto
+            self.refresh(layout=follows and self._height(before) != self._height(lines))
+
+    def _height(self, lines: list[Words]) -> int:
+        """Lines of the screen that these take."""
+        width = self.content_size.width
+        if not self.wrap or not width:
+            return len(lines)
+        return _joined(lines).get_height(self.styles.get_rules(), width)
 
     @property
     def text(self) -> str:
@@ -63,7 +70,11 @@ class Lines(Widget):
 
     def render(self) -> Content:
         """The lines as one text."""
-        lines = [content(line) for line in self.lines]
-        if not self.wrap:
-            lines = [line.truncate(self.content_size.width) for line in lines]
-        return Content("\n").join(lines)
+        if self.wrap:
+            return _joined(self.lines)
+        width = self.content_size.width
+        return Content("\n").join(content(line).truncate(width) for line in self.lines)
+
+
+def _joined(lines: list[Words]) -> Content:
+    return Content("\n").join(content(line) for line in lines)

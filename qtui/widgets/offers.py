@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from qtui.text import Glyphs, fit, printable
 from qtui.widgets.line import Lines, Words
@@ -19,6 +20,11 @@ class Completion(NamedTuple):
     """What it means, in a few words."""
     dim: bool = False
     """Shown, but not what most people want: it is never taken without being chosen."""
+
+
+def no_completions(value: str) -> Sequence[Completion]:
+    """For a line that nothing is known about."""
+    return ()
 
 
 class Offers(Lines):
@@ -67,11 +73,22 @@ class Offers(Lines):
             says = fit(printable(offer.says), width - column - 2 - len(tail), self.glyphs)
             lines.append(
                 [(f"{self.glyphs.cursor if here else ' '} ", f"bold $primary{ground}"),
-                 (fit(name, column, self.glyphs, end=False),
+                 (shortened(name, column, self.glyphs),
                   ("$dim" if offer.dim else "bold" if here else "$foreground") + ground),
                  (f"  {says}{tail}", "$dim" + ground)]
             )  # fmt: skip
         self.set_lines(lines)
+
+
+def shortened(name: str, width: int, glyphs: Glyphs) -> str:
+    """A name in exactly ``width`` cells; one that is too long loses its middle.
+
+    What is saved stands at its beginning, the last folder, the file and its ending at its end.
+    """
+    if cell_len(name) <= width:
+        return fit(name, width, glyphs)
+    head = width // 3
+    return set_cell_size(name, head) + fit(name, width - head, glyphs, end=False)
 
 
 def in_common(texts: list[str]) -> str:

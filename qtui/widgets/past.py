@@ -23,6 +23,14 @@ class Step(NamedTuple):
     in_force: bool
     score: RecipeScore | None
     """Of the whole recipe after the change, where it was measured."""
+    others: int = 0
+    """Other layers that were changed in that recipe; 0 where there is no score."""
+
+
+class _Recipe(NamedTuple):
+    hash: str
+    changed: int
+    """Layers that are not kept."""
 
 
 class Past:
@@ -32,12 +40,12 @@ class Past:
         self._history: list[Change] = []
         self._where: list[dict[str, int]] = []
         """Of each change: the place of every layer in its columns."""
-        self._hashes: list[str | None] = []
+        self._recipes: list[_Recipe | None] = []
         """Of each change: the recipe after it."""
         self.pending = False
         """Whether scores were left out for want of time."""
         self._layers: Layers | None = None
-        """The rows that the hashes were worked out for."""
+        """The rows that the recipes were worked out for."""
 
     def steps(self, session: Session, layer: str, *, rested: bool = True) -> tuple[int, list[Step]]:
         """How many steps of a layer there are, and the last `SHOWN` of them, oldest first.
@@ -51,7 +59,7 @@ class Past:
         self._follow(session)
         touched = [at for at, where in enumerate(self._where) if layer in where]
         shown = touched[-SHOWN:]
-        missing = {at for at in shown if self._hashes[at] is None} if session.scores else set()
+        missing = {at for at in shown if self._recipes[at] is None} if session.scores else set()
         quick = len(session.changed) <= QUICK
         if missing and (rested or quick):
             # Of long recipes one a call, the latest first: a key pressed meanwhile has its turn.
@@ -62,30 +70,36 @@ class Past:
         return len(touched), [self._step(session, at, layer) for at in shown]
 
     def _step(self, session: Session, at: int, layer: str) -> Step:
-        change, place, key = self._history[at], self._where[at][layer], self._hashes[at]
-        score = session.scores.get(key) if key is not None else None
+        change, place, recipe = self._history[at], self._where[at][layer], self._recipes[at]
+        score = session.scores.get(recipe.hash) if recipe is not None else None
+        others = 0
+        if recipe is not None and score is not None:
+            row = session.row(layer)
+            here = row is not None and change.after[place] != session.kept(row)
+            others = recipe.changed - here
         return Step(
             change.before[place],
             change.after[place],
             len(change.layers),
             at < session.position,
             score,
+            others,
         )
 
     def _follow(self, session: Session) -> None:
         """Take up a history that grew, or that went on otherwise from an earlier step."""
         history = session.history
         if session.layers is not self._layers:
-            self._layers, self._hashes = session.layers, [None] * len(self._hashes)
+            self._layers, self._recipes = session.layers, [None] * len(self._recipes)
         if history is self._history:
             return
         same = 0
         while same < min(len(history), len(self._history)) and history[same] is self._history[same]:
             same += 1
-        del self._where[same:], self._hashes[same:]
+        del self._where[same:], self._recipes[same:]
         for change in history[same:]:
             self._where.append({layer: place for place, layer in enumerate(change.layers)})
-            self._hashes.append(None)
+            self._recipes.append(None)
         self._history = history
 
     def _hash(self, session: Session, missing: set[int]) -> None:
@@ -93,7 +107,7 @@ class Past:
         recipe = dict(session.changed)
         for at in range(session.position - 1, min(missing) - 1, -1):
             if at in missing:
-                self._hashes[at] = recipe_hash(recipe)
+                self._recipes[at] = _Recipe(recipe_hash(recipe), len(recipe))
             change = self._history[at]
             _hold(session, recipe, change.layers, change.before)
         if max(missing) < session.position:
@@ -103,7 +117,7 @@ class Past:
             change = self._history[at]
             _hold(session, recipe, change.layers, change.after)
             if at in missing:
-                self._hashes[at] = recipe_hash(recipe)
+                self._recipes[at] = _Recipe(recipe_hash(recipe), len(recipe))
 
 
 def _hold(session: Session, recipe: dict[str, str], layers: list[str], formats: list[str]) -> None:

@@ -208,9 +208,10 @@ def _caption(found: HistogramReady, width: int, grid: bool, note: str, glyphs: G
     if grid and found.format:
         said = f" step {significant(found.step)}" if math.isfinite(found.step) else ""
         if found.grid:
-            said = f" {len(found.grid)} levels" + ("," * bool(said)) + said
-        elif said:
-            said += ", too many levels to draw"
+            levels = "1 level" if len(found.grid) == 1 else f"{len(found.grid)} levels"
+            said = f" {levels}" + ("," * bool(said)) + said
+        else:
+            said = f"{said}, too many levels to draw" if said else " has no fixed levels"
         pieces.append([(printable(found.format), "bold"), (said, "")])
     pieces.append([("std ", "$dim"), (significant(found.std), "")])
     ends = f"{significant(found.low)} {glyphs.ellipsis} {significant(found.high)}"

@@ -58,7 +58,7 @@ class ProfileChoice(Lines, can_focus=True):
         swept = " ".join(profile.sweep_formats)
         stride = f", stride {profile.stride}" if profile.stride else ""
         for part in (
-            f"   {count(profile.tokens)} tokens, window {profile.seq_len}{stride}",
+            f"   {count(profile.tokens)} tokens, window up to {profile.seq_len}{stride}",
             f"   sweep {swept}",
             f"   weights {' '.join(profile.formats)}",
         ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from rich.cells import cell_len
 from textual import events
@@ -20,26 +20,11 @@ from qtui.aside import aside
 from qtui.text import UNICODE, Glyphs, printable
 from qtui.widgets.entry import Entry
 from qtui.widgets.history import history, remember
-from qtui.widgets.line import Lines, Words
+from qtui.widgets.line import Lines
 from qtui.widgets.offers import Completion as Completion
-from qtui.widgets.offers import Offers, in_common
-
-
-class Verdict(NamedTuple):
-    """What a value means, or what is wrong with it."""
-
-    ok: bool
-    says: str = ""
-
-
-def no_completions(value: str) -> Sequence[Completion]:
-    """For a line that nothing is known about."""
-    return ()
-
-
-def any_value(value: str) -> Verdict:
-    """Every value will do."""
-    return Verdict(True)
+from qtui.widgets.offers import Offers, in_common, no_completions
+from qtui.widgets.verdict import Judgement, any_value
+from qtui.widgets.verdict import Verdict as Verdict
 
 
 class Prompt(Widget):
@@ -48,6 +33,10 @@ class Prompt(Widget):
     Opened with `open_prompt`, it lies over the foot of the screen, keeps the focus and so every
     letter typed, and takes itself away once a good value is handed in or the hand thinks better of
     it. With ``stays`` it is part of a screen's layout like any other widget.
+
+    Up in an empty line recalls what was handed in before, the last first, and down goes back to the
+    empty line; completions are reached with down or tab. Once something is typed both arrows go
+    through its completions, or through what was handed in before where there are none.
     """
 
     DEFAULT_CSS = """
@@ -55,13 +44,12 @@ class Prompt(Widget):
     Prompt.-over { dock: bottom; layer: prompt; }
     Prompt > #line { height: 1; padding: 0 1; }
     Prompt > #line > #label { width: auto; max-width: 50%; background: $surface; }
-    Prompt > #verdict { height: auto; max-height: 3; padding: 0 1; background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab", "complete", "Complete, then the next completion", id="prompt.complete"),
         Binding("shift+tab", "back", "The completion before", id="prompt.back"),
-        Binding("up", "choose(-1)", "Completion above, or an earlier line", id="prompt.up"),
-        Binding("down", "choose(1)", "Completion below, or a later line", id="prompt.down"),
+        Binding("up", "choose(-1)", "Earlier line, or completion above", id="prompt.up"),
+        Binding("down", "choose(1)", "Completion below, or later line", id="prompt.down"),
         Binding("escape", "cancel", "Close", id="prompt.cancel"),
     ]
 
@@ -145,7 +133,7 @@ class Prompt(Widget):
         self._wanted: str | None = None
         self._tab_waits = False
         self._list = Offers(glyphs)
-        self._says = Lines(id="verdict", wrap=True)
+        self._says = Judgement(id="verdict")
         self.entry = Entry(
             value,
             placeholder,
@@ -212,7 +200,7 @@ class Prompt(Widget):
             offers = list(await aside(lambda value=value: self.complete(value)))  # type: ignore[misc]
             if self._wanted == value:
                 self._wanted = None
-                if value == self.value and self._recalled is None:
+                if value == self.value:
                     self._show(offers, None)
                     if self._tab_waits:
                         self.action_complete()
@@ -220,7 +208,7 @@ class Prompt(Widget):
 
     def refresh_completions(self) -> None:
         """Complete the line again: what is known has changed."""
-        if self.chosen is None and self._recalled is None:
+        if self.chosen is None:
             self._offer(self.value)
 
     def _show(self, offers: list[Completion], chosen: int | None) -> None:
@@ -232,14 +220,8 @@ class Prompt(Widget):
     def say(self, verdict: Verdict, *, loud: bool = False) -> None:
         """Show what the value means, or what is wrong with it; ``loud`` where that stops it."""
         self.verdict = verdict
-        text = printable(" ".join(verdict.says.split()))
-        if verdict.ok:
-            words: Words = [(text, "$dim")]
-        else:
-            style = "bold $error" if loud else "$warning"
-            words = [("x " if loud else "! ", style), (text, style)]
-        self._says.set_lines([words])
-        self._says.display = bool(text) or not self.stays
+        self._says.show(verdict, loud=loud)
+        self._says.display = bool(self._says.text) or not self.stays
 
     # --- keys ---------------------------------------------------------------------------------
 
@@ -253,6 +235,8 @@ class Prompt(Widget):
 
     def choose(self, place: int | None) -> None:
         """Let a completion stand in the line, or what was typed."""
+        if self._recalled is not None:
+            self._stem, self._recalled = self.value, None
         self._take(self._stem if place is None else self.offers[place].text)
         self._show(self.offers, place)
 
@@ -296,7 +280,10 @@ class Prompt(Widget):
             self.choose(len(self.offers) - 1)
 
     def action_choose(self, step: int) -> None:
-        """Go through the completions and what was typed; where there are none, through history."""
+        """Go through the completions and what was typed, or through what was handed in before."""
+        recalling = self._recalled is not None and self.chosen is None
+        if (recalling or (step < 0 and not self.value)) and (self._recall(step) or recalling):
+            return
         if self.offers:
             places: list[int | None] = [None, *range(len(self.offers))]
             self.choose(places[(places.index(self.chosen) + step) % len(places)])
@@ -311,6 +298,7 @@ class Prompt(Widget):
             return False
         self._recalled = place if place < len(lines) else None
         self._take(lines[place] if place < len(lines) else self._stem)
+        self._offer(self.value)
         return True
 
     def submit(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -11,7 +12,10 @@ from engine.sessions import Looked, PastSession
 from qtui import text as t
 from qtui.text import Glyphs, fit, printable
 from qtui.widgets.line import Words
+from qtui.widgets.offers import Completion
 
+DEMO = "demo"
+"""What the bundled checkpoint is opened by."""
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -108,6 +112,30 @@ def row(past: PastSession, now: float, glyphs: Glyphs, width: int) -> Words:
         (fit(when, at.when, glyphs) + " ", "$success" if past.running else "$dim"),
         (fit(what, at.known, glyphs), "$warning" if past.problem else "$dim"),
     ]
+
+
+def headline(past: Sequence[PastSession], glyphs: Glyphs) -> Words:
+    """How many sessions there are, or what to do where there is none."""
+    number, running = len(past), sum(each.running for each in past)
+    if not number:
+        return [
+            ("Nothing was open here yet: ", "bold"),
+            ("enter opens the demo, or type a path or hub id", ""),
+        ]
+    words: Words = [(f"{number} session{'s' if number > 1 else ''}, the last one first", "$dim")]
+    if running:
+        words.append((f"   {glyphs.changed} {running} running", "$success"))
+    return words
+
+
+def sources(past: Sequence[PastSession], now: float) -> list[Completion]:
+    """What was open before, and the demo, as a line that is typed could name them."""
+    known = [
+        Completion(each.source, f"open {ago(now - each.when)}") for each in past if each.source
+    ]
+    if DEMO not in {each.source for each in past}:
+        known.append(Completion(DEMO, "bundled, no download"))
+    return known
 
 
 def demo_row(glyphs: Glyphs, width: int) -> Words:

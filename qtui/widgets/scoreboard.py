@@ -9,10 +9,12 @@ from rich.cells import cell_len
 from engine.protocol import ModelReady, RecipeScore
 from engine.session import Dirty, Job, Prediction, Session
 from qtui import text as t
-from qtui.text import UNICODE, Glyphs, fit, printable
+from qtui.text import UNICODE, Glyphs, fit, printable, short_name
 from qtui.widgets.line import Lines, Words, cells, spread
 
 URGENCY = {"evaluate": 0, "open": 1, "triage": 2, "sweep": 3}
+COUNTED = 10_000
+"""What is loaded is told in bytes from so many on."""
 ROOM_FOR_MORE = 110
 """Columns from which there are the error of the KL, the agreement of the first choices, and all
 gauges."""
@@ -161,10 +163,12 @@ class Scoreboard(Lines):
             ]
             if not score.done:
                 if predicted is not None and detail >= 2:
-                    foretold = f"{glyphs.about}{t.perplexity(predicted.ppl)} {glyphs.arrow} "
-                    words.insert(0, (foretold, "$dim"))
+                    foretold = f"{glyphs.about}{t.perplexity(predicted.ppl)}{_missing(predicted)}"
+                    words.insert(0, (f"{foretold} {glyphs.arrow} ", "$dim"))
                 share = score.tokens / max(1, model.protocol.tokens)
                 words.append((f" {min(share, 1):.0%}", "$dim"))
+                if ended := _ended(self.session, score):
+                    words.append((f", {ended}", "$warning"))
             if detail >= 1:
                 words += [(f"  KL{glyphs.kilo} ", "$dim"), (t.short(1000 * score.kl), "")]
             if detail >= 3:
@@ -179,8 +183,7 @@ class Scoreboard(Lines):
         if detail >= 3:
             kl = f"{glyphs.about}{t.short(1000 * predicted.kl)}"
             words += [(f"  KL{glyphs.kilo} ", "$dim"), (kl, "")]
-        if predicted.missing:
-            words.append((f" without {predicted.missing} unknown", "$dim"))
+        words.append((_missing(predicted), "$dim"))
         return words
 
     def _pm(self, half: float) -> Words:
@@ -237,15 +240,27 @@ class Scoreboard(Lines):
             (fit(name, min(cell_len(name), max(20, width // 3)), self.glyphs) + " ", "bold")
         ]
         figures = f" {done:.0f}/{total}" if total > 1 else ""
+        if job.kind == "open" and "weights" in title and total > COUNTED:
+            figures = f" {_sizes(done, total)}"
         figures += f"  {left} left" if left else ""
         if total > 1:
             words += self._bar(done / total, max(6, min(40, width // 4)))
         words.append((figures, ""))
         rest = width - cells(words) - 2
-        others = f"then {printable(jobs[1].title)}" if len(jobs) > 1 else printable(job.detail)
+        others = printable(f"then {jobs[1].title}" if len(jobs) > 1 else self._detail(job))
         if others and rest > 8:
             words.append(("  " + fit(others, min(cell_len(others), rest), self.glyphs), "$dim"))
         return words
+
+    def _detail(self, job: Job) -> str:
+        """What a job is about just now: a layer by its short name, and its format."""
+        name, blank, format = job.detail, "", ""
+        if self.session.row(name) is None:
+            name, blank, format = job.detail.rpartition(" ")
+        row = self.session.row(name)
+        if row is None:
+            return job.detail
+        return short_name(name, self.session.layers.blocks[row], 0).strip() + blank + format
 
     def _rest(self) -> Words:
         failed = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
@@ -282,6 +297,28 @@ class Scoreboard(Lines):
             (self.glyphs.bar * full, "$primary"),
             (self.glyphs.bar_left * (width - full), "$panel"),
         ]
+
+
+def _missing(predicted: Prediction) -> str:
+    """What a prediction leaves out."""
+    return f" without {predicted.missing} unknown" if predicted.missing else ""
+
+
+def _ended(session: Session, score: RecipeScore) -> str:
+    """Why an unfinished score gets no further: ``cancelled``, ``failed``; empty while it does."""
+    jobs = [
+        job
+        for job in session.jobs.values()
+        if job.kind == "evaluate" and job.recipe == score.recipe
+    ]
+    return jobs[-1].status if jobs and jobs[-1].status in ("cancelled", "failed") else ""
+
+
+def _sizes(done: float, total: int) -> str:
+    """``8.7 of 25.5 MB``: bytes, in the unit of the whole."""
+    whole, _, unit = t.size(total).rpartition(" ")
+    step = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}.get(unit, 1.0)
+    return f"{done / step:.{len(whole.partition('.')[2])}f} of {whole} {unit}"
 
 
 def _numbers(model: ModelReady) -> str:

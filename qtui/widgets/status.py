@@ -47,12 +47,13 @@ class Message(Lines):
         """Show something from the first frame on."""
         self._write()
 
-    def say(self, level: Level, message: str) -> None:
-        """Show a message in place of the one before."""
+    def say(self, level: Level, message: str, lasts: float | None = None) -> None:
+        """Show a message in place of the one before; ``lasts`` seconds, or what is usual."""
         self.said = level, " ".join(message.split())
         if self._later is not None:
             self._later.stop()
-        lasts = {"info": self.LINGER, "warning": 3 * self.LINGER}.get(level)
+        if lasts is None:
+            lasts = {"info": self.LINGER, "warning": 3 * self.LINGER}.get(level)
         self._later = None if lasts is None else self.set_timer(lasts, self.clear)
         self._write()
 

@@ -34,11 +34,7 @@ def levels(group: list[float], bits: int, symmetric: bool) -> list[float]:
     low, high = min(0.0, *group), max(0.0, *group)
     if symmetric:
         scale = half(max(-low, high) / (2 ** (bits - 1) - 0.5))
-        codes = range(
-            max(-(2 ** (bits - 1)), round(low / scale)),
-            min(2 ** (bits - 1) - 1, round(high / scale)) + 1,
-        )
-        return [code * scale for code in codes]
+        return [code * scale for code in range(-(2 ** (bits - 1)), 2 ** (bits - 1))]
     exact = (high - low) / (2**bits - 1)
     zero = round(-low / exact)
     scale = half(exact)
@@ -83,9 +79,76 @@ def test_too_many_levels_leave_the_step_alone() -> None:
     assert found.step == pytest.approx(half(max(map(abs, typical_group(weight, None))) / 127.5))
 
 
-@pytest.mark.parametrize("text", ["fp16", "nf4", "q4_k", "int4-g128+gptq", "e8-2+hadamard"])
-def test_what_is_kept_or_not_built_has_no_grid(text: str) -> None:
+@pytest.mark.parametrize("text", ["fp16", "int4-g128+gptq", "int4-g2", "int8-g3"])
+def test_what_is_kept_or_not_built_or_has_no_groups_to_speak_of_has_no_grid(text: str) -> None:
     assert _none(format_grid(torch.randn(8, 256), parse_format(text), torch.float16))
+
+
+@pytest.mark.parametrize(
+    "text", ["q2_k", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "kmeans4", "e8-2+hadamard"]
+)
+def test_values_that_are_searched_for_or_fitted_make_no_grid(text: str) -> None:
+    assert _none(format_grid(torch.randn(8, 256), parse_format(text), torch.float16))
+
+
+def absmax_of(weight: torch.Tensor, size: int) -> float:
+    return max(map(abs, typical_group(weight, size)))
+
+
+@pytest.mark.parametrize("louder", [-1, 1])
+@pytest.mark.parametrize(
+    ("text", "size", "count"),
+    [
+        ("int3-g128", 128, 8),
+        ("int4-g128", 128, 16),
+        ("int3-g64-sym", 64, 8),
+        ("int4-g128-sym", 128, 16),
+        ("int4-g4-sym", 4, 16),
+        ("nf4-g64", 64, 16),
+        ("nf4-g64:dq", 64, 16),
+        ("fp4-g64", 64, 15),
+        ("mxfp4", 32, 15),
+        ("nvfp4", 16, 15),
+        ("q4_0", 32, 16),
+        ("q4_1", 32, 16),
+        ("q5_0", 32, 32),
+    ],
+)
+def test_a_grid_has_every_value_that_the_format_has(
+    text: str, size: int, count: int, louder: int
+) -> None:
+    # Groups reach much further on one side: half of a format's values lie beyond the other.
+    weight = torch.randn(40, 256, generator=torch.Generator().manual_seed(3)).abs() * 0.02
+    weight = louder * (weight - 0.01)
+    assert len(format_grid(weight, parse_format(text), torch.float16).levels) == count
+
+
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_values_of_small_floats_are_those_of_the_typical_group(seed: int) -> None:
+    """Scales by the formulas of the formats; each lies on a signed table of 4-bit floats."""
+    weight = torch.randn(40, 256, generator=torch.Generator().manual_seed(seed)) * 0.02
+    peak = absmax_of(weight, 32)
+    exponent = math.floor(math.log2(peak)) + (peak / 2 ** math.floor(math.log2(peak)) >= 1.75)
+    scales = {"mxfp4": 2.0 ** (exponent - 2)}
+    shared = 448 * 6 / float(weight.abs().max())
+    stored = torch.tensor(shared * absmax_of(weight, 16) / 6).to(torch.float8_e4m3fn)
+    scales["nvfp4"] = float(stored.to(torch.float32)) / shared
+    for text, scale in scales.items():
+        expected = sorted({sign * scale * value for value in E2M1 for sign in (-1, 1)})
+        found = format_grid(weight, parse_format(text), torch.float16)
+        assert found.levels == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_values_of_nf4_are_its_table_times_the_greatest_magnitude() -> None:
+    from engine.quant.normal_float import NF4
+
+    weight = torch.randn(40, 256, generator=torch.Generator().manual_seed(3)) * 0.02
+    peak = absmax_of(weight, 64)
+    found = format_grid(weight, parse_format("nf4-g64"), torch.float16)
+    assert found.levels == pytest.approx([peak * value for value in NF4], rel=1e-5)
 
 
 def _none(grid: Grid) -> bool:

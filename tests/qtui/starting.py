@@ -125,12 +125,13 @@ async def starting(
     size: tuple[int, int] = (80, 24),
     ascii: bool = False,
     loaded: bool = True,
+    problems: Sequence[str] = (),
 ) -> AsyncIterator[Starting]:
     """A start screen that has read its sessions."""
     read = sessions if callable(sessions) else lambda: list(sessions)
     start = Start(
         read, look, PROFILES, "standard", hub_ids=lambda: list(hub_ids),
-        glyphs=PLAIN if ascii else UNICODE, clock=lambda: NOW,
+        glyphs=PLAIN if ascii else UNICODE, clock=lambda: NOW, problems=problems,
     )  # fmt: skip
     app = Shell(start)
     async with app.run_test(size=size) as pilot:

@@ -127,11 +127,68 @@ async def test_a_layer_s_past_has_an_arrow_a_step_and_the_score_after_each() -> 
     told(session, undone(session))
     said = await words(session, DOWN)
     past = [line.strip() for line in said[said.index("history") :].splitlines()[:4]]
-    assert past[0] == "history  bf16"
-    assert " ".join(past[1].split()) == "→ int4-g128 PPL 26.55 ± .05 with 2 others"
-    assert " ".join(past[2].split()) == "→ int8 PPL 26.31 ± .05"
+    assert past[0].split() == ["history", "bf16", "recipe's", "PPL"]
+    column = line(said, "history").index("recipe's")
+    assert line(said, "→ int4").index("26.55") == column, "a title above its column"
+    # GATE and UP are changed as well, whatever the step itself touched.
+    assert " ".join(past[1].split()) == "→ int4-g128 26.55 ± .05 with 2 others changed"
+    assert " ".join(past[2].split()) == "→ int8 26.31 ± .05 with 2 others changed"
     assert " ".join(past[3].split()) == "→ int3-g128 undone"
     assert "history" not in await words(session, "lm_head")
+
+
+async def test_a_score_of_a_layer_s_past_says_how_many_others_were_changed_then() -> None:
+    session = whole()
+    holding(session, [DOWN], INT4, ppl=26.3)
+    holding(session, [GATE], INT8)
+    holding(session, [DOWN], "bf16", ppl=26.2)
+    holding(session, [DOWN, UP], INT8)
+    said = await words(session, DOWN, width=62)
+    past = [" ".join(line.split()) for line in said[said.index("history") :].splitlines()[1:4]]
+    assert past == [
+        "→ int4-g128 26.30 ± .05",
+        "→ bf16 26.20 ± .05 with 1 other changed",
+        "→ int8 together with 1 other",
+    ]
+
+
+async def test_the_format_that_a_layer_holds_is_among_its_errors_measured_or_not() -> None:
+    session = whole()
+    assert "bf16" not in (await words(session, DOWN)).partition("error of")[2]
+    holding(session, [DOWN], "q4_k")
+    shown = Detail()
+    async with staged(shown, 64, 60) as (_, pilot):
+        shown.show(session, DOWN)
+        await pilot.pause()
+        (words_of,) = [line for line in shown._lines if line and line[0][0].startswith("q4_k")]
+        table = shown.figures.text.partition("error of")[2]
+    assert words_of[0][1] == "bold $held"
+    # A block of 256 weights takes 144 bytes.
+    assert "".join(text for text, _ in words_of).split() == [
+        "q4_k", "4.50", "error", "not", "measured",
+    ]  # fmt: skip
+    assert table.index(INT4) < table.index("q4_k") < table.index(INT8), "by their price"
+    holding(session, [DOWN], INT4)
+    assert "not measured" not in (await words(session, DOWN)).partition("error of")[2]
+
+
+@pytest.mark.parametrize(("rows", "said"), [(1, "1 row all zero"), (2, "2 rows all zero")])
+async def test_one_is_told_in_the_singular(rows: int, said: str) -> None:
+    fact = msgspec.structs.replace(r.weights(DOWN, 7), zero_rows=rows, dead_columns=rows)
+    session = told(whole(), p.Learned(("w",), (fact,)))
+    assert said in await words(session, DOWN)
+
+
+async def test_one_line_below_is_one_line() -> None:
+    shown = Detail()
+    async with staged(shown, 80, 17) as (app, pilot):
+        shown.show(whole(), DOWN)
+        await pilot.pause()
+        while "more line" in (seen := app.screen_text()):
+            last = seen
+            shown.scroll(1)
+            await pilot.pause()
+        assert "1 more line," in last
 
 
 async def test_of_a_long_past_the_last_steps_are_shown() -> None:
@@ -208,9 +265,9 @@ async def test_the_score_of_a_long_recipe_comes_while_the_cursor_rests() -> None
     shown = Detail()
     async with staged(shown, 64, 60) as (_, pilot):
         shown.show(session, layers[0])
-        assert "PPL 29" not in shown.figures.text
-        await until(pilot, lambda: "PPL 30.00" in shown.figures.text)
-        assert "PPL 29.00" in shown.figures.text
+        assert "29.00 ±" not in shown.figures.text
+        await until(pilot, lambda: "30.00 ± .05  with 1,499 others" in shown.figures.text)
+        assert "29.00 ± .05  with 1,499 others" in shown.figures.text
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 17), (55, 30), (72, 40), (120, 12), (60, 11)])
@@ -303,7 +360,11 @@ async def test_an_expert_has_figures_of_its_own() -> None:
     waiting = await words(session, EXPERTS, expert=2)
     assert f"{EXPERTS}[2]" in waiting
     assert "[96 × 256]" in waiting
-    assert "expert 2 of 4" in waiting
+    assert "expert 2 (of 0-3)  block 0" in waiting
+    # An expert's own weights and bytes, in 16 bits: 96 · 256 · 2.
+    assert "25k weights" in waiting
+    assert "16.00 bit/w  49.2 kB" in waiting
+    assert "16.00 bit/w  197 kB" in whole
     assert "figures of the experts are being read" in waiting
     told(session, p.ExpertsReady(
         layer=EXPERTS, std=[0.01, 0.02, 0.04, 0.03], max_abs=[1.0, 2.0, 3.0, 4.0],

@@ -83,6 +83,42 @@ def test_a_recipe_s_score_is_told_and_not_while_it_narrows() -> None:
     ]
 
 
+def test_a_baseline_has_no_interval_before_the_model_is_known() -> None:
+    """Student's factor comes with the model: facts of the store may come before it."""
+    log, session = EventLog(), Session()
+    learned = p.Learned(("b",), (r.BASELINE,), fresh=False)
+    assert heard(log, session, learned) == ["baseline: PPL 26.17, known before"]
+
+
+def test_a_score_says_whose_it_is() -> None:
+    log, session = EventLog(), whole()
+    told(session, r.changed(session, [DOWN], r.FORMAT))
+    body = {name: r.FORMAT for name in session.layers.names if ".layers." in name}
+
+    def said(recipe: dict[str, str]) -> str:
+        score = r.score(recipe_hash(recipe), ppl=26.42, half=0.05)
+        heard(log, session, p.Learned(("k",), (score,)))
+        return log.entries[-1].text.partition(": PPL 26.42 ± .05")[0]
+
+    assert said({DOWN: r.FORMAT}) == "recipe"
+    assert said(body) == "int4-g128 in all body layers"
+    assert said(body | {"lm_head": r.FORMAT}) == "another recipe"
+    assert said({DOWN: "int8"}) == "another recipe"
+    # What the body holds is the session's own recipe once it is that.
+    told(session, r.changed(session, list(body), r.FORMAT))
+    assert said(body) == "recipe"
+
+
+def test_layers_that_cannot_hold_a_format_are_not_in_its_recipe_of_the_whole_body() -> None:
+    log, session = EventLog(), told(Session(), *r.opening())
+    session.settings = msgspec.structs.replace(session.settings, sweep_formats=("no such", "q4_k"))
+    row = session.index[DOWN]
+    session.layers.shapes[row] = (256, 100)
+    body = {n: "q4_k" for n in session.layers.names if ".layers." in n and n != DOWN}
+    score = p.Learned(("k",), (r.score(recipe_hash(body), ppl=26.42, half=0.05),))
+    assert heard(log, session, score)[0].startswith("q4_k in all body layers: PPL")
+
+
 def test_what_failed_or_was_refused_is_an_error() -> None:
     log, session = EventLog(), whole()
     heard(

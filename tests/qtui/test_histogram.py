@@ -81,6 +81,13 @@ def test_a_grid_that_is_too_fine_is_said_in_words() -> None:
     assert lines[-1].startswith("int8 step .00012, too many levels to draw")
 
 
+def test_a_format_without_a_grid_is_said_in_words() -> None:
+    found = msgspec.structs.replace(gridded(0, "q4_k"), step=math.nan)
+    lines = drawn(found)
+    assert set(lines[-3]) == {"─"}
+    assert lines[-1].startswith("q4_k has no fixed levels  std")
+
+
 def test_another_format_s_grid_is_not_drawn() -> None:
     lines = drawn(gridded(16), grid=False)
     assert set(lines[-3]) == {"─"}

@@ -112,7 +112,6 @@ async def test_what_cannot_be_done_says_why_and_asks_nothing_of_the_engine() -> 
             ("s", "a sweep is running already"),
             ("r", "nothing has failed"),
             ("enter", "not made of experts"),
-            ("escape", "nothing is marked"),
             ("c", "no more than one format"),
         ):
             await d.pilot.press(key)

@@ -473,8 +473,7 @@ async def test_marking_makes_the_marks_what_a_toggle_touches() -> None:
         assert d.table.touched() == ("lm_head",)
         d.table.set_scope("block")
         d.table.toggle_mark()
-        assert d.table.scope == "block"
-        d.table.set_scope("marks")
+        assert d.table.scope == "marks"
         d.table.clear_marks()
         assert d.table.scope == "layer"
         d.table.set_filter(parse_filter("kind:q"))

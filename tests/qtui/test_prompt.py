@@ -8,14 +8,17 @@ from contextlib import asynccontextmanager
 from typing import ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.events import Key, Paste
 from textual.screen import Screen
 
-from qtui.text import PLAIN, UNICODE
+from qtui.text import PLAIN, UNICODE, Glyphs, printable
 from qtui.widgets.line import Lines
-from qtui.widgets.offers import in_common
+from qtui.widgets.offers import in_common, shortened
 from qtui.widgets.prompt import Completion, Prompt, Verdict, open_prompt
 from tests.qtui.starting import Hand, Shell
 
@@ -302,3 +305,90 @@ async def test_ascii_draws_nothing_else(ascii: bool) -> None:
         await d.press("down")
         assert d.screen().isascii() is ascii
         assert max(map(len, d.screen().splitlines())) <= 60
+
+
+# --- what was handed in before, where there are completions ---------------------------------------
+
+
+async def test_up_in_an_empty_line_recalls_before_it_completes() -> None:
+    async with prompting() as d:
+        for text in ("int8", "nf4"):
+            await d.press(*text, "enter")
+            d.reopen(Prompt("format", formats, judge))
+            await d.pilot.pause()
+        assert len(d.prompt.offers) == len(FORMATS)
+        await d.press("up")
+        assert d.prompt.value == "nf4"
+        assert [offer.text for offer in d.prompt.offers] == ["nf4"]
+        assert "nf4 is known" in d.screen()
+        await d.press("up", "up")
+        assert d.prompt.value == "int8"
+        await d.press("down", "down")
+        assert d.prompt.value == ""
+        assert len(d.prompt.offers) == len(FORMATS)
+        await d.press("down")
+        assert d.prompt.value == "int4-channel"
+        await d.press("up", "up")
+        assert d.prompt.value == "nf4"
+
+
+async def test_a_recalled_line_is_gone_on_from_as_if_it_was_typed() -> None:
+    async with prompting(Prompt("format", formats, lambda value: Verdict(True))) as d:
+        await d.press(*"int4", "enter")
+        d.reopen(Prompt("format", formats, judge))
+        await d.pilot.pause()
+        await d.press("up", "tab", "tab")
+        assert d.prompt.value == "int4-channel"
+        await d.press("up")
+        assert d.prompt.value == "int4-"
+        await d.press("ctrl+u", "up", "backspace")
+        assert [offer.text for offer in d.prompt.offers][-1] == "int8"
+
+
+async def test_with_nothing_handed_in_before_up_takes_the_last_completion() -> None:
+    async with prompting() as d:
+        await d.press("up")
+        assert d.prompt.value == "nf4"
+
+
+# --- verdicts of several lines --------------------------------------------------------------------
+
+
+async def test_a_verdict_has_as_many_lines_as_its_words_need() -> None:
+    said = {"": "", "a": "word " * 25, "ab": "word " * 40, "abc": "short"}
+    async with prompting(Prompt("x", judge=lambda value: Verdict(True, said[value]))) as d:
+        height = lambda: d.prompt.query_one("#verdict").size.height  # noqa: E731
+        heights = [height()]
+        for letter in "abc":
+            await d.press(letter)
+            heights.append(height())
+        assert heights == [1, 2, 3, 1]
+
+
+async def test_what_is_only_not_finished_is_hinted_at_until_it_is_handed_in() -> None:
+    unfinished = Verdict(False, "nothing stands after ':'", "kind: and a name")
+    async with prompting(Prompt("x", judge=lambda value: unfinished)) as d:
+        await d.press("k")
+        assert d.screen().splitlines()[-1].strip() == "kind: and a name"
+        await d.press("enter")
+        assert "x nothing stands after ':'" in d.screen().splitlines()[-1]
+        await d.press("i")
+        assert d.screen().splitlines()[-1].strip() == "kind: and a name"
+
+
+# --- long names -----------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=80), st.integers(1, 60), st.sampled_from([UNICODE, PLAIN]))
+def test_a_shortened_name_is_as_wide_as_asked(name: str, width: int, glyphs: Glyphs) -> None:
+    assert cell_len(shortened(printable(name), width, glyphs)) == width
+
+
+@pytest.mark.parametrize("glyphs", [UNICODE, PLAIN])
+def test_a_long_name_loses_its_middle(glyphs: Glyphs) -> None:
+    name = "histogram demo-model.layers.0.mlp.down_proj-int4-g128.json"
+    shown = shortened(name, 44, glyphs)
+    assert shown.startswith("histogram ")
+    assert shown.endswith("-int4-g128.json")
+    assert glyphs.ellipsis in shown
+    assert shortened(name, 80, glyphs).rstrip() == name

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rich.cells import cell_len
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.session import Session, apply
+from qtui.eventlog import Entry
 from qtui.recipe_file import read_recipe
 from qtui.saved.figures import COLUMNS, IDENTITY
 from qtui.saved.view import SUBJECTS, View
@@ -325,6 +327,63 @@ def test_the_log_is_saved_with_commas_and_quotes_in_it() -> None:
     assert rows[-1]["message"].startswith("device: cpu")
 
 
+def test_the_saved_log_is_what_the_log_says_with_its_times() -> None:
+    log = (
+        Entry(None, "info", "of before"),
+        Entry(1_700_000_000.9, "error", 'refused: "int44", no format', 3),
+    )
+    saved = save("log", "log.csv", view(log=log))
+    _, rows = lines_of_csv(saved.path)
+    assert list(rows[0]) == ["time", "level", "times", "layer", "format", "message"]
+    fallback, before, refused = rows
+    assert fallback["layer"] == LAYER
+    assert (before["time"], before["message"]) == ("", "of before")
+    moment = datetime.fromisoformat(refused["time"])
+    assert moment == datetime.fromtimestamp(1_700_000_000, UTC)
+    assert moment.tzinfo is not None
+    assert (refused["level"], refused["times"]) == ("error", "3")
+    assert refused["message"] == 'refused: "int44", no format'
+    document = json.loads(save("log", "log.json", view(log=log)).path.read_text())
+    assert "time" not in document["rows"][1]
+    assert document["rows"][2]["times"] == 3
+    assert "refused" in save("log", "log.txt", view(log=log)).path.read_text()
+
+
+def test_a_log_of_an_engine_that_said_nothing_can_be_saved() -> None:
+    shown = View(session=Session(), source="demo", log=(Entry(0.0, "info", "engine started"),))
+    assert "engine started" in save("log", "log.csv", shown).path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [(["lm_head"], "the recipe of 1 changed layer"),
+     ([LAYER, "lm_head"], "the recipe of 2 changed layers")],
+)  # fmt: skip
+def test_what_was_saved_is_counted_in_words(layers: list[str], said: str) -> None:
+    found = Session()
+    for event in r.opening():
+        apply(found, event)
+    apply(found, r.changed(found, layers, "int8"))
+    saved = save("recipe", "r.toml", view(found))
+    assert saved.what == said
+    verb = "is" if len(layers) == 1 else "are"
+    assert f"{len(layers)} of 37 layers {verb} changed" in saved.path.read_text()
+    assert save("table", "a.csv", view(found, rows=(1,))).what == "1 row"
+    assert save("table", "a.csv", view(found, rows=(1, 2))).what == "2 rows"
+
+
+@pytest.mark.parametrize(
+    ("grid", "step", "said"),
+    [([-0.25, 0.0, 0.25], 0.25, "int4-g128, 3 values, step .2500"),
+     ([], 0.0012, "int4-g128, step .0012"), ([], math.nan, "int4-g128: no fixed levels")],
+)  # fmt: skip
+def test_a_drawn_histogram_says_what_grid_there_is(
+    grid: list[float], step: float, said: str
+) -> None:
+    saved = save("histogram", "h.svg", histogram(format=r.FORMAT, grid=grid, step=step))
+    assert said in svg_text(saved.path)
+
+
 # --- recipes ----------------------------------------------------------------------------------
 
 
@@ -560,6 +619,43 @@ def test_what_is_typed_is_a_subject_and_a_path() -> None:
     )
     assert read_request("", shown).path == "demo-sweep-int4-g128.csv"
     assert read_request("log", shown).path == "demo-log.txt"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("tabel x.csv", "table"), ("Table x.csv", "table"), ("tables x.csv", "table"),
+        ("hist x.svg", "histogram"), ("histgram  x.svg!", "histogram"), ("recipie x", "recipe"),
+        ("  logs x.txt", "log"), ("expert e.csv", "experts"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_subject_is_no_part_of_a_file_s_name(typed: str, meant: str) -> None:
+    first, rest = typed.split(maxsplit=1)
+    with pytest.raises(UsageError, match=rf"^{first}: .* did you mean {meant}\?"):
+        save_asked(typed, view())
+    ok, says = judge_path(typed, view())
+    assert not ok
+    assert f"did you mean {meant}?" in says
+    assert complete_path(typed, view())[0][0] == f"{meant} {rest}"
+    assert os.listdir() == []
+
+
+def test_a_name_that_begins_like_a_subject_goes_in_quotes_or_after_one() -> None:
+    saved = save_asked('"tabel of May.csv"', view())
+    assert saved.path.name == "tabel of May.csv"
+    assert save_asked('"tabel of May.csv"!', view()).path.name == "tabel of May.csv"
+    assert save_asked("table tabel of May.csv", view()).path.name == "tabel of May-2.csv"
+    assert save_asked("layer 'tabel of June.csv", view()).path.name == "tabel of June.csv"
+    assert save_asked('"tabel a.toml"', view()).what.startswith("the recipe")
+    offers = [text for text, _, _ in complete_path("tab", view())]
+    assert '"tabel of May.csv"' in offers
+    assert all(judge_path(text, view())[0] for text in offers)
+    Path("tabel things").mkdir()
+    Path("tabel things/a.csv").write_text("")
+    assert '"tabel things/' in [text for text, _, _ in complete_path('"tabel t', view())]
+    inside = [text for text, _, _ in complete_path('"tabel things/', view())]
+    assert inside == ['"tabel things/a.csv"']
+    assert read_request(inside[0], view()).path == "tabel things/a.csv"
 
 
 def test_completions_begin_with_what_can_be_saved() -> None:

@@ -85,7 +85,7 @@ def test_words_say_what_and_how_many() -> None:
     words = [describe(scope, EVERYTHING) for scope in SCOPES]
     assert words == [
         "3 self_attn.q_proj",
-        "3 marked layers, head among them",
+        "3 marked layers, 2 not shown, head among them",
         "block 3: 7 layers",
         "kind q_proj: 5 layers",
         "3 q+k+v: 3 layers",

@@ -154,14 +154,24 @@ async def test_escape_takes_the_marks_away_first_and_the_filter_then() -> None:
         await d.pilot.press("escape")
         assert len(d.table.rows) == 37
         await d.pilot.press("escape")
-        assert "nothing is marked" in d.bench.message.text
+        assert not d.bench.message.said[1]
+
+
+async def test_a_format_that_is_held_already_is_not_asked_for_again() -> None:
+    async with listed() as d:
+        await d.give(r.changed(d.app.session, [d.table.current or ""], "int8"))
+        await d.pilot.press("8")
+        assert "int8 already" in d.bench.message.said[1]
+        await d.pilot.press("j", "f")
+        assert "as stored already" in d.bench.message.said[1]
+        assert not d.sent(p.SetFormat)
 
 
 async def test_marked_layers_that_a_filter_hides_are_touched_too() -> None:
     async with listed() as d:
         await d.pilot.press("j", "space", "slash", *"down", "enter", "4")
         await d.settled()
-        assert touched_words(d) == "1 marked layer"
+        assert touched_words(d) == "1 marked layer, 1 not shown"
         assert (await sent(d)).layers == (NAMES[1],)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from engine import protocol as p
@@ -80,6 +81,71 @@ async def test_the_prediction_stands_beside_what_is_being_measured_until_it_is_d
     key = recipe_hash(session.recipe())
     told(session, p.Learned(("k",), (r.score(key, ppl=26.42, half=0.05),)))
     assert "PPL 26.17 → 26.42 ± .05  KL" in (await lines(session, 80))[1]
+
+
+async def test_a_prediction_that_leaves_layers_out_says_so_or_is_left_out() -> None:
+    session = whole()
+    told(session, r.changed(session, [DOWN], r.FORMAT), r.changed(session, ["lm_head"], "int8"))
+    predicted = session.predicted()
+    assert predicted is not None
+    assert predicted.missing == 1
+    said = f"PPL 26.17 → ≈{predicted.ppl:.2f} without 1 unknown"
+    assert said in (await lines(session, 80))[1]
+    key = recipe_hash(session.recipe())
+    told(session, p.RecipePartial(r.score(key, ppl=26.42, half=0.05, tokens=4096)))
+    for width in (60, 80, 100, 120, 160, 200):
+        score = (await lines(session, width))[1]
+        assert ("≈" in score) == ("without 1 unknown → 26.42 ± .05 25%" in score)
+    assert f"{said} → 26.42 ± .05 25%" in (await lines(session, 120))[1]
+
+
+@pytest.mark.parametrize("status", ["cancelled", "failed"])
+async def test_a_score_that_gets_no_further_says_why(status: p.JobStatus) -> None:
+    session = whole()
+    told(session, r.changed(session, [DOWN], r.FORMAT))
+    key = recipe_hash(session.recipe())
+    started = p.JobStarted(job="4", kind="evaluate", title="measure", total=16, recipe=key)
+    told(session, started, p.RecipePartial(r.score(key, ppl=26.42, half=0.05, tokens=6062)))
+    assert "37%," not in (await lines(session, 80))[1]
+    told(session, p.JobEnded(job="4", kind="evaluate", status=status))
+    for width in (60, 80, 120):
+        assert f"26.42 ± .05 37%, {status}" in (await lines(session, width))[1]
+    # Measured anew: the next job of the same recipe goes on.
+    told(session, msgspec.structs.replace(started, job="5"))
+    assert status not in (await lines(session, 80))[1]
+
+
+@pytest.mark.parametrize("glyphs", [UNICODE, PLAIN])
+async def test_the_layer_of_a_sweep_is_told_by_its_short_name(glyphs: Glyphs) -> None:
+    session = told(Session(), *r.opening(), *r.swept(5))
+    progress = p.Progress(job="3", done=5, total=37, seconds_left=9.0, detail=f"{DOWN} {r.FORMAT}")
+    told(session, progress, GAUGES)
+    for width in (100, 120, 160):
+        work = (await lines(session, width, glyphs=glyphs))[2]
+        assert "model.l" not in work
+        assert "0 mlp.down_proj" in work
+    assert f"0 mlp.down_proj {r.FORMAT}" in work
+    told(session, msgspec.structs.replace(progress, detail="lm_head"))
+    assert "  lm_head" in (await lines(session, 120, glyphs=glyphs))[2]
+    told(session, msgspec.structs.replace(progress, detail="int4-g128 in all body layers"))
+    assert "int4-g128 in all body layers" in (await lines(session, 160, glyphs=glyphs))[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "done", "total", "said"),
+    [
+        ("loading weights", 8_706_944, 25_465_600, "8.7 of 25.5 MB"),
+        ("loading weights", 0, 141_000_000_000, "0 of 141 GB"),
+        ("loading weights", 3, 12, "3/12"),
+        ("cutting windows", 8_000, 20_000, "8000/20000"),
+    ],
+)
+async def test_what_is_loaded_is_told_in_bytes(name: str, done: int, total: int, said: str) -> None:
+    opened = p.JobStarted(job="1", kind="open", title="open")
+    session = told(Session(), opened, p.Stage(name, done, total))
+    work = (await lines(session, 80))[2]
+    assert work.startswith(name)
+    assert work.endswith(said)
 
 
 async def test_a_wide_screen_has_the_kl_s_interval_and_the_agreement() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from string import ascii_letters, digits
 
 import pytest
 from textual.events import Paste
@@ -15,8 +16,11 @@ from qtui.sources import complete_path, complete_source
 from qtui.text import PLAIN, UNICODE
 from qtui.widgets import recent
 from qtui.widgets.offers import Completion
+from tests.qtui.driving import press_at_once
 from tests.qtui.starting import NOW, looked, session, starting
 
+NAMED = {"/": "slash", "-": "minus"}
+"""Keys that have a name of their own."""
 TWO = [session("tiny", when=NOW - 7200), session("qwen", "Qwen/Qwen2.5-7B", when=NOW - 300)]
 
 
@@ -299,18 +303,91 @@ async def test_typing_goes_to_the_line_and_opens_what_it_says() -> None:
         assert d.shell.chosen == [("meta-llama/Llama-3.1-8B", "standard")]
 
 
-async def test_in_the_line_q_and_question_marks_are_letters_and_outside_they_are_keys() -> None:
+async def test_a_question_mark_is_a_letter_in_the_line_and_outside_lists_the_keys() -> None:
     async with starting(TWO) as d:
         await d.press("a", "q", "question_mark")
         assert d.start.prompt.value == "aq?"
-        assert d.shell.left == 0
-        await d.press("escape", "q")
-        assert d.shell.left == 1
+        await d.press("escape", "question_mark")
         assert d.start.prompt.value == ""
-        await d.press("question_mark")
-        assert "Type a path or a hub id" in d.screen()
+        assert "every letter goes there" in d.screen()
+        assert "Quit, when pressed twice" in d.screen()
         await d.press("escape")
         assert d.app.screen is d.start
+        assert d.shell.left == 0
+
+
+@pytest.mark.parametrize("first", ascii_letters + digits + "/.~_-")
+async def test_no_letter_does_anything_but_begin_what_is_typed(first: str) -> None:
+    async with starting(TWO) as d:
+        press_at_once(d.app, *(NAMED.get(each, each) for each in f"{first}wen"))
+        await d.until(lambda: d.start.prompt.value == f"{first}wen")
+        assert d.shell.left == 0
+        assert d.app.screen is d.start
+
+
+async def test_escape_quits_when_pressed_twice_and_any_other_key_stays() -> None:
+    async with starting(TWO) as d:
+        assert "type a path or hub id" in d.screen().splitlines()[-1]
+        await d.press("escape")
+        assert "again quits" in d.screen().splitlines()[-1]
+        await d.press("down")
+        assert "again quits" not in d.screen()
+        await d.press("escape", "tab", "shift+tab", "escape")
+        assert d.shell.left == 0
+        await d.press("escape")
+        assert d.shell.left == 1
+
+
+async def test_escape_empties_what_is_typed_before_it_quits() -> None:
+    async with starting(TWO) as d:
+        await d.press("a", "b", "tab")
+        assert d.start.focused is d.start.profile
+        await d.press("escape")
+        assert d.start.prompt.value == ""
+        assert d.start.focused is d.start.choices
+        assert "again quits" not in d.screen()
+        await d.press("a")
+        assert "ctrl+c quit" in d.screen().splitlines()[-1]
+        await d.press("escape", "escape")
+        assert d.shell.left == 0
+        await d.press("escape")
+        assert d.shell.left == 1
+
+
+# --- the user's own files ------------------------------------------------------------------------
+
+
+async def test_nothing_is_said_of_files_that_are_fine() -> None:
+    async with starting(TWO) as d:
+        assert not d.start.wrong.display
+
+
+@pytest.mark.parametrize("size", [(60, 18), (80, 24), (160, 50)])
+async def test_a_problem_of_ones_own_files_is_told_and_all_of_them_can_be_read(
+    size: tuple[int, int],
+) -> None:
+    problems = [
+        "keymap.toml: line 3: there is no action 'swep',\nexpected sweep\x1b[31m; " + "x " * 60,
+        "themes/mine.toml: colour 'primary' is 'blu', expected #rrggbb",
+        "state.toml: it cannot be read",
+    ]
+    async with starting(TWO, problems=problems, size=size) as d:
+        told = next(line for line in d.screen().splitlines() if "keymap.toml" in line)
+        assert told.lstrip().startswith("! keymap.toml: line 3")
+        assert told.rstrip().endswith("2 more, ? shows all")
+        assert "\x1b" not in d.screen()
+        await d.press("question_mark")
+        shown = " ".join(d.screen().replace("│", " ").split())
+        assert "expected sweep\\x1b[31m;" in shown
+        assert "themes/mine.toml: colour 'primary' is 'blu', expected #rrggbb" in shown
+        assert "state.toml: it cannot be read" in shown
+
+
+async def test_a_problem_that_fits_is_told_whole() -> None:
+    async with starting(problems=["keymap.toml: 'q' twice"]) as d:
+        lines = [line.strip() for line in d.screen().splitlines()]
+        assert "! keymap.toml: 'q' twice" in lines
+        assert not any("shows all" in line for line in lines)
 
 
 async def test_a_slash_begins_a_path(tree: Path) -> None:
@@ -350,7 +427,7 @@ async def test_a_paste_anywhere_goes_to_the_line() -> None:
 
 async def test_arrows_choose_the_profile_and_it_goes_along() -> None:
     async with starting(TWO) as d:
-        assert "standard ›   16k tokens, window 2048" in d.screen()
+        assert "standard ›   16k tokens, window up to 2048" in d.screen()
         await d.press("right")
         assert "thorough ›   131k tokens" in d.screen()
         await d.press("right", "left", "left", "enter")

@@ -86,9 +86,11 @@ async def test_a_path_and_a_profile_go_along() -> None:
         assert d.link.sent[0] == p.Open("demo", LONG)
 
 
-async def test_q_on_the_start_screen_leaves_without_an_engine() -> None:
+async def test_escape_twice_on_the_start_screen_leaves_without_an_engine() -> None:
     async with opening() as hand:
-        await hand.press("q")
+        await hand.press("q", "escape", "escape")
+        assert hand.app.return_code is None
+        await hand.press("escape")
         await hand.until(lambda: hand.app.return_code is not None)
         assert hand.app.return_code == 0
         assert hand.link.sent == []

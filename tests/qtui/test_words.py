@@ -67,7 +67,8 @@ def test_short_names(name: str, block: int, shown: str) -> None:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0.0884, ".09"), (-0.5, "-.50"), (1.0, "1.00"), (12.34, "12.3"), (1234.4, "1234"),
-     (0.0, ".00"), (-0.001, "-1e-3"), (0.0049, "5e-3"), (0.005, ".01"), (120_000, "1e5"), (math.nan, "nan"), (-math.inf, "-inf")],
+     (0.0, ".00"), (-0.001, "-1e-3"), (0.0049, "5e-3"), (0.005, ".01"), (120_000, "1e5"),
+     (math.nan, "nan"), (-math.inf, "-inf")],
 )  # fmt: skip
 def test_short_numbers(value: float, shown: str) -> None:
     assert t.short(value) == shown
@@ -97,3 +98,8 @@ def test_figures() -> None:
 )
 def test_where_only_ascii_can_be_drawn(environ: dict[str, str], expected: bool) -> None:
     assert t.only_ascii(environ) is expected
+
+
+def test_half_an_interval_has_no_more_places_than_mean_something() -> None:
+    shown = [t.margin(half) for half in (0.004, 0.05, 1.5, 12.34, 108.0)]
+    assert shown == [".004", ".05", "1.50", "12.3", "108"]

@@ -7,6 +7,7 @@ import math
 
 import msgspec
 import pytest
+from textual.filter import NoColor
 
 from engine import protocol as p
 from engine.session import Session, apply, recipe_hash
@@ -244,12 +245,13 @@ async def test_only_the_lines_that_changed_are_drawn_again(monkeypatch: pytest.M
         assert set(drawn) == {4}
 
 
-async def test_no_color_draws_with_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_color_takes_the_colours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     async with driving(*r.opening(), *r.swept()) as d:
         assert d.app.no_color
-        assert "####" in d.screen()
-        assert d.screen().isascii()
+        assert "████" in d.screen()
+        # Nothing has a colour once the last of the filters is through with it.
+        assert isinstance(d.app.get_line_filters()[-1], NoColor)
 
 
 async def test_what_became_of_a_job_is_said() -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from engine import protocol as p
 from qtui.recipe_file import read_recipe
+from qtui.remembered import recall
+from qtui.widgets.prompt import Prompt
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 from tests.qtui.test_scope import grouped
@@ -96,7 +98,7 @@ async def test_any_format_is_held_by_what_is_in_scope_and_in_its_canonical_form(
         d.table.move_to(NAMES.index(Q1))
         await d.pilot.press("t", "equals_sign")
         await d.pilot.pause()
-        assert "hold, block 1: 7 layers" in d.screen()
+        assert "format for block 1, 7 layers: " in d.screen()
         await d.pilot.press(*"int4-g64-asym", "enter")
         await d.until(lambda: d.sent(p.SetFormat))
         block = tuple(name for name in NAMES if ".layers.1." in name)
@@ -118,6 +120,45 @@ async def test_a_format_that_cannot_be_stays_and_explains(typed: str, why: str) 
         assert not d.sent(p.SetFormat)
         await d.pilot.press("ctrl+u", *"int8", "enter")
         await d.until(lambda: d.sent(p.SetFormat))
+
+
+async def test_completions_of_a_format_tell_the_bits_of_the_layers_in_scope() -> None:
+    async with driving(*r.opening()) as d:
+        d.table.move_to(NAMES.index("model.layers.0.mlp.gate_proj"))
+        await d.pilot.press("equals_sign", *"int3-channel")
+        await d.pilot.pause()
+        *_, line, verdict = d.screen().splitlines()
+        assert "format for 0 mlp.gate_proj: int3-channel" in line
+        # A scale of 16 bits and a zero point of 3 for each row of 256.
+        assert verdict.strip() == "int3-channel: 3.07 bit a weight"
+        assert d.app.screen.query_one(Prompt).offers[0][:2] == ("int3-channel", "3.07 bit")
+
+
+async def test_the_beginning_of_a_format_is_no_error_until_it_is_handed_in() -> None:
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("equals_sign", "i")
+        await d.pilot.pause()
+        assert d.screen().splitlines()[-1].strip() == "i begins a format: tab completes it"
+        await d.pilot.press("enter")
+        await d.pilot.pause()
+        assert "x unknown format 'i'" in d.screen()
+        await d.pilot.press("ctrl+u", *"zz")
+        await d.pilot.pause()
+        assert "! unknown format 'zz'" in d.screen()
+
+
+async def test_a_filter_beyond_every_layer_says_so_and_one_that_is_begun_is_hinted_at() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
+        await d.pilot.press("slash", *"kind:")
+        await d.pilot.pause()
+        assert d.screen().splitlines()[-1].strip().startswith("kind: and last part of the name")
+        await d.pilot.press("enter")
+        await d.pilot.pause()
+        assert "x filter term 'kind:': nothing stands after ':'" in d.screen().splitlines()[-1]
+        await d.pilot.press("ctrl+u", *"kl>1")
+        await d.pilot.pause()
+        foot = d.screen().splitlines()[-1]
+        assert "0 of 37 layers; kl>1: the largest is .00838 (the column shows thousandths)" in foot
 
 
 # --- prompts while other things happen -----------------------------------------------------------
@@ -277,3 +318,25 @@ async def test_a_format_goes_to_the_layer_that_the_prompt_named() -> None:
         await d.pilot.press("enter")
         await d.until(lambda: d.sent(p.SetFormat))
         assert d.sent(p.SetFormat) == [p.SetFormat((first,), "int8")]
+
+
+async def test_another_format_can_be_swept() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
+        await d.pilot.press("S", *"bf16", "enter")
+        assert "has no effect" in d.bench.query_one(Prompt).verdict.says
+        await d.pilot.press("ctrl+u", *"int3", "enter")
+        await d.until(lambda: len(d.sent(p.Sweep)) == 2)
+        assert d.sent(p.Sweep)[1] == p.Sweep(("int3-g128",))
+
+
+async def test_files_are_offered_in_the_folder_where_the_last_one_was_saved(
+    tmp_path: Path,
+) -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        await d.pilot.press("w", *f"table {tmp_path}/a.csv", "enter")
+        await d.until(lambda: (tmp_path / "a.csv").exists())
+        await d.until(lambda: recall()[0].folder == str(tmp_path))
+        await d.pilot.press("w")
+        await d.pilot.pause()
+        offered = [offer.text for offer in d.bench.query_one(Prompt).offers]
+        assert any(text.startswith(f"table {tmp_path}/") for text in offered)

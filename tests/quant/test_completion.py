@@ -88,7 +88,7 @@ def test_what_can_be_used_comes_before_what_is_not_built() -> None:
         ]
         assert built == sorted(built, reverse=True), typed
     assert complete_format("")[0].text == "int4"
-    assert "not built yet" in complete_format("nf4")[0].says
+    assert "not built yet" in complete_format("int4+awq")[0].says
 
 
 @pytest.mark.parametrize("text", ["int4-g128", "int3-g32", "int8", "nf4:dq", "q4_k"])
@@ -111,11 +111,11 @@ def test_no_more_than_asked_for_and_in_lower_case() -> None:
     ("text", "shape", "canonical", "says"),
     [
         ("INT4 ", None, "int4-g128", "4.16 bit"),
-        ("int4", (8, 100), "int4-g128", "4.2 bit"),
+        ("int4", (8, 100), "int4-g128", "4.20 bit"),
         ("kept", (8, 100), "kept", "stored"),
         ("", None, None, "int4-g128"),
         ("int44", None, None, "int44"),
-        ("nf4", None, None, "not yet built"),
+        ("int4+awq", None, None, "not yet built"),
         ("int4+clip+hqq", None, None, "take one of them"),
         ("int4", (0, 4), None, "no values"),
         ("int4", (4,), None, "[4]"),
@@ -135,3 +135,29 @@ def test_any_text_is_explained(text: str) -> None:
     assert sentence
     assert sentence.isprintable()
     assert canonical is None or canonical == KEPT or str(parse_format(canonical)) == canonical
+
+
+@pytest.mark.parametrize("shape", [(8, 100), (3072, 256), (8, 384, 256)])
+@pytest.mark.parametrize("text", ["int4", "int4-g64", "int3-g128", "int8"])
+def test_completion_and_explanation_tell_the_same_bits(shape: tuple[int, ...], text: str) -> None:
+    says = complete_format(text, 1, shape)[0].says
+    assert says == explain_format(text, shape)[1].partition(": ")[2].removesuffix(" a weight")
+    assert float(says.split()[0]) == pytest.approx(
+        stored_bits(parse_format(text), shape) / prod(shape), abs=0.005
+    )
+    assert len(says.split()[0].partition(".")[2]) in (0, 2)
+
+
+def test_what_the_layer_cannot_hold_comes_last_with_its_reason() -> None:
+    assert complete_format("q4_k", 1)[0].usable
+    (found,) = complete_format("q4_k", 1, (8, 100))
+    assert not found.usable
+    assert "rows of 100 do not divide" in found.says
+    usable = [each.usable for each in complete_format("", 50, (8, 100))]
+    assert usable == sorted(usable, reverse=True)
+    assert False in usable
+
+
+def test_a_key_that_waits_for_its_number_can_be_chosen() -> None:
+    (found,) = [each for each in complete_format("kmeans3:") if each.text == "kmeans3:sparse="]
+    assert found.usable
