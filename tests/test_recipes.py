@@ -61,5 +61,5 @@ def test_one_that_cannot_change_leaves_all_as_they_are() -> None:
     with pytest.raises(UsageError, match="no such"):
         recipes.change(found, [*found.layers.names, "no such"], "int4")
     with pytest.raises(FormatError, match="not yet built"):
-        recipes.change(found, found.layers.names, "nf4")
+        recipes.change(found, found.layers.names, "int4+awq")
     assert recipes.change(found, found.layers.names, "kept") is None

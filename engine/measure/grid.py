@@ -2,8 +2,8 @@
 
 Only one group is looked at, and only its range: the format is applied to a ramp of that range, so
 nothing of the layer's size is ever quantised. That is exact for formats whose values follow from
-the range of a group (integer, float, absmax codebooks); a codebook fitted to the weights, or a
-method that moves scales by calibration, has no such grid.
+the range of a group (integer, float, absmax codebooks, GGUF's legacy types); what searches among the
+weights for its values (a fitted codebook, a K-quant, a method) has no such grid.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ def format_grid(weight: Tensor, format: Format, scale_dtype: torch.dtype) -> Gri
     Args:
         weight: ``[out, in]`` or ``[experts, out, in]``, of which the first expert that is finite
             counts.
-        format: one that is not built, or cannot hold the shape, has no grid; a kept one neither.
+        format: one that is not built, or cannot hold the shape, has no grid; a kept one neither,
+            nor one that searches among the weights for its values.
         scale_dtype: the dtype that scales are stored in.
     """
-    if format.kept or why_not_built(format) or why_not_held(format, weight.shape):
+    if not _follows_from_range(format) or why_not_held(format, weight.shape):
         return Grid()
     matrix = _matrix(weight)
     span = None if matrix is None else typical_range(matrix, format)
@@ -60,6 +61,15 @@ def format_grid(weight: Tensor, format: Format, scale_dtype: torch.dtype) -> Gri
     levels = sorted(set(approx.flatten().tolist()))
     step = median(high - low for low, high in pairwise(levels)) if len(levels) > 1 else math.nan
     return Grid(tuple(levels) if len(levels) <= MOST_LEVELS else (), step)
+
+
+def _follows_from_range(format: Format) -> bool:
+    """Whether the values of a group are known from its range, without the weights within."""
+    if format.kept or format.methods or why_not_built(format):
+        return False
+    if format.family == "gguf":  # the others search for their scales
+        return format.name in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+    return format.family != "codebook" or format.name in ("nf4", "fp4")
 
 
 def _matrix(weight: Tensor) -> Tensor | None:

@@ -83,9 +83,22 @@ def test_too_many_levels_leave_the_step_alone() -> None:
     assert found.step == pytest.approx(half(max(map(abs, typical_group(weight, None))) / 127.5))
 
 
-@pytest.mark.parametrize("text", ["fp16", "nf4", "q4_k", "int4-g128+gptq", "e8-2+hadamard"])
-def test_what_is_kept_or_not_built_has_no_grid(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("fp16", "int4-g128+gptq"),
+        *("q4_k", "iq4_nl", "kmeans4", "e8-2+hadamard", "int4+clip", "nf4+clip", "int4+hqq"),
+    ],
+)
+def test_what_is_kept_not_built_or_fitted_to_the_weights_has_no_grid(text: str) -> None:
     assert _none(format_grid(torch.randn(8, 256), parse_format(text), torch.float16))
+
+
+@pytest.mark.parametrize(("text", "levels"), [("nf4", 16), ("mxfp4", 15), ("q4_0", 16)])
+def test_small_floats_and_tables_have_one(text: str, levels: int) -> None:
+    weight = torch.randn(8, 256, generator=torch.Generator().manual_seed(4))
+    found = format_grid(weight, parse_format(text), torch.float16)
+    assert levels - 3 <= len(found.levels) <= levels  # the lesser end may not reach the last
 
 
 def _none(grid: Grid) -> bool:
