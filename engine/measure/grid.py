@@ -2,8 +2,8 @@
 
 Only one group is looked at, and only its range: the format is applied to a ramp of that range, so
 nothing of the layer's size is ever quantised. That is exact for formats whose values follow from
-the range of a group (integer, float, absmax codebooks, GGUF's legacy types); what searches among the
-weights for its values (a fitted codebook, a K-quant, a method) has no such grid.
+the range of a group (integer, float, absmax codebooks, GGUF's legacy types); what searches among
+the weights for its values (a fitted codebook, a K-quant, a method) has no such grid.
 """
 
 from __future__ import annotations
