@@ -142,9 +142,13 @@ def parse_format(text: str) -> Format:
 
 def why_not_built(fmt: Format) -> str | None:
     """Why this version cannot quantise to ``fmt``; None where it can."""
-    needed = ["hadamard"] if fmt.name == "e8-2" else []
-    if [method.name for method in fmt.methods] != needed:
-        return f"{fmt} is not yet built: this version has formats without methods"
+    built = {"clip", "hqq"} | ({"hadamard"} if fmt.name == "e8-2" else set())
+    for method in fmt.methods:
+        if method.name not in built:
+            have = "those that have no need of calibration: '+clip' and '+hqq'"
+            return (
+                f"{fmt} is not yet built: '+{method.name}' is missing; of methods there are {have}"
+            )
     return None
 
 

@@ -1,18 +1,21 @@
 """``int2`` to ``int8``: round to nearest, with one scale per group, channel or tensor.
 
 The arithmetic is that of compressed-tensors in float32, which it equals bit for bit, but for
-scales that vanish in 16 bits, where compressed-tensors divides by zero.
+scales that vanish in 16 bits, where compressed-tensors divides by zero. ``+clip`` narrows the
+ranges and ``+hqq`` moves the zero points before weights are rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.quant.formats import Format
+from engine.quant.methods.clip import best_factors, clips
+from engine.quant.methods.hqq import half_quadratic, splits
 from engine.quant.quantized import Quantized, in_groups
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.scales import stored_scale
@@ -24,7 +27,7 @@ class Parameters(NamedTuple):
     scale: Tensor
     """In the dtype it is stored in."""
     zero_point: Tensor | None
-    """float32 integers; None if symmetric."""
+    """float32 with the values that are stored, whole but for ``+hqq``; None if symmetric."""
     divisor: Tensor
     """float32: the stored scale, or infinity in a group that is stored as zeros."""
 
@@ -70,6 +73,83 @@ def quantization_parameters(
     return Parameters(stored, zero_point, divisor)
 
 
+def find_parameters(
+    parts: Callable[[], Iterable[Tensor]],
+    width: int,
+    fmt: Format,
+    scale_dtype: torch.dtype,
+    name: str = "weight",
+) -> Parameters:
+    """The parameters that weights are rounded with, by ``+clip`` or ``+hqq`` where ``fmt`` has it.
+
+    Args:
+        parts: Gives weights in groups, finite float32 ``[rows, groups, size]``: one part, or for
+            ``-tensor`` all parts of the weight, anew at every call.
+        width: Weights of a row; what fills up the last group beyond it counts for nothing.
+        fmt: An integer format.
+        scale_dtype: The dtype that scales, and zero points that are not whole, are stored in.
+        name: The tensor, for the error message.
+
+    Raises:
+        FormatError: A scale is too large for ``scale_dtype``, with the whole range.
+    """
+
+    def total(of: Callable[[Tensor], Tensor]) -> Tensor:
+        sums = (
+            _without_filling(of(groups), width).sum(-1, dtype=torch.float64) for groups in parts()
+        )
+        if fmt.strategy != "tensor":
+            return next(iter(sums))
+        return torch.stack([found.sum() for found in sums]).sum().reshape(1, 1)
+
+    lo, hi = _range(parts, fmt)
+    if clips(fmt):
+
+        def error(factors: Tensor) -> Tensor:
+            tried = quantization_parameters(lo * factors, hi * factors, fmt, scale_dtype, name)
+            return total(lambda weights: (_approx(weights, tried, fmt) - weights).square_())
+
+        factors = best_factors(error, lo)
+        lo, hi = lo * factors, hi * factors
+    found = quantization_parameters(lo, hi, fmt, scale_dtype, name)
+    if splits(fmt) and found.zero_point is not None:
+        scale = found.scale.to(torch.float32)
+        q_min, q_max = code_range(fmt.bits)
+        real = (q_min - lo.clamp(max=0) / scale).clamp(q_min, q_max)
+        count = total(torch.ones_like).to(torch.float32)
+        starts = (found.zero_point, real)
+        point = half_quadratic(total, count, scale, starts, (q_min, q_max), scale_dtype)
+        found = found._replace(zero_point=point.masked_fill(found.divisor.isinf(), 0))
+    return found
+
+
+def group_parameters(
+    groups: Tensor, width: int, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
+) -> Parameters:
+    """`find_parameters` of weights ``[rows, groups, size]`` that are all there are."""
+    return find_parameters(lambda: [groups], width, fmt, scale_dtype, name)
+
+
+def integer_codes(groups: Tensor, parameters: Parameters, fmt: Format) -> Tensor:
+    """The nearest codes of ``[…, groups, size]``, float32."""
+    codes = groups / parameters.divisor.unsqueeze(-1)
+    if parameters.zero_point is not None:
+        codes.add_(parameters.zero_point.unsqueeze(-1))
+    return codes.clamp_(*code_range(fmt.bits)).round_()
+
+
+def integer_values(codes: Tensor, parameters: Parameters) -> Tensor:
+    """``(code − zero_point) · scale`` of float32 codes ``[…, groups, size]``, in place."""
+    if parameters.zero_point is not None:
+        codes.sub_(parameters.zero_point.unsqueeze(-1))
+    return codes.mul_(parameters.scale.to(torch.float32).unsqueeze(-1))
+
+
+def stored_zero_points(points: Tensor, fmt: Format, scale_dtype: torch.dtype) -> Tensor:
+    """Zero points in the dtype they are stored in: int8, or with ``+hqq`` that of the scales."""
+    return points.to(scale_dtype if splits(fmt) else torch.int8)
+
+
 def quantize_integer(
     weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
 ) -> Quantized:
@@ -78,7 +158,7 @@ def quantize_integer(
     Args:
         weight: ``[out, in]`` or ``[experts, out, in]``, each expert on its own; not modified.
             Values that are not finite take no part in a range and get the code of 0.
-        fmt: ``int2`` to ``int8``; methods are not looked at.
+        fmt: ``int2`` to ``int8``; of the methods, ``clip`` and ``hqq`` are looked at.
         scale_dtype: The dtype that scales are stored in.
         name: The tensor, for the error message.
 
@@ -101,11 +181,11 @@ def quantize_integer(
         codes[rows] = groups.flatten(-2)[:, : weight.shape[1]].to(torch.int8)
         found.append(parameters)
     found = found[:1] if fmt.strategy == "tensor" else found
-    points = [p.zero_point.to(torch.int8) for p in found if p.zero_point is not None]
+    points = [p.zero_point for p in found if p.zero_point is not None]
     return Quantized(
         codes,
         torch.cat([p.scale for p in found]),
-        torch.cat(points) if points else None,
+        stored_zero_points(torch.cat(points), fmt, scale_dtype) if points else None,
         fmt.group_size,
     )
 
@@ -118,10 +198,7 @@ def write_dequantized(
     Values that are not finite are copied. Raises as `quantize_integer` does.
     """
     for rows, broken, parameters, groups in _encoded(weight, fmt, scale_dtype, name):
-        if parameters.zero_point is not None:
-            groups.sub_(parameters.zero_point.unsqueeze(-1))
-        groups.mul_(parameters.scale.to(torch.float32).unsqueeze(-1))
-        approx = groups.flatten(-2)[:, : weight.shape[1]]
+        approx = integer_values(groups, parameters).flatten(-2)[:, : weight.shape[1]]
         if broken is not None:
             approx = torch.where(broken, weight[rows].to(torch.float32), approx)
         out[rows] = approx
@@ -131,25 +208,40 @@ def _encoded(
     weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str
 ) -> Iterator[tuple[slice, Tensor | None, Parameters, Tensor]]:
     """Yield rows, which of their values are not finite, parameters, and float32 codes in groups."""
-    q_min, q_max = code_range(fmt.bits)
+    size, width = fmt.group_size, weight.shape[1]
     shared = None
     if fmt.strategy == "tensor":
-        shared = quantization_parameters(*_tensor_range(weight), fmt, scale_dtype, name)
+
+        def parts() -> Iterator[Tensor]:
+            for rows in row_chunks(weight):
+                yield in_groups(finite_and_broken(weight[rows])[0], None)
+
+        shared = find_parameters(parts, width, fmt, scale_dtype, name)
     for rows in row_chunks(weight):
         finite, broken = finite_and_broken(weight[rows])
-        groups = in_groups(finite, fmt.group_size)
-        parameters = shared or quantization_parameters(
-            groups.amin(-1), groups.amax(-1), fmt, scale_dtype, name
-        )
-        codes = groups / parameters.divisor.unsqueeze(-1)
-        if parameters.zero_point is not None:
-            codes.add_(parameters.zero_point.unsqueeze(-1))
-        yield rows, broken, parameters, codes.clamp_(q_min, q_max).round_()
+        groups = in_groups(finite, size)
+        parameters = shared or group_parameters(groups, width, fmt, scale_dtype, name)
+        yield rows, broken, parameters, integer_codes(groups, parameters, fmt)
 
 
-def _tensor_range(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest finite weight, ``[1, 1]`` each."""
-    ends = [finite_and_broken(weight[rows])[0].aminmax() for rows in row_chunks(weight)]
+def _range(parts: Callable[[], Iterable[Tensor]], fmt: Format) -> tuple[Tensor, Tensor]:
+    """The least and the greatest weight of every group, or ``[1, 1]`` each of the tensor."""
+    if fmt.strategy != "tensor":
+        groups = next(iter(parts()))
+        return groups.amin(-1), groups.amax(-1)
+    ends = [groups.aminmax() for groups in parts()]
     lo = torch.stack([end.min for end in ends]).amin()
     hi = torch.stack([end.max for end in ends]).amax()
     return lo.reshape(1, 1), hi.reshape(1, 1)
+
+
+def _approx(groups: Tensor, parameters: Parameters, fmt: Format) -> Tensor:
+    return integer_values(integer_codes(groups, parameters, fmt), parameters)
+
+
+def _without_filling(groups: Tensor, width: int) -> Tensor:
+    """Numbers ``[rows, groups, size]`` with 0 for those that no weight of the row stands behind."""
+    beyond = groups.shape[-2] * groups.shape[-1] - width
+    if beyond > 0:
+        groups[..., -1, groups.shape[-1] - beyond :] = 0
+    return groups

@@ -7,7 +7,9 @@ of two on, less that of the element's greatest value (2 for E2M1, 8 for E4M3). `
 (``NVFP4A16``) has an E4M3 scale for 16 weights and one float32 for the tensor,
 ``448 · 6 / max|w|``, that brings those scales into the range of E4M3. All three equal
 compressed-tensors bit for bit; where its mx scales reach infinity, from ``1.75 · 2^127`` on, a
-weight is refused.
+weight is refused. With ``+clip`` a block may also have a wider range than its own: values of E2M1
+are so far apart that a greatest weight at 4 or 3 of 6 can lose less ("four over six", Cook et al.
+2025, arXiv 2512.02010).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.quant.formats import Format
+from engine.quant.methods.clip import best_factors, clips
 from engine.quant.quantized import in_groups
 from engine.quant.rows import finite_and_broken, looked_up, row_chunks
 from engine.quant.stored import FOR_THE_WHOLE, Encoded, joined, write_rows
@@ -78,18 +81,18 @@ def quantize_microscaled(weight: Tensor, fmt: Format, name: str = "weight") -> M
     return joined(lambda matrix: _encoded_mx(matrix, fmt, name), weight.detach())
 
 
-def quantize_nvfp4(weight: Tensor) -> NvFloat4:
+def quantize_nvfp4(weight: Tensor, fmt: Format) -> NvFloat4:
     """Round ``[out, in]`` or ``[experts, out, in]`` to ``nvfp4``; 16 divides ``in``.
 
     Values that are not finite take no part in a range and get the code of 0.
     """
-    return joined(_encoded_nv, weight.detach())
+    return joined(lambda matrix: _encoded_nv(matrix, fmt), weight.detach())
 
 
 def write_dequantized(weight: Tensor, fmt: Format, out: Tensor, name: str = "weight") -> None:
     """Write ``Ŵ`` of ``[out, in]`` into ``out``; raises as `quantize_microscaled` does."""
     if fmt.name == "nvfp4":
-        write_rows(weight, _encoded_nv(weight), out)
+        write_rows(weight, _encoded_nv(weight, fmt), out)
     else:
         write_rows(weight, _encoded_mx(weight, fmt, name), out)
 
@@ -105,16 +108,35 @@ def _encoded_mx(weight: Tensor, fmt: Format, name: str) -> Encoded[Microscaled]:
                 f"{name}: {fmt} ends below 1.75·2^127, and a weight has the magnitude "
                 f"{float(maxima.max()):.3g}: keep this layer"
             )
-        exponent -= 2 if fmt.bits == 4 else 8
-        exponent = exponent.clamp(min=0).to(torch.uint8)
-        scaled = (groups / _power_of_two(exponent).unsqueeze(-1)).flatten(-2)
-        codes = _pack_e2m1(scaled) if fmt.bits == 4 else scaled.clamp_(-448, 448).to(E4M3)
-        yield rows, broken, Microscaled(codes, exponent)
+        encoded = _with_exponent(groups, exponent, fmt)
+        if clips(fmt):
+            # Scales are powers of two: no other ranges than these come out differently.
+            for step in (-1, 1):
+                tried = _with_exponent(groups, (exponent + step).clamp(max=254), fmt)
+                better = _lost(tried, groups) < _lost(encoded, groups)
+                chosen = torch.where(better, tried.exponent, encoded.exponent).to(torch.int32)
+                encoded = _with_exponent(groups, chosen + (2 if fmt.bits == 4 else 8), fmt)
+        yield rows, broken, encoded
 
 
-def _encoded_nv(weight: Tensor) -> Encoded[NvFloat4]:
-    maxima = [finite_and_broken(weight[rows])[0].abs().amax() for rows in row_chunks(weight)]
-    greatest = torch.stack(maxima).amax().clamp(min=torch.finfo(torch.float32).tiny)
+def _with_exponent(groups: Tensor, exponent: Tensor, fmt: Format) -> Microscaled:
+    """Codes of ``[rows, groups, 32]`` where ``exponent`` is that of the greatest magnitudes."""
+    exponent = exponent - (2 if fmt.bits == 4 else 8)
+    exponent = exponent.clamp(min=0).to(torch.uint8)
+    scaled = (groups / _power_of_two(exponent).unsqueeze(-1)).flatten(-2)
+    codes = _pack_e2m1(scaled) if fmt.bits == 4 else scaled.clamp_(-448, 448).to(E4M3)
+    return Microscaled(codes, exponent)
+
+
+def _lost(encoded: Microscaled | NvFloat4, groups: Tensor) -> Tensor:
+    """The squared error of every group, float64 ``[rows, groups]``."""
+    found = encoded.approx().view_as(groups) - groups
+    return found.square_().sum(-1, dtype=torch.float64)
+
+
+def _encoded_nv(weight: Tensor, fmt: Format) -> Encoded[NvFloat4]:
+    found = [finite_and_broken(weight[rows])[0].abs().amax() for rows in row_chunks(weight)]
+    greatest = torch.stack(found).amax().clamp(min=torch.finfo(torch.float32).tiny)
     # A product with the reciprocal, as PyTorch divides a number by a tensor: that is the reference.
     global_scale = (greatest.reciprocal() * (E4M3_MAX * E2M1[-1])).nan_to_num(posinf=1.0).reshape(1)
     # A tensor on the device: CUDA turns division by a Python number into a product, which differs.
@@ -122,11 +144,22 @@ def _encoded_nv(weight: Tensor) -> Encoded[NvFloat4]:
     for rows in row_chunks(weight):
         finite, broken = finite_and_broken(weight[rows])
         groups = in_groups(finite, 16)
-        scale = (global_scale * (groups.abs().amax(-1) / e2m1)).clamp_(max=E4M3_MAX)
-        scale = scale.to(E4M3).to(torch.float32)
-        scale = scale.masked_fill(scale == 0, _EMPTY_NV_SCALE)
-        codes = _pack_e2m1((groups / (scale / global_scale).unsqueeze(-1)).flatten(-2))
-        yield rows, broken, NvFloat4(codes, scale.to(E4M3), global_scale)
+        maxima = groups.abs().amax(-1)
+
+        def encode(most: Tensor, groups: Tensor = groups) -> NvFloat4:
+            scale = (global_scale * (most / e2m1)).clamp_(max=E4M3_MAX)
+            scale = scale.to(E4M3).to(torch.float32)
+            scale = scale.masked_fill(scale == 0, _EMPTY_NV_SCALE)
+            codes = _pack_e2m1((groups / (scale / global_scale).unsqueeze(-1)).flatten(-2))
+            return NvFloat4(codes, scale.to(E4M3), global_scale)
+
+        if clips(fmt):
+
+            def error(factors: Tensor, most: Tensor = maxima, groups: Tensor = groups) -> Tensor:
+                return _lost(encode(most * factors, groups), groups)
+
+            maxima = maxima * best_factors(error, maxima, wider=(1.5, 2.0))
+        yield rows, broken, encode(maxima)
 
 
 def _biased_exponent(maxima: Tensor) -> Tensor:

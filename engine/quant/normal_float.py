@@ -6,7 +6,9 @@ With ``:dq``, double quantisation, the block maxima less their mean are stored i
 dynamic type (Dettmers et al. 2021, arXiv 2110.02861) with a float32 maximum for 256 of them. Codes,
 maxima and ``Ŵ`` equal bitsandbytes on a CPU bit for bit (``quantize_4bit``, ``dequantize_4bit``);
 it works in float32 whatever the dtype, and casts last. The mean of the maxima is PyTorch's, here as
-there: of very many its last bit may hang on the number of threads.
+there: of very many its last bit may hang on the number of threads. ``+clip`` takes less than the
+maxima where that loses less; with ``:dq``, which moves the maxima afterwards, for the whole weight
+or not at all.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.quant.formats import Format
+from engine.quant.methods.clip import best_factors, clips
 from engine.quant.rows import finite_and_broken, flat_chunks, looked_up, matrices, restored
 
 # fmt: off
@@ -104,12 +107,14 @@ def quantize_normal_float(weight: Tensor, fmt: Format) -> NormalFloat:
     weight = weight.detach()
     codes, maxima = [], []
     for matrix in matrices(weight):
-        maxima.append(_stored_maxima(matrix, fmt))
-        codes.append(torch.cat([_pack(part, fmt) for _, _, part, _ in _encoded(matrix, fmt)]))
-    absmax, nested, offset = zip(*maxima, strict=True)
+        absmax = _absmax(matrix, fmt)
+        maxima.append(_stored_maxima(absmax, fmt))
+        parts = _encoded(matrix, fmt, absmax)
+        codes.append(torch.cat([_pack(part, fmt) for _, _, part, _ in parts]))
+    stored, nested, offset = zip(*maxima, strict=True)
     return NormalFloat(
         _together(codes, weight),
-        _together(absmax, weight),
+        _together(stored, weight),
         _together(nested, weight) if nested[0] is not None else None,
         _together(offset, weight) if offset[0] is not None else None,
         fmt.name,
@@ -120,42 +125,94 @@ def quantize_normal_float(weight: Tensor, fmt: Format) -> NormalFloat:
 
 def write_dequantized(weight: Tensor, fmt: Format, out: Tensor) -> None:
     """Write ``Ŵ`` of ``[out, in]`` into ``out``; values that are not finite are copied."""
+    flat = out.view(-1)
+    for part, broken, approx in _approx(weight, fmt, _absmax(weight, fmt)):
+        flat[part] = approx if broken is None else restored(approx, broken[0], broken[1])
+
+
+def _approx(
+    weight: Tensor, fmt: Format, absmax: Tensor
+) -> Iterator[tuple[slice, tuple[Tensor, Tensor] | None, Tensor]]:
+    """Yield slices of the flattened weight, what is not finite in them, and their ``Ŵ``."""
     size = fmt.group_size or 1
     values = table(fmt.name)
-    maxima = None
-    if ("dq", True) in fmt.options:
-        absmax, nested, offset = _stored_maxima(weight, fmt)
-        empty = absmax.new_empty(0)
-        maxima = NormalFloat(empty, absmax, nested, offset, fmt.name, size, ()).maxima()
-    flat = out.view(-1)
-    for part, broken, codes, absmax in _encoded(weight, fmt):
-        used = absmax if maxima is None else maxima[part.start // size : -(-part.stop // size)]
-        approx = looked_up(values, codes) * used.repeat_interleave(size)[: len(codes)]
-        if broken is not None:
-            approx = restored(approx, broken[0], broken[1])
-        flat[part] = approx
+    stored, nested, offset = _stored_maxima(absmax, fmt)
+    maxima = stored
+    if nested is not None:
+        empty = stored.new_empty(0)
+        maxima = NormalFloat(empty, stored, nested, offset, fmt.name, size, ()).maxima()
+    for part, broken, codes, _ in _encoded(weight, fmt, absmax):
+        used = maxima[part.start // size : -(-part.stop // size)]
+        yield part, broken, looked_up(values, codes) * used.repeat_interleave(size)[: len(codes)]
 
 
 def _encoded(
-    weight: Tensor, fmt: Format
+    weight: Tensor, fmt: Format, absmax: Tensor
 ) -> Iterator[tuple[slice, tuple[Tensor, Tensor] | None, Tensor, Tensor]]:
-    """Yield slices of the flattened weight, what is not finite in them, codes, and block maxima."""
+    """Yield slices of the flattened weight, what is not finite in them, codes, and the weights."""
+    size = fmt.group_size or 1
+    for part, given in flat_chunks(weight, size):
+        finite, places = finite_and_broken(given)
+        used = absmax[part.start // size : -(-part.stop // size)]
+        codes = _nearest(finite, used, fmt)
+        yield part, None if places is None else (places, given), codes, finite
+
+
+def _nearest(finite: Tensor, absmax: Tensor, fmt: Format) -> Tensor:
+    """Codes of flat weights that begin with a block, given the maxima of their blocks."""
     size = fmt.group_size or 1
     order = torch.argsort(table(fmt.name))
     values = table(fmt.name)[order]
-    bounds = ((values[:-1] + values[1:]) / 2).to(weight.device)
-    order = order.to(torch.uint8)
-    for part, given in flat_chunks(weight, size):
-        finite, places = finite_and_broken(given)
-        absmax = _block_maxima(finite, size)
-        divisor = absmax.clamp(min=_LEAST)
-        whole = len(finite) // size * size
-        blocks = finite[:whole].view(-1, size) * divisor[: whole // size].reciprocal()[:, None]
-        # bitsandbytes divides in the last block where it is shorter, and multiplies elsewhere.
-        scaled = torch.cat([blocks.view(-1), finite[whole:] / divisor[-1]]).clamp_(-1, 1)
-        codes = torch.bucketize(scaled, bounds, out_int32=True)
-        broken = None if places is None else (places, given)
-        yield part, broken, looked_up(order, codes), absmax
+    bounds = ((values[:-1] + values[1:]) / 2).to(finite.device)
+    divisor = absmax.clamp(min=_LEAST)
+    whole = len(finite) // size * size
+    blocks = finite[:whole].view(-1, size) * divisor[: whole // size].reciprocal()[:, None]
+    # bitsandbytes divides in the last block where it is shorter, and multiplies elsewhere.
+    scaled = torch.cat([blocks.view(-1), finite[whole:] / divisor[-1]]).clamp_(-1, 1)
+    return looked_up(order.to(torch.uint8), torch.bucketize(scaled, bounds, out_int32=True))
+
+
+def _absmax(weight: Tensor, fmt: Format) -> Tensor:
+    """What stands for the magnitudes of every block of ``[out, in]``, float32 ``[blocks]``."""
+    size = fmt.group_size or 1
+    whole, clipped = [], []
+    for _, given in flat_chunks(weight, size):
+        finite, _ = finite_and_broken(given)
+        whole.append(_block_maxima(finite, size))
+        if clips(fmt):
+            clipped.append(_clipped(finite, whole[-1], fmt))
+    absmax = torch.cat(whole)
+    if not clips(fmt):
+        return absmax
+    found = torch.cat(clipped)
+    if ("dq", True) in fmt.options and _error(weight, fmt, absmax) <= _error(weight, fmt, found):
+        return absmax
+    return found
+
+
+def _clipped(finite: Tensor, absmax: Tensor, fmt: Format) -> Tensor:
+    """The maxima of least squared error for flat weights that begin with a block."""
+    size = fmt.group_size or 1
+    values = table(fmt.name)
+
+    def error(factors: Tensor) -> Tensor:
+        most = absmax * factors
+        found = looked_up(values, _nearest(finite, most, fmt))
+        squares = (found * most.repeat_interleave(size)[: len(finite)] - finite).square_()
+        squares = functional.pad(squares, (0, -len(finite) % size))
+        return squares.view(-1, size).sum(1, dtype=torch.float64)
+
+    return absmax * best_factors(error, absmax)
+
+
+def _error(weight: Tensor, fmt: Format, absmax: Tensor) -> float:
+    """The squared error of the weight ``[out, in]`` as it is stored."""
+    total = 0.0
+    parts = zip(_approx(weight, fmt, absmax), flat_chunks(weight, fmt.group_size or 1), strict=True)
+    for (_, _, approx), (_, given) in parts:
+        squares = (approx - finite_and_broken(given)[0]).square_()
+        total += float(squares.sum(dtype=torch.float64))
+    return total
 
 
 def _block_maxima(finite: Tensor, size: int) -> Tensor:
@@ -167,11 +224,8 @@ def _block_maxima(finite: Tensor, size: int) -> Tensor:
     return maxima
 
 
-def _stored_maxima(weight: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The block maxima of ``[out, in]`` as they are stored, what they are multiples of, offset."""
-    size = fmt.group_size or 1
-    chunks = (finite_and_broken(given)[0] for _, given in flat_chunks(weight, size))
-    absmax = torch.cat([_block_maxima(finite, size) for finite in chunks])
+def _stored_maxima(absmax: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Block maxima as they are stored, what they are multiples of, and their offset."""
     if ("dq", True) not in fmt.options:
         return absmax, None, None
     offset = absmax.mean().reshape(1)

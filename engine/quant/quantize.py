@@ -72,7 +72,7 @@ def stored_form(
     if fmt.name in float8.FLOAT8:
         return float8.quantize_float8(weight, fmt, scale_dtype, name)
     if fmt.name == "nvfp4":
-        return microscaling.quantize_nvfp4(weight)
+        return microscaling.quantize_nvfp4(weight, fmt)
     if fmt.family == "float":
         return microscaling.quantize_microscaled(weight, fmt, name)
     if fmt.family == "gguf":

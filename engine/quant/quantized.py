@@ -33,7 +33,8 @@ class Quantized:
     """``[…, out, groups]`` in the dtype it is stored in; ``[…, out, 1]`` per channel and
     ``[…, 1, 1]`` per tensor."""
     zero_point: Tensor | None
-    """int8 in the shape of ``scale``, on the same signed axis as the codes; None if symmetric."""
+    """In the shape of ``scale``, on the same signed axis as the codes: int8, or in the dtype of
+    ``scale`` with ``+hqq``, where it is not whole; None if symmetric."""
     group_size: int | None
     """Weights of a row that share a scale, the last group of a row perhaps fewer; None if all."""
 

@@ -48,6 +48,8 @@ def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
     for method in fmt.methods:
         if ("online", True) in method.options:
             return f"'+{method.name}:online' scales inputs at run time, which no checkpoint stores"
+    if any(method.name == "hqq" for method in fmt.methods):
+        return "'+hqq' has zero points that are not whole, which compressed-tensors cannot hold"
     if fmt.family == "integer" and fmt.group_size is not None and shape[-1] % fmt.group_size:
         return (
             f"the last group of {shape[-1] % fmt.group_size} is shorter than {fmt.group_size}: "
@@ -81,7 +83,8 @@ def _why_blocks_mislead(fmt: Format, shape: Sequence[int]) -> str | None:
 def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
     """Bits that a weight takes: its codes, scales and zero points.
 
-    Integer and fp8 scales take 16 bits, zero points as many as a code. ``nf4`` and ``fp4`` keep a
+    Integer and fp8 scales take 16 bits, zero points as many as a code, or with ``+hqq``, which
+    are not whole, 16 too. ``nf4`` and ``fp4`` keep a
     float32 maximum per block, or with ``:dq`` 8 bits, as bitsandbytes does, and fill up the last
     byte; the tables that it writes beside every weight are not counted. ``mx`` formats have an
     8-bit exponent per 32, ``nvfp4`` 8 bits per 16 and one float32; GGUF types are ggml's blocks;
@@ -110,7 +113,8 @@ def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
         return fmt.bits * weights + 8 * scales
     if fmt.name == "nvfp4":
         return fmt.bits * weights + 8 * scales + 32 * experts
-    zero_point_bits = 0 if fmt.symmetric else fmt.bits
+    real = any(method.name == "hqq" for method in fmt.methods)
+    zero_point_bits = 0 if fmt.symmetric else SCALE_BITS if real else fmt.bits
     return fmt.bits * weights + (SCALE_BITS + zero_point_bits) * scales
 
 

@@ -169,7 +169,7 @@ def test_nvfp4_equals_compressed_tensors(shape: tuple[int, int], source: torch.d
         more: dict[str, Any] = {"global_scale": global_scale}
         expected = fake_quantize(wide, scale, zero_point, args, **more)
         assert _same(dequantized(weight, fmt, torch.bfloat16), expected), which
-        found = quantize_nvfp4(weight)
+        found = quantize_nvfp4(weight, parse_format("nvfp4"))
         assert _same(found.approx(), expected), which
         assert _same(found.global_scale, global_scale), which
         assert _same(found.scale.float(), scale), which

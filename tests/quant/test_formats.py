@@ -238,11 +238,14 @@ def test_a_format_says_what_it_is() -> None:
     assert parse_format("fp16").strategy is None
 
 
-def test_every_format_is_built_and_methods_are_not_yet() -> None:
+def test_every_format_is_built_and_so_are_the_methods_without_calibration() -> None:
     for name in BASES:
         assert why_not_built(parse_format("e8-2+hadamard" if name == "e8-2" else name)) is None
-    for text in ("int4+awq", "e8-2+hadamard+gptq", "nf4+clip", "q4_k+hadamard"):
+    for text in ("int4+clip", "nf4:dq+clip", "nvfp4+clip", "int3-g64+hqq"):
+        assert why_not_built(parse_format(text)) is None
+    for text in ("int4+awq", "e8-2+hadamard+gptq", "int4+clip+gptq", "q4_k+hadamard", "int8+a8"):
         assert "not yet" in str(why_not_built(parse_format(text)))
+    assert "'+gptq' is missing" in str(why_not_built(parse_format("int4+clip+gptq")))
 
 
 def test_reading_a_format_imports_no_torch() -> None:
