@@ -28,6 +28,8 @@ from engine.quant.scales import EMPTY_SCALE
 
 TILE = 1 << 21
 """Weights of a tile, about: two tiles are the memory that is needed beside the weight."""
+_LEAST_SQUARE = 1e-30
+"""Mean squares below this are left to the plain path: float32 ends at 1e-38."""
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _Sums = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -100,8 +102,8 @@ class Fused:
                 means nothing where None is returned.
 
         Returns:
-            None where no kernel serves, none can be compiled (see `why`), a value is not finite
-            or a scale overflows.
+            None where no kernel serves, none can be compiled (see `why`), a value is not finite,
+            a scale overflows, or the weight is zero or so small that squares vanish in float32.
         """
         variant = variant_for(tuple(weight.shape), weight.dtype, fmt, scale_dtype)
         if variant is None or self.why or not weight.is_cpu:
@@ -169,7 +171,15 @@ def _run(variant: Variant, weight: Tensor, fmt: Format, out: Tensor | None) -> W
             sums.distance += float(distance.sum(dtype=torch.float64))
             sums.signal += float(signal.sum(dtype=torch.float64))
             sums.farthest = max(sums.farthest, float(farthest.amax()))
-    return sums.errors() if math.isfinite(sums.noise + sums.signal) else None
+    return sums.errors() if _within_float32(sums) else None
+
+
+def _within_float32(sums: Sums) -> bool:
+    """Whether squares neither overflowed nor vanished to a degree that a figure would show."""
+    floor = _LEAST_SQUARE * sums.entries
+    if not math.isfinite(sums.noise + sums.signal) or sums.signal < floor:
+        return False
+    return sums.farthest == 0 or sums.noise >= floor
 
 
 def _tile(
