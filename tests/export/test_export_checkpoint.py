@@ -174,7 +174,7 @@ def test_demo_with_int4_and_int8_mixed_scores_what_the_engine_measured(tmp_path:
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert _nll(reloaded, windows) == pytest.approx(score.nll, abs=1e-5)
     # As stored, in float16, which rounds the activations too.
-    assert _nll(_loaded(tmp_path / "out"), windows) == pytest.approx(score.nll, abs=1e-3)
+    assert _nll(_loaded(tmp_path / "out"), windows) == pytest.approx(score.nll, abs=1e-4)
 
 
 # --- equal to compressed-tensors' own writer -----------------------------------------------------
