@@ -21,6 +21,13 @@ def state_folder() -> Path:
     return folder
 
 
+def kernel_folder() -> Path:
+    """``~/.cache/qtui/kernels``, where compiled kernels are kept; made if absent."""
+    folder = Path(platformdirs.user_cache_dir("qtui")) / "kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
 def facts_file() -> Path:
     """The store of facts, shared by every session."""
     return state_folder() / "facts.sqlite"

@@ -248,7 +248,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str]:
                 "were made from"
             )
         raise CheckpointError(f"{file} is missing; give a folder as transformers saves it")
-    _check_link(folder, file)
+    check_link(folder, file)
     return _read_json(file)
 
 
@@ -261,12 +261,12 @@ def find_weights(folder: Path) -> tuple[list[Path], dict[str, str], bool]:
     for name, pickled in (("model.safetensors", False), ("pytorch_model.bin", True)):
         file, index = folder / name, folder / f"{name}.index.json"
         if file.is_file():
-            _check_link(folder, file)
+            check_link(folder, file)
             return [file], {}, pickled
         if file.is_symlink():
             raise CheckpointError(f"{file} links to a file that is missing; download it again")
         if index.is_file():
-            _check_link(folder, index)
+            check_link(folder, index)
             claimed = _read_index(index)
             shards = [_shard(folder, index, shard) for shard in sorted(set(claimed.values()))]
             return shards, claimed, pickled
@@ -309,11 +309,11 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
         raise CheckpointError(
             f"{file} is missing, though {index.name} names it; finish the download"
         )
-    _check_link(folder, file)
+    check_link(folder, file)
     return file
 
 
-def _check_link(folder: Path, file: Path) -> None:
+def check_link(folder: Path, file: Path) -> None:
     """Refuse a link out of the folder, but for the hub's cache, whose files lie in ``blobs/``."""
     real, home = file.resolve(), folder.resolve()
     if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):

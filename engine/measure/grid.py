@@ -63,7 +63,9 @@ def format_grid(weight: Tensor, format: Format, scale_dtype: torch.dtype) -> Gri
     """
     if format.kept or why_not_built(format) or why_not_held(format, weight.shape):
         return Grid()
-    if format.name in SEARCHED or (format.group_size or weight.shape[-1]) < LEAST_GROUP:
+    if format.methods or format.name in SEARCHED:
+        return Grid()
+    if (format.group_size or weight.shape[-1]) < LEAST_GROUP:
         return Grid()
     matrix = _matrix(weight)
     span = None if matrix is None else typical_range(matrix, format)

@@ -47,7 +47,7 @@ def weight_errors(
     if rows_at_once is None:
         return compare(weight, approximate(weight))
     rows = rows_of(weight)
-    sums = _Sums()
+    sums = Sums()
     for start in range(0, rows.shape[0], rows_at_once):
         part = rows[start : start + rows_at_once]
         sums.add(part, approximate(part))
@@ -60,19 +60,20 @@ def compare(weight: Tensor, approx: Tensor) -> WeightErrors:
     Raises:
         ValueError: the shapes differ.
     """
-    sums = _Sums()
+    sums = Sums()
     sums.add(weight, approx)
     return sums.errors()
 
 
-class _Sums:
-    """Running sums behind `WeightErrors`."""
+class Sums:
+    """Running sums behind `WeightErrors`, over pieces of a weight."""
 
     def __init__(self) -> None:
         self.signal = self.noise = self.distance = self.farthest = 0.0
         self.entries = 0
 
     def add(self, weight: Tensor, approx: Tensor) -> None:
+        """Add a piece and its approximation."""
         if weight.shape != approx.shape:
             raise ValueError(f"{list(approx.shape)} does not approximate {list(weight.shape)}")
         rows, approx_rows = rows_of(weight), rows_of(approx)
@@ -96,6 +97,7 @@ class _Sums:
             self.noise += float(gap.square_().sum())
 
     def errors(self) -> WeightErrors:
+        """The errors over all that was added."""
         n = max(1, self.entries)
         frobenius, norm = math.sqrt(self.noise), math.sqrt(self.signal)
         if frobenius == 0:

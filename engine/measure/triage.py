@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,11 +14,18 @@ from engine.checkpoint import DiskLayer, read_layer
 from engine.errors import FormatError
 from engine.jobs import Steps
 from engine.measure.account import Account
-from engine.measure.weights import WeightStatistics, compare, weight_statistics
+from engine.measure.fused import Fused, Variant, variant_for
+from engine.measure.reconstruction import WeightErrors, compare, weight_errors
+from engine.measure.weights import WeightStatistics, weight_statistics
 from engine.quant import QUANTISER_VERSION, Format, dequantized, parse_format
 from engine.quant import why_not_built as not_built
 from engine.quant import why_not_held as not_held
 from engine.workspace import Workspace
+
+PAYS = 1 << 31
+"""Weights, once for each format, from which on a kernel is worth the seconds of compiling it."""
+CHUNK = 1 << 19
+"""Weights that are approximated at a time where nothing is compiled."""
 
 
 def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
@@ -27,7 +35,7 @@ def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
 
     Yields:
         `Learned` with one `LayerWeights` at a time, `Fallback` for layers a format cannot hold,
-        `Progress`.
+        `Progress`, `Notice` if nothing can be compiled where that would pay.
 
     Raises:
         FormatError: if a format does not parse or is not built.
@@ -60,13 +68,19 @@ def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
     found = {name: known[key] for name, key in keys.items() if key in known}
     yield from account.found([keys[name] for name in found], list(found.values()))
     todo = [name for name in keys if name not in found]
+    scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
+    kernels = Fused(_worth_compiling([rows[name] for name in todo], parsed, scale_dtype))
+    told = False
     for done, name in enumerate(todo, len(found)):
         yield p.Progress(
             job=job, done=done, total=len(keys), detail=name,
             seconds_left=_left(begun, done - len(found), len(todo)),
         )  # fmt: skip
         with _leaving_room(workspace):
-            fact = _layer(workspace, rows[name], parsed, account)
+            fact = _layer(workspace, rows[name], parsed, kernels, account)
+        if kernels.why and not told:
+            told = True
+            yield p.Notice("info", kernels.why)
         yield account.learnt(keys[name], fact)
     account.timings["total_s"] = time.perf_counter() - begun
     return account.outcome()
@@ -90,7 +104,11 @@ def _left(begun: float, done: int, total: int) -> float:
 
 @torch.no_grad()
 def _layer(
-    workspace: Workspace, row: DiskLayer, formats: Sequence[Format], account: Account
+    workspace: Workspace,
+    row: DiskLayer,
+    formats: Sequence[Format],
+    kernels: Fused,
+    account: Account,
 ) -> p.LayerWeights:
     checkpoint = workspace.need_checkpoint()
     weight = account.timed("read_s", lambda: read_layer(checkpoint, row))()
@@ -103,16 +121,44 @@ def _layer(
             refused[str(format)] = why
             continue
         try:
-            approx = dequantized(weight, format, scale_dtype, name=row.name)
+            error = _errors(weight, format, scale_dtype, row.name, kernels)
         except FormatError as failure:
             refused[str(format)] = str(failure)
             continue
-        error = compare(weight, approx)
         errors[str(format)] = p.WeightError(
             error.frobenius, error.relative, error.max_abs, error.mean_abs, error.sqnr_db
         )
-        del approx
     return _fact(row.name, statistics, errors, refused)
+
+
+def _errors(
+    weight: torch.Tensor, format: Format, scale_dtype: torch.dtype, name: str, kernels: Fused
+) -> WeightErrors:
+    found = kernels.errors(weight, format, scale_dtype)
+    if found is not None:
+        return found
+
+    def approximate(part: torch.Tensor) -> torch.Tensor:
+        return dequantized(part, format, scale_dtype, name=name)
+
+    if format.family == "integer" and format.strategy in ("group", "channel"):
+        # No group crosses a row: Ŵ is made of a few rows that stay in the processor's cache.
+        return weight_errors(weight, approximate, max(1, CHUNK // max(1, weight.shape[-1])))
+    return compare(weight, approximate(weight))
+
+
+def _worth_compiling(
+    rows: Iterable[DiskLayer], formats: Iterable[Format], scale_dtype: torch.dtype
+) -> set[Variant]:
+    """The kernels that so much of the work needs that it is done sooner with them."""
+    weights = Counter[Variant]()
+    for row in rows:
+        # What is stored with a scale beside it is read as float32.
+        dtype = torch.float32 if row.scales else getattr(torch, row.dtype)
+        for format in formats:
+            if (variant := variant_for(row.shape, dtype, format, scale_dtype)) is not None:
+                weights[variant] += row.parameters
+    return {variant for variant, count in weights.items() if count >= PAYS}
 
 
 def _fact(

@@ -85,7 +85,8 @@ def test_what_is_kept_or_not_built_or_has_no_groups_to_speak_of_has_no_grid(text
 
 
 @pytest.mark.parametrize(
-    "text", ["q2_k", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "kmeans4", "e8-2+hadamard"]
+    "text",
+    ["q2_k", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "kmeans4", "e8-2+hadamard", "int4-g128+clip"],
 )
 def test_values_that_are_searched_for_or_fitted_make_no_grid(text: str) -> None:
     assert _none(format_grid(torch.randn(8, 256), parse_format(text), torch.float16))

@@ -1,0 +1,90 @@
+"""A folder that appears whole or not at all, and the files that go into it unchanged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.checkpoint.checkpoint import check_link
+from engine.errors import EngineError, UsageError
+from engine.model.source import BESIDE
+
+COPIED = (
+    *(pattern for pattern in BESIDE if pattern != "config.json"),
+    *("additional_chat_templates/*", "*processor_config.json", "*.py"),
+    *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
+)
+"""Files that a checkpoint needs beside config and weights, and those that must go with it."""
+
+
+def check_place(out: Path, source: Path, *, overwrite: bool) -> None:
+    """Raise where an export to ``out`` would destroy something.
+
+    Raises:
+        UsageError: ``out`` is there and was not to be overwritten, is no checkpoint, or holds the
+            one that is exported.
+        EngineError: the folder that it goes into is missing or cannot be written.
+    """
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise EngineError(f"{out.parent} is no folder that can be written to; give another path")
+    if source.resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"{out} holds the checkpoint that is exported; give another path")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UsageError(f"{out} is there and is no folder; give another path")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UsageError(f"{out} is there already; give another path, or ask to overwrite it")
+    if not (out / "config.json").is_file():
+        raise UsageError(
+            f"{out} holds files and no config.json: it is no checkpoint, and is not overwritten"
+        )
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A new folder beside ``out`` that takes its place on success and vanishes on failure."""
+    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(new: Path, out: Path) -> None:
+    if not out.exists():
+        new.rename(out)
+        return
+    old = new.with_suffix(".old")
+    out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def copied_files(source: Path) -> list[Path]:
+    """The files of `COPIED` in a checkpoint's folder, relative to it.
+
+    Raises:
+        CheckpointError: one links to a file outside of the folder.
+    """
+    found = sorted({file for pattern in COPIED for file in source.glob(pattern) if file.is_file()})
+    for file in found:
+        check_link(source, file)
+    return [file.relative_to(source) for file in found]
+
+
+def copy_files(source: Path, files: list[Path], into: Path) -> None:
+    """Copy files, given relative to ``source``; links become files."""
+    for file in files:
+        (into / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, into / file)

@@ -1,0 +1,92 @@
+"""The modules of a checkpoint's model, from its config alone: which can be quantised, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from engine.checkpoint import Checkpoint, DiskLayer
+from engine.errors import CheckpointError
+from engine.model.architecture import model_class, read_config
+from engine.model.names import join_names
+from engine.model.quiet import quiet
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Modules of a model as transformers names them, which may differ from the names on disk."""
+
+    by_tensor: Mapping[str, str]
+    """Name of a module by the name on disk of its weight, where one tensor is one weight."""
+    kinds: Mapping[str, type[nn.Module]]
+    head: str
+    """The output embedding."""
+
+    @property
+    def linear(self) -> list[str]:
+        """All linear modules."""
+        return [name for name, kind in self.kinds.items() if issubclass(kind, nn.Linear)]
+
+    def module(self, row: DiskLayer) -> str:
+        """The module that holds a layer."""
+        return self.head if row.role == "head" else self.by_tensor[row.parts[0]]
+
+    def why_not_quantised(self, row: DiskLayer) -> str | None:
+        """Why compressed-tensors cannot quantise the layer's module; None where it can.
+
+        It knows ``nn.Linear`` and ``nn.Embedding`` and those derived from them; but transformers
+        does not load an embedding that has no ``weight``.
+        """
+        if row.role == "experts":
+            return (
+                "transformers holds the experts as one fused tensor, and compressed-tensors "
+                "quantises linear modules only"
+            )
+        if row.role == "conv1d":
+            return "it is a transposed Conv1D, and compressed-tensors quantises linear modules only"
+        name = self.head if row.role == "head" else self.by_tensor.get(row.parts[0], "")
+        kind = self.kinds.get(name)
+        if kind is None:
+            return "transformers makes no module of this tensor alone"
+        if issubclass(kind, nn.Embedding):
+            return "transformers cannot load an embedding that is stored as codes"
+        if not issubclass(kind, nn.Linear):
+            return f"it is a {kind.__name__}, and compressed-tensors quantises linear modules only"
+        return None
+
+
+def read_modules(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Modules:
+    """Build the checkpoint's model without weights, and look at its modules.
+
+    Raises:
+        CheckpointError: transformers cannot build a model from the config.
+    """
+    with quiet():
+        config = read_config(checkpoint, trust_remote_code=trust_remote_code)
+        found, config = model_class(checkpoint.folder, config, trust_remote_code=trust_remote_code)
+        try:
+            with torch.device("meta"):
+                model = found(config)
+        except (KeyError, ValueError, TypeError, AttributeError, ImportError) as error:
+            raise CheckpointError(
+                f"{checkpoint.folder / 'config.json'} does not describe a model that can be "
+                f"built: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
+        made_from = join_names(model, checkpoint.tensors)
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    head = model.get_output_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    by_tensor = {
+        sources[0]: key.removesuffix(".weight")
+        for key, sources in made_from.items()
+        if len(sources) == 1 and key.endswith(".weight")
+    }
+    return Modules(
+        MappingProxyType(by_tensor),
+        MappingProxyType(kinds),
+        names.get(id(head), "lm_head"),
+    )
