@@ -26,6 +26,7 @@ from engine.session import Session
 from qtui.life import GOODBYE, Life
 from qtui.pump import Pump
 from qtui.remembered import Remembered, remember_theme
+from qtui.screens.deeds import Deeds
 from qtui.screens.workbench import Workbench
 from qtui.terminal import TerminalDriver, end_on_signals
 from qtui.text import PLAIN, UNICODE, Glyphs, only_ascii
@@ -124,6 +125,7 @@ class QtuiApp(App[None]):
     def _life(self, source: str, settings: p.Settings, profile: Profile) -> Life:
         bench = Workbench(source, profile, self.glyphs, self.look.keymap)
         bench.remember(self.look.remembered)
+        Deeds(bench)
         connect = self._connect or (lambda: launch(source, nice=profile.nice))
         return Life(self, bench, source, settings, profile, connect, self._behind)
 

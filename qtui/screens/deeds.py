@@ -10,12 +10,12 @@ from engine.quant.formats import parse_format
 from engine.session import Session
 from qtui.actions import HOLD
 from qtui.remembered import remember
+from qtui.screens.workbench import Want, Workbench
 from qtui.widgets.scoreboard import running
 from qtui.widgets.status import key_names
 
 if TYPE_CHECKING:
     from qtui.screens.prompts import Prompts
-    from qtui.screens.workbench import Want, Workbench
 
 NO_LAYERS = "there are no layers yet"
 NEEDS_LAYERS = frozenset(
@@ -30,6 +30,7 @@ class Deeds:
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
+        bench.hands = self
         self._prompts: Prompts | None = None
 
     # What opens over the workbench is imported when it first opens: the first frame does not wait.

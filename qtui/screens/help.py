@@ -106,7 +106,7 @@ class Help(Overlay):
         greyed = [
             (action.title, why)
             for action in bench.actions
-            if action.word and (why := bench.deeds.why_not(action.id))
+            if action.word and (why := bench.hands.why_not(action.id))
         ]
         for title, why in greyed:
             lines.append([(f"      not now: {title.lower()}: {why}", "$dim")])
@@ -120,7 +120,7 @@ class Help(Overlay):
     def _key(self, action: Action) -> Words:
         key = " ".join(key_names(self.bench.app, action))
         words = fit(action.title, min(len(action.title), self.LEFT - 11), self.glyphs)
-        grey = bool(self.bench.deeds.why_not(action.id))
+        grey = bool(self.bench.hands.why_not(action.id))
         return [(f"{key:>8}  ", "bold $primary"), (words, "$dim" if grey else "")]
 
 

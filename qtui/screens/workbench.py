@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from textual import events
 from textual.app import ComposeResult
@@ -13,7 +13,6 @@ from textual.content import Content
 from textual.geometry import Size
 from textual.message import Message as TextualMessage
 from textual.screen import Screen
-from textual.timer import Timer
 
 from engine import protocol as p
 from engine.profiles import Profile
@@ -23,7 +22,7 @@ from qtui.eventlog import EventLog
 from qtui.remembered import Remembered, remember
 from qtui.scope import Scope, describe
 from qtui.screens.arrangement import CSS, arrange
-from qtui.screens.deeds import Deeds
+from qtui.screens.questions import Questions
 from qtui.text import UNICODE, Glyphs, printable, short_name
 from qtui.widgets.banner import Banner
 from qtui.widgets.detail import Detail
@@ -35,6 +34,7 @@ from qtui.widgets.status import KeyBar, Message, key_names
 
 if TYPE_CHECKING:
     from qtui.filter import Filter
+    from qtui.screens.hands import Hands
     from qtui.widgets.prompt import Prompt
 
 Want: TypeAlias = Literal["retry", "leave", "freeze", "thaw", "theme", "suspend"]
@@ -54,9 +54,6 @@ DETAIL: frozenset[Dirty] = frozenset(
 
 class Workbench(Screen[None]):
     """Layers, their effects, and the recipe that is being made of them."""
-
-    REST: ClassVar[float] = 0.08
-    """Seconds the cursor rests on a layer before its histogram is asked for."""
 
     DEFAULT_CSS = CSS
 
@@ -104,13 +101,17 @@ class Workbench(Screen[None]):
         """Whether a hand asked for a sweep."""
         self.failed = False
         """Whether there is something to try again."""
-        self._asked: set[tuple[str, str]] = set()
-        self._rest: Timer | None = None
+        self.questions = Questions(
+            lambda: (self.session, self.table.current),
+            lambda command: self.post_message(self.Ask(command)),
+            self.set_timer,
+        )
         self.actions: list[Action] = []
         """Every action with the keys it has here."""
         self.refused_keys: list[str] = []
         """Keys of the profile that an action has already."""
-        self.deeds = Deeds(self)
+        self.hands: Hands
+        """What carries out actions: set by `qtui.screens.deeds.Deeds`, which knows this screen."""
         if glyphs.ascii:
             self.add_class("-ascii")
         self._bind(keymap or {})
@@ -180,9 +181,9 @@ class Workbench(Screen[None]):
     def connected(self) -> None:
         """There is an engine; it knows nothing of what the one before was asked."""
         self.scoreboard.state = "opening"
-        self._asked.clear()
+        self.questions.forget()
         self.table.pending.clear()
-        self._ask_soon()
+        self.questions.soon()
 
     def lost(self, said: str, log_path: str) -> None:
         """The engine is gone."""
@@ -227,7 +228,7 @@ class Workbench(Screen[None]):
         if dirty & DETAIL:
             self._detail()
         if dirty & {"layers", "model", "holds"}:
-            self._ask_soon()
+            self.questions.soon()
         self.log_pane.show()
 
     def swept(self) -> list[str]:
@@ -263,7 +264,7 @@ class Workbench(Screen[None]):
         """Take notice of an event before it is folded; false where it is not to be folded."""
         if isinstance(event, p.Refused) and event.command == "AskHistogram":
             # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
-            self._asked.clear()
+            self.questions.forget()
             return False
         if isinstance(event, p.Refused) and event.command == "Sweep" and not self.asked_sweep:
             # Asked for on attaching to a session that sweeps already: nobody pressed a key.
@@ -354,7 +355,7 @@ class Workbench(Screen[None]):
         """Show the layer, and ask for its histogram once the cursor rests."""
         self._detail()
         self.show_touched()
-        self._ask_soon()
+        self.questions.soon()
 
     def on_layer_table_marked(self) -> None:
         """Toggles touch other layers now."""
@@ -369,24 +370,6 @@ class Workbench(Screen[None]):
         if expanded.layer not in self.session.experts:
             self.post_message(self.Ask(p.AskExperts(expanded.layer)))
 
-    def _ask_soon(self) -> None:
-        if self._rest is not None:
-            self._rest.stop()
-        self._rest = self.set_timer(self.REST, self._ask_histogram)
-
-    def _ask_histogram(self) -> None:
-        layer = self.table.current
-        row = None if layer is None else self.session.row(layer)
-        if layer is None or row is None:
-            return
-        held = self.session.layers.holds[row]
-        format = "" if held == self.session.kept(row) else held
-        known = self.session.histograms.get(layer)
-        if (known is not None and known.format == format) or (layer, format) in self._asked:
-            return
-        self._asked.add((layer, format))
-        self.post_message(self.Ask(p.AskHistogram(layer, format=format)))
-
     # --- keys ---------------------------------------------------------------------------------
 
     def key(self, id: str) -> str:
@@ -396,23 +379,23 @@ class Workbench(Screen[None]):
 
     def action_do(self, id: str) -> None:
         """Carry out an action of the registry."""
-        self.deeds.perform(id)
+        self.hands.perform(id)
 
     def on_key_bar_pressed(self, pressed: KeyBar.Pressed) -> None:
         """An entry of the key bar was clicked."""
-        self.deeds.perform(pressed.id)
+        self.hands.perform(pressed.id)
 
     def on_prompt_changed(self, event: Prompt.Changed) -> None:
         """Another value in the line at the foot."""
-        self.deeds.prompts.changed(event)
+        self.hands.prompts.changed(event)
 
     def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
         """What was typed at the foot is wanted."""
-        self.deeds.prompts.submitted(event)
+        self.hands.prompts.submitted(event)
 
     def on_prompt_cancelled(self, event: Prompt.Cancelled) -> None:
         """What was typed at the foot is not wanted."""
-        self.deeds.prompts.cancelled(event)
+        self.hands.prompts.cancelled(event)
 
     def remember(self, left: Remembered) -> None:
         """Look as in an earlier run."""

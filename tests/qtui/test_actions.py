@@ -40,7 +40,7 @@ async def at(stage: str) -> AsyncIterator[Driver]:
 
 async def closed(d: Driver) -> None:
     """Nothing lies over the workbench, and nothing is typed at its foot."""
-    while d.app.screen is not d.bench or d.bench.deeds.prompts.open:
+    while d.app.screen is not d.bench or d.bench.hands.prompts.open:
         await d.pilot.press("escape")
 
 
@@ -68,8 +68,8 @@ async def test_every_action_is_done_or_says_why_not(
         ids = [action.id for action in d.bench.actions if action.id not in LAST]
         for id in [*ids, *LAST]:
             sent = len(d.link.sent)
-            why = d.bench.deeds.why_not(id)
-            d.bench.deeds.perform(id)
+            why = d.bench.hands.why_not(id)
+            d.bench.hands.perform(id)
             await d.pilot.pause()
             if why:
                 greyed.add(id)
@@ -95,7 +95,7 @@ async def test_the_palette_greys_what_cannot_be_done_says_why_and_does_the_rest(
         palette = d.app.screen
         assert isinstance(palette, Palette)
         for entry in palette.entries:
-            assert entry.why_not == d.bench.deeds.why_not(entry.id), entry.id
+            assert entry.why_not == d.bench.hands.why_not(entry.id), entry.id
         assert {entry.id for entry in palette.entries} == {a.id for a in d.bench.actions}
         await d.pilot.press(*"undo", "enter")
         await d.pilot.pause()
@@ -112,7 +112,7 @@ async def test_the_palette_greys_what_cannot_be_done_says_why_and_does_the_rest(
 async def test_the_palette_opens_prompts_and_screens() -> None:
     async with at("swept") as d:
         await d.pilot.press("ctrl+p", *"filter", "enter")
-        await d.until(lambda: d.bench.deeds.prompts.open)
+        await d.until(lambda: d.bench.hands.prompts.open)
         assert d.app.screen is d.bench
         await d.pilot.press(*"down", "enter")
         assert d.table.filter.text == "down"

@@ -212,10 +212,10 @@ async def test_an_entry_of_the_key_bar_does_what_its_key_does() -> None:
         await click("undo")
         await d.until(lambda: d.sent(p.Undo))
         await click("filter")
-        assert d.bench.deeds.prompts.open
+        assert d.bench.hands.prompts.open
         await d.pilot.press("escape")
         await click("toggle")
-        assert d.bench.deeds.prompts.open
+        assert d.bench.hands.prompts.open
         assert "hold" in d.screen()
 
 
@@ -254,7 +254,7 @@ async def test_letters_that_come_with_the_key_of_a_prompt_are_typed_there() -> N
         await d.until(lambda: d.table.filter.text)
         assert d.table.filter.text == "q-x"
         assert d.app.return_code is None
-        assert not d.bench.deeds.prompts.open
+        assert not d.bench.hands.prompts.open
 
 
 async def test_letters_that_come_with_the_key_of_the_palette_are_typed_there() -> None:

@@ -119,7 +119,7 @@ async def test_keys_of_the_start_screen_are_not_those_of_the_workbench_behind_it
         d = await hand.bench()
         await d.give(*r.opening())
         await hand.press("slash")
-        assert d.bench.deeds.prompts.open
+        assert d.bench.hands.prompts.open
         await hand.press("escape", "escape")
         await hand.press("question_mark")
         assert "Move" in d.screen()

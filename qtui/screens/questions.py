@@ -1,0 +1,57 @@
+"""Questions nobody presses a key for: the histogram of the layer that the cursor rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from textual.timer import Timer
+
+from engine import protocol as p
+from engine.session import Session
+
+
+class Questions:
+    """Asks for histograms, each once, and again where the layer holds another format."""
+
+    REST: ClassVar[float] = 0.08
+    """Seconds the cursor rests on a layer before its histogram is asked for."""
+
+    def __init__(
+        self,
+        here: Callable[[], tuple[Session, str | None]],
+        ask: Callable[[p.AnyCommand], Any],
+        later: Callable[[float, Callable[[], None]], Timer],
+    ) -> None:
+        """
+        Args:
+            here: what is known, and the layer under the cursor.
+            ask: passes a command on.
+            later: calls a function after so many seconds.
+        """
+        self._here, self._ask, self._later = here, ask, later
+        self._asked: set[tuple[str, str]] = set()
+        self._rest: Timer | None = None
+
+    def forget(self) -> None:
+        """What was asked for was not answered: it may be asked for again."""
+        self._asked.clear()
+
+    def soon(self) -> None:
+        """Ask once the cursor rests."""
+        if self._rest is not None:
+            self._rest.stop()
+        self._rest = self._later(self.REST, self._histogram)
+
+    def _histogram(self) -> None:
+        session, layer = self._here()
+        row = None if layer is None else session.row(layer)
+        if layer is None or row is None:
+            return
+        held = session.layers.holds[row]
+        format = "" if held == session.kept(row) else held
+        known = session.histograms.get(layer)
+        if (known is not None and known.format == format) or (layer, format) in self._asked:
+            return
+        self._asked.add((layer, format))
+        self._ask(p.AskHistogram(layer, format=format))
