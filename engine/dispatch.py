@@ -1,7 +1,8 @@
 """The one table from commands to jobs: the only room that knows them all.
 
 `Engine` takes commands from any thread and answers with events. It owns the session's journal,
-the workspace and three threads: one that computes, one that opens, one for small errands.
+the workspace and four threads: one that computes, one that opens, one for small questions, one
+that exports.
 """
 
 from __future__ import annotations
@@ -11,26 +12,26 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from engine import protocol as p
 from engine import recipes
-from engine.checkpoint import DiskLayer
+from engine.errands import Question, answering, exporting
 from engine.errors import EngineError, UsageError
 from engine.gauges import read_gauges
 from engine.jobs import Job, Outcome, Scheduler, Steps
-from engine.journal import SNAPSHOT_EVERY, FactStore, Journal, StoreError
-from engine.opening import describe, open_job, versions
-from engine.quant import parse_format
-from engine.session import Session, apply, encode_session, recipe_hash
+from engine.journal import FactStore, Journal
+from engine.opening import describe, differing, open_job, versions
+from engine.record import Announce, Record
+from engine.session import Session, recipe_hash
 from engine.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-Announce = Callable[[int, p.AnyEvent], None]
 Need = Literal["checkpoint", "model"]
 
-URGENCY: dict[p.JobKind, int] = {"evaluate": 0, "triage": 1, "sweep": 2, "open": 0}
+URGENCY: dict[p.JobKind, int] = {"evaluate": 0, "triage": 1, "sweep": 2, "open": 0, "export": 0}
 """What a person waits for comes first."""
 
 GAUGE_SECONDS = 1.0
@@ -47,23 +48,24 @@ class Engine:
             announce: takes every event with its number (0 for transient ones), in order, on
                 whichever thread it came about; must not block.
         """
-        self._journal, self._facts, self._announce = journal, facts, announce
+        self._journal, self._facts = journal, facts
         self._lock = threading.RLock()
-        self.session: Session = journal.fold()
-        # Jobs of the engine before are over, however it ended.
-        self.session.jobs, self.session.stage = {}, None
+        self._record = Record(journal, facts, announce, self._lock)
+        self._tell, self.snapshot = self._record.tell, self._record.snapshot
+        self.session: Session = self._record.session
         self._workspace = Workspace(facts, self.session.settings)
         self._waiting: list[tuple[Need, Job]] = []
         self._have: set[Need] = set()
-        self._later: list[p.Evaluate] = []
+        self._later: list[tuple[Need, p.Evaluate | p.Export]] = []
         self._opening: str | None = None
         self._take_up = False
         self._numbers = itertools.count(1)
         self._recipe_job: str | None = None
-        self._asked: dict[str, p.AskHistogram | p.AskExperts] = {}
+        self._asked: dict[str, Question] = {}
         self._compute = Scheduler("compute", self._deliver, self._ended, self._at_rest)
         self._opener = Scheduler("open", self._deliver, self._ended)
         self._errands = Scheduler("errands", self._deliver, self._ended)
+        self._exporter = Scheduler("export", self._deliver, self._ended)
         self._workspace.should_stop = self._compute.should_stop
         self._closing = threading.Event()
         threading.Thread(target=self._watch, name="gauges", daemon=True).start()
@@ -86,9 +88,11 @@ class Engine:
         layers: tuple[str, ...] = ()
         if isinstance(command, p.SetFormat):
             layers = command.layers
-        elif isinstance(command, p.AskHistogram | p.AskExperts):
+        elif isinstance(command, Question):
             layers = (command.layer,)
-        ask = command.ask if isinstance(command, p.Triage | p.Sweep | p.Evaluate) else ""
+        ask = ""
+        if isinstance(command, p.Triage | p.Sweep | p.Evaluate | p.Export):
+            ask = command.ask
         self._tell(p.Refused(type(command).__name__, sentence, exit_code, layers, ask))
 
     def _handle(self, command: p.AnyCommand) -> None:
@@ -103,6 +107,8 @@ class Engine:
                 self._sweep(command)
             case p.Evaluate():
                 self._evaluate(command)
+            case p.Export():
+                self._export(command)
             case p.SetFormat(layers=layers, format=format):
                 self._record_change(recipes.change(self.session, layers, format))
             case p.Undo():
@@ -111,10 +117,8 @@ class Engine:
                 self._record_change(recipes.redo(self.session))
             case p.Cancel(job=job):
                 self._cancel(job)
-            case p.AskHistogram():
-                self._histogram(command)
-            case p.AskExperts():
-                self._experts(command)
+            case p.AskHistogram() | p.AskExperts():
+                self._question(command)
             case p.Stop():
                 raise UsageError("an engine in this process is stopped by closing it")
 
@@ -122,7 +126,8 @@ class Engine:
         if self._opening is not None and self._open_failed() is None:
             if command.source == self.session.source:
                 # Another client of the same session: it is open, or opening.
-                self._tell_apart(command.settings)
+                if (notice := differing(self.session.settings, command.settings)) is not None:
+                    self._tell(notice)
                 return
             raise UsageError(f"this engine has {self.session.source} open: start another one")
         if command.settings.fresh:
@@ -139,24 +144,6 @@ class Engine:
 
     # What a job needs is imported at its first step, on its own thread: a command never waits for
     # a library, nor does the lock.
-
-    def _tell_apart(self, wanted: p.Settings) -> None:
-        """Say that a session keeps the settings it was opened with, where others were asked for."""
-        known = self.session.settings
-        differing = [
-            field
-            for field in p.Settings.__struct_fields__
-            if field != "fresh" and getattr(wanted, field) != getattr(known, field)
-        ]
-        if differing or wanted.fresh:
-            what = ", ".join(differing) or "--fresh"
-            self._tell(
-                p.Notice(
-                    "warning",
-                    f"this session runs already, with profile {known.profile}: what was asked for "
-                    f"now ({what}) is not used; quit it everywhere to open it anew",
-                )
-            )
 
     def _triage(self, command: p.Triage) -> None:
         def steps(job: str) -> Steps:
@@ -180,18 +167,36 @@ class Engine:
         self._start("sweep", "model", steps, chosen, ask=command.ask)
 
     def _evaluate(self, command: p.Evaluate) -> None:
+        # The model has the last word on the names of layers.
+        if (recipe := self._resolved(command, "model")) is not None:
+            self._measure(recipe, command.ask)
+
+    def _export(self, command: p.Export) -> None:
+        out = Path(command.out)
+        if not out.is_absolute():
+            raise UsageError(f"{command.out!r} is no absolute path: an export needs one")
+        if (recipe := self._resolved(command, "checkpoint")) is None:
+            return
+
+        def steps(job: str) -> Steps:
+            stop, replace = self._exporter.should_stop, command.overwrite
+            return exporting(self._workspace, recipe, out, job, overwrite=replace, should_stop=stop)
+
+        self._start("export", "checkpoint", steps, recipe=recipe, ask=command.ask)
+
+    def _resolved(self, command: p.Evaluate | p.Export, need: Need) -> dict[str, str] | None:
+        """The recipe that a command gives; None where it is carried out later, or refused."""
         recipes.canonical([f for f in (command.format, *command.layers.values()) if f != "kept"])
-        if "model" not in self._have:
-            # The model has the last word on the names of layers.
-            if (why := self._why_not("model")) is not None:
+        if need not in self._have:
+            if (why := self._why_not(need)) is not None:
                 self._refuse(command, *why)
             else:
-                self._later.append(command)
-            return
+                self._later.append((need, command))
+            return None
         recipe, fallbacks = recipes.resolve(self.session, command.format, command.layers)
         for fallback in fallbacks:
             self._tell(fallback)
-        self._measure(recipe, command.ask)
+        return recipe
 
     def _record_change(self, changed: p.RecipeChanged | None) -> None:
         if changed is not None:
@@ -218,53 +223,20 @@ class Engine:
                 self._waiting.remove((need, waiting))
                 self._ended(waiting, None, None)
                 return
-        for lane in (self._compute, self._opener):
+        for lane in (self._compute, self._opener, self._exporter):
             if lane.cancel(job):
                 return
         if not missing_ok:
             raise UsageError(f"there is no job {job!r} running")
 
-    def _histogram(self, command: p.AskHistogram) -> None:
-        if command.bins < 1:
-            raise UsageError(f"a histogram has at least one bin, not {command.bins}")
-        row = self._disk_layer(command.layer)
-        format = command.format
-        if format not in ("", "kept"):
-            format = str(parse_format(format))
-
-        def steps() -> Steps:
-            from engine.measure.drawn import draw_histogram
-
-            return (yield from draw_histogram(self._workspace, row, command.bins, format))
-
-        # Where the cursor came to last is drawn first.
-        self._errand(command, steps(), -next(self._numbers))
-
-    def _experts(self, command: p.AskExperts) -> None:
-        row = self._disk_layer(command.layer)
-        if row.role != "experts":
-            raise UsageError(
-                f"{row.name} holds no experts: it is one weight of shape {list(row.shape)}"
-            )
-        if command in self._asked.values():
+    def _question(self, question: Question) -> None:
+        steps = answering(self._workspace, question)
+        if isinstance(question, p.AskExperts) and question in self._asked.values():
             return  # its answer is on the way to every client
-
-        def steps() -> Steps:
-            from engine.measure.experts import survey_experts
-
-            return (yield from survey_experts(self._workspace, row))
-
-        self._errand(command, steps(), 1)
-
-    def _disk_layer(self, layer: str) -> DiskLayer:
-        row = self._workspace.rows.get(layer)
-        if row is None:
-            raise UsageError(f"the checkpoint has no layer {layer!r}")
-        return row
-
-    def _errand(self, command: p.AskHistogram | p.AskExperts, steps: Steps, urgency: int) -> None:
+        # Where the cursor came to last is drawn first.
+        urgency = -next(self._numbers) if isinstance(question, p.AskHistogram) else 1
         job = self._job("errand", steps, urgency)
-        self._asked[job.id] = command
+        self._asked[job.id] = question
         self._errands.submit(job)
 
     # -- jobs ----------------------------------------------------------------------------------
@@ -295,12 +267,15 @@ class Engine:
             )
         )
         if need in self._have:
-            self._compute.submit(job)
+            self._lane(job).submit(job)
         elif (why := self._why_not(need)) is not None:
             self._end(job, "failed", *why)
         else:
             self._waiting.append((need, job))
         return job.id
+
+    def _lane(self, job: Job) -> Scheduler:
+        return self._exporter if job.kind == "export" else self._compute
 
     def _open_failed(self) -> tuple[str, int] | None:
         """Why the checkpoint could not be opened, with an exit code; None if it is, or may be."""
@@ -323,7 +298,11 @@ class Engine:
         ready = [job for wanted, job in self._waiting if wanted == need]
         self._waiting = [(wanted, job) for wanted, job in self._waiting if wanted != need]
         for job in ready:
-            self._compute.submit(job)
+            self._lane(job).submit(job)
+        later = [command for wanted, command in self._later if wanted == need]
+        self._later = [(wanted, command) for wanted, command in self._later if wanted != need]
+        for command in later:
+            self.handle(command)
 
     def _deliver(self, job: Job, event: p.AnyEvent) -> None:
         with self._lock:
@@ -336,9 +315,6 @@ class Engine:
                 network, _ = self._workspace.need_network()
                 network.should_stop = self._compute.should_stop
                 self._release("model")
-                later, self._later = self._later, []
-                for command in later:
-                    self.handle(command)
                 if self._take_up and self.session.changed and self._recipe_job is None:
                     self._measure_recipe()  # taken up from an earlier run of this session
 
@@ -367,8 +343,8 @@ class Engine:
         """End the jobs that what was opened will never let run."""
         waiting, self._waiting = self._waiting, []
         later, self._later = self._later, []
-        for command in later:
-            self._refuse(command, *(self._why_not("model") or ("the model was not loaded", 1)))
+        for need, command in later:
+            self._refuse(command, *(self._why_not(need) or (f"the {need} was not loaded", 1)))
         for need, job in waiting:
             if (why := self._why_not(need)) is None:
                 self._waiting.append((need, job))
@@ -407,37 +383,6 @@ class Engine:
         if self._workspace.network is not None:
             self._workspace.network.assert_at_rest()
 
-    # -- events --------------------------------------------------------------------------------
-
-    def _tell(self, event: p.AnyEvent) -> None:
-        """Keep what is to be kept, fold it, announce it: in this order.
-
-        Raises:
-            StoreError: it could not be kept. The end of a job is announced all the same: whoever
-                waits for it must not wait for ever.
-        """
-        with self._lock:
-            try:
-                seq = self._keep(event)
-            except StoreError:
-                if not isinstance(event, p.JobEnded):
-                    raise
-                log.exception("the end of job %s could not be kept", event.job)
-                seq = 0
-            apply(self.session, event, seq)
-            self._announce(seq, event)
-            if seq and seq % SNAPSHOT_EVERY == 0:
-                try:
-                    self._journal.snapshot(self.session)
-                except StoreError:  # only a short cut for the next start
-                    log.exception("a snapshot of the session could not be kept")
-
-    def _keep(self, event: p.AnyEvent) -> int:
-        if isinstance(event, p.Learned) and event.fresh:
-            replace = self._workspace.settings.fresh
-            self._facts.put(event.keys, event.facts, replace=replace)
-        return 0 if isinstance(event, p.Transient) else self._journal.append(event)
-
     def _watch(self) -> None:
         while not self._closing.wait(GAUGE_SECONDS):
             if self.busy():
@@ -447,19 +392,15 @@ class Engine:
                     log.exception("the gauges cannot be read")
                     return
 
-    def snapshot(self) -> tuple[int, bytes]:
-        """Number of the last journalled event, and the encoded session as it stood after it."""
-        with self._lock:
-            return self.session.seq, encode_session(self.session)
-
     def busy(self) -> bool:
         """Whether a job is running or waiting."""
-        return bool(self._waiting) or self._compute.busy or self._opener.busy
+        lanes = (self._compute, self._opener, self._exporter)
+        return bool(self._waiting) or any(lane.busy for lane in lanes)
 
     def close(self) -> None:
         """End every job; what was measured is kept."""
         self._closing.set()
-        for lane in (self._compute, self._errands):
+        for lane in (self._compute, self._errands, self._exporter):
             lane.close()
         self._opener.close(timeout=2.0)  # a load cannot be broken off everywhere; it is a daemon
         self._journal.close()

@@ -7,14 +7,18 @@ measured is the same. The scheduler knows no job by name and no mathematics.
 from __future__ import annotations
 
 import logging
+import queue
 import threading
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import TypeVar
 
 import msgspec
 
 from engine import protocol as p
+from engine.errors import EngineError
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +34,17 @@ class Outcome(msgspec.Struct, frozen=True):
 Steps = Generator[p.AnyEvent | None, None, Outcome]
 """A job: yields an event, or None for a step with nothing to tell, and returns its outcome."""
 
+T = TypeVar("T")
+AnyAdvance = TypeVar("AnyAdvance", p.Stage, p.Progress)
+
+TELL_SECONDS = 0.1
+"""Least time between two events of work that goes on aside."""
+
 _order = count()
+
+
+class AbandonedError(EngineError):
+    """Work was broken off since nobody wants it any more: a job that raises it was cancelled."""
 
 
 @dataclass(eq=False)
@@ -142,6 +156,9 @@ class Scheduler:
                 self._deliver(job, event)
         except StopIteration as stop:
             self._finish(job, stop.value, None)
+        except AbandonedError:
+            job.steps.close()
+            self._finish(job, None, None)
         except BaseException as error:  # noqa: BLE001 - a job's failure is told, whatever it is
             job.steps.close()
             self._finish(job, None, error)
@@ -153,3 +170,57 @@ class Scheduler:
             self._ended(job, outcome, error)
         except Exception:
             log.exception("telling that job %s ended failed", job.id)
+
+
+def aside(
+    name: str, work: Callable[[Callable[[AnyAdvance], None]], T], *, wait: bool
+) -> Generator[AnyAdvance, None, T]:
+    """Do work on a thread of its own, yielding what it tells of as it comes.
+
+    Use as ``value = yield from aside("loading", lambda tell: ..., wait=False)`` inside a job. Once
+    the job is closed, ``tell`` raises `AbandonedError` in the work.
+
+    Args:
+        name: of the thread.
+        work: told where to tell how far it is; it may do so as often as it likes.
+        wait: whether a job that is closed waits until the work has let go of what it holds.
+
+    Raises:
+        BaseException: whatever the work raised.
+    """
+    told: queue.SimpleQueue[AnyAdvance | None] = queue.SimpleQueue()
+    result: list[T] = []
+    failure: list[BaseException] = []
+    abandoned = threading.Event()
+
+    def tell(event: AnyAdvance) -> None:
+        if abandoned.is_set():
+            raise AbandonedError(f"{name} was abandoned")
+        told.put(event)
+
+    def run() -> None:
+        try:
+            result.append(work(tell))
+        except BaseException as error:  # noqa: BLE001 - raised again on the other thread
+            failure.append(error)
+        finally:
+            told.put(None)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    last = 0.0
+    try:
+        while (event := told.get()) is not None:
+            now = time.monotonic()
+            # Some tell of every tensor: ten times a second is enough to watch.
+            if event.done in (0, event.total) or now - last > TELL_SECONDS:
+                last = now
+                yield event
+    finally:
+        abandoned.set()
+        if wait:
+            thread.join()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import queue
-import threading
 import time
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,9 +25,12 @@ from engine.checkpoint import (
 )
 from engine.demo import DEMO_PATH
 from engine.errors import EngineError
-from engine.jobs import Outcome, Steps
+from engine.jobs import Outcome, Steps, aside
 from engine.model.source import resolve_model
 from engine.workspace import Workspace
+
+if TYPE_CHECKING:
+    from engine.model.network import Network
 
 
 def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
@@ -123,15 +124,16 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     from engine.model.load import load_network, load_tokenizer
     from engine.model.quiet import quiet
 
-    network = yield from _staged(
-        lambda tell: load_network(
+    def load(tell: Callable[[p.Stage], None]) -> Network:
+        return load_network(
             path,
             device=settings.device,
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
-            on_stage=tell,
+            on_stage=lambda name, done, total: tell(p.Stage(name, done, total)),
         )
-    )
+
+    network = yield from aside("loading", load, wait=False)
     import torch
 
     from engine.measure.perplexity import Estimate, cut
@@ -242,44 +244,25 @@ def _corrected(workspace: Workspace) -> p.LayersListed | None:
     return _listed(workspace, checkpoint, rows)
 
 
-def _staged(
-    load: Callable[[Callable[[str, int, int], None]], Any],
-) -> Generator[p.Stage, None, Any]:
-    """Run a load on a thread of its own, yielding the stages it tells of as they come."""
-    told: queue.SimpleQueue[p.Stage | None] = queue.SimpleQueue()
-    result: list[Any] = []
-    failure: list[BaseException] = []
-    abandoned = threading.Event()
+def differing(known: p.Settings, wanted: p.Settings) -> p.Notice | None:
+    """A warning where a session keeps other settings than those asked for; None where it does not.
 
-    def tell(name: str, done: int, total: int) -> None:
-        if abandoned.is_set():
-            raise EngineError("loading was abandoned")
-        told.put(p.Stage(name, done, total))
-
-    def run() -> None:
-        try:
-            result.append(load(tell))
-        except BaseException as error:  # noqa: BLE001 - raised again on the other thread
-            failure.append(error)
-        finally:
-            told.put(None)
-
-    thread = threading.Thread(target=run, name="loading", daemon=True)
-    thread.start()
-    last = 0.0
-    try:
-        while (stage := told.get()) is not None:
-            now = time.monotonic()
-            # Weights tell of every tensor: ten times a second is enough to watch.
-            if stage.done in (0, stage.total) or now - last > 0.1:
-                last = now
-                yield stage
-    finally:
-        abandoned.set()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+    Args:
+        known: what the session was opened with.
+        wanted: what another client asked for.
+    """
+    fields = [
+        field
+        for field in p.Settings.__struct_fields__
+        if field != "fresh" and getattr(wanted, field) != getattr(known, field)
+    ]
+    if not fields and not wanted.fresh:
+        return None
+    return p.Notice(
+        "warning",
+        f"this session runs already, with profile {known.profile}: what was asked for now "
+        f"({', '.join(fields) or '--fresh'}) is not used; quit it everywhere to open it anew",
+    )
 
 
 def versions() -> dict[str, str]:

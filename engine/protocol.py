@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """Raised when a change makes an older client or engine misread a newer one."""
 
 MAX_FRAME = 1 << 20
@@ -22,7 +22,7 @@ MAX_FRAME = 1 << 20
 
 Role: TypeAlias = Literal["linear", "conv1d", "experts", "head", "embedding"]
 Direction: TypeAlias = Literal["degrade", "restore"]
-JobKind: TypeAlias = Literal["open", "triage", "sweep", "evaluate"]
+JobKind: TypeAlias = Literal["open", "triage", "sweep", "evaluate", "export"]
 JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
 
@@ -129,6 +129,19 @@ class Evaluate(Command, frozen=True):
     ask: str = ""
 
 
+class Export(Command, frozen=True, kw_only=True):
+    """Write a recipe as a checkpoint; the session's own recipe stays as it is."""
+
+    out: str
+    """The folder to write, an absolute path on the engine's machine."""
+    format: str = "kept"
+    """As of `Evaluate`."""
+    layers: dict[str, str] = {}
+    overwrite: bool = False
+    """Whether a checkpoint that lies there may be replaced."""
+    ask: str = ""
+
+
 class SetFormat(Command, frozen=True):
     """Let layers hold a format in the session's recipe, and measure the outcome."""
 
@@ -175,6 +188,7 @@ AnyCommand: TypeAlias = (
     | Triage
     | Sweep
     | Evaluate
+    | Export
     | SetFormat
     | Undo
     | Redo
@@ -456,6 +470,23 @@ class Notice(Event, frozen=True):
     message: str
 
 
+class Exported(Event, frozen=True, kw_only=True):
+    """A recipe was written as a checkpoint: the folder is whole."""
+
+    job: str
+    folder: str
+    bytes: int
+    """Of all tensors."""
+    recipe: dict[str, str]
+    """Layers that are not kept, with canonical formats."""
+    quantised: list[str]
+    """Those of them that are stored as codes."""
+    bits_per_weight: float
+    """As of `RecipeScore`."""
+    notes: list[str] = []
+    """What is not as one might expect, in sentences."""
+
+
 class Learned(Event, frozen=True):
     """Facts, fresh from a measurement or found in the store. Journalled by their keys alone."""
 
@@ -555,6 +586,7 @@ AnyEvent: TypeAlias = (
     | JobEnded
     | Fallback
     | Notice
+    | Exported
     | Learned
     | Stage
     | Progress

@@ -257,6 +257,10 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.Notice():
             session.notices = [*session.notices[-MAX_NOTICES:], event]
             return frozenset({"notices"})
+        case p.Exported():
+            message = f"exported to {event.folder}"
+            session.notices = [*session.notices[-MAX_NOTICES:], p.Notice("info", message)]
+            return frozenset({"notices"})
         case p.Refused():
             notice = p.Notice("error", event.message)
             session.notices = [*session.notices[-MAX_NOTICES:], notice]

@@ -6,31 +6,32 @@ checkpoint or text cannot be read, 4 out of memory, 5 infeasible, 130 interrupte
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import msgspec
 import typer
 
 from engine import protocol as p
 from engine.client import start_ahead
-from engine.errors import EngineError, UsageError
+from engine.errors import UsageError
 from engine.profiles import DEFAULT_PROFILE, load_profile
 from engine.session import Session
-from qtui import documents, headless, schema, tables
+from qtui import documents, headless, tables
+from qtui.ending import check_destination, complain, publish, telling, terminated_as_interrupted
 from qtui.options import (
     AsciiOption,
+    FormatOption,
     FormatsOption,
     FpsOption,
     JsonOption,
     ModelArgument,
+    RecipeOption,
     Shared,
     ThemeOption,
+    expanded,
     located_model,
     not_yet,
     shares_options,
@@ -40,13 +41,14 @@ from qtui.progress import Meter, put
 from qtui.recipe_file import read_recipe
 from qtui.text import printable
 
-COMMANDS = ("open", "demo", "triage", "sweep", "eval", "doctor")
+COMMANDS = ("open", "demo", "triage", "sweep", "eval", "export", "doctor")
 """What a first argument may name; anything else is a MODEL."""
-PLANNED = ("diagnose", "plan", "export", "report", "compare", "sessions", "attach", "stop")
+PLANNED = ("diagnose", "plan", "report", "compare", "sessions", "attach", "stop")
 """Names kept for commands to come, so that they are not taken for a MODEL."""
 
-INTERRUPTED = 130
-AnyDocument = TypeVar("AnyDocument", bound=msgspec.Struct)
+TARGETS = {"checkpoint": "compressed-tensors, which transformers loads"}
+"""What ``--to`` may name, and what it is."""
+OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export)
 
 app = typer.Typer(
     add_completion=False,
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if argv is None else argv)
     first = given[0] if given else ""
     if first in PLANNED:
-        _complain(f"`qtui {first}` cannot be used yet")
+        complain(f"`qtui {first}` cannot be used yet")
         sys.exit(UsageError.exit_code)
     if first not in (*COMMANDS, "-h", "--help", "--version"):
         given.insert(0, "open")
@@ -105,7 +107,7 @@ def open_model(
     shared: Shared,
 ) -> None:
     """The terminal interface on MODEL, or on one chosen on its start screen."""
-    with _telling():
+    with telling():
         _show(model, shared, ascii=ascii, theme=theme, fps=fps)
 
 
@@ -119,7 +121,7 @@ def demo(
     shared: Shared,
 ) -> None:
     """The terminal interface on the bundled checkpoint."""
-    with _telling():
+    with telling():
         _show("demo", shared, ascii=ascii, theme=theme, fps=fps)
 
 
@@ -156,7 +158,7 @@ def triage(
 
     Reads the files alone: no forward pass, and one layer in memory at a time.
     """
-    with _telling():
+    with telling():
         settings, _ = shared.resolve()
         if activations:
             raise not_yet("--activations", "triage reads weights only")
@@ -164,7 +166,7 @@ def triage(
             raise UsageError(
                 "--histogram and --experts stand in the document: give --json PATH or --json -"
             )
-        _check_destination(json)
+        check_destination(json)
         wanted = split_formats(formats)
         ask = p.Triage(wanted or settings.formats)
         questions: list[headless.Question] = []
@@ -174,7 +176,7 @@ def triage(
             questions.append(p.AskExperts(experts))
         outcome = _measure(model, settings, ask, questions)
         document = documents.triage_document(outcome.session, outcome.job, outcome.answers)
-        _publish(document, tables.triage_text, json)
+        publish(document, tables.triage_text, json)
 
 
 @app.command()
@@ -196,50 +198,92 @@ def sweep(
 
     Perplexity and KL with that layer alone quantised, beside the unchanged model's.
     """
-    with _telling():
+    with telling():
         settings, _ = shared.resolve()
         if exact != "all":
             raise not_yet(f"--exact {exact}", "there are no estimates, every layer is measured")
         if direction != "degrade":
             raise not_yet(f"--direction {direction}", "a sweep changes one layer at a time")
-        _check_destination(json)
+        check_destination(json)
         ask = p.Sweep(split_formats(formats) or settings.sweep_formats)
         outcome = _measure(model, settings, ask)
         document = documents.sweep_document(outcome.session, outcome.formats, job=outcome.job)
-        _publish(document, tables.sweep_text, json)
+        publish(document, tables.sweep_text, json)
 
 
 @app.command("eval")
 @shares_options
 def evaluate(
     model: ModelArgument,
-    format: Annotated[
-        str | None,
-        typer.Option("--format", metavar="F", help="F everywhere, head and embedding kept"),
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="FILE", help="a recipe file")
-    ] = None,
+    format: FormatOption = None,
+    recipe: RecipeOption = None,
     json: JsonOption = None,
     *,
     shared: Shared,
 ) -> None:
     """Perplexity and KL of a recipe."""
-    with _telling():
+    with telling():
         settings, _ = shared.resolve()
         if (format is None) == (recipe is None):
             raise UsageError("qtui eval takes one of --format F and --recipe FILE")
-        _check_destination(json)
+        check_destination(json)
         name = format if format is not None else str(recipe)
-        ask: headless.Ask = (
-            p.Evaluate(format=format) if format is not None else _from_file(str(recipe))
-        )
+        measured = p.Evaluate(format=format or "kept")
+        ask: headless.Ask = measured if recipe is None else _from_file(recipe, measured)
         outcome = _measure(model, settings, ask)
         assert outcome.score is not None
         document = documents.eval_document(
             outcome.session, outcome.score, name, outcome.formats, outcome.job
         )
-        _publish(document, tables.eval_text, json)
+        publish(document, tables.eval_text, json)
+
+
+@app.command()
+@shares_options
+def export(
+    model: ModelArgument,
+    format: FormatOption = None,
+    recipe: RecipeOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="TARGET", help="checkpoint: in the form of compressed-tensors"
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="PATH", help="the folder to write")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the checkpoint that lies there")
+    ] = False,
+    json: JsonOption = None,
+    *,
+    shared: Shared,
+) -> None:
+    """A recipe as a checkpoint that other programs load.
+
+    What is written is what was measured, weight for weight. Reads the files alone: no forward
+    pass, one layer in memory at a time. The folder appears when it is whole.
+    """
+    with telling(kept=headless.NOT_WHOLE):
+        settings, _ = shared.resolve()
+        if (format is None) == (recipe is None):
+            raise UsageError("qtui export takes one of --format F and --recipe FILE")
+        _check_target(to)
+        if not output:
+            raise UsageError("qtui export takes -o PATH, the folder to write")
+        check_destination(json)
+        # The engine may run in another folder.
+        written = p.Export(
+            out=str(expanded(output).absolute()), format=format or "kept", overwrite=overwrite
+        )
+        ask: headless.Ask = written if recipe is None else _from_file(recipe, written)
+        outcome = _measure(model, settings, ask, kind="export")
+        assert outcome.exported is not None
+        document = documents.export_document(
+            outcome.session, outcome.exported, outcome.formats, outcome.job
+        )
+        publish(document, tables.export_text, json)
 
 
 @app.command()
@@ -259,7 +303,7 @@ def doctor(
 
     Versions, devices, terminal and paths: one block to paste in a bug report.
     """
-    with _telling():
+    with telling():
         if keymap:
             from qtui.actions import known_keys
             from qtui.keymap import keymap_template
@@ -269,8 +313,8 @@ def doctor(
             return
         from qtui.doctor import examine, report_text
 
-        _check_destination(json)
-        _publish(examine(profile), report_text, json)
+        check_destination(json)
+        publish(examine(profile), report_text, json)
 
 
 # --- what commands are made of -------------------------------------------------------------------
@@ -309,90 +353,34 @@ def _measure(
     settings: p.Settings,
     ask: headless.Ask,
     questions: Sequence[headless.Question] = (),
+    kind: p.JobKind = "evaluate",
 ) -> headless.Outcome:
-    with _terminated_as_interrupted():
+    with terminated_as_interrupted():
         source = located_model(model)
-        return headless.measure(source, settings, ask, Meter(sys.stderr), questions)
+        return headless.measure(source, settings, ask, Meter(sys.stderr), questions, kind)
 
 
-def _from_file(given: str) -> Callable[[Session], p.Evaluate]:
+def _from_file(given: str, command: OfRecipe) -> Callable[[Session], OfRecipe]:
+    """The command with the recipe of a file, once it is known what the layers are called."""
     path = Path(given).expanduser()
     if not path.exists() and path.suffix != ".toml" and path.name == given:
         raise not_yet(f"--recipe {given}", "there are no recipes by name, and no file of that name")
     recipe = read_recipe(path)
 
-    def ask(session: Session) -> p.Evaluate:
+    def ask(session: Session) -> OfRecipe:
         name = session.checkpoint.name if session.checkpoint is not None else session.source
         if recipe.checkpoint not in (None, name, session.source):
-            _complain(f"{path} was written for {recipe.checkpoint}: here it is used on {name}")
-        return p.Evaluate(format=recipe.default, layers=recipe.resolve(session))
+            complain(f"{path} was written for {recipe.checkpoint}: here it is used on {name}")
+        return msgspec.structs.replace(
+            command, format=recipe.default, layers=recipe.resolve(session)
+        )
 
     return ask
 
 
-def _check_destination(json: str | None) -> None:
-    """Refuse a document that could not be written before hours are spent on it."""
-    if json is None or json == "-":
-        return
-    path = Path(json).expanduser()
-    if path.is_dir():
-        raise UsageError(f"--json {json}: is a folder, expected a file or -")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise UsageError(f"--json {json}: there is no folder {folder}")
-    if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK):
-        raise UsageError(f"--json {json}: cannot be written to")
-
-
-def _publish(
-    document: AnyDocument, as_text: Callable[[AnyDocument], str], json: str | None
-) -> None:
-    """Print what was found; as a document too, or alone, where one was asked for."""
-    if json == "-":
-        put(sys.stdout, schema.encode(document).decode())
-        return
-    if json is not None:
-        schema.write(document, Path(json).expanduser())
-    put(sys.stdout, as_text(document))
-
-
-@contextmanager
-def _telling() -> Iterator[None]:
-    """Tell what went wrong in a sentence, and exit with its code."""
-    try:
-        yield
-    except EngineError as error:
-        _complain(str(error))
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt as error:
-        _complain("interrupted: what was measured is kept, the same command goes on from there")
-        raise typer.Exit(INTERRUPTED) from error
-    except BrokenPipeError as error:
-        # Whoever read stdout has left; the interpreter must not find that out again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from error
-    except MemoryError as error:
-        _complain("memory ran out: lower --tokens or --memory-budget, or choose --dtype bf16")
-        raise typer.Exit(4) from error
-    except OSError as error:
-        _complain(str(error))
-        raise typer.Exit(1) from error
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a run as ``ctrl+c`` does, with what it measured kept."""
-
-    def interrupt(number: int, frame: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _complain(message: str) -> None:
-    lines = [printable(line) for line in message.splitlines()]
-    put(sys.stderr, "qtui: " + "\n".join(lines) + "\n")
+def _check_target(to: str | None) -> None:
+    there = ", ".join(f"{name} ({what})" for name, what in TARGETS.items())
+    if to is None:
+        raise UsageError(f"qtui export takes --to TARGET; there is {there}")
+    if to not in TARGETS:
+        raise not_yet(f"--to {to}", f"there is {there}")

@@ -158,6 +158,34 @@ def eval_document(
     )
 
 
+def export_document(
+    session: Session,
+    written: p.Exported,
+    formats: Sequence[str] = (),
+    job: Job | None = None,
+) -> s.ExportDocument:
+    """What an export wrote.
+
+    Args:
+        session: in which an export has ended.
+        written: what it told.
+        formats: those that some layer could not hold.
+        job: its job; the session's last export if not given.
+    """
+    return s.ExportDocument(
+        checkpoint=_model(session),
+        recipe=written.recipe,
+        folder=written.folder,
+        bytes=written.bytes,
+        bits_per_weight=finite(written.bits_per_weight),
+        layers=len(written.quantised),
+        fallbacks=_fallbacks(session, _fell_back(session, formats)),
+        notes=written.notes,
+        versions=session.versions,
+        timings=_timings(job or _last(session, "export")),
+    )
+
+
 def _last(session: Session, kind: p.JobKind) -> Job:
     jobs = [job for job in session.jobs.values() if job.kind == kind]
     return jobs[-1] if jobs else Job("", kind, kind, 0)

@@ -110,6 +110,8 @@ class EventLog:
                 self._fall_back(event)
             case p.Notice():
                 self.say(event.level, event.message)
+            case p.Exported():
+                self.say("info", f"exported to {event.folder}")
             case p.Refused():
                 if event.command not in SILENT:
                     self.say("error", f"refused: {event.message}")

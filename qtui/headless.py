@@ -20,9 +20,13 @@ from engine.errors import EngineError, UsageError
 from engine.session import Job, Session
 from qtui.progress import Meter
 
-Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate
-Ask: TypeAlias = Measure | Callable[[Session], p.Evaluate]
-"""What to measure. A recipe is a function of the opened session: its layers have to be known."""
+Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
+OfRecipe: TypeAlias = p.Evaluate | p.Export
+Ask: TypeAlias = Measure | Callable[[Session], OfRecipe]
+"""What to do. A recipe is a function of the opened session: its layers have to be known."""
+KINDS: dict[type[Measure], p.JobKind] = {
+    p.Triage: "triage", p.Sweep: "sweep", p.Evaluate: "evaluate", p.Export: "export",
+}  # fmt: skip
 Question: TypeAlias = p.AskHistogram | p.AskExperts
 """What is asked about one layer beside a triage."""
 Answer: TypeAlias = p.HistogramReady | p.ExpertsReady
@@ -32,13 +36,19 @@ TICK = 0.2
 FALLBACKS_SAID = 10
 """Fallbacks that are told one by one; the rest are counted, and stand in the document."""
 
+NOT_WHOLE = "a folder that is not whole is taken away"
+"""What becomes of an export that does not come to its end."""
+
 MUST_AGREE = (
     "text", "calib", "tokens", "seq_len", "stride", "sigma", "device", "dtype", "seed",
     "trust_remote_code",
 )  # fmt: skip
 """Settings that figures depend on: an engine that runs with others cannot answer for these."""
-MUST_AGREE_FOR_WEIGHTS = ("sigma", "trust_remote_code")
-"""The ones among them that figures of the weights alone depend on."""
+MUST_AGREE_OF_FILES: dict[p.JobKind, tuple[str, ...]] = {
+    "triage": ("sigma", "trust_remote_code"),
+    "export": ("trust_remote_code",),
+}
+"""The ones among them that matter to what reads the files alone, and loads no model."""
 
 
 class RunError(EngineError):
@@ -60,6 +70,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The recipe's score, of an evaluation."""
     answers: tuple[Answer, ...] = ()
     """To the questions, in their order."""
+    exported: p.Exported | None = None
+    """What was written, of an export."""
 
 
 def measure(
@@ -68,8 +80,9 @@ def measure(
     ask: Ask,
     meter: Meter,
     questions: Sequence[Question] = (),
+    kind: p.JobKind = "evaluate",
 ) -> Outcome:
-    """Open a checkpoint, measure, and wait for the end.
+    """Open a checkpoint, measure or export, and wait for the end.
 
     Args:
         source: ``demo``, a folder, or a hub id.
@@ -78,6 +91,7 @@ def measure(
         meter: where progress is shown.
         questions: about single layers, asked once the measuring is done; their layers are looked
             for before it begins.
+        kind: of the job, where ``ask`` is a function of the session.
 
     Raises:
         RunError: it was refused, failed, or somebody ended it.
@@ -88,7 +102,8 @@ def measure(
     """
     running = client.attached(source)
     with closing(running or client.in_process(source)) as engine:
-        run = _Run(engine, ask, meter, tuple(questions), attached=running is not None)
+        kind = kind if callable(ask) else KINDS[type(ask)]
+        run = _Run(engine, ask, meter, kind, tuple(questions), attached=running is not None)
         return run.follow(source, settings)
 
 
@@ -100,6 +115,7 @@ class _Run:
         engine: client.Client,
         ask: Ask,
         meter: Meter,
+        kind: p.JobKind,
         questions: tuple[Question, ...] = (),
         *,
         attached: bool,
@@ -107,11 +123,9 @@ class _Run:
         self._engine, self._ask, self._meter, self._attached = engine, ask, meter, attached
         self._questions = questions
         self._answers: dict[Question, Answer] = {}
-        self._kind: p.JobKind = (
-            "triage" if isinstance(ask, p.Triage)
-            else "sweep" if isinstance(ask, p.Sweep)
-            else "evaluate"
-        )  # fmt: skip
+        self._kind: p.JobKind = kind
+        self._of_files = kind in MUST_AGREE_OF_FILES
+        self._exported: p.Exported | None = None
         self._open = False
         self._mark = uuid.uuid4().hex
         self._sent: Measure | None = None
@@ -123,7 +137,7 @@ class _Run:
 
     def follow(self, source: str, settings: p.Settings) -> Outcome:
         """Send what is asked for and take events until it has ended."""
-        self._engine.send(p.Open(source, settings, model=self._kind != "triage", take_up=False))
+        self._engine.send(p.Open(source, settings, model=not self._of_files, take_up=False))
         ended: p.JobEnded | None = None
         try:
             while True:
@@ -152,16 +166,14 @@ class _Run:
         if not (self._open or (self._attached and session.source)):
             return
         if self._attached:
-            _agree(
-                session, settings, MUST_AGREE if self._kind != "triage" else MUST_AGREE_FOR_WEIGHTS
-            )
+            _agree(session, settings, MUST_AGREE_OF_FILES.get(self._kind, MUST_AGREE))
         if self._questions and not _names_are_listed(session):
             return
         for question in self._questions:
             _known_layer(session, question.layer)
         if not callable(self._ask):
             asked: Measure = self._ask
-        elif _names_are_final(session):
+        elif (_names_are_listed if self._of_files else _names_are_final)(session):
             asked = self._ask(session)
         else:
             return
@@ -186,8 +198,11 @@ class _Run:
                 self._formats.update(dict.fromkeys(event.formats))
             case p.Progress(job=job) if job == self._job:
                 self._meter.show(
-                    self._kind, event.done, event.total, event.seconds_left, event.detail
-                )
+                    self._kind, event.done, event.total, event.seconds_left, event.detail,
+                    in_bytes=self._kind == "export",
+                )  # fmt: skip
+            case p.Exported(job=job) if job == self._job:
+                self._exported = event
             case p.HistogramReady() | p.ExpertsReady():
                 for question in self._questions:
                     if _answers(event, question):
@@ -200,7 +215,8 @@ class _Run:
                 if event.status == "failed":
                     raise RunError(event.message or f"{kind} failed", event.exit_code)
                 if event.status == "cancelled":
-                    raise RunError(f"{kind} was cancelled: what it measured is kept", 130)
+                    kept = "what it measured is kept" if kind != "export" else NOT_WHOLE
+                    raise RunError(f"{kind} was cancelled: {kept}", 130)
                 return event
             case _:
                 pass
@@ -244,12 +260,15 @@ class _Run:
             score = session.scores.get(self._recipe)
             if score is None:
                 raise RunError("the evaluation ended without a score", 1)
+        if self._kind == "export" and self._exported is None:
+            raise RunError("the export ended without telling what it wrote", 1)
         return Outcome(
             session=session,
             job=session.jobs[ended.job],
             formats=formats,
             score=score,
             answers=tuple(self._answers[question] for question in self._questions),
+            exported=self._exported,
         )
 
 

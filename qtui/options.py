@@ -27,6 +27,11 @@ ModelArgument = Annotated[
 FormatsOption = Annotated[
     str | None, typer.Option("--formats", metavar="A,B", help="formats; the profile's if not given")
 ]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", metavar="F", help="F everywhere, head and embedding kept"),
+]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", metavar="FILE", help="a recipe file")]
 JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="PATH|-", help="write a JSON document; - prints it alone"),
@@ -172,11 +177,20 @@ def split_formats(given: str | None) -> tuple[str, ...]:
 
 def located(given: str) -> str:
     """A path that exists, made absolute, since an engine may run in another folder; else as is."""
+    path = expanded(given)
+    return str(path.resolve()) if path.exists() else given
+
+
+def expanded(given: str) -> Path:
+    """A path with ``~`` written out.
+
+    Raises:
+        UsageError: it names the home of a user there is not.
+    """
     try:
-        path = Path(given).expanduser()
+        return Path(given).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{given}: there is no such user's home folder") from error
-    return str(path.resolve()) if path.exists() else given
 
 
 def located_model(given: str) -> str:

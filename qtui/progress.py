@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from qtui.text import PLAIN, UNICODE, clock, fit, printable
+from qtui.text import PLAIN, UNICODE, clock, fit, printable, size
 
 EVERY = 5.0
 """Seconds between two lines where there is no terminal."""
@@ -42,14 +42,18 @@ class Meter:
         total: int,
         seconds_left: float = math.nan,
         detail: str = "",
+        *,
+        in_bytes: bool = False,
     ) -> None:
-        """Show where a run stands, if it is time to."""
+        """Show where a run stands, if it is time to; ``in_bytes`` if its steps are bytes."""
         now = self._now()
         if now - self._shown < (FRAME if self._live else EVERY):
             return
         self._shown = now
         left = f"{clock(seconds_left)} left" if clock(seconds_left) else ""
         steps = f"{math.floor(done)}/{total}" if total > 1 else ""
+        if in_bytes:
+            steps = f"{size(done)} of {size(total)}"
         bar = self._bar(done / total) if self._live and total > 1 else ""
         words = (printable(what), bar, steps, left, printable(detail))
         line = "  ".join(word for word in words if word)

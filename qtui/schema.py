@@ -227,7 +227,27 @@ class EvalDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtu
     timings: dict[str, Number]
 
 
-Document: TypeAlias = TriageDocument | SweepDocument | EvalDocument
+class ExportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.export/1"):
+    """A recipe that was written as a checkpoint."""
+
+    checkpoint: Model
+    recipe: dict[str, str]
+    """Layers that are not kept, with canonical formats."""
+    folder: str
+    bytes: int
+    """Of all tensors as they lie on disk, padding to 32-bit words included."""
+    bits_per_weight: Number
+    """As of an evaluation: codes, scales and zero points, of what is body or quantised."""
+    layers: int
+    """How many are stored as codes."""
+    fallbacks: list[LayerFallback]
+    notes: list[str]
+    """What is not as one might expect, in sentences."""
+    versions: dict[str, str]
+    timings: dict[str, Number]
+
+
+Document: TypeAlias = TriageDocument | SweepDocument | EvalDocument | ExportDocument
 
 
 def finite(value: float) -> Number:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from msgspec import UnsetType
@@ -103,13 +104,32 @@ def eval_text(document: s.EvalDocument) -> str:
         lines.append(["bits", f"{_figure(recipe.bits_per_weight, 2)} per weight"])
     if not isinstance(recipe.bytes, UnsetType):
         lines.append(["size", size(recipe.bytes)])
-    width = max(cell_len(name) for name, _ in lines)
     return _paragraphs(
         _about(document.model),
         _protocol(document.protocol, document.baseline),
-        "\n".join(f"{_pad(name, width, True)}  {printable(value)}" for name, value in lines),
+        _named(lines),
         _fallback_lines(document.fallbacks),
         _spent(document.timings, document.resumed),
+    )
+
+
+def export_text(document: s.ExportDocument) -> str:
+    """An export: what was written where, and how large it is."""
+    held = Counter(document.recipe.values())
+    formats = ", ".join(f"{many} in {format}" for format, many in held.most_common())
+    bits = _figure(document.bits_per_weight, 2)
+    lines = [
+        ["folder", document.folder],
+        ["size", f"{size(document.bytes)}, of {size(document.checkpoint.bytes)}"],
+        ["layers", f"{formats}; {document.layers} stored as codes"],
+        ["bits", f"{bits} per weight"],
+    ]
+    return _paragraphs(
+        _about(document.checkpoint),
+        _named(lines),
+        "\n".join(f"note: {printable(note)}" for note in document.notes),
+        _fallback_lines(document.fallbacks),
+        _spent(document.timings, 0),
     )
 
 
@@ -131,6 +151,12 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: set[int]
         for row in cells
     ]
     return "\n".join(lines)
+
+
+def _named(lines: Sequence[Sequence[str]]) -> str:
+    """Values beside their names."""
+    width = max(cell_len(name) for name, _ in lines)
+    return "\n".join(f"{_pad(name, width, True)}  {printable(value)}" for name, value in lines)
 
 
 def _pad(cell: str, width: int, left: bool) -> str:

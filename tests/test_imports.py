@@ -57,3 +57,19 @@ def test_completing_a_format_and_listing_sessions_imports_no_tensor_library() ->
         "complete_format('int4'), explain_format('int4'), past_sessions(), hub_cache()"
     )
     assert not imported_by(program) & HEAVY
+
+
+def test_to_know_of_an_export_imports_no_export_and_no_tensor_library() -> None:
+    program = (
+        "import qtui.cli, qtui.documents, qtui.headless, sys\n"
+        "assert not any(name.startswith('engine.export') for name in sys.modules)"
+    )
+    assert not imported_by(program) & HEAVY
+
+
+def test_an_engine_that_waits_has_not_imported_the_export() -> None:
+    program = (
+        "import engine.dispatch, sys\n"
+        "assert not any(name.startswith('engine.export') for name in sys.modules)"
+    )
+    assert not imported_by(program) & {"transformers", "datasets"}

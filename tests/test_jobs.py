@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from engine import protocol as p
-from engine.jobs import Job, Outcome, Scheduler, Steps
+from engine.jobs import AbandonedError, Job, Outcome, Scheduler, Steps, aside
 
 
 class Told:
@@ -143,4 +144,56 @@ def test_gradient_modes_left_open_across_a_yield_are_caught(leave: str, tmp_path
     told.scheduler.submit(Job("untidy", "sweep", 1, untidy()))
     _, _, error = told.end()
     assert isinstance(error, AssertionError)
+    told.scheduler.close()
+
+
+def test_work_that_goes_on_aside_tells_and_returns() -> None:
+    def work(tell: Callable[[p.Stage], None]) -> str:
+        tell(p.Stage("weights", 0, 2))
+        tell(p.Stage("weights", 2, 2))
+        return threading.current_thread().name
+
+    steps = aside("loading", work, wait=True)
+    assert [next(steps), next(steps)] == [p.Stage("weights", 0, 2), p.Stage("weights", 2, 2)]
+    with pytest.raises(StopIteration) as stop:
+        next(steps)
+    assert stop.value.value == "loading"
+
+
+def test_a_failure_aside_is_a_failure_of_the_job() -> None:
+    def work(tell: Callable[[p.Stage], None]) -> None:
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        next(aside("loading", work, wait=True))
+
+
+def test_work_aside_is_broken_off_and_waited_for_when_its_job_is_closed() -> None:
+    going_on, cleaned = threading.Event(), []
+
+    def work(tell: Callable[[p.Stage], None]) -> None:
+        try:
+            tell(p.Stage("weights", 0, 2))
+            assert going_on.wait(60)
+            while True:  # until it is abandoned
+                tell(p.Stage("weights", 1, 2))
+        finally:
+            cleaned.append(True)
+
+    steps = aside("loading", work, wait=True)
+    next(steps)
+    going_on.set()
+    steps.close()
+    assert cleaned
+
+
+def test_a_job_that_breaks_itself_off_was_cancelled() -> None:
+    def broken() -> Steps:
+        yield None
+        raise AbandonedError("no longer wanted")
+
+    told = Told()
+    told.scheduler.submit(Job("broken", "export", 0, broken()))
+    job, outcome, error = told.end()
+    assert (job, outcome, error) == ("broken", None, None)
     told.scheduler.close()

@@ -37,7 +37,9 @@ def check_place(out: Path, source: Path, *, overwrite: bool) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
-        raise UsageError(f"{out} is there already; give another path, or ask to overwrite it")
+        raise UsageError(
+            f"{out} is there already; give another path, or overwrite it (--overwrite)"
+        )
     if not (out / "config.json").is_file():
         raise UsageError(
             f"{out} holds files and no config.json: it is no checkpoint, and is not overwritten"

@@ -12,7 +12,7 @@ from qtui import text as t
 from qtui.text import UNICODE, Glyphs, fit, printable, short_name
 from qtui.widgets.line import Lines, Words, cells, spread
 
-URGENCY = {"evaluate": 0, "open": 1, "triage": 2, "sweep": 3}
+URGENCY = {"evaluate": 0, "open": 1, "triage": 2, "export": 3, "sweep": 4}
 COUNTED = 10_000
 """What is loaded is told in bytes from so many on."""
 ROOM_FOR_MORE = 110
@@ -240,7 +240,8 @@ class Scoreboard(Lines):
             (fit(name, min(cell_len(name), max(20, width // 3)), self.glyphs) + " ", "bold")
         ]
         figures = f" {done:.0f}/{total}" if total > 1 else ""
-        if job.kind == "open" and "weights" in title and total > COUNTED:
+        of_weights = job.kind == "export" or (job.kind == "open" and "weights" in title)
+        if of_weights and total > COUNTED:
             figures = f" {_sizes(done, total)}"
         figures += f"  {left} left" if left else ""
         if total > 1:

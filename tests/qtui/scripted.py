@@ -28,8 +28,9 @@ class Scripted:
         self._queue: deque[p.AnyEvent | BaseException] = deque()
 
     def send(self, command: p.AnyCommand) -> None:
-        mark = command.ask if isinstance(command, p.Triage | p.Sweep | p.Evaluate) else ""
-        if isinstance(command, p.Triage | p.Sweep | p.Evaluate):
+        mark = ""
+        if isinstance(command, p.Triage | p.Sweep | p.Evaluate | p.Export):
+            mark = command.ask
             command = msgspec.structs.replace(command, ask="")
         self.sent.append(command)
         # An engine has folded what it tells before a client hears of it.
@@ -54,7 +55,10 @@ def _marked(
     event: p.AnyEvent | BaseException, command: p.AnyCommand, mark: str
 ) -> p.AnyEvent | BaseException:
     """Give an answer the mark of the command it answers, as an engine does."""
-    kind = {p.Triage: "triage", p.Sweep: "sweep", p.Evaluate: "evaluate"}.get(type(command))
+    kinds: dict[type, str] = {
+        p.Triage: "triage", p.Sweep: "sweep", p.Evaluate: "evaluate", p.Export: "export",
+    }  # fmt: skip
+    kind = kinds.get(type(command))
     if isinstance(event, p.JobStarted) and event.kind == kind and not event.ask:
         return msgspec.structs.replace(event, ask=mark)
     if isinstance(event, p.Refused) and event.command == type(command).__name__ and not event.ask:
@@ -98,6 +102,8 @@ def whole(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent]:
             )  # fmt: skip
         case p.Evaluate():
             yield from evaluated(command, session)
+        case p.Export():
+            yield from exported(command)
         case _:
             pass
 
@@ -115,6 +121,21 @@ def evaluated(command: p.Evaluate, session: Session) -> Iterable[p.AnyEvent]:
     yield p.Progress(job="4", done=8, total=16)
     yield p.Learned(("r",), (r.score(recipe, ppl=26.42, half=0.05),))
     yield p.JobEnded(job="4", kind="evaluate", status="done", resumed=1, timings={"load_s": 1.2})
+
+
+def exported(command: p.Export) -> Iterable[p.AnyEvent]:
+    """A recipe is written; one layer of it cannot hold the format."""
+    layers = command.layers or {r.names()[1]: command.format, r.names()[2]: command.format}
+    yield p.Fallback(layer=r.names()[3], format=r.FORMAT, why="rows of 100")
+    yield p.JobStarted(job="5", kind="export", title="export")
+    yield p.Progress(job="5", done=1_300_000, total=2_600_000, detail=r.names()[1])
+    yield p.Exported(job="9", folder="/theirs", bytes=1, recipe={}, quantised=[],
+                     bits_per_weight=1.0)  # fmt: skip
+    yield p.Exported(
+        job="5", folder=command.out, bytes=2_600_000, recipe=dict(layers), quantised=list(layers),
+        bits_per_weight=4.25, notes=["the head was \x1b[2Jtied"],
+    )  # fmt: skip
+    yield p.JobEnded(job="5", kind="export", status="done", timings={"total_s": 1.5})
 
 
 def install(

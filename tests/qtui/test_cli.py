@@ -187,6 +187,8 @@ def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
         ("sweep", "demo", "--direction", "restore"),
         ("sweep", "demo", "--calib", "c4"),
         ("eval", "demo", "--recipe", "Q4_K_M"),
+        ("export", "demo", "--recipe", "Q4_K_M", "--to", "checkpoint", "-o", "out"),
+        ("export", "demo", "--format", "int8", "--to", "gguf", "-o", "out"),
     ],
 )
 def test_what_is_planned_is_refused_and_said_so(run: Run, given: tuple[str, ...]) -> None:
@@ -214,6 +216,11 @@ def test_what_is_planned_is_refused_and_said_so(run: Run, given: tuple[str, ...]
         (("eval", "demo"), "--recipe"),
         (("eval", "demo", "--format", "int8", "--recipe", "x.toml"), "--recipe"),
         (("eval", "demo", "--recipe", "gone.toml"), "gone.toml"),
+        (("export",), "MODEL"),
+        (("export", "demo", "--to", "checkpoint", "-o", "out"), "--recipe"),
+        (("export", "demo", "--format", "int8", "-o", "out"), "there is checkpoint"),
+        (("export", "demo", "--format", "int8", "--to", "mlx", "-o", "out"), "there is checkpoint"),
+        (("export", "demo", "--format", "int8", "--to", "checkpoint"), "-o PATH"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2_and_names_what_is_wrong(

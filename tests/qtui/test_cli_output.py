@@ -17,6 +17,7 @@ from tests.qtui import replay as r
 from tests.qtui.scripted import Scripted, install, whole
 
 QUICK = ("--profile", "quick")
+EXPORT = ("export", "demo", "--format", "int4-g128", "--to", "checkpoint")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -26,6 +27,7 @@ Run = Callable[..., tuple[int, str, str]]
         (("triage", "demo"), "qtui.triage/1"),
         (("sweep", "demo"), "qtui.sweep/1"),
         (("eval", "demo", "--format", "int4-g128"), "qtui.eval/1"),
+        ((*EXPORT, "-o", "out"), "qtui.export/1"),
     ],
 )
 def test_a_dash_prints_the_document_and_nothing_more(
@@ -35,7 +37,7 @@ def test_a_dash_prints_the_document_and_nothing_more(
     code, out, err = run(*given, "--json", "-")
     assert code == 0, err
     assert json.loads(out)["schema"] == schema
-    assert "device: cpu" in err or schema == "qtui.triage/1"
+    assert "device: cpu" in err or schema in ("qtui.triage/1", "qtui.export/1")
 
 
 def test_a_document_in_a_file_leaves_the_table_on_stdout(
@@ -87,6 +89,44 @@ def test_a_recipe_with_an_unknown_layer_exits_with_2(
     assert "'model.head'" in err
 
 
+def test_an_export_asks_for_a_folder_as_seen_from_here_and_tells_what_it_wrote(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = install(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*EXPORT, "-o", "out", "--overwrite")
+    assert code == 0, err
+    assert engine.sent == [
+        p.Open("demo", engine.sent[0].settings, model=False, take_up=False),  # type: ignore[union-attr]
+        p.Export(out=str(tmp_path / "out"), format="int4-g128", overwrite=True),
+    ]
+    assert f"folder  {tmp_path / 'out'}\n" in out
+    assert "2.6 MB, of 11.6 MB" in out
+    assert "2 in int4-g128; 2 stored as codes" in out
+    assert "4.25 per weight" in out
+    assert "note: the head was \\x1b[2Jtied" in out
+    assert f"fallback: {r.names()[3]} is kept, not {r.FORMAT}: rows of 100" in out
+    assert "export  1.3 MB of 2.6 MB" in err
+    assert "theirs" not in out
+
+
+def test_a_recipe_file_is_exported_by_exact_names(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = install(monkeypatch)
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'schema = "qtui.recipe/1"\ndefault = "int8"\n[layers]\n"re:lm_h.*" = "int4-g32"\n'
+    )
+    code, _, err = run(
+        "export", "demo", "--recipe", str(path), "--to", "checkpoint", "-o", str(tmp_path / "o")
+    )
+    assert code == 0, err
+    assert engine.sent[1] == p.Export(
+        out=str(tmp_path / "o"), format="int8", layers={"lm_head": "int4-g32"}
+    )
+
+
 # --- how it ends ---------------------------------------------------------------------------------
 
 
@@ -129,6 +169,24 @@ def test_an_interrupted_run_says_that_what_it_measured_is_kept(
     assert "what was measured is kept" in err
     assert engine.closed
     assert not path.exists()
+
+
+def test_an_interrupted_export_is_cancelled_and_says_what_becomes_of_the_folder(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent | BaseException]:
+        if isinstance(command, p.Export):
+            yield p.JobStarted(job="5", kind="export", title="export")
+            yield KeyboardInterrupt()
+        else:
+            yield from whole(command, session)
+
+    engine = install(monkeypatch, answer)
+    code, out, err = run(*EXPORT, "-o", str(tmp_path / "out"))
+    assert (code, out) == (130, "")
+    assert "a folder that is not whole is taken away" in err
+    assert "measured" not in err
+    assert engine.sent[-1] == p.Cancel("5")
 
 
 def test_sigterm_ends_a_run_as_an_interrupt_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

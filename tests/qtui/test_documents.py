@@ -13,7 +13,7 @@ import pytest
 from engine import protocol as p
 from engine.session import Session, apply
 from qtui import schema, tables
-from qtui.documents import eval_document, sweep_document, triage_document
+from qtui.documents import eval_document, export_document, sweep_document, triage_document
 from tests.qtui import replay as r
 from tests.qtui.scripted import whole
 
@@ -116,6 +116,25 @@ def test_evaluation_has_the_keys_of_its_schema(evaluation: dict[str, Any]) -> No
         "nll", "ppl", "dnll_se", "kl", "kl_se", "top1_agreement", "bits_per_weight", "bytes",
     }  # fmt: skip
     assert evaluation["recipe"]["bits_per_weight"] == 4.25
+
+
+def test_export_has_the_keys_of_its_schema() -> None:
+    events = list(whole(p.Export(out="/out", format="int4-g128"), Session()))
+    session = folded(p.Export(out="/out", format="int4-g128"))
+    written = next(e for e in events if isinstance(e, p.Exported) and e.job == "5")
+    found = as_json(export_document(session, written, (r.FORMAT,)))
+    assert found.keys() == {
+        "schema", "checkpoint", "recipe", "folder", "bytes", "bits_per_weight", "layers",
+        "fallbacks", "notes", "versions", "timings",
+    }  # fmt: skip
+    assert found["schema"] == "qtui.export/1"
+    assert found["checkpoint"].keys() == {"name", "params", "bytes", "fingerprint"}
+    assert found["recipe"] == dict.fromkeys(r.names()[1:3], "int4-g128")
+    assert (found["folder"], found["bytes"], found["layers"]) == ("/out", 2_600_000, 2)
+    assert found["bits_per_weight"] == 4.25
+    assert found["notes"] == ["the head was \x1b[2Jtied"]
+    assert found["fallbacks"] == [{"layer": r.names()[3], "format": r.FORMAT, "why": "rows of 100"}]
+    assert found["timings"] == {"total_s": 1.5}
 
 
 def test_what_is_not_finite_is_null(sweep: dict[str, Any]) -> None:
