@@ -97,6 +97,8 @@ class Workbench(Screen[None]):
         self.keybar = KeyBar(id="keys")
         self.banner = Banner(id="banner")
         self.format = ""
+        self._filtered = ""
+        """What is said of the filter above the table."""
         self.asked_sweep = False
         """Whether a hand asked for a sweep."""
         self.failed = False
@@ -334,7 +336,10 @@ class Workbench(Screen[None]):
         shown, of = self.table.shown_of_all
         filter = self.table.filter
         words = f" {printable(filter.text)}: {shown} of {of} layers " if filter else ""
-        self.query_one("#main").border_title = Content(words)
+        if words != self._filtered:
+            # A title set anew sends all that stands under it to the terminal.
+            self._filtered = words
+            self.query_one("#main").border_title = Content(words)
 
     def touched(self) -> tuple[str, ...]:
         """Layers that a toggle would change now, in the order of the model."""
