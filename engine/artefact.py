@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from engine.protocol import Role
+
+OUTSIDE = ("head", "embedding")
+"""Roles of layers that are no part of the body."""
 
 
 class Size(msgspec.Struct, frozen=True):
@@ -40,15 +43,54 @@ def artefact_size(
         other_bytes: bytes of what is no layer.
         tied: whether head and embedding are one tensor in the checkpoint.
     """
-    outside = ("head", "embedding")
-    counted = [i for i, role in enumerate(roles) if role not in outside or quantised[i]]
+    counted = [i for i, role in enumerate(roles) if role not in OUTSIDE or quantised[i]]
     weights = sum(math.prod(shapes[i]) for i in counted)
-    once = tied and not any(quantised[i] for i, role in enumerate(roles) if role in outside)
+    once = tied and not any(quantised[i] for i, role in enumerate(roles) if role in OUTSIDE)
     stored = sum(bits[i] for i, role in enumerate(roles) if not (once and role == "head"))
     return Size(
         sum(bits[i] for i in counted) / weights if weights else math.nan,
         other_bytes + (stored + 7) // 8,
     )
+
+
+class Ledger:
+    """Sums over all layers as stored, made once, from which the size of a recipe follows quickly.
+
+    Gives what `artefact_size` gives, at a cost that goes with the layers that are changed.
+    """
+
+    def __init__(
+        self,
+        roles: Sequence[Role],
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[str],
+        other_bytes: int,
+    ) -> None:
+        """The arguments are those of `artefact_size`, with the dtypes that layers are stored in."""
+        self._weights = [math.prod(shape) for shape in shapes]
+        self._bits = [bits_as_stored(s, d) for s, d in zip(shapes, dtypes, strict=True)]
+        self._roles, self._other = roles, other_bytes
+        body = [row for row, role in enumerate(roles) if role not in OUTSIDE]
+        self._body_weights = sum(self._weights[row] for row in body)
+        self._body_bits = sum(self._bits[row] for row in body)
+        self._all_bits = sum(self._bits)
+        self._head_bits = sum(self._bits[row] for row, role in enumerate(roles) if role == "head")
+
+    def size(self, changed: Mapping[int, int], *, tied: bool) -> Size:
+        """The size where these rows take so many bits, and all others are as stored."""
+        weights, counted, stored = self._body_weights, self._body_bits, self._all_bits
+        once = tied
+        for row, bits in changed.items():
+            stored += bits - self._bits[row]
+            if self._roles[row] in OUTSIDE:
+                once = False
+                weights += self._weights[row]
+                counted += bits
+            else:
+                counted += bits - self._bits[row]
+        if once:
+            stored -= self._head_bits
+        return Size(counted / weights if weights else math.nan, self._other + (stored + 7) // 8)
 
 
 def bits_as_stored(shape: tuple[int, ...], dtype: str) -> int:

@@ -36,7 +36,7 @@ GREET_SECONDS = 10.0
 STOP_SECONDS = 2.0
 """How long a client that said stop waits for the engine to hang up."""
 
-ENDED_SECONDS = 0.5
+ENDED_SECONDS = 0.05
 """How long a client that started an engine waits to hear how it ended."""
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from engine import protocol as p
-from engine.artefact import Size, artefact_size, bits_as_stored
+from engine.artefact import Ledger, Size, bits_as_stored
 
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
@@ -207,14 +207,20 @@ class Session(msgspec.Struct):
         return self.size().bytes
 
     def size(self) -> Size:
-        """What the artefact holds: a sum over the whole table, for whoever wants both figures."""
+        """What the artefact holds; the sums over the whole table are made once a listing."""
+        global _ledger
         layers = self.layers
-        kept = [kept_format(dtype) for dtype in layers.dtypes]
-        quantised = [held != kept for held, kept in zip(layers.holds, kept, strict=True)]
+        known = _ledger
+        if known is None or known[0] is not layers or known[1] != self.other_bytes:
+            made = Ledger(layers.roles, layers.shapes, layers.dtypes, self.other_bytes)
+            known = _ledger = layers, self.other_bytes, made
+        rows = [self.index[name] for name in self.changed]
         tied = self.model is not None and self.model.tied
-        return artefact_size(
-            layers.roles, layers.shapes, layers.bits, quantised, self.other_bytes, tied=tied
-        )
+        return known[2].size({row: layers.bits[row] for row in rows}, tied=tied)
+
+
+_ledger: tuple[Layers, int, Ledger] | None = None
+"""Of the listing that was asked about last: most often there is only one."""
 
 
 def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]:

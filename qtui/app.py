@@ -21,6 +21,7 @@ from textual.screen import Screen
 
 from engine import protocol as p
 from engine.client import Link, launch
+from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.session import Session
 from qtui.life import GOODBYE, Life
@@ -115,6 +116,9 @@ class QtuiApp(App[None]):
         self._code: int | None = None
         """Exit code of a signal that ends the interface."""
         self._interrupted = float("-inf")
+        if "suspend" in look.keymap:
+            # A person gave it another key, and may have given this one to something else.
+            self._bindings.key_to_bindings.pop("ctrl+z", None)
         self.shelf = shelf or ThemeShelf()
         self.shelf.register(self)
         self.theme = look.theme or default_theme(os.environ)
@@ -197,10 +201,17 @@ class QtuiApp(App[None]):
 
     def on_start_chosen(self, chosen: Start.Chosen) -> None:
         """Open what was chosen on the start screen, once however often enter was pressed."""
+        from qtui.widgets.prompt import Prompt, Verdict
+
         if self.life is not None:
             return
         assert self.choice is not None
-        settings, profile = self.choice.resolve(chosen.profile_name)
+        try:
+            settings, profile = self.choice.resolve(chosen.profile_name)
+        except EngineError as error:
+            # The profiles were changed since they were read first.
+            self.query_one(Prompt).say(Verdict(False, str(error)), loud=True)
+            return
         self.life = self._life(chosen.source, settings, profile)
         # Over the start screen, not in its place: a first screen cannot be taken away.
         self.push_screen(self.workbench)

@@ -86,6 +86,11 @@ class Life:
             self.bench.show(self.session, dirty, anew=anew)
         elif dirty == EVERYTHING:
             self.bench.show(self._still, dirty)
+        elif answers := dirty & {"histogram", "experts"}:
+            # What a person looks at is answered also while results stand still.
+            self._still.histograms = self.session.histograms
+            self._still.experts = self.session.experts
+            self.bench.show(self._still, frozenset(answers))
 
     # --- the engine ---------------------------------------------------------------------------
 

@@ -84,6 +84,8 @@ def remember(**changes: Any) -> str:
         _write(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
     except OSError as error:
         return f"{path}: cannot be written, nothing is remembered: {error.strerror or error}"
+    except UnicodeError as error:
+        return f"{path}: not everything can be written as UTF-8, nothing is remembered: {error}"
     return ""
 
 

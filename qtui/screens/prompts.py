@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from engine.errors import EngineError
 from engine.paths import session_folder, session_name
@@ -13,7 +16,7 @@ from engine.quant.formats import parse_format
 from engine.quant.storage import why_not_held
 from qtui.aside import aside
 from qtui.clipboard import copy, what_to_copy
-from qtui.filter import FIELDS, parse_filter
+from qtui.filter import FIELDS, FilterError, parse_filter
 from qtui.filter_completion import complete_filter
 from qtui.filter_verdict import judge_filter
 from qtui.remembered import recall, remember
@@ -24,6 +27,9 @@ from qtui.widgets.prompt import Completion, Prompt, Verdict, open_prompt
 
 if TYPE_CHECKING:
     from qtui.screens.workbench import Workbench
+
+
+_SEARCHES = re.compile(r"(?:^|\s)[-!]?re:")
 
 
 def ignore(value: str) -> None:
@@ -91,11 +97,19 @@ class Prompts:
             bench.set_filter(parse_filter(value))
 
         def follow(value: str) -> None:
+            if _SEARCHES.search(value):
+                return  # half an expression may take for ever: it is tried when it is handed in
             # The beginning of a field's name would empty the table for a moment.
             *terms, last = value.split(" ")
             bench.set_filter(parse_filter(" ".join(terms) if _begins_field(last) else value))
 
         def judge(value: str) -> Verdict:
+            if _SEARCHES.search(value):
+                try:
+                    parse_filter(value)
+                except FilterError as error:
+                    return Verdict(False, str(error))
+                return Verdict(True, "enter looks for it")
             return Verdict(*judge_filter(value, bench.session, bench.format, bench.table.marked))
 
         prompt = Prompt(
@@ -182,14 +196,22 @@ class Prompts:
     def save(self) -> None:
         """Ask where to, and save a table, a plot, a recipe or the screen there."""
         self._begin()
-        bench, view = self.bench, self.view()
+        bench, screen = self.bench, tuple(screen_lines(self.bench.app))
+
+        def now() -> View:
+            # Layers may be listed anew while the prompt is open; the screen is the one before it.
+            return msgspec.structs.replace(self.view(), screen=screen)
 
         def write(value: str) -> None:
+            view = now()
+
             async def writing() -> None:
                 try:
                     saved = await aside(lambda: save_asked(value, view))
                 except EngineError as error:
                     bench.tell("error", str(error))
+                except (OSError, LookupError, ValueError) as error:
+                    bench.tell("error", f"not saved: {type(error).__name__}: {error}")
                 else:
                     remember(folder=str(saved.path.resolve().parent))
                     bench.tell("info", saved.says)
@@ -197,11 +219,11 @@ class Prompts:
             bench.run_worker(writing(), group="save")
 
         def judge(value: str) -> Verdict:
-            return Verdict(*judge_path(value, view))
+            return Verdict(*judge_path(value, now()))
 
         prompt = Prompt(
             "save",
-            lambda value: [Completion(*offer) for offer in _saved_before(value, view)],
+            lambda value: [Completion(*offer) for offer in _saved_before(value, now())],
             judge,
             glyphs=bench.glyphs,
             placeholder="[table|histogram|layer|experts|log|screen|recipe] FILE",

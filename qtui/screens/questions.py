@@ -12,7 +12,7 @@ from engine.session import Session
 
 
 class Questions:
-    """Asks for histograms, each once, and again where the layer holds another format."""
+    """Asks for a histogram that is not there, not twice at a time, and where the format changed."""
 
     REST: ClassVar[float] = 0.08
     """Seconds the cursor rests on a layer before its histogram is asked for."""
@@ -36,6 +36,10 @@ class Questions:
     def forget(self) -> None:
         """What was asked for was not answered: it may be asked for again."""
         self._asked.clear()
+
+    def answered(self, layer: str, format: str) -> None:
+        """The answer came; once it is dropped to make room, it may be asked for again."""
+        self._asked.discard((layer, format))
 
     def soon(self) -> None:
         """Ask once the cursor rests."""

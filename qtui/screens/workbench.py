@@ -264,6 +264,8 @@ class Workbench(Screen[None]):
 
     def hear(self, event: p.AnyEvent) -> bool:
         """Take notice of an event before it is folded; false where it is not to be folded."""
+        if isinstance(event, p.HistogramReady):
+            self.questions.answered(event.layer, event.format)
         if isinstance(event, p.Refused) and event.command == "AskHistogram":
             # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
             self.questions.forget()

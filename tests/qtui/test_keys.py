@@ -270,3 +270,11 @@ async def test_digits_in_a_row_are_one_entry_of_the_key_bar() -> None:
     profile = msgspec.structs.replace(r.PROFILE, keys=keys)
     async with driving(*r.opening(), size=(80, 24), profile=profile) as d:
         assert "2-6 8 f toggle" in d.screen()
+
+
+async def test_the_key_of_suspending_can_be_given_to_another_action() -> None:
+    keymap = {"suspend": "f9", "undo": "ctrl+z"}
+    async with driving(*r.opening(), keymap=keymap) as d:
+        await d.give(r.changed(d.app.session, [DOWN], r.FORMAT))
+        await d.pilot.press("ctrl+z")
+        await d.until(lambda: d.sent(p.Undo))

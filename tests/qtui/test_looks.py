@@ -151,3 +151,12 @@ async def test_freezing_logs_nothing_twice() -> None:
             await d.pilot.press("z")
             await d.settled()
         assert d.bench.events.entries == before
+
+
+async def test_a_layer_that_is_looked_at_while_the_display_is_frozen_has_its_histogram() -> None:
+    async with driving(*r.opening(), *r.triaged(), size=(160, 50)) as d:
+        await d.pilot.press("z", "j")
+        await d.until(lambda: p.AskHistogram(NAMES[1]) in d.sent(p.AskHistogram))
+        d.link.give(r.histogram(NAMES[1]))
+        await d.until(lambda: d.bench.detail.histogram.plots)
+        assert d.app.alive.frozen

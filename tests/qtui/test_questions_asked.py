@@ -104,3 +104,32 @@ async def test_a_refused_toggle_of_a_layer_leaves_what_it_holds_and_says_why() -
         await d.give(p.Refused("SetFormat", f"{FUSED}: experts stay as stored", 2, (FUSED,)))
         assert "experts stay as stored" in d.bench.message.text
         assert "○int4-g128" not in d.screen()
+
+
+async def test_a_histogram_that_made_room_for_others_is_asked_for_again() -> None:
+    async with driving(*r.opening()) as d:
+        first = d.table.current
+        assert first is not None
+        await d.until(lambda: len(d.sent(p.AskHistogram)) == 1)
+        await d.give(r.histogram(first))
+        d.app.session.histograms.clear()
+        await d.pilot.press("j", "k")
+        await d.until(lambda: d.sent(p.AskHistogram).count(p.AskHistogram(first)) == 2)
+
+
+async def test_an_undone_format_has_its_grid_again() -> None:
+    async with driving(*r.opening()) as d:
+        layer = d.table.current
+        assert layer is not None
+        for format in ("int4-g128", "int8"):
+            await d.give(r.changed(d.app.session, [layer], format))
+            ask = p.AskHistogram(layer, format=format)
+            await d.until(lambda ask=ask: ask in d.sent(p.AskHistogram))
+            await d.give(r.drawn(layer, format))
+        await d.give(
+            p.RecipeChanged(
+                how="undo", layers=[layer], before=["int8"], after=["int4-g128"], bits=[9]
+            )
+        )
+        again = p.AskHistogram(layer, format="int4-g128")
+        await d.until(lambda: d.sent(p.AskHistogram).count(again) == 2)

@@ -340,3 +340,24 @@ async def test_files_are_offered_in_the_folder_where_the_last_one_was_saved(
         await d.pilot.pause()
         offered = [offer.text for offer in d.bench.query_one(Prompt).offers]
         assert any(text.startswith(f"table {tmp_path}/") for text in offered)
+
+
+async def test_layers_listed_anew_while_a_path_is_typed_are_those_that_are_saved(
+    tmp_path: Path,
+) -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        await d.pilot.press("w", *f"table {tmp_path}/a.csv")
+        await d.give(r.listed(r.names()[:5]))
+        await d.pilot.press("enter")
+        await d.until(lambda: (tmp_path / "a.csv").exists())
+        rows = [row for row in (tmp_path / "a.csv").read_text().splitlines() if row[:1] != "#"]
+        assert len(rows) == 1 + 5
+
+
+async def test_an_expression_is_looked_for_once_it_is_handed_in() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        await d.pilot.press("slash", *"re:down_proj$")
+        await d.pilot.pause()
+        assert len(shown(d)) == 37
+        await d.pilot.press("enter")
+        await d.until(lambda: len(shown(d)) == 5)
