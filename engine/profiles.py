@@ -28,6 +28,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     batch_tokens: int
     formats: tuple[str, ...]
     sweep_formats: tuple[str, ...]
+    estimate_formats: tuple[str, ...]
+    draws: int
+    calib_tokens: int
     sigma: float
     fps: int
     nice: int
@@ -43,6 +46,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "batch_tokens": self.batch_tokens,
             "formats": self.formats,
             "sweep_formats": self.sweep_formats,
+            "estimate_formats": self.estimate_formats,
+            "draws": self.draws,
+            "calib_tokens": self.calib_tokens,
             "sigma": self.sigma,
         }
         chosen.update({key: value for key, value in given.items() if value is not None})
@@ -66,6 +72,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "seq_len": (2, 1 << 24),
     "stride": (0, 1 << 24),
     "batch_tokens": (1, 1 << 30),
+    "draws": (1, 64),
+    "calib_tokens": (2, 1 << 40),
     "sigma": (0.5, 100),
     "fps": (1, 60),
     "nice": (0, 19),

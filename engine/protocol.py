@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 """Raised when a change makes an older client or engine misread a newer one."""
 
 MAX_FRAME = 1 << 20
@@ -22,6 +22,8 @@ MAX_FRAME = 1 << 20
 
 Role: TypeAlias = Literal["linear", "conv1d", "experts", "head", "embedding"]
 Direction: TypeAlias = Literal["degrade", "restore"]
+By: TypeAlias = Literal["layer", "block", "kind", "group"]
+"""What is changed at once: a layer; all of a block, of a kind, or of a fused group."""
 JobKind: TypeAlias = Literal["open", "triage", "sweep", "evaluate", "export"]
 JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
@@ -51,6 +53,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     formats: tuple[str, ...] = ("int3-g128", "int4-g128", "int8")
     """Formats whose weight errors triage reports."""
     sweep_formats: tuple[str, ...] = ("int4-g128",)
+    estimate_formats: tuple[str, ...] = ()
+    """Formats that are estimated for every layer beside those that a sweep measures."""
+    draws: int = 2
+    """Draws of labels that an estimate of KL rests on."""
+    calib_tokens: int = 32768
+    """Tokens of calibration text, in windows of ``seq_len``."""
     sigma: float = 4.0
     """Weights beyond this many standard deviations count as outliers."""
     device: str = "auto"
@@ -116,6 +124,10 @@ class Sweep(Command, frozen=True):
     formats: tuple[str, ...] = ()
     direction: Direction = "degrade"
     ask: str = ""
+    exact: str = "all"
+    """Which layers are measured after all were estimated, the worst first: ``all``, each on all
+    windows; ``top:K``, on no more windows than it takes to be sure of the K worst; ``none``."""
+    by: By = "layer"
 
 
 class Evaluate(Command, frozen=True):
@@ -287,6 +299,10 @@ class Sensitivity(Fact, frozen=True, gc=False, kw_only=True):
     dppl_low: float
     dppl_high: float
     tokens: int
+    """Targets behind the figures: fewer than the protocol has where fewer were enough."""
+    by: By = "layer"
+    """What was changed at once; ``layer`` names it then: a block by its number, a kind, or the
+    first layer of a fused group."""
     top1: float = float("nan")
     """Share of positions where both models' first choice is the same."""
 
@@ -304,6 +320,9 @@ class Estimate(Fact, frozen=True, gc=False, kw_only=True):
     tokens: int
     draws: int = 1
     """Draws of labels from the model's own distribution."""
+    by: By = "layer"
+    doubt: str = ""
+    """Why the figure may not hold: where the quadratic model ends; empty where it holds."""
 
 
 class RecipeScore(Fact, frozen=True, gc=False, kw_only=True):
@@ -520,6 +539,23 @@ class RecipePartial(Transient, frozen=True):
     score: RecipeScore
 
 
+class Agreement(Transient, frozen=True, kw_only=True):
+    """How well the estimates of a format agree with what was measured of it so far."""
+
+    format: str
+    direction: Direction = "degrade"
+    layers: int
+    """That are both estimated and measured."""
+    rank_kl: float
+    """Spearman's rank correlation of KL."""
+    rank_dnll: float
+    ratio: float
+    """Median of measured over estimated KL."""
+    estimated: list[float] = []
+    """Knots of the monotone fit of measured to estimated KL, ascending; empty where too few."""
+    measured: list[float] = []
+
+
 class HistogramReady(Transient, frozen=True, kw_only=True):
     """Counts of a layer's finite weights in equal bins."""
 
@@ -591,6 +627,7 @@ AnyEvent: TypeAlias = (
     | Stage
     | Progress
     | RecipePartial
+    | Agreement
     | HistogramReady
     | ExpertsReady
     | Refused
@@ -643,6 +680,8 @@ def job_key(event: Transient) -> str:
             return f"progress {job}"
         case HistogramReady(layer=layer):
             return f"histogram {layer}"
+        case Agreement(format=format, direction=direction):
+            return f"agreement {direction} {format}"
         case ExpertsReady(layer=layer):
             return f"experts {layer}"
         case Refused():

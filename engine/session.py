@@ -117,6 +117,10 @@ class Session(msgspec.Struct):
     """By ``direction/format``: a column of the table's length."""
     estimated: dict[str, list[p.Estimate | None]] = {}
     """As `measured`, from gradients."""
+    units: dict[str, dict[str, p.Sensitivity]] = {}
+    """What was changed as a block, kind or group: by ``direction/format/by``, by name."""
+    agreement: dict[str, p.Agreement] = {}
+    """By ``direction/format``."""
     additivity: dict[str, p.Additivity] = {}
     scores: dict[str, p.RecipeScore] = {}
     """Measured recipes by their hash."""
@@ -284,6 +288,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.RecipePartial():
             session.partial = event.score
             return frozenset({"recipe"})
+        case p.Agreement():
+            session.agreement[f"{event.direction}/{event.format}"] = event
+            return frozenset({"measured"})
         case p.HistogramReady():
             session.histograms.pop(event.layer, None)
             session.histograms[event.layer] = event
@@ -327,7 +334,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     session.histograms, session.experts = {}, {}
     session.baseline = session.control = session.partial = None
     session.measured, session.additivity, session.scores = {}, {}, {}
-    session.estimated = {}
+    session.estimated, session.units, session.agreement = {}, {}, {}
     return frozenset(get_args(Dirty))
 
 
@@ -377,7 +384,7 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     # Facts of another protocol do not belong beside this one's; the store gives its own again.
     session.baseline = session.control = session.partial = None
     session.measured, session.additivity, session.scores = {}, {}, {}
-    session.estimated = {}
+    session.estimated, session.units, session.agreement = {}, {}, {}
     return frozenset({"model", "stage", "baseline", "measured", "recipe"})
 
 
@@ -434,6 +441,10 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
         case p.Control():
             session.control = fact
             return "baseline"
+        case p.Sensitivity() if fact.by != "layer":
+            units = session.units.setdefault(f"{fact.direction}/{fact.format}/{fact.by}", {})
+            units[fact.layer] = fact
+            return "measured"
         case p.Sensitivity():
             column = session.measured.setdefault(
                 f"{fact.direction}/{fact.format}", [None] * len(session.layers.names)

@@ -40,7 +40,8 @@ NOT_WHOLE = "a folder that is not whole is taken away"
 """What becomes of an export that does not come to its end."""
 
 MUST_AGREE = (
-    "text", "calib", "tokens", "seq_len", "stride", "sigma", "device", "dtype", "seed",
+    "text", "calib", "calib_tokens", "tokens", "seq_len", "stride", "sigma", "device", "dtype",
+    "seed", "draws",
     "trust_remote_code",
 )  # fmt: skip
 """Settings that figures depend on: an engine that runs with others cannot answer for these."""

@@ -1,13 +1,30 @@
-"""A layer's weight in a format, as the artefact would dequantise it."""
+"""What a layer computes with in a format: the weight as the artefact would dequantise it."""
 
 from __future__ import annotations
+
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
 
 from engine.checkpoint import read_layer
+from engine.measure.account import Account
+from engine.model.network import Held
 from engine.quant import Format, dequantized
 from engine.workspace import Workspace
+
+
+def approximated(
+    workspace: Workspace, layer: str, format: Format, account: Account
+) -> Generator[None, None, Held]:
+    """What a layer computes with in a format; yields while what it takes is being gathered.
+
+    Raises:
+        FormatError: as `approximation` does.
+    """
+    step = account.timed("quantize_s", lambda: approximation(workspace, layer, format))
+    yield from ()
+    return step()
 
 
 def approximation(workspace: Workspace, layer: str, format: Format) -> Tensor:

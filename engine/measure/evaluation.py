@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 
-from torch import Tensor
-
 from engine import protocol as p
 from engine.artefact import Size, artefact_size, bits_as_stored
 from engine.errors import UsageError
 from engine.jobs import Steps
 from engine.measure.account import Account
-from engine.measure.approximate import approximation
+from engine.measure.approximate import approximated
 from engine.measure.perplexity import Tally, difference, estimate, perplexity
 from engine.measure.reference import Reference
 from engine.model.memory import memory_free
+from engine.model.network import Held
 from engine.quant import QUANTISER_VERSION, Format, parse_format, stored_bits
 from engine.session import recipe_hash
 from engine.workspace import Workspace, again
@@ -72,7 +71,7 @@ def changed(
     workspace: Workspace,
     batch: int,
     start: int,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Held],
     account: Account,
 ) -> Generator[None, None, Tally]:
     """Compare one micro-batch of the network holding ``weights`` with the reference."""
@@ -109,7 +108,7 @@ def score(
         return known
 
     start = min((network.layers[name].start for name in layers), default=len(network.blocks))
-    held: dict[str, Tensor] = {}
+    held: dict[str, Held] = {}
     # Where all changed layers do not fit beside the model, each step quantises them again.
     together = sum(math.prod(network.layers[n].shape) for n in layers) * network.dtype.itemsize
     keep = together <= memory_free(network.device) // 2
@@ -120,10 +119,7 @@ def score(
         yield from run_reference(reference, batch, account)
         if not held:
             for name, format in formats.items():
-                held[name] = account.timed(
-                    "quantize_s",
-                    lambda name=name, format=format: approximation(workspace, name, format),  # type: ignore[misc]
-                )()
+                held[name] = yield from approximated(workspace, name, format, account)
                 if workspace.should_stop():
                     yield None
         tallies.append((yield from changed(workspace, batch, start, held, account)))

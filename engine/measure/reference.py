@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.measure.perplexity import Tally, Windows, compare
-from engine.model.network import Network
+from engine.model.network import Held, Network
 
 CHUNK_BYTES = 16 << 20
 """Logits of one chunk of positions, in bytes of float32."""
@@ -110,7 +110,7 @@ class Reference:
         return torch.cat([self._nll[batch] for batch in range(len(self.batches))])
 
     @torch.no_grad()
-    def measure(self, batch: int, start: int, weights: Mapping[str, Tensor]) -> Tally:
+    def measure(self, batch: int, start: int, weights: Mapping[str, Held]) -> Tally:
         """Compare the network holding ``weights`` with the reference on one micro-batch.
 
         Args:

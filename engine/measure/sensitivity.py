@@ -15,7 +15,7 @@ from engine import protocol as p
 from engine.errors import FormatError, UsageError
 from engine.jobs import Steps
 from engine.measure.account import Account
-from engine.measure.approximate import approximation
+from engine.measure.approximate import approximated
 from engine.measure.evaluation import baseline, changed, forward_seconds, run_reference, score
 from engine.measure.perplexity import Tally, difference, perplexity
 from engine.model.layers import Layer
@@ -104,7 +104,7 @@ def _measure(
     _, reference = workspace.need_network()
     detail = f"{layer.name} {format}"
     yield pace.at(0.0, detail)
-    approx = account.timed("quantize_s", lambda: approximation(workspace, layer.name, format))()
+    approx = yield from approximated(workspace, layer.name, format, account)
     tallies: list[Tally] = []
     batches = len(reference.batches)
     for batch in range(batches):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,20 @@ from engine.model.blocks import (
 )
 from engine.model.layers import Layer, Slot, list_layers
 from engine.model.selfcheck import check_resuming
+
+
+@dataclass(frozen=True, eq=False)
+class StandIn:
+    """What a layer computes with instead of its own weight."""
+
+    weight: Tensor
+    """Oriented as :attr:`Layer.shape`."""
+    inputs: Callable[[Tensor], Tensor] | None = None
+    """What becomes of the layer's inputs ``[…, in]`` first; None leaves them as they are."""
+
+
+Held = Tensor | StandIn
+"""A weight alone, or with what is done to its inputs."""
 
 
 class Preempted(Exception):
@@ -99,22 +114,29 @@ class Network:
         return self._slot(name).oriented(self._reference[name].detach())
 
     @contextmanager
-    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    def holding(self, weights: Mapping[str, Held]) -> Iterator[None]:
         """The model computes with ``weights`` inside; on every exit the reference is back.
 
         Args:
             weights: by layer name, oriented as in :attr:`Layer.shape`; cast to the dtype and
-                device of the weight each stands in for.
+                device of the weight each stands in for. A `StandIn` changes the inputs too.
 
         Raises:
-            UsageError: an unknown layer, or a weight of another shape.
+            UsageError: an unknown layer, a weight of another shape, or inputs that cannot be
+                changed.
             RuntimeError: weights are held already.
         """
         if self._holding:
             raise RuntimeError("weights are held already; hold them in one call")
         stand_ins: list[tuple[Slot, nn.Parameter, nn.Parameter]] = []
-        for name, weight in weights.items():
+        changes: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
+        for name, held in weights.items():
             slot, reference = self._slot(name), self._reference[name]
+            weight = held.weight if isinstance(held, StandIn) else held
+            if isinstance(held, StandIn) and held.inputs is not None:
+                if self.layers[name].role in ("experts", "embedding"):
+                    raise UsageError(f"{name}: the inputs of this kind of layer cannot be changed")
+                changes.append((slot.owner, held.inputs))
             if tuple(weight.shape) != self.layers[name].shape:
                 raise UsageError(
                     f"{name} has shape {list(self.layers[name].shape)}; "
@@ -125,11 +147,16 @@ class Network:
             stand_in = nn.Parameter(value.contiguous(), requires_grad=False)
             stand_ins.append((slot, stand_in, reference))
         self._holding = True
+        hooks: list[Any] = []
         try:
+            for module, change in changes:
+                hooks.append(module.register_forward_pre_hook(_changing(change)))
             for slot, stand_in, _reference in stand_ins:
                 slot.owner._parameters[slot.attribute] = stand_in
             yield
         finally:
+            for hook in hooks:
+                hook.remove()
             for slot, _stand_in, reference in stand_ins:
                 slot.owner._parameters[slot.attribute] = reference
             self._holding = False
@@ -316,3 +343,10 @@ class Network:
 
     def _count_hooks(self) -> int:
         return sum(map(len, self._hook_tables))
+
+
+def _changing(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:])
+
+    return hook
