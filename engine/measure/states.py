@@ -406,6 +406,11 @@ class States:
         mine = {k: stored for k, stored in shared.items() if k <= upto}
         self._kept[batch] = {**mine, **collected.stored}
 
+    def forget(self, batch: int, above: int) -> None:
+        """Let go of the states of a micro-batch after boundary ``above``."""
+        kept = self._kept.get(batch, {})
+        self._kept[batch] = {k: stored for k, stored in kept.items() if k <= above}
+
     def store(self, k: int, state: Tensor) -> Stored | None:
         """Keep one state somewhere if it is of use; see `collect`."""
         last = k == self._blocks
