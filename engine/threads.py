@@ -23,11 +23,3 @@ def leave_room() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(threads))
-
-
-def has_matrix_units() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AMX)."""
-    import torch
-
-    found = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(found is not None and found())

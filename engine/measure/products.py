@@ -12,7 +12,7 @@ terms are random and drown in their sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.model.gradients import Tap, WeightTap
-from engine.threads import has_matrix_units
+from engine.model.processor import has_matrix_units
 
 SQUARES = 2048
 """Tokens whose squares are taken, at most, over all windows."""
@@ -143,10 +143,7 @@ def add_effects(
     for i, (change, found) in enumerate(zip(changes, moments, strict=True)):
         if i in plain:
             continue
-        if embed is not None:
-            moved = embed(change.delta)
-        else:
-            moved = _moved(tap.inputs, change, weight)
+        moved = embed(change.delta) if embed is not None else _moved(tap.inputs, change, weight)
         for loss, gradient in enumerate(tap.gradients):
             z = torch.linalg.vecdot(gradient.float(), moved.float()).double().cpu()
             found.total[loss, windows] += z.sum(-1)
@@ -187,7 +184,7 @@ def _moved(inputs: Tensor, change: Change, weight: Tensor) -> Tensor:
 
 
 def coupled(windows: int) -> Tensor:
-    """The windows whose whole sums are taken of drawn labels too: one in a few, bool ``[windows]``."""
+    """The windows whose sums are taken of drawn labels too: one in a few, bool ``[windows]``."""
     found = torch.zeros(windows, dtype=torch.bool)
     found[:: max(1, windows // COUPLED)] = True
     return found

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from engine.model.blocks import Forward, Reached, hidden_of, split_output
 from engine.model.network import Held, Network
-from engine.threads import has_matrix_units
+from engine.model.processor import has_matrix_units
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,9 +182,14 @@ class _Product(torch.autograd.Function):
         return functional.linear(inputs.to(torch.bfloat16), weight).to(inputs.dtype)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (weight,) = context.saved_tensors
         return (gradient.to(torch.bfloat16) @ weight).to(gradient.dtype), None
+
+
+def _product(inputs: Tensor, weight: Tensor) -> Tensor:
+    found: Tensor = _Product.apply(inputs, weight)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _Products(TorchFunctionMode):
@@ -198,10 +203,10 @@ class _Products(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is functional.linear and not kwargs and _castable(args[0], args[1]):
-            found = _Product.apply(args[0], args[1])
+            found = _product(args[0], args[1])
             return found if len(args) < 3 or args[2] is None else found + args[2]
         if func is torch.addmm and not kwargs and _castable(args[1], args[2]):
-            return _Product.apply(args[1], args[2].T) + args[0]
+            return _product(args[1], args[2].T) + args[0]
         return func(*args, **kwargs)
 
 
@@ -231,7 +236,7 @@ def _watching(network: Network, watched: Sequence[str]) -> Iterator[Calls]:
     """What the watched layers are given and give, as a graph sees it, in order of the calls."""
     calls: Calls = defaultdict(list)
     hooks: list[Any] = []
-    freed: list[nn.Parameter] = []
+    freed: list[Tensor] = []
 
     def watching(module: nn.Module, name: str) -> None:
         given: list[Tensor] = []
