@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,14 +22,12 @@ from engine.measure.approximate import approximated
 from engine.measure.evaluation import changed, run_reference
 from engine.measure.perplexity import Tally, difference, perplexity
 from engine.measure.sequential import Evidence, evidence
+from engine.measure.standing import Standing
 from engine.measure.units import Unit
 from engine.model.memory import check_memory, memory_free, memory_needed
 from engine.model.network import Held, StandIn
 from engine.quant import QUANTISER_VERSION, Format, why_not_held
 from engine.workspace import Workspace, again
-
-if TYPE_CHECKING:
-    from engine.measure.standing import Standing
 
 
 @dataclass(eq=False)
@@ -218,8 +215,6 @@ class Measuring:
     def _given_back(
         self, candidate: Candidate, batch: int
     ) -> Generator[p.AnyEvent | None, None, Tally]:
-        from engine.measure.standing import Standing
-
         network, reference = self._workspace.need_network()
         account = self._account
         yield from run_reference(reference, batch, account)

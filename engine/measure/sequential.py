@@ -93,7 +93,7 @@ def outside(
         return set()
     alpha = error / (looks * pairs)
     means = np.array([rows[name].mean for name in names])
-    table = _table([rows[name] for name in names], total)
+    table = _table([rows[name] for name in names])
     beaten = np.zeros(len(names), dtype=int)
     # Which rows may beat others is free to choose by what was seen: every pair is paid for.
     order = np.argsort(-np.nan_to_num(means, nan=-math.inf), kind="stable")
@@ -113,8 +113,9 @@ class _Table:
     """Rows whose values are there."""
 
 
-def _table(rows: list[Evidence], total: int) -> _Table:
-    values = np.full((len(rows), total), np.nan)
+def _table(rows: list[Evidence]) -> _Table:
+    longest = max(0 if row.values is None else row.windows for row in rows)
+    values = np.full((len(rows), longest), np.nan)
     for i, row in enumerate(rows):
         if row.values is not None:
             values[i, : row.windows] = row.values
