@@ -136,7 +136,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     network = yield from aside("loading", load, wait=False)
     import torch
 
-    from engine.measure.perplexity import Estimate, cut
+    from engine.measure.perplexity import Estimate, cut, shuffled
     from engine.measure.reference import Reference
     from engine.model.memory import memory_free
 
@@ -163,6 +163,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     with quiet():  # a text longer than the model's window is what windows are cut from
         ids = first_tokens(tokenizer, text.content, max(settings.tokens, seq_len))
     windows = cut(torch.tensor(ids), seq_len, settings.tokens, settings.stride)
+    windows = shuffled(windows, settings.seed)
     vocabulary = network.config.get_text_config().vocab_size
     if int(windows.ids.max()) >= vocabulary:
         raise EngineError(

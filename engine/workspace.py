@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.checkpoint import Checkpoint, DiskLayer
+    from engine.measure.perplexity import Tally
     from engine.measure.reference import Reference
     from engine.measure.standing import Recent
     from engine.model.network import Network
@@ -52,6 +53,9 @@ class Workspace:
     """Hash of the code that came with the checkpoint, where it was trusted."""
     scale_dtype: str = "float16"
     """16-bit dtype that stored scales are rounded to."""
+    tallies: dict[str, list[Tally]] = field(default_factory=dict)
+    """Of measurements that have not seen all windows, by the key of the figure on all: those that
+    were seen are not measured again."""
     load_s: float = 0.0
     opened: float = field(default_factory=time.time)
     """Under ``fresh``, facts older than this are measured anew."""
