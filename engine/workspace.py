@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.checkpoint import Checkpoint, DiskLayer
+    from engine.measure.calibration import Calibration
     from engine.measure.reference import Reference
     from engine.model.network import Network
 
@@ -43,6 +44,8 @@ class Workspace:
     network: Network | None = None
     reference: Reference | None = None
     protocol: p.Protocol | None = None
+    calibration: Calibration | None = None
+    """Made when a method first asks for it."""
     windows_sha256: str = ""
     """Hash of the windows' tokens."""
     code_sha256: str = ""

@@ -16,6 +16,7 @@ Verb: TypeAlias = Literal["open", "triage", "sweep", "eval"]
 OPTIONS = (
     ("text", "--text"),
     ("calib", "--calib"),
+    ("calib_tokens", "--calib-tokens"),
     ("tokens", "--tokens"),
     ("seq_len", "--seq-len"),
     ("stride", "--stride"),

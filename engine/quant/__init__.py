@@ -10,7 +10,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from engine.quant.formats import Format, Method, parse_format, why_not_built
+from engine.quant.formats import (
+    Format,
+    Method,
+    needs_calibration,
+    parse_format,
+    why_not_alone,
+    why_not_built,
+)
 from engine.quant.storage import exportable, stored_bits, why_not_held
 
 if TYPE_CHECKING:
@@ -28,11 +35,13 @@ __all__ = [
     "Quantized",
     "dequantized",
     "exportable",
+    "needs_calibration",
     "parse_format",
     "quantize_integer",
     "scale_dtype_for",
     "stored_bits",
     "stored_form",
+    "why_not_alone",
     "why_not_built",
     "why_not_held",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.quant import float8, gguf, integer, kmeans, lattice, microscaling, normal_float
-from engine.quant.formats import Format, why_not_built
+from engine.quant.formats import Format, why_not_alone, why_not_built
 from engine.quant.rows import matrices, row_chunks
 from engine.quant.storage import why_not_held
 from engine.quant.stored import Stored
@@ -39,8 +39,8 @@ def dequantized(
         name: The tensor, for error messages.
 
     Raises:
-        FormatError: The format is not built yet, cannot hold this shape, or a scale (of a kept
-            format: a value) is too large for its dtype.
+        FormatError: The format is not built yet, has a method that looks at inputs, cannot hold
+            this shape, or a scale (of a kept format: a value) is too large for its dtype.
     """
     _check(weight, fmt, name)
     weight = weight.detach()
@@ -87,7 +87,7 @@ def stored_form(
 
 
 def _check(weight: Tensor, fmt: Format, name: str) -> None:
-    for why in (why_not_built(fmt), why_not_held(fmt, weight.shape)):
+    for why in (why_not_built(fmt), why_not_alone(fmt), why_not_held(fmt, weight.shape)):
         if why is not None:
             raise FormatError(f"{name}: {why}")
 
