@@ -151,9 +151,7 @@ class Engine:
 
             return (yield from triage(self._workspace, chosen, job))
 
-        chosen = recipes.canonical(
-            command.formats or self._workspace.settings.formats, alone=True
-        )
+        chosen = recipes.canonical(command.formats or self._workspace.settings.formats, alone=True)
         self._start("triage", "checkpoint", steps, chosen, ask=command.ask)
 
     def _sweep(self, command: p.Sweep) -> None:

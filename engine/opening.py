@@ -138,6 +138,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
 
     from engine.measure.perplexity import Estimate, cut
     from engine.measure.reference import Reference
+    from engine.model.folding import fold_groups
     from engine.model.memory import memory_free
 
     device_reason, dtype_reason, *notes = network.notes
@@ -209,6 +210,11 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         load_s=workspace.load_s,
         interval_factor=Estimate(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
+        why_not_folded={
+            name: group.why_not
+            for name, group in fold_groups(network).items()
+            if group.why_not is not None
+        },
     )
 
 

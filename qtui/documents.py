@@ -102,9 +102,7 @@ def sweep_document(
         resumed=job.resumed,
         model=_model(session),
         protocol=_protocol(session),
-        calibration=_calibration(
-            session, "reference" if any(map(_calibrated, formats)) else ""
-        ),
+        calibration=_calibration(session, "reference" if any(map(_calibrated, formats)) else ""),
         versions=session.versions,
         baseline=_baseline(session),
         control=_control(session),

@@ -182,31 +182,28 @@ def _scaling(
     if group is not None:
         layers = tuple(group.layers)
     else:
-        shares = calibration.shares
-        layers = tuple(name for name in shares if shares[name] == shares[layer])
+        layers = calibration.shares[layer]
     key = (layers, str(format), states.prefix)
     if (known := calibration.scalings.get(key)) is not None:
         return known
     scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
     device = inputs.statistics.gram.device
     scale = torch.ones(inputs.statistics.width, device=device)
-    absorbed, gain = scale, scale
+    online, gain = scale, scale
     for each in wanted:
 
         def find(name: str = each.name, scale: Tensor = scale, gain: Tensor = gain) -> Tensor:
             weights = [folded(_stored(workspace, n).to(device), scale) for n in layers]
-            return find_scale(
-                weights, scaled_inputs(inputs, gain), format, name, scale_dtype, layers[0]
-            )
+            there = scaled_inputs(inputs, gain)
+            return find_scale(name, weights, there, format, scale_dtype, layer)
 
         found = account.timed("quantize_s", find)()
         scale = scale * found
         if ("online", True) in each.options:
-            gain = gain / found
-        else:
-            assert group is not None
-            before, absorbed = absorbed, absorbed * found
-            gain = gain / fold_gain(network, group, before) * fold_gain(network, group, absorbed)
+            online = online * found
+        gain = 1 / online
+        if group is not None:
+            gain = gain * fold_gain(network, group, scale / online)
         yield None
     scaling = Scaling(scale, gain)
     calibration.scalings.keep(key, scaling, 8 * len(scale))

@@ -22,7 +22,7 @@ from engine.measure.account import Account
 from engine.measure.calibration_states import Events, ReferenceStates, States
 from engine.measure.calibration_text import CalibrationWindows, cut_calibration
 from engine.measure.solving import LayerInputs, Scaling
-from engine.model.inputs import shared_inputs, watch_inputs
+from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
 from engine.model.memory import memory_free
 from engine.model.network import Held, Network
 from engine.quant import Format, needs_calibration
@@ -79,6 +79,8 @@ class Calibration:
         self.batches = [ids.to(network.device) for ids in torch.split(windows.ids, rows)]
         self.reference = ReferenceStates(network, self.batches, budget // 4)
         self.shares = shared_inputs(network)
+        """For every layer those that are given the same input: what is gathered of the first is
+        what all of them are given."""
         self.solved: Kept[tuple[Held, int]] = Kept(budget // 4)
         """By layer, format and the states' prefix: what the layer computes with, and how many
         columns are kept beside its codes."""
@@ -107,7 +109,7 @@ class Calibration:
         Raises:
             FormatError: an input is not finite.
         """
-        share = self.shares[layer]
+        share = self.shares[layer][0]
         known = self._known.get((states.prefix, share))
         if known is not None:
             return known
@@ -121,13 +123,16 @@ class Calibration:
         """The inputs of the layer's block, or its own alone where all together take too much."""
         layers = self.network.layers
         start = layers[layer].start
-        names = {n: self.shares[n] for n in layers if layers[n].start == start and n in self.shares}
+        names = {
+            self.shares[name][0]
+            for name in watched_layers(self.network, start)
+            if layers[name].start == start
+        }
         size = 0
-        for name in set(names.values()):
+        for name in names:
             shape = layers[name].shape
-            grams = 1 + (shape[0] if len(shape) == 3 else 0)
-            size += 4 * shape[-1] ** 2 * grams
-        return set(names.values()) if size <= self._room else {self.shares[layer]}
+            size += 4 * shape[-1] ** 2 * (1 + (shape[0] if len(shape) == 3 else 0))
+        return names if size <= self._room else {self.shares[layer][0]}
 
     def _gather(
         self, layer: str, wanted: set[str], states: States, account: Account
@@ -139,22 +144,19 @@ class Calibration:
             for name in sorted(wanted)
         }
         a_batch = math.ceil(SAMPLE / len(self.batches))
+
+        def take(name: str, expert: int | None, inputs: Tensor) -> None:
+            if name in found:
+                found[name].add(inputs, expert, a_batch, name)
+
         for batch, ids in enumerate(self.batches):
 
-            def step(batch: int = batch, ids: Tensor = ids) -> list[tuple[str, Tensor, int | None]]:
-                taken: list[tuple[str, Tensor, int | None]] = []
-
-                def take(name: str, inputs: Tensor, expert: int | None = None) -> None:
-                    if name in wanted:
-                        taken.append((name, inputs, expert))
-
+            def step(batch: int = batch, ids: Tensor = ids) -> None:
                 state = states.before(batch, block)
+                # One that is preempted has given nothing.
                 watch_inputs(network, ids, block, state, take, states.held())
-                return taken
 
-            taken = yield from again(account.timed("calibrate_s", step))
-            for name, inputs, expert in taken:
-                found[name].add(inputs, expert, a_batch, name)
+            yield from again(account.timed("calibrate_s", step))
             yield None
         return {name: each.result() for name, each in found.items()}
 

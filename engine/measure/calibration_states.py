@@ -78,7 +78,7 @@ class ReferenceStates:
         Raises:
             Preempted: something more urgent waits.
         """
-        if not self._network.resumable:
+        if not self._network.resumable or block < 0:
             return None
         kept = self._kept[batch]
         nearest = max((k for k in kept if k <= block), default=-1)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 
+import msgspec
+import torch
+
 from engine import protocol as p
 from engine.artefact import Size, artefact_size, bits_as_stored
 from engine.errors import UsageError
 from engine.jobs import Steps
 from engine.measure.account import Account
-from engine.measure.approximate import approximated
+from engine.measure.approximate import Approximated, approximated_recipe
+from engine.measure.calibration import calibration_parts
 from engine.measure.perplexity import Tally, difference, estimate, perplexity
 from engine.measure.reference import Reference
 from engine.model.memory import memory_free
@@ -99,8 +103,13 @@ def score(
         raise UsageError(f"the model has no layer {unknown[0]!r}")
     formats = {name: parse_format(text) for name, text in layers.items()}
     recipe = {name: str(format) for name, format in sorted(formats.items())}
+    parts = yield from calibration_parts(workspace, formats.values(), "sequential")
     key = workspace.measured_key(
-        "recipe", recipe=recipe, quantiser=QUANTISER_VERSION, scale_dtype=workspace.scale_dtype
+        "recipe",
+        recipe=recipe,
+        quantiser=QUANTISER_VERSION,
+        scale_dtype=workspace.scale_dtype,
+        **parts,
     )
     known = workspace.known([key]).get(key)
     if isinstance(known, p.RecipeScore):
@@ -108,25 +117,26 @@ def score(
         return known
 
     start = min((network.layers[name].start for name in layers), default=len(network.blocks))
-    held: dict[str, Held] = {}
+    found = Approximated()
     # Where all changed layers do not fit beside the model, each step quantises them again.
     together = sum(math.prod(network.layers[n].shape) for n in layers) * network.dtype.itemsize
     keep = together <= memory_free(network.device) // 2
-    size = recipe_size(workspace, formats)
     tallies: list[Tally] = []
     total = len(reference.batches)
     for batch in range(total):
         yield from run_reference(reference, batch, account)
-        if not held:
-            for name, format in formats.items():
-                held[name] = yield from approximated(workspace, name, format, account)
-                if workspace.should_stop():
-                    yield None
-        tallies.append((yield from changed(workspace, batch, start, held, account)))
-        if not keep:
-            held.clear()
+        if not found.held:
+            # Solving is dear: what was solved waits on the host instead.
+            host = torch.device("cpu") if parts and not keep else None
+            found = yield from approximated_recipe(workspace, formats, account, job, device=host)
+        tallies.append((yield from changed(workspace, batch, start, found.held, account)))
+        size = recipe_size(workspace, formats, found.columns)
+        if not keep and not parts:
+            found.held.clear()
         done = batch + 1 == total
         fact = _score(recipe, size, nll, tallies, reference, done)
+        if parts:
+            fact = msgspec.structs.replace(fact, calibration="sequential")
         if done:
             yield account.learnt(key, fact)
         elif job:
@@ -137,13 +147,21 @@ def score(
     return fact
 
 
-def recipe_size(workspace: Workspace, formats: Mapping[str, Format]) -> Size:
-    """How large the artefact of a recipe is; layers that are not named are kept."""
+def recipe_size(
+    workspace: Workspace, formats: Mapping[str, Format], columns: Mapping[str, int] | None = None
+) -> Size:
+    """How large the artefact of a recipe is; layers that are not named are kept.
+
+    Args:
+        workspace: with the checkpoint's rows.
+        formats: the recipe.
+        columns: input channels that ``+outlier`` keeps, where it is known; else none are counted.
+    """
     rows = list(workspace.rows.values())
     bits = [
         bits_as_stored(row.shape, row.dtype)
         if (format := formats.get(row.name)) is None
-        else stored_bits(format, row.shape)
+        else stored_bits(format, row.shape, (columns or {}).get(row.name, 0))
         for row in rows
     ]
     return artefact_size(

@@ -15,7 +15,8 @@ from engine import protocol as p
 from engine.errors import FormatError, UsageError
 from engine.jobs import Steps
 from engine.measure.account import Account
-from engine.measure.approximate import approximated
+from engine.measure.approximate import approximated, why_not_folded
+from engine.measure.calibration import calibration_parts
 from engine.measure.evaluation import baseline, changed, forward_seconds, run_reference, score
 from engine.measure.perplexity import Tally, difference, perplexity
 from engine.model.layers import Layer
@@ -73,8 +74,10 @@ def _from_store(
     """Announce what the store knows of a format, and return what is left to measure."""
     network, _ = workspace.need_network()
     keys: dict[str, str] = {}
+    parts = yield from calibration_parts(workspace, [format], "reference")
     for name, layer in network.layers.items():
-        if (why := why_not_held(format, layer.shape)) is not None:
+        why = why_not_held(format, layer.shape) or why_not_folded(workspace, name, format)
+        if why is not None:
             yield p.Fallback(layer=name, format=str(format), why=why)
         else:
             keys[name] = workspace.measured_key(
@@ -84,6 +87,7 @@ def _from_store(
                 direction="degrade",
                 quantiser=QUANTISER_VERSION,
                 scale_dtype=workspace.scale_dtype,
+                **parts,
             )
     known = workspace.known(list(keys.values()))
     for name, key in keys.items():
@@ -191,8 +195,13 @@ def _additivity(
         together_kl=together.kl,
         sum_kl=sum_kl,
     )
+    parts = yield from calibration_parts(workspace, [format], "sequential")
     key = workspace.measured_key(
-        "additivity", recipe=layers, quantiser=QUANTISER_VERSION, scale_dtype=workspace.scale_dtype
+        "additivity",
+        recipe=layers,
+        quantiser=QUANTISER_VERSION,
+        scale_dtype=workspace.scale_dtype,
+        **parts,
     )
     if key in workspace.known([key]):
         yield from account.found([key], [fact])

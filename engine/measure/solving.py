@@ -78,25 +78,27 @@ def method(fmt: Format, name: str) -> Method | None:
 
 
 def find_scale(
+    by: str,
     weights: Sequence[Tensor],
     inputs: LayerInputs,
     fmt: Format,
-    name: str,
     scale_dtype: torch.dtype,
+    name: str,
 ) -> Tensor:
     """The scale of weights that share an input, by ``+smooth`` or ``+awq``: float32 ``[in]``.
 
     Args:
+        by: ``smooth`` or ``awq``; where a format has both, what comes to awq is smoothed already.
         weights: all of them, ``[…, out, in]``.
         inputs: of all of them.
-        fmt: with the method; where it has both, inputs and weights are smoothed already for awq.
-        name: ``smooth`` or ``awq``.
+        fmt: with the method.
         scale_dtype: the dtype that scales are stored in.
+        name: a layer of them, for messages.
 
     Raises:
         FormatError: as of `smooth` and `awq`.
     """
-    if name == "smooth":
+    if by == "smooth":
         sample = inputs.sample if method(fmt, "a8") is not None else None
         return smooth(weights, inputs.statistics, fmt, scale_dtype, sample, name).scale
     return awq(weights, inputs.statistics, fmt, scale_dtype, name).scale
@@ -158,14 +160,14 @@ def solve(
         )
     change = None
     if (a8 := method(fmt, "a8")) is not None:
-        kept = torch.cat(columns).unique() if columns else torch.empty(0, dtype=torch.int64)
+        kept = torch.unique(torch.cat(columns)) if columns else torch.empty(0, dtype=torch.int64)
         fixed = None
         if ("static", True) in a8.options:
             inputs.statistics.check(name)
             rest = inputs.statistics.maximum.clone()
             rest[kept.to(rest.device)] = 0
             fixed = static_scale(rest)
-        change = _rounding(None if scaling is None else scaling.gain, kept, fixed)
+        change = rounded_inputs(None if scaling is None else scaling.gain, kept, fixed)
     elif scaling is not None:
         approx *= scaling.gain.to(approx.device)
     return Solution(approx, change, sum(map(len, columns)), tuple(notes))
@@ -209,17 +211,23 @@ def _solve_matrix(
     return columns.cpu(), notes
 
 
-def _rounding(
-    gain: Tensor | None, columns: Tensor, fixed: Tensor | None
+def rounded_inputs(
+    gain: Tensor | None = None, columns: Tensor | None = None, fixed: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """What ``+a8`` makes of inputs: scaled, and rounded but for the channels kept in 16 bits."""
+    """What ``+a8`` makes of inputs: scaled, and rounded but for the channels kept in 16 bits.
+
+    Args:
+        gain: what they are multiplied by first, float32 ``[in]``.
+        columns: channels that are not rounded and count for no range.
+        fixed: the scale of all tokens; None for one of each.
+    """
 
     def change(x: Tensor) -> Tensor:
         scaled = x.to(torch.float32)
         if gain is not None:
             scaled = scaled * gain.to(x.device)
         step = None if fixed is None else fixed.to(x.device)
-        if not len(columns):
+        if columns is None or not len(columns):
             return quantized_tokens(scaled, step).to(x.dtype)
         kept = columns.to(x.device)
         rest = quantized_tokens(scaled.index_fill(-1, kept, 0.0), step)
