@@ -136,7 +136,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     network = yield from aside("loading", load, wait=False)
     import torch
 
-    from engine.measure.perplexity import Estimate, cut
+    from engine.measure.perplexity import Estimate, cut, shuffled
     from engine.measure.reference import Reference
     from engine.model.folding import fold_groups
     from engine.model.memory import memory_free
@@ -164,6 +164,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     with quiet():  # a text longer than the model's window is what windows are cut from
         ids = first_tokens(tokenizer, text.content, max(settings.tokens, seq_len))
     windows = cut(torch.tensor(ids), seq_len, settings.tokens, settings.stride)
+    windows = shuffled(windows, settings.seed)
     vocabulary = network.config.get_text_config().vocab_size
     if int(windows.ids.max()) >= vocabulary:
         raise EngineError(
@@ -211,9 +212,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         interval_factor=Estimate(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
         why_not_folded={
-            name: group.why_not
-            for name, group in fold_groups(network).items()
-            if group.why_not is not None
+            name: group.why_not for name, group in fold_groups(network).items() if group.why_not
         },
     )
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from engine.checkpoint import Checkpoint, DiskLayer
     from engine.measure.calibration import Calibration
+    from engine.measure.perplexity import Tally
     from engine.measure.reference import Reference
+    from engine.measure.standing import Recent
     from engine.model.network import Network
 
 MEASURE_VERSION = 1
@@ -43,6 +45,8 @@ class Workspace:
     """Bytes of the checkpoint that belong to no layer."""
     network: Network | None = None
     reference: Reference | None = None
+    recent: Recent | None = None
+    """The network standing at the recipes scored last."""
     protocol: p.Protocol | None = None
     calibration: Calibration | None = None
     """Made when a method first asks for it."""
@@ -52,6 +56,9 @@ class Workspace:
     """Hash of the code that came with the checkpoint, where it was trusted."""
     scale_dtype: str = "float16"
     """16-bit dtype that stored scales are rounded to."""
+    tallies: dict[str, list[Tally]] = field(default_factory=dict)
+    """Of measurements that have not seen all windows, by the key of the figure on all: those that
+    were seen are not measured again."""
     load_s: float = 0.0
     opened: float = field(default_factory=time.time)
     """Under ``fresh``, facts older than this are measured anew."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from engine.measure.solving import (
     scaled_inputs,
     solve,
 )
-from engine.model.folding import fold_gain, fold_groups
+from engine.model.folding import fold_groups
 from engine.model.network import Held, StandIn
 from engine.quant import Format, dequantized, needs_calibration, why_not_alone
 from engine.quant.formats import FOLDED, folds
@@ -32,115 +31,50 @@ from engine.quant.methods.fold import folded, only_weights
 from engine.workspace import Workspace
 
 
-@dataclass
-class Approximated:
-    """What the layers of a recipe compute with."""
-
-    held: dict[str, Held] = field(default_factory=dict)
-    columns: dict[str, int] = field(default_factory=dict)
-    """Input channels that ``+outlier`` keeps beside the codes, where it keeps any."""
-
-
 def approximated(
-    workspace: Workspace, layer: str, format: Format, account: Account
+    workspace: Workspace,
+    layer: str,
+    format: Format,
+    account: Account,
+    recipe: RecipeStates | None = None,
 ) -> Events[Held]:
-    """What a layer, changed alone, computes with; yields while what it takes is being gathered.
+    """What a layer computes with in a format; yields while what it takes is being gathered.
 
-    Methods that look at inputs are given those of the unchanged network.
+    Methods that look at inputs are given those of the unchanged network. With a recipe they are
+    given those that the blocks before give as the recipe has them, and what these compute with is
+    found first.
+
+    Args:
+        workspace: with a loaded model.
+        layer: a name.
+        format: what it holds.
+        account: of the job.
+        recipe: that the layer and its format are a part of, by `recipe_states`.
 
     Raises:
         FormatError: as `approximation` does; nothing absorbs the scale that the format asks for;
             a method cannot work with the inputs it is given.
         TextError: the calibration text cannot be read.
     """
-    states = None
-    if needs_calibration(format):
-        states = (yield from need_calibration(workspace)).reference
-    held, _ = yield from _approximated(workspace, layer, format, states, account)
-    return held
-
-
-def approximated_recipe(
-    workspace: Workspace,
-    formats: Mapping[str, Format],
-    account: Account,
-    job: str = "",
-    *,
-    device: torch.device | None = None,
-) -> Events[Approximated]:
-    """What the layers of a whole recipe compute with.
-
-    Methods that look at inputs are given those that the blocks before give as the recipe has them;
-    layers of one block are all given its inputs as they are before any of it is changed.
-
-    Args:
-        workspace: with a loaded model.
-        formats: the recipe.
-        account: of the job.
-        job: with a job's id, what is being solved is told.
-        device: where weights wait until they are held; None leaves them where they were found.
-
-    Raises:
-        FormatError: as of `approximated`.
-    """
-    network, reference = workspace.need_network()
-    found = Approximated()
-    walked: RecipeStates | None = None
-    if any(map(needs_calibration, formats.values())):
-        calibration = yield from need_calibration(workspace)
-        walked = RecipeStates(calibration.reference, network, calibration.batches, formats)
-    for name in sorted(formats, key=lambda name: network.layers[name].start):
-        format = formats[name]
-        states = None
-        if walked is not None and needs_calibration(format):
-            states = walked.of(network.layers[name].start)
-            if job:
-                total = len(reference.batches)
-                yield p.Progress(job=job, done=0, total=total, detail=f"solving {name} {format}")
-        held, columns = yield from _approximated(workspace, name, format, states, account)
-        if device is not None:
-            held = _moved(held, device)
-        found.held[name] = held
-        if columns:
-            found.columns[name] = columns
-        if walked is not None:
-            walked.settle(name, held)
-        if workspace.should_stop():
-            yield None
-    return found
-
-
-def why_not_folded(workspace: Workspace, layer: str, format: Format) -> str | None:
-    """Why a layer's inputs do not allow for a format that its shape does; None where they do."""
     network, _ = workspace.need_network()
-    if network.layers[layer].role == "embedding":
-        why = why_not_alone(format)
-        return why and f"{why}, and an embedding looks rows up: it multiplies no inputs"
-    if not folds(format):
-        return None
-    group = fold_groups(network).get(layer)
-    why = "nothing before it is known" if group is None else group.why_not
-    return why and f"{why}, so nothing absorbs the scale of {format}"
-
-
-def _approximated(
-    workspace: Workspace, layer: str, format: Format, states: States | None, account: Account
-) -> Events[tuple[Held, int]]:
-    """What a layer computes with, and how many columns it keeps beside its codes."""
-    network, _ = workspace.need_network()
-    if (why := why_not_folded(workspace, layer, format)) is not None:
+    if (why := why_not_given(workspace, layer, format)) is not None:
         raise FormatError(f"{layer}: {why}")
-    if states is None:
+    if not needs_calibration(format):
         weights = only_weights(format)
         quantize = account.timed("quantize_s", lambda: approximation(workspace, layer, weights))
         weight = quantize()
-        if method(format, "a8") is None:
-            return weight, 0
-        return StandIn(weight, rounded_inputs()), 0
+        return weight if method(format, "a8") is None else StandIn(weight, rounded_inputs())
     calibration = yield from need_calibration(workspace)
+    start = network.layers[layer].start
+    states = calibration.reference if recipe is None else recipe.of(start)
     key = (layer, str(format), states.prefix)
     if (known := calibration.solved.get(key)) is not None:
         return known
+    for name in [] if recipe is None else recipe.unsettled(start):
+        assert recipe is not None
+        before = yield from approximated(workspace, name, recipe.formats[name], account, recipe)
+        recipe.settled[name] = before
+        yield None
     inputs = yield from calibration.inputs(layer, states, account)
     scaling = yield from _scaling(workspace, calibration, layer, format, inputs, states, account)
     scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
@@ -151,14 +85,51 @@ def _approximated(
 
     solution = account.timed("quantize_s", solved)()
     weight = solution.weight.to(network.dtype)
-    held: Held = weight if solution.inputs is None else StandIn(weight, solution.inputs)
-    found = (held, solution.columns)
-    calibration.solved.keep(key, found, weight.nbytes)
+    held = weight if solution.inputs is None else StandIn(weight, solution.inputs)
+    calibration.solved.keep(key, held, weight.nbytes)
+    calibration.columns[key] = solution.columns
     for note in solution.notes:
         if note not in calibration.said:
             calibration.said.add(note)
             yield p.Notice("info", note)
-    return found
+    return held
+
+
+def recipe_states(
+    workspace: Workspace, formats: Mapping[str, Format]
+) -> Events[RecipeStates | None]:
+    """Where inputs come from in a recipe; None where none of its formats looks at any."""
+    network, _ = workspace.need_network()
+    if not any(map(needs_calibration, formats.values())):
+        return None
+    calibration = yield from need_calibration(workspace)
+    return RecipeStates(calibration.reference, network, calibration.batches, formats)
+
+
+def columns_kept(workspace: Workspace, recipe: RecipeStates | None) -> dict[str, int]:
+    """Input channels that ``+outlier`` keeps beside the codes of a recipe's layers, once solved."""
+    network, calibration = workspace.network, workspace.calibration
+    if recipe is None or network is None or calibration is None:
+        return {}
+    return {
+        name: calibration.columns.get(
+            (name, str(format), recipe.of(network.layers[name].start).prefix), 0
+        )
+        for name, format in recipe.formats.items()
+        if method(format, "outlier") is not None
+    }
+
+
+def why_not_given(workspace: Workspace, layer: str, format: Format) -> str | None:
+    """Why a layer's inputs do not allow for a format that its shape does; None where they do."""
+    network, _ = workspace.need_network()
+    if network.layers[layer].role == "embedding":
+        why = why_not_alone(format)
+        return why and f"{why}, and an embedding looks rows up: it multiplies no inputs"
+    if not folds(format):
+        return None
+    why = fold_groups(network)[layer].why_not
+    return f"{why}, so nothing absorbs the scale of {format}" if why else None
 
 
 def _scaling(
@@ -178,11 +149,8 @@ def _scaling(
     if not wanted:
         return None
     network = calibration.network
-    group = fold_groups(network).get(layer) if folds(format) else None
-    if group is not None:
-        layers = tuple(group.layers)
-    else:
-        layers = calibration.shares[layer]
+    group = fold_groups(network)[layer] if folds(format) else None
+    layers = calibration.shares[layer] if group is None else group.layers
     key = (layers, str(format), states.prefix)
     if (known := calibration.scalings.get(key)) is not None:
         return known
@@ -190,6 +158,7 @@ def _scaling(
     device = inputs.statistics.gram.device
     scale = torch.ones(inputs.statistics.width, device=device)
     online, gain = scale, scale
+    stored: torch.dtype = getattr(torch, workspace.need_checkpoint().dtype)
     for each in wanted:
 
         def find(name: str = each.name, scale: Tensor = scale, gain: Tensor = gain) -> Tensor:
@@ -203,9 +172,13 @@ def _scaling(
             online = online * found
         gain = 1 / online
         if group is not None:
-            gain = gain * fold_gain(network, group, scale / online)
+            gain = gain * group.gain(scale / online, stored)
         yield None
-    scaling = Scaling(scale, gain)
+    offset = None
+    if group is not None:
+        offset = group.offset(scale / online, stored) / online
+        offset = offset if offset.any() else None
+    scaling = Scaling(scale, gain, offset)
     calibration.scalings.keep(key, scaling, 8 * len(scale))
     return scaling
 
@@ -225,12 +198,6 @@ def approximation(workspace: Workspace, layer: str, format: Format) -> Tensor:
     scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
     approx = dequantized(stored.to(network.device), format, scale_dtype, name=layer)
     return approx.to(network.dtype)
-
-
-def _moved(held: Held, device: torch.device) -> Held:
-    if isinstance(held, StandIn):
-        return StandIn(held.weight.to(device), held.inputs)
-    return held.to(device)
 
 
 def _stored(workspace: Workspace, layer: str) -> Tensor:

@@ -81,9 +81,10 @@ class Calibration:
         self.shares = shared_inputs(network)
         """For every layer those that are given the same input: what is gathered of the first is
         what all of them are given."""
-        self.solved: Kept[tuple[Held, int]] = Kept(budget // 4)
-        """By layer, format and the states' prefix: what the layer computes with, and how many
-        columns are kept beside its codes."""
+        self.solved: Kept[Held] = Kept(budget // 4)
+        """By layer, format and the states' prefix: what the layer computes with."""
+        self.columns: dict[tuple[str, str, str], int] = {}
+        """As `solved`: input channels that ``+outlier`` keeps beside the codes."""
         self.scalings: Kept[Scaling] = Kept(budget // 16)
         """By fold group, format and prefix."""
         self.said: set[str] = set()

@@ -139,15 +139,18 @@ class RecipeStates:
         formats: Mapping[str, Format],
     ) -> None:
         self._reference, self._network, self._batches = reference, network, batches
-        self._formats = {name: str(format) for name, format in formats.items()}
-        self._held: dict[str, Held] = {}
+        self.formats = dict(formats)
+        self.settled: dict[str, Held] = {}
+        """What layers compute with, where it is known."""
         self._first = min(network.layers[name].start for name in formats)
         self._at = -2
         self._states: list[Tensor] = []
 
-    def settle(self, name: str, held: Held) -> None:
-        """What a layer of the recipe computes with: blocks after its own are given from now on."""
-        self._held[name] = held
+    def unsettled(self, block: int) -> list[str]:
+        """Layers before a block of which it is not known, the first blocks' first."""
+        layers = self._network.layers
+        names = [n for n in self.formats if n not in self.settled and layers[n].start < block]
+        return sorted(names, key=lambda name: layers[name].start)
 
     def of(self, block: int) -> States:
         """Those that lead to this block."""
@@ -158,15 +161,15 @@ class RecipeStates:
     def prefix(self, block: int) -> str:
         """The part of the recipe that the input of a block depends on."""
         layers = self._network.layers
-        return recipe_hash({n: f for n, f in self._formats.items() if layers[n].start < block})
+        return recipe_hash({n: str(f) for n, f in self.formats.items() if layers[n].start < block})
 
     def held(self, block: int) -> dict[str, Held]:
         """What the layers before a block compute with."""
         layers = self._network.layers
-        return {name: held for name, held in self._held.items() if layers[name].start < block}
+        return {name: held for name, held in self.settled.items() if layers[name].start < block}
 
     def walk(self, block: int, account: Account) -> Events[None]:
-        """Run the calibration text up to a block."""
+        """Run the calibration text up to a block; all layers before it are settled."""
         if not self._network.resumable or self._at == block:
             return
         start = self._at if 0 <= self._at < block else self._first

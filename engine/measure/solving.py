@@ -58,6 +58,12 @@ class Scaling:
     """``s``, float32 ``[in]``: the weight is multiplied by it."""
     gain: Tensor
     """What inputs are multiplied by: ``1 / s``, as near as what absorbs it is stored."""
+    offset: Tensor | None = None
+    """What they are given besides: how far a norm's bias is rounded otherwise; None for 0."""
+
+    def applied(self, inputs: Tensor) -> Tensor:
+        """Inputs ``[…, in]`` as what absorbs the scale makes them."""
+        return _moved(inputs.to(torch.float32), self.gain, self.offset).to(inputs.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +165,8 @@ def solve(
             "token, and are rounded to nearest"
         )
     change = None
+    gain = None if scaling is None else scaling.gain
+    offset = None if scaling is None else scaling.offset
     if (a8 := method(fmt, "a8")) is not None:
         kept = torch.unique(torch.cat(columns)) if columns else torch.empty(0, dtype=torch.int64)
         fixed = None
@@ -167,9 +175,11 @@ def solve(
             rest = inputs.statistics.maximum.clone()
             rest[kept.to(rest.device)] = 0
             fixed = static_scale(rest)
-        change = rounded_inputs(None if scaling is None else scaling.gain, kept, fixed)
-    elif scaling is not None:
-        approx *= scaling.gain.to(approx.device)
+        change = rounded_inputs(gain, offset, kept, fixed)
+    elif scaling is not None and offset is not None:
+        change = scaling.applied
+    elif gain is not None:
+        approx *= gain.to(approx.device)
     return Solution(approx, change, sum(map(len, columns)), tuple(notes))
 
 
@@ -212,20 +222,22 @@ def _solve_matrix(
 
 
 def rounded_inputs(
-    gain: Tensor | None = None, columns: Tensor | None = None, fixed: Tensor | None = None
+    gain: Tensor | None = None,
+    offset: Tensor | None = None,
+    columns: Tensor | None = None,
+    fixed: Tensor | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """What ``+a8`` makes of inputs: scaled, and rounded but for the channels kept in 16 bits.
 
     Args:
         gain: what they are multiplied by first, float32 ``[in]``.
+        offset: what they are given besides.
         columns: channels that are not rounded and count for no range.
         fixed: the scale of all tokens; None for one of each.
     """
 
     def change(x: Tensor) -> Tensor:
-        scaled = x.to(torch.float32)
-        if gain is not None:
-            scaled = scaled * gain.to(x.device)
+        scaled = _moved(x.to(torch.float32), gain, offset)
         step = None if fixed is None else fixed.to(x.device)
         if columns is None or not len(columns):
             return quantized_tokens(scaled, step).to(x.dtype)
@@ -234,6 +246,12 @@ def rounded_inputs(
         return rest.index_copy(-1, kept, scaled[..., kept]).to(x.dtype)
 
     return change
+
+
+def _moved(inputs: Tensor, gain: Tensor | None, offset: Tensor | None) -> Tensor:
+    if gain is not None:
+        inputs = inputs * gain.to(inputs.device)
+    return inputs if offset is None else inputs + offset.to(inputs.device)
 
 
 def _with_gptq(fmt: Format) -> Format:
