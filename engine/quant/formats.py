@@ -142,10 +142,10 @@ def parse_format(text: str) -> Format:
 
 def why_not_built(fmt: Format) -> str | None:
     """Why this version cannot quantise to ``fmt``; None where it can."""
-    built = {"clip", "hqq"} | ({"hadamard"} if fmt.name == "e8-2" else set())
+    built = {"hadamard", "clip", "hqq"}
     for method in fmt.methods:
         if method.name not in built:
-            have = "those that have no need of calibration: '+clip' and '+hqq'"
+            have = "those that have no need of calibration: '+hadamard', '+clip' and '+hqq'"
             return (
                 f"{fmt} is not yet built: '+{method.name}' is missing; of methods there are {have}"
             )

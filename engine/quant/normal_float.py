@@ -232,7 +232,8 @@ def _stored_maxima(absmax: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None, 
     centred = absmax - offset
     nested = functional.pad(centred.abs(), (0, -len(centred) % NESTED_BLOCK))
     nested = nested.view(-1, NESTED_BLOCK).amax(1)
-    inverse = nested.reciprocal().masked_fill(nested == 0, 0)
+    inverse = nested.reciprocal()
+    inverse = inverse.masked_fill(inverse.isinf(), 0)  # of 0, and of the least float32 numbers
     scaled = centred * inverse.repeat_interleave(NESTED_BLOCK)[: len(centred)]
     codes = _nearest_dynamic(scaled.clamp_(-1, 1))
     empty = (nested == 0).repeat_interleave(NESTED_BLOCK)[: len(codes)]
