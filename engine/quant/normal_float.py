@@ -232,10 +232,10 @@ def _stored_maxima(absmax: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None, 
     centred = absmax - offset
     nested = functional.pad(centred.abs(), (0, -len(centred) % NESTED_BLOCK))
     nested = nested.view(-1, NESTED_BLOCK).amax(1)
-    inverse = nested.reciprocal()
-    inverse = inverse.masked_fill(inverse.isinf(), 0)  # of 0, and of the least float32 numbers
+    inverse = nested.reciprocal().masked_fill(nested == 0, 0)
     scaled = centred * inverse.repeat_interleave(NESTED_BLOCK)[: len(centred)]
-    codes = _nearest_dynamic(scaled.clamp_(-1, 1))
+    # A maximum so small that its reciprocal is infinite makes NaN of a 0.
+    codes = _nearest_dynamic(scaled.clamp_(-1, 1).nan_to_num_(0.0))
     empty = (nested == 0).repeat_interleave(NESTED_BLOCK)[: len(codes)]
     return codes.masked_fill_(empty, 0), nested, offset
 
