@@ -63,7 +63,10 @@ def approximated(
         weights = only_weights(format)
         quantize = account.timed("quantize_s", lambda: approximation(workspace, layer, weights))
         weight = quantize()
-        return weight if method(format, "a8") is None else StandIn(weight, rounded_inputs())
+        if method(format, "a8") is None:
+            return weight
+        rotated = method(format, "hadamard") is not None
+        return StandIn(weight, rounded_inputs(rotated=rotated))
     calibration = yield from need_calibration(workspace)
     start = network.layers[layer].start
     states = calibration.reference if recipe is None else recipe.of(start)

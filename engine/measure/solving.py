@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from engine.quant import Format, Method, dequantized
+from engine.quant import solved as rounded_for_inputs
 from engine.quant.methods.a8 import quantized_tokens, static_scale
 from engine.quant.methods.awq import awq
 from engine.quant.methods.fold import folded, only_weights
-from engine.quant.methods.gptq import gptq
+from engine.quant.methods.hadamard import rotate_inputs, rotate_inputs_back
 from engine.quant.methods.outlier import outlier_columns
 from engine.quant.methods.smooth import smooth
 from engine.quant.rows import matrices
@@ -175,7 +176,8 @@ def solve(
             rest = inputs.statistics.maximum.clone()
             rest[kept.to(rest.device)] = 0
             fixed = static_scale(rest)
-        change = rounded_inputs(gain, offset, kept, fixed)
+        rotated = method(fmt, "hadamard") is not None
+        change = rounded_inputs(gain, offset, kept, fixed, rotated=rotated)
     elif scaling is not None and offset is not None:
         change = scaling.applied
     elif gain is not None:
@@ -211,9 +213,8 @@ def _solve_matrix(
             H[columns, columns] = rest.mean() if len(rest) else H.new_ones(())
     if method(fmt, "gptq") is not None:
         statistics.check(name, matrix.shape[-1])
-        solved = gptq(matrix, H, _with_gptq(fmt), scale_dtype, name)
-        out.copy_(solved.approx())
-        notes = solved.notes
+        found, notes = rounded_for_inputs(matrix, H, _with_gptq(fmt), scale_dtype, name)
+        out.copy_(found)
     else:
         out.copy_(dequantized(matrix, only_weights(fmt), scale_dtype, name))
     if outlier is not None:
@@ -226,6 +227,8 @@ def rounded_inputs(
     offset: Tensor | None = None,
     columns: Tensor | None = None,
     fixed: Tensor | None = None,
+    *,
+    rotated: bool = False,
 ) -> Callable[[Tensor], Tensor]:
     """What ``+a8`` makes of inputs: scaled, and rounded but for the channels kept in 16 bits.
 
@@ -234,10 +237,13 @@ def rounded_inputs(
         offset: what they are given besides.
         columns: channels that are not rounded and count for no range.
         fixed: the scale of all tokens; None for one of each.
+        rotated: whether they are rotated before, and rotated back after, they are rounded.
     """
 
     def change(x: Tensor) -> Tensor:
         scaled = _moved(x.to(torch.float32), gain, offset)
+        if rotated:
+            return rotate_inputs_back(quantized_tokens(rotate_inputs(scaled))).to(x.dtype)
         step = None if fixed is None else fixed.to(x.device)
         if columns is None or not len(columns):
             return quantized_tokens(scaled, step).to(x.dtype)

@@ -142,7 +142,8 @@ def _errors(
     def approximate(part: torch.Tensor) -> torch.Tensor:
         return dequantized(part, format, scale_dtype, name=name)
 
-    if format.family == "integer" and format.strategy in ("group", "channel"):
+    by_row = not any(method.name == "hadamard" for method in format.methods)
+    if by_row and format.family == "integer" and format.strategy in ("group", "channel"):
         # No group crosses a row: Ŵ is made of a few rows that stay in the processor's cache.
         return weight_errors(weight, approximate, max(1, CHUNK // max(1, weight.shape[-1])))
     return compare(weight, approximate(weight))

@@ -2,7 +2,8 @@
 
 `parse_format` reads the grammar; `why_not_built`, `why_not_held` and `exportable` say what cannot
 be done and why; `stored_bits` counts. `dequantized` is the weight that a stored form stands for,
-and `stored_form` the stored form itself. torch is imported with those two, not before.
+and `stored_form` the stored form itself; `solved` and `solve` are the same two for formats that
+look at the layer's inputs. torch is imported with those, not before.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from engine.quant.integer import quantize_integer
     from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
     from engine.quant.quantized import Quantized
+    from engine.quant.solve import solve, solved
 
 QUANTISER_VERSION = 1
 """Raised when a format comes to stand for other weights: part of the key of a measurement."""
@@ -39,6 +41,8 @@ __all__ = [
     "parse_format",
     "quantize_integer",
     "scale_dtype_for",
+    "solve",
+    "solved",
     "stored_bits",
     "stored_form",
     "why_not_alone",
@@ -50,6 +54,8 @@ _WITH_TORCH = {
     "Quantized": "engine.quant.quantized",
     "dequantized": "engine.quant.quantize",
     "quantize_integer": "engine.quant.integer",
+    "solve": "engine.quant.solve",
+    "solved": "engine.quant.solve",
     "stored_form": "engine.quant.quantize",
     "scale_dtype_for": "engine.quant.quantize",
 }

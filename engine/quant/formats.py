@@ -148,14 +148,14 @@ def parse_format(text: str) -> Format:
 
 def why_not_built(fmt: Format) -> str | None:
     """Why this version cannot quantise to ``fmt``; None where it can."""
-    names = {method.name for method in fmt.methods}
+    names = {method.name: dict(method.options) for method in fmt.methods}
     missing = ""
-    if "hadamard" in names and fmt.name != "e8-2":
-        missing = "'+hadamard' is there for e8-2 alone"
-    elif "gptq" in names and fmt.family != "integer":
+    if "gptq" in names and fmt.family != "integer":
         missing = "'+gptq' is there for integer formats alone"
-    elif "hadamard" in names and names & {"outlier", "a8"}:
-        missing = "'+hadamard' rotates weights, and not yet the inputs that '+a8' would round"
+    elif "hadamard" in names and "outlier" in names:
+        missing = "'+hadamard' mixes the channels that '+outlier' would keep"
+    elif "hadamard" in names and "static" in names.get("a8", {}):
+        missing = "the range of inputs that '+hadamard' has rotated is not gathered"
     return f"{fmt} is not yet built: {missing}" if missing else None
 
 

@@ -17,8 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from engine.quant.methods.hadamard import rotate, rotate_back
-from engine.quant.rows import finite_and_broken, matrices, restored, row_chunks
+from engine.quant.methods.hadamard import rotate_back, write_rotated, write_rotated_back
+from engine.quant.rows import matrices, row_chunks
 
 RMS = 1.03
 """Root mean square of a scaled weight: ``opt_scale`` of QuIP#'s codebook."""
@@ -88,18 +88,12 @@ def write_dequantized(weight: Tensor, out: Tensor) -> None:
     for rows in row_chunks(out):
         codes = _nearest(out[rows], scale).to(torch.int64) & 0xFFFF
         out[rows] = codebook().to(out.device)[codes].flatten(-2) * scale
-    rotate_back(out)
-    for rows in row_chunks(out):
-        _, broken = finite_and_broken(weight[rows])
-        if broken is not None:
-            out[rows] = restored(out[rows], broken, weight[rows])
+    write_rotated_back(weight, out)
 
 
 def _rotated(weight: Tensor, out: Tensor) -> Tensor:
     """Rotate a weight into ``out``; its scale ``[1, 1]``."""
-    for rows in row_chunks(weight):
-        out[rows] = finite_and_broken(weight[rows])[0]
-    rotate(out)
+    write_rotated(weight, out)
     squares = [out[rows].to(torch.float64).square().sum(1) for rows in row_chunks(out)]
     mean = torch.cat(squares).sum() / out.numel()
     return (mean.sqrt() / RMS).to(torch.float32).reshape(1, 1)

@@ -234,7 +234,8 @@ def _stored_maxima(absmax: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None, 
     nested = nested.view(-1, NESTED_BLOCK).amax(1)
     inverse = nested.reciprocal().masked_fill(nested == 0, 0)
     scaled = centred * inverse.repeat_interleave(NESTED_BLOCK)[: len(centred)]
-    codes = _nearest_dynamic(scaled.clamp_(-1, 1))
+    # A maximum so small that its reciprocal is infinite makes NaN of a 0.
+    codes = _nearest_dynamic(scaled.clamp_(-1, 1).nan_to_num_(0.0))
     empty = (nested == 0).repeat_interleave(NESTED_BLOCK)[: len(codes)]
     return codes.masked_fill_(empty, 0), nested, offset
 

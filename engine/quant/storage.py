@@ -48,6 +48,11 @@ def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
     for method in fmt.methods:
         if ("online", True) in method.options:
             return f"'+{method.name}:online' scales inputs at run time, which no checkpoint stores"
+    if any(method.name == "hadamard" for method in fmt.methods):
+        return (
+            "'+hadamard' rotates inputs and outputs at run time with signs of its own, for which "
+            "no serving format has a place"
+        )
     if any(method.name == "hqq" for method in fmt.methods):
         return "'+hqq' has zero points that are not whole, which compressed-tensors cannot hold"
     if fmt.family == "integer" and fmt.group_size is not None and shape[-1] % fmt.group_size:

@@ -241,9 +241,9 @@ def test_a_format_says_what_it_is() -> None:
 def test_every_format_is_built_and_so_are_the_methods_without_calibration() -> None:
     for name in BASES:
         assert why_not_built(parse_format("e8-2+hadamard" if name == "e8-2" else name)) is None
-    for text in ("int4+clip", "nf4:dq+clip", "nvfp4+clip", "int3-g64+hqq"):
+    for text in ("int4+clip", "nf4:dq+clip", "nvfp4+clip", "int3-g64+hqq", "q4_k+hadamard"):
         assert why_not_built(parse_format(text)) is None
-    for text in ("int4+awq", "e8-2+hadamard+gptq", "int4+clip+gptq", "q4_k+hadamard", "int8+a8"):
+    for text in ("int4+awq", "e8-2+hadamard+gptq", "int4+clip+gptq", "int8+a8"):
         assert "not yet" in str(why_not_built(parse_format(text)))
     assert "'+gptq' is missing" in str(why_not_built(parse_format("int4+clip+gptq")))
 

@@ -30,6 +30,7 @@ from engine.quant.integer import (
     integer_values,
     stored_zero_points,
 )
+from engine.quant.methods.hadamard import rotate_back
 from engine.quant.quantized import Quantized, in_groups
 from engine.quant.storage import why_not_held
 
@@ -50,11 +51,17 @@ class Solved:
     Only ``:actorder`` without ``:static`` reorders columns that have groups."""
     notes: tuple[str, ...]
     """What a person should know: damping that was raised, channels that were always 0."""
+    rotated: bool = False
+    """Whether the weight was rotated before, which its stored form does not know."""
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ`` with its columns where they were, worked out in float32 and cast last."""
-        found = self.stored.approx(dtype)
-        return found if self.order is None else found[:, self.order.argsort()]
+        found = self.stored.approx()
+        if self.order is not None:
+            found = found[:, self.order.argsort()]
+        if self.rotated:
+            rotate_back(found)
+        return found.to(dtype)
 
 
 def gptq(
@@ -75,7 +82,7 @@ def gptq(
         FormatError: Another format; a weight or ``H`` that is not finite, or that do not fit; a
             scale too large for its dtype; an ``H`` that no damping makes positive definite.
     """
-    damp, actorder, static = _check(weight, H, fmt, name)
+    damp, actorder, static = check(weight, H, fmt, name)
     notes = []
     diagonal = H.diagonal()
     dead = diagonal == 0
@@ -130,8 +137,12 @@ def gptq(
     return Solved(stored, None if in_place else order, tuple(notes))
 
 
-def _check(weight: Tensor, H: Tensor, fmt: Format, name: str) -> tuple[float, bool, bool]:
-    """The damping, and whether columns are reordered, and groups fixed beforehand."""
+def check(weight: Tensor, H: Tensor, fmt: Format, name: str) -> tuple[float, bool, bool]:
+    """The damping, and whether columns are reordered, and groups fixed beforehand.
+
+    Raises:
+        FormatError: As `gptq`, but for what only its arithmetic finds.
+    """
     options = [dict(method.options) for method in fmt.methods if method.name == "gptq"]
     if fmt.family != "integer" or not options:
         raise FormatError(f"{name}: {fmt} is no integer format with '+gptq'")
