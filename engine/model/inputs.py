@@ -57,7 +57,7 @@ def watch_inputs(
         if held:
             stack.enter_context(network.holding(held))
         if 0 <= block < n:
-            stack.enter_context(_watching(network, names, take))
+            stack.enter_context(watching(network, names, take))
             return _run_block(network, ids, block, state)
         network._stop_if_asked()
         kept: list[tuple[str, int | None, Tensor]] = []
@@ -65,7 +65,7 @@ def watch_inputs(
         def keep(layer: str, expert: int | None, inputs: Tensor) -> None:
             kept.append((layer, expert, inputs.clone()))  # what runs after may write into it
 
-        stack.enter_context(_watching(network, names, keep))
+        stack.enter_context(watching(network, names, keep))
         resumed = block == n and state is not None and network.head_resumable
         _run_to_head(network, ids, network.resuming(n, state) if resumed else None)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def why_unseen(network: Network, layer: str) -> str | None:
         return f"{layer} is given tokens, not a hidden state"
     if network.layers[layer].role != "experts":
         return None
-    why = why_fused(network.owner(layer))
+    why = why_fused(network.slot(layer).owner)
     return why and f"{layer}: {why}"
 
 
@@ -121,7 +121,7 @@ def _find_shared(network: Network) -> dict[str, tuple[str, ...]]:
         note(layer, inputs)
 
     names = [name for name in network.layers if why_unseen(network, name) is None]
-    with _watching(network, names, take):
+    with watching(network, names, take):
         network.run(some_ids(network), None)
     order = {name: i for i, name in enumerate(network.layers)}
     shared: dict[str, tuple[str, ...]] = {}
@@ -140,20 +140,20 @@ def where(tensor: Tensor) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _watching(network: Network, names: list[str], take: Take) -> Iterator[None]:
+def watching(network: Network, names: list[str], take: Take) -> Iterator[None]:
     """Inside, forwards give the inputs of these layers to ``take``."""
     experts: dict[nn.Module, dict[str, str]] = {}
     hooks: list[Any] = []
     with ExitStack() as stack:
         try:
             for name in names:
-                layer, owner = network.layers[name], network.owner(name)
+                layer, slot = network.layers[name], network.slot(name)
                 if layer.role == "experts":
-                    experts.setdefault(owner, {})[network.attribute(name)] = name
+                    experts.setdefault(slot.owner, {})[slot.attribute] = name
                 else:
                     hook = _taking(layer, take)
                     hooks.append(
-                        owner.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+                        slot.owner.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
                     )
             forwards = [
                 forward_by_expert(module, network.input_changes(module), _naming(named, take))

@@ -119,7 +119,7 @@ class Network:
 
         It is the reference also while another weight is held.
         """
-        return self._slot(name).oriented(self._reference[name].detach())
+        return self.slot(name).oriented(self._reference[name].detach())
 
     @contextmanager
     def holding(self, weights: Mapping[str, Held]) -> Iterator[None]:
@@ -140,7 +140,7 @@ class Network:
         changes: list[tuple[nn.Module, Change]] = []
         experts: dict[nn.Module, dict[str, Change]] = {}
         for name, held in weights.items():
-            slot, reference = self._slot(name), self._reference[name]
+            slot, reference = self.slot(name), self._reference[name]
             weight = held.weight if isinstance(held, StandIn) else held
             if isinstance(held, StandIn) and held.inputs is not None:
                 if self.layers[name].role == "embedding":
@@ -181,13 +181,15 @@ class Network:
         """What is done now to the inputs of a module of experts, by parameter."""
         return self._input_changes.get(module, {})
 
-    def owner(self, name: str) -> nn.Module:
-        """The module that has the weight of a layer."""
-        return self._slot(name).owner
+    def slot(self, name: str) -> Slot:
+        """Where the weight of a layer lives.
 
-    def attribute(self, name: str) -> str:
-        """The name of a layer's weight in its module."""
-        return self._slot(name).attribute
+        Raises:
+            UsageError: it is no layer of this model.
+        """
+        if name not in self._slots:
+            raise UsageError(f"{name!r} is no layer of this model")
+        return self._slots[name]
 
     # -- forwards ------------------------------------------------------------------------------
 
@@ -380,11 +382,6 @@ class Network:
         assert not self.model.training, "the model is in training mode"
 
     # -- inside --------------------------------------------------------------------------------
-
-    def _slot(self, name: str) -> Slot:
-        if name not in self._slots:
-            raise UsageError(f"{name!r} is no layer of this model")
-        return self._slots[name]
 
     def _range(self, positions: slice | tuple[int, int], tokens: int) -> tuple[int, int]:
         if isinstance(positions, slice):
