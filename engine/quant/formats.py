@@ -75,7 +75,10 @@ class Format(msgspec.Struct, frozen=True):
             if method.name not in METHODS:
                 raise FormatError(_unknown("method", method.name, METHODS))
         methods = [(m.name, [key for key, _ in m.options]) for m in self.methods]
-        why = why_impossible(self.name, self.strategy, self.group_size, self.symmetric, methods)
+        keys = [key for key, _ in self.options]
+        why = why_impossible(
+            self.name, self.strategy, self.group_size, self.symmetric, methods, keys
+        )
         if why is not None:
             raise FormatError(f"{self} is not possible: {why}")
 
