@@ -2,8 +2,7 @@
 
 `parse_format` reads the grammar; `why_not_built`, `why_not_held` and `exportable` say what cannot
 be done and why; `stored_bits` counts. `dequantized` is the weight that a stored form stands for,
-and `stored_form` the stored form itself; `solved` and `solve` are the same two for formats that
-look at the layer's inputs. torch is imported with those, not before.
+and 
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from engine.quant.integer import quantize_integer
     from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
     from engine.quant.quantized import Quantized
-    from engine.quant.solve import solve, solved
+    from engine.quant.solve import solved, solved_form
 
 QUANTISER_VERSION = 1
 """Raised when a format comes to stand for other weights: part of the key of a measurement."""
@@ -41,8 +40,8 @@ __all__ = [
     "parse_format",
     "quantize_integer",
     "scale_dtype_for",
-    "solve",
     "solved",
+    "solved_form",
     "stored_bits",
     "stored_form",
     "why_not_alone",
@@ -54,7 +53,7 @@ _WITH_TORCH = {
     "Quantized": "engine.quant.quantized",
     "dequantized": "engine.quant.quantize",
     "quantize_integer": "engine.quant.integer",
-    "solve": "engine.quant.solve",
+    "solved_form": "engine.quant.solve",
     "solved": "engine.quant.solve",
     "stored_form": "engine.quant.quantize",
     "scale_dtype_for": "engine.quant.quantize",

@@ -81,7 +81,10 @@ class Format(msgspec.Struct, frozen=True):
             if method.name not in METHODS:
                 raise FormatError(_unknown("method", method.name, METHODS))
         methods = [(m.name, [key for key, _ in m.options]) for m in self.methods]
-        why = why_impossible(self.name, self.strategy, self.group_size, self.symmetric, methods)
+        keys = [key for key, _ in self.options]
+        why = why_impossible(
+            self.name, self.strategy, self.group_size, self.symmetric, methods, keys
+        )
         if why is not None:
             raise FormatError(f"{self} is not possible: {why}")
 
@@ -150,9 +153,7 @@ def why_not_built(fmt: Format) -> str | None:
     """Why this version cannot quantise to ``fmt``; None where it can."""
     names = {method.name: dict(method.options) for method in fmt.methods}
     missing = ""
-    if "gptq" in names and fmt.family != "integer":
-        missing = "'+gptq' is there for integer formats alone"
-    elif "hadamard" in names and "outlier" in names:
+    if "hadamard" in names and "outlier" in names:
         missing = "'+hadamard' mixes the channels that '+outlier' would keep"
     elif "hadamard" in names and "static" in names.get("a8", {}):
         missing = "the range of inputs that '+hadamard' has rotated is not gathered"

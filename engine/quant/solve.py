@@ -22,13 +22,13 @@ def solved(
 ) -> tuple[Tensor, tuple[str, ...]]:
     """``Ŵ`` float32 ``[out, in]``, and what a person should know of how it was found.
 
-    See `solve`, whose stored form it stands for.
+    See `solved_form`, whose stored form it stands for.
     """
-    found = solve(weight, gram, fmt, scale_dtype, name)
+    found = solved_form(weight, gram, fmt, scale_dtype, name)
     return found.approx(), found.notes
 
 
-def solve(
+def solved_form(
     weight: Tensor, gram: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
 ) -> Solved:
     """Round one weight so that its output on calibration inputs changes least.

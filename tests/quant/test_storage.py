@@ -23,6 +23,7 @@ from engine.quant.float8 import quantize_float8
         ("int4-sym", (4, 256), 4096 + 8 * 16),
         ("int4+awq+gptq:actorder", (4, 256), 4096 + 8 * 20),
         # 200 = 128 + 72: two groups a row
+        ("int4+hadamard+gptq", (4, 256), 4096 + 8 * 20),  # signs follow from the place
         ("int3", (4, 200), 3 * 800 + 8 * 19),
         ("int3", (2, 4, 200), 2 * (3 * 800 + 8 * 19)),
         ("int8", (4, 200), 6400 + 4 * 16),
@@ -120,6 +121,8 @@ def test_what_can_be_exported() -> None:
     )
     assert "last group of 64" in str(exportable(parse_format("int4"), (4, 64)))
     assert "run time" in str(exportable(parse_format("int4+awq:online"), (4, 128)))
+    for text in ("int4+hadamard", "fp8-e4m3+hadamard+gptq", "e8-2+hadamard"):
+        assert "rotates inputs and outputs at run" in str(exportable(parse_format(text), (4, 128)))
     assert "does not calibrate yet" in str(exportable(parse_format("int4+awq"), (4, 128)))
 
 
