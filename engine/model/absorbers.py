@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.model.inputs import where, watching, why_unseen
+from engine.model.inputs import watching, where, why_unseen
 from engine.model.network import Network
 
 ULPS = 64
