@@ -60,7 +60,9 @@ def block_groups(
         for layers in _together(run, seen):
             groups.append(_absorber(run, seen, layers, before))
     unseen = [n for n in run.names if n not in seen.inputs]
-    groups += [Found((name,), why_not=f"{name} was given no tokens") for name in unseen]
+    groups += [
+        Found((name,), why_not=f"{name} was given nothing on a few tokens") for name in unseen
+    ]
     for name, layer in network.layers.items():
         if layer.start == block and (why := why_unseen(network, name)):
             groups.append(Found((name,), why_not=why))
@@ -145,7 +147,7 @@ def _channels(run: Trial, seen: Trace, layers: tuple[str, ...], candidate: str) 
 def _parts(network: Network, candidate: str, width: int) -> list[Tensor]:
     """The output channels that may be the input: all, or what can lie in a fused tensor.
 
-    The last ones of gate and up or of q, k and v; every other one; the last third of every head.
+    The second half, of gate and up; every other one; the last of q, k and v, or of each head.
     """
     outputs = network.layers[candidate].shape[-2]
     numbers = torch.arange(outputs)
@@ -156,9 +158,12 @@ def _parts(network: Network, candidate: str, width: int) -> list[Tensor]:
         parts += [numbers[width:], numbers[:width], numbers[1::2], numbers[::2]]
     if (outputs - width) % 2 == 0:
         parts.append(numbers[-((outputs - width) // 2) :])  # v after q and k
-    heads = getattr(network.config.get_text_config(), "num_attention_heads", None)
-    if heads and outputs == 3 * width and width % heads == 0:
-        parts.append(numbers.view(heads, 3, -1)[:, 2].reshape(-1))
+    config = network.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or width
+    for name in ("num_attention_heads", "num_key_value_heads", "num_kv_heads"):
+        split = getattr(config, name, None)
+        if split and outputs % split == 0 and width % heads == 0:
+            parts.append(numbers.view(split, -1)[:, -(width // heads) :].reshape(-1))
     return parts
 
 
@@ -241,14 +246,18 @@ def _leak(
 
 
 def _norm(run: Trial, seen: Trace, layers: tuple[str, ...], norm: str) -> Found:
-    key = seen.keys[layers[0]]
-    others = [path for path in seen.readers.get(key, ()) if path != norm]
+    module, width = run.network.model.get_submodule(norm), seen.inputs[layers[0]].shape[-1]
+    readers = seen.readers.get(seen.keys[layers[0]], ())
+    others = [path for path in readers if path != norm]
+    unit = None
     if others:
-        return Found(layers, why_not=f"{others[0]}, which is no layer, reads what {norm} gives too")
-    unit = _unit(run.network.model.get_submodule(norm), *seen.calls[norm], ULPS * run.eps)
-    if unit is None:
-        return Found(layers, why_not=f"{norm} does not multiply by its weight channel by channel")
-    why = _leak(run, seen, layers, norm, None)
+        why = f"{others[0]}, which is no layer, reads what {norm} gives too"
+    elif module.weight.numel() != width:
+        why = f"{norm} has {module.weight.numel()} weights for {width} channels"
+    elif (unit := _unit(module, *seen.calls[norm], ULPS * run.eps)) is None:
+        why = f"{norm} does not multiply by its weight channel by channel"
+    else:
+        why = _leak(run, seen, layers, norm, None)
     return Found(layers, why_not=why) if why else Found(layers, norm, norm=unit)
 
 

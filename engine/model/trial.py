@@ -31,7 +31,7 @@ class Trace:
     calls: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     """The arguments of each norm."""
     readers: dict[object, list[str]] = field(default_factory=dict)
-    """Modules with weights of their own that are no layers, by the tensor they were given."""
+    """Modules with weights alone that are no layers, such as routers, by what they were given."""
 
 
 class Trial:
@@ -154,7 +154,7 @@ class Trial:
 def _noting(path: str, seen: Trace, alive: list[object]) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given = args[0] if args else next(iter(kwargs.values()), None)
-        if isinstance(given, Tensor):
+        if isinstance(given, Tensor) and next(module.children(), None) is None:
             alive.append(given)
             seen.readers.setdefault(where(given), []).append(path)
         if isinstance(output, Tensor) and _per_channel(module, output):

@@ -200,18 +200,27 @@ FUSED = {
         "attention.dense",
         [j for head in range(4) for j in range(48 * head + 32, 48 * head + 48)],
     ),
+    "keys and values from a latent": (
+        "DeepseekV3Config",
+        {
+            **{"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
+            **{"moe_intermediate_size": 32, "n_shared_experts": 1, "q_lora_rank": 32},
+            **{"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8},
+            **{"v_head_dim": 16, "num_key_value_heads": 4},
+        },
+        "o_proj",
+        [j for head in range(4) for j in range(24 * head + 8, 24 * head + 24)],
+    ),
 }
+"""The config, the end of the layer's name, and the channels of the absorber that it reads."""
 
 
 @pytest.mark.parametrize("case", list(FUSED))
 def test_the_channels_of_a_fused_absorber_are_found(case: str) -> None:
     config, fields, end, channels = FUSED[case]
     network = small(config, **fields)
-    group = next(
-        g
-        for n, g in fold_groups(network).items()
-        if n.endswith(f"1.{end}") or (n.endswith(end) and network.layers[n].block == 1)
-    )
+    name = next(n for n, x in network.layers.items() if n.endswith(end) and x.block == 1)
+    group = fold_groups(network)[name]
     assert group.channels is not None, group.why_not
     assert group.channels.tolist() == list(channels)
     ids, scale = tiny.ids(1, 16), some_scale(len(group.channels))
@@ -238,6 +247,18 @@ OTHERWISE_READ = {
         {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
         "down_proj",
         "nothing before",
+    ),
+    "a norm of each head": (
+        "Qwen3NextConfig",
+        {
+            **{"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32},
+            **{"num_experts_per_tok": 2, "shared_expert_intermediate_size": 32},
+            **{"linear_num_value_heads": 4, "linear_num_key_heads": 2},
+            **{"linear_key_head_dim": 16, "linear_value_head_dim": 16},
+            "layer_types": ["linear_attention"] * 3,
+        },
+        "out_proj",
+        "norm has 16 weights for 64 channels",
     ),
     "experts that are given scores": (
         "Llama4TextConfig",
@@ -269,6 +290,28 @@ def test_a_reader_that_is_no_module_is_noticed_however_small_its_part() -> None:
     assert "read elsewhere too" in groups[name.format(1)].why_not
     assert not groups[name.format(0)].why_not
     assert not groups[name.format(2)].why_not
+
+
+def test_what_a_later_block_reads_too_absorbs_nothing() -> None:
+    values: list[Tensor] = []
+
+    def share(model: Any) -> None:
+        first, last = model.model.layers[0].mlp, model.model.layers[2].mlp
+        plain = last.forward
+
+        def giving(x: Tensor) -> Tensor:
+            values[:] = [first.up_proj(x)]
+            return first.down_proj(first.act_fn(first.gate_proj(x)) * values[0])
+
+        first.forward = giving
+        last.forward = lambda x: plain(x) + 0.01 * values[0][..., :64]
+
+    network = small("LlamaConfig", change=share)
+    assert not network.resumable
+    groups = fold_groups(network)
+    name = "model.layers.{}.mlp.down_proj"
+    assert "up_proj gives is read elsewhere too" in groups[name.format(0)].why_not
+    assert groups[name.format(1)].absorber.endswith("1.mlp.up_proj")
 
 
 def test_channels_that_no_token_reaches_follow_the_others() -> None:
