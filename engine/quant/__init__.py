@@ -2,7 +2,7 @@
 
 `parse_format` reads the grammar; `why_not_built`, `why_not_held` and `exportable` say what cannot
 be done and why; `stored_bits` counts. `dequantized` is the weight that a stored form stands for,
-and 
+and
 """
 
 from __future__ import annotations
