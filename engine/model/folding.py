@@ -21,6 +21,7 @@ from engine.model.network import Network
 from engine.model.selfcheck import some_ids
 
 _found: WeakKeyDictionary[Network, dict[int, list[Found]]] = WeakKeyDictionary()
+_groups: WeakKeyDictionary[Network, dict[str, FoldGroup]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +105,13 @@ def fold_groups(network: Network) -> dict[str, FoldGroup]:
         Preempted: ``should_stop`` said so.
         RuntimeError: weights are held.
     """
+    if network in _groups:
+        return _groups[network]
     done = _found.setdefault(network, {})
-    ids, n = some_ids(network), len(network.blocks)
-    if len(done) < n + 1:
-        states = network.states(ids)
-        for block in range(n + 1):
-            if block not in done:
-                done[block] = block_groups(network, ids, block, states[block], done)
+    ids = some_ids(network)
+    for block, state in enumerate(network.states(ids)):
+        if block not in done:
+            done[block] = block_groups(network, ids, block, state, done)
     groups: dict[str, FoldGroup] = {}
     for found in (one for block in sorted(done) for one in done[block]):
         group = _group(network, found)
@@ -118,6 +119,7 @@ def fold_groups(network: Network) -> dict[str, FoldGroup]:
     for name, layer in network.layers.items():
         if layer.role != "embedding" and name not in groups:
             groups[name] = FoldGroup((name,), "", f"{name} stands outside of the blocks", "none")
+    _groups[network] = groups
     return groups
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from engine.errors import UsageError
 from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
 from engine.model.network import Network, Preempted, StandIn
 from tests import tiny
+from tests.model.small import small
 
 EVERY = pytest.mark.parametrize("network", list(tiny.ARCHITECTURES), indirect=True)
 MIXTURES = pytest.mark.parametrize("network", ["mixtral", "qwen3_moe"], indirect=True)
@@ -222,19 +222,6 @@ def test_a_preempted_watch_has_taken_nothing_and_leaves_the_network_at_rest(
         assert not taken
         network.should_stop = None
         network.assert_at_rest()
-
-
-def small(config: str, **fields: Any) -> Network:
-    """A network straight from a config, of an architecture without a checkpoint here."""
-    torch.manual_seed(0)
-    made = getattr(transformers, config)(**{**tiny.SIZES, **fields})
-    model = transformers.AutoModelForCausalLM.from_config(made, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=1.5 / parameter.shape[-1] ** 0.5)
-    network = Network(model, {})
-    network.check_resume()
-    return network
 
 
 UNUSUAL = {

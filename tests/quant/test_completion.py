@@ -71,7 +71,7 @@ def test_options_of_a_group_are_completed() -> None:
 
 def test_methods_and_their_keys_are_completed() -> None:
     assert texts("int4-g128+g") == ["int4-g128+gptq"]
-    assert texts("int4+gptq:") == ["int4+gptq:damp=", "int4+gptq:actorder", "int4+gptq:static"]
+    assert texts("int4+gptq:") == ["int4+gptq:actorder", "int4+gptq:static", "int4+gptq:damp="]
     assert texts("int4-channel+gptq:s") == []  # there are no groups to fix
     assert "int4+gptq:damp=.02:actorder" in texts("int4+gptq:damp=.02")
     assert texts("kmeans3:") == ["kmeans3:sparse="]
