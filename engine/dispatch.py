@@ -152,7 +152,7 @@ class Engine:
 
             return (yield from triage(self._workspace, chosen, job))
 
-        chosen = recipes.canonical(command.formats or self._workspace.settings.formats)
+        chosen = recipes.canonical(command.formats or self._workspace.settings.formats, alone=True)
         self._start("triage", "checkpoint", steps, chosen, ask=command.ask)
 
     def _sweep(self, command: p.Sweep) -> None:

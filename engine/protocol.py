@@ -357,6 +357,8 @@ class RecipeScore(Fact, frozen=True, gc=False, kw_only=True):
     bytes: int
     """Size of the whole artefact."""
     done: bool = True
+    calibration: Literal["", "sequential"] = ""
+    """Where methods looked at inputs: those that the blocks before give as the recipe has them."""
 
 
 class Additivity(Fact, frozen=True, gc=False, kw_only=True):
@@ -445,6 +447,22 @@ class ModelReady(Event, frozen=True, kw_only=True):
     """Half a 95% interval in standard errors: Student's t over the windows."""
     memory: int
     """Bytes the model's weights take."""
+    why_not_folded: dict[str, str] = {}
+    """Layers whose inputs no operation can scale beforehand, as ``+awq`` and ``+smooth`` ask, with
+    the reason."""
+
+
+class Calibrated(Event, frozen=True, kw_only=True):
+    """A text was cut into windows that methods look at a layer's inputs of."""
+
+    text: str
+    text_sha256: str
+    tokens: int
+    """In all windows together."""
+    seq_len: int
+    windows: int
+    seed: int
+    """Which windows of the text these are."""
 
 
 class RecipeChanged(Event, frozen=True, kw_only=True):
@@ -632,6 +650,7 @@ AnyEvent: TypeAlias = (
     | CheckpointRead
     | LayersListed
     | ModelReady
+    | Calibrated
     | RecipeChanged
     | JobStarted
     | JobEnded

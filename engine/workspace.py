@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.checkpoint import Checkpoint, DiskLayer
+    from engine.measure.calibration import Calibration
     from engine.measure.perplexity import Tally
     from engine.measure.reference import Reference
     from engine.measure.standing import Recent
@@ -47,6 +48,8 @@ class Workspace:
     recent: Recent | None = None
     """The network standing at the recipes scored last."""
     protocol: p.Protocol | None = None
+    calibration: Calibration | None = None
+    """Made when a method first asks for it."""
     windows_sha256: str = ""
     """Hash of the windows' tokens."""
     code_sha256: str = ""

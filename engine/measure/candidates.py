@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from engine import protocol as p
 from engine.measure.account import Account
-from engine.measure.approximate import approximated
+from engine.measure.approximate import approximated, why_not_given
 from engine.measure.evaluation import changed, run_reference
 from engine.measure.perplexity import Tally, difference, perplexity
 from engine.measure.sequential import Evidence, evidence
@@ -51,6 +52,8 @@ class Table:
     format: Format
     direction: p.Direction
     by: p.By
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """What calibrated methods rest on, as a part of keys; empty without any."""
     todo: list[Candidate] = field(default_factory=list)
     """In the order in which they are to be measured."""
     found: dict[str, p.Sensitivity] = field(default_factory=dict)
@@ -62,7 +65,8 @@ class Table:
 def why_not(workspace: Workspace, layer: str, format: Format) -> str | None:
     """Why a layer cannot hold a format; None if it can."""
     network, _ = workspace.need_network()
-    return why_not_held(format, network.layers[layer].shape)
+    why = why_not_held(format, network.layers[layer].shape)
+    return why or why_not_given(workspace, layer, format)
 
 
 def figure_key(workspace: Workspace, unit: Unit, table: Table, effort: str = "") -> str:
@@ -79,6 +83,8 @@ def figure_key(workspace: Workspace, unit: Unit, table: Table, effort: str = "")
         parts |= {"by": table.by, "layers": unit.layers}
     if effort:
         parts["effort"] = effort
+    if table.calibration:
+        parts["calibration"] = table.calibration
     return workspace.measured_key(
         "sensitivity",
         format=str(table.format),

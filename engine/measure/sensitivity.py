@@ -17,6 +17,7 @@ from engine.errors import FormatError
 from engine.jobs import Steps
 from engine.measure.account import Account
 from engine.measure.agreement import Comparing
+from engine.measure.calibration import calibration_parts
 from engine.measure.candidates import (
     Candidate,
     Measuring,
@@ -77,6 +78,8 @@ def sweep(
 
     tables = [Table(format, direction, by) for format in parsed]
     for table in tables:
+        parts = yield from calibration_parts(workspace, [table.format], "reference")
+        table.calibration = parts.get("calibration", {})
         yield from _from_store(workspace, table, str(effort) if effort.top else "", account)
     estimates = yield from _estimated(workspace, parsed, direction, account, job)
     for table in tables:
@@ -274,7 +277,9 @@ def _additivity(workspace: Workspace, table: Table, nll: float, account: Account
         together_kl=together.kl,
         sum_kl=sum_kl,
     )
-    parts: dict[str, object] = {}
+    parts: dict[str, object] = dict(
+        (yield from calibration_parts(workspace, [table.format], "sequential"))
+    )
     if table.direction != "degrade":
         parts["direction"] = table.direction
     whole = reference.windows.count * reference.windows.targets
