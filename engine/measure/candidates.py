@@ -109,7 +109,7 @@ class Measuring:
         self._account = account
         self._standing: Standing | None = None
         network, self._reference = workspace.need_network()
-        self._room = memory_free(network.device) // 2
+        self._room = memory_free(network.device) // 4
 
     @property
     def micro_batches(self) -> int:

@@ -30,7 +30,6 @@ from engine import protocol as p
 from engine.measure.account import Account
 from engine.measure.approximate import why_not_given
 from engine.measure.calibration import calibration_parts
-from engine.measure.evaluation import baseline
 from engine.measure.products import Moments, coupled
 from engine.measure.walk import Walk
 from engine.quant import QUANTISER_VERSION, Format, why_not_held
@@ -69,7 +68,6 @@ def estimate(
         What is known, by format and layer; layers that cannot hold a format are left out.
     """
     found: Found = {str(format): {} for format in formats}
-    yield from baseline(workspace, account)
     groups = [[format] for format in formats]
     if direction == "degrade":
         usual = [f for f in formats if str(f) in workspace.settings.estimate_formats]

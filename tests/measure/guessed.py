@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator, Sequence
-from types import ModuleType
 
 import pytest
 
 from engine import protocol as p
+from engine.measure import sensitivity
 from engine.measure.account import Account
 from engine.quant import Format
 from engine.workspace import Workspace
@@ -17,7 +16,7 @@ Found = dict[str, dict[str, p.Estimate]]
 
 
 class Guesses:
-    """Stands in for `engine.measure.estimate`; remembers what it was asked for."""
+    """Stands in for `engine.measure.estimate.estimate`; remembers what it was asked for."""
 
     def __init__(self, kl: Callable[[str, str], float]) -> None:
         """
@@ -65,7 +64,5 @@ class Guesses:
 def put(monkeypatch: pytest.MonkeyPatch, kl: Callable[[str, str], float]) -> Guesses:
     """Let sweeps of this test take made-up estimates."""
     guesses = Guesses(kl)
-    module = ModuleType("engine.measure.estimate")
-    module.estimate = guesses.estimate  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "engine.measure.estimate", module)
+    monkeypatch.setattr(sensitivity, "estimate", guesses.estimate)
     return guesses
