@@ -10,6 +10,7 @@ from engine import protocol as p
 from engine.artefact import bits_as_stored
 from engine.errors import FormatError, InfeasibleError, UsageError
 from engine.quant import Format, parse_format, stored_bits, why_not_built, why_not_held
+from engine.recipe_mixes import Row, resolve_named
 from engine.session import Session
 
 
@@ -63,16 +64,28 @@ def redo(session: Session) -> p.RecipeChanged:
 
 
 def resolve(
-    session: Session, format: str, layers: Mapping[str, str]
+    session: Session,
+    format: str,
+    layers: Mapping[str, str],
+    named: str = "",
+    *,
+    tied: bool = False,
 ) -> tuple[dict[str, str], list[p.Fallback]]:
-    """A recipe by a default for the body and formats of named layers.
+    """A recipe by a default for the body, or a built-in recipe, and formats of named layers.
+
+    Args:
+        session: whose layers it is for.
+        format: what the body holds, or ``kept``; with a built-in recipe what that makes of it.
+        layers: formats by layer, which go before all else.
+        named: a built-in recipe, or empty.
+        tied: whether head and embedding are one tensor.
 
     Returns:
-        Layers that are not kept, with canonical formats; and those of the body that cannot hold
-        the default and are kept.
+        Layers that are not kept, with canonical formats; and those that cannot hold what they were
+        to, and are kept or hold another format.
 
     Raises:
-        UsageError: an unknown layer.
+        UsageError: an unknown layer, an unknown built-in recipe, or one that takes no format.
         FormatError: a format that does not parse, is not built yet, or cannot hold the layer that
             names it.
     """
@@ -81,6 +94,9 @@ def resolve(
     default = None if format == "kept" else _built(format)
     recipe: dict[str, str] = {}
     fallbacks: list[p.Fallback] = []
+    if named:
+        recipe, fallbacks = _built_in(session, named, default, layers, tied=tied)
+        default = None
     for row, name in enumerate(session.layers.names):
         shape, kept = session.layers.shapes[row], session.kept(row)
         if name in layers:
@@ -96,7 +112,30 @@ def resolve(
             parsed = default
         if str(parsed) != kept:
             recipe[name] = str(parsed)
-    return recipe, fallbacks
+    # In the order of the table, whatever named them.
+    return {name: recipe[name] for name in session.layers.names if name in recipe}, fallbacks
+
+
+def _built_in(
+    session: Session, named: str, default: Format | None, layers: Mapping[str, str], *, tied: bool
+) -> tuple[dict[str, str], list[p.Fallback]]:
+    """A built-in recipe for the layers that are not named otherwise."""
+    table = session.layers
+    columns = (table.names, table.kinds, table.blocks, table.roles, table.shapes)
+    rows = [Row(*row) for row in zip(*columns, strict=True)]
+    read = session.checkpoint
+    recipe, fallbacks = resolve_named(
+        named,
+        rows,
+        architecture="" if read is None else read.architecture,
+        tied=tied,
+        format="" if default is None else str(default),
+    )
+    canonical(list(dict.fromkeys(recipe.values())))
+    return (
+        {name: format for name, format in recipe.items() if name not in layers},
+        [each for each in fallbacks if each.layer not in layers],
+    )
 
 
 def canonical(formats: Sequence[str]) -> tuple[str, ...]:
