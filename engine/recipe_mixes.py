@@ -19,8 +19,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from engine import protocol as p
 from engine.errors import UsageError
+from engine.protocol import Role
 from engine.quant.formats import parse_format
 from engine.quant.storage import why_not_held
 
@@ -70,7 +70,7 @@ class Row(NamedTuple):
     kind: str
     block: int
     """-1 for what stands outside of blocks."""
-    role: p.Role
+    role: Role
     shape: tuple[int, ...]
 
 
@@ -102,10 +102,10 @@ def recipe_named(text: str) -> str:
     raise UsageError(f"there is no built-in recipe {text.strip()!r}: {hint}")
 
 
-def resolve_named(
+def asked_of(
     name: str, rows: Sequence[Row], *, architecture: str = "", tied: bool = False, format: str = ""
-) -> tuple[dict[str, str], list[p.Fallback]]:
-    """The format of every layer that a built-in recipe changes, and where it had to give way.
+) -> list[str | None]:
+    """The format that a built-in recipe asks of each layer, whatever its shape; None to keep it.
 
     Args:
         name: one of `NAMES`.
@@ -123,21 +123,15 @@ def resolve_named(
         return _first_last(rows, format or FIRST_LAST_FORMAT)
     if format:
         raise UsageError(f"the recipe {name} says itself what every layer holds: give no format")
-    recipe: dict[str, str] = {}
-    fallbacks: list[p.Fallback] = []
-    for row, wanted in zip(rows, mixed(name, rows, architecture, tied=tied), strict=True):
-        if wanted is None:
-            continue
-        why = why_not_held(parse_format(wanted), row.shape)
-        holds = wanted
-        if why is not None:
-            holds = FALLBACKS.get(wanted, wanted)
-            if why_not_held(parse_format(holds), row.shape) is not None:
-                holds = ""
-            fallbacks.append(p.Fallback(layer=row.name, format=wanted, why=why, holds=holds))
-        if holds:
-            recipe[row.name] = holds
-    return recipe, fallbacks
+    return mixed(name, rows, architecture, tied=tied)
+
+
+def held_instead(name: str, format: str, shape: Sequence[int]) -> str:
+    """What a layer holds where it cannot hold what ``name`` asks of it; empty where it is kept."""
+    if recipe_named(name) == FIRST_LAST:
+        return ""
+    instead = FALLBACKS.get(format, "")
+    return instead if instead and why_not_held(parse_format(instead), shape) is None else ""
 
 
 # --- first and last block ------------------------------------------------------------------------
@@ -155,23 +149,15 @@ def better_than(format: str) -> str:
     return {"gguf": "q8_0", "float": "fp8-e4m3"}.get(parsed.family, "int8")
 
 
-def _first_last(rows: Sequence[Row], format: str) -> tuple[dict[str, str], list[p.Fallback]]:
-    inner, outer = str(parse_format(format)), better_than(format)
+def _first_last(rows: Sequence[Row], format: str) -> list[str | None]:
+    better = better_than(format)
+    outer = None if better == "kept" else better
     blocks = [row.block for row in rows if row.block >= 0]
     ends = {min(blocks), max(blocks)} if blocks else set()
-    recipe: dict[str, str] = {}
-    fallbacks: list[p.Fallback] = []
-    for row in rows:
-        if row.role in ("head", "embedding"):
-            continue
-        held = outer if row.block in ends else inner
-        if held == "kept":
-            continue
-        if (why := why_not_held(parse_format(held), row.shape)) is not None:
-            fallbacks.append(p.Fallback(layer=row.name, format=held, why=why))
-        else:
-            recipe[row.name] = held
-    return recipe, fallbacks
+    return [
+        None if row.role in ("head", "embedding") else outer if row.block in ends else format
+        for row in rows
+    ]
 
 
 # --- the mixes of llama.cpp ----------------------------------------------------------------------
@@ -209,7 +195,7 @@ def mixed(
     return found
 
 
-def tensor_class(name: str, kind: str, role: p.Role) -> TensorClass:
+def tensor_class(name: str, kind: str, role: Role) -> TensorClass:
     """llama.cpp's class of a layer, from the names that transformers gives."""
     if role == "head":
         return "output"

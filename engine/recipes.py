@@ -10,7 +10,7 @@ from engine import protocol as p
 from engine.artefact import bits_as_stored
 from engine.errors import FormatError, InfeasibleError, UsageError
 from engine.quant import Format, parse_format, stored_bits, why_not_built, why_not_held
-from engine.recipe_mixes import Row, resolve_named
+from engine.recipe_mixes import Row, asked_of, held_instead
 from engine.session import Session
 
 
@@ -91,51 +91,44 @@ def resolve(
     """
     for name in layers:
         _row(session, name)
-    default = None if format == "kept" else _built(format)
+    asked = _asked(session, format, named, tied=tied)
     recipe: dict[str, str] = {}
     fallbacks: list[p.Fallback] = []
-    if named:
-        recipe, fallbacks = _built_in(session, named, default, layers, tied=tied)
-        default = None
     for row, name in enumerate(session.layers.names):
         shape, kept = session.layers.shapes[row], session.kept(row)
         if name in layers:
             parsed = _built(kept if layers[name] == "kept" else layers[name])
             if (why := _why_not(parsed, shape)) is not None:
                 raise FormatError(f"{name}: {why}")
-        elif default is None or session.layers.roles[row] in ("head", "embedding"):
+        elif (text := asked[row]) is None:
             continue
-        elif (why := _why_not(default, shape)) is not None:
-            fallbacks.append(p.Fallback(layer=name, format=str(default), why=why))
-            continue
+        elif (why := _why_not(wanted := _built(text), shape)) is not None:
+            instead = held_instead(named, text, shape) if named else ""
+            fallbacks.append(p.Fallback(layer=name, format=str(wanted), why=why, holds=instead))
+            if not instead:
+                continue
+            parsed = _built(instead)
         else:
-            parsed = default
+            parsed = wanted
         if str(parsed) != kept:
             recipe[name] = str(parsed)
-    # In the order of the table, whatever named them.
-    return {name: recipe[name] for name in session.layers.names if name in recipe}, fallbacks
+    return recipe, fallbacks
 
 
-def _built_in(
-    session: Session, named: str, default: Format | None, layers: Mapping[str, str], *, tied: bool
-) -> tuple[dict[str, str], list[p.Fallback]]:
-    """A built-in recipe for the layers that are not named otherwise."""
+def _asked(session: Session, format: str, named: str, *, tied: bool) -> Sequence[str | None]:
+    """What every layer is to hold that is not named, None where it is kept."""
     table = session.layers
-    columns = (table.names, table.kinds, table.blocks, table.roles, table.shapes)
-    rows = [Row(*row) for row in zip(*columns, strict=True)]
-    read = session.checkpoint
-    recipe, fallbacks = resolve_named(
-        named,
-        rows,
-        architecture="" if read is None else read.architecture,
-        tied=tied,
-        format="" if default is None else str(default),
-    )
-    canonical(list(dict.fromkeys(recipe.values())))
-    return (
-        {name: format for name, format in recipe.items() if name not in layers},
-        [each for each in fallbacks if each.layer not in layers],
-    )
+    if named:
+        columns = (table.names, table.kinds, table.blocks, table.roles, table.shapes)
+        return asked_of(
+            named,
+            [Row(*row) for row in zip(*columns, strict=True)],
+            architecture=session.checkpoint.architecture if session.checkpoint else "",
+            tied=tied,
+            format="" if format == "kept" else str(_built(format)),
+        )
+    default = None if format == "kept" else str(_built(format))
+    return [None if role in ("head", "embedding") else default for role in table.roles]
 
 
 def canonical(formats: Sequence[str]) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from gguf.tensor_mapping import TensorNameMap
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import protocol as p
+from engine import recipes
 from engine.errors import FormatError, UsageError
 from engine.quant import parse_format, why_not_held
 from engine.recipe_mixes import (
@@ -21,13 +23,32 @@ from engine.recipe_mixes import (
     TensorClass,
     better_than,
     recipe_named,
-    resolve_named,
     tensor_class,
 )
+from engine.session import Session, apply
 from tests.recipes.models import MODELS, Model
 
 TABLE = json.loads((Path(__file__).parent / "llama_cpp_mixes.json").read_text(encoding="utf-8"))
 """By `tests.bench.mixes_of_llama_cpp`, from `llama_model_quantize` of llama-cpp-python 0.3.36."""
+
+
+def resolve_named(
+    name: str, rows: list[Row], *, architecture: str = "", tied: bool = False, format: str = "kept"
+) -> tuple[dict[str, str], list[p.Fallback]]:
+    """A recipe of layers stored in bfloat16, as the engine resolves it."""
+    session = Session()
+    read = p.CheckpointRead(
+        name="it", path="", architecture=architecture, parameters=0, bytes=0, dtype="bfloat16",
+        fingerprint="",
+    )  # fmt: skip
+    names, kinds, blocks, roles, shapes = (list(column) for column in zip(*rows, strict=True))
+    listed = p.LayersListed(
+        names=names, kinds=kinds, blocks=blocks, roles=roles, shapes=shapes,
+        dtypes=["bfloat16"] * len(rows), other_bytes=0,
+    )  # fmt: skip
+    apply(session, read)
+    apply(session, listed)
+    return recipes.resolve(session, format, {}, name, tied=tied)
 
 
 def written(model: Model, runs: dict[str, str]) -> dict[str, str]:
@@ -205,7 +226,6 @@ def test_every_layer_holds_what_it_can_or_is_told_of(
         ("int8", "kept"),
         ("fp8-e4m3", "kept"),
         ("q8_0", "kept"),
-        ("bf16", "kept"),
     ],
 )
 def test_first_and_last_block_hold_a_better_format(format: str, better: str) -> None:
