@@ -27,6 +27,7 @@ from engine.model.blocks import (
     split_output,
     with_hidden,
 )
+from engine.model.experts import Change, forward_by_expert, why_fused
 from engine.model.layers import Layer, Slot, list_layers
 from engine.model.selfcheck import check_resuming
 
@@ -38,7 +39,8 @@ class StandIn:
     weight: Tensor
     """Oriented as :attr:`Layer.shape`."""
     inputs: Callable[[Tensor], Tensor] | None = None
-    """What becomes of the layer's inputs ``[…, in]`` first; None leaves them as they are."""
+    """What becomes of the layer's inputs ``[…, in]`` first; None leaves them as they are. Experts:
+    of each expert's own tokens, one call an expert."""
 
 
 Held = Tensor | StandIn
@@ -82,6 +84,7 @@ class Network:
         self.layers: dict[str, Layer] = {name: layer for name, (layer, _slot) in listed.items()}
         self.should_stop: Callable[[], bool] | None = None
         self.resumable = False
+        self.head_resumable = False
         self.why_not_resumable: str | None = "resuming has not been checked"
         self._slots: dict[str, Slot] = {name: slot for name, (_layer, slot) in listed.items()}
         self._reference = {name: slot.parameter for name, slot in self._slots.items()}
@@ -100,7 +103,12 @@ class Network:
         self._hooks = self._count_hooks()
         self._forwards = [block.__dict__.get("forward") for block in self.blocks]
         self.beside: list[tuple[Any, ...] | None] = [None] * len(self.blocks)
-        self._head_resumable = False
+        self._experts = {
+            slot.owner: slot.owner.__dict__.get("forward")
+            for name, slot in self._slots.items()
+            if self.layers[name].role == "experts"
+        }
+        self._input_changes: dict[nn.Module, dict[str, Change]] = {}
         self.takes_positions = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         self._holding = False
 
@@ -111,7 +119,7 @@ class Network:
 
         It is the reference also while another weight is held.
         """
-        return self._slot(name).oriented(self._reference[name].detach())
+        return self.slot(name).oriented(self._reference[name].detach())
 
     @contextmanager
     def holding(self, weights: Mapping[str, Held]) -> Iterator[None]:
@@ -129,14 +137,20 @@ class Network:
         if self._holding:
             raise RuntimeError("weights are held already; hold them in one call")
         stand_ins: list[tuple[Slot, nn.Parameter, nn.Parameter]] = []
-        changes: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
+        changes: list[tuple[nn.Module, Change]] = []
+        experts: dict[nn.Module, dict[str, Change]] = {}
         for name, held in weights.items():
-            slot, reference = self._slot(name), self._reference[name]
+            slot, reference = self.slot(name), self._reference[name]
             weight = held.weight if isinstance(held, StandIn) else held
             if isinstance(held, StandIn) and held.inputs is not None:
-                if self.layers[name].role in ("experts", "embedding"):
+                if self.layers[name].role == "embedding":
                     raise UsageError(f"{name}: the inputs of this kind of layer cannot be changed")
-                changes.append((slot.owner, held.inputs))
+                if self.layers[name].role == "experts":
+                    if why := why_fused(slot.owner):
+                        raise UsageError(f"{name}: {why}, nor changed")
+                    experts.setdefault(slot.owner, {})[slot.attribute] = held.inputs
+                else:
+                    changes.append((slot.owner, held.inputs))
             if tuple(weight.shape) != self.layers[name].shape:
                 raise UsageError(
                     f"{name} has shape {list(self.layers[name].shape)}; "
@@ -146,20 +160,36 @@ class Network:
             value = slot.oriented(weight.detach()).to(reference.device, reference.dtype)
             stand_in = nn.Parameter(value.contiguous(), requires_grad=False)
             stand_ins.append((slot, stand_in, reference))
-        self._holding = True
+        self._holding, self._input_changes = True, experts
         hooks: list[Any] = []
+        by_expert = [forward_by_expert(module, change) for module, change in experts.items()]
         try:
             for module, change in changes:
                 hooks.append(module.register_forward_pre_hook(_changing(change)))
             for slot, stand_in, _reference in stand_ins:
                 slot.owner._parameters[slot.attribute] = stand_in
-            yield
+            with patched(list(experts), by_expert):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
             for slot, _stand_in, reference in stand_ins:
                 slot.owner._parameters[slot.attribute] = reference
-            self._holding = False
+            self._holding, self._input_changes = False, {}
+
+    def input_changes(self, module: nn.Module) -> Mapping[str, Change]:
+        """What is done now to the inputs of a module of experts, by parameter."""
+        return self._input_changes.get(module, {})
+
+    def slot(self, name: str) -> Slot:
+        """Where the weight of a layer lives.
+
+        Raises:
+            UsageError: it is no layer of this model.
+        """
+        if name not in self._slots:
+            raise UsageError(f"{name!r} is no layer of this model")
+        return self._slots[name]
 
     # -- forwards ------------------------------------------------------------------------------
 
@@ -172,24 +202,53 @@ class Network:
             Preempted: ``should_stop`` said so.
         """
         states: list[Tensor] = []
-        last = len(self.blocks) - 1
+        self.visit(ids, -1, None, lambda _k, state: states.append(state))
+        return states
 
-        def recording(i: int) -> Forward:
-            block = self.blocks[i].forward
+    def visit(
+        self,
+        ids: Tensor,
+        k: int,
+        state: Tensor | None,
+        take: Callable[[int, Tensor], None],
+        until: int | None = None,
+    ) -> None:
+        """Tell the input of every block after ``k`` and the output of the last, as they come about.
 
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                self._stop_if_asked()
-                states.append(self._kept(hidden_of(args, kwargs)))
-                output = block(*args, **kwargs)
-                if i == last:
-                    states.append(split_output(output)[0])
+        Args:
+            ids: ``[batch, tokens]``.
+            k: the block that is given ``state``; ``-1``, no state, or a model that is not resumable
+                runs from the embedding, and tells the input of block 0 too.
+            state: the input of block ``k``.
+            take: is given *i* and the input of block *i*; of ``n_blocks`` the last one's output.
+            until: the last *i* that is wanted, above ``k``; nothing is run beyond it.
+
+        Raises:
+            Preempted: ``should_stop`` said so.
+        """
+        n = len(self.blocks)
+        if k < 0 or state is None or not self.resumable:
+            k, state = -1, None
+        until = n if until is None else until
+        assert k < until <= n, f"nothing lies between {k} and {until}"
+
+        def telling(i: int, forward: Forward) -> Forward:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                if i > k:
+                    take(i, self._kept(hidden_of(args, kwargs)))
+                if i == until:
+                    raise Reached
+                output = forward(*args, **kwargs)
+                if i == n - 1:
+                    take(n, split_output(output)[0])
                     raise Reached
                 return output
 
-            return forward
+            return run
 
-        self.run_until_reached(ids, [recording(i) for i in range(last + 1)])
-        return states
+        forwards = self.resuming(max(k, 0), state)
+        told = [telling(i, run) if i >= k else run for i, run in enumerate(forwards)]
+        self.run_until_reached(ids, told)
 
     def final_state(self, ids: Tensor, k: int, state: Tensor | None) -> Tensor:
         """The output of the last block, from the input ``state`` of block ``k`` on.
@@ -205,19 +264,7 @@ class Network:
             return state
         if k < 0 or k == n or not self.resumable:
             k, state = 0, None
-        reached: list[Tensor] = []
-
-        def last(forward: Forward) -> Forward:
-            def run(*args: Any, **kwargs: Any) -> Any:
-                reached.append(split_output(forward(*args, **kwargs))[0])
-                raise Reached
-
-            return run
-
-        forwards = self.resuming(k, state)
-        forwards[-1] = last(forwards[-1])
-        self.run_until_reached(ids, forwards)
-        return reached[0]
+        return self.output_of(ids, n - 1, self.resuming(k, state))
 
     def logits(
         self, ids: Tensor, final_state: Tensor, positions: slice | tuple[int, int]
@@ -232,7 +279,7 @@ class Network:
             Preempted: ``should_stop`` said so, where the whole forward is run.
         """
         a, b = self._range(positions, ids.shape[1])
-        if not self._head_resumable:
+        if not self.head_resumable:
             return self.run(ids, self.resuming(0, None))[:, a:b]
         skipping = self.resuming(len(self.blocks), final_state)
         if not self.takes_positions:
@@ -243,7 +290,7 @@ class Network:
     def resume(self, ids: Tensor, k: int, state: Tensor | None, **kwargs: Any) -> Tensor:
         """The model's logits, from the input ``state`` of block ``k`` on; see final_state."""
         whole = k < 0 or state is None
-        whole = whole or not (self._head_resumable if k == len(self.blocks) else self.resumable)
+        whole = whole or not (self.head_resumable if k == len(self.blocks) else self.resumable)
         forwards = self.resuming(0, None) if whole else self.resuming(k, state)
         return self.run(ids, forwards, **kwargs)
 
@@ -263,6 +310,18 @@ class Network:
         except Reached:
             return
         raise RuntimeError("the forward ended before its last block")
+
+    def output_of(self, ids: Tensor, block: int, forwards: list[Forward]) -> Tensor:
+        """What block ``block`` returns with these block forwards; the forward ends there."""
+        reached: list[Tensor] = []
+        inner = forwards[block]
+
+        def only(*args: Any, **kwargs: Any) -> Any:
+            reached.append(split_output(inner(*args, **kwargs))[0])
+            raise Reached
+
+        self.run_until_reached(ids, [*forwards[:block], only, *forwards[block + 1 :]])
+        return reached[0]
 
     def resuming(self, k: int, state: Tensor | None) -> list[Forward]:
         """Blocks before ``k`` hand on what they are given, block ``k`` is given ``state``.
@@ -297,9 +356,9 @@ class Network:
 
     def check_resume(self) -> bool:
         """Whether resuming is exact, by a few tokens; sets ``resumable`` and the reason if not."""
-        self.resumable = self._head_resumable = False
+        self.resumable = self.head_resumable = False
         found = check_resuming(self)
-        self._head_resumable, self.takes_positions = found.head, found.chunks
+        self.head_resumable, self.takes_positions = found.head, found.chunks
         self.resumable = found.reason is None
         self.why_not_resumable = (
             found.reason and f"{found.reason}: every measurement runs the whole model"
@@ -315,17 +374,14 @@ class Network:
             assert parameter._version == self._versions[name], f"{name} was written to"
         for i, block in enumerate(self.blocks):
             assert block.__dict__.get("forward") is self._forwards[i], f"block {i} is patched"
+        for module, forward in self._experts.items():
+            assert module.__dict__.get("forward") is forward, "experts are patched"
         assert self._count_hooks() == self._hooks, "a hook is left on the model"
         assert torch.is_grad_enabled(), "gradients are left disabled"
         assert not torch.is_inference_mode_enabled(), "inference mode is left on"
         assert not self.model.training, "the model is in training mode"
 
     # -- inside --------------------------------------------------------------------------------
-
-    def _slot(self, name: str) -> Slot:
-        if name not in self._slots:
-            raise UsageError(f"{name!r} is no layer of this model")
-        return self._slots[name]
 
     def _range(self, positions: slice | tuple[int, int], tokens: int) -> tuple[int, int]:
         if isinstance(positions, slice):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError
-from engine.model.blocks import Forward, Reached, hidden_of, split_output
+from engine.model.blocks import Forward, hidden_of, split_output
 
 if TYPE_CHECKING:
     from engine.model.network import Network
@@ -36,7 +36,7 @@ def check_resuming(network: Network) -> Findings:
     by induction the forward resumed at any *k* equals the whole one. Equality is exact; on CUDA
     the difference of running the same twice is allowed. Costs about four forwards.
     """
-    ids = _some_ids(network)
+    ids = some_ids(network)
     whole, floor = network.run(ids, None), 0.0
     if bool(torch.isnan(whole).any() | torch.isposinf(whole).any()):
         raise EngineError(
@@ -59,7 +59,8 @@ def check_resuming(network: Network) -> Findings:
     return Findings(reason, head, chunks)
 
 
-def _some_ids(network: Network) -> Tensor:
+def some_ids(network: Network) -> Tensor:
+    """A few random tokens ``[1, tokens]`` that the model knows."""
     vocabulary = network.model.get_input_embeddings().weight.shape[0]
     longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     generator = torch.Generator().manual_seed(0)
@@ -130,17 +131,7 @@ def _blocks_differ(network: Network, ids: Tensor, states: list[Tensor], floor: f
 
 
 def _one_block(network: Network, ids: Tensor, k: int, state: Tensor) -> Tensor:
-    reached: list[Tensor] = []
-    forwards = network.resuming(k, state)
-    block = forwards[k]
-
-    def only(*args: Any, **kwargs: Any) -> Any:
-        reached.append(split_output(block(*args, **kwargs))[0])
-        raise Reached
-
-    forwards[k] = only
-    network.run_until_reached(ids, forwards)
-    return reached[0]
+    return network.output_of(ids, k, network.resuming(k, state))
 
 
 def _chunk_is_right(

@@ -176,7 +176,7 @@ def test_a_format_that_is_not_built_yet_is_refused_at_once(
     client = in_process(str(folder("llama")))
     try:
         client.send(p.Open(str(folder("llama")), settings(prose)))
-        client.send(p.Sweep(formats=("int4+gptq",)))
+        client.send(p.Sweep(formats=("int8+hadamard+outlier6",)))
         events = until(client, lambda event: isinstance(event, p.Refused))
     finally:
         client.close()

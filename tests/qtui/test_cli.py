@@ -185,7 +185,6 @@ def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
         ("triage", "demo", "--activations"),
         ("sweep", "demo", "--exact", "top:5"),
         ("sweep", "demo", "--direction", "restore"),
-        ("sweep", "demo", "--calib", "c4"),
         ("export", "demo", "--format", "int8", "--to", "gguf", "-o", "out"),
     ],
 )

@@ -1,0 +1,133 @@
+"""Fused experts computed one by one, so that what each is given can be seen and changed.
+
+A model runs its experts in one grouped product whose inputs no hook sees. The forwards here take
+its place for as long as somebody watches or changes inputs. They follow the grouped implementation
+of ``transformers.integrations.moe`` step by step (same sorting, same sum over a token's experts):
+on CPU the outputs are equal bit for bit, elsewhere within the rounding of one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.model.blocks import Forward
+
+Change = Callable[[Tensor], Tensor]
+"""What becomes of the inputs ``[tokens, in]`` of one expert."""
+TakeExpert = Callable[[str, int, Tensor], None]
+"""Is given the parameter's name, the expert's index and its inputs before they are changed."""
+
+
+def why_fused(module: nn.Module) -> str | None:
+    """Why the inputs of this module's experts cannot be told apart; None where they can."""
+    kind = type(module).__name__
+    if _is_registered(module) or kind == "Llama4TextExperts" or kind.endswith("ParallelExperts"):
+        return None
+    return f"{kind} computes its experts in a way of its own, so their inputs cannot be seen"
+
+
+def forward_by_expert(
+    module: nn.Module, changes: Mapping[str, Change], take: TakeExpert | None = None
+) -> Forward:
+    """A forward for ``module`` that runs one expert after the other.
+
+    Weights are read when it runs, so weights held then are those it computes with.
+
+    Args:
+        module: for which :func:`why_fused` is None.
+        changes: by parameter name, what becomes of every expert's inputs.
+        take: called for each parameter and each expert that is given tokens.
+    """
+
+    def given(attribute: str, expert: int, inputs: Tensor) -> Tensor:
+        if take is not None:
+            take(attribute, expert, inputs)
+        change = changes.get(attribute)
+        return inputs if change is None else change(inputs)
+
+    if _is_registered(module):
+        return _routed(module, given)
+    if type(module).__name__ == "Llama4TextExperts":
+        return _scored(module, given)
+    return _sorted_before(module, given)
+
+
+Given = Callable[[str, int, Tensor], Tensor]
+
+
+def _is_registered(module: nn.Module) -> bool:
+    """Whether its class went through transformers' ``use_experts_implementation``."""
+    return hasattr(module, "_apply_gate") and hasattr(type(module).forward, "__wrapped__")
+
+
+def _routed(module: Any, given: Given) -> Forward:
+    """``grouped_mm_experts_forward`` of transformers, a product an expert."""
+    first = "gate_up_proj" if module.has_gate else "up_proj"
+
+    def linear(attribute: str, expert: int, inputs: Tensor) -> Tensor:
+        inputs = given(attribute, expert, inputs)
+        weight = getattr(module, attribute)[expert]
+        output: Tensor = inputs @ (weight if module.is_transposed else weight.T)
+        if module.has_bias:
+            output = output + getattr(module, f"{attribute}_bias")[expert]
+        return output
+
+    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        top_k = top_k_index.shape[-1]
+        ids, order = torch.sort(top_k_index.reshape(-1))
+        routed = hidden_states[order // top_k]
+        outputs = []
+        counts = torch.bincount(ids, minlength=module.num_experts).tolist()
+        for expert, inputs in enumerate(torch.split(routed, counts)):
+            if inputs.shape[0] == 0:
+                continue
+            inner = linear(first, expert, inputs)
+            inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+            outputs.append(linear("down_proj", expert, inner))
+        output = torch.cat(outputs)
+        if module.has_post_expert_norm:
+            output = module.post_expert_norm(output)
+        output = output * top_k_weights.reshape(-1)[order].unsqueeze(-1)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        summed = output[back].view(-1, top_k, output.shape[-1]).sum(dim=1)
+        return summed.to(hidden_states.dtype)
+
+    return forward
+
+
+def _scored(module: Any, given: Given) -> Forward:
+    """Llama 4: every expert is given all tokens times their score, which is 0 for most."""
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        per_expert = hidden_states.view(module.num_experts, -1, hidden_states.shape[-1])
+        outputs = torch.zeros_like(per_expert)
+        for expert, scored in enumerate(per_expert):
+            routed = (scored != 0).any(-1)
+            if not bool(routed.any()):
+                continue
+            inputs = given("gate_up_proj", expert, scored[routed])
+            gate, up = (inputs @ module.gate_up_proj[expert]).chunk(2, dim=-1)
+            inner = given("down_proj", expert, up * module.act_fn(gate))
+            outputs[expert, routed] = inner @ module.down_proj[expert]
+        return outputs.view(-1, hidden_states.shape[-1])
+
+    return forward
+
+
+def _sorted_before(module: Any, given: Given) -> Forward:
+    """JetMoE: the rows come sorted by expert, with the number of rows of each."""
+
+    def forward(inputs: Tensor, expert_size: Any) -> Tensor:
+        counts = expert_size.tolist() if isinstance(expert_size, Tensor) else list(expert_size)
+        outputs = [
+            (given("weight", expert, rows) if rows.shape[0] else rows) @ module.weight[expert].T
+            for expert, rows in enumerate(torch.split(inputs, counts))
+        ]
+        return torch.cat(outputs)
+
+    return forward

@@ -1,0 +1,204 @@
+"""What the layers of one block are given: their inputs, handed out as the block runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from engine.model.blocks import Forward, Reached, patched
+from engine.model.experts import forward_by_expert, why_fused
+from engine.model.layers import Layer
+from engine.model.network import Held, Network
+from engine.model.selfcheck import some_ids
+
+Take = Callable[[str, int | None, Tensor], None]
+"""Is given a layer, an expert of it (None: it has none) and inputs ``[tokens, in]``."""
+Call = Callable[[str, Tensor], None]
+
+_shared: WeakKeyDictionary[Network, dict[str, tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def watch_inputs(
+    network: Network,
+    ids: Tensor,
+    block: int,
+    state: Tensor | None,
+    take: Take,
+    held: Mapping[str, Held] = {},
+) -> Tensor | None:
+    """Runs block ``block`` alone and hands what its layers are given to ``take``.
+
+    A call that was preempted has given nothing to ``take``. Inputs are the model's own tensors or
+    views of them, before what a `StandIn` does to them: not to be written, not to be kept.
+
+    Args:
+        ids: ``[batch, tokens]``.
+        block: its index; ``n_blocks`` is the head, -1 what stands outside of blocks and is neither
+            head nor embedding, for which the whole forward is run up to the head.
+        state: the input of the block. None runs the model up to it, and so does any state of a
+            model that is not resumable.
+        take: called once a layer; for experts once an expert that is given tokens, with those.
+        held: what layers compute with meanwhile; other than nothing only where nothing is held.
+
+    Returns:
+        The block's output; None for -1 and the head.
+
+    Raises:
+        Preempted: ``should_stop`` said so.
+    """
+    n = len(network.blocks)
+    names = watched_layers(network, block)
+    with ExitStack() as stack:
+        if held:
+            stack.enter_context(network.holding(held))
+        if 0 <= block < n:
+            stack.enter_context(watching(network, names, take))
+            return _run_block(network, ids, block, state)
+        network._stop_if_asked()
+        kept: list[tuple[str, int | None, Tensor]] = []
+
+        def keep(layer: str, expert: int | None, inputs: Tensor) -> None:
+            kept.append((layer, expert, inputs.clone()))  # what runs after may write into it
+
+        stack.enter_context(watching(network, names, keep))
+        resumed = block == n and state is not None and network.head_resumable
+        _run_to_head(network, ids, network.resuming(n, state) if resumed else None)
+    with torch.no_grad():
+        for one in kept:  # only now: the forward may have been preempted between two layers
+            take(*one)
+    return None
+
+
+def watched_layers(network: Network, block: int) -> list[str]:
+    """The layers whose inputs :func:`watch_inputs` gives for this block."""
+    return [
+        name
+        for name, layer in network.layers.items()
+        if layer.start == block and layer.role != "embedding" and why_unseen(network, name) is None
+    ]
+
+
+def why_unseen(network: Network, layer: str) -> str | None:
+    """Why a layer's inputs cannot be watched or changed; None where they can."""
+    if network.layers[layer].role == "embedding":
+        return f"{layer} is given tokens, not a hidden state"
+    if network.layers[layer].role != "experts":
+        return None
+    why = why_fused(network.slot(layer).owner)
+    return why and f"{layer}: {why}"
+
+
+def shared_inputs(network: Network) -> dict[str, tuple[str, ...]]:
+    """For every layer but the embedding all layers that are given the very same input tensor.
+
+    Itself included, in the model's order. Told by running a few tokens and comparing where tensors
+    lie in memory, views counting as the same. Experts see their own tokens only, and share with
+    the tensors of the same experts at most. Found once a network.
+    """
+    found = _shared.get(network)
+    if found is None:
+        found = _shared[network] = _find_shared(network)
+    return found
+
+
+def _find_shared(network: Network) -> dict[str, tuple[str, ...]]:
+    kept: list[Tensor] = []  # alive until the end: another tensor would take its place in memory
+    readers: dict[object, list[str]] = {}
+
+    def note(layer: str, inputs: Tensor) -> None:
+        kept.append(inputs)
+        experts = network.layers[layer].role == "experts"
+        key = (experts, *where(inputs))
+        if layer not in readers.setdefault(key, []):
+            readers[key].append(layer)
+
+    def take(layer: str, expert: int | None, inputs: Tensor) -> None:
+        note(layer, inputs)
+
+    names = [name for name in network.layers if why_unseen(network, name) is None]
+    with watching(network, names, take):
+        network.run(some_ids(network), None)
+    order = {name: i for i, name in enumerate(network.layers)}
+    shared: dict[str, tuple[str, ...]] = {}
+    for name, layer in network.layers.items():
+        if layer.role == "embedding":
+            continue
+        calls = [group for group in readers.values() if name in group]
+        together = set(calls[0]).intersection(*calls[1:]) if calls else {name}
+        shared[name] = tuple(sorted(together, key=order.__getitem__))
+    return shared
+
+
+def where(tensor: Tensor) -> tuple[int, int, int]:
+    """Tensors alive together are the same values in the same memory where this is equal."""
+    return tensor.data_ptr(), tensor.numel(), tensor._version
+
+
+@contextmanager
+def watching(network: Network, names: list[str], take: Take) -> Iterator[None]:
+    """Inside, forwards give the inputs of these layers to ``take``."""
+    experts: dict[nn.Module, dict[str, str]] = {}
+    hooks: list[Any] = []
+    with ExitStack() as stack:
+        try:
+            for name in names:
+                layer, slot = network.layers[name], network.slot(name)
+                if layer.role == "experts":
+                    experts.setdefault(slot.owner, {})[slot.attribute] = name
+                else:
+                    hook = _taking(layer, take)
+                    hooks.append(
+                        slot.owner.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+                    )
+            forwards = [
+                forward_by_expert(module, network.input_changes(module), _naming(named, take))
+                for module, named in experts.items()
+            ]
+            stack.enter_context(patched(list(experts), forwards))
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _taking(layer: Layer, take: Take) -> Callable[..., None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        take(layer.name, None, inputs.reshape(-1, inputs.shape[-1]))
+
+    return hook
+
+
+def _naming(named: dict[str, str], take: Take) -> Callable[[str, int, Tensor], None]:
+    def take_expert(attribute: str, expert: int, inputs: Tensor) -> None:
+        if attribute in named:
+            take(named[attribute], expert, inputs)
+
+    return take_expert
+
+
+def _run_block(network: Network, ids: Tensor, block: int, state: Tensor | None) -> Tensor:
+    resumed = network.resumable and state is not None
+    forwards = network.resuming(block, state) if resumed else network.resuming(0, None)
+    return network.output_of(ids, block, forwards)
+
+
+def _run_to_head(network: Network, ids: Tensor, forwards: list[Forward] | None) -> None:
+    """Ends before the head's own product, the largest of all."""
+    head = network.model.get_output_embeddings()
+
+    def reached(_module: nn.Module, _args: Any) -> None:
+        raise Reached
+
+    stop = head.register_forward_pre_hook(reached)  # after the hook that takes the inputs
+    try:
+        network.run(ids, forwards or network.resuming(0, None))
+    except Reached:
+        pass
+    finally:
+        stop.remove()
