@@ -248,7 +248,8 @@ class _Run:
             return
         self._fallbacks.add((event.layer, event.format))
         if len(self._fallbacks) <= FALLBACKS_SAID:
-            self._meter.say(f"fallback: {event.layer} is kept, not {event.format}: {event.why}")
+            held = f"holds {event.holds}" if event.holds else "is kept"
+            self._meter.say(f"fallback: {event.layer} {held}, not {event.format}: {event.why}")
 
     def _outcome(self, ended: p.JobEnded) -> Outcome:
         session = self._engine.session

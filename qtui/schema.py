@@ -40,6 +40,8 @@ class LayerFallback(Part, frozen=True, kw_only=True):
     layer: str
     format: str
     why: str
+    holds: str | UnsetType = UNSET
+    """What it holds instead; no key where it is kept."""
 
 
 class OutlierPart(Part, frozen=True, kw_only=True):

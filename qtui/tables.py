@@ -212,8 +212,9 @@ def _additivity(additivity: s.AdditivityPart | UnsetType) -> str:
 
 def _fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
     return "\n".join(
-        f"fallback: {printable(each.layer)} is kept, not {printable(each.format)}: "
-        f"{printable(each.why)}"
+        f"fallback: {printable(each.layer)} "
+        f"{f'holds {printable(each.holds)}' if each.holds else 'is kept'}, "
+        f"not {printable(each.format)}: {printable(each.why)}"
         for each in fallbacks
     )
 
