@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from engine.protocol import ExpertsReady
+from engine.protocol import Direction, ExpertsReady
 from engine.session import MAX_EXPERTS, Session
 from qtui.figures import effects
 from qtui.filter import Filter
@@ -23,6 +23,8 @@ class Listing:
         self.session = Session()
         self.format = ""
         """Whose effects and errors are shown."""
+        self.direction: Direction = "degrade"
+        """Which effects are shown."""
         self.filter = Filter()
         self.column = "kl"
         self.falling = True
@@ -47,13 +49,15 @@ class Listing:
         """Filter and sort anew."""
         session, self.layers = self.session, self.session.layers
         everything = range(len(session.layers.names))
-        effect = effects(session, self.format)
+        effect = effects(session, self.format, self.direction)
         known = (fact.kl for row in everything if (fact := effect(row)) is not None)
         self.worst = max((kl for kl in known if kl < float("inf")), default=0.0)
         self.matching = (
-            self.filter.rows(session, self.format, marked) if self.filter else everything
+            self.filter.rows(session, self.format, marked, self.direction)
+            if self.filter
+            else everything
         )
-        keys = BY_ID[self.column].keys(session, self.format)
+        keys = BY_ID[self.column].keys(session, self.format, self.direction)
         if self.column == "layer":
             self._order = list(self.matching if not self.falling else reversed(self.matching))
         else:
