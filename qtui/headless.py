@@ -234,9 +234,8 @@ class _Run:
         if not ours and not asked:
             return
         if isinstance(self._sent, p.Sweep):
-            title = " ".join(["sweep", *self._sent.formats])
             for job in self._engine.session.jobs.values():
-                if job.title == title and job.status == "running":
+                if job.status == "running" and _same_sweep(job, self._sent):
                     self._job, self._following = job.id, True
                     self._meter.say("that sweep is running already: following it")
                     return
@@ -255,7 +254,8 @@ class _Run:
         formats, score = tuple(self._formats), None
         if isinstance(self._sent, p.Sweep):
             column = self._sent.direction + "/{}"
-            known = [each for each in self._sent.formats if column.format(each) in session.measured]
+            there = {*session.measured, *session.estimated}
+            known = [each for each in self._sent.formats if column.format(each) in there]
             formats = tuple(dict.fromkeys([*known, *formats]))
         if self._kind == "evaluate":
             score = session.scores.get(self._recipe)
@@ -271,6 +271,14 @@ class _Run:
             answers=tuple(self._answers[question] for question in self._questions),
             exported=self._exported,
         )
+
+
+def _same_sweep(job: Job, asked: p.Sweep) -> bool:
+    """Whether a job is a sweep of these formats in this direction, by layers, as whole as asked."""
+    words = job.title.split()
+    plain = (asked.exact, asked.by) == ("all", "layer")
+    expected = {"sweep", *asked.formats, *(["restore"] if asked.direction == "restore" else [])}
+    return plain and job.kind == "sweep" and set(words) == expected
 
 
 def _names_are_listed(session: Session) -> bool:

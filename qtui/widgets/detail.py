@@ -13,7 +13,8 @@ from textual.timer import Timer
 from engine.session import Session
 from qtui import text as t
 from qtui.text import UNICODE, Glyphs, fit, printable
-from qtui.widgets import layer_facts
+from qtui.widgets import effect_facts, layer_facts
+from qtui.widgets.columns import DOUBT
 from qtui.widgets.histogram import Histogram
 from qtui.widgets.line import Lines, Words, cells
 from qtui.widgets.past import Past
@@ -277,20 +278,34 @@ class Detail(Vertical):
                     (t.percent(error.relative), ""),
                 ]
         third: Words = []
-        for effect in layer_facts.effects(self.session, row):
-            value, half = layer_facts.divergence(effect, self.glyphs)
+        for effect in self._wanted(row):
+            value, half = effect_facts.divergence(effect, self.glyphs)
+            sign = DOUBT if effect.doubt else ""
             said: Words = [
                 ("   " if third else "", ""),
                 (f"{printable(effect.label)} ", "$dim"),
                 (f"KL{self.glyphs.kilo} ", "$dim"),
-                (f"{value} {half}  ", ""),
-                (f"{layer_facts.delta(self.glyphs)} ", "$dim"),
-                (layer_facts.change(effect, self.glyphs), ""),
+                (value, ""),
+                (sign, "$finding"),
+                (f" {half}  ", ""),
+                (f"{effect_facts.delta(self.glyphs)} ", "$dim"),
+                (effect_facts.change(effect, self.glyphs), ""),
             ]
             if third and cells(third) + cells(said) > width:
                 break
             third += said
         return [first, second, third or [("effect not measured yet", "$dim")]]
+
+    def _wanted(self, row: int) -> list[effect_facts.Effect]:
+        """Effects of a layer, first of what it holds, then of what is swept, then the largest."""
+        held, swept = self.session.layers.holds[row], self.session.settings.sweep_formats
+        found = effect_facts.effects(self.session, row)
+        return sorted(
+            found,
+            key=lambda each: (
+                each.direction != "degrade", each.format != held, each.format not in swept, -each.kl
+            ),
+        )  # fmt: skip
 
     def _small_expert(self, row: int, expert: int) -> list[Words]:
         lines = self._expert_lines(row, expert, self.content_size.width)
@@ -309,7 +324,7 @@ class Detail(Vertical):
         history = layer_facts.past_lines(session, total, steps, width, glyphs)
         if self.expert is not None:
             return [[], *self._expert_lines(row, self.expert, width), [], *history]
-        lines: list[Words] = [[], *layer_facts.effect_lines(session, row, width, glyphs)]
+        lines: list[Words] = [[], *effect_facts.effect_lines(session, row, width, glyphs)]
         if known is not None and (found := layer_facts.findings(known, glyphs)):
             lines.append(found)
         lines += [[], *layer_facts.error_lines(session, row, width, glyphs)]
