@@ -173,7 +173,8 @@ class EventLog:
         found = []
         for key, column in session.measured.items():
             direction, _, format = key.partition("/")
-            if direction != "degrade" or format not in title.split():
+            words = title.split()
+            if format not in words or ("restore" in words) != (direction == "restore"):
                 continue
             worst = max((fact for fact in column if fact), key=lambda fact: fact.kl, default=None)
             if worst is not None:
@@ -193,7 +194,8 @@ class EventLog:
                 self.say("info", f"no-op control: KL {kl}{known}")
             case p.Additivity():
                 whole = f"KL {fact.kl:.2f}{self.glyphs.times} the sum of single effects"
-                self.say("info", f"{fact.format} in all body layers: {whole}{known}")
+                way = "" if fact.direction == "degrade" else f"{fact.direction} "
+                self.say("info", f"{way}{fact.format} in all body layers: {whole}{known}")
             case p.RecipeScore() if fact.done:
                 score = self._ppl(fact.ppl, (fact.ppl_high - fact.ppl_low) / 2)
                 kl = f"KL{self.glyphs.kilo} {t.short(1000 * fact.kl)}"

@@ -267,6 +267,7 @@ class Workbench(Screen[None]):
         self.table.show(self.session, self.format, self.direction)
         self.scoreboard.shown = self.format, self.direction
         self.scoreboard.show(self.session, frozenset({"jobs"}))
+        self._detail()
         self._show_caption()
 
     def _empty(self) -> str:
@@ -277,7 +278,8 @@ class Workbench(Screen[None]):
         return "reading" + self.glyphs.ellipsis
 
     def _detail(self) -> None:
-        self.detail.show(self.session, self.table.current, self.table.current_expert)
+        where = self.table.current, self.table.current_expert
+        self.detail.show(self.session, *where, (self.format, self.direction))
 
     def hear(self, event: p.AnyEvent) -> bool:
         """Take notice of an event before it is folded; false where it is not to be folded."""

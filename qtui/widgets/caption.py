@@ -63,7 +63,7 @@ def _agreement(
     few = f"agrees {rank} over {found.layers}"
     if not math.isfinite(found.ratio):
         return said, few
-    ratio = f"{said}, measured {decimals(found.ratio, 2)}{glyphs.times} it"
+    ratio = f"{said} (measured {decimals(found.ratio, 2)}{glyphs.times} it)"
     if session.correction(format, direction) is not None:
-        return f"{ratio}, the others corrected by that", ratio, said, few
+        return f"{ratio}, the rest corrected", ratio, said, few
     return ratio, said, few

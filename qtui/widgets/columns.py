@@ -238,14 +238,16 @@ def _kl_title(look: Look) -> str:
 
 
 def kl_titles(look: Look) -> tuple[str, ...]:
-    """What may stand behind the title of the KL, the longest first: whose it is, and which way."""
+    """What may stand behind the title of the KL, the longest first: whose it is, and which way.
+
+    The line above the table says both, so that nothing may stand here where there is no room.
+    """
     shown = printable(look.format)
     if not shown:
-        return ()
+        return ("",)
     if look.direction == "degrade":
-        return (f" of {shown}", f" {shown}")
-    # The title above the table names the format too.
-    return (f" won back by keeping it from {shown}", " won back by keeping", " won back", " won")
+        return f" of {shown}", f" {shown}", ""
+    return f" won back by keeping it from {shown}", " won back by keeping", " won back", ""
 
 
 def _dnll_title(look: Look) -> str:
@@ -337,8 +339,8 @@ def header(layout: Layout, look: Look, sorted_by: str, falling: bool) -> str:
         mark = sign if column.id == sorted_by else ""
         title = column.title(look)
         title = title + mark if column.left else mark + title
-        if column.id == "kl" and (tails := kl_titles(look)):
-            title += next((tail for tail in tails if len(title + tail) <= width), tails[-1])
+        if column.id == "kl":
+            title += next((tail for tail in kl_titles(look) if len(title + tail) <= width), "")
         parts.append(fit(title if column.left else f"{title:>{width}}", width, glyphs))
     return fit(" " * GUTTER + " ".join(parts), layout.width, glyphs)
 

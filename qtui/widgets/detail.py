@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.timer import Timer
 
+from engine.protocol import Direction
 from engine.session import Session
 from qtui import text as t
 from qtui.text import UNICODE, Glyphs, fit, printable
@@ -56,6 +57,8 @@ class Detail(Vertical):
         self.session = Session()
         self.row: int | None = None
         self.expert: int | None = None
+        self.shown: tuple[str, Direction] = "", "degrade"
+        """Format and direction of the effects in the table."""
         self.top = 0
         """Lines of the figures that were scrolled away."""
         self.about = Lines(id="about")
@@ -73,12 +76,25 @@ class Detail(Vertical):
         yield self.histogram
         yield self.figures
 
-    def show(self, session: Session, layer: str | None, expert: int | None = None) -> None:
-        """Draw what is known about a layer, or about one expert of a fused layer."""
+    def show(
+        self,
+        session: Session,
+        layer: str | None,
+        expert: int | None = None,
+        shown: tuple[str, Direction] = ("", "degrade"),
+    ) -> None:
+        """Draw what is known about a layer, or about one expert of a fused layer.
+
+        Args:
+            session: what is known.
+            layer: under the cursor; None where there is none.
+            expert: its number.
+            shown: format and direction of the effects in the table.
+        """
         row = None if layer is None else session.row(layer)
         if (row, expert) != (self.row, self.expert) or session is not self.session:
             self.top = 0
-        self.session, self.row, self.expert = session, row, expert
+        self.session, self.row, self.expert, self.shown = session, row, expert, shown
         self._write()
 
     @property
@@ -297,15 +313,17 @@ class Detail(Vertical):
         return [first, second, third or [("effect not measured yet", "$dim")]]
 
     def _wanted(self, row: int) -> list[effect_facts.Effect]:
-        """Effects of a layer, first of what it holds, then of what is swept, then the largest."""
-        held, swept = self.session.layers.holds[row], self.session.settings.sweep_formats
-        found = effect_facts.effects(self.session, row)
+        """Effects of a layer: as the table has them, of what it holds, then the largest."""
+        held = self.session.layers.holds[row]
         return sorted(
-            found,
+            effect_facts.effects(self.session, row),
             key=lambda each: (
-                each.direction != "degrade", each.format != held, each.format not in swept, -each.kl
+                each.direction != self.shown[1],
+                each.format != self.shown[0],
+                each.format != held,
+                -each.kl,
             ),
-        )  # fmt: skip
+        )
 
     def _small_expert(self, row: int, expert: int) -> list[Words]:
         lines = self._expert_lines(row, expert, self.content_size.width)

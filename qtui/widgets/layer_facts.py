@@ -172,7 +172,7 @@ def control_lines(session: Session) -> list[Words]:
     said = f"no-op control: KL {control.max_abs_kl:.0e}, NLL {control.max_abs_dnll:.0e}"
     if control.floor_kl:
         said += f", floor {control.floor_kl:.0e}"
-    return [[(said.replace("0e+00", "0"), "$dim")]]
+    return [[(said.replace("0e+00", "0").replace("e-0", "e-"), "$dim")]]
 
 
 def expert_lines(
