@@ -81,7 +81,7 @@ def effects(
 
 
 def below_floor(session: Session, effect: Sensitivity | Estimate | None) -> bool:
-    """Whether a measured KL is smaller than what the same thing run twice may differ by."""
+    """Whether a measured KL is smaller than what rounding alone may measure."""
     control = session.control
     return (
         control is not None

@@ -19,6 +19,7 @@ from engine import protocol as p
 from engine.errors import EngineError, UsageError
 from engine.session import Job, Session
 from qtui.progress import Meter
+from qtui.sweeps import title_words
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
 OfRecipe: TypeAlias = p.Evaluate | p.Export
@@ -274,11 +275,9 @@ class _Run:
 
 
 def _same_sweep(job: Job, asked: p.Sweep) -> bool:
-    """Whether a job is a sweep of these formats in this direction, by layers, as whole as asked."""
-    words = job.title.split()
-    plain = (asked.exact, asked.by) == ("all", "layer")
-    expected = {"sweep", *asked.formats, *(["restore"] if asked.direction == "restore" else [])}
-    return plain and job.kind == "sweep" and set(words) == expected
+    """Whether a job is the sweep that is asked for."""
+    words = title_words(asked.formats, asked.direction, asked.by, asked.exact)
+    return job.kind == "sweep" and job.title.split() == words
 
 
 def _names_are_listed(session: Session) -> bool:

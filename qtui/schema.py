@@ -133,7 +133,7 @@ class BaselinePart(Part, frozen=True, kw_only=True):
 
 
 class ControlPart(Part, frozen=True, kw_only=True):
-    """A layer swapped for itself, and the same thing run twice: what nothing measures."""
+    """A layer swapped for itself, and what rounding alone may measure."""
 
     max_abs_dnll: Number
     max_abs_kl: Number
@@ -142,7 +142,7 @@ class ControlPart(Part, frozen=True, kw_only=True):
 
 
 class FloorPart(Part, frozen=True, kw_only=True):
-    """What the same thing run twice may differ by: measured figures below it tell nothing."""
+    """What rounding alone may measure: figures below it tell nothing."""
 
     kl: Number
     dnll: Number

@@ -111,7 +111,7 @@ def agreement_parts(
 
 
 def floor_part(session: Session) -> s.FloorPart | UnsetType:
-    """What the same thing run twice may differ by."""
+    """What rounding alone may measure."""
     if (control := session.control) is None:
         return UNSET
     return s.FloorPart(kl=finite(control.floor_kl), dnll=finite(control.floor_dnll))

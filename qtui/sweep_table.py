@@ -159,7 +159,7 @@ def _signs(found: Iterable[s.SweepLayer | s.SweepUnit]) -> str:
     for (format, why), many in doubts.items():
         lines.append(f"{DOUBT} {many} estimates of {printable(format)} may not hold: {why}")
     if below:
-        lines.append(f"{BELOW}: less than what the same thing run twice differs by")
+        lines.append(f"{BELOW}: less than what rounding alone may measure")
     return "\n".join(map(printable, lines))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from engine.protocol import Direction
+from collections.abc import Sequence
+
+from engine.protocol import By, Direction
 from engine.session import Job, Session
 
 OTHER: dict[Direction, Direction] = {"degrade": "restore", "restore": "degrade"}
@@ -15,17 +17,30 @@ def swept(session: Session, direction: Direction) -> list[str]:
     return [key.removeprefix(lead) for key in known if key.startswith(lead)]
 
 
-def sweeping(session: Session, format: str, direction: Direction) -> Job | None:
-    """The sweep of a format and direction that is running or waiting; None where there is none.
+def title_words(
+    formats: Sequence[str], direction: Direction, by: By = "layer", exact: str = "all"
+) -> list[str]:
+    """Words of the engine's title of a sweep: what is not usual is named."""
+    words = ["sweep", *formats]
+    words += [direction] if direction != "degrade" else []
+    words += ["by", by] if by != "layer" else []
+    return [*words, exact] if exact != "all" else words
 
-    The engine's title of a sweep names its formats, and ``restore`` where that is its direction.
-    """
+
+def sweeping(session: Session, format: str, direction: Direction) -> Job | None:
+    """The sweep of all layers in a format and a direction, if it is running or waiting."""
     for job in session.jobs.values():
         if job.kind == "sweep" and job.status == "running":
             words = job.title.split()
-            if format in words and ("restore" in words) == (direction == "restore"):
-                return job
+            if format in words and "by" not in words and _all(words):
+                if ("restore" in words) == (direction == "restore"):
+                    return job
     return None
+
+
+def _all(words: list[str]) -> bool:
+    """Whether a sweep measures every layer."""
+    return "none" not in words and not any(word.startswith("top:") for word in words)
 
 
 def measured(session: Session, format: str, direction: Direction) -> int:
@@ -33,12 +48,19 @@ def measured(session: Session, format: str, direction: Direction) -> int:
     return sum(fact is not None for fact in session.measured.get(f"{direction}/{format}", []))
 
 
+def total(session: Session, direction: Direction) -> int:
+    """How many layers a sweep is of: head and embedding are never quantised with all the others,
+    so that there is nothing to win back by keeping them."""
+    blocks = session.layers.blocks
+    return len(blocks) if direction == "degrade" else sum(block >= 0 for block in blocks)
+
+
 def whole(session: Session, format: str, direction: Direction) -> bool:
     """Whether every layer was measured that can hold the format."""
     if f"{direction}/{format}" in session.additivity:
         return True
     kept = {each.layer for each in session.fallbacks if each.format == format}
-    return measured(session, format, direction) + len(kept) >= len(session.layers.names)
+    return measured(session, format, direction) + len(kept) >= total(session, direction)
 
 
 def unfinished(session: Session, format: str, direction: Direction) -> tuple[str, Direction] | None:

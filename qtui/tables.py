@@ -169,7 +169,7 @@ def control_line(control: s.ControlPart | UnsetType) -> str:
     return (
         "control, a layer swapped for itself: "
         f"|ΔNLL| {_tiny(control.max_abs_dnll)}, KL {_tiny(control.max_abs_kl)} "
-        f"(the same thing run twice: {_tiny(control.floor_dnll)}, {_tiny(control.floor_kl)})"
+        f"(numeric floor: {_tiny(control.floor_dnll)}, {_tiny(control.floor_kl)})"
     )
 
 

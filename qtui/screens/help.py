@@ -149,7 +149,7 @@ def _legend(glyphs: Glyphs) -> list[Words]:
         (g.finding, "a finding: an outlying input channel, NaN or Inf"),
         (g.about, "estimated, or a sum of single effects; measured has no mark"),
         (DOUBT, "an estimate that may not hold: the pane says why"),
-        (BELOW, "measured, and less than running the same twice differs by"),
+        (BELOW, "measured, and less than what rounding alone may measure"),
     )
     lines: list[Words] = [[("Reading the screen", "bold")]]
     return lines + [[(f"{mark:>8}  ", "bold"), (meaning, "$dim")] for mark, meaning in meanings]

@@ -185,7 +185,7 @@ def _explained(session: Session, found: list[Effect], width: int, glyphs: Glyphs
         said.append((DOUBT, f"{', '.join(labels)}: {' '.join(doubt.split())}"))
     if any(each.below_floor for each in found) and session.control is not None:
         floor = t.short(1000 * session.control.floor_kl)
-        said.append((BELOW, f"below {floor}, the noise of the arithmetic: no effect to tell"))
+        said.append((BELOW, f"below {floor}, what rounding alone may measure: no effect to tell"))
     corrected = [each for each in found if not math.isnan(each.raw)]
     if corrected:
         layers = max(

@@ -317,7 +317,7 @@ class Scoreboard(Lines):
         format, direction = left
         done = sweeps.measured(self.session, format, direction)
         way = "" if direction == "degrade" else f"{direction} "
-        said = f"{done} of {len(self.session.layers.names)} layers measured"
+        said = f"{done} of {sweeps.total(self.session, direction)} layers measured"
         return f"{way}{printable(format)}: {said}, {self.retry_key} goes on"
 
     def _bar(self, share: float, width: int) -> Words:
