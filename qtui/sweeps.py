@@ -30,17 +30,16 @@ def title_words(
 def sweeping(session: Session, format: str, direction: Direction) -> Job | None:
     """The sweep of all layers in a format and a direction, if it is running or waiting."""
     for job in session.jobs.values():
-        if job.kind == "sweep" and job.status == "running":
-            words = job.title.split()
-            if format in words and "by" not in words and _all(words):
-                if ("restore" in words) == (direction == "restore"):
-                    return job
+        words = job.title.split()
+        same = format in words and ("restore" in words) == (direction == "restore")
+        if job.kind == "sweep" and job.status == "running" and same and _of_all_layers(words):
+            return job
     return None
 
 
-def _all(words: list[str]) -> bool:
-    """Whether a sweep measures every layer."""
-    return "none" not in words and not any(word.startswith("top:") for word in words)
+def _of_all_layers(words: list[str]) -> bool:
+    """Whether a sweep of this title measures every layer, each alone."""
+    return not any(word in ("by", "none") or word.startswith("top:") for word in words)
 
 
 def measured(session: Session, format: str, direction: Direction) -> int:

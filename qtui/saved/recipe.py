@@ -35,7 +35,7 @@ def recipe_toml(view: View, path: Path) -> tuple[str, str]:
     elif (predicted := session.predicted()) is not None and predicted.missing < len(
         session.changed
     ):
-        without = f", {predicted.missing} layers not in it" if predicted.missing else ""
+        without = f", without {predicted.missing} unknown" if predicted.missing else ""
         said.insert(
             1,
             f"predicted, a sum of single effects: ppl {predicted.ppl!r}, "
