@@ -91,11 +91,19 @@ def below_floor(session: Session, effect: Sensitivity | Estimate | None) -> bool
 
 
 def _kl(session: Session, format: str, direction: Direction) -> Reader:
-    of = effects(session, format, direction)
+    key = f"{direction}/{format}"
+    measured, estimated = session.measured.get(key), session.estimated.get(key)
+    fit = session.correction(format, direction)
+    if measured is None and estimated is None:
+        return lambda row: math.nan
 
     def read(row: int) -> float:
-        effect = of(row)
-        return math.nan if effect is None else effect.kl
+        if measured is not None and (known := measured[row]) is not None:
+            return known.kl
+        if estimated is None or (guess := estimated[row]) is None:
+            return math.nan
+        # As `effects` has it, with nothing else made: tables of many rows are sorted by this.
+        return guess.kl if fit is None else fit.kl(guess.kl)
 
     return read
 

@@ -162,8 +162,9 @@ class Prompts:
                 return Verdict(False, "left as stored a layer has no effect: type another format")
             return Verdict(canonical is not None, says)
 
+        way = self.bench.direction
         prompt = Prompt(
-            "sweep",
+            "sweep" if way == "degrade" else f"sweep, {way}",
             _complete_format,
             judge,
             kind="format",
