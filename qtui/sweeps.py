@@ -31,10 +31,15 @@ def sweeping(session: Session, format: str, direction: Direction) -> Job | None:
     """The sweep of all layers in a format and a direction, if it is running or waiting."""
     for job in session.jobs.values():
         words = job.title.split()
-        same = format in words and ("restore" in words) == (direction == "restore")
-        if job.kind == "sweep" and job.status == "running" and same and _of_all_layers(words):
+        same = _is_of(words, format, direction) and _of_all_layers(words)
+        if job.kind == "sweep" and job.status == "running" and same:
             return job
     return None
+
+
+def _is_of(words: list[str], format: str, direction: Direction) -> bool:
+    """Whether a title is of a sweep of a format in a direction."""
+    return format in words and ("restore" in words) == (direction == "restore")
 
 
 def _of_all_layers(words: list[str]) -> bool:
@@ -67,11 +72,20 @@ def unfinished(session: Session, format: str, direction: Direction) -> tuple[str
 
     Looked at are what is shown, and the formats that are swept on opening.
     """
-    wanted = session.settings.sweep_formats
     looked_at: list[tuple[str, Direction]] = [(format, direction)]
-    looked_at += [(each, "degrade") for each in wanted]
+    looked_at += [(each, "degrade") for each in session.settings.sweep_formats]
     for each, way in looked_at:
-        begun = measured(session, each, way) > 0 or (each in wanted and way == "degrade")
+        begun = measured(session, each, way) > 0 or _broken_off(session, each, way)
         if begun and not whole(session, each, way) and sweeping(session, each, way) is None:
             return each, way
     return None
+
+
+def _broken_off(session: Session, format: str, direction: Direction) -> bool:
+    """Whether a sweep of a format and direction was cancelled, or failed."""
+    return any(
+        job.kind == "sweep"
+        and job.status in ("cancelled", "failed")
+        and _is_of(job.title.split(), format, direction)
+        for job in session.jobs.values()
+    )
