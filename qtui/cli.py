@@ -20,10 +20,14 @@ from engine.errors import UsageError
 from engine.profiles import DEFAULT_PROFILE, load_profile
 from engine.recipe_mixes import FIRST_LAST
 from engine.session import Session
-from qtui import documents, headless, tables
+from qtui import documents, headless, sweep_table, tables
 from qtui.ending import check_destination, complain, publish, telling, terminated_as_interrupted
 from qtui.options import (
     AsciiOption,
+    ByOption,
+    DirectionOption,
+    DrawsOption,
+    ExactOption,
     FormatOption,
     FormatsOption,
     FpsOption,
@@ -37,6 +41,8 @@ from qtui.options import (
     not_yet,
     shares_options,
     split_formats,
+    sweep_asked,
+    with_draws,
 )
 from qtui.progress import Meter, put
 from qtui.recipe_file import built_in, names_file, read_recipe
@@ -185,31 +191,34 @@ def triage(
 def sweep(
     model: ModelArgument,
     formats: FormatsOption = None,
-    exact: Annotated[
-        str, typer.Option("--exact", metavar="all", help="which layers are measured")
-    ] = "all",
-    direction: Annotated[
-        str, typer.Option("--direction", metavar="degrade", help="change each layer alone")
-    ] = "degrade",
+    exact: ExactOption = "all",
+    direction: DirectionOption = "degrade",
+    by: ByOption = "layer",
+    draws: DrawsOption = None,
     json: JsonOption = None,
     *,
     shared: Shared,
 ) -> None:
     """Sensitivity of every layer.
 
-    Perplexity and KL with that layer alone quantised, beside the unchanged model's.
+    All layers and formats are estimated from a few passes; then layers are measured exactly, the
+    worst first: perplexity and KL beside the unchanged model's with that layer alone quantised, or
+    what keeping it alone wins back.
     """
     with telling():
         settings, _ = shared.resolve()
-        if exact != "all":
-            raise not_yet(f"--exact {exact}", "there are no estimates, every layer is measured")
-        if direction != "degrade":
-            raise not_yet(f"--direction {direction}", "a sweep changes one layer at a time")
+        settings = with_draws(settings, draws)
         check_destination(json)
-        ask = p.Sweep(split_formats(formats) or settings.sweep_formats)
+        wanted = split_formats(formats)
+        if wanted:
+            # Who names formats wants to know of these alone.
+            settings = msgspec.structs.replace(settings, estimate_formats=())
+        ask = sweep_asked(wanted or settings.sweep_formats, direction, exact, by)
         outcome = _measure(model, settings, ask)
-        document = documents.sweep_document(outcome.session, outcome.formats, job=outcome.job)
-        publish(document, tables.sweep_text, json)
+        document = documents.sweep_document(
+            outcome.session, outcome.formats, ask.direction, outcome.job, ask.by, not wanted
+        )
+        publish(document, sweep_table.sweep_text, json)
 
 
 @app.command("eval")

@@ -14,6 +14,7 @@ from engine.quant.formats import needs_calibration, parse_format
 from engine.session import Job, Session
 from qtui import schema as s
 from qtui.schema import finite
+from qtui.sweep_parts import agreement_parts, floor_part, layer_parts, other_formats, unit_parts
 
 
 def triage_document(
@@ -87,16 +88,21 @@ def sweep_document(
     formats: Sequence[str],
     direction: p.Direction = "degrade",
     job: Job | None = None,
+    by: p.By = "layer",
+    others: bool = True,
 ) -> s.SweepDocument:
-    """What a sweep measured, layers in the model's order.
+    """What a sweep found, layers in the model's order.
 
     Args:
         session: in which a sweep has ended.
         formats: canonical ones, in the order in which they were asked for.
         direction: whether layers were changed or restored, each alone.
         job: its job; the session's last sweep if not given.
+        by: what was changed at once.
+        others: whether formats that were estimated beside those asked for stand there too.
     """
     job = job or _last(session, "sweep")
+    further = other_formats(session, formats, direction) if others else ()
     return s.SweepDocument(
         direction=direction,
         resumed=job.resumed,
@@ -106,13 +112,12 @@ def sweep_document(
         versions=session.versions,
         baseline=_baseline(session),
         control=_control(session),
-        layers=[
-            _sweep_layer(session, row, known)
-            for row in range(len(session.layers.names))
-            for format in formats
-            if (known := session.sensitivity(row, format, direction)) is not None
-        ],
+        floor=floor_part(session),
+        layers=layer_parts(session, formats, direction),
+        estimated=layer_parts(session, further, direction) or UNSET,
+        units=UNSET if by == "layer" else unit_parts(session, formats, direction, by),
         fallbacks=_fallbacks(session, _fell_back(session, formats)),
+        agreement=agreement_parts(session, formats, direction),
         additivity=_additivity(session, formats, direction),
         timings=_timings(job),
     )
@@ -285,25 +290,6 @@ def _triage_layer(session: Session, row: int) -> s.TriageLayer:
             )
             for format, error in found.errors.items()
         },
-    )
-
-
-def _sweep_layer(session: Session, row: int, known: p.Sensitivity) -> s.SweepLayer:
-    return s.SweepLayer(
-        name=session.layers.names[row],
-        kind=session.layers.kinds[row],
-        block=session.layers.blocks[row],
-        format=known.format,
-        measured=s.MeasuredPart(
-            kl=finite(known.kl),
-            kl_se=finite(known.kl_se),
-            dnll=finite(known.dnll),
-            dnll_se=finite(known.dnll_se),
-            dppl=finite(known.dppl),
-            dppl_ci95=(finite(known.dppl_low), finite(known.dppl_high)),
-            tokens=known.tokens,
-            top1_agreement=finite(known.top1),
-        ),
     )
 
 

@@ -96,6 +96,16 @@ def fit(text: str, width: int, glyphs: Glyphs = UNICODE, *, end: bool = True) ->
     return mark + set_cell_size(text, room)
 
 
+def wrapped(text: str, room: int) -> list[str]:
+    """Words in lines of so many characters; a word that is longer has a line of its own."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > room:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + word
+    return lines
+
+
 def short_name(name: str, block: int, digits: int = 1) -> str:
     """A layer's name as the table shows it: its block and what follows, or its last part.
 
