@@ -74,7 +74,9 @@ class Trial:
                 seen.keys.setdefault(layer, where(inputs))
 
         with ExitStack() as stack:
-            held = {name: network.weight(name) * scale for name, scale in (undone or {}).items()}
+            held = {
+                name: _times(network.weight(name), scale) for name, scale in (undone or {}).items()
+            }
             if scaled is not None:
                 stack.enter_context(self._scaled(*scaled, held))
             if held:
@@ -110,7 +112,8 @@ class Trial:
     def _scaled(self, name: str, factor: Tensor, held: dict[str, Tensor]) -> Iterator[None]:
         layer = self.network.layers.get(name)
         if layer is not None and layer.role == "experts":  # no hook sees their outputs
-            held[name] = held.get(name, self.network.weight(name)) * factor.unsqueeze(-1)
+            weight = held.get(name, self.network.weight(name))
+            held[name] = _times(weight, factor.unsqueeze(-1))
             yield
             return
         network = self.network
@@ -149,6 +152,11 @@ class Trial:
             here = inside.get(id(module), n) == self.block
             if here and id(module) not in layers and module._parameters:
                 yield path, module
+
+
+def _times(weight: Tensor, scale: Tensor) -> Tensor:
+    """In the weight's dtype, which has every power of two that is tried."""
+    return weight * scale.to(weight.dtype)
 
 
 def _noting(path: str, seen: Trace, alive: list[object]) -> Callable[..., None]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UsageError
-from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
+from engine.model.inputs import shared_inputs, watch_inputs, watched_layers, why_unseen
 from engine.model.network import Network, Preempted, StandIn
 from tests import tiny
 from tests.model.small import small
@@ -283,6 +283,15 @@ def test_experts_of_unusual_layout_are_told_apart_too(arch: str) -> None:
     with network.holding({n: StandIn(network.weight(n), lambda x: x / 2) for n in names}):
         assert not torch.allclose(network.resume(ids, -1, None), whole, atol=1e-3)
     network.assert_at_rest()
+
+
+def test_a_layer_that_is_never_called_is_told() -> None:
+    network = small("MambaConfig", state_size=8)
+    name = "backbone.layers.1.mixer.dt_proj"
+    assert "dt_proj is never called" in str(why_unseen(network, name))
+    assert shared_inputs(network)[name] == (name,)
+    assert why_unseen(network, name.replace("dt_proj", "x_proj")) is None
+    assert "given tokens" in str(why_unseen(network, "backbone.embeddings"))
 
 
 @MIXTURES
