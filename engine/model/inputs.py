@@ -48,7 +48,8 @@ def watch_inputs(
             head nor embedding, for which the whole forward is run up to the head.
         state: the input of the block. None runs the model up to it, and so does any state of a
             model that is not resumable.
-        take: called once a layer; for experts once an expert that is given tokens, with those.
+        take: called whenever a layer is; for experts once an expert that is given tokens, with
+            those. Not for layers that :func:`why_unseen` tells of.
         held: what layers compute with meanwhile; other than nothing only where nothing is held.
 
     Returns:
