@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from engine.checkpoint import Checkpoint, DiskLayer
     from engine.measure.reference import Reference
+    from engine.measure.standing import Recent
     from engine.model.network import Network
 
 MEASURE_VERSION = 1
@@ -42,6 +43,8 @@ class Workspace:
     """Bytes of the checkpoint that belong to no layer."""
     network: Network | None = None
     reference: Reference | None = None
+    recent: Recent | None = None
+    """The network standing at the recipes scored last."""
     protocol: p.Protocol | None = None
     windows_sha256: str = ""
     """Hash of the windows' tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Generator, Mapping
 
@@ -13,8 +14,9 @@ from engine.measure.account import Account
 from engine.measure.approximate import approximated
 from engine.measure.perplexity import Tally, difference, estimate, perplexity
 from engine.measure.reference import Reference
+from engine.measure.standing import Recent, Standing
 from engine.model.memory import memory_free
-from engine.model.network import Held
+from engine.model.network import Held, Network
 from engine.quant import QUANTISER_VERSION, Format, parse_format, stored_bits
 from engine.session import recipe_hash
 from engine.workspace import Workspace, again
@@ -91,7 +93,8 @@ def score(
         layers: names of the layers that are not kept, with the format each holds.
         nll: the unchanged model's.
         account: counts what is measured.
-        job: with a job's id, partial scores and progress come before.
+        job: with a job's id, partial scores and progress come before, and the recipe's states are
+            kept for the recipe after it.
     """
     network, reference = workspace.need_network()
     unknown = [name for name in layers if name not in network.layers]
@@ -107,34 +110,83 @@ def score(
         yield from account.found([key], [known])
         return known
 
-    start = min((network.layers[name].start for name in layers), default=len(network.blocks))
-    held: dict[str, Held] = {}
+    if workspace.recent is None:
+        workspace.recent = Recent()
+    recent = workspace.recent if job else Recent()
+    standing = recent.standing(reference, made_from(network, formats), keep=bool(job))
     # Where all changed layers do not fit beside the model, each step quantises them again.
     together = sum(math.prod(network.layers[n].shape) for n in layers) * network.dtype.itemsize
-    keep = together <= memory_free(network.device) // 2
+    fits = together <= memory_free(network.device) // 2
     size = recipe_size(workspace, formats)
     tallies: list[Tally] = []
     total = len(reference.batches)
-    for batch in range(total):
-        yield from run_reference(reference, batch, account)
-        if not held:
-            for name, format in formats.items():
-                held[name] = yield from approximated(workspace, name, format, account)
-                if workspace.should_stop():
-                    yield None
-        tallies.append((yield from changed(workspace, batch, start, held, account)))
-        if not keep:
-            held.clear()
-        done = batch + 1 == total
-        fact = _score(recipe, size, nll, tallies, reference, done)
-        if done:
-            yield account.learnt(key, fact)
-        elif job:
-            yield p.RecipePartial(fact)
-            yield p.Progress(job=job, done=batch + 1, total=total)
-        else:
-            yield None
+    try:
+        for batch in range(total):
+            yield from run_reference(reference, batch, account)
+            if not standing.known(batch):
+                yield from _run(workspace, standing, recent, formats, batch, account)
+            if not fits:
+                standing.recipe.clear()
+            tallies.append(standing.tally(batch))
+            done = batch + 1 == total
+            fact = _score(recipe, size, nll, tallies, reference, done)
+            if done:
+                yield account.learnt(key, fact)
+            elif job:
+                yield p.RecipePartial(fact)
+                yield p.Progress(job=job, done=batch + 1, total=total)
+            else:
+                yield None
+    finally:  # cancelled too: what it has run serves the next one
+        recent.remember(standing)
     return fact
+
+
+def _run(
+    workspace: Workspace,
+    standing: Standing,
+    recent: Recent,
+    formats: Mapping[str, Format],
+    batch: int,
+    account: Account,
+) -> Generator[None, None, None]:
+    """Run one micro-batch from the last block up to which a recipe before was the same."""
+    network, _ = workspace.need_network()
+    below, start = recent.below(standing, batch)
+    at = below.nearest(batch, start)
+    for name, format in formats.items():
+        if name in standing.recipe or network.layers[name].start < at:
+            continue
+        held = recent.weight(standing, name)
+        if held is None:
+            held = yield from approximated(workspace, name, format, account)
+        standing.recipe[name] = held
+        if workspace.should_stop():
+            yield None
+    recent.make_room(standing, batch, below, start)
+    step = account.timed("measure_s", lambda: standing.run(batch, below, start))
+    yield from again(step)
+
+
+def made_from(network: Network, formats: Mapping[str, Format]) -> dict[str, str]:
+    """What each layer's weight in a recipe is made from beside the one it has, as a word.
+
+    Its format alone; but from the first block on in which a format has methods, all formats up to
+    the layer's block: a method may look at what comes in there, and at the layers beside it.
+    """
+    by_start: dict[int, list[str]] = {}
+    for name in sorted(formats):
+        by_start.setdefault(network.layers[name].start, []).append(name)
+    made: dict[str, str] = {}
+    so_far = hashlib.sha256()
+    methods = False
+    for start in sorted(by_start):
+        names = by_start[start]
+        so_far.update(repr([(name, str(formats[name])) for name in names]).encode())
+        methods = methods or any(formats[name].methods for name in names)
+        after = f" after {so_far.hexdigest()}" if methods else ""
+        made.update({name: f"{formats[name]}{after}" for name in names})
+    return made
 
 
 def recipe_size(workspace: Workspace, formats: Mapping[str, Format]) -> Size:

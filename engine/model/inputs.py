@@ -73,7 +73,7 @@ def watch_inputs(
             kept.append((layer, expert, inputs.clone()))  # what runs after may write into it
 
         stack.enter_context(watching(network, names, keep))
-        resumed = block == n and state is not None and network._head_resumable
+        resumed = block == n and state is not None and network.head_resumable
         _run_to_head(network, ids, network.resuming(n, state) if resumed else None)
     with torch.no_grad():
         for one in kept:  # only now: the forward may have been preempted between two layers

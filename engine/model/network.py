@@ -84,6 +84,7 @@ class Network:
         self.layers: dict[str, Layer] = {name: layer for name, (layer, _slot) in listed.items()}
         self.should_stop: Callable[[], bool] | None = None
         self.resumable = False
+        self.head_resumable = False
         self.why_not_resumable: str | None = "resuming has not been checked"
         self._slots: dict[str, Slot] = {name: slot for name, (_layer, slot) in listed.items()}
         self._reference = {name: slot.parameter for name, slot in self._slots.items()}
@@ -108,7 +109,6 @@ class Network:
             if self.layers[name].role == "experts"
         }
         self._input_changes: dict[nn.Module, dict[str, Change]] = {}
-        self._head_resumable = False
         self.takes_positions = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         self._holding = False
 
@@ -202,24 +202,53 @@ class Network:
             Preempted: ``should_stop`` said so.
         """
         states: list[Tensor] = []
-        last = len(self.blocks) - 1
+        self.visit(ids, -1, None, lambda _k, state: states.append(state))
+        return states
 
-        def recording(i: int) -> Forward:
-            block = self.blocks[i].forward
+    def visit(
+        self,
+        ids: Tensor,
+        k: int,
+        state: Tensor | None,
+        take: Callable[[int, Tensor], None],
+        until: int | None = None,
+    ) -> None:
+        """Tell the input of every block after ``k`` and the output of the last, as they come about.
 
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                self._stop_if_asked()
-                states.append(self._kept(hidden_of(args, kwargs)))
-                output = block(*args, **kwargs)
-                if i == last:
-                    states.append(split_output(output)[0])
+        Args:
+            ids: ``[batch, tokens]``.
+            k: the block that is given ``state``; ``-1``, no state, or a model that is not resumable
+                runs from the embedding, and tells the input of block 0 too.
+            state: the input of block ``k``.
+            take: is given *i* and the input of block *i*; of ``n_blocks`` the last one's output.
+            until: the last *i* that is wanted, above ``k``; nothing is run beyond it.
+
+        Raises:
+            Preempted: ``should_stop`` said so.
+        """
+        n = len(self.blocks)
+        if k < 0 or state is None or not self.resumable:
+            k, state = -1, None
+        until = n if until is None else until
+        assert k < until <= n, f"nothing lies between {k} and {until}"
+
+        def telling(i: int, forward: Forward) -> Forward:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                if i > k:
+                    take(i, self._kept(hidden_of(args, kwargs)))
+                if i == until:
+                    raise Reached
+                output = forward(*args, **kwargs)
+                if i == n - 1:
+                    take(n, split_output(output)[0])
                     raise Reached
                 return output
 
-            return forward
+            return run
 
-        self.run_until_reached(ids, [recording(i) for i in range(last + 1)])
-        return states
+        forwards = self.resuming(max(k, 0), state)
+        told = [telling(i, run) if i >= k else run for i, run in enumerate(forwards)]
+        self.run_until_reached(ids, told)
 
     def final_state(self, ids: Tensor, k: int, state: Tensor | None) -> Tensor:
         """The output of the last block, from the input ``state`` of block ``k`` on.
@@ -250,7 +279,7 @@ class Network:
             Preempted: ``should_stop`` said so, where the whole forward is run.
         """
         a, b = self._range(positions, ids.shape[1])
-        if not self._head_resumable:
+        if not self.head_resumable:
             return self.run(ids, self.resuming(0, None))[:, a:b]
         skipping = self.resuming(len(self.blocks), final_state)
         if not self.takes_positions:
@@ -261,7 +290,7 @@ class Network:
     def resume(self, ids: Tensor, k: int, state: Tensor | None, **kwargs: Any) -> Tensor:
         """The model's logits, from the input ``state`` of block ``k`` on; see final_state."""
         whole = k < 0 or state is None
-        whole = whole or not (self._head_resumable if k == len(self.blocks) else self.resumable)
+        whole = whole or not (self.head_resumable if k == len(self.blocks) else self.resumable)
         forwards = self.resuming(0, None) if whole else self.resuming(k, state)
         return self.run(ids, forwards, **kwargs)
 
@@ -327,9 +356,9 @@ class Network:
 
     def check_resume(self) -> bool:
         """Whether resuming is exact, by a few tokens; sets ``resumable`` and the reason if not."""
-        self.resumable = self._head_resumable = False
+        self.resumable = self.head_resumable = False
         found = check_resuming(self)
-        self._head_resumable, self.takes_positions = found.head, found.chunks
+        self.head_resumable, self.takes_positions = found.head, found.chunks
         self.resumable = found.reason is None
         self.why_not_resumable = (
             found.reason and f"{found.reason}: every measurement runs the whole model"

@@ -87,7 +87,7 @@ class Trial:
             stack.enter_context(watching(network, self.names, take))
             if survey:
                 stack.enter_context(self._surveyed(seen, alive))
-            resumed = network.resumable or (self.block == n and network._head_resumable)
+            resumed = network.resumable or (self.block == n and network.head_resumable)
             forwards = network.resuming(*((self.block, self.state) if resumed else (0, None)))
             if self.block == n or whole:
                 network._stop_if_asked()

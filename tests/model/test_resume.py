@@ -132,7 +132,7 @@ def test_a_network_whose_head_cannot_be_resumed_runs_it_whole(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "resumable", False)
-    monkeypatch.setattr(network, "_head_resumable", False)
+    monkeypatch.setattr(network, "head_resumable", False)
     ids, name = tiny.ids(1, 16), "model.layers.0.mlp.down_proj"
     changed = {name: halved(network, name)}
     with network.holding(changed):
