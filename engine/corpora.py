@@ -19,7 +19,7 @@ Tell = Callable[[str], None]
 JOINT = "\n\n"
 """What stands between two texts of a set."""
 
-WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
+WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,43 @@ def evaluation_text(asked: str | None, *, demo: bool, tell: Tell) -> Text:
     if demo:
         return held_out_library()
     try:
-        return _wikitext()
+        return _wikitext("test")
     except TextError as error:
         tell(f"{error}; scoring on this machine's Python standard library instead")
         return standard_library()
+
+
+def calibration_text(asked: str | None, *, demo: bool, tell: Tell) -> Text:
+    """The text that methods look at inputs of: never the one that is scored unless it is named.
+
+    Args:
+        asked: a text file, a dataset on disk or its name; None takes the default: the modules of
+            the standard library that the demo learnt from, WikiText-2's raw training set else.
+        demo: whether the bundled checkpoint is calibrated.
+        tell: takes a sentence about what was chosen instead of what.
+
+    Raises:
+        TextError: if it cannot be read.
+    """
+    if asked is not None:
+        return _named(asked, "train", option="--calib")
+    if demo:
+        return learnt_library()
+    try:
+        return _wikitext("train")
+    except TextError as error:
+        tell(f"{error}; calibrating on this machine's Python standard library instead")
+        return learnt_library()
+
+
+def learnt_library() -> Text:
+    """Modules of the standard library that the demo has seen, the last first.
+
+    A text that is scored on the standard library reads them in the other direction, if it comes to
+    them at all.
+    """
+    modules = [text for _, text in stdlib_text.modules("train")]
+    return _library("stdlib train", modules[::-1], option="--calib")
 
 
 def held_out_library() -> Text:
@@ -95,15 +128,15 @@ def first_tokens(tokenizer: Any, content: str, wanted: int) -> list[int]:
     return whole
 
 
-def _library(name: str, texts: list[str]) -> Text:
+def _library(name: str, texts: list[str], option: str = "--text") -> Text:
     if not texts:
         raise TextError(
-            "this Python has no standard library sources on disk: give a text with --text FILE"
+            f"this Python has no standard library sources on disk: give a text with {option} FILE"
         )
     return Text(name, JOINT.join(texts))
 
 
-def _named(asked: str) -> Text:
+def _named(asked: str, split: str = "test", option: str = "--text") -> Text:
     path = Path(asked).expanduser()
     if path.is_file():
         return read_text_file(path)
@@ -111,9 +144,9 @@ def _named(asked: str) -> Text:
         return Text(path.name, JOINT.join(_texts(_from_disk(path), str(path))))
     looks_like_path = asked.startswith((".", "/", "~")) or path.suffix in {".txt", ".md", ".jsonl"}
     if looks_like_path:
-        raise TextError(f"{asked}: no such text file or dataset folder")
-    name, _, split = asked.partition(":")
-    return Text(asked, JOINT.join(_texts(_from_hub(name, None, split or "test"), asked)))
+        raise TextError(f"{option} {asked}: no such text file or dataset folder")
+    name, _, chosen = asked.partition(":")
+    return Text(asked, JOINT.join(_texts(_from_hub(name, None, chosen or split), asked)))
 
 
 def read_text_file(path: Path) -> Text:
@@ -135,9 +168,9 @@ def read_text_file(path: Path) -> Text:
     return Text(path.name, content)
 
 
-def _wikitext() -> Text:
-    path, config, split = WIKITEXT
-    return Text("wikitext-2 test", JOINT.join(_texts(_from_hub(path, config, split), path)))
+def _wikitext(split: str) -> Text:
+    path, config = WIKITEXT
+    return Text(f"wikitext-2 {split}", JOINT.join(_texts(_from_hub(path, config, split), path)))
 
 
 def _online() -> bool:

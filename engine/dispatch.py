@@ -22,6 +22,7 @@ from engine.errors import EngineError, UsageError
 from engine.gauges import read_gauges
 from engine.jobs import Job, Outcome, Scheduler, Steps
 from engine.journal import FactStore, Journal
+from engine.measure.effort import parse_effort
 from engine.opening import describe, differing, open_job, versions
 from engine.record import Announce, Record
 from engine.session import Session, recipe_hash
@@ -151,20 +152,30 @@ class Engine:
 
             return (yield from triage(self._workspace, chosen, job))
 
-        chosen = recipes.canonical(command.formats or self._workspace.settings.formats)
+        chosen = recipes.canonical(command.formats or self._workspace.settings.formats, alone=True)
         self._start("triage", "checkpoint", steps, chosen, ask=command.ask)
 
     def _sweep(self, command: p.Sweep) -> None:
         def steps(job: str) -> Steps:
             from engine.measure.sensitivity import sweep
 
-            return (yield from sweep(self._workspace, chosen, command.direction, job))
+            return (
+                yield from sweep(
+                    self._workspace,
+                    chosen,
+                    command.direction,
+                    job,
+                    exact=command.exact,
+                    by=command.by,
+                )
+            )
 
         chosen = recipes.canonical(command.formats or self._workspace.settings.sweep_formats)
+        title = _title("sweep", chosen, *_unusual(command))
         running = [j for j in self.session.jobs.values() if j.kind == "sweep"]
-        if any(j.status == "running" and j.title == _title("sweep", chosen) for j in running):
+        if any(j.status == "running" and j.title == title for j in running):
             raise UsageError("that sweep is running already")
-        self._start("sweep", "model", steps, chosen, ask=command.ask)
+        self._start("sweep", "model", steps, chosen, ask=command.ask, title=title)
 
     def _evaluate(self, command: p.Evaluate) -> None:
         # The model has the last word on the names of layers.
@@ -252,6 +263,7 @@ class Engine:
         formats: tuple[str, ...] = (),
         recipe: dict[str, str] | None = None,
         ask: str = "",
+        title: str = "",
     ) -> str:
         """Queue a job, or keep it until what it needs is there; returns its id."""
         number = f"{kind}-{next(self._numbers)}"
@@ -260,7 +272,7 @@ class Engine:
             p.JobStarted(
                 job=job.id,
                 kind=kind,
-                title=_title(kind, formats),
+                title=title or _title(kind, formats),
                 formats=formats,
                 recipe="" if recipe is None else recipe_hash(recipe),
                 ask=ask,
@@ -407,5 +419,15 @@ class Engine:
         self._facts.close()
 
 
-def _title(kind: p.JobKind, formats: tuple[str, ...]) -> str:
-    return " ".join([kind, *formats])
+def _title(kind: p.JobKind, formats: tuple[str, ...], *more: str) -> str:
+    return " ".join([kind, *formats, *more])
+
+
+def _unusual(command: p.Sweep) -> list[str]:
+    """What a sweep asks for that most do not, in words.
+
+    Raises:
+        UsageError: ``exact`` says nothing.
+    """
+    asked = (command.direction, f"by {command.by}", str(parse_effort(command.exact)))
+    return [word for word in asked if word not in ("degrade", "by layer", "all")]

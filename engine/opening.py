@@ -136,8 +136,9 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     network = yield from aside("loading", load, wait=False)
     import torch
 
-    from engine.measure.perplexity import Estimate, cut
+    from engine.measure.perplexity import Estimate, cut, shuffled
     from engine.measure.reference import Reference
+    from engine.model.folding import fold_groups
     from engine.model.memory import memory_free
 
     device_reason, dtype_reason, *notes = network.notes
@@ -163,6 +164,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     with quiet():  # a text longer than the model's window is what windows are cut from
         ids = first_tokens(tokenizer, text.content, max(settings.tokens, seq_len))
     windows = cut(torch.tensor(ids), seq_len, settings.tokens, settings.stride)
+    windows = shuffled(windows, settings.seed)
     vocabulary = network.config.get_text_config().vocab_size
     if int(windows.ids.max()) >= vocabulary:
         raise EngineError(
@@ -179,7 +181,10 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
             "info", f"one window of {seq_len} tokens, not the {settings.tokens} asked for"
         )
     budget = settings.memory_budget or memory_free(network.device) // 2
-    workspace.network = network
+    why_not_folded = {
+        name: group.why_not for name, group in fold_groups(network).items() if group.why_not
+    }
+    workspace.network = network  # from now on it is to be at rest between any job's steps
     workspace.reference = Reference(network, windows, settings.batch_tokens, budget)
     workspace.protocol = p.Protocol(
         text=text.name,
@@ -209,6 +214,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         load_s=workspace.load_s,
         interval_factor=Estimate(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
+        why_not_folded=why_not_folded,
     )
 
 

@@ -275,27 +275,38 @@ class Baseline(Fact, frozen=True, gc=False):
 
 
 class Control(Fact, frozen=True, gc=False):
-    """A layer swapped for itself: what a change of nothing measures."""
+    """A layer swapped for itself: what a change of nothing measures; and what rounding measures."""
 
     layer: str
     max_abs_dnll: float
+    """0 on a CPU; elsewhere at most about the floor."""
     max_abs_kl: float
     floor_dnll: float = 0.0
-    """Largest difference of the same thing run twice; 0 on a CPU."""
+    """Largest difference of a window between evaluations that are mathematically the same and
+    rounded differently: products added up in two orders, what goes into layers rounded anew where
+    it has 16 bits, off a CPU also the same run twice. A figure below it says nothing."""
     floor_kl: float = 0.0
 
 
 class Sensitivity(Fact, frozen=True, gc=False, kw_only=True):
-    """The effect of one layer changed alone."""
+    """The effect of one layer changed alone, or to restore, of one left as it is among all changed.
+
+    To degrade, figures are of the network with the layer changed against the reference. To restore,
+    they are of the network with all of the body changed less those of the same network with the
+    layer given back: a layer that hurts has positive ones in both directions.
+    """
 
     layer: str
     format: str
     direction: Direction = "degrade"
     kl: float
     kl_se: float
+    """Over windows; to restore, over the windows' differences."""
     dnll: float
     dnll_se: float
     dppl: float
+    """Perplexity with the layer changed less without; to restore ``exp(nll) − exp(nll − dnll)``
+    with the NLL of all changed."""
     dppl_low: float
     dppl_high: float
     tokens: int
@@ -304,7 +315,8 @@ class Sensitivity(Fact, frozen=True, gc=False, kw_only=True):
     """What was changed at once; ``layer`` names it then: a block by its number, a kind, or the
     first layer of a fused group."""
     top1: float = float("nan")
-    """Share of positions where both models' first choice is the same."""
+    """Share of positions where both models' first choice is the same; to restore, the reference's
+    and that of the network with the layer given back."""
 
 
 class Estimate(Fact, frozen=True, gc=False, kw_only=True):
@@ -345,10 +357,15 @@ class RecipeScore(Fact, frozen=True, gc=False, kw_only=True):
     bytes: int
     """Size of the whole artefact."""
     done: bool = True
+    calibration: Literal["", "sequential"] = ""
+    """Where methods looked at inputs: those that the blocks before give as the recipe has them."""
 
 
 class Additivity(Fact, frozen=True, gc=False, kw_only=True):
-    """Effect of all body layers together over the sum of their single effects."""
+    """Effect of all body layers together over the sum of their single effects.
+
+    To restore, the single effects are what giving back each alone regains.
+    """
 
     format: str
     direction: Direction = "degrade"
@@ -430,6 +447,22 @@ class ModelReady(Event, frozen=True, kw_only=True):
     """Half a 95% interval in standard errors: Student's t over the windows."""
     memory: int
     """Bytes the model's weights take."""
+    why_not_folded: dict[str, str] = {}
+    """Layers whose inputs no operation can scale beforehand, as ``+awq`` and ``+smooth`` ask, with
+    the reason."""
+
+
+class Calibrated(Event, frozen=True, kw_only=True):
+    """A text was cut into windows that methods look at a layer's inputs of."""
+
+    text: str
+    text_sha256: str
+    tokens: int
+    """In all windows together."""
+    seq_len: int
+    windows: int
+    seed: int
+    """Which windows of the text these are."""
 
 
 class RecipeChanged(Event, frozen=True, kw_only=True):
@@ -617,6 +650,7 @@ AnyEvent: TypeAlias = (
     | CheckpointRead
     | LayersListed
     | ModelReady
+    | Calibrated
     | RecipeChanged
     | JobStarted
     | JobEnded

@@ -9,7 +9,15 @@ from typing import Literal
 from engine import protocol as p
 from engine.artefact import bits_as_stored
 from engine.errors import FormatError, InfeasibleError, UsageError
-from engine.quant import Format, parse_format, stored_bits, why_not_built, why_not_held
+from engine.quant import (
+    Format,
+    parse_format,
+    stored_bits,
+    why_not_alone,
+    why_not_built,
+    why_not_held,
+)
+from engine.quant.formats import folds, without_folds
 from engine.session import Session
 
 
@@ -18,14 +26,15 @@ def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChan
 
     Raises:
         UsageError: an unknown layer.
-        FormatError: a format that does not parse, is not built yet, or cannot hold a layer.
+        FormatError: a format that does not parse, is not built yet, or cannot hold a layer: its
+            shape, or its inputs.
     """
     rows = [_row(session, layer) for layer in layers]
     wanted = [session.kept(row) if format == "kept" else format for row in rows]
     after: list[str] = []
     for row, text in zip(rows, wanted, strict=True):
         parsed = _built(text)
-        if (why := _why_not(parsed, session.layers.shapes[row])) is not None:
+        if (why := _why_not_row(session, row, parsed)) is not None:
             raise FormatError(f"{session.layers.names[row]}: {why}")
         after.append(str(parsed))
     moved = [
@@ -68,8 +77,8 @@ def resolve(
     """A recipe by a default for the body and formats of named layers.
 
     Returns:
-        Layers that are not kept, with canonical formats; and those of the body that cannot hold
-        the default and are kept.
+        Layers that are not kept, with canonical formats; and those of the body that do not hold
+        the default: kept, or where only a scale has nothing to absorb it, in the format without.
 
     Raises:
         UsageError: an unknown layer.
@@ -85,13 +94,16 @@ def resolve(
         shape, kept = session.layers.shapes[row], session.kept(row)
         if name in layers:
             parsed = _built(kept if layers[name] == "kept" else layers[name])
-            if (why := _why_not(parsed, shape)) is not None:
+            if (why := _why_not_row(session, row, parsed)) is not None:
                 raise FormatError(f"{name}: {why}")
         elif default is None or session.layers.roles[row] in ("head", "embedding"):
             continue
         elif (why := _why_not(default, shape)) is not None:
             fallbacks.append(p.Fallback(layer=name, format=str(default), why=why))
             continue
+        elif (why := _why_not_row(session, row, default)) is not None:
+            parsed = without_folds(default)
+            fallbacks.append(p.Fallback(layer=name, format=str(default), why=f"{why}; {parsed}"))
         else:
             parsed = default
         if str(parsed) != kept:
@@ -99,13 +111,22 @@ def resolve(
     return recipe, fallbacks
 
 
-def canonical(formats: Sequence[str]) -> tuple[str, ...]:
+def canonical(formats: Sequence[str], *, alone: bool = False) -> tuple[str, ...]:
     """Formats in their canonical form, each once.
 
+    Args:
+        formats: as typed.
+        alone: for weights without inputs.
+
     Raises:
-        FormatError: one that does not parse or is not built yet.
+        FormatError: one that does not parse or is not built yet, or with ``alone`` one that is
+            about inputs.
     """
-    return tuple(dict.fromkeys(str(_built(text)) for text in formats))
+    parsed = [_built(text) for text in formats]
+    for format in parsed if alone else ():
+        if (why := why_not_alone(format)) is not None:
+            raise FormatError(why)
+    return tuple(dict.fromkeys(map(str, parsed)))
 
 
 # A change may be of every layer of tens of thousands, in a few formats and shapes.
@@ -122,6 +143,34 @@ def _built(text: str) -> Format:
 @lru_cache(maxsize=1024)
 def _why_not(format: Format, shape: tuple[int, ...]) -> str | None:
     return why_not_held(format, shape)
+
+
+def _why_not_row(session: Session, row: int, format: Format) -> str | None:
+    """Why a layer cannot hold a format: by its shape, or by its inputs."""
+    layers = session.layers
+    if (why := _why_not(format, layers.shapes[row])) is not None:
+        return why
+    if layers.roles[row] == "embedding":
+        return _why_not_alone(format)
+    if not _folds(format):
+        return None
+    if session.model is None:
+        return (
+            f"whether anything can absorb the scale of {format} is known once the model is loaded"
+        )
+    why = session.model.why_not_folded.get(layers.names[row])
+    return why and f"{why}, so nothing absorbs the scale of {format}: ':online' needs nothing to"
+
+
+@lru_cache(maxsize=1024)
+def _folds(format: Format) -> bool:
+    return folds(format)
+
+
+@lru_cache(maxsize=1024)
+def _why_not_alone(format: Format) -> str | None:
+    why = why_not_alone(format)
+    return why and f"{why}, and an embedding looks rows up: it multiplies no inputs"
 
 
 @lru_cache(maxsize=1024)

@@ -109,6 +109,8 @@ class Session(msgspec.Struct):
     versions: dict[str, str] = {}
     checkpoint: p.CheckpointRead | None = None
     model: p.ModelReady | None = None
+    calibration: p.Calibrated | None = None
+    """The text that methods looked at inputs of; None while none did."""
     layers: Layers = msgspec.field(default_factory=Layers)
     other_bytes: int = 0
     baseline: p.Baseline | None = None
@@ -246,6 +248,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return _layers_listed(session, event)
         case p.ModelReady():
             return _model_ready(session, event)
+        case p.Calibrated():
+            session.calibration = event
+            return frozenset({"model"})
         case p.RecipeChanged():
             return _recipe_changed(session, event)
         case p.JobStarted():
@@ -321,7 +326,7 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
     # A new engine begins: jobs of the one before are over, its recipe and its facts stay.
     session.jobs, session.notices, session.fallbacks = {}, [], []
     session.stage = session.gauges = None
-    session.model = session.partial = None
+    session.model = session.partial = session.calibration = None
     return frozenset(get_args(Dirty))
 
 

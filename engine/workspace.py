@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.checkpoint import Checkpoint, DiskLayer
+    from engine.measure.calibration import Calibration
+    from engine.measure.perplexity import Tally
     from engine.measure.reference import Reference
     from engine.measure.standing import Recent
     from engine.model.network import Network
@@ -46,12 +48,17 @@ class Workspace:
     recent: Recent | None = None
     """The network standing at the recipes scored last."""
     protocol: p.Protocol | None = None
+    calibration: Calibration | None = None
+    """Made when a method first asks for it."""
     windows_sha256: str = ""
     """Hash of the windows' tokens."""
     code_sha256: str = ""
     """Hash of the code that came with the checkpoint, where it was trusted."""
     scale_dtype: str = "float16"
     """16-bit dtype that stored scales are rounded to."""
+    tallies: dict[str, list[Tally]] = field(default_factory=dict)
+    """Of measurements that have not seen all windows, by the key of the figure on all: those that
+    were seen are not measured again."""
     load_s: float = 0.0
     opened: float = field(default_factory=time.time)
     """Under ``fresh``, facts older than this are measured anew."""

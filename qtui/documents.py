@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
 from engine.errors import EngineError
+from engine.quant.formats import needs_calibration, parse_format
 from engine.session import Job, Session
 from qtui import schema as s
 from qtui.schema import finite
@@ -100,7 +102,7 @@ def sweep_document(
         resumed=job.resumed,
         model=_model(session),
         protocol=_protocol(session),
-        calibration={},
+        calibration=_calibration(session, "reference" if any(map(_calibrated, formats)) else ""),
         versions=session.versions,
         baseline=_baseline(session),
         control=_control(session),
@@ -137,7 +139,7 @@ def eval_document(
         resumed=job.resumed,
         model=_model(session),
         protocol=_protocol(session),
-        calibration={},
+        calibration=_calibration(session, score.calibration),
         versions=session.versions,
         baseline=_baseline(session),
         recipe=s.RecipePart(
@@ -208,6 +210,26 @@ def _protocol(session: Session) -> p.Protocol:
     if session.model is None:
         raise EngineError("the run ended before the model was loaded")
     return session.model.protocol
+
+
+def _calibration(
+    session: Session, mode: Literal["", "reference", "sequential"]
+) -> s.CalibrationPart:
+    known = session.calibration
+    if not mode or known is None:
+        return s.CalibrationPart()
+    return s.CalibrationPart(
+        text=known.text,
+        text_sha256=known.text_sha256,
+        tokens=known.tokens,
+        seq_len=known.seq_len,
+        seed=known.seed,
+        mode=mode,
+    )
+
+
+def _calibrated(format: str) -> bool:
+    return format != "kept" and needs_calibration(parse_format(format))
 
 
 def _baseline(session: Session) -> s.BaselinePart | UnsetType:

@@ -58,7 +58,11 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     calib: Annotated[
         str | None,
-        typer.Option("--calib", metavar="FILE|DATASET", help="calibration text (not yet)"),
+        typer.Option("--calib", metavar="FILE|DATASET", help="calibration text"),
+    ] = None
+    calib_tokens: Annotated[
+        int | None,
+        typer.Option("--calib-tokens", metavar="N", help="tokens of calibration text"),
     ] = None
     tokens: Annotated[
         int | None, typer.Option("--tokens", metavar="N", help="tokens of evaluation text")
@@ -93,10 +97,9 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             UsageError: a value that cannot be; the message names the option.
         """
-        if self.calib is not None:
-            raise not_yet("--calib", "no method that needs calibration text is there")
         for option, value, least in (
             ("--tokens", self.tokens, 2),
+            ("--calib-tokens", self.calib_tokens, 2),
             ("--seq-len", self.seq_len, 2),
             ("--stride", self.stride, 0),
             ("--seed", self.seed, 0),
@@ -111,6 +114,8 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         settings = profile.settings(
             self.profile,
             text=None if self.text is None else located(self.text),
+            calib=None if self.calib is None else located(self.calib),
+            calib_tokens=self.calib_tokens,
             tokens=self.tokens,
             seq_len=self.seq_len,
             stride=self.stride,

@@ -22,6 +22,7 @@ OPTIONS = (
     ("device", "--device"),
     ("dtype", "--dtype"),
     ("memory_budget", "--memory-budget"),
+    ("calib_tokens", "--calib-tokens"),
     ("seed", "--seed"),
     ("fresh", "--fresh"),
     ("trust_remote_code", "--trust-remote-code"),

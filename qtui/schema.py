@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -180,6 +180,19 @@ class AdditivityPart(Part, frozen=True, kw_only=True):
     by_format: dict[str, FormatAdditivity]
 
 
+class CalibrationPart(Part, frozen=True, kw_only=True):
+    """The text that methods looked at a layer's inputs of; empty where none did."""
+
+    text: str | UnsetType = UNSET
+    text_sha256: str | UnsetType = UNSET
+    tokens: int | UnsetType = UNSET
+    seq_len: int | UnsetType = UNSET
+    seed: int | UnsetType = UNSET
+    mode: Literal["reference", "sequential"] | UnsetType = UNSET
+    """Whether inputs are those of the unchanged model, or those that the blocks before give as the
+    recipe has them."""
+
+
 class SweepDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.sweep/1"):
     """The sensitivity of every layer."""
 
@@ -187,7 +200,7 @@ class SweepDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qt
     resumed: int
     model: Model
     protocol: p.Protocol
-    calibration: dict[str, str]
+    calibration: CalibrationPart
     versions: dict[str, str]
     baseline: BaselinePart | UnsetType = UNSET
     control: ControlPart | UnsetType = UNSET
@@ -219,7 +232,7 @@ class EvalDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtu
     resumed: int
     model: Model
     protocol: p.Protocol
-    calibration: dict[str, str]
+    calibration: CalibrationPart
     versions: dict[str, str]
     baseline: BaselinePart | UnsetType = UNSET
     recipe: RecipePart

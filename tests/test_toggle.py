@@ -147,7 +147,7 @@ def test_toggling_back_scores_exactly_the_baseline(source: Path, prose: Path) ->
     [
         (("model.layers.9.mlp.up_proj",), "int4-g32", "no layer"),
         (("model.layers.0.mlp.up_proj",), "int44", "did you mean"),
-        (("model.layers.0.mlp.up_proj",), "int4+gptq", "not yet"),
+        (("model.layers.0.mlp.up_proj",), "int8+hadamard+outlier6", "not yet"),
         (("model.layers.0.mlp.up_proj",), "q4_k", "do not divide"),
     ],
 )

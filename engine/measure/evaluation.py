@@ -6,12 +6,16 @@ import hashlib
 import math
 from collections.abc import Generator, Mapping
 
+import msgspec
+
 from engine import protocol as p
 from engine.artefact import Size, artefact_size, bits_as_stored
 from engine.errors import UsageError
 from engine.jobs import Steps
 from engine.measure.account import Account
-from engine.measure.approximate import approximated
+from engine.measure.approximate import approximated, columns_kept, recipe_states
+from engine.measure.calibration import calibration_parts
+from engine.measure.calibration_states import RecipeStates
 from engine.measure.perplexity import Tally, difference, estimate, perplexity
 from engine.measure.reference import Reference
 from engine.measure.standing import Recent, Standing
@@ -102,8 +106,13 @@ def score(
         raise UsageError(f"the model has no layer {unknown[0]!r}")
     formats = {name: parse_format(text) for name, text in layers.items()}
     recipe = {name: str(format) for name, format in sorted(formats.items())}
+    parts = yield from calibration_parts(workspace, formats.values(), "sequential")
     key = workspace.measured_key(
-        "recipe", recipe=recipe, quantiser=QUANTISER_VERSION, scale_dtype=workspace.scale_dtype
+        "recipe",
+        recipe=recipe,
+        quantiser=QUANTISER_VERSION,
+        scale_dtype=workspace.scale_dtype,
+        **parts,
     )
     known = workspace.known([key]).get(key)
     if isinstance(known, p.RecipeScore):
@@ -117,19 +126,22 @@ def score(
     # Where all changed layers do not fit beside the model, each step quantises them again.
     together = sum(math.prod(network.layers[n].shape) for n in layers) * network.dtype.itemsize
     fits = together <= memory_free(network.device) // 2
-    size = recipe_size(workspace, formats)
+    states = yield from recipe_states(workspace, formats)
     tallies: list[Tally] = []
     total = len(reference.batches)
     try:
         for batch in range(total):
             yield from run_reference(reference, batch, account)
             if not standing.known(batch):
-                yield from _run(workspace, standing, recent, formats, batch, account)
+                yield from _run(workspace, standing, recent, formats, states, batch, account)
             if not fits:
                 standing.recipe.clear()
             tallies.append(standing.tally(batch))
             done = batch + 1 == total
+            size = recipe_size(workspace, formats, columns_kept(workspace, states))
             fact = _score(recipe, size, nll, tallies, reference, done)
+            if states is not None:
+                fact = msgspec.structs.replace(fact, calibration="sequential")
             if done:
                 yield account.learnt(key, fact)
             elif job:
@@ -147,19 +159,25 @@ def _run(
     standing: Standing,
     recent: Recent,
     formats: Mapping[str, Format],
+    states: RecipeStates | None,
     batch: int,
     account: Account,
-) -> Generator[None, None, None]:
+) -> Generator[p.AnyEvent | None, None, None]:
     """Run one micro-batch from the last block up to which a recipe before was the same."""
     network, _ = workspace.need_network()
     below, start = recent.below(standing, batch)
     at = below.nearest(batch, start)
-    for name, format in formats.items():
+    for name in sorted(formats, key=lambda name: network.layers[name].start):
+        format = formats[name]
         if name in standing.recipe or network.layers[name].start < at:
             continue
         held = recent.weight(standing, name)
+        if held is None and states is not None:
+            held = states.settled.get(name)
         if held is None:
-            held = yield from approximated(workspace, name, format, account)
+            held = yield from approximated(workspace, name, format, account, states)
+        if states is not None:
+            states.settled[name] = held
         standing.recipe[name] = held
         if workspace.should_stop():
             yield None
@@ -189,13 +207,21 @@ def made_from(network: Network, formats: Mapping[str, Format]) -> dict[str, str]
     return made
 
 
-def recipe_size(workspace: Workspace, formats: Mapping[str, Format]) -> Size:
-    """How large the artefact of a recipe is; layers that are not named are kept."""
+def recipe_size(
+    workspace: Workspace, formats: Mapping[str, Format], columns: Mapping[str, int] | None = None
+) -> Size:
+    """How large the artefact of a recipe is; layers that are not named are kept.
+
+    Args:
+        workspace: with the checkpoint's rows.
+        formats: the recipe.
+        columns: input channels that ``+outlier`` keeps, where it is known; else none are counted.
+    """
     rows = list(workspace.rows.values())
     bits = [
         bits_as_stored(row.shape, row.dtype)
         if (format := formats.get(row.name)) is None
-        else stored_bits(format, row.shape)
+        else stored_bits(format, row.shape, (columns or {}).get(row.name, 0))
         for row in rows
     ]
     return artefact_size(

@@ -12,7 +12,14 @@ from engine.checkpoint import DiskLayer, read_expert
 from engine.errors import FormatError
 from engine.jobs import Outcome, Steps
 from engine.measure.weights import compare, weight_statistics
-from engine.quant import Format, dequantized, parse_format, why_not_built, why_not_held
+from engine.quant import (
+    Format,
+    dequantized,
+    parse_format,
+    why_not_alone,
+    why_not_built,
+    why_not_held,
+)
 from engine.workspace import Workspace
 
 
@@ -39,7 +46,11 @@ def survey_experts(workspace: Workspace, layer: DiskLayer) -> Steps:
         CheckpointError: a tensor cannot be read.
     """
     parsed = [parse_format(text) for text in workspace.settings.formats]
-    formats = [f for f in parsed if not (why_not_built(f) or why_not_held(f, layer.shape))]
+    formats = [
+        f
+        for f in parsed
+        if not (why_not_built(f) or why_not_alone(f) or why_not_held(f, layer.shape))
+    ]
     found: list[Expert] = []
     for index in range(layer.shape[0]):
         found.append(_expert(workspace, layer, index, formats))

@@ -79,6 +79,16 @@ def cut(ids: Tensor, seq_len: int, tokens: int, stride: int | None = None) -> Wi
     return Windows(rows.to(torch.int64), stride or seq_len - 1)
 
 
+def shuffled(windows: Windows, seed: int) -> Windows:
+    """The same windows in random order: the first few are then a sample of the whole text.
+
+    What neighbours in a text have in common would make figures on a part of it look surer than
+    they are.
+    """
+    order = torch.randperm(windows.count, generator=torch.Generator().manual_seed(seed))
+    return Windows(windows.ids[order], windows.targets)
+
+
 @dataclass(frozen=True)
 class Tally:
     """Sums over the counted targets of each window of a micro-batch: ``[windows]``, float64."""

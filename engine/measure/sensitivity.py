@@ -1,234 +1,298 @@
-"""The sweep: every layer changed alone, measured from its own block on.
+"""The sweep: every layer, block, kind or group changed alone, estimated first, then measured.
 
-A control comes first: a layer swapped for itself must measure nothing (exactly 0 on a CPU). At the
-end all body layers are changed together: the ratio of that effect to the sum of the single ones
-says how far single effects may be added up. What the store knows is not measured again.
+A control comes first: a layer swapped for itself must measure nothing (exactly 0 on a CPU). Then
+every layer is estimated, and what is asked for measured, the worst estimate first. At the end all
+body layers are changed together: the ratio of that effect to the sum of the single ones says how
+far single effects may be added up. What the store knows is not measured again.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 
 from engine import protocol as p
-from engine.errors import FormatError, UsageError
+from engine.errors import FormatError
 from engine.jobs import Steps
 from engine.measure.account import Account
-from engine.measure.approximate import approximated
-from engine.measure.evaluation import baseline, changed, forward_seconds, run_reference, score
-from engine.measure.perplexity import Tally, difference, perplexity
-from engine.model.layers import Layer
-from engine.model.network import Network
-from engine.quant import QUANTISER_VERSION, Format, parse_format, why_not_built, why_not_held
+from engine.measure.agreement import Comparing
+from engine.measure.calibration import calibration_parts
+from engine.measure.candidates import (
+    Candidate,
+    Measuring,
+    Table,
+    body_holding,
+    figure_key,
+    why_not,
+)
+from engine.measure.control import control
+from engine.measure.effort import parse_effort
+from engine.measure.estimate import estimate
+from engine.measure.evaluation import baseline, forward_seconds, score
+from engine.measure.pace import Pace
+from engine.measure.sequential import Evidence, outside, well_known
+from engine.measure.units import units
+from engine.quant import QUANTISER_VERSION, Format, parse_format, why_not_built
 from engine.workspace import Workspace
 
+Found = Generator[p.AnyEvent | None, None, None]
+Estimates = Mapping[str, Mapping[str, p.Estimate]]
+"""By format, by layer."""
 
-def sweep(workspace: Workspace, formats: Sequence[str], direction: p.Direction, job: str) -> Steps:
-    """Measure every layer in every format, each alone.
 
-    Layers late in the network come first: they cost least, so that the table fills at once.
+def sweep(
+    workspace: Workspace,
+    formats: Sequence[str],
+    direction: p.Direction,
+    job: str,
+    *,
+    exact: str = "all",
+    by: p.By = "layer",
+) -> Steps:
+    """Estimate every layer in every format, and measure those that are asked for, each alone.
+
+    Args:
+        workspace: with a loaded model.
+        formats: what layers hold. To degrade, the settings' ``estimate_formats`` are estimated
+            beside them.
+        direction: whether one layer is changed, or one given back where all are changed.
+        job: id, for progress.
+        exact: as of `protocol.Sweep`.
+        by: what is changed at once.
 
     Yields:
-        `Learned` with `Baseline`, `Control`, `Sensitivity` and `Additivity` facts, `Fallback` for
-        layers a format cannot hold, and `Progress`.
+        `Learned` with `Baseline`, `Control`, `Estimate`, `Sensitivity` and `Additivity` facts,
+        `Fallback` for layers a format cannot hold, `Agreement` and `Progress`.
 
     Raises:
-        FormatError: if a format does not parse or is not built.
+        UsageError: ``exact`` says nothing.
+        FormatError: a format does not parse or is not built.
     """
-    if direction != "degrade":
-        raise UsageError("a restore sweep cannot be run yet: leave the direction out")
-    parsed = [parse_format(text) for text in formats]
-    for format in parsed:
-        if (why := why_not_built(format)) is not None:
-            raise FormatError(why)
+    effort = parse_effort(exact)
+    parsed = [_built(text) for text in formats]
     network, _ = workspace.need_network()
     account = Account(timings={"load_s": workspace.load_s, "quantize_s": 0.0, "estimate_s": 0.0})
-    reference_nll = (yield from baseline(workspace, account)).nll
-    yield from _control(workspace, account)
+    nll = (yield from baseline(workspace, account)).nll
+    yield from control(workspace, account)
 
-    found: dict[str, dict[str, p.Sensitivity]] = {str(format): {} for format in parsed}
-    todo: list[tuple[Layer, Format, str]] = []
-    for format in parsed:
-        todo += yield from _from_store(workspace, format, account, found[str(format)])
-    todo.sort(key=lambda each: -each[0].start)
-    total = len(todo) + sum(map(len, found.values()))
-    pace = _Pace(job, network, [layer for layer, _, _ in todo], total)
-    for layer, format, key in todo:
-        fact = yield from _measure(workspace, layer, format, reference_nll, account, pace)
-        pace.finish(layer)
-        found[str(format)][layer.name] = fact
-        yield account.learnt(key, fact)
-    for format in parsed:
-        if any(network.layers[name].block is not None for name in found[str(format)]):
-            yield from _additivity(workspace, format, found[str(format)], reference_nll, account)
+    tables = [Table(format, direction, by) for format in parsed]
+    for table in tables:
+        parts = yield from calibration_parts(workspace, [table.format], "reference")
+        table.calibration = parts.get("calibration", {})
+        yield from _from_store(workspace, table, str(effort) if effort.top else "", account)
+    estimates = yield from _estimated(workspace, parsed, direction, account, job)
+    for table in tables:
+        _sort(table, estimates.get(str(table.format), {}))
+    # Units other than layers have no estimates to agree with.
+    comparing = Comparing(direction, estimates if by == "layer" else {})
+    todo = [] if effort.top == 0 else [each.unit for table in tables for each in table.todo]
+    known = sum(len(table.found) for table in tables)
+    pace = Pace(job, network, todo, len(todo) + known)
+    for table in tables:
+        if todo and table.todo:
+            measuring = Measuring(workspace, table, nll, account)
+            try:
+                if effort.top is None:
+                    yield from _measure_all(table, measuring, account, pace, comparing)
+                else:
+                    yield from _measure_top(
+                        workspace, table, effort.top, measuring, account, pace, comparing
+                    )
+            finally:
+                measuring.close()
+        yield from comparing.now(str(table.format), table.found)
+        if effort.top != 0 and by == "layer" and table.body & set(table.found):
+            yield from _additivity(workspace, table, nll, account)
     if account.measured:
         account.timings["forward_s"] = yield from forward_seconds(workspace)
     return account.outcome()
 
 
-def _from_store(
-    workspace: Workspace, format: Format, account: Account, found: dict[str, p.Sensitivity]
-) -> Generator[p.AnyEvent | None, None, list[tuple[Layer, Format, str]]]:
-    """Announce what the store knows of a format, and return what is left to measure."""
-    network, _ = workspace.need_network()
-    keys: dict[str, str] = {}
-    for name, layer in network.layers.items():
-        if (why := why_not_held(format, layer.shape)) is not None:
-            yield p.Fallback(layer=name, format=str(format), why=why)
-        else:
-            keys[name] = workspace.measured_key(
-                "sensitivity",
-                layer=name,
-                format=str(format),
-                direction="degrade",
-                quantiser=QUANTISER_VERSION,
-                scale_dtype=workspace.scale_dtype,
-            )
-    known = workspace.known(list(keys.values()))
-    for name, key in keys.items():
-        if isinstance(fact := known.get(key), p.Sensitivity):
-            found[name] = fact
-    yield from account.found([keys[name] for name in found], list(found.values()))
-    return [(network.layers[n], format, key) for n, key in keys.items() if n not in found]
+def _built(text: str) -> Format:
+    format = parse_format(text)
+    if (why := why_not_built(format)) is not None:
+        raise FormatError(why)
+    return format
 
 
-def _measure(
-    workspace: Workspace,
-    layer: Layer,
-    format: Format,
-    reference_nll: float,
-    account: Account,
-    pace: _Pace,
-) -> Generator[p.AnyEvent | None, None, p.Sensitivity]:
-    _, reference = workspace.need_network()
-    detail = f"{layer.name} {format}"
-    yield pace.at(0.0, detail)
-    approx = yield from approximated(workspace, layer.name, format, account)
-    tallies: list[Tally] = []
-    batches = len(reference.batches)
-    for batch in range(batches):
-        tallies.append(
-            (yield from changed(workspace, batch, layer.start, {layer.name: approx}, account))
-        )
-        yield pace.at((batch + 1) / batches, detail)
-    targets = reference.windows.targets
-    found = difference(tallies, targets)
-    dnll, kl, top1 = found.dnll, found.kl, found.top1
-    before, half = perplexity(reference_nll), dnll.half()
-    return p.Sensitivity(
-        layer=layer.name,
-        format=str(format),
-        kl=kl.mean,
-        kl_se=kl.se,
-        dnll=dnll.mean,
-        dnll_se=dnll.se,
-        dppl=perplexity(reference_nll + dnll.mean) - before,
-        dppl_low=perplexity(reference_nll + dnll.mean - half) - before,
-        dppl_high=perplexity(reference_nll + dnll.mean + half) - before,
-        tokens=reference.windows.count * targets,
-        top1=top1.mean,
-    )
+def _from_store(workspace: Workspace, table: Table, effort: str, account: Account) -> Found:
+    """Announce what the store knows of a table, and list what is left to measure.
 
-
-def _control(
-    workspace: Workspace, account: Account
-) -> Generator[p.AnyEvent | None, None, p.Control]:
-    """Swap a layer of the middle block and the head, each for itself.
-
-    On a device whose kernels may round the same product differently twice, the floor is what
-    running the same twice gives; on a CPU the control is that already.
+    A figure on all windows answers every question; one on fewer only the question it was for.
     """
-    network, reference = workspace.need_network()
-    key = workspace.measured_key("control")
-    known = workspace.known([key]).get(key)
-    if isinstance(known, p.Control):
-        yield from account.found([key], [known])
-        return known
-    first: dict[int, str] = {}
-    for name, layer in network.layers.items():
-        if layer.start in (len(network.blocks) // 2, len(network.blocks)):
-            first.setdefault(layer.start, name)
-    yield from run_reference(reference, 0, account)
-    worst = ("", 0.0, 0.0)
-    targets = reference.windows.targets
-    for start, name in first.items():
-        same = {name: network.weight(name).clone()}
-        tally = yield from changed(workspace, 0, start, same, account)
-        dnll = float(tally.dnll.abs().max()) / targets
-        kl = float(tally.kl.abs().max()) / targets
-        if not worst[0] or max(dnll, kl) > max(worst[1:]) or math.isnan(dnll + kl):
-            worst = (name, dnll, kl)
-        yield None
-    floor = (0.0, 0.0)
-    if network.device.type != "cpu":
-        tally = yield from changed(workspace, 0, -1, {}, account)
-        floor = (float(tally.dnll.abs().max()) / targets, float(tally.kl.abs().max()) / targets)
-    fact = p.Control(*worst, *floor)
-    yield account.learnt(key, fact)
-    return fact
-
-
-def _additivity(
-    workspace: Workspace,
-    format: Format,
-    found: dict[str, p.Sensitivity],
-    nll: float,
-    account: Account,
-) -> Generator[p.AnyEvent | None, None, None]:
-    """Change all body layers at once: that is the uniform recipe, kept as its score too."""
     network, _ = workspace.need_network()
-    body = {name: fact for name, fact in found.items() if network.layers[name].block is not None}
-    layers = {name: str(format) for name in body}
+    full: dict[str, str] = {}
+    partial: dict[str, str] = {}
+    candidates: dict[str, Candidate] = {}
+    wanted = units(network.layers, table.by)
+    if table.direction == "restore":
+        wanted = [unit for unit in wanted if unit.body]
+    for unit in wanted:
+        able: list[str] = []
+        for name in unit.layers:
+            if (why := why_not(workspace, name, table.format)) is None:
+                able.append(name)
+            else:
+                yield p.Fallback(layer=name, format=str(table.format), why=why)
+        if not able:
+            continue
+        held = replace(
+            unit, layers=tuple(able), start=min(network.layers[name].start for name in able)
+        )
+        key = full[unit.name] = figure_key(workspace, held, table)
+        if effort:
+            partial[unit.name] = figure_key(workspace, held, table, effort)
+        candidates[unit.name] = Candidate(held, key, [])
+        if unit.body:
+            table.body.add(unit.name)
+    known = workspace.known([*full.values(), *partial.values()])
+    keys: list[str] = []
+    for name, candidate in candidates.items():
+        key = full[name]
+        if key not in known and partial.get(name) in known:
+            key = partial[name]
+        if isinstance(fact := known.get(key), p.Sensitivity):
+            table.found[name] = fact
+            keys.append(key)
+        else:
+            # Windows that an earlier sweep measured are not measured again.
+            candidate.tallies = workspace.tallies.setdefault(key, [])
+            table.todo.append(candidate)
+    yield from account.found(keys, list(table.found.values()))
+
+
+def _estimated(
+    workspace: Workspace,
+    formats: Sequence[Format],
+    direction: p.Direction,
+    account: Account,
+    job: str,
+) -> Generator[p.AnyEvent | None, None, Estimates]:
+    """Estimates of all layers in the swept formats; to degrade, in the settings' too."""
+    chosen: dict[str, Format] = {}
+    if direction == "degrade":
+        chosen = {str(f): f for f in map(_built, workspace.settings.estimate_formats)}
+    chosen |= {str(format): format for format in formats}
+    return (yield from estimate(workspace, list(chosen.values()), direction, account, job))
+
+
+def _sort(table: Table, estimates: Mapping[str, p.Estimate]) -> None:
+    """The worst estimate first; with no estimates what costs least, so that the table fills."""
+    if not estimates:
+        table.todo.sort(key=lambda each: -each.unit.start)
+        return
+
+    def effect(candidate: Candidate) -> float:
+        known = [estimates[name].kl for name in candidate.unit.layers if name in estimates]
+        total = math.fsum(known) if known else -math.inf
+        return -math.inf if math.isnan(total) else total
+
+    table.todo.sort(key=effect, reverse=True)
+
+
+def _measure_all(
+    table: Table, measuring: Measuring, account: Account, pace: Pace, comparing: Comparing
+) -> Found:
+    """Measure every candidate on all windows, one after the other."""
+    for candidate in table.todo:
+        detail = f"{candidate.unit.name} {table.format}"
+        pace.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
+        yield pace.told(detail)
+        while len(candidate.tallies) < measuring.micro_batches:
+            yield from measuring.measure(candidate, keep=True)
+            pace.advance(candidate.unit, 1 / measuring.micro_batches)
+            yield pace.told(detail)
+        fact = table.found[candidate.unit.name] = measuring.figure(candidate)
+        measuring.drop(candidate)
+        pace.finish(candidate.unit)
+        yield account.learnt(candidate.key, fact)
+        yield from comparing.growing(str(table.format), table.found)
+
+
+def _measure_top(
+    workspace: Workspace,
+    table: Table,
+    top: int,
+    measuring: Measuring,
+    account: Account,
+    pace: Pace,
+    comparing: Comparing,
+) -> Found:
+    """Measure all candidates a micro-batch at a time, until each is known well or surely outside.
+
+    Each has a first figure as soon as two windows were seen, and its last once it is decided.
+    """
+    effort, text = f"top:{top}", str(table.format)
+    seen: dict[str, Evidence] = {name: measuring.known(f) for name, f in table.found.items()}
+    undecided = list(table.todo)
+    for candidate in undecided:
+        pace.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
+    for turn in range(measuring.micro_batches):
+        for candidate in undecided:
+            name = candidate.unit.name
+            if len(candidate.tallies) <= turn:
+                yield from measuring.measure(candidate, keep=False)
+                pace.advance(candidate.unit, 1 / measuring.micro_batches)
+                yield pace.told(f"{name} {text}")
+            before = seen.get(name)
+            seen[name] = measuring.seen(candidate)
+            if seen[name].windows > 1 and (before is None or before.windows < 2):
+                first = table.found[name] = measuring.figure(candidate)
+                count = f"{seen[name].windows} windows"
+                # Shown, and replaced: no answer to any question.
+                yield p.Learned((figure_key(workspace, candidate.unit, table, count),), (first,))
+                yield from comparing.growing(text, table.found)
+        gone = outside(seen, measuring.windows, top, measuring.micro_batches)
+        left: list[Candidate] = []
+        for candidate in undecided:
+            name = candidate.unit.name
+            whole = seen[name].windows == measuring.windows
+            if not (whole or name in gone or well_known(seen[name])):
+                left.append(candidate)
+                continue
+            fact = table.found[name] = measuring.figure(candidate)
+            key = candidate.key if whole else figure_key(workspace, candidate.unit, table, effort)
+            measuring.drop(candidate)
+            pace.finish(candidate.unit)
+            yield account.learnt(key, fact)
+            yield from comparing.growing(text, table.found)
+        undecided = left
+
+
+def _additivity(workspace: Workspace, table: Table, nll: float, account: Account) -> Found:
+    """Change all body layers at once: that is the uniform recipe, kept as its score too."""
+    _, reference = workspace.need_network()
+    layers = {name: str(table.format) for name in body_holding(workspace, table.format)}
+    body = [table.found[name] for name in layers if name in table.found]
     together = yield from score(workspace, layers, nll, account)
-    sum_kl = math.fsum(fact.kl for fact in body.values())
-    sum_dnll = math.fsum(fact.dnll for fact in body.values())
+    sum_kl = math.fsum(fact.kl for fact in body)
+    sum_dnll = math.fsum(fact.dnll for fact in body)
     fact = p.Additivity(
-        format=str(format),
+        format=str(table.format),
+        direction=table.direction,
         layers=len(body),
         kl=together.kl / sum_kl if sum_kl else math.nan,
         dnll=together.dnll / sum_dnll if sum_dnll else math.nan,
         together_kl=together.kl,
         sum_kl=sum_kl,
     )
+    parts: dict[str, object] = dict(
+        (yield from calibration_parts(workspace, [table.format], "sequential"))
+    )
+    if table.direction != "degrade":
+        parts["direction"] = table.direction
+    whole = reference.windows.count * reference.windows.targets
+    if fewer := sum(each.tokens for each in body if each.tokens != whole):
+        parts["fewer"] = fewer
     key = workspace.measured_key(
-        "additivity", recipe=layers, quantiser=QUANTISER_VERSION, scale_dtype=workspace.scale_dtype
+        "additivity",
+        recipe=layers,
+        quantiser=QUANTISER_VERSION,
+        scale_dtype=workspace.scale_dtype,
+        **parts,
     )
     if key in workspace.known([key]):
         yield from account.found([key], [fact])
     else:
         yield account.learnt(key, fact)
-
-
-class _Pace:
-    """Progress of a sweep in layers, and the time left by how long a unit of work has taken."""
-
-    def __init__(self, job: str, network: Network, todo: Sequence[Layer], total: int) -> None:
-        block = sum(math.prod(x.shape) for x in network.layers.values() if x.block == 0)
-        head = sum(math.prod(x.shape) for x in network.layers.values() if x.role == "head")
-        # Work is counted in blocks. Head, softmax and KL read the logits several times: about
-        # twice the head's product.
-        self._head = 2 * head / block if block else 1.0
-        self._blocks = len(network.blocks)
-        self._left = math.fsum(self._work(layer) for layer in todo)
-        self._done = 0.0
-        self._begun = time.perf_counter()
-        self._job, self._total, self._layers = job, total, total - len(todo)
-
-    def _work(self, layer: Layer) -> float:
-        return self._blocks - max(layer.start, 0) + self._head
-
-    def finish(self, layer: Layer) -> None:
-        """One layer is done."""
-        self._left -= self._work(layer)
-        self._done += self._work(layer)
-        self._layers += 1
-
-    def at(self, share: float, detail: str) -> p.Progress:
-        """Progress with ``share`` of the layer in flight done."""
-        spent = time.perf_counter() - self._begun
-        left = self._left * spent / self._done if self._done else math.nan
-        done = self._layers + share
-        return p.Progress(
-            job=self._job, done=done, total=self._total, seconds_left=left, detail=detail
-        )

@@ -17,7 +17,7 @@ from engine.measure.account import Account
 from engine.measure.fused import Fused, Variant, variant_for
 from engine.measure.reconstruction import WeightErrors, compare, weight_errors
 from engine.measure.weights import WeightStatistics, weight_statistics
-from engine.quant import QUANTISER_VERSION, Format, dequantized, parse_format
+from engine.quant import QUANTISER_VERSION, Format, dequantized, parse_format, why_not_alone
 from engine.quant import why_not_built as not_built
 from engine.quant import why_not_held as not_held
 from engine.workspace import Workspace
@@ -44,8 +44,9 @@ def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
     account = Account(timings={"read_s": 0.0})
     parsed = [parse_format(text) for text in formats]
     for format in parsed:
-        if (why := not_built(format)) is not None:
-            raise FormatError(why)
+        for why in (not_built(format), why_not_alone(format)):
+            if why is not None:
+                raise FormatError(why)
     names = [str(format) for format in parsed]
     # Loading the model may correct the table meanwhile: what was begun is finished.
     rows = dict(workspace.rows)
@@ -141,7 +142,8 @@ def _errors(
     def approximate(part: torch.Tensor) -> torch.Tensor:
         return dequantized(part, format, scale_dtype, name=name)
 
-    if format.family == "integer" and format.strategy in ("group", "channel"):
+    by_row = not any(method.name == "hadamard" for method in format.methods)
+    if by_row and format.family == "integer" and format.strategy in ("group", "channel"):
         # No group crosses a row: Ŵ is made of a few rows that stay in the processor's cache.
         return weight_errors(weight, approximate, max(1, CHUNK // max(1, weight.shape[-1])))
     return compare(weight, approximate(weight))

@@ -2,7 +2,8 @@
 
 `parse_format` reads the grammar; `why_not_built`, `why_not_held` and `exportable` say what cannot
 be done and why; `stored_bits` counts. `dequantized` is the weight that a stored form stands for,
-and `stored_form` the stored form itself. torch is imported with those two, not before.
+and `stored_form` the stored form itself; `solved` and `solved_form` are the same two for formats
+that look at the layer's inputs. torch is imported with those, not before.
 """
 
 from __future__ import annotations
@@ -10,13 +11,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from engine.quant.formats import Format, Method, parse_format, why_not_built
+from engine.quant.formats import (
+    Format,
+    Method,
+    needs_calibration,
+    parse_format,
+    why_not_alone,
+    why_not_built,
+)
 from engine.quant.storage import exportable, stored_bits, why_not_held
 
 if TYPE_CHECKING:
     from engine.quant.integer import quantize_integer
     from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
     from engine.quant.quantized import Quantized
+    from engine.quant.solve import solved, solved_form
 
 QUANTISER_VERSION = 1
 """Raised when a format comes to stand for other weights: part of the key of a measurement."""
@@ -28,11 +37,15 @@ __all__ = [
     "Quantized",
     "dequantized",
     "exportable",
+    "needs_calibration",
     "parse_format",
     "quantize_integer",
     "scale_dtype_for",
+    "solved",
+    "solved_form",
     "stored_bits",
     "stored_form",
+    "why_not_alone",
     "why_not_built",
     "why_not_held",
 ]
@@ -41,6 +54,8 @@ _WITH_TORCH = {
     "Quantized": "engine.quant.quantized",
     "dequantized": "engine.quant.quantize",
     "quantize_integer": "engine.quant.integer",
+    "solved_form": "engine.quant.solve",
+    "solved": "engine.quant.solve",
     "stored_form": "engine.quant.quantize",
     "scale_dtype_for": "engine.quant.quantize",
 }

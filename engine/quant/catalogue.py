@@ -132,6 +132,7 @@ def why_impossible(
     group_size: int | None,
     symmetric: bool,
     methods: Sequence[tuple[str, Sequence[str]]],
+    options: Sequence[str] = (),
 ) -> str | None:
     """The reason why these parts make no format, or None where they do.
 
@@ -141,6 +142,7 @@ def why_impossible(
         group_size: Weights that share a scale, where the strategy is a group or a block.
         symmetric: Whether codes lie evenly about 0.
         methods: The methods' names, each with the keys it is given.
+        options: The keys the format itself is given.
     """
     base = BASES[name]
     if (why := _why_no_such_groups(name, strategy, group_size)) is not None:
@@ -154,14 +156,33 @@ def why_impossible(
         rule = METHODS[method]
         if name not in rule.bases:
             return f"'+{method}' does not go with {name}: {rule.why}"
-        if method == "gptq" and "static" in keys and strategy != "group":
-            return "'+gptq:static' fixes the scales of groups beforehand, and there are no groups"
+        if method == "gptq":
+            why = _why_not_solved(name, strategy, keys, options)
+            if why is not None:
+                return why
     if "clip" in names and "hqq" in names:
         return "'+clip' and '+hqq' both set the range of a group: take one of them"
     if "hqq" in names and symmetric:
         return "'+hqq' moves zero points, and a symmetric format has none: add '-asym'"
     if name == "e8-2" and "hadamard" not in names:
         return "the lattice of e8-2 needs weights spread evenly: write 'e8-2+hadamard'"
+    return None
+
+
+def _why_not_solved(
+    name: str, strategy: Strategy | None, keys: Sequence[str], options: Sequence[str]
+) -> str | None:
+    """Why GPTQ cannot have these keys with this format."""
+    groups = strategy in ("group", "block")
+    if "static" in keys and not groups:
+        return "'+gptq:static' fixes the scales of groups beforehand, and there are no groups"
+    if "static" in keys and "dq" in options:
+        return "':dq' fixes all maxima beforehand, being quantised together: leave ':static' out"
+    if "actorder" in keys and name == "e8-2":
+        return "'+gptq:actorder' reorders columns, and a codeword of e8-2 holds eight neighbours"
+    moving = groups and "static" not in keys and "dq" not in options
+    if "actorder" in keys and moving and BASES[name].family != "integer":
+        return f"{name} stores no order of columns: write '+gptq:actorder:static'"
     return None
 
 

@@ -66,57 +66,96 @@ def write_dequantized(
     write_rows(weight, _encoded(weight, fmt, scale_dtype, name), out)
 
 
+def float8_scales(
+    finite: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
+) -> tuple[Tensor, Tensor]:
+    """Scales as they are stored, and what to divide by, of weights that are all there are.
+
+    Args:
+        finite: float32 ``[rows, in]``.
+        fmt: The format, with its ``+clip``.
+        scale_dtype: The dtype that scales are stored in.
+        name: The tensor, for the error message.
+
+    Raises:
+        FormatError: A scale is too large for ``scale_dtype``.
+    """
+    return _scales(_fitted_maxima(finite, fmt, scale_dtype, name), fmt, scale_dtype, name)
+
+
+def float8_codes(finite: Tensor, divisor: Tensor, fmt: Format) -> Tensor:
+    """The nearest 8-bit floats; ``divisor`` broadcasts against the weights."""
+    greatest = torch.finfo(FLOAT8[fmt.name]).max
+    return (finite / divisor).clamp_(-greatest, greatest).to(FLOAT8[fmt.name])
+
+
 def _encoded(weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> Encoded[Float8]:
-    block = fmt.group_size if fmt.strategy == "block" else None
-    dtype = FLOAT8[fmt.name]
-    # A tensor on the device: CUDA turns division by a Python number into a product, which differs.
-    greatest = torch.tensor(torch.finfo(dtype).max, device=weight.device)
-
-    def encode(finite: Tensor, maxima: Tensor) -> Float8:
-        scale, divisor = stored_scale(maxima / greatest, scale_dtype, fmt, name)
-        scaled = finite / _spread(divisor, finite.shape, block)
-        return Float8(scaled.clamp_(-greatest, greatest).to(dtype), scale, block)
-
-    def squares(finite: Tensor, maxima: Tensor) -> Tensor:
-        return (encode(finite, maxima).approx() - finite).square_()
-
     shared = None
     if fmt.strategy == "tensor":
-        greatest_of_all = shared = _tensor_maximum(weight)
+        shared = _tensor_maximum(weight)
         if clips(fmt):
 
-            def whole_error(factors: Tensor) -> Tensor:
+            def whole_error(factors: Tensor, most: Tensor = shared) -> Tensor:
                 parts = (finite_and_broken(weight[rows])[0] for rows in row_chunks(weight))
-                sums = [
-                    squares(p, greatest_of_all * factors).sum(dtype=torch.float64) for p in parts
-                ]
+                sums = [_lost(p, most * factors, fmt, scale_dtype, name) for p in parts]
                 return torch.stack(sums).sum().reshape(1, 1)
 
             shared = shared * best_factors(whole_error, shared)
-    for rows in row_chunks(weight, block or 1):
+    for rows in row_chunks(weight, _block(fmt) or 1):
         finite, broken = finite_and_broken(weight[rows])
-        maxima = _maxima(finite, block) if shared is None else shared
-        if clips(fmt) and shared is None:
-
-            def error(factors: Tensor, part: Tensor = finite, most: Tensor = maxima) -> Tensor:
-                return _sums(squares(part, most * factors), block)
-
-            maxima = maxima * best_factors(error, maxima)
-        yield rows, broken, encode(finite, maxima)
+        maxima = _fitted_maxima(finite, fmt, scale_dtype, name) if shared is None else shared
+        yield rows, broken, _encode(finite, maxima, fmt, scale_dtype, name)
 
 
-def _maxima(rows: Tensor, block: int | None) -> Tensor:
-    """Greatest magnitudes ``[rows, 1]``, or ``[⌈rows/block⌉, ⌈in/block⌉]`` of blocks."""
-    if block is None:
-        return rows.abs().amax(-1, keepdim=True)
-    return _in_blocks(rows.abs(), block).amax((1, 3))
+def _encode(
+    finite: Tensor, maxima: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str
+) -> Float8:
+    scale, divisor = _scales(maxima, fmt, scale_dtype, name)
+    block = _block(fmt)
+    return Float8(float8_codes(finite, _spread(divisor, finite.shape, block), fmt), scale, block)
 
 
-def _sums(rows: Tensor, block: int | None) -> Tensor:
-    """Sums in the shape of `_maxima`, float64."""
-    if block is None:
-        return rows.sum(-1, keepdim=True, dtype=torch.float64)
-    return _in_blocks(rows, block).sum((1, 3), dtype=torch.float64)
+def _scales(
+    maxima: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str
+) -> tuple[Tensor, Tensor]:
+    # A tensor on the device: CUDA turns division by a Python number into a product, which differs.
+    greatest = torch.tensor(torch.finfo(FLOAT8[fmt.name]).max, device=maxima.device)
+    return stored_scale(maxima / greatest, scale_dtype, fmt, name)
+
+
+def _fitted_maxima(finite: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> Tensor:
+    """The magnitudes that scales are made of, or with ``+clip`` those that lose least."""
+    maxima = _maxima(finite, fmt)
+    if not clips(fmt):
+        return maxima
+    return maxima * best_factors(
+        lambda factors: _lost(finite, maxima * factors, fmt, scale_dtype, name), maxima
+    )
+
+
+def _lost(
+    finite: Tensor, maxima: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str
+) -> Tensor:
+    """The squared error of all that share a scale, float64, in the shape of ``maxima``."""
+    squares = (_encode(finite, maxima, fmt, scale_dtype, name).approx() - finite).square_()
+    if fmt.strategy == "tensor":
+        return squares.sum(dtype=torch.float64).reshape(1, 1)
+    if (block := _block(fmt)) is not None:
+        return _in_blocks(squares, block).sum((1, 3), dtype=torch.float64)
+    return squares.sum(-1, keepdim=True, dtype=torch.float64)
+
+
+def _block(fmt: Format) -> int | None:
+    return fmt.group_size if fmt.strategy == "block" else None
+
+
+def _maxima(rows: Tensor, fmt: Format) -> Tensor:
+    """Greatest magnitudes, ``[rows, 1]``, ``[1, 1]`` or ``[⌈rows/block⌉, ⌈in/block⌉]``."""
+    if fmt.strategy == "tensor":
+        return rows.abs().amax().reshape(1, 1)
+    if (block := _block(fmt)) is not None:
+        return _in_blocks(rows.abs(), block).amax((1, 3))
+    return rows.abs().amax(-1, keepdim=True)
 
 
 def _in_blocks(rows: Tensor, block: int) -> Tensor:

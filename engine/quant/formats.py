@@ -32,6 +32,12 @@ _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?")
 _GROUP = re.compile(r"g([0-9]{1,7})")
 
 
+FOLDED = ("smooth", "awq")
+"""Methods that scale input channels."""
+CALIBRATED = (*FOLDED, "gptq", "outlier")
+"""Methods that look at calibration inputs; ``+a8:static`` does too."""
+
+
 class Method(msgspec.Struct, frozen=True):
     """One method of a format, as in ``+gptq:damp=.02``."""
 
@@ -75,7 +81,10 @@ class Format(msgspec.Struct, frozen=True):
             if method.name not in METHODS:
                 raise FormatError(_unknown("method", method.name, METHODS))
         methods = [(m.name, [key for key, _ in m.options]) for m in self.methods]
-        why = why_impossible(self.name, self.strategy, self.group_size, self.symmetric, methods)
+        keys = [key for key, _ in self.options]
+        why = why_impossible(
+            self.name, self.strategy, self.group_size, self.symmetric, methods, keys
+        )
         if why is not None:
             raise FormatError(f"{self} is not possible: {why}")
 
@@ -142,13 +151,45 @@ def parse_format(text: str) -> Format:
 
 def why_not_built(fmt: Format) -> str | None:
     """Why this version cannot quantise to ``fmt``; None where it can."""
-    built = {"clip", "hqq"} | ({"hadamard"} if fmt.name == "e8-2" else set())
+    names = {method.name: dict(method.options) for method in fmt.methods}
+    missing = ""
+    if "hadamard" in names and "outlier" in names:
+        missing = "'+hadamard' mixes the channels that '+outlier' would keep"
+    elif "hadamard" in names and "static" in names.get("a8", {}):
+        missing = "the range of inputs that '+hadamard' has rotated is not gathered"
+    return f"{fmt} is not yet built: {missing}" if missing else None
+
+
+def folds(fmt: Format) -> bool:
+    """Whether the operation before the layer has to absorb a scale per channel."""
+    return any(
+        method.name in FOLDED and ("online", True) not in method.options for method in fmt.methods
+    )
+
+
+def without_folds(fmt: Format) -> Format:
+    """The format without the methods whose scale another operation absorbs."""
+    kept = (
+        method
+        for method in fmt.methods
+        if method.name not in FOLDED or ("online", True) in method.options
+    )
+    return msgspec.structs.replace(fmt, methods=tuple(kept))
+
+
+def needs_calibration(fmt: Format) -> bool:
+    """Whether calibration inputs decide what a layer in this format computes."""
+    return any(
+        method.name in CALIBRATED or (method.name == "a8" and ("static", True) in method.options)
+        for method in fmt.methods
+    )
+
+
+def why_not_alone(fmt: Format) -> str | None:
+    """Why a weight without inputs does not say what it becomes; None where it does."""
     for method in fmt.methods:
-        if method.name not in built:
-            have = "those that have no need of calibration: '+clip' and '+hqq'"
-            return (
-                f"{fmt} is not yet built: '+{method.name}' is missing; of methods there are {have}"
-            )
+        if method.name in CALIBRATED or method.name == "a8":
+            return f"'+{method.name}' of {fmt} is about a layer's inputs, not its weights alone"
     return None
 
 

@@ -17,8 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from engine.quant.methods.hadamard import rotate, rotate_back
-from engine.quant.rows import finite_and_broken, matrices, restored, row_chunks
+from engine.quant.methods.hadamard import rotate_back, write_rotated, write_rotated_back
+from engine.quant.rows import matrices, row_chunks
 
 RMS = 1.03
 """Root mean square of a scaled weight: ``opt_scale`` of QuIP#'s codebook."""
@@ -75,7 +75,7 @@ def quantize_lattice(weight: Tensor) -> Lattice:
     for matrix in matrices(weight):
         work = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)
         scale = _rotated(matrix, work)
-        codes = torch.cat([_nearest(work[rows], scale) for rows in row_chunks(work)])
+        codes = torch.cat([nearest_codewords(work[rows], scale) for rows in row_chunks(work)])
         found.append(Lattice(codes, scale))
     if weight.dim() == 2:
         return found[0]
@@ -86,26 +86,25 @@ def write_dequantized(weight: Tensor, out: Tensor) -> None:
     """Write ``Ŵ`` of ``[out, in]`` into ``out``, which is also where the rotation is done."""
     scale = _rotated(weight, out)
     for rows in row_chunks(out):
-        codes = _nearest(out[rows], scale).to(torch.int64) & 0xFFFF
+        codes = nearest_codewords(out[rows], scale).to(torch.int64) & 0xFFFF
         out[rows] = codebook().to(out.device)[codes].flatten(-2) * scale
-    rotate_back(out)
-    for rows in row_chunks(out):
-        _, broken = finite_and_broken(weight[rows])
-        if broken is not None:
-            out[rows] = restored(out[rows], broken, weight[rows])
+    write_rotated_back(weight, out)
 
 
 def _rotated(weight: Tensor, out: Tensor) -> Tensor:
     """Rotate a weight into ``out``; its scale ``[1, 1]``."""
-    for rows in row_chunks(weight):
-        out[rows] = finite_and_broken(weight[rows])[0]
-    rotate(out)
-    squares = [out[rows].to(torch.float64).square().sum(1) for rows in row_chunks(out)]
-    mean = torch.cat(squares).sum() / out.numel()
+    write_rotated(weight, out)
+    return lattice_scale(out)
+
+
+def lattice_scale(rotated: Tensor) -> Tensor:
+    """The scale ``[1, 1]`` of a rotated weight ``[out, in]``."""
+    squares = [rotated[rows].to(torch.float64).square().sum(1) for rows in row_chunks(rotated)]
+    mean = torch.cat(squares).sum() / rotated.numel()
     return (mean.sqrt() / RMS).to(torch.float32).reshape(1, 1)
 
 
-def _nearest(rotated: Tensor, scale: Tensor) -> Tensor:
+def nearest_codewords(rotated: Tensor, scale: Tensor) -> Tensor:
     """int16 codes ``[rows, in / 8]`` of the nearest codewords to ``[rows, in]``."""
     vectors = (rotated / scale.masked_fill(scale == 0, 1)).reshape(-1, 8)
     tiles = range(0, len(vectors), _TILE)

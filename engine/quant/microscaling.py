@@ -47,9 +47,9 @@ class Microscaled:
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ = element · 2^(exponent − 127)``, worked out in float32 and cast last."""
-        values = _unpack_e2m1(self.codes) if self.codes.dtype == torch.uint8 else self.codes
+        values = _unpacked(self.codes) if self.codes.dtype == torch.uint8 else self.codes
         groups = in_groups(values.to(torch.float32), 32)
-        return (groups * _power_of_two(self.exponent).unsqueeze(-1)).flatten(-2).to(dtype)
+        return (groups * power_of_two(self.exponent).unsqueeze(-1)).flatten(-2).to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class NvFloat4:
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ = element · (scale / global_scale)``, worked out in float32 and cast last."""
         scale = self.scale.to(torch.float32) / self.global_scale.unsqueeze(-1)
-        groups = in_groups(_unpack_e2m1(self.codes), 16)
+        groups = in_groups(_unpacked(self.codes), 16)
         return (groups * scale.unsqueeze(-1)).flatten(-2).to(dtype)
 
 
@@ -123,9 +123,10 @@ def _with_exponent(groups: Tensor, exponent: Tensor, fmt: Format) -> Microscaled
     """Codes of ``[rows, groups, 32]`` where ``exponent`` is that of the greatest magnitudes."""
     exponent = exponent - (2 if fmt.bits == 4 else 8)
     exponent = exponent.clamp(min=0).to(torch.uint8)
-    scaled = (groups / _power_of_two(exponent).unsqueeze(-1)).flatten(-2)
-    codes = _pack_e2m1(scaled) if fmt.bits == 4 else scaled.clamp_(-448, 448).to(E4M3)
-    return Microscaled(codes, exponent)
+    scaled = (groups / power_of_two(exponent).unsqueeze(-1)).flatten(-2)
+    if fmt.bits == 4:
+        return Microscaled(packed(nearest_e2m1(scaled)), exponent)
+    return Microscaled(scaled.clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3), exponent)
 
 
 def _lost(encoded: Microscaled | NvFloat4, groups: Tensor) -> Tensor:
@@ -134,32 +135,40 @@ def _lost(encoded: Microscaled | NvFloat4, groups: Tensor) -> Tensor:
     return found.square_().sum(-1, dtype=torch.float64)
 
 
-def _encoded_nv(weight: Tensor, fmt: Format) -> Encoded[NvFloat4]:
+def nv_global_scale(weight: Tensor) -> Tensor:
+    """``448 · 6 / max|w|`` of ``[out, in]``, float32 ``[1]``."""
     found = [finite_and_broken(weight[rows])[0].abs().amax() for rows in row_chunks(weight)]
     greatest = torch.stack(found).amax().clamp(min=torch.finfo(torch.float32).tiny)
     # A product with the reciprocal, as PyTorch divides a number by a tensor: that is the reference.
-    global_scale = (greatest.reciprocal() * (E4M3_MAX * E2M1[-1])).nan_to_num(posinf=1.0).reshape(1)
+    scale = greatest.reciprocal() * (E4M3_MAX * E2M1[-1])
+    return scale.nan_to_num(posinf=1.0).reshape(1)
+
+
+def encoded_nv(groups: Tensor, global_scale: Tensor, fmt: Format) -> NvFloat4:
+    """Weights in groups, finite float32 ``[rows, groups, 16]``, in ``nvfp4``."""
     # A tensor on the device: CUDA turns division by a Python number into a product, which differs.
-    e2m1 = torch.tensor(E2M1[-1], device=weight.device)
+    e2m1 = torch.tensor(E2M1[-1], device=groups.device)
+
+    def encode(most: Tensor) -> NvFloat4:
+        scale = (global_scale * (most / e2m1)).clamp_(max=E4M3_MAX)
+        scale = scale.to(E4M3).to(torch.float32)
+        scale = scale.masked_fill(scale == 0, _EMPTY_NV_SCALE)
+        codes = nearest_e2m1((groups / (scale / global_scale).unsqueeze(-1)).flatten(-2))
+        return NvFloat4(packed(codes), scale.to(E4M3), global_scale)
+
+    maxima = groups.abs().amax(-1)
+    if clips(fmt):
+        maxima = maxima * best_factors(
+            lambda factors: _lost(encode(maxima * factors), groups), maxima, wider=(1.5, 2.0)
+        )
+    return encode(maxima)
+
+
+def _encoded_nv(weight: Tensor, fmt: Format) -> Encoded[NvFloat4]:
+    global_scale = nv_global_scale(weight)
     for rows in row_chunks(weight):
         finite, broken = finite_and_broken(weight[rows])
-        groups = in_groups(finite, 16)
-        maxima = groups.abs().amax(-1)
-
-        def encode(most: Tensor, groups: Tensor = groups) -> NvFloat4:
-            scale = (global_scale * (most / e2m1)).clamp_(max=E4M3_MAX)
-            scale = scale.to(E4M3).to(torch.float32)
-            scale = scale.masked_fill(scale == 0, _EMPTY_NV_SCALE)
-            codes = _pack_e2m1((groups / (scale / global_scale).unsqueeze(-1)).flatten(-2))
-            return NvFloat4(codes, scale.to(E4M3), global_scale)
-
-        if clips(fmt):
-
-            def error(factors: Tensor, most: Tensor = maxima, groups: Tensor = groups) -> Tensor:
-                return _lost(encode(most * factors, groups), groups)
-
-            maxima = maxima * best_factors(error, maxima, wider=(1.5, 2.0))
-        yield rows, broken, encode(maxima)
+        yield rows, broken, encoded_nv(in_groups(finite, 16), global_scale, fmt)
 
 
 def _biased_exponent(maxima: Tensor) -> Tensor:
@@ -167,26 +176,33 @@ def _biased_exponent(maxima: Tensor) -> Tensor:
     return (maxima.view(torch.int32) + (1 << 21)) >> 23
 
 
-def _power_of_two(exponent: Tensor) -> Tensor:
+def power_of_two(exponent: Tensor) -> Tensor:
     """``2^(exponent − 127)`` in float32, exact for 0 too, which is not a normal number."""
     bits = exponent.to(torch.int32) << 23
     return bits.masked_fill(exponent == 0, 1 << 22).view(torch.float32)
 
 
-def _pack_e2m1(scaled: Tensor) -> Tensor:
-    """The nearest 4-bit floats of ``[…, in]``, ties to even, two a byte ``[…, in / 2]``.
+def nearest_e2m1(scaled: Tensor) -> Tensor:
+    """uint8 codes of the nearest 4-bit floats, ties to even.
 
     Magnitudes are steps of a half up to 2, of 1 up to 4, and of 2 from there on.
     """
     size = scaled.abs()
     above = torch.where(size < 4, size.round() + 2, (size / 2).round_() + 4)
     codes = torch.where(size < 2, (size * 2).round_(), above).clamp_(max=7).to(torch.uint8)
-    codes |= (scaled < 0).to(torch.uint8) << 3
+    return codes | (scaled < 0).to(torch.uint8) << 3
+
+
+def e2m1_values(codes: Tensor) -> Tensor:
+    """The 4-bit floats that uint8 codes stand for, float32."""
+    return looked_up(torch.tensor([*E2M1, *(-value for value in E2M1)]), codes)
+
+
+def packed(codes: Tensor) -> Tensor:
+    """4-bit codes ``[…, in]``, two a byte ``[…, in / 2]``."""
     return codes[..., 0::2] | codes[..., 1::2] << 4
 
 
-def _unpack_e2m1(packed: Tensor) -> Tensor:
+def _unpacked(codes: Tensor) -> Tensor:
     """float32 ``[…, in]`` of bytes ``[…, in / 2]``."""
-    values = torch.tensor([*E2M1, *(-value for value in E2M1)])
-    codes = torch.stack([packed & 15, packed >> 4], dim=-1)
-    return looked_up(values, codes.flatten(-2))
+    return e2m1_values(torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2))

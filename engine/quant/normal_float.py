@@ -40,7 +40,7 @@ FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 NESTED_BLOCK = 256
 """Block maxima that share a maximum of their own."""
 
-_LEAST = 1e-38
+LEAST = 1e-38
 """Stands in for a maximum of 0 where something is divided by it."""
 
 
@@ -70,11 +70,7 @@ class NormalFloat:
 
     def maxima(self) -> Tensor:
         """The block maxima that codes are multiplied by, float32 ``[…, blocks]``."""
-        if self.nested_absmax is None or self.offset is None:
-            return self.absmax
-        spread = self.nested_absmax.repeat_interleave(NESTED_BLOCK, -1)
-        codes = looked_up(dynamic_table(), self.absmax)
-        return codes * spread[..., : codes.shape[-1]] + self.offset
+        return maxima_of(self.absmax, self.nested_absmax, self.offset)
 
 
 @cache
@@ -107,10 +103,10 @@ def quantize_normal_float(weight: Tensor, fmt: Format) -> NormalFloat:
     weight = weight.detach()
     codes, maxima = [], []
     for matrix in matrices(weight):
-        absmax = _absmax(matrix, fmt)
-        maxima.append(_stored_maxima(absmax, fmt))
+        absmax = weight_maxima(matrix, fmt)
+        maxima.append(stored_maxima(absmax, fmt))
         parts = _encoded(matrix, fmt, absmax)
-        codes.append(torch.cat([_pack(part, fmt) for _, _, part, _ in parts]))
+        codes.append(torch.cat([pack(part, fmt) for _, _, part, _ in parts]))
     stored, nested, offset = zip(*maxima, strict=True)
     return NormalFloat(
         _together(codes, weight),
@@ -126,7 +122,7 @@ def quantize_normal_float(weight: Tensor, fmt: Format) -> NormalFloat:
 def write_dequantized(weight: Tensor, fmt: Format, out: Tensor) -> None:
     """Write ``Ŵ`` of ``[out, in]`` into ``out``; values that are not finite are copied."""
     flat = out.view(-1)
-    for part, broken, approx in _approx(weight, fmt, _absmax(weight, fmt)):
+    for part, broken, approx in _approx(weight, fmt, weight_maxima(weight, fmt)):
         flat[part] = approx if broken is None else restored(approx, broken[0], broken[1])
 
 
@@ -136,11 +132,7 @@ def _approx(
     """Yield slices of the flattened weight, what is not finite in them, and their ``Ŵ``."""
     size = fmt.group_size or 1
     values = table(fmt.name)
-    stored, nested, offset = _stored_maxima(absmax, fmt)
-    maxima = stored
-    if nested is not None:
-        empty = stored.new_empty(0)
-        maxima = NormalFloat(empty, stored, nested, offset, fmt.name, size, ()).maxima()
+    maxima = maxima_of(*stored_maxima(absmax, fmt))
     for part, broken, codes, _ in _encoded(weight, fmt, absmax):
         used = maxima[part.start // size : -(-part.stop // size)]
         yield part, broken, looked_up(values, codes) * used.repeat_interleave(size)[: len(codes)]
@@ -161,18 +153,45 @@ def _encoded(
 def _nearest(finite: Tensor, absmax: Tensor, fmt: Format) -> Tensor:
     """Codes of flat weights that begin with a block, given the maxima of their blocks."""
     size = fmt.group_size or 1
-    order = torch.argsort(table(fmt.name))
-    values = table(fmt.name)[order]
-    bounds = ((values[:-1] + values[1:]) / 2).to(finite.device)
-    divisor = absmax.clamp(min=_LEAST)
+    divisor = absmax.clamp(min=LEAST)
     whole = len(finite) // size * size
     blocks = finite[:whole].view(-1, size) * divisor[: whole // size].reciprocal()[:, None]
     # bitsandbytes divides in the last block where it is shorter, and multiplies elsewhere.
     scaled = torch.cat([blocks.view(-1), finite[whole:] / divisor[-1]]).clamp_(-1, 1)
-    return looked_up(order.to(torch.uint8), torch.bucketize(scaled, bounds, out_int32=True))
+    return nearest_codes(scaled, fmt.name)
 
 
-def _absmax(weight: Tensor, fmt: Format) -> Tensor:
+def maxima_of(absmax: Tensor, nested: Tensor | None, offset: Tensor | None) -> Tensor:
+    """What codes are multiplied by, float32 ``[…, blocks]``, of maxima as they are stored."""
+    if nested is None or offset is None:
+        return absmax
+    spread = nested.repeat_interleave(NESTED_BLOCK, -1)
+    values = looked_up(dynamic_table(), absmax)
+    return values * spread[..., : values.shape[-1]] + offset
+
+
+def nearest_codes(scaled: Tensor, name: str) -> Tensor:
+    """uint8 codes of the nearest values of a table, for numbers from −1 to 1."""
+    order, bounds = _bounds(name)
+    places = torch.bucketize(scaled, bounds.to(scaled.device), out_int32=True)
+    return looked_up(order, places)
+
+
+@cache
+def _bounds(name: str) -> tuple[Tensor, Tensor]:
+    """The codes of a table by their values, and where one ends and the next begins."""
+    order = torch.argsort(table(name))
+    values = table(name)[order]
+    return order.to(torch.uint8), (values[:-1] + values[1:]) / 2
+
+
+def block_maxima(finite: Tensor, fmt: Format) -> Tensor:
+    """What stands for the magnitudes of blocks that are flat, float32 ``[blocks]``."""
+    whole = _block_maxima(finite, fmt.group_size or 1)
+    return _clipped(finite, whole, fmt) if clips(fmt) else whole
+
+
+def weight_maxima(weight: Tensor, fmt: Format) -> Tensor:
     """What stands for the magnitudes of every block of ``[out, in]``, float32 ``[blocks]``."""
     size = fmt.group_size or 1
     whole, clipped = [], []
@@ -216,15 +235,15 @@ def _error(weight: Tensor, fmt: Format, absmax: Tensor) -> float:
 
 
 def _block_maxima(finite: Tensor, size: int) -> Tensor:
-    """Greatest magnitude of every block; a last block that is shorter has at least `_LEAST`."""
+    """Greatest magnitude of every block; a last block that is shorter has at least `LEAST`."""
     missing = -len(finite) % size
     maxima = functional.pad(finite.abs(), (0, missing)).view(-1, size).amax(1)
     if missing:
-        maxima[-1:].clamp_(min=_LEAST)
+        maxima[-1:].clamp_(min=LEAST)
     return maxima
 
 
-def _stored_maxima(absmax: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def stored_maxima(absmax: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Block maxima as they are stored, what they are multiples of, and their offset."""
     if ("dq", True) not in fmt.options:
         return absmax, None, None
@@ -234,7 +253,8 @@ def _stored_maxima(absmax: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None, 
     nested = nested.view(-1, NESTED_BLOCK).amax(1)
     inverse = nested.reciprocal().masked_fill(nested == 0, 0)
     scaled = centred * inverse.repeat_interleave(NESTED_BLOCK)[: len(centred)]
-    codes = _nearest_dynamic(scaled.clamp_(-1, 1))
+    # A maximum so small that its reciprocal is infinite makes NaN of a 0.
+    codes = _nearest_dynamic(scaled.clamp_(-1, 1).nan_to_num_(0.0))
     empty = (nested == 0).repeat_interleave(NESTED_BLOCK)[: len(codes)]
     return codes.masked_fill_(empty, 0), nested, offset
 
@@ -257,7 +277,8 @@ def _together(parts: Sequence[Tensor], weight: Tensor) -> Tensor:
     return torch.stack(list(parts)) if weight.dim() > 2 else parts[0]
 
 
-def _pack(codes: Tensor, fmt: Format) -> Tensor:
+def pack(codes: Tensor, fmt: Format) -> Tensor:
+    """Flat 4-bit codes, two a byte."""
     zero = 7 if fmt.name == "nf4" else 0
     pairs = functional.pad(codes, (0, len(codes) % 2), value=zero).view(-1, 2)
     return pairs[:, 0] << 4 | pairs[:, 1]

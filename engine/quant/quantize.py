@@ -7,7 +7,8 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.quant import float8, gguf, integer, kmeans, lattice, microscaling, normal_float
-from engine.quant.formats import Format, why_not_built
+from engine.quant.formats import Format, why_not_alone, why_not_built
+from engine.quant.methods.hadamard import Rotated, rotates, write_rotated, write_rotated_back
 from engine.quant.rows import matrices, row_chunks
 from engine.quant.storage import why_not_held
 from engine.quant.stored import Stored
@@ -39,14 +40,20 @@ def dequantized(
         name: The tensor, for error messages.
 
     Raises:
-        FormatError: The format is not built yet, cannot hold this shape, or a scale (of a kept
-            format: a value) is too large for its dtype.
+        FormatError: The format is not built yet, has a method that looks at inputs, cannot hold
+            this shape, or a scale (of a kept format: a value) is too large for its dtype.
     """
     _check(weight, fmt, name)
     weight = weight.detach()
     approx = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     for matrix, out in zip(matrices(weight), matrices(approx), strict=True):
-        _write(matrix, fmt, scale_dtype, out, name)
+        if rotates(fmt):
+            turned = torch.empty_like(out)
+            write_rotated(matrix, turned)
+            _write(turned, fmt, scale_dtype, out, name)
+            write_rotated_back(matrix, out)
+        else:
+            _write(matrix, fmt, scale_dtype, out, name)
     return approx
 
 
@@ -69,6 +76,15 @@ def stored_form(
     _check(weight, fmt, name)
     if fmt.kept:
         raise FormatError(f"{name}: {fmt} keeps the weight, there are no codes to write")
+    if not rotates(fmt):
+        return _stored(weight, fmt, scale_dtype, name)
+    turned = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    for matrix, out in zip(matrices(weight.detach()), matrices(turned), strict=True):
+        write_rotated(matrix, out)
+    return Rotated(_stored(turned, fmt, scale_dtype, name))
+
+
+def _stored(weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> Stored:
     if fmt.name in float8.FLOAT8:
         return float8.quantize_float8(weight, fmt, scale_dtype, name)
     if fmt.name == "nvfp4":
@@ -87,7 +103,7 @@ def stored_form(
 
 
 def _check(weight: Tensor, fmt: Format, name: str) -> None:
-    for why in (why_not_built(fmt), why_not_held(fmt, weight.shape)):
+    for why in (why_not_built(fmt), why_not_alone(fmt), why_not_held(fmt, weight.shape)):
         if why is not None:
             raise FormatError(f"{name}: {why}")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from engine.errors import FormatError
 from engine.quant.catalogue import BASES
-from engine.quant.formats import Format, why_not_built
+from engine.quant.formats import Format, why_not_alone, why_not_built
 
 SCALE_BITS = 16
 """Scales of integer and fp8 formats are stored in a 16-bit dtype."""
@@ -48,6 +48,11 @@ def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
     for method in fmt.methods:
         if ("online", True) in method.options:
             return f"'+{method.name}:online' scales inputs at run time, which no checkpoint stores"
+    if any(method.name == "hadamard" for method in fmt.methods):
+        return (
+            "'+hadamard' rotates inputs and outputs at run time with signs of its own, for which "
+            "no serving format has a place"
+        )
     if any(method.name == "hqq" for method in fmt.methods):
         return "'+hqq' has zero points that are not whole, which compressed-tensors cannot hold"
     if fmt.family == "integer" and fmt.group_size is not None and shape[-1] % fmt.group_size:
@@ -61,6 +66,8 @@ def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
         return f"compressed-tensors has no {fmt.name}"
     if fmt.strategy == "block" and (why := _why_blocks_mislead(fmt, shape)) is not None:
         return why
+    if (why := why_not_alone(fmt)) is not None:
+        return f"{why}: an export does not calibrate yet"
     return why_not_built(fmt)
 
 
@@ -80,7 +87,11 @@ def _why_blocks_mislead(fmt: Format, shape: Sequence[int]) -> str | None:
     return None
 
 
-def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
+COLUMN_BITS = 32
+"""The number of a column that ``+outlier`` keeps."""
+
+
+def stored_bits(fmt: Format, shape: Sequence[int], columns: int = 0) -> int:
     """Bits that a weight takes: its codes, scales and zero points.
 
     Integer and fp8 scales take 16 bits, zero points as many as a code, or with ``+hqq``, which
@@ -92,16 +103,20 @@ def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
     outlier, and a 32-bit count per row; ``e8-2`` has one float32. What methods add beside the
     weight (an online scale, the column order of GPTQ) is not counted.
 
+    Args:
+        fmt: The format.
+        shape: Of the weight.
+        columns: Input channels that ``+outlier`` keeps in 16 bits beside the codes, of all experts
+            together. Calibration tells how many: with 0 the bits are the least it can be.
+
     Raises:
-        FormatError: The weight cannot take the format, or its size depends on the values.
+        FormatError: The weight cannot take the format.
     """
     if (why := why_not_held(fmt, shape)) is not None:
         raise FormatError(why)
     weights = math.prod(shape)
     if fmt.kept:
         return fmt.bits * weights
-    if any(method.name == "outlier" for method in fmt.methods):
-        raise FormatError(f"the size of {fmt} depends on how many outliers it keeps")
     experts, (out, row) = math.prod(shape[:-2]), shape[-2:]
     if fmt.family == "gguf":
         block = BASES[fmt.name]
@@ -115,7 +130,8 @@ def stored_bits(fmt: Format, shape: Sequence[int]) -> int:
         return fmt.bits * weights + 8 * scales + 32 * experts
     real = any(method.name == "hqq" for method in fmt.methods)
     zero_point_bits = 0 if fmt.symmetric else SCALE_BITS if real else fmt.bits
-    return fmt.bits * weights + (SCALE_BITS + zero_point_bits) * scales
+    kept = columns * (SCALE_BITS * out + COLUMN_BITS)
+    return fmt.bits * weights + (SCALE_BITS + zero_point_bits) * scales + kept
 
 
 def outliers_kept(fmt: Format, weights: int) -> int:

@@ -34,9 +34,15 @@ FOR_THE_WHOLE = {"whole": True}
 
 
 def stored_bytes(stored: Stored) -> int:
-    """Bytes of the tensors of a stored form."""
-    fields = [getattr(stored, field.name) for field in dataclasses.fields(stored)]
-    return sum(tensor.nbytes for tensor in fields if isinstance(tensor, Tensor))
+    """Bytes of the tensors of a stored form, and of those of a form within it."""
+    total = 0
+    for field in dataclasses.fields(stored):
+        part = getattr(stored, field.name)
+        if isinstance(part, Tensor):
+            total += part.nbytes
+        elif hasattr(part, "approx"):
+            total += stored_bytes(part)
+    return total
 
 
 def joined(encode: Callable[[Tensor], Encoded[S]], weight: Tensor) -> S:

@@ -73,7 +73,8 @@ def test_control_measures_exactly_nothing(folder: Callable[[str], Path], prose: 
     (control,) = facts(events, p.Control)
     assert isinstance(control, p.Control)
     assert (control.max_abs_dnll, control.max_abs_kl) == (0.0, 0.0)
-    assert (control.floor_dnll, control.floor_kl) == (0.0, 0.0)
+    assert 0.0 <= control.floor_dnll < 1e-4
+    assert 0.0 <= control.floor_kl < 1e-6
 
 
 def test_what_is_cached_changes_no_figure(folder: Callable[[str], Path], prose: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_format_that_is_not_built_yet_is_refused_at_once(
     client = in_process(str(folder("llama")))
     try:
         client.send(p.Open(str(folder("llama")), settings(prose)))
-        client.send(p.Sweep(formats=("int4+gptq",)))
+        client.send(p.Sweep(formats=("int8+hadamard+outlier6",)))
         events = until(client, lambda event: isinstance(event, p.Refused))
     finally:
         client.close()

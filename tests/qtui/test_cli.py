@@ -185,7 +185,6 @@ def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
         ("triage", "demo", "--activations"),
         ("sweep", "demo", "--exact", "top:5"),
         ("sweep", "demo", "--direction", "restore"),
-        ("sweep", "demo", "--calib", "c4"),
         ("eval", "demo", "--recipe", "Q4_K_M"),
         ("export", "demo", "--recipe", "Q4_K_M", "--to", "checkpoint", "-o", "out"),
         ("export", "demo", "--format", "int8", "--to", "gguf", "-o", "out"),

@@ -71,7 +71,7 @@ def test_options_of_a_group_are_completed() -> None:
 
 def test_methods_and_their_keys_are_completed() -> None:
     assert texts("int4-g128+g") == ["int4-g128+gptq"]
-    assert texts("int4+gptq:") == ["int4+gptq:damp=", "int4+gptq:actorder", "int4+gptq:static"]
+    assert texts("int4+gptq:") == ["int4+gptq:actorder", "int4+gptq:static", "int4+gptq:damp="]
     assert texts("int4-channel+gptq:s") == []  # there are no groups to fix
     assert "int4+gptq:damp=.02:actorder" in texts("int4+gptq:damp=.02")
     assert texts("kmeans3:") == ["kmeans3:sparse="]
@@ -88,7 +88,7 @@ def test_what_can_be_used_comes_before_what_is_not_built() -> None:
         ]
         assert built == sorted(built, reverse=True), typed
     assert complete_format("")[0].text == "int4"
-    assert "not built yet" in complete_format("int4+awq")[0].says
+    assert "not built yet" in complete_format("int8+hadamard+outlier6")[0].says
 
 
 @pytest.mark.parametrize("text", ["int4-g128", "int3-g32", "int8", "nf4:dq", "q4_k"])
@@ -115,7 +115,7 @@ def test_no_more_than_asked_for_and_in_lower_case() -> None:
         ("kept", (8, 100), "kept", "stored"),
         ("", None, None, "int4-g128"),
         ("int44", None, None, "int44"),
-        ("int4+awq", None, None, "not yet built"),
+        ("int8+hadamard+outlier6", None, None, "not yet built"),
         ("int4+clip+hqq", None, None, "take one of them"),
         ("int4", (0, 4), None, "no values"),
         ("int4", (4,), None, "[4]"),

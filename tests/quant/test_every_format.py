@@ -13,7 +13,8 @@ from engine.errors import FormatError
 from engine.quant import dequantized, parse_format, rows, scale_dtype_for, stored_bits, stored_form
 from engine.quant.catalogue import BASES
 from engine.quant.formats import Format
-from engine.quant.stored import stored_bytes
+from engine.quant.methods.hadamard import Rotated
+from engine.quant.stored import Stored, stored_bytes
 
 VARIANTS = [
     *(f"fp8-{kind}-{scope}" for kind in ("e4m3", "e5m2") for scope in ("tensor", "block128")),
@@ -22,6 +23,8 @@ VARIANTS = [
     *("int4+clip", "int3-tensor+clip", "fp8-e4m3-block128+clip", "fp8-e5m2-tensor+clip"),
     *("mxfp4+clip", "mxfp8+clip", "nvfp4+clip", "nf4+clip", "nf4:dq+clip"),
     *("int4+hqq", "int3-g48+hqq", "int4-tensor+hqq"),
+    *("int4+hadamard", "int3-tensor+hadamard+clip", "nvfp4+hadamard", "q4_k+hadamard"),
+    *("kmeans3:sparse=.5%+hadamard", "nf4:dq+hadamard", "fp8-e4m3+hadamard"),
 ]
 TEXTS = [text for text in [*BASES, *VARIANTS] if text != "e8-2"]
 QUANTISED = [text for text in TEXTS if not parse_format(text).kept]
@@ -57,7 +60,7 @@ def test_the_size_is_that_of_what_is_written(text: str, shape: tuple[int, ...]) 
 
 def _zeros(fmt: Format, shape: tuple[int, ...]) -> int:
     found = stored_form(normal(*shape), fmt, torch.float16)
-    zero_point = getattr(found, "zero_point", None)
+    zero_point = getattr(found.stored if isinstance(found, Rotated) else found, "zero_point", None)
     assert isinstance(zero_point, Tensor)
     return zero_point.numel()
 
@@ -75,8 +78,12 @@ def test_chunks_change_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(list(rows.row_chunks(weight))) == 60
     assert _equal(dequantized(weight, fmt, torch.float16), whole)
     again = stored_form(weight, fmt, torch.float16)
-    for one, other in zip(vars(again).values(), vars(written).values(), strict=True):
+    for one, other in zip(_parts(again), _parts(written), strict=True):
         assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+def _parts(found: Stored) -> list[object]:
+    return list(vars(found.stored if isinstance(found, Rotated) else found).values())
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -184,5 +184,3 @@ def test_no_tokens_no_smooth_and_no_inputs_are_refused() -> None:
         smooth(weights, statistics, parse_format("int4"), torch.float16)
     with pytest.raises(FormatError, match="none came"):
         smooth(weights, statistics, parse_format("int8+smooth+a8"), torch.float16)
-    with pytest.raises(FormatError, match=r"'\+hadamard' is missing"):
-        awq(weights, statistics, parse_format("int4+hadamard+awq"), torch.float16)

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from engine.errors import FormatError
 from engine.quant.catalogue import BASES, METHODS
-from engine.quant.formats import Format, Method, parse_format, why_not_built
+from engine.quant.formats import (
+    Format,
+    Method,
+    folds,
+    needs_calibration,
+    parse_format,
+    why_not_alone,
+    why_not_built,
+    without_folds,
+)
 
 # --- the whole grammar, as text --------------------------------------------------------------
 
@@ -51,7 +60,8 @@ def valid_formats(draw: st.DrawFn) -> str:
     elif name.startswith("kmeans"):
         keys = draw(st.just([]) | numbers(1e-6, 50).map(lambda x: [f":sparse={x}%"]))
     grouped = grouped or name in ("mxfp4", "mxfp8", "nvfp4")
-    methods = draw(valid_methods(name, family, grouped, symmetric))
+    blocks = grouped or name in ("nf4", "fp4") or "-block128" in options
+    methods = draw(valid_methods(name, family, blocks, symmetric, ":dq" in keys))
     text = name + "".join(shuffled(options, seed) + keys + shuffled(methods, seed))
     text = draw(st.sampled_from([str.lower, str.upper, str.title]))(text)
     return draw(st.sampled_from(["", " ", "\t\n"])) + text + draw(st.sampled_from(["", "  "]))
@@ -59,7 +69,7 @@ def valid_formats(draw: st.DrawFn) -> str:
 
 @st.composite
 def valid_methods(
-    draw: st.DrawFn, name: str, family: str, grouped: bool, symmetric: bool
+    draw: st.DrawFn, name: str, family: str, grouped: bool, symmetric: bool, double: bool
 ) -> list[str]:
     if family == "kept":
         return []
@@ -71,10 +81,13 @@ def valid_methods(
     if family == "integer" and not symmetric:
         methods.append("+hqq")
     if family in ("integer", "float") or name in ("nf4", "fp4", "e8-2"):
-        gptq = [f":damp={draw(numbers(1e-6, 1))}", ":damp=.01", ":actorder"]
-        gptq += [":static"] if grouped else []
-        chosen = draw(st.lists(st.sampled_from(gptq), unique_by=lambda text: text[:3]))
-        methods.append("+gptq" + "".join(chosen))
+        orders = [""] if name == "e8-2" else ["", ":actorder"]
+        if grouped and not double:
+            # Only integer formats store the order of columns whose groups are found on the way.
+            orders = ["", ":actorder"] if family == "integer" else [""]
+            orders += [":static", ":actorder:static", ":static:actorder"]
+        damp = draw(st.sampled_from(["", f":damp={draw(numbers(1e-6, 1))}", ":damp=.01"]))
+        methods.append("+gptq" + damp + draw(st.sampled_from(orders)))
     if name == "int8":
         methods += ["+outlier", f"+outlier{draw(numbers(1e-6, 1000))}"]
     if family == "integer":
@@ -133,6 +146,11 @@ def test_any_text_reads_to_a_fixed_point_or_is_refused(text: str) -> None:
         ("nf4:dq", "nf4-g64:dq"),
         ("kmeans4:sparse=0.50%", "kmeans4:sparse=.5%"),
         ("e8-2+hadamard", "e8-2+hadamard"),
+        ("e8-2+gptq+hadamard", "e8-2+hadamard+gptq"),
+        ("nf4+gptq:static:actorder", "nf4-g64+gptq:actorder:static"),
+        ("nf4:dq+gptq:actorder", "nf4-g64:dq+gptq:actorder"),
+        ("fp8-e4m3+gptq:actorder", "fp8-e4m3+gptq:actorder"),
+        ("fp8-e4m3-block128+gptq:static", "fp8-e4m3-block128+gptq:static"),
         ("Q4_K", "q4_k"),
         ("int4+gptq:actorder:damp=0.02", "int4-g128+gptq:damp=.02:actorder"),
         ("int4+gptq:damp=.01", "int4-g128+gptq"),
@@ -186,6 +204,14 @@ def test_a_format_has_one_canonical_text(text: str, canonical: str) -> None:
         ("int4-sym+hqq", "a symmetric format has none"),
         ("int8+hqq", "add '-asym'"),
         ("int4-channel+gptq:static", "there are no groups"),
+        ("fp8-e4m3+gptq:static", "there are no groups"),
+        ("e8-2+hadamard+gptq:static", "there are no groups"),
+        ("e8-2+hadamard+gptq:actorder", "eight neighbours"),
+        ("nf4:dq+gptq:static", "':dq' fixes all maxima beforehand"),
+        ("nf4+gptq:actorder", "nf4 stores no order of columns: write '+gptq:actorder:static'"),
+        ("nvfp4+gptq:actorder", "nvfp4 stores no order"),
+        ("mxfp4+gptq:damp=.1:actorder", "mxfp4 stores no order"),
+        ("fp8-e5m2-block128+gptq:actorder", "fp8-e5m2 stores no order"),
         ("int4+outlier6", "goes with int8"),
         ("bf16+awq", "bf16 keeps the weights as they are"),
         ("fp8-e4m3+a8", "multiply integer weights"),
@@ -238,14 +264,39 @@ def test_a_format_says_what_it_is() -> None:
     assert parse_format("fp16").strategy is None
 
 
-def test_every_format_is_built_and_so_are_the_methods_without_calibration() -> None:
+def test_every_format_is_built_and_so_is_every_method() -> None:
     for name in BASES:
         assert why_not_built(parse_format("e8-2+hadamard" if name == "e8-2" else name)) is None
-    for text in ("int4+clip", "nf4:dq+clip", "nvfp4+clip", "int3-g64+hqq"):
+    for text in ("int4+clip", "nf4:dq+clip", "nvfp4+clip", "int3-g64+hqq", "q4_k+hadamard"):
         assert why_not_built(parse_format(text)) is None
-    for text in ("int4+awq", "e8-2+hadamard+gptq", "int4+clip+gptq", "q4_k+hadamard", "int8+a8"):
+    for text in ("int4+awq", "e8-2+hadamard+gptq", "int4+clip+gptq", "int8+smooth+a8:static"):
+        assert why_not_built(parse_format(text)) is None
+    for text in ("int8+hadamard+outlier6", "int8+hadamard+a8:static"):
         assert "not yet" in str(why_not_built(parse_format(text)))
-    assert "'+gptq' is missing" in str(why_not_built(parse_format("int4+clip+gptq")))
+
+
+@pytest.mark.parametrize(
+    ("text", "calibrated", "alone", "folds_into"),
+    [
+        ("int4-g128", False, True, False),
+        ("int4-g128+clip+hadamard", False, True, False),
+        ("int8+a8", False, False, False),
+        ("int8+a8:static", True, False, False),
+        ("int8+outlier6", True, False, False),
+        ("int4-g128+gptq", True, False, False),
+        ("int4-g128+awq+gptq", True, False, True),
+        ("int8+smooth.5:online+a8", True, False, False),
+        ("int8+smooth.5+awq:online", True, False, True),
+    ],
+)
+def test_what_a_format_asks_of_inputs(
+    text: str, calibrated: bool, alone: bool, folds_into: bool
+) -> None:
+    fmt = parse_format(text)
+    assert needs_calibration(fmt) is calibrated
+    assert (why_not_alone(fmt) is None) is alone
+    assert folds(fmt) is folds_into
+    assert not folds(without_folds(fmt))
 
 
 def test_reading_a_format_imports_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""GPTQ, against optimal brain quantisation one column at a time in float64."""
+"""GPTQ of integer formats, against optimal brain quantisation one column at a time in float64."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from adversarial import normal
+from correlated import correlated
 from torch import Tensor
 
 from engine.errors import FormatError
@@ -15,17 +16,6 @@ from engine.quant import dequantized, parse_format
 from engine.quant.methods.gptq import gptq
 from engine.quant.quantized import Quantized
 from engine.quant.statistics import output_error
-
-
-def correlated(width: int, strength: float, seed: int) -> Tensor:
-    """``X Xᵀ`` of inputs that share a few directions, with channels of different size."""
-    generator = torch.Generator().manual_seed(seed)
-    own = torch.randn(8 * width, width, generator=generator)
-    shared = torch.randn(8 * width, max(1, width // 16), generator=generator)
-    mixed = torch.randn(max(1, width // 16), width, generator=generator)
-    size = torch.rand(width, generator=generator) + 0.5
-    inputs = ((1 - strength) * own + strength * shared @ mixed) * size
-    return inputs.T @ inputs
 
 
 def brain_surgeon(
@@ -231,8 +221,8 @@ WEIGHT, H64 = normal(8, 64), correlated(64, 0.5, seed=6)
         (WEIGHT, -H64, "int4+gptq", "not positive definite"),
         (WEIGHT * 1e9, H64, "int4+gptq", "needs a scale"),
         (WEIGHT[None], H64, "int4+gptq", r"one weight \[out, in\]"),
-        (WEIGHT, H64, "int4", r"no integer format with '\+gptq'"),
-        (WEIGHT, H64, "nf4+gptq", "no integer format"),
+        (WEIGHT, H64, "int4", r"has no '\+gptq'"),
+        (WEIGHT[:, :40], H64[:40, :40], "mxfp4+gptq", "blocks of 32"),
     ],
 )
 def test_what_means_nothing_is_refused(weight: Tensor, H: Tensor, text: str, message: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from adversarial import normal
 
 from engine.quant import dequantized, parse_format
-from engine.quant.lattice import RMS, _nearest, codebook, patterns, quantize_lattice
+from engine.quant.lattice import RMS, codebook, nearest_codewords, patterns, quantize_lattice
 from engine.quant.methods.hadamard import rotate, rotate_back, signs
 
 FMT = parse_format("e8-2+hadamard")
@@ -29,7 +29,7 @@ def test_the_codebook_is_a_shifted_ball_of_e8() -> None:
 @pytest.mark.parametrize("spread", [0.3, 1.03, 3.0])
 def test_codes_are_the_nearest_of_all_codewords(spread: float) -> None:
     vectors = normal(60, 40, seed=3) * 20 * spread
-    codes = _nearest(vectors, torch.ones(1, 1)).to(torch.int64) & 0xFFFF
+    codes = nearest_codewords(vectors, torch.ones(1, 1)).to(torch.int64) & 0xFFFF
     points = vectors.view(-1, 8).double()
     distances = torch.cdist(points, codebook().double())
     chosen = distances.gather(1, codes.view(-1, 1))[:, 0]
@@ -47,7 +47,7 @@ def test_outliers_are_spread_before_they_are_rounded() -> None:
     weight = normal(64, 512, seed=5)
     weight[:, 7] *= 30
     scale = (weight.square().mean().sqrt() / RMS).reshape(1, 1)
-    codes = _nearest(weight, scale).to(torch.int64) & 0xFFFF
+    codes = nearest_codewords(weight, scale).to(torch.int64) & 0xFFFF
     as_it_is = codebook()[codes].flatten(1) * scale
     rotated = dequantized(weight, FMT, torch.float16)
     assert (weight - rotated).norm() < 0.5 * (weight - as_it_is).norm()

@@ -23,6 +23,7 @@ from engine.quant.float8 import quantize_float8
         ("int4-sym", (4, 256), 4096 + 8 * 16),
         ("int4+awq+gptq:actorder", (4, 256), 4096 + 8 * 20),
         # 200 = 128 + 72: two groups a row
+        ("int4+hadamard+gptq", (4, 256), 4096 + 8 * 20),  # signs follow from the place
         ("int3", (4, 200), 3 * 800 + 8 * 19),
         ("int3", (2, 4, 200), 2 * (3 * 800 + 8 * 19)),
         ("int8", (4, 200), 6400 + 4 * 16),
@@ -68,9 +69,11 @@ def test_stored_bits_count_codes_scales_and_zero_points(
     assert stored_bits(parse_format(text), shape) == bits
 
 
-def test_a_size_that_depends_on_the_values_is_refused() -> None:
-    with pytest.raises(FormatError, match="size of"):
-        stored_bits(parse_format("int8+outlier6"), (64, 256))
+def test_columns_that_outlier_keeps_are_counted_beside_the_codes() -> None:
+    split, plain = parse_format("int8+outlier6"), parse_format("int8")
+    least = stored_bits(plain, (64, 256))
+    assert stored_bits(split, (64, 256)) == least
+    assert stored_bits(split, (64, 256), 3) == least + 3 * (64 * 16 + 32)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,9 @@ def test_what_can_be_exported() -> None:
     )
     assert "last group of 64" in str(exportable(parse_format("int4"), (4, 64)))
     assert "run time" in str(exportable(parse_format("int4+awq:online"), (4, 128)))
-    assert "not yet" in str(exportable(parse_format("int4+awq"), (4, 128)))
+    for text in ("int4+hadamard", "fp8-e4m3+hadamard+gptq", "e8-2+hadamard"):
+        assert "rotates inputs and outputs at run" in str(exportable(parse_format(text), (4, 128)))
+    assert "does not calibrate yet" in str(exportable(parse_format("int4+awq"), (4, 128)))
 
 
 BLOCKED = [(256, 384), (150, 320), (128, 320), (256, 128), (100, 100), (384, 100), (300, 256)]

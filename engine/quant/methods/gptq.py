@@ -4,9 +4,14 @@ GPTQ (Frantar et al. 2022, arXiv 2210.17323): for every row, ``tr(ΔW H ΔWᵀ)`
 made small by rounding weight ``q`` and moving those not yet rounded by
 ``δ = −(w_q − quant(w_q)) / [H⁻¹]_qq · (H⁻¹)_{:,q}`` (equation 2), with ``H⁻¹`` from one Cholesky
 factor for all rows (section 3.3, step 3; algorithm 1). Follows ``GPTQ.fasterquant`` of IST-DASLab's
-gptq, names too: ``H``, ``Hinv``, ``Err1``. One thing differs: a group that is reached takes its
-range from weights moved so far by all columns before it; the reference leaves out those of the same
-block of 128.
+gptq, names too: ``H``, ``Hinv``, ``Err1``, ``Q1``. One thing differs: a group that is reached takes
+its range from weights moved so far by all columns before it; the reference leaves out those of the
+same block of 128.
+
+Where several columns are rounded together, as eight of ``e8-2``, all keep what they were rounded to
+while the error of each is passed on in turn. That is forward substitution, so the columns to come
+are moved by ``ΔW_B [H⁻¹]_BB⁻¹ [H⁻¹]_{B,:}``: block LDLQ of QuIP# (Tseng et al. 2024, arXiv
+2402.04396, §4).
 
 Memory beside the weight ``[out, in]`` and ``H``: up to three float32 ``[in, in]`` while ``H`` is
 inverted, one from then on, a float32 copy of the weight, and its codes.
@@ -21,17 +26,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
+from engine.quant.columns import columns_of
 from engine.quant.formats import Format
-from engine.quant.integer import (
-    Parameters,
-    find_parameters,
-    group_parameters,
-    integer_codes,
-    integer_values,
-    stored_zero_points,
-)
-from engine.quant.quantized import Quantized, in_groups
+from engine.quant.methods.hadamard import rotate_back
 from engine.quant.storage import why_not_held
+from engine.quant.stored import Stored
 
 BLOCK = 128
 """Columns whose errors are passed on to the rest at once."""
@@ -43,18 +42,24 @@ _MOST_DAMPING = 100.0
 class Solved:
     """Codes found by GPTQ."""
 
-    stored: Quantized
+    stored: Stored
     """Codes in the order they are stored in."""
     order: Tensor | None
     """int64 ``[in]``: the input channel of every stored column; None if they are as they were.
     Only ``:actorder`` without ``:static`` reorders columns that have groups."""
     notes: tuple[str, ...]
     """What a person should know: damping that was raised, channels that were always 0."""
+    rotated: bool = False
+    """Whether the weight was rotated before, which its stored form does not know."""
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ`` with its columns where they were, worked out in float32 and cast last."""
-        found = self.stored.approx(dtype)
-        return found if self.order is None else found[:, self.order.argsort()]
+        found = self.stored.approx()
+        if self.order is not None:
+            found = found[:, self.order.argsort()]
+        if self.rotated:
+            rotate_back(found)
+        return found.to(dtype)
 
 
 def gptq(
@@ -65,17 +70,19 @@ def gptq(
     Args:
         weight: The weight; not modified.
         H: ``X Xᵀ`` over the inputs, float32 ``[in, in]``, up to a factor; not modified.
-        fmt: An integer format with ``+gptq``, whose ``:damp`` (a share of the mean of the
-            diagonal), ``:actorder`` (columns in falling order of it) and ``:static`` (parameters of
-            all groups beforehand) are followed, and those of ``+clip`` and ``+hqq``.
+        fmt: A format with ``+gptq``, whose ``:damp`` (a share of the mean of the diagonal),
+            ``:actorder`` (columns in falling order of it) and ``:static`` (parameters of all groups
+            beforehand) are followed, and so are ``+clip`` and ``+hqq``. With ``+hadamard`` the
+            weight and ``H`` are those that were rotated: see `engine.quant.solve`.
         scale_dtype: The dtype that scales are stored in.
         name: The tensor, for messages.
 
     Raises:
-        FormatError: Another format; a weight or ``H`` that is not finite, or that do not fit; a
-            scale too large for its dtype; an ``H`` that no damping makes positive definite.
+        FormatError: A format without ``+gptq``; a weight or ``H`` that is not finite, or that do
+            not fit; a scale too large for its dtype; an ``H`` that no damping makes positive
+            definite.
     """
-    damp, actorder, static = _check(weight, H, fmt, name)
+    damp, actorder, static = check(weight, H, fmt, name)
     notes = []
     diagonal = H.diagonal()
     dead = diagonal == 0
@@ -88,53 +95,46 @@ def gptq(
     if used != damp:
         notes.append(f"{name}: H is singular at damping {damp:g}, which was raised to {used:g}")
 
-    in_place = order is None or static or fmt.group_size is None
-    fixed = None
-    if static or fmt.strategy != "group":
-        groups = in_groups(W.T, fmt.group_size)
-        fixed = find_parameters(lambda: [groups], W.shape[0], fmt, scale_dtype, name)
+    columns = columns_of(W, fmt, scale_dtype, name)
+    group = columns.group
+    if fmt.strategy == "block" and group is None and not fmt.options:
+        notes.append(
+            f"{name}: blocks of {fmt.group_size} run across the ends of its rows of {len(W)}: "
+            "their maxima were found beforehand"
+        )
+    if static and group is not None:
+        for start in range(0, len(W), group):
+            columns.fix(W[start : start + group])
+        group = None
     if order is not None:
         W = W[order]
-    place = list(range(len(W))) if order is None else order.tolist()
-    codes = torch.empty(W.shape, dtype=torch.int8, device=W.device)
-    found: list[Parameters] = []
-    group = fmt.group_size or len(W)
-    now = fixed
-    for i1, i2 in _blocks(len(W), fmt.group_size if fixed is None else None):
+    # Columns whose parameters were found beforehand stay where they were.
+    in_place = order is None or group is None
+    place = range(len(W)) if order is None or not in_place else order.tolist()
+    for i1, i2 in _blocks(len(W), group):
         W1, Hinv1 = W[i1:i2], Hinv[i1:i2, i1:i2]
         Err1 = torch.empty_like(W1)
         for i in range(i2 - i1):
-            if fixed is None and (i1 + i) % group == 0:
-                part = W[i1 + i : i1 + i + group].T.unsqueeze(1).contiguous()
-                now = group_parameters(part, part.shape[-1], fmt, scale_dtype, name)
-                found.append(now)
-            assert now is not None
-            parameters = now if fixed is None else _of_group(fixed, place[i1 + i] // group)
-            w = W1[i]
-            q = integer_codes(w.view(-1, 1, 1), parameters, fmt)
-            codes[i1 + i] = q.view(-1)
-            err = (w - integer_values(q, parameters).view(-1)) / Hinv1[i, i]
+            if group is not None and (i1 + i) % group == 0:
+                columns.fix(W[i1 + i : i1 + i + group])
+            if i % columns.at_once == 0:
+                Q1 = columns.round(place[i1 + i], W1[i : i + columns.at_once])
+            err = (W1[i] - Q1[i % columns.at_once]) / Hinv1[i, i]
             W1[i + 1 :].addr_(Hinv1[i, i + 1 :], err, alpha=-1)
             Err1[i] = err
         W[i2:].addmm_(Hinv[i1:i2, i2:].T, Err1, alpha=-1)
-
-    if in_place and order is not None:
-        codes = codes[order.argsort()]
-    scale, point = _joined(fixed, found)
-    stored = Quantized(
-        codes.T.contiguous(),
-        scale,
-        None if point is None else stored_zero_points(point, fmt, scale_dtype),
-        fmt.group_size,
-    )
-    return Solved(stored, None if in_place else order, tuple(notes))
+    return Solved(columns.stored(), None if in_place else order, tuple(notes))
 
 
-def _check(weight: Tensor, H: Tensor, fmt: Format, name: str) -> tuple[float, bool, bool]:
-    """The damping, and whether columns are reordered, and groups fixed beforehand."""
+def check(weight: Tensor, H: Tensor, fmt: Format, name: str) -> tuple[float, bool, bool]:
+    """The damping, and whether columns are reordered, and groups fixed beforehand.
+
+    Raises:
+        FormatError: As `gptq`, but for what only its arithmetic finds.
+    """
     options = [dict(method.options) for method in fmt.methods if method.name == "gptq"]
-    if fmt.family != "integer" or not options:
-        raise FormatError(f"{name}: {fmt} is no integer format with '+gptq'")
+    if not options:
+        raise FormatError(f"{name}: {fmt} has no '+gptq'")
     if weight.dim() != 2:
         raise FormatError(f"{name}: GPTQ takes one weight [out, in], not {list(weight.shape)}")
     if (why := why_not_held(fmt, weight.shape)) is not None:
@@ -188,23 +188,3 @@ def _blocks(columns: int, group_size: int | None) -> Iterator[tuple[int, int]]:
     for start in range(0, columns, step):
         end = min(start + step, columns)
         yield from ((first, min(first + BLOCK, end)) for first in range(start, end, BLOCK))
-
-
-def _of_group(parameters: Parameters, group: int) -> Parameters:
-    """The parameters of one group of all rows, ``[out, 1]`` each, of one for all ``[1, 1]``."""
-    group = min(group, parameters.scale.shape[1] - 1)
-    part = slice(group, group + 1)
-    point = parameters.zero_point
-    return Parameters(
-        parameters.scale[:, part],
-        None if point is None else point[:, part],
-        parameters.divisor[:, part],
-    )
-
-
-def _joined(fixed: Parameters | None, found: list[Parameters]) -> tuple[Tensor, Tensor | None]:
-    """Scales and zero points ``[out, groups]``."""
-    if fixed is not None:
-        return fixed.scale, fixed.zero_point
-    points = [each.zero_point for each in found if each.zero_point is not None]
-    return torch.cat([each.scale for each in found], 1), torch.cat(points, 1) if points else None

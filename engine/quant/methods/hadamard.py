@@ -1,17 +1,62 @@
 """``+hadamard``: rotate a weight so that no entry of it stands out.
 
 The randomised Hadamard transform of QuIP# (Tseng et al. 2024, arXiv 2402.04396, §3): signs, then
-orthogonal Walsh–Hadamard transforms, of the inputs and of the outputs. A width takes transforms as
-long as the greatest power of two that divides it, side by side; an odd one has signs alone. Signs
-are a fixed function of the place, so an artefact need not store them.
+orthogonal Walsh–Hadamard transforms, of the inputs and of the outputs, both as there; what is
+rounded is ``W' = Uᵀ W V``, and a simulation computes with ``Ŵ = U Q(W') Vᵀ``. QuaRot (Ashkboos et
+al. 2024, arXiv 2404.00456) turns the residual stream once for the whole model; here every layer is
+turned on its own, which asks nothing of its neighbours. Inputs ``Vᵀ x`` have ``H' = Vᵀ H V``, and
+``tr(ΔW H ΔWᵀ)`` is what it is for the rotated weight.
+
+A width takes transforms as long as the greatest power of two that divides it, side by side; an odd
+one has signs alone. Signs are a fixed function of the place, so an artefact need not store them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from engine.quant.rows import row_chunks
+from engine.quant.formats import Format
+from engine.quant.rows import finite_and_broken, matrices, restored, row_chunks
+from engine.quant.stored import Stored
+
+
+@dataclass(frozen=True, eq=False)
+class Rotated:
+    """A weight ``[out, in]`` or ``[experts, out, in]`` that was rotated before it was rounded."""
+
+    stored: Stored
+    """The rotated weight, as its family stores it."""
+
+    def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``Ŵ``: rotated back in float32, cast last."""
+        found = self.stored.approx()
+        for matrix in matrices(found):
+            rotate_back(matrix)
+        return found.to(dtype)
+
+
+def rotates(fmt: Format) -> bool:
+    """Whether a weight is rotated before its family sees it; ``e8-2`` rotates by itself."""
+    return fmt.name != "e8-2" and any(method.name == "hadamard" for method in fmt.methods)
+
+
+def write_rotated(weight: Tensor, out: Tensor) -> None:
+    """Write ``[out, in]`` rotated into ``out``, float32; values that are not finite count as 0."""
+    for rows in row_chunks(weight):
+        out[rows] = finite_and_broken(weight[rows])[0]
+    rotate(out)
+
+
+def write_rotated_back(weight: Tensor, out: Tensor) -> None:
+    """Undo `rotate` of ``out``, in place; values of ``weight`` that are not finite are copied."""
+    rotate_back(out)
+    for rows in row_chunks(out):
+        _, broken = finite_and_broken(weight[rows])
+        if broken is not None:
+            out[rows] = restored(out[rows], broken, weight[rows])
 
 
 def rotate(weight: Tensor) -> None:
@@ -26,6 +71,16 @@ def rotate_back(weight: Tensor) -> None:
     for side in (weight.T, weight):
         for part in row_chunks(side):
             side[part] = _transform(side[part]) * signs(side.shape[1], weight.device)
+
+
+def rotate_inputs(inputs: Tensor) -> Tensor:
+    """``Vᵀ x`` of float32 inputs ``[…, in]``: what a rotated weight multiplies."""
+    return _transform(inputs * signs(inputs.shape[-1], inputs.device))
+
+
+def rotate_inputs_back(inputs: Tensor) -> Tensor:
+    """Undo `rotate_inputs`."""
+    return _transform(inputs) * signs(inputs.shape[-1], inputs.device)
 
 
 def signs(width: int, device: torch.device) -> Tensor:

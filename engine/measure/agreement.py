@@ -1,0 +1,132 @@
+"""How well estimates agree with what was measured: ranks, the median ratio, a monotone fit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+from scipy.stats import rankdata
+
+from engine import protocol as p
+
+SECONDS = 1.0
+"""Least time between two that are told of one format."""
+
+FEWEST = 3
+"""Layers from which on a rank says something."""
+
+Values = NDArray[np.float64]
+
+
+def spearman(one: Values, other: Values) -> float:
+    """Rank correlation: Pearson's of the ranks, ties sharing their mean rank; nan if all tie."""
+    a, b = rankdata(one), rankdata(other)
+    a, b = a - a.mean(), b - b.mean()
+    length = math.sqrt(float((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / length if length else math.nan
+
+
+def monotone_fit(estimated: Values, measured: Values) -> tuple[list[float], list[float]]:
+    """Knots of the least-squares monotone fit of log measured to log estimated values.
+
+    Isotonic regression (pool adjacent violators, by SciPy), reduced to the ends of its steps:
+    between two knots the fit is the straight line of the logarithms.
+
+    Args:
+        estimated: ``[layers]``, greater than 0.
+        measured: as ``estimated``.
+
+    Returns:
+        Estimated values, strictly ascending, and what is measured there.
+    """
+    places, index = np.unique(estimated, return_inverse=True)
+    weights = np.bincount(index).astype(np.float64)
+    heights = np.bincount(index, weights=np.log(measured)) / weights
+    fit = isotonic_regression(heights, weights=weights)
+    knots = np.exp(fit.x)
+    ends = np.union1d(fit.blocks[:-1], fit.blocks[1:] - 1)
+    return places[ends].tolist(), knots[ends].tolist()
+
+
+def agreement(
+    format: str,
+    direction: p.Direction,
+    estimates: Mapping[str, p.Estimate],
+    measured: Mapping[str, p.Sensitivity],
+) -> p.Agreement | None:
+    """How well the estimates of one format agree with what was measured of it.
+
+    Figures that are not finite count nowhere; KL that is not greater than 0 has no logarithm and
+    is left out of ratio and fit.
+
+    Returns:
+        None where fewer than `FEWEST` layers are both estimated and measured.
+    """
+    both = [
+        (estimates[name], measured[name])
+        for name in measured
+        if name in estimates
+        and all(
+            math.isfinite(x)
+            for fact in (estimates[name], measured[name])
+            for x in (fact.kl, fact.dnll)
+        )
+    ]
+    if len(both) < FEWEST:
+        return None
+    guessed = np.array([guess.kl for guess, _ in both])
+    found = np.array([fact.kl for _, fact in both])
+    positive = (guessed > 0) & (found > 0)
+    knots: tuple[list[float], list[float]] = ([], [])
+    ratio = math.nan
+    if positive.any():
+        ratio = float(np.median(found[positive] / guessed[positive]))
+    if positive.sum() >= FEWEST:
+        knots = monotone_fit(guessed[positive], found[positive])
+    return p.Agreement(
+        format=format,
+        direction=direction,
+        layers=len(both),
+        rank_kl=spearman(guessed, found),
+        rank_dnll=spearman(
+            np.array([guess.dnll for guess, _ in both]), np.array([fact.dnll for _, fact in both])
+        ),
+        ratio=ratio,
+        estimated=knots[0],
+        measured=knots[1],
+    )
+
+
+class Comparing:
+    """Agreement of the layers' estimates with what a sweep has measured so far."""
+
+    def __init__(
+        self, direction: p.Direction, estimates: Mapping[str, Mapping[str, p.Estimate]]
+    ) -> None:
+        """
+        Args:
+            direction: of the sweep.
+            estimates: by format, by layer; empty compares nothing.
+        """
+        self._direction: p.Direction = direction
+        self._estimates = estimates
+        self._last = -math.inf
+
+    def now(self, format: str, measured: Mapping[str, p.Sensitivity]) -> Iterator[p.Agreement]:
+        """The agreement as it stands, if there is one."""
+        estimates = self._estimates.get(format)
+        if not estimates:
+            return
+        found = agreement(format, self._direction, estimates, measured)
+        if found is not None:
+            self._last = time.monotonic()
+            yield found
+
+    def growing(self, format: str, measured: Mapping[str, p.Sensitivity]) -> Iterator[p.Agreement]:
+        """As `now`, but at most about once a second."""
+        if time.monotonic() - self._last >= SECONDS:
+            yield from self.now(format, measured)

@@ -1,0 +1,38 @@
+"""How much a sweep measures exactly, once every layer was estimated: the text of ``--exact``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Effort:
+    """All layers, none, or as much as it takes to be sure of the worst."""
+
+    top: int | None
+    """How many of the worst to be sure of; 0 measures nothing, None every layer on all windows."""
+
+    def __str__(self) -> str:
+        if self.top is None:
+            return "all"
+        return f"top:{self.top}" if self.top else "none"
+
+
+def parse_effort(text: str) -> Effort:
+    """Read ``all``, ``none`` or ``top:K``.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text == "all":
+        return Effort(None)
+    if text == "none":
+        return Effort(0)
+    name, _, number = text.partition(":")
+    if name == "top" and number.isascii() and number.isdigit() and int(number):
+        return Effort(int(number))
+    raise UsageError(
+        f"{text!r} does not say which layers to measure: write all, none or top:K, such as top:10"
+    )

@@ -1,0 +1,55 @@
+"""A weight rounded with regard to its inputs: the one entry for what needs ``H = X Xᵀ``.
+
+``+gptq``, with ``+hadamard``, ``+clip`` and ``+hqq`` where the format has them. Methods that scale
+inputs (``+smooth``, ``+awq``) come before it: the weight and ``H`` are multiplied first, and what
+is found is divided afterwards, by whoever has their scale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from engine.quant.formats import Format
+from engine.quant.methods.gptq import Solved, check, gptq
+from engine.quant.methods.hadamard import rotate, rotates
+
+
+def solved(
+    weight: Tensor, gram: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
+) -> tuple[Tensor, tuple[str, ...]]:
+    """``Ŵ`` float32 ``[out, in]``, and what a person should know of how it was found.
+
+    See `solved_form`, whose stored form it stands for.
+    """
+    found = solved_form(weight, gram, fmt, scale_dtype, name)
+    return found.approx(), found.notes
+
+
+def solved_form(
+    weight: Tensor, gram: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
+) -> Solved:
+    """Round one weight so that its output on calibration inputs changes least.
+
+    Args:
+        weight: ``[out, in]``, any floating dtype; not modified.
+        gram: ``H = X Xᵀ`` over the calibration inputs, ``[in, in]``, up to a factor; not modified.
+        fmt: A format with ``+gptq``; of the other methods ``+hadamard``, ``+clip`` and ``+hqq``
+            are followed, and ``+a8``, which leaves weights alone, is passed over.
+        scale_dtype: The dtype that scales are stored in.
+        name: The tensor, for messages.
+
+    Raises:
+        FormatError: As `engine.quant.methods.gptq.gptq`.
+    """
+    if not any(method.name == "hadamard" for method in fmt.methods):
+        return gptq(weight, gram, fmt, scale_dtype, name)
+    check(weight, gram, fmt, name)
+    W = weight.detach().to(torch.float32, copy=True)
+    H = gram.to(torch.float32, copy=True)
+    rotate(W)
+    rotate(H)  # both sides of it: Vᵀ H V
+    found = gptq(W, H, fmt, scale_dtype, name)
+    return dataclasses.replace(found, rotated=rotates(fmt))

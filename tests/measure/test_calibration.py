@@ -1,0 +1,595 @@
+"""Methods that look at inputs, through the engine, against hooks and formulas written out here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine import protocol as p
+from engine.client import in_process
+from engine.corpora import Text
+from engine.errors import TextError, UsageError
+from engine.jobs import Outcome
+from engine.journal import FactStore
+from engine.measure.account import Account
+from engine.measure.approximate import approximated, columns_kept, recipe_states
+from engine.measure.calibration import Kept, calibration_parts, need_calibration
+from engine.measure.calibration_text import cut_calibration
+from engine.measure.evaluation import evaluate
+from engine.model.folding import fold_groups
+from engine.model.network import Held, StandIn
+from engine.opening import open_job
+from engine.quant import dequantized, parse_format
+from engine.quant.methods.awq import awq
+from engine.quant.methods.gptq import gptq
+from engine.quant.methods.outlier import outlier_columns
+from engine.quant.methods.smooth import smooth_scale
+from engine.quant.statistics import InputStatistics
+from engine.workspace import Workspace
+from tests import brute_force, tiny
+from tests.drive import ended, facts, settings, until
+
+Q, K, V = (f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv")
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def of(arch: str) -> Path:
+        if arch not in made:
+            made[arch] = tiny.build(arch, tmp_path_factory.mktemp("calibration") / arch)
+        return made[arch]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def calib(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another text than the one that is scored."""
+    path = tmp_path_factory.mktemp("text") / "calib.txt"
+    path.write_text("\n".join(f"{i * 7919 % 1000} boxers sleep, {i} foxes" for i in range(600)))
+    return path
+
+
+Opened = Callable[..., Workspace]
+
+
+@pytest.fixture
+def opened(
+    folder: Callable[[str], Path], prose: Path, calib: Path, tmp_path: Path
+) -> Iterator[Opened]:
+    stores: list[FactStore] = []
+
+    def of(arch: str = "llama", **given: object) -> Workspace:
+        chosen = {"calib": str(calib), "calib_tokens": 1024, **given}
+        stores.append(FactStore(tmp_path / f"facts{len(stores)}.sqlite"))
+        workspace = Workspace(stores[-1], settings(prose, **chosen))
+        for _ in open_job(workspace, str(folder(arch)), model=True):
+            pass
+        return workspace
+
+    yield of
+    for store in stores:
+        store.close()
+
+
+def finish(steps: Any) -> tuple[list[Any], Any]:
+    """What a generator yields, and what it returns."""
+    told = []
+    while True:
+        try:
+            told.append(next(steps))
+        except StopIteration as stop:
+            return told, stop.value
+
+
+def changed_alone(workspace: Workspace, layer: str, text: str) -> Held:
+    return finish(approximated(workspace, layer, parse_format(text), Account()))[1]
+
+
+def windows_of(workspace: Workspace) -> Tensor:
+    calibration = finish(need_calibration(workspace))[1]
+    return calibration.windows.ids
+
+
+@torch.no_grad()
+def inputs_by_hook(
+    folder: Path, ids: Tensor, layer: str, holding: dict[str, Tensor] | None = None
+) -> Tensor:
+    """All inputs ``[tokens, in]`` of a module, in a plain model with some weights replaced."""
+    model = brute_force.load(folder)
+    modules = brute_force.weights(model)
+    for name, weight in (holding or {}).items():
+        modules[name].weight.data = weight.clone()
+    taken: list[Tensor] = []
+    modules[layer].register_forward_pre_hook(
+        lambda _module, args: taken.append(args[0].reshape(-1, args[0].shape[-1]).clone())
+    )
+    for rows in ids.split(4):
+        model(input_ids=rows)
+    return torch.cat(taken)
+
+
+def gathered(inputs: Tensor) -> InputStatistics:
+    found = InputStatistics.empty(inputs.shape[-1])
+    found.add(inputs)
+    return found
+
+
+def close(ours: Tensor, theirs: Tensor, share: float = 1e-3) -> bool:
+    """Equal but for codes that a difference in the last bits of sums may turn."""
+    return float((ours - theirs).norm() / theirs.norm()) < share
+
+
+# --- the text --------------------------------------------------------------------------------------
+
+
+def test_windows_are_drawn_by_the_seed_do_not_overlap_and_come_from_all_over() -> None:
+    text = Text("counting", "\n".join(f"{i:05d}" for i in range(4000)))
+    cut = [cut_calibration(tiny.tokenizer(), text, 32, 512, seed) for seed in (0, 0, 1)]
+    assert torch.equal(cut[0].ids, cut[1].ids)
+    assert not torch.equal(cut[0].ids, cut[2].ids)
+    assert cut[0].sha256 != cut[2].sha256
+    assert cut[0].ids.shape == (16, 32)
+    whole = cut_calibration(tiny.tokenizer(), text, 32, 1 << 20, 0)
+    again = tiny.tokenizer()(text.content, add_special_tokens=False)["input_ids"]
+    assert whole.tokens > 0.9 * len(again)
+    rows = {tuple(row.tolist()) for row in whole.ids}
+    assert len(rows) == len(whole.ids)
+    places = sorted(text.content.find(tiny.tokenizer().decode(row)) for row in cut[0].ids)
+    assert places[0] >= 0
+    assert places[-1] - places[0] > len(text.content) / 2
+
+
+def test_no_tokens_and_too_short_a_text_are_errors() -> None:
+    with pytest.raises(UsageError, match="0 calibration tokens"):
+        cut_calibration(tiny.tokenizer(), Text("a", "b" * 1000), 32, 0, 0)
+    with pytest.raises(TextError, match="does not fill one window of 32"):
+        cut_calibration(tiny.tokenizer(), Text("short", "a few words"), 32, 512, 0)
+
+
+def test_the_text_is_read_when_a_method_needs_it_and_said_once(opened: Opened) -> None:
+    workspace = opened(calib="/nowhere/at/all.txt")
+    changed_alone(workspace, Q, "int4-g32")
+    with pytest.raises(TextError, match="--calib"):
+        changed_alone(workspace, Q, "int4-g32+gptq")
+    workspace = opened()
+    told, _ = finish(approximated(workspace, Q, parse_format("int4-g32+gptq"), Account()))
+    said = [e.message for e in told if isinstance(e, p.Notice)]
+    assert said == ["calibrating on calib.txt: 1,024 tokens in 32 windows of 32"]
+    assert [e.windows for e in told if isinstance(e, p.Calibrated)] == [32]
+    told, _ = finish(approximated(workspace, K, parse_format("int4-g32+gptq"), Account()))
+    assert not [event for event in told if event is not None]
+
+
+# --- one layer, on the reference ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arch", "layer"), [("llama", DOWN), ("gpt2", "transformer.h.2.mlp.c_fc")])
+def test_gptq_is_that_of_the_gram_of_the_layers_inputs(
+    arch: str, layer: str, opened: Opened, folder: Callable[[str], Path]
+) -> None:
+    workspace = opened(arch)
+    ours = changed_alone(workspace, layer, "int3-g32+gptq:actorder")
+    if arch == "gpt2":
+        names = brute_force.weights(brute_force.load(folder(arch)))
+        assert layer in names
+    x = inputs_by_hook(folder(arch), windows_of(workspace), layer)
+    weight = workspace.need_network()[0].weight(layer)
+    fmt = parse_format("int3-g32+gptq:actorder")
+    theirs = gptq(weight, x.T @ x, fmt, torch.float16).approx()
+    assert isinstance(ours, Tensor)
+    assert close(ours, theirs)
+    assert not close(ours, dequantized(weight, parse_format("int3-g32"), torch.float16), 0.05)
+
+
+def test_the_head_is_calibrated_on_what_it_is_given(
+    opened: Opened, folder: Callable[[str], Path]
+) -> None:
+    workspace = opened()
+    ours = changed_alone(workspace, "lm_head", "int4-g32+gptq")
+    x = inputs_by_hook(folder("llama"), windows_of(workspace), "lm_head")
+    weight = workspace.need_network()[0].weight("lm_head")
+    theirs = gptq(weight, x.T @ x, parse_format("int4-g32+gptq"), torch.float16).approx()
+    assert isinstance(ours, Tensor)
+    assert close(ours, theirs)
+
+
+def test_awq_is_one_scale_for_all_that_share_the_input(
+    opened: Opened, folder: Callable[[str], Path]
+) -> None:
+    workspace = opened()
+    network, _ = workspace.need_network()
+    x = inputs_by_hook(folder("llama"), windows_of(workspace), Q)
+    fmt = parse_format("int3-g32+awq")
+    weights = [network.weight(name) for name in (Q, K, V)]
+    scale = awq(weights, gathered(x), fmt, torch.float16).scale
+    assert not torch.equal(scale, torch.ones_like(scale))
+    for name, weight in zip((Q, K, V), weights, strict=True):
+        ours = changed_alone(workspace, name, "int3-g32+awq")
+        gain = fold_groups(network)[name].gain(scale, torch.float32)
+        theirs = dequantized(weight * scale, parse_format("int3-g32"), torch.float16) * gain
+        assert isinstance(ours, Tensor)
+        assert close(ours, theirs), name
+
+
+def test_awq_and_gptq_together_round_the_scaled_weight_on_the_scaled_inputs(
+    opened: Opened, folder: Callable[[str], Path]
+) -> None:
+    workspace = opened()
+    network, _ = workspace.need_network()
+    ours = changed_alone(workspace, Q, "int3-g32+awq:online+gptq")
+    x = inputs_by_hook(folder("llama"), windows_of(workspace), Q)
+    fmt = parse_format("int3-g32+awq:online+gptq")
+    weights = [network.weight(name) for name in (Q, K, V)]
+    scale = awq(weights, gathered(x), fmt, torch.float16).scale
+    scaled = x / scale
+    theirs = gptq(weights[0] * scale, scaled.T @ scaled, fmt, torch.float16).approx() / scale
+    assert isinstance(ours, Tensor)
+    assert close(ours, theirs)
+
+
+@torch.no_grad()
+def test_int8_inputs_compute_what_a_module_written_by_hand_does(
+    opened: Opened, folder: Callable[[str], Path]
+) -> None:
+    workspace = opened()
+    network, reference = workspace.need_network()
+    held = changed_alone(workspace, Q, "int8+smooth.5:online+a8")
+    x = inputs_by_hook(folder("llama"), windows_of(workspace), Q)
+    weights = [network.weight(name) for name in (Q, K, V)]
+    columns = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
+    scale = smooth_scale(x.abs().amax(0), columns, 0.5)
+    rounded = dequantized(weights[0] * scale, parse_format("int8"), torch.float16)
+
+    class ByHand(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            scaled = inputs / scale
+            step = scaled.abs().amax(-1, keepdim=True) / 127.5
+            return (scaled / step).round().clamp(-128, 127) * step @ rounded.T
+
+    model = brute_force.load(folder("llama"))
+    ids = reference.batches[0]
+    before = model(input_ids=ids).logits
+    model.get_submodule("model.layers.1.self_attn").q_proj = ByHand()
+    theirs = model(input_ids=ids).logits
+    with network.holding({Q: held}):
+        ours = network.run(ids, None)
+    assert float((theirs - before).norm()) > 0
+    assert float((ours - theirs).norm() / (theirs - before).norm()) < 0.02
+
+
+def test_a_static_scale_is_the_greatest_calibration_input(
+    opened: Opened, folder: Callable[[str], Path]
+) -> None:
+    workspace = opened()
+    held = changed_alone(workspace, DOWN, "int8+a8:static")
+    x = inputs_by_hook(folder("llama"), windows_of(workspace), DOWN)
+    assert isinstance(held, StandIn)
+    assert held.inputs is not None
+    step = x.abs().max() / 127.5
+    some = x[:50]
+    assert torch.allclose(held.inputs(some), (some / step).round().clamp(-128, 127) * step)
+
+
+def test_outliers_stay_as_they_are_in_weights_and_inputs(
+    opened: Opened, folder: Callable[[str], Path]
+) -> None:
+    workspace = opened()
+    network, _ = workspace.need_network()
+    held = changed_alone(workspace, DOWN, "int8+outlier2+a8")
+    x = inputs_by_hook(folder("llama"), windows_of(workspace), DOWN)
+    columns = outlier_columns(x.abs().amax(0), 2.0)
+    assert 0 < len(columns) < x.shape[1]
+    assert isinstance(held, StandIn)
+    assert held.inputs is not None
+    weight = network.weight(DOWN)
+    rest = torch.ones(x.shape[1], dtype=torch.bool)
+    rest[columns] = False
+    assert torch.equal(held.weight[:, columns], weight[:, columns].half().float())
+    given = held.inputs(x[:50])
+    assert torch.equal(given[:, columns], x[:50][:, columns])
+    step = x[:50][:, rest].abs().amax(-1, keepdim=True) / 127.5
+    assert torch.allclose(given[:, rest], (x[:50][:, rest] / step).round() * step, atol=1e-6)
+
+
+def test_each_expert_is_solved_with_its_own_tokens(opened: Opened) -> None:
+    workspace = opened("qwen3_moe")
+    network, _ = workspace.need_network()
+    name = "model.layers.1.mlp.experts.down_proj"
+    ours = changed_alone(workspace, name, "int3-g32+gptq")
+    assert isinstance(ours, Tensor)
+    taken: dict[int, list[Tensor]] = {}
+    owner = network.slot(name).owner
+    with torch.no_grad():
+        grams = _grams_of_experts(owner, network, windows_of(workspace), taken)
+    assert len(grams) == network.layers[name].shape[0]
+    for expert, gram in grams.items():
+        weight = network.weight(name)[expert]
+        theirs = gptq(weight, gram, parse_format("int3-g32+gptq"), torch.float16).approx()
+        assert close(ours[expert], theirs), expert
+
+
+def _grams_of_experts(
+    owner: Any, network: Any, ids: Tensor, taken: dict[int, list[Tensor]]
+) -> dict[int, Tensor]:
+    """What the second product of every expert is given, by the formula of the block."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    hook = owner.register_forward_pre_hook(
+        lambda _module, args: calls.append((args[0].clone(), args[1].clone()))
+    )
+    for rows in ids.split(4):
+        network.run(rows, None)
+    hook.remove()
+    for hidden, chosen in calls:
+        for expert in range(owner.gate_up_proj.shape[0]):
+            rows = hidden[(chosen == expert).any(-1)]
+            gate, up = (rows @ owner.gate_up_proj[expert].T).chunk(2, -1)
+            taken.setdefault(expert, []).append(torch.nn.functional.silu(gate) * up)
+    inputs = {expert: torch.cat(parts) for expert, parts in taken.items()}
+    return {expert: x.T @ x for expert, x in inputs.items() if len(x)}
+
+
+def test_an_expert_that_no_token_reached_is_rounded_to_nearest_and_said_so(
+    opened: Opened,
+) -> None:
+    workspace = opened("qwen3_moe", calib_tokens=32)
+    network, _ = workspace.need_network()
+    ids = windows_of(workspace)
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    gate = network.model.get_submodule("model.layers.1.mlp.gate").weight
+    before = gate.detach().clone()
+    gate.data[0] = 0.0
+    gate.data[1:] = before[1:] + 0.0
+    calls: list[Tensor] = []
+    hook = network.slot(name).owner.register_forward_pre_hook(
+        lambda _module, args: calls.append(args[1].clone())
+    )
+    network.run(ids, None)
+    hook.remove()
+    reached = set(torch.cat([chosen.flatten() for chosen in calls]).tolist())
+    idle = set(range(network.layers[name].shape[0])) - reached
+    told, ours = finish(approximated(workspace, name, parse_format("int3-g32+gptq"), Account()))
+    gate.data.copy_(before)
+    said = [e.message for e in told if isinstance(e, p.Notice)]
+    if not idle:
+        assert not said
+        return
+    assert any(
+        f"{len(idle)} of " in sentence and "no calibration token" in sentence for sentence in said
+    )
+    plain = dequantized(network.weight(name), parse_format("int3-g32"), torch.float16)
+    for expert in idle:
+        assert torch.equal(ours[expert], plain[expert])
+
+
+# --- whole recipes -----------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_calibrated_on_what_its_earlier_blocks_give(
+    opened: Opened, folder: Callable[[str], Path]
+) -> None:
+    workspace = opened()
+    network, _ = workspace.need_network()
+    text, first = "int3-g32+gptq", "model.layers.0.mlp.down_proj"
+    formats = {first: parse_format(text), DOWN: parse_format(text)}
+    account = Account()
+    _, states = finish(recipe_states(workspace, formats))
+    _, later = finish(approximated(workspace, DOWN, formats[DOWN], account, states))
+    earlier = states.settled[first]
+    assert torch.equal(earlier, changed_alone(workspace, first, text))
+    ids = windows_of(workspace)
+    x = inputs_by_hook(folder("llama"), ids, DOWN, holding={first: earlier})
+    weight = network.weight(DOWN)
+    theirs = gptq(weight, x.T @ x, parse_format(text), torch.float16).approx()
+    assert close(later, theirs)
+    assert not torch.equal(later, changed_alone(workspace, DOWN, text))
+
+
+def test_what_did_not_change_is_not_solved_again(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.measure import approximate
+
+    workspace = opened()
+    solved: list[str] = []
+    real = approximate.solve
+
+    def spy(*args: Any) -> Any:
+        solved.append(args[-1])
+        return real(*args)
+
+    monkeypatch.setattr(approximate, "solve", spy)
+    text = "int4-g32+gptq"
+    layers = [f"model.layers.{i}.mlp.up_proj" for i in range(3)]
+    finish(evaluate(workspace, dict.fromkeys(layers, text), "job"))
+    assert solved == layers
+    finish(evaluate(workspace, {**dict.fromkeys(layers, text), layers[1]: "int3-g32+gptq"}, "job"))
+    assert solved[3:] == layers[1:]
+    del solved[:]
+    finish(evaluate(workspace, dict.fromkeys(layers[:2], text), "job"))
+    assert solved == []
+
+
+def test_kept_columns_count_in_the_size_of_a_recipe(opened: Opened) -> None:
+    workspace = opened()
+    told, _ = finish(evaluate(workspace, {DOWN: "int8+outlier2"}, "job"))
+    plain, _ = finish(evaluate(workspace, {DOWN: "int8"}, "job"))
+    (ours,) = [f for f in facts([e for e in told if e], p.RecipeScore)]
+    (theirs,) = [f for f in facts([e for e in plain if e], p.RecipeScore)]
+    assert isinstance(ours, p.RecipeScore)
+    assert isinstance(theirs, p.RecipeScore)
+    formats = {DOWN: parse_format("int8+outlier2")}
+    columns = columns_kept(workspace, finish(recipe_states(workspace, formats))[1])[DOWN]
+    assert columns > 0
+    out = workspace.need_network()[0].layers[DOWN].shape[0]
+    assert ours.bytes == theirs.bytes + columns * (out * 16 + 32) // 8
+    assert (ours.calibration, theirs.calibration) == ("sequential", "")
+
+
+def test_a_model_that_cannot_be_resumed_is_calibrated_by_whole_forwards(opened: Opened) -> None:
+    workspace = opened("gemma4")
+    network, _ = workspace.need_network()
+    assert not network.resumable
+    names = [name for name, layer in network.layers.items() if layer.kind == "o_proj"][1:3]
+    told, _ = finish(evaluate(workspace, dict.fromkeys(names, "int4-g32+gptq"), "job"))
+    (score,) = [f for f in facts([e for e in told if e], p.RecipeScore)]
+    assert isinstance(score, p.RecipeScore)
+    assert score.kl > 0
+    network.assert_at_rest()
+
+
+# --- what figures depend on --------------------------------------------------------------------------
+
+
+def test_keys_change_with_text_tokens_and_seed_and_not_with_the_budget(
+    opened: Opened, prose: Path
+) -> None:
+    def part(**given: object) -> dict[str, Any]:
+        workspace = opened(**given)
+        return finish(calibration_parts(workspace, [parse_format("int4+gptq")], "reference"))[1]
+
+    usual = part()
+    assert set(usual) == {"calibration"}
+    assert part(memory_budget=1) == usual
+    assert part(batch_tokens=32) == usual
+    for changed in ({"calib": str(prose)}, {"calib_tokens": 512}, {"seed": 1}, {"seq_len": 16}):
+        assert part(**changed) != usual, changed
+    workspace = opened(calib="/nowhere/at/all.txt")
+    for text in ("int4", "int8+a8", "int4+clip"):
+        assert finish(calibration_parts(workspace, [parse_format(text)], "reference"))[1] == {}
+
+
+def test_what_is_kept_changes_no_weight(opened: Opened) -> None:
+    formats = dict.fromkeys((Q, DOWN, "lm_head"), "int3-g32+gptq")
+    plenty, nothing = opened(), opened(memory_budget=1)
+    for name, text in formats.items():
+        assert torch.equal(changed_alone(plenty, name, text), changed_alone(nothing, name, text))
+
+
+def test_least_recently_used_goes_first() -> None:
+    kept: Kept[str] = Kept(10)
+    for key in "abc":
+        kept.keep(key, key, 4)
+    assert kept.get("a") is None
+    assert kept.get("b") == "b"
+    kept.keep("d", "d", 4)
+    assert (kept.get("c"), kept.get("b"), kept.get("d")) == (None, "b", "d")
+    kept.keep("e", "e", 11)
+    assert kept.get("e") is None
+
+
+def test_preempted_in_the_middle_of_calibration_nothing_changes(opened: Opened) -> None:
+    quiet, busy = opened(), opened()
+    network, _ = busy.need_network()
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked % 5 == 0
+
+    network.should_stop = stop
+    steps = approximated(busy, DOWN, parse_format("int3-g32+gptq"), Account())
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            ours = done.value
+            break
+        network.assert_at_rest()
+    assert asked > 20
+    assert torch.equal(ours, changed_alone(quiet, DOWN, "int3-g32+gptq"))
+
+
+def test_cancelled_in_the_middle_of_calibration_leaves_nothing_stale(opened: Opened) -> None:
+    workspace, fresh = opened(), opened()
+    network, _ = workspace.need_network()
+    layers = dict.fromkeys((Q, "model.layers.0.mlp.up_proj", DOWN), "int4-g32+gptq")
+    whole = sum(1 for _ in evaluate(fresh, layers, "job"))
+    for stop in range(1, whole, 7):
+        steps = evaluate(workspace, layers, "job")
+        for _ in range(stop):
+            next(steps)
+        steps.close()
+        network.assert_at_rest()
+    scores = [
+        [f for f in facts([e for e in finish(evaluate(w, layers, "job"))[0] if e], p.RecipeScore)]
+        for w in (workspace, fresh)
+    ]
+    assert scores[0] == scores[1]
+
+
+# --- through the engine ------------------------------------------------------------------------------
+
+
+def test_without_an_absorber_a_toggle_is_refused_and_a_recipe_falls_back(
+    folder: Callable[[str], Path], prose: Path, calib: Path
+) -> None:
+    client = in_process(str(folder("llama")))
+    try:
+        client.send(p.Open(str(folder("llama")), settings(prose, calib=str(calib))))
+        until(client, ended("open"))
+        assert client.session.model is not None
+        alone = next(iter(client.session.model.why_not_folded))
+        client.send(p.SetFormat((alone,), "int4-g32+awq"))
+        refused = until(client, lambda e: isinstance(e, p.Refused))[-1]
+        assert isinstance(refused, p.Refused)
+        assert client.session.model.why_not_folded[alone] in refused.message
+        assert ":online" in refused.message
+        client.send(p.SetFormat((alone,), "int4-g32+awq:online"))
+        until(client, ended("evaluate"))
+        client.send(p.Evaluate(format="int4-g32+awq"))
+        events = until(client, ended("evaluate"))
+        fallbacks = {e.layer: e for e in events if isinstance(e, p.Fallback)}
+        body = {
+            name
+            for name in client.session.model.why_not_folded
+            if client.session.layers.roles[client.session.index[name]] != "head"
+        }
+        assert set(fallbacks) == body
+        assert fallbacks[alone].format == "int4-g32+awq"
+        assert fallbacks[alone].why.endswith("int4-g32")
+        client.send(p.Evaluate(layers={"model.embed_tokens": "int4-g32+gptq"}))
+        refused = until(client, lambda e: isinstance(e, p.Refused))[-1]
+        assert isinstance(refused, p.Refused)
+        assert "embedding" in refused.message
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "text",
+    ["int4-g32+awq+gptq", "int8+smooth.5+a8", "int8+outlier3+a8", "int8+a8:static"],
+)
+def test_every_method_is_scored_on_every_architecture(arch: str, text: str, opened: Opened) -> None:
+    from engine import recipes
+    from engine.session import Session, apply
+
+    workspace, session = opened(arch), Session()
+    network, _ = workspace.need_network()
+    groups = fold_groups(network)
+    layers = {
+        name: str(
+            recipes.without_folds(parse_format(text))
+            if groups[name].why_not
+            else parse_format(text)
+        )
+        for name, layer in network.layers.items()
+        if layer.block == 1
+    }
+    told, outcome = finish(evaluate(workspace, layers, "job"))
+    (score,) = [f for f in facts([e for e in told if e], p.RecipeScore)]
+    assert isinstance(outcome, Outcome)
+    assert isinstance(score, p.RecipeScore)
+    assert 0 < score.kl < 1
+    network.assert_at_rest()
+    del session, apply
