@@ -171,14 +171,7 @@ class Engine:
             )
 
         chosen = recipes.canonical(command.formats or self._workspace.settings.sweep_formats)
-        effort = str(parse_effort(command.exact))
-        title = _title("sweep", chosen)
-        for told, usual in (
-            (command.direction, "degrade"),
-            (f"by {command.by}", "by layer"),
-            (effort, "all"),
-        ):
-            title += f" {told}" if told != usual else ""
+        title = _title("sweep", chosen, *_unusual(command))
         running = [j for j in self.session.jobs.values() if j.kind == "sweep"]
         if any(j.status == "running" and j.title == title for j in running):
             raise UsageError("that sweep is running already")
@@ -426,5 +419,15 @@ class Engine:
         self._facts.close()
 
 
-def _title(kind: p.JobKind, formats: tuple[str, ...]) -> str:
-    return " ".join([kind, *formats])
+def _title(kind: p.JobKind, formats: tuple[str, ...], *more: str) -> str:
+    return " ".join([kind, *formats, *more])
+
+
+def _unusual(command: p.Sweep) -> list[str]:
+    """What a sweep asks for that most do not, in words.
+
+    Raises:
+        UsageError: ``exact`` says nothing.
+    """
+    asked = (command.direction, f"by {command.by}", str(parse_effort(command.exact)))
+    return [word for word in asked if word not in ("degrade", "by layer", "all")]

@@ -283,8 +283,8 @@ class Control(Fact, frozen=True, gc=False):
     max_abs_kl: float
     floor_dnll: float = 0.0
     """Largest difference of a window between evaluations that are mathematically the same and
-    rounded differently: in micro-batches of two sizes, off a CPU also run twice. A figure below it
-    says nothing."""
+    rounded differently: products added up in two orders, what goes into layers rounded anew where
+    it has 16 bits, off a CPU also the same run twice. A figure below it says nothing."""
     floor_kl: float = 0.0
 
 

@@ -7,6 +7,7 @@ float64.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,19 +80,43 @@ def effect(
     model: nn.Module, module: nn.Module, changed: Tensor, rows: Tensor, batch: int
 ) -> Effect:
     """The effect of one module holding ``changed``, ``[out, in]``."""
-    original = module.weight.data
-    stored = changed.t().contiguous() if isinstance(module, Conv1D) else changed
+    return together(model, {module: changed}, rows, batch)
+
+
+@torch.no_grad()
+def together(
+    model: nn.Module, changes: Mapping[nn.Module, Tensor], rows: Tensor, batch: int
+) -> Effect:
+    """The effect of several modules holding what each is changed to, ``[out, in]``, at once."""
+    originals = {module: module.weight.data for module in changes}
     dnll = kl = 0.0
     for ids in rows.split(batch):
         before = model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
-        module.weight.data = stored
+        for module, changed in changes.items():
+            transposed = isinstance(module, Conv1D)
+            module.weight.data = changed.t().contiguous() if transposed else changed
         after = model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
-        module.weight.data = original
+        for module, original in originals.items():
+            module.weight.data = original
         targets = ids[:, 1:, None]
         dnll += float((before.gather(-1, targets) - after.gather(-1, targets)).sum())
         kl += float((before.exp() * (before - after)).sum())
     count = rows.shape[0] * (rows.shape[1] - 1)
     return Effect(dnll / count, kl / count)
+
+
+def restored(
+    model: nn.Module,
+    changes: Mapping[nn.Module, Tensor],
+    back: Collection[nn.Module],
+    rows: Tensor,
+    batch: int,
+) -> Effect:
+    """What giving modules back their own weights regains where all of ``changes`` is held."""
+    kept = {module: changed for module, changed in changes.items() if module not in back}
+    all_of_them = together(model, changes, rows, batch)
+    all_but = together(model, kept, rows, batch)
+    return Effect(all_of_them.dnll - all_but.dnll, all_of_them.kl - all_but.kl)
 
 
 def oriented(module: nn.Module) -> Tensor:

@@ -41,6 +41,30 @@ def ended(kind: str) -> Callable[[p.AnyEvent], bool]:
     return lambda event: isinstance(event, p.JobEnded) and event.kind == kind
 
 
+def sweeps(source: Path, chosen: p.Settings, *asked: p.Sweep) -> list[list[p.AnyEvent]]:
+    """Events of several sweeps of one engine, one after the other; all end well."""
+    from engine.client import in_process
+
+    client = in_process(str(source))
+    found: list[list[p.AnyEvent]] = []
+    try:
+        client.send(p.Open(str(source), chosen))
+        for sweep in asked:
+            client.send(sweep)
+            found.append(until(client, ended("sweep")))
+            last = found[-1][-1]
+            assert isinstance(last, p.JobEnded)
+            assert last.status == "done", last.message
+    finally:
+        client.close()
+    return found
+
+
+def figures(events: list[p.AnyEvent]) -> dict[str, p.Sensitivity]:
+    """The last figure of every layer or unit, of a sweep in one format."""
+    return {f.layer: f for f in facts(events, p.Sensitivity) if isinstance(f, p.Sensitivity)}
+
+
 def is_partial(event: p.AnyEvent) -> bool:
     """Whether it is a recipe's score, finished or not."""
     return isinstance(event, p.RecipePartial) or (

@@ -59,7 +59,7 @@ class Table:
     found: dict[str, p.Sensitivity] = field(default_factory=dict)
     """Figures of this sweep, measured or from the store, by the unit's name."""
     body: set[str] = field(default_factory=set)
-    """Names of the units that stand in blocks."""
+    """Names of the units that are neither embedding nor head."""
 
 
 def why_not(workspace: Workspace, layer: str, format: Format) -> str | None:
@@ -109,7 +109,7 @@ class Measuring:
         self._account = account
         self._standing: Standing | None = None
         network, self._reference = workspace.need_network()
-        self._room = memory_free(network.device) // 2
+        self._room = memory_free(network.device) // 4
 
     @property
     def micro_batches(self) -> int:
@@ -244,12 +244,12 @@ class Measuring:
 
 
 def body_holding(workspace: Workspace, format: Format) -> tuple[str, ...]:
-    """Layers in blocks that can hold a format: what a uniform recipe changes."""
+    """Layers but embedding and head that can hold a format: what a uniform recipe changes."""
     network, _ = workspace.need_network()
     return tuple(
         name
         for name, layer in network.layers.items()
-        if layer.block is not None and why_not(workspace, name, format) is None
+        if layer.role not in ("embedding", "head") and why_not(workspace, name, format) is None
     )
 
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from engine import protocol as p
 from engine.measure.account import Account
 from engine.measure.evaluation import changed, run_reference
-from engine.measure.perplexity import Tally, compare
+from engine.measure.perplexity import Tally
 from engine.measure.reference import Reference
-from engine.workspace import Workspace, again
-
-FLOOR_WINDOWS = 4
-"""Windows of the first micro-batch that are evaluated in another composition."""
+from engine.model.memory import memory_free
+from engine.model.network import Held, Network, StandIn
+from engine.workspace import Workspace
 
 
 def control(
@@ -26,11 +27,12 @@ def control(
 ) -> Generator[p.AnyEvent | None, None, p.Control]:
     """Swap a layer of the middle block and the head, each for itself; then measure the floor.
 
-    The swap measures exactly 0 on a CPU. On a device whose kernels may round the same product
-    differently twice, running the same twice counts for the floor too.
+    The swap measures exactly 0 on a CPU. The floor is what the first micro-batch measures with all
+    that is mathematically the same rounded in another way; where kernels may round the same product
+    differently twice, running the same twice counts too.
     """
     network, reference = workspace.need_network()
-    key = workspace.measured_key("control", floor="composition")
+    key = workspace.measured_key("control", floor="rounded otherwise")
     known = workspace.known([key]).get(key)
     if isinstance(known, p.Control):
         yield from account.found([key], [known])
@@ -48,50 +50,52 @@ def control(
         if not worst[0] or max(dnll, kl) > max(worst[1:]) or math.isnan(dnll + kl):
             worst = (name, dnll, kl)
         yield None
-    tallies: list[Tally] = []
+    step = account.timed("measure_s", lambda: rounded_otherwise(network))
+    tallies = [(yield from changed(workspace, 0, -1, step(), account))]
+    yield None
     if network.device.type != "cpu":
         tallies.append((yield from changed(workspace, 0, -1, {}, account)))
-        yield None
-    for window in range(min(FLOOR_WINDOWS, reference.batches[0].shape[0])):
-        step = account.timed("measure_s", lambda window=window: recomposed(reference, window))  # type: ignore[misc]
-        tallies.append((yield from again(step)))
         yield None
     fact = p.Control(*worst, *_largest(reference, tallies))
     yield account.learnt(key, fact)
     return fact
 
 
-@torch.no_grad()
-def recomposed(reference: Reference, window: int) -> Tally:
-    """The unchanged network on one window, in a micro-batch of another size than it stands in.
+def rounded_otherwise(network: Network) -> dict[str, Held]:
+    """Every layer with its inputs, and the columns of its weight, in another order.
 
-    Mathematically the same; matrices of another height are multiplied in another order. A window of
-    a micro-batch is evaluated alone, one that is a micro-batch by itself beside a copy.
+    The same products are added in another order: mathematically nothing changes. In 16 bits they
+    are added in 32 and rounded once, to the same value mostly; there every input is rounded anew as
+    well, as it is once anything before it has changed.
 
-    Args:
-        reference: of the network.
-        window: of the first micro-batch.
-
-    Returns:
-        Of one window, against its own micro-batch.
-
-    Raises:
-        Preempted: something more urgent came.
+    Embeddings add nothing up and are left out, as are experts; of the others as many as half of the
+    free memory holds, the last first.
     """
-    network, whole = reference.network, reference.batches[0]
-    row = whole[window : window + 1]
-    other = row if whole.shape[0] > 1 else torch.cat([whole, whole])
-    before = network.final_state(whole, -1, None)
-    after = network.final_state(other, -1, None)
-    sums = [torch.zeros(1, dtype=torch.float64) for _ in range(3)]
-    for a, b in reference.chunks:
-        own = network.logits(whole, before, (a, b))[window : window + 1].float()
-        again = network.logits(other, after, (a, b))[:1].float().clone()
-        lse = torch.logsumexp(own, -1)
-        found = compare(own, lse, again, row[:, a + 1 : b + 1])
-        for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
-            total += part.cpu()
-    return Tally(*sums)
+    room = memory_free(network.device) // 2
+    held: dict[str, Held] = {}
+    for name, layer in reversed(network.layers.items()):
+        weight = network.weight(name)
+        if layer.role in ("embedding", "experts"):
+            continue
+        if (room := room - weight.nbytes) < 0:
+            break
+        order = torch.randperm(layer.shape[-1], generator=_seeded(weight)).to(weight.device)
+        held[name] = StandIn(weight[:, order], partial(_rounded_anew, order))
+    return held
+
+
+def _rounded_anew(order: Tensor, inputs: Tensor) -> Tensor:
+    """Inputs in another order; in 16 bits moved by up to half of ``eps``, relative."""
+    if inputs.element_size() < 4:
+        chance = torch.rand(inputs.shape, generator=_seeded(inputs))
+        moved = 1 + (chance - 0.5) * torch.finfo(inputs.dtype).eps
+        inputs = (inputs.float() * moved.to(inputs.device)).to(inputs.dtype)
+    return inputs[..., order]
+
+
+def _seeded(inputs: Tensor) -> torch.Generator:
+    """The same for all that has this width, as projections of one input have."""
+    return torch.Generator().manual_seed(inputs.shape[-1])
 
 
 def _largest(reference: Reference, tallies: list[Tally]) -> tuple[float, float]:

@@ -28,6 +28,7 @@ from engine.measure.candidates import (
 )
 from engine.measure.control import control
 from engine.measure.effort import parse_effort
+from engine.measure.estimate import estimate
 from engine.measure.evaluation import baseline, forward_seconds, score
 from engine.measure.pace import Pace
 from engine.measure.sequential import Evidence, outside, well_known
@@ -173,10 +174,6 @@ def _estimated(
     if direction == "degrade":
         chosen = {str(f): f for f in map(_built, workspace.settings.estimate_formats)}
     chosen |= {str(format): format for format in formats}
-    try:
-        from engine.measure.estimate import estimate
-    except ImportError:
-        return {}
     return (yield from estimate(workspace, list(chosen.values()), direction, account, job))
 
 

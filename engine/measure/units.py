@@ -21,7 +21,7 @@ class Unit:
     start: int
     """The first block that a change of them reaches; see `Layer.start`."""
     body: bool
-    """Whether all of them stand in blocks."""
+    """Whether none of them is the embedding or the head."""
 
 
 def units(layers: Mapping[str, Layer], by: p.By) -> list[Unit]:
@@ -53,7 +53,7 @@ def units(layers: Mapping[str, Layer], by: p.By) -> list[Unit]:
             name,
             tuple(layer.name for layer in together),
             min(layer.start for layer in together),
-            all(layer.block is not None for layer in together),
+            not any(layer.role in ("embedding", "head") for layer in together),
         )
         for name, together in members.items()
     ]

@@ -267,25 +267,31 @@ class Network:
         return self.output_of(ids, n - 1, self.resuming(k, state))
 
     def logits(
-        self, ids: Tensor, final_state: Tensor, positions: slice | tuple[int, int]
+        self,
+        ids: Tensor,
+        final_state: Tensor,
+        positions: slice | tuple[int, int],
+        *,
+        grad: bool = False,
     ) -> Tensor:
         """Logits ``[batch, b − a, vocabulary]`` at the positions from ``a`` to before ``b``.
 
         ``final_state`` is the output of the last block; the model's own forward adds norm, head,
         scaling and soft cap. Where a model cannot do that, the whole forward is run with the
-        weights held now: call it inside the same :meth:`holding` as :meth:`final_state`.
+        weights held now: call it inside the same :meth:`holding` as :meth:`final_state`. With
+        ``grad`` they have a graph.
 
         Raises:
             Preempted: ``should_stop`` said so, where the whole forward is run.
         """
         a, b = self._range(positions, ids.shape[1])
         if not self.head_resumable:
-            return self.run(ids, self.resuming(0, None))[:, a:b]
+            return self.run(ids, self.resuming(0, None), grad=grad)[:, a:b]
         skipping = self.resuming(len(self.blocks), final_state)
         if not self.takes_positions:
-            return self.run(ids, skipping)[:, a:b]
+            return self.run(ids, skipping, grad=grad)[:, a:b]
         keep = torch.arange(a, b, device=self.device)
-        return self.run(ids, skipping, logits_to_keep=keep)
+        return self.run(ids, skipping, grad=grad, logits_to_keep=keep)
 
     def resume(self, ids: Tensor, k: int, state: Tensor | None, **kwargs: Any) -> Tensor:
         """The model's logits, from the input ``state`` of block ``k`` on; see final_state."""
@@ -296,17 +302,21 @@ class Network:
 
     # -- what the above is made of ---------------------------------------------------------------
 
-    def run(self, ids: Tensor, forwards: list[Forward] | None, **kwargs: Any) -> Tensor:
+    def run(
+        self, ids: Tensor, forwards: list[Forward] | None, *, grad: bool = False, **kwargs: Any
+    ) -> Tensor:
         """The model's logits with these block forwards; None: the blocks' own."""
-        with torch.no_grad(), patched(self.blocks if forwards else (), forwards or ()):
+        with torch.set_grad_enabled(grad), patched(self.blocks if forwards else (), forwards or ()):
             output = self.model(input_ids=ids.to(self.device), use_cache=False, **kwargs)
         logits: Tensor = output.logits
         return logits
 
-    def run_until_reached(self, ids: Tensor, forwards: list[Forward]) -> None:
+    def run_until_reached(
+        self, ids: Tensor, forwards: list[Forward], *, grad: bool = False
+    ) -> None:
         """Runs the model until one of these block forwards raises ``Reached``."""
         try:  # no logits_to_keep: some models skip positions in late blocks when it is given
-            self.run(ids, forwards)
+            self.run(ids, forwards, grad=grad)
         except Reached:
             return
         raise RuntimeError("the forward ended before its last block")

@@ -1,0 +1,220 @@
+"""First-order effects: how much a loss changes when a layer's weight changes a little.
+
+For a layer with inputs ``x_t`` and output gradients ``g_t``, a change ``ΔW`` of its weight changes
+the loss by ``z = Σ_t z_t`` with ``z_t = g_tᵀ ΔW x_t`` to first order. Two sums over each window are
+kept. ``Σ z_t`` comes from ``⟨ΔW, G⟩`` with ``G = Σ g_t x_tᵀ``: one product for each loss, whatever
+the number of changes. ``Σ z_t²`` needs ``ΔW x_t`` of every change; it is a mean of so many terms that
+a share of the tokens is enough for it.
+
+Products are made in bfloat16 where the processor has matrix units for it: the errors of single
+terms are random and drown in their sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.model.gradients import Tap, WeightTap
+from engine.model.processor import has_matrix_units
+
+SQUARES = 2048
+"""Tokens whose squares are taken, at most, over all windows."""
+COUPLED = 32
+"""Windows whose sums are taken of drawn labels, at least, where there are so many."""
+OPENING = 4
+"""First tokens of a window whose squares are always taken: attention may rest on them."""
+TILE_BYTES = 4 << 20
+"""Bytes of gradients of a few rows of a weight, over all windows of a micro-batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a layer computes with instead of its weight, as a difference."""
+
+    delta: Tensor
+    """``Ŵ − W``, ``[out, in]`` or ``[experts, out, in]``, in the dtype products are made in."""
+    inputs: Callable[[Tensor], Tensor] | None = None
+    """What becomes of the inputs first; then ``approx`` stands for the weight."""
+    approx: Tensor | None = None
+    """``Ŵ``, where inputs change."""
+
+
+@dataclass(eq=False)
+class Moments:
+    """Sums over the tokens of each window, float64 ``[losses, windows]``."""
+
+    total: Tensor
+    """``Σ_t z_t``."""
+    square: Tensor
+    """``Σ_t z_t²``."""
+
+    @classmethod
+    def empty(cls, losses: int, windows: int) -> Moments:
+        """Of no tokens yet."""
+        shape = (losses, windows)
+        return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The tokens of each window whose squares are taken, and what each stands for."""
+
+    positions: Tensor
+    """int64 ``[tokens]``."""
+    weights: Tensor
+    """float32 ``[tokens]``: so many tokens of the window."""
+
+
+def sample_of(window: int, windows: int, seq_len: int) -> Sample:
+    """Some tokens of a window: the first few, and others at equal distances."""
+    wanted = max(1, SQUARES // max(1, windows))
+    if wanted >= seq_len:
+        return Sample(torch.arange(seq_len), torch.ones(seq_len))
+    first = min(OPENING, seq_len)
+    step = max(1, (seq_len - first) // max(1, wanted - first))
+    # Another beginning in every window, or some positions would never be seen.
+    rest = first + window * 7 % step + step * torch.arange((seq_len - first) // step)
+    weights = torch.full((first + len(rest),), (seq_len - first) / max(1, len(rest)))
+    weights[:first] = 1
+    return Sample(torch.cat([torch.arange(first), rest]), weights)
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What products are made in: bfloat16 where that is faster, else the network's dtype."""
+    if device.type == "cpu":
+        return torch.bfloat16 if has_matrix_units() else torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else dtype
+
+
+Embed = Callable[[Tensor], Tensor]
+"""How an embedding turns a change of its weight into one of its output."""
+
+
+@torch.no_grad()
+def add_effects(
+    tap: Tap | WeightTap,
+    changes: Sequence[Change],
+    moments: Sequence[Moments],
+    windows: slice,
+    samples: Sequence[Sample],
+    drawn_from: int,
+    coupling: Tensor,
+    weight: Tensor,
+    embed: Embed | None = None,
+) -> None:
+    """Add what reached a layer on some windows to the moments of its changes.
+
+    Args:
+        tap: what reached it.
+        changes: all of the layer's shape.
+        moments: of each change.
+        windows: which of all windows these are.
+        samples: of each of these windows, as many tokens each.
+        drawn_from: the first loss of drawn labels: the sums of these are taken windows that
+            couple alone.
+        coupling: which of these windows do, bool ``[windows]``.
+        weight: ``W``, for changes of inputs.
+        embed: for an embedding.
+    """
+    if isinstance(tap, WeightTap):
+        for change, found in zip(changes, moments, strict=True):
+            for loss, gradient in enumerate(tap.gradients):
+                z = _dot(change.delta, gradient)
+                found.total[loss, windows] += z
+                found.square[loss, windows] += z**2
+        return
+    plain = [i for i, change in enumerate(changes) if change.inputs is None and embed is None]
+    if plain:
+        deltas = torch.stack([changes[i].delta for i in plain])
+        cast = Tap(
+            tap.layer, tap.inputs.to(deltas.dtype), tuple(g.to(deltas.dtype) for g in tap.gradients)
+        )
+        picked, weights = _picked(cast, samples)
+        squares = (_effects(picked, deltas).square() * weights).sum(-1).double().cpu()
+        totals = _window_sums(cast, deltas, drawn_from, coupling)
+        for at, i in enumerate(plain):
+            moments[i].total[:, windows] += totals[:, at]
+            moments[i].square[:, windows] += squares[:, at]
+    for i, (change, found) in enumerate(zip(changes, moments, strict=True)):
+        if i in plain:
+            continue
+        moved = embed(change.delta) if embed is not None else _moved(tap.inputs, change, weight)
+        for loss, gradient in enumerate(tap.gradients):
+            z = torch.linalg.vecdot(gradient.float(), moved.float()).double().cpu()
+            found.total[loss, windows] += z.sum(-1)
+            found.square[loss, windows] += z.square().sum(-1)
+
+
+def _picked(tap: Tap, samples: Sequence[Sample]) -> tuple[Tap, Tensor]:
+    """The tokens of a tap that are sampled, and their weights ``[windows, tokens]``."""
+    windows, tokens = tap.inputs.shape[:2]
+    device = tap.inputs.device
+    weights = torch.stack([sample.weights for sample in samples]).to(device)
+    if weights.shape[1] == tokens:
+        return tap, weights
+    rows = torch.cat([w * tokens + sample.positions for w, sample in enumerate(samples)]).to(device)
+
+    def chosen(x: Tensor) -> Tensor:
+        return x.reshape(windows * tokens, -1)[rows].view(windows, -1, x.shape[-1])
+
+    return Tap(tap.layer, chosen(tap.inputs), tuple(map(chosen, tap.gradients))), weights
+
+
+def _effects(tap: Tap, deltas: Tensor) -> Tensor:
+    """``z`` of every token, ``[losses, changes, windows, tokens]``, float32."""
+    windows, tokens = tap.inputs.shape[:2]
+    inputs = tap.inputs.reshape(windows * tokens, -1).to(deltas.dtype)
+    moved = functional.linear(inputs, deltas.flatten(0, 1)).view(len(inputs), len(deltas), -1)
+    gradients = torch.stack([g.reshape(len(inputs), -1) for g in tap.gradients], -1)
+    z = torch.bmm(moved.float(), gradients.float())  # [tokens of all windows, changes, losses]
+    return z.permute(2, 1, 0).reshape(-1, len(deltas), windows, tokens)
+
+
+def _moved(inputs: Tensor, change: Change, weight: Tensor) -> Tensor:
+    """``Ŵ x' − W x``, where inputs change."""
+    assert change.inputs is not None
+    assert change.approx is not None
+    changed = functional.linear(change.inputs(inputs), change.approx.to(inputs.dtype))
+    return changed - functional.linear(inputs, weight.to(inputs.dtype))
+
+
+def coupled(windows: int) -> Tensor:
+    """The windows whose sums are taken of drawn labels too: one in a few, bool ``[windows]``."""
+    found = torch.zeros(windows, dtype=torch.bool)
+    found[:: max(1, windows // COUPLED)] = True
+    return found
+
+
+def _window_sums(tap: Tap, deltas: Tensor, drawn_from: int, coupled: Tensor) -> Tensor:
+    """``⟨ΔW, G⟩`` of every loss, change and window, ``[losses, changes, windows]``, float64."""
+    windows, _, width = tap.inputs.shape
+    rows = max(1, TILE_BYTES // (windows * width * deltas.dtype.itemsize))
+    total = torch.zeros(
+        len(tap.gradients), len(deltas), windows, dtype=torch.float64, device=deltas.device
+    )
+    some = coupled.nonzero().flatten().tolist()
+    every = list(range(windows))
+    for top in range(0, deltas.shape[1], rows):
+        tile = slice(top, top + rows)
+        # In float32: oneDNN divides by zero in a thin, long product of bfloat16.
+        delta = deltas[:, tile].flatten(1).float()
+        for loss, g in enumerate(tap.gradients):
+            chosen = every if loss < drawn_from else some
+            if not chosen:
+                continue
+            at = slice(None) if len(chosen) == windows else chosen
+            G = torch.bmm(g[at, :, tile].transpose(1, 2), tap.inputs[at])
+            total[loss, :, chosen] += (delta @ G.flatten(1).float().T).double()
+    return total.cpu()
+
+
+def _dot(delta: Tensor, gradient: Tensor) -> float:
+    total = 0.0
+    for one, other in zip(delta, gradient, strict=True):
+        total += float(torch.linalg.vecdot(one.float().flatten(), other.float().flatten()))
+    return total
