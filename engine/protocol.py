@@ -513,6 +513,8 @@ class Fallback(Event, frozen=True, kw_only=True):
     layer: str
     format: str
     why: str
+    holds: str = ""
+    """The format it has instead; empty where it is kept, or not measured."""
 
 
 class Notice(Event, frozen=True):

@@ -103,7 +103,9 @@ def resolve(
             continue
         elif (why := _why_not_row(session, row, default)) is not None:
             parsed = without_folds(default)
-            fallbacks.append(p.Fallback(layer=name, format=str(default), why=f"{why}; {parsed}"))
+            fallbacks.append(
+                p.Fallback(layer=name, format=str(default), why=why, holds=str(parsed))
+            )
         else:
             parsed = default
         if str(parsed) != kept:
@@ -159,7 +161,7 @@ def _why_not_row(session: Session, row: int, format: Format) -> str | None:
             f"whether anything can absorb the scale of {format} is known once the model is loaded"
         )
     why = session.model.why_not_folded.get(layers.names[row])
-    return why and f"{why}, so nothing absorbs the scale of {format}: ':online' needs nothing to"
+    return why and f"{why}, so nothing absorbs the scale of {format} (':online' needs nothing to)"
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -14,6 +14,9 @@ from engine.quant.formats import needs_calibration, parse_format
 from engine.session import Job, Session
 from qtui import schema as s
 from qtui.schema import finite
+
+_Fallen: TypeAlias = tuple[str, str, str, str]
+"""A layer, the format it does not hold, why, and what it holds instead; empty: as stored."""
 
 
 def triage_document(
@@ -31,7 +34,7 @@ def triage_document(
     job = job or _last(session, "triage")
     layers = session.layers
     refused = [
-        (found.layer, format, why)
+        (found.layer, format, why, "")
         for found in layers.weights
         if found is not None
         for format, why in found.refused.items()
@@ -323,15 +326,18 @@ def _additivity(
     return s.AdditivityPart(kl=first.kl, dnll=first.dnll, by_format=found)
 
 
-def _fell_back(session: Session, formats: Sequence[str]) -> list[tuple[str, str, str]]:
-    return [(x.layer, x.format, x.why) for x in session.fallbacks if x.format in formats]
+def _fell_back(session: Session, formats: Sequence[str]) -> list[_Fallen]:
+    return [(x.layer, x.format, x.why, x.holds) for x in session.fallbacks if x.format in formats]
 
 
-def _fallbacks(session: Session, found: Sequence[tuple[str, str, str]]) -> list[s.LayerFallback]:
+def _fallbacks(session: Session, found: Sequence[_Fallen]) -> list[s.LayerFallback]:
     """Each layer and format once, in the model's order."""
-    once: dict[tuple[str, str], str] = {}
-    for layer, format, why in found:
-        once.setdefault((layer, format), why)
+    once: dict[tuple[str, str], tuple[str, str]] = {}
+    for layer, format, why, holds in found:
+        once.setdefault((layer, format), (why, holds))
     last = len(session.layers.names)
     ordered = sorted(once.items(), key=lambda item: session.index.get(item[0][0], last))
-    return [s.LayerFallback(layer=name, format=format, why=why) for (name, format), why in ordered]
+    return [
+        s.LayerFallback(layer=name, format=format, why=why, holds=holds or UNSET)
+        for (name, format), (why, holds) in ordered
+    ]

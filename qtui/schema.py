@@ -40,6 +40,8 @@ class LayerFallback(Part, frozen=True, kw_only=True):
     layer: str
     format: str
     why: str
+    holds: str | UnsetType = UNSET
+    """What it holds instead; it is kept, or not measured, where this is missing."""
 
 
 class OutlierPart(Part, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from engine import protocol as p
 from qtui import schema as s
-from qtui.text import clock, count, perplexity, printable, short, size
+from qtui.text import clock, count, instead, perplexity, printable, short, size
 
 NOT_KNOWN = "-"
 
@@ -212,7 +212,8 @@ def _additivity(additivity: s.AdditivityPart | UnsetType) -> str:
 
 def _fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
     return "\n".join(
-        f"fallback: {printable(each.layer)} is kept, not {printable(each.format)}: "
+        f"fallback: {printable(each.layer)} {instead(each.holds or '')}, "
+        f"not {printable(each.format)}: "
         f"{printable(each.why)}"
         for each in fallbacks
     )

@@ -550,7 +550,7 @@ def test_without_an_absorber_a_toggle_is_refused_and_a_recipe_falls_back(
         }
         assert set(fallbacks) == body
         assert fallbacks[alone].format == "int4-g32+awq"
-        assert fallbacks[alone].why.endswith("int4-g32")
+        assert fallbacks[alone].holds == "int4-g32"
         client.send(p.Evaluate(layers={"model.embed_tokens": "int4-g32+gptq"}))
         refused = until(client, lambda e: isinstance(e, p.Refused))[-1]
         assert isinstance(refused, p.Refused)
