@@ -8,9 +8,9 @@ section 9): ``KL ≈ E[z²] / 2T`` nats per token. With the text's labels ``ΔNL
 ``z = Σ_t z_t`` over the tokens the layer is given. Errors of rounding on different tokens are next
 to uncorrelated, so that ``E[z²] ≈ E[Σ z_t²]``; and the sum of squares is known far better than the
 square of the sum: a window gives one draw of the latter and many terms of the former. So the
-estimate is ``coupling · Σ z_t² / 2T``, where ``coupling = E[z²] / E[Σ z_t²]`` comes from all formats
-of a layer together, drawn towards 1 by as much as it is uncertain (`COUPLING_PRIOR`). Its bias: a
-format whose errors couple tokens unlike the others' gets the coupling of all.
+estimate is ``coupling · Σ z_t² / 2T``, where ``coupling = E[z²] / E[Σ z_t²]`` comes from all of a
+layer's formats together, drawn towards 1 by as much as it is uncertain (`COUPLING_PRIOR`). Its
+bias: a format whose errors couple tokens unlike the others' gets the coupling of all.
 
 To restore a layer where all are quantised, KL has a slope: ``KL(all) − KL(all but one)`` is about
 ``⟨ΔW, ∇KL(ref ‖ quantised)⟩ − E[z²] / 2T``, gradients and labels of the quantised network.
@@ -21,7 +21,7 @@ To restore a layer where all are quantised, KL has a slope: ``KL(all) − KL(all
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -119,7 +119,7 @@ def _estimated(
         return
     walk = Walk(workspace, list(formats), direction, account, job, list(wanted))
     for event in walk.run():
-        if event is None or isinstance(event, p.Progress | p.Notice):
+        if not isinstance(event, dict):
             yield event
             continue
         facts = [
@@ -188,7 +188,7 @@ def _doubt(
 
 
 def _coupling(found: Sequence[Moments], fixed: int) -> tuple[float, float]:
-    """``E[z²] / E[Σ z_t²]`` of a layer over all formats, drawn towards 1, and its standard error."""
+    """``E[z²] / E[Σ z_t²]`` of a layer, drawn towards 1, and its standard error."""
     some = coupled(found[0].total.shape[-1])
     whole = torch.zeros(int(some.sum()), dtype=torch.float64)
     parts = torch.zeros_like(whole)

@@ -3,8 +3,8 @@
 For a layer with inputs ``x_t`` and output gradients ``g_t``, a change ``ΔW`` of its weight changes
 the loss by ``z = Σ_t z_t`` with ``z_t = g_tᵀ ΔW x_t`` to first order. Two sums over each window are
 kept. ``Σ z_t`` comes from ``⟨ΔW, G⟩`` with ``G = Σ g_t x_tᵀ``: one product for each loss, whatever
-the number of changes. ``Σ z_t²`` needs ``ΔW x_t`` of every change; it is a mean of so many terms that
-a share of the tokens is enough for it.
+the number of changes. ``Σ z_t²`` needs ``ΔW x_t`` of every change; it is a mean of so many terms
+that a share of the tokens is enough for it.
 
 Products are made in bfloat16 where the processor has matrix units for it: the errors of single
 terms are random and drown in their sum.

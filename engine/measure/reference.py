@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ from engine.measure.perplexity import Tally, Windows, compare
 from engine.measure.states import Memory, Plan, Sizes, States, Stored, choose
 from engine.model.network import Held, Network
 
-CHUNK_BYTES = 16 << 20
-"""Logits of one chunk of positions, in bytes of float32."""
-PIECE_BYTES = 4 << 20
-"""Logits compared at once on a CPU, in bytes of float32."""
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+"""Logits of one chunk of positions, in bytes of float32: each is a pass through the model's code,
+which a fast device would wait for."""
+PIECE_BYTES = 1 << 19
+"""Logits compared at once on a CPU, in bytes of float32: what is made of them fits a cache."""
 CHUNK_MULTIPLE = 16
 """Positions come in multiples of this: odd sizes round differently."""
 FOR_RECIPES = 4
@@ -58,7 +59,7 @@ class Reference:
         self.batches = [ids.to(network.device) for ids in torch.split(windows.ids, rows)]
         text = network.config.get_text_config()
         vocabulary, hidden = text.vocab_size, text.hidden_size
-        chunk = CHUNK_BYTES // (rows * vocabulary * 4)
+        chunk = CHUNK_BYTES.get(network.device.type, 16 << 20) // (rows * vocabulary * 4)
         chunk = max(CHUNK_MULTIPLE, chunk - chunk % CHUNK_MULTIPLE)
         first, last = windows.first, windows.seq_len - 1
         self.chunks = [(a, min(a + chunk, last)) for a in range(first, last, chunk)]
@@ -188,21 +189,16 @@ class Reference:
                 reference = network.logits(ids, final, (a, b)).float()
             with network.holding(weights):
                 changed = network.logits(ids, last, (a, b)).float()
-            # A few windows at a time: temporaries that fit a cache are not mapped anew each time.
-            step = ids.shape[0]
-            if network.device.type == "cpu":
-                step = max(1, PIECE_BYTES // (4 * reference[0].numel()))
-            for first in range(0, ids.shape[0], step):
-                rows = slice(first, first + step)
+            for rows, at in pieces(reference):
                 found = compare(
-                    reference[rows],
-                    self._lse[batch, chunk][rows],
-                    changed[rows],
-                    ids[rows, a + 1 : b + 1],
-                    self._first[batch, chunk][rows],
+                    reference[rows, at],
+                    self._lse[batch, chunk][rows, at],
+                    changed[rows, at],
+                    ids[rows, a + 1 : b + 1][:, at],
+                    self._first[batch, chunk][rows, at],
                 )
                 for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
-                    total[rows] = total[rows] + part.cpu()
+                    total[rows] += part.cpu()
         return Tally(*sums)
 
     # -- what recipes' states are kept by --------------------------------------------------------
@@ -239,6 +235,18 @@ class Reference:
             self.memory.weigh(sample, time.perf_counter() - begun)
         reading = self.memory.reading if self.memory.beyond else None
         return choose(sizes, room, reading, logits=logits)
+
+
+def pieces(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Windows and positions that are compared at once, of a chunk ``[windows, positions, …]``."""
+    windows, positions, vocabulary = logits.shape
+    count = windows * positions
+    if logits.device.type == "cpu":
+        count = max(1, PIECE_BYTES // (4 * vocabulary))
+    height, width = max(1, count // positions), min(count, positions)
+    for top in range(0, windows, height):
+        for left in range(0, positions, width):
+            yield slice(top, top + height), slice(left, left + width)
 
 
 def boundary_state(reference: Reference, states: States, batch: int, k: int) -> Tensor:

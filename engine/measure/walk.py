@@ -101,7 +101,7 @@ class Walk:
         self.cotangents: dict[int, list[Tensor]] = {}
         """Of the state before the region, by micro-batch."""
 
-    def run(self) -> Generator[p.Progress | p.Notice | Done | None, None, None]:
+    def run(self) -> Generator[p.AnyEvent | Done | None, None, None]:
         """Walk.
 
         Yields:

@@ -2,7 +2,8 @@
 
 `parse_format` reads the grammar; `why_not_built`, `why_not_held` and `exportable` say what cannot
 be done and why; `stored_bits` counts. `dequantized` is the weight that a stored form stands for,
-and
+and `stored_form` the stored form itself; `solved` and `solved_form` are the same two for formats
+that look at the layer's inputs. torch is imported with those, not before.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import time
 import torch
 
 from engine.measure.perplexity import compare
-from engine.measure.reference import PIECE_BYTES, Reference
+from engine.measure.reference import Reference, pieces
 
 
 @torch.no_grad()
@@ -38,13 +38,11 @@ def suffix_cost(reference: Reference, start: int, batch: int = 0) -> tuple[float
     last = network.final_state(ids, start, state)
     for i, (a, b) in enumerate(reference.chunks):
         changed = network.logits(ids, last, (a, b)).float()
-        step = ids.shape[0]
-        if network.device.type == "cpu":
-            step = max(1, PIECE_BYTES // (4 * known[i][0].numel()))
-        for top in range(0, ids.shape[0], step):
-            rows = slice(top, top + step)
-            targets = ids[rows, a + 1 : b + 1]
-            compare(known[i][rows], lse[i][rows], changed[rows], targets, first[i][rows])
+        for rows, at in pieces(changed):
+            targets = ids[rows, a + 1 : b + 1][:, at]
+            compare(
+                known[i][rows, at], lse[i][rows, at], changed[rows, at], targets, first[i][rows, at]
+            )
     _wait(reference)
     return time.perf_counter() - begun, time.process_time() - processor
 

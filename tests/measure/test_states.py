@@ -262,7 +262,7 @@ def test_a_plan_fits_and_no_other_that_fits_costs_less(
 
 
 RESIDENT = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 import torch
 from engine.measure.perplexity import cut
@@ -273,24 +273,28 @@ from tests import tiny
 folder = tiny.build("llama", Path(sys.argv[1]), hidden_size=128, intermediate_size=128,
                     num_hidden_layers=16, num_attention_heads=2, num_key_value_heads=2)
 network = load_network(folder, device="cpu")
-windows = cut(tiny.ids(1, 1 << 13)[0], 64, 1 << 13)
+windows = cut(tiny.ids(1, 1 << 12)[0], 64, 1 << 12)
 names = ["model.layers.1.mlp.up_proj", "model.layers.14.mlp.up_proj"]
 changed = {name: network.weight(name) * 0.9 for name in names}
+
+def anonymous():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 def run(budget):
     reference = Reference(network, windows, 1024, budget)
     standing = Standing(reference, changed)
-    kl = []
+    kl, taken = [], 0
     for batch in range(len(reference.batches)):
         reference.run(batch)
         kl += standing.tally(batch).kl.tolist()
         kl += standing.measure(batch, 14, {names[1]: network.weight(names[1])}).kl.tolist()
-    taken = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        taken = max(taken, anonymous())
     return taken, reference.memory.room.peak, kl
 
 sizes = Reference(network, windows, 1024, 1).sizes
 most = 2 * sizes.states(1) + sizes.logits + (1 << 20)
 found, figures = [], None
+run(1)  # what is allocated once
 for budget in (1, most // 4, most // 2, 1 << 40):
     resident, peak, kl = run(budget)
     figures = figures or kl
@@ -301,9 +305,9 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="units of ru_maxrss")
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
 def test_resident_memory_stays_within_what_was_asked_for(tmp_path: Path) -> None:
-    """One process, the least budget first: the most it ever took grows by what is kept alone."""
+    """By what the process has of its own, the least budget first: it grows by what is kept."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RESIDENT, str(tmp_path / "model")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
@@ -314,7 +318,7 @@ def test_resident_memory_stays_within_what_was_asked_for(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr[-2000:]
     (_, without, _), *rest = json.loads(done.stdout.splitlines()[-1])
     most = rest[-1][0]
-    assert most > 100 << 20
+    assert most > 50 << 20
     for budget, resident, peak in rest:
         assert peak <= budget
         assert resident - without <= budget + (most >> 4)

@@ -1,0 +1,309 @@
+"""Estimates from gradients: equal to plain autograd, and near to what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from engine import protocol as p
+from engine.journal import FactStore
+from engine.measure import walk as walks
+from engine.measure.account import Account
+from engine.measure.estimate import estimate
+from engine.measure.products import Moments, sample_of
+from engine.measure.walk import Walk
+from engine.model import gradients
+from engine.opening import open_job
+from engine.quant import Format, dequantized, parse_format
+from engine.workspace import Workspace
+from tests import planted, tiny
+from tests.drive import facts, settings, sweeps
+
+ARCHITECTURES = ["llama", "gpt2", "opt", "qwen3", "gemma3", "qwen3_moe", "gemma4"]
+FORMATS = ["int4-g32", "int8"]
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in float32 on every processor."""
+    monkeypatch.setattr(walks, "product_dtype", lambda device, dtype: torch.float32)
+    monkeypatch.setattr(gradients, "has_matrix_units", lambda: False)
+
+
+def drain(steps: Generator[Any, None, Any]) -> tuple[list[Any], Any]:
+    events = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as stop:
+            return events, stop.value
+
+
+def opened(source: Path, tmp_path: Path, text: Path, **given: object) -> Workspace:
+    chosen = settings(text, **{"tokens": 128, "seq_len": 32, "batch_tokens": 64, **given})
+    tmp_path.mkdir(exist_ok=True)
+    workspace = Workspace(FactStore(tmp_path / "facts.sqlite"), chosen)
+    drain(open_job(workspace, str(source), model=True))
+    return workspace
+
+
+def walked(workspace: Workspace, formats: list[str], direction: p.Direction = "degrade") -> Any:
+    network, _ = workspace.need_network()
+    parsed = [parse_format(format) for format in formats]
+    wanted = [
+        (name, format)
+        for name, layer in network.layers.items()
+        for format in parsed
+        if direction == "degrade" or layer.block is not None
+    ]
+    account = Account(timings={"estimate_s": 0.0})
+    walk = Walk(workspace, parsed, direction, account, "job", wanted)
+    found: dict[str, dict[Format, Moments]] = {}
+    for event in drain(walk.run())[0]:
+        if isinstance(event, dict):
+            found.update(event)
+    network.assert_at_rest()
+    return found
+
+
+def plain(workspace: Workspace) -> Any:
+    """The same checkpoint in plain transformers, its head untied."""
+    model = AutoModelForCausalLM.from_pretrained(workspace.path, dtype=torch.float32).eval()
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    return model
+
+
+def parameter_of(workspace: Workspace, model: Any, name: str) -> Tensor:
+    layer = workspace.need_network()[0].layers[name]
+    found: Tensor = model.get_parameter(
+        layer.module if layer.role == "experts" else f"{layer.module}.weight"
+    )
+    return found
+
+
+def delta_of(workspace: Workspace, name: str, format: str) -> Tensor:
+    """``Ŵ − W`` as the parameter is stored."""
+    network, _ = workspace.need_network()
+    weight = network.weight(name)
+    difference = dequantized(weight, parse_format(format), torch.float16) - weight
+    return network.slot(name).oriented(difference)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_slopes_are_inner_products_with_plain_gradients(
+    arch: str, tmp_path: Path, prose: Path, exact: None
+) -> None:
+    workspace = opened(tiny.build(arch, tmp_path / arch), tmp_path, prose)
+    found = walked(workspace, FORMATS)
+    network, reference = workspace.need_network()
+    model = plain(workspace)
+    assert set(found) == set(network.layers)
+    for window, ids in enumerate(reference.windows.ids):
+        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum")
+        model.zero_grad()
+        loss.backward()
+        for name in network.layers:
+            gradient = parameter_of(workspace, model, name).grad
+            assert gradient is not None
+            for format in FORMATS:
+                delta = delta_of(workspace, name, format)
+                expected = float((delta.double() * gradient.double()).sum())
+                scale = float(delta.norm() * gradient.norm())
+                total = found[name][parse_format(format)].total[0, window]
+                assert float(total) == pytest.approx(expected, abs=2e-5 * scale)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3"])
+def test_squares_are_those_of_every_token(
+    arch: str, tmp_path: Path, prose: Path, exact: None
+) -> None:
+    """Against the gradient of the same loss with respect to a change made for one token alone."""
+    workspace = opened(tiny.build(arch, tmp_path / arch), tmp_path, prose, tokens=32)
+    found = walked(workspace, ["int4-g32"])
+    network, reference = workspace.need_network()
+    model = plain(workspace)
+    ids = reference.windows.ids[0]
+    for name, layer in network.layers.items():
+        if layer.role not in ("linear", "head"):
+            continue
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def keep(module: Any, args: Any, output: Tensor, seen: Any = seen) -> None:
+            output.retain_grad()
+            seen.append((args[0], output))
+
+        hook = model.get_submodule(layer.module).register_forward_hook(keep)
+        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").backward()
+        hook.remove()
+        delta = delta_of(workspace, name, "int4-g32").double()
+        z = torch.zeros(len(ids), dtype=torch.float64)
+        for given, gave in seen:
+            assert gave.grad is not None
+            z += ((given[0].double() @ delta.T) * gave.grad[0].double()).sum(-1)
+        moments = found[name][parse_format("int4-g32")]
+        assert float(moments.square[0, 0]) == pytest.approx(
+            float(z.detach().square().sum()), rel=1e-3
+        )
+
+
+def test_products_in_bfloat16_are_near_those_in_float32(
+    tmp_path: Path, prose: Path, request: pytest.FixtureRequest
+) -> None:
+    workspace = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=512)
+    coarse = walked(workspace, ["int4-g32"])
+    request.getfixturevalue("exact")
+    fine = walked(workspace, ["int4-g32"])
+    for name, by_format in fine.items():
+        for format, moments in by_format.items():
+            one, other = moments.square.sum(), coarse[name][format].square.sum()
+            assert float(other) == pytest.approx(float(one), rel=0.03), name
+
+
+def test_a_small_change_of_any_layer_is_estimated_within_its_error(
+    tmp_path: Path, prose: Path
+) -> None:
+    workspace = opened(
+        tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=2048, draws=4
+    )
+    _, reference = workspace.need_network()
+    account = Account(timings={"estimate_s": 0.0})
+    steps = estimate(workspace, [parse_format("int8")], "degrade", account, "job")
+    found = drain(steps)[1]["int8"]
+    network, _ = workspace.need_network()
+    off = []
+    for name, layer in network.layers.items():
+        weight = dequantized(network.weight(name), parse_format("int8"), torch.float16)
+        tallies = [
+            reference.measure(batch, layer.start, {name: weight})
+            for batch in range(len(reference.batches))
+        ]
+        targets = reference.windows.targets
+        kl = float(torch.cat([tally.kl for tally in tallies]).mean()) / targets
+        dnll = float(torch.cat([tally.dnll for tally in tallies]).mean()) / targets
+        assert found[name].kl == pytest.approx(kl, rel=0.35), name
+        assert found[name].dnll == pytest.approx(dnll, abs=4 * found[name].dnll_se + kl), name
+        off.append((found[name].kl - kl) / found[name].kl_se)
+    assert sum(abs(each) < 2.5 for each in off) >= 0.9 * len(off)
+
+
+def test_what_was_estimated_is_taken_from_the_store(tmp_path: Path, prose: Path) -> None:
+    workspace = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose)
+    formats = [parse_format(format) for format in FORMATS]
+    first, again = Account(timings={"estimate_s": 0.0}), Account(timings={"estimate_s": 0.0})
+    events, one = drain(estimate(workspace, formats, "degrade", first, "job"))
+    for event in events:
+        if isinstance(event, p.Learned):
+            workspace.facts.put(event.keys, event.facts)
+    _, other = drain(estimate(workspace, formats, "degrade", again, "job"))
+    assert other == one
+    assert first.measured == len(FORMATS) * len(workspace.need_network()[0].layers) + 1
+    assert again.measured == 0
+    workspace.settings = p.Settings(**{**_fields(workspace.settings), "draws": 3})
+    anew = Account(timings={"estimate_s": 0.0})
+    drain(estimate(workspace, formats, "degrade", anew, "job"))
+    assert anew.measured == first.measured - 1
+
+
+def _fields(chosen: p.Settings) -> dict[str, Any]:
+    return {name: getattr(chosen, name) for name in chosen.__struct_fields__}
+
+
+def test_little_memory_changes_no_figure(tmp_path: Path, prose: Path, exact: None) -> None:
+    folder = tiny.build("llama", tmp_path / "llama")
+    roomy = walked(opened(folder, tmp_path / "a", prose), FORMATS)
+    tight = opened(folder, tmp_path / "b", prose, memory_budget=30_000)
+    narrow = walked(tight, FORMATS)
+    for name, by_format in roomy.items():
+        for format, moments in by_format.items():
+            other = narrow[name][format]
+            assert torch.allclose(moments.total[0], other.total[0], rtol=1e-4, atol=1e-9), name
+            assert torch.allclose(moments.square, other.square, rtol=1e-4, atol=1e-12), name
+
+
+def test_an_estimate_broken_off_leaves_the_network_at_rest(tmp_path: Path, prose: Path) -> None:
+    workspace = opened(tiny.build("qwen3_moe", tmp_path / "moe"), tmp_path, prose)
+    network, _ = workspace.need_network()
+    for steps in (5, 9, 14):
+        run = estimate(
+            workspace, [parse_format("int8")], "degrade", Account(timings={"estimate_s": 0.0}), "j"
+        )
+        for _ in range(steps):
+            next(run)
+            network.assert_at_rest()
+        run.close()
+        network.assert_at_rest()
+
+
+@pytest.mark.parametrize("format", ["int8+a8", "int4-g32+hadamard", "q8_0"])
+def test_changed_inputs_and_other_families_are_estimated_too(
+    format: str, tmp_path: Path, prose: Path
+) -> None:
+    workspace = opened(
+        tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=1024, draws=4
+    )
+    (parsed,) = [parse_format(format)]
+    account = Account(timings={"estimate_s": 0.0})
+    found = drain(estimate(workspace, [parsed], "degrade", account, "job"))[1][format]
+    chosen = settings(prose, tokens=1024, seq_len=32, batch_tokens=64)
+    (events,) = sweeps(tmp_path / "llama", chosen, p.Sweep((format,)))
+    measured = {fact.layer: fact.kl for fact in facts(events, p.Sensitivity)}
+    shared = [name for name in found if name in measured]
+    assert len(shared) >= 10
+    rank = spearmanr([found[n].kl for n in shared], [measured[n] for n in shared])[0]
+    assert rank > 0.9
+
+
+def test_restoring_is_estimated_with_its_slope(tmp_path: Path, prose: Path) -> None:
+    folder = tiny.build("llama", tmp_path / "llama")
+    workspace = opened(folder, tmp_path, prose, tokens=1024, draws=4)
+    account = Account(timings={"estimate_s": 0.0})
+    format = parse_format("int8")
+    found = drain(estimate(workspace, [format], "restore", account, "job"))[1]["int8"]
+    chosen = settings(prose, tokens=1024, seq_len=32, batch_tokens=64)
+    (events,) = sweeps(folder, chosen, p.Sweep(("int8",), "restore"))
+    measured = {fact.layer: fact for fact in facts(events, p.Sensitivity)}
+    assert set(found) == set(measured)
+    names = list(found)
+    rank = spearmanr([found[n].kl for n in names], [measured[n].kl for n in names])[0]
+    assert rank > 0.95
+    ratios = sorted(found[name].kl / measured[name].kl for name in names)
+    assert 0.8 < ratios[len(ratios) // 2] < 1.25
+
+
+@pytest.mark.parametrize("arch", list(planted.PLANTED))
+def test_a_planted_fault_is_ranked_first_by_the_estimate(
+    arch: str, tmp_path: Path, prose: Path
+) -> None:
+    fault = planted.plant(arch, tmp_path / arch)
+    workspace = opened(tmp_path / arch, tmp_path, prose, tokens=512)
+    formats = [parse_format(planted.FORMAT), parse_format("fp8-e4m3")]
+    account = Account(timings={"estimate_s": 0.0})
+    found = drain(estimate(workspace, formats, "degrade", account, "job"))[1]
+    assert max(found[planted.FORMAT], key=lambda n: found[planted.FORMAT][n].kl) == fault
+    assert max(found["fp8-e4m3"], key=lambda n: found["fp8-e4m3"][n].kl) != fault
+
+
+@pytest.mark.parametrize(("windows", "seq_len"), [(8, 2048), (64, 256), (3, 7), (100_000, 2)])
+def test_a_sample_stands_for_every_token_of_its_window(windows: int, seq_len: int) -> None:
+    seen = torch.zeros(seq_len)
+    lengths = set()
+    for window in range(50):
+        sample = sample_of(window, windows, seq_len)
+        assert float(sample.weights.sum()) == pytest.approx(seq_len, rel=1e-4)
+        assert len(sample.positions.unique()) == len(sample.positions)
+        assert int(sample.positions.max()) < seq_len
+        seen[sample.positions] += 1
+        lengths.add(len(sample.positions))
+    assert len(lengths) == 1
+    if seq_len > 4:
+        assert (seen > 0).float().mean() > 0.2
