@@ -519,7 +519,7 @@ class Fallback(Event, frozen=True, kw_only=True):
     format: str
     why: str
     holds: str = ""
-    """The format that it holds instead; empty where it is kept."""
+    """The format it has instead; empty where it is kept, or not measured."""
 
 
 class Notice(Event, frozen=True):

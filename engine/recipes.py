@@ -192,7 +192,7 @@ def _why_not_row(session: Session, row: int, format: Format) -> str | None:
             f"whether anything can absorb the scale of {format} is known once the model is loaded"
         )
     why = session.model.why_not_folded.get(layers.names[row])
-    return why and f"{why}, so nothing absorbs the scale of {format}: ':online' needs nothing to"
+    return why and f"{why}, so nothing absorbs the scale of {format} (':online' needs nothing to)"
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -15,6 +15,9 @@ from engine.session import Job, Session
 from qtui import schema as s
 from qtui.schema import finite
 from qtui.sweep_parts import agreement_parts, floor_part, layer_parts, other_formats, unit_parts
+
+_Fallen: TypeAlias = tuple[str, str, str, str]
+"""A layer, the format it does not hold, why, and what it holds instead; empty: as stored."""
 
 
 def triage_document(
@@ -309,13 +312,11 @@ def _additivity(
     return s.AdditivityPart(kl=first.kl, dnll=first.dnll, by_format=found)
 
 
-def _fell_back(session: Session, formats: Sequence[str]) -> list[tuple[str, str, str, str]]:
+def _fell_back(session: Session, formats: Sequence[str]) -> list[_Fallen]:
     return [(x.layer, x.format, x.why, x.holds) for x in session.fallbacks if x.format in formats]
 
 
-def _fallbacks(
-    session: Session, found: Sequence[tuple[str, str, str, str]]
-) -> list[s.LayerFallback]:
+def _fallbacks(session: Session, found: Sequence[_Fallen]) -> list[s.LayerFallback]:
     """Each layer and format once, in the model's order."""
     once: dict[tuple[str, str], tuple[str, str]] = {}
     for layer, format, why, holds in found:

@@ -20,6 +20,7 @@ from engine.errors import EngineError, UsageError
 from engine.session import Job, Session
 from qtui.progress import Meter
 from qtui.sweeps import title_words
+from qtui.text import instead
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
 OfRecipe: TypeAlias = p.Evaluate | p.Export
@@ -248,8 +249,9 @@ class _Run:
             return
         self._fallbacks.add((event.layer, event.format))
         if len(self._fallbacks) <= FALLBACKS_SAID:
-            held = f"holds {event.holds}" if event.holds else "is kept"
-            self._meter.say(f"fallback: {event.layer} {held}, not {event.format}: {event.why}")
+            self._meter.say(
+                f"fallback: {event.layer} {instead(event.holds)}, not {event.format}: {event.why}"
+            )
 
     def _outcome(self, ended: p.JobEnded) -> Outcome:
         session = self._engine.session

@@ -41,7 +41,7 @@ class LayerFallback(Part, frozen=True, kw_only=True):
     format: str
     why: str
     holds: str | UnsetType = UNSET
-    """What it holds instead; no key where it is kept."""
+    """What it holds instead; it is kept, or not measured, where this is missing."""
 
 
 class OutlierPart(Part, frozen=True, kw_only=True):

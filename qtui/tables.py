@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from engine import protocol as p
 from qtui import schema as s
-from qtui.text import clock, count, perplexity, printable, short, size
+from qtui.text import clock, count, instead, perplexity, printable, short, size
 
 NOT_KNOWN = "-"
 
@@ -187,9 +187,9 @@ def additivity_lines(additivity: s.AdditivityPart | UnsetType) -> str:
 def fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
     """Layers that do not hold what was asked for, a line each."""
     return "\n".join(
-        f"fallback: {printable(each.layer)} "
-        f"{f'holds {printable(each.holds)}' if each.holds else 'is kept'}, "
-        f"not {printable(each.format)}: {printable(each.why)}"
+        f"fallback: {printable(each.layer)} {instead(each.holds or '')}, "
+        f"not {printable(each.format)}: "
+        f"{printable(each.why)}"
         for each in fallbacks
     )
 

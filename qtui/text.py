@@ -181,6 +181,11 @@ def percent(share: float) -> str:
     return short(100 * share, small=2 if abs(share) < 0.00995 else 1) + "%"
 
 
+def instead(holds: str) -> str:
+    """What a layer does that cannot hold a format: it holds another, or is kept."""
+    return f"holds {printable(holds)}" if holds else "is kept"
+
+
 def perplexity(value: float) -> str:
     """A perplexity, two places below a thousand."""
     if not math.isfinite(value):
