@@ -19,7 +19,9 @@ from engine.measure.perplexity import Tally
 from engine.measure.reference import Reference
 from engine.model.memory import memory_free
 from engine.model.network import Held, Network, StandIn
-from engine.workspace import Workspace
+from engine.workspace import Workspace, again
+
+FEW_TOKENS = 8
 
 
 def control(
@@ -50,8 +52,10 @@ def control(
         if not worst[0] or max(dnll, kl) > max(worst[1:]) or math.isnan(dnll + kl):
             worst = (name, dnll, kl)
         yield None
-    step = account.timed("measure_s", lambda: rounded_otherwise(network))
-    tallies = [(yield from changed(workspace, 0, -1, step(), account))]
+    step = account.timed("measure_s", lambda: rounded_otherwise(network, reference.batches[0]))
+    held = yield from again(step)
+    yield None
+    tallies = [(yield from changed(workspace, 0, -1, held, account))]
     yield None
     if network.device.type != "cpu":
         tallies.append((yield from changed(workspace, 0, -1, {}, account)))
@@ -61,21 +65,43 @@ def control(
     return fact
 
 
-def rounded_otherwise(network: Network) -> dict[str, Held]:
+def rounded_otherwise(network: Network, ids: Tensor) -> dict[str, Held]:
     """Every layer with its inputs, and the columns of its weight, in another order.
 
     The same products are added in another order: mathematically nothing changes. In 16 bits they
     are added in 32 and rounded once, to the same value mostly; there every input is rounded anew as
     well, as it is once anything before it has changed.
 
-    Embeddings add nothing up and are left out, as are experts; of the others as many as half of the
-    free memory holds, the last first.
+    Embeddings add nothing up and are left out, as are experts, and layers whose weight a kernel
+    takes without calling them; of the others as many as half of the free memory holds, the last
+    first.
+
+    Args:
+        network: at its reference weights.
+        ids: ``[batch, tokens]``, of which a few tell which layers are called.
+
+    Raises:
+        Preempted: something more urgent came.
     """
+    called: set[str] = set()
+
+    def note(name: str, inputs: Tensor) -> Tensor:
+        called.add(name)
+        return inputs
+
+    with network.holding(
+        {
+            name: StandIn(network.weight(name), partial(note, name))
+            for name, layer in network.layers.items()
+            if layer.role not in ("embedding", "experts")
+        }
+    ):
+        network.resume(ids[:1, :FEW_TOKENS], -1, None)
     room = memory_free(network.device) // 2
     held: dict[str, Held] = {}
     for name, layer in reversed(network.layers.items()):
         weight = network.weight(name)
-        if layer.role in ("embedding", "experts"):
+        if name not in called:
             continue
         if (room := room - weight.nbytes) < 0:
             break
