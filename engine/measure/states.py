@@ -22,6 +22,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from engine.errors import EngineError
 from engine.model.memory import memory_free
 
 log = logging.getLogger(__name__)
@@ -189,14 +190,21 @@ class OnDisk:
         """What was written at ``at``.
 
         Raises:
-            OSError: the disk fails.
+            EngineError: the disk fails.
         """
         tensor = torch.empty(shape, dtype=dtype)
         left = tensor.view(torch.uint8).numpy().data.cast("B")
+        why = "it ends too soon"
         while left:
-            done = os.preadv(self._opened(), [left], at)
+            try:
+                done = os.preadv(self._opened(), [left], at)
+            except OSError as error:
+                done, why = 0, str(error)
             if not done:
-                raise OSError(f"states in {self.folder} end before byte {at + len(left)}")
+                raise EngineError(
+                    f"{self.folder}: states written there cannot be read back ({why}): "
+                    "give a larger --memory-budget, or name another folder in TMPDIR"
+                )
             left, at = left[done:], at + done
         return tensor.to(self.device)
 
