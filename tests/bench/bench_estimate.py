@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,19 @@ class Run:
         )
 
 
-def sweep(source: str, draws: int, *options: str) -> Run:
-    """``qtui sweep SOURCE`` in a home of its own, nothing known before."""
+def sweep(source: str, draws: int, *options: str, estimated: Sequence[str] = FORMATS) -> Run:
+    """``qtui sweep SOURCE`` in a home of its own, nothing known before.
+
+    Args:
+        source: a checkpoint.
+        draws: of labels.
+        options: of the command line.
+        estimated: formats that every layer is estimated in.
+    """
     with tempfile.TemporaryDirectory() as home:
         config = Path(home, "config", "qtui")
         config.mkdir(parents=True)
-        formats = json.dumps(list(FORMATS))
+        formats = json.dumps(list(estimated))
         (config / "profiles.toml").write_text(
             f"[bench]\ndraws = {draws}\nestimate_formats = {formats}\n"
         )
@@ -106,7 +114,7 @@ def sweep(source: str, draws: int, *options: str) -> Run:
         )  # fmt: skip
     document = json.loads(found.stdout)
     assert document["resumed"] == 0, "nothing was known before"
-    assert {row["format"] for row in document["layers"]} >= set(FORMATS)
+    assert {row["format"] for row in document["layers"]} >= set(estimated)
     return Run(draws, document)
 
 
