@@ -134,6 +134,7 @@ def test_price(tmp_path: Path) -> None:
     print(f"\n\n{machine()}\n")
     print("| checkpoint | K | forward passes, by rounds | quantising among them | aim |")
     print("|---|---|---|---|---|")
+    notes: list[str] = []
     for name, source, options in (
         ("demo", "demo", ()),
         ("random Llama, 98M", big, ("--tokens", str(BIG_TOKENS), "--seq-len", "512")),
@@ -150,7 +151,8 @@ def test_price(tmp_path: Path) -> None:
         )
         print(f"| {name} | each further | {', '.join(f'{x:.1f}' for x in further)} | | "
               f"{FURTHER_AIM} |")  # fmt: skip
-        print(f"\n{name}: {told(rounds[0][0].document)}, {len(FORMATS)} formats\n")
+        notes.append(f"{name}: {told(rounds[0][0].document)}")
+    print(f"\n{len(FORMATS)} formats; {'; '.join(notes)}")
 
 
 @pytest.mark.parametrize("direction", ["degrade", "restore"])
