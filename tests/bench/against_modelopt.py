@@ -105,7 +105,7 @@ def main() -> None:
         weights = load_file(Path(folder, f"{METHODS[0]}.safetensors"))
     run = bench_estimate.sweep(
         "demo", given.draws, "--exact", "none", "--tokens", str(given.tokens),
-        "--seq-len", str(SEQ_LEN), estimated=FORMATS,
+        "--seq-len", str(SEQ_LEN), formats=COMPARED, estimated=FORMATS,
     )  # fmt: skip
     assert run.document["protocol"]["tokens"] == windows.numel()
 
@@ -132,9 +132,7 @@ def main() -> None:
             }
             ranks[method].append(f"{rank([scored[group] for group in groups], kl):.3f}")
         estimates = {
-            each["name"]: each["estimate"]["kl"]
-            for each in run.document["layers"]
-            if each["format"] == format
+            each["name"]: each["estimate"]["kl"] for each in run.rows if each["format"] == format
         }
         sums = [sum(estimates[name] for name in group) for group in groups]
         ranks["ours"].append(f"{rank(sums, exact(model, windows, groups, by_us)):.3f}")

@@ -56,6 +56,11 @@ class Run:
     document: dict[str, Any]
 
     @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Layers in the swept formats, and in those that were estimated beside them."""
+        return [*self.document["layers"], *self.document.get("estimated", [])]
+
+    @property
     def forwards(self) -> float:
         """Price of the estimate in plain forward passes over the same tokens."""
         return self._passes("estimate_s")
@@ -76,7 +81,7 @@ class Run:
 
     def truth(self, format: str) -> Truth:
         """Estimates of a format against its exact values."""
-        rows = [row for row in self.document["layers"] if row["format"] == format]
+        rows = [row for row in self.rows if row["format"] == format]
         both = [row for row in rows if "estimate" in row and "measured" in row]
         assert len(both) == len(rows) > TOP, "every layer is estimated and measured"
         return hold_against(
@@ -85,21 +90,28 @@ class Run:
         )
 
 
-def sweep(source: str, draws: int, *options: str, estimated: Sequence[str] = FORMATS) -> Run:
+def sweep(
+    source: str,
+    draws: int,
+    *options: str,
+    formats: Sequence[str] = MEASURED,
+    estimated: Sequence[str] = FORMATS,
+) -> Run:
     """``qtui sweep SOURCE`` in a home of its own, nothing known before.
 
     Args:
         source: a checkpoint.
         draws: of labels.
         options: of the command line.
-        estimated: formats that every layer is estimated in.
+        formats: those that are swept.
+        estimated: those that every layer is estimated in.
     """
     with tempfile.TemporaryDirectory() as home:
         config = Path(home, "config", "qtui")
         config.mkdir(parents=True)
-        formats = json.dumps(list(estimated))
         (config / "profiles.toml").write_text(
-            f"[bench]\ndraws = {draws}\nestimate_formats = {formats}\n"
+            f"[bench]\ndraws = {draws}\nsweep_formats = {json.dumps(list(formats))}\n"
+            f"estimate_formats = {json.dumps(list(estimated))}\n"
         )
         found = subprocess.run(
             [sys.executable, "-m", "qtui", "sweep", source, "--device", "cpu", "--json", "-",
@@ -114,10 +126,10 @@ def sweep(source: str, draws: int, *options: str, estimated: Sequence[str] = FOR
             stdout=subprocess.PIPE,
             check=True,
         )  # fmt: skip
-    document = json.loads(found.stdout)
-    assert document["resumed"] == 0, "nothing was known before"
-    assert {row["format"] for row in document["layers"]} >= set(estimated)
-    return Run(draws, document)
+    run = Run(draws, json.loads(found.stdout))
+    assert run.document["resumed"] == 0, "nothing was known before"
+    assert {row["format"] for row in run.rows if "estimate" in row} == {*formats, *estimated}
+    return run
 
 
 def sources() -> list[str]:
@@ -167,8 +179,7 @@ def test_truth(source: str, direction: str) -> None:
         f"top {TOP}, with near-ties | KL within {NEAR[0]}–{NEAR[1]} | median ratio"
     )
     print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}")
-    run = sweep(source, STANDARD_DRAWS, "--exact", "all", "--formats", ",".join(MEASURED),
-                "--direction", direction,
+    run = sweep(source, STANDARD_DRAWS, "--exact", "all", "--direction", direction,
                 estimated=FORMATS if direction == "degrade" else MEASURED)  # fmt: skip
     for format in MEASURED:
         it = run.truth(format)
@@ -177,6 +188,6 @@ def test_truth(source: str, direction: str) -> None:
             f"{it.rank_kl:.3f} | {it.rank_dnll:.3f} | {it.top}, {it.top_near} | "
             f"{it.right:.0%} of {it.layers} | {it.ratio:.2f} |"
         )
-    formats = {row["format"] for row in run.document["layers"]}
+    formats = {row["format"] for row in run.rows}
     print(f"\n{name}: perplexity {run.document['baseline']['ppl']:.2f}, {told(run.document)}, "
           f"{len(formats)} formats estimated")  # fmt: skip
