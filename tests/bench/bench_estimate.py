@@ -1,8 +1,8 @@
 """The estimate's price and its truth.
 
-Price: seconds of estimating all layers in eight formats, quantising and the reference's pass
-included, over seconds of one plain forward pass on the same tokens in the same run, both by the
-clock and in processor time. Truth: the document of one ``qtui sweep``, its estimates held against
+Price: seconds of estimating all layers in eight formats, quantising included, over seconds of one
+plain forward pass on the same tokens in the same run, both by the clock and in processor time; the
+reference's own pass, which every measurement needs, is told apart. Truth: the document of one ``qtui sweep``, its estimates held against
 its exact values on the same tokens; what they cost, by the clock of that run, stands beside.
 
 ``demo`` and a random Llama of a hundred million parameters always; a second trained checkpoint
@@ -30,7 +30,7 @@ from engine.measure.estimate import estimate
 
 from engine.journal import FactStore
 from engine.measure.account import Account
-from engine.measure.evaluation import forward_seconds
+from engine.measure.evaluation import baseline, forward_seconds
 from engine.opening import open_job
 from engine.protocol import Settings
 from engine.quant import parse_format
@@ -151,6 +151,8 @@ class Price:
     clock: float
     quantising: float
     """Of the clock's passes, those spent on quantising."""
+    before: float
+    """In processor time, the reference's pass: perplexity, states and logits to measure against."""
 
 
 def spent(steps: Iterator[object]) -> tuple[float, float]:
@@ -171,19 +173,21 @@ def price(source: str, draws: int, tokens: int, seq_len: int, home: Path) -> Pri
     account = Account()
     formats = [parse_format(text) for text in FORMATS]
     plain = [spent(forward_seconds(workspace))]
+    before = spent(baseline(workspace, account))
     found = spent(estimate(workspace, formats, "degrade", account, "bench"))
     plain += [spent(forward_seconds(workspace)) for _ in range(2)]
     facts.close()
     processor, clock = (statistics.median(each) for each in zip(*plain, strict=True))
     quantising = account.timings.get("quantize_s", 0.0)
-    return Price(found[0] / processor, found[1] / clock, quantising / clock)
+    return Price(found[0] / processor, found[1] / clock, quantising / clock, before[0] / processor)
 
 
 def test_price(tmp_path: Path) -> None:
     big = str(tiny.build("llama", tmp_path / "big", dtype=torch.float16, **BIG))
     print(f"\n\n{machine()}\n")
-    print("| checkpoint | K | in processor time, by rounds | by the clock | quantising | aim |")
-    print("|---|---|---|---|---|---|")
+    print("| checkpoint | K | in processor time, by rounds | by the clock | quantising among "
+          "them | the reference's pass before | aim |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
     for name, source, tokens, seq_len in (
         ("demo", "demo", TOKENS, 256),
         ("random Llama, 98M", big, BIG_TOKENS, 512),
@@ -194,18 +198,19 @@ def test_price(tmp_path: Path) -> None:
         ]
         for at, draws in enumerate(DRAWS):
             runs = sorted((each[at] for each in rounds), key=lambda one: one.processor)
+            middle = runs[len(runs) // 2]
             aim = FIRST_AIM + FURTHER_AIM * (draws - 1)
             print(
                 f"| {name}, {tokens} tokens | {draws} | "
                 f"{', '.join(f'{one.processor:.1f}' for one in runs)} | "
                 f"{', '.join(f'{one.clock:.1f}' for one in runs)} | "
-                f"{runs[len(runs) // 2].quantising:.1f} | {aim:.1f} |"
+                f"{middle.quantising:.1f} | {middle.before:.1f} | {aim:.1f} |"
             )
         further = sorted(
             (each[-1].processor - each[0].processor) / (DRAWS[-1] - DRAWS[0]) for each in rounds
         )
         cost = ", ".join(f"{one:.1f}" for one in further)
-        print(f"| {name} | each further | {cost} | | | {FURTHER_AIM} |")
+        print(f"| {name} | each further | {cost} | | | | {FURTHER_AIM} |")
     print(f"\nPlain forward passes over the same tokens; {len(FORMATS)} formats, float32.")
 
 
