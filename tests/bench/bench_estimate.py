@@ -2,8 +2,9 @@
 
 Price: seconds of estimating all layers in eight formats, quantising included, over seconds of one
 plain forward pass on the same tokens in the same run, both by the clock and in processor time; the
-reference's own pass, which every measurement needs, is told apart. Truth: the document of one ``qtui sweep``, its estimates held against
-its exact values on the same tokens; what they cost, by the clock of that run, stands beside.
+reference's own pass, which every measurement needs, is told apart. Truth: the document of one
+``qtui sweep``, its estimates held against its exact values on the same tokens; what they cost, by
+the clock of that run, stands beside.
 
 ``demo`` and a random Llama of a hundred million parameters always; a second trained checkpoint
 where ``QTUI_BENCH_SECOND`` names its folder (`tests/bench/train_second.py` makes one).
