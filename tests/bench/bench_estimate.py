@@ -27,10 +27,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine.measure.estimate import estimate
 
 from engine.journal import FactStore
 from engine.measure.account import Account
+from engine.measure.estimate import estimate
 from engine.measure.evaluation import baseline, forward_seconds
 from engine.opening import open_job
 from engine.protocol import Settings
