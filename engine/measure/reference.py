@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from engine.measure.perplexity import Tally, Windows, compare
-from engine.measure.states import Memory, Plan, Sizes, States, Stored, choose
+from engine.measure.places import Memory, Stored
+from engine.measure.states import Plan, Sizes, States, choose
 from engine.model.network import Held, Network
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}

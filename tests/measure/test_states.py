@@ -18,9 +18,10 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.measure.perplexity import Windows, cut
+from engine.measure.places import Memory, OnDisk, Room, Stored
 from engine.measure.reference import Reference
 from engine.measure.standing import Standing
-from engine.measure.states import Memory, OnDisk, Plan, Room, Sizes, Stored, choose
+from engine.measure.states import Plan, Sizes, choose
 from engine.model.load import load_network
 from engine.model.network import Network
 from engine.quant import dequantized, parse_format
