@@ -31,7 +31,10 @@ FormatOption = Annotated[
     str | None,
     typer.Option("--format", metavar="F", help="F everywhere, head and embedding kept"),
 ]
-RecipeOption = Annotated[str | None, typer.Option("--recipe", metavar="FILE", help="a recipe file")]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="FILE|NAME", help="a recipe file, or Q4_K_M and its kin"),
+]
 JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="PATH|-", help="write a JSON document; - prints it alone"),

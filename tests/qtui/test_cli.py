@@ -185,8 +185,6 @@ def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
         ("triage", "demo", "--activations"),
         ("sweep", "demo", "--exact", "top:5"),
         ("sweep", "demo", "--direction", "restore"),
-        ("eval", "demo", "--recipe", "Q4_K_M"),
-        ("export", "demo", "--recipe", "Q4_K_M", "--to", "checkpoint", "-o", "out"),
         ("export", "demo", "--format", "int8", "--to", "gguf", "-o", "out"),
     ],
 )
@@ -215,6 +213,9 @@ def test_what_is_planned_is_refused_and_said_so(run: Run, given: tuple[str, ...]
         (("eval", "demo"), "--recipe"),
         (("eval", "demo", "--format", "int8", "--recipe", "x.toml"), "--recipe"),
         (("eval", "demo", "--recipe", "gone.toml"), "gone.toml"),
+        (("eval", "demo", "--recipe", "./Q4_K_M"), "Q4_K_M: cannot be read"),
+        (("eval", "demo", "--recipe", "Q4_KM"), "did you mean Q4_K_M"),
+        (("eval", "demo", "--recipe", "Q4_K_M", "--format", "int8"), "--recipe first-last"),
         (("export",), "MODEL"),
         (("export", "demo", "--to", "checkpoint", "-o", "out"), "--recipe"),
         (("export", "demo", "--format", "int8", "-o", "out"), "there is checkpoint"),
