@@ -7,7 +7,8 @@ reference's own pass, which every measurement needs, is told apart. Truth: the d
 the clock of that run, stands beside.
 
 ``demo`` and a random Llama of a hundred million parameters always; a second trained checkpoint
-where ``QTUI_BENCH_SECOND`` names its folder (`tests/bench/train_second.py` makes one).
+where ``QTUI_BENCH_SECOND`` names its folder (`tests/bench/train_second.py` makes one). Both trained
+ones are scored on the modules that neither learnt from.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.corpora import held_out_library
 from engine.journal import FactStore
 from engine.measure.account import Account
 from engine.measure.estimate import estimate
@@ -217,7 +219,9 @@ def test_price(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("direction", ["degrade", "restore"])
 @pytest.mark.parametrize("source", sources())
-def test_truth(source: str, direction: str) -> None:
+def test_truth(source: str, direction: str, tmp_path: Path) -> None:
+    text = tmp_path / "held-out.txt"
+    text.write_text(held_out_library().content)
     name = "demo" if source == "demo" else "the second checkpoint"
     print(f"\n\n{machine()}\n")
     header = (
@@ -226,6 +230,7 @@ def test_truth(source: str, direction: str) -> None:
     )
     print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}")
     run = sweep(source, STANDARD_DRAWS, "--exact", "all", "--direction", direction,
+                *(() if source == "demo" else ("--text", str(text))),
                 estimated=FORMATS if direction == "degrade" else MEASURED)  # fmt: skip
     for format in MEASURED:
         it = run.truth(format)
