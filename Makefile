@@ -7,7 +7,7 @@ TESTED := $(VENV)/.tested
 # The demo needs no test extras, and takes an environment that has them as it is.
 READY := $(if $(wildcard $(TESTED)),$(TESTED),$(RUNTIME))
 
-.PHONY: venv demo test bench
+.PHONY: venv demo test bench table
 
 venv: $(TESTED)
 
@@ -34,3 +34,6 @@ test: venv
 
 bench: venv
 	$(BIN)/python -m pytest -s -o python_files='bench_*.py' tests/bench
+
+table: venv
+	$(BIN)/python -m tests.bench.table

@@ -24,6 +24,7 @@ from engine.jobs import Job, Outcome, Scheduler, Steps
 from engine.journal import FactStore, Journal
 from engine.measure.effort import parse_effort
 from engine.opening import describe, differing, open_job, versions
+from engine.recipe_mixes import recipe_named
 from engine.record import Announce, Record
 from engine.session import Session, recipe_hash
 from engine.workspace import Workspace
@@ -198,13 +199,21 @@ class Engine:
     def _resolved(self, command: p.Evaluate | p.Export, need: Need) -> dict[str, str] | None:
         """The recipe that a command gives; None where it is carried out later, or refused."""
         recipes.canonical([f for f in (command.format, *command.layers.values()) if f != "kept"])
+        if command.recipe:
+            recipe_named(command.recipe)
         if need not in self._have:
             if (why := self._why_not(need)) is not None:
                 self._refuse(command, *why)
             else:
                 self._later.append((need, command))
             return None
-        recipe, fallbacks = recipes.resolve(self.session, command.format, command.layers)
+        recipe, fallbacks = recipes.resolve(
+            self.session,
+            command.format,
+            command.layers,
+            command.recipe,
+            tied=self._workspace.tied,
+        )
         for fallback in fallbacks:
             self._tell(fallback)
         return recipe

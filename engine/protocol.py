@@ -138,6 +138,9 @@ class Evaluate(Command, frozen=True):
     kept and told of as a `Fallback`. Head and embedding are kept unless named."""
     layers: dict[str, str] = {}
     """Exact layer names with the format each holds."""
+    recipe: str = ""
+    """A built-in recipe by its name, over which ``layers`` are laid. ``format`` goes with
+    ``first-last`` alone: the others say themselves what all layers hold."""
     ask: str = ""
 
 
@@ -149,6 +152,8 @@ class Export(Command, frozen=True, kw_only=True):
     format: str = "kept"
     """As of `Evaluate`."""
     layers: dict[str, str] = {}
+    recipe: str = ""
+    """As of `Evaluate`."""
     overwrite: bool = False
     """Whether a checkpoint that lies there may be replaced."""
     ask: str = ""
@@ -513,6 +518,8 @@ class Fallback(Event, frozen=True, kw_only=True):
     layer: str
     format: str
     why: str
+    holds: str = ""
+    """The format it has instead; empty where it is kept, or not measured."""
 
 
 class Notice(Event, frozen=True):

@@ -18,6 +18,7 @@ from engine.quant import (
     why_not_held,
 )
 from engine.quant.formats import folds, without_folds
+from engine.recipe_mixes import Row, asked_of, held_instead
 from engine.session import Session
 
 
@@ -72,22 +73,34 @@ def redo(session: Session) -> p.RecipeChanged:
 
 
 def resolve(
-    session: Session, format: str, layers: Mapping[str, str]
+    session: Session,
+    format: str,
+    layers: Mapping[str, str],
+    named: str = "",
+    *,
+    tied: bool = False,
 ) -> tuple[dict[str, str], list[p.Fallback]]:
-    """A recipe by a default for the body and formats of named layers.
+    """A recipe by a default for the body, or a built-in recipe, and formats of named layers.
+
+    Args:
+        session: whose layers it is for.
+        format: what the body holds, or ``kept``; with a built-in recipe what that makes of it.
+        layers: formats by layer, which go before all else.
+        named: a built-in recipe, or empty.
+        tied: whether head and embedding are one tensor.
 
     Returns:
-        Layers that are not kept, with canonical formats; and those of the body that do not hold
-        the default: kept, or where only a scale has nothing to absorb it, in the format without.
+        Layers that are not kept, with canonical formats; and those that do not hold what they were
+        to: kept, or in another format, or without a scale that nothing can absorb.
 
     Raises:
-        UsageError: an unknown layer.
+        UsageError: an unknown layer, an unknown built-in recipe, or one that takes no format.
         FormatError: a format that does not parse, is not built yet, or cannot hold the layer that
             names it.
     """
     for name in layers:
         _row(session, name)
-    default = None if format == "kept" else _built(format)
+    asked = _asked(session, format, named, tied=tied)
     recipe: dict[str, str] = {}
     fallbacks: list[p.Fallback] = []
     for row, name in enumerate(session.layers.names):
@@ -96,19 +109,39 @@ def resolve(
             parsed = _built(kept if layers[name] == "kept" else layers[name])
             if (why := _why_not_row(session, row, parsed)) is not None:
                 raise FormatError(f"{name}: {why}")
-        elif default is None or session.layers.roles[row] in ("head", "embedding"):
+        elif (text := asked[row]) is None:
             continue
-        elif (why := _why_not(default, shape)) is not None:
-            fallbacks.append(p.Fallback(layer=name, format=str(default), why=why))
-            continue
-        elif (why := _why_not_row(session, row, default)) is not None:
-            parsed = without_folds(default)
-            fallbacks.append(p.Fallback(layer=name, format=str(default), why=f"{why}; {parsed}"))
+        elif (why := _why_not(wanted := _built(text), shape)) is not None:
+            instead = held_instead(named, text, shape) if named else ""
+            fallbacks.append(p.Fallback(layer=name, format=str(wanted), why=why, holds=instead))
+            if not instead:
+                continue
+            parsed = _built(instead)
+        elif (why := _why_not_row(session, row, wanted)) is not None:
+            parsed = without_folds(wanted)
+            holds = str(parsed)
+            fallbacks.append(p.Fallback(layer=name, format=str(wanted), why=why, holds=holds))
         else:
-            parsed = default
+            parsed = wanted
         if str(parsed) != kept:
             recipe[name] = str(parsed)
     return recipe, fallbacks
+
+
+def _asked(session: Session, format: str, named: str, *, tied: bool) -> Sequence[str | None]:
+    """What every layer is to hold that is not named, None where it is kept."""
+    table = session.layers
+    if named:
+        columns = (table.names, table.kinds, table.blocks, table.roles, table.shapes)
+        return asked_of(
+            named,
+            [Row(*row) for row in zip(*columns, strict=True)],
+            architecture=session.checkpoint.architecture if session.checkpoint else "",
+            tied=tied,
+            format="" if format == "kept" else str(_built(format)),
+        )
+    default = None if format == "kept" else str(_built(format))
+    return [None if role in ("head", "embedding") else default for role in table.roles]
 
 
 def canonical(formats: Sequence[str], *, alone: bool = False) -> tuple[str, ...]:
@@ -159,7 +192,7 @@ def _why_not_row(session: Session, row: int, format: Format) -> str | None:
             f"whether anything can absorb the scale of {format} is known once the model is loaded"
         )
     why = session.model.why_not_folded.get(layers.names[row])
-    return why and f"{why}, so nothing absorbs the scale of {format}: ':online' needs nothing to"
+    return why and f"{why}, so nothing absorbs the scale of {format} (':online' needs nothing to)"
 
 
 @lru_cache(maxsize=1024)

@@ -16,6 +16,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.artefact import Ledger, Size, bits_as_stored
+from engine.correction import Correction, correction
 
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
@@ -121,6 +122,8 @@ class Session(msgspec.Struct):
     """As `measured`, from gradients."""
     units: dict[str, dict[str, p.Sensitivity]] = {}
     """What was changed as a block, kind or group: by ``direction/format/by``, by name."""
+    estimated_units: dict[str, dict[str, p.Estimate]] = {}
+    """As `units`, from gradients."""
     agreement: dict[str, p.Agreement] = {}
     """By ``direction/format``."""
     additivity: dict[str, p.Additivity] = {}
@@ -180,9 +183,22 @@ class Session(msgspec.Struct):
     def estimate(
         self, row: int, format: str, direction: p.Direction = "degrade"
     ) -> p.Estimate | None:
-        """What is estimated of one layer changed alone."""
+        """What is estimated of one layer changed alone, as the gradients have it."""
         column = self.estimated.get(f"{direction}/{format}")
         return column[row] if column is not None else None
+
+    def correction(self, format: str, direction: p.Direction = "degrade") -> Correction | None:
+        """How estimates of a format are corrected by what was measured; None where they are not."""
+        return correction(self.agreement.get(f"{direction}/{format}"))
+
+    def expected(
+        self, row: int, format: str, direction: p.Direction = "degrade"
+    ) -> p.Estimate | None:
+        """What is estimated of one layer changed alone, corrected by what others measured."""
+        estimate = self.estimate(row, format, direction)
+        if estimate is None or (fit := self.correction(format, direction)) is None:
+            return estimate
+        return fit.apply(estimate)
 
     def predicted(self) -> Prediction | None:
         """What the current recipe should score, None before the baseline is known."""
@@ -190,14 +206,17 @@ class Session(msgspec.Struct):
             return None
         dnll = kl = 0.0
         missing = 0
+        fits = {held: self.correction(held) for held in set(self.changed.values())}
         for layer, held in self.changed.items():
-            row = self.index[layer]
+            row, fit = self.index[layer], fits[held]
             known = self.sensitivity(row, held) or self.estimate(row, held)
             if known is None:
                 missing += 1
-            else:
-                dnll += known.dnll
-                kl += known.kl
+                continue
+            if fit is not None and isinstance(known, p.Estimate):
+                known = fit.apply(known)
+            dnll += known.dnll
+            kl += known.kl
         try:
             ppl = self.baseline.ppl * math.exp(dnll)
         except OverflowError:
@@ -340,6 +359,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     session.baseline = session.control = session.partial = None
     session.measured, session.additivity, session.scores = {}, {}, {}
     session.estimated, session.units, session.agreement = {}, {}, {}
+    session.estimated_units = {}
     return frozenset(get_args(Dirty))
 
 
@@ -390,6 +410,7 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     session.baseline = session.control = session.partial = None
     session.measured, session.additivity, session.scores = {}, {}, {}
     session.estimated, session.units, session.agreement = {}, {}, {}
+    session.estimated_units = {}
     return frozenset({"model", "stage", "baseline", "measured", "recipe"})
 
 
@@ -456,6 +477,12 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             )
             if (row := session.index.get(fact.layer)) is not None:
                 column[row] = fact
+            return "measured"
+        case p.Estimate() if fact.by != "layer":
+            guesses = session.estimated_units.setdefault(
+                f"{fact.direction}/{fact.format}/{fact.by}", {}
+            )
+            guesses[fact.layer] = fact
             return "measured"
         case p.Estimate():
             estimates = session.estimated.setdefault(

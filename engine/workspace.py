@@ -64,6 +64,12 @@ class Workspace:
     """Under ``fresh``, facts older than this are measured anew."""
     should_stop: Callable[[], bool] = lambda: False
 
+    @property
+    def tied(self) -> bool:
+        """Whether the files hold one tensor for head and embedding."""
+        parts = {row.role: row.parts for row in self.rows.values()}
+        return "head" in parts and parts["head"] == parts.get("embedding")
+
     def need_checkpoint(self) -> Checkpoint:
         """The checkpoint.
 

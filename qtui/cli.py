@@ -18,11 +18,16 @@ from engine import protocol as p
 from engine.client import start_ahead
 from engine.errors import UsageError
 from engine.profiles import DEFAULT_PROFILE, load_profile
+from engine.recipe_mixes import FIRST_LAST
 from engine.session import Session
-from qtui import documents, headless, tables
+from qtui import documents, headless, sweep_table, tables
 from qtui.ending import check_destination, complain, publish, telling, terminated_as_interrupted
 from qtui.options import (
     AsciiOption,
+    ByOption,
+    DirectionOption,
+    DrawsOption,
+    ExactOption,
     FormatOption,
     FormatsOption,
     FpsOption,
@@ -36,9 +41,11 @@ from qtui.options import (
     not_yet,
     shares_options,
     split_formats,
+    sweep_asked,
+    with_draws,
 )
 from qtui.progress import Meter, put
-from qtui.recipe_file import read_recipe
+from qtui.recipe_file import built_in, names_file, read_recipe
 from qtui.text import printable
 
 COMMANDS = ("open", "demo", "triage", "sweep", "eval", "export", "doctor")
@@ -184,31 +191,34 @@ def triage(
 def sweep(
     model: ModelArgument,
     formats: FormatsOption = None,
-    exact: Annotated[
-        str, typer.Option("--exact", metavar="all", help="which layers are measured")
-    ] = "all",
-    direction: Annotated[
-        str, typer.Option("--direction", metavar="degrade", help="change each layer alone")
-    ] = "degrade",
+    exact: ExactOption = "all",
+    direction: DirectionOption = "degrade",
+    by: ByOption = "layer",
+    draws: DrawsOption = None,
     json: JsonOption = None,
     *,
     shared: Shared,
 ) -> None:
     """Sensitivity of every layer.
 
-    Perplexity and KL with that layer alone quantised, beside the unchanged model's.
+    All layers and formats are estimated from a few passes; then layers are measured exactly, the
+    worst first: perplexity and KL beside the unchanged model's with that layer alone quantised, or
+    what keeping it alone wins back.
     """
     with telling():
         settings, _ = shared.resolve()
-        if exact != "all":
-            raise not_yet(f"--exact {exact}", "there are no estimates, every layer is measured")
-        if direction != "degrade":
-            raise not_yet(f"--direction {direction}", "a sweep changes one layer at a time")
+        settings = with_draws(settings, draws)
         check_destination(json)
-        ask = p.Sweep(split_formats(formats) or settings.sweep_formats)
+        wanted = split_formats(formats)
+        if wanted:
+            # Who names formats wants to know of these alone.
+            settings = msgspec.structs.replace(settings, estimate_formats=())
+        ask = sweep_asked(wanted or settings.sweep_formats, direction, exact, by)
         outcome = _measure(model, settings, ask)
-        document = documents.sweep_document(outcome.session, outcome.formats, job=outcome.job)
-        publish(document, tables.sweep_text, json)
+        document = documents.sweep_document(
+            outcome.session, outcome.formats, ask.direction, outcome.job, ask.by, not wanted
+        )
+        publish(document, sweep_table.sweep_text, json)
 
 
 @app.command("eval")
@@ -221,15 +231,20 @@ def evaluate(
     *,
     shared: Shared,
 ) -> None:
-    """Perplexity and KL of a recipe."""
+    """Perplexity and KL of a recipe.
+
+    --recipe takes a file (with a suffix or a slash in its name) or the name of a built-in one:
+    llama.cpp's mixes Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_0, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K and
+    Q8_0, head and embedding included; or first-last, which gives the first and the last block a
+    better format than --format F (int4-g128 unless given) has for the rest of the body.
+    """
     with telling():
         settings, _ = shared.resolve()
-        if (format is None) == (recipe is None):
-            raise UsageError("qtui eval takes one of --format F and --recipe FILE")
+        _check_recipe("eval", format, recipe)
         check_destination(json)
-        name = format if format is not None else str(recipe)
-        measured = p.Evaluate(format=format or "kept")
-        ask: headless.Ask = measured if recipe is None else _from_file(recipe, measured)
+        ask = _of_recipe(recipe, p.Evaluate(format=format or "kept"))
+        called = recipe if recipe is None or names_file(recipe) else built_in(recipe)
+        name = " ".join(given for given in (called, format) if given is not None)
         outcome = _measure(model, settings, ask)
         assert outcome.score is not None
         document = documents.eval_document(
@@ -267,8 +282,7 @@ def export(
     """
     with telling(kept=headless.NOT_WHOLE):
         settings, _ = shared.resolve()
-        if (format is None) == (recipe is None):
-            raise UsageError("qtui export takes one of --format F and --recipe FILE")
+        _check_recipe("export", format, recipe)
         _check_target(to)
         if not output:
             raise UsageError("qtui export takes -o PATH, the folder to write")
@@ -277,8 +291,7 @@ def export(
         written = p.Export(
             out=str(expanded(output).absolute()), format=format or "kept", overwrite=overwrite
         )
-        ask: headless.Ask = written if recipe is None else _from_file(recipe, written)
-        outcome = _measure(model, settings, ask, kind="export")
+        outcome = _measure(model, settings, _of_recipe(recipe, written), kind="export")
         assert outcome.exported is not None
         document = documents.export_document(
             outcome.session, outcome.exported, outcome.formats, outcome.job
@@ -360,11 +373,29 @@ def _measure(
         return headless.measure(source, settings, ask, Meter(sys.stderr), questions, kind)
 
 
-def _from_file(given: str, command: OfRecipe) -> Callable[[Session], OfRecipe]:
+def _check_recipe(command: str, format: str | None, recipe: str | None) -> None:
+    """Refuse what is no recipe, or is two."""
+    both = format is not None and recipe is not None
+    if both and not names_file(str(recipe)) and built_in(str(recipe)) == FIRST_LAST:
+        return
+    if both or (format is None and recipe is None):
+        raise UsageError(
+            f"qtui {command} takes one of --format F and --recipe FILE|NAME, and both with "
+            f"--recipe {FIRST_LAST}"
+        )
+
+
+def _of_recipe(given: str | None, command: OfRecipe) -> OfRecipe | Callable[[Session], OfRecipe]:
+    """The command with a recipe, by its file or its name."""
+    if given is None:
+        return command
+    if names_file(given):
+        return _from_file(Path(given).expanduser(), command)
+    return msgspec.structs.replace(command, recipe=built_in(given))
+
+
+def _from_file(path: Path, command: OfRecipe) -> Callable[[Session], OfRecipe]:
     """The command with the recipe of a file, once it is known what the layers are called."""
-    path = Path(given).expanduser()
-    if not path.exists() and path.suffix != ".toml" and path.name == given:
-        raise not_yet(f"--recipe {given}", "there are no recipes by name, and no file of that name")
     recipe = read_recipe(path)
 
     def ask(session: Session) -> OfRecipe:
@@ -372,7 +403,7 @@ def _from_file(given: str, command: OfRecipe) -> Callable[[Session], OfRecipe]:
         if recipe.checkpoint not in (None, name, session.source):
             complain(f"{path} was written for {recipe.checkpoint}: here it is used on {name}")
         return msgspec.structs.replace(
-            command, format=recipe.default, layers=recipe.resolve(session)
+            command, format=recipe.default, layers=recipe.resolve(session), recipe=recipe.recipe
         )
 
     return ask

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -14,6 +14,10 @@ from engine.quant.formats import needs_calibration, parse_format
 from engine.session import Job, Session
 from qtui import schema as s
 from qtui.schema import finite
+from qtui.sweep_parts import agreement_parts, floor_part, layer_parts, other_formats, unit_parts
+
+_Fallen: TypeAlias = tuple[str, str, str, str]
+"""A layer, the format it does not hold, why, and what it holds instead; empty: as stored."""
 
 
 def triage_document(
@@ -31,7 +35,7 @@ def triage_document(
     job = job or _last(session, "triage")
     layers = session.layers
     refused = [
-        (found.layer, format, why)
+        (found.layer, format, why, "")
         for found in layers.weights
         if found is not None
         for format, why in found.refused.items()
@@ -87,16 +91,21 @@ def sweep_document(
     formats: Sequence[str],
     direction: p.Direction = "degrade",
     job: Job | None = None,
+    by: p.By = "layer",
+    others: bool = True,
 ) -> s.SweepDocument:
-    """What a sweep measured, layers in the model's order.
+    """What a sweep found, layers in the model's order.
 
     Args:
         session: in which a sweep has ended.
         formats: canonical ones, in the order in which they were asked for.
         direction: whether layers were changed or restored, each alone.
         job: its job; the session's last sweep if not given.
+        by: what was changed at once.
+        others: whether formats that were estimated beside those asked for stand there too.
     """
     job = job or _last(session, "sweep")
+    further = other_formats(session, formats, direction) if others else ()
     return s.SweepDocument(
         direction=direction,
         resumed=job.resumed,
@@ -106,13 +115,12 @@ def sweep_document(
         versions=session.versions,
         baseline=_baseline(session),
         control=_control(session),
-        layers=[
-            _sweep_layer(session, row, known)
-            for row in range(len(session.layers.names))
-            for format in formats
-            if (known := session.sensitivity(row, format, direction)) is not None
-        ],
+        floor=floor_part(session),
+        layers=layer_parts(session, formats, direction),
+        estimated=layer_parts(session, further, direction) or UNSET,
+        units=UNSET if by == "layer" else unit_parts(session, formats, direction, by),
         fallbacks=_fallbacks(session, _fell_back(session, formats)),
+        agreement=agreement_parts(session, formats, direction),
         additivity=_additivity(session, formats, direction),
         timings=_timings(job),
     )
@@ -288,25 +296,6 @@ def _triage_layer(session: Session, row: int) -> s.TriageLayer:
     )
 
 
-def _sweep_layer(session: Session, row: int, known: p.Sensitivity) -> s.SweepLayer:
-    return s.SweepLayer(
-        name=session.layers.names[row],
-        kind=session.layers.kinds[row],
-        block=session.layers.blocks[row],
-        format=known.format,
-        measured=s.MeasuredPart(
-            kl=finite(known.kl),
-            kl_se=finite(known.kl_se),
-            dnll=finite(known.dnll),
-            dnll_se=finite(known.dnll_se),
-            dppl=finite(known.dppl),
-            dppl_ci95=(finite(known.dppl_low), finite(known.dppl_high)),
-            tokens=known.tokens,
-            top1_agreement=finite(known.top1),
-        ),
-    )
-
-
 def _additivity(
     session: Session, formats: Sequence[str], direction: p.Direction
 ) -> s.AdditivityPart | UnsetType:
@@ -323,15 +312,18 @@ def _additivity(
     return s.AdditivityPart(kl=first.kl, dnll=first.dnll, by_format=found)
 
 
-def _fell_back(session: Session, formats: Sequence[str]) -> list[tuple[str, str, str]]:
-    return [(x.layer, x.format, x.why) for x in session.fallbacks if x.format in formats]
+def _fell_back(session: Session, formats: Sequence[str]) -> list[_Fallen]:
+    return [(x.layer, x.format, x.why, x.holds) for x in session.fallbacks if x.format in formats]
 
 
-def _fallbacks(session: Session, found: Sequence[tuple[str, str, str]]) -> list[s.LayerFallback]:
+def _fallbacks(session: Session, found: Sequence[_Fallen]) -> list[s.LayerFallback]:
     """Each layer and format once, in the model's order."""
-    once: dict[tuple[str, str], str] = {}
-    for layer, format, why in found:
-        once.setdefault((layer, format), why)
+    once: dict[tuple[str, str], tuple[str, str]] = {}
+    for layer, format, why, holds in found:
+        once.setdefault((layer, format), (why, holds))
     last = len(session.layers.names)
     ordered = sorted(once.items(), key=lambda item: session.index.get(item[0][0], last))
-    return [s.LayerFallback(layer=name, format=format, why=why) for (name, format), why in ordered]
+    return [
+        s.LayerFallback(layer=name, format=format, why=why, holds=holds or UNSET)
+        for (name, format), (why, holds) in ordered
+    ]

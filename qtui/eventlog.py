@@ -13,7 +13,7 @@ from engine.errors import FormatError
 from engine.protocol import Level
 from engine.quant.formats import parse_format
 from engine.quant.storage import why_not_held
-from engine.session import Session, recipe_hash
+from engine.session import Layers, Session, recipe_hash
 from qtui import text as t
 from qtui.text import UNICODE, Glyphs, printable, short_name
 from qtui.widgets.line import Words
@@ -67,6 +67,8 @@ class EventLog:
         self._began: dict[str, float] = {}
         """When each running job started."""
         self._wave: _Wave | None = None
+        self._uniforms: tuple[Layers, dict[str, str]] = Layers(), {}
+        """Hashes of a format in the whole body, by format: made once a listing, of all its rows."""
 
     @property
     def entries(self) -> list[Entry]:
@@ -173,7 +175,8 @@ class EventLog:
         found = []
         for key, column in session.measured.items():
             direction, _, format = key.partition("/")
-            if direction != "degrade" or format not in title.split():
+            words = title.split()
+            if format not in words or ("restore" in words) != (direction == "restore"):
                 continue
             worst = max((fact for fact in column if fact), key=lambda fact: fact.kl, default=None)
             if worst is not None:
@@ -193,13 +196,30 @@ class EventLog:
                 self.say("info", f"no-op control: KL {kl}{known}")
             case p.Additivity():
                 whole = f"KL {fact.kl:.2f}{self.glyphs.times} the sum of single effects"
-                self.say("info", f"{fact.format} in all body layers: {whole}{known}")
+                way = "" if fact.direction == "degrade" else f"{fact.direction} "
+                self.say("info", f"{way}{fact.format} in all body layers: {whole}{known}")
             case p.RecipeScore() if fact.done:
                 score = self._ppl(fact.ppl, (fact.ppl_high - fact.ppl_low) / 2)
                 kl = f"KL{self.glyphs.kilo} {t.short(1000 * fact.kl)}"
                 size = f"{fact.bits_per_weight:.2f} bit/weight"
                 size = "" if math.isnan(fact.bits_per_weight) else f", {size}"
-                self.say("info", f"{_whose(fact, session)}: {score}, {kl}{size}{known}")
+                self.say("info", f"{self._whose(fact, session)}: {score}, {kl}{size}{known}")
+
+    def _whose(self, score: p.RecipeScore, session: Session) -> str:
+        """The recipe that a score is of: the session's own, a format in the whole body, another."""
+        if score.recipe == recipe_hash(session.changed):
+            return "recipe"
+        if self._uniforms[0] is not session.layers:
+            self._uniforms = session.layers, {}
+        known = self._uniforms[1]
+        swept = [key.partition("/")[2] for key in session.measured]
+        for format in dict.fromkeys([*swept, *session.settings.sweep_formats]):
+            if format not in known:
+                uniform = _uniform(format, session)
+                known[format] = recipe_hash(uniform) if uniform else ""
+            if score.recipe == known[format]:
+                return f"{parse_format(format)} in all body layers"
+        return "another recipe"
 
     def _ppl(self, ppl: float, half: float) -> str:
         """A perplexity, with half its interval where that is known already."""
@@ -257,17 +277,6 @@ def _wall_clock(seconds: float) -> str:
 def _short(layer: str, session: Session) -> str:
     row = session.row(layer)
     return short_name(layer, -1 if row is None else session.layers.blocks[row], 0).strip()
-
-
-def _whose(score: p.RecipeScore, session: Session) -> str:
-    """The recipe that a score is of: the session's own, a format in the whole body, or another."""
-    if score.recipe == recipe_hash(session.changed):
-        return "recipe"
-    swept = [key.partition("/")[2] for key in session.measured]
-    for format in dict.fromkeys([*swept, *session.settings.sweep_formats]):
-        if (uniform := _uniform(format, session)) and score.recipe == recipe_hash(uniform):
-            return f"{next(iter(uniform.values()))} in all body layers"
-    return "another recipe"
 
 
 def _uniform(format: str, session: Session) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """One number of a layer by its name: what a filter compares and a column of the table sorts by.
 
-A figure is bound to a session and a format once, and then read for row after row. What is not
-known is ``nan``.
+A figure is bound to a session, a format and a direction once, and then read for row after row.
+What is not known is ``nan``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from engine.protocol import Estimate, LayerWeights, Sensitivity
+from engine.protocol import Direction, Estimate, LayerWeights, Sensitivity
 from engine.session import Session
 
 Reader: TypeAlias = Callable[[int], float]
@@ -27,7 +27,7 @@ class Figure(NamedTuple):
     """What it is, and its unit."""
     example: str
     """A comparison, as it would be typed after the name."""
-    bind: Callable[[Session, str], Reader]
+    bind: Callable[[Session, str, Direction], Reader]
     share: bool = False
     """Whether it is a share, so that ``5%`` means .05."""
     counted: bool = False
@@ -42,12 +42,16 @@ def finding(weights: LayerWeights | None) -> bool:
 
 
 def delta_ppl(session: Session, effect: Sensitivity | Estimate | None) -> float:
-    """Change of perplexity: as measured, else what an estimated change of NLL makes of it."""
+    """Change of perplexity: as measured, else what an estimated change of NLL makes of it.
+
+    A layer's restoring is estimated at the quantised model, whose perplexity is another than the
+    baseline's: there it is nan.
+    """
     if effect is None:
         return math.nan
     if isinstance(effect, Sensitivity):
         return effect.dppl
-    if session.baseline is None:
+    if session.baseline is None or effect.direction != "degrade":
         return math.nan
     try:
         return session.baseline.ppl * math.expm1(effect.dnll)
@@ -55,31 +59,57 @@ def delta_ppl(session: Session, effect: Sensitivity | Estimate | None) -> float:
         return math.inf
 
 
-def effects(session: Session, format: str) -> Callable[[int], Sensitivity | Estimate | None]:
-    """Reader of a row's effect: the measured one, else the estimate."""
-    key = f"degrade/{format}"
+def effects(
+    session: Session, format: str, direction: Direction = "degrade"
+) -> Callable[[int], Sensitivity | Estimate | None]:
+    """Reader of a row's effect: the measured one, else the estimate, corrected where it can be."""
+    key = f"{direction}/{format}"
     measured, estimated = session.measured.get(key), session.estimated.get(key)
     if measured is None and estimated is None:
         return lambda row: None
     if estimated is None:
         return (measured or []).__getitem__
-    if measured is None:
-        return estimated.__getitem__
-    return lambda row: measured[row] or estimated[row]
+    fit = session.correction(format, direction)
 
-
-def _kl(session: Session, format: str) -> Reader:
-    of = effects(session, format)
-
-    def read(row: int) -> float:
-        effect = of(row)
-        return math.nan if effect is None else effect.kl
+    def read(row: int) -> Sensitivity | Estimate | None:
+        if measured is not None and (known := measured[row]) is not None:
+            return known
+        guess = estimated[row]
+        return guess if guess is None or fit is None else fit.apply(guess)
 
     return read
 
 
-def _dnll(session: Session, format: str) -> Reader:
-    of = effects(session, format)
+def below_floor(session: Session, effect: Sensitivity | Estimate | None) -> bool:
+    """Whether a measured KL is smaller than what rounding alone may measure."""
+    control = session.control
+    return (
+        control is not None
+        and isinstance(effect, Sensitivity)
+        and abs(effect.kl) < control.floor_kl
+    )
+
+
+def _kl(session: Session, format: str, direction: Direction) -> Reader:
+    key = f"{direction}/{format}"
+    measured, estimated = session.measured.get(key), session.estimated.get(key)
+    fit = session.correction(format, direction)
+    if measured is None and estimated is None:
+        return lambda row: math.nan
+
+    def read(row: int) -> float:
+        if measured is not None and (known := measured[row]) is not None:
+            return known.kl
+        if estimated is None or (guess := estimated[row]) is None:
+            return math.nan
+        # As `effects` has it, with nothing else made: tables of many rows are sorted by this.
+        return guess.kl if fit is None else fit.kl(guess.kl)
+
+    return read
+
+
+def _dnll(session: Session, format: str, direction: Direction) -> Reader:
+    of = effects(session, format, direction)
 
     def read(row: int) -> float:
         effect = of(row)
@@ -88,13 +118,13 @@ def _dnll(session: Session, format: str) -> Reader:
     return read
 
 
-def _dppl(session: Session, format: str) -> Reader:
-    of = effects(session, format)
+def _dppl(session: Session, format: str, direction: Direction) -> Reader:
+    of = effects(session, format, direction)
     return lambda row: delta_ppl(session, of(row))
 
 
-def _top1(session: Session, format: str) -> Reader:
-    measured = session.measured.get(f"degrade/{format}")
+def _top1(session: Session, format: str, direction: Direction) -> Reader:
+    measured = session.measured.get(f"{direction}/{format}")
 
     def read(row: int) -> float:
         effect = None if measured is None else measured[row]
@@ -103,7 +133,7 @@ def _top1(session: Session, format: str) -> Reader:
     return read
 
 
-def _error(session: Session, format: str) -> Reader:
+def _error(session: Session, format: str, direction: Direction) -> Reader:
     weights = session.layers.weights
 
     def read(row: int) -> float:
@@ -114,7 +144,7 @@ def _error(session: Session, format: str) -> Reader:
     return read
 
 
-def _outliers(session: Session, format: str) -> Reader:
+def _outliers(session: Session, format: str, direction: Direction) -> Reader:
     weights = session.layers.weights
 
     def read(row: int) -> float:
@@ -124,7 +154,7 @@ def _outliers(session: Session, format: str) -> Reader:
     return read
 
 
-def _kurtosis(session: Session, format: str) -> Reader:
+def _kurtosis(session: Session, format: str, direction: Direction) -> Reader:
     weights = session.layers.weights
 
     def read(row: int) -> float:
@@ -134,12 +164,12 @@ def _kurtosis(session: Session, format: str) -> Reader:
     return read
 
 
-def _bits(session: Session, format: str) -> Reader:
+def _bits(session: Session, format: str, direction: Direction) -> Reader:
     bits, shapes = session.layers.bits, session.layers.shapes
     return lambda row: bits[row] / (math.prod(shapes[row]) or math.nan)
 
 
-def _params(session: Session, format: str) -> Reader:
+def _params(session: Session, format: str, direction: Direction) -> Reader:
     shapes = session.layers.shapes
     return lambda row: float(math.prod(shapes[row]))
 

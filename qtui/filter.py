@@ -31,7 +31,7 @@ from fnmatch import translate
 from typing import NamedTuple, Protocol, TypeAlias, get_args
 
 from engine.errors import UsageError
-from engine.protocol import Role
+from engine.protocol import Direction, Role
 from engine.session import Session
 from qtui.figures import FIGURES, finding
 
@@ -87,6 +87,8 @@ class Subject(NamedTuple):
     format: str
     """Whose effects and errors are shown."""
     marked: Collection[str]
+    direction: Direction = "degrade"
+    """Which effects are shown."""
 
 
 class Comparison(NamedTuple):
@@ -126,9 +128,15 @@ class Filter:
         """Whether the outcome may change with ``names``, ``holds``, ``marks`` or ``facts``."""
         return any(term.reads == what for term in self.terms)
 
-    def rows(self, session: Session, format: str, marked: Collection[str] = ()) -> list[int]:
+    def rows(
+        self,
+        session: Session,
+        format: str,
+        marked: Collection[str] = (),
+        direction: Direction = "degrade",
+    ) -> list[int]:
         """The rows that fit, in the model's order."""
-        subject = Subject(session, format, marked)
+        subject = Subject(session, format, marked, direction)
         rows: Iterable[int] = range(len(session.layers.names))
         for term in self.terms:
             test, negated = term.bind(subject), term.negated
@@ -318,7 +326,7 @@ def _state(wanted: str, whole: bool, fail: _Fail) -> Callable[[Subject], Test]:
 def _states(subject: Subject) -> dict[str, Test]:
     session, marked = subject.session, subject.marked
     layers, changed = session.layers, session.changed
-    key = f"degrade/{subject.format}"
+    key = f"{subject.direction}/{subject.format}"
     nothing: list[None] = [None] * len(layers.names)
     measured = session.measured.get(key, nothing)
     estimated = session.estimated.get(key, nothing)
@@ -374,7 +382,7 @@ def _compare(asked: Comparison) -> Callable[[Subject], Test]:
     figure, compare = FIGURES[asked.figure], OPERATORS[asked.sign]
 
     def bind(subject: Subject) -> Test:
-        read = figure.bind(subject.session, subject.format)
+        read = figure.bind(subject.session, subject.format, subject.direction)
         return lambda row: compare(read(row), asked.wanted)  # nan fits none
 
     return bind

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+from engine.protocol import Direction
 from engine.session import Session
 from qtui.figures import FIGURES
 from qtui.filter import Comparison, FilterError, Term, parse_filter
@@ -15,7 +16,11 @@ THOUSANDTHS = ("kl", "dnll")
 
 
 def judge_filter(
-    text: str, session: Session, format: str, marked: Collection[str] = ()
+    text: str,
+    session: Session,
+    format: str,
+    marked: Collection[str] = (),
+    direction: Direction = "degrade",
 ) -> tuple[bool, str, str]:
     """Whether a text is a filter; what it leaves, or what is wrong; what may follow.
 
@@ -26,18 +31,20 @@ def judge_filter(
     except FilterError as error:
         typing = error.start + len(error.term) == len(text)
         return False, str(error), error.hint if typing else ""
-    rows = wanted.rows(session, format, marked)
+    rows = wanted.rows(session, format, marked, direction)
     says = f"{len(rows)} of {len(session.layers.names)} layers"
-    reasons = [] if rows else [_out_of_reach(term, session, format) for term in wanted.terms]
+    reasons = (
+        [] if rows else [_out_of_reach(term, session, format, direction) for term in wanted.terms]
+    )
     return True, "; ".join([says, *filter(None, reasons)]), ""
 
 
-def _out_of_reach(term: Term, session: Session, format: str) -> str:
+def _out_of_reach(term: Term, session: Session, format: str, direction: Direction) -> str:
     """Why no layer can fit a condition on a number: nothing is known, or all are smaller."""
     asked = term.compares
     if asked is None or term.negated or not session.layers.names:
         return ""
-    read = FIGURES[asked.figure].bind(session, format)
+    read = FIGURES[asked.figure].bind(session, format, direction)
     values = [read(row) for row in range(len(session.layers.names))]
     known = [value for value in values if not math.isnan(value)]
     if not known:

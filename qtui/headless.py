@@ -19,6 +19,8 @@ from engine import protocol as p
 from engine.errors import EngineError, UsageError
 from engine.session import Job, Session
 from qtui.progress import Meter
+from qtui.sweeps import title_words
+from qtui.text import instead
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
 OfRecipe: TypeAlias = p.Evaluate | p.Export
@@ -234,9 +236,8 @@ class _Run:
         if not ours and not asked:
             return
         if isinstance(self._sent, p.Sweep):
-            title = " ".join(["sweep", *self._sent.formats])
             for job in self._engine.session.jobs.values():
-                if job.title == title and job.status == "running":
+                if job.status == "running" and _same_sweep(job, self._sent):
                     self._job, self._following = job.id, True
                     self._meter.say("that sweep is running already: following it")
                     return
@@ -248,14 +249,17 @@ class _Run:
             return
         self._fallbacks.add((event.layer, event.format))
         if len(self._fallbacks) <= FALLBACKS_SAID:
-            self._meter.say(f"fallback: {event.layer} is kept, not {event.format}: {event.why}")
+            self._meter.say(
+                f"fallback: {event.layer} {instead(event.holds)}, not {event.format}: {event.why}"
+            )
 
     def _outcome(self, ended: p.JobEnded) -> Outcome:
         session = self._engine.session
         formats, score = tuple(self._formats), None
         if isinstance(self._sent, p.Sweep):
             column = self._sent.direction + "/{}"
-            known = [each for each in self._sent.formats if column.format(each) in session.measured]
+            there = {*session.measured, *session.estimated}
+            known = [each for each in self._sent.formats if column.format(each) in there]
             formats = tuple(dict.fromkeys([*known, *formats]))
         if self._kind == "evaluate":
             score = session.scores.get(self._recipe)
@@ -271,6 +275,12 @@ class _Run:
             answers=tuple(self._answers[question] for question in self._questions),
             exported=self._exported,
         )
+
+
+def _same_sweep(job: Job, asked: p.Sweep) -> bool:
+    """Whether a job is the sweep that is asked for."""
+    words = title_words(asked.formats, asked.direction, asked.by, asked.exact)
+    return job.kind == "sweep" and job.title.split() == words
 
 
 def _names_are_listed(session: Session) -> bool:

@@ -54,6 +54,8 @@ class Life:
         self.pump = Pump(
             Session(), self._paint, app.set_timer, profile.fps, hear=bench.hear, behind=behind
         )
+        # What is heard before the first repaint is logged by what is known then.
+        bench.session = self.pump.session
         self._still: Session | None = None
         self._taken = self.pump.session
         """The session that was shown last, or is shown again after a pause."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 import typer
 
 from engine.errors import UsageError
-from engine.profiles import DEFAULT_PROFILE, Profile, load_profile
-from engine.protocol import Settings
+from engine.profiles import DEFAULT_PROFILE, RANGES, Profile, load_profile
+from engine.protocol import By, Direction, Settings, Sweep
 
+Word = TypeVar("Word", bound=str)
 DTYPES = ("fp32", "fp16", "bf16")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
@@ -31,7 +33,34 @@ FormatOption = Annotated[
     str | None,
     typer.Option("--format", metavar="F", help="F everywhere, head and embedding kept"),
 ]
-RecipeOption = Annotated[str | None, typer.Option("--recipe", metavar="FILE", help="a recipe file")]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="FILE|NAME", help="a recipe file, or Q4_K_M and its kin"),
+]
+DirectionOption = Annotated[
+    str,
+    typer.Option(
+        "--direction",
+        metavar="degrade|restore",
+        help="quantise each layer alone, or all but that one",
+    ),
+]
+ExactOption = Annotated[
+    str,
+    typer.Option(
+        "--exact",
+        metavar="all|top:K|none",
+        help="what is measured, the worst first, after all is estimated",
+    ),
+]
+ByOption = Annotated[
+    str,
+    typer.Option("--by", metavar="layer|block|kind|group", help="what is changed at once"),
+]
+DrawsOption = Annotated[
+    int | None,
+    typer.Option("--draws", metavar="N", help="draws of labels behind an estimate, 1 to 64"),
+]
 JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="PATH|-", help="write a JSON document; - prints it alone"),
@@ -164,6 +193,65 @@ def shares_options(command: Callable[..., None]) -> Callable[..., None]:
 def not_yet(what: str, why: str) -> UsageError:
     """What is planned and not there, as an error."""
     return UsageError(f"{what} cannot be used yet: {why}")
+
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+UNITS: tuple[By, ...] = get_args(By)
+
+
+def sweep_asked(formats: Sequence[str], direction: str, exact: str, by: str) -> Sweep:
+    """The command of a sweep.
+
+    Raises:
+        UsageError: a value that cannot be; the message names the option and the nearest value.
+    """
+    return Sweep(
+        tuple(formats),
+        _one_of("--direction", direction, DIRECTIONS),
+        exact=exact_of(exact),
+        by=_one_of("--by", by, UNITS),
+    )
+
+
+def exact_of(given: str) -> str:
+    """Which layers a sweep measures: ``all``, ``top:K`` or ``none``.
+
+    Raises:
+        UsageError: it is none of these, or K is no number above 0.
+    """
+    word, colon, number = given.strip().lower().partition(":")
+    if word == "top" and (colon or not number):
+        if number.isascii() and number.isdecimal() and int(number) > 0:
+            return f"top:{int(number)}"
+        raise UsageError(
+            f"--exact is {given!r}: how many layers has to be a number from 1, as in top:10"
+        )
+    if colon:
+        word = given
+    return _one_of("--exact", word, ("all", "none"), "all, top:K, none")
+
+
+def with_draws(settings: Settings, draws: int | None) -> Settings:
+    """The settings with as many draws of labels.
+
+    Raises:
+        UsageError: a number of draws that cannot be.
+    """
+    low, high = RANGES["draws"]
+    if draws is None:
+        return settings
+    if not low <= draws <= high:
+        raise UsageError(f"--draws is {draws}, expected {low:g} to {high:g}")
+    return msgspec.structs.replace(settings, draws=draws)
+
+
+def _one_of(option: str, given: str, known: Sequence[Word], expected: str = "") -> Word:
+    for word in known:
+        if word == given:
+            return word
+    near = difflib.get_close_matches(given.lower(), known, n=1, cutoff=0.5)
+    meant = f": did you mean {near[0]}?" if near else ""
+    raise UsageError(f"{option} is {given!r}, expected {expected or ', '.join(known)}{meant}")
 
 
 def split_formats(given: str | None) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""A recipe written by hand: TOML that gives layers formats, by exact name or by ``re:`` pattern."""
+"""A recipe written by hand: TOML that gives layers formats, by exact name or by ``re:`` pattern.
+
+``recipe = "Q4_K_M"`` lays the lines over a built-in recipe.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import msgspec
 import tomli
 
 from engine.errors import UsageError
+from engine.recipe_mixes import recipe_named
 from engine.session import Session
 
 SCHEMA = "qtui.recipe/1"
@@ -24,6 +28,8 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
     """What it was written for; said to a person, never enforced."""
     default: str = KEPT
     """Format of the body's layers that no line names."""
+    recipe: str = ""
+    """The built-in recipe that the lines are laid over; empty for none."""
     lines: tuple[tuple[str, str], ...] = ()
     """Exact name or ``re:`` pattern with its format; the first match from the top wins."""
 
@@ -60,6 +66,30 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
         return recipe
 
 
+def names_file(given: str) -> bool:
+    """Whether what was given for a recipe is a file: it has a path separator or a suffix.
+
+    Anything else is the name of a built-in recipe, whatever lies in this folder.
+    """
+    path = Path(given)
+    return path.name != given or bool(path.suffix)
+
+
+def built_in(given: str) -> str:
+    """The built-in recipe of a name.
+
+    Raises:
+        UsageError: there is none, with the nearest one, or with how to name the file that lies
+            there.
+    """
+    try:
+        return recipe_named(given)
+    except UsageError as error:
+        if not Path(given).is_file():
+            raise
+        raise UsageError(f"{error}; the file of that name is ./{given}") from error
+
+
 def read_recipe(path: Path) -> RecipeFile:
     """Read a recipe file.
 
@@ -76,7 +106,7 @@ def read_recipe(path: Path) -> RecipeFile:
         raise UsageError(f'{path}: `schema` is missing: write schema = "{SCHEMA}"')
     if table["schema"] != SCHEMA:
         raise UsageError(f"{path}: `schema` is {table['schema']!r}, expected {SCHEMA!r}")
-    unknown = sorted(set(table) - {"schema", "checkpoint", "default", "layers"})
+    unknown = sorted(set(table) - {"schema", "checkpoint", "default", "recipe", "layers"})
     if unknown:
         raise UsageError(f"{path}: `{unknown[0]}` is not a key of {SCHEMA}")
     layers = table.get("layers", {})
@@ -88,8 +118,16 @@ def read_recipe(path: Path) -> RecipeFile:
         if "checkpoint" in table
         else None,
         default=_word(path, "`default`", table.get("default", KEPT)),
+        recipe=_base(path, table["recipe"]) if "recipe" in table else "",
         lines=tuple(_line(path, name, held) for name, held in layers.items()),
     )
+
+
+def _base(path: Path, found: Any) -> str:
+    try:
+        return recipe_named(_word(path, "`recipe`", found))
+    except UsageError as error:
+        raise UsageError(f"{path}: `recipe`: {error}") from error
 
 
 def _line(path: Path, name: str, held: Any) -> tuple[str, str]:

@@ -58,6 +58,8 @@ def command(settings: Settings, source: str, verb: Verb, extra: Sequence[str] = 
             words += [option, str(value or 0)]
         elif value is not None:
             words += [option, str(value)]
+    if verb == "sweep" and (plain is None or settings.draws != plain.draws):
+        words += ["--draws", str(settings.draws)]
     formats = FROM_FORMATS.get(verb)
     if formats and "--formats" not in extra:
         asked = getattr(settings, formats)

@@ -186,7 +186,8 @@ def suggested(subject: Subject, view: View) -> str:
     measured = f"{view.direction}/{view.format}"
     if subject == "table":
         swept = measured in session.measured or measured in session.estimated
-        parts += ["sweep", view.format] if swept else ["triage"]
+        way = "sweep" if view.direction == "degrade" else view.direction
+        parts += [way, view.format] if swept else ["triage"]
     elif subject in ("histogram", "layer", "experts"):
         parts += [(view.layer or "").removeprefix("model."), subject]
     else:

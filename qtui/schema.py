@@ -40,6 +40,8 @@ class LayerFallback(Part, frozen=True, kw_only=True):
     layer: str
     format: str
     why: str
+    holds: str | UnsetType = UNSET
+    """What it holds instead; it is kept, or not measured, where this is missing."""
 
 
 class OutlierPart(Part, frozen=True, kw_only=True):
@@ -133,12 +135,35 @@ class BaselinePart(Part, frozen=True, kw_only=True):
 
 
 class ControlPart(Part, frozen=True, kw_only=True):
-    """A layer swapped for itself, and the same thing run twice: what nothing measures."""
+    """A layer swapped for itself, and what rounding alone may measure."""
 
     max_abs_dnll: Number
     max_abs_kl: Number
     floor_dnll: Number
     floor_kl: Number
+
+
+class FloorPart(Part, frozen=True, kw_only=True):
+    """What rounding alone may measure: figures below it tell nothing."""
+
+    kl: Number
+    dnll: Number
+
+
+class EstimatePart(Part, frozen=True, kw_only=True):
+    """The effect of one layer changed alone, as gradients have it."""
+
+    kl: Number
+    kl_se: Number
+    dnll: Number
+    dnll_se: Number
+    tokens: int
+    draws: int
+    """Draws of labels behind it."""
+    doubt: str | UnsetType = UNSET
+    """Why the figure may not hold."""
+    corrected_kl: Number | UnsetType = UNSET
+    """What to expect by the fit of measured to estimated KL of the other layers."""
 
 
 class MeasuredPart(Part, frozen=True, kw_only=True):
@@ -152,6 +177,8 @@ class MeasuredPart(Part, frozen=True, kw_only=True):
     dppl_ci95: tuple[Number, Number]
     tokens: int
     top1_agreement: Number
+    below_floor: bool | UnsetType = UNSET
+    """True where the KL is less than the numeric floor."""
 
 
 class SweepLayer(Part, frozen=True, kw_only=True):
@@ -161,7 +188,32 @@ class SweepLayer(Part, frozen=True, kw_only=True):
     kind: str
     block: int
     format: str
-    measured: MeasuredPart
+    estimate: EstimatePart | UnsetType = UNSET
+    measured: MeasuredPart | UnsetType = UNSET
+
+
+class SweepUnit(Part, frozen=True, kw_only=True):
+    """Layers that were changed at once, in one format."""
+
+    name: str
+    """Of a block its number, of a kind its name, of a fused group its first layer."""
+    by: p.By
+    format: str
+    layers: list[str]
+    estimate: EstimatePart | UnsetType = UNSET
+    measured: MeasuredPart | UnsetType = UNSET
+
+
+class AgreementPart(Part, frozen=True, kw_only=True):
+    """How well the estimates of a format agree with what was measured of it."""
+
+    layers: int
+    """That are both estimated and measured."""
+    rank_kl: Number
+    """Spearman's rank correlation of KL."""
+    rank_dnll: Number
+    ratio: Number
+    """Median of measured over estimated KL."""
 
 
 class FormatAdditivity(Part, frozen=True, kw_only=True):
@@ -204,8 +256,16 @@ class SweepDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qt
     versions: dict[str, str]
     baseline: BaselinePart | UnsetType = UNSET
     control: ControlPart | UnsetType = UNSET
+    floor: FloorPart | UnsetType = UNSET
     layers: list[SweepLayer]
+    """In the formats that were asked for."""
+    estimated: list[SweepLayer] | UnsetType = UNSET
+    """In further formats that the profile has estimated."""
+    units: list[SweepUnit] | UnsetType = UNSET
+    """Of a sweep by block, kind or group."""
     fallbacks: list[LayerFallback]
+    agreement: dict[str, AgreementPart] | UnsetType = UNSET
+    """By format."""
     additivity: AdditivityPart | UnsetType = UNSET
     timings: dict[str, Number]
 

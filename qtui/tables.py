@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from engine import protocol as p
 from qtui import schema as s
-from qtui.text import clock, count, perplexity, printable, short, size
+from qtui.text import clock, count, instead, perplexity, printable, short, size
 
 NOT_KNOWN = "-"
 
@@ -32,20 +32,20 @@ def triage_text(document: s.TriageDocument) -> str:
             layer.name,
             "x".join(map(str, layer.shape)),
             layer.dtype,
-            NOT_KNOWN if isinstance(layer.outliers, UnsetType) else _share(layer.outliers.fraction),
-            NOT_KNOWN if isinstance(layer.waste, UnsetType) else _share(layer.waste),
-            _figure(layer.kurtosis, 1),
+            NOT_KNOWN if isinstance(layer.outliers, UnsetType) else share(layer.outliers.fraction),
+            NOT_KNOWN if isinstance(layer.waste, UnsetType) else share(layer.waste),
+            figure(layer.kurtosis, 1),
             _faults(layer),
             *(_error(layer, format) for format in formats),
         ]
         for layer in sorted(document.layers, key=_worst_error, reverse=True)
     ]
-    return _paragraphs(
-        _about(document.model),
+    return paragraphs(
+        about(document.model),
         table(headings, rows, left={0, 1, 2, 6}),
         _legend(document),
-        _fallback_lines(document.fallbacks),
-        _spent(document.timings, document.resumed),
+        fallback_lines(document.fallbacks),
+        spent(document.timings, document.resumed),
     )
 
 
@@ -57,37 +57,6 @@ def _legend(document: s.TriageDocument) -> str:
     return f"{beyond}waste: share of a uniform grid spent on them; errors: ‖W − Ŵ‖ / ‖W‖"
 
 
-def sweep_text(document: s.SweepDocument) -> str:
-    """A sweep: layers with the largest KL first."""
-    headings = ["layer", "format", "KL·10³", "s.e.", "ΔNLL·10³", "s.e.", "ΔPPL", "95%", "top-1"]
-    rows = []
-    for layer in sorted(document.layers, key=lambda each: _order(each.measured.kl), reverse=True):
-        found = layer.measured
-        low, high = found.dppl_ci95
-        rows.append(
-            [
-                layer.name,
-                layer.format,
-                _thousandth(found.kl),
-                _thousandth(found.kl_se),
-                _thousandth(found.dnll),
-                _thousandth(found.dnll_se),
-                _figure(found.dppl, 3),
-                f"{_figure(low, 3)} … {_figure(high, 3)}",
-                _share(found.top1_agreement),
-            ]
-        )
-    return _paragraphs(
-        _about(document.model),
-        _protocol(document.protocol, document.baseline),
-        table(headings, rows, left={0, 1}),
-        _control(document.control),
-        _additivity(document.additivity),
-        _fallback_lines(document.fallbacks),
-        _spent(document.timings, document.resumed),
-    )
-
-
 def eval_text(document: s.EvalDocument) -> str:
     """An evaluation: the recipe beside the unchanged model."""
     recipe = document.recipe
@@ -95,21 +64,21 @@ def eval_text(document: s.EvalDocument) -> str:
     lines = [
         ["recipe", recipe.name],
         ["PPL", f"{_ppl(recipe.ppl)}  (95%: {low} … {high})"],
-        ["NLL", f"{_figure(recipe.nll, 4)} nats per token"],
-        ["ΔNLL", f"{_figure(recipe.dnll, 4)} ± {_figure(recipe.dnll_se, 4)} (standard error)"],
-        ["KL", f"{_figure(recipe.kl, 5)} ± {_figure(recipe.kl_se, 5)} nats per token"],
-        ["top-1", f"{_share(recipe.top1_agreement)} of positions agree"],
+        ["NLL", f"{figure(recipe.nll, 4)} nats per token"],
+        ["ΔNLL", f"{figure(recipe.dnll, 4)} ± {figure(recipe.dnll_se, 4)} (standard error)"],
+        ["KL", f"{figure(recipe.kl, 5)} ± {figure(recipe.kl_se, 5)} nats per token"],
+        ["top-1", f"{share(recipe.top1_agreement)} of positions agree"],
     ]
     if not isinstance(recipe.bits_per_weight, UnsetType):
-        lines.append(["bits", f"{_figure(recipe.bits_per_weight, 2)} per weight"])
+        lines.append(["bits", f"{figure(recipe.bits_per_weight, 2)} per weight"])
     if not isinstance(recipe.bytes, UnsetType):
         lines.append(["size", size(recipe.bytes)])
-    return _paragraphs(
-        _about(document.model),
-        _protocol(document.protocol, document.baseline),
+    return paragraphs(
+        about(document.model),
+        protocol_lines(document.protocol, document.baseline),
         _named(lines),
-        _fallback_lines(document.fallbacks),
-        _spent(document.timings, document.resumed),
+        fallback_lines(document.fallbacks),
+        spent(document.timings, document.resumed),
     )
 
 
@@ -117,19 +86,19 @@ def export_text(document: s.ExportDocument) -> str:
     """An export: what was written where, and how large it is."""
     held = Counter(document.recipe.values())
     formats = ", ".join(f"{many} in {format}" for format, many in held.most_common())
-    bits = _figure(document.bits_per_weight, 2)
+    bits = figure(document.bits_per_weight, 2)
     lines = [
         ["folder", document.folder],
         ["size", f"{size(document.bytes)}, of {size(document.checkpoint.bytes)}"],
         ["layers", f"{formats}; {document.layers} stored as codes"],
         ["bits", f"{bits} per weight"],
     ]
-    return _paragraphs(
-        _about(document.checkpoint),
+    return paragraphs(
+        about(document.checkpoint),
         _named(lines),
         "\n".join(f"note: {printable(note)}" for note in document.notes),
-        _fallback_lines(document.fallbacks),
-        _spent(document.timings, 0),
+        fallback_lines(document.fallbacks),
+        spent(document.timings, 0),
     )
 
 
@@ -164,18 +133,21 @@ def _pad(cell: str, width: int, left: bool) -> str:
     return cell + room if left else room + cell
 
 
-def _paragraphs(*texts: str) -> str:
+def paragraphs(*texts: str) -> str:
+    """Texts with an empty line between them; empty ones are left out."""
     return "\n\n".join(text for text in texts if text) + "\n"
 
 
-def _about(model: s.Model) -> str:
+def about(model: s.Model) -> str:
+    """The checkpoint in a line."""
     return (
         f"{printable(model.name)}: {count(model.params)} parameters, {size(model.bytes)}, "
         f"fingerprint {printable(model.fingerprint[:12])}"
     )
 
 
-def _protocol(protocol: p.Protocol, baseline: s.BaselinePart | UnsetType) -> str:
+def protocol_lines(protocol: p.Protocol, baseline: s.BaselinePart | UnsetType) -> str:
+    """The unchanged model's score, and what every figure stands on."""
     cut = f"window {protocol.seq_len}"
     if protocol.stride != protocol.seq_len - 1:
         cut += f", {protocol.stride} targets of each"
@@ -185,40 +157,44 @@ def _protocol(protocol: p.Protocol, baseline: s.BaselinePart | UnsetType) -> str
     ]
     if not isinstance(baseline, UnsetType):
         lines.insert(
-            0, f"PPL {_ppl(baseline.ppl)} unchanged (NLL {_figure(baseline.nll, 4)} nats per token)"
+            0, f"PPL {_ppl(baseline.ppl)} unchanged (NLL {figure(baseline.nll, 4)} nats per token)"
         )
     return "\n".join(lines)
 
 
-def _control(control: s.ControlPart | UnsetType) -> str:
+def control_line(control: s.ControlPart | UnsetType) -> str:
+    """What a change of nothing measured."""
     if isinstance(control, UnsetType):
         return ""
     return (
         "control, a layer swapped for itself: "
         f"|ΔNLL| {_tiny(control.max_abs_dnll)}, KL {_tiny(control.max_abs_kl)} "
-        f"(the same thing run twice: {_tiny(control.floor_dnll)}, {_tiny(control.floor_kl)})"
+        f"(numeric floor: {_tiny(control.floor_dnll)}, {_tiny(control.floor_kl)})"
     )
 
 
-def _additivity(additivity: s.AdditivityPart | UnsetType) -> str:
+def additivity_lines(additivity: s.AdditivityPart | UnsetType) -> str:
+    """How far single effects may be added up, a line a format."""
     if isinstance(additivity, UnsetType):
         return ""
     return "\n".join(
-        f"additivity of {printable(format)}: {_figure(found.kl, 2)} "
+        f"additivity of {printable(format)}: {figure(found.kl, 2)} "
         f"(KL of {found.layers} layers together over the sum of their own)"
         for format, found in additivity.by_format.items()
     )
 
 
-def _fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
+def fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
+    """Layers that do not hold what was asked for, a line each."""
     return "\n".join(
-        f"fallback: {printable(each.layer)} is kept, not {printable(each.format)}: "
+        f"fallback: {printable(each.layer)} {instead(each.holds or '')}, "
+        f"not {printable(each.format)}: "
         f"{printable(each.why)}"
         for each in fallbacks
     )
 
 
-def _spent(timings: dict[str, s.Number], resumed: int) -> str:
+def spent(timings: dict[str, s.Number], resumed: int) -> str:
     """Seconds by what they were spent on, and what was not measured again."""
     parts = [
         f"{printable(name.removesuffix('_s'))} {_seconds(seconds)}"
@@ -241,21 +217,22 @@ def _faults(layer: s.TriageLayer) -> str:
 def _error(layer: s.TriageLayer, format: str) -> str:
     if isinstance(layer.errors, UnsetType) or format not in layer.errors:
         return NOT_KNOWN
-    return _share(layer.errors[format].relative)
+    return share(layer.errors[format].relative)
 
 
 def _worst_error(layer: s.TriageLayer) -> float:
     if isinstance(layer.errors, UnsetType):
         return -math.inf
-    return max((_order(error.relative) for error in layer.errors.values()), default=-math.inf)
+    return max((order(error.relative) for error in layer.errors.values()), default=-math.inf)
 
 
-def _order(value: s.Number) -> float:
+def order(value: s.Number) -> float:
     """What cannot be told stands first: it is the worst there is."""
     return math.inf if value is None else value
 
 
-def _share(value: s.Number) -> str:
+def share(value: s.Number) -> str:
+    """A share as a percentage."""
     if value is None:
         return "not finite"
     return f"{100 * value:.{1 if abs(value) >= 0.0995 else 2}f}%"
@@ -265,11 +242,13 @@ def _ppl(value: s.Number) -> str:
     return "not finite" if value is None else perplexity(value)
 
 
-def _thousandth(value: s.Number) -> str:
-    return _figure(None if value is None else value * 1000, 3)
+def thousandth(value: s.Number) -> str:
+    """A number of nats in thousandths."""
+    return figure(None if value is None else value * 1000, 3)
 
 
-def _figure(value: s.Number | UnsetType, places: int) -> str:
+def figure(value: s.Number | UnsetType, places: int) -> str:
+    """A number in so many places."""
     if isinstance(value, UnsetType):
         return NOT_KNOWN
     if value is None:

@@ -96,6 +96,16 @@ def fit(text: str, width: int, glyphs: Glyphs = UNICODE, *, end: bool = True) ->
     return mark + set_cell_size(text, room)
 
 
+def wrapped(text: str, room: int) -> list[str]:
+    """Words in lines of so many characters; a word that is longer has a line of its own."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > room:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + word
+    return lines
+
+
 def short_name(name: str, block: int, digits: int = 1) -> str:
     """A layer's name as the table shows it: its block and what follows, or its last part.
 
@@ -169,6 +179,11 @@ def percent(share: float) -> str:
     if 0 < abs(share) < 5e-5:
         return "<.01%"
     return short(100 * share, small=2 if abs(share) < 0.00995 else 1) + "%"
+
+
+def instead(holds: str) -> str:
+    """What a layer does that cannot hold a format: it holds another, or is kept."""
+    return f"holds {printable(holds)}" if holds else "is kept"
 
 
 def perplexity(value: float) -> str:

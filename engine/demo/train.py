@@ -20,7 +20,13 @@ from pathlib import Path
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from engine import stdlib_text
 
@@ -79,7 +85,7 @@ def token_ids(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> torch.Te
 
 
 @torch.inference_mode()
-def perplexity(model: LlamaForCausalLM, ids: torch.Tensor, windows: int) -> float:
+def perplexity(model: PreTrainedModel, ids: torch.Tensor, windows: int) -> float:
     """Perplexity over the first non-overlapping windows of ``ids``, each target but the first."""
     model.eval()
     rows = ids[: windows * WINDOW].view(-1, WINDOW)
@@ -100,8 +106,10 @@ def learning_rate(done: float, peak: float) -> float:
     return peak * max(0.02, min(1.0, (1 - done) / 0.6))
 
 
-def train(minutes: float, out: Path, seed: int, batch: int, peak: float) -> None:
-    """Train for ``minutes`` and write the checkpoint to ``out``."""
+def train(
+    config: PreTrainedConfig, minutes: float, out: Path, seed: int, batch: int, peak: float
+) -> None:
+    """Train a model of ``config`` for ``minutes`` and write the checkpoint to ``out``."""
     torch.manual_seed(seed)
     corpus, held_out = texts("train"), texts("held-out")
     tokenizer = train_tokenizer(corpus)
@@ -109,7 +117,7 @@ def train(minutes: float, out: Path, seed: int, batch: int, peak: float) -> None
     held_modules = token_ids(tokenizer, [text for _, text in stdlib_text.modules("held-out")])
     log.info("%d training tokens, %d held out", len(ids), len(held_ids))
 
-    model = LlamaForCausalLM(configuration()).train()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).train()
     log.info("%d parameters", sum(p.numel() for p in model.parameters()))
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -147,9 +155,9 @@ def train(minutes: float, out: Path, seed: int, batch: int, peak: float) -> None
     save(model, tokenizer, out)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write a float16 copy in the Hugging Face layout."""
-    halved = LlamaForCausalLM(model.config).half().eval()
+    halved = AutoModelForCausalLM.from_config(model.config).half().eval()
     halved.load_state_dict(model.state_dict())
     halved.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -170,7 +178,7 @@ def main() -> None:
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     asked.out.mkdir(parents=True, exist_ok=True)
-    train(asked.minutes, asked.out, asked.seed, asked.batch, asked.peak)
+    train(configuration(), asked.minutes, asked.out, asked.seed, asked.batch, asked.peak)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,16 @@ from engine.export import compressed
 from engine.export.folder import appearing, check_place, copied_files, copy_files
 from engine.export.modules import Modules, read_modules
 from engine.export.shards import ShardWriter, Slot
-from engine.quant import Format, Quantized, dequantized, parse_format, scale_dtype_for, stored_form
+from engine.quant import Format, dequantized, parse_format, scale_dtype_for, stored_form
+from engine.quant.stored import Stored
 
 _CAST = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _MOST_NAMED = 5
 
 OnProgress = Callable[[int, int, str], None]
 """Told bytes written, bytes in all, and the tensor in hand; raising there abandons the export."""
+Solved = Callable[[DiskLayer, Format], Stored | None]
+"""The stored form of a layer that was found already, or None where it is to be found here."""
 
 
 class NotExportable(InfeasibleError):
@@ -90,7 +93,7 @@ def why_not_exported(
     """
     rows, formats = _resolved(checkpoint, recipe)
     modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
-    return _refused(rows, formats, modules)
+    return _refused(rows, formats, modules, checkpoint.dtype)
 
 
 def export_checkpoint(
@@ -102,6 +105,7 @@ def export_checkpoint(
     overwrite: bool = False,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    solved: Solved = lambda _layer, _format: None,
     on_progress: OnProgress = lambda _done, _total, _tensor: None,
 ) -> Exported:
     """Write ``checkpoint`` with the layers of ``recipe`` quantised, as compressed-tensors has it.
@@ -119,6 +123,9 @@ def export_checkpoint(
         overwrite: whether a checkpoint in ``out`` may be replaced.
         device: where codes are found.
         trust_remote_code: whether Python code of the checkpoint may be run to learn its modules.
+        solved: asked for the stored form of every quantised layer, as it comes to be written: what
+            calibration found goes into the file as it was measured. With scales in
+            ``scale_dtype``, on any device.
         on_progress: told how far it has come.
 
     Raises:
@@ -131,7 +138,19 @@ def export_checkpoint(
     out = Path(out).expanduser().absolute()
     check_place(out, checkpoint.folder, overwrite=overwrite)
     scale_dtype = scale_dtype or scale_dtype_for(getattr(torch, checkpoint.dtype))
-    plan = _plan(checkpoint, recipe, scale_dtype, torch.device(device), trust_remote_code)
+
+    notes: list[str] = []
+
+    def stored(row: DiskLayer, fmt: Format) -> Stored:
+        found = solved(row, fmt)
+        if found is not None:
+            return found
+        weight = read_disk_layer(checkpoint, row).to(device)
+        if not bool(weight.abs().amax().isfinite()):
+            notes.append(f"{row.name} holds values that are NaN or infinite: stored as 0")
+        return stored_form(weight, fmt, scale_dtype, row.name)
+
+    plan = _plan(checkpoint, recipe, scale_dtype, stored, trust_remote_code)
     beside = copied_files(checkpoint.folder)
     total = sum(slot.bytes for piece in _pieces(plan) for slot in piece.slots.values())
     copies = sum((checkpoint.folder / file).stat().st_size for file in beside)
@@ -148,7 +167,7 @@ def export_checkpoint(
             _write_json(folder / "config.json", plan.config)
     except OSError as error:
         raise EngineError(f"{out} cannot be written: {error.strerror or error}") from error
-    return Exported(out, total, plan.quantised, tuple(dict.fromkeys(plan.notes)))
+    return Exported(out, total, plan.quantised, tuple(dict.fromkeys([*plan.notes, *notes])))
 
 
 # --- what will be written ------------------------------------------------------------------------
@@ -176,11 +195,11 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
 
 
 def _refused(
-    rows: Mapping[str, DiskLayer], formats: Mapping[str, Format], modules: Modules
+    rows: Mapping[str, DiskLayer], formats: Mapping[str, Format], modules: Modules, dtype: str
 ) -> dict[str, str]:
     refused = {}
     for layer, fmt in formats.items():
-        why = compressed.why_not_expressed(fmt, rows[layer].shape)
+        why = compressed.why_not_expressed(fmt, rows[layer].shape, dtype)
         if why is None and not fmt.kept:
             why = modules.why_not_quantised(rows[layer])
         if why is not None:
@@ -192,12 +211,12 @@ def _plan(
     checkpoint: Checkpoint,
     recipe: Mapping[str, str],
     scale_dtype: torch.dtype,
-    device: torch.device,
+    stored: Callable[[DiskLayer, Format], Stored],
     trust_remote_code: bool,
 ) -> _Plan:
     rows, formats = _resolved(checkpoint, recipe)
     modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
-    if refused := _refused(rows, formats, modules):
+    if refused := _refused(rows, formats, modules, checkpoint.dtype):
         raise NotExportable(refused)
     stored_as = {name: checkpoint.tensors[row.parts[0]].dtype for name, row in rows.items()}
     changed = {
@@ -220,13 +239,11 @@ def _plan(
                 continue
             row = owners.get(tensor.name)
             pieces.append(
-                _piece(checkpoint, tensor, tensor.name, row, changed, scale_dtype, device, notes)
+                _piece(checkpoint, tensor, tensor.name, row, changed, scale_dtype, stored)
             )
             if untied and tied is not None and tensor.name in tied.parts:
                 name = f"{modules.head}.weight"
-                pieces.append(
-                    _piece(checkpoint, tensor, name, tied, changed, scale_dtype, device, notes)
-                )
+                pieces.append(_piece(checkpoint, tensor, name, tied, changed, scale_dtype, stored))
         shards[_shard_name(number, len(files))] = pieces
     codes = {layer: fmt for layer, fmt in changed.items() if not fmt.kept}
     if untied:
@@ -252,8 +269,7 @@ def _piece(
     row: DiskLayer | None,
     changed: Mapping[str, Format],
     scale_dtype: torch.dtype,
-    device: torch.device,
-    notes: list[str],
+    stored: Callable[[DiskLayer, Format], Stored],
 ) -> _Piece:
     """What becomes of one tensor of the source, to be called ``name``."""
     fmt = changed.get(row.name) if row is not None else None
@@ -274,14 +290,7 @@ def _piece(
         raise AssertionError(f"{row.name} is not one plain tensor")
 
     def quantised() -> dict[str, Tensor]:
-        weight = read_disk_layer(checkpoint, row).to(device)
-        if not bool(weight.abs().amax().isfinite()):
-            notes.append(f"{row.name} holds values that are NaN or infinite: stored as 0")
-        form = stored_form(weight, fmt, scale_dtype, row.name)
-        del weight
-        if not isinstance(form, Quantized):
-            raise AssertionError(f"{fmt} is not an integer format")
-        return compressed.tensors(prefix, fmt, form)
+        return compressed.tensors(prefix, fmt, stored(row, fmt))
 
     return _Piece(compressed.slots(prefix, fmt, row.shape, scale_dtype), quantised)
 

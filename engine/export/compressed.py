@@ -1,7 +1,10 @@
-"""Layers and config as compressed-tensors stores them: the form ``pack-quantized``.
+"""Layers and config as compressed-tensors stores them, each format in the form that it has there.
 
-Equal, tensor for tensor, to what ``ModelCompressor`` of compressed-tensors writes. Weight-only
-``int8`` is ``pack-quantized`` too, as there: its ``int-quantized`` is for 8-bit activations.
+Equal, tensor for tensor, to what ``ModelCompressor`` of compressed-tensors writes:
+``pack-quantized`` for integers (weight-only ``int8`` too, as there: its ``int-quantized`` is for
+8-bit activations), ``float-quantized`` for fp8, ``mxfp4-pack-quantized``, ``mxfp8-quantized`` and
+``nvfp4-pack-quantized``. Where it would infer ``naive-quantized`` for fp8 without activations,
+``float-quantized`` is written, which is the same tensors under the name that servers know.
 """
 
 from __future__ import annotations
@@ -15,19 +18,52 @@ from torch import Tensor
 from engine.export.packing import packed, words_for
 from engine.export.shards import Slot
 from engine.quant import Format, Quantized
+from engine.quant.float8 import Float8
+from engine.quant.microscaling import Microscaled, NvFloat4
 from engine.quant.storage import exportable
+from engine.quant.stored import Stored
 
-FORM = "pack-quantized"
 VERSION = "0.17.1"
-"""The version of compressed-tensors whose form this is."""
+"""The version of compressed-tensors whose forms these are."""
+
+_FORMS = {
+    "fp8-e4m3": "float-quantized",
+    "mxfp4": "mxfp4-pack-quantized",
+    "mxfp8": "mxfp8-quantized",
+    "nvfp4": "nvfp4-pack-quantized",
+}
+_UNPACKED_TO = {"mxfp4": "bfloat16", "mxfp8": "bfloat16", "nvfp4": "bfloat16"}
+"""The dtype that compressed-tensors unpacks a format to, whatever the model has."""
+_OF_CODES = {"clip", "gptq"}
+"""Methods that choose codes and scales, and leave nothing else to write."""
 
 
-def why_not_expressed(fmt: Format, shape: tuple[int, ...]) -> str | None:
-    """Why compressed-tensors has no place for a weight of ``shape`` in ``fmt``; None if it has."""
+def form_of(fmt: Format) -> str:
+    """What compressed-tensors calls the form that a format is stored in."""
+    return _FORMS.get(fmt.name, "pack-quantized")
+
+
+def why_not_expressed(fmt: Format, shape: tuple[int, ...], dtype: str) -> str | None:
+    """Why compressed-tensors has no place for a weight of ``shape`` in ``fmt``; None if it has.
+
+    Args:
+        fmt: any format.
+        shape: of the weight.
+        dtype: that of the checkpoint, in torch's name.
+    """
     if (why := exportable(fmt, shape)) is not None:
         return why
-    if fmt.family != "integer" and not fmt.kept:
-        return f"{fmt} is not yet written: this version exports integer and kept formats"
+    if fmt.kept:
+        return None
+    for method in fmt.methods:
+        if method.name not in _OF_CODES:
+            return f"'+{method.name}' takes more than codes and scales, which is not yet written"
+    unpacked = _UNPACKED_TO.get(fmt.name, dtype)
+    if unpacked != dtype:
+        return (
+            f"compressed-tensors unpacks {fmt.name} to {unpacked}, which does not go with the "
+            f"{dtype} of this checkpoint"
+        )
     return None
 
 
@@ -38,10 +74,69 @@ def slots(
 
     Args:
         prefix: the layer's name on disk, without ``.weight``.
-        fmt: an integer format that can be expressed.
+        fmt: a format that can be expressed.
         shape: of the weight.
-        scale_dtype: the dtype that scales are stored in.
+        scale_dtype: the dtype that scales of integer formats and of fp8 are stored in.
     """
+    out, row = shape
+    scales = _scales_shape(fmt, shape)
+    if fmt.family == "integer":
+        return _integer_slots(prefix, fmt, shape, scale_dtype)
+    if fmt.bits == 8:
+        found = {f"{prefix}.weight": Slot(torch.float8_e4m3fn, shape)}
+    else:
+        found = {f"{prefix}.weight_packed": Slot(torch.uint8, (out, row // 2))}
+    if fmt.name == "nvfp4":
+        found[f"{prefix}.weight_global_scale"] = Slot(torch.float32, (1,))
+        scale_dtype = torch.float8_e4m3fn
+    elif fmt.name.startswith("mx"):
+        scale_dtype = torch.uint8
+    found[f"{prefix}.weight_scale"] = Slot(scale_dtype, scales)
+    return found
+
+
+def tensors(prefix: str, fmt: Format, form: Stored) -> dict[str, Tensor]:
+    """The tensors of `slots`, of a weight's stored form.
+
+    Raises:
+        TypeError: the stored form is not that of ``fmt``.
+    """
+    shape = _scales_shape(fmt, _shape_of(form))
+    match form:
+        case Quantized() if fmt.family == "integer":
+            return _integer_tensors(prefix, fmt, form)
+        case Float8() if fmt.name == "fp8-e4m3":
+            return {
+                f"{prefix}.weight": form.codes,
+                f"{prefix}.weight_scale": form.scale.reshape(shape),
+            }
+        case Microscaled() if fmt.name in ("mxfp4", "mxfp8"):
+            codes = "weight_packed" if fmt.bits == 4 else "weight"
+            return {
+                f"{prefix}.{codes}": form.codes,
+                f"{prefix}.weight_scale": form.exponent.reshape(shape),
+            }
+        case NvFloat4() if fmt.name == "nvfp4":
+            return {
+                f"{prefix}.weight_packed": form.codes,
+                f"{prefix}.weight_scale": form.scale.reshape(shape),
+                f"{prefix}.weight_global_scale": form.global_scale.reshape(1),
+            }
+    raise TypeError(f"{prefix}: {type(form).__name__} is not how {fmt} is stored")
+
+
+def _shape_of(form: Stored) -> tuple[int, ...]:
+    """The shape of the weight; ``(0, 0)`` of a form that is written nowhere."""
+    codes = getattr(form, "codes", None)
+    if not isinstance(codes, Tensor):
+        return (0, 0)
+    each = 2 if codes.dtype == torch.uint8 else 1
+    return (*codes.shape[:-1], codes.shape[-1] * each)
+
+
+def _integer_slots(
+    prefix: str, fmt: Format, shape: tuple[int, ...], scale_dtype: torch.dtype
+) -> dict[str, Slot]:
     out, row = shape
     scales = _scales_shape(fmt, shape)
     found = {
@@ -58,11 +153,8 @@ def slots(
     return found
 
 
-def tensors(prefix: str, fmt: Format, form: Quantized) -> dict[str, Tensor]:
-    """The tensors of `slots`, of a weight's stored form.
-
-    Zero points are packed along the rows of the weight, those of a whole tensor not at all.
-    """
+def _integer_tensors(prefix: str, fmt: Format, form: Quantized) -> dict[str, Tensor]:
+    """Zero points are packed along the rows of the weight, those of a whole tensor not at all."""
     scales = _scales_shape(fmt, tuple(form.shape))
     found = {
         f"{prefix}.weight_packed": packed(form.codes, fmt.bits),
@@ -87,10 +179,11 @@ def quantization_config(formats: Mapping[str, Format], ignore: Iterable[str]) ->
     groups: dict[Format, list[str]] = {}
     for name, fmt in formats.items():
         groups.setdefault(fmt, []).append(name)
+    forms = {form_of(fmt) for fmt in groups}
     return {
         "quant_method": "compressed-tensors",
         "version": VERSION,
-        "format": FORM,
+        "format": forms.pop() if len(forms) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{number}": _group(fmt, names)
@@ -105,22 +198,31 @@ def quantization_config(formats: Mapping[str, Format], ignore: Iterable[str]) ->
 
 
 def _group(fmt: Format, names: list[str]) -> dict[str, Any]:
+    strategy: str | None = fmt.strategy
+    block = scale_dtype = None
+    zp_dtype = None if fmt.symmetric else "torch.int8"
+    if fmt.name == "nvfp4":
+        strategy, scale_dtype, zp_dtype = "tensor_group", *2 * ("torch.float8_e4m3fn",)
+    elif fmt.name.startswith("mx"):
+        scale_dtype = zp_dtype = "torch.uint8"
+    elif fmt.strategy == "block":
+        block = [fmt.group_size, fmt.group_size]
     return {
-        "format": FORM,
+        "format": form_of(fmt),
         "targets": names,
         "input_activations": None,
         "output_activations": None,
         "weights": {
-            "type": "int",
+            "type": "int" if fmt.family == "integer" else "float",
             "num_bits": fmt.bits,
             "symmetric": fmt.symmetric,
-            "strategy": fmt.strategy,
-            "group_size": fmt.group_size,
-            "block_structure": None,
+            "strategy": strategy,
+            "group_size": None if block else fmt.group_size,
+            "block_structure": block,
             "dynamic": False,
             "actorder": None,
-            "scale_dtype": None,
-            "zp_dtype": None if fmt.symmetric else "torch.int8",
+            "scale_dtype": scale_dtype,
+            "zp_dtype": zp_dtype,
             "observer": "memoryless_minmax",
             "observer_kwargs": {},
         },
@@ -129,6 +231,9 @@ def _group(fmt: Format, names: list[str]) -> dict[str, Any]:
 
 def _scales_shape(fmt: Format, shape: tuple[int, ...]) -> tuple[int, ...]:
     out, row = shape
+    size = fmt.group_size or row
     if fmt.strategy == "tensor":
         return (1,)
-    return (out, 1 if fmt.group_size is None else row // fmt.group_size)
+    if fmt.strategy == "block":
+        return (-(-out // size), -(-row // size))
+    return (out, row // size)

@@ -182,7 +182,8 @@ class _Gathered:
             self._experts[expert].add(rows, name)
         if len(rows):
             drawn = torch.randperm(len(rows), generator=self._generator)[:sample]
-            self._sample.append(rows[drawn.sort().values.to(rows.device)].to(torch.float32))
+            some = rows[drawn.sort().values.to(rows.device)]
+            self._sample.append(some.to(self._all.gram.device, torch.float32))
 
     def result(self) -> LayerInputs:
         for each in self._experts:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from engine.measure.perplexity import Tally, Windows, compare
-from engine.measure.states import Memory, Plan, Sizes, States, Stored, choose
+from engine.measure.places import Memory, Stored
+from engine.measure.states import Plan, Sizes, States, choose
 from engine.model.network import Held, Network
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
@@ -227,7 +228,9 @@ class Reference:
         if needed > room and self.memory.beyond is None and network.resumable:
             ids, blocks = self.batches[0], len(network.blocks)
             hidden = network.config.get_text_config().hidden_size
-            sample = torch.randn(*ids.shape, hidden).to(network.device, network.dtype)
+            generator = torch.Generator().manual_seed(0)
+            sample = torch.randn(*ids.shape, hidden, generator=generator)
+            sample = sample.to(network.device, network.dtype)
             begun = time.perf_counter()
             network.final_state(ids, blocks - 1, sample)
             if network.device.type == "cuda":

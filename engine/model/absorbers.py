@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from engine.model.inputs import why_unseen
 from engine.model.network import Network
-from engine.model.trial import ULPS, Trace, Trial
+from engine.model.trial import ROUNDING_32, Trace, Trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ def _part_read(run: Trial, x: Tensor, layer: str, candidate: str, part: Tensor) 
             return None
         ratio = (changed.gather(0, row[None]) / x.gather(0, row[None]))[0].float()
         digit = torch.where(alive, -ratio.log2(), 0).nan_to_num(-1, -1, -1).round()
-        off = (changed - x * 2.0**-digit).abs() > ULPS * run.eps * largest
+        off = (changed - x * 2.0**-digit).abs() > run.rounding * largest
         if bool((digit < 0).any() | (digit >= base).any() | off.any()):
             return None
         if place == 1 and not bool(digit.any()):
@@ -254,32 +254,39 @@ def _norm(run: Trial, seen: Trace, layers: tuple[str, ...], norm: str) -> Found:
         why = f"{others[0]}, which is no layer, reads what {norm} gives too"
     elif module.weight.numel() != width:
         why = f"{norm} has {module.weight.numel()} weights for {width} channels"
-    elif (unit := _unit(module, *seen.calls[norm], ULPS * run.eps)) is None:
+    elif (unit := _unit(module, *seen.calls[norm])) is None:
         why = f"{norm} does not multiply by its weight channel by channel"
     else:
         why = _leak(run, seen, layers, norm, None)
     return Found(layers, why_not=why) if why else Found(layers, norm, norm=unit)
 
 
-def _unit(module: nn.Module, args: Any, kwargs: Any, tolerance: float) -> float | None:
+def _unit(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
     """What a norm adds to its weight before it multiplies, 0 or 1; None where it does not.
 
-    Read off its outputs for weights of 0 and of 1 with no bias, and checked on its own.
+    Read off its outputs for weights of 0 and of 1 with no bias, in float32, and checked on its own.
     """
-    parameters = {name: one for name, one in module._parameters.items() if one is not None}
-    weight, none = parameters["weight"], {n: torch.zeros_like(p) for n, p in parameters.items()}
+    own = {name: one.float() for name, one in module._parameters.items() if one is not None}
+    none = {name: torch.zeros_like(one) for name, one in own.items()}
+    given = tuple(map(_float, args)), {name: _float(one) for name, one in kwargs.items()}
 
-    def output(**changed: Tensor) -> Tensor:
-        result: Tensor = torch.func.functional_call(module, {**none, **changed}, args, kwargs)
+    def output(parameters: dict[str, Tensor]) -> Tensor:
+        result: Tensor = torch.func.functional_call(module, parameters, *given)
         return result
 
-    at_0, at_1 = output(), output(weight=torch.ones_like(weight))
-    normed = at_1 - at_0
-    largest = float(normed.abs().max())
+    at_0, at_1 = output(none), output({**none, "weight": torch.ones_like(own["weight"])})
+    normed, plain = at_1 - at_0, output(own)
     for unit in (0.0, 1.0):
-        own = (weight + unit) * normed + parameters.get("bias", torch.zeros_like(weight))
-        close = (at_0 - unit * normed).abs().max() <= tolerance * largest
-        wide = max(largest, float(own.abs().max()))
-        if close and (output(**parameters) - own).abs().max() <= tolerance * wide:
+        found = (own["weight"] + unit) * normed + own.get("bias", 0.0)
+        if _close(at_0, unit * normed) and _close(plain, found):
             return unit
     return None
+
+
+def _float(one: Any) -> Any:
+    return one.float() if isinstance(one, Tensor) and one.is_floating_point() else one
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    largest = max(float(a.abs().max()), float(b.abs().max()))
+    return bool((a - b).abs().max() <= ROUNDING_32 * largest)

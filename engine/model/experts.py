@@ -103,18 +103,20 @@ def _routed(module: Any, given: Given) -> Forward:
 def _scored(module: Any, given: Given) -> Forward:
     """Llama 4: every expert is given all tokens times their score, which is 0 for most."""
 
+    def routed_only(attribute: str, inputs: Tensor, routed: Tensor) -> Tensor:
+        changed = inputs.clone()
+        for expert, rows in enumerate(routed):
+            if bool(rows.any()):
+                changed[expert, rows] = given(attribute, expert, inputs[expert, rows])
+        return changed
+
     def forward(hidden_states: Tensor) -> Tensor:
-        per_expert = hidden_states.view(module.num_experts, -1, hidden_states.shape[-1])
-        outputs = torch.zeros_like(per_expert)
-        for expert, scored in enumerate(per_expert):
-            routed = (scored != 0).any(-1)
-            if not bool(routed.any()):
-                continue
-            inputs = given("gate_up_proj", expert, scored[routed])
-            gate, up = (inputs @ module.gate_up_proj[expert]).chunk(2, dim=-1)
-            inner = given("down_proj", expert, up * module.act_fn(gate))
-            outputs[expert, routed] = inner @ module.down_proj[expert]
-        return outputs.view(-1, hidden_states.shape[-1])
+        scored = hidden_states.view(module.num_experts, -1, hidden_states.shape[-1])
+        routed = (scored != 0).any(-1)
+        scored = routed_only("gate_up_proj", scored, routed)
+        gate, up = torch.bmm(scored, module.gate_up_proj).chunk(2, dim=-1)
+        inner = routed_only("down_proj", up * module.act_fn(gate), routed)
+        return torch.bmm(inner, module.down_proj).view(-1, hidden_states.shape[-1])
 
     return forward
 

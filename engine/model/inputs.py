@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,7 +20,13 @@ Take = Callable[[str, int | None, Tensor], None]
 """Is given a layer, an expert of it (None: it has none) and inputs ``[tokens, in]``."""
 Call = Callable[[str, Tensor], None]
 
-_shared: WeakKeyDictionary[Network, dict[str, tuple[str, ...]]] = WeakKeyDictionary()
+
+class _Seen(NamedTuple):
+    shared: dict[str, tuple[str, ...]]
+    uncalled: frozenset[str]
+
+
+_seen: WeakKeyDictionary[Network, _Seen] = WeakKeyDictionary()
 
 
 def watch_inputs(
@@ -42,7 +48,8 @@ def watch_inputs(
             head nor embedding, for which the whole forward is run up to the head.
         state: the input of the block. None runs the model up to it, and so does any state of a
             model that is not resumable.
-        take: called once a layer; for experts once an expert that is given tokens, with those.
+        take: called whenever a layer is; for experts once an expert that is given tokens, with
+            those. Not for layers that :func:`why_unseen` tells of.
         held: what layers compute with meanwhile; other than nothing only where nothing is held.
 
     Returns:
@@ -79,7 +86,7 @@ def watched_layers(network: Network, block: int) -> list[str]:
     return [
         name
         for name, layer in network.layers.items()
-        if layer.start == block and layer.role != "embedding" and why_unseen(network, name) is None
+        if layer.start == block and layer.role != "embedding" and _why_fused(network, name) is None
     ]
 
 
@@ -87,10 +94,11 @@ def why_unseen(network: Network, layer: str) -> str | None:
     """Why a layer's inputs cannot be watched or changed; None where they can."""
     if network.layers[layer].role == "embedding":
         return f"{layer} is given tokens, not a hidden state"
-    if network.layers[layer].role != "experts":
-        return None
-    why = why_fused(network.slot(layer).owner)
-    return why and f"{layer}: {why}"
+    if why := _why_fused(network, layer):
+        return why
+    if layer in _see(network).uncalled:
+        return f"{layer} is never called: the model computes with its weight alone"
+    return None
 
 
 def shared_inputs(network: Network) -> dict[str, tuple[str, ...]]:
@@ -100,38 +108,45 @@ def shared_inputs(network: Network) -> dict[str, tuple[str, ...]]:
     lie in memory, views counting as the same. Experts see their own tokens only, and share with
     the tensors of the same experts at most. Found once a network.
     """
-    found = _shared.get(network)
-    if found is None:
-        found = _shared[network] = _find_shared(network)
-    return found
+    return _see(network).shared
 
 
-def _find_shared(network: Network) -> dict[str, tuple[str, ...]]:
+def _why_fused(network: Network, layer: str) -> str | None:
+    if network.layers[layer].role != "experts":
+        return None
+    why = why_fused(network.slot(layer).owner)
+    return why and f"{layer}: {why}"
+
+
+def _see(network: Network) -> _Seen:
+    if network not in _seen:
+        _seen[network] = _run_once(network)
+    return _seen[network]
+
+
+def _run_once(network: Network) -> _Seen:
     kept: list[Tensor] = []  # alive until the end: another tensor would take its place in memory
     readers: dict[object, list[str]] = {}
 
-    def note(layer: str, inputs: Tensor) -> None:
+    def take(layer: str, expert: int | None, inputs: Tensor) -> None:
         kept.append(inputs)
-        experts = network.layers[layer].role == "experts"
-        key = (experts, *where(inputs))
+        key = (expert is None, *where(inputs))
         if layer not in readers.setdefault(key, []):
             readers[key].append(layer)
 
-    def take(layer: str, expert: int | None, inputs: Tensor) -> None:
-        note(layer, inputs)
-
-    names = [name for name in network.layers if why_unseen(network, name) is None]
-    with watching(network, names, take):
+    layers = [name for name, layer in network.layers.items() if layer.role != "embedding"]
+    with watching(network, [n for n in layers if _why_fused(network, n) is None], take):
         network.run(some_ids(network), None)
-    order = {name: i for i, name in enumerate(network.layers)}
+    order = {name: i for i, name in enumerate(layers)}
     shared: dict[str, tuple[str, ...]] = {}
-    for name, layer in network.layers.items():
-        if layer.role == "embedding":
-            continue
+    uncalled: set[str] = set()
+    for name in layers:
         calls = [group for group in readers.values() if name in group]
+        if not calls and _why_fused(network, name) is None:
+            uncalled.add(name)
         together = set(calls[0]).intersection(*calls[1:]) if calls else {name}
         shared[name] = tuple(sorted(together, key=order.__getitem__))
-    return shared
+    return _Seen(shared, frozenset(uncalled))
 
 
 def where(tensor: Tensor) -> tuple[int, int, int]:

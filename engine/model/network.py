@@ -160,9 +160,9 @@ class Network:
             value = slot.oriented(weight.detach()).to(reference.device, reference.dtype)
             stand_in = nn.Parameter(value.contiguous(), requires_grad=False)
             stand_ins.append((slot, stand_in, reference))
+        by_expert = [forward_by_expert(module, change) for module, change in experts.items()]
         self._holding, self._input_changes = True, experts
         hooks: list[Any] = []
-        by_expert = [forward_by_expert(module, change) for module, change in experts.items()]
         try:
             for module, change in changes:
                 hooks.append(module.register_forward_pre_hook(_changing(change)))

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from engine.model.inputs import watching, where, why_unseen
 from engine.model.network import Network
 
-ULPS = 64
-"""Differences up to this many of the dtype's epsilons, relative to the largest value, are none."""
+ROUNDING = {torch.float16: 2.0**-8, torch.bfloat16: 2.0**-8}
+"""Differences up to this part of the largest value are none: one rounding of bfloat16. On CPU
+bfloat16 shows none at all, float16 up to 2⁻¹⁰, where small values lose digits when divided."""
+ROUNDING_32 = 2.0**-17
+"""The same in float32, where CPUs show none at all: 64 roundings, for sums in another order."""
 
 
 @dataclass(eq=False)
@@ -44,7 +47,7 @@ class Trial:
             for name, layer in network.layers.items()
             if layer.start == block and why_unseen(network, name) is None
         ]
-        self.eps = torch.finfo(network.dtype).eps
+        self.rounding = ROUNDING.get(network.dtype, ROUNDING_32)
         self._whole: Tensor | None = None
 
     def trace(
@@ -74,7 +77,9 @@ class Trial:
                 seen.keys.setdefault(layer, where(inputs))
 
         with ExitStack() as stack:
-            held = {name: network.weight(name) * scale for name, scale in (undone or {}).items()}
+            held = {
+                name: _times(network.weight(name), scale) for name, scale in (undone or {}).items()
+            }
             if scaled is not None:
                 stack.enter_context(self._scaled(*scaled, held))
             if held:
@@ -100,17 +105,18 @@ class Trial:
         return self._whole
 
     def same(self, a: Tensor, b: Tensor) -> bool:
-        """Whether they are equal but for the order of sums."""
+        """Whether they are equal but for rounding."""
         if a.shape != b.shape:
             return False
         largest = float(b.abs().amax()) if b.numel() else 0.0
-        return bool(((a - b).abs() <= ULPS * self.eps * largest).all())
+        return bool(((a - b).abs() <= self.rounding * largest).all())
 
     @contextmanager
     def _scaled(self, name: str, factor: Tensor, held: dict[str, Tensor]) -> Iterator[None]:
         layer = self.network.layers.get(name)
         if layer is not None and layer.role == "experts":  # no hook sees their outputs
-            held[name] = held.get(name, self.network.weight(name)) * factor.unsqueeze(-1)
+            weight = held.get(name, self.network.weight(name))
+            held[name] = _times(weight, factor.unsqueeze(-1))
             yield
             return
         network = self.network
@@ -149,6 +155,11 @@ class Trial:
             here = inside.get(id(module), n) == self.block
             if here and id(module) not in layers and module._parameters:
                 yield path, module
+
+
+def _times(weight: Tensor, scale: Tensor) -> Tensor:
+    """In the weight's dtype, which has every power of two that is tried."""
+    return weight * scale.to(weight.dtype)
 
 
 def _noting(path: str, seen: Trace, alive: list[object]) -> Callable[..., None]:

@@ -10,7 +10,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.errors import UsageError
-from qtui.figures import delta_ppl
+from qtui.figures import below_floor, delta_ppl
 from qtui.reproduce import Verb, command, unsaid
 from qtui.saved.view import Cell, Subject, Table, View
 from qtui.text import percent
@@ -20,8 +20,21 @@ IDENTITY = ("layer", "kind", "block", "role", "shape", "dtype", "marked")
 COLUMNS: dict[str, tuple[str, ...]] = {
     "holds": ("holds", "changed"),
     "bits": ("stored_bits", "bits_per_weight"),
-    "kl": ("kl_nats_per_token", "kl_se_nats_per_token", "estimated_kl_nats_per_token"),
-    "dnll": ("dnll_nats_per_token", "dnll_se_nats_per_token", "estimated_dnll_nats_per_token"),
+    "kl": (
+        "kl_nats_per_token",
+        "kl_se_nats_per_token",
+        "below_floor",
+        "estimated_kl_nats_per_token",
+        "estimated_kl_se_nats_per_token",
+        "corrected_kl_nats_per_token",
+        "doubt",
+    ),
+    "dnll": (
+        "dnll_nats_per_token",
+        "dnll_se_nats_per_token",
+        "estimated_dnll_nats_per_token",
+        "estimated_dnll_se_nats_per_token",
+    ),
     "dppl": ("dppl", "dppl_low", "dppl_high"),
     "top1": ("top1_agreement",),
     "error": ("relative_error", "sqnr_db", "max_abs_error", "mean_abs_error"),
@@ -35,6 +48,7 @@ UNSHOWN = (
 )  # fmt: skip
 """Figures that have no column on the screen: in a file where all columns are asked for."""
 OF_EFFECTS = ("kl", "dnll", "dppl", "top1")
+WAYS: dict[p.Direction, str] = {"degrade": "sensitivity", "restore": "restoring"}
 MEASURED, ESTIMATED = "measured", "estimated"
 
 HISTOGRAM_BINS = p.AskHistogram("").bins
@@ -89,7 +103,7 @@ def layers(view: View) -> Table:
     session = view.session
     chosen = [name for name in COLUMNS if not view.columns or name in view.columns]
     effects = any(name in OF_EFFECTS for name in chosen)
-    names = [*IDENTITY, *(("format", "source", "tokens") if effects else ())]
+    names = [*IDENTITY, *(("format", "direction", "source", "tokens") if effects else ())]
     names += [figure for column in chosen for figure in COLUMNS[column]]
     names += [] if view.columns else UNSHOWN
     found = [figures(view, row) for row in view.rows]
@@ -107,8 +121,10 @@ def layers(view: View) -> Table:
     triage = _command(view, "triage", _formats(view) if "relative_error" in columns else ())
     return Table(
         schema="qtui.saved-table/1",
-        title=f"sensitivity of {what} in {view.format}" if swept else f"weights of {what}",
-        command=_command(view, "sweep", _formats(view)) if swept else triage,
+        title=f"{WAYS[view.direction]} of {what} in {view.format}"
+        if swept
+        else f"weights of {what}",
+        command=_sweep_command(view, (view.format,), view.direction, found) if swept else triage,
         weights_command=triage if swept and weighed else "",
         columns=columns,
         rows=[tuple(each.get(name) for name in columns) for each in found],
@@ -137,14 +153,11 @@ def figures(view: View, row: int) -> dict[str, Cell]:
     }
     measured = session.sensitivity(row, view.format, view.direction)
     guess = session.estimate(row, view.format, view.direction)
-    known = measured or guess
+    known = measured or session.expected(row, view.format, view.direction)
     if known is not None:
-        found |= effect(view, known) | {"format": known.format}
+        found |= effect(view, known) | {"format": known.format, "direction": known.direction}
     if guess is not None:
-        found |= {
-            "estimated_kl_nats_per_token": guess.kl,
-            "estimated_dnll_nats_per_token": guess.dnll,
-        }
+        found |= estimated(view, guess)
     if (known_weights := rows.weights[row]) is not None:
         found |= statistics(known_weights)
         if (error := known_weights.errors.get(view.format)) is not None:
@@ -152,10 +165,24 @@ def figures(view: View, row: int) -> dict[str, Cell]:
     return found
 
 
+def estimated(view: View, guess: p.Estimate) -> dict[str, Cell]:
+    """What gradients say of a layer's effect, beside what was measured of it."""
+    fit = view.session.correction(guess.format, guess.direction)
+    return {
+        "estimated_kl_nats_per_token": guess.kl,
+        "estimated_kl_se_nats_per_token": guess.kl_se,
+        "corrected_kl_nats_per_token": None if fit is None else fit.kl(guess.kl),
+        "estimated_dnll_nats_per_token": guess.dnll,
+        "estimated_dnll_se_nats_per_token": guess.dnll_se,
+        "doubt": guess.doubt or None,
+    }
+
+
 def effect(view: View, known: p.Sensitivity | p.Estimate) -> dict[str, Cell]:
     """What changing a layer alone does, measured or estimated.
 
-    An estimate's ΔPPL is the baseline's times ``exp(Δ) − 1``; its interval is that of its ΔNLL.
+    An estimate is the corrected one where there is a fit. Its ΔPPL is the baseline's times
+    ``exp(Δ) − 1``; its interval is that of its ΔNLL.
     """
     found: dict[str, Cell] = {
         "source": MEASURED if isinstance(known, p.Sensitivity) else ESTIMATED,
@@ -171,6 +198,7 @@ def effect(view: View, known: p.Sensitivity | p.Estimate) -> dict[str, Cell]:
             "dppl_low": known.dppl_low,
             "dppl_high": known.dppl_high,
             "top1_agreement": known.top1,
+            "below_floor": True if below_floor(view.session, known) else None,
         }
     half = view.session.interval_factor * known.dnll_se
     for name, offset in (("dppl", 0.0), ("dppl_low", -half), ("dppl_high", half)):
@@ -221,8 +249,12 @@ def layer(view: View) -> Table:
                 continue
             found = effect(view, known)
             source = found.pop("source")
+            if isinstance(known, p.Estimate) and known.doubt:
+                found["doubt"] = known.doubt
             lead = "" if direction == "degrade" else f"{direction}_"
-            rows += [(f"{lead}{each}", format, source, x) for each, x in found.items()]
+            rows += [
+                (f"{lead}{each}", format, source, x) for each, x in found.items() if x is not None
+            ]
             swept.append(format)
     weights = session.layers.weights[row]
     read = tuple(weights.errors) if weights is not None else ()
@@ -364,6 +396,18 @@ def _command(view: View, verb: Verb, extra: Sequence[str] = ()) -> str:
     return command(view.session.settings, view.source, verb, extra)
 
 
+def _sweep_command(
+    view: View, formats: tuple[str, ...], direction: p.Direction, found: list[dict[str, Cell]]
+) -> str:
+    """The sweep that gives these figures again: of what is only estimated, nothing is measured."""
+    extra = ["--formats", ",".join(formats)]
+    if direction != "degrade":
+        extra += ["--direction", direction]
+    if not any(each.get("source") == MEASURED for each in found):
+        extra += ["--exact", "none"]
+    return _command(view, "sweep", extra)
+
+
 def _notes(view: View, *, order: bool = False) -> dict[str, str]:
     session = view.session
     notes: dict[str, str] = {}
@@ -373,6 +417,13 @@ def _notes(view: View, *, order: bool = False) -> dict[str, str]:
         notes["protocol"] = protocol_in_words(model.protocol)
     if (baseline := session.baseline) is not None:
         notes["baseline"] = f"ppl {baseline.ppl!r}, nll {baseline.nll!r} nats per token"
+    agreement = session.agreement.get(f"{view.direction}/{view.format}") if order else None
+    if agreement is not None:
+        notes["estimates"] = (
+            f"rank correlation with what was measured {agreement.rank_kl!r} (KL), "
+            f"{agreement.rank_dnll!r} (dNLL) over {agreement.layers} layers, "
+            f"median of measured over estimated KL {agreement.ratio!r}"
+        )
     if session.versions:
         notes["versions"] = ", ".join(f"{name} {each}" for name, each in session.versions.items())
     if order and view.order:

@@ -16,6 +16,8 @@ from qtui.saved.view import Cell, Table
 from qtui.schema import encode, finite
 from qtui.text import printable
 
+FORMULA = ("=", "+", "-", "@")
+"""What a spreadsheet takes for the beginning of a formula."""
 DIGITS = 6
 """Significant digits where a person reads."""
 _TO_QUOTE = re.compile(r'[,"#\r\n]|^\s|\s$')
@@ -43,15 +45,16 @@ def as_csv(table: Table) -> str:
     """A heading of ``# `` lines, the names of the columns, and the rows.
 
     What is not known, or not finite, is an empty field. Every field that has a ``#`` in it is in
-    quotes, so that readers that skip what follows one (``comment="#"``) read all of it.
+    quotes, so that readers that skip what follows one (``comment="#"``) read all of it. A text that
+    a spreadsheet would run as a formula has an apostrophe before it.
     """
     heading = [f"{table.schema}: {table.title}", f"command: {table.command}"]
     if table.weights_command:
         heading.append(f"weights: {table.weights_command}")
     heading += [f"{about}: {said}" for about, said in table.notes.items()]
     lines = [f"# {printable(line)}" for line in heading]
-    lines.append(",".join(map(_field, table.columns)))
-    lines += [",".join(_field(in_full(cell)) for cell in row) for row in table.rows]
+    for row in (table.columns, *table.rows):
+        lines.append(",".join(_field(no_formula(cell)) for cell in row))
     return "\n".join([*lines, ""])
 
 
@@ -93,8 +96,11 @@ def as_json(table: Table, session: Session, found: p.HistogramReady | None = Non
 
 
 def as_tsv(table: Table) -> str:
-    """Names of the columns and the rows, with tabs between them: what a spreadsheet takes."""
-    rows = [table.columns, *([in_full(cell) for cell in row] for row in table.rows)]
+    """Names of the columns and the rows, with tabs between them: what a spreadsheet takes.
+
+    A text that it would run as a formula has an apostrophe before it.
+    """
+    rows = ([no_formula(cell) for cell in row] for row in (table.columns, *table.rows))
     return "\n".join(["\t".join(row) for row in rows] + [""])
 
 
@@ -143,6 +149,16 @@ def in_full(cell: Cell) -> str:
             return "x".join(map(str, cell))
         case _:
             return printable(cell)
+
+
+def no_formula(cell: Cell) -> str:
+    """As `in_full`; text that begins as a formula does has an apostrophe before it.
+
+    Spreadsheets run what begins with one of ``= + - @``, quoted or not, and layers are named by
+    whoever made the checkpoint. Numbers stay numbers, those below 0 too.
+    """
+    text = in_full(cell)
+    return f"'{text}" if isinstance(cell, str) and text.startswith(FORMULA) else text
 
 
 def _for_reading(cell: Cell) -> str:

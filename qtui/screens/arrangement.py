@@ -16,7 +16,6 @@ many the pane below the table has its histogram too."""
 CSS = """
 Workbench { background: $background; }
 #main { height: 1fr; border-top: solid $panel; border-bottom: solid $panel; }
-#main { border-title-color: $held; border-title-style: bold; }
 #detail { width: 1fr; }
 #log { display: none; }
 #too-small { display: none; height: 1fr; padding: 1 2; }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from engine import protocol as p
 from engine.quant.formats import parse_format
 from engine.session import Session
+from qtui import sweeps
 from qtui.actions import HOLD
 from qtui.remembered import remember
 from qtui.screens.workbench import Want, Workbench
@@ -17,10 +18,15 @@ from qtui.widgets.status import key_names
 if TYPE_CHECKING:
     from qtui.screens.prompts import Prompts
 
+WAYS: dict[p.Direction, str] = {
+    "degrade": "a layer quantised alone",
+    "restore": "a layer kept alone, the others quantised",
+}
+"""What is measured, by direction."""
 NO_LAYERS = "there are no layers yet"
 NEEDS_LAYERS = frozenset(
     {"filter", "scope", "mark", "mark_range", "mark_shown", "mark_others", "hold", "copy"}
-    | {"unmark", "sweep_format"}
+    | {"unmark", "sweep", "sweep_format"}
     | {"copy_table", "order", "reverse"}
 )
 
@@ -70,12 +76,12 @@ class Deeds:
                 return "there is no change to take back"
             case "redo" if session.position == len(session.history):
                 return "there is no change to make again"
-            case "sweep" | "sweep_format" if any(job.kind == "sweep" for job in running(session)):
+            case "sweep_format" if any(job.kind == "sweep" for job in running(session)):
                 return f"a sweep is running already: {bench.key('cancel')} cancels it"
             case "cancel" if not running(session):
                 return "nothing is running"
-            case "retry" if not bench.failed:
-                return "nothing has failed"
+            case "retry" if not bench.failed and self._unfinished() is None:
+                return "nothing has failed, and no sweep was left unfinished"
             case "format" if len(bench.swept()) < 2:
                 sweeps = bench.key("sweep_format")
                 return f"no more than one format was swept: {sweeps} sweeps another"
@@ -166,11 +172,36 @@ class Deeds:
 
     # --- the engine ---------------------------------------------------------------------------
 
-    def sweep(self, format: str = "") -> None:
-        """Measure every layer, in one format or in those of the profile."""
+    def turn(self) -> None:
+        """Show the effects of the other direction, and measure what is not known of them."""
+        bench, session = self.bench, self.session
+        bench.turn()
+        format, direction = bench.format, bench.direction
+        known = sweeps.whole(session, format, direction)
+        after = ""
+        if format and not known and sweeps.sweeping(session, format, direction) is None:
+            cancels = bench.key("cancel")
+            waits = any(job.kind == "sweep" for job in running(session))
+            self.sweep(format)
+            after = f", after the sweep that runs ({cancels} ends it)" if waits else ", asked for"
+        self.say("info", f"{direction} {format}: {WAYS[direction]}{after}")
+
+    def sweep(self, format: str, direction: p.Direction | None = None) -> None:
+        """Measure every layer in a format, in the direction that is shown if none is named."""
         self.bench.asked_sweep = True
-        self.say("info", "sweep asked for" + (f": {format}" if format else ""))
-        self.ask(p.Sweep((format,)) if format else p.Sweep())
+        self.say("info", f"sweep asked for: {format}")
+        self.ask(p.Sweep((format,), direction or self.bench.direction))
+
+    def _unfinished(self) -> tuple[str, p.Direction] | None:
+        return sweeps.unfinished(self.session, self.bench.format, self.bench.direction)
+
+    def retry(self) -> None:
+        """Try again what failed, else go on with a sweep that was left unfinished."""
+        left = None if self.bench.failed else self._unfinished()
+        if left is None:
+            self.want("retry")
+        else:
+            self.sweep(*left)
 
     def cancel(self) -> None:
         """End the job that is shown."""
@@ -244,10 +275,10 @@ DEEDS: dict[str, Callable[[Deeds], None]] = {
     "hold": lambda do: do.prompts.format(),
     "undo": lambda do: do.step(p.Undo()),
     "redo": lambda do: do.step(p.Redo()),
-    "sweep": lambda do: do.sweep(),
+    "sweep": lambda do: do.turn(),
     "sweep_format": lambda do: do.prompts.sweep(do.sweep),
     "cancel": lambda do: do.cancel(),
-    "retry": lambda do: do.want("retry"),
+    "retry": lambda do: do.retry(),
     "format": lambda do: do.bench.next_format(),
     "pane": lambda do: do.bench.toggle_pane(),
     "pane_down": lambda do: do.bench.detail.scroll(3),

@@ -12,6 +12,7 @@ from textual.screen import ModalScreen
 
 from qtui.actions import Action, Group
 from qtui.text import Glyphs, fit
+from qtui.widgets.columns import BELOW, DOUBT
 from qtui.widgets.line import Lines, PlainScrollBar, Words, cells
 from qtui.widgets.status import key_names
 
@@ -139,13 +140,16 @@ def _legend(glyphs: Glyphs) -> list[Words]:
     meanings = (
         ("holds", "the format in your recipe; fp16 and the like are as stored"),
         (f"KL{g.kilo}", "KL from the unchanged model, that layer alone quantised:"),
-        ("", "thousandths of a nat per token"),
+        ("", "thousandths of a nat per token; restore: how much less of it"),
+        ("", "there is with that layer alone kept, the others quantised"),
         (ppl, f"change of perplexity, {g.plus_minus} half of its 95% interval"),
         ("error", "of the weights: norm of the difference over norm"),
         (f">4{g.sigma}", "share of weights beyond so many standard deviations"),
         (f"{g.changed} {g.pending}", "changed by hand; asked for, not confirmed yet"),
         (g.finding, "a finding: an outlying input channel, NaN or Inf"),
         (g.about, "estimated, or a sum of single effects; measured has no mark"),
+        (DOUBT, "an estimate that may not hold: the pane says why"),
+        (BELOW, "measured, and less than what rounding alone may measure"),
     )
     lines: list[Words] = [[("Reading the screen", "bold")]]
     return lines + [[(f"{mark:>8}  ", "bold"), (meaning, "$dim")] for mark, meaning in meanings]

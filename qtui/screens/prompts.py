@@ -110,7 +110,8 @@ class Prompts:
                 except FilterError as error:
                     return Verdict(False, str(error))
                 return Verdict(True, "enter looks for it")
-            return Verdict(*judge_filter(value, bench.session, bench.format, bench.table.marked))
+            shown = bench.session, bench.format, bench.table.marked, bench.direction
+            return Verdict(*judge_filter(value, *shown))
 
         prompt = Prompt(
             "filter",
@@ -161,8 +162,9 @@ class Prompts:
                 return Verdict(False, "left as stored a layer has no effect: type another format")
             return Verdict(canonical is not None, says)
 
+        way = self.bench.direction
         prompt = Prompt(
-            "sweep",
+            "sweep" if way == "degrade" else f"sweep, {way}",
             _complete_format,
             judge,
             kind="format",
@@ -182,6 +184,7 @@ class Prompts:
             session=bench.session,
             source=bench.source,
             format=bench.format,
+            direction=bench.direction,
             rows=tuple(dict.fromkeys(table.rows)),
             columns=tuple(column.id for column, _ in table.layout_at(table.size.width).columns),
             layer=table.current,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.content import Content
 from textual.geometry import Size
 from textual.message import Message as TextualMessage
 from textual.screen import Screen
@@ -17,6 +16,7 @@ from textual.screen import Screen
 from engine import protocol as p
 from engine.profiles import Profile
 from engine.session import Dirty, Session
+from qtui import sweeps
 from qtui.actions import ACTIONS, Action, bindings, remapped, toggles
 from qtui.eventlog import EventLog
 from qtui.remembered import Remembered, remember
@@ -25,9 +25,10 @@ from qtui.screens.arrangement import CSS, arrange
 from qtui.screens.questions import Questions
 from qtui.text import UNICODE, Glyphs, printable, short_name
 from qtui.widgets.banner import Banner
+from qtui.widgets.caption import caption
 from qtui.widgets.detail import Detail
 from qtui.widgets.layer_table import LayerTable
-from qtui.widgets.line import Lines
+from qtui.widgets.line import Lines, Words, content
 from qtui.widgets.log_pane import LogPane
 from qtui.widgets.scoreboard import Scoreboard, running
 from qtui.widgets.status import KeyBar, Message, key_names
@@ -97,8 +98,10 @@ class Workbench(Screen[None]):
         self.keybar = KeyBar(id="keys")
         self.banner = Banner(id="banner")
         self.format = ""
-        self._filtered = ""
-        """What is said of the filter above the table."""
+        self.direction: p.Direction = "degrade"
+        """Which effects are shown."""
+        self._caption: Words = []
+        """What is said above the table."""
         self.asked_sweep = False
         """Whether a hand asked for a sweep."""
         self.failed = False
@@ -148,10 +151,8 @@ class Workbench(Screen[None]):
         """Show an empty table: the engine comes later."""
         self._arrange(self.app.size)
         self.table.empty = "reading" + self.glyphs.ellipsis
-        self.scoreboard.freeze_key, self.scoreboard.sweep_key = (
-            self.key("freeze"),
-            self.key("sweep"),
-        )
+        self.scoreboard.freeze_key = self.key("freeze")
+        self.scoreboard.retry_key = self.key("retry")
         change, clear = self.key("filter"), self.key("unmark")
         self.table.way_out = f"{change} changes the filter, {clear} clears it"
         self.scoreboard.show(self.session)
@@ -161,6 +162,7 @@ class Workbench(Screen[None]):
     def on_resize(self, event: events.Resize) -> None:
         """Choose the arrangement for the new size."""
         self._arrange(event.size)
+        self._show_caption()
 
     def _arrange(self, size: Size) -> None:
         if tiny := arrange(self, size):
@@ -214,6 +216,7 @@ class Workbench(Screen[None]):
         """Draw the parts of the session that changed; ``anew`` where an engine sent it whole."""
         self.session = session
         self.format = self._shown_format()
+        self.scoreboard.shown = self.format, self.direction
         if anew:
             self.table.pending.clear()
             self.events.take_up(session)
@@ -224,8 +227,8 @@ class Workbench(Screen[None]):
         if dirty & TABLE:
             self.table.empty = self._empty()
             moved = bool(dirty & {"layers", "weights", "measured", "model", "experts"})
-            self.table.show(session, self.format, reorder=moved)
-            self._show_filter()
+            self.table.show(session, self.format, self.direction, reorder=moved)
+            self._show_caption()
             self.show_touched()
         if dirty & DETAIL:
             self._detail()
@@ -234,13 +237,12 @@ class Workbench(Screen[None]):
         self.log_pane.show()
 
     def swept(self) -> list[str]:
-        """Formats whose effects are known, measured or estimated."""
-        known = dict.fromkeys((*self.session.measured, *self.session.estimated))
-        return [key.removeprefix("degrade/") for key in known if key.startswith("degrade/")]
+        """Formats whose effects are known in the shown direction, measured or estimated."""
+        return sweeps.swept(self.session, self.direction)
 
     def _shown_format(self) -> str:
         swept, wanted = self.swept(), self.session.settings.sweep_formats
-        if self.format in swept:
+        if self.format in (*swept, *sweeps.swept(self.session, sweeps.OTHER[self.direction])):
             return self.format
         return next((f for f in wanted if f in swept), (swept or list(wanted) or [""])[0])
 
@@ -249,8 +251,24 @@ class Workbench(Screen[None]):
         swept = self.swept()
         at = swept.index(self.format) if self.format in swept else -1
         self.format = swept[(at + 1) % len(swept)]
-        self.table.show(self.session, self.format)
+        self._show_effects()
         self.message.say("info", f"effects of {printable(self.format)}")
+
+    def turn(self) -> None:
+        """Show the effects of the other direction: of quantising a layer alone, of keeping it."""
+        back = self.direction
+        self.direction = sweeps.OTHER[back]
+        self.keybar.show(
+            [each._replace(word=back) if each.id == "sweep" else each for each in self.actions]
+        )
+        self._show_effects()
+
+    def _show_effects(self) -> None:
+        self.table.show(self.session, self.format, self.direction)
+        self.scoreboard.shown = self.format, self.direction
+        self.scoreboard.show(self.session, frozenset({"jobs"}))
+        self._detail()
+        self._show_caption()
 
     def _empty(self) -> str:
         failed = [job for job in self.session.jobs.values() if job.status == "failed"]
@@ -260,7 +278,8 @@ class Workbench(Screen[None]):
         return "reading" + self.glyphs.ellipsis
 
     def _detail(self) -> None:
-        self.detail.show(self.session, self.table.current, self.table.current_expert)
+        where = self.table.current, self.table.current_expert
+        self.detail.show(self.session, *where, (self.format, self.direction))
 
     def hear(self, event: p.AnyEvent) -> bool:
         """Take notice of an event before it is folded; false where it is not to be folded."""
@@ -330,18 +349,21 @@ class Workbench(Screen[None]):
     def set_filter(self, filter: Filter | None) -> None:
         """Show matching rows only; None shows all."""
         self.table.set_filter(filter)
-        self._show_filter()
+        self._show_caption()
         self.show_touched()
 
-    def _show_filter(self) -> None:
-        """Say above the table what is filtered, as long as something is."""
+    def _show_caption(self) -> None:
+        """Say above the table what is filtered, what is swept, and how far estimates hold."""
         shown, of = self.table.shown_of_all
         filter = self.table.filter
-        words = f" {printable(filter.text)}: {shown} of {of} layers " if filter else ""
-        if words != self._filtered:
+        filtered = f"{printable(filter.text)}: {shown} of {of} layers" if filter else ""
+        width = self.app.size.width - 2
+        way = self.format, self.direction
+        words = caption(self.session, *way, filtered, width, self.glyphs)
+        if words != self._caption:
             # A title set anew sends all that stands under it to the terminal.
-            self._filtered = words
-            self.query_one("#main").border_title = Content(words)
+            self._caption = words
+            self.query_one("#main").border_title = content(words)
 
     def touched(self) -> tuple[str, ...]:
         """Layers that a toggle would change now, in the order of the model."""

@@ -18,13 +18,17 @@ from qtui.text import Glyphs, bar, decimals, fit, percent, printable, short, sho
 
 Piece: TypeAlias = tuple[str, str]
 """Text, and the name of its style; empty for that of the line."""
-Keys: TypeAlias = Callable[[Session, str], Callable[[int], float | str]]
-"""Binds a session and a format to what rows are sorted by; nan where it is not known."""
+Keys: TypeAlias = Callable[[Session, str, p.Direction], Callable[[int], float | str]]
+"""Binds a session, a format and a direction to what rows are sorted by; nan where not known."""
 
 GUTTER = 4
 """Cells before the name: cursor or touched, mark, finding, sign of a fused row."""
 KL, LEAST_BAR, FAIR_BAR, MOST_BAR = 6, 6, 16, 48
 """Width of the KL's figures; of its bar at least, before lesser columns are drawn, and at most."""
+DOUBT = "?"
+"""Stands behind an estimate that may not hold."""
+BELOW = "<floor"
+"""Stands in place of the bar of what is too small to be measured."""
 LESSER = 4
 """Columns of this rank or above give way to a fair bar."""
 
@@ -47,6 +51,9 @@ class Row(NamedTuple):
     """Whether its experts are listed below it."""
     measured: p.Sensitivity | None
     estimate: p.Estimate | None
+    """Corrected where it can be."""
+    below_floor: bool
+    """Whether what was measured is less than the dtype's arithmetic can tell."""
     dppl: float
     """Change of perplexity, measured or estimated."""
     dppl_half: float
@@ -71,6 +78,8 @@ class Look(NamedTuple):
     """Of the number of the last block."""
     shown: str = ""
     """How many layers of all the filter shows; empty without one."""
+    direction: p.Direction = "degrade"
+    """Which effects are shown."""
 
 
 class Column(NamedTuple):
@@ -148,11 +157,15 @@ def _kl(row: Row, look: Look, width: int) -> list[Piece]:
     share = 1.0 if effect.kl == math.inf else share
     style = f"heat-{heat(share, 1.0)}"
     figure = short(1000 * effect.kl)
+    if row.below_floor:
+        said = BELOW if len(BELOW) <= room else BELOW[:room]
+        return [(f"{figure:>{KL}} ", "dim"), (said, "dim")]
     if row.measured is not None:
         return [(f"{figure:>{KL}} ", style), (bar(share, room, glyphs), style)]
     cells = max(1, round(share * room)) if share > 0 and room > 0 else 0
     guess = ("-" if glyphs.ascii else "░") * cells
-    return [(f"{glyphs.about + figure:>{KL}} ", style), (guess, style)]
+    doubt = (DOUBT, "finding") if isinstance(effect, p.Estimate) and effect.doubt else (" ", "")
+    return [(f"{glyphs.about + figure:>{KL}}", style), doubt, (guess, style)]
 
 
 def _dppl(row: Row, look: Look, width: int) -> list[Piece]:
@@ -224,6 +237,19 @@ def _kl_title(look: Look) -> str:
     return f"KL{look.glyphs.kilo}"
 
 
+def kl_titles(look: Look) -> tuple[str, ...]:
+    """What may stand behind the title of the KL, the longest first: whose it is, and which way.
+
+    The line above the table says both, so that nothing may stand here where there is no room.
+    """
+    shown = printable(look.format)
+    if not shown:
+        return ("",)
+    if look.direction == "degrade":
+        return f" of {shown}", f" {shown}", ""
+    return f" won back by keeping it from {shown}", " won back by keeping", " won back", ""
+
+
 def _dnll_title(look: Look) -> str:
     return f"{'d' if look.glyphs.ascii else 'Δ'}NLL{look.glyphs.kilo}"
 
@@ -231,11 +257,12 @@ def _dnll_title(look: Look) -> str:
 COLUMNS: tuple[Column, ...] = (
     Column(
         "layer", "the model's own order", 20, 0, _layer_title,
-        _name, lambda session, format: lambda row: row, falling=False, left=True,
+        _name, lambda session, format, direction: lambda row: row, falling=False, left=True,
     ),
     Column(
         "holds", "format held", 11, 0, lambda look: " holds", _holds,
-        lambda session, format: session.layers.holds.__getitem__, falling=False, left=True,
+        lambda session, format, direction: session.layers.holds.__getitem__,
+        falling=False, left=True,
     ),
     Column("kl", "KL", KL, 0, _kl_title, _kl, FIGURES["kl"].bind, left=True),
     Column(
@@ -312,28 +339,23 @@ def header(layout: Layout, look: Look, sorted_by: str, falling: bool) -> str:
         mark = sign if column.id == sorted_by else ""
         title = column.title(look)
         title = title + mark if column.left else mark + title
-        if column.id == "kl" and look.format:
-            shown = printable(look.format)
-            wide = f"{title} of {shown}"
-            title = wide if len(wide) <= width else f"{title} {shown}"
+        if column.id == "kl":
+            title += next((tail for tail in kl_titles(look) if len(title + tail) <= width), "")
         parts.append(fit(title if column.left else f"{title:>{width}}", width, glyphs))
     return fit(" " * GUTTER + " ".join(parts), layout.width, glyphs)
 
 
-def dppl_half(session: Session, row: int, format: str) -> tuple[float, float]:
-    """Change of perplexity of a row, and half its 95% interval; nan where not known."""
-    measured = session.sensitivity(row, format)
-    if measured is not None:
-        half = (measured.dppl_high - measured.dppl_low) / 2
-        # One nan for all: a new one would be unequal to the one that was drawn.
-        return measured.dppl, math.nan if math.isnan(half) else half
-    estimate = session.estimate(row, format)
-    change = delta_ppl(session, estimate)
-    if estimate is None or session.baseline is None:
+def dppl_half(session: Session, effect: p.Sensitivity | p.Estimate | None) -> tuple[float, float]:
+    """A change of perplexity, and half its 95% interval; nan where not known."""
+    change = delta_ppl(session, effect)
+    if isinstance(effect, p.Sensitivity):
+        half = (effect.dppl_high - effect.dppl_low) / 2
+    elif effect is None or session.baseline is None:
         return change, math.nan
-    # The interval of exp(ΔNLL), to first order.
-    slope = session.baseline.ppl + change
-    half = session.interval_factor * estimate.dnll_se * slope
+    else:
+        # The interval of exp(ΔNLL), to first order.
+        half = session.interval_factor * effect.dnll_se * (session.baseline.ppl + change)
+    # One nan for all: a new one would be unequal to the one that was drawn.
     return change, math.nan if math.isnan(half) else half
 
 

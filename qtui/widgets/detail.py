@@ -10,10 +10,12 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.timer import Timer
 
+from engine.protocol import Direction
 from engine.session import Session
 from qtui import text as t
 from qtui.text import UNICODE, Glyphs, fit, printable
-from qtui.widgets import layer_facts
+from qtui.widgets import effect_facts, layer_facts
+from qtui.widgets.columns import DOUBT
 from qtui.widgets.histogram import Histogram
 from qtui.widgets.line import Lines, Words, cells
 from qtui.widgets.past import Past
@@ -55,6 +57,8 @@ class Detail(Vertical):
         self.session = Session()
         self.row: int | None = None
         self.expert: int | None = None
+        self.shown: tuple[str, Direction] = "", "degrade"
+        """Format and direction of the effects in the table."""
         self.top = 0
         """Lines of the figures that were scrolled away."""
         self.about = Lines(id="about")
@@ -72,12 +76,25 @@ class Detail(Vertical):
         yield self.histogram
         yield self.figures
 
-    def show(self, session: Session, layer: str | None, expert: int | None = None) -> None:
-        """Draw what is known about a layer, or about one expert of a fused layer."""
+    def show(
+        self,
+        session: Session,
+        layer: str | None,
+        expert: int | None = None,
+        shown: tuple[str, Direction] = ("", "degrade"),
+    ) -> None:
+        """Draw what is known about a layer, or about one expert of a fused layer.
+
+        Args:
+            session: what is known.
+            layer: under the cursor; None where there is none.
+            expert: its number.
+            shown: format and direction of the effects in the table.
+        """
         row = None if layer is None else session.row(layer)
         if (row, expert) != (self.row, self.expert) or session is not self.session:
             self.top = 0
-        self.session, self.row, self.expert = session, row, expert
+        self.session, self.row, self.expert, self.shown = session, row, expert, shown
         self._write()
 
     @property
@@ -277,20 +294,36 @@ class Detail(Vertical):
                     (t.percent(error.relative), ""),
                 ]
         third: Words = []
-        for effect in layer_facts.effects(self.session, row):
-            value, half = layer_facts.divergence(effect, self.glyphs)
+        for effect in self._wanted(row):
+            value, half = effect_facts.divergence(effect, self.glyphs)
+            sign = DOUBT if effect.doubt else ""
             said: Words = [
                 ("   " if third else "", ""),
                 (f"{printable(effect.label)} ", "$dim"),
                 (f"KL{self.glyphs.kilo} ", "$dim"),
-                (f"{value} {half}  ", ""),
-                (f"{layer_facts.delta(self.glyphs)} ", "$dim"),
-                (layer_facts.change(effect, self.glyphs), ""),
+                (value, ""),
+                (sign, "$finding"),
+                (f" {half}  ", ""),
+                (f"{effect_facts.delta(self.glyphs)} ", "$dim"),
+                (effect_facts.change(effect, self.glyphs), ""),
             ]
             if third and cells(third) + cells(said) > width:
                 break
             third += said
         return [first, second, third or [("effect not measured yet", "$dim")]]
+
+    def _wanted(self, row: int) -> list[effect_facts.Effect]:
+        """Effects of a layer: as the table has them, of what it holds, then the largest."""
+        held = self.session.layers.holds[row]
+        return sorted(
+            effect_facts.effects(self.session, row),
+            key=lambda each: (
+                each.direction != self.shown[1],
+                each.format != self.shown[0],
+                each.format != held,
+                -each.kl,
+            ),
+        )
 
     def _small_expert(self, row: int, expert: int) -> list[Words]:
         lines = self._expert_lines(row, expert, self.content_size.width)
@@ -309,7 +342,7 @@ class Detail(Vertical):
         history = layer_facts.past_lines(session, total, steps, width, glyphs)
         if self.expert is not None:
             return [[], *self._expert_lines(row, self.expert, width), [], *history]
-        lines: list[Words] = [[], *layer_facts.effect_lines(session, row, width, glyphs)]
+        lines: list[Words] = [[], *effect_facts.effect_lines(session, row, width, glyphs)]
         if known is not None and (found := layer_facts.findings(known, glyphs)):
             lines.append(found)
         lines += [[], *layer_facts.error_lines(session, row, width, glyphs)]

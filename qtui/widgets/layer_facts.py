@@ -3,127 +3,17 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from statistics import median
-from typing import NamedTuple
 
-from engine.errors import FormatError
 from engine.protocol import ExpertsReady, LayerWeights
-from engine.quant.formats import parse_format
-from engine.quant.storage import stored_bits
 from engine.session import Session
 from qtui import text as t
-from qtui.figures import OUTLIER_COLUMN, delta_ppl
-from qtui.text import Glyphs, fit, printable
-from qtui.widgets.columns import signed_change
+from qtui.figures import OUTLIER_COLUMN
+from qtui.text import Glyphs, fit, printable, wrapped
+from qtui.widgets.effect_facts import bits_per_weight, here
 from qtui.widgets.line import Words, cells
 from qtui.widgets.past import Step
 from qtui.widgets.plot import significant
-
-
-class Effect(NamedTuple):
-    """What one layer changed alone does, measured or estimated."""
-
-    label: str
-    format: str
-    kl: float
-    kl_half: float
-    dppl: float
-    dppl_half: float
-    top1: float
-    tokens: int
-    measured: bool
-
-
-@lru_cache(maxsize=4096)
-def bits_per_weight(format: str, shape: tuple[int, ...]) -> float:
-    """Stored bits per weight of a layer in a format; nan where that is not known."""
-    try:
-        return stored_bits(parse_format(format), shape) / math.prod(shape)
-    except (FormatError, ZeroDivisionError):
-        return math.nan
-
-
-def effects(session: Session, row: int) -> list[Effect]:
-    """Measured effects of a layer, and the estimated ones of what is not measured; largest first.
-
-    Half-widths are of the 95% interval.
-    """
-    factor = session.interval_factor
-    before = session.baseline.ppl if session.baseline is not None else math.nan
-    found = []
-    for key, measured in session.measured.items():
-        if (fact := measured[row]) is not None:
-            half = (fact.dppl_high - fact.dppl_low) / 2
-            found.append(
-                Effect(_label(key), fact.format, fact.kl, factor * fact.kl_se, fact.dppl, half,
-                       fact.top1, fact.tokens, True)
-            )  # fmt: skip
-    for key, column in session.estimated.items():
-        known = session.measured.get(key)
-        if (estimate := column[row]) is not None and (known is None or known[row] is None):
-            dppl = delta_ppl(session, estimate)
-            half = (before + dppl) * factor * estimate.dnll_se
-            found.append(
-                Effect(_label(key), estimate.format, estimate.kl, factor * estimate.kl_se, dppl,
-                       half, math.nan, estimate.tokens, False)
-            )  # fmt: skip
-    return sorted(found, key=lambda effect: -effect.kl)
-
-
-def _label(key: str) -> str:
-    """``restore int4-g128`` is told from ``int4-g128``, the effect of that format alone."""
-    direction, _, format = key.partition("/")
-    return format if direction == "degrade" else f"{direction} {format}"
-
-
-def delta(glyphs: Glyphs) -> str:
-    """Title of a change of perplexity."""
-    return "dPPL" if glyphs.ascii else "ΔPPL"
-
-
-def change(effect: Effect, glyphs: Glyphs) -> str:
-    """``+ .088 ± .031``, a change of perplexity; ``≈`` before it where it is estimated."""
-    if math.isnan(effect.dppl):
-        return ""
-    return signed_change(effect.dppl, effect.dppl_half, glyphs, estimated=not effect.measured)
-
-
-def divergence(effect: Effect, glyphs: Glyphs) -> tuple[str, str]:
-    """KL in thousandths of a nat and half its interval: ``8.38`` and ``± .91``."""
-    kl = t.short(1000 * effect.kl)
-    half = t.short(1000 * effect.kl_half) if math.isfinite(effect.kl_half) else "?"
-    return ("" if effect.measured else glyphs.about) + kl, f"{glyphs.plus_minus} {half}"
-
-
-def effect_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[Words]:
-    """The table of effects, a line a format."""
-    found = effects(session, row)
-    label = _label_width([effect.label for effect in found], width - 45)
-    kl = "KL" + glyphs.kilo
-    title = f"{'effect of':<{label}} {kl:<14}{delta(glyphs):<15}{'top-1':>6}{'tok':>6}"
-    lines: list[Words] = [[(title, "$dim")]]
-    held = session.layers.holds[row]
-    for effect in found:
-        value, half = divergence(effect, glyphs)
-        top1 = "" if math.isnan(effect.top1) else t.percent(effect.top1)
-        lines.append(
-            [
-                (fit(printable(effect.label), label, glyphs) + " ", _here(effect.format, held)),
-                (f"{value:>5} {half:<8}", "bold" if effect.measured else ""),
-                (f"{change(effect, glyphs):<15}", ""),
-                (f"{top1:>6}", ""),
-                (f"{t.count(effect.tokens):>6}", "$dim"),
-            ]
-        )
-    if not found:
-        lines.append([("not measured yet", "$dim")])
-    return lines
-
-
-def _here(format: str, held: str) -> str:
-    """Style of a format's name: the one that the layer holds stands out."""
-    return "bold $held" if format == held else ""
 
 
 def _label_width(labels: list[str], room: int) -> int:
@@ -201,7 +91,7 @@ def error_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[
     priced = [(bits_per_weight(format, shape), format) for format in formats]
     for bits, format in sorted(priced, key=lambda one: (math.isnan(one[0]), one)):
         words: Words = [
-            (fit(printable(format), label, glyphs) + " ", _here(format, held)),
+            (fit(printable(format), label, glyphs) + " ", here(format, held)),
             (f"{_bits(bits):>6}", ""),
         ]
         if (error := known.errors.get(format)) is None:
@@ -234,19 +124,10 @@ def refusal_lines(
     lines: list[Words] = []
     for format, why in refused.items():
         room = max(20, width - label - 4)
-        said = _wrapped(printable(" ".join(why.split())), room)
+        said = wrapped(printable(" ".join(why.split())), room)
         for at, piece in enumerate(said):
             head = f"no {printable(format)}" if at == 0 else ""
             lines.append([(fit(head, label + 3, glyphs) + " ", ""), (piece, "$warning")])
-    return lines
-
-
-def _wrapped(text: str, room: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > room:
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
     return lines
 
 
@@ -291,7 +172,7 @@ def control_lines(session: Session) -> list[Words]:
     said = f"no-op control: KL {control.max_abs_kl:.0e}, NLL {control.max_abs_dnll:.0e}"
     if control.floor_kl:
         said += f", floor {control.floor_kl:.0e}"
-    return [[(said.replace("0e+00", "0"), "$dim")]]
+    return [[(said.replace("0e+00", "0").replace("e-0", "e-"), "$dim")]]
 
 
 def expert_lines(

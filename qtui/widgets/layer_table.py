@@ -78,6 +78,8 @@ class LayerTable(Table, can_focus=False):
         super().__init__(glyphs, id=id)
         self._anchor: str | None = None
         self._scope: Scope = "layer"
+        self._unmarked: Scope = "layer"
+        """What a toggle acted on before layers were marked."""
         self._shared: tuple[Layers, Shared] | None = None
 
     # --- fused rows ---------------------------------------------------------------------------
@@ -222,9 +224,12 @@ class LayerTable(Table, can_focus=False):
         return meant
 
     def _marks_changed(self) -> None:
-        if self.marked:
+        if self.marked and self._scope != "marks":
             # Whoever marks means the marks, whatever a toggle touched before.
+            self._unmarked = self._scope
             self.set_scope("marks")
+        elif not self.marked and self._scope == "marks":
+            self.set_scope(self._unmarked)
         if self.filter.reads("marks"):
             self._sort_soon()
         self.redraw()

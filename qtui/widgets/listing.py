@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from math import inf
 
-from engine.protocol import ExpertsReady
+from engine.protocol import Direction, ExpertsReady
 from engine.session import MAX_EXPERTS, Session
-from qtui.figures import effects
+from qtui.figures import FIGURES
 from qtui.filter import Filter
 from qtui.widgets.columns import BY_ID, Column
 
@@ -23,6 +24,8 @@ class Listing:
         self.session = Session()
         self.format = ""
         """Whose effects and errors are shown."""
+        self.direction: Direction = "degrade"
+        """Which effects are shown."""
         self.filter = Filter()
         self.column = "kl"
         self.falling = True
@@ -47,13 +50,14 @@ class Listing:
         """Filter and sort anew."""
         session, self.layers = self.session, self.session.layers
         everything = range(len(session.layers.names))
-        effect = effects(session, self.format)
-        known = (fact.kl for row in everything if (fact := effect(row)) is not None)
-        self.worst = max((kl for kl in known if kl < float("inf")), default=0.0)
+        kl = FIGURES["kl"].bind(session, self.format, self.direction)
+        self.worst = max((each for row in everything if (each := kl(row)) < inf), default=0.0)
         self.matching = (
-            self.filter.rows(session, self.format, marked) if self.filter else everything
+            self.filter.rows(session, self.format, marked, self.direction)
+            if self.filter
+            else everything
         )
-        keys = BY_ID[self.column].keys(session, self.format)
+        keys = BY_ID[self.column].keys(session, self.format, self.direction)
         if self.column == "layer":
             self._order = list(self.matching if not self.falling else reversed(self.matching))
         else:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from rich.cells import cell_len
 from rich.style import Style
 
-from engine.protocol import ExpertsReady, Sensitivity
-from qtui.figures import OUTLIER_COLUMN, finding
+from engine.protocol import Estimate, ExpertsReady, Sensitivity
+from qtui.figures import OUTLIER_COLUMN, below_floor, finding
 from qtui.text import Glyphs, fit, percent, printable, short
 from qtui.widgets.columns import GUTTER, Layout, Look, Piece, Row, dppl_half, signed_change
 from qtui.widgets.listing import Listing
@@ -54,12 +54,17 @@ def line_pieces(line: Line) -> list[Piece]:
 
 
 def layer_row(
-    listing: Listing, row: int, marked: Collection[str], pending: Mapping[str, str], touched: bool
+    listing: Listing,
+    row: int,
+    effect: Sensitivity | Estimate | None,
+    marked: Collection[str],
+    pending: Mapping[str, str],
+    touched: bool,
 ) -> Row:
     """What the line of a layer says."""
-    session, layers, format = listing.session, listing.session.layers, listing.format
+    session, layers = listing.session, listing.session.layers
     name = layers.names[row]
-    dppl, half = dppl_half(session, row, format)
+    dppl, half = dppl_half(session, effect)
     return Row(
         name=name,
         block=layers.blocks[row],
@@ -72,8 +77,9 @@ def layer_row(
         touched=touched,
         fused=layers.roles[row] == "experts",
         open=name in listing.opened,
-        measured=session.sensitivity(row, format),
-        estimate=session.estimate(row, format),
+        measured=effect if isinstance(effect, Sensitivity) else None,
+        estimate=effect if isinstance(effect, Estimate) else None,
+        below_floor=below_floor(session, effect),
         dppl=dppl,
         dppl_half=half,
         weights=layers.weights[row],

@@ -6,8 +6,9 @@ import math
 
 from rich.cells import cell_len
 
-from engine.protocol import ModelReady, RecipeScore
+from engine.protocol import Direction, ModelReady, RecipeScore
 from engine.session import Dirty, Job, Prediction, Session
+from qtui import sweeps
 from qtui import text as t
 from qtui.text import UNICODE, Glyphs, fit, printable, short_name
 from qtui.widgets.line import Lines, Words, cells, spread
@@ -15,6 +16,10 @@ from qtui.widgets.line import Lines, Words, cells, spread
 URGENCY = {"evaluate": 0, "open": 1, "triage": 2, "export": 3, "sweep": 4}
 COUNTED = 10_000
 """What is loaded is told in bytes from so many on."""
+PHASES = ("estimating", "measuring")
+"""What the engine's words of a sweep's phase begin with."""
+COUNT = "{}"
+"""Stands in a phase for how far it is."""
 ROOM_FOR_MORE = 110
 """Columns from which there are the error of the KL, the agreement of the first choices, and all
 gauges."""
@@ -40,8 +45,10 @@ class Scoreboard(Lines):
         self.session = Session()
         self.state = "starting the engine"
         """What is going on while no job runs and nothing is loaded."""
-        self.freeze_key, self.sweep_key = "z", "s"
-        """The key that ends a pause of the display."""
+        self.freeze_key, self.retry_key = "z", "r"
+        """The keys that end a pause of the display, and go on with a sweep."""
+        self.shown: tuple[str, Direction] = "", "degrade"
+        """Format and direction of the effects that are shown."""
         self._frozen = False
         self._changed = 0
         self._stored = ""
@@ -240,28 +247,50 @@ class Scoreboard(Lines):
             (fit(name, min(cell_len(name), max(20, width // 3)), self.glyphs) + " ", "bold")
         ]
         figures = f" {done:.0f}/{total}" if total > 1 else ""
+        phase = self._phase(job)
         of_weights = job.kind == "export" or (job.kind == "open" and "weights" in title)
         if of_weights and total > COUNTED:
             figures = f" {_sizes(done, total)}"
-        figures += f"  {left} left" if left else ""
         if total > 1:
             words += self._bar(done / total, max(6, min(40, width // 4)))
-        words.append((figures, ""))
+        clock = f"  {left} left" if left else ""
+        told = phase.replace(COUNT, figures.strip()) if phase else ""
+        if told and cells(words) + 1 + cell_len(told + clock) <= width:
+            figures = f" {told}"
+        words.append((figures + clock, ""))
         rest = width - cells(words) - 2
-        others = printable(f"then {jobs[1].title}" if len(jobs) > 1 else self._detail(job))
+        detail = "" if phase and COUNT not in phase else self._detail(job)
+        others = printable(f"then {jobs[1].title}" if len(jobs) > 1 else detail)
         if others and rest > 8:
             words.append(("  " + fit(others, min(cell_len(others), rest), self.glyphs), "$dim"))
         return words
 
+    def _phase(self, job: Job) -> str:
+        """What a sweep is doing: all formats are estimated, then layers are measured."""
+        if job.kind != "sweep":
+            return ""
+        if job.detail.startswith(PHASES):
+            return printable(job.detail)
+        if not self._of_layer(job)[0]:
+            return ""
+        direction = "restore" if "restore" in job.title.split() else "degrade"
+        known = (f"{direction}/{word}" in self.session.estimated for word in job.title.split())
+        return f"measuring {COUNT} worst first" if any(known) else ""
+
+    def _of_layer(self, job: Job) -> tuple[str, str]:
+        """The layer that a job is about just now, and its format; empty where it is about none."""
+        if self.session.row(job.detail) is not None:
+            return job.detail, ""
+        name, _, format = job.detail.rpartition(" ")
+        return (name, format) if self.session.row(name) is not None else ("", "")
+
     def _detail(self, job: Job) -> str:
         """What a job is about just now: a layer by its short name, and its format."""
-        name, blank, format = job.detail, "", ""
-        if self.session.row(name) is None:
-            name, blank, format = job.detail.rpartition(" ")
+        name, format = self._of_layer(job)
         row = self.session.row(name)
         if row is None:
             return job.detail
-        return short_name(name, self.session.layers.blocks[row], 0).strip() + blank + format
+        return f"{short_name(name, self.session.layers.blocks[row], 0).strip()} {format}".strip()
 
     def _rest(self) -> Words:
         failed = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
@@ -283,14 +312,13 @@ class Scoreboard(Lines):
 
     def _unmeasured(self) -> str:
         """How far a sweep came that is not running any more; empty where it is whole."""
-        whole = len(self.session.layers.names)
-        for format in self.session.settings.sweep_formats:
-            column = self.session.measured.get(f"degrade/{format}", [])
-            done = sum(fact is not None for fact in column)
-            if f"degrade/{format}" not in self.session.additivity and done < whole:
-                left = f"{done} of {whole} layers measured, {self.sweep_key} goes on"
-                return f"{printable(format)}: {left}"
-        return ""
+        if (left := sweeps.unfinished(self.session, *self.shown)) is None:
+            return ""
+        format, direction = left
+        done = sweeps.measured(self.session, format, direction)
+        way = "" if direction == "degrade" else f"{direction} "
+        said = f"{done} of {sweeps.total(self.session, direction)} layers measured"
+        return f"{way}{printable(format)}: {said}, {self.retry_key} goes on"
 
     def _bar(self, share: float, width: int) -> Words:
         full = round(min(max(share, 0.0), 1.0) * width)

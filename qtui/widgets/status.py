@@ -72,7 +72,7 @@ class Message(Lines):
         g = self.glyphs
         return (
             f"{g.finding} outliers, NaN or Inf   {g.changed} changed by hand   "
-            f"{g.about} predicted   {g.plus_minus} 95%"
+            f"{g.about} estimated   {g.plus_minus} 95%"
         )
 
     def on_resize(self) -> None:

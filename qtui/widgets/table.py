@@ -20,7 +20,9 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.timer import Timer
 
+from engine.protocol import Direction, Estimate, Sensitivity
 from engine.session import Session
+from qtui.figures import effects
 from qtui.filter import Filter
 from qtui.text import UNICODE, Glyphs, printable
 from qtui.widgets.columns import (
@@ -50,6 +52,8 @@ class Frame(NamedTuple):
     top: int
     """Place of the first line below the head."""
     touches: Callable[[int], bool] | None
+    effect: Callable[[int], Sensitivity | Estimate | None]
+    """What is shown of a row's effect."""
 
 
 class Table(ScrollView, can_focus=False):
@@ -154,12 +158,20 @@ class Table(ScrollView, can_focus=False):
         expert = self.listing.expert(self.cursor) if self.rows else LAYER
         return expert if expert >= 0 else None
 
-    def show(self, session: Session, format: str, *, reorder: bool = True) -> None:
+    def show(
+        self,
+        session: Session,
+        format: str,
+        direction: Direction = "degrade",
+        *,
+        reorder: bool = True,
+    ) -> None:
         """Draw what changed in the session; ``reorder`` where effects or rows may have moved."""
         listing = self.listing
         listed_anew = session.layers is not listing.layers
-        anew = listed_anew or session is not listing.session or format != listing.format
-        listing.session, listing.format = session, format
+        shown = listing.session, listing.format, listing.direction
+        anew = listed_anew or session is not shown[0] or (format, direction) != shown[1:]
+        listing.session, listing.format, listing.direction = session, format, direction
         if listed_anew:
             self._listed_anew()
         if anew:
@@ -368,10 +380,19 @@ class Table(ScrollView, can_focus=False):
         shown = "/".join(map(str, self.shown_of_all)) if self.filter else ""
         return Frame(
             layout=self.layout_at(width),
-            look=Look(self.glyphs, listing.format, listing.worst, sigma, self._digits, shown),
+            look=Look(
+                self.glyphs,
+                listing.format,
+                listing.worst,
+                sigma,
+                self._digits,
+                shown,
+                listing.direction,
+            ),
             base=self.rich_style,
             top=round(self.scroll_y),
             touches=self.touches(),
+            effect=effects(self.session, listing.format, listing.direction),
         )
 
     def _line(self, y: int, frame: Frame) -> Line:
@@ -389,7 +410,8 @@ class Table(ScrollView, can_focus=False):
         touched = frame.touches is not None and frame.touches(row)
         content: Row | ExpertRow
         if expert == LAYER:
-            content = layer_row(listing, row, self.marked, self.pending, touched)
+            effect = frame.effect(row)
+            content = layer_row(listing, row, effect, self.marked, self.pending, touched)
         else:
             content = expert_row(listing, row, expert, self.no_experts, touched)
         return Line(content, "", place == self.cursor, layout, look, frame.base)

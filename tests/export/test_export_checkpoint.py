@@ -358,7 +358,7 @@ def test_values_that_are_not_finite_are_stored_as_zero_and_told(tmp_path: Path) 
         ("llama", "model.layers.0.self_attn.q_proj", "int4-g48", "shorter"),
         ("llama", "model.layers.0.self_attn.q_proj", "nf4", "no nf4"),
         ("llama", "model.layers.0.self_attn.q_proj", "q8_0", "GGUF"),
-        ("llama", "model.layers.0.self_attn.q_proj", "fp8-e4m3", "not yet written"),
+        ("llama", "model.layers.0.self_attn.q_proj", "fp8-e5m2", "no fp8-e5m2"),
         ("llama", "model.layers.0.self_attn.q_proj", "int4-g32+gptq", "does not calibrate yet"),
     ],
 )

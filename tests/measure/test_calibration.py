@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine import protocol as p
 from engine.client import in_process
 from engine.corpora import Text
-from engine.errors import TextError, UsageError
+from engine.errors import FormatError, TextError, UsageError
 from engine.jobs import Outcome
 from engine.journal import FactStore
 from engine.measure.account import Account
@@ -21,10 +21,12 @@ from engine.measure.approximate import approximated, columns_kept, recipe_states
 from engine.measure.calibration import Kept, calibration_parts, need_calibration
 from engine.measure.calibration_text import cut_calibration
 from engine.measure.evaluation import evaluate
+from engine.measure.solving import LayerInputs, solve
 from engine.model.folding import fold_groups
 from engine.model.network import Held, StandIn
 from engine.opening import open_job
 from engine.quant import dequantized, parse_format
+from engine.quant.formats import without_folds
 from engine.quant.methods.awq import awq
 from engine.quant.methods.gptq import gptq
 from engine.quant.methods.outlier import outlier_columns
@@ -128,7 +130,7 @@ def close(ours: Tensor, theirs: Tensor, share: float = 1e-3) -> bool:
     return float((ours - theirs).norm() / theirs.norm()) < share
 
 
-# --- the text --------------------------------------------------------------------------------------
+# --- the text ------------------------------------------------------------------------------------
 
 
 def test_windows_are_drawn_by_the_seed_do_not_overlap_and_come_from_all_over() -> None:
@@ -169,7 +171,7 @@ def test_the_text_is_read_when_a_method_needs_it_and_said_once(opened: Opened) -
     assert not [event for event in told if event is not None]
 
 
-# --- one layer, on the reference ---------------------------------------------------------------------
+# --- one layer, on the reference -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("arch", "layer"), [("llama", DOWN), ("gpt2", "transformer.h.2.mlp.c_fc")])
@@ -284,9 +286,10 @@ def test_outliers_stay_as_they_are_in_weights_and_inputs(
 ) -> None:
     workspace = opened()
     network, _ = workspace.need_network()
-    held = changed_alone(workspace, DOWN, "int8+outlier2+a8")
     x = inputs_by_hook(folder("llama"), windows_of(workspace), DOWN)
-    columns = outlier_columns(x.abs().amax(0), 2.0)
+    threshold = round(float(x.abs().amax(0).median()), 3)
+    held = changed_alone(workspace, DOWN, f"int8+outlier{threshold}+a8")
+    columns = outlier_columns(x.abs().amax(0), threshold)
     assert 0 < len(columns) < x.shape[1]
     assert isinstance(held, StandIn)
     assert held.inputs is not None
@@ -297,7 +300,9 @@ def test_outliers_stay_as_they_are_in_weights_and_inputs(
     given = held.inputs(x[:50])
     assert torch.equal(given[:, columns], x[:50][:, columns])
     step = x[:50][:, rest].abs().amax(-1, keepdim=True) / 127.5
-    assert torch.allclose(given[:, rest], (x[:50][:, rest] / step).round() * step, atol=1e-6)
+    assert torch.allclose(
+        given[:, rest], (x[:50][:, rest] / step).clamp(-128, 127).round() * step, atol=1e-6
+    )
 
 
 def test_each_expert_is_solved_with_its_own_tokens(opened: Opened) -> None:
@@ -337,40 +342,29 @@ def _grams_of_experts(
     return {expert: x.T @ x for expert, x in inputs.items() if len(x)}
 
 
-def test_an_expert_that_no_token_reached_is_rounded_to_nearest_and_said_so(
-    opened: Opened,
-) -> None:
-    workspace = opened("qwen3_moe", calib_tokens=32)
-    network, _ = workspace.need_network()
-    ids = windows_of(workspace)
-    name = "model.layers.1.mlp.experts.gate_up_proj"
-    gate = network.model.get_submodule("model.layers.1.mlp.gate").weight
-    before = gate.detach().clone()
-    gate.data[0] = 0.0
-    gate.data[1:] = before[1:] + 0.0
-    calls: list[Tensor] = []
-    hook = network.slot(name).owner.register_forward_pre_hook(
-        lambda _module, args: calls.append(args[1].clone())
+def test_an_expert_that_no_token_reached_is_rounded_to_nearest_and_said_so() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 16, 64, generator=generator)
+    tokens = [torch.randn(count, 64, generator=generator) for count in (200, 0, 100)]
+    parts = tuple(map(gathered, tokens))
+    inputs = LayerInputs(gathered(torch.cat(tokens)), torch.cat(tokens), parts)
+    fmt, plain = parse_format("int3-g32+gptq"), parse_format("int3-g32")
+    found = solve(weight, inputs, fmt, None, torch.float16, "experts")
+    assert found.notes == (
+        "experts: 1 of 3 experts were reached by no calibration token, and are rounded to nearest",
     )
-    network.run(ids, None)
-    hook.remove()
-    reached = set(torch.cat([chosen.flatten() for chosen in calls]).tolist())
-    idle = set(range(network.layers[name].shape[0])) - reached
-    told, ours = finish(approximated(workspace, name, parse_format("int3-g32+gptq"), Account()))
-    gate.data.copy_(before)
-    said = [e.message for e in told if isinstance(e, p.Notice)]
-    if not idle:
-        assert not said
-        return
-    assert any(
-        f"{len(idle)} of " in sentence and "no calibration token" in sentence for sentence in said
-    )
-    plain = dequantized(network.weight(name), parse_format("int3-g32"), torch.float16)
-    for expert in idle:
-        assert torch.equal(ours[expert], plain[expert])
+    assert torch.equal(found.weight[1], dequantized(weight[1], plain, torch.float16))
+    for expert in (0, 2):
+        H = tokens[expert].T @ tokens[expert]
+        theirs = gptq(weight[expert], H, fmt, torch.float16).approx()
+        assert close(found.weight[expert], theirs)
+    shared = LayerInputs(inputs.statistics, inputs.sample)
+    with pytest.raises(FormatError, match="no calibration token"):
+        solve(weight, LayerInputs(gathered(tokens[1]), tokens[1]), fmt, None, torch.float16, "up")
+    assert solve(weight, shared, fmt, None, torch.float16, "experts").notes == ()
 
 
-# --- whole recipes -----------------------------------------------------------------------------------
+# --- whole recipes -------------------------------------------------------------------------------
 
 
 def test_a_recipe_is_calibrated_on_what_its_earlier_blocks_give(
@@ -422,8 +416,8 @@ def test_kept_columns_count_in_the_size_of_a_recipe(opened: Opened) -> None:
     workspace = opened()
     told, _ = finish(evaluate(workspace, {DOWN: "int8+outlier2"}, "job"))
     plain, _ = finish(evaluate(workspace, {DOWN: "int8"}, "job"))
-    (ours,) = [f for f in facts([e for e in told if e], p.RecipeScore)]
-    (theirs,) = [f for f in facts([e for e in plain if e], p.RecipeScore)]
+    (ours,) = list(facts([e for e in told if e], p.RecipeScore))
+    (theirs,) = list(facts([e for e in plain if e], p.RecipeScore))
     assert isinstance(ours, p.RecipeScore)
     assert isinstance(theirs, p.RecipeScore)
     formats = {DOWN: parse_format("int8+outlier2")}
@@ -440,13 +434,13 @@ def test_a_model_that_cannot_be_resumed_is_calibrated_by_whole_forwards(opened: 
     assert not network.resumable
     names = [name for name, layer in network.layers.items() if layer.kind == "o_proj"][1:3]
     told, _ = finish(evaluate(workspace, dict.fromkeys(names, "int4-g32+gptq"), "job"))
-    (score,) = [f for f in facts([e for e in told if e], p.RecipeScore)]
+    (score,) = list(facts([e for e in told if e], p.RecipeScore))
     assert isinstance(score, p.RecipeScore)
     assert score.kl > 0
     network.assert_at_rest()
 
 
-# --- what figures depend on --------------------------------------------------------------------------
+# --- what figures depend on ----------------------------------------------------------------------
 
 
 def test_keys_change_with_text_tokens_and_seed_and_not_with_the_budget(
@@ -505,7 +499,7 @@ def test_preempted_in_the_middle_of_calibration_nothing_changes(opened: Opened) 
             ours = done.value
             break
         network.assert_at_rest()
-    assert asked > 20
+    assert asked > 15
     assert torch.equal(ours, changed_alone(quiet, DOWN, "int3-g32+gptq"))
 
 
@@ -517,17 +511,17 @@ def test_cancelled_in_the_middle_of_calibration_leaves_nothing_stale(opened: Ope
     for stop in range(1, whole, 7):
         steps = evaluate(workspace, layers, "job")
         for _ in range(stop):
-            next(steps)
+            next(steps, None)
         steps.close()
         network.assert_at_rest()
     scores = [
-        [f for f in facts([e for e in finish(evaluate(w, layers, "job"))[0] if e], p.RecipeScore)]
+        list(facts([e for e in finish(evaluate(w, layers, "job"))[0] if e], p.RecipeScore))
         for w in (workspace, fresh)
     ]
     assert scores[0] == scores[1]
 
 
-# --- through the engine ------------------------------------------------------------------------------
+# --- through the engine --------------------------------------------------------------------------
 
 
 def test_without_an_absorber_a_toggle_is_refused_and_a_recipe_falls_back(
@@ -556,7 +550,7 @@ def test_without_an_absorber_a_toggle_is_refused_and_a_recipe_falls_back(
         }
         assert set(fallbacks) == body
         assert fallbacks[alone].format == "int4-g32+awq"
-        assert fallbacks[alone].why.endswith("int4-g32")
+        assert fallbacks[alone].holds == "int4-g32"
         client.send(p.Evaluate(layers={"model.embed_tokens": "int4-g32+gptq"}))
         refused = until(client, lambda e: isinstance(e, p.Refused))[-1]
         assert isinstance(refused, p.Refused)
@@ -571,25 +565,17 @@ def test_without_an_absorber_a_toggle_is_refused_and_a_recipe_falls_back(
     ["int4-g32+awq+gptq", "int8+smooth.5+a8", "int8+outlier3+a8", "int8+a8:static"],
 )
 def test_every_method_is_scored_on_every_architecture(arch: str, text: str, opened: Opened) -> None:
-    from engine import recipes
-    from engine.session import Session, apply
-
-    workspace, session = opened(arch), Session()
+    workspace = opened(arch)
     network, _ = workspace.need_network()
-    groups = fold_groups(network)
+    groups, fmt = fold_groups(network), parse_format(text)
     layers = {
-        name: str(
-            recipes.without_folds(parse_format(text))
-            if groups[name].why_not
-            else parse_format(text)
-        )
+        name: str(without_folds(fmt) if groups[name].why_not else fmt)
         for name, layer in network.layers.items()
         if layer.block == 1
     }
     told, outcome = finish(evaluate(workspace, layers, "job"))
-    (score,) = [f for f in facts([e for e in told if e], p.RecipeScore)]
+    (score,) = list(facts([e for e in told if e], p.RecipeScore))
     assert isinstance(outcome, Outcome)
     assert isinstance(score, p.RecipeScore)
     assert 0 < score.kl < 1
     network.assert_at_rest()
-    del session, apply

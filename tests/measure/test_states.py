@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.errors import EngineError
 from engine.measure.perplexity import Windows, cut
+from engine.measure.places import Memory, OnDisk, Room, Stored
 from engine.measure.reference import Reference
 from engine.measure.standing import Standing
-from engine.measure.states import Memory, OnDisk, Plan, Room, Sizes, Stored, choose
+from engine.measure.states import Plan, Sizes, choose
 from engine.model.load import load_network
 from engine.model.network import Network
 from engine.quant import dequantized, parse_format
@@ -221,6 +223,15 @@ def test_no_more_is_kept_than_there_is_room_for_and_what_is_let_go_is_given_back
     assert first.read().untyped_storage().nbytes() == 100
     del first, kept
     assert (memory.room.used, memory.room.peak) == (0, 300)
+
+
+def test_a_disk_that_fails_is_named(tmp_path: Path) -> None:
+    disk = OnDisk(CPU, 1 << 20, tmp_path)
+    stored = disk.put(torch.ones(1, 4, 8))
+    assert stored is not None
+    os.truncate(disk._opened(), 10)
+    with pytest.raises(EngineError, match=f"{tmp_path}.*read back"):
+        stored.read()
 
 
 SIZES = st.builds(

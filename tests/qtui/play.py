@@ -36,8 +36,8 @@ class Pretender(r.Replay):
             case p.Triage():
                 await self.tasks["1"]
                 self.begin("2", r.triaged(), 0.1)
-            case p.Sweep():
-                self.begin("3", r.swept())
+            case p.Sweep(direction=direction):
+                self.begin("6" if direction == "restore" else "3", self.sweep(direction))
             case p.Cancel(job=job):
                 if job in self.tasks and self.tasks[job].cancel():
                     kind = self.known.jobs[job].kind
@@ -85,6 +85,18 @@ class Pretender(r.Replay):
         before = [self.known.layers.holds[self.known.index[layer]] for layer in layers]
         self.give(p.RecipeChanged(how=how, layers=layers, before=before, after=after, bits=bits))
         self.begin("4", self.measure())
+
+    def sweep(self, direction: p.Direction) -> Iterable[p.AnyEvent]:
+        """All is estimated, then measured; what is measured says how well estimates agree."""
+        began, *measuring = r.swept(direction=direction)
+        assert isinstance(began, p.JobStarted)
+        yield began
+        yield p.Progress(job=began.job, done=1, total=8, detail="estimating 9 formats")
+        yield r.estimated(direction=direction)
+        for done, event in enumerate(measuring):
+            yield event
+            if done >= 4:
+                yield r.agreement(done // 2, direction=direction)
 
     def measure(self) -> Iterable[p.AnyEvent]:
         """A score that narrows."""

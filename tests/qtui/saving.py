@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+from pathlib import Path
 
 from engine import protocol as p
 from engine.session import Session, apply
@@ -44,3 +47,11 @@ def view(found: Session | None = None, **given: object) -> View:
     rows = tuple(reversed(range(len(found.layers.names))))
     chosen = {"rows": rows, "layer": LAYER, "format": r.FORMAT, **given}
     return View(session=found, source="demo", **chosen)  # type: ignore[arg-type]
+
+
+def lines_of_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The heading, and the rows as the standard library reads them."""
+    text = path.read_text()
+    heading = [line[2:] for line in text.splitlines() if line.startswith("# ")]
+    body = text.splitlines(keepends=True)[len(heading) :]
+    return heading, list(csv.DictReader(io.StringIO("".join(body))))

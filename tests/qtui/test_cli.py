@@ -183,10 +183,6 @@ def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
         ("plan", "demo", "--bits", "4"),
         ("attach",),
         ("triage", "demo", "--activations"),
-        ("sweep", "demo", "--exact", "top:5"),
-        ("sweep", "demo", "--direction", "restore"),
-        ("eval", "demo", "--recipe", "Q4_K_M"),
-        ("export", "demo", "--recipe", "Q4_K_M", "--to", "checkpoint", "-o", "out"),
         ("export", "demo", "--format", "int8", "--to", "gguf", "-o", "out"),
     ],
 )
@@ -210,11 +206,22 @@ def test_what_is_planned_is_refused_and_said_so(run: Run, given: tuple[str, ...]
         (("sweep", "demo", "--memory-budget", "lots"), "--memory-budget"),
         (("sweep", "demo", "--profile", "hasty"), "hasty"),
         (("sweep", "demo", "--formats", "int4,,int8"), "--formats"),
+        (("sweep", "demo", "--exact", "al"), "did you mean all?"),
+        (("sweep", "demo", "--exact", "top"), "as in top:10"),
+        (("sweep", "demo", "--exact", "top:0"), "as in top:10"),
+        (("sweep", "demo", "--exact", "top:-3"), "as in top:10"),
+        (("sweep", "demo", "--exact", "all:3"), "expected all, top:K, none"),
+        (("sweep", "demo", "--direction", "restored"), "did you mean restore?"),
+        (("sweep", "demo", "--by", "blocks"), "did you mean block?"),
+        (("sweep", "demo", "--draws", "0"), "expected 1 to 64"),
         (("sweep", "demo", "--json", "/no/such/folder/x.json"), "/no/such/folder"),
         (("sweep", "demo", "--json", "/"), "--json"),
         (("eval", "demo"), "--recipe"),
         (("eval", "demo", "--format", "int8", "--recipe", "x.toml"), "--recipe"),
         (("eval", "demo", "--recipe", "gone.toml"), "gone.toml"),
+        (("eval", "demo", "--recipe", "./Q4_K_M"), "Q4_K_M: cannot be read"),
+        (("eval", "demo", "--recipe", "Q4_KM"), "did you mean Q4_K_M"),
+        (("eval", "demo", "--recipe", "Q4_K_M", "--format", "int8"), "--recipe first-last"),
         (("export",), "MODEL"),
         (("export", "demo", "--to", "checkpoint", "-o", "out"), "--recipe"),
         (("export", "demo", "--format", "int8", "-o", "out"), "there is checkpoint"),
@@ -272,7 +279,7 @@ def test_every_option_reaches_the_engine(
         "sweep", "demo", "-P", "quick", "--text", "text.txt", "--tokens", "2048", "--seq-len",
         "128", "--stride", "32", "--device", "cuda:1", "--dtype", "bf16", "--memory-budget",
         "2GiB", "--seed", "7", "--fresh", "--trust-remote-code", "--formats", "int4, int8,int4",
-        "--exact", "all", "--direction", "degrade",
+        "--exact", "TOP:05", "--direction", "restore", "--by", "block", "--draws", "4",
     )  # fmt: skip
     assert code == 0, err
     settings = opened(engine)
@@ -284,7 +291,10 @@ def test_every_option_reaches_the_engine(
     assert settings.seed == 7
     assert settings.fresh
     assert settings.trust_remote_code
-    assert engine.sent[1] == p.Sweep(("int4", "int8"))
+    assert settings.draws == 4
+    assert settings.estimate_formats == ()
+    asked = p.Sweep(("int4", "int8"), direction="restore", exact="top:5", by="block")
+    assert engine.sent[1] == asked
 
 
 def test_a_stride_of_0_is_windows_side_by_side(

@@ -77,6 +77,23 @@ def test_a_recipe_file_reaches_the_engine_by_exact_names(
     assert "was written for another" in err
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        (("--recipe", "q4_k_m"), p.Evaluate(recipe="Q4_K_M")),
+        (("--recipe", "first-last"), p.Evaluate(recipe="first-last")),
+        (("--recipe", "First-Last", "--format", "int3"), p.Evaluate("int3", recipe="first-last")),
+    ],
+)
+def test_a_built_in_recipe_reaches_the_engine_by_its_name(
+    run: Run, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], asked: p.Evaluate
+) -> None:
+    engine = install(monkeypatch)
+    code, _, err = run("eval", "demo", *given)
+    assert code == 0, err
+    assert engine.sent[1] == asked
+
+
 def test_a_recipe_with_an_unknown_layer_exits_with_2(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from engine import protocol as p
 from engine.session import Session, apply
 from qtui import schema, tables
 from qtui.documents import eval_document, export_document, sweep_document, triage_document
+from qtui.sweep_table import sweep_text
 from tests.qtui import replay as r
 from tests.qtui.scripted import whole
 
@@ -96,6 +97,8 @@ def test_sweep_has_the_keys_of_its_schema(sweep: dict[str, Any]) -> None:
     assert [layer["name"] for layer in sweep["layers"]] == r.names()
     layer = sweep["layers"][0]
     assert layer.keys() == {"name", "kind", "block", "format", "measured"}
+    assert sweep["floor"] == {"kl": 0.0, "dnll": 0.0}
+    assert sweep.keys().isdisjoint({"estimated", "units", "agreement"})
     assert layer["measured"].keys() >= {
         "kl", "kl_se", "dnll", "dnll_se", "dppl", "dppl_ci95", "tokens",
     }  # fmt: skip
@@ -186,7 +189,7 @@ def test_a_format_that_a_layer_cannot_hold_is_a_fallback() -> None:
 
 def test_the_worst_layers_come_first_in_a_table() -> None:
     document = sweep_document(folded(p.Sweep()), [r.FORMAT])
-    lines = tables.sweep_text(document).splitlines()
+    lines = sweep_text(document).splitlines()
     heading = next(at for at, line in enumerate(lines) if line.startswith("layer "))
     assert lines[heading + 1].startswith("lm_head ")
     assert lines[heading + 2].startswith("model.layers.0.mlp.down_proj ")

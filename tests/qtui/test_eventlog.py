@@ -83,6 +83,31 @@ def test_a_recipe_s_score_is_told_and_not_while_it_narrows() -> None:
     ]
 
 
+def test_whole_bodies_are_hashed_once_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tens of thousands of rows that takes a while: not at every score that comes in."""
+    from qtui import eventlog
+
+    log, session, hashed = EventLog(), whole(), []
+    monkeypatch.setattr(
+        eventlog, "recipe_hash", lambda layers: hashed.append(layers) or recipe_hash(layers)
+    )
+    foreign = r.score(recipe_hash({DOWN: "int8"}), ppl=26.42, half=0.05)
+    for _ in range(5):
+        heard(log, session, p.Learned(("k",), (foreign,)))
+    assert sum(len(layers) > 30 for layers in hashed) == 1
+    session.layers = msgspec.structs.replace(session.layers)
+    heard(log, session, p.Learned(("k",), (foreign,)))
+    assert sum(len(layers) > 30 for layers in hashed) == 2
+
+
+def test_the_largest_of_a_restore_sweep_is_what_it_wins_back() -> None:
+    log, session = EventLog(), whole()
+    *sweep, end = r.swept(direction="restore")
+    for event in sweep:
+        apply(session, event)
+    assert "largest: lm_head KL·10³ 10.9" in heard(log, session, end)[-1]
+
+
 def test_a_baseline_has_no_interval_before_the_model_is_known() -> None:
     """Student's factor comes with the model: facts of the store may come before it."""
     log, session = EventLog(), Session()

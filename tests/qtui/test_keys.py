@@ -98,10 +98,11 @@ async def test_keys_send_their_commands() -> None:
         await d.pilot.press("U", "ctrl+r", "x")
         await d.until(lambda: len(d.sent(p.Cancel)) == 1)
         await d.give(p.JobEnded(job="3", kind="sweep", status="cancelled"))
-        await d.pilot.press("s")
+        await d.pilot.press("r")
         await d.until(lambda: len(d.sent(p.Sweep)) == 2)
         commands = [command for command in d.link.sent[3:] if isinstance(command, wanted)]
-        assert commands == [p.Undo(), p.Redo(), p.Redo(), p.Cancel("3"), p.Sweep()]
+        swept = p.Sweep((r.FORMAT,))
+        assert commands == [p.Undo(), p.Redo(), p.Redo(), p.Cancel("3"), swept]
 
 
 async def test_what_cannot_be_done_says_why_and_asks_nothing_of_the_engine() -> None:
@@ -109,7 +110,7 @@ async def test_what_cannot_be_done_says_why_and_asks_nothing_of_the_engine() -> 
         for key, why in (
             ("u", "no change to take back"),
             ("U", "no change to make again"),
-            ("s", "a sweep is running already"),
+            ("S", "a sweep is running already"),
             ("r", "nothing has failed"),
             ("enter", "not made of experts"),
             ("c", "no more than one format"),
@@ -141,12 +142,12 @@ async def test_the_pane_folds_and_unfolds() -> None:
 async def test_help_and_key_bar_list_the_keys_as_they_are_bound() -> None:
     keymap = {"sweep": "W", "undo": UNBOUND, "hold.int8": "f8"}
     async with driving(*r.opening(), size=(120, 80), keymap=keymap) as d:
-        assert "W sweep" in d.bench.keybar.text
+        assert "W restore" in d.bench.keybar.text
         assert "undo" not in d.bench.keybar.text
         assert "f8" in d.bench.keybar.text.split()
         await d.pilot.press("question_mark")
         await d.pilot.pause()
-        lines = [line for line in d.screen().splitlines() if "measure every layer" in line]
+        lines = [line for line in d.screen().splitlines() if "degrade or restore" in line]
         assert " W " in lines[0]
         assert "Hold int4-g128" in d.screen()
         await d.pilot.press("escape")
@@ -257,7 +258,7 @@ async def test_help_explains_the_marks_and_fits_its_columns() -> None:
         assert "changed by hand" in screen
         assert "95% interval" in screen
         for words in (
-            "Sweep: measure every layer",
+            "Sweep: degrade or restore",
             "To the shell, fg returns",
             "Mark, and go on",
         ):

@@ -475,7 +475,8 @@ async def test_marking_makes_the_marks_what_a_toggle_touches() -> None:
         d.table.toggle_mark()
         assert d.table.scope == "marks"
         d.table.clear_marks()
-        assert d.table.scope == "layer"
+        assert d.table.scope == "block", "what was chosen before comes back"
+        d.table.set_scope("layer")
         d.table.set_filter(parse_filter("kind:q"))
         d.table.set_scope("filter")
         assert d.table.touched() == tuple(n for n in NAMES if n.endswith("q_proj"))

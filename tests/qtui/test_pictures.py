@@ -211,17 +211,27 @@ def test_experts(snap_compare: Compare) -> None:
     assert picture(snap_compare, (120, 40), opened, events=events)
 
 
-def test_estimates_among_measurements(snap_compare: Compare) -> None:
-    async def estimated(d: Driver) -> None:
-        session = d.app.session
-        facts = [
-            r.estimate(name, row)
-            for row, name in enumerate(session.layers.names)
-            if session.sensitivity(row, r.FORMAT) is None
-        ]
-        await d.give(p.Learned(tuple(fact.layer for fact in facts), tuple(facts)))
+CONTROL = p.Control("lm_head", 0.0, 0.0, floor_dnll=1e-4, floor_kl=5e-4)
 
-    assert picture(snap_compare, (120, 40), estimated, plotted)
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (160, 50)], ids=["narrow", "medium", "wide"])
+def test_estimates_among_measurements(snap_compare: Compare, size: tuple[int, int]) -> None:
+    """Every format is estimated; some layers are measured, a few of them below the floor."""
+    known = [r.estimated(), *r.swept(20), r.agreement(20), r.agreement(12, "int3-g128")]
+    events = [*r.opening(), *r.triaged(), p.Learned(("c",), (CONTROL,)), *known]
+    assert picture(snap_compare, size, pressed("j", "j"), plotted, events=events)
+
+
+def test_doubtful_estimates(snap_compare: Compare) -> None:
+    events = [*r.opening(), *r.triaged(), r.estimated()]
+    assert picture(snap_compare, (120, 40), plotted, events=events)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 50)], ids=["narrow", "wide"])
+def test_what_keeping_a_layer_wins_back(snap_compare: Compare, size: tuple[int, int]) -> None:
+    restored = [r.estimated([r.FORMAT], "restore"), *r.swept(9, direction="restore")]
+    events = [*r.opening(), *r.triaged(), r.estimated(), *r.swept(), *restored]
+    assert picture(snap_compare, size, pressed("s"), plotted, events=events)
 
 
 # --- the start screen ----------------------------------------------------------------------------

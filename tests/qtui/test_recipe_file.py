@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import UsageError
 from engine.session import Session, apply
-from qtui.recipe_file import read_recipe
+from qtui.recipe_file import built_in, names_file, read_recipe
 from tests.qtui import replay as r
 
 
@@ -68,6 +68,7 @@ def test_a_pattern_matches_from_the_beginning_of_a_name(tmp_path: Path, session:
         ('schema = "qtui.recipe/9"', "'qtui.recipe/9', expected 'qtui.recipe/1'"),
         ("schema = ", "not valid TOML"),
         ('schema = "qtui.recipe/1"\ndefalt = "int8"', "`defalt` is not a key"),
+        ('schema = "qtui.recipe/1"\nrecipe = "Q4_KM"', "`recipe`: there is no built-in recipe"),
         ('schema = "qtui.recipe/1"\ndefault = 4', "`default` is 4"),
         ('schema = "qtui.recipe/1"\nlayers = "int8"', "`layers` is not a table"),
         ('schema = "qtui.recipe/1"\n[layers]\nlm_head = 8', "[layers] 'lm_head' is 8"),
@@ -82,3 +83,38 @@ def test_a_fault_is_told_with_file_and_key(tmp_path: Path, text: str, named: str
         read_recipe(path)
     assert str(path) in str(fault.value)
     assert named in str(fault.value)
+
+
+def test_lines_may_be_laid_over_a_built_in_recipe(tmp_path: Path, session: Session) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('schema = "qtui.recipe/1"\nrecipe = "q4_k_m"\n[layers]\n"lm_head" = "kept"\n')
+    found = read_recipe(path)
+    assert (found.recipe, found.default) == ("Q4_K_M", "kept")
+    assert found.resolve(session) == {"lm_head": "kept"}
+
+
+@pytest.mark.parametrize(
+    ("given", "file"),
+    [
+        ("Q4_K_M", False),
+        ("first-last", False),
+        ("mine", False),
+        ("mine.toml", True),
+        ("./Q4_K_M", True),
+        ("folder/mine", True),
+        ("~/mine", True),
+    ],
+)
+def test_a_separator_or_a_suffix_makes_a_file_of_a_name(given: str, file: bool) -> None:
+    assert names_file(given) == file
+
+
+def test_a_file_without_either_is_told_how_to_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("")
+    (tmp_path / "Q4_K_M").write_text("")
+    assert built_in("Q4_K_M") == "Q4_K_M"
+    with pytest.raises(UsageError, match=r"the file of that name is \./mine"):
+        built_in("mine")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -53,7 +51,7 @@ from qtui.svg import (
 from qtui.widgets.columns import BY_ID
 from tests.qtui import replay as r
 from tests.qtui.driving import driving
-from tests.qtui.saving import BROKEN, EXPERTS, GUESSED, LAYER, session, view
+from tests.qtui.saving import BROKEN, EXPERTS, GUESSED, LAYER, lines_of_csv, session, view
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -62,14 +60,6 @@ SVG = "{http://www.w3.org/2000/svg}"
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-
-def lines_of_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The heading, and the rows as the standard library reads them."""
-    text = path.read_text()
-    heading = [line[2:] for line in text.splitlines() if line.startswith("# ")]
-    body = text.splitlines(keepends=True)[len(heading) :]
-    return heading, list(csv.DictReader(io.StringIO("".join(body))))
 
 
 def svg_text(path: Path) -> str:

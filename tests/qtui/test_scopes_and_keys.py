@@ -167,6 +167,23 @@ async def test_a_format_that_is_held_already_is_not_asked_for_again() -> None:
         assert not d.sent(p.SetFormat)
 
 
+async def test_a_scope_that_was_chosen_comes_back_when_the_marks_are_gone() -> None:
+    async with listed() as d:
+        await d.pilot.press("j")
+        await scope_to(d, "kind")
+        await d.pilot.press("space")
+        assert d.table.scope == "marks"
+        await d.pilot.press("escape")
+        assert d.table.scope == "kind"
+        await d.pilot.press("space", "k", "space")
+        assert not d.table.marked
+        assert d.table.scope == "kind"
+        await d.pilot.press("space")
+        await scope_to(d, "block")
+        await d.pilot.press("escape")
+        assert d.table.scope == "block", "chosen while there were marks"
+
+
 async def test_marked_layers_that_a_filter_hides_are_touched_too() -> None:
     async with listed() as d:
         await d.pilot.press("j", "space", "slash", *"down", "enter", "4")

@@ -32,7 +32,7 @@ MARKS = {
     "header": ("layer", "dim"),
     "score": ("26.17", "accent"),
     "facts": ("37 layers", "dim"),
-    "key": (" sweep", "dim"),
+    "key": (" restore", "dim"),
     "warning": ("much is wrong", "warning"),
 }
 """Words on the screen with the role of their colour."""

@@ -323,7 +323,7 @@ async def test_a_session_taken_up_says_so_until_its_model_is_there() -> None:
 async def test_a_sweep_that_was_cancelled_says_how_far_it_came() -> None:
     async with driving(*r.opening(), *r.swept(5)) as d:
         await d.give(p.JobEnded(job="3", kind="sweep", status="cancelled"))
-        assert "int4-g128: 5 of 37 layers measured, s goes on" in d.screen()
+        assert "int4-g128: 5 of 37 layers measured, r goes on" in d.screen()
 
 
 async def test_the_kl_of_the_recipe_stands_beside_its_perplexity() -> None:

@@ -24,7 +24,7 @@ VARIANTS = [
     *("mxfp4+clip", "mxfp8+clip", "nvfp4+clip", "nf4+clip", "nf4:dq+clip"),
     *("int4+hqq", "int3-g48+hqq", "int4-tensor+hqq"),
     *("int4+hadamard", "int3-tensor+hadamard+clip", "nvfp4+hadamard", "q4_k+hadamard"),
-    *("kmeans3:sparse=.5%+hadamard", "nf4:dq+hadamard", "fp8-e4m3+hadamard"),
+    *("nf4:dq+hadamard", "fp8-e4m3+hadamard"),
 ]
 TEXTS = [text for text in [*BASES, *VARIANTS] if text != "e8-2"]
 QUANTISED = [text for text in TEXTS if not parse_format(text).kept]

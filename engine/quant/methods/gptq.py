@@ -35,6 +35,9 @@ from engine.quant.stored import Stored
 BLOCK = 128
 """Columns whose errors are passed on to the rest at once."""
 
+_SHARED = 1 << 15
+"""Numbers from which on PyTorch shares an elementwise operation among threads."""
+
 _MOST_DAMPING = 100.0
 
 
@@ -120,10 +123,22 @@ def gptq(
             if i % columns.at_once == 0:
                 Q1 = columns.round(place[i1 + i], W1[i : i + columns.at_once])
             err = (W1[i] - Q1[i % columns.at_once]) / Hinv1[i, i]
-            W1[i + 1 :].addr_(Hinv1[i, i + 1 :], err, alpha=-1)
+            _move(W1[i + 1 :], Hinv1[i, i + 1 :], err)
             Err1[i] = err
         W[i2:].addmm_(Hinv[i1:i2, i2:].T, Err1, alpha=-1)
     return Solved(columns.stored(), None if in_place else order, tuple(notes))
+
+
+def _move(W1: Tensor, h: Tensor, err: Tensor) -> None:
+    """``W1 −= h errᵀ``, in pieces that are too small for PyTorch to share among threads.
+
+    Threads that wait for each other at every column take longer than one alone, on a busy machine
+    a hundred times as long; and one alone gives the same bits however many there are.
+    """
+    rows = (_SHARED - 1) // len(err) or len(W1)
+    for start in range(0, len(W1), max(1, rows)):
+        part = slice(start, start + rows)
+        W1[part].addr_(h[part], err, alpha=-1)
 
 
 def check(weight: Tensor, H: Tensor, fmt: Format, name: str) -> tuple[float, bool, bool]:

@@ -1,0 +1,25 @@
+"""Triage of rotated formats looks at the weight as a whole: the rotation mixes its rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.measure import triage
+from engine.measure.fused import Fused
+from engine.measure.reconstruction import compare
+from engine.quant import dequantized, parse_format
+
+
+def test_errors_of_a_rotated_format_are_those_of_the_whole_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triage, "CHUNK", 4 * 64)
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    weight[3] *= 30
+    fmt = parse_format("int4-g32+hadamard")
+    found = triage._errors(weight, fmt, torch.float16, "up", Fused(()))
+    expected = compare(weight, dequantized(weight, fmt, torch.float16))
+    assert found.frobenius == pytest.approx(expected.frobenius, rel=1e-12)
+    parts = [dequantized(part, fmt, torch.float16) for part in weight.split(4)]
+    assert compare(weight, torch.cat(parts)).frobenius != pytest.approx(found.frobenius, rel=1e-3)
