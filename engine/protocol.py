@@ -55,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sweep_formats: tuple[str, ...] = ("int4-g128",)
     estimate_formats: tuple[str, ...] = ()
     """Formats that are estimated for every layer beside those that a sweep measures."""
-    draws: int = 2
+    draws: int = 1
     """Draws of labels that an estimate of KL rests on."""
     calib_tokens: int = 32768
     """Tokens of calibration text, in windows of ``seq_len``."""
