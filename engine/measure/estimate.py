@@ -32,7 +32,7 @@ from engine.measure.account import Account
 from engine.measure.approximate import why_not_given
 from engine.measure.calibration import calibration_parts
 from engine.measure.products import Moments, coupled
-from engine.measure.walk import Walk
+from engine.measure.walk import Walk, weights_alone
 from engine.quant import QUANTISER_VERSION, Format, parse_format, why_not_held
 from engine.workspace import Workspace
 
@@ -105,6 +105,7 @@ def _estimated(
                 format=str(format),
                 together=sorted(map(str, formats)),
                 direction=direction,
+                labels="by window",
                 draws=workspace.settings.draws,
                 seed=workspace.settings.seed,
                 quantiser=QUANTISER_VERSION,
@@ -183,6 +184,8 @@ def _doubt(
     if direction == "restore" and format.bits <= 3:
         return "where all is held in 3 bits or fewer, effects are no longer quadratic"
     layers = workspace.need_network()[0].layers
+    if layers[name].role == "experts" and weights_alone(format) != format:
+        return "of experts, what rounding the inputs adds is not in the estimate"
     routed = any(x.role == "experts" and x.start >= layers[name].start for x in layers.values())
     if routed and kl > DOUBTFUL_KL / 10:
         return "routing may flip, which the estimate takes as fixed"

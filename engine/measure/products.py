@@ -12,7 +12,8 @@ terms are random and drown in their sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.model.gradients import Tap, WeightTap
+from engine.model.network import StandIn
 from engine.model.processor import has_matrix_units
+from engine.quant import Format
+from engine.quant.rows import matrices, row_chunks
 
 SQUARES = 2048
 """Tokens whose squares are taken, at most, over all windows."""
@@ -28,20 +32,22 @@ COUPLED = 32
 """Windows whose sums are taken of drawn labels, at least, where there are so many."""
 OPENING = 4
 """First tokens of a window whose squares are always taken: attention may rest on them."""
-TILE_BYTES = 4 << 20
-"""Bytes of gradients of a few rows of a weight, over all windows of a micro-batch."""
+TILE_BYTES = {"cpu": 4 << 20, "cuda": 128 << 20}
+"""Bytes of gradients of a few rows of a weight, over all windows of a micro-batch: what fits a
+cache, or where every product is a kernel to be started, what makes few of them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
-    """What a layer computes with instead of its weight, as a difference."""
+class Changes:
+    """What one layer computes with instead of its weight."""
 
-    delta: Tensor
-    """``Ŵ − W``, ``[out, in]`` or ``[experts, out, in]``, in the dtype products are made in."""
-    inputs: Callable[[Tensor], Tensor] | None = None
-    """What becomes of the inputs first; then ``approx`` stands for the weight."""
-    approx: Tensor | None = None
-    """``Ŵ``, where inputs change."""
+    formats: tuple[Format, ...]
+    """Of ``deltas``."""
+    deltas: Tensor
+    """``Ŵ − W``, ``[formats, out, in]`` or ``[formats, experts, out, in]``, in the dtype products
+    are made in."""
+    moved: Mapping[Format, StandIn]
+    """Where inputs change too."""
 
 
 @dataclass(eq=False)
@@ -58,6 +64,11 @@ class Moments:
         """Of no tokens yet."""
         shape = (losses, windows)
         return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
+
+    def forget(self, windows: slice) -> None:
+        """As if nothing had been seen of these windows."""
+        self.total[:, windows] = 0
+        self.square[:, windows] = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +89,8 @@ def sample_of(window: int, windows: int, seq_len: int) -> Sample:
     first = min(OPENING, seq_len)
     step = max(1, (seq_len - first) // max(1, wanted - first))
     # Another beginning in every window, or some positions would never be seen.
-    rest = first + window * 7 % step + step * torch.arange((seq_len - first) // step)
+    stride = next(n for n in (7, 11, 13, step + 1) if math.gcd(n, step) == 1)
+    rest = first + window * stride % step + step * torch.arange((seq_len - first) // step)
     weights = torch.full((first + len(rest),), (seq_len - first) / max(1, len(rest)))
     weights[:first] = 1
     return Sample(torch.cat([torch.arange(first), rest]), weights)
@@ -95,11 +107,18 @@ Embed = Callable[[Tensor], Tensor]
 """How an embedding turns a change of its weight into one of its output."""
 
 
+def subtract(approx: Tensor, weight: Tensor, into: Tensor) -> None:
+    """``Ŵ − W`` in float32, a few rows at a time, then rounded."""
+    for one, other, found in zip(*map(matrices, (approx, weight, into)), strict=True):
+        for rows in row_chunks(one):
+            found[rows] = one[rows].float() - other[rows].float()
+
+
 @torch.no_grad()
 def add_effects(
     tap: Tap | WeightTap,
-    changes: Sequence[Change],
-    moments: Sequence[Moments],
+    changes: Changes,
+    moments: Mapping[Format, Moments],
     windows: slice,
     samples: Sequence[Sample],
     drawn_from: int,
@@ -111,8 +130,8 @@ def add_effects(
 
     Args:
         tap: what reached it.
-        changes: all of the layer's shape.
-        moments: of each change.
+        changes: of that layer; of experts those of the weight alone.
+        moments: of each format.
         windows: which of all windows these are.
         samples: of each of these windows, as many tokens each.
         drawn_from: the first loss of drawn labels: the sums of these are taken windows that
@@ -122,32 +141,32 @@ def add_effects(
         embed: for an embedding.
     """
     if isinstance(tap, WeightTap):
-        for change, found in zip(changes, moments, strict=True):
-            for loss, gradient in enumerate(tap.gradients):
-                z = _dot(change.delta, gradient)
-                found.total[loss, windows] += z
-                found.square[loss, windows] += z**2
+        for format, z in zip(changes.formats, _weight_sums(tap, changes.deltas), strict=True):
+            moments[format].total[:, windows] += z[:, None]
+            moments[format].square[:, windows] += z.square()[:, None]
         return
-    plain = [i for i, change in enumerate(changes) if change.inputs is None and embed is None]
-    if plain:
-        deltas = torch.stack([changes[i].delta for i in plain])
-        cast = Tap(
-            tap.layer, tap.inputs.to(deltas.dtype), tuple(g.to(deltas.dtype) for g in tap.gradients)
-        )
+    if embed is not None:
+        for format, delta in zip(changes.formats, changes.deltas, strict=True):
+            _add_tokens(tap, embed(delta), moments[format], windows)
+    elif changes.formats:
+        dtype = changes.deltas.dtype
+        cast = Tap(tap.layer, tap.inputs.to(dtype), tuple(g.to(dtype) for g in tap.gradients))
         picked, weights = _picked(cast, samples)
-        squares = (_effects(picked, deltas).square() * weights).sum(-1).double().cpu()
-        totals = _window_sums(cast, deltas, drawn_from, coupling)
-        for at, i in enumerate(plain):
-            moments[i].total[:, windows] += totals[:, at]
-            moments[i].square[:, windows] += squares[:, at]
-    for i, (change, found) in enumerate(zip(changes, moments, strict=True)):
-        if i in plain:
-            continue
-        moved = embed(change.delta) if embed is not None else _moved(tap.inputs, change, weight)
-        for loss, gradient in enumerate(tap.gradients):
-            z = torch.linalg.vecdot(gradient.float(), moved.float()).double().cpu()
-            found.total[loss, windows] += z.sum(-1)
-            found.square[loss, windows] += z.square().sum(-1)
+        squares = (_effects(picked, changes.deltas).square() * weights).sum(-1).double().cpu()
+        totals = _window_sums(cast, changes.deltas, drawn_from, coupling)
+        for at, format in enumerate(changes.formats):
+            moments[format].total[:, windows] += totals[:, at]
+            moments[format].square[:, windows] += squares[:, at]
+    for format, change in changes.moved.items():
+        _add_tokens(tap, _moved(tap.inputs, change, weight), moments[format], windows)
+
+
+def _add_tokens(tap: Tap, moved: Tensor, found: Moments, windows: slice) -> None:
+    """Add what comes of a change of the layer's output, ``[windows, tokens, out]``."""
+    for loss, gradient in enumerate(tap.gradients):
+        z = torch.linalg.vecdot(gradient.float(), moved.float()).double().cpu()
+        found.total[loss, windows] += z.sum(-1)
+        found.square[loss, windows] += z.square().sum(-1)
 
 
 def _picked(tap: Tap, samples: Sequence[Sample]) -> tuple[Tap, Tensor]:
@@ -175,11 +194,10 @@ def _effects(tap: Tap, deltas: Tensor) -> Tensor:
     return z.permute(2, 1, 0).reshape(-1, len(deltas), windows, tokens)
 
 
-def _moved(inputs: Tensor, change: Change, weight: Tensor) -> Tensor:
+def _moved(inputs: Tensor, change: StandIn, weight: Tensor) -> Tensor:
     """``Ŵ x' − W x``, where inputs change."""
     assert change.inputs is not None
-    assert change.approx is not None
-    changed = functional.linear(change.inputs(inputs), change.approx.to(inputs.dtype))
+    changed = functional.linear(change.inputs(inputs), change.weight.to(inputs.dtype))
     return changed - functional.linear(inputs, weight.to(inputs.dtype))
 
 
@@ -193,7 +211,8 @@ def coupled(windows: int) -> Tensor:
 def _window_sums(tap: Tap, deltas: Tensor, drawn_from: int, coupled: Tensor) -> Tensor:
     """``⟨ΔW, G⟩`` of every loss, change and window, ``[losses, changes, windows]``, float64."""
     windows, _, width = tap.inputs.shape
-    rows = max(1, TILE_BYTES // (windows * width * deltas.dtype.itemsize))
+    tile_bytes = TILE_BYTES.get(deltas.device.type, TILE_BYTES["cpu"])
+    rows = max(1, tile_bytes // (windows * width * deltas.dtype.itemsize))
     total = torch.zeros(
         len(tap.gradients), len(deltas), windows, dtype=torch.float64, device=deltas.device
     )
@@ -213,8 +232,13 @@ def _window_sums(tap: Tap, deltas: Tensor, drawn_from: int, coupled: Tensor) -> 
     return total.cpu()
 
 
-def _dot(delta: Tensor, gradient: Tensor) -> float:
-    total = 0.0
-    for one, other in zip(delta, gradient, strict=True):
-        total += float(torch.linalg.vecdot(one.float().flatten(), other.float().flatten()))
-    return total
+def _weight_sums(tap: WeightTap, deltas: Tensor) -> Tensor:
+    """``⟨ΔW, G⟩`` of experts, one matrix after the other: ``[changes, losses]``, float64."""
+    total = torch.zeros(len(deltas), len(tap.gradients), dtype=torch.float64, device=deltas.device)
+    for expert in range(deltas.shape[1]):
+        delta = deltas[:, expert].flatten(1).float()
+        for loss, gradient in enumerate(tap.gradients):
+            total[:, loss] += torch.linalg.vecdot(
+                delta, gradient[expert].flatten().float()
+            ).double()
+    return total.cpu()

@@ -8,11 +8,12 @@ products of `engine.measure.products`.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -22,16 +23,19 @@ from engine.measure.account import Account
 from engine.measure.approximate import approximated, why_not_given
 from engine.measure.calibration_states import Events
 from engine.measure.evaluation import run_reference
+from engine.measure.labels import less_one, uniform
 from engine.measure.products import (
-    Change,
+    Changes,
     Moments,
     Sample,
     add_effects,
     coupled,
     product_dtype,
     sample_of,
+    subtract,
 )
 from engine.measure.reference import Reference
+from engine.measure.solving import method
 from engine.measure.standing import Standing
 from engine.model.gradients import (
     Tap,
@@ -43,8 +47,8 @@ from engine.model.gradients import (
     opening_gradients,
     whole_gradients,
 )
-from engine.model.memory import memory_free
-from engine.model.network import Held, StandIn
+from engine.model.memory import check_memory, memory_free, memory_needed
+from engine.model.network import Held, Preempted, StandIn
 from engine.quant import Format, why_not_held
 from engine.workspace import Workspace, again
 
@@ -71,7 +75,6 @@ Load = list[tuple[str, Format]]
 """Changes that are in memory together."""
 Done = dict[str, dict[Format, Moments]]
 """What was found of a region's layers, by layer and format."""
-Changes = dict[str, dict[Format, Change]]
 
 
 class Walk:
@@ -120,35 +123,52 @@ class Walk:
         for number, part in enumerate(parts):
             for passed, region in enumerate(regions):
                 loads = self._loads(region)
-                for load in loads:
-                    share = (number + passed / len(regions)) / len(parts)
-                    last = load is loads[-1]
-                    yield from self._load(point, region, load, part, share, last=last)
+                for at, load in enumerate(loads):
+                    share = 1 / (len(parts) * len(regions) * len(loads))
+                    begun = ((number * len(regions) + passed) * len(loads) + at) * share
+                    last = at + 1 == len(loads)
+                    yield from self._load(point, region, load, part, begun, share, last=last)
                 if number + 1 == len(parts):
                     yield self._done(region)
             self.cotangents.clear()
 
     def _load(
-        self, point: Point, region: int, load: Load, part: range, share: float, *, last: bool
+        self,
+        point: Point,
+        region: int,
+        load: Load,
+        part: range,
+        begun: float,
+        share: float,
+        *,
+        last: bool,
     ) -> Events[None]:
-        """Take the changes of one load through a region, on some micro-batches."""
-        changes: Changes = {}
-        for name, format in load:
-            change = yield from self._change(name, format)
-            changes.setdefault(name, {})[format] = change
+        """Take the changes of one load through a region, on some micro-batches.
 
-        for batch in part:
+        Args:
+            begun: share of the walk that is done.
+            share: what this is of it.
+            point, region, load, part, last: as of `run` and `_step`.
+        """
+        formats: dict[str, list[Format]] = {}
+        for name, format in load:
+            formats.setdefault(name, []).append(format)
+        changes: dict[str, Changes] = {}
+        for name, of_layer in formats.items():
+            changes[name] = yield from self._changes(point, name, of_layer)
+
+        for done, batch in enumerate(part, 1):
 
             def step(batch: int = batch) -> None:
                 self._step(point, region, batch, changes, last)
 
             yield from again(self.account.timed("estimate_s", step))
-            yield p.Progress(
-                job=self.job,
-                done=share * len(self.network.layers),
-                total=len(self.network.layers),
-                detail=f"estimating {len(self.formats)} formats",
-            )
+            yield self._told(begun + share * done / len(part))
+
+    def _told(self, share: float) -> p.Progress:
+        total, count = len(self.network.layers), len(self.formats)
+        detail = f"estimating {count} format{'s' if count > 1 else ''}"
+        return p.Progress(job=self.job, done=share * total, total=total, detail=detail)
 
     def _done(self, region: int) -> Done:
         done: Done = {}
@@ -176,7 +196,8 @@ class Walk:
             layer = self.network.layers[name]
             if region not in (WHOLE, layer.start):
                 continue
-            size = math.prod(layer.shape) * self.dtype.itemsize
+            dtype = self.network.dtype if self._is_moved(name, format) else self.dtype
+            size = math.prod(layer.shape) * dtype.itemsize
             if size > room and loads[-1]:
                 loads.append([])
                 room = full
@@ -184,34 +205,68 @@ class Walk:
             room -= size
         return loads
 
-    def _change(self, name: str, format: Format) -> Events[Change]:
-        before = self.account.timings.get("quantize_s", 0.0)
-        held = yield from approximated(self.workspace, name, format, self.account)
-        spent = self.account.timings.get("quantize_s", 0.0) - before
+    def _is_moved(self, name: str, format: Format) -> bool:
+        """Whether the inputs of a layer change too, and are told apart where they do.
 
-        def difference() -> Change:
-            approx = held.weight if isinstance(held, StandIn) else held
-            delta = (approx.float() - self.network.weight(name).float()).to(self.dtype)
+        Of experts only the gradient of the weight is known: there the weight alone is changed.
+        """
+        return method(format, "a8") is not None and self.network.layers[name].role != "experts"
+
+    def _changes(self, point: Point, name: str, formats: Sequence[Format]) -> Events[Changes]:
+        weight = self.network.weight(name)
+        count = sum(not self._is_moved(name, format) for format in formats)
+        deltas = torch.empty(count, *weight.shape, dtype=self.dtype, device=weight.device)
+        plain: list[Format] = []
+        moved: dict[Format, StandIn] = {}
+        for format in formats:
+            if self.workspace.should_stop():
+                yield None
+            held = yield from self._held(point, name, format)
             if isinstance(held, StandIn) and held.inputs is not None:
-                return Change(delta, held.inputs, approx)
-            return Change(delta)
+                moved[format] = held
+                continue
+            approx = held.weight if isinstance(held, StandIn) else held
+            into = deltas[len(plain)]
+            self.account.timed("estimate_s", partial(subtract, approx, weight, into))()
+            plain.append(format)
+        return Changes(tuple(plain), deltas[: len(plain)], moved)
 
-        change = self.account.timed("estimate_s", difference)()
-        self.account.timings["estimate_s"] += spent
-        return change
+    def _held(self, point: Point, name: str, format: Format) -> Events[Held]:
+        """What a layer computes with in a format; of experts, on inputs as they are."""
+        if self.network.layers[name].role == "experts":
+            format = weights_alone(format)
+        elif (held := point.held.get(name)) is not None:
+            return held  # to restore there is one format, and all of the body holds it
+        return (yield from self._quantised(name, format))
+
+    def _quantised(self, name: str, format: Format) -> Events[Held]:
+        spent = self.account.timings
+        before = spent.get("quantize_s", 0.0)
+        held = yield from approximated(self.workspace, name, format, self.account)
+        more = spent.get("quantize_s", 0.0) - before
+        spent["estimate_s"] = spent.get("estimate_s", 0.0) + more
+        return held
 
     def _point(self) -> Events[Point]:
         """Where gradients are taken."""
         if self.direction == "degrade":
             return Point(self.reference, self.reference.state, {})
         (format,) = self.formats
+        network = self.network
+        body = [
+            name
+            for name, layer in network.layers.items()
+            if layer.role not in OUTSIDE
+            and why_not_held(format, layer.shape) is None
+            and why_not_given(self.workspace, name, format) is None
+        ]
+        needed = memory_needed((network.layers[name].shape for name in body), network.dtype)
+        what = "every layer of the body in a format, beside the model,"
+        check_memory(needed, memory_free(network.device), network.device, what=what)
         held: dict[str, Held] = {}
-        for name, layer in self.network.layers.items():
-            if layer.role in OUTSIDE or why_not_held(format, layer.shape) is not None:
-                continue
-            if why_not_given(self.workspace, name, format) is None:
-                held[name] = yield from approximated(self.workspace, name, format, self.account)
-                yield None
+        for name in body:
+            held[name] = yield from self._quantised(name, format)
+            yield self._told(0.0)
         standing = Standing(self.reference, held)
         for batch in range(len(self.reference.batches)):
 
@@ -219,12 +274,14 @@ class Walk:
                 standing.run(batch)
 
             yield from again(self.account.timed("estimate_s", run))
-            yield None
+            yield self._told(0.0)
         return Point(self.reference, standing.state, held)
 
     # -- one micro-batch of one region -------------------------------------------------------------
 
-    def _step(self, point: Point, region: int, batch: int, changes: Changes, last: bool) -> None:
+    def _step(
+        self, point: Point, region: int, batch: int, changes: Mapping[str, Changes], last: bool
+    ) -> None:
         """Go through a region; with ``last`` the cotangents move on to the state before it."""
         network, ids = self.network, self.reference.batches[batch]
         watched = list(changes)
@@ -233,26 +290,30 @@ class Walk:
         rows = len(ids)
         if region == WHOLE or needs_single_windows(network, region):
             rows = 1
+        for name, of_layer in changes.items():
+            # A step that was given up half way, to be done again, leaves nothing in the sums.
+            for format in (*of_layer.formats, *of_layer.moved):
+                self.moments[name, format].forget(slice(first, first + len(ids)))
+        state = point.state(batch, region) if region >= 0 else None
         moved: list[list[Tensor]] = []
         for top in range(0, len(ids), rows):
             part = slice(top, top + rows)
             windows = slice(first + top, first + min(top + rows, len(ids)))
             if region == WHOLE:
-                losses = self._losses(batch, 0, part, self.reference.windows.first)
                 span = (self.reference.windows.first, self.reference.windows.seq_len - 1)
+                losses = self._losses(batch, part, *span)
                 taps = whole_gradients(network, ids[part], span, losses, held, watched)
                 self._take(taps, changes, windows)
                 continue
             if region == len(network.blocks):
-                moved.append(self._head(point, batch, part, held, changes, windows))
+                moved.append(self._head(state, batch, part, held, changes, windows))
                 continue
             cotangents = [c[part] for c in self.cotangents[batch]]
-            if region < 0:
+            if state is None:
                 taps = opening_gradients(network, ids[part], cotangents, held, watched)
             else:
-                state = point.state(batch, region)[part]
                 taps, found = block_gradients(
-                    network, ids[part], region, state, cotangents, held, watched
+                    network, ids[part], region, state[part], cotangents, held, watched
                 )
                 moved.append(found)
             self._take(taps, changes, windows)
@@ -261,40 +322,40 @@ class Walk:
 
     def _head(
         self,
-        point: Point,
+        state: Tensor | None,
         batch: int,
         part: slice,
         held: Mapping[str, Held],
-        changes: Changes,
+        changes: Mapping[str, Changes],
         windows: slice,
     ) -> list[Tensor]:
+        assert state is not None
         network, ids = self.network, self.reference.batches[batch][part]
-        state = point.state(batch, len(network.blocks))[part]
+        state = state[part]
         total: list[Tensor] = []
-        for chunk, (a, b) in enumerate(self.reference.chunks):
-            losses = self._losses(batch, chunk, part, a, b)
+        for a, b in self.reference.chunks:
+            if self.workspace.should_stop():
+                raise Preempted
+            losses = self._losses(batch, part, a, b)
             taps, found = head_gradients(network, ids, state, (a, b), losses, held, list(changes))
             self._take(taps, changes, windows, (a, b))
             total = [x + y for x, y in zip(total, found, strict=True)] if total else found
         return total
 
-    def _losses(
-        self, batch: int, chunk: int, part: slice, a: int, b: int | None = None
-    ) -> Callable[[Tensor], list[Tensor]]:
+    def _losses(self, batch: int, part: slice, a: int, b: int) -> Callable[[Tensor], list[Tensor]]:
         """What makes the cotangents of logits at positions from ``a`` to before ``b``."""
         reference, network = self.reference, self.network
-        b = reference.windows.seq_len - 1 if b is None else b
-        ids = reference.batches[batch]
+        ids = reference.batches[batch][part]
         soft: Tensor | None = None
         if self.direction == "restore":
-            final = reference.state(batch, len(network.blocks))
+            final = reference.state(batch, len(network.blocks))[part]
             with torch.no_grad():
-                soft = torch.softmax(network.logits(ids, final, (a, b)).float(), -1)[part]
-        labels = [ids[:, a + 1 : b + 1][part]]
-        draws = [
-            _uniform(self.workspace.settings.seed, draw, batch, chunk, ids.shape[0], b - a)[part]
-            for draw in range(self.draws)
-        ]
+                soft = torch.softmax(network.logits(ids, final, (a, b)).float(), -1)
+        labels = ids[:, a + 1 : b + 1]
+        first = batch * reference.batches[0].shape[0] + part.start
+        windows = range(first, first + len(ids))
+        seed, seq_len = self.workspace.settings.seed, reference.windows.seq_len
+        draws = [uniform(seed, draw, windows, seq_len)[:, a:b] for draw in range(self.draws)]
 
         def losses(logits: Tensor) -> list[Tensor]:
             probable = torch.softmax(logits.float(), -1)
@@ -306,16 +367,20 @@ class Walk:
                 for u in draws
             ]
             del upto
-            found = [_less_one(probable, label) for label in labels]
+            found = [less_one(probable, labels)]
             if soft is not None:
                 found.append(probable - soft)
-            found += [_less_one(probable, label) for label in drawn]
+            found += [less_one(probable, each) for each in drawn]
             return found
 
         return losses
 
     def _take(
-        self, taps: Taps, changes: Changes, windows: slice, span: tuple[int, int] | None = None
+        self,
+        taps: Taps,
+        changes: Mapping[str, Changes],
+        windows: slice,
+        span: tuple[int, int] | None = None,
     ) -> None:
         """Add taps to the moments; ``span`` are the positions they are of, if not all."""
         samples = [self._sample(window, span) for window in range(windows.start, windows.stop)]
@@ -323,8 +388,8 @@ class Walk:
             of_layer = changes[tap.layer]
             add_effects(
                 tap,
-                list(of_layer.values()),
-                [self.moments[tap.layer, format] for format in of_layer],
+                of_layer,
+                {f: self.moments[tap.layer, f] for f in (*of_layer.formats, *of_layer.moved)},
                 windows,
                 samples,
                 self.fixed,
@@ -353,15 +418,7 @@ class Walk:
         return embed
 
 
-def _less_one(probable: Tensor, labels: Tensor) -> Tensor:
-    """``p − e_y``, the gradient of ``−log p_y`` with respect to the logits."""
-    found = probable.clone()
-    return found.scatter_add_(-1, labels.unsqueeze(-1), torch.full_like(found[..., :1], -1.0))
-
-
-def _uniform(seed: int, draw: int, batch: int, chunk: int, windows: int, tokens: int) -> Tensor:
-    """Uniform numbers that are the same whenever a step is done again."""
-    text = f"{seed} {draw} {batch} {chunk}".encode()
-    number = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
-    generator = torch.Generator().manual_seed(number)
-    return torch.rand(windows, tokens, generator=generator)
+def weights_alone(format: Format) -> Format:
+    """The format without what it does to inputs."""
+    left = tuple(each for each in format.methods if each.name != "a8")
+    return msgspec.structs.replace(format, methods=left)

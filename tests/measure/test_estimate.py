@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from engine import protocol as p
 from engine.journal import FactStore
+from engine.measure import products
 from engine.measure import walk as walks
 from engine.measure.account import Account
 from engine.measure.estimate import estimate
@@ -318,3 +319,85 @@ def test_a_sample_stands_for_every_token_of_its_window(windows: int, seq_len: in
     assert len(lengths) == 1
     if seq_len > 4:
         assert (seen > 0).float().mean() > 0.2
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3_moe", "gemma4"])
+def test_giving_way_half_way_through_a_step_changes_no_figure(
+    arch: str, tmp_path: Path, prose: Path
+) -> None:
+    folder = tiny.build(arch, tmp_path / arch)
+    calm = walked(opened(folder, tmp_path / "a", prose), ["int8"])
+    workspace = opened(folder, tmp_path / "b", prose)
+    asked, given_way = 0, 0
+
+    def should_stop() -> bool:
+        nonlocal asked, given_way
+        asked += 1
+        stop = asked == (given_way + 2) * (given_way + 3) // 2  # ever more seldom
+        given_way += stop
+        return stop
+
+    workspace.should_stop = should_stop
+    network, _ = workspace.need_network()
+    network.should_stop = should_stop
+    disturbed = walked(workspace, ["int8"])
+    assert given_way > 3
+    for name, by_format in calm.items():
+        for format, moments in by_format.items():
+            assert torch.equal(moments.total, disturbed[name][format].total), name
+            assert torch.equal(moments.square, disturbed[name][format].square), name
+
+
+def test_windows_have_their_labels_however_they_come_together(
+    tmp_path: Path, prose: Path, exact: None
+) -> None:
+    folder = tiny.build("llama", tmp_path / "llama")
+    one = walked(opened(folder, tmp_path / "a", prose, batch_tokens=32), ["int8"])
+    other = walked(opened(folder, tmp_path / "b", prose, batch_tokens=128), ["int8"])
+    for name, by_format in one.items():
+        for format, moments in by_format.items():
+            assert torch.allclose(
+                moments.square, other[name][format].square, rtol=1e-3, atol=1e-12
+            ), name
+
+
+@pytest.mark.parametrize("method", ["+a8", "+smooth.5:online+a8", "+a8:static"])
+def test_of_experts_whose_inputs_are_rounded_the_weights_are_estimated_and_said_so(
+    method: str, tmp_path: Path, prose: Path
+) -> None:
+    folder = tiny.build("qwen3_moe", tmp_path / "moe")
+    workspace = opened(folder, tmp_path, prose, tokens=256, calib=str(prose), calib_tokens=256)
+    found = {}
+    for text in (f"int8{method}", "int8"):
+        steps = estimate(workspace, [parse_format(text)], "degrade", Account(), "job")
+        found[text] = next(iter(drain(steps)[1].values()))
+    network, _ = workspace.need_network()
+    experts = [name for name, layer in network.layers.items() if layer.role == "experts"]
+    rounded, plain = found[f"int8{method}"], found["int8"]
+    for name in experts:
+        assert plain[name].kl / 10 < rounded[name].kl < 10 * plain[name].kl
+        assert "inputs" in rounded[name].doubt
+        assert not plain[name].doubt
+    assert not any(rounded[name].doubt for name in rounded if name not in experts)
+
+
+@pytest.mark.parametrize("step", [7, 8, 14, 77, 91])
+def test_every_position_has_its_turn_in_a_sample(
+    step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seq_len, windows = 4 + 4 * step, 200
+    monkeypatch.setattr(products, "SQUARES", 8 * windows)
+    seen = {int(at) for w in range(windows) for at in sample_of(w, windows, seq_len).positions}
+    assert seen == set(range(seq_len))
+
+
+def test_quantising_gives_way_between_two_formats(tmp_path: Path, prose: Path) -> None:
+    workspace = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose)
+    parsed = [parse_format(format) for format in FORMATS]
+    name = next(iter(workspace.need_network()[0].layers))
+    wanted = [(name, format) for format in parsed]
+    walk = Walk(workspace, parsed, "degrade", Account(), "job", wanted)
+    point = walks.Point(walk.reference, walk.reference.state, {})
+    workspace.should_stop = lambda: True
+    events, _ = drain(walk._changes(point, name, parsed))
+    assert events == [None] * len(parsed)
