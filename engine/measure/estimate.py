@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
+from engine.artefact import OUTSIDE
 from engine.measure.account import Account
 from engine.measure.approximate import why_not_given
 from engine.measure.calibration import calibration_parts
@@ -91,7 +92,7 @@ def _estimated(
     for format in formats:
         parts = yield from calibration_parts(workspace, [format], "reference")
         for name, layer in network.layers.items():
-            outside = direction == "restore" and layer.block is None
+            outside = direction == "restore" and layer.role in OUTSIDE
             if (
                 outside
                 or why_not_held(format, layer.shape)

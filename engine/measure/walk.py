@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
+from engine.artefact import OUTSIDE
 from engine.measure.account import Account
 from engine.measure.approximate import approximated, why_not_given
 from engine.measure.calibration_states import Events
@@ -206,7 +207,7 @@ class Walk:
         (format,) = self.formats
         held: dict[str, Held] = {}
         for name, layer in self.network.layers.items():
-            if layer.block is None or why_not_held(format, layer.shape) is not None:
+            if layer.role in OUTSIDE or why_not_held(format, layer.shape) is not None:
                 continue
             if why_not_given(self.workspace, name, format) is None:
                 held[name] = yield from approximated(self.workspace, name, format, self.account)
