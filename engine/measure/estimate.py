@@ -38,6 +38,8 @@ from engine.workspace import Workspace
 
 COUPLING_PRIOR = 0.1
 """Standard deviation of the coupling about 1 that is expected before anything is seen."""
+BEYOND = 0.05
+"""Share of a small change's KL that a quadratic model leaves out, a part of every standard error."""
 DOUBTFUL_KL = 0.1
 """Nats per token beyond which a change is no small one."""
 
@@ -149,7 +151,7 @@ def _fact(
     targets = reference.windows.targets
     slope = moments.total[: walk.fixed] / targets  # [losses, windows], nats per token
     curve = moments.square[walk.fixed :].mean(0) / (2 * targets)
-    shared = float(curve.mean()) * coupling[1]
+    shared = float(curve.mean()) * math.hypot(coupling[1], BEYOND)
     if walk.direction == "degrade":
         kl = coupling[0] * curve
         dnll = _grouped(slope[0] + kl, walk.group)
