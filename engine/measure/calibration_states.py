@@ -18,6 +18,7 @@ from engine.measure.account import Account
 from engine.model.blocks import Forward, Reached, hidden_of
 from engine.model.network import Held, Network
 from engine.quant import Format
+from engine.quant.methods.gptq import Solved
 from engine.session import recipe_hash
 from engine.workspace import again
 
@@ -142,6 +143,8 @@ class RecipeStates:
         self.formats = dict(formats)
         self.settled: dict[str, Held] = {}
         """What layers compute with, where it is known."""
+        self.forms: dict[str, Solved] | None = None
+        """Where an export asks for them, the codes that ``+gptq`` finds, in main memory."""
         self._first = min(network.layers[name].start for name in formats)
         self._at = -2
         self._states: list[Tensor] = []
