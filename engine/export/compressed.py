@@ -114,7 +114,7 @@ def tensors(prefix: str, fmt: Format, form: Stored | Solved) -> dict[str, Tensor
     """
     order = None
     if isinstance(form, Solved):
-        form, order = form.stored, form.order
+        order, form = form.order, form.stored
     if (order is not None) != reorders(fmt):
         raise TypeError(f"{prefix}: its columns do not lie as those of {fmt} are stored")
     shape = _scales_shape(fmt, _shape_of(form))

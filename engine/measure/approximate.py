@@ -134,7 +134,8 @@ def solved_codes(
     recipe = yield from recipe_states(workspace, formats)
     if recipe is None:
         return {}
-    recipe.forms = found = {}
+    found: dict[str, Solved] = {}
+    recipe.forms = found
     wanted = [name for name in formats if needs_calibration(formats[name])]
     network, _ = workspace.need_network()
     wanted.sort(key=lambda name: network.layers[name].start)
