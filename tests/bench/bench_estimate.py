@@ -35,6 +35,7 @@ from engine.measure.account import Account
 from engine.measure.estimate import estimate
 from engine.measure.evaluation import baseline, forward_seconds
 from engine.opening import open_job
+from engine.profiles import load_profile
 from engine.protocol import Settings
 from engine.quant import parse_format
 from engine.workspace import Workspace
@@ -46,8 +47,7 @@ FORMATS = (
     "int2-g128", "int3-g128", "int4-g128", "int6-g128", "int8", "fp8-e4m3", "nf4", "q4_k",
 )  # fmt: skip
 MEASURED = ("int4-g128", "int3-g128", "int8")
-STANDARD_DRAWS = 2
-"""Of profile ``standard``."""
+STANDARD_DRAWS = load_profile("standard").draws
 DRAWS = (1, 2, 4)
 ROUNDS = 3
 """Runs for the price, which a busy machine moves."""

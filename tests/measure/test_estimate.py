@@ -214,6 +214,17 @@ def test_what_was_estimated_is_taken_from_the_store(tmp_path: Path, prose: Path)
     assert anew.measured == first.measured
 
 
+def test_formats_written_in_a_short_form_are_estimated_in_the_same_walk(
+    tmp_path: Path, prose: Path
+) -> None:
+    source = tiny.build("llama", tmp_path / "model")
+    workspace = opened(source, tmp_path / "home", prose, estimate_formats=("nf4", "int4-g32"))
+    formats = [parse_format(text) for text in ("nf4-g64", "int4-g32")]
+    events, _ = drain(estimate(workspace, formats, "degrade", Account(), "job"))
+    details = {event.detail for event in events if isinstance(event, p.Progress)}
+    assert details == {"estimating 2 formats"}
+
+
 def _fields(chosen: p.Settings) -> dict[str, Any]:
     return {name: getattr(chosen, name) for name in chosen.__struct_fields__}
 
