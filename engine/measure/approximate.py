@@ -136,7 +136,7 @@ def solved_codes(
     if recipe is None:
         return {}
     found: dict[str, Solved] = {}
-    recipe.forms = found
+    recipe.forms, recipe.forgets = found, True
     wanted = [name for name in formats if needs_calibration(formats[name])]
     network, _ = workspace.need_network()
     wanted.sort(key=lambda name: network.layers[name].start)

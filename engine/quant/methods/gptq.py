@@ -98,7 +98,9 @@ def gptq(
     W = weight.detach().to(torch.float32).T.clone(memory_format=torch.contiguous_format)
     if dead.any():
         W[dead] = 0
-        notes.append(f"{name}: {int(dead.sum())} input channels were always 0: weights set to 0")
+        count = int(dead.sum())
+        channels = "input channel was" if count == 1 else "input channels were"
+        notes.append(f"{name}: {count} {channels} always 0: weights set to 0")
     order = torch.argsort(diagonal, descending=True, stable=True) if actorder else None
     Hinv, used = _inverse_factor(H, dead, order, damp, name)
     if used != damp:
