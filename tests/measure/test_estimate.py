@@ -263,19 +263,21 @@ def test_changed_inputs_and_other_families_are_estimated_too(
     assert rank > 0.9
 
 
-def test_restoring_is_estimated_with_its_slope(tmp_path: Path, prose: Path) -> None:
+@pytest.mark.parametrize("format", ["int8", "int4-g32+a8", "int4-g32+hadamard+a8"])
+def test_restoring_is_estimated_with_its_slope(format: str, tmp_path: Path, prose: Path) -> None:
     folder = tiny.build("llama", tmp_path / "llama")
     workspace = opened(folder, tmp_path, prose, tokens=1024, draws=4)
     account = Account(timings={"estimate_s": 0.0})
-    format = parse_format("int8")
-    found = drain(estimate(workspace, [format], "restore", account, "job"))[1]["int8"]
+    parsed = parse_format(format)
+    found = drain(estimate(workspace, [parsed], "restore", account, "job"))[1][format]
     chosen = settings(prose, tokens=1024, seq_len=32, batch_tokens=64)
-    (events,) = sweeps(folder, chosen, p.Sweep(("int8",), "restore"))
+    (events,) = sweeps(folder, chosen, p.Sweep((format,), "restore"))
     measured = {fact.layer: fact for fact in facts(events, p.Sensitivity)}
     assert set(found) == set(measured)
     names = list(found)
     rank = spearmanr([found[n].kl for n in names], [measured[n].kl for n in names])[0]
-    assert rank > 0.95
+    # Rounding of what comes in falls elsewhere when a layer before it is given back.
+    assert rank > (0.9 if "a8" in format else 0.95)
     ratios = sorted(found[name].kl / measured[name].kl for name in names)
     assert 0.8 < ratios[len(ratios) // 2] < 1.25
 
