@@ -33,7 +33,7 @@ from engine.measure.approximate import why_not_given
 from engine.measure.calibration import calibration_parts
 from engine.measure.products import Moments, coupled
 from engine.measure.walk import Walk
-from engine.quant import QUANTISER_VERSION, Format, why_not_held
+from engine.quant import QUANTISER_VERSION, Format, parse_format, why_not_held
 from engine.workspace import Workspace
 
 COUPLING_PRIOR = 0.15
@@ -71,7 +71,8 @@ def estimate(
     found: Found = {str(format): {} for format in formats}
     groups = [[format] for format in formats]
     if direction == "degrade":
-        usual = [f for f in formats if str(f) in workspace.settings.estimate_formats]
+        named = {parse_format(text) for text in workspace.settings.estimate_formats}
+        usual = [format for format in formats if format in named]
         groups = [usual, [format for format in formats if format not in usual]]
     for group in filter(None, groups):
         yield from _estimated(workspace, group, direction, account, job, found)
