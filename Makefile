@@ -30,7 +30,7 @@ test: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses=4
 
 bench: venv
 	$(BIN)/python -m pytest -s -o python_files='bench_*.py' tests/bench

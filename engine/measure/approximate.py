@@ -24,6 +24,7 @@ from engine.measure.solving import (
     solve,
 )
 from engine.model.folding import fold_groups
+from engine.model.inputs import why_unseen
 from engine.model.network import Held, StandIn
 from engine.quant import Format, dequantized, needs_calibration, why_not_alone
 from engine.quant.formats import FOLDED, folds
@@ -129,6 +130,8 @@ def why_not_given(workspace: Workspace, layer: str, format: Format) -> str | Non
     if network.layers[layer].role == "embedding":
         why = why_not_alone(format)
         return why and f"{why}, and an embedding looks rows up: it multiplies no inputs"
+    if why_not_alone(format) is not None and (why := why_unseen(network, layer)) is not None:
+        return f"{why}, and {format} looks at them"
     if not folds(format):
         return None
     why = fold_groups(network)[layer].why_not

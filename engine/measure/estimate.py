@@ -36,7 +36,7 @@ from engine.measure.walk import Walk
 from engine.quant import QUANTISER_VERSION, Format, parse_format, why_not_held
 from engine.workspace import Workspace
 
-COUPLING_PRIOR = 0.15
+COUPLING_PRIOR = 0.1
 """Standard deviation of the coupling about 1 that is expected before anything is seen."""
 DOUBTFUL_KL = 0.1
 """Nats per token beyond which a change is no small one."""
@@ -71,7 +71,7 @@ def estimate(
     found: Found = {str(format): {} for format in formats}
     groups = [[format] for format in formats]
     if direction == "degrade":
-        named = {parse_format(text) for text in workspace.settings.estimate_formats}
+        named = set(map(parse_format, workspace.settings.estimate_formats))
         usual = [format for format in formats if format in named]
         groups = [usual, [format for format in formats if format not in usual]]
     for group in filter(None, groups):
@@ -152,10 +152,10 @@ def _fact(
     shared = float(curve.mean()) * coupling[1]
     if walk.direction == "degrade":
         kl = coupling[0] * curve
-        dnll = slope[0] + kl
+        dnll = _grouped(slope[0] + kl, walk.group)
     else:
-        kl = slope[1] - coupling[0] * curve
-        dnll = slope[0] - coupling[0] * curve
+        kl = _grouped(slope[1] - coupling[0] * curve, walk.group)
+        dnll = _grouped(slope[0] - coupling[0] * curve, walk.group)
     kl_mean, kl_se = _mean(kl, shared)
     dnll_mean, dnll_se = _mean(dnll, shared)
     return p.Estimate(
@@ -209,6 +209,11 @@ def _coupling(found: Sequence[Moments], fixed: int) -> tuple[float, float]:
     variance = float(spread) ** 2
     trust = COUPLING_PRIOR**2 / (COUPLING_PRIOR**2 + variance)
     return max(1 + trust * (ratio - 1), 0.0), COUPLING_PRIOR * math.sqrt(1 - trust)
+
+
+def _grouped(values: Tensor, group: int) -> Tensor:
+    """Means over groups of windows that follow each other."""
+    return values.reshape(-1, group).mean(-1)
 
 
 def _mean(values: Tensor, extra: float) -> tuple[float, float]:

@@ -54,7 +54,14 @@ def opened(source: Path, tmp_path: Path, text: Path, **given: object) -> Workspa
     return workspace
 
 
-def walked(workspace: Workspace, formats: list[str], direction: p.Direction = "degrade") -> Any:
+def walked(
+    workspace: Workspace,
+    formats: list[str],
+    direction: p.Direction = "degrade",
+    *,
+    as_drawn: bool = False,
+) -> Any:
+    """What a walk finds; ``as_drawn`` takes squares of the text's own labels too."""
     network, _ = workspace.need_network()
     parsed = [parse_format(format) for format in formats]
     wanted = [
@@ -65,6 +72,8 @@ def walked(workspace: Workspace, formats: list[str], direction: p.Direction = "d
     ]
     account = Account(timings={"estimate_s": 0.0})
     walk = Walk(workspace, parsed, direction, account, "job", wanted)
+    if as_drawn:
+        walk.fixed = 0
     found: dict[str, dict[Format, Moments]] = {}
     for event in drain(walk.run())[0]:
         if isinstance(event, dict):
@@ -128,7 +137,7 @@ def test_squares_are_those_of_every_token(
 ) -> None:
     """Against the gradient of the same loss with respect to a change made for one token alone."""
     workspace = opened(tiny.build(arch, tmp_path / arch), tmp_path, prose, tokens=32)
-    found = walked(workspace, ["int4-g32"])
+    found = walked(workspace, ["int4-g32"], as_drawn=True)
     network, reference = workspace.need_network()
     model = plain(workspace)
     ids = reference.windows.ids[0]
@@ -212,6 +221,17 @@ def test_what_was_estimated_is_taken_from_the_store(tmp_path: Path, prose: Path)
     anew = Account(timings={"estimate_s": 0.0})
     drain(estimate(workspace, formats, "degrade", anew, "job"))
     assert anew.measured == first.measured
+
+
+def test_formats_written_in_a_short_form_are_estimated_in_the_same_walk(
+    tmp_path: Path, prose: Path
+) -> None:
+    source = tiny.build("llama", tmp_path / "model")
+    workspace = opened(source, tmp_path / "home", prose, estimate_formats=("nf4", "int4-g32"))
+    formats = [parse_format(text) for text in ("nf4-g64", "int4-g32")]
+    events, _ = drain(estimate(workspace, formats, "degrade", Account(), "job"))
+    details = {event.detail for event in events if isinstance(event, p.Progress)}
+    assert details == {"estimating 2 formats"}
 
 
 def _fields(chosen: p.Settings) -> dict[str, Any]:

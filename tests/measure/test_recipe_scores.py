@@ -176,10 +176,10 @@ def test_only_what_changed_is_quantised_again(
     approximated = evaluation.approximated
 
     def watched(
-        workspace: Workspace, name: str, format: Format, account: Account
-    ) -> Generator[None, None, Held]:
+        workspace: Workspace, name: str, format: Format, account: Account, recipe: Any
+    ) -> Generator[p.AnyEvent | None, None, Held]:
         asked.append(name)
-        return (yield from approximated(workspace, name, format, account))
+        return (yield from approximated(workspace, name, format, account, recipe))
 
     monkeypatch.setattr(evaluation, "approximated", watched)
     everywhere = {layer(workspace, i): "int4-g32" for i in range(-1, BLOCKS)}
@@ -248,7 +248,7 @@ def test_weights_made_from_other_inputs_are_not_taken_for_those_of_the_same_form
     current: Recipe = {}
 
     def sequential(
-        workspace: Workspace, name: str, format: Format, account: Account
+        workspace: Workspace, name: str, format: Format, account: Account, recipe: Any
     ) -> Generator[None, None, Held]:
         network, _ = workspace.need_network()
         start = network.layers[name].start
