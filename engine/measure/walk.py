@@ -158,7 +158,7 @@ class Walk:
                 job=self.job,
                 done=share * len(self.network.layers),
                 total=len(self.network.layers),
-                detail=f"estimating {len(self.formats)} formats",
+                detail=f"estimating {_formats(len(self.formats))}",
             )
 
     def _done(self, region: int) -> Done:
@@ -363,6 +363,10 @@ class Walk:
             return found
 
         return embed
+
+
+def _formats(count: int) -> str:
+    return "1 format" if count == 1 else f"{count} formats"
 
 
 def _less_one(probable: Tensor, labels: Tensor) -> Tensor:
