@@ -36,10 +36,10 @@ from engine.measure.walk import Walk
 from engine.quant import QUANTISER_VERSION, Format, parse_format, why_not_held
 from engine.workspace import Workspace
 
-COUPLING_PRIOR = 0.1
+COUPLING_PRIOR = 0.25
 """Standard deviation of the coupling about 1 that is expected before anything is seen."""
 BEYOND = 0.05
-"""Share of a small change's KL that a quadratic model leaves out, a part of every standard error."""
+"""Share of a small change that a quadratic model leaves out: a part of every standard error."""
 DOUBTFUL_KL = 0.1
 """Nats per token beyond which a change is no small one."""
 

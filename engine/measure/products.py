@@ -24,7 +24,7 @@ from engine.model.processor import has_matrix_units
 
 SQUARES = 2048
 """Tokens whose squares are taken, at most, over all windows."""
-COUPLED = 32
+COUPLED = 64
 """Windows whose sums are taken of drawn labels, at least, where there are so many."""
 GROUPS = 32
 """Groups of windows that a standard error is made of, where windows are more than twice as many."""
