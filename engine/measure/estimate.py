@@ -38,6 +38,8 @@ from engine.workspace import Workspace
 
 COUPLING_PRIOR = 0.25
 """Standard deviation of the coupling about 1 that is expected before anything is seen."""
+ESTIMATOR_VERSION = 1
+"""Raised when an estimate comes to be made in another way: part of its key."""
 BEYOND = 0.05
 """Share of a small change that a quadratic model leaves out: a part of every standard error."""
 DOUBTFUL_KL = 0.1
@@ -105,6 +107,7 @@ def _estimated(
                 "estimate",
                 layer=name,
                 format=str(format),
+                estimator=ESTIMATOR_VERSION,
                 together=sorted(map(str, formats)),
                 direction=direction,
                 draws=workspace.settings.draws,
