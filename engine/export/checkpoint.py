@@ -157,14 +157,14 @@ def export_checkpoint(
     notes: list[str] = []
 
     def stored(row: DiskLayer, fmt: Format) -> Form:
+        weight = read_disk_layer(checkpoint, row).to(device)
+        if not bool(weight.abs().amax().isfinite()):
+            notes.append(f"{row.name} holds values that are NaN or infinite: stored as 0")
         found = solved(row, fmt)
         if found is not None:
             return found
         if (why := why_not_alone(fmt)) is not None:
             raise FormatError(f"{row.name}: {why}, and its codes were not given")
-        weight = read_disk_layer(checkpoint, row).to(device)
-        if not bool(weight.abs().amax().isfinite()):
-            notes.append(f"{row.name} holds values that are NaN or infinite: stored as 0")
         return stored_form(weight, fmt, scale_dtype, row.name)
 
     plan = _plan(checkpoint, recipe, scale_dtype, stored, trust_remote_code)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import protocol as p
@@ -147,6 +148,29 @@ def test_a_calibration_text_that_is_missing_ends_the_export(
     assert exited.value.code == 3
     assert "none.txt" in capsys.readouterr().err
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_values_that_are_not_finite_are_measured_and_written_as_0(
+    prose: Path, tmp_path: Path
+) -> None:
+    broken = tiny.build("llama", tmp_path / "in")
+    name = body(broken)[0]
+    tensors = load_file(broken / "model.safetensors")
+    tensors[f"{name}.weight"][3, 5] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    engine = in_process(str(broken))
+    try:
+        engine.send(p.Open(str(broken), settings(prose, calib=str(prose), calib_tokens=1024)))
+        engine.send(p.Evaluate(format="int4-g32+gptq"))
+        score = facts(until(engine, ended("evaluate")), p.RecipeScore)[-1]
+        engine.send(p.Export(out=str(tmp_path / "out"), format="int4-g32+gptq"))
+        events = until(engine, ended("export"))
+    finally:
+        engine.close()
+    assert isinstance(score, p.RecipeScore)
+    assert nll(tmp_path / "out", prose) == pytest.approx(score.nll, abs=1e-5)
+    written = next(event for event in events if isinstance(event, p.Exported))
+    assert any(note.startswith(name) and "stored as 0" in note for note in written.notes)
 
 
 def test_codes_that_nobody_solved_are_not_made_up(source: Path, tmp_path: Path) -> None:
