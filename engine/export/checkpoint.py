@@ -34,11 +34,13 @@ from engine.export.shards import ShardWriter, Slot
 from engine.quant import (
     Format,
     dequantized,
+    needs_calibration,
     parse_format,
     scale_dtype_for,
     stored_form,
     why_not_alone,
 )
+from engine.quant.methods.fold import only_weights
 from engine.quant.methods.gptq import Solved
 from engine.quant.stored import Stored
 
@@ -163,9 +165,10 @@ def export_checkpoint(
         found = solved(row, fmt)
         if found is not None:
             return found
-        if (why := why_not_alone(fmt)) is not None:
+        alone = only_weights(fmt)
+        if needs_calibration(fmt) and (why := why_not_alone(fmt)) is not None:
             raise FormatError(f"{row.name}: {why}, and its codes were not given")
-        return stored_form(weight, fmt, scale_dtype, row.name)
+        return stored_form(weight, alone, scale_dtype, row.name)
 
     plan = _plan(checkpoint, recipe, scale_dtype, stored, trust_remote_code)
     beside = copied_files(checkpoint.folder)

@@ -66,6 +66,7 @@ def last_end(events: list[p.AnyEvent]) -> p.JobEnded:
         "int4-g32-sym+clip+gptq:actorder:static",
         "int3-channel+gptq:actorder",
         "fp8-e4m3+gptq",
+        "int8+gptq+a8",
     ],
 )
 @pytest.mark.parametrize(
@@ -178,3 +179,20 @@ def test_codes_that_nobody_solved_are_not_made_up(source: Path, tmp_path: Path) 
     with pytest.raises(FormatError, match="its codes were not given"):
         export_checkpoint(open_checkpoint(source), {name: "int4-g32+gptq"}, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("text", ["int8+a8", "int8-tensor+a8"])
+def test_8_bit_inputs_are_rounded_by_what_loads_it(
+    client: InProcess, source: Path, prose: Path, tmp_path: Path, text: str
+) -> None:
+    client.send(p.Evaluate(format=text))
+    score = facts(until(client, ended("evaluate")), p.RecipeScore)[-1]
+    client.send(p.Export(out=str(tmp_path / "out"), format=text))
+    assert last_end(until(client, ended("export"))).status == "done"
+    assert isinstance(score, p.RecipeScore)
+    assert nll(tmp_path / "out", prose) == pytest.approx(score.nll, abs=1e-5)
+    client.send(p.Export(out=str(tmp_path / "weights"), format=text.removesuffix("+a8")))
+    assert last_end(until(client, ended("export"))).status == "done"
+    assert abs(nll(tmp_path / "weights", prose) - score.nll) > 1e-4
+    config = open_checkpoint(tmp_path / "out").config["quantization_config"]
+    assert config["format"] == "int-quantized"
