@@ -24,8 +24,10 @@ from engine.model.processor import has_matrix_units
 
 SQUARES = 2048
 """Tokens whose squares are taken, at most, over all windows."""
-COUPLED = 32
+COUPLED = 64
 """Windows whose sums are taken of drawn labels, at least, where there are so many."""
+GROUPS = 32
+"""Groups of windows that a standard error is made of, where windows are more than twice as many."""
 OPENING = 4
 """First tokens of a window whose squares are always taken: attention may rest on them."""
 TILE_BYTES = 4 << 20
@@ -95,15 +97,46 @@ Embed = Callable[[Tensor], Tensor]
 """How an embedding turns a change of its weight into one of its output."""
 
 
+@dataclass(eq=False)
+class LayerChanges:
+    """All changes of one layer that are taken together."""
+
+    changes: list[Change]
+    moments: list[Moments]
+    """Of each change."""
+
+    def __post_init__(self) -> None:
+        self.plain = [i for i, change in enumerate(self.changes) if change.inputs is None]
+        self.deltas = (
+            torch.stack([self.changes[i].delta for i in self.plain]) if self.plain else None
+        )
+        for at, i in enumerate(self.plain):
+            assert self.deltas is not None
+            self.changes[i] = Change(self.deltas[at])  # one copy of each in memory
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Which windows taps are of, and what is summed over them."""
+
+    windows: slice
+    """Among all windows."""
+    samples: Sequence[Sample]
+    """Of each of these windows, as many tokens each."""
+    coupled: Tensor
+    """Which of these windows couple, bool ``[windows]``: see `coupled`."""
+    group: int
+    """Windows whose sums for labels that were not drawn are made together."""
+    drawn_from: int
+    """The first loss of drawn labels."""
+
+
 @torch.no_grad()
 def add_effects(
     tap: Tap | WeightTap,
-    changes: Sequence[Change],
-    moments: Sequence[Moments],
-    windows: slice,
-    samples: Sequence[Sample],
-    drawn_from: int,
-    coupling: Tensor,
+    layer: LayerChanges,
+    part: Part,
+    inputs: Tensor,
     weight: Tensor,
     embed: Embed | None = None,
 ) -> None:
@@ -111,36 +144,31 @@ def add_effects(
 
     Args:
         tap: what reached it.
-        changes: all of the layer's shape.
-        moments: of each change.
-        windows: which of all windows these are.
-        samples: of each of these windows, as many tokens each.
-        drawn_from: the first loss of drawn labels: the sums of these are taken windows that
-            couple alone.
-        coupling: which of these windows do, bool ``[windows]``.
+        layer: its changes.
+        part: which windows these are.
+        inputs: the tap's, in the dtype that products are made in.
         weight: ``W``, for changes of inputs.
         embed: for an embedding.
     """
+    windows = part.windows
     if isinstance(tap, WeightTap):
-        for change, found in zip(changes, moments, strict=True):
+        for change, found in zip(layer.changes, layer.moments, strict=True):
             for loss, gradient in enumerate(tap.gradients):
                 z = _dot(change.delta, gradient)
                 found.total[loss, windows] += z
                 found.square[loss, windows] += z**2
         return
-    plain = [i for i, change in enumerate(changes) if change.inputs is None and embed is None]
+    plain = [] if embed is not None else layer.plain
     if plain:
-        deltas = torch.stack([changes[i].delta for i in plain])
-        cast = Tap(
-            tap.layer, tap.inputs.to(deltas.dtype), tuple(g.to(deltas.dtype) for g in tap.gradients)
-        )
-        picked, weights = _picked(cast, samples)
-        squares = (_effects(picked, deltas).square() * weights).sum(-1).double().cpu()
-        totals = _window_sums(cast, deltas, drawn_from, coupling)
+        assert layer.deltas is not None
+        cast = Tap(tap.layer, inputs, tuple(g.to(inputs.dtype) for g in tap.gradients))
+        picked, weights = _picked(cast, part)
+        squares = (_effects(picked, layer.deltas).square() * weights).sum(-1).double().cpu()
+        totals = _window_sums(cast, layer.deltas, part)
         for at, i in enumerate(plain):
-            moments[i].total[:, windows] += totals[:, at]
-            moments[i].square[:, windows] += squares[:, at]
-    for i, (change, found) in enumerate(zip(changes, moments, strict=True)):
+            layer.moments[i].total[:, windows] += totals[:, at]
+            layer.moments[i].square[part.drawn_from :, windows] += squares[:, at]
+    for i, (change, found) in enumerate(zip(layer.changes, layer.moments, strict=True)):
         if i in plain:
             continue
         moved = embed(change.delta) if embed is not None else _moved(tap.inputs, change, weight)
@@ -150,19 +178,21 @@ def add_effects(
             found.square[loss, windows] += z.square().sum(-1)
 
 
-def _picked(tap: Tap, samples: Sequence[Sample]) -> tuple[Tap, Tensor]:
-    """The tokens of a tap that are sampled, and their weights ``[windows, tokens]``."""
+def _picked(tap: Tap, part: Part) -> tuple[Tap, Tensor]:
+    """Sampled tokens of a tap for drawn labels alone, and their weights ``[windows, tokens]``."""
     windows, tokens = tap.inputs.shape[:2]
     device = tap.inputs.device
-    weights = torch.stack([sample.weights for sample in samples]).to(device)
+    weights = torch.stack([sample.weights for sample in part.samples]).to(device)
+    gradients = tap.gradients[part.drawn_from :]
     if weights.shape[1] == tokens:
-        return tap, weights
-    rows = torch.cat([w * tokens + sample.positions for w, sample in enumerate(samples)]).to(device)
+        return Tap(tap.layer, tap.inputs, gradients), weights
+    rows = torch.cat([w * tokens + each.positions for w, each in enumerate(part.samples)])
+    rows = rows.to(device)
 
     def chosen(x: Tensor) -> Tensor:
         return x.reshape(windows * tokens, -1)[rows].view(windows, -1, x.shape[-1])
 
-    return Tap(tap.layer, chosen(tap.inputs), tuple(map(chosen, tap.gradients))), weights
+    return Tap(tap.layer, chosen(tap.inputs), tuple(map(chosen, gradients))), weights
 
 
 def _effects(tap: Tap, deltas: Tensor) -> Tensor:
@@ -190,26 +220,46 @@ def coupled(windows: int) -> Tensor:
     return found
 
 
-def _window_sums(tap: Tap, deltas: Tensor, drawn_from: int, coupled: Tensor) -> Tensor:
-    """``⟨ΔW, G⟩`` of every loss, change and window, ``[losses, changes, windows]``, float64."""
+def group_of(windows: int, batch: int) -> int:
+    """Windows whose sums are made together: so many that `GROUPS` are left, and whole batches."""
+    size = max(1, windows // GROUPS)
+    while batch % size or windows % size:
+        size -= 1
+    return size
+
+
+def _window_sums(tap: Tap, deltas: Tensor, part: Part) -> Tensor:
+    """``⟨ΔW, G⟩`` of every loss, change and window, ``[losses, changes, windows]``, float64.
+
+    Of labels that were not drawn a group of windows has its mean in the place of each.
+    """
     windows, _, width = tap.inputs.shape
+    group = part.group if windows % part.group == 0 else 1
     rows = max(1, TILE_BYTES // (windows * width * deltas.dtype.itemsize))
     total = torch.zeros(
         len(tap.gradients), len(deltas), windows, dtype=torch.float64, device=deltas.device
     )
-    some = coupled.nonzero().flatten().tolist()
-    every = list(range(windows))
+    some = part.coupled.nonzero().flatten().tolist()
+    together = tap.inputs.reshape(windows // group, -1, width)
+    apart = tap.inputs[some]
+    gradients = [
+        g.reshape(windows // group, -1, g.shape[-1]) if loss < part.drawn_from else g[some]
+        for loss, g in enumerate(tap.gradients)
+    ]
     for top in range(0, deltas.shape[1], rows):
         tile = slice(top, top + rows)
         # In float32: oneDNN divides by zero in a thin, long product of bfloat16.
         delta = deltas[:, tile].flatten(1).float()
-        for loss, g in enumerate(tap.gradients):
-            chosen = every if loss < drawn_from else some
-            if not chosen:
+        for loss, g in enumerate(gradients):
+            inputs = together if loss < part.drawn_from else apart
+            if not len(inputs):
                 continue
-            at = slice(None) if len(chosen) == windows else chosen
-            G = torch.bmm(g[at, :, tile].transpose(1, 2), tap.inputs[at])
-            total[loss, :, chosen] += (delta @ G.flatten(1).float().T).double()
+            G = torch.bmm(g[..., tile].transpose(1, 2), inputs)
+            found = (delta @ G.flatten(1).float().T).double()
+            if loss < part.drawn_from:
+                total[loss] += found.repeat_interleave(group, -1) / group
+            else:
+                total[loss, :, some] += found
     return total.cpu()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import torch
@@ -249,15 +250,38 @@ def rounded_inputs(
     def change(x: Tensor) -> Tensor:
         scaled = _moved(x.to(torch.float32), gain, offset)
         if rotated:
-            return rotate_inputs_back(quantized_tokens(rotate_inputs(scaled))).to(x.dtype)
+            return rotate_inputs_back(_rounded(rotate_inputs(scaled))).to(x.dtype)
         step = None if fixed is None else fixed.to(x.device)
         if columns is None or not len(columns):
-            return quantized_tokens(scaled, step).to(x.dtype)
+            return _rounded(scaled, step).to(x.dtype)
         kept = columns.to(x.device)
-        rest = quantized_tokens(scaled.index_fill(-1, kept, 0.0), step)
+        rest = _rounded(scaled.index_fill(-1, kept, 0.0), step)
         return rest.index_copy(-1, kept, scaled[..., kept]).to(x.dtype)
 
     return change
+
+
+class _Rounded(torch.autograd.Function):
+    """`quantized_tokens` with the slope of what it stands for, 1: that of rounding is 0.
+
+    The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432, section 2.3). Without it no
+    gradient would reach the layers before one whose inputs are rounded.
+    """
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor, scale: Tensor | None) -> Tensor:
+        """Round."""
+        return quantized_tokens(inputs, scale)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        """Hand on what came."""
+        return gradients[0], None
+
+
+def _rounded(inputs: Tensor, scale: Tensor | None = None) -> Tensor:
+    found: Tensor = _Rounded.apply(inputs, scale)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _moved(inputs: Tensor, gain: Tensor | None, offset: Tensor | None) -> Tensor:

@@ -24,10 +24,13 @@ from engine.measure.calibration_states import Events
 from engine.measure.evaluation import run_reference
 from engine.measure.products import (
     Change,
+    LayerChanges,
     Moments,
+    Part,
     Sample,
     add_effects,
     coupled,
+    group_of,
     product_dtype,
     sample_of,
 )
@@ -71,7 +74,7 @@ Load = list[tuple[str, Format]]
 """Changes that are in memory together."""
 Done = dict[str, dict[Format, Moments]]
 """What was found of a region's layers, by layer and format."""
-Changes = dict[str, dict[Format, Change]]
+Changes = dict[str, LayerChanges]
 
 
 class Walk:
@@ -99,6 +102,7 @@ class Walk:
             (name, format): Moments.empty(self.losses, self.reference.windows.count)
             for name, format in wanted
         }
+        self.group = group_of(self.reference.windows.count, len(self.reference.batches[0]))
         self.cotangents: dict[int, list[Tensor]] = {}
         """Of the state before the region, by micro-batch."""
 
@@ -132,10 +136,17 @@ class Walk:
         self, point: Point, region: int, load: Load, part: range, share: float, *, last: bool
     ) -> Events[None]:
         """Take the changes of one load through a region, on some micro-batches."""
-        changes: Changes = {}
+        made: dict[str, list[tuple[Format, Change]]] = {}
         for name, format in load:
             change = yield from self._change(name, format)
-            changes.setdefault(name, {})[format] = change
+            made.setdefault(name, []).append((format, change))
+        changes = {
+            name: LayerChanges(
+                [change for _, change in those], [self.moments[name, f] for f, _ in those]
+            )
+            for name, those in made.items()
+        }
+        made.clear()
 
         for batch in part:
 
@@ -147,7 +158,7 @@ class Walk:
                 job=self.job,
                 done=share * len(self.network.layers),
                 total=len(self.network.layers),
-                detail=f"estimating {len(self.formats)} formats",
+                detail=f"estimating {_formats(len(self.formats))}",
             )
 
     def _done(self, region: int) -> Done:
@@ -318,20 +329,21 @@ class Walk:
         self, taps: Taps, changes: Changes, windows: slice, span: tuple[int, int] | None = None
     ) -> None:
         """Add taps to the moments; ``span`` are the positions they are of, if not all."""
-        samples = [self._sample(window, span) for window in range(windows.start, windows.stop)]
+        part = Part(
+            windows,
+            [self._sample(window, span) for window in range(windows.start, windows.stop)],
+            coupled(self.reference.windows.count)[windows],
+            self.group,
+            self.fixed,
+        )
+        cast: dict[int, Tensor] = {}
         for tap in taps:
-            of_layer = changes[tap.layer]
-            add_effects(
-                tap,
-                list(of_layer.values()),
-                [self.moments[tap.layer, format] for format in of_layer],
-                windows,
-                samples,
-                self.fixed,
-                coupled(self.reference.windows.count)[windows],
-                self.network.weight(tap.layer),
-                self._embed(tap),
-            )
+            given = tap.gradients[0] if isinstance(tap, WeightTap) else tap.inputs
+            if not isinstance(tap, WeightTap) and given.is_floating_point():
+                # Layers that share an input share its cast.
+                given = cast.setdefault(given.data_ptr(), given.to(self.dtype))
+            weight = self.network.weight(tap.layer)
+            add_effects(tap, changes[tap.layer], part, given, weight, self._embed(tap))
 
     def _sample(self, window: int, span: tuple[int, int] | None) -> Sample:
         count = self.reference.windows.count
@@ -351,6 +363,10 @@ class Walk:
             return found
 
         return embed
+
+
+def _formats(count: int) -> str:
+    return "1 format" if count == 1 else f"{count} formats"
 
 
 def _less_one(probable: Tensor, labels: Tensor) -> Tensor:
