@@ -34,11 +34,13 @@ from engine.export.shards import ShardWriter, Slot
 from engine.quant import (
     Format,
     dequantized,
+    needs_calibration,
     parse_format,
     scale_dtype_for,
     stored_form,
     why_not_alone,
 )
+from engine.quant.methods.fold import only_weights
 from engine.quant.methods.gptq import Solved
 from engine.quant.stored import Stored
 
@@ -157,15 +159,16 @@ def export_checkpoint(
     notes: list[str] = []
 
     def stored(row: DiskLayer, fmt: Format) -> Form:
-        found = solved(row, fmt)
-        if found is not None:
-            return found
-        if (why := why_not_alone(fmt)) is not None:
-            raise FormatError(f"{row.name}: {why}, and its codes were not given")
         weight = read_disk_layer(checkpoint, row).to(device)
         if not bool(weight.abs().amax().isfinite()):
             notes.append(f"{row.name} holds values that are NaN or infinite: stored as 0")
-        return stored_form(weight, fmt, scale_dtype, row.name)
+        found = solved(row, fmt)
+        if found is not None:
+            return found
+        alone = only_weights(fmt)
+        if needs_calibration(fmt) and (why := why_not_alone(fmt)) is not None:
+            raise FormatError(f"{row.name}: {why}, and its codes were not given")
+        return stored_form(weight, alone, scale_dtype, row.name)
 
     plan = _plan(checkpoint, recipe, scale_dtype, stored, trust_remote_code)
     beside = copied_files(checkpoint.folder)

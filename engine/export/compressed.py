@@ -35,13 +35,27 @@ _FORMS = {
 }
 _UNPACKED_TO = {"mxfp4": "bfloat16", "mxfp8": "bfloat16", "nvfp4": "bfloat16"}
 """The dtype that compressed-tensors unpacks a format to, whatever the model has."""
+_INPUTS = {
+    "type": "int",
+    "num_bits": 8,
+    "symmetric": True,
+    "strategy": "token",
+    "dynamic": True,
+}
 _OF_CODES = {"clip", "gptq"}
 """Methods that choose codes and scales, and leave nothing else to write."""
 
 
 def form_of(fmt: Format) -> str:
     """What compressed-tensors calls the form that a format is stored in."""
+    if rounds_inputs(fmt):
+        return "int-quantized"
     return _FORMS.get(fmt.name, "pack-quantized")
+
+
+def rounds_inputs(fmt: Format) -> bool:
+    """Whether inputs are rounded to 8 bits as they come, and codes lie one a byte for that."""
+    return any(method.name == "a8" for method in fmt.methods)
 
 
 def why_not_expressed(fmt: Format, shape: tuple[int, ...], dtype: str) -> str | None:
@@ -56,8 +70,12 @@ def why_not_expressed(fmt: Format, shape: tuple[int, ...], dtype: str) -> str | 
         return why
     if fmt.kept:
         return None
+    whole = fmt.name == "int8" and fmt.symmetric and fmt.strategy in ("channel", "tensor")
     for method in fmt.methods:
-        if method.name not in _OF_CODES:
+        if method.name == "a8" and not method.options:
+            if not whole:
+                return "8-bit inputs are served with int8 per channel or tensor, symmetric"
+        elif method.name not in _OF_CODES:
             return f"'+{method.name}' takes more than codes and scales, which is not yet written"
     unpacked = _UNPACKED_TO.get(fmt.name, dtype)
     if unpacked != dtype:
@@ -81,6 +99,11 @@ def slots(
     """
     out, row = shape
     scales = _scales_shape(fmt, shape)
+    if rounds_inputs(fmt):
+        return {
+            f"{prefix}.weight": Slot(torch.int8, shape),
+            f"{prefix}.weight_scale": Slot(scale_dtype, scales),
+        }
     if fmt.family == "integer":
         found = _integer_slots(prefix, fmt, shape, scale_dtype)
         if reorders(fmt):
@@ -119,6 +142,11 @@ def tensors(prefix: str, fmt: Format, form: Stored | Solved) -> dict[str, Tensor
         raise TypeError(f"{prefix}: its columns do not lie as those of {fmt} are stored")
     shape = _scales_shape(fmt, _shape_of(form))
     match form:
+        case Quantized() if rounds_inputs(fmt):
+            return {
+                f"{prefix}.weight": form.codes,
+                f"{prefix}.weight_scale": form.scale.reshape(shape),
+            }
         case Quantized() if fmt.family == "integer":
             return _integer_tensors(prefix, fmt, form, order)
         case Float8() if fmt.name == "fp8-e4m3":
@@ -238,7 +266,7 @@ def _group(fmt: Format, names: list[str]) -> dict[str, Any]:
     return {
         "format": form_of(fmt),
         "targets": names,
-        "input_activations": None,
+        "input_activations": dict(_INPUTS) if rounds_inputs(fmt) else None,
         "output_activations": None,
         "weights": {
             "type": "int" if fmt.family == "integer" else "float",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import protocol as p
@@ -65,6 +66,7 @@ def last_end(events: list[p.AnyEvent]) -> p.JobEnded:
         "int4-g32-sym+clip+gptq:actorder:static",
         "int3-channel+gptq:actorder",
         "fp8-e4m3+gptq",
+        "int8+gptq+a8",
     ],
 )
 @pytest.mark.parametrize(
@@ -149,8 +151,48 @@ def test_a_calibration_text_that_is_missing_ends_the_export(
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_values_that_are_not_finite_are_measured_and_written_as_0(
+    prose: Path, tmp_path: Path
+) -> None:
+    broken = tiny.build("llama", tmp_path / "in")
+    name = body(broken)[0]
+    tensors = load_file(broken / "model.safetensors")
+    tensors[f"{name}.weight"][3, 5] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    engine = in_process(str(broken))
+    try:
+        engine.send(p.Open(str(broken), settings(prose, calib=str(prose), calib_tokens=1024)))
+        engine.send(p.Evaluate(format="int4-g32+gptq"))
+        score = facts(until(engine, ended("evaluate")), p.RecipeScore)[-1]
+        engine.send(p.Export(out=str(tmp_path / "out"), format="int4-g32+gptq"))
+        events = until(engine, ended("export"))
+    finally:
+        engine.close()
+    assert isinstance(score, p.RecipeScore)
+    assert nll(tmp_path / "out", prose) == pytest.approx(score.nll, abs=1e-5)
+    written = next(event for event in events if isinstance(event, p.Exported))
+    assert any(note.startswith(name) and "stored as 0" in note for note in written.notes)
+
+
 def test_codes_that_nobody_solved_are_not_made_up(source: Path, tmp_path: Path) -> None:
     name = body(source)[0]
     with pytest.raises(FormatError, match="its codes were not given"):
         export_checkpoint(open_checkpoint(source), {name: "int4-g32+gptq"}, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("text", ["int8+a8", "int8-tensor+a8"])
+def test_8_bit_inputs_are_rounded_by_what_loads_it(
+    client: InProcess, source: Path, prose: Path, tmp_path: Path, text: str
+) -> None:
+    client.send(p.Evaluate(format=text))
+    score = facts(until(client, ended("evaluate")), p.RecipeScore)[-1]
+    client.send(p.Export(out=str(tmp_path / "out"), format=text))
+    assert last_end(until(client, ended("export"))).status == "done"
+    assert isinstance(score, p.RecipeScore)
+    assert nll(tmp_path / "out", prose) == pytest.approx(score.nll, abs=1e-5)
+    client.send(p.Export(out=str(tmp_path / "weights"), format=text.removesuffix("+a8")))
+    assert last_end(until(client, ended("export"))).status == "done"
+    assert abs(nll(tmp_path / "weights", prose) - score.nll) > 1e-4
+    config = open_checkpoint(tmp_path / "out").config["quantization_config"]
+    assert config["format"] == "int-quantized"
