@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from engine import protocol as p
 from engine import recipes
-from engine.errands import Question, answering, exporting
+from engine.errands import Question, answering, calibrates, calibrating, exporting
 from engine.errors import EngineError, UsageError
 from engine.gauges import read_gauges
 from engine.jobs import Job, Outcome, Scheduler, Steps
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 Need = Literal["checkpoint", "model"]
 
-URGENCY: dict[p.JobKind, int] = {"evaluate": 0, "triage": 1, "sweep": 2, "open": 0, "export": 0}
-"""What a person waits for comes first."""
+URGENCY: dict[p.JobKind, int] = {"evaluate": 0, "triage": 1, "sweep": 2, "open": 0, "export": 1}
+"""What a person waits for comes first; of an export this is the solving."""
 
 GAUGE_SECONDS = 1.0
 
@@ -64,6 +64,8 @@ class Engine:
         self._numbers = itertools.count(1)
         self._recipe_job: str | None = None
         self._asked: dict[str, Question] = {}
+        self._then_written: dict[str, Callable[[Outcome], Steps]] = {}
+        """Of exports that are being calibrated for: what comes then, on the export thread."""
         self._compute = Scheduler("compute", self._deliver, self._ended, self._at_rest)
         self._opener = Scheduler("open", self._deliver, self._ended)
         self._errands = Scheduler("errands", self._deliver, self._ended)
@@ -187,14 +189,32 @@ class Engine:
         out = Path(command.out)
         if not out.is_absolute():
             raise UsageError(f"{command.out!r} is no absolute path: an export needs one")
-        if (recipe := self._resolved(command, "checkpoint")) is None:
+        solves = calibrates([command.format, *command.layers.values()])
+        need: Need = "model" if solves else "checkpoint"
+        if (recipe := self._resolved(command, need)) is None:
             return
+        replace = command.overwrite
+        codes: dict[str, Any] = {}
 
         def steps(job: str) -> Steps:
-            stop, replace = self._exporter.should_stop, command.overwrite
-            return exporting(self._workspace, recipe, out, job, overwrite=replace, should_stop=stop)
+            def write(before: Outcome | None) -> Steps:
+                return exporting(
+                    self._workspace,
+                    recipe,
+                    out,
+                    job,
+                    overwrite=replace,
+                    should_stop=self._exporter.should_stop,
+                    codes=codes,
+                    before=before,
+                )
 
-        self._start("export", "checkpoint", steps, recipe=recipe, ask=command.ask)
+            if not solves:
+                return write(None)
+            self._then_written[job] = write
+            return calibrating(self._workspace, recipe, out, codes, overwrite=replace)
+
+        self._start("export", need, steps, recipe=recipe, ask=command.ask)
 
     def _resolved(self, command: p.Evaluate | p.Export, need: Need) -> dict[str, str] | None:
         """The recipe that a command gives; None where it is carried out later, or refused."""
@@ -296,7 +316,8 @@ class Engine:
         return job.id
 
     def _lane(self, job: Job) -> Scheduler:
-        return self._exporter if job.kind == "export" else self._compute
+        writes = job.kind == "export" and job.id not in self._then_written
+        return self._exporter if writes else self._compute
 
     def _open_failed(self) -> tuple[str, int] | None:
         """Why the checkpoint could not be opened, with an exit code; None if it is, or may be."""
@@ -347,6 +368,10 @@ class Engine:
                 self._refuse(asked, *describe(error))
             return
         with self._lock:
+            write = self._then_written.pop(job.id, None)
+            if write is not None and outcome is not None:
+                self._exporter.submit(Job(job.id, job.kind, job.urgency, write(outcome)))
+                return
             if error is not None:
                 if not isinstance(error, EngineError):
                     log.error("job %s failed", job.id, exc_info=error)
@@ -371,6 +396,7 @@ class Engine:
                 self._waiting.append((need, job))
             else:
                 job.steps.close()
+                self._then_written.pop(job.id, None)
                 self._end(job, "failed", *why)
 
     def _end(

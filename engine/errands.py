@@ -1,25 +1,28 @@
 """What is done beside the measuring: a layer's histogram, its experts, a checkpoint written.
 
-Each reads the checkpoint alone. What they need is imported at their first step, on their own
-thread: a command never waits for a library.
+Each reads the checkpoint alone; an export in formats that calibrate has `calibrating` before it,
+which runs where everything is measured. What they need is imported at their first step, on their
+own thread: a command never waits for a library.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from engine import protocol as p
 from engine.checkpoint import DiskLayer
 from engine.errors import InfeasibleError, UsageError
 from engine.jobs import AbandonedError, Outcome, Steps, aside
-from engine.quant import parse_format
+from engine.quant import needs_calibration, parse_format
 from engine.workspace import Workspace
 
 if TYPE_CHECKING:
     from engine.export import Exported
+    from engine.quant.methods.gptq import Solved
 
 Question = p.AskHistogram | p.AskExperts
 """A small question about one layer."""
@@ -73,16 +76,20 @@ def exporting(
     *,
     overwrite: bool,
     should_stop: Callable[[], bool],
+    codes: Mapping[str, Solved] = MappingProxyType({}),
+    before: Outcome | None = None,
 ) -> Steps:
     """Write a recipe as a checkpoint; a job that is closed leaves nothing behind.
 
     Args:
-        workspace: with a checkpoint; no model is needed.
+        workspace: with a checkpoint; no model is needed but for ``codes``.
         recipe: layers that are not kept, with canonical formats.
         out: the folder to write.
         job: whose progress it is.
         overwrite: whether a checkpoint in ``out`` may be replaced.
         should_stop: asked before every tensor whether to break off.
+        codes: of layers that were solved on calibration inputs, by `calibrating`.
+        before: how that ended.
 
     Yields:
         `Progress` in bytes, at last `Exported`.
@@ -117,6 +124,7 @@ def exporting(
             overwrite=overwrite,
             device=choose_device(workspace.settings.device)[0],
             trust_remote_code=workspace.settings.trust_remote_code,
+            solved=lambda row, _: codes.get(row.name),
             on_progress=on_progress,
         )
 
@@ -133,6 +141,52 @@ def exporting(
         bits_per_weight=recipe_size(workspace, formats).bits_per_weight,
         notes=list(written.notes),
     )
-    return Outcome(
-        measured=len(written.quantised), timings={"total_s": time.perf_counter() - begun}
-    )
+    timings = {} if before is None else before.timings
+    spent = time.perf_counter() - begun + timings.get("total_s", 0.0)
+    return Outcome(measured=len(written.quantised), timings={**timings, "total_s": spent})
+
+
+def calibrates(formats: Iterable[str]) -> bool:
+    """Whether an export in any of these formats needs the model, and calibration text."""
+    return any(format != "kept" and needs_calibration(parse_format(format)) for format in formats)
+
+
+def calibrating(
+    workspace: Workspace,
+    recipe: Mapping[str, str],
+    out: Path,
+    codes: dict[str, Solved],
+    *,
+    overwrite: bool,
+) -> Steps:
+    """What of an export has to be done where everything is measured: solve on calibration inputs.
+
+    What the export would refuse is refused before.
+
+    Args:
+        workspace: with a loaded model.
+        recipe: as of `exporting`.
+        out: as of `exporting`.
+        codes: filled, by layer.
+        overwrite: as of `exporting`.
+
+    Raises:
+        NotExportable: layers that cannot be written.
+        EngineError: as of `exporting`, or of `solved_codes`.
+    """
+    from engine.export import NotExportable, why_not_exported
+    from engine.export.folder import check_place
+    from engine.measure.account import Account
+    from engine.measure.approximate import solved_codes
+
+    begun = time.perf_counter()
+    checkpoint = workspace.need_checkpoint()
+    check_place(out, checkpoint.folder, overwrite=overwrite)
+    trusted = workspace.settings.trust_remote_code
+    if refused := why_not_exported(checkpoint, recipe, trust_remote_code=trusted):
+        raise NotExportable(refused)
+    yield None
+    account = Account(timings={"load_s": workspace.load_s})
+    formats = {layer: parse_format(held) for layer, held in recipe.items()}
+    codes.update((yield from solved_codes(workspace, formats, account)))
+    return Outcome(timings={**account.timings, "total_s": time.perf_counter() - begun})

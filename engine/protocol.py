@@ -555,7 +555,7 @@ class Learned(Event, frozen=True):
 
 
 class Stage(Transient, frozen=True):
-    """Where a load stands: one named stage at a time."""
+    """Where a load stands, or the solving before an export: one named stage at a time."""
 
     name: str
     done: int

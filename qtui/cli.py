@@ -18,6 +18,7 @@ from engine import protocol as p
 from engine.client import start_ahead
 from engine.errors import UsageError
 from engine.profiles import DEFAULT_PROFILE, load_profile
+from engine.quant.formats import needs_calibration, parse_format
 from engine.recipe_mixes import FIRST_LAST
 from engine.session import Session
 from qtui import documents, headless, sweep_table, tables
@@ -45,7 +46,7 @@ from qtui.options import (
     with_draws,
 )
 from qtui.progress import Meter, put
-from qtui.recipe_file import built_in, names_file, read_recipe
+from qtui.recipe_file import KEPT, built_in, names_file, read_recipe
 from qtui.text import printable
 
 COMMANDS = ("open", "demo", "triage", "sweep", "eval", "export", "doctor")
@@ -277,8 +278,9 @@ def export(
 ) -> None:
     """A recipe as a checkpoint that other programs load.
 
-    What is written is what was measured, weight for weight. Reads the files alone: no forward
-    pass, one layer in memory at a time. The folder appears when it is whole.
+    What is written is what was measured, weight for weight. Reads the files alone, one layer in
+    memory at a time; formats with +gptq load the model and calibrate as qtui eval does with the
+    same options. The folder appears when it is whole.
     """
     with telling(kept=headless.NOT_WHOLE):
         settings, _ = shared.resolve()
@@ -291,7 +293,9 @@ def export(
         written = p.Export(
             out=str(expanded(output).absolute()), format=format or "kept", overwrite=overwrite
         )
-        outcome = _measure(model, settings, _of_recipe(recipe, written), kind="export")
+        ask = _of_recipe(recipe, written)
+        solves = _calibrates(format, recipe)
+        outcome = _measure(model, settings, ask, kind="export", calibrates=solves)
         assert outcome.exported is not None
         document = documents.export_document(
             outcome.session, outcome.exported, outcome.formats, outcome.job
@@ -367,10 +371,14 @@ def _measure(
     ask: headless.Ask,
     questions: Sequence[headless.Question] = (),
     kind: p.JobKind = "evaluate",
+    *,
+    calibrates: bool = False,
 ) -> headless.Outcome:
     with terminated_as_interrupted():
-        source = located_model(model)
-        return headless.measure(source, settings, ask, Meter(sys.stderr), questions, kind)
+        source, meter = located_model(model), Meter(sys.stderr)
+        return headless.measure(
+            source, settings, ask, meter, questions, kind, calibrates=calibrates
+        )
 
 
 def _check_recipe(command: str, format: str | None, recipe: str | None) -> None:
@@ -383,6 +391,15 @@ def _check_recipe(command: str, format: str | None, recipe: str | None) -> None:
             f"qtui {command} takes one of --format F and --recipe FILE|NAME, and both with "
             f"--recipe {FIRST_LAST}"
         )
+
+
+def _calibrates(format: str | None, recipe: str | None) -> bool:
+    """Whether a format, or one of a recipe file, looks at calibration inputs."""
+    formats = [format]
+    if recipe is not None and names_file(recipe):
+        read = read_recipe(Path(recipe).expanduser())
+        formats += [read.default, *(held for _, held in read.lines)]
+    return any(needs_calibration(parse_format(each)) for each in formats if each and each != KEPT)
 
 
 def _of_recipe(given: str | None, command: OfRecipe) -> OfRecipe | Callable[[Session], OfRecipe]:

@@ -160,7 +160,8 @@ class EventLog:
             return
         figures = []
         if event.measured:
-            figures.append(f"{event.measured:,} measured")
+            # A sweep's are estimates too.
+            figures.append(f"{event.measured:,} {'new' if event.kind == 'sweep' else 'measured'}")
         if event.resumed:
             figures.append(f"{event.resumed:,} known before")
         if began is not None:

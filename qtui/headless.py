@@ -84,6 +84,8 @@ def measure(
     meter: Meter,
     questions: Sequence[Question] = (),
     kind: p.JobKind = "evaluate",
+    *,
+    calibrates: bool = False,
 ) -> Outcome:
     """Open a checkpoint, measure or export, and wait for the end.
 
@@ -95,6 +97,7 @@ def measure(
         questions: about single layers, asked once the measuring is done; their layers are looked
             for before it begins.
         kind: of the job, where ``ask`` is a function of the session.
+        calibrates: whether an export needs the model, with calibration text.
 
     Raises:
         RunError: it was refused, failed, or somebody ended it.
@@ -106,7 +109,16 @@ def measure(
     running = client.attached(source)
     with closing(running or client.in_process(source)) as engine:
         kind = kind if callable(ask) else KINDS[type(ask)]
-        run = _Run(engine, ask, meter, kind, tuple(questions), attached=running is not None)
+        of_files = kind in MUST_AGREE_OF_FILES and not calibrates
+        run = _Run(
+            engine,
+            ask,
+            meter,
+            kind,
+            tuple(questions),
+            attached=running is not None,
+            of_files=of_files,
+        )
         return run.follow(source, settings)
 
 
@@ -122,12 +134,13 @@ class _Run:
         questions: tuple[Question, ...] = (),
         *,
         attached: bool,
+        of_files: bool,
     ) -> None:
         self._engine, self._ask, self._meter, self._attached = engine, ask, meter, attached
         self._questions = questions
         self._answers: dict[Question, Answer] = {}
         self._kind: p.JobKind = kind
-        self._of_files = kind in MUST_AGREE_OF_FILES
+        self._of_files = of_files
         self._exported: p.Exported | None = None
         self._open = False
         self._mark = uuid.uuid4().hex
@@ -169,7 +182,8 @@ class _Run:
         if not (self._open or (self._attached and session.source)):
             return
         if self._attached:
-            _agree(session, settings, MUST_AGREE_OF_FILES.get(self._kind, MUST_AGREE))
+            those = MUST_AGREE_OF_FILES[self._kind] if self._of_files else MUST_AGREE
+            _agree(session, settings, those)
         if self._questions and not _names_are_listed(session):
             return
         for question in self._questions:

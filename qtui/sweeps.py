@@ -76,6 +76,8 @@ def unfinished(session: Session, format: str, direction: Direction) -> tuple[str
     looked_at += [(each, "degrade") for each in session.settings.sweep_formats]
     for each, way in looked_at:
         begun = measured(session, each, way) > 0 or _broken_off(session, each, way)
+        # Nothing is measured of restoring but by hand: an empty table says how to go on.
+        begun = begun or (way == "restore" and bool(each))
         if begun and not whole(session, each, way) and sweeping(session, each, way) is None:
             return each, way
     return None

@@ -20,12 +20,28 @@ from torch import Tensor
 
 from engine.checkpoint import Checkpoint, DiskLayer, TensorInfo, fused_groups, list_layers
 from engine.checkpoint import read_layer as read_disk_layer
-from engine.errors import CheckpointError, EngineError, InfeasibleError, UsageError
+from engine.errors import (
+    CheckpointError,
+    EngineError,
+    FormatError,
+    InfeasibleError,
+    UsageError,
+)
 from engine.export import compressed
 from engine.export.folder import appearing, check_place, copied_files, copy_files
 from engine.export.modules import Modules, read_modules
 from engine.export.shards import ShardWriter, Slot
-from engine.quant import Format, dequantized, parse_format, scale_dtype_for, stored_form
+from engine.quant import (
+    Format,
+    dequantized,
+    needs_calibration,
+    parse_format,
+    scale_dtype_for,
+    stored_form,
+    why_not_alone,
+)
+from engine.quant.methods.fold import only_weights
+from engine.quant.methods.gptq import Solved
 from engine.quant.stored import Stored
 
 _CAST = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -33,7 +49,8 @@ _MOST_NAMED = 5
 
 OnProgress = Callable[[int, int, str], None]
 """Told bytes written, bytes in all, and the tensor in hand; raising there abandons the export."""
-Solved = Callable[[DiskLayer, Format], Stored | None]
+Form = Stored | Solved
+FormOf = Callable[[DiskLayer, Format], Form | None]
 """The stored form of a layer that was found already, or None where it is to be found here."""
 
 
@@ -105,7 +122,7 @@ def export_checkpoint(
     overwrite: bool = False,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
-    solved: Solved = lambda _layer, _format: None,
+    solved: FormOf = lambda _layer, _format: None,
     on_progress: OnProgress = lambda _done, _total, _tensor: None,
 ) -> Exported:
     """Write ``checkpoint`` with the layers of ``recipe`` quantised, as compressed-tensors has it.
@@ -125,7 +142,7 @@ def export_checkpoint(
         trust_remote_code: whether Python code of the checkpoint may be run to learn its modules.
         solved: asked for the stored form of every quantised layer, as it comes to be written: what
             calibration found goes into the file as it was measured. With scales in
-            ``scale_dtype``, on any device.
+            ``scale_dtype``, on any device. What calibrates has to be among it.
         on_progress: told how far it has come.
 
     Raises:
@@ -141,14 +158,17 @@ def export_checkpoint(
 
     notes: list[str] = []
 
-    def stored(row: DiskLayer, fmt: Format) -> Stored:
-        found = solved(row, fmt)
-        if found is not None:
-            return found
+    def stored(row: DiskLayer, fmt: Format) -> Form:
         weight = read_disk_layer(checkpoint, row).to(device)
         if not bool(weight.abs().amax().isfinite()):
             notes.append(f"{row.name} holds values that are NaN or infinite: stored as 0")
-        return stored_form(weight, fmt, scale_dtype, row.name)
+        found = solved(row, fmt)
+        if found is not None:
+            return found
+        alone = only_weights(fmt)
+        if needs_calibration(fmt) and (why := why_not_alone(fmt)) is not None:
+            raise FormatError(f"{row.name}: {why}, and its codes were not given")
+        return stored_form(weight, alone, scale_dtype, row.name)
 
     plan = _plan(checkpoint, recipe, scale_dtype, stored, trust_remote_code)
     beside = copied_files(checkpoint.folder)
@@ -211,7 +231,7 @@ def _plan(
     checkpoint: Checkpoint,
     recipe: Mapping[str, str],
     scale_dtype: torch.dtype,
-    stored: Callable[[DiskLayer, Format], Stored],
+    stored: Callable[[DiskLayer, Format], Form],
     trust_remote_code: bool,
 ) -> _Plan:
     rows, formats = _resolved(checkpoint, recipe)
@@ -269,7 +289,7 @@ def _piece(
     row: DiskLayer | None,
     changed: Mapping[str, Format],
     scale_dtype: torch.dtype,
-    stored: Callable[[DiskLayer, Format], Stored],
+    stored: Callable[[DiskLayer, Format], Form],
 ) -> _Piece:
     """What becomes of one tensor of the source, to be called ``name``."""
     fmt = changed.get(row.name) if row is not None else None

@@ -19,6 +19,7 @@ from engine.export.packing import packed, words_for
 from engine.export.shards import Slot
 from engine.quant import Format, Quantized
 from engine.quant.float8 import Float8
+from engine.quant.methods.gptq import Solved
 from engine.quant.microscaling import Microscaled, NvFloat4
 from engine.quant.storage import exportable
 from engine.quant.stored import Stored
@@ -34,13 +35,27 @@ _FORMS = {
 }
 _UNPACKED_TO = {"mxfp4": "bfloat16", "mxfp8": "bfloat16", "nvfp4": "bfloat16"}
 """The dtype that compressed-tensors unpacks a format to, whatever the model has."""
+_INPUTS = {
+    "type": "int",
+    "num_bits": 8,
+    "symmetric": True,
+    "strategy": "token",
+    "dynamic": True,
+}
 _OF_CODES = {"clip", "gptq"}
 """Methods that choose codes and scales, and leave nothing else to write."""
 
 
 def form_of(fmt: Format) -> str:
     """What compressed-tensors calls the form that a format is stored in."""
+    if rounds_inputs(fmt):
+        return "int-quantized"
     return _FORMS.get(fmt.name, "pack-quantized")
+
+
+def rounds_inputs(fmt: Format) -> bool:
+    """Whether inputs are rounded to 8 bits as they come, and codes lie one a byte for that."""
+    return any(method.name == "a8" for method in fmt.methods)
 
 
 def why_not_expressed(fmt: Format, shape: tuple[int, ...], dtype: str) -> str | None:
@@ -55,8 +70,12 @@ def why_not_expressed(fmt: Format, shape: tuple[int, ...], dtype: str) -> str | 
         return why
     if fmt.kept:
         return None
+    whole = fmt.name == "int8" and fmt.symmetric and fmt.strategy in ("channel", "tensor")
     for method in fmt.methods:
-        if method.name not in _OF_CODES:
+        if method.name == "a8" and not method.options:
+            if not whole:
+                return "8-bit inputs are served with int8 per channel or tensor, symmetric"
+        elif method.name not in _OF_CODES:
             return f"'+{method.name}' takes more than codes and scales, which is not yet written"
     unpacked = _UNPACKED_TO.get(fmt.name, dtype)
     if unpacked != dtype:
@@ -80,8 +99,16 @@ def slots(
     """
     out, row = shape
     scales = _scales_shape(fmt, shape)
+    if rounds_inputs(fmt):
+        return {
+            f"{prefix}.weight": Slot(torch.int8, shape),
+            f"{prefix}.weight_scale": Slot(scale_dtype, scales),
+        }
     if fmt.family == "integer":
-        return _integer_slots(prefix, fmt, shape, scale_dtype)
+        found = _integer_slots(prefix, fmt, shape, scale_dtype)
+        if reorders(fmt):
+            found[f"{prefix}.weight_g_idx"] = Slot(torch.int32, (row,))
+        return found
     if fmt.bits == 8:
         found = {f"{prefix}.weight": Slot(torch.float8_e4m3fn, shape)}
     else:
@@ -95,16 +122,33 @@ def slots(
     return found
 
 
-def tensors(prefix: str, fmt: Format, form: Stored) -> dict[str, Tensor]:
+def reorders(fmt: Format) -> bool:
+    """Whether groups are of columns in another order, which is then stored beside the codes."""
+    options = [dict(method.options) for method in fmt.methods if method.name == "gptq"]
+    grouped = fmt.strategy == "group"
+    return grouped and any("actorder" in each and "static" not in each for each in options)
+
+
+def tensors(prefix: str, fmt: Format, form: Stored | Solved) -> dict[str, Tensor]:
     """The tensors of `slots`, of a weight's stored form.
 
     Raises:
         TypeError: the stored form is not that of ``fmt``.
     """
+    order = None
+    if isinstance(form, Solved):
+        order, form = form.order, form.stored
+    if (order is not None) != reorders(fmt):
+        raise TypeError(f"{prefix}: its columns do not lie as those of {fmt} are stored")
     shape = _scales_shape(fmt, _shape_of(form))
     match form:
+        case Quantized() if rounds_inputs(fmt):
+            return {
+                f"{prefix}.weight": form.codes,
+                f"{prefix}.weight_scale": form.scale.reshape(shape),
+            }
         case Quantized() if fmt.family == "integer":
-            return _integer_tensors(prefix, fmt, form)
+            return _integer_tensors(prefix, fmt, form, order)
         case Float8() if fmt.name == "fp8-e4m3":
             return {
                 f"{prefix}.weight": form.codes,
@@ -153,11 +197,23 @@ def _integer_slots(
     return found
 
 
-def _integer_tensors(prefix: str, fmt: Format, form: Quantized) -> dict[str, Tensor]:
-    """Zero points are packed along the rows of the weight, those of a whole tensor not at all."""
+def _integer_tensors(
+    prefix: str, fmt: Format, form: Quantized, order: Tensor | None
+) -> dict[str, Tensor]:
+    """Zero points are packed along the rows of the weight, those of a whole tensor not at all.
+
+    Where columns were reordered they are put back, each with the number of its group.
+    """
     scales = _scales_shape(fmt, tuple(form.shape))
+    codes, groups = form.codes, {}
+    if order is not None:
+        assert fmt.group_size is not None
+        place = order.argsort()
+        codes = codes[:, place]
+        groups[f"{prefix}.weight_g_idx"] = (place // fmt.group_size).to(torch.int32)
     found = {
-        f"{prefix}.weight_packed": packed(form.codes, fmt.bits),
+        **groups,
+        f"{prefix}.weight_packed": packed(codes, fmt.bits),
         f"{prefix}.weight_scale": form.scale.reshape(scales),
         f"{prefix}.weight_shape": torch.tensor(form.shape),
     }
@@ -210,7 +266,7 @@ def _group(fmt: Format, names: list[str]) -> dict[str, Any]:
     return {
         "format": form_of(fmt),
         "targets": names,
-        "input_activations": None,
+        "input_activations": dict(_INPUTS) if rounds_inputs(fmt) else None,
         "output_activations": None,
         "weights": {
             "type": "int" if fmt.family == "integer" else "float",
@@ -220,7 +276,7 @@ def _group(fmt: Format, names: list[str]) -> dict[str, Any]:
             "group_size": None if block else fmt.group_size,
             "block_structure": block,
             "dynamic": False,
-            "actorder": None,
+            "actorder": "group" if reorders(fmt) else None,
             "scale_dtype": scale_dtype,
             "zp_dtype": zp_dtype,
             "observer": "memoryless_minmax",

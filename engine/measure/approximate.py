@@ -29,6 +29,7 @@ from engine.model.network import Held, StandIn
 from engine.quant import Format, dequantized, needs_calibration, why_not_alone
 from engine.quant.formats import FOLDED, folds
 from engine.quant.methods.fold import folded, only_weights
+from engine.quant.methods.gptq import Solved
 from engine.workspace import Workspace
 
 
@@ -72,7 +73,9 @@ def approximated(
     start = network.layers[layer].start
     states = calibration.reference if recipe is None else recipe.of(start)
     key = (layer, str(format), states.prefix)
-    if (known := calibration.solved.get(key)) is not None:
+    wanted = None if recipe is None or method(format, "gptq") is None else recipe.forms
+    known = calibration.solved.get(key)
+    if known is not None and (wanted is None or layer in wanted):
         return known
     for name in [] if recipe is None else recipe.unsettled(start):
         assert recipe is not None
@@ -92,6 +95,8 @@ def approximated(
     held = weight if solution.inputs is None else StandIn(weight, solution.inputs)
     calibration.solved.keep(key, held, weight.nbytes)
     calibration.columns[key] = solution.columns
+    if wanted is not None and solution.form is not None:
+        wanted[layer] = solution.form.on(torch.device("cpu"))
     for note in solution.notes:
         if note not in calibration.said:
             calibration.said.add(note)
@@ -108,6 +113,38 @@ def recipe_states(
         return None
     calibration = yield from need_calibration(workspace)
     return RecipeStates(calibration.reference, network, calibration.batches, formats)
+
+
+def solved_codes(
+    workspace: Workspace, formats: Mapping[str, Format], account: Account
+) -> Events[dict[str, Solved]]:
+    """The codes that ``+gptq`` finds for the layers of a recipe, of the weights it is scored with.
+
+    Everything is solved in the order of the blocks, each on what the recipe gives before it. Codes
+    lie in main memory, a byte a weight.
+
+    Args:
+        workspace: with a loaded model.
+        formats: the recipe.
+        account: of the job.
+
+    Raises:
+        FormatError: as of `approximated`.
+        TextError: the calibration text cannot be read.
+    """
+    recipe = yield from recipe_states(workspace, formats)
+    if recipe is None:
+        return {}
+    found: dict[str, Solved] = {}
+    recipe.forms, recipe.forgets = found, True
+    wanted = [name for name in formats if needs_calibration(formats[name])]
+    network, _ = workspace.need_network()
+    wanted.sort(key=lambda name: network.layers[name].start)
+    for done, name in enumerate(wanted):
+        yield p.Stage(f"solving {name}", done, len(wanted))
+        held = yield from approximated(workspace, name, formats[name], account, recipe)
+        recipe.settled[name] = held
+    return found
 
 
 def columns_kept(workspace: Workspace, recipe: RecipeStates | None) -> dict[str, int]:

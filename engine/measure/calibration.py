@@ -225,7 +225,8 @@ def need_calibration(workspace: Workspace) -> Events[Calibration]:
     for sentence in told:
         yield p.Notice("warning", sentence)
     count = len(windows.ids)
-    said = f"calibrating on {text.name}: {windows.tokens:,} tokens in {count} windows of {seq_len}"
+    cut = f"{count} window{'' if count == 1 else 's'} of {seq_len}"
+    said = f"calibrating on {text.name}: {windows.tokens:,} tokens in {cut}"
     short = windows.tokens < settings.calib_tokens - settings.calib_tokens % seq_len
     if short or windows.tokens > settings.calib_tokens:
         said += f", not the {settings.calib_tokens:,} asked for"

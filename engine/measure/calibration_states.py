@@ -18,6 +18,7 @@ from engine.measure.account import Account
 from engine.model.blocks import Forward, Reached, hidden_of
 from engine.model.network import Held, Network
 from engine.quant import Format
+from engine.quant.methods.gptq import Solved
 from engine.session import recipe_hash
 from engine.workspace import again
 
@@ -142,6 +143,11 @@ class RecipeStates:
         self.formats = dict(formats)
         self.settled: dict[str, Held] = {}
         """What layers compute with, where it is known."""
+        self.forms: dict[str, Solved] | None = None
+        """Where an export asks for them, the codes that ``+gptq`` finds, in main memory."""
+        self.forgets = False
+        """Whether what blocks compute with is let go of once the text has passed them: for who
+        goes from the first block to the last, once."""
         self._first = min(network.layers[name].start for name in formats)
         self._at = -2
         self._states: list[Tensor] = []
@@ -149,7 +155,10 @@ class RecipeStates:
     def unsettled(self, block: int) -> list[str]:
         """Layers before a block of which it is not known, the first blocks' first."""
         layers = self._network.layers
-        names = [n for n in self.formats if n not in self.settled and layers[n].start < block]
+        passed = self._at if self.forgets else -2
+        names = [
+            n for n in self.formats if n not in self.settled and passed <= layers[n].start < block
+        ]
         return sorted(names, key=lambda name: layers[name].start)
 
     def of(self, block: int) -> States:
@@ -190,6 +199,8 @@ class RecipeStates:
             states.append((yield from again(account.timed("calibrate_s", step))))
             yield None
         self._states, self._at = states, block
+        if self.forgets:
+            self.settled = {n: h for n, h in self.settled.items() if layers[n].start >= block}
 
     def before(self, batch: int, block: int) -> Tensor | None:
         """The input of the block that was walked to."""

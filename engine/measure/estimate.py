@@ -36,8 +36,12 @@ from engine.measure.walk import Walk, weights_alone
 from engine.quant import QUANTISER_VERSION, Format, parse_format, why_not_held
 from engine.workspace import Workspace
 
-COUPLING_PRIOR = 0.15
+COUPLING_PRIOR = 0.25
 """Standard deviation of the coupling about 1 that is expected before anything is seen."""
+ESTIMATOR_VERSION = 2
+"""Raised when an estimate comes to be made in another way: part of its key."""
+BEYOND = 0.05
+"""Share of a small change that a quadratic model leaves out: a part of every standard error."""
 DOUBTFUL_KL = 0.1
 """Nats per token beyond which a change is no small one."""
 
@@ -103,9 +107,9 @@ def _estimated(
                 "estimate",
                 layer=name,
                 format=str(format),
+                estimator=ESTIMATOR_VERSION,
                 together=sorted(map(str, formats)),
                 direction=direction,
-                labels="by window",
                 draws=workspace.settings.draws,
                 seed=workspace.settings.seed,
                 quantiser=QUANTISER_VERSION,
@@ -150,13 +154,13 @@ def _fact(
     targets = reference.windows.targets
     slope = moments.total[: walk.fixed] / targets  # [losses, windows], nats per token
     curve = moments.square[walk.fixed :].mean(0) / (2 * targets)
-    shared = float(curve.mean()) * coupling[1]
+    shared = float(curve.mean()) * math.hypot(coupling[1], BEYOND)
     if walk.direction == "degrade":
         kl = coupling[0] * curve
-        dnll = slope[0] + kl
+        dnll = _grouped(slope[0] + kl, walk.group)
     else:
-        kl = slope[1] - coupling[0] * curve
-        dnll = slope[0] - coupling[0] * curve
+        kl = _grouped(slope[1] - coupling[0] * curve, walk.group)
+        dnll = _grouped(slope[0] - coupling[0] * curve, walk.group)
     kl_mean, kl_se = _mean(kl, shared)
     dnll_mean, dnll_se = _mean(dnll, shared)
     return p.Estimate(
@@ -212,6 +216,11 @@ def _coupling(found: Sequence[Moments], fixed: int) -> tuple[float, float]:
     variance = float(spread) ** 2
     trust = COUPLING_PRIOR**2 / (COUPLING_PRIOR**2 + variance)
     return max(1 + trust * (ratio - 1), 0.0), COUPLING_PRIOR * math.sqrt(1 - trust)
+
+
+def _grouped(values: Tensor, group: int) -> Tensor:
+    """Means over groups of windows that follow each other."""
+    return values.reshape(-1, group).mean(-1)
 
 
 def _mean(values: Tensor, extra: float) -> tuple[float, float]:

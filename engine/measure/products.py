@@ -28,8 +28,10 @@ from engine.quant.rows import matrices, row_chunks
 
 SQUARES = 2048
 """Tokens whose squares are taken, at most, over all windows."""
-COUPLED = 32
+COUPLED = 64
 """Windows whose sums are taken of drawn labels, at least, where there are so many."""
+GROUPS = 32
+"""Groups of windows that a standard error is made of, where windows are more than twice as many."""
 OPENING = 4
 """First tokens of a window whose squares are always taken: attention may rest on them."""
 TILE_BYTES = {"cpu": 4 << 20, "cuda": 128 << 20}
@@ -107,6 +109,22 @@ Embed = Callable[[Tensor], Tensor]
 """How an embedding turns a change of its weight into one of its output."""
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Which windows taps are of, and what is summed over them."""
+
+    windows: slice
+    """Among all windows."""
+    samples: Sequence[Sample]
+    """Of each of these windows, as many tokens each."""
+    coupled: Tensor
+    """Which of these windows couple, bool ``[windows]``: see `coupled`."""
+    group: int
+    """Windows whose sums for labels that were not drawn are made together."""
+    drawn_from: int
+    """The first loss of drawn labels."""
+
+
 def subtract(approx: Tensor, weight: Tensor, into: Tensor) -> None:
     """``Ŵ − W`` in float32, a few rows at a time, then rounded."""
     for one, other, found in zip(*map(matrices, (approx, weight, into)), strict=True):
@@ -119,10 +137,8 @@ def add_effects(
     tap: Tap | WeightTap,
     changes: Changes,
     moments: Mapping[Format, Moments],
-    windows: slice,
-    samples: Sequence[Sample],
-    drawn_from: int,
-    coupling: Tensor,
+    part: Part,
+    inputs: Tensor,
     weight: Tensor,
     embed: Embed | None = None,
 ) -> None:
@@ -132,14 +148,12 @@ def add_effects(
         tap: what reached it.
         changes: of that layer; of experts those of the weight alone.
         moments: of each format.
-        windows: which of all windows these are.
-        samples: of each of these windows, as many tokens each.
-        drawn_from: the first loss of drawn labels: the sums of these are taken windows that
-            couple alone.
-        coupling: which of these windows do, bool ``[windows]``.
+        part: which windows these are.
+        inputs: the tap's, in the dtype that products are made in.
         weight: ``W``, for changes of inputs.
         embed: for an embedding.
     """
+    windows = part.windows
     if isinstance(tap, WeightTap):
         for format, z in zip(changes.formats, _weight_sums(tap, changes.deltas), strict=True):
             moments[format].total[:, windows] += z[:, None]
@@ -149,14 +163,13 @@ def add_effects(
         for format, delta in zip(changes.formats, changes.deltas, strict=True):
             _add_tokens(tap, embed(delta), moments[format], windows)
     elif changes.formats:
-        dtype = changes.deltas.dtype
-        cast = Tap(tap.layer, tap.inputs.to(dtype), tuple(g.to(dtype) for g in tap.gradients))
-        picked, weights = _picked(cast, samples)
+        cast = Tap(tap.layer, inputs, tuple(g.to(inputs.dtype) for g in tap.gradients))
+        picked, weights = _picked(cast, part)
         squares = (_effects(picked, changes.deltas).square() * weights).sum(-1).double().cpu()
-        totals = _window_sums(cast, changes.deltas, drawn_from, coupling)
+        totals = _window_sums(cast, changes.deltas, part)
         for at, format in enumerate(changes.formats):
             moments[format].total[:, windows] += totals[:, at]
-            moments[format].square[:, windows] += squares[:, at]
+            moments[format].square[part.drawn_from :, windows] += squares[:, at]
     for format, change in changes.moved.items():
         _add_tokens(tap, _moved(tap.inputs, change, weight), moments[format], windows)
 
@@ -169,19 +182,21 @@ def _add_tokens(tap: Tap, moved: Tensor, found: Moments, windows: slice) -> None
         found.square[loss, windows] += z.square().sum(-1)
 
 
-def _picked(tap: Tap, samples: Sequence[Sample]) -> tuple[Tap, Tensor]:
-    """The tokens of a tap that are sampled, and their weights ``[windows, tokens]``."""
+def _picked(tap: Tap, part: Part) -> tuple[Tap, Tensor]:
+    """Sampled tokens of a tap for drawn labels alone, and their weights ``[windows, tokens]``."""
     windows, tokens = tap.inputs.shape[:2]
     device = tap.inputs.device
-    weights = torch.stack([sample.weights for sample in samples]).to(device)
+    weights = torch.stack([sample.weights for sample in part.samples]).to(device)
+    gradients = tap.gradients[part.drawn_from :]
     if weights.shape[1] == tokens:
-        return tap, weights
-    rows = torch.cat([w * tokens + sample.positions for w, sample in enumerate(samples)]).to(device)
+        return Tap(tap.layer, tap.inputs, gradients), weights
+    rows = torch.cat([w * tokens + each.positions for w, each in enumerate(part.samples)])
+    rows = rows.to(device)
 
     def chosen(x: Tensor) -> Tensor:
         return x.reshape(windows * tokens, -1)[rows].view(windows, -1, x.shape[-1])
 
-    return Tap(tap.layer, chosen(tap.inputs), tuple(map(chosen, tap.gradients))), weights
+    return Tap(tap.layer, chosen(tap.inputs), tuple(map(chosen, gradients))), weights
 
 
 def _effects(tap: Tap, deltas: Tensor) -> Tensor:
@@ -208,27 +223,47 @@ def coupled(windows: int) -> Tensor:
     return found
 
 
-def _window_sums(tap: Tap, deltas: Tensor, drawn_from: int, coupled: Tensor) -> Tensor:
-    """``⟨ΔW, G⟩`` of every loss, change and window, ``[losses, changes, windows]``, float64."""
+def group_of(windows: int, batch: int) -> int:
+    """Windows whose sums are made together: so many that `GROUPS` are left, and whole batches."""
+    size = max(1, windows // GROUPS)
+    while batch % size or windows % size:
+        size -= 1
+    return size
+
+
+def _window_sums(tap: Tap, deltas: Tensor, part: Part) -> Tensor:
+    """``⟨ΔW, G⟩`` of every loss, change and window, ``[losses, changes, windows]``, float64.
+
+    Of labels that were not drawn a group of windows has its mean in the place of each.
+    """
     windows, _, width = tap.inputs.shape
+    group = part.group if windows % part.group == 0 else 1
     tile_bytes = TILE_BYTES.get(deltas.device.type, TILE_BYTES["cpu"])
     rows = max(1, tile_bytes // (windows * width * deltas.dtype.itemsize))
     total = torch.zeros(
         len(tap.gradients), len(deltas), windows, dtype=torch.float64, device=deltas.device
     )
-    some = coupled.nonzero().flatten().tolist()
-    every = list(range(windows))
+    some = part.coupled.nonzero().flatten().tolist()
+    together = tap.inputs.reshape(windows // group, -1, width)
+    apart = tap.inputs[some]
+    gradients = [
+        g.reshape(windows // group, -1, g.shape[-1]) if loss < part.drawn_from else g[some]
+        for loss, g in enumerate(tap.gradients)
+    ]
     for top in range(0, deltas.shape[1], rows):
         tile = slice(top, top + rows)
         # In float32: oneDNN divides by zero in a thin, long product of bfloat16.
         delta = deltas[:, tile].flatten(1).float()
-        for loss, g in enumerate(tap.gradients):
-            chosen = every if loss < drawn_from else some
-            if not chosen:
+        for loss, g in enumerate(gradients):
+            inputs = together if loss < part.drawn_from else apart
+            if not len(inputs):
                 continue
-            at = slice(None) if len(chosen) == windows else chosen
-            G = torch.bmm(g[at, :, tile].transpose(1, 2), tap.inputs[at])
-            total[loss, :, chosen] += (delta @ G.flatten(1).float().T).double()
+            G = torch.bmm(g[..., tile].transpose(1, 2), inputs)
+            found = (delta @ G.flatten(1).float().T).double()
+            if loss < part.drawn_from:
+                total[loss] += found.repeat_interleave(group, -1) / group
+            else:
+                total[loss, :, some] += found
     return total.cpu()
 
 

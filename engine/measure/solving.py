@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
-from engine.quant import Format, Method, dequantized
-from engine.quant import solved as rounded_for_inputs
+from engine.quant import Format, Method, dequantized, solved_form
 from engine.quant.methods.a8 import quantized_tokens, static_scale
 from engine.quant.methods.awq import awq
 from engine.quant.methods.fold import folded, only_weights
+from engine.quant.methods.gptq import Solved
 from engine.quant.methods.hadamard import rotate_inputs, rotate_inputs_back
 from engine.quant.methods.outlier import outlier_columns
 from engine.quant.methods.smooth import smooth
@@ -77,6 +78,8 @@ class Solution:
     columns: int = 0
     """Input channels that ``+outlier`` keeps in 16 bits, of all experts together."""
     notes: tuple[str, ...] = ()
+    form: Solved | None = None
+    """The codes behind a weight ``[out, in]`` that ``+gptq`` found; None of any other."""
 
 
 def method(fmt: Format, name: str) -> Method | None:
@@ -149,6 +152,7 @@ def solve(
     approx = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     notes: list[str] = []
     columns: list[Tensor] = []
+    form: Solved | None = None
     idle = 0
     for expert, (matrix, out) in enumerate(zip(matrices(weight), matrices(approx), strict=True)):
         statistics = inputs.of(expert)
@@ -157,7 +161,7 @@ def solve(
             out.copy_(dequantized(matrix, only_weights(fmt), scale_dtype, name))
             columns.append(torch.empty(0, dtype=torch.int64))
             continue
-        kept, said = _solve_matrix(matrix, statistics, fmt, scale_dtype, name, out)
+        kept, said, form = _solve_matrix(matrix, statistics, fmt, scale_dtype, name, out)
         columns.append(kept)
         notes += said
     if idle:
@@ -182,7 +186,8 @@ def solve(
         change = scaling.applied
     elif gain is not None:
         approx *= gain.to(approx.device)
-    return Solution(approx, change, sum(map(len, columns)), tuple(notes))
+    alone = form if weight.dim() == 2 else None
+    return Solution(approx, change, sum(map(len, columns)), tuple(notes), alone)
 
 
 def _solve_matrix(
@@ -192,10 +197,11 @@ def _solve_matrix(
     scale_dtype: torch.dtype,
     name: str,
     out: Tensor,
-) -> tuple[Tensor, Sequence[str]]:
-    """Write what ``[out, in]`` becomes; returns the columns kept, and notes."""
+) -> tuple[Tensor, Sequence[str], Solved | None]:
+    """Write what ``[out, in]`` becomes; returns the columns kept, notes, and what GPTQ found."""
     outlier, columns = method(fmt, "outlier"), torch.empty(0, dtype=torch.int64)
     notes: Sequence[str] = ()
+    found: Solved | None = None
     H = statistics.gram.to(matrix.device)
     if outlier is not None:
         assert outlier.value is not None
@@ -213,13 +219,14 @@ def _solve_matrix(
             H[columns, columns] = rest.mean() if len(rest) else H.new_ones(())
     if method(fmt, "gptq") is not None:
         statistics.check(name, matrix.shape[-1])
-        found, notes = rounded_for_inputs(matrix, H, _with_gptq(fmt), scale_dtype, name)
-        out.copy_(found)
+        found = solved_form(matrix, H, _with_gptq(fmt), scale_dtype, name)
+        notes = found.notes
+        out.copy_(found.approx())
     else:
         out.copy_(dequantized(matrix, only_weights(fmt), scale_dtype, name))
     if outlier is not None:
         out[:, columns] = kept.to(torch.float32)
-    return columns.cpu(), notes
+    return columns.cpu(), notes, found
 
 
 def rounded_inputs(
@@ -243,15 +250,38 @@ def rounded_inputs(
     def change(x: Tensor) -> Tensor:
         scaled = _moved(x.to(torch.float32), gain, offset)
         if rotated:
-            return rotate_inputs_back(quantized_tokens(rotate_inputs(scaled))).to(x.dtype)
+            return rotate_inputs_back(_rounded(rotate_inputs(scaled))).to(x.dtype)
         step = None if fixed is None else fixed.to(x.device)
         if columns is None or not len(columns):
-            return quantized_tokens(scaled, step).to(x.dtype)
+            return _rounded(scaled, step).to(x.dtype)
         kept = columns.to(x.device)
-        rest = quantized_tokens(scaled.index_fill(-1, kept, 0.0), step)
+        rest = _rounded(scaled.index_fill(-1, kept, 0.0), step)
         return rest.index_copy(-1, kept, scaled[..., kept]).to(x.dtype)
 
     return change
+
+
+class _Rounded(torch.autograd.Function):
+    """`quantized_tokens` with the slope of what it stands for, 1: that of rounding is 0.
+
+    The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432, section 2.3). Without it no
+    gradient would reach the layers before one whose inputs are rounded.
+    """
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor, scale: Tensor | None) -> Tensor:
+        """Round."""
+        return quantized_tokens(inputs, scale)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        """Hand on what came."""
+        return gradients[0], None
+
+
+def _rounded(inputs: Tensor, scale: Tensor | None = None) -> Tensor:
+    found: Tensor = _Rounded.apply(inputs, scale)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _moved(inputs: Tensor, gain: Tensor | None, offset: Tensor | None) -> Tensor:

@@ -27,9 +27,11 @@ from engine.measure.labels import less_one, uniform
 from engine.measure.products import (
     Changes,
     Moments,
+    Part,
     Sample,
     add_effects,
     coupled,
+    group_of,
     product_dtype,
     sample_of,
     subtract,
@@ -102,6 +104,7 @@ class Walk:
             (name, format): Moments.empty(self.losses, self.reference.windows.count)
             for name, format in wanted
         }
+        self.group = group_of(self.reference.windows.count, len(self.reference.batches[0]))
         self.cotangents: dict[int, list[Tensor]] = {}
         """Of the state before the region, by micro-batch."""
 
@@ -383,20 +386,23 @@ class Walk:
         span: tuple[int, int] | None = None,
     ) -> None:
         """Add taps to the moments; ``span`` are the positions they are of, if not all."""
-        samples = [self._sample(window, span) for window in range(windows.start, windows.stop)]
+        part = Part(
+            windows,
+            [self._sample(window, span) for window in range(windows.start, windows.stop)],
+            coupled(self.reference.windows.count)[windows],
+            self.group,
+            self.fixed,
+        )
+        cast: dict[int, Tensor] = {}
         for tap in taps:
+            given = tap.gradients[0] if isinstance(tap, WeightTap) else tap.inputs
+            if not isinstance(tap, WeightTap) and given.is_floating_point():
+                # Layers that share an input share its cast.
+                given = cast.setdefault(given.data_ptr(), given.to(self.dtype))
             of_layer = changes[tap.layer]
-            add_effects(
-                tap,
-                of_layer,
-                {f: self.moments[tap.layer, f] for f in (*of_layer.formats, *of_layer.moved)},
-                windows,
-                samples,
-                self.fixed,
-                coupled(self.reference.windows.count)[windows],
-                self.network.weight(tap.layer),
-                self._embed(tap),
-            )
+            moments = {f: self.moments[tap.layer, f] for f in (*of_layer.formats, *of_layer.moved)}
+            weight = self.network.weight(tap.layer)
+            add_effects(tap, of_layer, moments, part, given, weight, self._embed(tap))
 
     def _sample(self, window: int, span: tuple[int, int] | None) -> Sample:
         count = self.reference.windows.count

@@ -176,20 +176,15 @@ class _Product(torch.autograd.Function):
     """``x Wᵀ`` and its gradient of ``x``, both multiplied in bfloat16."""
 
     @staticmethod
-    def forward(context: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+    def forward(context: Any, inputs: Tensor, cast: Tensor, weight: Tensor) -> Tensor:
         weight = weight.to(torch.bfloat16)
         context.save_for_backward(weight)
-        return functional.linear(inputs.to(torch.bfloat16), weight).to(inputs.dtype)
+        return functional.linear(cast, weight).to(inputs.dtype)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = context.saved_tensors
-        return (gradient.to(torch.bfloat16) @ weight).to(gradient.dtype), None
-
-
-def _product(inputs: Tensor, weight: Tensor) -> Tensor:
-    found: Tensor = _Product.apply(inputs, weight)  # type: ignore[no-untyped-call]
-    return found
+        return (gradient.to(torch.bfloat16) @ weight).to(gradient.dtype), None, None
 
 
 class _Products(TorchFunctionMode):
@@ -198,16 +193,26 @@ class _Products(TorchFunctionMode):
     Not all that autocast casts: its attention goes backwards slower in bfloat16 than in float32.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: tuple[Tensor, Tensor] | None = None
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is functional.linear and not kwargs and _castable(args[0], args[1]):
-            found = _product(args[0], args[1])
+            found = self._product(args[0], args[1])
             return found if len(args) < 3 or args[2] is None else found + args[2]
         if func is torch.addmm and not kwargs and _castable(args[1], args[2]):
-            return _product(args[1], args[2].T) + args[0]
+            return self._product(args[1], args[2].T) + args[0]
         return func(*args, **kwargs)
+
+    def _product(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not inputs:
+            self._last = inputs, inputs.detach().to(torch.bfloat16)  # layers may share an input
+        found: Tensor = _Product.apply(inputs, self._last[1], weight)  # type: ignore[no-untyped-call]
+        return found
 
 
 def _castable(inputs: Tensor, weight: Tensor) -> bool:

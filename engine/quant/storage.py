@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from engine.errors import FormatError
 from engine.quant.catalogue import BASES
-from engine.quant.formats import Format, why_not_alone, why_not_built
+from engine.quant.formats import FOLDED, Format, why_not_built
 
 SCALE_BITS = 16
 """Scales of integer and fp8 formats are stored in a 16-bit dtype."""
@@ -66,8 +66,12 @@ def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
         return f"compressed-tensors has no {fmt.name}"
     if fmt.strategy == "block" and (why := _why_blocks_mislead(fmt, shape)) is not None:
         return why
-    if (why := why_not_alone(fmt)) is not None:
-        return f"{why}: an export does not calibrate yet"
+    for method in fmt.methods:
+        if method.name in FOLDED:
+            return (
+                f"'+{method.name}' is folded into the layer before, and what absorbs its scale is "
+                "not written yet"
+            )
     return why_not_built(fmt)
 
 

@@ -45,6 +45,16 @@ def stored_bytes(stored: Stored) -> int:
     return total
 
 
+def moved(stored: S, device: torch.device) -> S:
+    """A stored form on another device; one within it stays where it is."""
+    tensors = {
+        field.name: part.to(device)
+        for field in dataclasses.fields(stored)
+        if isinstance(part := getattr(stored, field.name), Tensor)
+    }
+    return dataclasses.replace(stored, **tensors)
+
+
 def joined(encode: Callable[[Tensor], Encoded[S]], weight: Tensor) -> S:
     """The stored form of ``[out, in]``, or of ``[experts, out, in]``, each expert on its own."""
     experts = []

@@ -186,6 +186,11 @@ class Deeds:
             after = f", after the sweep that runs ({cancels} ends it)" if waits else ", asked for"
         self.say("info", f"{direction} {format}: {WAYS[direction]}{after}")
 
+    def sweep_and_show(self, format: str) -> None:
+        """Measure every layer in a format, and show its effects as they come."""
+        self.bench.asked_format = format
+        self.sweep(format)
+
     def sweep(self, format: str, direction: p.Direction | None = None) -> None:
         """Measure every layer in a format, in the direction that is shown if none is named."""
         self.bench.asked_sweep = True
@@ -276,7 +281,7 @@ DEEDS: dict[str, Callable[[Deeds], None]] = {
     "undo": lambda do: do.step(p.Undo()),
     "redo": lambda do: do.step(p.Redo()),
     "sweep": lambda do: do.turn(),
-    "sweep_format": lambda do: do.prompts.sweep(do.sweep),
+    "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
     "cancel": lambda do: do.cancel(),
     "retry": lambda do: do.retry(),
     "format": lambda do: do.bench.next_format(),

@@ -104,6 +104,8 @@ class Workbench(Screen[None]):
         """What is said above the table."""
         self.asked_sweep = False
         """Whether a hand asked for a sweep."""
+        self.asked_format = ""
+        """A format whose effects are shown from the first one on; empty once they are."""
         self.failed = False
         """Whether there is something to try again."""
         self.questions = Questions(
@@ -242,6 +244,9 @@ class Workbench(Screen[None]):
 
     def _shown_format(self) -> str:
         swept, wanted = self.swept(), self.session.settings.sweep_formats
+        if (asked := self.asked_format) in swept:
+            self.asked_format = ""
+            return asked
         if self.format in (*swept, *sweeps.swept(self.session, sweeps.OTHER[self.direction])):
             return self.format
         return next((f for f in wanted if f in swept), (swept or list(wanted) or [""])[0])

@@ -64,6 +64,14 @@ def _agreement(
     if not math.isfinite(found.ratio):
         return said, few
     ratio = f"{said} (measured {decimals(found.ratio, 2)}{glyphs.times} it)"
-    if session.correction(format, direction) is not None:
+    if session.correction(format, direction) is not None and _any_left(session, format, direction):
         return f"{ratio}, the rest corrected", ratio, said, few
     return ratio, said, few
+
+
+def _any_left(session: Session, format: str, direction: Direction) -> bool:
+    """Whether a layer is estimated that was not measured."""
+    key = f"{direction}/{format}"
+    none = [None] * len(session.layers.names)
+    pairs = zip(session.estimated.get(key, none), session.measured.get(key, none), strict=True)
+    return any(guess is not None and known is None for guess, known in pairs)

@@ -21,10 +21,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ import torch
 from engine.corpora import held_out_library
 from engine.journal import FactStore
 from engine.measure.account import Account
-from engine.measure.estimate import estimate
+from engine.measure.estimate import Found, estimate
 from engine.measure.evaluation import baseline, forward_seconds
 from engine.opening import open_job
 from engine.profiles import load_profile
@@ -59,6 +59,8 @@ BIG = {
     "num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 512,
 }  # fmt: skip
 TOKENS, BIG_TOKENS = 16384, 4096
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.timeout(0)
 
@@ -147,7 +149,9 @@ def told(document: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Price:
-    """One estimate of all layers in eight formats, over the plain forward pass of the same run."""
+    """One estimate of all layers, over the plain forward pass of the same run."""
+
+    found: Found
 
     processor: float
     """In processor time of all threads: next to the same on a busy machine."""
@@ -158,15 +162,24 @@ class Price:
     """In processor time, the reference's pass: perplexity, states and logits to measure against."""
 
 
-def spent(steps: Iterator[object]) -> tuple[float, float]:
-    """Processor and clock seconds of a job's steps."""
+def spent(steps: Generator[object, None, T]) -> tuple[T, float, float]:
+    """What a job's steps return, and their processor and clock seconds."""
     processor, clock = time.process_time(), time.perf_counter()
-    for _ in steps:
-        pass
-    return time.process_time() - processor, time.perf_counter() - clock
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value, time.process_time() - processor, time.perf_counter() - clock
 
 
-def price(source: str, draws: int, tokens: int, seq_len: int, home: Path) -> Price:
+def price(
+    source: str,
+    draws: int,
+    tokens: int,
+    seq_len: int,
+    home: Path,
+    formats: Sequence[str] = FORMATS,
+) -> Price:
     """Open a checkpoint with nothing known, estimate all of it, and time a plain pass around it."""
     facts = FactStore(home / f"{uuid.uuid4().hex}.sqlite")
     settings = Settings(device="cpu", tokens=tokens, seq_len=seq_len, draws=draws)
@@ -174,15 +187,17 @@ def price(source: str, draws: int, tokens: int, seq_len: int, home: Path) -> Pri
     for _ in open_job(workspace, source, model=True):
         pass
     account = Account()
-    formats = [parse_format(text) for text in FORMATS]
+    parsed = [parse_format(text) for text in formats]
     plain = [spent(forward_seconds(workspace))]
     before = spent(baseline(workspace, account))
-    found = spent(estimate(workspace, formats, "degrade", account, "bench"))
+    found, *cost = spent(estimate(workspace, parsed, "degrade", account, "bench"))
     plain += [spent(forward_seconds(workspace)) for _ in range(2)]
     facts.close()
-    processor, clock = (statistics.median(each) for each in zip(*plain, strict=True))
+    processor, clock = (statistics.median(each[at] for each in plain) for at in (1, 2))
     quantising = account.timings.get("quantize_s", 0.0)
-    return Price(found[0] / processor, found[1] / clock, quantising / clock, before[0] / processor)
+    return Price(
+        found, cost[0] / processor, cost[1] / clock, quantising / clock, before[1] / processor
+    )
 
 
 def test_price(tmp_path: Path) -> None:

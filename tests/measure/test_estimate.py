@@ -55,7 +55,14 @@ def opened(source: Path, tmp_path: Path, text: Path, **given: object) -> Workspa
     return workspace
 
 
-def walked(workspace: Workspace, formats: list[str], direction: p.Direction = "degrade") -> Any:
+def walked(
+    workspace: Workspace,
+    formats: list[str],
+    direction: p.Direction = "degrade",
+    *,
+    as_drawn: bool = False,
+) -> Any:
+    """What a walk finds; ``as_drawn`` takes squares of the text's own labels too."""
     network, _ = workspace.need_network()
     parsed = [parse_format(format) for format in formats]
     wanted = [
@@ -66,6 +73,8 @@ def walked(workspace: Workspace, formats: list[str], direction: p.Direction = "d
     ]
     account = Account(timings={"estimate_s": 0.0})
     walk = Walk(workspace, parsed, direction, account, "job", wanted)
+    if as_drawn:
+        walk.fixed = 0
     found: dict[str, dict[Format, Moments]] = {}
     for event in drain(walk.run())[0]:
         if isinstance(event, dict):
@@ -129,7 +138,7 @@ def test_squares_are_those_of_every_token(
 ) -> None:
     """Against the gradient of the same loss with respect to a change made for one token alone."""
     workspace = opened(tiny.build(arch, tmp_path / arch), tmp_path, prose, tokens=32)
-    found = walked(workspace, ["int4-g32"])
+    found = walked(workspace, ["int4-g32"], as_drawn=True)
     network, reference = workspace.need_network()
     model = plain(workspace)
     ids = reference.windows.ids[0]
@@ -275,21 +284,38 @@ def test_changed_inputs_and_other_families_are_estimated_too(
     assert rank > 0.9
 
 
-def test_restoring_is_estimated_with_its_slope(tmp_path: Path, prose: Path) -> None:
+@pytest.mark.parametrize("format", ["int8", "int4-g32+a8", "int4-g32+hadamard+a8"])
+def test_restoring_is_estimated_with_its_slope(format: str, tmp_path: Path, prose: Path) -> None:
     folder = tiny.build("llama", tmp_path / "llama")
     workspace = opened(folder, tmp_path, prose, tokens=1024, draws=4)
     account = Account(timings={"estimate_s": 0.0})
-    format = parse_format("int8")
-    found = drain(estimate(workspace, [format], "restore", account, "job"))[1]["int8"]
+    parsed = parse_format(format)
+    found = drain(estimate(workspace, [parsed], "restore", account, "job"))[1][format]
     chosen = settings(prose, tokens=1024, seq_len=32, batch_tokens=64)
-    (events,) = sweeps(folder, chosen, p.Sweep(("int8",), "restore"))
+    (events,) = sweeps(folder, chosen, p.Sweep((format,), "restore"))
     measured = {fact.layer: fact for fact in facts(events, p.Sensitivity)}
     assert set(found) == set(measured)
     names = list(found)
     rank = spearmanr([found[n].kl for n in names], [measured[n].kl for n in names])[0]
-    assert rank > 0.95
+    # Inputs are rounded elsewhere when a layer before is given back: no slope tells of that.
+    rounds = "a8" in format
+    assert rank > (0.9 if rounds else 0.95)
     ratios = sorted(found[name].kl / measured[name].kl for name in names)
-    assert 0.8 < ratios[len(ratios) // 2] < 1.25
+    assert (0.4 if rounds else 0.8) < ratios[len(ratios) // 2] < 1.25
+
+
+def test_formats_that_are_always_estimated_are_known_whatever_is_swept_beside_them(
+    tmp_path: Path, prose: Path
+) -> None:
+    folder = tiny.build("llama", tmp_path / "llama")
+    workspace = opened(folder, tmp_path, prose, estimate_formats=("nf4", "int8"))
+    found = []
+    for beside in ("int4-g32", "int3-g32"):
+        account = Account(timings={"estimate_s": 0.0})
+        formats = [parse_format(text) for text in ("nf4", "int8", beside)]
+        found.append(drain(estimate(workspace, formats, "degrade", account, "job"))[1])
+    assert len(found[0]["nf4-g64"]) > 10
+    assert found[1]["nf4-g64"] == found[0]["nf4-g64"]
 
 
 @pytest.mark.parametrize("arch", list(planted.PLANTED))

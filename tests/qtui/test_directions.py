@@ -207,6 +207,28 @@ async def test_how_well_estimates_agree_is_said_as_it_grows() -> None:
         assert "estimate agrees .98 over 24 layers" in title(d)
 
 
+async def test_nothing_is_called_corrected_where_all_is_measured() -> None:
+    async with driving(*r.opening(), r.estimated(), *r.swept(24), size=(160, 50)) as d:
+        await d.give(r.agreement())
+        assert "the rest corrected" in title(d)
+        await d.give(*list(r.swept())[1:])
+        assert "agrees" in title(d)
+        assert "corrected" not in title(d)
+
+
+async def test_a_format_that_is_swept_by_hand_is_shown_from_its_first_effect_on() -> None:
+    async with driving(*r.opening(), r.estimated(), *r.swept()) as d:
+        await d.pilot.press("S", *"nf4", "enter")
+        assert d.bench.format == r.FORMAT
+        await d.give(r.estimated(("nf4-g64",)))
+        assert d.bench.format == "nf4-g64"
+        await d.pilot.press("c")
+        other = d.bench.format
+        assert other != "nf4-g64"
+        await d.give(r.estimated(("nf4-g64",)))
+        assert d.bench.format == other
+
+
 @pytest.mark.parametrize("filter", ["", "kl>1e-3: 3 of 37 layers"])
 @pytest.mark.parametrize("width", range(40, 200, 7))
 @pytest.mark.parametrize("direction", ["degrade", "restore"])

@@ -54,7 +54,7 @@ def test_a_run_is_told_from_opening_to_its_sweep_without_a_line_a_layer() -> Non
     assert heard(log, session, *sweep) == ["sweep int4-g128: started"]
     clock.now += 32
     assert heard(log, session, end) == [
-        "sweep int4-g128: done, 37 measured, in 0:32, largest: lm_head KL·10³ 8.38"
+        "sweep int4-g128: done, 37 new, in 0:32, largest: lm_head KL·10³ 8.38"
     ]
 
 

@@ -123,7 +123,10 @@ def test_what_can_be_exported() -> None:
     assert "run time" in str(exportable(parse_format("int4+awq:online"), (4, 128)))
     for text in ("int4+hadamard", "fp8-e4m3+hadamard+gptq", "e8-2+hadamard"):
         assert "rotates inputs and outputs at run" in str(exportable(parse_format(text), (4, 128)))
-    assert "does not calibrate yet" in str(exportable(parse_format("int4+awq"), (4, 128)))
+    for text in ("int4+awq", "int8+smooth.5+gptq"):
+        assert "folded into the layer before" in str(exportable(parse_format(text), (4, 128)))
+    for text in ("int4+gptq", "int4+clip+gptq:actorder", "fp8-e4m3+gptq"):
+        assert exportable(parse_format(text), (4, 128)) is None
 
 
 BLOCKED = [(256, 384), (150, 320), (128, 320), (256, 128), (100, 100), (384, 100), (300, 256)]

@@ -19,6 +19,7 @@ inverted, one from then on, a float32 copy of the weight, and its codes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ from engine.quant.columns import columns_of
 from engine.quant.formats import Format
 from engine.quant.methods.hadamard import rotate_back
 from engine.quant.storage import why_not_held
-from engine.quant.stored import Stored
+from engine.quant.stored import Stored, moved
 
 BLOCK = 128
 """Columns whose errors are passed on to the rest at once."""
@@ -54,6 +55,11 @@ class Solved:
     """What a person should know: damping that was raised, channels that were always 0."""
     rotated: bool = False
     """Whether the weight was rotated before, which its stored form does not know."""
+
+    def on(self, device: torch.device) -> Solved:
+        """The same on another device."""
+        order = None if self.order is None else self.order.to(device)
+        return dataclasses.replace(self, stored=moved(self.stored, device), order=order)
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ`` with its columns where they were, worked out in float32 and cast last."""
@@ -92,7 +98,9 @@ def gptq(
     W = weight.detach().to(torch.float32).T.clone(memory_format=torch.contiguous_format)
     if dead.any():
         W[dead] = 0
-        notes.append(f"{name}: {int(dead.sum())} input channels were always 0: weights set to 0")
+        count = int(dead.sum())
+        channels = "input channel was" if count == 1 else "input channels were"
+        notes.append(f"{name}: {count} {channels} always 0: weights set to 0")
     order = torch.argsort(diagonal, descending=True, stable=True) if actorder else None
     Hinv, used = _inverse_factor(H, dead, order, damp, name)
     if used != damp:
