@@ -31,7 +31,7 @@ def layer_parts(
                     kind=layers.kinds[row],
                     block=layers.blocks[row],
                     format=format,
-                    estimate=_estimate(session, estimate),
+                    estimate=_estimate(session, estimate, corrected=measured is None),
                     measured=_measured(session, measured),
                 )
             )
@@ -117,10 +117,14 @@ def floor_part(session: Session) -> s.FloorPart | UnsetType:
     return s.FloorPart(kl=finite(control.floor_kl), dnll=finite(control.floor_dnll))
 
 
-def _estimate(session: Session, known: p.Estimate | None) -> s.EstimatePart | UnsetType:
+def _estimate(
+    session: Session, known: p.Estimate | None, *, corrected: bool = True
+) -> s.EstimatePart | UnsetType:
     if known is None:
         return UNSET
-    fit = session.correction(known.format, known.direction) if known.by == "layer" else None
+    fit = None
+    if corrected and known.by == "layer":  # of what is measured the fit knows the measurement
+        fit = session.correction(known.format, known.direction)
     return s.EstimatePart(
         kl=finite(known.kl),
         kl_se=finite(known.kl_se),
