@@ -57,11 +57,12 @@ def agreement(
     direction: p.Direction,
     estimates: Mapping[str, p.Estimate],
     measured: Mapping[str, p.Sensitivity],
+    floor: float = 0.0,
 ) -> p.Agreement | None:
     """How well the estimates of one format agree with what was measured of it.
 
-    Figures that are not finite count nowhere; KL that is not greater than 0 has no logarithm and
-    is left out of ratio and fit.
+    Figures that are not finite count nowhere. KL that is not above ``floor``, which rounding alone
+    may measure, is left out of ratio and fit: estimates know nothing of that rounding.
 
     Returns:
         None where fewer than `FEWEST` layers are both estimated and measured.
@@ -80,7 +81,7 @@ def agreement(
         return None
     guessed = np.array([guess.kl for guess, _ in both])
     found = np.array([fact.kl for _, fact in both])
-    positive = (guessed > 0) & (found > 0)
+    positive = (guessed > 0) & (found > floor)
     knots: tuple[list[float], list[float]] = ([], [])
     ratio = math.nan
     if positive.any():
@@ -105,15 +106,19 @@ class Comparing:
     """Agreement of the layers' estimates with what a sweep has measured so far."""
 
     def __init__(
-        self, direction: p.Direction, estimates: Mapping[str, Mapping[str, p.Estimate]]
+        self,
+        direction: p.Direction,
+        estimates: Mapping[str, Mapping[str, p.Estimate]],
+        floor: float = 0.0,
     ) -> None:
         """
         Args:
             direction: of the sweep.
             estimates: by format, by layer; empty compares nothing.
+            floor: KL that rounding alone may measure.
         """
         self._direction: p.Direction = direction
-        self._estimates = estimates
+        self._estimates, self._floor = estimates, floor
         self._last = -math.inf
 
     def now(self, format: str, measured: Mapping[str, p.Sensitivity]) -> Iterator[p.Agreement]:
@@ -121,7 +126,7 @@ class Comparing:
         estimates = self._estimates.get(format)
         if not estimates:
             return
-        found = agreement(format, self._direction, estimates, measured)
+        found = agreement(format, self._direction, estimates, measured, self._floor)
         if found is not None:
             self._last = time.monotonic()
             yield found

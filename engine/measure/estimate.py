@@ -187,6 +187,8 @@ def _doubt(
         return "a change this large is beyond what a quadratic model tells"
     if direction == "restore" and format.bits <= 3:
         return "where all is held in 3 bits or fewer, effects are no longer quadratic"
+    if direction == "restore" and any(method.name == "a8" for method in format.methods):
+        return "where all inputs are rounded, gradients pass as if they were not"
     layers = workspace.need_network()[0].layers
     if layers[name].role == "experts" and weights_alone(format) != format:
         return "of experts, what rounding the inputs adds is not in the estimate"

@@ -74,7 +74,7 @@ def sweep(
     network, _ = workspace.need_network()
     account = Account(timings={"load_s": workspace.load_s, "quantize_s": 0.0, "estimate_s": 0.0})
     nll = (yield from baseline(workspace, account)).nll
-    yield from control(workspace, account)
+    floor = (yield from control(workspace, account)).floor_kl
 
     tables = [Table(format, direction, by) for format in parsed]
     for table in tables:
@@ -85,7 +85,7 @@ def sweep(
     for table in tables:
         _sort(table, estimates.get(str(table.format), {}))
     # Units other than layers have no estimates to agree with.
-    comparing = Comparing(direction, estimates if by == "layer" else {})
+    comparing = Comparing(direction, estimates if by == "layer" else {}, floor)
     todo = [] if effort.top == 0 else [each.unit for table in tables for each in table.todo]
     known = sum(len(table.found) for table in tables)
     pace = Pace(job, network, todo, len(todo) + known)

@@ -115,3 +115,14 @@ def test_what_grows_is_told_at_most_about_once_a_second(monkeypatch: pytest.Monk
     assert 9 <= told <= 10
     assert len(list(comparing.now("int4", rows))) == 1
     assert not list(comparing.now("int8", rows))
+
+
+def test_what_rounding_alone_may_measure_is_left_out_of_ratio_and_fit() -> None:
+    names = [str(i) for i in range(6)]
+    guessed = {name: estimate(name, 10.0**-i) for i, name in enumerate(names)}
+    found = {name: measured(name, max(10.0**-i, 1e-3)) for i, name in enumerate(names)}
+    whole = a.agreement("int4", "degrade", guessed, found, 1e-3)
+    assert whole is not None
+    assert whole.ratio == pytest.approx(1.0)
+    assert min(whole.estimated) == pytest.approx(1e-2)
+    assert whole.layers == 6
