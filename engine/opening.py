@@ -196,6 +196,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         dtype=str(network.dtype).removeprefix("torch."),
         device=str(network.device),
         seed=settings.seed,
+        draws=settings.draws,
     )
     workspace.windows_sha256 = hashlib.sha256(windows.ids.numpy().tobytes()).hexdigest()
     if (listed := _corrected(workspace)) is not None:

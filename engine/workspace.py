@@ -110,8 +110,9 @@ class Workspace:
         assert self.protocol is not None
         protocol = msgspec.to_builtins(self.protocol)
         protocol["device"] = self.protocol.device.split(":")[0]
-        # The text is its tokens as they were cut: another tokenizer makes another text of it.
-        del protocol["text"], protocol["text_sha256"]
+        # The text is its tokens as they were cut: another tokenizer makes another text of it. What
+        # depends on the draws of labels says so itself.
+        del protocol["text"], protocol["text_sha256"], protocol["draws"]
         return self.key(kind, protocol=protocol, windows=self.windows_sha256, **parts)
 
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
