@@ -180,7 +180,8 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         yield p.Notice(
             "info", f"one window of {seq_len} tokens, not the {settings.tokens} asked for"
         )
-    budget = settings.memory_budget or memory_free(network.device) // 2
+    # Of a budget that is given, the other half is for what calibrates and estimates.
+    budget = (settings.memory_budget or memory_free(network.device)) // 2
     why_not_folded = {
         name: group.why_not for name, group in fold_groups(network).items() if group.why_not
     }

@@ -65,7 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str | None = None
     """``fp32``, ``fp16`` or ``bf16``; None takes float32 on a CPU, 16 bits on a GPU."""
     memory_budget: int | None = None
-    """Bytes for cached states and logits; None takes half of what is free."""
+    """Bytes beside the model: half for states and logits, a quarter each for calibration and for
+    estimates. None takes half of what is free for states and logits."""
     seed: int = 0
     fresh: bool = False
     """Measure anew, and begin the session's history anew."""

@@ -111,7 +111,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     memory_budget: Annotated[
         str | None,
-        typer.Option("--memory-budget", metavar="8GiB", help="for cached states and logits"),
+        typer.Option("--memory-budget", metavar="8GiB", help="beside the model: kept states, calibration, estimates"),
     ] = None
     seed: Annotated[int | None, typer.Option("--seed", metavar="N")] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="measure anew what is known")] = False

@@ -183,18 +183,18 @@ class Walk:
     # -- what is in memory at once ---------------------------------------------------------------
 
     def _parts(self) -> list[range]:
-        """Micro-batches whose cotangents fit a quarter of the budget."""
+        """Micro-batches whose cotangents fit an eighth of the budget."""
         reference = self.reference
         hidden = self.network.config.get_text_config().hidden_size
         state = reference.batches[0].numel() * hidden * self.network.dtype.itemsize
-        fit = max(1, self.budget // 4 // max(1, self.losses * state))
+        fit = max(1, self.budget // 8 // max(1, self.losses * state))
         count = len(reference.batches)
         return [range(at, min(at + fit, count)) for at in range(0, count, fit)]
 
     def _loads(self, region: int) -> list[Load]:
-        """The changes of a region's layers, in loads that fit a quarter of the budget."""
+        """The changes of a region's layers, in loads that fit an eighth of the budget."""
         loads: list[Load] = [[]]
-        room = full = self.budget // 4
+        room = full = self.budget // 8
         for name, format in self.wanted:
             layer = self.network.layers[name]
             if region not in (WHOLE, layer.start):
