@@ -111,7 +111,11 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     memory_budget: Annotated[
         str | None,
-        typer.Option("--memory-budget", metavar="8GiB", help="beside the model: kept states, calibration, estimates"),
+        typer.Option(
+            "--memory-budget",
+            metavar="8GiB",
+            help="beside the model: kept states, calibration, estimates",
+        ),
     ] = None
     seed: Annotated[int | None, typer.Option("--seed", metavar="N")] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="measure anew what is known")] = False
