@@ -224,7 +224,9 @@ def test_an_engine_that_is_killed_is_told_of_and_r_starts_another() -> None:
         terminal.until(t.sensitivity)
         (engine,) = home.engines()
         engine.kill()
-        terminal.until(lambda s: any("engine" in line and "ended" in line for line in s))
+        terminal.until(
+            lambda s: any("engine" in x and ("ended" in x or "killed by signal" in x) for x in s)
+        )
         shown = "\n".join(terminal.screen)
         assert "engine.log" in shown
         assert "starts it again" in shown
