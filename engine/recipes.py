@@ -11,10 +11,10 @@ from engine.artefact import bits_as_stored
 from engine.errors import FormatError, InfeasibleError, UsageError
 from engine.quant import (
     Format,
+    parse_built,
     parse_format,
     stored_bits,
     why_not_alone,
-    why_not_built,
     why_not_held,
 )
 from engine.quant.formats import folds, without_folds
@@ -165,12 +165,7 @@ def canonical(formats: Sequence[str], *, alone: bool = False) -> tuple[str, ...]
 # A change may be of every layer of tens of thousands, in a few formats and shapes.
 
 
-@lru_cache(maxsize=1024)
-def _built(text: str) -> Format:
-    parsed = parse_format(text)
-    if (why := why_not_built(parsed)) is not None:
-        raise FormatError(why)
-    return parsed
+_built = lru_cache(maxsize=1024)(parse_built)
 
 
 @lru_cache(maxsize=1024)

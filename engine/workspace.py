@@ -90,6 +90,13 @@ class Workspace:
             raise EngineError("no model is loaded")
         return self.network, self.reference
 
+    def budget(self) -> int:
+        """Bytes beside the loaded model: those that were asked for, else half of what is free."""
+        from engine.model.memory import memory_free
+
+        network, _ = self.need_network()
+        return self.settings.memory_budget or memory_free(network.device) // 2
+
     def key(self, kind: str, **parts: Any) -> str:
         """Content address of a fact about this checkpoint: all that the fact depends on.
 

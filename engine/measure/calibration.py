@@ -23,7 +23,6 @@ from engine.measure.calibration_states import Events, ReferenceStates, States
 from engine.measure.calibration_text import CalibrationWindows, cut_calibration
 from engine.measure.solving import LayerInputs, Scaling
 from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
-from engine.model.memory import memory_free
 from engine.model.network import Held, Network
 from engine.quant import Format, needs_calibration
 from engine.quant.statistics import InputStatistics
@@ -218,9 +217,8 @@ def need_calibration(workspace: Workspace) -> Events[Calibration]:
     seq_len = reference.windows.seq_len
     with quiet():
         windows = cut_calibration(tokenizer, text, seq_len, settings.calib_tokens, settings.seed)
-    budget = settings.memory_budget or memory_free(network.device) // 2
     workspace.calibration = found = Calibration(
-        network, windows, settings.batch_tokens, budget // 4
+        network, windows, settings.batch_tokens, workspace.budget() // 4
     )
     for sentence in told:
         yield p.Notice("warning", sentence)

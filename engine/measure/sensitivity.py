@@ -13,7 +13,6 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
 from engine import protocol as p
-from engine.errors import FormatError
 from engine.jobs import Steps
 from engine.measure.account import Account
 from engine.measure.agreement import Comparing
@@ -33,7 +32,7 @@ from engine.measure.evaluation import baseline, forward_seconds, score
 from engine.measure.pace import Pace
 from engine.measure.sequential import Evidence, outside, well_known
 from engine.measure.units import units
-from engine.quant import QUANTISER_VERSION, Format, parse_format, why_not_built
+from engine.quant import QUANTISER_VERSION, Format, parse_built
 from engine.workspace import Workspace
 
 Found = Generator[p.AnyEvent | None, None, None]
@@ -70,7 +69,7 @@ def sweep(
         FormatError: a format does not parse or is not built.
     """
     effort = parse_effort(exact)
-    parsed = [_built(text) for text in formats]
+    parsed = [parse_built(text) for text in formats]
     network, _ = workspace.need_network()
     account = Account(timings={"load_s": workspace.load_s, "quantize_s": 0.0, "estimate_s": 0.0})
     nll = (yield from baseline(workspace, account)).nll
@@ -107,13 +106,6 @@ def sweep(
     if account.measured:
         account.timings["forward_s"] = yield from forward_seconds(workspace)
     return account.outcome()
-
-
-def _built(text: str) -> Format:
-    format = parse_format(text)
-    if (why := why_not_built(format)) is not None:
-        raise FormatError(why)
-    return format
 
 
 def _from_store(workspace: Workspace, table: Table, effort: str, account: Account) -> Found:
@@ -172,7 +164,7 @@ def _estimated(
     """Estimates of all layers in the swept formats; to degrade, in the settings' too."""
     chosen: dict[str, Format] = {}
     if direction == "degrade":
-        chosen = {str(f): f for f in map(_built, workspace.settings.estimate_formats)}
+        chosen = {str(f): f for f in map(parse_built, workspace.settings.estimate_formats)}
     chosen |= {str(format): format for format in formats}
     return (yield from estimate(workspace, list(chosen.values()), direction, account, job))
 

@@ -99,7 +99,7 @@ class Walk:
         self.fixed = 1 if direction == "degrade" else 2
         self.losses = self.fixed + self.draws
         self.dtype = product_dtype(self.network.device, self.network.dtype)
-        self.budget = workspace.settings.memory_budget or memory_free(self.network.device) // 2
+        self.budget = workspace.budget()
         self.moments = {
             (name, format): Moments.empty(self.losses, self.reference.windows.count)
             for name, format in wanted

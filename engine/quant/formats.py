@@ -193,6 +193,18 @@ def why_not_alone(fmt: Format) -> str | None:
     return None
 
 
+def parse_built(text: str) -> Format:
+    """Read a format that this version can quantise to.
+
+    Raises:
+        FormatError: It does not parse, or is not built.
+    """
+    fmt = parse_format(text)
+    if (why := why_not_built(fmt)) is not None:
+        raise FormatError(why)
+    return fmt
+
+
 # --- reading -------------------------------------------------------------------------------------
 
 
