@@ -11,11 +11,11 @@ import sys
 
 from engine.client import LOG_FORMAT, STARTS
 from engine.errors import EngineError
-from engine.journal import FactStore, Journal
-from engine.paths import facts_file, session_folder, socket_file
-from engine.server import Engine as Served
-from engine.server import Server
-from engine.threads import leave_room
+from engine.service.server import Engine as Served
+from engine.service.server import Server
+from engine.service.threads import leave_room
+from engine.store.journal import FactStore, Journal
+from engine.store.paths import facts_file, session_folder, socket_file
 
 IDLE_SECONDS = 600.0
 """An engine with neither client nor job for so long ends itself."""
@@ -41,7 +41,7 @@ async def serve(session: str) -> None:
     engines = []
 
     def make() -> Served:
-        from engine.dispatch import Engine
+        from engine.service.engine import Engine
 
         engines.append(Engine(journal, facts, server.announce))
         return engines[0]

@@ -11,8 +11,8 @@ import platformdirs
 import tomli
 
 from engine.errors import FormatError, ProfileError
+from engine.formats.grammar import parse_format
 from engine.protocol import Settings
-from engine.quant.formats import parse_format
 
 DEFAULT_PROFILE = "standard"
 

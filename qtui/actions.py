@@ -1,7 +1,7 @@
 """Every action of the workbench: its id, its keys, what it says of itself, and when it cannot be.
 
 The one registry: key bindings, the key bar, the help, the palette and ``keymap.toml`` are all made
-from it. `qtui.screens.deeds` does what an action says.
+from it. `qtui.screens.workbench.actions` does what an action says.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from textual.binding import Binding
 
-from qtui.keymap import UNBOUND
-from qtui.text import printable
+from qtui.user.keymap import UNBOUND
+from qtui.views.text import printable
 
 Group: TypeAlias = Literal["Move", "Choose", "Recipe", "Engine", "View", "Keep"]
 

@@ -24,18 +24,18 @@ from engine.client import Link, launch
 from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.session import Session
-from qtui.life import GOODBYE, Life
+from qtui.engine_link import GOODBYE, Life
 from qtui.pump import Pump
-from qtui.remembered import Remembered, remember_theme
-from qtui.screens.deeds import Deeds
-from qtui.screens.workbench import Workbench
+from qtui.screens.workbench.actions import Deeds
+from qtui.screens.workbench.screen import Workbench
 from qtui.terminal import TerminalDriver, end_on_signals
-from qtui.text import PLAIN, UNICODE, Glyphs, only_ascii
-from qtui.theme_watch import ThemeShelf
-from qtui.themes import default_theme, depth
+from qtui.user.remembered import Remembered, remember_theme
+from qtui.user.theme_watch import ThemeShelf
+from qtui.user.themes import default_theme, depth
+from qtui.views.text import PLAIN, UNICODE, Glyphs, only_ascii
 
 if TYPE_CHECKING:
-    from qtui.screens.start import Start
+    from qtui.screens.start.screen import Start
 
 QUESTIONS = (p.AskHistogram, p.AskExperts)
 """Commands that nobody pressed a key for."""
@@ -201,7 +201,7 @@ class QtuiApp(App[None]):
 
     def on_start_chosen(self, chosen: Start.Chosen) -> None:
         """Open what was chosen on the start screen, once however often enter was pressed."""
-        from qtui.widgets.prompt import Prompt, Verdict
+        from qtui.widgets.prompt.prompt import Prompt, Verdict
 
         if self.life is not None:
             return

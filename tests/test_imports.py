@@ -24,15 +24,16 @@ def test_the_command_line_imports_no_tensor_library_and_no_terminal_library() ->
 
 
 def test_the_doctor_imports_no_tensor_library() -> None:
-    program = "from qtui.doctor import examine, report_text\nreport_text(examine())"
+    program = "from qtui.cli.doctor import examine, report_text\nreport_text(examine())"
     # Themes and keys are checked with Textual; without it the rest is still told.
     assert not imported_by(program) & (HEAVY | {"plotext"})
-    assert "textual" not in imported_by("import qtui.doctor")
+    assert "textual" not in imported_by("import qtui.cli.doctor")
 
 
 SHARED = (
-    *("protocol", "session", "sessions", "client", "profiles", "paths", "errors"),
-    *("quant.formats", "quant.catalogue", "quant.storage", "quant.completion"),
+    *("protocol", "session", "client", "profiles", "errors", "report.documents"),
+    *("store.journal", "store.past_sessions", "recipes.changes", "recipes.file"),
+    *("formats.grammar", "formats.catalogue", "formats.storage", "formats.completion"),
 )
 
 
@@ -46,14 +47,14 @@ def test_the_interface_imports_no_tensor_library() -> None:
 
 
 def test_a_look_at_a_checkpoint_imports_no_tensor_library() -> None:
-    program = "from engine.look import look_at\nassert look_at('demo').layers == 37"
+    program = "from engine.opening.inspect import look_at\nassert look_at('demo').layers == 37"
     assert not imported_by(program) & HEAVY
 
 
 def test_completing_a_format_and_listing_sessions_imports_no_tensor_library() -> None:
     program = (
-        "from engine.quant.completion import complete_format, explain_format\n"
-        "from engine.sessions import hub_cache, past_sessions\n"
+        "from engine.formats.completion import complete_format, explain_format\n"
+        "from engine.store.past_sessions import hub_cache, past_sessions\n"
         "complete_format('int4'), explain_format('int4'), past_sessions(), hub_cache()"
     )
     assert not imported_by(program) & HEAVY
@@ -61,7 +62,7 @@ def test_completing_a_format_and_listing_sessions_imports_no_tensor_library() ->
 
 def test_to_know_of_an_export_imports_no_export_and_no_tensor_library() -> None:
     program = (
-        "import qtui.cli, qtui.documents, qtui.headless, sys\n"
+        "import qtui.cli, engine.report.documents, qtui.cli.headless, sys\n"
         "assert not any(name.startswith('engine.export') for name in sys.modules)"
     )
     assert not imported_by(program) & HEAVY
@@ -69,7 +70,7 @@ def test_to_know_of_an_export_imports_no_export_and_no_tensor_library() -> None:
 
 def test_an_engine_that_waits_has_not_imported_the_export() -> None:
     program = (
-        "import engine.dispatch, sys\n"
+        "import engine.service.engine, sys\n"
         "assert not any(name.startswith('engine.export') for name in sys.modules)"
     )
     assert not imported_by(program) & {"transformers", "datasets"}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ProfileError
+from engine.formats.grammar import parse_format, why_not_built
 from engine.profiles import bundled_path, load_profile, load_profiles, origins, user_path
-from engine.quant import parse_format, why_not_built
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from qtui.doctor import Report
+from qtui.cli.doctor import Report
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_its_data_with_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {"engine/profiles.toml", "engine/protocol.py", "qtui/cli.py"} <= names
+    assert {"engine/profiles.toml", "engine/protocol/__init__.py", "qtui/cli/__init__.py"} <= names
     for theme in (ROOT / "themes").glob("*.toml"):
         assert f"qtui/themes/{theme.name}" in names
     for file in (ROOT / "engine" / "demo" / "checkpoint").glob("*"):

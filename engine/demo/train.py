@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from engine import stdlib_text
+from engine.texts import stdlib as stdlib_text
 
 log = logging.getLogger("engine.demo.train")
 

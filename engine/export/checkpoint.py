@@ -31,17 +31,10 @@ from engine.export import compressed
 from engine.export.folder import appearing, check_place, copied_files, copy_files
 from engine.export.modules import Modules, read_modules
 from engine.export.shards import ShardWriter, Slot
-from engine.quant import (
-    Format,
-    dequantized,
-    needs_calibration,
-    parse_format,
-    scale_dtype_for,
-    stored_form,
-    why_not_alone,
-)
+from engine.formats.grammar import Format, needs_calibration, parse_format, why_not_alone
 from engine.quant.methods.fold import only_weights
 from engine.quant.methods.gptq import Solved
+from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
 from engine.quant.stored import Stored
 
 _CAST = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

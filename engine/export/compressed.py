@@ -17,11 +17,12 @@ from torch import Tensor
 
 from engine.export.packing import packed, words_for
 from engine.export.shards import Slot
-from engine.quant import Format, Quantized
+from engine.formats.grammar import Format
+from engine.formats.storage import exportable
 from engine.quant.float8 import Float8
 from engine.quant.methods.gptq import Solved
 from engine.quant.microscaling import Microscaled, NvFloat4
-from engine.quant.storage import exportable
+from engine.quant.quantized import Quantized
 from engine.quant.stored import Stored
 
 VERSION = "0.17.1"

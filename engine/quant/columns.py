@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from engine.formats.grammar import Format
 from engine.quant.float8 import FLOAT8, Float8, float8_codes, float8_scales
-from engine.quant.formats import Format
 from engine.quant.integer import (
     Parameters,
     code_range,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 from engine.quant.methods.clip import best_factors, clips
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.scales import stored_scale

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
+from engine.formats.grammar import Format
 from engine.quant import gguf_iq4, gguf_k, gguf_legacy
-from engine.quant.formats import Format
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.stored import Encoded, joined, write_rows
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 from engine.quant.methods.clip import best_factors, clips
 from engine.quant.methods.hqq import half_quadratic, splits
 from engine.quant.quantized import Quantized, in_groups

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
+from engine.formats.storage import outliers_kept
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.scales import in_stored_dtype
-from engine.quant.storage import outliers_kept
 from engine.quant.stored import Encoded, joined, write_rows
 
 RUNS = 128

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 from engine.quant.methods.clip import best_factors, clips
 from engine.quant.quantized import in_groups
 from engine.quant.rows import finite_and_broken, looked_up, row_chunks

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 from engine.quant.methods.clip import best_factors, clips
 from engine.quant.rows import finite_and_broken, flat_chunks, looked_up, matrices, restored
 

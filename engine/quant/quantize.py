@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
+from engine.formats.grammar import Format, why_not_alone, why_not_built
+from engine.formats.storage import why_not_held
 from engine.quant import float8, gguf, integer, kmeans, lattice, microscaling, normal_float
-from engine.quant.formats import Format, why_not_alone, why_not_built
 from engine.quant.methods.hadamard import Rotated, rotates, write_rotated, write_rotated_back
 from engine.quant.rows import matrices, row_chunks
-from engine.quant.storage import why_not_held
 from engine.quant.stored import Stored
 
 _KEPT = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

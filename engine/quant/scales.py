@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 
 EMPTY_SCALE = 2.0**-23
 """Scale of a group that holds only zeros: the epsilon of float32, as in compressed-tensors."""

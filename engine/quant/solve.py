@@ -12,7 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 from engine.quant.methods.gptq import Solved, check, gptq
 from engine.quant.methods.hadamard import rotate, rotates
 

@@ -10,10 +10,10 @@ import msgspec
 
 from engine import protocol as p
 from engine.errors import UsageError
-from qtui.figures import below_floor, delta_ppl
-from qtui.reproduce import Verb, command, unsaid
+from engine.report.figures import below_floor, delta_ppl
 from qtui.saved.view import Cell, Subject, Table, View
-from qtui.text import percent
+from qtui.views.reproduce import Verb, command, unsaid
+from qtui.views.text import percent
 
 IDENTITY = ("layer", "kind", "block", "role", "shape", "dtype", "marked")
 """Figures that stand in every table of layers."""

@@ -10,11 +10,11 @@ import msgspec
 from rich.cells import cell_len
 
 from engine import protocol as p
+from engine.report.documents import histogram as histogram_part
+from engine.report.schema import encode, finite
 from engine.session import Session
-from qtui.documents import histogram as histogram_part
 from qtui.saved.view import Cell, Table
-from qtui.schema import encode, finite
-from qtui.text import printable
+from qtui.views.text import printable
 
 FORMULA = ("=", "+", "-", "@")
 """What a spreadsheet takes for the beginning of a formula."""

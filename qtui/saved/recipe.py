@@ -1,14 +1,14 @@
-"""The recipe as a file that `qtui.recipe_file` reads back to the same formats."""
+"""The recipe as a file that `engine.recipes.file` reads back to the same formats."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from qtui.recipe_file import KEPT, SCHEMA
-from qtui.reproduce import command
+from engine.recipes.file import KEPT, SCHEMA
 from qtui.saved.view import View
-from qtui.text import printable
+from qtui.views.reproduce import command
+from qtui.views.text import printable
 
 
 def recipe_toml(view: View, path: Path) -> tuple[str, str]:

@@ -8,8 +8,8 @@ import msgspec
 
 from engine import protocol as p
 from engine.session import Session
-from qtui.eventlog import Entry
-from qtui.svg import PAPER, Line, Palette
+from qtui.saved.svg import PAPER, Line, Palette
+from qtui.views.eventlog import Entry
 
 Subject: TypeAlias = Literal["table", "histogram", "layer", "experts", "log", "screen", "recipe"]
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
@@ -29,7 +29,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[int, ...] = ()
     """Rows of the session that the filter leaves, in the order they are shown."""
     columns: tuple[str, ...] = ()
-    """Columns that are shown, ids as `qtui.widgets.columns` has them; empty for every figure."""
+    """Columns that are shown, ids of `widgets.table.columns`; empty for every figure."""
     layer: str | None = None
     """The layer under the cursor."""
     marked: frozenset[str] = frozenset()
@@ -38,7 +38,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     filter: str = ""
     """The filter, as it was typed."""
     screen: tuple[Line, ...] = ()
-    """The lines of the screen, as `qtui.svg.screen_lines` gives them."""
+    """The lines of the screen, as `qtui.saved.svg.screen_lines` gives them."""
     log: tuple[Entry, ...] = ()
     """What happened, oldest first; without it a saved log has what the session keeps of it."""
     palette: Palette = PAPER

@@ -11,13 +11,13 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 
 from qtui.actions import Action, Group
-from qtui.text import Glyphs, fit
-from qtui.widgets.columns import BELOW, DOUBT
+from qtui.views.text import Glyphs, fit
+from qtui.widgets.frame.status import key_names
 from qtui.widgets.line import Lines, PlainScrollBar, Words, cells
-from qtui.widgets.status import key_names
+from qtui.widgets.table.columns import BELOW, DOUBT
 
 if TYPE_CHECKING:
-    from qtui.screens.workbench import Workbench
+    from qtui.screens.workbench.screen import Workbench
 
 
 class Overlay(ModalScreen[None]):

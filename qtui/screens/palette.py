@@ -15,10 +15,10 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input
 
-from qtui.text import UNICODE, Glyphs, fit, printable
+from qtui.views.text import UNICODE, Glyphs, fit, printable
 from qtui.widgets.choices import Choices
-from qtui.widgets.entry import Entry
 from qtui.widgets.line import Lines, Words, cells, spread
+from qtui.widgets.prompt.entry import Entry
 
 
 class PaletteEntry(NamedTuple):

@@ -13,7 +13,7 @@ from textual.geometry import Region
 from textual.message import Message
 from textual.widget import Widget
 
-from qtui.text import UNICODE, Glyphs
+from qtui.views.text import UNICODE, Glyphs
 from qtui.widgets.line import Words, content
 
 

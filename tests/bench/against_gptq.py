@@ -32,7 +32,8 @@ Solver = Callable[[Tensor, Tensor, int], tuple[float, Tensor]]
 
 
 def ours(weight: Tensor, gram: Tensor, tokens: int) -> tuple[float, Tensor]:
-    from engine.quant import parse_format, solved_form
+    from engine.formats.grammar import parse_format
+    from engine.quant.solve import solved_form
 
     begun = time.perf_counter()
     found = solved_form(weight, gram, parse_format(f"int4-g{GROUP}+gptq"), torch.float16)

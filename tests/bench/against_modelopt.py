@@ -28,10 +28,11 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from engine.corpora import evaluation_text, first_tokens
 from engine.demo import DEMO_PATH
+from engine.formats.grammar import parse_format
 from engine.model.load import load_tokenizer
-from engine.quant import dequantized, parse_format
+from engine.quant.quantize import dequantized
+from engine.texts.corpora import evaluation_text, first_tokens
 from tests import brute_force
 from tests.bench import bench_estimate
 from tests.bench.truth import machine

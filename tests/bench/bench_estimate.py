@@ -29,15 +29,15 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from engine.corpora import held_out_library
-from engine.journal import FactStore
-from engine.measure.account import Account
-from engine.measure.estimate import Found, estimate
-from engine.measure.evaluation import baseline, forward_seconds
-from engine.opening import open_job
+from engine.formats.grammar import parse_format
+from engine.measure.counts import Account
+from engine.measure.estimate.estimate import Found, estimate
+from engine.measure.evaluation.evaluate import baseline, forward_seconds
+from engine.opening.stages import open_job
 from engine.profiles import load_profile
 from engine.protocol import Settings
-from engine.quant import parse_format
+from engine.store.journal import FactStore
+from engine.texts.corpora import held_out_library
 from engine.workspace import Workspace
 from tests import tiny
 from tests.bench.truth import NEAR, TOP, Truth, hold_against, machine

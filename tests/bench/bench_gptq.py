@@ -17,9 +17,10 @@ import psutil
 import torch
 from torch import Tensor
 
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
+from engine.quant.quantize import dequantized
 from engine.quant.statistics import output_error
-from engine.threads import SPINS
+from engine.service.threads import SPINS
 
 WIDTH = int(os.environ.get("GPTQ_WIDTH", "4096"))
 ROUNDS = int(os.environ.get("GPTQ_ROUNDS", "5"))

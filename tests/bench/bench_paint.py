@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pyte
 
-from engine.paths import session_name
+from engine.store.paths import session_name
 from tests import terminal as t
 from tests.terminal import KITTY, Chunk, Home, Terminal
 

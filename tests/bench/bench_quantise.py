@@ -20,11 +20,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.measure import fused
-from engine.measure.fused import Fused
-from engine.measure.reconstruction import compare, weight_errors
-from engine.measure.triage import CHUNK
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
+from engine.measure.weights import fused
+from engine.measure.weights.fused import Fused
+from engine.measure.weights.reconstruction import compare, weight_errors
+from engine.measure.weights.triage import CHUNK
+from engine.quant.quantize import dequantized
 
 ROUNDS = 9
 SHAPE = (4096, 11008)
@@ -34,8 +35,8 @@ FORMAT = parse_format(TEXT)
 FIRST_USE = """
 import json, sys, time
 import torch
-from engine.measure.fused import Fused
-from engine.quant import parse_format
+from engine.measure.weights.fused import Fused
+from engine.formats.grammar import parse_format
 weight = torch.zeros(16, 11008, dtype=torch.float16)
 begun = time.perf_counter()
 kernels = Fused()

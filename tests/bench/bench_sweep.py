@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from engine import protocol as p
-from engine.journal import FactStore
-from engine.measure import sensitivity
-from engine.measure.approximate import approximation
-from engine.measure.sensitivity import sweep
-from engine.opening import open_job
-from engine.quant import parse_format
+from engine.formats.grammar import parse_format
+from engine.measure.calibration.approximate import approximation
+from engine.measure.sweep import sweep as sensitivity
+from engine.measure.sweep.sweep import sweep
+from engine.opening.stages import open_job
+from engine.store.journal import FactStore
 from engine.workspace import Workspace
 from tests import tiny
 from tests.bench.coverage import DRAWS, FEW, coverage

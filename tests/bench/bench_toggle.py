@@ -18,9 +18,9 @@ import torch
 
 from engine import protocol as p
 from engine.client import InProcess, in_process
-from engine.measure.approximate import approximation
+from engine.formats.grammar import parse_format
+from engine.measure.calibration.approximate import approximation
 from engine.profiles import load_profile
-from engine.quant import parse_format
 from engine.workspace import Workspace
 from tests import tiny
 from tests.bench.suffix import suffix_cost

@@ -26,7 +26,7 @@ import gguf
 import llama_cpp
 import numpy as np
 
-from engine.recipe_mixes import DEFAULTS
+from engine.recipes.mixes import DEFAULTS
 from tests.recipes.models import INNER, MODELS, VOCABULARY, Model
 
 KEPT_IN = Path(__file__).parents[1] / "recipes" / "llama_cpp_mixes.json"

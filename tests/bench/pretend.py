@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 from engine import protocol as p
 from engine.client import log_file
-from engine.paths import session_name, socket_file
-from engine.server import frame, read_frame
+from engine.service.server import frame, read_frame
 from engine.session import Session, encode_session
+from engine.store.paths import session_name, socket_file
 from tests.qtui import replay as r
 from tests.qtui.play import Pretender
 

@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from engine.measure.perplexity import compare
-from engine.measure.reference import Reference, pieces
+from engine.measure.evaluation.divergence import compare
+from engine.measure.evaluation.reference import Reference, pieces
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.quant import parse_format
-from engine.recipe_mixes import NAMES
+from engine.formats.grammar import parse_format
+from engine.recipes.mixes import NAMES
 from qtui import cli
 from tests.bench.table import (
     BEGIN,

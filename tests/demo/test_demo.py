@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from engine import stdlib_text
-from engine.corpora import held_out_library
 from engine.demo import DEMO_PATH
 from engine.demo.plant import FACTOR, PLANTED, rescale
-from engine.measure.weights import weight_statistics
+from engine.measure.weights.statistics import weight_statistics
+from engine.texts import stdlib as stdlib_text
+from engine.texts.corpora import held_out_library
 from tests import brute_force
 
 MOST_BYTES = 12_000_000

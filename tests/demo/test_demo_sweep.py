@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.corpora import held_out_library
 from engine.demo import DEMO_PATH
+from engine.texts.corpora import held_out_library
 from tests import brute_force
 
 TOKENS = int(os.environ.get("QTUI_TEST_TOKENS", "4096"))

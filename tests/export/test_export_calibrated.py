@@ -16,7 +16,8 @@ from engine.checkpoint import list_layers, open_checkpoint
 from engine.client import InProcess, in_process
 from engine.errors import FormatError
 from engine.export import export_checkpoint
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
+from engine.quant.quantize import dequantized
 from qtui import cli
 from tests import tiny
 from tests.drive import ended, facts, settings, until

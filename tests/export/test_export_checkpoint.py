@@ -26,7 +26,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, list_layers, open_checkpoint, read_header, read_layer
 from engine.client import in_process
-from engine.corpora import held_out_library
 from engine.demo import DEMO_PATH
 from engine.errors import (
     CheckpointError,
@@ -36,7 +35,9 @@ from engine.errors import (
     UsageError,
 )
 from engine.export import NotExportable, export_checkpoint, why_not_exported
-from engine.quant import dequantized, parse_format, scale_dtype_for
+from engine.formats.grammar import parse_format
+from engine.quant.quantize import dequantized, scale_dtype_for
+from engine.texts.corpora import held_out_library
 from tests import tiny
 from tests.drive import ended, facts, settings, until
 

@@ -31,14 +31,9 @@ from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoin
 from engine.client import in_process
 from engine.export import NotExportable, export_checkpoint, why_not_exported
 from engine.export.compressed import tensors
-from engine.quant import (
-    Format,
-    dequantized,
-    parse_format,
-    scale_dtype_for,
-    stored_bits,
-    stored_form,
-)
+from engine.formats.grammar import Format, parse_format
+from engine.formats.storage import stored_bits
+from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
 from tests import tiny
 from tests.drive import ended, facts, settings, until
 

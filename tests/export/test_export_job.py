@@ -17,7 +17,9 @@ from engine import protocol as p
 from engine.checkpoint import list_layers, open_checkpoint, read_layer
 from engine.client import InProcess, in_process
 from engine.demo import DEMO_PATH
-from engine.quant import dequantized, parse_format, scale_dtype_for, stored_bits
+from engine.formats.grammar import parse_format
+from engine.formats.storage import stored_bits
+from engine.quant.quantize import dequantized, scale_dtype_for
 from qtui import cli
 from tests import tiny
 from tests.drive import ended, settings, until

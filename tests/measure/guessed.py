@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Sequence
 import pytest
 
 from engine import protocol as p
-from engine.measure import sensitivity
-from engine.measure.account import Account
-from engine.quant import Format
+from engine.formats.grammar import Format
+from engine.measure.counts import Account
+from engine.measure.sweep import sweep as sensitivity
 from engine.workspace import Workspace
 
 Found = dict[str, dict[str, p.Estimate]]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from engine import protocol as p
-from engine.measure import agreement as a
+from engine.measure.sweep import agreement as a
 
 positive = st.floats(1e-6, 1e3)
 

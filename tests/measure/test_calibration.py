@@ -12,26 +12,26 @@ from torch import Tensor, nn
 
 from engine import protocol as p
 from engine.client import in_process
-from engine.corpora import Text
 from engine.errors import FormatError, TextError, UsageError
-from engine.jobs import Outcome
-from engine.journal import FactStore
-from engine.measure.account import Account
-from engine.measure.approximate import approximated, columns_kept, recipe_states
-from engine.measure.calibration import Kept, calibration_parts, need_calibration
-from engine.measure.calibration_text import cut_calibration
-from engine.measure.evaluation import evaluate
-from engine.measure.solving import LayerInputs, solve
+from engine.formats.grammar import parse_format, without_folds
+from engine.measure.calibration.approximate import approximated, columns_kept, recipe_states
+from engine.measure.calibration.calibration import Kept, calibration_parts, need_calibration
+from engine.measure.calibration.solve import LayerInputs, solve
+from engine.measure.calibration.text import cut_calibration
+from engine.measure.counts import Account
+from engine.measure.evaluation.evaluate import evaluate
 from engine.model.folding import fold_groups
 from engine.model.network import Held, StandIn
-from engine.opening import open_job
-from engine.quant import dequantized, parse_format
-from engine.quant.formats import without_folds
+from engine.opening.stages import open_job
 from engine.quant.methods.awq import awq
 from engine.quant.methods.gptq import gptq
 from engine.quant.methods.outlier import outlier_columns
 from engine.quant.methods.smooth import smooth_scale
+from engine.quant.quantize import dequantized
 from engine.quant.statistics import InputStatistics
+from engine.service.scheduler import Outcome
+from engine.store.journal import FactStore
+from engine.texts.corpora import Text
 from engine.workspace import Workspace
 from tests import brute_force, tiny
 from tests.drive import ended, facts, settings, until
@@ -390,7 +390,7 @@ def test_a_recipe_is_calibrated_on_what_its_earlier_blocks_give(
 def test_what_did_not_change_is_not_solved_again(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.measure import approximate
+    from engine.measure.calibration import approximate
 
     workspace = opened()
     solved: list[str] = []

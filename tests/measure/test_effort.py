@@ -13,7 +13,7 @@ from scipy import stats
 
 from engine import protocol as p
 from engine.client import Client, in_process
-from engine.measure.reference import Reference
+from engine.measure.evaluation.reference import Reference
 from tests import tiny
 from tests.drive import ended, facts, figures, settings, sweeps, until
 from tests.measure import guessed

@@ -13,16 +13,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from engine import protocol as p
-from engine.journal import FactStore
-from engine.measure import products
-from engine.measure import walk as walks
-from engine.measure.account import Account
-from engine.measure.estimate import estimate
-from engine.measure.products import Moments, sample_of
-from engine.measure.walk import Walk
+from engine.formats.grammar import Format, parse_format
+from engine.measure.counts import Account
+from engine.measure.estimate import backward_pass as walks
+from engine.measure.estimate import first_order as products
+from engine.measure.estimate.backward_pass import Walk
+from engine.measure.estimate.estimate import estimate
+from engine.measure.estimate.first_order import Moments, sample_of
 from engine.model import gradients
-from engine.opening import open_job
-from engine.quant import Format, dequantized, parse_format
+from engine.opening.stages import open_job
+from engine.quant.quantize import dequantized
+from engine.store.journal import FactStore
 from engine.workspace import Workspace
 from tests import planted, tiny
 from tests.drive import facts, settings, sweeps

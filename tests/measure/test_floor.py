@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine import protocol as p
-from engine.measure.control import rounded_otherwise
+from engine.measure.sweep.control import rounded_otherwise
 from engine.model.load import load_network
 from engine.model.network import StandIn
 from tests import tiny

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.measure import fused
-from engine.measure.fused import Fused, variant_for
-from engine.measure.reconstruction import compare
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
+from engine.measure.weights import fused
+from engine.measure.weights.fused import Fused, variant_for
+from engine.measure.weights.reconstruction import compare
+from engine.quant.quantize import dequantized
 from tests.quant.adversarial import adversarial, normal
 
 BITS = range(2, 9)

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.measure.grid import Grid, format_grid, typical_range
-from engine.quant import parse_format
+from engine.formats.grammar import parse_format
+from engine.measure.weights.grid import Grid, format_grid, typical_range
 
 
 def half(value: float) -> float:
@@ -187,7 +187,7 @@ def test_the_shorter_group_at_the_end_of_a_row_is_not_typical() -> None:
 
 
 def test_nothing_of_the_layers_size_is_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.measure import grid
+    from engine.measure.weights import grid
 
     seen: list[int] = []
     whole = grid.dequantized

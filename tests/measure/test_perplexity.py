@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from engine.errors import TextError, UsageError
-from engine.measure.perplexity import compare, cut, estimate
+from engine.measure.evaluation.divergence import compare, cut, estimate
 
 VOCABULARY = 50
 

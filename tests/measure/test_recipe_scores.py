@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
-from engine.journal import FactStore
-from engine.measure import evaluation
-from engine.measure.account import Account
-from engine.measure.evaluation import evaluate, made_from
-from engine.measure.reference import Reference
+from engine.formats.grammar import Format, parse_format
+from engine.measure.counts import Account
+from engine.measure.evaluation import evaluate as evaluation
+from engine.measure.evaluation.evaluate import evaluate, made_from
+from engine.measure.evaluation.reference import Reference
 from engine.model.network import Held
-from engine.opening import open_job
-from engine.quant import Format, dequantized, parse_format
+from engine.opening.stages import open_job
+from engine.quant.quantize import dequantized
+from engine.store.journal import FactStore
 from engine.workspace import Workspace
 from tests import tiny
 from tests.drive import settings

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from engine.errors import UsageError
-from engine.measure.effort import Effort, parse_effort
-from engine.measure.sequential import (
+from engine.measure.sweep.exactness import Effort, parse_effort
+from engine.measure.sweep.top_k import (
     ERROR,
     LEAST,
     Evidence,

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.errors import EngineError
-from engine.measure.perplexity import Windows, cut
-from engine.measure.places import Memory, OnDisk, Room, Stored
-from engine.measure.reference import Reference
-from engine.measure.standing import Standing
-from engine.measure.states import Plan, Sizes, choose
+from engine.formats.grammar import parse_format
+from engine.measure.evaluation.boundary_states import Plan, Sizes, choose
+from engine.measure.evaluation.divergence import Windows, cut
+from engine.measure.evaluation.memory_tiers import Memory, OnDisk, Room, Stored
+from engine.measure.evaluation.recipe_run import Standing
+from engine.measure.evaluation.reference import Reference
 from engine.model.load import load_network
 from engine.model.network import Network
-from engine.quant import dequantized, parse_format
+from engine.quant.quantize import dequantized
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -276,9 +277,9 @@ RESIDENT = """
 import json, re, sys
 from pathlib import Path
 import torch
-from engine.measure.perplexity import cut
-from engine.measure.reference import Reference
-from engine.measure.standing import Standing
+from engine.measure.evaluation.divergence import cut
+from engine.measure.evaluation.reference import Reference
+from engine.measure.evaluation.recipe_run import Standing
 from engine.model.load import load_network
 from tests import tiny
 folder = tiny.build("llama", Path(sys.argv[1]), hidden_size=128, intermediate_size=128,

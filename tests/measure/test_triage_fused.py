@@ -10,7 +10,7 @@ import torch
 
 from engine import protocol as p
 from engine.client import in_process
-from engine.measure import fused, triage
+from engine.measure.weights import fused, triage
 from tests import tiny
 from tests.drive import ended, facts, settings, until
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.measure import triage
-from engine.measure.fused import Fused
-from engine.measure.reconstruction import compare
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
+from engine.measure.weights import triage
+from engine.measure.weights.fused import Fused
+from engine.measure.weights.reconstruction import compare
+from engine.quant.quantize import dequantized
 
 
 def test_errors_of_a_rotated_format_are_those_of_the_whole_weight(

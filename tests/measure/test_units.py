@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import protocol as p
-from engine.measure.units import units
+from engine.measure.sweep.units import units
 from engine.model.layers import Layer
 from tests import brute_force, tiny
 from tests.drive import facts, figures, settings, sweeps

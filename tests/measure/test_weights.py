@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from engine.measure import pieces as pieces_module
-from engine.measure.weights import (
+from engine.measure.weights import chunks as pieces_module
+from engine.measure.weights.statistics import (
     CHANNEL_FACTOR,
     MOST_CHANNELS,
     compare,

@@ -13,7 +13,7 @@ from textual.widget import Widget
 
 from engine import protocol as p
 from engine.session import Session, apply, recipe_hash
-from qtui.themes import DEFAULT_THEME, load_themes
+from qtui.user.themes import DEFAULT_THEME, load_themes
 from tests.qtui import replay as r
 
 

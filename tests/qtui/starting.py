@@ -12,10 +12,10 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 
 from engine.profiles import Profile
-from engine.sessions import Looked, PastSession
-from qtui.screens.start import Start
-from qtui.text import PLAIN, UNICODE
-from qtui.themes import DEFAULT_THEME, load_themes
+from engine.store.past_sessions import Looked, PastSession
+from qtui.screens.start.screen import Start
+from qtui.user.themes import DEFAULT_THEME, load_themes
+from qtui.views.text import PLAIN, UNICODE
 
 NOW = 1_700_000_000.0
 

@@ -9,9 +9,9 @@ import pytest
 
 from engine import protocol as p
 from qtui.actions import ACTIONS, bindings, toggles
-from qtui.screens.deeds import DEEDS
 from qtui.screens.palette import Palette
-from qtui.widgets.status import KeyBar
+from qtui.screens.workbench.actions import DEEDS
+from qtui.widgets.frame.status import KeyBar
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 

@@ -11,11 +11,12 @@ import pytest
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.profiles import Profile, load_profile
-from qtui import cli, opening
+from qtui import cli
+from qtui import startup as opening
 from qtui.app import Choice, Look
-from qtui.options import size_in_bytes
-from qtui.screens.start import Start
-from qtui.text import UNICODE
+from qtui.cli.options import size_in_bytes
+from qtui.screens.start.screen import Start
+from qtui.views.text import UNICODE
 from tests.qtui.scripted import Scripted, install
 
 QUICK = ("--profile", "quick")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
-from qtui.clipboard import MOST_BYTES, copy, sequences, what_to_copy
+from qtui.saved.clipboard import MOST_BYTES, copy, sequences, what_to_copy
 from tests.qtui import replay as r
 from tests.qtui.driving import driving
 from tests.qtui.saving import BROKEN, LAYER, view

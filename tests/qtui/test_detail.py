@@ -10,9 +10,9 @@ from textual.events import MouseScrollDown, MouseScrollUp
 
 from engine import protocol as p
 from engine.session import Session, recipe_hash
-from qtui.text import PLAIN
-from qtui.widgets.detail import Detail
-from qtui.widgets.past import Past
+from qtui.views.text import PLAIN
+from qtui.widgets.pane.detail import Detail
+from qtui.widgets.pane.past import Past
 from tests.qtui import replay as r
 from tests.qtui.panes import Stage, holding, staged, told, undone, until, whole
 

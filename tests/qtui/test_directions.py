@@ -9,10 +9,10 @@ import pytest
 
 from engine import protocol as p
 from engine.session import Session, apply
-from qtui import sweeps
-from qtui.text import UNICODE
-from qtui.widgets.caption import caption
+from qtui.views import sweeps
+from qtui.views.text import UNICODE
 from qtui.widgets.line import cells
+from qtui.widgets.table.caption import caption
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 
@@ -96,7 +96,7 @@ async def test_the_worst_to_lose_and_the_best_to_keep_have_orders_and_filters_of
         await d.pilot.press("s")
         await d.give(*r.swept(direction="restore"), p.Learned(("x",), (best,)))
         assert d.table.current == DOWN
-        from qtui.filter import parse_filter
+        from qtui.views.filter import parse_filter
 
         d.bench.set_filter(parse_filter("kl>1"))
         assert [session.layers.names[row] for row in d.table.rows] == [DOWN]

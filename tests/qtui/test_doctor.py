@@ -10,7 +10,9 @@ import msgspec
 import pytest
 
 from engine.errors import ProfileError
-from qtui import doctor, schema, themes
+from engine.report import schema
+from qtui.cli import doctor
+from qtui.user import themes
 
 
 def test_the_report_finds_what_is_bundled() -> None:

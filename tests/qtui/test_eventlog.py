@@ -9,9 +9,9 @@ import pytest
 
 from engine import protocol as p
 from engine.session import Session, apply, recipe_hash
-from qtui.eventlog import MOST, EventLog
-from qtui.text import PLAIN, UNICODE
-from qtui.widgets.log_pane import LogPane
+from qtui.views.eventlog import MOST, EventLog
+from qtui.views.text import PLAIN, UNICODE
+from qtui.widgets.frame.log_pane import LogPane
 from tests.qtui import replay as r
 from tests.qtui.panes import staged, told, undone, whole
 
@@ -85,7 +85,7 @@ def test_a_recipe_s_score_is_told_and_not_while_it_narrows() -> None:
 
 def test_whole_bodies_are_hashed_once_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of tens of thousands of rows that takes a while: not at every score that comes in."""
-    from qtui import eventlog
+    from qtui.views import eventlog
 
     log, session, hashed = EventLog(), whole(), []
     monkeypatch.setattr(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from engine import protocol as p
 from engine.session import Session, apply
-from qtui.filter import FIELDS, FilterError, parse_filter
-from qtui.filter_completion import complete_filter
+from qtui.views.filter import FIELDS, FilterError, parse_filter
+from qtui.views.filter_completion import complete_filter
 from tests.qtui import replay as r
 
 DOWN = "model.layers.0.mlp.down_proj"

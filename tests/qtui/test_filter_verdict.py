@@ -7,8 +7,8 @@ import math
 import pytest
 
 from engine.session import Session
-from qtui.filter import OPERATORS
-from qtui.filter_verdict import judge_filter
+from qtui.views.filter import OPERATORS
+from qtui.views.filter_verdict import judge_filter
 from tests.qtui import replay as r
 
 

@@ -11,8 +11,8 @@ import pytest
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.session import Session, apply
-from qtui.headless import RunError, measure
-from qtui.progress import Meter
+from qtui.cli.headless import RunError, measure
+from qtui.cli.progress import Meter
 from tests.qtui import replay as r
 from tests.qtui.scripted import install, whole
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import protocol as p
-from qtui.text import PLAIN, UNICODE, Glyphs
-from qtui.widgets.histogram import Histogram
+from qtui.views.text import PLAIN, UNICODE, Glyphs
 from qtui.widgets.line import Words
-from qtui.widgets.plot import column, plot, significant
+from qtui.widgets.pane.histogram import Histogram
+from qtui.widgets.pane.plot import column, plot, significant
 from tests.qtui import replay as r
 from tests.qtui.panes import staged, until
 

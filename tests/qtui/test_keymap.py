@@ -15,7 +15,7 @@ from textual._xterm_parser import XTermParser
 from textual.app import App
 from textual.binding import Binding, BindingType
 
-from qtui.keymap import (
+from qtui.user.keymap import (
     NAMES,
     UNBOUND,
     KeymapError,

@@ -7,9 +7,9 @@ from textual import events
 
 from engine import protocol as p
 from qtui.app import Look, QtuiApp
-from qtui.keymap import UNBOUND
-from qtui.widgets.layer_table import LayerTable
-from qtui.widgets.scoreboard import running
+from qtui.user.keymap import UNBOUND
+from qtui.widgets.frame.scoreboard import running
+from qtui.widgets.table.layer_table import LayerTable
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 from tests.qtui.play import Pretender

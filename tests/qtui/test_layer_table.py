@@ -14,10 +14,10 @@ from textual import events
 
 from engine import protocol as p
 from engine.session import MAX_EXPERTS, apply
-from qtui.filter import parse_filter
-from qtui.widgets.columns import COLUMNS, GUTTER
-from qtui.widgets.layer_table import LayerTable
-from qtui.widgets.listing import Listing
+from qtui.views.filter import parse_filter
+from qtui.widgets.table.columns import COLUMNS, GUTTER
+from qtui.widgets.table.layer_table import LayerTable
+from qtui.widgets.table.listing import Listing
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 from tests.qtui.test_filter import estimate

@@ -6,7 +6,7 @@ import pytest
 
 from engine import protocol as p
 from qtui.app import Look, QtuiApp
-from qtui.remembered import recall
+from qtui.user.remembered import recall
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 from tests.qtui.test_scopes_and_keys import NAMES

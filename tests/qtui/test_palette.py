@@ -10,7 +10,7 @@ from textual.events import MouseScrollDown
 from textual.screen import Screen
 
 from qtui.screens.palette import Palette, PaletteEntry, answers, search
-from qtui.text import PLAIN, UNICODE
+from qtui.views.text import PLAIN, UNICODE
 from qtui.widgets.choices import Choices
 from tests.qtui.starting import Hand, Shell
 

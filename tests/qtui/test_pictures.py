@@ -13,9 +13,9 @@ from textual.pilot import Pilot
 from engine import protocol as p
 from engine.session import recipe_hash
 from qtui.app import Choice, Look, QtuiApp
-from qtui.screens.start import Start
-from qtui.widgets.layer_table import LayerTable
-from qtui.widgets.status import Message
+from qtui.screens.start.screen import Start
+from qtui.widgets.frame.status import Message
+from qtui.widgets.table.layer_table import LayerTable
 from tests.qtui import replay as r
 from tests.qtui import starting
 from tests.qtui.driving import Driver

@@ -16,10 +16,10 @@ from textual.binding import Binding, BindingType
 from textual.events import Key, Paste
 from textual.screen import Screen
 
-from qtui.text import PLAIN, UNICODE, Glyphs, printable
+from qtui.views.text import PLAIN, UNICODE, Glyphs, printable
 from qtui.widgets.line import Lines
-from qtui.widgets.offers import in_common, shortened
-from qtui.widgets.prompt import Completion, Prompt, Verdict, open_prompt
+from qtui.widgets.prompt.offers import in_common, shortened
+from qtui.widgets.prompt.prompt import Completion, Prompt, Verdict, open_prompt
 from tests.qtui.starting import Hand, Shell
 
 FORMATS = ("int4-channel", "int4-g128", "int4-g64", "int8", "nf4")

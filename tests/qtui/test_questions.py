@@ -12,11 +12,11 @@ import pytest
 
 from engine import protocol as p
 from engine.errors import UsageError
+from engine.report import schema
+from engine.report.documents import triage_document
 from engine.session import Session
-from qtui import schema
-from qtui.documents import triage_document
-from qtui.headless import RunError, measure
-from qtui.progress import Meter
+from qtui.cli.headless import RunError, measure
+from qtui.cli.progress import Meter
 from tests.qtui import replay as r
 from tests.qtui.scripted import Answer, install, whole
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
+from engine.recipes.file import built_in, names_file, read_recipe
 from engine.session import Session, apply
-from qtui.recipe_file import built_in, names_file, read_recipe
 from tests.qtui import replay as r
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qtui import remembered
-from qtui.remembered import Remembered, recall, remember, remember_theme, remembered_path
+from qtui.user import remembered
+from qtui.user.remembered import Remembered, recall, remember, remember_theme, remembered_path
 
 
 def put(content: str) -> Path:

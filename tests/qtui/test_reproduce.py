@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from engine import protocol as p
 from engine.profiles import load_profile
-from qtui.options import FormatsOption, Shared, shares_options, split_formats
-from qtui.reproduce import command, quoted, unsaid
+from qtui.cli.options import FormatsOption, Shared, shares_options, split_formats
+from qtui.views.reproduce import command, quoted, unsaid
 
 app = typer.Typer(pretty_exceptions_enable=False)
 heard: list[tuple[str, tuple[str, ...], p.Settings]] = []

@@ -10,8 +10,8 @@ import pytest
 from engine import protocol as p
 from engine.session import apply
 from qtui.saved.forms import as_csv, as_tsv
+from qtui.saved.saving import save
 from qtui.saved.view import Table
-from qtui.saving import save
 from tests.qtui import replay as r
 from tests.qtui.saving import BROKEN, LAYER, lines_of_csv, session, view
 

@@ -21,12 +21,10 @@ from rich.cells import cell_len
 
 from engine import protocol as p
 from engine.errors import UsageError
+from engine.recipes.file import read_recipe
 from engine.session import Session, apply
-from qtui.eventlog import Entry
-from qtui.recipe_file import read_recipe
 from qtui.saved.figures import COLUMNS, IDENTITY
-from qtui.saved.view import SUBJECTS, View
-from qtui.saving import (
+from qtui.saved.saving import (
     FORMS,
     complete_path,
     judge_path,
@@ -36,7 +34,7 @@ from qtui.saving import (
     subjects,
     suggested,
 )
-from qtui.svg import (
+from qtui.saved.svg import (
     CELL,
     MARGIN,
     PAPER,
@@ -48,7 +46,9 @@ from qtui.svg import (
     text_of,
     written,
 )
-from qtui.widgets.columns import BY_ID
+from qtui.saved.view import SUBJECTS, View
+from qtui.views.eventlog import Entry
+from qtui.widgets.table.columns import BY_ID
 from tests.qtui import replay as r
 from tests.qtui.driving import driving
 from tests.qtui.saving import BROKEN, EXPERTS, GUESSED, LAYER, lines_of_csv, session, view

@@ -9,7 +9,7 @@ import pytest
 
 from engine import protocol as p
 from engine.session import Session, apply
-from qtui.scope import (
+from qtui.views.scope import (
     SCOPES,
     Here,
     Scope,
@@ -21,7 +21,7 @@ from qtui.scope import (
     touches,
     why_not,
 )
-from qtui.text import PLAIN
+from qtui.views.text import PLAIN
 from tests.qtui import replay as r
 
 NAMES = r.names()

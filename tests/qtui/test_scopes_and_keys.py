@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from engine import protocol as p
-from qtui.scope import Scope
-from qtui.widgets.layer_table import LayerTable
-from qtui.widgets.status import KeyBar
+from qtui.views.scope import Scope
+from qtui.widgets.frame.status import KeyBar
+from qtui.widgets.table.layer_table import LayerTable
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 from tests.qtui.test_scope import grouped

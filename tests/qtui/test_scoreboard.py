@@ -9,8 +9,8 @@ import pytest
 
 from engine import protocol as p
 from engine.session import Session, recipe_hash
-from qtui.text import PLAIN, UNICODE, Glyphs
-from qtui.widgets.scoreboard import Scoreboard
+from qtui.views.text import PLAIN, UNICODE, Glyphs
+from qtui.widgets.frame.scoreboard import Scoreboard
 from tests.qtui import replay as r
 from tests.qtui.panes import holding, staged, told, undone, whole
 

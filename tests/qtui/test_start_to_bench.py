@@ -9,9 +9,9 @@ import msgspec
 
 from engine import protocol as p
 from engine.profiles import Profile
-from engine.sessions import Looked
+from engine.store.past_sessions import Looked
 from qtui.app import Choice, Look, QtuiApp
-from qtui.screens.start import Start
+from qtui.screens.start.screen import Start
 from tests.qtui import replay as r
 from tests.qtui import starting
 from tests.qtui.driving import Driver, press_at_once

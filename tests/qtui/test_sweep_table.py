@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from engine import protocol as p
+from engine.report import schema
+from engine.report.documents import sweep_document
 from engine.session import Session, apply
-from qtui import schema
-from qtui.documents import sweep_document
-from qtui.sweep_table import sweep_text
+from qtui.views.sweep_table import sweep_text
 from tests.qtui import replay as r
 
 CONTROL = p.Control("lm_head", 0.0, 0.0, floor_dnll=1e-5, floor_kl=5e-4)

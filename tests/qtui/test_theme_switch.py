@@ -16,9 +16,9 @@ from engine import protocol as p
 from qtui.app import Look, QtuiApp
 from qtui.bundled import themes_folder
 from qtui.screens.help import Overlay
-from qtui.theme_watch import ThemeShelf, ThemeWatch
-from qtui.themes import ThemeFile, read_theme, user_folder
-from qtui.widgets.histogram import Histogram
+from qtui.user.theme_watch import ThemeShelf, ThemeWatch
+from qtui.user.themes import ThemeFile, read_theme, user_folder
+from qtui.widgets.pane.histogram import Histogram
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver
 

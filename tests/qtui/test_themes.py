@@ -14,7 +14,7 @@ from textual.strip import Strip
 
 from engine.errors import UsageError
 from qtui.bundled import themes_folder
-from qtui.themes import (
+from qtui.user.themes import (
     DEFAULT_THEMES,
     Colors,
     ThemeError,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from qtui import text as t
+from qtui.views import text as t
 
 
 @given(st.text())

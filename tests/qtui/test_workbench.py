@@ -12,9 +12,9 @@ from textual.filter import NoColor
 from engine import protocol as p
 from engine.session import Session, apply, recipe_hash
 from qtui.app import Look, QtuiApp
-from qtui.widgets.layer_table import LayerTable
+from qtui.widgets.frame.status import Message
 from qtui.widgets.line import Lines
-from qtui.widgets.status import Message
+from qtui.widgets.table.layer_table import LayerTable
 from tests.qtui import replay as r
 from tests.qtui.driving import driving
 

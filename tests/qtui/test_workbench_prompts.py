@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from engine import protocol as p
-from qtui.recipe_file import read_recipe
-from qtui.remembered import recall
-from qtui.widgets.prompt import Prompt
+from engine.recipes.file import read_recipe
+from qtui.user.remembered import recall
+from qtui.widgets.prompt.prompt import Prompt
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 from tests.qtui.test_scope import grouped

@@ -7,16 +7,17 @@ import math
 import bitsandbytes.functional as bnb
 import pytest
 import torch
-from adversarial import adversarial, normal
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
 from engine.errors import FormatError
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
 from engine.quant.methods.a8 import quantized_tokens, static_scale
 from engine.quant.methods.outlier import outlier_columns, split_outliers
+from engine.quant.quantize import dequantized
 from engine.quant.statistics import InputStatistics
+from tests.quant.adversarial import adversarial, normal
 
 TOKEN = QuantizationArgs(num_bits=8, type="int", strategy="token", symmetric=True, dynamic=True)
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from adversarial import adversarial, normal
 from bitsandbytes import functional as bnb
 
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
 from engine.quant.normal_float import dynamic_table, quantize_normal_float, table
+from engine.quant.quantize import dequantized
+from tests.quant.adversarial import adversarial, normal
 
 SHAPES = [(24, 256), (7, 130), (3, 5), (1, 1)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adversarial import adversarial, normal
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import dequantized, parse_format, stored_form
+from engine.formats.grammar import parse_format
 from engine.quant.normal_float import NormalFloat
+from engine.quant.quantize import dequantized, stored_form
 from engine.quant.quantized import Quantized
+from tests.quant.adversarial import adversarial, normal
 
 INTEGER = ["int2-g64", "int3-g32-sym", "int4-g128", "int4-channel", "int4-tensor", "int8-g48"]
 FLOAT = ["fp8-e4m3", "fp8-e5m2-tensor", "fp8-e4m3-block128", "mxfp4", "mxfp8", "nvfp4"]

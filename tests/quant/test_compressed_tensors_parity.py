@@ -9,7 +9,9 @@ from compressed_tensors.quantization.lifecycle.forward import fake_quantize, qua
 from compressed_tensors.quantization.utils import calculate_qparams
 from torch import Tensor
 
-from engine.quant import dequantized, parse_format, quantize_integer
+from engine.formats.grammar import parse_format
+from engine.quant.integer import quantize_integer
+from engine.quant.quantize import dequantized
 
 OUT, IN = 24, 256
 

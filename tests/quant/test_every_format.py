@@ -6,15 +6,17 @@ import math
 
 import pytest
 import torch
-from adversarial import adversarial, normal
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import dequantized, parse_format, rows, scale_dtype_for, stored_bits, stored_form
-from engine.quant.catalogue import BASES
-from engine.quant.formats import Format
+from engine.formats.catalogue import BASES
+from engine.formats.grammar import Format, parse_format
+from engine.formats.storage import stored_bits
+from engine.quant import rows
 from engine.quant.methods.hadamard import Rotated
+from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
 from engine.quant.stored import Stored, stored_bytes
+from tests.quant.adversarial import adversarial, normal
 
 VARIANTS = [
     *(f"fp8-{kind}-{scope}" for kind in ("e4m3", "e5m2") for scope in ("tensor", "block128")),

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from adversarial import adversarial
 from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
 from compressed_tensors.quantization import QuantizationArgs, preset_name_to_scheme
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize, quantize
@@ -19,9 +18,11 @@ from compressed_tensors.quantization.utils import (
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
 from engine.quant.float8 import Float8, quantize_float8
 from engine.quant.microscaling import quantize_microscaled, quantize_nvfp4
+from engine.quant.quantize import dequantized
+from tests.quant.adversarial import adversarial
 
 SHAPES = [(24, 256), (5, 96), (150, 320)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -6,16 +6,17 @@ import math
 
 import pytest
 import torch
-from adversarial import normal
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
 from engine.quant.methods.a8 import quantized_tokens
 from engine.quant.methods.awq import STEPS, awq, awq_scale
 from engine.quant.methods.fold import folded, unfolded
 from engine.quant.methods.smooth import smooth, smooth_scale
+from engine.quant.quantize import dequantized
 from engine.quant.statistics import InputStatistics
+from tests.quant.adversarial import normal
 
 
 def inputs_with_outliers(width: int, seed: int, tokens: int = 300) -> Tensor:

@@ -10,14 +10,15 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from adversarial import adversarial, normal
-from exact_weights import exact_importance, exact_weights
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import dequantized, parse_format
-from engine.quant.catalogue import BASES
+from engine.formats.catalogue import BASES
+from engine.formats.grammar import parse_format
 from engine.quant.gguf import quantize_gguf
+from engine.quant.quantize import dequantized
+from tests.quant.adversarial import adversarial, normal
+from tests.quant.exact_weights import exact_importance, exact_weights
 
 NAMES = [name for name, base in BASES.items() if base.family == "gguf"]
 LEGACY = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]

@@ -7,15 +7,16 @@ import math
 
 import pytest
 import torch
-from adversarial import normal
-from correlated import correlated
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
 from engine.quant.methods.gptq import gptq
+from engine.quant.quantize import dequantized
 from engine.quant.quantized import Quantized
 from engine.quant.statistics import output_error
+from tests.quant.adversarial import normal
+from tests.quant.correlated import correlated
 
 
 def brain_surgeon(

@@ -6,20 +6,21 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from adversarial import normal
-from correlated import correlated
 from torch import Tensor
 
-from engine.quant import dequantized, parse_format, solved, solved_form, stored_form
+from engine.formats.grammar import Format, parse_format
 from engine.quant.float8 import FLOAT8
-from engine.quant.formats import Format
 from engine.quant.lattice import codebook, lattice_scale
 from engine.quant.methods.gptq import Solved, gptq
 from engine.quant.methods.hadamard import rotate, rotate_back
 from engine.quant.microscaling import E2M1
 from engine.quant.normal_float import NF4
+from engine.quant.quantize import dequantized, stored_form
+from engine.quant.solve import solved, solved_form
 from engine.quant.statistics import output_error
 from engine.quant.stored import stored_bytes
+from tests.quant.adversarial import normal
+from tests.quant.correlated import correlated
 
 FLOATS = [
     *("fp8-e4m3", "fp8-e5m2", "fp8-e4m3-tensor", "fp8-e5m2-tensor", "fp8-e4m3-block128"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adversarial import normal
-from correlated import correlated
 from scipy.linalg import hadamard as walsh
 from torch import Tensor
 
-from engine.quant import dequantized, parse_format, solved, stored_form
+from engine.formats.grammar import parse_format
 from engine.quant.methods.hadamard import Rotated, rotate, rotate_back, signs
+from engine.quant.quantize import dequantized, stored_form
+from engine.quant.solve import solved
 from engine.quant.statistics import output_error
+from tests.quant.adversarial import normal
+from tests.quant.correlated import correlated
 
 
 def rotation(width: int) -> Tensor:

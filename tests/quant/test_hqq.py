@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adversarial import adversarial, normal
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import dequantized, exportable, parse_format, stored_bits, stored_form
+from engine.formats.grammar import parse_format
+from engine.formats.storage import exportable, stored_bits
+from engine.quant.quantize import dequantized, stored_form
 from engine.quant.quantized import Quantized
+from tests.quant.adversarial import adversarial, normal
 
 TEXTS = [
     "int2-g64",

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import dequantized, parse_format, quantize_integer, rows, scale_dtype_for
+from engine.formats.grammar import parse_format
+from engine.quant import rows
+from engine.quant.integer import quantize_integer
+from engine.quant.quantize import dequantized, scale_dtype_for
 
 TEXTS = ["int4-g32", "int4-g128-sym", "int8", "int8-asym", "int3-tensor", "int2-tensor-sym"]
 

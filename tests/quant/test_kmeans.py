@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from adversarial import adversarial, normal
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
 from engine.quant.kmeans import fit_centroids, quantize_kmeans
+from engine.quant.quantize import dequantized
+from tests.quant.adversarial import adversarial, normal
 
 FACTOR = 1.01
 """Squared error over the least possible, at most, for many rows; 1.05 for any one of them."""

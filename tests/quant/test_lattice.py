@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adversarial import normal
 
-from engine.quant import dequantized, parse_format
+from engine.formats.grammar import parse_format
 from engine.quant.lattice import RMS, codebook, nearest_codewords, patterns, quantize_lattice
 from engine.quant.methods.hadamard import rotate, rotate_back, signs
+from engine.quant.quantize import dequantized
+from tests.quant.adversarial import normal
 
 FMT = parse_format("e8-2+hadamard")
 

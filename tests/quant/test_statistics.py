@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from adversarial import normal
 
 from engine.errors import FormatError
 from engine.quant import statistics
 from engine.quant.statistics import InputStatistics, output_error
+from tests.quant.adversarial import normal
 
 
 def _of(inputs: torch.Tensor) -> InputStatistics:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import protocol as p
-from engine import recipes
 from engine.errors import FormatError, UsageError
-from engine.quant import parse_format, why_not_held
-from engine.recipe_mixes import (
+from engine.formats.grammar import parse_format
+from engine.formats.storage import why_not_held
+from engine.recipes import changes as recipes
+from engine.recipes.mixes import (
     DEFAULTS,
     NAMES,
     Row,

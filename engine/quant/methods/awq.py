@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 from engine.quant.methods.fold import Folded, check_group, fold_error
 from engine.quant.statistics import InputStatistics
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 
 FACTORS = tuple(1 - step / 20 for step in range(1, 17))
 """Fractions of the whole range that are tried first: .95 to .2."""

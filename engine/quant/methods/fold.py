@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 from engine.quant.quantize import dequantized
 from engine.quant.rows import matrices, row_chunks
 from engine.quant.statistics import InputStatistics, output_error

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
+from engine.formats.grammar import Format
+from engine.formats.storage import why_not_held
 from engine.quant.columns import columns_of
-from engine.quant.formats import Format
 from engine.quant.methods.hadamard import rotate_back
-from engine.quant.storage import why_not_held
 from engine.quant.stored import Stored, moved
 
 BLOCK = 128

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 from engine.quant.rows import finite_and_broken, matrices, restored, row_chunks
 from engine.quant.stored import Stored
 

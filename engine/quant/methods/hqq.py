@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 
 P_NORM = 0.7
 BETA = 10.0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 from engine.quant.integer import quantize_integer
 from engine.quant.methods.fold import only_weights
 from engine.quant.quantized import Quantized

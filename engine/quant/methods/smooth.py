@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
-from engine.quant.formats import Format
+from engine.formats.grammar import Format
 from engine.quant.methods.a8 import quantized_tokens, static_scale
 from engine.quant.methods.fold import (
     Folded,

@@ -1,0 +1,1 @@
+"""Formats as text and numbers: grammar, catalogue, storage, completion. No torch."""

@@ -1,0 +1,178 @@
+"""Completing and explaining a format while it is typed. Pure text: no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import msgspec
+
+from engine.errors import FormatError
+from engine.formats.catalogue import BASES, METHODS, Keys
+from engine.formats.grammar import parse_format, why_not_built
+from engine.formats.storage import stored_bits, why_not_held
+
+KEPT = "kept"
+"""The word for the dtype a layer is stored in; a prompt takes it beside the grammar."""
+
+TYPICAL = (4096, 4096)
+"""Shape for which a completion tells its bits per weight."""
+
+NOT_BUILT = "not built yet"
+
+_OPTIONS = ("-g32", "-g64", "-g128", "-g256", "-channel", "-tensor", "-block128", "-sym", "-asym")
+_FIRST = ("int4", "int8", "int3", "int6", "int5", "int2", "int7", KEPT, "bf16", "fp16", "fp32")
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """One way to go on."""
+
+    text: str
+    """The whole text with it."""
+    says: str
+    """In few words: bits per weight, what is to be typed next, or why it cannot be used."""
+    usable: bool = True
+    """Whether a layer could hold it as it stands, or once a number follows."""
+
+
+def complete_format(
+    text: str, limit: int = 12, shape: Sequence[int] | None = None
+) -> list[Completion]:
+    """Ways to go on at the end of ``text``, what can be used first, at most ``limit``.
+
+    Each is a format, or begins one. What is typed comes first if it is one already; nothing comes
+    where no format begins so.
+
+    Args:
+        text: as typed.
+        limit: completions at most.
+        shape: of the layers that would hold it, ``[out, in]`` or ``[experts, out, in]``, for which
+            bits per weight are told; None for a layer of `TYPICAL` shape.
+    """
+    typed = text.strip().lower()
+    found: dict[str, tuple[tuple[bool, bool, bool], Completion]] = {}
+    for candidate in _candidates(typed):
+        if candidate not in found and (judged := _judged(candidate, shape)) is not None:
+            usable, says = judged
+            # Of those that are alike the order of the grammar stays: sorting is stable.
+            rank = (candidate != typed, not usable, not candidate.startswith(typed))
+            completion = Completion(candidate, says, usable or candidate.endswith("="))
+            found[candidate] = (rank, completion)
+    ranked = sorted(found.values(), key=lambda one: one[0])
+    return [completion for _, completion in ranked[: max(0, limit)]]
+
+
+def explain_format(text: str, shape: Sequence[int] | None = None) -> tuple[str | None, str]:
+    """What a text means as a format, in a sentence.
+
+    Args:
+        text: as typed.
+        shape: of the layer that would hold it, ``[out, in]`` or ``[experts, out, in]``; None for
+            no layer in particular.
+
+    Returns:
+        The canonical text and the bits a weight takes; or None, and why it cannot be used.
+    """
+    typed = text.strip().lower()
+    if not typed:
+        return None, "type a format, such as int4-g128"
+    if typed == KEPT:
+        return KEPT, "left in the dtype it is stored in"
+    try:
+        format = parse_format(typed)
+        if (why := why_not_built(format)) is not None:
+            return None, why
+        if shape is not None and (why := why_not_held(format, shape)) is not None:
+            return None, why
+        sizes = tuple(shape) if shape is not None else TYPICAL
+        bits = stored_bits(format, sizes) / prod(sizes)
+    except FormatError as error:
+        return None, str(error)
+    of = "" if shape is not None else f" in a weight of {' x '.join(map(str, TYPICAL))}"
+    return str(format), f"{format}: {_bits(bits)} a weight{of}"
+
+
+def _bits(bits: float) -> str:
+    return f"{bits:.2f}".removesuffix(".00") + " bit"
+
+
+def _judged(candidate: str, shape: Sequence[int] | None) -> tuple[bool, str] | None:
+    """Whether a candidate can be used, and what to say of it; None where no format begins so."""
+    if candidate == KEPT:
+        return True, "as stored"
+    try:
+        format = parse_format(candidate)
+    except FormatError:
+        return _begun(candidate)
+    sizes = TYPICAL if shape is None else tuple(shape)
+    if (why := why_not_held(format, sizes)) is not None:
+        # What a typical layer holds is named: somebody may look for it here.
+        return None if why_not_held(format, TYPICAL) is not None else (False, why)
+    try:
+        size = _bits(stored_bits(format, sizes) / prod(sizes))
+    except FormatError:
+        size = "size not known beforehand"
+    usable = why_not_built(format) is None
+    return usable, size if usable else f"{size}, {NOT_BUILT}"
+
+
+def _begun(candidate: str) -> tuple[bool, str] | None:
+    """What to say of a text that something must follow."""
+    if not candidate.endswith("="):
+        return None
+    owner = candidate.rpartition("+")[2] if "+" in candidate else candidate
+    name, _, key = owner.removesuffix("=").rpartition(":")
+    keys = _keys_of(name.partition(":")[0])
+    number = keys.get(key)
+    if number is None:
+        return None
+    unit = "%" if number.percent else ""
+    try:
+        parse_format(f"{candidate}{number.default or number.high}{unit}")
+    except FormatError:
+        return None
+    says = f"{number.low:g}{unit} to {number.high:g}{unit}"
+    says += f", else {number.default:g}" if number.default is not None else ""
+    return False, says
+
+
+def _candidates(typed: str) -> Iterator[str]:
+    """Texts that may go on from ``typed``, in the order of the grammar; not all are formats."""
+    yield typed
+    names = [*_FIRST, *(name for name in BASES if name not in _FIRST)]
+    for name in names:
+        if name.startswith(typed):
+            # The lattice is no format without its rotation.
+            yield name if name != "e8-2" else "e8-2+hadamard"
+    for stem, partial in _splits(typed):
+        for option in _going_on(stem):
+            if option.startswith(partial):
+                yield stem + option
+    if typed and not any(mark in typed for mark in ":+"):
+        yield from (name for name in names if typed in name and not name.startswith(typed))
+
+
+def _splits(typed: str) -> Iterator[tuple[str, str]]:
+    """What stands, and what is still being typed behind it: what a mark begins, or nothing."""
+    last = max(typed.rfind(mark) for mark in "-:+")
+    if last > 0:
+        yield typed[:last], typed[last:]
+    yield typed, ""
+
+
+def _going_on(stem: str) -> Iterator[str]:
+    """Options, keys and methods that may stand behind ``stem``."""
+    last = stem.rpartition("+")[2]
+    if last == stem:
+        yield from _OPTIONS
+    keys = _keys_of(last.partition(":")[0])
+    yield from (f":{key}" + ("" if number is None else "=") for key, number in keys.items())
+    yield from (f"+{name}" for name in METHODS)
+
+
+def _keys_of(spelled: str) -> Keys:
+    """The keys of a method or a format, whatever value or options stand behind its name."""
+    tables = {name: rule.keys for name, rule in METHODS.items()}
+    tables |= {name: base.keys for name, base in BASES.items()}
+    name = max((each for each in tables if spelled.startswith(each)), key=len, default="")
+    return tables.get(name, {})

@@ -1,0 +1,1 @@
+"""Inputs gathered for methods that need them, and layers quantised with them."""

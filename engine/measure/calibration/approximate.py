@@ -1,0 +1,257 @@
+"""What a layer computes with in a format: the weight as the artefact would dequantise it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from engine import protocol as p
+from engine.checkpoint import read_layer
+from engine.errors import FormatError
+from engine.formats.grammar import FOLDED, Format, folds, needs_calibration, why_not_alone
+from engine.measure.calibration.block_inputs import Events, RecipeStates, States
+from engine.measure.calibration.calibration import Calibration, need_calibration
+from engine.measure.calibration.solve import (
+    LayerInputs,
+    Scaling,
+    Solution,
+    find_scale,
+    method,
+    rounded_inputs,
+    scaled_inputs,
+    solve,
+)
+from engine.measure.counts import Account
+from engine.model.folding import fold_groups
+from engine.model.inputs import why_unseen
+from engine.model.network import Held, StandIn
+from engine.quant.methods.fold import folded, only_weights
+from engine.quant.methods.gptq import Solved
+from engine.quant.quantize import dequantized
+from engine.workspace import Workspace
+
+
+def approximated(
+    workspace: Workspace,
+    layer: str,
+    format: Format,
+    account: Account,
+    recipe: RecipeStates | None = None,
+) -> Events[Held]:
+    """What a layer computes with in a format; yields while what it takes is being gathered.
+
+    Methods that look at inputs are given those of the unchanged network. With a recipe they are
+    given those that the blocks before give as the recipe has them, and what these compute with is
+    found first.
+
+    Args:
+        workspace: with a loaded model.
+        layer: a name.
+        format: what it holds.
+        account: of the job.
+        recipe: that the layer and its format are a part of, by `recipe_states`.
+
+    Raises:
+        FormatError: as `approximation` does; nothing absorbs the scale that the format asks for;
+            a method cannot work with the inputs it is given.
+        TextError: the calibration text cannot be read.
+    """
+    network, _ = workspace.need_network()
+    if (why := why_not_given(workspace, layer, format)) is not None:
+        raise FormatError(f"{layer}: {why}")
+    if not needs_calibration(format):
+        weights = only_weights(format)
+        quantize = account.timed("quantize_s", lambda: approximation(workspace, layer, weights))
+        weight = quantize()
+        if method(format, "a8") is None:
+            return weight
+        rotated = method(format, "hadamard") is not None
+        return StandIn(weight, rounded_inputs(rotated=rotated))
+    calibration = yield from need_calibration(workspace)
+    start = network.layers[layer].start
+    states = calibration.reference if recipe is None else recipe.of(start)
+    key = (layer, str(format), states.prefix)
+    wanted = None if recipe is None or method(format, "gptq") is None else recipe.forms
+    known = calibration.solved.get(key)
+    if known is not None and (wanted is None or layer in wanted):
+        return known
+    for name in [] if recipe is None else recipe.unsettled(start):
+        assert recipe is not None
+        before = yield from approximated(workspace, name, recipe.formats[name], account, recipe)
+        recipe.settled[name] = before
+        yield None
+    inputs = yield from calibration.inputs(layer, states, account)
+    scaling = yield from _scaling(workspace, calibration, layer, format, inputs, states, account)
+    scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
+
+    def solved() -> Solution:
+        stored = _stored(workspace, layer).to(network.device)
+        return solve(stored, inputs, format, scaling, scale_dtype, layer)
+
+    solution = account.timed("quantize_s", solved)()
+    weight = solution.weight.to(network.dtype)
+    held = weight if solution.inputs is None else StandIn(weight, solution.inputs)
+    calibration.solved.keep(key, held, weight.nbytes)
+    calibration.columns[key] = solution.columns
+    if wanted is not None and solution.form is not None:
+        wanted[layer] = solution.form.on(torch.device("cpu"))
+    for note in solution.notes:
+        if note not in calibration.said:
+            calibration.said.add(note)
+            yield p.Notice("info", note)
+    return held
+
+
+def recipe_states(
+    workspace: Workspace, formats: Mapping[str, Format]
+) -> Events[RecipeStates | None]:
+    """Where inputs come from in a recipe; None where none of its formats looks at any."""
+    network, _ = workspace.need_network()
+    if not any(map(needs_calibration, formats.values())):
+        return None
+    calibration = yield from need_calibration(workspace)
+    return RecipeStates(calibration.reference, network, calibration.batches, formats)
+
+
+def solved_codes(
+    workspace: Workspace, formats: Mapping[str, Format], account: Account
+) -> Events[dict[str, Solved]]:
+    """The codes that ``+gptq`` finds for the layers of a recipe, of the weights it is scored with.
+
+    Everything is solved in the order of the blocks, each on what the recipe gives before it. Codes
+    lie in main memory, a byte a weight.
+
+    Args:
+        workspace: with a loaded model.
+        formats: the recipe.
+        account: of the job.
+
+    Raises:
+        FormatError: as of `approximated`.
+        TextError: the calibration text cannot be read.
+    """
+    recipe = yield from recipe_states(workspace, formats)
+    if recipe is None:
+        return {}
+    found: dict[str, Solved] = {}
+    recipe.forms, recipe.forgets = found, True
+    wanted = [name for name in formats if needs_calibration(formats[name])]
+    network, _ = workspace.need_network()
+    wanted.sort(key=lambda name: network.layers[name].start)
+    for done, name in enumerate(wanted):
+        yield p.Stage(f"solving {name}", done, len(wanted))
+        held = yield from approximated(workspace, name, formats[name], account, recipe)
+        recipe.settled[name] = held
+    return found
+
+
+def columns_kept(workspace: Workspace, recipe: RecipeStates | None) -> dict[str, int]:
+    """Input channels that ``+outlier`` keeps beside the codes of a recipe's layers, once solved."""
+    network, calibration = workspace.network, workspace.calibration
+    if recipe is None or network is None or calibration is None:
+        return {}
+    return {
+        name: calibration.columns.get(
+            (name, str(format), recipe.of(network.layers[name].start).prefix), 0
+        )
+        for name, format in recipe.formats.items()
+        if method(format, "outlier") is not None
+    }
+
+
+def why_not_given(workspace: Workspace, layer: str, format: Format) -> str | None:
+    """Why a layer's inputs do not allow for a format that its shape does; None where they do."""
+    network, _ = workspace.need_network()
+    if network.layers[layer].role == "embedding":
+        why = why_not_alone(format)
+        return why and f"{why}, and an embedding looks rows up: it multiplies no inputs"
+    if why_not_alone(format) is not None and (why := why_unseen(network, layer)) is not None:
+        return f"{why}, and {format} looks at them"
+    if not folds(format):
+        return None
+    why = fold_groups(network)[layer].why_not
+    return f"{why}, so nothing absorbs the scale of {format}" if why else None
+
+
+def _scaling(
+    workspace: Workspace,
+    calibration: Calibration,
+    layer: str,
+    format: Format,
+    inputs: LayerInputs,
+    states: States,
+    account: Account,
+) -> Events[Scaling | None]:
+    """The scale of the layer's fold group by all methods that ask for one; None without any.
+
+    It is one for all weights that share the input, each taken in this layer's format.
+    """
+    wanted = [each for each in format.methods if each.name in FOLDED]
+    if not wanted:
+        return None
+    network = calibration.network
+    group = fold_groups(network)[layer] if folds(format) else None
+    layers = calibration.shares[layer] if group is None else group.layers
+    key = (layers, str(format), states.prefix)
+    if (known := calibration.scalings.get(key)) is not None:
+        return known
+    scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
+    device = inputs.statistics.gram.device
+    scale = torch.ones(inputs.statistics.width, device=device)
+    online, gain = scale, scale
+    stored: torch.dtype = getattr(torch, workspace.need_checkpoint().dtype)
+    for each in wanted:
+
+        def find(name: str = each.name, scale: Tensor = scale, gain: Tensor = gain) -> Tensor:
+            weights = [folded(_stored(workspace, n).to(device), scale) for n in layers]
+            there = scaled_inputs(inputs, gain)
+            return find_scale(name, weights, there, format, scale_dtype, layer)
+
+        found = account.timed("quantize_s", find)()
+        scale = scale * found
+        if ("online", True) in each.options:
+            online = online * found
+        gain = 1 / online
+        if group is not None:
+            gain = gain * group.gain(scale / online, stored)
+        yield None
+    offset = None
+    if group is not None:
+        offset = group.offset(scale / online, stored) / online
+        offset = offset if offset.any() else None
+    scaling = Scaling(scale, gain, offset)
+    calibration.scalings.keep(key, scaling, 8 * len(scale))
+    return scaling
+
+
+def approximation(workspace: Workspace, layer: str, format: Format) -> Tensor:
+    """``Ŵ`` of a layer in the network's dtype and on its device, oriented ``[out, in]``.
+
+    Taken from the weights as stored, so that the dtype the network runs in never changes ``Ŵ``:
+    only the cast at the end does.
+
+    Raises:
+        FormatError: if the format is not built, looks at inputs, or cannot hold the layer.
+        EngineError: if a scale overflows; the message names the layer.
+    """
+    network, _ = workspace.need_network()
+    stored = _stored(workspace, layer)
+    scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
+    approx = dequantized(stored.to(network.device), format, scale_dtype, name=layer)
+    return approx.to(network.dtype)
+
+
+def _stored(workspace: Workspace, layer: str) -> Tensor:
+    """The weight as stored; from the network where its dtype holds every stored value."""
+    network, _ = workspace.need_network()
+    weight = network.weight(layer)
+    row = workspace.rows.get(layer)
+    if row is None or row.dtype not in ("float32", "float16", "bfloat16"):
+        return weight  # dequantised on loading: the network's values are the reference
+    stored: torch.dtype = getattr(torch, row.dtype)
+    if torch.promote_types(stored, weight.dtype) == weight.dtype:
+        return weight
+    read = read_layer(workspace.need_checkpoint(), row)
+    return torch.nan_to_num(read, nan=0.0, posinf=0.0, neginf=0.0)

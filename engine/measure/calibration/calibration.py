@@ -1,0 +1,256 @@
+"""Inputs of layers over the calibration text, gathered when a method asks for them.
+
+States before blocks are kept within a budget of bytes and made again from the nearest one kept.
+What was gathered of a layer's inputs is kept too, and so are weights that were solved, the least
+recently used dropped first. What is kept changes how long calibrating takes, never what comes of
+it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from engine import protocol as p
+from engine.formats.grammar import Format, needs_calibration
+from engine.measure.calibration.block_inputs import Events, ReferenceStates, States
+from engine.measure.calibration.solve import LayerInputs, Scaling
+from engine.measure.calibration.text import CalibrationWindows, cut_calibration
+from engine.measure.counts import Account
+from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
+from engine.model.network import Held, Network
+from engine.quant.statistics import InputStatistics
+from engine.texts.corpora import calibration_text
+from engine.workspace import Workspace, again
+
+SAMPLE = 512
+"""Tokens of an input that are kept as they are."""
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """Values by key within a budget of bytes, the least recently used dropped first."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._values: OrderedDict[Any, tuple[T, int]] = OrderedDict()
+
+    def get(self, key: object) -> T | None:
+        """What is kept under a key."""
+        if key not in self._values:
+            return None
+        self._values.move_to_end(key)
+        return self._values[key][0]
+
+    def keep(self, key: object, value: T, size: int) -> None:
+        """Keep a value of so many bytes; one beyond the whole budget is not kept."""
+        self._values.pop(key, None)
+        if size > self._budget:
+            return
+        self._values[key] = value, size
+        total = sum(size for _, size in self._values.values())
+        while total > self._budget:
+            _, (_, least) = self._values.popitem(last=False)
+            total -= least
+
+
+class Calibration:
+    """The calibration text, and what was gathered with it.
+
+    Args:
+        network: at its reference weights.
+        windows: the text.
+        batch_tokens: tokens in a micro-batch; at least one window.
+        budget: bytes; a quarter each for states and solved weights, half for statistics.
+    """
+
+    def __init__(
+        self, network: Network, windows: CalibrationWindows, batch_tokens: int, budget: int
+    ) -> None:
+        self.network, self.windows = network, windows
+        rows = max(1, batch_tokens // windows.ids.shape[1])
+        self.batches = [ids.to(network.device) for ids in torch.split(windows.ids, rows)]
+        self.reference = ReferenceStates(network, self.batches, budget // 4)
+        self.shares = shared_inputs(network)
+        """For every layer those that are given the same input: what is gathered of the first is
+        what all of them are given."""
+        self.solved: Kept[Held] = Kept(budget // 4)
+        """By layer, format and the states' prefix: what the layer computes with."""
+        self.columns: dict[tuple[str, str, str], int] = {}
+        """As `solved`: input channels that ``+outlier`` keeps beside the codes."""
+        self.scalings: Kept[Scaling] = Kept(budget // 16)
+        """By fold group, format and prefix."""
+        self.said: set[str] = set()
+        """Notes that were told."""
+        self._room = budget // 2
+        self._known: Kept[LayerInputs] = Kept(self._room)
+
+    def key(self, mode: str) -> dict[str, Any]:
+        """What a figure that rests on this calibration depends on."""
+        windows = self.windows
+        return {
+            "text": windows.text.sha256,
+            "windows": windows.sha256,
+            "tokens": windows.tokens,
+            "seq_len": windows.ids.shape[1],
+            "seed": windows.seed,
+            "mode": mode,
+        }
+
+    def inputs(self, layer: str, states: States, account: Account) -> Events[LayerInputs]:
+        """What calibration tells of a layer's inputs; gathered for its whole block where it fits.
+
+        Raises:
+            FormatError: an input is not finite.
+        """
+        share = self.shares[layer][0]
+        known = self._known.get((states.prefix, share))
+        if known is not None:
+            return known
+        wanted = self._beside(layer)
+        found = yield from self._gather(layer, wanted, states, account)
+        for name, inputs in found.items():
+            self._known.keep((states.prefix, name), inputs, inputs.bytes)
+        return found[share]
+
+    def _beside(self, layer: str) -> set[str]:
+        """The inputs of the layer's block, or its own alone where all together take too much."""
+        layers = self.network.layers
+        start = layers[layer].start
+        names = {
+            self.shares[name][0]
+            for name in watched_layers(self.network, start)
+            if layers[name].start == start
+        }
+        size = 0
+        for name in names:
+            shape = layers[name].shape
+            size += 4 * shape[-1] ** 2 * (1 + (shape[0] if len(shape) == 3 else 0))
+        return names if size <= self._room else {self.shares[layer][0]}
+
+    def _gather(
+        self, layer: str, wanted: set[str], states: States, account: Account
+    ) -> Events[dict[str, LayerInputs]]:
+        network, block = self.network, self.network.layers[layer].start
+        yield from states.prepare(block, account)
+        found = {
+            name: _Gathered(network.layers[name].shape, network.device, self.windows.seed)
+            for name in sorted(wanted)
+        }
+        a_batch = math.ceil(SAMPLE / len(self.batches))
+
+        def take(name: str, expert: int | None, inputs: Tensor) -> None:
+            if name in found:
+                found[name].add(inputs, expert, a_batch, name)
+
+        for batch, ids in enumerate(self.batches):
+
+            def step(batch: int = batch, ids: Tensor = ids) -> None:
+                state = states.before(batch, block)
+                # One that is preempted has given nothing.
+                watch_inputs(network, ids, block, state, take, states.held())
+
+            yield from again(account.timed("calibrate_s", step))
+            yield None
+        return {name: each.result() for name, each in found.items()}
+
+
+class _Gathered:
+    """Sums over the tokens of one input, as they come."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, seed: int) -> None:
+        width = shape[-1]
+        self._all = InputStatistics.empty(width, device)
+        experts = shape[0] if len(shape) == 3 else 0
+        self._experts = [InputStatistics.empty(width, device) for _ in range(experts)]
+        self._sample: list[Tensor] = []
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def add(self, inputs: Tensor, expert: int | None, sample: int, name: str) -> None:
+        rows = inputs.detach().reshape(-1, inputs.shape[-1])
+        if expert is None:
+            self._all.add(rows, name)
+        else:
+            self._experts[expert].add(rows, name)
+        if len(rows):
+            drawn = torch.randperm(len(rows), generator=self._generator)[:sample]
+            some = rows[drawn.sort().values.to(rows.device)]
+            self._sample.append(some.to(self._all.gram.device, torch.float32))
+
+    def result(self) -> LayerInputs:
+        for each in self._experts:
+            self._all.merge(each)
+        sample = torch.cat(self._sample) if self._sample else self._all.gram.new_empty(0)
+        if len(sample) > SAMPLE:
+            drawn = torch.randperm(len(sample), generator=self._generator)[:SAMPLE]
+            sample = sample[drawn.sort().values.to(sample.device)]
+        return LayerInputs(self._all, sample, tuple(self._experts))
+
+
+# --- the workspace's ------------------------------------------------------------------------------
+
+
+def need_calibration(workspace: Workspace) -> Events[Calibration]:
+    """The workspace's calibration; the first time its text is read and cut, and said which it is.
+
+    Raises:
+        TextError: the text cannot be read, or does not fill a window.
+        UsageError: no token is asked for.
+    """
+    if workspace.calibration is not None:
+        return workspace.calibration
+    network, reference = workspace.need_network()
+    assert workspace.path is not None
+    from engine.model.load import load_tokenizer
+    from engine.model.quiet import quiet
+
+    settings, told = workspace.settings, list[str]()
+    text = calibration_text(settings.calib, demo=workspace.demo, tell=told.append)
+    tokenizer = load_tokenizer(workspace.path, trust_remote_code=settings.trust_remote_code)
+    seq_len = reference.windows.seq_len
+    with quiet():
+        windows = cut_calibration(tokenizer, text, seq_len, settings.calib_tokens, settings.seed)
+    workspace.calibration = found = Calibration(
+        network, windows, settings.batch_tokens, workspace.budget() // 4
+    )
+    for sentence in told:
+        yield p.Notice("warning", sentence)
+    count = len(windows.ids)
+    cut = f"{count} window{'' if count == 1 else 's'} of {seq_len}"
+    said = f"calibrating on {text.name}: {windows.tokens:,} tokens in {cut}"
+    short = windows.tokens < settings.calib_tokens - settings.calib_tokens % seq_len
+    if short or windows.tokens > settings.calib_tokens:
+        said += f", not the {settings.calib_tokens:,} asked for"
+    yield p.Notice("info", said)
+    yield p.Calibrated(
+        text=text.name,
+        text_sha256=text.sha256,
+        tokens=windows.tokens,
+        seq_len=seq_len,
+        windows=count,
+        seed=settings.seed,
+    )
+    return found
+
+
+def calibration_parts(
+    workspace: Workspace, formats: Iterable[Format], mode: str
+) -> Events[dict[str, Any]]:
+    """The part of a key that calibration is; empty where no format looks at calibration inputs.
+
+    Args:
+        workspace: with a loaded model.
+        formats: all that a figure rests on.
+        mode: ``reference`` or ``sequential``: whose inputs they are.
+    """
+    if not any(map(needs_calibration, formats)):
+        return {}
+    calibration = yield from need_calibration(workspace)
+    return {"calibration": calibration.key(mode)}

@@ -1,0 +1,309 @@
+"""What a layer computes with in a format whose methods look at inputs: tensors in, tensors out.
+
+Methods are followed in the grammar's order: ``+smooth`` and ``+awq`` scale the input channels of
+all weights that share an input, ``+outlier`` takes channels out, ``+gptq`` or plain rounding finds
+the codes, ``+a8`` rounds what comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from engine.formats.grammar import Format, Method
+from engine.quant.methods.a8 import quantized_tokens, static_scale
+from engine.quant.methods.awq import awq
+from engine.quant.methods.fold import folded, only_weights
+from engine.quant.methods.gptq import Solved
+from engine.quant.methods.hadamard import rotate_inputs, rotate_inputs_back
+from engine.quant.methods.outlier import outlier_columns
+from engine.quant.methods.smooth import smooth
+from engine.quant.quantize import dequantized
+from engine.quant.rows import matrices
+from engine.quant.scales import in_stored_dtype
+from engine.quant.solve import solved_form
+from engine.quant.statistics import InputStatistics
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """What calibration tells of the inputs of layers that share one."""
+
+    statistics: InputStatistics
+    """Of all tokens that came; of experts together, each token once for every expert it met."""
+    sample: Tensor
+    """Some of the tokens, ``[tokens, in]``."""
+    experts: tuple[InputStatistics, ...] = ()
+    """Of each expert's own tokens; none where all weights see the same."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        tensors = [self.sample]
+        for each in (self.statistics, *self.experts):
+            tensors += [each.gram, each.maximum, each.magnitude]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def of(self, expert: int) -> InputStatistics:
+        """Statistics that one matrix of the weight is solved with."""
+        return self.experts[expert] if self.experts else self.statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """What becomes of a layer's input channels before it, and of its weight for that."""
+
+    scale: Tensor
+    """``s``, float32 ``[in]``: the weight is multiplied by it."""
+    gain: Tensor
+    """What inputs are multiplied by: ``1 / s``, as near as what absorbs it is stored."""
+    offset: Tensor | None = None
+    """What they are given besides: how far a norm's bias is rounded otherwise; None for 0."""
+
+    def applied(self, inputs: Tensor) -> Tensor:
+        """Inputs ``[…, in]`` as what absorbs the scale makes them."""
+        return _moved(inputs.to(torch.float32), self.gain, self.offset).to(inputs.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a layer computes with."""
+
+    weight: Tensor
+    """float32, ``[out, in]`` or ``[experts, out, in]``."""
+    inputs: Callable[[Tensor], Tensor] | None = None
+    columns: int = 0
+    """Input channels that ``+outlier`` keeps in 16 bits, of all experts together."""
+    notes: tuple[str, ...] = ()
+    form: Solved | None = None
+    """The codes behind a weight ``[out, in]`` that ``+gptq`` found; None of any other."""
+
+
+def method(fmt: Format, name: str) -> Method | None:
+    """The method of that name, None where the format has none."""
+    return next((each for each in fmt.methods if each.name == name), None)
+
+
+def find_scale(
+    by: str,
+    weights: Sequence[Tensor],
+    inputs: LayerInputs,
+    fmt: Format,
+    scale_dtype: torch.dtype,
+    name: str,
+) -> Tensor:
+    """The scale of weights that share an input, by ``+smooth`` or ``+awq``: float32 ``[in]``.
+
+    Args:
+        by: ``smooth`` or ``awq``; where a format has both, what comes to awq is smoothed already.
+        weights: all of them, ``[…, out, in]``.
+        inputs: of all of them.
+        fmt: with the method.
+        scale_dtype: the dtype that scales are stored in.
+        name: a layer of them, for messages.
+
+    Raises:
+        FormatError: as of `smooth` and `awq`.
+    """
+    if by == "smooth":
+        sample = inputs.sample if method(fmt, "a8") is not None else None
+        return smooth(weights, inputs.statistics, fmt, scale_dtype, sample, name).scale
+    return awq(weights, inputs.statistics, fmt, scale_dtype, name).scale
+
+
+def scaled_inputs(inputs: LayerInputs, gain: Tensor) -> LayerInputs:
+    """As if inputs had been multiplied by ``gain``, channel by channel."""
+    return LayerInputs(
+        _scaled(inputs.statistics, gain),
+        inputs.sample * gain.to(inputs.sample.device),
+        tuple(_scaled(each, gain) for each in inputs.experts),
+    )
+
+
+@torch.no_grad()
+def solve(
+    weight: Tensor,
+    inputs: LayerInputs,
+    fmt: Format,
+    scaling: Scaling | None,
+    scale_dtype: torch.dtype,
+    name: str,
+) -> Solution:
+    """Find what a layer computes with, in the place of its weight, on inputs as they were.
+
+    An expert that no token reached is rounded to nearest, and noted.
+
+    Args:
+        weight: ``[out, in]`` or ``[experts, out, in]``; not modified.
+        inputs: as they were, before any scale.
+        fmt: the format; a scale that its methods ask for is found already.
+        scaling: that scale; None without one.
+        scale_dtype: the dtype that scales are stored in.
+        name: the layer, for messages.
+
+    Raises:
+        FormatError: as of the methods.
+    """
+    if scaling is not None:
+        weight, inputs = folded(weight, scaling.scale), scaled_inputs(inputs, scaling.gain)
+    approx = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    notes: list[str] = []
+    columns: list[Tensor] = []
+    form: Solved | None = None
+    idle = 0
+    for expert, (matrix, out) in enumerate(zip(matrices(weight), matrices(approx), strict=True)):
+        statistics = inputs.of(expert)
+        if inputs.experts and not statistics.tokens:
+            idle += 1
+            out.copy_(dequantized(matrix, only_weights(fmt), scale_dtype, name))
+            columns.append(torch.empty(0, dtype=torch.int64))
+            continue
+        kept, said, form = _solve_matrix(matrix, statistics, fmt, scale_dtype, name, out)
+        columns.append(kept)
+        notes += said
+    if idle:
+        notes.append(
+            f"{name}: {idle} of {len(inputs.experts)} experts were reached by no calibration "
+            "token, and are rounded to nearest"
+        )
+    change = None
+    gain = None if scaling is None else scaling.gain
+    offset = None if scaling is None else scaling.offset
+    if (a8 := method(fmt, "a8")) is not None:
+        kept = torch.unique(torch.cat(columns)) if columns else torch.empty(0, dtype=torch.int64)
+        fixed = None
+        if ("static", True) in a8.options:
+            inputs.statistics.check(name)
+            rest = inputs.statistics.maximum.clone()
+            rest[kept.to(rest.device)] = 0
+            fixed = static_scale(rest)
+        rotated = method(fmt, "hadamard") is not None
+        change = rounded_inputs(gain, offset, kept, fixed, rotated=rotated)
+    elif scaling is not None and offset is not None:
+        change = scaling.applied
+    elif gain is not None:
+        approx *= gain.to(approx.device)
+    alone = form if weight.dim() == 2 else None
+    return Solution(approx, change, sum(map(len, columns)), tuple(notes), alone)
+
+
+def _solve_matrix(
+    matrix: Tensor,
+    statistics: InputStatistics,
+    fmt: Format,
+    scale_dtype: torch.dtype,
+    name: str,
+    out: Tensor,
+) -> tuple[Tensor, Sequence[str], Solved | None]:
+    """Write what ``[out, in]`` becomes; returns the columns kept, notes, and what GPTQ found."""
+    outlier, columns = method(fmt, "outlier"), torch.empty(0, dtype=torch.int64)
+    notes: Sequence[str] = ()
+    found: Solved | None = None
+    H = statistics.gram.to(matrix.device)
+    if outlier is not None:
+        assert outlier.value is not None
+        statistics.check(name, matrix.shape[-1])
+        columns = outlier_columns(statistics.maximum, outlier.value).to(matrix.device)
+        kept = in_stored_dtype(matrix[:, columns], scale_dtype, fmt, name)
+        matrix = matrix.to(torch.float32, copy=True)
+        matrix[:, columns] = 0
+        if method(fmt, "gptq") is not None and len(columns):
+            # Columns that stand for 0 take no part: inputs of their own, of middling size.
+            H = H.clone()
+            H[columns] = 0
+            H[:, columns] = 0
+            rest = H.diagonal()[H.diagonal() > 0]
+            H[columns, columns] = rest.mean() if len(rest) else H.new_ones(())
+    if method(fmt, "gptq") is not None:
+        statistics.check(name, matrix.shape[-1])
+        found = solved_form(matrix, H, _with_gptq(fmt), scale_dtype, name)
+        notes = found.notes
+        out.copy_(found.approx())
+    else:
+        out.copy_(dequantized(matrix, only_weights(fmt), scale_dtype, name))
+    if outlier is not None:
+        out[:, columns] = kept.to(torch.float32)
+    return columns.cpu(), notes, found
+
+
+def rounded_inputs(
+    gain: Tensor | None = None,
+    offset: Tensor | None = None,
+    columns: Tensor | None = None,
+    fixed: Tensor | None = None,
+    *,
+    rotated: bool = False,
+) -> Callable[[Tensor], Tensor]:
+    """What ``+a8`` makes of inputs: scaled, and rounded but for the channels kept in 16 bits.
+
+    Args:
+        gain: what they are multiplied by first, float32 ``[in]``.
+        offset: what they are given besides.
+        columns: channels that are not rounded and count for no range.
+        fixed: the scale of all tokens; None for one of each.
+        rotated: whether they are rotated before, and rotated back after, they are rounded.
+    """
+
+    def change(x: Tensor) -> Tensor:
+        scaled = _moved(x.to(torch.float32), gain, offset)
+        if rotated:
+            return rotate_inputs_back(_rounded(rotate_inputs(scaled))).to(x.dtype)
+        step = None if fixed is None else fixed.to(x.device)
+        if columns is None or not len(columns):
+            return _rounded(scaled, step).to(x.dtype)
+        kept = columns.to(x.device)
+        rest = _rounded(scaled.index_fill(-1, kept, 0.0), step)
+        return rest.index_copy(-1, kept, scaled[..., kept]).to(x.dtype)
+
+    return change
+
+
+class _Rounded(torch.autograd.Function):
+    """`quantized_tokens` with the slope of what it stands for, 1: that of rounding is 0.
+
+    The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432, section 2.3). Without it no
+    gradient would reach the layers before one whose inputs are rounded.
+    """
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor, scale: Tensor | None) -> Tensor:
+        """Round."""
+        return quantized_tokens(inputs, scale)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        """Hand on what came."""
+        return gradients[0], None
+
+
+def _rounded(inputs: Tensor, scale: Tensor | None = None) -> Tensor:
+    found: Tensor = _Rounded.apply(inputs, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _moved(inputs: Tensor, gain: Tensor | None, offset: Tensor | None) -> Tensor:
+    if gain is not None:
+        inputs = inputs * gain.to(inputs.device)
+    return inputs if offset is None else inputs + offset.to(inputs.device)
+
+
+def _with_gptq(fmt: Format) -> Format:
+    stays = {each.name for each in only_weights(fmt).methods} | {"gptq"}
+    return msgspec.structs.replace(
+        fmt, methods=tuple(each for each in fmt.methods if each.name in stays)
+    )
+
+
+def _scaled(statistics: InputStatistics, gain: Tensor) -> InputStatistics:
+    gain = gain.to(statistics.gram.device)
+    return InputStatistics(
+        statistics.gram * gain * gain[:, None],
+        statistics.maximum * gain.abs(),
+        statistics.magnitude * gain.abs(),
+        statistics.tokens,
+    )

@@ -1,0 +1,89 @@
+"""The text that methods look at inputs of, cut into windows."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import TextError, UsageError
+from engine.texts.corpora import SURE_CHARACTERS, Text
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationWindows:
+    """Windows of a text, drawn by a seed."""
+
+    text: Text
+    ids: Tensor
+    """int64 ``[windows, seq_len]``."""
+    seed: int
+
+    @property
+    def tokens(self) -> int:
+        """In all windows together."""
+        return self.ids.numel()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the tokens."""
+        return hashlib.sha256(self.ids.numpy().tobytes()).hexdigest()
+
+
+def cut_calibration(
+    tokenizer: Any, text: Text, seq_len: int, tokens: int, seed: int
+) -> CalibrationWindows:
+    """``tokens // seq_len`` windows from all over a text, at least one, fewer if it has no more.
+
+    The text is cut into pieces of which each certainly gives a window, in an order drawn by the
+    seed; the first window of every piece is taken, then the second, and so on. So windows do not
+    overlap, and a long text is not tokenised whole. No token is added that is not in the text: a
+    window from the middle of a text has none at its beginning either.
+
+    Raises:
+        UsageError: no token is asked for.
+        TextError: the text does not fill a window.
+    """
+    if tokens < 1:
+        raise UsageError(f"{tokens} calibration tokens are asked for: give at least one window")
+    wanted = max(1, tokens // seq_len)
+    pieces = _pieces(text.content, seq_len * SURE_CHARACTERS)
+    random.Random(seed).shuffle(pieces)
+    windows: list[Sequence[int]] = []
+    later: list[list[int]] = []
+    for piece in pieces:
+        if len(windows) == wanted:
+            break
+        ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
+        if len(ids) >= seq_len:
+            windows.append(ids[:seq_len])
+            later.append(ids[seq_len:])
+    while len(windows) < wanted and any(len(ids) >= seq_len for ids in later):
+        long_enough = [ids for ids in later if len(ids) >= seq_len]
+        windows += [ids[:seq_len] for ids in long_enough[: wanted - len(windows)]]
+        later = [ids[seq_len:] for ids in long_enough]
+    if not windows:
+        raise TextError(
+            f"calibration text {text.name}: it does not fill one window of {seq_len} tokens: "
+            "give a longer one with --calib, or a smaller --seq-len"
+        )
+    return CalibrationWindows(text, torch.tensor(windows), seed)
+
+
+def _pieces(content: str, length: int) -> list[str]:
+    """The text in pieces of about ``length`` characters, cut where a line ends if one does."""
+    pieces = []
+    start = 0
+    while start < len(content):
+        end = start + length
+        if end < len(content):
+            line = content.find("\n", end, end + length)
+            end = end if line < 0 else line + 1
+        pieces.append(content[start:end])
+        start = end
+    return pieces

@@ -1,0 +1,1 @@
+"""Effects of all layers and formats from gradients."""

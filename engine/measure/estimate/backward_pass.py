@@ -1,0 +1,431 @@
+"""A walk through a network from the head to the embedding: first-order effects of many changes.
+
+Regions come one after another; each block is run again from its kept input with a graph of its own,
+for all windows, and every change of its layers is quantised once. Beside the quantising this costs
+the reference's pass, one more forward, for each loss one backward without weight gradients, and the
+products of `engine.measure.estimate.first_order`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import torch
+from torch import Tensor
+
+from engine import protocol as p
+from engine.formats.grammar import Format
+from engine.formats.storage import why_not_held
+from engine.measure.calibration.approximate import approximated, why_not_given
+from engine.measure.calibration.block_inputs import Events
+from engine.measure.calibration.solve import method
+from engine.measure.counts import Account
+from engine.measure.estimate.first_order import (
+    Changes,
+    Moments,
+    Part,
+    Sample,
+    add_effects,
+    coupled,
+    group_of,
+    product_dtype,
+    sample_of,
+    subtract,
+)
+from engine.measure.estimate.targets import less_one, uniform
+from engine.measure.evaluation.evaluate import run_reference
+from engine.measure.evaluation.recipe_run import Standing
+from engine.measure.evaluation.reference import Reference
+from engine.model.gradients import (
+    Tap,
+    Taps,
+    WeightTap,
+    block_gradients,
+    head_gradients,
+    needs_single_windows,
+    opening_gradients,
+    whole_gradients,
+)
+from engine.model.memory import check_memory, memory_free, memory_needed
+from engine.model.network import Held, Preempted, StandIn
+from engine.session.artefact import OUTSIDE
+from engine.workspace import Workspace, again
+
+WHOLE = -2
+"""The region of a network that cannot be resumed: all of it at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Where gradients are taken: the reference network, or one that holds a recipe."""
+
+    reference: Reference
+    state: Callable[[int, int], Tensor]
+    """The input of a block on a micro-batch; of ``n_blocks`` the output of the last."""
+    held: Mapping[str, Held]
+
+    def held_in(self, region: int) -> dict[str, Held]:
+        """What is held in a region."""
+        layers = self.reference.network.layers
+        return {name: held for name, held in self.held.items() if layers[name].start == region}
+
+
+Load = list[tuple[str, Format]]
+"""Changes that are in memory together."""
+Done = dict[str, dict[Format, Moments]]
+"""What was found of a region's layers, by layer and format."""
+
+
+class Walk:
+    """One pass over the regions of a network, from the head to the embedding."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        formats: Sequence[Format],
+        direction: p.Direction,
+        account: Account,
+        job: str,
+        wanted: Sequence[tuple[str, Format]],
+    ) -> None:
+        self.workspace, self.account, self.job = workspace, account, job
+        self.formats, self.direction, self.wanted = formats, direction, wanted
+        self.network, self.reference = workspace.need_network()
+        self.draws = workspace.settings.draws
+        # Losses: the text's labels, for a restore the distance from the reference, then draws.
+        self.fixed = 1 if direction == "degrade" else 2
+        self.losses = self.fixed + self.draws
+        self.dtype = product_dtype(self.network.device, self.network.dtype)
+        self.budget = workspace.budget()
+        self.moments = {
+            (name, format): Moments.empty(self.losses, self.reference.windows.count)
+            for name, format in wanted
+        }
+        self.group = group_of(self.reference.windows.count, len(self.reference.batches[0]))
+        self.cotangents: dict[int, list[Tensor]] = {}
+        """Of the state before the region, by micro-batch."""
+
+    def run(self) -> Generator[p.AnyEvent | Done | None, None, None]:
+        """Walk.
+
+        Yields:
+            Progress, and what was found of the layers of a region as the walk leaves it.
+        """
+        reference = self.reference
+        for batch in range(len(reference.batches)):
+            yield from run_reference(reference, batch, self.account)
+        point = yield from self._point()
+        regions = [WHOLE]
+        if self.network.resumable:
+            lowest = min(self.network.layers[name].start for name, _ in self.wanted)
+            regions = list(range(len(self.network.blocks), lowest - 1, -1))
+        parts = self._parts()
+        for number, part in enumerate(parts):
+            for passed, region in enumerate(regions):
+                loads = self._loads(region)
+                for at, load in enumerate(loads):
+                    share = 1 / (len(parts) * len(regions) * len(loads))
+                    begun = ((number * len(regions) + passed) * len(loads) + at) * share
+                    last = at + 1 == len(loads)
+                    yield from self._load(point, region, load, part, begun, share, last=last)
+                if number + 1 == len(parts):
+                    yield self._done(region)
+            self.cotangents.clear()
+
+    def _load(
+        self,
+        point: Point,
+        region: int,
+        load: Load,
+        part: range,
+        begun: float,
+        share: float,
+        *,
+        last: bool,
+    ) -> Events[None]:
+        """Take the changes of one load through a region, on some micro-batches.
+
+        Args:
+            begun: share of the walk that is done.
+            share: what this is of it.
+            point, region, load, part, last: as of `run` and `_step`.
+        """
+        formats: dict[str, list[Format]] = {}
+        for name, format in load:
+            formats.setdefault(name, []).append(format)
+        changes: dict[str, Changes] = {}
+        for name, of_layer in formats.items():
+            changes[name] = yield from self._changes(point, name, of_layer)
+
+        for done, batch in enumerate(part, 1):
+
+            def step(batch: int = batch) -> None:
+                self._step(point, region, batch, changes, last)
+
+            yield from again(self.account.timed("estimate_s", step))
+            yield self._told(begun + share * done / len(part))
+
+    def _told(self, share: float) -> p.Progress:
+        total, count = len(self.network.layers), len(self.formats)
+        detail = f"estimating {count} format{'s' if count > 1 else ''}"
+        return p.Progress(job=self.job, done=share * total, total=total, detail=detail)
+
+    def _done(self, region: int) -> Done:
+        done: Done = {}
+        for name, format in self.wanted:
+            if region in (WHOLE, self.network.layers[name].start):
+                done.setdefault(name, {})[format] = self.moments.pop((name, format))
+        return done
+
+    # -- what is in memory at once ---------------------------------------------------------------
+
+    def _parts(self) -> list[range]:
+        """Micro-batches whose cotangents fit an eighth of the budget."""
+        reference = self.reference
+        hidden = self.network.config.get_text_config().hidden_size
+        state = reference.batches[0].numel() * hidden * self.network.dtype.itemsize
+        fit = max(1, self.budget // 8 // max(1, self.losses * state))
+        count = len(reference.batches)
+        return [range(at, min(at + fit, count)) for at in range(0, count, fit)]
+
+    def _loads(self, region: int) -> list[Load]:
+        """The changes of a region's layers, in loads that fit an eighth of the budget."""
+        loads: list[Load] = [[]]
+        room = full = self.budget // 8
+        for name, format in self.wanted:
+            layer = self.network.layers[name]
+            if region not in (WHOLE, layer.start):
+                continue
+            dtype = self.network.dtype if self._is_moved(name, format) else self.dtype
+            size = math.prod(layer.shape) * dtype.itemsize
+            if size > room and loads[-1]:
+                loads.append([])
+                room = full
+            loads[-1].append((name, format))
+            room -= size
+        return loads
+
+    def _is_moved(self, name: str, format: Format) -> bool:
+        """Whether the inputs of a layer change too, and are told apart where they do.
+
+        Of experts only the gradient of the weight is known: there the weight alone is changed.
+        """
+        return method(format, "a8") is not None and self.network.layers[name].role != "experts"
+
+    def _changes(self, point: Point, name: str, formats: Sequence[Format]) -> Events[Changes]:
+        weight = self.network.weight(name)
+        count = sum(not self._is_moved(name, format) for format in formats)
+        deltas = torch.empty(count, *weight.shape, dtype=self.dtype, device=weight.device)
+        plain: list[Format] = []
+        moved: dict[Format, StandIn] = {}
+        for format in formats:
+            if self.workspace.should_stop():
+                yield None
+            held = yield from self._held(point, name, format)
+            if isinstance(held, StandIn) and held.inputs is not None:
+                moved[format] = held
+                continue
+            approx = held.weight if isinstance(held, StandIn) else held
+            into = deltas[len(plain)]
+            self.account.timed("estimate_s", partial(subtract, approx, weight, into))()
+            plain.append(format)
+        return Changes(tuple(plain), deltas[: len(plain)], moved)
+
+    def _held(self, point: Point, name: str, format: Format) -> Events[Held]:
+        """What a layer computes with in a format; of experts, on inputs as they are."""
+        if self.network.layers[name].role == "experts":
+            format = weights_alone(format)
+        elif (held := point.held.get(name)) is not None:
+            return held  # to restore there is one format, and all of the body holds it
+        return (yield from self._quantised(name, format))
+
+    def _quantised(self, name: str, format: Format) -> Events[Held]:
+        spent = self.account.timings
+        before = spent.get("quantize_s", 0.0)
+        held = yield from approximated(self.workspace, name, format, self.account)
+        more = spent.get("quantize_s", 0.0) - before
+        spent["estimate_s"] = spent.get("estimate_s", 0.0) + more
+        return held
+
+    def _point(self) -> Events[Point]:
+        """Where gradients are taken."""
+        if self.direction == "degrade":
+            return Point(self.reference, self.reference.state, {})
+        (format,) = self.formats
+        network = self.network
+        body = [
+            name
+            for name, layer in network.layers.items()
+            if layer.role not in OUTSIDE
+            and why_not_held(format, layer.shape) is None
+            and why_not_given(self.workspace, name, format) is None
+        ]
+        needed = memory_needed((network.layers[name].shape for name in body), network.dtype)
+        what = "every layer of the body in a format, beside the model,"
+        check_memory(needed, memory_free(network.device), network.device, what=what)
+        held: dict[str, Held] = {}
+        for name in body:
+            held[name] = yield from self._quantised(name, format)
+            yield self._told(0.0)
+        standing = Standing(self.reference, held)
+        for batch in range(len(self.reference.batches)):
+
+            def run(batch: int = batch) -> None:
+                standing.run(batch)
+
+            yield from again(self.account.timed("estimate_s", run))
+            yield self._told(0.0)
+        return Point(self.reference, standing.state, held)
+
+    # -- one micro-batch of one region -------------------------------------------------------------
+
+    def _step(
+        self, point: Point, region: int, batch: int, changes: Mapping[str, Changes], last: bool
+    ) -> None:
+        """Go through a region; with ``last`` the cotangents move on to the state before it."""
+        network, ids = self.network, self.reference.batches[batch]
+        watched = list(changes)
+        first = batch * self.reference.batches[0].shape[0]
+        held = point.held if region == WHOLE else point.held_in(region)
+        rows = len(ids)
+        if region == WHOLE or needs_single_windows(network, region):
+            rows = 1
+        for name, of_layer in changes.items():
+            # A step that was given up half way, to be done again, leaves nothing in the sums.
+            for format in (*of_layer.formats, *of_layer.moved):
+                self.moments[name, format].forget(slice(first, first + len(ids)))
+        state = point.state(batch, region) if region >= 0 else None
+        moved: list[list[Tensor]] = []
+        for top in range(0, len(ids), rows):
+            part = slice(top, top + rows)
+            windows = slice(first + top, first + min(top + rows, len(ids)))
+            if region == WHOLE:
+                span = (self.reference.windows.first, self.reference.windows.seq_len - 1)
+                losses = self._losses(batch, part, *span)
+                taps = whole_gradients(network, ids[part], span, losses, held, watched)
+                self._take(taps, changes, windows)
+                continue
+            if region == len(network.blocks):
+                moved.append(self._head(state, batch, part, held, changes, windows))
+                continue
+            cotangents = [c[part] for c in self.cotangents[batch]]
+            if state is None:
+                taps = opening_gradients(network, ids[part], cotangents, held, watched)
+            else:
+                taps, found = block_gradients(
+                    network, ids[part], region, state[part], cotangents, held, watched
+                )
+                moved.append(found)
+            self._take(taps, changes, windows)
+        if last and moved:
+            self.cotangents[batch] = [torch.cat(each) for each in zip(*moved, strict=True)]
+
+    def _head(
+        self,
+        state: Tensor | None,
+        batch: int,
+        part: slice,
+        held: Mapping[str, Held],
+        changes: Mapping[str, Changes],
+        windows: slice,
+    ) -> list[Tensor]:
+        assert state is not None
+        network, ids = self.network, self.reference.batches[batch][part]
+        state = state[part]
+        total: list[Tensor] = []
+        for a, b in self.reference.chunks:
+            if self.workspace.should_stop():
+                raise Preempted
+            losses = self._losses(batch, part, a, b)
+            taps, found = head_gradients(network, ids, state, (a, b), losses, held, list(changes))
+            self._take(taps, changes, windows, (a, b))
+            total = [x + y for x, y in zip(total, found, strict=True)] if total else found
+        return total
+
+    def _losses(self, batch: int, part: slice, a: int, b: int) -> Callable[[Tensor], list[Tensor]]:
+        """What makes the cotangents of logits at positions from ``a`` to before ``b``."""
+        reference, network = self.reference, self.network
+        ids = reference.batches[batch][part]
+        soft: Tensor | None = None
+        if self.direction == "restore":
+            final = reference.state(batch, len(network.blocks))[part]
+            with torch.no_grad():
+                soft = torch.softmax(network.logits(ids, final, (a, b)).float(), -1)
+        labels = ids[:, a + 1 : b + 1]
+        first = batch * reference.batches[0].shape[0] + part.start
+        windows = range(first, first + len(ids))
+        seed, seq_len = self.workspace.settings.seed, reference.windows.seq_len
+        draws = [uniform(seed, draw, windows, seq_len)[:, a:b] for draw in range(self.draws)]
+
+        def losses(logits: Tensor) -> list[Tensor]:
+            probable = torch.softmax(logits.float(), -1)
+            upto = probable.cumsum(-1)
+            drawn = [
+                torch.searchsorted(upto, (u.to(upto.device) * upto[..., -1]).unsqueeze(-1))
+                .squeeze(-1)
+                .clamp_(max=probable.shape[-1] - 1)
+                for u in draws
+            ]
+            del upto
+            found = [less_one(probable, labels)]
+            if soft is not None:
+                found.append(probable - soft)
+            found += [less_one(probable, each) for each in drawn]
+            return found
+
+        return losses
+
+    def _take(
+        self,
+        taps: Taps,
+        changes: Mapping[str, Changes],
+        windows: slice,
+        span: tuple[int, int] | None = None,
+    ) -> None:
+        """Add taps to the moments; ``span`` are the positions they are of, if not all."""
+        part = Part(
+            windows,
+            [self._sample(window, span) for window in range(windows.start, windows.stop)],
+            coupled(self.reference.windows.count)[windows],
+            self.group,
+            self.fixed,
+        )
+        cast: dict[int, Tensor] = {}
+        for tap in taps:
+            given = tap.gradients[0] if isinstance(tap, WeightTap) else tap.inputs
+            if not isinstance(tap, WeightTap) and given.is_floating_point():
+                # Layers that share an input share its cast.
+                given = cast.setdefault(given.data_ptr(), given.to(self.dtype))
+            of_layer = changes[tap.layer]
+            moments = {f: self.moments[tap.layer, f] for f in (*of_layer.formats, *of_layer.moved)}
+            weight = self.network.weight(tap.layer)
+            add_effects(tap, of_layer, moments, part, given, weight, self._embed(tap))
+
+    def _sample(self, window: int, span: tuple[int, int] | None) -> Sample:
+        count = self.reference.windows.count
+        if span is None:
+            return sample_of(window, count, self.reference.windows.seq_len)
+        return sample_of(window, count * len(self.reference.chunks), span[1] - span[0])
+
+    def _embed(self, tap: Tap | WeightTap) -> Callable[[Tensor], Tensor] | None:
+        """How an embedding turns a change of its weight into one of its output."""
+        if isinstance(tap, WeightTap) or tap.inputs.is_floating_point():
+            return None
+        ids, module = tap.inputs, self.network.slot(tap.layer).owner
+
+        def embed(delta: Tensor) -> Tensor:
+            with self.network.holding({tap.layer: delta}):
+                found: Tensor = module(ids)
+            return found
+
+        return embed
+
+
+def weights_alone(format: Format) -> Format:
+    """The format without what it does to inputs."""
+    left = tuple(each for each in format.methods if each.name != "a8")
+    return msgspec.structs.replace(format, methods=left)

@@ -1,0 +1,234 @@
+"""Every layer in every format from a few passes: KL and ΔNLL to second order, not measured.
+
+For a window *s* and a change ``ΔW`` of one layer, ``z = ⟨ΔW, G_s⟩`` with ``G_s`` the gradient of
+the window's summed loss. With labels drawn from the model's own distribution the loss has the
+Fisher information as its curvature, the Gauss–Newton matrix of KL (Martens 2014, arXiv 1412.1193,
+section 9): ``KL ≈ E[z²] / 2T`` nats per token. With the text's labels ``ΔNLL ≈ z / T + KL``.
+
+``z = Σ_t z_t`` over the tokens the layer is given. Errors of rounding on different tokens are next
+to uncorrelated, so that ``E[z²] ≈ E[Σ z_t²]``; and the sum of squares is known far better than the
+square of the sum: a window gives one draw of the latter and many terms of the former. So the
+estimate is ``coupling · Σ z_t² / 2T``, where ``coupling = E[z²] / E[Σ z_t²]`` comes from all of a
+layer's formats together, drawn towards 1 by as much as it is uncertain (`COUPLING_PRIOR`). Its
+bias: a format whose errors couple tokens unlike the others' gets the coupling of all.
+
+To restore a layer where all are quantised, KL has a slope: ``KL(all) − KL(all but one)`` is about
+``⟨ΔW, ∇KL(ref ‖ quantised)⟩ − E[z²] / 2T``, gradients and labels of the quantised network.
+
+`backward_pass` goes through the network; this makes figures of what it finds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from engine import protocol as p
+from engine.formats.grammar import Format, parse_format
+from engine.formats.storage import why_not_held
+from engine.measure.calibration.approximate import why_not_given
+from engine.measure.calibration.calibration import calibration_parts
+from engine.measure.counts import Account
+from engine.measure.estimate.backward_pass import Walk, weights_alone
+from engine.measure.estimate.first_order import Moments, coupled
+from engine.quant import QUANTISER_VERSION
+from engine.session.artefact import OUTSIDE
+from engine.workspace import Workspace
+
+COUPLING_PRIOR = 0.25
+"""Standard deviation of the coupling about 1 that is expected before anything is seen."""
+ESTIMATOR_VERSION = 2
+"""Raised when an estimate comes to be made in another way: part of its key."""
+BEYOND = 0.05
+"""Share of a small change that a quadratic model leaves out: a part of every standard error."""
+DOUBTFUL_KL = 0.1
+"""Nats per token beyond which a change is no small one."""
+
+Found = dict[str, dict[str, p.Estimate]]
+"""By format, by layer."""
+
+
+def estimate(
+    workspace: Workspace,
+    formats: Sequence[Format],
+    direction: p.Direction,
+    account: Account,
+    job: str,
+) -> Generator[p.AnyEvent | None, None, Found]:
+    """Estimate every layer in every format.
+
+    Args:
+        workspace: with a loaded model.
+        formats: to degrade, those of the settings' ``estimate_formats`` share one coupling of each
+            layer, and the others one; to restore, each is taken where all of the body holds it.
+        direction: whether one layer holds the format, or all but one.
+        account: counts what is estimated; its ``estimate_s`` grows.
+        job: id, for progress.
+
+    Yields:
+        `Learned` with `Estimate` facts as the walk reaches the layers, and `Progress`.
+
+    Returns:
+        What is known, by format and layer; layers that cannot hold a format are left out.
+    """
+    found: Found = {str(format): {} for format in formats}
+    groups = [[format] for format in formats]
+    if direction == "degrade":
+        named = set(map(parse_format, workspace.settings.estimate_formats))
+        usual = [format for format in formats if format in named]
+        groups = [usual, [format for format in formats if format not in usual]]
+    for group in filter(None, groups):
+        yield from _estimated(workspace, group, direction, account, job, found)
+    return found
+
+
+def _estimated(
+    workspace: Workspace,
+    formats: Sequence[Format],
+    direction: p.Direction,
+    account: Account,
+    job: str,
+    found: Found,
+) -> Generator[p.AnyEvent | None, None, None]:
+    network, _ = workspace.need_network()
+    keys: dict[tuple[str, Format], str] = {}
+    for format in formats:
+        parts = yield from calibration_parts(workspace, [format], "reference")
+        for name, layer in network.layers.items():
+            outside = direction == "restore" and layer.role in OUTSIDE
+            if (
+                outside
+                or why_not_held(format, layer.shape)
+                or why_not_given(workspace, name, format)
+            ):
+                continue
+            keys[name, format] = workspace.measured_key(
+                "estimate",
+                layer=name,
+                format=str(format),
+                estimator=ESTIMATOR_VERSION,
+                together=sorted(map(str, formats)),
+                direction=direction,
+                draws=workspace.settings.draws,
+                seed=workspace.settings.seed,
+                quantiser=QUANTISER_VERSION,
+                scale_dtype=workspace.scale_dtype,
+                **parts,
+            )
+    known = workspace.known(list(keys.values()))
+    have = {at: fact for at, key in keys.items() if isinstance(fact := known.get(key), p.Estimate)}
+    yield from account.found([keys[at] for at in have], list(have.values()))
+    for (name, format), fact in have.items():
+        found[str(format)][name] = fact
+    wanted = {at: key for at, key in keys.items() if at not in have}
+    if not wanted:
+        return
+    walk = Walk(workspace, list(formats), direction, account, job, list(wanted))
+    for event in walk.run():
+        if not isinstance(event, dict):
+            yield event
+            continue
+        facts = [
+            _fact(workspace, walk, name, format, moments, coupling)
+            for name, moments_of in event.items()
+            for coupling in [_coupling(list(moments_of.values()), walk.fixed)]
+            for format, moments in moments_of.items()
+        ]
+        for fact in facts:
+            found[fact.format][fact.layer] = fact
+        account.measured += len(facts)
+        at = [(name, format) for name, moments_of in event.items() for format in moments_of]
+        yield p.Learned(tuple(wanted[each] for each in at), tuple(facts))
+
+
+def _fact(
+    workspace: Workspace,
+    walk: Walk,
+    name: str,
+    format: Format,
+    moments: Moments,
+    coupling: tuple[float, float],
+) -> p.Estimate:
+    _, reference = workspace.need_network()
+    targets = reference.windows.targets
+    slope = moments.total[: walk.fixed] / targets  # [losses, windows], nats per token
+    curve = moments.square[walk.fixed :].mean(0) / (2 * targets)
+    shared = float(curve.mean()) * math.hypot(coupling[1], BEYOND)
+    if walk.direction == "degrade":
+        kl = coupling[0] * curve
+        dnll = _grouped(slope[0] + kl, walk.group)
+    else:
+        kl = _grouped(slope[1] - coupling[0] * curve, walk.group)
+        dnll = _grouped(slope[0] - coupling[0] * curve, walk.group)
+    kl_mean, kl_se = _mean(kl, shared)
+    dnll_mean, dnll_se = _mean(dnll, shared)
+    return p.Estimate(
+        layer=name,
+        format=str(format),
+        direction=walk.direction,
+        kl=kl_mean,
+        kl_se=kl_se,
+        dnll=dnll_mean,
+        dnll_se=dnll_se,
+        tokens=reference.windows.count * targets,
+        draws=workspace.settings.draws,
+        doubt=_doubt(workspace, walk.direction, name, format, abs(kl_mean)),
+    )
+
+
+def _doubt(
+    workspace: Workspace, direction: p.Direction, name: str, format: Format, kl: float
+) -> str:
+    """Why a figure may not hold."""
+    if not math.isfinite(kl):
+        return "the gradients are not finite"
+    if kl > DOUBTFUL_KL:
+        return "a change this large is beyond what a quadratic model tells"
+    if direction == "restore" and format.bits <= 3:
+        return "where all is held in 3 bits or fewer, effects are no longer quadratic"
+    if direction == "restore" and any(method.name == "a8" for method in format.methods):
+        return "where all inputs are rounded, gradients pass as if they were not"
+    layers = workspace.need_network()[0].layers
+    if layers[name].role == "experts" and weights_alone(format) != format:
+        return "of experts, what rounding the inputs adds is not in the estimate"
+    routed = any(x.role == "experts" and x.start >= layers[name].start for x in layers.values())
+    if routed and kl > DOUBTFUL_KL / 10:
+        return "routing may flip, which the estimate takes as fixed"
+    return ""
+
+
+def _coupling(found: Sequence[Moments], fixed: int) -> tuple[float, float]:
+    """``E[z²] / E[Σ z_t²]`` of a layer, drawn towards 1, and its standard error."""
+    some = coupled(found[0].total.shape[-1])
+    whole = torch.zeros(int(some.sum()), dtype=torch.float64)
+    parts = torch.zeros_like(whole)
+    for moments in found:
+        square = moments.square[fixed:, some].mean(0)
+        if not (mean := float(square.mean())) > 0 or not math.isfinite(mean):
+            continue
+        whole += moments.total[fixed:, some].square().mean(0) / mean
+        parts += square / mean
+    windows = len(whole)
+    if windows < 2 or not float(parts.sum()) > 0:
+        return 1.0, COUPLING_PRIOR
+    ratio = float(whole.sum() / parts.sum())
+    # Standard error of a ratio of sums over windows.
+    spread = (whole - ratio * parts).std() / parts.mean() / math.sqrt(windows)
+    variance = float(spread) ** 2
+    trust = COUPLING_PRIOR**2 / (COUPLING_PRIOR**2 + variance)
+    return max(1 + trust * (ratio - 1), 0.0), COUPLING_PRIOR * math.sqrt(1 - trust)
+
+
+def _grouped(values: Tensor, group: int) -> Tensor:
+    """Means over groups of windows that follow each other."""
+    return values.reshape(-1, group).mean(-1)
+
+
+def _mean(values: Tensor, extra: float) -> tuple[float, float]:
+    """Mean over windows, and its standard error together with one that all windows share."""
+    if len(values) < 2:
+        return float(values.mean()), math.nan
+    return float(values.mean()), math.hypot(float(values.std()) / math.sqrt(len(values)), extra)

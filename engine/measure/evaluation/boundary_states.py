@@ -1,0 +1,142 @@
+"""Boundary states kept within a budget: on the device, else in the host's memory, else on disk.
+
+A state is the input of a block, or the output of the last, on one micro-batch. What is not kept is
+computed again from the nearest state below: where a state lies, or whether it does, changes how
+long a measurement takes, never its value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engine.measure.evaluation.memory_tiers import Memory, Stored
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is kept on the device."""
+
+    every: int
+    """States of every ``every``-th block, and the last; 0 keeps none anywhere."""
+    logits: bool
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a plan is made from."""
+
+    blocks: int
+    state: int
+    """Bytes of one boundary's states on all windows."""
+    logits: int
+    """Bytes of the logits on all windows."""
+    head: float
+    """Work of the head, in blocks."""
+
+    def states(self, every: int) -> int:
+        """Bytes of the states of every ``every``-th block, the first being made again for nothing,
+        and of the last."""
+        return ((self.blocks - 1) // every + 1) * self.state
+
+
+def choose(sizes: Sizes, room: int, reading: float | None, *, logits: bool) -> Plan:
+    """The plan under which one measurement costs least.
+
+    Without the logits the reference's head is run again for each; with states of every *k*-th
+    block, ``(k − 1) / 2`` blocks on average, or one state is read from elsewhere.
+
+    Args:
+        sizes: of the model and its windows.
+        room: bytes on the device.
+        reading: what reading a state from elsewhere costs, in blocks; None: there is nowhere.
+        logits: whether logits are wanted.
+    """
+    steps = [1]
+    while steps[-1] < sizes.blocks:
+        steps.append(2 * steps[-1])
+    best, least = Plan(steps[-1], False), float("inf")
+    for every in steps:
+        again = (every - 1) / 2
+        if reading is not None:
+            again = min(again, (1 - 1 / every) * reading)
+        for kept in (True, False) if logits else (False,):
+            needed = sizes.states(every) + (sizes.logits if kept else 0)
+            cost = again + (0 if kept else sizes.head)
+            if needed <= room and cost < least:
+                best, least = Plan(every, kept), cost
+    return best
+
+
+class States:
+    """Boundary states of one set of weights, by micro-batch and block.
+
+    Args:
+        memory: where they are kept.
+        blocks: how many the model has.
+        resumable: it can be resumed at every block; else the last state alone is of use.
+        head_resumable: the last state is of use.
+    """
+
+    def __init__(
+        self, memory: Memory, blocks: int, *, resumable: bool, head_resumable: bool
+    ) -> None:
+        self.every = 1
+        """See `Plan.every`."""
+        self._memory, self._blocks = memory, blocks
+        self._resumable, self._head_resumable = resumable, head_resumable
+        self._kept: dict[int, dict[int, Stored]] = {}
+
+    def nearest(self, batch: int, k: int) -> int:
+        """The last boundary up to ``k`` whose state is kept; -1 where there is none."""
+        return max((i for i in self._kept.get(batch, ()) if i <= k), default=-1)
+
+    def read(self, batch: int, k: int) -> Tensor | None:
+        """The state before block ``k``, if it is kept; of ``n_blocks`` the last one's output."""
+        stored = self._kept.get(batch, {}).get(k)
+        return None if stored is None else stored.read()
+
+    def collect(self) -> Collected:
+        """States to be kept of a forward under way: all of them together, or none."""
+        return Collected(self)
+
+    def keep(
+        self, batch: int, collected: Collected, below: States | None = None, upto: int = -1
+    ) -> None:
+        """Keep what a forward gave.
+
+        Args:
+            batch: the micro-batch it ran.
+            collected: its states.
+            below: of the weights that it was resumed from: theirs is shared up to ``upto``.
+            upto: the last boundary below which the weights are the same.
+        """
+        shared = below._kept.get(batch, {}) if below is not None and self.every else {}
+        mine = {k: stored for k, stored in shared.items() if k <= upto}
+        self._kept[batch] = {**mine, **collected.stored}
+
+    def forget(self, batch: int, above: int) -> None:
+        """Let go of the states of a micro-batch after boundary ``above``."""
+        kept = self._kept.get(batch, {})
+        self._kept[batch] = {k: stored for k, stored in kept.items() if k <= above}
+
+    def store(self, k: int, state: Tensor) -> Stored | None:
+        """Keep one state somewhere if it is of use; see `collect`."""
+        last = k == self._blocks
+        if not self.every or k <= 0 or not (self._head_resumable if last else self._resumable):
+            return None
+        return self._memory.put(state, on_device=last or k % self.every == 0)
+
+
+class Collected:
+    """States of one forward, kept once it has ended."""
+
+    def __init__(self, states: States) -> None:
+        self._states = states
+        self.stored: dict[int, Stored] = {}
+
+    def take(self, k: int, state: Tensor) -> None:
+        """Keep the state before block ``k``, where there is room."""
+        if (stored := self._states.store(k, state)) is not None:
+            self.stored[k] = stored

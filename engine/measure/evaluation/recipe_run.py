@@ -1,0 +1,253 @@
+"""A network that holds a recipe: its own boundary states, and what changes from there.
+
+A toggle is measured from the first block in which the recipe differs from one before, with the
+states that recipe had below; a layer given back in a quantised network from its own block on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from engine.measure.evaluation.boundary_states import States
+from engine.measure.evaluation.divergence import Tally
+from engine.measure.evaluation.reference import Reference, boundary_state
+from engine.model.network import Held, StandIn
+
+
+class Standing:
+    """The network holding a recipe, on the windows of the reference, and compared with it.
+
+    Every figure is exactly that of a forward from the embedding with all of the recipe held.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        recipe: Mapping[str, Held],
+        made: Mapping[str, str] | None = None,
+        *,
+        keep: bool = True,
+        room: int = 0,
+    ) -> None:
+        """
+        Args:
+            reference: of the unchanged network; its micro-batches are run before those of this.
+            recipe: weights by layer. With ``made``, some may come later: a forward needs those of
+                the blocks that it runs.
+            made: what the weight of each layer of the recipe is made from: where the words of two
+                recipes are equal, so are the weights.
+            keep: whether boundary states are kept, within what is left of the budget.
+            room: bytes that will be left, where that is more than are now.
+        """
+        self.reference, self.recipe = reference, dict(recipe)
+        self.made = dict(made or {})
+        self.states = reference.new_states()
+        self.room = room
+        """Bytes that its states were planned for."""
+        self._keep = keep
+        self._planned = False
+        self._tallies: dict[int, Tally] = {}
+
+    def known(self, batch: int) -> bool:
+        """Whether this micro-batch has been run."""
+        return batch in self._tallies
+
+    @property
+    def batches(self) -> int:
+        """How many micro-batches have been run."""
+        return len(self._tallies)
+
+    @property
+    def start(self) -> int:
+        """First block that the recipe changes, `Layer.start` of its first layer."""
+        return _first(self.reference, {*self.recipe, *self.made})
+
+    @torch.no_grad()
+    def run(self, batch: int, below: States | None = None, start: int | None = None) -> None:
+        """Run one micro-batch and keep what the budget allows; nothing if it was run before.
+
+        Args:
+            batch: index of the micro-batch.
+            below: states of a network that differs from ``start`` on; the reference's if None.
+            start: as of `Reference.measure`; the recipe's own if None.
+
+        Raises:
+            Preempted: something more urgent came; nothing is kept of it.
+        """
+        if self.known(batch):
+            return
+        reference = self.reference
+        network, ids = reference.network, reference.batches[batch]
+        if not self._planned:
+            self.room = max(self.room, reference.memory.room.left)
+            every = reference.choose(self.room, logits=False).every
+            self.states.every = every if self._keep else 0
+            self._planned = True
+        below = reference.states if below is None else below
+        start = self.start if start is None else start
+        at = below.nearest(batch, start)
+        state = below.read(batch, at)
+        collected = self.states.collect()
+        final: list[Tensor] = []
+
+        def take(k: int, state: Tensor) -> None:
+            collected.take(k, state)
+            if k == len(network.blocks):
+                final.append(state)
+
+        if at == len(network.blocks) and state is not None:
+            final.append(state)
+        else:
+            with network.holding(self._from(at)):
+                network.visit(ids, at, state, take)
+        tally = reference.tally(batch, final[0], self._from(at))
+        self.states.keep(batch, collected, below, at)
+        self._tallies[batch] = tally
+
+    def tally(self, batch: int) -> Tally:
+        """The recipe compared with the reference on one micro-batch, run if it was not before.
+
+        Raises:
+            Preempted: something more urgent came.
+        """
+        self.run(batch)
+        return self._tallies[batch]
+
+    @torch.no_grad()
+    def state(self, batch: int, k: int) -> Tensor:
+        """The input of block ``k``, or the output of the last for ``n_blocks``; kept or made again.
+
+        Raises:
+            ValueError: there is no such boundary.
+            Preempted: something more urgent came.
+        """
+        with self.reference.network.holding(self._from(self.states.nearest(batch, k))):
+            return boundary_state(self.reference, self.states, batch, k)
+
+    @torch.no_grad()
+    def measure(self, batch: int, start: int, changed: Mapping[str, Held]) -> Tally:
+        """Compare the network holding the recipe and ``changed`` over it with the reference.
+
+        Args:
+            batch: index of the micro-batch, run before by the reference; from the embedding on if
+                it was not by this.
+            start: first block that ``changed`` changes, as of `Reference.measure`.
+            changed: weights by layer, in place of the recipe's; `Network.weight` gives a layer its
+                own back.
+
+        Raises:
+            ValueError: ``changed`` changes a block before ``start``.
+            Preempted: something more urgent came.
+        """
+        network = self.reference.network
+        if early := [name for name in changed if network.layers[name].start < start]:
+            raise ValueError(f"{early[0]} stands before block {start}")
+        at = self.states.nearest(batch, start)
+        state = self.states.read(batch, at)
+        weights = {**self._from(at), **changed}
+        with network.holding(weights):
+            last = network.final_state(self.reference.batches[batch], at, state)
+        return self.reference.tally(batch, last, weights)
+
+    def _from(self, start: int) -> dict[str, Held]:
+        """What the recipe holds in the blocks from ``start`` on, and in the head."""
+        layers = self.reference.network.layers
+        return {name: held for name, held in self.recipe.items() if layers[name].start >= start}
+
+
+class Recent:
+    """Standings of the recipes scored last, so that the next goes on from where it differs.
+
+    Two are remembered: the last, and of those before it the one with most micro-batches. Their
+    weights are too, where the budget has room for them.
+    """
+
+    def __init__(self) -> None:
+        self._standings: list[Standing] = []
+        self._weights: dict[tuple[str, str], Held] = {}
+
+    def standing(
+        self, reference: Reference, made: Mapping[str, str], *, keep: bool = True
+    ) -> Standing:
+        """That of a recipe, with the micro-batches it was left with; a new one if there is none.
+
+        Args:
+            reference: of the unchanged network.
+            made: as of `Standing`.
+            keep: as of `Standing`.
+        """
+        for known in self._standings:
+            if known.reference is reference and known.made == made:
+                return known
+        room = max((known.room for known in self._standings), default=0)
+        return Standing(reference, {}, made, keep=keep, room=room)
+
+    def below(self, standing: Standing, batch: int) -> tuple[States, int]:
+        """Whose states leave out most of one micro-batch's forward, and where both part.
+
+        Returns:
+            States of the reference or of a recipe before, and the first block that differs.
+        """
+        reference = standing.reference
+        found: list[tuple[int, States, int]] = []
+        for known, made in [
+            (reference.states, {}),
+            *((other.states, other.made) for other in self._standings if other.known(batch)),
+        ]:
+            apart = _first(
+                reference,
+                {
+                    name
+                    for name in {*standing.made, *made}
+                    if standing.made.get(name) != made.get(name)
+                },
+            )
+            found.append((known.nearest(batch, apart), known, apart))
+        _, states, apart = max(found, key=lambda each: each[0])
+        return states, apart
+
+    def make_room(self, standing: Standing, batch: int, below: States, start: int) -> None:
+        """Let go of what recipes before kept of a micro-batch that is about to be run.
+
+        Where the budget holds both nothing is let go; and never what is needed to run it.
+        """
+        reference = standing.reference
+        wanted = reference.sizes.states(1) // len(reference.batches)
+        for other in self._standings:
+            if reference.memory.room.left < wanted and other is not standing:
+                other.states.forget(batch, start if other.states is below else -1)
+
+    def weight(self, standing: Standing, name: str) -> Held | None:
+        """The weight of a layer as a recipe before had it, if it was made from the same."""
+        return self._weights.get((name, standing.made[name]))
+
+    def remember(self, standing: Standing) -> None:
+        """Keep what a standing has run and, where there is room, its weights."""
+        recipe, standing.recipe = standing.recipe, {}
+        if not standing.batches:
+            return
+        others = [other for other in self._standings if other is not standing]
+        # The later of two that have as many.
+        fullest = max(reversed(others), key=lambda other: other.batches, default=None)
+        self._standings = [standing] if fullest is None else [fullest, standing]
+        room = standing.reference.memory.room
+        used = {key for each in self._standings for key in each.made.items()}
+        for key in [key for key in self._weights if key not in used]:
+            room.give(_bytes(self._weights.pop(key)))
+        for name, held in recipe.items():
+            key = (name, standing.made[name])
+            if key not in self._weights and room.take(_bytes(held)):
+                self._weights[key] = held
+
+
+def _first(reference: Reference, names: Collection[str]) -> int:
+    """First block that these layers change, as `Layer.start`."""
+    network = reference.network
+    return min((network.layers[name].start for name in names), default=len(network.blocks))
+
+
+def _bytes(held: Held) -> int:
+    return (held.weight if isinstance(held, StandIn) else held).nbytes

@@ -1,0 +1,291 @@
+"""What the unchanged network gives on every micro-batch, kept within a budget of bytes.
+
+A change at block *k* is measured from the hidden state before block *k* on, against the
+reference's logits. States and logits that find no room are made again when they are needed: what
+is kept changes how long a measurement takes, never its value.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from engine.measure.evaluation.boundary_states import Plan, Sizes, States, choose
+from engine.measure.evaluation.divergence import Tally, Windows, compare
+from engine.measure.evaluation.memory_tiers import Memory, Stored
+from engine.model.network import Held, Network
+
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+"""Logits of one chunk of positions, in bytes of float32: each is a pass through the model's code,
+which a fast device would wait for."""
+PIECE_BYTES = 1 << 19
+"""Logits compared at once on a CPU, in bytes of float32: what is made of them fits a cache."""
+CHUNK_MULTIPLE = 16
+"""Positions come in multiples of this: odd sizes round differently."""
+FOR_RECIPES = 4
+"""One part in so many of the budget is left for the states of recipes, where it would not hold
+theirs anyway."""
+
+
+class Reference:
+    """The unchanged network on one set of windows.
+
+    Batch and chunk shapes are fixed here once, and are the same for reference and candidates.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        windows: Windows,
+        batch_tokens: int,
+        budget: int,
+        memory: Memory | None = None,
+    ) -> None:
+        """
+        Args:
+            network: at its reference weights.
+            windows: the evaluation text.
+            batch_tokens: tokens in a micro-batch; at least one window.
+            budget: bytes for kept states and logits together, recipes' included. A few bytes a
+                token are kept in any case.
+            memory: where they are kept, of that budget; None takes what the machine has.
+        """
+        self.network, self.windows = network, windows
+        self.memory = memory or Memory(network.device, budget)
+        rows = max(1, batch_tokens // windows.seq_len)
+        self.batches = [ids.to(network.device) for ids in torch.split(windows.ids, rows)]
+        text = network.config.get_text_config()
+        vocabulary, hidden = text.vocab_size, text.hidden_size
+        chunk = CHUNK_BYTES.get(network.device.type, 16 << 20) // (rows * vocabulary * 4)
+        chunk = max(CHUNK_MULTIPLE, chunk - chunk % CHUNK_MULTIPLE)
+        first, last = windows.first, windows.seq_len - 1
+        self.chunks = [(a, min(a + chunk, last)) for a in range(first, last, chunk)]
+        self.sizes = Sizes(
+            blocks=len(network.blocks),
+            state=windows.tokens * hidden * network.dtype.itemsize,
+            logits=windows.count * windows.targets * vocabulary * 4,
+            head=_head_in_blocks(network),
+        )
+        self.plan: Plan | None = None
+        """What is kept, once the first micro-batch was run."""
+        self.states = self.new_states()
+        self._logits: dict[tuple[int, int], Stored | None] = {}
+        self._lse: dict[tuple[int, int], Tensor] = {}
+        self._first: dict[tuple[int, int], Tensor] = {}
+        self._nll: dict[int, Tensor] = {}
+
+    def known(self, batch: int) -> bool:
+        """Whether this micro-batch has been run."""
+        return batch in self._nll
+
+    @torch.no_grad()
+    def run(self, batch: int) -> None:
+        """Run one micro-batch and keep what the budget allows; nothing if it was run before.
+
+        Raises:
+            Preempted: something more urgent came; nothing is kept of it.
+        """
+        if self.known(batch):
+            return
+        if self.plan is None:
+            room = self.memory.room.left
+            room -= min(room // FOR_RECIPES, self.sizes.states(1))
+            self.plan = self.choose(room, logits=True)
+            self.states.every = self.plan.every
+        ids, blocks = self.batches[batch], len(self.network.blocks)
+        collected = self.states.collect()
+        final: list[Tensor] = []
+
+        def take(k: int, state: Tensor) -> None:
+            collected.take(k, state)
+            if k == blocks:
+                final.append(state)
+
+        self.network.visit(ids, -1, None, take)
+        nll = torch.zeros(ids.shape[0], dtype=torch.float64)
+        lses, logits, first = {}, {}, {}
+        for chunk, (a, b) in enumerate(self.chunks):
+            z = self.network.logits(ids, final[0], (a, b)).float()
+            lse = torch.logsumexp(z, -1)
+            target = z.gather(-1, ids[:, a + 1 : b + 1, None]).squeeze(-1)
+            nll += (lse - target).double().sum(-1).cpu()
+            lses[batch, chunk] = lse
+            first[batch, chunk] = z.argmax(-1, keepdim=True)
+            if self.plan.logits:
+                logits[batch, chunk] = self.memory.device.put(z)
+        # All at once, so that a forward abandoned half way leaves nothing behind.
+        for table in (*lses.values(), *first.values()):
+            self.memory.room.take(table.nbytes, always=True)
+        self._lse.update(lses)
+        self._first.update(first)
+        self._logits.update(logits)
+        self.states.keep(batch, collected)
+        self._nll[batch] = nll
+
+    @torch.no_grad()
+    def plain(self, batch: int) -> None:
+        """The model's own forward on one micro-batch with whole logits, nothing kept."""
+        self.network.model(input_ids=self.batches[batch], use_cache=False)
+
+    def nll_sums(self) -> Tensor:
+        """Summed NLL of each window, ``[windows]`` float64, once every micro-batch was run."""
+        return torch.cat([self._nll[batch] for batch in range(len(self.batches))])
+
+    def state(self, batch: int, k: int) -> Tensor:
+        """The input of block ``k``, or the output of the last for ``n_blocks``; kept or made again.
+
+        Both are equal to the last bit on a CPU. ``[windows, seq_len, hidden]``, not to be written
+        to.
+
+        Raises:
+            ValueError: there is no such boundary; before the embedding there are tokens only.
+            Preempted: something more urgent came.
+        """
+        return boundary_state(self, self.states, batch, k)
+
+    @torch.no_grad()
+    def measure(self, batch: int, start: int, weights: Mapping[str, Held]) -> Tally:
+        """Compare the network holding ``weights`` with the reference on one micro-batch.
+
+        Args:
+            batch: index of the micro-batch, run before.
+            start: first block that ``weights`` change: ``-1`` for the embedding, the number of
+                blocks for the head.
+            weights: layers' weights by name, oriented as `Network.weight` gives them.
+
+        Raises:
+            Preempted: something more urgent came.
+        """
+        at = self.states.nearest(batch, start)
+        state = self.states.read(batch, at)
+        with self.network.holding(weights):
+            last = self.network.final_state(self.batches[batch], at, state)
+        return self.tally(batch, last, weights)
+
+    @torch.no_grad()
+    def tally(self, batch: int, last: Tensor, weights: Mapping[str, Held]) -> Tally:
+        """Compare what follows from a last state with the reference on one micro-batch.
+
+        Args:
+            batch: index of the micro-batch, run before.
+            last: output of the last block of the network holding ``weights``.
+            weights: all that it holds.
+        """
+        network, ids = self.network, self.batches[batch]
+        if network.head_resumable:  # no block is run again: to hold what is theirs is for nothing
+            blocks = len(network.blocks)
+            weights = {n: held for n, held in weights.items() if network.layers[n].start == blocks}
+        final: Tensor | None = None
+        sums = [torch.zeros(ids.shape[0], dtype=torch.float64) for _ in range(3)]
+        for chunk, (a, b) in enumerate(self.chunks):
+            stored = self._logits.get((batch, chunk))
+            if stored is not None:
+                reference = stored.read()
+            else:
+                final = self.state(batch, len(network.blocks)) if final is None else final
+                reference = network.logits(ids, final, (a, b)).float()
+            with network.holding(weights):
+                changed = network.logits(ids, last, (a, b)).float()
+            for rows, at in pieces(reference):
+                found = compare(
+                    reference[rows, at],
+                    self._lse[batch, chunk][rows, at],
+                    changed[rows, at],
+                    ids[rows, a + 1 : b + 1][:, at],
+                    self._first[batch, chunk][rows, at],
+                )
+                for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
+                    total[rows] += part.cpu()
+        return Tally(*sums)
+
+    # -- what recipes' states are kept by --------------------------------------------------------
+
+    def new_states(self) -> States:
+        """Room for states of these windows, of any weights."""
+        network = self.network
+        return States(
+            self.memory,
+            len(network.blocks),
+            resumable=network.resumable,
+            head_resumable=network.head_resumable,
+        )
+
+    @torch.no_grad()
+    def choose(self, room: int, *, logits: bool) -> Plan:
+        """What to keep within ``room`` bytes, by what it takes to read a state or run a block.
+
+        Where not all of it fits, both are tried out, once.
+
+        Raises:
+            Preempted: something more urgent came.
+        """
+        network, sizes = self.network, self.sizes
+        needed = sizes.states(1) + (sizes.logits if logits else 0)
+        if needed > room and self.memory.beyond is None and network.resumable:
+            ids, blocks = self.batches[0], len(network.blocks)
+            hidden = network.config.get_text_config().hidden_size
+            generator = torch.Generator().manual_seed(0)
+            sample = torch.randn(*ids.shape, hidden, generator=generator)
+            sample = sample.to(network.device, network.dtype)
+            begun = time.perf_counter()
+            network.final_state(ids, blocks - 1, sample)
+            if network.device.type == "cuda":
+                torch.cuda.synchronize(network.device)
+            self.memory.weigh(sample, time.perf_counter() - begun)
+        reading = self.memory.reading if self.memory.beyond else None
+        return choose(sizes, room, reading, logits=logits)
+
+
+def pieces(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Windows and positions that are compared at once, of a chunk ``[windows, positions, …]``."""
+    windows, positions, vocabulary = logits.shape
+    count = windows * positions
+    if logits.device.type == "cpu":
+        count = max(1, PIECE_BYTES // (4 * vocabulary))
+    height, width = max(1, count // positions), min(count, positions)
+    for top in range(0, windows, height):
+        for left in range(0, positions, width):
+            yield slice(top, top + height), slice(left, left + width)
+
+
+def boundary_state(reference: Reference, states: States, batch: int, k: int) -> Tensor:
+    """The state before block ``k`` from those kept; call it holding the weights they belong to.
+
+    Raises:
+        ValueError: there is no such boundary.
+        Preempted: something more urgent came.
+    """
+    network = reference.network
+    if not 0 <= k <= len(network.blocks):
+        raise ValueError(f"there is no boundary {k} in {len(network.blocks)} blocks")
+    at = states.nearest(batch, k)
+    state = states.read(batch, at)
+    if at == k and state is not None:
+        return state
+    reached: list[Tensor] = []
+
+    def take(i: int, state: Tensor) -> None:
+        if i == k:
+            reached.append(state)
+
+    network.visit(reference.batches[batch], at, state, take, until=k)
+    return reached[0]
+
+
+def _head_in_blocks(network: Network) -> float:
+    """Work of the head, softmax and KL, in blocks, by what each multiplies for a token."""
+    layers = network.layers.values()
+    head = sum(math.prod(layer.shape) for layer in layers if layer.role == "head")
+    text = network.config.get_text_config()
+    used = getattr(text, "num_experts_per_tok", None) or 1
+    body = sum(
+        math.prod(layer.shape) * (used / layer.shape[0] if layer.role == "experts" else 1.0)
+        for layer in layers
+        if layer.block is not None
+    )
+    # Logits are read several times after they are made: about twice the head's product.
+    return 2 * head / (body / len(network.blocks)) if body else 1.0

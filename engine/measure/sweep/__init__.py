@@ -1,0 +1,1 @@
+"""Every layer changed alone: candidates, exact measurement, top-k, agreement."""

@@ -1,0 +1,260 @@
+"""Units in a format, measured micro-batch by micro-batch: what a sweep goes through.
+
+To *degrade* is to change one unit of the reference network. To *restore* is to give one unit its
+own weights back where all of the body holds the format; what is gained is the difference of two
+comparisons with the reference, window by window:
+
+    ΔKL = KL(ref ‖ all quantised) − KL(ref ‖ all but the unit),   ΔNLL = NLL(all) − NLL(all but it)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine import protocol as p
+from engine.formats.grammar import Format
+from engine.formats.storage import why_not_held
+from engine.measure.calibration.approximate import approximated, why_not_given
+from engine.measure.counts import Account
+from engine.measure.evaluation.divergence import Tally, difference, perplexity
+from engine.measure.evaluation.evaluate import changed, run_reference
+from engine.measure.evaluation.recipe_run import Standing
+from engine.measure.sweep.top_k import Evidence, evidence
+from engine.measure.sweep.units import Unit
+from engine.model.memory import check_memory, memory_free, memory_needed
+from engine.model.network import Held, StandIn
+from engine.quant import QUANTISER_VERSION
+from engine.workspace import Workspace, again
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A unit to be measured in a format."""
+
+    unit: Unit
+    """Those of its layers that can hold the format."""
+    key: str
+    """Of the figure on all windows."""
+    tallies: list[Tally]
+    """Of the micro-batches measured so far, in order; kept by the workspace until all are."""
+    held: dict[str, Held] | None = None
+    """The unit's weights in the format, where they are kept between two micro-batches."""
+
+
+@dataclass(eq=False)
+class Table:
+    """All units in one format: what is known, and what is not."""
+
+    format: Format
+    direction: p.Direction
+    by: p.By
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """What calibrated methods rest on, as a part of keys; empty without any."""
+    todo: list[Candidate] = field(default_factory=list)
+    """In the order in which they are to be measured."""
+    found: dict[str, p.Sensitivity] = field(default_factory=dict)
+    """Figures of this sweep, measured or from the store, by the unit's name."""
+    body: set[str] = field(default_factory=set)
+    """Names of the units that are neither embedding nor head."""
+
+
+def why_not(workspace: Workspace, layer: str, format: Format) -> str | None:
+    """Why a layer cannot hold a format; None if it can."""
+    network, _ = workspace.need_network()
+    why = why_not_held(format, network.layers[layer].shape)
+    return why or why_not_given(workspace, layer, format)
+
+
+def figure_key(workspace: Workspace, unit: Unit, table: Table, effort: str = "") -> str:
+    """Content address of a unit's figure.
+
+    Args:
+        workspace: with a loaded model.
+        unit: what is changed.
+        table: its format, direction and division into units.
+        effort: what the figure was measured for, where that was not on all windows.
+    """
+    parts: dict[str, object] = {"layer": unit.name, "direction": table.direction}
+    if table.by != "layer":
+        parts |= {"by": table.by, "layers": unit.layers}
+    if effort:
+        parts["effort"] = effort
+    if table.calibration:
+        parts["calibration"] = table.calibration
+    return workspace.measured_key(
+        "sensitivity",
+        format=str(table.format),
+        quantiser=QUANTISER_VERSION,
+        scale_dtype=workspace.scale_dtype,
+        **parts,
+    )
+
+
+class Measuring:
+    """Measures the candidates of one table."""
+
+    def __init__(self, workspace: Workspace, table: Table, nll: float, account: Account) -> None:
+        """
+        Args:
+            workspace: with a loaded model.
+            table: of the candidates.
+            nll: the unchanged model's.
+            account: counts what is measured.
+        """
+        self._workspace, self._table, self._nll = workspace, table, nll
+        self._account = account
+        self._standing: Standing | None = None
+        network, self._reference = workspace.need_network()
+        self._room = memory_free(network.device) // 4
+
+    @property
+    def micro_batches(self) -> int:
+        """How many there are."""
+        return len(self._reference.batches)
+
+    @property
+    def windows(self) -> int:
+        """How many there are."""
+        return self._reference.windows.count
+
+    def measure(
+        self, candidate: Candidate, *, keep: bool
+    ) -> Generator[p.AnyEvent | None, None, None]:
+        """Measure a candidate on its next micro-batch.
+
+        Args:
+            candidate: gets one tally more.
+            keep: whether its weights are kept whatever they take; else only where there is room.
+
+        Raises:
+            FormatError: as `approximated` does.
+            OutOfMemoryError: all of the body, quantised, does not fit beside the model.
+        """
+        batch = len(candidate.tallies)
+        if self._table.direction == "degrade":
+            held = yield from self._weights(candidate, keep=keep)
+            tally = yield from changed(
+                self._workspace, batch, candidate.unit.start, held, self._account
+            )
+        else:
+            tally = yield from self._given_back(candidate, batch)
+        candidate.tallies.append(tally)
+
+    def drop(self, candidate: Candidate) -> None:
+        """Let go of a candidate's weights, and of its tallies once all windows are in them."""
+        if candidate.held is not None:
+            self._room += _bytes(candidate.held)
+            candidate.held = None
+        if len(candidate.tallies) == self.micro_batches:
+            self._workspace.tallies.pop(candidate.key, None)
+
+    def figure(self, candidate: Candidate) -> p.Sensitivity:
+        """What a candidate's tallies say so far."""
+        targets = self._reference.windows.targets
+        found = difference(candidate.tallies, targets)
+        dnll, kl = found.dnll, found.kl
+        half = dnll.half()
+        start, sign = self._nll, 1.0
+        if self._standing is not None:
+            together = [self._standing.tally(i) for i in range(len(candidate.tallies))]
+            start, sign = self._nll + difference(together, targets).dnll.mean, -1.0
+
+        def dppl(change: float) -> float:
+            return sign * (perplexity(start + sign * change) - perplexity(start))
+
+        return p.Sensitivity(
+            layer=candidate.unit.name,
+            format=str(self._table.format),
+            direction=self._table.direction,
+            kl=kl.mean,
+            kl_se=kl.se,
+            dnll=dnll.mean,
+            dnll_se=dnll.se,
+            dppl=dppl(dnll.mean),
+            dppl_low=dppl(dnll.mean - half),
+            dppl_high=dppl(dnll.mean + half),
+            tokens=kl.windows * targets,
+            by=self._table.by,
+            top1=found.top1.mean,
+        )
+
+    def seen(self, candidate: Candidate) -> Evidence:
+        """The KL of a candidate in the windows measured so far."""
+        sums = torch.cat([tally.kl for tally in candidate.tallies])
+        return evidence(sums.numpy().astype(np.float64) / self._reference.windows.targets)
+
+    def known(self, fact: p.Sensitivity) -> Evidence:
+        """What a figure from the store says."""
+        return Evidence(fact.kl, fact.kl_se, fact.tokens // self._reference.windows.targets)
+
+    def close(self) -> None:
+        """Let go of what all candidates share."""
+        self._standing = None
+
+    def _weights(
+        self, candidate: Candidate, *, keep: bool
+    ) -> Generator[p.AnyEvent | None, None, dict[str, Held]]:
+        if candidate.held is not None:
+            return candidate.held
+        held = yield from self._quantised(candidate.unit.layers)
+        if keep or _bytes(held) <= self._room:
+            self._room -= _bytes(held)
+            candidate.held = held
+        return held
+
+    def _quantised(
+        self, layers: tuple[str, ...]
+    ) -> Generator[p.AnyEvent | None, None, dict[str, Held]]:
+        held: dict[str, Held] = {}
+        for name in layers:
+            held[name] = yield from approximated(
+                self._workspace, name, self._table.format, self._account
+            )
+            if self._workspace.should_stop():
+                yield None
+        return held
+
+    def _given_back(
+        self, candidate: Candidate, batch: int
+    ) -> Generator[p.AnyEvent | None, None, Tally]:
+        network, reference = self._workspace.need_network()
+        account = self._account
+        yield from run_reference(reference, batch, account)
+        if self._standing is None:
+            layers = body_holding(self._workspace, self._table.format)
+            needed = memory_needed((network.layers[n].shape for n in layers), network.dtype)
+            what = "every layer of the body in a format, beside the model,"
+            check_memory(needed, memory_free(network.device), network.device, what=what)
+            self._standing = Standing(reference, (yield from self._quantised(layers)))
+        standing = self._standing
+        if not standing.known(batch):
+            yield from again(account.timed("measure_s", lambda: standing.run(batch)))
+            yield None
+        together = standing.tally(batch)
+        own = {name: network.weight(name) for name in candidate.unit.layers}
+        step = account.timed(
+            "measure_s", lambda: standing.measure(batch, candidate.unit.start, own)
+        )
+        without = yield from again(step)
+        return Tally(together.dnll - without.dnll, together.kl - without.kl, without.agree)
+
+
+def body_holding(workspace: Workspace, format: Format) -> tuple[str, ...]:
+    """Layers but embedding and head that can hold a format: what a uniform recipe changes."""
+    network, _ = workspace.need_network()
+    return tuple(
+        name
+        for name, layer in network.layers.items()
+        if layer.role not in ("embedding", "head") and why_not(workspace, name, format) is None
+    )
+
+
+def _bytes(held: Mapping[str, Held]) -> int:
+    weights = [h.weight if isinstance(h, StandIn) else h for h in held.values()]
+    return sum(math.prod(w.shape) * w.element_size() for w in weights)

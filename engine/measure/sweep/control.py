@@ -1,0 +1,132 @@
+"""What a change of nothing measures, and how far rounding alone moves a figure.
+
+Below that floor a figure says nothing: another order of the same additions would have given it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from engine import protocol as p
+from engine.measure.counts import Account
+from engine.measure.evaluation.divergence import Tally
+from engine.measure.evaluation.evaluate import changed, run_reference
+from engine.measure.evaluation.reference import Reference
+from engine.model.memory import memory_free
+from engine.model.network import Held, Network, StandIn
+from engine.workspace import Workspace, again
+
+FEW_TOKENS = 8
+
+
+def control(
+    workspace: Workspace, account: Account
+) -> Generator[p.AnyEvent | None, None, p.Control]:
+    """Swap a layer of the middle block and the head, each for itself; then measure the floor.
+
+    The swap measures exactly 0 on a CPU. The floor is what the first micro-batch measures with all
+    that is mathematically the same rounded in another way; where kernels may round the same product
+    differently twice, running the same twice counts too.
+    """
+    network, reference = workspace.need_network()
+    key = workspace.measured_key("control", floor="rounded otherwise")
+    known = workspace.known([key]).get(key)
+    if isinstance(known, p.Control):
+        yield from account.found([key], [known])
+        return known
+    first: dict[int, str] = {}
+    for name, layer in network.layers.items():
+        if layer.start in (len(network.blocks) // 2, len(network.blocks)):
+            first.setdefault(layer.start, name)
+    yield from run_reference(reference, 0, account)
+    worst = ("", 0.0, 0.0)
+    for start, name in first.items():
+        same = {name: network.weight(name).clone()}
+        tally = yield from changed(workspace, 0, start, same, account)
+        dnll, kl = _largest(reference, [tally])
+        if not worst[0] or max(dnll, kl) > max(worst[1:]) or math.isnan(dnll + kl):
+            worst = (name, dnll, kl)
+        yield None
+    step = account.timed("measure_s", lambda: rounded_otherwise(network, reference.batches[0]))
+    held = yield from again(step)
+    yield None
+    tallies = [(yield from changed(workspace, 0, -1, held, account))]
+    yield None
+    if network.device.type != "cpu":
+        tallies.append((yield from changed(workspace, 0, -1, {}, account)))
+        yield None
+    fact = p.Control(*worst, *_largest(reference, tallies))
+    yield account.learnt(key, fact)
+    return fact
+
+
+def rounded_otherwise(network: Network, ids: Tensor) -> dict[str, Held]:
+    """Every layer with its inputs, and the columns of its weight, in another order.
+
+    The same products are added in another order: mathematically nothing changes. In 16 bits they
+    are added in 32 and rounded once, to the same value mostly; there every input is rounded anew as
+    well, as it is once anything before it has changed.
+
+    Embeddings add nothing up and are left out, as are experts, and layers whose weight a kernel
+    takes without calling them; of the others as many as half of the free memory holds, the last
+    first.
+
+    Args:
+        network: at its reference weights.
+        ids: ``[batch, tokens]``, of which a few tell which layers are called.
+
+    Raises:
+        Preempted: something more urgent came.
+    """
+    called: set[str] = set()
+
+    def note(name: str, inputs: Tensor) -> Tensor:
+        called.add(name)
+        return inputs
+
+    with network.holding(
+        {
+            name: StandIn(network.weight(name), partial(note, name))
+            for name, layer in network.layers.items()
+            if layer.role not in ("embedding", "experts")
+        }
+    ):
+        network.resume(ids[:1, :FEW_TOKENS], -1, None)
+    room = memory_free(network.device) // 2
+    held: dict[str, Held] = {}
+    for name, layer in reversed(network.layers.items()):
+        weight = network.weight(name)
+        if name not in called:
+            continue
+        if (room := room - weight.nbytes) < 0:
+            break
+        order = torch.randperm(layer.shape[-1], generator=_seeded(weight)).to(weight.device)
+        held[name] = StandIn(weight[:, order], partial(_rounded_anew, order))
+    return held
+
+
+def _rounded_anew(order: Tensor, inputs: Tensor) -> Tensor:
+    """Inputs in another order; in 16 bits moved by up to half of ``eps``, relative."""
+    if inputs.element_size() < 4:
+        chance = torch.rand(inputs.shape, generator=_seeded(inputs))
+        moved = 1 + (chance - 0.5) * torch.finfo(inputs.dtype).eps
+        inputs = (inputs.float() * moved.to(inputs.device)).to(inputs.dtype)
+    return inputs[..., order]
+
+
+def _seeded(inputs: Tensor) -> torch.Generator:
+    """The same for all that has this width, as projections of one input have."""
+    return torch.Generator().manual_seed(inputs.shape[-1])
+
+
+def _largest(reference: Reference, tallies: list[Tally]) -> tuple[float, float]:
+    """Largest |ΔNLL| and |KL| of a window, nats per token."""
+    targets = reference.windows.targets
+    dnll = torch.cat([tally.dnll for tally in tallies]).abs().max()
+    kl = torch.cat([tally.kl for tally in tallies]).abs().max()
+    return float(dnll) / targets, float(kl) / targets

@@ -1,0 +1,60 @@
+"""Progress of a sweep in layers, and the time left by how long a unit of work has taken."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+
+from engine import protocol as p
+from engine.measure.sweep.units import Unit
+from engine.model.network import Network
+
+
+class Pace:
+    """What is done of a sweep; work is counted in blocks.
+
+    Head, softmax and KL read the logits several times: about twice the head's product.
+    """
+
+    def __init__(self, job: str, network: Network, todo: Iterable[Unit], total: int) -> None:
+        """
+        Args:
+            job: id of the sweep.
+            network: whose layers are measured.
+            todo: what is to be measured, once for every format.
+            total: with what is known already.
+        """
+        block = sum(math.prod(x.shape) for x in network.layers.values() if x.block == 0)
+        head = sum(math.prod(x.shape) for x in network.layers.values() if x.role == "head")
+        self._head = 2 * head / block if block else 1.0
+        self._blocks = len(network.blocks)
+        left = [self.work(unit) for unit in todo]
+        self._left, self._done = math.fsum(left), 0.0
+        self._job, self._total, self._finished = job, total, total - len(left)
+        self._shares: dict[str, float] = {}
+        self._begun = time.perf_counter()
+
+    def work(self, unit: Unit) -> float:
+        """What measuring a unit on all windows takes, in blocks."""
+        return self._blocks - max(unit.start, 0) + self._head
+
+    def advance(self, unit: Unit, share: float) -> None:
+        """A share of a unit's windows was measured."""
+        self._left -= share * self.work(unit)
+        self._done += share * self.work(unit)
+        self._shares[unit.name] = self._shares.get(unit.name, 0.0) + share
+
+    def finish(self, unit: Unit) -> None:
+        """Nothing more of a unit is going to be measured."""
+        self._left -= (1.0 - self._shares.pop(unit.name, 0.0)) * self.work(unit)
+        self._finished += 1
+
+    def told(self, detail: str) -> p.Progress:
+        """Where the sweep stands; the time left is an upper bound where units may end early."""
+        spent = time.perf_counter() - self._begun
+        left = max(self._left, 0.0) * spent / self._done if self._done else math.nan
+        done = min(self._finished + math.fsum(self._shares.values()), self._total)
+        return p.Progress(
+            job=self._job, done=done, total=self._total, seconds_left=left, detail=detail
+        )

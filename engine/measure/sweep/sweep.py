@@ -1,0 +1,291 @@
+"""The sweep: every layer, block, kind or group changed alone, estimated first, then measured.
+
+A control comes first: a layer swapped for itself must measure nothing (exactly 0 on a CPU). Then
+every layer is estimated, and what is asked for measured, the worst estimate first. At the end all
+body layers are changed together: the ratio of that effect to the sum of the single ones says how
+far single effects may be added up. What the store knows is not measured again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+
+from engine import protocol as p
+from engine.formats.grammar import Format, parse_built
+from engine.measure.calibration.calibration import calibration_parts
+from engine.measure.counts import Account
+from engine.measure.estimate.estimate import estimate
+from engine.measure.evaluation.evaluate import baseline, forward_seconds, score
+from engine.measure.sweep.agreement import Comparing
+from engine.measure.sweep.candidates import (
+    Candidate,
+    Measuring,
+    Table,
+    body_holding,
+    figure_key,
+    why_not,
+)
+from engine.measure.sweep.control import control
+from engine.measure.sweep.exactness import parse_effort
+from engine.measure.sweep.progress import Pace
+from engine.measure.sweep.top_k import Evidence, outside, well_known
+from engine.measure.sweep.units import units
+from engine.quant import QUANTISER_VERSION
+from engine.service.scheduler import Steps
+from engine.workspace import Workspace
+
+Found = Generator[p.AnyEvent | None, None, None]
+Estimates = Mapping[str, Mapping[str, p.Estimate]]
+"""By format, by layer."""
+
+
+def sweep(
+    workspace: Workspace,
+    formats: Sequence[str],
+    direction: p.Direction,
+    job: str,
+    *,
+    exact: str = "all",
+    by: p.By = "layer",
+) -> Steps:
+    """Estimate every layer in every format, and measure those that are asked for, each alone.
+
+    Args:
+        workspace: with a loaded model.
+        formats: what layers hold. To degrade, the settings' ``estimate_formats`` are estimated
+            beside them.
+        direction: whether one layer is changed, or one given back where all are changed.
+        job: id, for progress.
+        exact: as of `protocol.Sweep`.
+        by: what is changed at once.
+
+    Yields:
+        `Learned` with `Baseline`, `Control`, `Estimate`, `Sensitivity` and `Additivity` facts,
+        `Fallback` for layers a format cannot hold, `Agreement` and `Progress`.
+
+    Raises:
+        UsageError: ``exact`` says nothing.
+        FormatError: a format does not parse or is not built.
+    """
+    effort = parse_effort(exact)
+    parsed = [parse_built(text) for text in formats]
+    network, _ = workspace.need_network()
+    account = Account(timings={"load_s": workspace.load_s, "quantize_s": 0.0, "estimate_s": 0.0})
+    nll = (yield from baseline(workspace, account)).nll
+    floor = (yield from control(workspace, account)).floor_kl
+
+    tables = [Table(format, direction, by) for format in parsed]
+    for table in tables:
+        parts = yield from calibration_parts(workspace, [table.format], "reference")
+        table.calibration = parts.get("calibration", {})
+        yield from _from_store(workspace, table, str(effort) if effort.top else "", account)
+    estimates = yield from _estimated(workspace, parsed, direction, account, job)
+    for table in tables:
+        _sort(table, estimates.get(str(table.format), {}))
+    # Units other than layers have no estimates to agree with.
+    comparing = Comparing(direction, estimates if by == "layer" else {}, floor)
+    todo = [] if effort.top == 0 else [each.unit for table in tables for each in table.todo]
+    known = sum(len(table.found) for table in tables)
+    pace = Pace(job, network, todo, len(todo) + known)
+    for table in tables:
+        if todo and table.todo:
+            measuring = Measuring(workspace, table, nll, account)
+            try:
+                if effort.top is None:
+                    yield from _measure_all(table, measuring, account, pace, comparing)
+                else:
+                    yield from _measure_top(
+                        workspace, table, effort.top, measuring, account, pace, comparing
+                    )
+            finally:
+                measuring.close()
+        yield from comparing.now(str(table.format), table.found)
+        if effort.top != 0 and by == "layer" and table.body & set(table.found):
+            yield from _additivity(workspace, table, nll, account)
+    if account.measured:
+        account.timings["forward_s"] = yield from forward_seconds(workspace)
+    return account.outcome()
+
+
+def _from_store(workspace: Workspace, table: Table, effort: str, account: Account) -> Found:
+    """Announce what the store knows of a table, and list what is left to measure.
+
+    A figure on all windows answers every question; one on fewer only the question it was for.
+    """
+    network, _ = workspace.need_network()
+    full: dict[str, str] = {}
+    partial: dict[str, str] = {}
+    candidates: dict[str, Candidate] = {}
+    wanted = units(network.layers, table.by)
+    if table.direction == "restore":
+        wanted = [unit for unit in wanted if unit.body]
+    for unit in wanted:
+        able: list[str] = []
+        for name in unit.layers:
+            if (why := why_not(workspace, name, table.format)) is None:
+                able.append(name)
+            else:
+                yield p.Fallback(layer=name, format=str(table.format), why=why)
+        if not able:
+            continue
+        held = replace(
+            unit, layers=tuple(able), start=min(network.layers[name].start for name in able)
+        )
+        key = full[unit.name] = figure_key(workspace, held, table)
+        if effort:
+            partial[unit.name] = figure_key(workspace, held, table, effort)
+        candidates[unit.name] = Candidate(held, key, [])
+        if unit.body:
+            table.body.add(unit.name)
+    known = workspace.known([*full.values(), *partial.values()])
+    keys: list[str] = []
+    for name, candidate in candidates.items():
+        key = full[name]
+        if key not in known and partial.get(name) in known:
+            key = partial[name]
+        if isinstance(fact := known.get(key), p.Sensitivity):
+            table.found[name] = fact
+            keys.append(key)
+        else:
+            # Windows that an earlier sweep measured are not measured again.
+            candidate.tallies = workspace.tallies.setdefault(key, [])
+            table.todo.append(candidate)
+    yield from account.found(keys, list(table.found.values()))
+
+
+def _estimated(
+    workspace: Workspace,
+    formats: Sequence[Format],
+    direction: p.Direction,
+    account: Account,
+    job: str,
+) -> Generator[p.AnyEvent | None, None, Estimates]:
+    """Estimates of all layers in the swept formats; to degrade, in the settings' too."""
+    chosen: dict[str, Format] = {}
+    if direction == "degrade":
+        chosen = {str(f): f for f in map(parse_built, workspace.settings.estimate_formats)}
+    chosen |= {str(format): format for format in formats}
+    return (yield from estimate(workspace, list(chosen.values()), direction, account, job))
+
+
+def _sort(table: Table, estimates: Mapping[str, p.Estimate]) -> None:
+    """The worst estimate first; with no estimates what costs least, so that the table fills."""
+    if not estimates:
+        table.todo.sort(key=lambda each: -each.unit.start)
+        return
+
+    def effect(candidate: Candidate) -> float:
+        known = [estimates[name].kl for name in candidate.unit.layers if name in estimates]
+        total = math.fsum(known) if known else -math.inf
+        return -math.inf if math.isnan(total) else total
+
+    table.todo.sort(key=effect, reverse=True)
+
+
+def _measure_all(
+    table: Table, measuring: Measuring, account: Account, pace: Pace, comparing: Comparing
+) -> Found:
+    """Measure every candidate on all windows, one after the other."""
+    for candidate in table.todo:
+        detail = f"{candidate.unit.name} {table.format}"
+        pace.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
+        yield pace.told(detail)
+        while len(candidate.tallies) < measuring.micro_batches:
+            yield from measuring.measure(candidate, keep=True)
+            pace.advance(candidate.unit, 1 / measuring.micro_batches)
+            yield pace.told(detail)
+        fact = table.found[candidate.unit.name] = measuring.figure(candidate)
+        measuring.drop(candidate)
+        pace.finish(candidate.unit)
+        yield account.learnt(candidate.key, fact)
+        yield from comparing.growing(str(table.format), table.found)
+
+
+def _measure_top(
+    workspace: Workspace,
+    table: Table,
+    top: int,
+    measuring: Measuring,
+    account: Account,
+    pace: Pace,
+    comparing: Comparing,
+) -> Found:
+    """Measure all candidates a micro-batch at a time, until each is known well or surely outside.
+
+    Each has a first figure as soon as two windows were seen, and its last once it is decided.
+    """
+    effort, text = f"top:{top}", str(table.format)
+    seen: dict[str, Evidence] = {name: measuring.known(f) for name, f in table.found.items()}
+    undecided = list(table.todo)
+    for candidate in undecided:
+        pace.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
+    for turn in range(measuring.micro_batches):
+        for candidate in undecided:
+            name = candidate.unit.name
+            if len(candidate.tallies) <= turn:
+                yield from measuring.measure(candidate, keep=False)
+                pace.advance(candidate.unit, 1 / measuring.micro_batches)
+                yield pace.told(f"{name} {text}")
+            before = seen.get(name)
+            seen[name] = measuring.seen(candidate)
+            if seen[name].windows > 1 and (before is None or before.windows < 2):
+                first = table.found[name] = measuring.figure(candidate)
+                count = f"{seen[name].windows} windows"
+                # Shown, and replaced: no answer to any question.
+                yield p.Learned((figure_key(workspace, candidate.unit, table, count),), (first,))
+                yield from comparing.growing(text, table.found)
+        gone = outside(seen, measuring.windows, top, measuring.micro_batches)
+        left: list[Candidate] = []
+        for candidate in undecided:
+            name = candidate.unit.name
+            whole = seen[name].windows == measuring.windows
+            if not (whole or name in gone or well_known(seen[name])):
+                left.append(candidate)
+                continue
+            fact = table.found[name] = measuring.figure(candidate)
+            key = candidate.key if whole else figure_key(workspace, candidate.unit, table, effort)
+            measuring.drop(candidate)
+            pace.finish(candidate.unit)
+            yield account.learnt(key, fact)
+            yield from comparing.growing(text, table.found)
+        undecided = left
+
+
+def _additivity(workspace: Workspace, table: Table, nll: float, account: Account) -> Found:
+    """Change all body layers at once: that is the uniform recipe, kept as its score too."""
+    _, reference = workspace.need_network()
+    layers = {name: str(table.format) for name in body_holding(workspace, table.format)}
+    body = [table.found[name] for name in layers if name in table.found]
+    together = yield from score(workspace, layers, nll, account)
+    sum_kl = math.fsum(fact.kl for fact in body)
+    sum_dnll = math.fsum(fact.dnll for fact in body)
+    fact = p.Additivity(
+        format=str(table.format),
+        direction=table.direction,
+        layers=len(body),
+        kl=together.kl / sum_kl if sum_kl else math.nan,
+        dnll=together.dnll / sum_dnll if sum_dnll else math.nan,
+        together_kl=together.kl,
+        sum_kl=sum_kl,
+    )
+    parts: dict[str, object] = dict(
+        (yield from calibration_parts(workspace, [table.format], "sequential"))
+    )
+    if table.direction != "degrade":
+        parts["direction"] = table.direction
+    whole = reference.windows.count * reference.windows.targets
+    if fewer := sum(each.tokens for each in body if each.tokens != whole):
+        parts["fewer"] = fewer
+    key = workspace.measured_key(
+        "additivity",
+        recipe=layers,
+        quantiser=QUANTISER_VERSION,
+        scale_dtype=workspace.scale_dtype,
+        **parts,
+    )
+    if key in workspace.known([key]):
+        yield from account.found([key], [fact])
+    else:
+        yield account.learnt(key, fact)

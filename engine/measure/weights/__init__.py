@@ -1,0 +1,1 @@
+"""Weights alone: statistics, errors, outliers, histograms."""

@@ -1,0 +1,44 @@
+"""A layer's histogram with the grid of a format: what the side pane draws."""
+
+from __future__ import annotations
+
+import torch
+
+from engine import protocol as p
+from engine.checkpoint import DiskLayer, read_layer
+from engine.formats.grammar import parse_format
+from engine.measure.weights.grid import Grid, format_grid
+from engine.measure.weights.statistics import histogram
+from engine.service.scheduler import Outcome, Steps
+from engine.workspace import Workspace
+
+
+def draw_histogram(workspace: Workspace, layer: DiskLayer, bins: int, format: str) -> Steps:
+    """Counts of the layer's weights, and the values ``format`` gives to those of a typical group.
+
+    Args:
+        format: of the grammar; empty or ``kept`` for no grid.
+
+    Yields:
+        `HistogramReady`.
+
+    Raises:
+        CheckpointError: a tensor cannot be read.
+    """
+    weight = read_layer(workspace.need_checkpoint(), layer)
+    found = histogram(weight, bins)
+    grid = Grid()
+    if format not in ("", "kept"):
+        grid = format_grid(weight, parse_format(format), getattr(torch, workspace.scale_dtype))
+    yield p.HistogramReady(
+        layer=layer.name,
+        low=found.lo,
+        high=found.hi,
+        counts=list(found.counts),
+        mean=found.mean,
+        std=found.sigma,
+        format=format,
+        grid=list(grid.levels),
+        step=grid.step,
+    )
+    return Outcome()

@@ -1,0 +1,117 @@
+"""How far an approximation of a weight lies from it, streamed in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.measure.weights.chunks import rows_of, spans
+
+
+@dataclass(frozen=True)
+class WeightErrors:
+    """How far an approximation Ŵ lies from W, over the finite entries of W.
+
+    Attributes:
+        frobenius: ``‖W − Ŵ‖_F``.
+        relative: ``‖W − Ŵ‖_F / ‖W‖_F``; 0 where both are zero, infinite where only W is.
+        max_abs: ``max |W − Ŵ|``.
+        mean_abs: ``mean |W − Ŵ|``.
+        rmse: ``‖W − Ŵ‖_F / √n``.
+        sqnr_db: ``10·log10(‖W‖² / ‖W − Ŵ‖²)``, decibels; infinite where the two are equal,
+            minus infinity where W is zero and Ŵ is not.
+    """
+
+    frobenius: float
+    relative: float
+    max_abs: float
+    mean_abs: float
+    rmse: float
+    sqnr_db: float
+
+
+def weight_errors(
+    weight: Tensor,
+    approximate: Callable[[Tensor], Tensor],
+    rows_at_once: int | None = None,
+) -> WeightErrors:
+    """Errors of ``approximate(weight)`` against ``weight``.
+
+    With ``rows_at_once`` the approximation is made of so many rows at a time (experts one below
+    the other), which bounds memory; only for formats in which no group of weights crosses a row.
+    """
+    if rows_at_once is None:
+        return compare(weight, approximate(weight))
+    rows = rows_of(weight)
+    sums = Sums()
+    for start in range(0, rows.shape[0], rows_at_once):
+        part = rows[start : start + rows_at_once]
+        sums.add(part, approximate(part))
+    return sums.errors()
+
+
+def compare(weight: Tensor, approx: Tensor) -> WeightErrors:
+    """Errors of ``approx`` against ``weight``, of one shape, over the finite entries of the latter.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    sums = Sums()
+    sums.add(weight, approx)
+    return sums.errors()
+
+
+class Sums:
+    """Running sums behind `WeightErrors`, over pieces of a weight."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = self.distance = self.farthest = 0.0
+        self.entries = 0
+
+    def add(self, weight: Tensor, approx: Tensor) -> None:
+        """Add a piece and its approximation."""
+        if weight.shape != approx.shape:
+            raise ValueError(f"{list(approx.shape)} does not approximate {list(weight.shape)}")
+        rows, approx_rows = rows_of(weight), rows_of(approx)
+        for span in spans(rows):
+            piece = rows[span].to(torch.float64)
+            gap = approx_rows[span].to(torch.float64).sub_(piece).abs_()
+            signal = float(piece.square().sum())
+            count = piece.numel()
+            if not math.isfinite(signal):
+                finite = piece.isfinite()
+                count = int(finite.sum())
+                gap = gap.where(finite, 0.0)
+                signal = float(piece.where(finite, 0.0).square().sum())
+            self.entries += count
+            self.signal += signal
+            farthest = float(gap.amax())
+            # max() would drop a NaN: an approximation that has one must not look good.
+            if math.isnan(farthest) or farthest > self.farthest:
+                self.farthest = farthest
+            self.distance += float(gap.sum())
+            self.noise += float(gap.square_().sum())
+
+    def errors(self) -> WeightErrors:
+        """The errors over all that was added."""
+        n = max(1, self.entries)
+        frobenius, norm = math.sqrt(self.noise), math.sqrt(self.signal)
+        if frobenius == 0:
+            relative, sqnr_db = 0.0, math.inf
+        elif norm == 0:
+            relative, sqnr_db = math.inf, -math.inf
+        else:
+            relative = frobenius / norm
+            sqnr_db = -20 * math.log10(relative) if relative < math.inf else -math.inf
+        return WeightErrors(
+            frobenius=frobenius,
+            relative=relative,
+            max_abs=self.farthest,
+            mean_abs=self.distance / n,
+            rmse=frobenius / math.sqrt(n),
+            sqnr_db=sqnr_db,
+        )

@@ -1,0 +1,316 @@
+"""What is wrong with a path or hub id, before it is opened; as a command it prints JSON.
+
+``python -P -m engine.opening.inspect SOURCE`` prints one `Looked`.
+
+Headers alone are read: no weights, no pickle, no network, no tensor library. What is found wrong is
+what opening would find wrong, in the same words, and before the wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.checkpoint import list_layers, open_checkpoint
+from engine.checkpoint.checkpoint import find_weights, read_config
+from engine.demo import DEMO_PATH
+from engine.errors import CheckpointError
+from engine.model.architecture import refuse_other_models
+from engine.model.source import HUB_ID
+from engine.store.past_sessions import Looked, hub_cache, hub_folder
+
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "tekken.json", "merges.txt")
+"""Files by one of which a tokenizer is known; a checkpoint may also bring its own code."""
+
+
+def look_at(source: str, *, trust_remote_code: bool = False) -> Looked:
+    """What ``source`` is: ``demo``, a folder, or a hub id. Never raises for what it finds."""
+    folder, note = _folder(source)
+    if folder is None:
+        return _nowhere(source)
+    try:
+        found = _headers(source, folder, trust_remote_code)
+    except (CheckpointError, OSError) as error:
+        name = _hub_name(source) if note else Path(source).name
+        found = Looked(
+            source=source, name=name, path=str(folder), problem=str(error), advice=_instead(folder)
+        )
+        if note and not _offline() and _unfinished(folder):
+            note, found = f"{note}; opening it downloads the rest", _without_problem(found)
+    notes = "; ".join(part for part in (note, found.note) if part)
+    return msgspec.structs.replace(found, note=notes)
+
+
+def _folder(source: str) -> tuple[Path | None, str]:
+    """The folder that holds ``source``, if it is on this machine; a note if it is in the cache."""
+    if source == "demo":
+        return DEMO_PATH, ""
+    path = Path(os.path.expanduser(source))
+    try:
+        if path.is_dir():
+            return path, ""
+        if path.exists() or not _hub_name(source):
+            return None, ""
+    except (OSError, ValueError):  # too long for a path, or holds a null
+        return None, ""
+    return _snapshot(source), "in the hub's cache"
+
+
+def _hub_name(source: str) -> str:
+    outside = source.startswith((".", "/", "~"))
+    return source if not outside and HUB_ID.fullmatch(source) else ""
+
+
+def _snapshot(repo: str) -> Path | None:
+    """The cached snapshot that the hub's client would take: of ``main``, else the newest."""
+    home = hub_folder() / f"models--{repo.replace('/', '--')}"
+    try:
+        commit = (home / "refs" / "main").read_text().strip()
+        if commit and (home / "snapshots" / commit).is_dir():
+            return home / "snapshots" / commit
+    except (OSError, ValueError):
+        pass  # a cache that was copied by hand has no refs
+    try:
+        return max((home / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime)
+    except (OSError, ValueError):
+        return None
+
+
+def _nowhere(source: str) -> Looked:
+    """There is no folder: what it is instead, and what was perhaps meant."""
+    path = Path(os.path.expanduser(source))
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        is_file = False
+    if not source.strip():
+        return Looked(source=source, problem="nothing is named: give a folder or a hub id")
+    if is_file:
+        return _a_file(source, path)
+    if not _hub_name(source):
+        return Looked(source=source, problem=f"{source}: no such folder", advice=_near(path))
+    near = difflib.get_close_matches(source, hub_cache(), n=1, cutoff=0.8)
+    advice = f"in the cache there is {near[0]}" if near else ""
+    if _offline():
+        return Looked(
+            source=source,
+            name=source,
+            problem=f"{source} is not in the local cache and HF_HUB_OFFLINE forbids downloading it",
+            advice=advice or "unset HF_HUB_OFFLINE, or give a folder",
+        )
+    note = "no folder here, and not in the hub's cache: opening it downloads it"
+    return Looked(source=source, name=source, note=note, advice=advice)
+
+
+def _a_file(source: str, path: Path) -> Looked:
+    if path.suffix == ".gguf":
+        problem = f"{source} is a GGUF file, which is already quantised"
+        return Looked(source=source, problem=problem, advice="open the checkpoint it was made from")
+    problem = f"{source} is a file: give the folder that holds it together with its config.json"
+    whole = (path.parent / "config.json").is_file()
+    return Looked(source=source, problem=problem, advice=f"open {path.parent}" if whole else "")
+
+
+def _headers(source: str, folder: Path, trusted: bool) -> Looked:
+    """A folder's headers.
+
+    Raises:
+        CheckpointError: whatever is wrong with them.
+    """
+    config, _ = read_config(folder)
+    file = folder / "config.json"
+    if (why := why_not_supported(config, trusted)) is not None:
+        raise CheckpointError(f"{file}: {why}")
+    refuse_other_models(file, config)
+    _, _, pickled = find_weights(folder)
+    found = _pickled(source, folder, config) if pickled else _safetensors(source, folder)
+    own_code = bool(config.get("auto_map")) and trusted
+    if not own_code and not any(next(folder.glob(each), None) for each in TOKENIZERS):
+        return msgspec.structs.replace(
+            found,
+            problem=f"{folder} holds no tokenizer, without which no perplexity can be measured",
+            advice="copy tokenizer.json of the original beside the weights",
+        )
+    return found
+
+
+def _safetensors(source: str, folder: Path) -> Looked:
+    checkpoint = open_checkpoint(folder)
+    rows = list_layers(checkpoint)
+    stored = checkpoint.config.get("quantization_config")
+    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    return Looked(
+        source=source,
+        name="demo" if source == "demo" else checkpoint.name,
+        path=str(folder),
+        architecture=_architecture(checkpoint.config),
+        parameters=checkpoint.parameters,
+        bytes=checkpoint.bytes,
+        dtype=checkpoint.dtype,
+        layers=len(rows),
+        note=f"stored in {method}, dequantised as reference" if method else "",
+    )
+
+
+def _pickled(source: str, folder: Path, config: dict[str, Any]) -> Looked:
+    files, _, _ = find_weights(folder)
+    return Looked(
+        source=source,
+        name=_hub_name(source) or folder.name,
+        path=str(folder),
+        architecture=_architecture(config),
+        bytes=sum(file.stat().st_size for file in files),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
+        note=f"{files[0].name} is a pickle: it is opened only as far as it holds plain tensors",
+        advice="convert it to safetensors: it then opens faster, and can run no code",
+    )
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    if isinstance(names, list) and names and isinstance(names[0], str):
+        return names[0]
+    return str(config.get("model_type", ""))
+
+
+def _without_problem(found: Looked) -> Looked:
+    return msgspec.structs.replace(found, problem="", advice="")
+
+
+def _unfinished(folder: Path) -> bool:
+    """Whether the cache lacks files of a snapshot, which its client would fetch."""
+    try:
+        read_config(folder)
+        find_weights(folder)
+    except CheckpointError:
+        return True
+    return False
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+# --- what was perhaps meant ----------------------------------------------------------------------
+
+
+def _near(path: Path) -> str:
+    """A folder with a name like this one's, beside where the path stops to exist."""
+    below = path.absolute()
+    while not below.parent.is_dir():
+        below = below.parent
+    try:
+        names = [each.name for each in below.parent.iterdir() if each.is_dir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(below.name, names, n=1, cutoff=0.6)
+    return f"there is {below.parent / close[0]}" if close else f"{below.parent} exists"
+
+
+def _instead(folder: Path) -> str:
+    """A checkpoint that lies inside a folder that is none."""
+    if (folder / "config.json").is_file():
+        return ""
+    try:
+        inside = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+        newest = max(inside, key=lambda file: file.stat().st_mtime, default=None)
+    except OSError:
+        return ""
+    return f"open {newest.parent}" if newest is not None else ""
+
+
+# --- what transformers knows ---------------------------------------------------------------------
+
+
+def why_not_supported(config: dict[str, Any], trusted: bool) -> str | None:
+    """Why the installed transformers has no causal language model for a config; None if it may.
+
+    Its tables are read as text: importing them takes seconds, and a tensor library.
+    """
+    kind = config.get("model_type")
+    if kind is None:
+        return "there is no model_type, by which transformers knows the architecture"
+    known, causal = known_models()
+    if not isinstance(kind, str) or not known or not causal:
+        return None
+    if kind not in known:
+        if config.get("auto_map") and trusted:
+            return None
+        if config.get("auto_map"):
+            return (
+                f"model_type {kind!r} runs Python code that comes with the checkpoint "
+                "(auto_map); read that code, then allow it with --trust-remote-code"
+            )
+        return (
+            f"model_type {kind!r} is unknown to transformers {_transformers()}; "
+            "a newer transformers may know it"
+        )
+    if known[kind] not in {known.get(each) for each in causal}:
+        return f"transformers has no causal language model for model_type {kind!r}"
+    return None
+
+
+def known_models() -> tuple[dict[str, str], dict[str, str]]:
+    """Config class by model type, and causal language model by model type.
+
+    Empty where the installed transformers keeps its tables otherwise.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return {}, {}
+    folder = Path(spec.origin).parent / "models" / "auto"
+    configs = _table(folder / "auto_mappings.py", "CONFIG_MAPPING_NAMES")
+    for name, config in _table(folder / "configuration_auto.py", "CONFIG_MAPPING_NAMES").items():
+        configs.setdefault(name, config)
+    return configs, _table(folder / "modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+
+
+def _table(file: Path, name: str) -> dict[str, str]:
+    """The names that a table of this name gives in a Python file: whatever literals are added."""
+    found: dict[str, str] = {}
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    for statement in tree.body:
+        value = getattr(statement, "value", None)
+        if not isinstance(value, ast.Call) or name not in ast.dump(statement):
+            continue
+        given = [*value.args, *(word.value for word in value.keywords)]
+        for part in given:
+            try:
+                found.update(dict(ast.literal_eval(part)))
+            except (ValueError, TypeError):
+                continue  # a table of another file
+    return {key: str(value) for key, value in found.items() if isinstance(key, str)}
+
+
+def _transformers() -> str:
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return "?"
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m engine.opening.inspect", description=__doc__)
+    parser.add_argument("source")
+    parser.add_argument("--trust-remote-code", action="store_true")
+    asked = parser.parse_args()
+    found = look_at(asked.source, trust_remote_code=asked.trust_remote_code)
+    sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

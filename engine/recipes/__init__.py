@@ -1,0 +1,1 @@
+"""The recipe as commands change it, built-in recipes by name, recipe files: no tensors."""

@@ -1,0 +1,247 @@
+"""The session's recipe as commands change it: formats checked, bits counted, history walked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Literal
+
+from engine import protocol as p
+from engine.errors import FormatError, InfeasibleError, UsageError
+from engine.formats.grammar import (
+    Format,
+    folds,
+    parse_built,
+    parse_format,
+    why_not_alone,
+    without_folds,
+)
+from engine.formats.storage import stored_bits, why_not_held
+from engine.recipes.mixes import Row, asked_of, held_instead
+from engine.session import Session
+from engine.session.artefact import bits_as_stored
+
+
+def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChanged | None:
+    """What letting ``layers`` hold ``format`` changes; None where they hold it already.
+
+    Raises:
+        UsageError: an unknown layer.
+        FormatError: a format that does not parse, is not built yet, or cannot hold a layer: its
+            shape, or its inputs.
+    """
+    rows = [_row(session, layer) for layer in layers]
+    wanted = [session.kept(row) if format == "kept" else format for row in rows]
+    after: list[str] = []
+    for row, text in zip(rows, wanted, strict=True):
+        parsed = _built(text)
+        if (why := _why_not_row(session, row, parsed)) is not None:
+            raise FormatError(f"{session.layers.names[row]}: {why}")
+        after.append(str(parsed))
+    moved = [
+        (row, held)
+        for row, held in zip(rows, after, strict=True)
+        if session.layers.holds[row] != held
+    ]
+    if not moved:
+        return None
+    return _changed(session, "set", [row for row, _ in moved], [held for _, held in moved])
+
+
+def undo(session: Session) -> p.RecipeChanged:
+    """What taking back the last change changes.
+
+    Raises:
+        InfeasibleError: there is nothing to take back.
+    """
+    if not session.position:
+        raise InfeasibleError("nothing to undo")
+    step = session.history[session.position - 1]
+    return _changed(session, "undo", *_there(session, step.layers, step.before))
+
+
+def redo(session: Session) -> p.RecipeChanged:
+    """What making the last change that was taken back again changes.
+
+    Raises:
+        InfeasibleError: there is none.
+    """
+    if session.position >= len(session.history):
+        raise InfeasibleError("nothing to redo")
+    step = session.history[session.position]
+    return _changed(session, "redo", *_there(session, step.layers, step.after))
+
+
+def resolve(
+    session: Session,
+    format: str,
+    layers: Mapping[str, str],
+    named: str = "",
+    *,
+    tied: bool = False,
+) -> tuple[dict[str, str], list[p.Fallback]]:
+    """A recipe by a default for the body, or a built-in recipe, and formats of named layers.
+
+    Args:
+        session: whose layers it is for.
+        format: what the body holds, or ``kept``; with a built-in recipe what that makes of it.
+        layers: formats by layer, which go before all else.
+        named: a built-in recipe, or empty.
+        tied: whether head and embedding are one tensor.
+
+    Returns:
+        Layers that are not kept, with canonical formats; and those that do not hold what they were
+        to: kept, or in another format, or without a scale that nothing can absorb.
+
+    Raises:
+        UsageError: an unknown layer, an unknown built-in recipe, or one that takes no format.
+        FormatError: a format that does not parse, is not built yet, or cannot hold the layer that
+            names it.
+    """
+    for name in layers:
+        _row(session, name)
+    asked = _asked(session, format, named, tied=tied)
+    recipe: dict[str, str] = {}
+    fallbacks: list[p.Fallback] = []
+    for row, name in enumerate(session.layers.names):
+        shape, kept = session.layers.shapes[row], session.kept(row)
+        if name in layers:
+            parsed = _built(kept if layers[name] == "kept" else layers[name])
+            if (why := _why_not_row(session, row, parsed)) is not None:
+                raise FormatError(f"{name}: {why}")
+        elif (text := asked[row]) is None:
+            continue
+        elif (why := _why_not(wanted := _built(text), shape)) is not None:
+            instead = held_instead(named, text, shape) if named else ""
+            fallbacks.append(p.Fallback(layer=name, format=str(wanted), why=why, holds=instead))
+            if not instead:
+                continue
+            parsed = _built(instead)
+        elif (why := _why_not_row(session, row, wanted)) is not None:
+            parsed = without_folds(wanted)
+            holds = str(parsed)
+            fallbacks.append(p.Fallback(layer=name, format=str(wanted), why=why, holds=holds))
+        else:
+            parsed = wanted
+        if str(parsed) != kept:
+            recipe[name] = str(parsed)
+    return recipe, fallbacks
+
+
+def _asked(session: Session, format: str, named: str, *, tied: bool) -> Sequence[str | None]:
+    """What every layer is to hold that is not named, None where it is kept."""
+    table = session.layers
+    if named:
+        columns = (table.names, table.kinds, table.blocks, table.roles, table.shapes)
+        return asked_of(
+            named,
+            [Row(*row) for row in zip(*columns, strict=True)],
+            architecture=session.checkpoint.architecture if session.checkpoint else "",
+            tied=tied,
+            format="" if format == "kept" else str(_built(format)),
+        )
+    default = None if format == "kept" else str(_built(format))
+    return [None if role in ("head", "embedding") else default for role in table.roles]
+
+
+def canonical(formats: Sequence[str], *, alone: bool = False) -> tuple[str, ...]:
+    """Formats in their canonical form, each once.
+
+    Args:
+        formats: as typed.
+        alone: for weights without inputs.
+
+    Raises:
+        FormatError: one that does not parse or is not built yet, or with ``alone`` one that is
+            about inputs.
+    """
+    parsed = [_built(text) for text in formats]
+    for format in parsed if alone else ():
+        if (why := why_not_alone(format)) is not None:
+            raise FormatError(why)
+    return tuple(dict.fromkeys(map(str, parsed)))
+
+
+# A change may be of every layer of tens of thousands, in a few formats and shapes.
+
+
+_built = lru_cache(maxsize=1024)(parse_built)
+
+
+@lru_cache(maxsize=1024)
+def _why_not(format: Format, shape: tuple[int, ...]) -> str | None:
+    return why_not_held(format, shape)
+
+
+def _why_not_row(session: Session, row: int, format: Format) -> str | None:
+    """Why a layer cannot hold a format: by its shape, or by its inputs."""
+    layers = session.layers
+    if (why := _why_not(format, layers.shapes[row])) is not None:
+        return why
+    if layers.roles[row] == "embedding":
+        return _why_not_alone(format)
+    if not _folds(format):
+        return None
+    if session.model is None:
+        return (
+            f"whether anything can absorb the scale of {format} is known once the model is loaded"
+        )
+    why = session.model.why_not_folded.get(layers.names[row])
+    return why and f"{why}, so nothing absorbs the scale of {format} (':online' needs nothing to)"
+
+
+@lru_cache(maxsize=1024)
+def _folds(format: Format) -> bool:
+    return folds(format)
+
+
+@lru_cache(maxsize=1024)
+def _why_not_alone(format: Format) -> str | None:
+    why = why_not_alone(format)
+    return why and f"{why}, and an embedding looks rows up: it multiplies no inputs"
+
+
+@lru_cache(maxsize=1024)
+def _bits(held: str, shape: tuple[int, ...]) -> int:
+    return stored_bits(parse_format(held), shape)
+
+
+def _there(
+    session: Session, layers: Sequence[str], held: Sequence[str]
+) -> tuple[list[int], list[str]]:
+    """Rows and formats of the layers that the table still has."""
+    pairs = [
+        (row, format)
+        for name, format in zip(layers, held, strict=True)
+        if (row := session.row(name)) is not None
+    ]
+    return [row for row, _ in pairs], [format for _, format in pairs]
+
+
+def _row(session: Session, layer: str) -> int:
+    row = session.row(layer)
+    if row is None:
+        raise UsageError(f"the checkpoint has no layer {layer!r}")
+    return row
+
+
+def _changed(
+    session: Session,
+    how: Literal["set", "undo", "redo"],
+    rows: Sequence[int],
+    after: Sequence[str],
+) -> p.RecipeChanged:
+    layers = session.layers
+    bits = [
+        _bits(held, layers.shapes[row])
+        if held != session.kept(row)
+        else bits_as_stored(layers.shapes[row], layers.dtypes[row])
+        for row, held in zip(rows, after, strict=True)
+    ]
+    return p.RecipeChanged(
+        how=how,
+        layers=[session.layers.names[row] for row in rows],
+        before=[session.layers.holds[row] for row in rows],
+        after=list(after),
+        bits=bits,
+    )

@@ -1,0 +1,147 @@
+"""A recipe written by hand: TOML that gives layers formats, by exact name or by ``re:`` pattern.
+
+``recipe = "Q4_K_M"`` lays the lines over a built-in recipe.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli
+
+from engine.errors import UsageError
+from engine.recipes.mixes import recipe_named
+from engine.session import Session
+
+SCHEMA = "qtui.recipe/1"
+KEPT = "kept"
+
+
+class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe file as it stands; formats are the engine's to read."""
+
+    path: Path
+    checkpoint: str | None = None
+    """What it was written for; said to a person, never enforced."""
+    default: str = KEPT
+    """Format of the body's layers that no line names."""
+    recipe: str = ""
+    """The built-in recipe that the lines are laid over; empty for none."""
+    lines: tuple[tuple[str, str], ...] = ()
+    """Exact name or ``re:`` pattern with its format; the first match from the top wins."""
+
+    def resolve(self, session: Session) -> dict[str, str]:
+        """The layers that lines name, each with the format of its first matching line.
+
+        The default holds for the rest of the body. A pattern has to match from the beginning of a
+        name.
+
+        Raises:
+            UsageError: a line that names or matches no layer of the session.
+        """
+        patterns = [
+            (line, re.compile(line.removeprefix("re:")) if line.startswith("re:") else None, held)
+            for line, held in self.lines
+        ]
+        unmatched = {line for line, _ in self.lines}
+        recipe: dict[str, str] = {}
+        layers = session.layers
+        for name in layers.names:
+            for line, pattern, format in patterns:
+                if line == name if pattern is None else pattern.match(name):
+                    unmatched.discard(line)
+                    recipe.setdefault(name, format)
+        for line, _ in self.lines:
+            if line in unmatched:
+                what = "matches no layer" if line.startswith("re:") else "is not a layer"
+                raise UsageError(
+                    f"{self.path}: [layers] {line!r} {what} of {session.source}: "
+                    f"its layers are called like {layers.names[0]!r}"
+                    if layers.names
+                    else f"{self.path}: [layers] {line!r} {what}: the checkpoint has none"
+                )
+        return recipe
+
+
+def names_file(given: str) -> bool:
+    """Whether what was given for a recipe is a file: it has a path separator or a suffix.
+
+    Anything else is the name of a built-in recipe, whatever lies in this folder.
+    """
+    path = Path(given)
+    return path.name != given or bool(path.suffix)
+
+
+def built_in(given: str) -> str:
+    """The built-in recipe of a name.
+
+    Raises:
+        UsageError: there is none, with the nearest one, or with how to name the file that lies
+            there.
+    """
+    try:
+        return recipe_named(given)
+    except UsageError as error:
+        if not Path(given).is_file():
+            raise
+        raise UsageError(f"{error}; the file of that name is ./{given}") from error
+
+
+def read_recipe(path: Path) -> RecipeFile:
+    """Read a recipe file.
+
+    Raises:
+        UsageError: naming the file and the key at fault.
+    """
+    try:
+        table = tomli.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from error
+    if "schema" not in table:
+        raise UsageError(f'{path}: `schema` is missing: write schema = "{SCHEMA}"')
+    if table["schema"] != SCHEMA:
+        raise UsageError(f"{path}: `schema` is {table['schema']!r}, expected {SCHEMA!r}")
+    unknown = sorted(set(table) - {"schema", "checkpoint", "default", "recipe", "layers"})
+    if unknown:
+        raise UsageError(f"{path}: `{unknown[0]}` is not a key of {SCHEMA}")
+    layers = table.get("layers", {})
+    if not isinstance(layers, dict):
+        raise UsageError(f"{path}: `layers` is not a table: write [layers]")
+    return RecipeFile(
+        path=path,
+        checkpoint=_word(path, "`checkpoint`", table["checkpoint"])
+        if "checkpoint" in table
+        else None,
+        default=_word(path, "`default`", table.get("default", KEPT)),
+        recipe=_base(path, table["recipe"]) if "recipe" in table else "",
+        lines=tuple(_line(path, name, held) for name, held in layers.items()),
+    )
+
+
+def _base(path: Path, found: Any) -> str:
+    try:
+        return recipe_named(_word(path, "`recipe`", found))
+    except UsageError as error:
+        raise UsageError(f"{path}: `recipe`: {error}") from error
+
+
+def _line(path: Path, name: str, held: Any) -> tuple[str, str]:
+    if isinstance(held, dict):
+        raise UsageError(f'{path}: [layers] `{name}` is a table: put names with dots in quotes ""')
+    if name.startswith("re:"):
+        try:
+            re.compile(name.removeprefix("re:"))
+        except re.error as error:
+            raise UsageError(f"{path}: [layers] {name!r} is not a pattern: {error}") from error
+    return name, _word(path, f"[layers] {name!r}", held)
+
+
+def _word(path: Path, key: str, found: Any) -> str:
+    if not isinstance(found, str) or not found.strip():
+        raise UsageError(f"{path}: {key} is {found!r}, expected text in quotes")
+    return found.strip()

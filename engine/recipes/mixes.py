@@ -1,0 +1,302 @@
+"""Built-in recipes: llama.cpp's mixes of GGUF types, and ``first-last``.
+
+A mix gives every tensor a type by its class, its place among the blocks, and the model's heads and
+experts: the rules of ``llama_tensor_get_type`` in ``src/llama-quant.cpp`` of llama.cpp, as of
+llama-cpp-python 0.3.36 and without an importance matrix. What llama.cpp gives to head and embedding
+is part of a mix. Where the blocks of a type do not divide the row, llama.cpp takes another type, as
+``tensor_type_fallback`` there has it; such layers are told of.
+
+Two things are otherwise after a conversion. DeepSeek's ``kv_b_proj`` is one layer here and two
+tensors there, one of them transposed: it holds the mix's own type. A tied head is one tensor there,
+and here a copy in the same type.
+
+No tensors: names, roles and shapes alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+from engine.errors import UsageError
+from engine.formats.grammar import parse_format
+from engine.formats.storage import why_not_held
+from engine.protocol import Role
+
+FIRST_LAST = "first-last"
+FIRST_LAST_FORMAT = "int4-g128"
+"""What the body holds under ``first-last`` where no format is given."""
+
+DEFAULTS = {
+    "Q2_K": "q2_k", "Q3_K_S": "q3_k", "Q3_K_M": "q3_k", "Q3_K_L": "q3_k", "Q4_K_S": "q4_k",
+    "Q4_K_M": "q4_k", "Q5_K_S": "q5_k", "Q5_K_M": "q5_k", "Q6_K": "q6_k", "Q8_0": "q8_0",
+    "Q4_0": "q4_0",
+}  # fmt: skip
+"""Every mix, with the type of the tensors that no rule singles out."""
+NAMES = (*DEFAULTS, FIRST_LAST)
+
+FALLBACKS = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+"""What llama.cpp takes for a row that blocks of 256 do not divide."""
+
+TensorClass: TypeAlias = Literal[
+    "output", "token_embd", "attn_v", "attn_k", "attn_output", "ffn_down", "other", "left"
+]
+"""The classes of llama.cpp that its mixes tell apart; ``left`` is never quantised."""
+
+_ATTENTION = ("attn", "attention", "self_attn", "self_attention")
+_V = {"v_proj", "wv", "v_lin"}
+_QKV = {"qkv_proj", "query_key_value", "c_attn", "wqkv", "qkv", "in_proj_qkv"}
+"""One tensor of queries, keys and values: llama.cpp treats it as it does the values."""
+_K = {"k_proj", "wk", "k_lin"}
+_OUT = {"o_proj", "attn_out", "out_lin"}
+_OUT_OF_ATTENTION = {"out_proj", "dense", "c_proj", "wo"}
+_DOWN = {
+    *("down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h", "output_linear", "ff_out", "lin2"),
+    "linear_fc2",
+}
+_DOWN_OF_MLP = {"c_proj", "wo"}
+_LEFT = {"per_layer_model_projection"}
+
+_FALCON = ("FalconForCausalLM", "RWForCausalLM")
+_SEVENTY = {"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM"}
+"""Models that llama.cpp takes for one of 70 billion parameters where they have 80 blocks."""
+
+
+class Row(NamedTuple):
+    """A layer, as the table has it."""
+
+    name: str
+    kind: str
+    block: int
+    """-1 for what stands outside of blocks."""
+    role: Role
+    shape: tuple[int, ...]
+
+
+class Traits(NamedTuple):
+    """What the rules ask about a model."""
+
+    blocks: int
+    experts: int
+    """0 for a dense model."""
+    queries_per_key: int
+    """Heads of queries to one of keys and values, rounded down."""
+    falcon: bool
+    seventy: bool
+
+
+def recipe_named(text: str) -> str:
+    """The name of a built-in recipe as it is printed; upper and lower case are the same.
+
+    Raises:
+        UsageError: there is none of that name; the message has the nearest one.
+    """
+    by_spelling = {name.lower(): name for name in NAMES}
+    spelled = text.strip().lower()
+    if spelled in by_spelling:
+        return by_spelling[spelled]
+    near = difflib.get_close_matches(spelled.replace("-", "_"), by_spelling, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(spelled, by_spelling, n=1, cutoff=0.5)
+    hint = f"did you mean {by_spelling[near[0]]}?" if near else f"there are {', '.join(NAMES)}"
+    raise UsageError(f"there is no built-in recipe {text.strip()!r}: {hint}")
+
+
+def asked_of(
+    name: str, rows: Sequence[Row], *, architecture: str = "", tied: bool = False, format: str = ""
+) -> list[str | None]:
+    """The format that a built-in recipe asks of each layer, whatever its shape; None to keep it.
+
+    Args:
+        name: one of `NAMES`.
+        rows: the layers, in the order of the model.
+        architecture: the name of its class, as ``config.json`` has it.
+        tied: whether head and embedding are one tensor.
+        format: what the body holds under ``first-last``, a format of the grammar.
+
+    Raises:
+        UsageError: no such recipe, or a format for one that has its own.
+        FormatError: a format that does not parse.
+    """
+    name = recipe_named(name)
+    if name == FIRST_LAST:
+        return _first_last(rows, format or FIRST_LAST_FORMAT)
+    if format:
+        raise UsageError(f"the recipe {name} says itself what every layer holds: give no format")
+    return mixed(name, rows, architecture, tied=tied)
+
+
+def held_instead(name: str, format: str, shape: Sequence[int]) -> str:
+    """What a layer holds where it cannot hold what ``name`` asks of it; empty where it is kept."""
+    if recipe_named(name) == FIRST_LAST:
+        return ""
+    instead = FALLBACKS.get(format, "")
+    return instead if instead and why_not_held(parse_format(instead), shape) is None else ""
+
+
+# --- first and last block ------------------------------------------------------------------------
+
+
+def better_than(format: str) -> str:
+    """A step up: 8 bits in the family of a format of fewer, and ``kept`` from 8 bits on.
+
+    Raises:
+        FormatError: a format that does not parse.
+    """
+    parsed = parse_format(format)
+    if parsed.bits >= 8:
+        return "kept"
+    return {"gguf": "q8_0", "float": "fp8-e4m3"}.get(parsed.family, "int8")
+
+
+def _first_last(rows: Sequence[Row], format: str) -> list[str | None]:
+    better = better_than(format)
+    outer = None if better == "kept" else better
+    blocks = [row.block for row in rows if row.block >= 0]
+    ends = {min(blocks), max(blocks)} if blocks else set()
+    return [
+        None if row.role in ("head", "embedding") else outer if row.block in ends else format
+        for row in rows
+    ]
+
+
+# --- the mixes of llama.cpp ----------------------------------------------------------------------
+
+
+def mixed(
+    name: str, rows: Sequence[Row], architecture: str = "", *, tied: bool = False
+) -> list[str | None]:
+    """The type that a mix wants for each layer, whatever its shape; None for one that it leaves."""
+    traits = traits_of(rows, architecture)
+    classes = [tensor_class(row.name, row.kind, row.role) for row in rows]
+    values = classes.count("attn_v")
+    seen: dict[TensorClass, int] = {}
+    found: list[str | None] = [None] * len(rows)
+    # Counted in the order of blocks, as llama.cpp lists its tensors.
+    for at in sorted(range(len(rows)), key=lambda at: rows[at].block):
+        kind = classes[at]
+        number = seen.get(kind, 0)
+        seen[kind] = number + 1
+        if kind == "left":
+            continue
+        if kind == "output" or (tied and kind == "token_embd"):
+            eight = traits.falcon or DEFAULTS[name] == "q8_0"
+            found[at] = "q8_0" if eight else "q6_k"
+        elif kind == "attn_v":
+            found[at] = _value(name, traits, number, values)
+        elif kind == "attn_k":
+            found[at] = "q8_0" if traits.experts == 8 else DEFAULTS[name]
+        elif kind == "attn_output":
+            found[at] = _attention_output(name, traits)
+        elif kind == "ffn_down":
+            found[at] = _down(name, traits, rows[at].block if traits.experts > 1 else number)
+        else:
+            found[at] = DEFAULTS[name]
+    return found
+
+
+def tensor_class(name: str, kind: str, role: Role) -> TensorClass:
+    """llama.cpp's class of a layer, from the names that transformers gives."""
+    if role == "head":
+        return "output"
+    if role == "embedding":
+        return "token_embd"
+    home, kind = name.rpartition(".")[0].rpartition(".")[2], kind.lower()
+    if kind in _LEFT:
+        return "left"
+    if kind in _V | _QKV:
+        return "attn_v"
+    if kind in _K:
+        return "attn_k"
+    if kind in _OUT or (kind in _OUT_OF_ATTENTION and home in _ATTENTION):
+        return "attn_output"
+    if kind in _DOWN or (kind in _DOWN_OF_MLP and home == "mlp"):
+        return "ffn_down"
+    return "other"
+
+
+def traits_of(rows: Sequence[Row], architecture: str) -> Traits:
+    """What the rules ask about a model, from its layers.
+
+    The heads are told by the first block that has attention: rows that the output projection reads,
+    for rows of values.
+    """
+    blocks = 1 + max((row.block for row in rows), default=-1)
+    experts = max((row.shape[0] for row in rows if row.role == "experts"), default=0)
+    shared = _queries_per_key(rows)
+    # A Llama of 80 blocks without shared keys is the one of 65 billion.
+    seventy = architecture in _SEVENTY and blocks == 80
+    if architecture != "Qwen2ForCausalLM":
+        seventy = seventy and shared > 1
+    return Traits(blocks, experts, shared, architecture in _FALCON, seventy)
+
+
+def _queries_per_key(rows: Iterable[Row]) -> int:
+    by_block: dict[int, dict[str, Row]] = {}
+    for row in rows:
+        of_block = by_block.setdefault(row.block, {})
+        kind = tensor_class(row.name, row.kind, row.role)
+        if kind in ("attn_v", "attn_output"):
+            of_block.setdefault(kind, row)
+    for _, found in sorted(by_block.items()):
+        if len(found) == 2:
+            values, read = found["attn_v"], found["attn_output"].shape[-1]
+            each = values.shape[-2]
+            if values.kind.lower() in _QKV:
+                each = (each - read) // 2
+            return read // each if each > 0 else 1
+    return 1
+
+
+def more_bits(block: int, blocks: int) -> bool:
+    """Whether a block is one of those that ``_M`` mixes favour: both ends, and every third."""
+    eighth = blocks // 8
+    return block < eighth or block >= 7 * blocks // 8 or (block - eighth) % 3 == 2
+
+
+def _value(name: str, traits: Traits, number: int, values: int) -> str:
+    """Of ``attn_v``, or of a tensor that holds it; ``number`` among as many ``values``."""
+    wanted = DEFAULTS[name]
+    if name == "Q2_K":
+        wanted = "q4_k" if traits.queries_per_key >= 4 else "q3_k"
+    elif name == "Q3_K_M":
+        wanted = "q5_k" if number < 2 else "q4_k"
+    elif name == "Q3_K_L" or (name == "Q4_K_S" and number < 4):
+        wanted = "q5_k"
+    elif name in ("Q4_K_M", "Q5_K_M") and more_bits(number, values):
+        wanted = "q6_k"
+    if traits.seventy and wanted in ("q3_k", "q4_k"):
+        wanted = "q5_k"
+    return "q8_0" if traits.experts == 8 else wanted
+
+
+def _attention_output(name: str, traits: Traits) -> str:
+    wanted = DEFAULTS[name]
+    if traits.falcon:
+        return "q4_k" if name == "Q3_K_L" else wanted
+    if traits.experts == 8:
+        low = name in ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M")
+        return "q5_k" if low else wanted
+    return {"Q2_K": "q3_k", "Q3_K_M": "q4_k", "Q3_K_L": "q5_k"}.get(name, wanted)
+
+
+def _down(name: str, traits: Traits, number: int) -> str:
+    """Of ``ffn_down``, the ``number``th; with experts, of that block."""
+    blocks, falcon = traits.blocks, traits.falcon
+    if name == "Q2_K":
+        return "q3_k"
+    if name == "Q3_K_M":
+        if number < blocks // 16:
+            return "q5_k"
+        return "q4_k" if not falcon or more_bits(number, blocks) else "q3_k"
+    if name == "Q3_K_L":
+        return "q4_k" if falcon else "q5_k"
+    if name == "Q4_K_M" and falcon:
+        if number < blocks // 16:
+            return "q6_k"
+        return "q5_k" if more_bits(number, blocks) else "q4_k"
+    if name in ("Q4_K_M", "Q5_K_M") and more_bits(number, blocks):
+        return "q6_k"
+    if name == "Q4_K_S" and not falcon and number < blocks // 8:
+        return "q5_k"
+    return DEFAULTS[name]

@@ -1,0 +1,335 @@
+"""What a command found, as the documents of `engine.report.schema`, made from a `Session` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from engine import protocol as p
+from engine.errors import EngineError
+from engine.formats.grammar import needs_calibration, parse_format
+from engine.report import schema as s
+from engine.report.schema import finite
+from engine.report.sweep_parts import (
+    agreement_parts,
+    floor_part,
+    layer_parts,
+    other_formats,
+    unit_parts,
+)
+from engine.session import Job, Session
+
+_Fallen: TypeAlias = tuple[str, str, str, str]
+"""A layer, the format it does not hold, why, and what it holds instead; empty: as stored."""
+
+
+def triage_document(
+    session: Session,
+    job: Job | None = None,
+    answers: Sequence[p.HistogramReady | p.ExpertsReady] = (),
+) -> s.TriageDocument:
+    """What triage found.
+
+    Args:
+        session: in which a triage has ended.
+        job: its job; the session's last triage if not given.
+        answers: to what was asked beside it about single layers.
+    """
+    job = job or _last(session, "triage")
+    layers = session.layers
+    refused = [
+        (found.layer, format, why, "")
+        for found in layers.weights
+        if found is not None
+        for format, why in found.refused.items()
+    ]
+    return s.TriageDocument(
+        model=_model(session),
+        versions=session.versions,
+        layers=[_triage_layer(session, row) for row in range(len(layers.names))],
+        fallbacks=_fallbacks(session, refused),
+        resumed=job.resumed,
+        timings=_timings(job),
+        histogram=next((histogram(x) for x in answers if isinstance(x, p.HistogramReady)), UNSET),
+        experts=next((experts(x) for x in answers if isinstance(x, p.ExpertsReady)), UNSET),
+    )
+
+
+def histogram(found: p.HistogramReady) -> s.HistogramPart:
+    """A histogram, with the grid of a format where one was asked for."""
+    part = s.HistogramPart(
+        layer=found.layer,
+        low=finite(found.low),
+        high=finite(found.high),
+        counts=found.counts,
+        mean=finite(found.mean),
+        std=finite(found.std),
+    )
+    if not found.format:
+        return part
+    return msgspec.structs.replace(
+        part,
+        format=found.format,
+        grid=[finite(value) for value in found.grid],
+        step=finite(found.step),
+    )
+
+
+def experts(found: p.ExpertsReady) -> s.ExpertsPart:
+    """Every expert of a fused layer."""
+    return s.ExpertsPart(
+        layer=found.layer,
+        std=[finite(value) for value in found.std],
+        max_abs=[finite(value) for value in found.max_abs],
+        outliers=[finite(value) for value in found.outliers],
+        nonfinite=found.nonfinite,
+        relative={
+            format: [finite(value) for value in column] for format, column in found.relative.items()
+        },
+    )
+
+
+def sweep_document(
+    session: Session,
+    formats: Sequence[str],
+    direction: p.Direction = "degrade",
+    job: Job | None = None,
+    by: p.By = "layer",
+    others: bool = True,
+) -> s.SweepDocument:
+    """What a sweep found, layers in the model's order.
+
+    Args:
+        session: in which a sweep has ended.
+        formats: canonical ones, in the order in which they were asked for.
+        direction: whether layers were changed or restored, each alone.
+        job: its job; the session's last sweep if not given.
+        by: what was changed at once.
+        others: whether formats that were estimated beside those asked for stand there too.
+    """
+    job = job or _last(session, "sweep")
+    further = other_formats(session, formats, direction) if others else ()
+    return s.SweepDocument(
+        direction=direction,
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        calibration=_calibration(session, "reference" if any(map(_calibrated, formats)) else ""),
+        versions=session.versions,
+        baseline=_baseline(session),
+        control=_control(session),
+        floor=floor_part(session),
+        layers=layer_parts(session, formats, direction),
+        estimated=layer_parts(session, further, direction) or UNSET,
+        units=UNSET if by == "layer" else unit_parts(session, formats, direction, by),
+        fallbacks=_fallbacks(session, _fell_back(session, formats)),
+        agreement=agreement_parts(session, formats, direction),
+        additivity=_additivity(session, formats, direction),
+        timings=_timings(job),
+    )
+
+
+def eval_document(
+    session: Session,
+    score: p.RecipeScore,
+    name: str,
+    formats: Sequence[str] = (),
+    job: Job | None = None,
+) -> s.EvalDocument:
+    """A recipe's score.
+
+    Args:
+        session: in which an evaluation has ended.
+        score: what it measured.
+        name: what a person calls the recipe: a format or a file.
+        formats: those that some layer could not hold.
+        job: its job; the session's last evaluation if not given.
+    """
+    job = job or _last(session, "evaluate")
+    return s.EvalDocument(
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        calibration=_calibration(session, score.calibration),
+        versions=session.versions,
+        baseline=_baseline(session),
+        recipe=s.RecipePart(
+            name=name,
+            nll=finite(score.nll),
+            ppl=finite(score.ppl),
+            ppl_ci95=(finite(score.ppl_low), finite(score.ppl_high)),
+            dnll=finite(score.dnll),
+            dnll_se=finite(score.dnll_se),
+            kl=finite(score.kl),
+            kl_se=finite(score.kl_se),
+            top1_agreement=finite(score.top1),
+            bits_per_weight=finite(score.bits_per_weight),
+            bytes=score.bytes,
+        ),
+        fallbacks=_fallbacks(session, _fell_back(session, formats)),
+        timings=_timings(job),
+    )
+
+
+def export_document(
+    session: Session,
+    written: p.Exported,
+    formats: Sequence[str] = (),
+    job: Job | None = None,
+) -> s.ExportDocument:
+    """What an export wrote.
+
+    Args:
+        session: in which an export has ended.
+        written: what it told.
+        formats: those that some layer could not hold.
+        job: its job; the session's last export if not given.
+    """
+    return s.ExportDocument(
+        checkpoint=_model(session),
+        recipe=written.recipe,
+        folder=written.folder,
+        bytes=written.bytes,
+        bits_per_weight=finite(written.bits_per_weight),
+        layers=len(written.quantised),
+        fallbacks=_fallbacks(session, _fell_back(session, formats)),
+        notes=written.notes,
+        versions=session.versions,
+        timings=_timings(job or _last(session, "export")),
+    )
+
+
+def _last(session: Session, kind: p.JobKind) -> Job:
+    jobs = [job for job in session.jobs.values() if job.kind == kind]
+    return jobs[-1] if jobs else Job("", kind, kind, 0)
+
+
+def _timings(job: Job) -> dict[str, s.Number]:
+    return {name: finite(seconds) for name, seconds in job.timings.items()}
+
+
+def _model(session: Session) -> s.Model:
+    read = session.checkpoint
+    if read is None:
+        raise EngineError("the run ended before the checkpoint was read")
+    return s.Model(
+        name=read.name, params=read.parameters, bytes=read.bytes, fingerprint=read.fingerprint
+    )
+
+
+def _protocol(session: Session) -> p.Protocol:
+    if session.model is None:
+        raise EngineError("the run ended before the model was loaded")
+    return session.model.protocol
+
+
+def _calibration(
+    session: Session, mode: Literal["", "reference", "sequential"]
+) -> s.CalibrationPart:
+    known = session.calibration
+    if not mode or known is None:
+        return s.CalibrationPart()
+    return s.CalibrationPart(
+        text=known.text,
+        text_sha256=known.text_sha256,
+        tokens=known.tokens,
+        seq_len=known.seq_len,
+        seed=known.seed,
+        mode=mode,
+    )
+
+
+def _calibrated(format: str) -> bool:
+    return format != "kept" and needs_calibration(parse_format(format))
+
+
+def _baseline(session: Session) -> s.BaselinePart | UnsetType:
+    if (found := session.baseline) is None:
+        return UNSET
+    return s.BaselinePart(nll=finite(found.nll), ppl=finite(found.ppl))
+
+
+def _control(session: Session) -> s.ControlPart | UnsetType:
+    if (found := session.control) is None:
+        return UNSET
+    return s.ControlPart(
+        max_abs_dnll=finite(found.max_abs_dnll),
+        max_abs_kl=finite(found.max_abs_kl),
+        floor_dnll=finite(found.floor_dnll),
+        floor_kl=finite(found.floor_kl),
+    )
+
+
+def _triage_layer(session: Session, row: int) -> s.TriageLayer:
+    layers = session.layers
+    about = s.TriageLayer(
+        name=layers.names[row],
+        kind=layers.kinds[row],
+        block=layers.blocks[row],
+        shape=layers.shapes[row],
+        dtype=layers.dtypes[row],
+    )
+    if (found := layers.weights[row]) is None:
+        return about
+    outliers = found.outliers
+    return msgspec.structs.replace(
+        about,
+        outliers=s.OutlierPart(
+            sigma=finite(outliers.sigma),
+            count=outliers.count,
+            fraction=finite(outliers.fraction),
+            max_abs=finite(outliers.max_abs),
+        ),
+        range_ratio=finite(found.range_ratio),
+        waste=finite(found.waste),
+        kurtosis=finite(found.kurtosis),
+        nan=found.nan,
+        inf=found.inf,
+        zero_rows=found.zero_rows,
+        errors={
+            format: s.ErrorPart(
+                frobenius=finite(error.frobenius),
+                relative=finite(error.relative),
+                max_abs=finite(error.max_abs),
+                mean_abs=finite(error.mean_abs),
+                sqnr_db=finite(error.sqnr_db),
+            )
+            for format, error in found.errors.items()
+        },
+    )
+
+
+def _additivity(
+    session: Session, formats: Sequence[str], direction: p.Direction
+) -> s.AdditivityPart | UnsetType:
+    found = {
+        format: s.FormatAdditivity(
+            kl=finite(known.kl), dnll=finite(known.dnll), layers=known.layers
+        )
+        for format in formats
+        if (known := session.additivity.get(f"{direction}/{format}")) is not None
+    }
+    if not found:
+        return UNSET
+    first = next(iter(found.values()))
+    return s.AdditivityPart(kl=first.kl, dnll=first.dnll, by_format=found)
+
+
+def _fell_back(session: Session, formats: Sequence[str]) -> list[_Fallen]:
+    return [(x.layer, x.format, x.why, x.holds) for x in session.fallbacks if x.format in formats]
+
+
+def _fallbacks(session: Session, found: Sequence[_Fallen]) -> list[s.LayerFallback]:
+    """Each layer and format once, in the model's order."""
+    once: dict[tuple[str, str], tuple[str, str]] = {}
+    for layer, format, why, holds in found:
+        once.setdefault((layer, format), (why, holds))
+    last = len(session.layers.names)
+    ordered = sorted(once.items(), key=lambda item: session.index.get(item[0][0], last))
+    return [
+        s.LayerFallback(layer=name, format=format, why=why, holds=holds or UNSET)
+        for (name, format), (why, holds) in ordered
+    ]

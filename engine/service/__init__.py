@@ -1,0 +1,1 @@
+"""The engine: commands in, events out; scheduler, socket server, gauges, threads."""

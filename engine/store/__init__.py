@@ -1,0 +1,1 @@
+"""On disk: facts, journals, past sessions, where they lie."""

@@ -1,0 +1,219 @@
+"""Text in, token ids out: text files, datasets, the standard library of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from engine.errors import TextError
+from engine.texts import stdlib as stdlib_text
+
+Tell = Callable[[str], None]
+
+JOINT = "\n\n"
+"""What stands between two texts of a set."""
+
+WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to evaluate or calibrate on."""
+
+    name: str
+    """As shown beside every perplexity."""
+    content: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the UTF-8 bytes."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+
+def evaluation_text(asked: str | None, *, demo: bool, tell: Tell) -> Text:
+    """The text a session is scored on.
+
+    Args:
+        asked: a text file, a dataset on disk or its name; None takes the default: the held-out
+            standard library for the demo, WikiText-2's raw test set else.
+        demo: whether the bundled checkpoint is scored.
+        tell: takes a sentence about what was chosen instead of what.
+
+    Raises:
+        TextError: if it cannot be read.
+    """
+    if asked is not None:
+        return _named(asked)
+    if demo:
+        return held_out_library()
+    try:
+        return _wikitext("test")
+    except TextError as error:
+        tell(f"{error}; scoring on this machine's Python standard library instead")
+        return standard_library()
+
+
+def calibration_text(asked: str | None, *, demo: bool, tell: Tell) -> Text:
+    """The text that methods look at inputs of: never the one that is scored unless it is named.
+
+    Args:
+        asked: a text file, a dataset on disk or its name; None takes the default: the modules of
+            the standard library that the demo learnt from, WikiText-2's raw training set else.
+        demo: whether the bundled checkpoint is calibrated.
+        tell: takes a sentence about what was chosen instead of what.
+
+    Raises:
+        TextError: if it cannot be read.
+    """
+    if asked is not None:
+        return _named(asked, "train", option="--calib")
+    if demo:
+        return learnt_library()
+    try:
+        return _wikitext("train")
+    except TextError as error:
+        tell(f"{error}; calibrating on this machine's Python standard library instead")
+        return learnt_library()
+
+
+def learnt_library() -> Text:
+    """Modules of the standard library that the demo has seen, the last first.
+
+    A text that is scored on the standard library reads them in the other direction, if it comes to
+    them at all.
+    """
+    modules = [text for _, text in stdlib_text.modules("train")]
+    return _library("stdlib train", modules[::-1], option="--calib")
+
+
+def held_out_library() -> Text:
+    """Modules of the standard library that the demo has not seen."""
+    return _library("stdlib held-out", [text for _, text in stdlib_text.modules("held-out")])
+
+
+def standard_library() -> Text:
+    """All modules of the standard library, code, after ``pydoc``'s topics, prose."""
+    prose = [text for split in ("train", "held-out") for _, text in stdlib_text.topics(split)]
+    code = [text for split in ("held-out", "train") for _, text in stdlib_text.modules(split)]
+    mixed = [text for pair in zip(code, prose, strict=False) for text in pair]
+    return _library("stdlib", mixed + code[len(prose) :])
+
+
+SURE_CHARACTERS = 10
+"""Characters tokenised for each token that is wanted; text has three to five a token."""
+
+UNSURE_TOKENS = 512
+"""Tokens before a cut that may differ from those of the whole text, generously."""
+
+
+def first_tokens(tokenizer: Any, content: str, wanted: int) -> list[int]:
+    """At least the first ``wanted`` ids of a text, as tokenising all of it in one call gives them.
+
+    Where the tokenizer splits text into words first, a beginning of the text has the same first
+    tokens; the rest of a long text is then left alone. Elsewhere all of it is tokenised.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    length = wanted * SURE_CHARACTERS
+    if backend is not None and backend.pre_tokenizer is not None and length < len(content):
+        ids: list[int] = tokenizer(content[:length])["input_ids"]
+        if len(ids) >= wanted + UNSURE_TOKENS:
+            return ids[: len(ids) - UNSURE_TOKENS]
+    whole: list[int] = tokenizer(content)["input_ids"]
+    return whole
+
+
+def _library(name: str, texts: list[str], option: str = "--text") -> Text:
+    if not texts:
+        raise TextError(
+            f"this Python has no standard library sources on disk: give a text with {option} FILE"
+        )
+    return Text(name, JOINT.join(texts))
+
+
+def _named(asked: str, split: str = "test", option: str = "--text") -> Text:
+    path = Path(asked).expanduser()
+    if path.is_file():
+        return read_text_file(path)
+    if path.is_dir():
+        return Text(path.name, JOINT.join(_texts(_from_disk(path), str(path))))
+    looks_like_path = asked.startswith((".", "/", "~")) or path.suffix in {".txt", ".md", ".jsonl"}
+    if looks_like_path:
+        raise TextError(f"{option} {asked}: no such text file or dataset folder")
+    name, _, chosen = asked.partition(":")
+    return Text(asked, JOINT.join(_texts(_from_hub(name, None, chosen or split), asked)))
+
+
+def read_text_file(path: Path) -> Text:
+    """A file as one text.
+
+    Raises:
+        TextError: if it is not UTF-8, or empty.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"{path}: not UTF-8 at byte {error.start}: convert it, for example with iconv"
+        ) from error
+    except OSError as error:
+        raise TextError(f"{path}: cannot be read: {error.strerror}") from error
+    if not content.strip():
+        raise TextError(f"{path}: the file is empty")
+    return Text(path.name, content)
+
+
+def _wikitext(split: str) -> Text:
+    path, config = WIKITEXT
+    return Text(f"wikitext-2 {split}", JOINT.join(_texts(_from_hub(path, config, split), path)))
+
+
+def _online() -> bool:
+    """Whether the hub answers: asked first, as the libraries try for half a minute."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        with socket.create_connection((hub.hostname or "", hub.port or 443), timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+def _from_hub(path: str, config: str | None, split: str) -> Any:
+    online = _online()
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, config, split=split)
+    except Exception as error:
+        why = "is not in the local cache, and the hub is out of reach" if not online else str(error)
+        raise TextError(f"the dataset {path} {why}".splitlines()[0]) from error
+
+
+def _from_disk(path: Path) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise TextError(
+            f"{path}: not a dataset saved with datasets.save_to_disk: {error}".splitlines()[0]
+        ) from error
+
+
+def _texts(dataset: Any, name: str) -> list[str]:
+    if hasattr(dataset, "keys"):
+        raise TextError(f"{name} has several splits ({', '.join(dataset)}): name one of them")
+    columns = list(dataset.column_names)
+    column = "text" if "text" in columns else columns[0] if columns else ""
+    if not column or not isinstance(dataset[0][column], str):
+        raise TextError(f"{name} has no column of text: its columns are {', '.join(columns)}")
+    return list(dataset[column])

@@ -1,0 +1,354 @@
+"""One command run to its end with no screen: events in, an outcome out, everything said on stderr.
+
+A run attaches to the engine that already has the checkpoint; where there is none it runs one in
+this process. Both look the same from here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from typing import TypeAlias
+
+import msgspec
+
+from engine import client
+from engine import protocol as p
+from engine.errors import EngineError, UsageError
+from engine.session import Job, Session
+from qtui.cli.progress import Meter
+from qtui.views.sweeps import title_words
+from qtui.views.text import instead
+
+Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
+OfRecipe: TypeAlias = p.Evaluate | p.Export
+Ask: TypeAlias = Measure | Callable[[Session], OfRecipe]
+"""What to do. A recipe is a function of the opened session: its layers have to be known."""
+KINDS: dict[type[Measure], p.JobKind] = {
+    p.Triage: "triage", p.Sweep: "sweep", p.Evaluate: "evaluate", p.Export: "export",
+}  # fmt: skip
+Question: TypeAlias = p.AskHistogram | p.AskExperts
+"""What is asked about one layer beside a triage."""
+Answer: TypeAlias = p.HistogramReady | p.ExpertsReady
+
+TICK = 0.2
+"""Seconds to wait for an event before looking at the meter again."""
+FALLBACKS_SAID = 10
+"""Fallbacks that are told one by one; the rest are counted, and stand in the document."""
+
+NOT_WHOLE = "a folder that is not whole is taken away"
+"""What becomes of an export that does not come to its end."""
+
+MUST_AGREE = (
+    "text", "calib", "calib_tokens", "tokens", "seq_len", "stride", "sigma", "device", "dtype",
+    "seed", "draws",
+    "trust_remote_code",
+)  # fmt: skip
+"""Settings that figures depend on: an engine that runs with others cannot answer for these."""
+MUST_AGREE_OF_FILES: dict[p.JobKind, tuple[str, ...]] = {
+    "triage": ("sigma", "trust_remote_code"),
+    "export": ("trust_remote_code",),
+}
+"""The ones among them that matter to what reads the files alone, and loads no model."""
+
+
+class RunError(EngineError):
+    """A run that did not come to its end, with the exit code the engine gave."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code or 1
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that came to its end."""
+
+    session: Session
+    job: Job
+    formats: tuple[str, ...] = ()
+    """Canonical formats that were measured, or that some layer could not hold."""
+    score: p.RecipeScore | None = None
+    """The recipe's score, of an evaluation."""
+    answers: tuple[Answer, ...] = ()
+    """To the questions, in their order."""
+    exported: p.Exported | None = None
+    """What was written, of an export."""
+
+
+def measure(
+    source: str,
+    settings: p.Settings,
+    ask: Ask,
+    meter: Meter,
+    questions: Sequence[Question] = (),
+    kind: p.JobKind = "evaluate",
+    *,
+    calibrates: bool = False,
+) -> Outcome:
+    """Open a checkpoint, measure or export, and wait for the end.
+
+    Args:
+        source: ``demo``, a folder, or a hub id.
+        settings: how everything is measured.
+        ask: what to measure.
+        meter: where progress is shown.
+        questions: about single layers, asked once the measuring is done; their layers are looked
+            for before it begins.
+        kind: of the job, where ``ask`` is a function of the session.
+        calibrates: whether an export needs the model, with calibration text.
+
+    Raises:
+        RunError: it was refused, failed, or somebody ended it.
+        UsageError: the engine that has the checkpoint measures with other settings, or a question
+            names a layer there is not.
+        EngineError: the engine cannot be reached or ended.
+        KeyboardInterrupt: after the job was told to stop; what it measured is kept.
+    """
+    running = client.attached(source)
+    with closing(running or client.in_process(source)) as engine:
+        kind = kind if callable(ask) else KINDS[type(ask)]
+        of_files = kind in MUST_AGREE_OF_FILES and not calibrates
+        run = _Run(
+            engine,
+            ask,
+            meter,
+            kind,
+            tuple(questions),
+            attached=running is not None,
+            of_files=of_files,
+        )
+        return run.follow(source, settings)
+
+
+class _Run:
+    """One command on its way."""
+
+    def __init__(
+        self,
+        engine: client.Client,
+        ask: Ask,
+        meter: Meter,
+        kind: p.JobKind,
+        questions: tuple[Question, ...] = (),
+        *,
+        attached: bool,
+        of_files: bool,
+    ) -> None:
+        self._engine, self._ask, self._meter, self._attached = engine, ask, meter, attached
+        self._questions = questions
+        self._answers: dict[Question, Answer] = {}
+        self._kind: p.JobKind = kind
+        self._of_files = of_files
+        self._exported: p.Exported | None = None
+        self._open = False
+        self._mark = uuid.uuid4().hex
+        self._sent: Measure | None = None
+        self._job: str | None = None
+        self._following = False
+        self._recipe = ""
+        self._formats: dict[str, None] = {}
+        self._fallbacks: set[tuple[str, str]] = set()
+
+    def follow(self, source: str, settings: p.Settings) -> Outcome:
+        """Send what is asked for and take events until it has ended."""
+        self._engine.send(p.Open(source, settings, model=not self._of_files, take_up=False))
+        ended: p.JobEnded | None = None
+        try:
+            while True:
+                if self._sent is None:
+                    self._send_if_ready(settings)
+                event = self._engine.receive(TICK)
+                if event is not None and (job := self._take(event)) is not None:
+                    ended = job
+                    for question in self._questions:
+                        self._engine.send(question)
+                if ended is not None and len(self._answers) == len(set(self._questions)):
+                    return self._outcome(ended)
+        except KeyboardInterrupt:
+            if self._job is not None and not self._following:
+                with suppress(EngineError):
+                    self._engine.send(p.Cancel(self._job))
+            raise
+        finally:
+            self._meter.clear()
+            if len(self._fallbacks) > FALLBACKS_SAID:
+                self._meter.say(f"fallbacks: {len(self._fallbacks)} in all")
+
+    def _send_if_ready(self, settings: p.Settings) -> None:
+        session = self._engine.session
+        # What an earlier run left in the session does not count as open.
+        if not (self._open or (self._attached and session.source)):
+            return
+        if self._attached:
+            those = MUST_AGREE_OF_FILES[self._kind] if self._of_files else MUST_AGREE
+            _agree(session, settings, those)
+        if self._questions and not _names_are_listed(session):
+            return
+        for question in self._questions:
+            _known_layer(session, question.layer)
+        if not callable(self._ask):
+            asked: Measure = self._ask
+        elif (_names_are_listed if self._of_files else _names_are_final)(session):
+            asked = self._ask(session)
+        else:
+            return
+        # Others may ask the same engine for the same kind of thing: ours comes back by its mark.
+        self._sent = msgspec.structs.replace(asked, ask=self._mark)
+        self._engine.send(self._sent)
+
+    def _take(self, event: p.AnyEvent) -> p.JobEnded | None:
+        """Tell a person about an event; the end of our job is returned."""
+        match event:
+            case p.Notice():
+                self._meter.say(event.message if event.level == "info" else _warned(event))
+            case p.Fallback():
+                self._fallback(event)
+            case p.Stage():
+                self._meter.show(event.name, event.done, event.total)
+            case p.Opened():
+                self._open = True
+            case p.JobStarted(ask=self._mark):
+                self._job = event.job
+                self._recipe = event.recipe
+                self._formats.update(dict.fromkeys(event.formats))
+            case p.Progress(job=job) if job == self._job:
+                self._meter.show(
+                    self._kind, event.done, event.total, event.seconds_left, event.detail,
+                    in_bytes=self._kind == "export",
+                )  # fmt: skip
+            case p.Exported(job=job) if job == self._job:
+                self._exported = event
+            case p.HistogramReady() | p.ExpertsReady():
+                for question in self._questions:
+                    if _answers(event, question):
+                        self._answers[question] = event
+            case p.Refused():
+                self._refused(event)
+            case p.JobEnded(kind="open", status=status) if status != "done":
+                raise RunError(event.message or "opening was cancelled", event.exit_code)
+            case p.JobEnded(job=job, kind=kind) if job == self._job:
+                if event.status == "failed":
+                    raise RunError(event.message or f"{kind} failed", event.exit_code)
+                if event.status == "cancelled":
+                    kept = "what it measured is kept" if kind != "export" else NOT_WHOLE
+                    raise RunError(f"{kind} was cancelled: {kept}", 130)
+                return event
+            case _:
+                pass
+        return None
+
+    def _refused(self, event: p.Refused) -> None:
+        """Somebody's running sweep of the same kind is followed; any other refusal is the end."""
+        asked = any(
+            type(question).__name__ == event.command
+            and (not event.layers or question.layer in event.layers)
+            for question in self._questions
+        )
+        ours = event.ask == self._mark or (event.command == "Open" and not self._attached)
+        if not ours and not asked:
+            return
+        if isinstance(self._sent, p.Sweep):
+            for job in self._engine.session.jobs.values():
+                if job.status == "running" and _same_sweep(job, self._sent):
+                    self._job, self._following = job.id, True
+                    self._meter.say("that sweep is running already: following it")
+                    return
+        raise RunError(event.message, event.exit_code)
+
+    def _fallback(self, event: p.Fallback) -> None:
+        self._formats.setdefault(event.format)
+        if (event.layer, event.format) in self._fallbacks:
+            return
+        self._fallbacks.add((event.layer, event.format))
+        if len(self._fallbacks) <= FALLBACKS_SAID:
+            self._meter.say(
+                f"fallback: {event.layer} {instead(event.holds)}, not {event.format}: {event.why}"
+            )
+
+    def _outcome(self, ended: p.JobEnded) -> Outcome:
+        session = self._engine.session
+        formats, score = tuple(self._formats), None
+        if isinstance(self._sent, p.Sweep):
+            column = self._sent.direction + "/{}"
+            there = {*session.measured, *session.estimated}
+            known = [each for each in self._sent.formats if column.format(each) in there]
+            formats = tuple(dict.fromkeys([*known, *formats]))
+        if self._kind == "evaluate":
+            score = session.scores.get(self._recipe)
+            if score is None:
+                raise RunError("the evaluation ended without a score", 1)
+        if self._kind == "export" and self._exported is None:
+            raise RunError("the export ended without telling what it wrote", 1)
+        return Outcome(
+            session=session,
+            job=session.jobs[ended.job],
+            formats=formats,
+            score=score,
+            answers=tuple(self._answers[question] for question in self._questions),
+            exported=self._exported,
+        )
+
+
+def _same_sweep(job: Job, asked: p.Sweep) -> bool:
+    """Whether a job is the sweep that is asked for."""
+    words = title_words(asked.formats, asked.direction, asked.by, asked.exact)
+    return job.kind == "sweep" and job.title.split() == words
+
+
+def _names_are_listed(session: Session) -> bool:
+    """Whether opening has come so far that every layer has its name."""
+    opening = any(job.kind == "open" and job.status == "running" for job in session.jobs.values())
+    return bool(session.layers.names) and not opening
+
+
+def _answers(event: Answer, question: Question) -> bool:
+    """Whether this is what was asked for; an engine tells every client what any of them asked."""
+    match question, event:
+        case p.AskHistogram(), p.HistogramReady():
+            # The answer names its format in the canonical way.
+            same_grid = bool(question.format) == bool(event.format)
+            same = same_grid and len(event.counts) == question.bins
+            return same and event.layer == question.layer
+        case p.AskExperts(), p.ExpertsReady():
+            return event.layer == question.layer
+        case _:
+            return False
+
+
+def _known_layer(session: Session, layer: str) -> None:
+    if session.row(layer) is not None:
+        return
+    names = session.layers.names
+    near = (
+        difflib.get_close_matches(layer, names, n=3, cutoff=0.5)
+        or [name for name in names if layer.lower() in name.lower()][:3]
+    )
+    meant = f"did you mean {' or '.join(near)}?" if near else f"names are like {names[-1]}"
+    raise UsageError(f"{session.source} has no layer {layer!r}: {meant}")
+
+
+def _names_are_final(session: Session) -> bool:
+    """Whether the model has had its say on the names of the layers."""
+    return session.model is not None and _names_are_listed(session)
+
+
+def _agree(session: Session, settings: p.Settings, names: Sequence[str]) -> None:
+    """Refuse an engine that would answer with figures of another protocol."""
+    if settings.fresh:
+        raise UsageError(
+            f"--fresh needs an engine of its own, and one has {session.source} open: "
+            "leave the interface that uses it first"
+        )
+    for name in names:
+        theirs, ours = getattr(session.settings, name), getattr(settings, name)
+        if theirs != ours:
+            raise UsageError(
+                f"an engine has {session.source} open with {name} {theirs}, not {ours}: "
+                "ask for the same, or leave the interface that uses it first"
+            )
+
+
+def _warned(notice: p.Notice) -> str:
+    return f"{notice.level}: {notice.message}"

@@ -1,0 +1,91 @@
+"""How far a run is, on stderr: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from qtui.views.text import PLAIN, UNICODE, clock, fit, printable, size
+
+EVERY = 5.0
+"""Seconds between two lines where there is no terminal."""
+FRAME = 0.1
+"""Seconds between two repaints of the bar."""
+BAR = 30
+"""Cells of the bar."""
+
+
+class Meter:
+    """The line that shows progress, and what is said above it."""
+
+    def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            stream: stderr.
+            now: a clock that only goes forward, in seconds.
+        """
+        self._stream, self._now = stream, now
+        self._live = stream.isatty()
+        unicode = (getattr(stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
+        self._glyphs = UNICODE if unicode else PLAIN
+        self._shown = -math.inf
+        self._last = ""
+        self._painted = False
+
+    def show(
+        self,
+        what: str,
+        done: float,
+        total: int,
+        seconds_left: float = math.nan,
+        detail: str = "",
+        *,
+        in_bytes: bool = False,
+    ) -> None:
+        """Show where a run stands, if it is time to; ``in_bytes`` if its steps are bytes."""
+        now = self._now()
+        if now - self._shown < (FRAME if self._live else EVERY):
+            return
+        self._shown = now
+        left = f"{clock(seconds_left)} left" if clock(seconds_left) else ""
+        steps = f"{math.floor(done)}/{total}" if total > 1 else ""
+        if in_bytes:
+            steps = f"{size(done)} of {size(total)}"
+        bar = self._bar(done / total) if self._live and total > 1 else ""
+        words = (printable(what), bar, steps, left, printable(detail))
+        line = "  ".join(word for word in words if word)
+        if self._live:
+            width = max(20, shutil.get_terminal_size().columns - 1)
+            self._write(f"\r\x1b[K{fit(line, width, self._glyphs).rstrip()}")
+            self._painted = True
+        elif line != self._last:
+            self._write(f"{line}\n")
+            self._last = line
+
+    def say(self, sentence: str) -> None:
+        """Say something once, above the bar."""
+        self.clear()
+        self._write(f"{printable(sentence)}\n")
+
+    def clear(self) -> None:
+        """Take the bar away."""
+        if self._painted:
+            self._write("\r\x1b[K")
+            self._painted = False
+
+    def _bar(self, share: float) -> str:
+        full = round(min(max(share, 0.0), 1.0) * BAR)
+        return self._glyphs.bar * full + (" " if self._glyphs.ascii else "─") * (BAR - full)
+
+    def _write(self, text: str) -> None:
+        put(self._stream, text)
+
+
+def put(stream: TextIO, text: str) -> None:
+    """Write text to a stream whose encoding may not have all of it."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()

@@ -1,0 +1,1 @@
+"""The workbench: its layout, its actions, its prompts."""

@@ -1,0 +1,296 @@
+"""What is typed at the foot of the workbench: a filter, a format, where to save."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from engine.errors import EngineError
+from engine.formats.completion import complete_format, explain_format
+from engine.formats.grammar import parse_format
+from engine.formats.storage import why_not_held
+from engine.store.paths import session_folder, session_name
+from qtui.background import aside
+from qtui.saved.clipboard import copy, what_to_copy
+from qtui.saved.saving import complete_path, judge_path, save_asked
+from qtui.saved.svg import Palette, screen_lines
+from qtui.saved.view import View
+from qtui.user.remembered import recall, remember
+from qtui.views.filter import FIELDS, FilterError, parse_filter
+from qtui.views.filter_completion import complete_filter
+from qtui.views.filter_verdict import judge_filter
+from qtui.widgets.prompt.prompt import Completion, Prompt, Verdict, open_prompt
+
+if TYPE_CHECKING:
+    from qtui.screens.workbench.screen import Workbench
+
+
+_SEARCHES = re.compile(r"(?:^|\s)[-!]?re:")
+
+
+def ignore(value: str) -> None:
+    """For what nobody needs to hear."""
+
+
+class Asked(NamedTuple):
+    """A prompt that is open, and who hears what becomes of it."""
+
+    prompt: Prompt
+    submitted: Callable[[str], None]
+    changed: Callable[[str], None] = ignore
+    cancelled: Callable[[str], None] = ignore
+
+
+class Prompts:
+    """Opens the workbench's prompts and hands on what is typed."""
+
+    def __init__(self, bench: Workbench, hold: Callable[[str], None]) -> None:
+        self.bench, self.hold = bench, hold
+        self._asked: Asked | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a line to type in."""
+        return self._asked is not None
+
+    def _open(self, asked: Asked) -> None:
+        open_prompt(self.bench, asked.prompt)
+        self._asked = asked
+
+    def _begin(self) -> None:
+        """Cancel a prompt that is open, and keep the cursor where it is: it is asked about."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.cancelled(asked.prompt.value)
+        self.bench.table.stay()
+
+    def changed(self, event: Prompt.Changed) -> None:
+        """Another value, as it is typed."""
+        if self._asked is not None and event.prompt is self._asked.prompt and event.verdict.ok:
+            self._asked.changed(event.value)
+
+    def submitted(self, event: Prompt.Submitted) -> None:
+        """A value was handed in."""
+        if self._asked is not None and event.prompt is self._asked.prompt:
+            asked, self._asked = self._asked, None
+            asked.submitted(event.value)
+
+    def cancelled(self, event: Prompt.Cancelled) -> None:
+        """Nothing was handed in."""
+        if self._asked is not None and event.prompt is self._asked.prompt:
+            asked, self._asked = self._asked, None
+            asked.cancelled(event.prompt.value)
+
+    # --- the filter ---------------------------------------------------------------------------
+
+    def filter(self) -> None:
+        """Ask for a filter, and show what it leaves as it is typed."""
+        self._begin()
+        bench = self.bench
+        before = bench.table.filter
+
+        def read(value: str) -> None:
+            bench.set_filter(parse_filter(value))
+
+        def follow(value: str) -> None:
+            if _SEARCHES.search(value):
+                return  # half an expression may take for ever: it is tried when it is handed in
+            # The beginning of a field's name would empty the table for a moment.
+            *terms, last = value.split(" ")
+            bench.set_filter(parse_filter(" ".join(terms) if _begins_field(last) else value))
+
+        def judge(value: str) -> Verdict:
+            if _SEARCHES.search(value):
+                try:
+                    parse_filter(value)
+                except FilterError as error:
+                    return Verdict(False, str(error))
+                return Verdict(True, "enter looks for it")
+            shown = bench.session, bench.format, bench.table.marked, bench.direction
+            return Verdict(*judge_filter(value, *shown))
+
+        prompt = Prompt(
+            "filter",
+            lambda value: [Completion(*offer) for offer in complete_filter(value, bench.session)],
+            judge,
+            value=before.text,
+            live=True,
+            placeholder="kind:q_proj block<4 kl>1e-3 -is:kept",
+            glyphs=bench.glyphs,
+        )
+        self._open(Asked(prompt, read, follow, lambda value: bench.set_filter(before)))
+
+    # --- any format ---------------------------------------------------------------------------
+
+    def format(self) -> None:
+        """Ask for a format, and let the layers in scope hold it."""
+        self._begin()
+        bench = self.bench
+        layers = bench.touched()
+        shapes = [bench.session.layers.shapes[bench.session.index[layer]] for layer in layers]
+        alike = shapes[0] if len(set(shapes)) == 1 else None
+
+        def judge(value: str) -> Verdict:
+            canonical, says = explain_format(value, alike)
+            if canonical is None:
+                return Verdict(False, says, _going_on(value, says))
+            if canonical == "kept" or alike is not None:
+                return Verdict(True, says)
+            return _held_by(canonical, shapes, says)
+
+        prompt = Prompt(
+            f"format for {_in_a_label(bench.scope_words())}",
+            lambda value: _complete_format(value, alike),
+            judge,
+            kind="format",
+            placeholder="int4-g64, int3-channel-sym, fp8-e4m3, ...",
+            glyphs=bench.glyphs,
+        )
+        self._open(Asked(prompt, lambda value: self.hold(explain_format(value)[0] or value)))
+
+    def sweep(self, sweep: Callable[[str], None]) -> None:
+        """Ask for a format, and measure every layer in it."""
+        self._begin()
+
+        def judge(value: str) -> Verdict:
+            canonical, says = explain_format(value)
+            if canonical == "kept" or (canonical is not None and parse_format(canonical).kept):
+                return Verdict(False, "left as stored a layer has no effect: type another format")
+            return Verdict(canonical is not None, says)
+
+        way = self.bench.direction
+        prompt = Prompt(
+            "sweep" if way == "degrade" else f"sweep, {way}",
+            _complete_format,
+            judge,
+            kind="format",
+            placeholder="int3-g128, nf4, q4_k, ...",
+            glyphs=self.bench.glyphs,
+        )
+        self._open(Asked(prompt, lambda value: sweep(explain_format(value)[0] or value)))
+
+    # --- out of the screen --------------------------------------------------------------------
+
+    def view(self) -> View:
+        """What is shown now, for a file or the clipboard."""
+        bench, table = self.bench, self.bench.table
+        colors = bench.app.theme_variables
+        wanted = ("background", "foreground", "dim", "accent")
+        return View(
+            session=bench.session,
+            source=bench.source,
+            format=bench.format,
+            direction=bench.direction,
+            rows=tuple(dict.fromkeys(table.rows)),
+            columns=tuple(column.id for column, _ in table.layout_at(table.size.width).columns),
+            layer=table.current,
+            marked=frozenset(table.marked),
+            order=table.order_words,
+            filter=table.filter.text,
+            screen=tuple(screen_lines(bench.app)),
+            log=tuple(bench.events.entries),
+            palette=Palette(*(colors[name] for name in wanted)),
+        )
+
+    def save(self) -> None:
+        """Ask where to, and save a table, a plot, a recipe or the screen there."""
+        self._begin()
+        bench, screen = self.bench, tuple(screen_lines(self.bench.app))
+
+        def now() -> View:
+            # Layers may be listed anew while the prompt is open; the screen is the one before it.
+            return msgspec.structs.replace(self.view(), screen=screen)
+
+        def write(value: str) -> None:
+            view = now()
+
+            async def writing() -> None:
+                try:
+                    saved = await aside(lambda: save_asked(value, view))
+                except EngineError as error:
+                    bench.tell("error", str(error))
+                except (OSError, LookupError, ValueError) as error:
+                    bench.tell("error", f"not saved: {type(error).__name__}: {error}")
+                else:
+                    remember(folder=str(saved.path.resolve().parent))
+                    bench.tell("info", saved.says)
+
+            bench.run_worker(writing(), group="save")
+
+        def judge(value: str) -> Verdict:
+            return Verdict(*judge_path(value, now()))
+
+        prompt = Prompt(
+            "save",
+            lambda value: [Completion(*offer) for offer in _saved_before(value, now())],
+            judge,
+            glyphs=bench.glyphs,
+            placeholder="[table|histogram|layer|experts|log|screen|recipe] FILE",
+        )
+        self._open(Asked(prompt, write))
+
+    def copy(self, *, whole: bool) -> None:
+        """Copy rows, or the table, to the terminal's clipboard and to a file."""
+        bench, view = self.bench, self.view()
+
+        async def copying() -> None:
+            try:
+                text = await aside(lambda: what_to_copy(view, whole))
+                folder = session_folder(session_name(bench.source))
+            except (EngineError, OSError) as error:
+                bench.tell("error", str(error))
+                return
+            bench.tell("info", copy(bench.app, text, folder).how)
+
+        bench.run_worker(copying(), group="save")
+
+
+def _saved_before(value: str, view: View) -> Sequence[tuple[str, str, bool]]:
+    """Ways to go on; where nothing is typed yet, in the folder where the last file was saved."""
+    offers = complete_path(value, view)
+    folder = recall()[0].folder
+    if value or not folder or Path(folder) == Path.cwd():
+        return offers
+    parted = [(text.partition(" "), says, dim) for text, says, dim in offers]
+    return [(f"{what} {Path(folder) / name}", says, dim) for (what, _, name), says, dim in parted]
+
+
+def _begins_field(term: str) -> bool:
+    """Whether a term that is being typed may become one with a field and its operator."""
+    return bool(term) and any(name.startswith(term.lstrip("-!").lower()) for name in FIELDS)
+
+
+def _in_a_label(scope: str) -> str:
+    """``kind q_proj: 5 layers`` without its colon: the label has one of its own."""
+    what, colon, number = scope.rpartition(": ")
+    return f"{what}, {number}" if colon else scope
+
+
+def _complete_format(value: str, shape: Sequence[int] | None = None) -> Sequence[Completion]:
+    offers = complete_format(value, limit=24, shape=shape)
+    return [Completion(offer.text, offer.says, not offer.usable) for offer in offers]
+
+
+def _going_on(value: str, says: str) -> str:
+    """What to say of the beginning of a format while it is typed."""
+    typed = value.strip().lower()
+    if not typed:
+        return says
+    offers = complete_format(typed, 1)
+    begins = bool(offers) and offers[0].text != typed
+    return f"{value.strip()} begins a format: tab completes it" if begins else ""
+
+
+def _held_by(format: str, shapes: Sequence[Sequence[int]], says: str) -> Verdict:
+    """Whether layers of several shapes can all hold a format; a toggle is for all or none."""
+    parsed = parse_format(format)
+    reasons = [why for shape in shapes if (why := why_not_held(parsed, shape)) is not None]
+    if reasons:
+        return Verdict(
+            False, f"{len(reasons)} of {len(shapes)} layers cannot hold it: {reasons[0]}"
+        )
+    return Verdict(True, says)

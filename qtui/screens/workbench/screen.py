@@ -1,0 +1,446 @@
+"""The one screen: the score above, the layers below it, and all about one of them beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.geometry import Size
+from textual.message import Message as TextualMessage
+from textual.screen import Screen
+
+from engine import protocol as p
+from engine.profiles import Profile
+from engine.session import Dirty, Session
+from qtui.actions import ACTIONS, Action, bindings, remapped, toggles
+from qtui.screens.workbench.layout import CSS, arrange
+from qtui.screens.workbench.queries import Questions
+from qtui.user.remembered import Remembered, remember
+from qtui.views import sweeps
+from qtui.views.eventlog import EventLog
+from qtui.views.scope import Scope, describe
+from qtui.views.text import UNICODE, Glyphs, printable, short_name
+from qtui.widgets.frame.banner import Banner
+from qtui.widgets.frame.log_pane import LogPane
+from qtui.widgets.frame.scoreboard import Scoreboard, running
+from qtui.widgets.frame.status import KeyBar, Message, key_names
+from qtui.widgets.line import Lines, Words, content
+from qtui.widgets.pane.detail import Detail
+from qtui.widgets.table.caption import caption
+from qtui.widgets.table.layer_table import LayerTable
+
+if TYPE_CHECKING:
+    from qtui.screens.workbench.host import Hands
+    from qtui.views.filter import Filter
+    from qtui.widgets.prompt.prompt import Prompt
+
+Want: TypeAlias = Literal["retry", "leave", "freeze", "thaw", "theme", "suspend"]
+
+
+TABLE: frozenset[Dirty] = frozenset(
+    {"layers", "holds", "weights", "measured", "jobs", "checkpoint", "model", "experts"}
+)
+DETAIL: frozenset[Dirty] = frozenset(
+    {
+        "layers", "holds", "weights", "measured", "baseline", "recipe", "histogram", "experts",
+        "notices",
+    }
+)  # fmt: skip
+"""Parts of a session that the table, and the pane, draw."""
+
+
+class Workbench(Screen[None]):
+    """Layers, their effects, and the recipe that is being made of them."""
+
+    DEFAULT_CSS = CSS
+
+    @dataclass
+    class Ask(TextualMessage):
+        """A person wants something of the engine."""
+
+        command: p.AnyCommand
+
+    @dataclass
+    class Wanted(TextualMessage):
+        """A person wants something that is not the engine's, nor this screen's alone."""
+
+        what: Want
+
+    def __init__(
+        self,
+        source: str,
+        profile: Profile,
+        glyphs: Glyphs = UNICODE,
+        keymap: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            source: ``demo``, a folder, or a hub id.
+            profile: its keys are bound to formats.
+            glyphs: what to draw with.
+            keymap: keys of actions by their ids, where they are not the usual ones.
+        """
+        super().__init__()
+        self.source = source
+        self.glyphs = glyphs
+        self.session = Session()
+        self.profile = profile
+        self.scoreboard = Scoreboard(source, glyphs, id="scoreboard")
+        self.table: LayerTable = LayerTable(glyphs, id="table")
+        self.detail: Detail = Detail(glyphs, id="detail")
+        self.events: EventLog = EventLog(glyphs)
+        self.log_pane = LogPane(self.events, glyphs, id="log")
+        self.message = Message(glyphs, id="message")
+        self.keybar = KeyBar(id="keys")
+        self.banner = Banner(id="banner")
+        self.format = ""
+        self.direction: p.Direction = "degrade"
+        """Which effects are shown."""
+        self._caption: Words = []
+        """What is said above the table."""
+        self.asked_sweep = False
+        """Whether a hand asked for a sweep."""
+        self.asked_format = ""
+        """A format whose effects are shown from the first one on; empty once they are."""
+        self.failed = False
+        """Whether there is something to try again."""
+        self.questions = Questions(
+            lambda: (self.session, self.table.current),
+            lambda command: self.post_message(self.Ask(command)),
+            self.set_timer,
+        )
+        self.actions: list[Action] = []
+        """Every action with the keys it has here."""
+        self.refused_keys: list[str] = []
+        """Keys of the profile that an action has already."""
+        self.hands: Hands
+        """What carries out actions: set by `Deeds`, which knows this screen."""
+        if glyphs.ascii:
+            self.add_class("-ascii")
+        self._bind(keymap or {})
+
+    def _bind(self, keymap: Mapping[str, str]) -> None:
+        """Bind every action to its keys; a profile's key that is taken binds nothing."""
+        self.actions = remapped(ACTIONS, keymap)
+        taken = {binding.key for binding in bindings(self.actions)}
+        for action in remapped(toggles(self.profile.keys), keymap):
+            keys = [key.key for key in bindings([action])]
+            free = [key for key in keys if key not in taken]
+            self.refused_keys += [key for key in keys if key in taken]
+            taken.update(free)
+            self.actions.append(action._replace(keys=",".join(free)))
+        self.keybar.actions = self.actions
+        for binding in bindings(self.actions):
+            self._bindings.key_to_bindings[binding.key] = [binding]
+
+    def compose(self) -> ComposeResult:
+        """The widgets from top to bottom."""
+        yield Lines(id="too-small")
+        yield self.scoreboard
+        with Horizontal(id="main"):
+            yield self.table
+            yield self.detail
+        yield self.banner
+        yield self.log_pane
+        yield self.message
+        yield self.keybar
+
+    def on_mount(self) -> None:
+        """Show an empty table: the engine comes later."""
+        self._arrange(self.app.size)
+        self.table.empty = "reading" + self.glyphs.ellipsis
+        self.scoreboard.freeze_key = self.key("freeze")
+        self.scoreboard.retry_key = self.key("retry")
+        change, clear = self.key("filter"), self.key("unmark")
+        self.table.way_out = f"{change} changes the filter, {clear} clears it"
+        self.scoreboard.show(self.session)
+        for key in self.refused_keys:
+            self.tell("warning", f"profile: the key {key!r} is taken, its format is left out")
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Choose the arrangement for the new size."""
+        self._arrange(event.size)
+        self._show_caption()
+
+    def _arrange(self, size: Size) -> None:
+        if tiny := arrange(self, size):
+            self.query_one("#too-small", Lines).set_lines(tiny)
+        self._fold()
+
+    def _fold(self) -> None:
+        narrow, pane = self.has_class("-narrow"), self.has_class("-pane")
+        self.detail.set_class(narrow and not pane and not self.has_class("-roomy"), "-small")
+        self._detail()
+
+    # --- what the app says ---------------------------------------------------------------------
+
+    def found(self) -> None:
+        """An engine is being looked for."""
+        self.failed = False
+        self.banner.hide()
+        self.scoreboard.state = "starting the engine"
+
+    def connected(self) -> None:
+        """There is an engine; it knows nothing of what the one before was asked."""
+        self.scoreboard.state = "opening"
+        self.questions.forget()
+        self.table.pending.clear()
+        self.questions.soon()
+
+    def lost(self, said: str, log_path: str) -> None:
+        """The engine is gone."""
+        self.failed = True
+        self.scoreboard.state = "no engine"
+        self.table.pending.clear()
+        self.message.clear()
+        self.events.say("error", said.splitlines()[0] if said else "the engine ended")
+        self.banner.show(said, log_path, self.key("retry"), self.key("quit"))
+
+    def refused(self) -> None:
+        """What was asked for went nowhere: there is no engine."""
+        self.table.pending.clear()
+        self.table.redraw()
+        self.message.say("warning", f"there is no engine: {self.key('retry')} starts it again")
+
+    def tell(self, level: p.Level, words: str) -> None:
+        """Say something at the foot, and keep it in the log."""
+        self.events.say(level, words)
+        self.message.say(level, words)
+        self.log_pane.show()
+
+    # --- drawing ------------------------------------------------------------------------------
+
+    def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
+        """Draw the parts of the session that changed; ``anew`` where an engine sent it whole."""
+        self.session = session
+        self.format = self._shown_format()
+        self.scoreboard.shown = self.format, self.direction
+        if anew:
+            self.table.pending.clear()
+            self.events.take_up(session)
+            if session.model is not None and not running(session):
+                self.scoreboard.state = "ready"
+        if dirty - {"histogram", "notices", "experts"}:
+            self.scoreboard.show(session, dirty)
+        if dirty & TABLE:
+            self.table.empty = self._empty()
+            moved = bool(dirty & {"layers", "weights", "measured", "model", "experts"})
+            self.table.show(session, self.format, self.direction, reorder=moved)
+            self._show_caption()
+            self.show_touched()
+        if dirty & DETAIL:
+            self._detail()
+        if dirty & {"layers", "model", "holds"}:
+            self.questions.soon()
+        self.log_pane.show()
+
+    def swept(self) -> list[str]:
+        """Formats whose effects are known in the shown direction, measured or estimated."""
+        return sweeps.swept(self.session, self.direction)
+
+    def _shown_format(self) -> str:
+        swept, wanted = self.swept(), self.session.settings.sweep_formats
+        if (asked := self.asked_format) in swept:
+            self.asked_format = ""
+            return asked
+        if self.format in (*swept, *sweeps.swept(self.session, sweeps.OTHER[self.direction])):
+            return self.format
+        return next((f for f in wanted if f in swept), (swept or list(wanted) or [""])[0])
+
+    def next_format(self) -> None:
+        """Show the effects of the next format that was swept."""
+        swept = self.swept()
+        at = swept.index(self.format) if self.format in swept else -1
+        self.format = swept[(at + 1) % len(swept)]
+        self._show_effects()
+        self.message.say("info", f"effects of {printable(self.format)}")
+
+    def turn(self) -> None:
+        """Show the effects of the other direction: of quantising a layer alone, of keeping it."""
+        back = self.direction
+        self.direction = sweeps.OTHER[back]
+        self.keybar.show(
+            [each._replace(word=back) if each.id == "sweep" else each for each in self.actions]
+        )
+        self._show_effects()
+
+    def _show_effects(self) -> None:
+        self.table.show(self.session, self.format, self.direction)
+        self.scoreboard.shown = self.format, self.direction
+        self.scoreboard.show(self.session, frozenset({"jobs"}))
+        self._detail()
+        self._show_caption()
+
+    def _empty(self) -> str:
+        failed = [job for job in self.session.jobs.values() if job.status == "failed"]
+        if failed and self.session.checkpoint is None:
+            keys = f"{self.key('retry')} tries again, {self.key('quit')} quits"
+            return f"{printable(failed[0].message)}\n{keys}"
+        return "reading" + self.glyphs.ellipsis
+
+    def _detail(self) -> None:
+        where = self.table.current, self.table.current_expert
+        self.detail.show(self.session, *where, (self.format, self.direction))
+
+    def hear(self, event: p.AnyEvent) -> bool:
+        """Take notice of an event before it is folded; false where it is not to be folded."""
+        if isinstance(event, p.HistogramReady):
+            self.questions.answered(event.layer, event.format)
+        if isinstance(event, p.Refused) and event.command == "AskHistogram":
+            # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
+            self.questions.forget()
+            return False
+        if isinstance(event, p.Refused) and event.command == "Sweep" and not self.asked_sweep:
+            # Asked for on attaching to a session that sweeps already: nobody pressed a key.
+            return False
+        if isinstance(event, p.Refused) and event.command == "AskExperts":
+            for layer in event.layers:
+                self.table.no_experts[layer] = event.message
+            self.table.redraw()
+            return False
+        heard = self.events.version
+        self.events.hear(event, self.session)
+        if self.events.version != heard:
+            self._say(event)
+        match event:
+            case p.Refused(layers=layers):
+                for layer in layers or tuple(self.table.pending):
+                    self.table.pending.pop(layer, None)
+                self.table.redraw()
+            case p.RecipeChanged():
+                for layer in event.layers:
+                    self.table.pending.pop(layer, None)
+                if event.how != "set":
+                    done = {"undo": "undone", "redo": "done again"}[event.how]
+                    self.message.say("info", f"{done}: {self.change(event.layers, event.after)}")
+            case p.JobEnded(kind="open", status=status):
+                self.scoreboard.state = "ready" if status == "done" else "not open"
+                self.failed = status == "failed"
+        return True
+
+    def _say(self, event: p.AnyEvent) -> None:
+        """Say at the foot what was logged, where the rest of the screen does not show it."""
+        last = self.events.last
+        ended = isinstance(event, p.JobEnded) and (
+            event.status == "cancelled" or event.kind == "sweep"
+        )
+        shown = self.has_class("-tall")
+        if last is not None and (
+            last.level != "info" or ended or (isinstance(event, p.Notice) and not shown)
+        ):
+            self.message.say(last.level, last.text)
+
+    def change(self, layers: Sequence[str], formats: Sequence[str]) -> str:
+        """Layers with the formats they hold now, in few words."""
+        row = self.session.row(layers[0]) if layers else None
+        if row is None or len(layers) > 1:
+            who = f"{len(layers)} layers"
+        else:
+            who = short_name(layers[0], self.session.layers.blocks[row], 0).strip()
+        shown = formats[0] if len(set(formats)) == 1 else "what they held"
+        return f"{who} {self.glyphs.arrow} {shown}"
+
+    # --- what a toggle touches ----------------------------------------------------------------
+
+    def set_scope(self, scope: Scope) -> None:
+        """Let toggles touch another kind of set."""
+        self.table.set_scope(scope)
+        self.show_touched()
+
+    def set_filter(self, filter: Filter | None) -> None:
+        """Show matching rows only; None shows all."""
+        self.table.set_filter(filter)
+        self._show_caption()
+        self.show_touched()
+
+    def _show_caption(self) -> None:
+        """Say above the table what is filtered, what is swept, and how far estimates hold."""
+        shown, of = self.table.shown_of_all
+        filter = self.table.filter
+        filtered = f"{printable(filter.text)}: {shown} of {of} layers" if filter else ""
+        width = self.app.size.width - 2
+        way = self.format, self.direction
+        words = caption(self.session, *way, filtered, width, self.glyphs)
+        if words != self._caption:
+            # A title set anew sends all that stands under it to the terminal.
+            self._caption = words
+            self.query_one("#main").border_title = content(words)
+
+    def touched(self) -> tuple[str, ...]:
+        """Layers that a toggle would change now, in the order of the model."""
+        return self.table.touched()
+
+    def scope_words(self) -> str:
+        """What a toggle would change now."""
+        return describe(self.table.scope, self.table.here, self.glyphs)
+
+    def show_touched(self) -> None:
+        """Say at the foot what a toggle would change."""
+        words = self.scope_words() if self.session.layers.names else ""
+        self.message.show_touched(words, self.table.scope != "layer")
+
+    # --- the layer under the cursor -----------------------------------------------------------
+
+    def on_layer_table_moved(self) -> None:
+        """Show the layer, and ask for its histogram once the cursor rests."""
+        self._detail()
+        self.show_touched()
+        self.questions.soon()
+
+    def on_layer_table_marked(self) -> None:
+        """Toggles touch other layers now."""
+        self.show_touched()
+
+    def on_layer_table_sorted(self) -> None:
+        """Say how rows are sorted now, by key or by a click."""
+        self.message.say("info", f"order: {self.table.order_words}")
+
+    def on_layer_table_expanded(self, expanded: LayerTable.Expanded) -> None:
+        """Ask for the experts of a row that was opened."""
+        if expanded.layer not in self.session.experts:
+            self.post_message(self.Ask(p.AskExperts(expanded.layer)))
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def key(self, id: str) -> str:
+        """The first key of an action as a person reads it."""
+        action = next(action for action in self.actions if action.id == id)
+        return next(iter(key_names(self.app, action)), "the palette")
+
+    def action_do(self, id: str) -> None:
+        """Carry out an action of the registry."""
+        self.hands.perform(id)
+
+    def on_key_bar_pressed(self, pressed: KeyBar.Pressed) -> None:
+        """An entry of the key bar was clicked."""
+        self.hands.perform(pressed.id)
+
+    def on_prompt_changed(self, event: Prompt.Changed) -> None:
+        """Another value in the line at the foot."""
+        self.hands.prompts.changed(event)
+
+    def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
+        """What was typed at the foot is wanted."""
+        self.hands.prompts.submitted(event)
+
+    def on_prompt_cancelled(self, event: Prompt.Cancelled) -> None:
+        """What was typed at the foot is not wanted."""
+        self.hands.prompts.cancelled(event)
+
+    def remember(self, left: Remembered) -> None:
+        """Look as in an earlier run."""
+        self.detail.histogram.by_log = left.log_counts
+        self.set_class(left.pane is False, "-folded")
+
+    def toggle_pane(self) -> None:
+        """Show the pane, or fold it."""
+        if self.has_class("-narrow"):
+            self.toggle_class("-pane")
+        else:
+            self.toggle_class("-folded")
+            remember(pane=not self.has_class("-folded"))
+        self._fold()

@@ -1,0 +1,83 @@
+"""From a command line to a running interface: theme, keys and start screen put together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import msgspec
+from textual.screen import Screen
+
+from engine import protocol as p
+from engine.profiles import Profile, load_profiles
+from qtui.actions import known_keys
+from qtui.app import Choice, Look, run
+from qtui.cli.options import Shared
+from qtui.user.keymap import KeymapError, keymap_path, read_keymap
+from qtui.user.remembered import recall
+from qtui.user.theme_watch import ThemeShelf
+from qtui.user.themes import choose_theme
+from qtui.views.text import Glyphs
+
+
+def interface(
+    source: str | None,
+    shared: Shared,
+    *,
+    ascii: bool,
+    theme: str | None,
+    fps: int | None,
+    started: subprocess.Popen[bytes] | None = None,
+) -> int:
+    """Run the interface on ``source``, or on what is chosen on its start screen.
+
+    What is wrong with a person's own themes, keys or memory is said on the screen and stops
+    nothing; what was asked for on the command line and cannot be does.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        EngineError: a value of the command line that cannot be.
+    """
+    settings, profile = _resolved(shared, fps)
+    remembered, problem = recall()
+    problems = [problem] if problem else []
+    shelf = ThemeShelf()
+    problems += shelf.problems
+    chosen, problem = choose_theme(theme, os.environ, remembered.themes, shelf.names)
+    problems += [problem] if problem else []
+    keymap: dict[str, str] = {}
+    try:
+        keymap = read_keymap(keymap_path(), known_keys(profile.keys))
+    except KeymapError as error:
+        problems.append(f"{error}; the usual keys are used")
+
+    def start(glyphs: Glyphs) -> Screen[None]:
+        # Not imported where a model was named: its first frame does not wait for them.
+        from engine.store.past_sessions import hub_cache, look, past_sessions
+        from qtui.screens.start.screen import Start
+
+        return Start(
+            past_sessions,
+            look,
+            load_profiles(),
+            shared.profile,
+            hub_ids=hub_cache,
+            glyphs=glyphs,
+            problems=tuple(problems),
+        )
+
+    def resolve(name: str) -> tuple[p.Settings, Profile]:
+        return _resolved(msgspec.structs.replace(shared, profile=name), fps)
+
+    look_ = Look(ascii, chosen, remembered, keymap, tuple(problems))
+    return run(
+        source, settings, profile, look=look_, shelf=shelf, choice=Choice(start, resolve),
+        started=started,
+    )  # fmt: skip
+
+
+def _resolved(shared: Shared, fps: int | None) -> tuple[p.Settings, Profile]:
+    settings, profile = shared.resolve()
+    return settings, msgspec.structs.replace(profile, fps=fps or profile.fps)

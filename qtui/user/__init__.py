@@ -1,0 +1,1 @@
+"""The user's own files: themes, keymap, and what is remembered between runs."""

@@ -1,0 +1,1 @@
+"""Above and below the table: score, progress, messages, keys, log."""

@@ -1,0 +1,368 @@
+"""The head of the screen: what the model is, what it scores, and what is being done about it."""
+
+from __future__ import annotations
+
+import math
+
+from rich.cells import cell_len
+
+from engine.protocol import Direction, ModelReady, RecipeScore
+from engine.session import Dirty, Job, Prediction, Session
+from qtui.views import sweeps
+from qtui.views import text as t
+from qtui.views.text import UNICODE, Glyphs, fit, printable, short_name
+from qtui.widgets.line import Lines, Words, cells, spread
+
+URGENCY = {"evaluate": 0, "open": 1, "triage": 2, "export": 3, "sweep": 4}
+COUNTED = 10_000
+"""What is loaded is told in bytes from so many on."""
+PHASES = ("estimating", "measuring")
+"""What the engine's words of a sweep's phase begin with."""
+COUNT = "{}"
+"""Stands in a phase for how far it is."""
+ROOM_FOR_MORE = 110
+"""Columns from which there are the error of the KL, the agreement of the first choices, and all
+gauges."""
+
+
+def running(session: Session) -> list[Job]:
+    """Jobs that are not over, the one worth showing first."""
+    jobs = [job for job in session.jobs.values() if job.status == "running"]
+    return sorted(jobs, key=lambda job: URGENCY.get(job.kind, len(URGENCY)))
+
+
+class Scoreboard(Lines):
+    """Three lines: the model and its size, its score with the protocol beside it, the work."""
+
+    DEFAULT_CSS = """
+    Scoreboard { height: 3; padding: 0 1; }
+    """
+
+    def __init__(self, source: str, glyphs: Glyphs = UNICODE, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.source = source
+        self.glyphs = glyphs
+        self.session = Session()
+        self.state = "starting the engine"
+        """What is going on while no job runs and nothing is loaded."""
+        self.freeze_key, self.retry_key = "z", "r"
+        """The keys that end a pause of the display, and go on with a sweep."""
+        self.shown: tuple[str, Direction] = "", "degrade"
+        """Format and direction of the effects that are shown."""
+        self._frozen = False
+        self._changed = 0
+        self._stored = ""
+        self._known: RecipeScore | None = None
+        self._predicted: Prediction | None = None
+
+    def show(self, session: Session, dirty: frozenset[Dirty] | None = None) -> None:
+        """Draw what changed; None stands for everything."""
+        self.session = session
+        if dirty is None or dirty & {"holds", "layers", "model", "checkpoint"}:
+            # Sums over the whole table: made only when the recipe moved.
+            self._changed = len(session.recipe())
+            self._stored = self._stored_size()
+        if dirty is None or dirty & {"holds", "recipe", "measured", "baseline", "model", "layers"}:
+            self._known = session.score() if self._changed else None
+            self._predicted = session.predicted() if self._changed else None
+        self._write()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the display pauses, and says so; what happens meanwhile is kept."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        self._frozen = frozen
+        self._write()
+
+    def on_resize(self) -> None:
+        """Lay the lines out for the new width."""
+        self._write()
+
+    def _write(self) -> None:
+        width = self.content_size.width or 78
+        self.set_lines([self._model(width), self._score(width), self._work(width)])
+
+    # --- the model ----------------------------------------------------------------------------
+
+    def _model(self, width: int) -> Words:
+        session, checkpoint, model = self.session, self.session.checkpoint, self.session.model
+        name = printable(checkpoint.name if checkpoint is not None else self.source)
+        left: Words = [
+            (fit(name, min(cell_len(name), max(12, width // 3)), self.glyphs), "bold"),
+        ]
+        if checkpoint is None:
+            return left
+        kind = printable(checkpoint.architecture)
+        for tail in ("ForCausalLM", "LMHeadModel"):
+            kind = kind.removesuffix(tail)
+        facts = [f"{kind} {t.count(checkpoint.parameters)}", f"{len(session.layers.names)} layers"]
+        memory = ""
+        if model is not None:
+            facts.append(f"{printable(model.device)} {model.dtype}")
+            memory = f"{t.size(model.memory)} loaded"
+        changed = f"{self.glyphs.changed} {self._changed} changed" if self._changed else ""
+        device = facts[2] if model is not None else ""
+        # What gives way where there is no room, the first of these first.
+        optional = [fact for fact in (memory, device, facts[1], facts[0], changed) if fact]
+        stored = self._stored
+        while True:
+            words = left + [(f"  {fact}", "$dim") for fact in facts if fact in optional]
+            right: Words = []
+            for fact, style in ((changed, "$held"), (stored, ""), (memory, "$dim")):
+                if fact and (fact in optional or fact is stored):
+                    right.append((("  " if right else "") + fact, style))
+            if cells(words) + 2 + cells(right) <= width or not optional:
+                return spread(words, right, width)
+            if memory not in optional and stored == self._stored:
+                stored = stored.replace("bit/weight", "bit/w")
+                if stored != self._stored:
+                    continue
+            optional.pop(0)
+
+    def _stored_size(self) -> str:
+        if not self.session.layers.names:
+            return ""
+        whole = self.session.size()
+        bits, size = whole.bits_per_weight, t.size(whole.bytes)
+        return size if math.isnan(bits) else f"{bits:.2f} bit/weight  {size}"
+
+    # --- the score ----------------------------------------------------------------------------
+
+    def _score(self, width: int) -> Words:
+        session, model = self.session, self.session.model
+        if model is None:
+            words: Words = [("PPL once the model is loaded", "$dim")]
+            if self._changed:
+                layers = "1 layer" if self._changed == 1 else f"{self._changed} layers"
+                words.append((f"   recipe of before: {layers} changed", "$held"))
+            return words if running(session) or session.checkpoint is None else [("", "")]
+        base = session.baseline
+        if base is None:
+            left: Words = [("PPL not measured yet", "$dim")]
+        elif not self._changed:
+            half = session.interval_factor * base.ppl * base.nll_se
+            left = [("PPL ", "$dim"), (t.perplexity(base.ppl), "bold $accent"), *self._pm(half)]
+        else:
+            least = cell_len(_numbers(model)) + 2
+            for detail in range(3 if width >= ROOM_FOR_MORE else 2, -1, -1):
+                left = [("PPL ", "$dim"), (f"{t.perplexity(base.ppl)} {self.glyphs.arrow} ", "")]
+                left += self._recipe(base.ppl, model, detail)
+                if cells(left) + least <= width:
+                    break
+        room = width - cells(left) - 2
+        return spread(left, [(self._protocol(model, room), "$dim")], width)
+
+    def _recipe(self, before: float, model: ModelReady, detail: int) -> Words:
+        """The recipe's score; in detail 1 with its KL, in 2 with what was predicted while it is
+        being measured, in 3 with the KL's interval and the agreement of the first choices."""
+        score, glyphs = self._known, self.glyphs
+        predicted = self._predicted
+        if predicted is not None and predicted.missing >= self._changed:
+            predicted = None
+        if score is not None:
+            half = (score.ppl_high - score.ppl_low) / 2
+            words: Words = [
+                (t.perplexity(score.ppl), f"bold {_tone(score.ppl_low, score.ppl_high, before)}"),
+                *self._pm(half),
+            ]
+            if not score.done:
+                if predicted is not None and detail >= 2:
+                    foretold = f"{glyphs.about}{t.perplexity(predicted.ppl)}{_missing(predicted)}"
+                    words.insert(0, (f"{foretold} {glyphs.arrow} ", "$dim"))
+                share = score.tokens / max(1, model.protocol.tokens)
+                words.append((f" {min(share, 1):.0%}", "$dim"))
+                if ended := _ended(self.session, score):
+                    words.append((f", {ended}", "$warning"))
+            if detail >= 1:
+                words += [(f"  KL{glyphs.kilo} ", "$dim"), (t.short(1000 * score.kl), "")]
+            if detail >= 3:
+                error = t.short(1000 * self.session.interval_factor * score.kl_se)
+                words.append((f" {glyphs.plus_minus} {error}", ""))
+                if math.isfinite(score.top1):
+                    words += [("  top-1 ", "$dim"), (t.percent(score.top1), "")]
+            return words
+        if predicted is None:
+            return [("?", "bold"), (" not measured yet", "$dim")]
+        words = [(glyphs.about + t.perplexity(predicted.ppl), "bold $ink")]
+        if detail >= 3:
+            kl = f"{glyphs.about}{t.short(1000 * predicted.kl)}"
+            words += [(f"  KL{glyphs.kilo} ", "$dim"), (kl, "")]
+        words.append((_missing(predicted), "$dim"))
+        return words
+
+    def _pm(self, half: float) -> Words:
+        return [(f" {self.glyphs.plus_minus} {t.margin(half)}", "")]
+
+    def _protocol(self, model: ModelReady, room: int) -> str:
+        numbers = _numbers(model)
+        text = printable(model.protocol.text)
+        space = room - len(numbers) - 2
+        if space < 6:
+            return numbers[:room] if room < len(numbers) else numbers
+        return f"{fit(text, min(cell_len(text), space), self.glyphs)}  {numbers}"
+
+    # --- the work -----------------------------------------------------------------------------
+
+    def _work(self, width: int) -> Words:
+        jobs = running(self.session)
+        frozen: Words = []
+        if self.frozen:
+            frozen = [(f" display frozen, {self.freeze_key} goes on ", "bold reverse $warning")]
+            frozen.append(("  ", ""))
+            width -= cells(frozen)
+        if not jobs:
+            return frozen + self._rest()
+        gauges = self._gauges(width)
+        return frozen + spread(
+            self._job(jobs, width - cells(gauges) - 2 * bool(gauges)), gauges, width
+        )
+
+    def _gauges(self, width: int) -> Words:
+        """Load and memory of the engine's machine, as much as a third of the line has room for."""
+        now = self.session.gauges
+        if now is None:
+            return []
+        cpu = f"cpu {now.cpu:.0%}"
+        memory = f"{t.size(now.rss)} used, {t.size(now.memory_free)} free"
+        if now.gpu_total:
+            load = f"gpu {now.gpu_load:.0%}"
+            used = f"{t.size(now.gpu_used)} of {t.size(now.gpu_total)}"
+            variants = [f"{load}  {used}  {cpu}  {memory}", f"{load}  {used}", load]
+        else:
+            variants = [f"{cpu}  {memory}", f"{cpu}  {t.size(now.rss)}", cpu]
+        room = width // 2 if width >= ROOM_FOR_MORE else width // 3
+        words = next((words for words in variants if cell_len(words) <= room), "")
+        return [(words, "$dim")] if words else []
+
+    def _job(self, jobs: list[Job], width: int) -> Words:
+        stage, job = self.session.stage, jobs[0]
+        title, done, total, left = job.title, job.done, job.total, t.clock(job.seconds_left)
+        if job.kind == "open" and stage is not None:
+            title, done, total = stage.name, float(stage.done), stage.total
+        name = printable(title)
+        words: Words = [
+            (fit(name, min(cell_len(name), max(20, width // 3)), self.glyphs) + " ", "bold")
+        ]
+        figures = f" {done:.0f}/{total}" if total > 1 else ""
+        phase = self._phase(job)
+        of_weights = job.kind == "export" or (job.kind == "open" and "weights" in title)
+        if of_weights and total > COUNTED:
+            figures = f" {_sizes(done, total)}"
+        if total > 1:
+            words += self._bar(done / total, max(6, min(40, width // 4)))
+        clock = f"  {left} left" if left else ""
+        told = phase.replace(COUNT, figures.strip()) if phase else ""
+        if told and cells(words) + 1 + cell_len(told + clock) <= width:
+            figures = f" {told}"
+        words.append((figures + clock, ""))
+        rest = width - cells(words) - 2
+        detail = "" if phase and COUNT not in phase else self._detail(job)
+        others = printable(f"then {jobs[1].title}" if len(jobs) > 1 else detail)
+        if others and rest > 8:
+            words.append(("  " + fit(others, min(cell_len(others), rest), self.glyphs), "$dim"))
+        return words
+
+    def _phase(self, job: Job) -> str:
+        """What a sweep is doing: all formats are estimated, then layers are measured."""
+        if job.kind != "sweep":
+            return ""
+        if job.detail.startswith(PHASES):
+            return printable(job.detail)
+        if not self._of_layer(job)[0]:
+            return ""
+        direction = "restore" if "restore" in job.title.split() else "degrade"
+        known = (f"{direction}/{word}" in self.session.estimated for word in job.title.split())
+        return f"measuring {COUNT} worst first" if any(known) else ""
+
+    def _of_layer(self, job: Job) -> tuple[str, str]:
+        """The layer that a job is about just now, and its format; empty where it is about none."""
+        if self.session.row(job.detail) is not None:
+            return job.detail, ""
+        name, _, format = job.detail.rpartition(" ")
+        return (name, format) if self.session.row(name) is not None else ("", "")
+
+    def _detail(self, job: Job) -> str:
+        """What a job is about just now: a layer by its short name, and its format."""
+        name, format = self._of_layer(job)
+        row = self.session.row(name)
+        if row is None:
+            return job.detail
+        return f"{short_name(name, self.session.layers.blocks[row], 0).strip()} {format}".strip()
+
+    def _rest(self) -> Words:
+        failed = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
+        if failed and failed[0].status == "failed":
+            return [("not open: ", "bold $error"), (printable(failed[0].message), "$error")]
+        words: Words = [(self.state, "$dim")]
+        if self.state != "ready":
+            return words
+        if left := self._unmeasured():
+            words.append((f"  {left}", ""))
+            return words
+        for key, whole in self.session.additivity.items():
+            if key.startswith("degrade/") and math.isfinite(whole.kl):
+                format = printable(whole.format)
+                words.append((f"  {format} in all body layers: KL ", "$dim"))
+                words.append((f"{whole.kl:.2f}{self.glyphs.times}", ""))
+                words.append((" the sum of single effects", "$dim"))
+        return words
+
+    def _unmeasured(self) -> str:
+        """How far a sweep came that is not running any more; empty where it is whole."""
+        if (left := sweeps.unfinished(self.session, *self.shown)) is None:
+            return ""
+        format, direction = left
+        done = sweeps.measured(self.session, format, direction)
+        way = "" if direction == "degrade" else f"{direction} "
+        said = f"{done} of {sweeps.total(self.session, direction)} layers measured"
+        return f"{way}{printable(format)}: {said}, {self.retry_key} goes on"
+
+    def _bar(self, share: float, width: int) -> Words:
+        full = round(min(max(share, 0.0), 1.0) * width)
+        return [
+            (self.glyphs.bar * full, "$primary"),
+            (self.glyphs.bar_left * (width - full), "$panel"),
+        ]
+
+
+def _missing(predicted: Prediction) -> str:
+    """What a prediction leaves out."""
+    return f" without {predicted.missing} unknown" if predicted.missing else ""
+
+
+def _ended(session: Session, score: RecipeScore) -> str:
+    """Why an unfinished score gets no further: ``cancelled``, ``failed``; empty while it does."""
+    jobs = [
+        job
+        for job in session.jobs.values()
+        if job.kind == "evaluate" and job.recipe == score.recipe
+    ]
+    return jobs[-1].status if jobs and jobs[-1].status in ("cancelled", "failed") else ""
+
+
+def _sizes(done: float, total: int) -> str:
+    """``8.7 of 25.5 MB``: bytes, in the unit of the whole."""
+    whole, _, unit = t.size(total).rpartition(" ")
+    step = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}.get(unit, 1.0)
+    return f"{done / step:.{len(whole.partition('.')[2])}f} of {whole} {unit}"
+
+
+def _numbers(model: ModelReady) -> str:
+    """Tokens and windows of the protocol: what stands beside every perplexity."""
+    protocol = model.protocol
+    cut = f"window {protocol.seq_len}"
+    if protocol.stride not in (protocol.seq_len, protocol.seq_len - 1, 0):
+        cut += f" stride {protocol.stride}"
+    return f"{t.count(protocol.tokens)} tok, {cut}"
+
+
+def _tone(low: float, high: float, before: float) -> str:
+    """Colour of a score beside the one before it; the numbers say the same."""
+    if low > before * 1.05:
+        return "$heat-5"
+    if low > before * 1.01:
+        return "$heat-4"
+    return "$better" if high < before else "$accent"

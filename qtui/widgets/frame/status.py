@@ -1,0 +1,230 @@
+"""The foot of the screen: the last message, what a toggle touches, and the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+from rich.cells import cell_len
+from textual import events
+from textual.app import App
+from textual.message import Message as TextualMessage
+from textual.screen import Screen
+from textual.timer import Timer
+
+from engine.protocol import Level
+from qtui.actions import HOLD, Action, bindings
+from qtui.views.text import UNICODE, Glyphs, fit, printable
+from qtui.widgets.line import Lines, Words, cells
+
+STYLES: dict[Level, str] = {"info": "$dim", "warning": "$warning", "error": "bold $error"}
+MARKS: dict[Level, str] = {"info": " ", "warning": "!", "error": "x"}
+
+
+class Message(Lines):
+    """One line: what happened last, or what the table's marks mean; what a toggle would touch."""
+
+    LINGER: ClassVar[float] = 8.0
+    """Seconds after which a message gives way; a warning lasts three times as long, an error stays
+    until the next one."""
+
+    DEFAULT_CSS = """
+    Message { padding: 0 1; background: $surface; }
+    """
+
+    def __init__(self, glyphs: Glyphs = UNICODE, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.glyphs = glyphs
+        self.said: tuple[Level, str] = "info", ""
+        self.touches = ""
+        """What a toggle would touch, in words."""
+        self.many = False
+        """Whether that is more than the layer under the cursor."""
+        self._later: Timer | None = None
+
+    def on_mount(self) -> None:
+        """Show something from the first frame on."""
+        self._write()
+
+    def say(self, level: Level, message: str, lasts: float | None = None) -> None:
+        """Show a message in place of the one before; ``lasts`` seconds, or what is usual."""
+        self.said = level, " ".join(message.split())
+        if self._later is not None:
+            self._later.stop()
+        if lasts is None:
+            lasts = {"info": self.LINGER, "warning": 3 * self.LINGER}.get(level)
+        self._later = None if lasts is None else self.set_timer(lasts, self.clear)
+        self._write()
+
+    def clear(self) -> None:
+        """Nothing is worth saying any more."""
+        self.said = "info", ""
+        self._write()
+
+    def show_touched(self, words: str, many: bool) -> None:
+        """Say what a toggle would touch; ``many`` where it is more than the cursor's layer."""
+        if (words, many) != (self.touches, self.many):
+            self.touches, self.many = words, many
+            self._write()
+
+    def _legend(self) -> str:
+        g = self.glyphs
+        return (
+            f"{g.finding} outliers, NaN or Inf   {g.changed} changed by hand   "
+            f"{g.about} estimated   {g.plus_minus} 95%"
+        )
+
+    def on_resize(self) -> None:
+        """Make use of the new room."""
+        self._write()
+
+    def _write(self) -> None:
+        level, message = self.said
+        width = self.content_size.width
+        mark = f"{MARKS[level]} " if level != "info" else ""
+        # What a toggle of many would touch is never cut for a message; that of one layer is.
+        right = f"{self.glyphs.arrow} {self.touches}" if self.touches else ""
+        most = width * 2 // 3 if self.many else width // 3
+        right = fit(right, min(cell_len(right), most), self.glyphs)
+        shown = printable(message) or self._legend()
+        if not self.many and message and cell_len(mark + shown) + cell_len(right) + 2 > width:
+            right = ""
+        room = max(0, width - len(mark) - (cell_len(right) + 2 if right else 0))
+        shown = fit(shown, room, self.glyphs)
+        words: Words = [(mark, STYLES[level]), (shown, STYLES[level])]
+        if right:
+            words.append((f"  {right}", "bold $held" if self.many else "$dim"))
+        self.set_lines([words])
+
+
+class KeyBar(Lines):
+    """The keys that matter most, as they are bound now; as many as there is room for.
+
+    A click on an entry does what its key does.
+    """
+
+    DEFAULT_CSS = """
+    KeyBar { padding: 0 1; background: $panel; }
+    """
+    ORDER = (
+        "help", "quit", "sweep", "filter", "undo", "scope", "pane", "mark", "hold", "palette",
+        "order", "save", "cancel", "log", "copy", "redo",
+    )  # fmt: skip
+    """By importance."""
+    PLACES = (
+        "mark", "filter", "scope", "hold", "sweep", "cancel", "undo", "redo", "order", "pane",
+        "log", "save", "copy", "palette", "help", "quit",
+    )  # fmt: skip
+    """From left to right."""
+
+    @dataclass
+    class Pressed(TextualMessage):
+        """An entry was clicked."""
+
+        id: str
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.actions: Sequence[Action] = ()
+        self._spans: list[tuple[int, int, str]] = []
+
+    def show(self, actions: Sequence[Action]) -> None:
+        """Show keys of these actions."""
+        self.actions = actions
+        self._write()
+
+    def on_resize(self) -> None:
+        """Make use of the new room."""
+        self._write()
+
+    def on_click(self, event: events.Click) -> None:
+        """Do what the entry under the mouse says."""
+        at = event.get_content_offset_capture(self).x
+        for first, end, id in self._spans:
+            if first <= at < end:
+                self.post_message(self.Pressed(id))
+
+    def _write(self) -> None:
+        width = self.content_size.width
+        known = {action.id: action for action in self.actions}
+        toggles = [
+            (action.id, key)
+            for action in self.actions
+            if action.id.startswith(HOLD)
+            for key in key_names(self.app, action)
+        ]
+        apart = width >= 140
+        runs = [[each] for each in toggles] if apart else _runs(toggles)
+        left = width - sum(len(_label(run)) + 1 for run in runs) - len("toggle  ")
+        chosen = set()
+        for id in self.ORDER:
+            if id not in known or not known[id].keys:
+                continue
+            needed = len(key_names(self.app, known[id])[0]) + len(known[id].word) + 3
+            if needed <= left:
+                chosen.add(id)
+                left -= needed
+        line: Words = []
+        self._spans = []
+        for run in runs:
+            self._put(line, _label(run), "bold $primary", run[0][0] if len(run) == 1 else "")
+            line.append((" ", ""))
+        if runs:
+            self._put(line, "toggle", "$dim", "hold")
+            line.append(("  ", ""))
+        for id in self.PLACES:
+            if id in chosen:
+                begin = cells(line)
+                line += [
+                    (key_names(self.app, known[id])[0], "bold $primary"),
+                    (f" {known[id].word}", "$dim"),
+                ]
+                self._spans.append((begin, cells(line), id))
+                line.append(("  ", ""))
+        self.set_lines([line])
+
+    def _put(self, line: Words, words: str, style: str, id: str) -> None:
+        begin = cells(line)
+        line.append((words, style))
+        if id:
+            self._spans.append((begin, begin + len(words), id))
+
+
+def key_names(app: App[Any], action: Action) -> list[str]:
+    """The keys of an action as a person reads them."""
+    return [app.get_key_display(binding) for binding in bindings([action])]
+
+
+Toggle: TypeAlias = tuple[str, str]
+"""An action's id and one of its keys."""
+
+
+def _label(run: list[Toggle]) -> str:
+    return run[0][1] if len(run) == 1 else f"{run[0][1]}-{run[-1][1]}"
+
+
+def _runs(toggles: list[Toggle]) -> list[list[Toggle]]:
+    """Three or more digits in a row together: ``2-6``."""
+    found: list[list[Toggle]] = []
+    for toggle in toggles:
+        key, last = toggle[1], found[-1][-1][1] if found else ""
+        if key.isdigit() and last.isdigit() and int(key) == int(last) + 1:
+            found[-1].append(toggle)
+        else:
+            found.append([toggle])
+    return [part for run in found for part in ([run] if len(run) > 2 else [[one] for one in run])]
+
+
+def bound_keys(screen: Screen[Any]) -> dict[str, tuple[str, str]]:
+    """Keys and descriptions of a screen's bindings by their ids, first key first."""
+    found: dict[str, tuple[str, str]] = {}
+    for active in screen.active_bindings.values():
+        binding = active.binding
+        if binding.id is None or not binding.description:
+            continue
+        key = screen.app.get_key_display(binding)
+        if binding.id in found:
+            key = f"{found[binding.id][0]} {key}"
+        found[binding.id] = (key, binding.description)
+    return found

@@ -1,0 +1,1 @@
+"""The side pane: all about one layer."""

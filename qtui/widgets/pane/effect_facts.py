@@ -1,0 +1,205 @@
+"""What one layer changed alone does, a line a format: measured, or estimated and marked so."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+from engine.errors import FormatError
+from engine.formats.grammar import parse_format
+from engine.formats.storage import stored_bits
+from engine.protocol import Direction, Estimate, Sensitivity
+from engine.report.figures import below_floor
+from engine.session import Session
+from qtui.views import text as t
+from qtui.views.text import Glyphs, fit, printable, wrapped
+from qtui.widgets.line import Words
+from qtui.widgets.table.columns import BELOW, DOUBT, dppl_half, signed_change
+
+LABEL = 10
+"""Cells of a format's name, at least."""
+
+
+class Effect(NamedTuple):
+    """What one layer changed alone does, measured or estimated."""
+
+    format: str
+    direction: Direction
+    bits: float
+    """Stored bits per weight; nan where not known."""
+    kl: float
+    kl_half: float
+    """Half its 95% interval."""
+    dppl: float
+    dppl_half: float
+    tokens: int
+    measured: bool
+    top1: float = math.nan
+    raw: float = math.nan
+    """The KL as estimated, where it is corrected by what was measured; else nan."""
+    doubt: str = ""
+    """Why an estimate may not hold."""
+    below_floor: bool = False
+    """Whether what was measured is less than the dtype's arithmetic can tell."""
+
+    @property
+    def label(self) -> str:
+        """``restore int4-g128`` is told from ``int4-g128``, the effect of that format alone."""
+        return self.format if self.direction == "degrade" else f"{self.direction} {self.format}"
+
+
+@lru_cache(maxsize=4096)
+def bits_per_weight(format: str, shape: tuple[int, ...]) -> float:
+    """Stored bits per weight of a layer in a format; nan where that is not known."""
+    try:
+        return stored_bits(parse_format(format), shape) / math.prod(shape)
+    except (FormatError, ZeroDivisionError):
+        return math.nan
+
+
+def effects(session: Session, row: int) -> list[Effect]:
+    """Measured effects of a layer, and the estimated ones of what is not measured.
+
+    Quantising it stands before keeping it; of each the fewest bits come first.
+    """
+    found = []
+    for key in dict.fromkeys((*session.measured, *session.estimated)):
+        way, _, format = key.partition("/")
+        direction: Direction = "restore" if way == "restore" else "degrade"
+        effect: Sensitivity | Estimate | None = session.sensitivity(row, format, direction)
+        effect = effect or session.expected(row, format, direction)
+        if effect is not None:
+            found.append(_effect(session, row, effect))
+    return sorted(found, key=_place)
+
+
+def _place(effect: Effect) -> tuple[bool, bool, float, float]:
+    unknown = math.isnan(effect.bits)
+    bits = 0.0 if unknown else effect.bits
+    return effect.direction != "degrade", unknown, bits, -effect.kl
+
+
+def _effect(session: Session, row: int, effect: Sensitivity | Estimate) -> Effect:
+    dppl, half = dppl_half(session, effect)
+    found = Effect(
+        effect.format, effect.direction,
+        bits_per_weight(effect.format, session.layers.shapes[row]),
+        effect.kl, session.interval_factor * effect.kl_se, dppl, half, effect.tokens,
+        measured=isinstance(effect, Sensitivity), below_floor=below_floor(session, effect),
+    )  # fmt: skip
+    if isinstance(effect, Sensitivity):
+        return found._replace(top1=effect.top1)
+    raw = session.estimate(row, effect.format, effect.direction)
+    corrected = raw is not None and raw.kl != effect.kl
+    return found._replace(
+        doubt=effect.doubt, raw=raw.kl if raw is not None and corrected else math.nan
+    )
+
+
+def delta(glyphs: Glyphs) -> str:
+    """Title of a change of perplexity."""
+    return "dPPL" if glyphs.ascii else "ΔPPL"
+
+
+def change(effect: Effect, glyphs: Glyphs) -> str:
+    """``+ .088 ± .031``, a change of perplexity; ``≈`` before it where it is estimated."""
+    if math.isnan(effect.dppl):
+        return ""
+    return signed_change(effect.dppl, effect.dppl_half, glyphs, estimated=not effect.measured)
+
+
+def divergence(effect: Effect, glyphs: Glyphs) -> tuple[str, str]:
+    """KL in thousandths of a nat and half its interval: ``8.38`` and ``± .91``.
+
+    ``<floor`` stands in place of the interval of what is too small to be measured.
+    """
+    kl = t.short(1000 * effect.kl)
+    if effect.below_floor:
+        return kl, BELOW
+    half = t.short(1000 * effect.kl_half) if math.isfinite(effect.kl_half) else "?"
+    return ("" if effect.measured else glyphs.about) + kl, f"{glyphs.plus_minus} {half}"
+
+
+def effect_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[Words]:
+    """What each format would cost here, and what keeping the layer wins back; then why not sure."""
+    found = effects(session, row)
+    ways = (
+        ("effect of", [each for each in found if each.direction == "degrade"]),
+        ("won back", [each for each in found if each.direction == "restore"]),
+    )
+    lines: list[Words] = []
+    held = session.layers.holds[row]
+    for title, each in ways:
+        if each or title == "effect of":
+            lines += _table(title, each, held, width, glyphs)
+    if not found:
+        lines.append([("not measured yet", "$dim")])
+    return lines + _explained(session, found, width, glyphs)
+
+
+def _table(title: str, found: list[Effect], held: str, width: int, glyphs: Glyphs) -> list[Words]:
+    kl = "KL" + glyphs.kilo
+    # What there is room for, the most wanted first; the rest is in the table of the layers.
+    raw = any(not math.isnan(each.raw) for each in found)
+    room = width - LABEL - 1 - 6 - 14 - 15 - 7 * raw
+    tokens, top1 = room >= 6, room >= 12
+    label = max(LABEL, min(max((len(x.format) for x in found), default=0),
+                           LABEL + room - 6 * tokens - 6 * top1))  # fmt: skip
+    head = f"{title:<{label}} {'bit/w':>5} {f'   {kl}':<14}{'raw':>5}  "
+    head = head if raw else head[:-7]
+    head += f"{delta(glyphs):<15}" + f"{'top-1':>6}" * top1 + f"{'tok':>6}" * tokens
+    lines: list[Words] = [[(head, "$dim")]]
+    for each in found:
+        value, half = divergence(each, glyphs)
+        sign = DOUBT if each.doubt else " "
+        style = "$dim" if each.below_floor else "bold" if each.measured else ""
+        words: Words = [
+            (fit(printable(each.format), label, glyphs), here(each.format, held)),
+            (f" {'?' if math.isnan(each.bits) else f'{each.bits:.2f}':>5} ", ""),
+            (f"{value:>6}", style),
+            (sign, "$finding"),
+            (f"{half:<7}", style),
+        ]
+        if raw:
+            shown = "" if math.isnan(each.raw) else t.short(1000 * each.raw)
+            words.append((f"{shown:>5}  ", "$dim"))
+        words.append((f"{change(each, glyphs):<15}", ""))
+        if top1:
+            agrees = "" if math.isnan(each.top1) else t.percent(each.top1)
+            words.append((f"{agrees:>6}", ""))
+        if tokens:
+            words.append((f"{t.count(each.tokens):>6}", "$dim"))
+        lines.append(words)
+    return lines
+
+
+def _explained(session: Session, found: list[Effect], width: int, glyphs: Glyphs) -> list[Words]:
+    """What the signs in the table mean: doubts, the floor, a correction."""
+    said: list[tuple[str, str]] = []
+    doubts: dict[str, list[str]] = {}
+    for each in found:
+        if each.doubt:
+            doubts.setdefault(each.doubt, []).append(each.label)
+    for doubt, labels in doubts.items():
+        said.append((DOUBT, f"{', '.join(labels)}: {' '.join(doubt.split())}"))
+    if any(each.below_floor for each in found) and session.control is not None:
+        floor = t.short(1000 * session.control.floor_kl)
+        said.append((BELOW, f"below {floor}, what rounding alone may measure: no effect to tell"))
+    corrected = [each for each in found if not math.isnan(each.raw)]
+    if corrected:
+        layers = max(
+            session.agreement[f"{each.direction}/{each.format}"].layers for each in corrected
+        )
+        said.append((glyphs.about, f"corrected by what {layers} layers measured; raw: estimated"))
+    lines: list[Words] = []
+    for sign, text in said:
+        for at, piece in enumerate(wrapped(printable(text), max(20, width - len(sign) - 1))):
+            lead = sign if at == 0 else " " * len(sign)
+            lines.append([(f"{lead} ", "$finding"), (piece, "$dim")])
+    return lines
+
+
+def here(format: str, held: str) -> str:
+    """Style of a format's name: the one that the layer holds stands out."""
+    return "bold $held" if format == held else ""

@@ -1,0 +1,215 @@
+"""What is known of one layer, in words and figures: the lines of the pane."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+from engine.protocol import ExpertsReady, LayerWeights
+from engine.report.figures import OUTLIER_COLUMN
+from engine.session import Session
+from qtui.views import text as t
+from qtui.views.text import Glyphs, fit, printable, wrapped
+from qtui.widgets.line import Words, cells
+from qtui.widgets.pane.effect_facts import bits_per_weight, here
+from qtui.widgets.pane.past import Step
+from qtui.widgets.pane.plot import significant
+
+
+def _label_width(labels: list[str], room: int) -> int:
+    return max(12, min(max(map(len, labels), default=0), room))
+
+
+def findings(known: LayerWeights, glyphs: Glyphs, *, brief: bool = False) -> Words:
+    """What a person should look at in a layer's weights; empty where there is nothing."""
+    words = []
+    if known.nan or known.inf:
+        words.append(f"{known.nan:,} NaN, {known.inf:,} Inf")
+    if known.worst_column_sigma > OUTLIER_COLUMN:
+        reach = f"{t.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
+        words.append(
+            f"channel {known.worst_column}: {reach}"
+            if brief
+            else f"input channel {known.worst_column} reaches {reach}"
+        )
+    if known.zero_rows:
+        words.append(f"{_counted(known.zero_rows, 'row')} all zero")
+    if known.dead_columns:
+        words.append(f"{_counted(known.dead_columns, 'input')} ignored")
+    return [(f"{glyphs.finding} {'; '.join(words)}", "$finding")] if words else []
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def weight_lines(known: LayerWeights, glyphs: Glyphs) -> list[Words]:
+    """Outlier figures of a layer's weights."""
+    out = known.outliers
+    beyond = f">{t.short(out.sigma, small=0)}{glyphs.sigma}"
+    first = [
+        (beyond, f"{t.percent(out.fraction)} ({out.count:,})"),
+        ("max", significant(out.max_abs)),
+        ("std", significant(known.std)),
+        ("kurtosis", t.short(known.kurtosis, small=1)),
+    ]
+    second = [
+        ("range", f"{t.short(known.range_ratio, small=1)}{glyphs.times} that without outliers"),
+        ("wasted", t.percent(known.waste)),
+    ]
+    lines = [_pairs(first), _pairs(second)]
+    if known.worst_column >= 0 and known.worst_column_sigma <= OUTLIER_COLUMN:
+        reach = f"{t.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
+        lines.append(_pairs([("largest input channel", f"{known.worst_column}, {reach}")]))
+    if known.denormals:
+        lines.append(_pairs([("denormals", f"{known.denormals:,}")]))
+    return lines
+
+
+def _pairs(pairs: list[tuple[str, str]]) -> Words:
+    words: Words = []
+    for name, value in pairs:
+        words += [(("  " if words else "") + name + " ", "$dim"), (value, "")]
+    return words
+
+
+def error_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[Words]:
+    """Error and price of each format side by side, the cheapest first, and what was refused.
+
+    The format that the layer holds is among them, measured or not.
+    """
+    known, shape = session.layers.weights[row], session.layers.shapes[row]
+    if known is None:
+        return [[("weights not read yet", "$dim")]]
+    held = session.layers.holds[row]
+    formats = [*known.errors]
+    if held not in known.errors and held != session.kept(row):
+        formats.append(held)
+    label = _label_width([*formats, *known.refused], width - 36)
+    title = f"{'error of':<{label}} {'bit/w':>6}{'relative':>10}{'SQNR':>10}{'largest':>10}"
+    lines: list[Words] = [[(title, "$dim")]]
+    priced = [(bits_per_weight(format, shape), format) for format in formats]
+    for bits, format in sorted(priced, key=lambda one: (math.isnan(one[0]), one)):
+        words: Words = [
+            (fit(printable(format), label, glyphs) + " ", here(format, held)),
+            (f"{_bits(bits):>6}", ""),
+        ]
+        if (error := known.errors.get(format)) is None:
+            lines.append([*words, ("  error not measured", "$dim")])
+            continue
+        lines.append(
+            [
+                *words,
+                (f"{t.percent(error.relative):>10}", "bold"),
+                (f"{t.short(error.sqnr_db, small=1) + ' dB':>10}", ""),
+                (f"{significant(error.max_abs):>10}", ""),
+            ]
+        )
+    return lines + refusal_lines(session, row, label, width, glyphs)
+
+
+def _bits(bits: float) -> str:
+    return "?" if math.isnan(bits) else f"{bits:.2f}"
+
+
+def refusal_lines(
+    session: Session, row: int, label: int, width: int, glyphs: Glyphs
+) -> list[Words]:
+    """Formats that the layer does not hold, and why, each said once."""
+    known, name = session.layers.weights[row], session.layers.names[row]
+    refused = dict(known.refused) if known is not None else {}
+    for fallback in session.fallbacks:
+        if fallback.layer == name:
+            refused.setdefault(fallback.format, fallback.why)
+    lines: list[Words] = []
+    for format, why in refused.items():
+        room = max(20, width - label - 4)
+        said = wrapped(printable(" ".join(why.split())), room)
+        for at, piece in enumerate(said):
+            head = f"no {printable(format)}" if at == 0 else ""
+            lines.append([(fit(head, label + 3, glyphs) + " ", ""), (piece, "$warning")])
+    return lines
+
+
+def past_lines(
+    session: Session, total: int, steps: list[Step], width: int, glyphs: Glyphs
+) -> list[Words]:
+    """What the layer held, oldest first, and what the whole recipe scored after each step."""
+    if not steps:
+        return []
+    title = "history" if total == len(steps) else f"history, the last {len(steps)} of {total}"
+    label = _label_width([step.after for step in steps], width - 46)
+    head: Words = [(f"{title}  ", "$dim"), (printable(steps[0].before), "")]
+    if any(step.score is not None for step in steps):
+        # Above the scores, where what the layer held at first leaves room.
+        head.append((" " * max(2, label + 6 - cells(head)) + "recipe's PPL", "$dim"))
+    lines: list[Words] = [head]
+    for step in steps:
+        dim = "$dim" if not step.in_force else ""
+        words: Words = [
+            (f"  {glyphs.arrow} ", dim),
+            (fit(printable(step.after), label, glyphs), dim or "bold"),
+        ]
+        if (score := step.score) is not None:
+            half = (score.ppl_high - score.ppl_low) / 2
+            said = f"  {t.perplexity(score.ppl)} {glyphs.plus_minus} {t.margin(half)}"
+            words.append((said, dim))
+        if not step.in_force:
+            words.append(("  undone", "$warning"))
+        if score is not None and step.others:
+            words.append((f"  with {_counted(step.others, 'other')} changed", "$dim"))
+        elif score is None and step.layers > 1:
+            words.append((f"  together with {_counted(step.layers - 1, 'other')}", "$dim"))
+        lines.append(words)
+    return lines
+
+
+def control_lines(session: Session) -> list[Words]:
+    """What a change of nothing measures."""
+    control = session.control
+    if control is None:
+        return []
+    said = f"no-op control: KL {control.max_abs_kl:.0e}, NLL {control.max_abs_dnll:.0e}"
+    if control.floor_kl:
+        said += f", floor {control.floor_kl:.0e}"
+    return [[(said.replace("0e+00", "0").replace("e-0", "e-"), "$dim")]]
+
+
+def expert_lines(
+    found: ExpertsReady | None, expert: int, sigma: float, width: int, glyphs: Glyphs
+) -> list[Words]:
+    """Figures of one expert, beside the median of all; what is not there yet is said."""
+    if found is None:
+        return [[(f"figures of the experts are being read{glyphs.ellipsis}", "$dim")]]
+    if not 0 <= expert < len(found.std):
+        return [[(f"there are figures of {len(found.std)} experts, none of {expert}", "$warning")]]
+    label = _label_width(list(found.relative), width - 36)
+    rows: list[tuple[str, list[float], bool]] = [
+        (f"beyond {t.short(sigma, small=0)}{glyphs.sigma}", found.outliers, True),
+        ("max", found.max_abs, False),
+        ("std", found.std, False),
+    ]
+    rows += [(f"{format}", values, True) for format, values in found.relative.items()]
+    title = f"{'of this expert':<{label}} {'':>8}{'median':>10}{'rank':>16}"
+    lines: list[Words] = [[(title, "$dim")]]
+    for at, (name, values, share) in enumerate(rows):
+        if at == 3:
+            lines.append([("error of", "$dim")])
+        if expert >= len(values):
+            continue
+        value, shown = values[expert], t.percent if share else significant
+        finite = [other for other in values if math.isfinite(other)]
+        middle = shown(median(finite)) if finite else glyphs.unknown
+        rank = 1 + sum(other > value for other in finite)
+        lines.append(
+            [
+                (fit(printable(name), max(label, 14), glyphs), ""),
+                (f" {shown(value):>8}", "bold"),
+                (f"{middle:>10}", "$dim"),
+                (f"{f'{rank} of {len(finite)}':>16}", "$dim" if rank > 1 else "$finding"),
+            ]
+        )
+    if found.nonfinite[expert]:
+        mark = f"{glyphs.finding} {found.nonfinite[expert]:,} NaN or Inf"
+        lines.append([(mark, "$finding")])
+    return lines

@@ -1,0 +1,1 @@
+"""One line to type in, its completions and its verdict."""

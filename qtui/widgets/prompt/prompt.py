@@ -1,0 +1,396 @@
+"""The prompt: one line to type in at the foot of a screen, with completions above it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rich.cells import cell_len
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.message import Message
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import Input
+
+from qtui.background import aside
+from qtui.views.text import UNICODE, Glyphs, printable
+from qtui.widgets.line import Lines
+from qtui.widgets.prompt.entry import Entry
+from qtui.widgets.prompt.history import history, remember
+from qtui.widgets.prompt.offers import Completion as Completion
+from qtui.widgets.prompt.offers import Offers, in_common, no_completions
+from qtui.widgets.prompt.verdict import Judgement, any_value
+from qtui.widgets.prompt.verdict import Verdict as Verdict
+
+
+class Prompt(Widget):
+    """Label, line, completions above it, and what the value means or why it will not do below.
+
+    Opened with `open_prompt`, it lies over the foot of the screen, keeps the focus and so every
+    letter typed, and takes itself away once a good value is handed in or the hand thinks better of
+    it. With ``stays`` it is part of a screen's layout like any other widget.
+
+    Up in an empty line recalls what was handed in before, the last first, and down goes back to the
+    empty line; completions are reached with down or tab. Once something is typed both arrows go
+    through its completions, or through what was handed in before where there are none.
+    """
+
+    DEFAULT_CSS = """
+    Prompt { height: auto; background: $surface; }
+    Prompt.-over { dock: bottom; layer: prompt; }
+    Prompt > #line { height: 1; padding: 0 1; }
+    Prompt > #line > #label { width: auto; max-width: 50%; background: $surface; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("tab", "complete", "Complete, then the next completion", id="prompt.complete"),
+        Binding("shift+tab", "back", "The completion before", id="prompt.back"),
+        Binding("up", "choose(-1)", "Earlier line, or completion above", id="prompt.up"),
+        Binding("down", "choose(1)", "Completion below, or later line", id="prompt.down"),
+        Binding("escape", "cancel", "Close", id="prompt.cancel"),
+    ]
+
+    @dataclass
+    class Changed(Message):
+        """Another value, as it is typed; only from a prompt that is ``live``."""
+
+        prompt: Prompt
+        value: str
+        verdict: Verdict
+
+        @property
+        def control(self) -> Prompt:
+            """The prompt."""
+            return self.prompt
+
+    @dataclass
+    class Submitted(Message):
+        """A value that will do was handed in."""
+
+        prompt: Prompt
+        value: str
+
+        @property
+        def control(self) -> Prompt:
+            """The prompt."""
+            return self.prompt
+
+    @dataclass
+    class Cancelled(Message):
+        """Nothing was handed in."""
+
+        prompt: Prompt
+
+        @property
+        def control(self) -> Prompt:
+            """The prompt."""
+            return self.prompt
+
+    def __init__(
+        self,
+        label: str,
+        complete: Callable[[str], Sequence[Completion]] = no_completions,
+        judge: Callable[[str], Verdict] = any_value,
+        *,
+        value: str = "",
+        live: bool = False,
+        slow: bool = False,
+        stays: bool = False,
+        kind: str = "",
+        placeholder: str = "",
+        glyphs: Glyphs = UNICODE,
+        id: str | None = None,
+    ) -> None:
+        """
+        Args:
+            label: what is asked for, in a word or two.
+            complete: ways to go on from a value.
+            judge: what a value means, or what is wrong with it; quick, for it is asked at each key.
+            value: what stands in the line at first.
+            live: post `Changed` as the line is typed.
+            slow: ``complete`` may wait for a disk, and is called in a thread.
+            stays: part of a screen, in place of a line that comes and goes.
+            kind: lines of the same kind are recalled with the up arrow; the label if empty.
+            placeholder: what stands in the empty line.
+        """
+        super().__init__(id=id, classes="" if stays else "-over")
+        self.can_focus = not stays
+        self.label, self.complete, self.judge = label, complete, judge
+        self.live, self.slow, self.stays, self.glyphs = live, slow, stays, glyphs
+        self.kind = kind or label
+        self.offers: list[Completion] = []
+        self.chosen: int | None = None
+        self.verdict = Verdict(True)
+        self.before: Widget | None = None
+        """What had the focus before."""
+        self.closed = False
+        self._stem = value
+        self._taking = False
+        self._recalled: int | None = None
+        self._wanted: str | None = None
+        self._tab_waits = False
+        self._list = Offers(glyphs)
+        self._says = Judgement(id="verdict")
+        self.entry = Entry(
+            value,
+            placeholder,
+            heard=self._typed,
+            submit=self.submit,
+            accept=self.accept,
+        )
+
+    def compose(self) -> ComposeResult:
+        """Completions, the line, the verdict."""
+        yield self._list
+        with Horizontal(id="line"):
+            label = Lines(id="label")
+            label.styles.width = cell_len(self.label) + 2 if self.label else 0
+            label.set_lines([[(f"{printable(self.label)}: ", "bold $primary")]])
+            yield label
+            yield self.entry
+        yield self._says
+
+    def on_mount(self) -> None:
+        """Offer and judge what stands in the line at first."""
+        if self.closed:  # handed in before it stood
+            return
+        self.entry.cursor_position = len(self.entry.value)
+        if self.can_focus:
+            self.can_focus = False
+            self.screen.set_focus(self.entry)
+        self._typed(self.entry.value)
+
+    @property
+    def value(self) -> str:
+        """What stands in the line."""
+        return self.entry.value
+
+    # --- what is typed ------------------------------------------------------------------------
+
+    def _typed(self, value: str) -> None:
+        if not self.is_attached or not self.entry.is_attached:
+            return
+        if not self._taking:
+            self._stem, self._recalled = value, None
+            self._offer(value)
+        self.say(self.judge(value))
+        if self.live:
+            self._post(self.Changed(self, value, self.verdict))
+
+    def _post(self, message: Message) -> None:
+        # Not by way of the prompt itself, which may be taken away before it passes anything on.
+        parent = self.parent
+        assert isinstance(parent, Widget)
+        parent.post_message(message)
+
+    def _offer(self, value: str) -> None:
+        if self.slow:
+            waiting, self._wanted = self._wanted is not None, value
+            if not waiting:
+                self.run_worker(self._complete_aside(), group="complete")
+        else:
+            self._show(list(self.complete(value)), None)
+
+    async def _complete_aside(self) -> None:
+        """Complete in a thread, one value at a time, until the last one typed was done."""
+        while (value := self._wanted) is not None:
+            offers = list(await aside(lambda value=value: self.complete(value)))  # type: ignore[misc]
+            if self._wanted == value:
+                self._wanted = None
+                if value == self.value:
+                    self._show(offers, None)
+                    if self._tab_waits:
+                        self.action_complete()
+        self._tab_waits = False
+
+    def refresh_completions(self) -> None:
+        """Complete the line again: what is known has changed."""
+        if self.chosen is None:
+            self._offer(self.value)
+
+    def _show(self, offers: list[Completion], chosen: int | None) -> None:
+        self.offers, self.chosen = offers, chosen
+        self._list.show(offers, chosen)
+        first = next((offer.text for offer in offers if not offer.dim), "")
+        self.entry.suggest(first if chosen is None else "")
+
+    def say(self, verdict: Verdict, *, loud: bool = False) -> None:
+        """Show what the value means, or what is wrong with it; ``loud`` where that stops it."""
+        self.verdict = verdict
+        self._says.show(verdict, loud=loud)
+        self._says.display = bool(self._says.text) or not self.stays
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def _take(self, text: str) -> None:
+        """Put a text into the line that was not typed; the completions stay."""
+        self._taking = True
+        try:
+            self.entry.set_value(text)
+        finally:
+            self._taking = False
+
+    def choose(self, place: int | None) -> None:
+        """Let a completion stand in the line, or what was typed."""
+        if self._recalled is not None:
+            self._stem, self._recalled = self.value, None
+        self._take(self._stem if place is None else self.offers[place].text)
+        self._show(self.offers, place)
+
+    def accept(self) -> bool:
+        """Take the chosen completion, or the first, and go on from there; false without any."""
+        if self.chosen is not None:
+            self._typed(self.value)
+            return True
+        first = next((offer.text for offer in self.offers if not offer.dim), self.value)
+        if first == self.value:
+            return False
+        self.entry.set_value(first)
+        return True
+
+    def action_complete(self) -> None:
+        """Complete what all completions have in common; then take them in turn."""
+        if self._wanted is not None and self.value:
+            self._tab_waits = True
+            return
+        self._tab_waits = False
+        texts = [offer.text for offer in self.offers if not offer.dim]
+        texts = texts or [offer.text for offer in self.offers]
+        common = in_common(texts)
+        if self.chosen is not None:
+            self.choose((self.chosen + 1) % len(self.offers))
+        elif (not self.value and self.stays) or not texts or texts == [self.value]:
+            if self.stays:
+                self.screen.focus_next()
+        elif len(texts) == 1 or len(common) > len(self.value):
+            self.entry.set_value(common)
+        else:
+            self.choose(1 if self.offers[0].text == self.value and len(self.offers) > 1 else 0)
+
+    def action_back(self) -> None:
+        """Take the completion before, or leave the line where it is part of a screen."""
+        if self.chosen is not None:
+            self.choose((self.chosen - 1) % len(self.offers))
+        elif self.stays:
+            self.screen.focus_previous()
+        elif self.offers:
+            self.choose(len(self.offers) - 1)
+
+    def action_choose(self, step: int) -> None:
+        """Go through the completions and what was typed, or through what was handed in before."""
+        recalling = self._recalled is not None and self.chosen is None
+        if (recalling or (step < 0 and not self.value)) and (self._recall(step) or recalling):
+            return
+        if self.offers:
+            places: list[int | None] = [None, *range(len(self.offers))]
+            self.choose(places[(places.index(self.chosen) + step) % len(places)])
+        elif not self._recall(step) and self.stays:
+            (self.screen.focus_previous if step < 0 else self.screen.focus_next)()
+
+    def _recall(self, step: int) -> bool:
+        """Put an earlier line, or a later one, in place of this one; false where there is none."""
+        lines = history(self.app, self.kind)
+        place = (len(lines) if self._recalled is None else self._recalled) + step
+        if not 0 <= place <= len(lines) or (self._recalled is None and step > 0):
+            return False
+        self._recalled = place if place < len(lines) else None
+        self._take(lines[place] if place < len(lines) else self._stem)
+        self._offer(self.value)
+        return True
+
+    def submit(self) -> None:
+        """Hand the value in, if it will do."""
+        verdict = self.judge(self.value)
+        if not verdict.ok:
+            self.say(verdict, loud=True)
+            return
+        if not self.stays:
+            remember(self.app, self.kind, self.value)
+        self._post(self.Submitted(self, self.value))
+        if not self.stays:
+            self.close()
+
+    def action_cancel(self) -> None:
+        """Hand nothing in."""
+        self._post(self.Cancelled(self))
+        if not self.stays:
+            self.close()
+
+    def close(self) -> None:
+        """Take the prompt away, and give the focus back to what had it."""
+        if self.closed:
+            return
+        self.closed = True
+        screen, before = self.screen, self.before
+        self.remove()
+        screen.set_focus(before if before is not None and before.is_attached else None)
+
+    # --- focus and mouse ----------------------------------------------------------------------
+
+    def check_consume_key(self, key: str, character: str | None) -> bool:
+        """Letters typed before the line stands are for the line too."""
+        return self.can_focus and self.entry.check_consume_key(key, character)
+
+    def on_key(self, event: events.Key) -> None:
+        """Pass on what was typed before the line stood."""
+        if event.key == "enter" and not self.entry.is_attached:
+            event.stop().prevent_default()
+            self.submit()
+        elif event.is_printable and event.character and not self.stays:
+            event.stop().prevent_default()
+            self.entry.insert_text_at_cursor(event.character)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Nobody above needs to hear the line's own messages."""
+        event.stop()
+
+    def on_input_blurred(self, event: Input.Blurred) -> None:
+        """Keep the focus while open: letters would be taken for keys of the screen."""
+        event.stop()
+        if not self.stays:
+            self.call_after_refresh(self._keep_focus)
+
+    def _keep_focus(self) -> None:
+        if self.is_attached and not self.closed and self.screen.focused is None:
+            self.entry.focus()
+
+    def on_click(self, event: events.Click) -> None:
+        """Take the completion that was clicked; a click elsewhere in the prompt is for the line."""
+        if event.widget is self._list and 0 <= event.y < len(self._list.lines):
+            self.entry.set_value(self.offers[self._list.first + event.y].text)
+        self.entry.focus()
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        """Go through the completions."""
+        self._wheel(event, 1)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        """Go through the completions."""
+        self._wheel(event, -1)
+
+    def _wheel(self, event: events.MouseEvent, step: int) -> None:
+        event.stop()
+        if self.offers:
+            last = len(self.offers) - 1
+            at = self.chosen + step if self.chosen is not None else 0 if step > 0 else last
+            self.choose(max(0, min(at, last)))
+
+
+def open_prompt(screen: Screen[Any], prompt: Prompt) -> None:
+    """Lay a prompt over the foot of a screen and give it the focus; one that is open is cancelled.
+
+    It takes itself away after `Prompt.Submitted` and `Prompt.Cancelled`, which reach the screen.
+    """
+    for other in screen.query(Prompt):
+        if other.has_class("-over") and not other.closed:
+            prompt.before = other.before
+            other.action_cancel()
+    if prompt.before is None:
+        prompt.before = screen.focused
+    if "prompt" not in screen.layers:
+        screen.styles.layers = (*screen.layers, "prompt")  # type: ignore[assignment]
+    screen.mount(prompt)
+    screen.set_focus(prompt)

@@ -1,0 +1,70 @@
+"""What is known of a checkpoint before it is opened, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+
+from engine.store.past_sessions import Looked, PastSession
+from qtui.views.text import UNICODE, Glyphs, fit, printable
+from qtui.widgets.line import Lines, Words
+from qtui.widgets.start import recent
+
+
+class About(Lines):
+    """Where it lies, what it is or why it cannot be opened, and what was measured of it."""
+
+    def __init__(self, glyphs: Glyphs = UNICODE, *, id: str | None = None) -> None:
+        super().__init__(id=id, wrap=True)
+        self.glyphs = glyphs
+
+    def show(
+        self,
+        source: str,
+        looked: Looked | None,
+        past: PastSession | None,
+        *,
+        loud: bool = False,
+        waits: bool = False,
+    ) -> None:
+        """Say it.
+
+        Args:
+            source: what was chosen or typed; may be nothing.
+            looked: what looking at it found; None while it is looked at.
+            past: its session, if it has one.
+            loud: somebody wanted to open it, and it cannot be.
+            waits: somebody wants to open it, and it is looked at.
+        """
+        width = max(20, self.content_size.width)
+        said = past.problem if past is not None else ""
+        if not source:
+            asked = "! nothing is typed: " if loud else ""
+            hint = "a folder with a config.json, a hub id as org/name, or demo"
+            nothing: Words = [(asked, "$warning"), (hint, "$dim")]
+            named: Words = [(printable(past.name), "bold")] if past is not None else []
+            self.set_lines([named, self._bad(said, loud)] if past is not None else [nothing])
+            return
+        home = os.path.expanduser("~")
+        where = "~" + source[len(home) :] if source.startswith(f"{home}/") else source
+        lines: list[Words] = [[(fit(printable(where), width, self.glyphs, end=False), "bold")]]
+        if looked is None:
+            wait = "looking, then it opens; enter again does not wait"
+            lines.append([(wait if waits else f"looking{self.glyphs.ellipsis}", "$dim")])
+        elif looked.problem:
+            lines.append(self._bad(looked.problem, loud))
+            lines.append([(_line(looked.advice), "")])
+        else:
+            lines.append([(recent.sentence(looked) or "nothing is known of it yet", "")])
+            lines.append([(_line(looked.note), "$dim")])
+        if past is not None and looked is not None and not looked.problem:
+            known = [(recent.known(past, self.glyphs, width), "$dim")]
+            lines.append(self._bad(said, loud) if said else known)
+        self.set_lines([line for line in lines if any(text for text, _ in line)])
+
+    def _bad(self, problem: str, loud: bool) -> Words:
+        style = "bold $error" if loud else "$warning"
+        return [("x not opened: " if loud else "! ", style), (_line(problem), style)]
+
+
+def _line(text: str) -> str:
+    return printable(" ".join(text.split()))

@@ -1,0 +1,77 @@
+"""The words in the line above the table: the filter, what is swept, how far estimates hold."""
+
+from __future__ import annotations
+
+import math
+
+from engine.protocol import Direction
+from engine.session import Session
+from qtui.views.text import Glyphs, decimals, printable
+from qtui.widgets.line import Words, cells
+
+
+def caption(
+    session: Session, format: str, direction: Direction, filter: str, width: int, glyphs: Glyphs
+) -> Words:
+    """What stands above the table, the most important first; what has no room is left out.
+
+    Args:
+        session: what is known.
+        format: whose effects are shown.
+        direction: which effects are shown.
+        filter: what is said of the filter; empty without one.
+        width: cells there are.
+        glyphs: what to draw with.
+    """
+    pieces: list[tuple[str, ...]] = []
+    if filter:
+        pieces.append((filter,))
+    if format and session.layers.names:
+        pieces.append(_way(format, direction))
+        pieces.append(_agreement(session, format, direction, glyphs))
+    words: Words = []
+    for piece in pieces:
+        for text in piece:
+            between = f" {glyphs.rule} " if words else " "
+            if cells(words) + len(between) + len(text) + 1 <= width or (filter and not words):
+                style = "bold $held" if text is filter else "$dim"
+                words += [(between, "$panel"), (text, style)]
+                break
+    return [*words, (" ", "")] if words else []
+
+
+def _way(format: str, direction: Direction) -> tuple[str, ...]:
+    """What was done to a layer, in a few words and in fewer."""
+    shown = printable(format)
+    if direction == "degrade":
+        return f"each layer alone in {shown}", f"each in {shown}"
+    return (
+        f"restore: all layers in {shown}, each kept in turn", f"restore: each kept from {shown}",
+    )  # fmt: skip
+
+
+def _agreement(
+    session: Session, format: str, direction: Direction, glyphs: Glyphs
+) -> tuple[str, ...]:
+    """How well estimates and measurements agree so far, in words and in fewer."""
+    found = session.agreement.get(f"{direction}/{format}")
+    if found is None or not math.isfinite(found.rank_kl):
+        return ()
+    layers = "1 layer" if found.layers == 1 else f"{found.layers} layers"
+    rank = decimals(found.rank_kl, 2)
+    said = f"estimate agrees {rank} over {layers}"
+    few = f"agrees {rank} over {found.layers}"
+    if not math.isfinite(found.ratio):
+        return said, few
+    ratio = f"{said} (measured {decimals(found.ratio, 2)}{glyphs.times} it)"
+    if session.correction(format, direction) is not None and _any_left(session, format, direction):
+        return f"{ratio}, the rest corrected", ratio, said, few
+    return ratio, said, few
+
+
+def _any_left(session: Session, format: str, direction: Direction) -> bool:
+    """Whether a layer is estimated that was not measured."""
+    key = f"{direction}/{format}"
+    none = [None] * len(session.layers.names)
+    pairs = zip(session.estimated.get(key, none), session.measured.get(key, none), strict=True)
+    return any(guess is not None and known is None for guess, known in pairs)

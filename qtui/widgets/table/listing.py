@@ -1,0 +1,161 @@
+"""Which rows the layer table lists, and in what order: filtered, sorted, fused rows opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from math import inf
+
+from engine.protocol import Direction, ExpertsReady
+from engine.report.figures import FIGURES
+from engine.session import MAX_EXPERTS, Session
+from qtui.views.filter import Filter
+from qtui.widgets.table.columns import BY_ID, Column
+
+LAYER = -1
+"""In place of an expert's number: the line of the layer itself."""
+NOT_YET = -2
+"""In place of an expert's number: the line that says that experts are being read."""
+
+
+class Listing:
+    """Lines of the table. A line is a layer, or an expert of a layer that is open."""
+
+    def __init__(self) -> None:
+        self.session = Session()
+        self.format = ""
+        """Whose effects and errors are shown."""
+        self.direction: Direction = "degrade"
+        """Which effects are shown."""
+        self.filter = Filter()
+        self.column = "kl"
+        self.falling = True
+        self.opened: dict[str, None] = {}
+        """Fused layers whose experts are listed, the oldest first."""
+        self.rows: list[int] = []
+        """The session's row of every line; experts stand under the row of their layer."""
+        self.experts: Sequence[int] | None = None
+        """Number of every line's expert, or `LAYER`, or `NOT_YET`; None where all are layers."""
+        self.matching: Sequence[int] = ()
+        """Rows that fit the filter, in the model's order."""
+        self.layers = self.session.layers
+        """The listing that rows are of; a session has another when the model corrects it."""
+        self.worst = 0.0
+        """The largest finite KL of all layers."""
+        self.arranged = 0
+        """How often rows were filtered and sorted."""
+        self._order: list[int] = []
+        self._listed: tuple[ExpertsReady | None, ...] = ()
+
+    def arrange(self, marked: Collection[str]) -> None:
+        """Filter and sort anew."""
+        session, self.layers = self.session, self.session.layers
+        everything = range(len(session.layers.names))
+        kl = FIGURES["kl"].bind(session, self.format, self.direction)
+        self.worst = max((each for row in everything if (each := kl(row)) < inf), default=0.0)
+        self.matching = (
+            self.filter.rows(session, self.format, marked, self.direction)
+            if self.filter
+            else everything
+        )
+        keys = BY_ID[self.column].keys(session, self.format, self.direction)
+        if self.column == "layer":
+            self._order = list(self.matching if not self.falling else reversed(self.matching))
+        else:
+            self._order = unknown_last(self.matching, keys, falling=self.falling)
+        self.arranged += 1
+        self.unfold()
+
+    def unfold(self) -> None:
+        """List the experts of open rows, the order of layers left as it is."""
+        self.opened = {name: None for name in self.opened if name in self.session.index}
+        self._listed = self._known()
+        self.rows, self.experts = self._order, None
+        if not self.opened:
+            return
+        by_row = {
+            self.session.index[name]: self._numbers(ready)
+            for name, ready in zip(self.opened, self._listed, strict=True)
+        }
+        rows: list[int] = []
+        experts: list[int] = []
+        for row in self._order:
+            rows.append(row)
+            experts.append(LAYER)
+            if (numbers := by_row.get(row)) is not None:
+                rows += [row] * len(numbers)
+                experts += numbers
+        self.rows, self.experts = rows, experts
+
+    def stale(self) -> bool:
+        """Whether experts came, or were dropped, since they were listed."""
+        now = self._known()
+        return len(now) != len(self._listed) or any(
+            new is not old for new, old in zip(now, self._listed, strict=True)
+        )
+
+    def _known(self) -> tuple[ExpertsReady | None, ...]:
+        return tuple(self.session.experts.get(name) for name in self.opened)
+
+    def _numbers(self, ready: ExpertsReady | None) -> list[int]:
+        if ready is None:
+            return [NOT_YET]
+        numbers = range(len(ready.std))
+        column: Column = BY_ID[self.column]
+        figures = column.of_experts(ready, self.format) if column.of_experts is not None else ()
+        if len(figures) != len(ready.std):
+            return list(numbers)
+        return unknown_last(numbers, figures.__getitem__, falling=self.falling)
+
+    def toggle(self, layer: str) -> bool:
+        """Open a fused layer, or fold it; whether it is open now.
+
+        No more are open than a session keeps the experts of: the oldest is folded.
+        """
+        if layer in self.opened:
+            del self.opened[layer]
+        else:
+            self.opened[layer] = None
+            while len(self.opened) > MAX_EXPERTS:
+                del self.opened[next(iter(self.opened))]
+        self.unfold()
+        return layer in self.opened
+
+    def expert(self, place: int) -> int:
+        """Number of the expert on a line, `LAYER` or `NOT_YET`."""
+        return LAYER if self.experts is None else self.experts[place]
+
+    def place(self, row: int, expert: int = LAYER) -> int | None:
+        """Line of a layer, or of its expert if it is listed; None where the filter hides it."""
+        try:
+            first = self.rows.index(row)
+        except ValueError:
+            return None
+        if self.experts is None or expert == LAYER:
+            return first
+        for place in range(first + 1, len(self.rows)):
+            if self.rows[place] != row:
+                break
+            if self.experts[place] == expert:
+                return place
+        return first
+
+    def layers_between(self, one: int, other: int) -> Iterable[int]:
+        """Rows of the layers on the lines from one place to another, both included."""
+        low, high = sorted((one, other))
+        return dict.fromkeys(self.rows[low : high + 1])
+
+    def next_layer(self, place: int) -> int:
+        """The line of the next layer, experts passed over; the last line where there is none."""
+        row = self.rows[place]
+        while place < len(self.rows) - 1 and self.rows[place] == row:
+            place += 1
+        return place
+
+
+def unknown_last(
+    rows: Sequence[int], keys: Callable[[int], float | str], *, falling: bool
+) -> list[int]:
+    """Rows by their keys; equal ones stay in order, and those without one (nan) end the list."""
+    by_row = {row: key for row in rows if (key := keys(row)) == key}
+    known = sorted(by_row, key=by_row.__getitem__, reverse=falling)
+    return known if len(known) == len(rows) else known + [r for r in rows if r not in by_row]
