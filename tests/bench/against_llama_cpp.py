@@ -37,11 +37,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from tests.quant.exact_weights import exact_importance, exact_weights  # noqa: E402
-
 from engine.formats.catalogue import BASES  # noqa: E402
 from engine.formats.grammar import parse_format  # noqa: E402
 from engine.quant.gguf import quantize_gguf  # noqa: E402
+from tests.quant.exact_weights import exact_importance, exact_weights  # noqa: E402
 
 NAMES = [name for name, base in BASES.items() if base.family == "gguf"]
 
