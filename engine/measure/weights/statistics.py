@@ -22,7 +22,7 @@ from engine.measure.weights.reconstruction import WeightErrors, compare, weight_
 __all__ = [
     "Channel",
     "Histogram",
-    "Outliers",
+    "OutlierCounts",
     "WeightErrors",
     "WeightStatistics",
     "compare",
@@ -40,7 +40,7 @@ MOST_CHANNELS = 16
 
 
 @dataclass(frozen=True)
-class Outliers:
+class OutlierCounts:
     """Entries farther than ``sigma`` standard deviations from the mean."""
 
     sigma: float
@@ -89,8 +89,8 @@ class WeightStatistics:
     mean: float
     std: float
     max_abs: float
-    outliers: Outliers
-    outliers_at: tuple[Outliers, ...]
+    outliers: OutlierCounts
+    outliers_at: tuple[OutlierCounts, ...]
     range_ratio: float
     waste: float
     kurtosis: float
@@ -168,7 +168,9 @@ def weight_statistics(weight: Tensor, sigma: float = 4.0) -> WeightStatistics:
         kurtosis = moments.fourth / n / variance**2 - 3 if variance > 0 else math.nan
     sigmas = tuple(sorted({*SIGMAS, float(sigma)}))
     counts, lo, hi = _beyond(rows, survey, std, sigmas, float(sigma))
-    at = tuple(Outliers(k, c, c / n if n else 0.0) for k, c in zip(sigmas, counts, strict=True))
+    at = tuple(
+        OutlierCounts(k, c, c / n if n else 0.0) for k, c in zip(sigmas, counts, strict=True)
+    )
     full, inner = survey.hi - survey.lo, hi - lo
     ratio = 1.0 if full == inner else (full / inner if inner > 0 else math.inf)
     found_rows = found_columns = 0

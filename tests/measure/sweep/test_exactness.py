@@ -16,7 +16,7 @@ from engine.client import Client, in_process
 from engine.measure.evaluation.reference import Reference
 from tests import tiny
 from tests.drive import ended, facts, figures, settings, sweeps, until
-from tests.measure import guessed
+from tests.measure.sweep import guessed
 
 WINDOWS, TARGETS = 40, 31
 
