@@ -1,4 +1,4 @@
-"""A backward pass through a network, from the head to the embedding: first-order effects of many changes.
+"""A backward pass from the head to the embedding: first-order effects of many changes.
 
 Regions come one after another; each block is run again from its kept input with a graph of its own,
 for all windows, and every change of its layers is quantised once. Beside the quantising this costs

@@ -264,14 +264,14 @@ class TieredMemory:
         """
         if self.beyond is not None:
             return
-        taken = [(place.seconds(sample), place) for place in self._tiers]
-        self.beyond = [place for seconds, place in taken if seconds < block_seconds]
+        taken = [(tier.seconds(sample), place) for tier in self._tiers]
+        self.beyond = [tier for seconds, tier in taken if seconds < block_seconds]
         if self.beyond:
             self.reading = taken[self._tiers.index(self.beyond[0])][0] / block_seconds
-        for seconds, place in taken:
+        for seconds, tier in taken:
             log.info(
                 "a state is read from %s in %.4f s, a block runs in %.4f s",
-                place.name,
+                tier.name,
                 seconds,
                 block_seconds,
             )
@@ -284,8 +284,8 @@ class TieredMemory:
             on_device: False tries the places beyond only.
         """
         stored = self.device.put(state) if on_device else None
-        for place in self.beyond or ():
-            stored = stored or place.put(state)
+        for tier in self.beyond or ():
+            stored = stored or tier.put(state)
         return stored
 
 

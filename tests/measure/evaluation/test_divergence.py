@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from engine.errors import TextError, UsageError
-from engine.measure.evaluation.divergence import compare, cut
+from engine.measure.evaluation.divergence import compare, cut, mean_with_error
 
 VOCABULARY = 50
 

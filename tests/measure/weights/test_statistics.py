@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from engine.measure.weights import chunks as pieces_module
+from engine.measure.weights import chunks
 from engine.measure.weights.statistics import (
     CHANNEL_FACTOR,
     MOST_CHANNELS,
@@ -29,7 +29,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 @pytest.fixture(params=[2**17, 64], ids=["whole", "in chunks"], autouse=True)
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Every number is the same in one chunk and in many, rows cut too."""
-    monkeypatch.setattr(pieces_module, "_CHUNK", request.param)
+    monkeypatch.setattr(chunks, "_CHUNK", request.param)
     return int(request.param)
 
 
