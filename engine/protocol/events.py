@@ -1,0 +1,319 @@
+"""What happened: events that a session's journal keeps, and transient ones that are sent once."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from engine.protocol.facts import AnyFact, RecipeScore
+from engine.protocol.keys import Direction
+from engine.protocol.message import Message
+from engine.protocol.settings import Protocol, Settings
+
+Role: TypeAlias = Literal["linear", "conv1d", "experts", "head", "embedding"]
+JobKind: TypeAlias = Literal["open", "triage", "sweep", "evaluate", "export"]
+JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
+Level: TypeAlias = Literal["info", "warning", "error"]
+
+
+class Event(Message, frozen=True):
+    """Something that happened; kept in the journal."""
+
+
+class Transient(Message, frozen=True):
+    """Something worth showing once; never kept."""
+
+
+class Opened(Event, frozen=True):
+    """Intent: a checkpoint was opened in this session."""
+
+    source: str
+    settings: Settings
+    versions: dict[str, str]
+
+
+class CheckpointRead(Event, frozen=True, kw_only=True):
+    """The checkpoint's headers were read."""
+
+    name: str
+    path: str
+    architecture: str
+    parameters: int
+    bytes: int
+    dtype: str
+    """The dtype most weights are stored in, in torch's name: what ``kept`` means."""
+    fingerprint: str
+
+
+class LayersListed(Event, frozen=True, kw_only=True):
+    """The rows of the table, as columns of equal length; again when the model corrects them."""
+
+    names: list[str]
+    kinds: list[str]
+    blocks: list[int]
+    """-1 for the embedding and the head."""
+    roles: list[Role]
+    shapes: list[tuple[int, ...]]
+    dtypes: list[str]
+    other_bytes: int
+    """Bytes of the checkpoint that belong to no layer: norms, biases, routers."""
+    groups: list[int] = []
+    """Layers of one number are one fused group: what serving engines store as one tensor (q, k and
+    v; gate and up; the experts of a block). -1 for a layer in none; empty where not known."""
+
+
+class ModelReady(Event, frozen=True, kw_only=True):
+    """The network is loaded and its text is cut into windows."""
+
+    device: str
+    device_reason: str
+    dtype: str
+    dtype_reason: str
+    blocks: int
+    resumable: bool
+    why_not_resumable: str = ""
+    tied: bool = False
+    protocol: Protocol
+    load_s: float
+    interval_factor: float = 1.96
+    """Half a 95% interval in standard errors: Student's t over the windows."""
+    memory: int
+    """Bytes the model's weights take."""
+    why_not_folded: dict[str, str] = {}
+    """Layers whose inputs no operation can scale beforehand, as ``+awq`` and ``+smooth`` ask, with
+    the reason."""
+
+
+class Calibrated(Event, frozen=True, kw_only=True):
+    """A text was cut into windows that methods look at a layer's inputs of."""
+
+    text: str
+    text_sha256: str
+    tokens: int
+    """In all windows together."""
+    seq_len: int
+    windows: int
+    seed: int
+    """Which windows of the text these are."""
+
+
+class RecipeChanged(Event, frozen=True, kw_only=True):
+    """Intent: layers hold other formats now. Columns of equal length."""
+
+    how: Literal["set", "undo", "redo"]
+    layers: list[str]
+    before: list[str]
+    after: list[str]
+    bits: list[int]
+    """Stored bits of each layer in its new format, scales and zero points included."""
+
+
+class JobStarted(Event, frozen=True, kw_only=True):
+    """A job was accepted."""
+
+    job: str
+    kind: JobKind
+    title: str
+    total: int = 0
+    """Steps, for a bar: layers, tensors or windows; 0 where progress will tell."""
+    formats: tuple[str, ...] = ()
+    """Canonical formats of a triage or a sweep."""
+    recipe: str = ""
+    """Hash of the recipe an evaluation measures."""
+    ask: str = ""
+    """Of the command that asked for it."""
+
+
+class JobEnded(Event, frozen=True, kw_only=True):
+    """A job is over."""
+
+    job: str
+    kind: JobKind
+    status: JobStatus
+    message: str = ""
+    """Why it failed, in a sentence."""
+    exit_code: int = 0
+    resumed: int = 0
+    """Facts taken from the store instead of measured."""
+    measured: int = 0
+    timings: dict[str, float] = {}
+
+
+class Fallback(Event, frozen=True, kw_only=True):
+    """A layer does not hold what was asked for everywhere: never silent."""
+
+    layer: str
+    format: str
+    why: str
+    holds: str = ""
+    """The format it has instead; empty where it is kept, or not measured."""
+
+
+class Notice(Event, frozen=True):
+    """Something a person should know: a fallback, a device chosen, a finding about the text."""
+
+    level: Level
+    message: str
+
+
+class Exported(Event, frozen=True, kw_only=True):
+    """A recipe was written as a checkpoint: the folder is whole."""
+
+    job: str
+    folder: str
+    bytes: int
+    """Of all tensors."""
+    recipe: dict[str, str]
+    """Layers that are not kept, with canonical formats."""
+    quantised: list[str]
+    """Those of them that are stored as codes."""
+    bits_per_weight: float
+    """As of `RecipeScore`."""
+    notes: list[str] = []
+    """What is not as one might expect, in sentences."""
+
+
+class Learned(Event, frozen=True):
+    """Facts, fresh from a measurement or found in the store. Journalled by their keys alone."""
+
+    keys: tuple[str, ...]
+    facts: tuple[AnyFact, ...]
+    fresh: bool = True
+
+
+class Stage(Transient, frozen=True):
+    """Where a load stands, or the solving before an export: one named stage at a time."""
+
+    name: str
+    done: int
+    total: int
+
+
+class Progress(Transient, frozen=True, kw_only=True):
+    """How far a job is."""
+
+    job: str
+    done: float
+    total: int
+    seconds_left: float = float("nan")
+    detail: str = ""
+    """What is being measured just now."""
+
+
+class RecipePartial(Transient, frozen=True):
+    """A recipe's score so far; its interval narrows."""
+
+    score: RecipeScore
+
+
+class Agreement(Transient, frozen=True, kw_only=True):
+    """How well the estimates of a format agree with what was measured of it so far."""
+
+    format: str
+    direction: Direction = "degrade"
+    layers: int
+    """That are both estimated and measured."""
+    rank_kl: float
+    """Spearman's rank correlation of KL."""
+    rank_dnll: float
+    ratio: float
+    """Median of measured over estimated KL."""
+    estimated: list[float] = []
+    """Knots of the monotone fit of measured to estimated KL, ascending; empty where too few."""
+    measured: list[float] = []
+
+
+class HistogramReady(Transient, frozen=True, kw_only=True):
+    """Counts of a layer's finite weights in equal bins."""
+
+    layer: str
+    low: float
+    high: float
+    counts: list[int]
+    mean: float
+    std: float
+    format: str = ""
+    """Whose grid this is; empty for none."""
+    grid: list[float] = []
+    """Values that weights of a typical group take in that format, ascending; empty where they are
+    too many to be drawn."""
+    step: float = float("nan")
+    """Median distance between two neighbours of such a grid."""
+
+
+class ExpertsReady(Transient, frozen=True, kw_only=True):
+    """Weight statistics of a fused layer's experts: columns with an entry an expert."""
+
+    layer: str
+    std: list[float]
+    max_abs: list[float]
+    outliers: list[float]
+    """Share of weights beyond the settings' sigma, of the expert's own standard deviation."""
+    nonfinite: list[int]
+    relative: dict[str, list[float]] = {}
+    """``‖W − Ŵ‖ / ‖W‖`` by canonical format."""
+
+
+class Refused(Transient, frozen=True):
+    """A command that was not carried out, and why."""
+
+    command: str
+    message: str
+    exit_code: int = 2
+    layers: tuple[str, ...] = ()
+    """Layers the command was about."""
+    ask: str = ""
+    """Of the command that was not carried out."""
+
+
+class Gauges(Transient, frozen=True, kw_only=True):
+    """Load and memory of the engine's machine; sent only while a job runs."""
+
+    cpu: float
+    """Share of the whole machine's processors, 0 to 1."""
+    rss: int
+    memory_free: int
+    gpu_name: str = ""
+    gpu_used: int = 0
+    gpu_total: int = 0
+    gpu_load: float = 0.0
+
+
+AnyEvent: TypeAlias = (
+    Opened
+    | CheckpointRead
+    | LayersListed
+    | ModelReady
+    | Calibrated
+    | RecipeChanged
+    | JobStarted
+    | JobEnded
+    | Fallback
+    | Notice
+    | Exported
+    | Learned
+    | Stage
+    | Progress
+    | RecipePartial
+    | Agreement
+    | HistogramReady
+    | ExpertsReady
+    | Refused
+    | Gauges
+)
+
+
+def job_key(event: Transient) -> str:
+    """Slot of a transient event: a newer one with the same key replaces one not yet sent."""
+    match event:
+        case Progress(job=job):
+            return f"progress {job}"
+        case HistogramReady(layer=layer):
+            return f"histogram {layer}"
+        case Agreement(format=format, direction=direction):
+            return f"agreement {direction} {format}"
+        case ExpertsReady(layer=layer):
+            return f"experts {layer}"
+        case Refused():
+            return f"refused {event.command} {event.layers} {event.ask} {event.message}"
+        case _:
+            return type(event).__name__
