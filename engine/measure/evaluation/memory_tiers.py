@@ -264,7 +264,7 @@ class TieredMemory:
         """
         if self.beyond is not None:
             return
-        taken = [(tier.seconds(sample), place) for tier in self._tiers]
+        taken = [(tier.seconds(sample), tier) for tier in self._tiers]
         self.beyond = [tier for seconds, tier in taken if seconds < block_seconds]
         if self.beyond:
             self.reading = taken[self._tiers.index(self.beyond[0])][0] / block_seconds
