@@ -271,9 +271,8 @@ class _Run:
         session = self._engine.session
         formats, score = tuple(self._formats), None
         if isinstance(self._sent, p.Sweep):
-            column = self._sent.direction + "/{}"
-            there = {*session.measured, *session.estimated}
-            known = [each for each in self._sent.formats if column.format(each) in there]
+            there = {key.format for key in session.effects.known(self._sent.direction)}
+            known = [each for each in self._sent.formats if each in there]
             formats = tuple(dict.fromkeys([*known, *formats]))
         if self._kind == "evaluate":
             score = session.scores.get(self._recipe)

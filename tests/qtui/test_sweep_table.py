@@ -47,7 +47,7 @@ def test_a_layer_has_its_estimate_and_what_was_measured_and_neither_where_it_was
     assert layer["estimate"]["dnll_se"] == raw.dnll_se
     assert layer["estimate"]["draws"] == 2
     assert "doubt" not in layer["estimate"]
-    fit = session.correction(r.FORMAT)
+    fit = session.correction(r.EFFECTS)
     assert fit is not None
     assert "corrected_kl" not in layer["estimate"]  # it is measured
     row, unmeasured = next(
