@@ -7,7 +7,7 @@ TESTED := $(VENV)/.tested
 # The demo needs no test extras, and takes an environment that has them as it is.
 READY := $(if $(wildcard $(TESTED)),$(TESTED),$(RUNTIME))
 
-.PHONY: venv demo test bench table
+.PHONY: venv demo test bench table docs
 
 venv: $(TESTED)
 
@@ -37,3 +37,6 @@ bench: venv
 
 table: venv
 	$(BIN)/python -m tests.bench.table
+
+docs: venv
+	$(BIN)/python -m tests.docs.reference

@@ -102,6 +102,44 @@ class Layers(msgspec.Struct):
             self.groups = [-1] * len(self.names)
 
 
+class Effects(msgspec.Struct):
+    """Effects of layers, and of what was changed together, under one checkpoint and protocol."""
+
+    measured: dict[p.EffectKey, list[p.Sensitivity | None]] = {}
+    """Of layers changed alone: a column of the table's length."""
+    estimated: dict[p.EffectKey, list[p.Estimate | None]] = {}
+    """As `measured`, from gradients."""
+    units: dict[p.EffectKey, dict[str, p.Sensitivity]] = {}
+    """What was changed as a block, kind or group, by its name."""
+    estimated_units: dict[p.EffectKey, dict[str, p.Estimate]] = {}
+    """As `units`, from gradients."""
+    agreement: dict[p.EffectKey, p.Agreement] = {}
+    additivity: dict[p.EffectKey, p.Additivity] = {}
+
+    def known(self, direction: p.Direction | None = None) -> list[p.EffectKey]:
+        """Of layers whose effects are known, in one direction or both; measured ones come first."""
+        known = dict.fromkeys((*self.measured, *self.estimated))
+        return [key for key in known if direction in (None, key.direction)]
+
+    def relisted(self, rows: list[int | None]) -> Effects:
+        """The same for a new listing of the layers.
+
+        Args:
+            rows: of each row, which one it was; None for a new layer.
+        """
+        return msgspec.structs.replace(
+            self,
+            measured={
+                key: [None if row is None else column[row] for row in rows]
+                for key, column in self.measured.items()
+            },
+            estimated={
+                key: [None if row is None else column[row] for row in rows]
+                for key, column in self.estimated.items()
+            },
+        )
+
+
 class Session(msgspec.Struct):
     """Everything known about one opened checkpoint."""
 
@@ -116,17 +154,7 @@ class Session(msgspec.Struct):
     other_bytes: int = 0
     baseline: p.Baseline | None = None
     control: p.Control | None = None
-    measured: dict[str, list[p.Sensitivity | None]] = {}
-    """By ``direction/format``: a column of the table's length."""
-    estimated: dict[str, list[p.Estimate | None]] = {}
-    """As `measured`, from gradients."""
-    units: dict[str, dict[str, p.Sensitivity]] = {}
-    """What was changed as a block, kind or group: by ``direction/format/by``, by name."""
-    estimated_units: dict[str, dict[str, p.Estimate]] = {}
-    """As `units`, from gradients."""
-    agreement: dict[str, p.Agreement] = {}
-    """By ``direction/format``."""
-    additivity: dict[str, p.Additivity] = {}
+    effects: Effects = msgspec.field(default_factory=Effects)
     scores: dict[str, p.RecipeScore] = {}
     """Measured recipes by their hash."""
     partial: p.RecipeScore | None = None
@@ -173,30 +201,24 @@ class Session(msgspec.Struct):
             return self.scores[key]
         return self.partial if self.partial is not None and self.partial.recipe == key else None
 
-    def sensitivity(
-        self, row: int, format: str, direction: p.Direction = "degrade"
-    ) -> p.Sensitivity | None:
-        """What is known of one layer changed alone."""
-        column = self.measured.get(f"{direction}/{format}")
+    def sensitivity(self, row: int, key: p.EffectKey) -> p.Sensitivity | None:
+        """The measured effect of one layer changed alone."""
+        column = self.effects.measured.get(key)
         return column[row] if column is not None else None
 
-    def estimate(
-        self, row: int, format: str, direction: p.Direction = "degrade"
-    ) -> p.Estimate | None:
-        """What is estimated of one layer changed alone, as the gradients have it."""
-        column = self.estimated.get(f"{direction}/{format}")
+    def estimate(self, row: int, key: p.EffectKey) -> p.Estimate | None:
+        """The estimated effect of one layer changed alone, as the gradients have it."""
+        column = self.effects.estimated.get(key)
         return column[row] if column is not None else None
 
-    def correction(self, format: str, direction: p.Direction = "degrade") -> Correction | None:
-        """How estimates of a format are corrected by what was measured; None where they are not."""
-        return correction(self.agreement.get(f"{direction}/{format}"))
+    def correction(self, key: p.EffectKey) -> Correction | None:
+        """How estimates are corrected by what was measured; None where they are not."""
+        return correction(self.effects.agreement.get(key))
 
-    def expected(
-        self, row: int, format: str, direction: p.Direction = "degrade"
-    ) -> p.Estimate | None:
-        """What is estimated of one layer changed alone, corrected by what others measured."""
-        estimate = self.estimate(row, format, direction)
-        if estimate is None or (fit := self.correction(format, direction)) is None:
+    def expected(self, row: int, key: p.EffectKey) -> p.Estimate | None:
+        """The estimated effect of one layer, corrected by what was measured of others."""
+        estimate = self.estimate(row, key)
+        if estimate is None or (fit := self.correction(key)) is None:
             return estimate
         return fit.apply(estimate)
 
@@ -206,10 +228,11 @@ class Session(msgspec.Struct):
             return None
         dnll = kl = 0.0
         missing = 0
-        fits = {held: self.correction(held) for held in set(self.changed.values())}
+        keys = {held: p.EffectKey("degrade", held) for held in set(self.changed.values())}
+        fits = {held: self.correction(key) for held, key in keys.items()}
         for layer, held in self.changed.items():
-            row, fit = self.index[layer], fits[held]
-            known = self.sensitivity(row, held) or self.estimate(row, held)
+            row, key, fit = self.index[layer], keys[held], fits[held]
+            known = self.sensitivity(row, key) or self.estimate(row, key)
             if known is None:
                 missing += 1
                 continue
@@ -313,7 +336,7 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             session.partial = event.score
             return frozenset({"recipe"})
         case p.Agreement():
-            session.agreement[f"{event.direction}/{event.format}"] = event
+            session.effects.agreement[event.key] = event
             return frozenset({"measured"})
         case p.HistogramReady():
             session.histograms.pop(event.layer, None)
@@ -357,9 +380,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     session.layers.weights = [None] * len(session.layers.names)
     session.histograms, session.experts = {}, {}
     session.baseline = session.control = session.partial = None
-    session.measured, session.additivity, session.scores = {}, {}, {}
-    session.estimated, session.units, session.agreement = {}, {}, {}
-    session.estimated_units = {}
+    session.effects, session.scores = Effects(), {}
     return frozenset(get_args(Dirty))
 
 
@@ -387,14 +408,7 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
         weights=[None if row is None else old.weights[row] for row in before],
         groups=list(event.groups),
     )
-    session.measured = {
-        key: [None if row is None else column[row] for row in before]
-        for key, column in session.measured.items()
-    }
-    session.estimated = {
-        key: [None if row is None else column[row] for row in before]
-        for key, column in session.estimated.items()
-    }
+    session.effects = session.effects.relisted(before)
     session.changed = {
         name: held
         for row, (name, held) in enumerate(zip(event.names, session.layers.holds, strict=True))
@@ -408,9 +422,7 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     session.model, session.stage = event, None
     # Facts of another protocol do not belong beside this one's; the store gives its own again.
     session.baseline = session.control = session.partial = None
-    session.measured, session.additivity, session.scores = {}, {}, {}
-    session.estimated, session.units, session.agreement = {}, {}, {}
-    session.estimated_units = {}
+    session.effects, session.scores = Effects(), {}
     return frozenset({"model", "stage", "baseline", "measured", "recipe"})
 
 
@@ -468,25 +480,21 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             session.control = fact
             return "baseline"
         case p.Sensitivity() if fact.by != "layer":
-            units = session.units.setdefault(f"{fact.direction}/{fact.format}/{fact.by}", {})
-            units[fact.layer] = fact
+            session.effects.units.setdefault(fact.key, {})[fact.layer] = fact
             return "measured"
         case p.Sensitivity():
-            column = session.measured.setdefault(
-                f"{fact.direction}/{fact.format}", [None] * len(session.layers.names)
+            column = session.effects.measured.setdefault(
+                fact.key, [None] * len(session.layers.names)
             )
             if (row := session.index.get(fact.layer)) is not None:
                 column[row] = fact
             return "measured"
         case p.Estimate() if fact.by != "layer":
-            guesses = session.estimated_units.setdefault(
-                f"{fact.direction}/{fact.format}/{fact.by}", {}
-            )
-            guesses[fact.layer] = fact
+            session.effects.estimated_units.setdefault(fact.key, {})[fact.layer] = fact
             return "measured"
         case p.Estimate():
-            estimates = session.estimated.setdefault(
-                f"{fact.direction}/{fact.format}", [None] * len(session.layers.names)
+            estimates = session.effects.estimated.setdefault(
+                fact.key, [None] * len(session.layers.names)
             )
             if (row := session.index.get(fact.layer)) is not None:
                 estimates[row] = fact
@@ -495,7 +503,7 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             session.scores[fact.recipe] = fact
             return "recipe"
         case p.Additivity():
-            session.additivity[f"{fact.direction}/{fact.format}"] = fact
+            session.effects.additivity[fact.key] = fact
             return "measured"
 
 

@@ -17,10 +17,10 @@ import msgspec
 from engine import client
 from engine import protocol as p
 from engine.errors import EngineError, UsageError
+from engine.report.tables.parts import instead
 from engine.session import Job, Session
 from qtui.cli.progress import Meter
 from qtui.views.sweeps import title_words
-from qtui.views.text import instead
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
 OfRecipe: TypeAlias = p.Evaluate | p.Export
@@ -271,9 +271,8 @@ class _Run:
         session = self._engine.session
         formats, score = tuple(self._formats), None
         if isinstance(self._sent, p.Sweep):
-            column = self._sent.direction + "/{}"
-            there = {*session.measured, *session.estimated}
-            known = [each for each in self._sent.formats if column.format(each) in there]
+            there = {key.format for key in session.effects.known(self._sent.direction)}
+            known = [each for each in self._sent.formats if each in there]
             formats = tuple(dict.fromkeys([*known, *formats]))
         if self._kind == "evaluate":
             score = session.scores.get(self._recipe)

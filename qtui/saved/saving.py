@@ -22,6 +22,8 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from engine.errors import UsageError
+from engine.protocol import EffectKey
+from engine.report.numbers import size
 from engine.store.files import free_name, write_new, write_whole
 from qtui.saved.figures import table_of, why_not
 from qtui.saved.forms import aligned, as_csv, as_json, as_text
@@ -30,7 +32,7 @@ from qtui.saved.recipe import recipe_toml
 from qtui.saved.svg import plain_lines, screen_svg, text_of
 from qtui.saved.view import SUBJECTS, Subject, View
 from qtui.views.reproduce import command
-from qtui.views.text import printable, size
+from qtui.views.text import printable
 
 __all__ = [
     "Saved", "Subject", "View", "complete_path", "judge_path", "save", "save_asked", "subjects",
@@ -183,9 +185,9 @@ def suggested(subject: Subject, view: View) -> str:
     session = view.session
     name = session.checkpoint.name if session.checkpoint is not None else view.source
     parts = [name.rstrip("/").rsplit("/", 1)[-1]]
-    measured = f"{view.direction}/{view.format}"
+    key = EffectKey(view.direction, view.format)
     if subject == "table":
-        swept = measured in session.measured or measured in session.estimated
+        swept = key in session.effects.measured or key in session.effects.estimated
         way = "sweep" if view.direction == "degrade" else view.direction
         parts += [way, view.format] if swept else ["triage"]
     elif subject in ("histogram", "layer", "experts"):

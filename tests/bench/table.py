@@ -1,9 +1,9 @@
-"""The table of the README: every family and method on the demo model, by stored bits and KL.
+"""The table of docs/formats.md: every family and method on the demo model, by stored bits and KL.
 
     python -m tests.bench.table
 
 asks ``qtui eval demo`` for each of `ROWS` and writes what it says between the two markers of
-``README.md``. What is measured is kept, so that a run that was ended goes on where it was; what
+``docs/formats.md``. Results are saved, so that a run that was stopped resumes; what
 this version refuses is left out, and said.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 FORMATS = (
@@ -134,8 +134,8 @@ def between_markers(text: str, table: str) -> str:
 
 def main() -> None:
     """Measure what is missing, and write the table."""
-    parser = argparse.ArgumentParser(description="The table of the README.")
-    parser.add_argument("--into", type=Path, default=README, metavar="FILE")
+    parser = argparse.ArgumentParser(description="The table.")
+    parser.add_argument("--into", type=Path, default=PAGE, metavar="FILE")
     parser.add_argument(
         "--only", metavar="A,B", help="formats and recipes with one of these in their names"
     )

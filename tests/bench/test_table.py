@@ -1,9 +1,8 @@
-"""The table of the README, from documents to Markdown."""
+"""The table of what each format costs, from documents to Markdown."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from tests.bench.table import (
     BEGIN,
     END,
     FORMATS,
-    README,
+    PAGE,
     RECIPES,
     between_markers,
     row_of,
@@ -90,6 +89,6 @@ def test_the_table_takes_the_place_of_the_one_before() -> None:
 
 
 def test_the_readme_has_a_place_for_it_and_names_are_those_of_the_grammar() -> None:
-    between_markers(Path(README).read_text(encoding="utf-8"), "")
+    between_markers(PAGE.read_text(encoding="utf-8"), "")
     assert len({str(parse_format(text)) for text in FORMATS}) == len(FORMATS)
     assert sorted(RECIPES) == sorted(NAMES)

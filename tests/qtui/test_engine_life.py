@@ -41,7 +41,7 @@ async def reconnecting(*links: r.Replay | Exception) -> AsyncIterator[Driver]:
 async def test_a_dead_engine_is_said_and_r_starts_another_that_goes_on() -> None:
     first, second = r.Replay([*r.opening(), *r.swept(5)]), r.Replay()
     async with reconnecting(first, second) as d:
-        await d.until(lambda: d.app.session.measured)
+        await d.until(lambda: d.app.session.effects.measured)
         first.die(LAST_WORDS)
         await d.until(lambda: d.bench.banner.has_class("-shown"))
         await d.settled()

@@ -28,7 +28,7 @@ async def test_orders_go_round() -> None:
         assert seen[:4] == ["kl", "dppl", "error", "outliers"]
         assert {"layer", "holds"} <= set(seen)
         assert d.table.session.layers.names[d.table.rows[0]] == "lm_head"
-        known = [row for row in d.table.rows if d.app.session.sensitivity(row, r.FORMAT)]
+        known = [row for row in d.table.rows if d.app.session.sensitivity(row, r.EFFECTS)]
         await d.pilot.press("O")
         assert [row for row in d.table.rows if row in known] == known[::-1]
 

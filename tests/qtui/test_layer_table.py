@@ -182,7 +182,7 @@ async def test_a_long_name_keeps_its_block_and_its_end() -> None:
 def figure(d: Driver, column: str, row: int) -> float | str:
     """An independent reading of what a column shows."""
     session = d.app.session
-    effect, weights = session.sensitivity(row, r.FORMAT), session.layers.weights[row]
+    effect, weights = session.sensitivity(row, r.EFFECTS), session.layers.weights[row]
     shape = session.layers.shapes[row]
     assert effect is not None
     assert weights is not None
@@ -210,7 +210,7 @@ async def test_every_column_sorts_both_ways(column: str) -> None:
 
 async def test_what_is_not_known_is_last_either_way() -> None:
     async with driving(*r.opening(), *r.triaged(), *r.swept(5)) as d:
-        known = {row for row in range(37) if d.app.session.sensitivity(row, r.FORMAT)}
+        known = {row for row in range(37) if d.app.session.sensitivity(row, r.EFFECTS)}
         for descending in (True, False):
             d.table.order_by("kl", descending)
             assert set(d.table.rows[:5]) == known
@@ -309,7 +309,7 @@ async def test_rows_come_and_go_while_values_arrive(restless: None) -> None:
         await d.give(*r.swept())
         await d.until(lambda: len(d.table.rows) > 3)
         await d.settled()
-        wanted = {row for row in range(37) if d.app.session.sensitivity(row, r.FORMAT).kl > 1e-3}
+        wanted = {row for row in range(37) if d.app.session.sensitivity(row, r.EFFECTS).kl > 1e-3}
         await d.until(lambda: set(d.table.rows) == wanted)
 
 

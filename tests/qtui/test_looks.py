@@ -34,7 +34,7 @@ async def test_a_frozen_display_stands_still_while_results_are_collected() -> No
         rows = body(d)
         await fold(d, *r.swept())
         assert body(d) == rows
-        known = sum(fact is not None for fact in d.app.session.measured[f"degrade/{r.FORMAT}"])
+        known = sum(fact is not None for fact in d.app.session.effects.measured[r.EFFECTS])
         assert known == 37
         # A hand may go on moving over what stands still.
         await d.pilot.press("j")

@@ -26,10 +26,10 @@ def test_a_table_has_estimates_beside_measurements_and_says_how_they_agree() -> 
     for event in (r.estimated([r.FORMAT, "int2-g128"]), r.agreement()):
         apply(found, event)
     heading, rows = lines_of_csv(save("table", "rows.csv", view(found)).path)
-    fit = found.correction(r.FORMAT)
+    fit = found.correction(r.EFFECTS)
     assert fit is not None
     for row in rows:
-        guess = found.estimate(found.index[row["layer"]], r.FORMAT)
+        guess = found.estimate(found.index[row["layer"]], r.EFFECTS)
         assert guess is not None
         assert float(row["estimated_kl_nats_per_token"]) == guess.kl
         assert float(row["estimated_kl_se_nats_per_token"]) == guess.kl_se

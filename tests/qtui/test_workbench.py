@@ -68,7 +68,7 @@ async def test_the_worst_layer_is_in_the_first_row_until_a_hand_moves_the_cursor
     async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
         assert d.table.current == "lm_head"
         assert d.table.cursor == 0
-        kls = [d.app.session.sensitivity(row, r.FORMAT).kl for row in d.table.rows]
+        kls = [d.app.session.sensitivity(row, r.EFFECTS).kl for row in d.table.rows]
         assert kls == sorted(kls, reverse=True)
 
 

@@ -39,7 +39,7 @@ async def test_a_filter_is_followed_as_it_is_typed_and_enter_keeps_it() -> None:
     async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
         await d.pilot.press("slash", *"kl>1e-3")
         known = d.app.session.sensitivity
-        wanted = {NAMES[row] for row in range(37) if known(row, r.FORMAT).kl > 1e-3}
+        wanted = {NAMES[row] for row in range(37) if known(row, r.EFFECTS).kl > 1e-3}
         assert 0 < len(wanted) < 37
         assert set(shown(d)) == wanted
         assert f"{len(wanted)} of 37 layers" in d.screen()
@@ -234,7 +234,7 @@ async def test_a_saved_table_has_the_sessions_own_figures(tmp_path: Path) -> Non
         names = [row["layer"] for row in found]
         assert names == shown(d)
         for row, name in zip(found, names, strict=True):
-            fact = d.app.session.sensitivity(NAMES.index(name), r.FORMAT)
+            fact = d.app.session.sensitivity(NAMES.index(name), r.EFFECTS)
             assert float(row["kl_nats_per_token"]) == fact.kl
             assert float(row["dppl_high"]) == fact.dppl_high
         assert "qtui sweep" in text
@@ -282,7 +282,7 @@ async def test_copying_sends_the_rows_to_the_terminal_and_a_file(
         assert len(rows) == layers
         assert rows[0].split("\t")[0] == "lm_head"
         kl = float(rows[0].split("\t")[head.split("\t").index("kl_nats_per_token")])
-        assert kl == d.app.session.sensitivity(36, r.FORMAT).kl
+        assert kl == d.app.session.sensitivity(36, r.EFFECTS).kl
         path = Path(said(d).rpartition(" ")[2])
         assert path.read_text() == text
 

@@ -136,7 +136,7 @@ def test_a_checkpoint_replaced_in_its_folder_keeps_nothing_of_the_old_one(
         assert session.recipe() == {}
         assert set(session.layers.holds) == {"fp16"}
         assert session.layers.weights == [None] * len(session.layers.names)
-        assert session.measured == {}
+        assert session.effects.measured == {}
         assert session.bits_per_weight() == 16
     finally:
         client.close()

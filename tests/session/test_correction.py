@@ -116,5 +116,5 @@ def test_an_estimate_of_a_fused_group_is_not_taken_for_its_first_layer_s() -> No
         apply(session, event)
     guess = msgspec.structs.replace(r.estimate(r.names()[1], 1), by="group")
     apply(session, p.Learned(("g",), (guess,)))
-    assert session.estimate(1, r.FORMAT) is None
-    assert session.estimated_units[f"degrade/{r.FORMAT}/group"] == {guess.layer: guess}
+    assert session.estimate(1, r.EFFECTS) is None
+    assert session.effects.estimated_units[guess.key] == {guess.layer: guess}
