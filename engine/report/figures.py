@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from engine.protocol import Direction, EffectKey, Estimate, LayerWeights, Sensitivity
-from engine.session import Session
+from engine.session import Session, correction
 
 Reader: TypeAlias = Callable[[int], float]
 """The figure of a row; nan where it is not known."""
@@ -69,7 +69,7 @@ def effects(
         return lambda row: None
     if estimated is None:
         return (measured or []).__getitem__
-    fit = session.correction(key)
+    fit = correction(session, key)
 
     def read(row: int) -> Sensitivity | Estimate | None:
         if measured is not None and (known := measured[row]) is not None:
@@ -93,7 +93,7 @@ def below_floor(session: Session, effect: Sensitivity | Estimate | None) -> bool
 def _kl(session: Session, format: str, direction: Direction) -> Reader:
     key = EffectKey(direction, format)
     measured, estimated = session.effects.measured.get(key), session.effects.estimated.get(key)
-    fit = session.correction(key)
+    fit = correction(session, key)
     if measured is None and estimated is None:
         return lambda row: math.nan
 

@@ -10,7 +10,7 @@ from engine import protocol as p
 from engine.report import schema as s
 from engine.report.figures import below_floor
 from engine.report.schema import finite
-from engine.session import Session
+from engine.session import Session, correction
 
 
 def layer_parts(
@@ -123,7 +123,7 @@ def _estimate(
         return UNSET
     fit = None
     if corrected and known.by == "layer":  # of what is measured the fit knows the measurement
-        fit = session.correction(known.key)
+        fit = correction(session, known.key)
     return s.EstimatePart(
         kl=finite(known.kl),
         kl_se=finite(known.kl_se),

@@ -279,7 +279,7 @@ class _Run:
             if score is None:
                 raise RunError("the evaluation ended without a score", 1)
         if self._kind == "export" and self._exported is None:
-            raise RunError("the export ended without telling what it wrote", 1)
+            raise RunError("the export ended without reporting_errors what it wrote", 1)
         return Outcome(
             session=session,
             job=session.jobs[ended.job],

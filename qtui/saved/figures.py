@@ -12,6 +12,7 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.report.figures import below_floor, delta_ppl
 from engine.report.numbers import percent
+from engine.session import correction, expected
 from qtui.saved.view import Cell, Subject, Table, View
 from qtui.views.reproduce import Verb, command, unsaid
 
@@ -153,7 +154,7 @@ def figures(view: View, row: int) -> dict[str, Cell]:
     }
     key = p.EffectKey(view.direction, view.format)
     measured, guess = session.sensitivity(row, key), session.estimate(row, key)
-    known = measured or session.expected(row, key)
+    known = measured or expected(session, row, key)
     if known is not None:
         found |= effect(view, known) | {"format": known.format, "direction": known.direction}
     if guess is not None:
@@ -167,7 +168,7 @@ def figures(view: View, row: int) -> dict[str, Cell]:
 
 def estimated(view: View, guess: p.Estimate) -> dict[str, Cell]:
     """What gradients say of a layer's effect, beside what was measured of it."""
-    fit = view.session.correction(guess.key)
+    fit = correction(view.session, guess.key)
     return {
         "estimated_kl_nats_per_token": guess.kl,
         "estimated_kl_se_nats_per_token": guess.kl_se,

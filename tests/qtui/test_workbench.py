@@ -11,7 +11,7 @@ from textual.filter import NoColor
 
 from engine import protocol as p
 from engine.session import Session, apply, recipe_hash
-from qtui.app import Look, QtuiApp
+from qtui.app import Appearance, QtuiApp
 from qtui.widgets.frame.status import Message
 from qtui.widgets.line import Lines
 from qtui.widgets.table.layer_table import LayerTable
@@ -36,7 +36,7 @@ async def test_the_first_frame_is_painted_before_an_engine_is_looked_for() -> No
         seen.append("\n".join(strip.text for strip in strips))
         return r.Replay()
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(theme="qtui-dark"))
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, appearance=Appearance(theme="qtui-dark"))
     async with app.run_test(size=(80, 24)) as pilot:
         async with asyncio.timeout(10):
             while not seen:

@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 from engine.protocol import Direction, ModelReady, RecipeScore
 from engine.report import numbers as n
-from engine.session import Dirty, Job, Prediction, Session
+from engine.session import Dirty, Job, Prediction, Session, predict
 from qtui.views import sweeps
 from qtui.views.text import UNICODE, Glyphs, fit, printable, short_name
 from qtui.widgets.line import Lines, Words, cells, spread
@@ -64,7 +64,7 @@ class Scoreboard(Lines):
             self._stored = self._stored_size()
         if dirty is None or dirty & {"holds", "recipe", "measured", "baseline", "model", "layers"}:
             self._known = session.score() if self._changed else None
-            self._predicted = session.predicted() if self._changed else None
+            self._predicted = predict(session) if self._changed else None
         self._write()
 
     @property

@@ -12,7 +12,7 @@ from engine.formats.storage import stored_bits
 from engine.protocol import Direction, EffectKey, Estimate, Sensitivity
 from engine.report import numbers as n
 from engine.report.figures import below_floor
-from engine.session import Session
+from engine.session import Session, expected
 from qtui.views.text import Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Words
 from qtui.widgets.table.columns import BELOW, DOUBT, dppl_half, signed_change
@@ -65,7 +65,7 @@ def effects(session: Session, row: int) -> list[Effect]:
     """
     found = []
     for key in session.effects.known():
-        effect = session.sensitivity(row, key) or session.expected(row, key)
+        effect = session.sensitivity(row, key) or expected(session, row, key)
         if effect is not None:
             found.append(_effect(session, row, effect))
     return sorted(found, key=_place)
