@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor, nn
+if TYPE_CHECKING:  # a config is read before torch is there
+    from torch import Tensor, nn
 
 TRANSPOSED_EXPERTS = ("Llama4TextExperts",)
 """Classes of experts stored as ``[experts, in, out]`` that carry no flag for it."""
