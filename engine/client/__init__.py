@@ -308,7 +308,8 @@ class InProcess:
     """An engine in this process, driven by the same commands and giving the same events."""
 
     def __init__(self, name: str) -> None:
-        from engine.store.journal import FactStore, Journal
+        from engine.store.facts import FactStore
+        from engine.store.journal import Journal
 
         facts = FactStore(facts_file())
         try:

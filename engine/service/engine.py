@@ -25,7 +25,8 @@ from engine.service.errands import Question, answering, calibrates, calibrating,
 from engine.service.gauges import read_gauges
 from engine.service.scheduler import Job, Outcome, Scheduler, Steps
 from engine.session import Session, recipe_hash
-from engine.store.journal import FactStore, Journal
+from engine.store.facts import FactStore
+from engine.store.journal import Journal
 from engine.store.recorder import Announce, Record
 from engine.workspace import Workspace
 

@@ -12,7 +12,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.errors import EngineError
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 
 if TYPE_CHECKING:
     from pathlib import Path
