@@ -15,7 +15,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.store.database import StoreError, connect, connect_to_read, transaction
-from engine.store.versions import FACTS, VERSION, upcast
+from engine.store.upcasters import VERSION, upcast
 
 
 class FactStore:
@@ -57,7 +57,7 @@ class FactStore:
                 )
                 for key, version, data in rows:
                     try:
-                        found[key] = p.decode_fact(upcast(data, version, FACTS, self.path))
+                        found[key] = p.decode_fact(upcast(data, version, self.path))
                     except msgspec.DecodeError as error:
                         raise StoreError(
                             f"{self.path}: fact {key} cannot be read ({error}): "

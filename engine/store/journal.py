@@ -22,7 +22,7 @@ from engine.session import Session, apply, decode_session, encode_session
 from engine.store.database import StoreError, connect, connect_to_read, naming, transaction
 from engine.store.facts import FactStore
 from engine.store.lock import take
-from engine.store.versions import EVENTS, VERSION, upcast
+from engine.store.upcasters import VERSION, upcast
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _events(
     events: list[tuple[int, p.AnyEvent]] = []
     for seq, version, data in rows:
         try:
-            events.append((seq, p.decode_event(upcast(data, version, EVENTS, path))))
+            events.append((seq, p.decode_event(upcast(data, version, path))))
         except msgspec.DecodeError as error:
             raise StoreError(
                 f"{path}: event {seq} cannot be read ({error}): "

@@ -25,7 +25,7 @@ from engine.store.facts import FactStore
 from engine.store.journal import Journal, peek
 from engine.store.past_sessions import past_sessions
 from engine.store.paths import facts_file, session_folder
-from engine.store.versions import VERSION
+from engine.store.upcasters import VERSION
 from tests.drive import ended, until
 
 WRITTEN = Path(__file__).parent / "version_1"

@@ -96,12 +96,12 @@ def counted(workspace: Workspace) -> Iterator[Counter[int]]:
 
         return run
 
-    for i, block in enumerate(network.blocks):
+    for i, block in enumerate(network.blocks.modules):
         block.__dict__["forward"] = counting(i, block.forward)
     try:
         yield runs
     finally:
-        for block in network.blocks:
+        for block in network.blocks.modules:
             del block.__dict__["forward"]
         network.assert_at_rest()
 
