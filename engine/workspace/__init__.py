@@ -13,7 +13,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.errors import EngineError, UsageError
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -245,7 +245,7 @@ def test_the_dtype_it_runs_in_never_changes_the_quantised_weight(
     from engine.measure.calibration.approximate import approximation
     from engine.opening.stages import open_job
     from engine.quant.quantize import dequantized
-    from engine.store.journal import FactStore
+    from engine.store.facts import FactStore
     from engine.workspace import Workspace
 
     source = tiny.build("llama", tmp_path / "model", dtype=weights)

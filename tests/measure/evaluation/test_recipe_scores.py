@@ -23,7 +23,7 @@ from engine.measure.evaluation.reference import Reference
 from engine.model.network import Held
 from engine.opening.stages import open_job
 from engine.quant.quantize import dequantized
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.workspace import Workspace
 from tests import tiny
 from tests.drive import settings
