@@ -76,7 +76,7 @@ def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
     told = False
     for done, name in enumerate(todo, len(found)):
         yield p.Progress(
-            job=job, done=done, total=len(keys), detail=name,
+            job=job, done=done, total=len(keys), phase="reading", subject=name,
             seconds_left=_left(begun, done - len(found), len(todo)),
         )  # fmt: skip
         with _leaving_room(workspace):
