@@ -21,7 +21,8 @@ from engine.formats.grammar import Format
 from engine.formats.storage import exportable
 from engine.quant.float8 import Float8
 from engine.quant.methods.gptq import Solved
-from engine.quant.microscaling import Microscaled, NvFloat4
+from engine.quant.microscaling import Microscaled
+from engine.quant.nvfp4 import NvFloat4
 from engine.quant.quantized import Quantized
 from engine.quant.stored import Stored
 

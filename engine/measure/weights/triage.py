@@ -20,6 +20,7 @@ from engine.measure.weights.fused import Fused, Variant, variant_for
 from engine.measure.weights.reconstruction import WeightErrors, compare, weight_errors
 from engine.measure.weights.statistics import WeightStatistics, weight_statistics
 from engine.quant import QUANTISER_VERSION
+from engine.quant.arithmetic import arithmetic_of
 from engine.quant.quantize import dequantized
 from engine.service.scheduler import Steps
 from engine.workspace import Workspace
@@ -144,8 +145,8 @@ def _errors(
     def approximate(part: torch.Tensor) -> torch.Tensor:
         return dequantized(part, format, scale_dtype, name=name)
 
-    by_row = not any(method.name == "hadamard" for method in format.methods)
-    if by_row and format.family == "integer" and format.strategy in ("group", "channel"):
+    rotated = any(method.name == "hadamard" for method in format.methods)
+    if not rotated and arithmetic_of(format).by_row(format):
         # No group crosses a row: Ŵ is made of a few rows that stay in the processor's cache.
         return weight_errors(weight, approximate, max(1, CHUNK // max(1, weight.shape[-1])))
     return compare(weight, approximate(weight))
