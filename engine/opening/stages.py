@@ -136,7 +136,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     network = yield from aside("loading", load, wait=False)
     import torch
 
-    from engine.measure.evaluation.divergence import Estimate, cut, shuffled
+    from engine.measure.evaluation.divergence import MeanWithError, cut, shuffled
     from engine.measure.evaluation.reference import Reference
     from engine.model.folding import fold_groups
     from engine.model.memory import memory_free
@@ -214,7 +214,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         tied=network.tied,
         protocol=workspace.protocol,
         load_s=workspace.load_s,
-        interval_factor=Estimate(0.0, 1.0, windows.count).half(),
+        interval_factor=MeanWithError(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
         why_not_folded=why_not_folded,
     )

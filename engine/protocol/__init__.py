@@ -85,6 +85,7 @@ from engine.protocol.frames import (
 from engine.protocol.keys import (
     By,
     Direction,
+    EffectKey,
 )
 from engine.protocol.settings import (
     Protocol,
@@ -110,6 +111,7 @@ __all__ = [
     "Command",
     "Control",
     "Direction",
+    "EffectKey",
     "Estimate",
     "Evaluate",
     "Event",

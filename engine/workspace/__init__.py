@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint, DiskLayer
     from engine.measure.calibration.calibration import Calibration
     from engine.measure.evaluation.divergence import Tally
-    from engine.measure.evaluation.recipe_run import Recent
+    from engine.measure.evaluation.recipe_run import RecentRuns
     from engine.measure.evaluation.reference import Reference
     from engine.model.network import Network
 
@@ -45,8 +45,8 @@ class Workspace:
     """Bytes of the checkpoint that belong to no layer."""
     network: Network | None = None
     reference: Reference | None = None
-    recent: Recent | None = None
-    """The network standing at the recipes scored last."""
+    recent_runs: RecentRuns | None = None
+    """Runs of the recipes scored last."""
     protocol: p.Protocol | None = None
     calibration: Calibration | None = None
     """Made when a method first asks for it."""

@@ -11,7 +11,7 @@ from engine import protocol as p
 from engine.checkpoint import read_layer
 from engine.errors import FormatError
 from engine.formats.grammar import FOLDED, Format, folds, needs_calibration, why_not_alone
-from engine.measure.calibration.block_inputs import Events, RecipeStates, States
+from engine.measure.calibration.block_inputs import BlockInputs, Events, RecipeInputs
 from engine.measure.calibration.calibration import Calibration, need_calibration
 from engine.measure.calibration.solve import (
     LayerInputs,
@@ -38,7 +38,7 @@ def approximated(
     layer: str,
     format: Format,
     account: Account,
-    recipe: RecipeStates | None = None,
+    recipe: RecipeInputs | None = None,
 ) -> Events[Held]:
     """What a layer computes with in a format; yields while what it takes is being gathered.
 
@@ -51,7 +51,7 @@ def approximated(
         layer: a name.
         format: what it holds.
         account: of the job.
-        recipe: that the layer and its format are a part of, by `recipe_states`.
+        recipe: that the layer and its format are a part of, by `recipe_inputs`.
 
     Raises:
         FormatError: as `approximation` does; nothing absorbs the scale that the format asks for;
@@ -104,15 +104,15 @@ def approximated(
     return held
 
 
-def recipe_states(
+def recipe_inputs(
     workspace: Workspace, formats: Mapping[str, Format]
-) -> Events[RecipeStates | None]:
+) -> Events[RecipeInputs | None]:
     """Where inputs come from in a recipe; None where none of its formats looks at any."""
     network, _ = workspace.need_network()
     if not any(map(needs_calibration, formats.values())):
         return None
     calibration = yield from need_calibration(workspace)
-    return RecipeStates(calibration.reference, network, calibration.batches, formats)
+    return RecipeInputs(calibration.reference, network, calibration.batches, formats)
 
 
 def solved_codes(
@@ -132,7 +132,7 @@ def solved_codes(
         FormatError: as of `approximated`.
         TextError: the calibration text cannot be read.
     """
-    recipe = yield from recipe_states(workspace, formats)
+    recipe = yield from recipe_inputs(workspace, formats)
     if recipe is None:
         return {}
     found: dict[str, Solved] = {}
@@ -147,7 +147,7 @@ def solved_codes(
     return found
 
 
-def columns_kept(workspace: Workspace, recipe: RecipeStates | None) -> dict[str, int]:
+def columns_kept(workspace: Workspace, recipe: RecipeInputs | None) -> dict[str, int]:
     """Input channels that ``+outlier`` keeps beside the codes of a recipe's layers, once solved."""
     network, calibration = workspace.network, workspace.calibration
     if recipe is None or network is None or calibration is None:
@@ -181,7 +181,7 @@ def _scaling(
     layer: str,
     format: Format,
     inputs: LayerInputs,
-    states: States,
+    states: BlockInputs,
     account: Account,
 ) -> Events[Scaling | None]:
     """The scale of the layer's fold group by all methods that ask for one; None without any.

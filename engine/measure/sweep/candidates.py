@@ -24,7 +24,7 @@ from engine.measure.calibration.approximate import approximated, why_not_given
 from engine.measure.counts import Account
 from engine.measure.evaluation.divergence import Tally, difference, perplexity
 from engine.measure.evaluation.evaluate import changed, run_reference
-from engine.measure.evaluation.recipe_run import Standing
+from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.sweep.top_k import Evidence, evidence
 from engine.measure.sweep.units import Unit
 from engine.model.memory import check_memory, memory_free, memory_needed
@@ -48,7 +48,7 @@ class Candidate:
 
 
 @dataclass(eq=False)
-class Table:
+class SweepTable:
     """All units in one format: what is known, and what is not."""
 
     format: Format
@@ -71,20 +71,20 @@ def why_not(workspace: Workspace, layer: str, format: Format) -> str | None:
     return why or why_not_given(workspace, layer, format)
 
 
-def figure_key(workspace: Workspace, unit: Unit, table: Table, effort: str = "") -> str:
+def figure_key(workspace: Workspace, unit: Unit, table: SweepTable, exactness: str = "") -> str:
     """Content address of a unit's figure.
 
     Args:
         workspace: with a loaded model.
         unit: what is changed.
         table: its format, direction and division into units.
-        effort: what the figure was measured for, where that was not on all windows.
+        exactness: what the figure was measured for, where that was not on all windows.
     """
     parts: dict[str, object] = {"layer": unit.name, "direction": table.direction}
     if table.by != "layer":
         parts |= {"by": table.by, "layers": unit.layers}
-    if effort:
-        parts["effort"] = effort
+    if exactness:
+        parts["effort"] = exactness
     if table.calibration:
         parts["calibration"] = table.calibration
     return workspace.measured_key(
@@ -99,7 +99,9 @@ def figure_key(workspace: Workspace, unit: Unit, table: Table, effort: str = "")
 class Measuring:
     """Measures the candidates of one table."""
 
-    def __init__(self, workspace: Workspace, table: Table, nll: float, account: Account) -> None:
+    def __init__(
+        self, workspace: Workspace, table: SweepTable, nll: float, account: Account
+    ) -> None:
         """
         Args:
             workspace: with a loaded model.
@@ -109,7 +111,7 @@ class Measuring:
         """
         self._workspace, self._table, self._nll = workspace, table, nll
         self._account = account
-        self._standing: Standing | None = None
+        self._everything: RecipeRun | None = None
         network, self._reference = workspace.need_network()
         self._room = memory_free(network.device) // 4
 
@@ -161,8 +163,8 @@ class Measuring:
         dnll, kl = found.dnll, found.kl
         half = dnll.half()
         start, sign = self._nll, 1.0
-        if self._standing is not None:
-            together = [self._standing.tally(i) for i in range(len(candidate.tallies))]
+        if self._everything is not None:
+            together = [self._everything.tally(i) for i in range(len(candidate.tallies))]
             start, sign = self._nll + difference(together, targets).dnll.mean, -1.0
 
         def dppl(change: float) -> float:
@@ -195,7 +197,7 @@ class Measuring:
 
     def close(self) -> None:
         """Let go of what all candidates share."""
-        self._standing = None
+        self._everything = None
 
     def _weights(
         self, candidate: Candidate, *, keep: bool
@@ -226,20 +228,20 @@ class Measuring:
         network, reference = self._workspace.need_network()
         account = self._account
         yield from run_reference(reference, batch, account)
-        if self._standing is None:
+        if self._everything is None:
             layers = body_holding(self._workspace, self._table.format)
             needed = memory_needed((network.layers[n].shape for n in layers), network.dtype)
             what = "every layer of the body in a format, beside the model,"
             check_memory(needed, memory_free(network.device), network.device, what=what)
-            self._standing = Standing(reference, (yield from self._quantised(layers)))
-        standing = self._standing
-        if not standing.known(batch):
-            yield from again(account.timed("measure_s", lambda: standing.run(batch)))
+            self._everything = RecipeRun(reference, (yield from self._quantised(layers)))
+        everything = self._everything
+        if not everything.known(batch):
+            yield from again(account.timed("measure_s", lambda: everything.run(batch)))
             yield None
-        together = standing.tally(batch)
+        together = everything.tally(batch)
         own = {name: network.weight(name) for name in candidate.unit.layers}
         step = account.timed(
-            "measure_s", lambda: standing.measure(batch, candidate.unit.start, own)
+            "measure_s", lambda: everything.measure(batch, candidate.unit.start, own)
         )
         without = yield from again(step)
         return Tally(together.dnll - without.dnll, together.kl - without.kl, without.agree)

@@ -308,7 +308,7 @@ def test_what_recipes_held_is_given_back(anew: Callable[..., Workspace]) -> None
     alone = reference.memory.room.used
     for format in ("int4-g32", "int3-g32", "int8"):
         run(workspace, dict.fromkeys(network.layers, format))
-    assert workspace.recent is not None
+    assert workspace.recent_runs is not None
     two = reference.memory.room.used
     run(workspace, dict.fromkeys(network.layers, "int2-g32"))
     assert reference.memory.room.used == two  # never more than two recipes
