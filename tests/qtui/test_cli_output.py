@@ -229,7 +229,7 @@ def test_a_reader_that_left_ends_a_command_quietly(tmp_path: Path) -> None:
     import subprocess
 
     program = (
-        "import sys; from qtui import cli, doctor\n"
+        "import sys; from qtui import cli; from qtui.cli import installation as doctor\n"
         "doctor.report_text = lambda report: 'x' * 1_000_000\n"
         "cli.main(['doctor'])"
     )
