@@ -193,7 +193,7 @@ class Engine:
         need: Need = "model" if solves else "checkpoint"
         if (recipe := self._resolved(command, need)) is None:
             return
-        replace = command.overwrite
+        to, replace = command.to, command.overwrite
         codes: dict[str, Any] = {}
 
         def steps(job: str) -> Steps:
@@ -203,6 +203,7 @@ class Engine:
                     recipe,
                     out,
                     job,
+                    to=to,
                     overwrite=replace,
                     should_stop=self._exporter.should_stop,
                     codes=codes,
@@ -212,7 +213,7 @@ class Engine:
             if not solves:
                 return write(None)
             self._then_written[job] = write
-            return calibrating(self._workspace, recipe, out, codes, overwrite=replace)
+            return calibrating(self._workspace, recipe, out, codes, to=to, overwrite=replace)
 
         self._start("export", need, steps, recipe=recipe, ask=command.ask)
 

@@ -21,7 +21,7 @@ from engine.service.scheduler import AbandonedError, Outcome, Steps, aside
 from engine.workspace import Workspace
 
 if TYPE_CHECKING:
-    from engine.export import Exported
+    from engine.export.writer import Exported
     from engine.quant.methods.gptq import Solved
 
 Question = p.AskHistogram | p.AskExperts
@@ -74,6 +74,7 @@ def exporting(
     out: Path,
     job: str,
     *,
+    to: str,
     overwrite: bool,
     should_stop: Callable[[], bool],
     codes: Mapping[str, Solved] = MappingProxyType({}),
@@ -86,6 +87,7 @@ def exporting(
         recipe: layers that are not kept, with canonical formats.
         out: the folder to write.
         job: whose progress it is.
+        to: the name of a target.
         overwrite: whether a checkpoint in ``out`` may be replaced.
         should_stop: asked before every tensor whether to break off.
         codes: of layers that were solved on calibration inputs, by `calibrating`.
@@ -97,14 +99,14 @@ def exporting(
     Raises:
         InfeasibleError: the form cannot express the recipe, or nothing would be changed.
         AbandonedError: it was to break off.
-        EngineError: what `export_checkpoint` raises.
+        EngineError: what the target's `Writer` raises.
     """
     if not recipe:
         raise InfeasibleError("the recipe keeps every layer as it is: there is nothing to export")
     begun = time.perf_counter()
 
     def write(tell: Callable[[p.Progress], None]) -> Exported:
-        from engine.export import export_checkpoint
+        from engine.export.writer import Request, writer_of
         from engine.model.load import choose_device
 
         started = time.perf_counter()
@@ -117,16 +119,17 @@ def exporting(
             left = spent * (total - done) / done if done else float("nan")
             tell(p.Progress(job=job, done=done, total=total, seconds_left=left, detail=tensor))
 
-        return export_checkpoint(
-            workspace.need_checkpoint(),
-            recipe,
-            out,
+        request = Request(
+            checkpoint=workspace.need_checkpoint(),
+            recipe=recipe,
+            out=out,
             overwrite=overwrite,
             device=choose_device(workspace.settings.device)[0],
             trust_remote_code=workspace.settings.trust_remote_code,
             solved=lambda row, _: codes.get(row.name),
             on_progress=on_progress,
         )
+        return writer_of(to).write(request)
 
     written = yield from aside("exporting", write, wait=True)
     from engine.measure.evaluation.evaluate import recipe_size
@@ -157,6 +160,7 @@ def calibrating(
     out: Path,
     codes: dict[str, Solved],
     *,
+    to: str,
     overwrite: bool,
 ) -> Steps:
     """What of an export has to be done where everything is measured: solve on calibration inputs.
@@ -168,23 +172,27 @@ def calibrating(
         recipe: as of `exporting`.
         out: as of `exporting`.
         codes: filled, by layer.
+        to: as of `exporting`.
         overwrite: as of `exporting`.
 
     Raises:
         NotExportable: layers that cannot be written.
         EngineError: as of `exporting`, or of `solved_codes`.
     """
-    from engine.export import NotExportable, why_not_exported
-    from engine.export.folder import check_place
+    from engine.export.writer import Request, writer_of
     from engine.measure.calibration.approximate import solved_codes
     from engine.measure.counts import Account
 
     begun = time.perf_counter()
     checkpoint = workspace.need_checkpoint()
-    check_place(out, checkpoint.folder, overwrite=overwrite)
-    trusted = workspace.settings.trust_remote_code
-    if refused := why_not_exported(checkpoint, recipe, trust_remote_code=trusted):
-        raise NotExportable(refused)
+    request = Request(
+        checkpoint=checkpoint,
+        recipe=recipe,
+        out=out,
+        overwrite=overwrite,
+        trust_remote_code=workspace.settings.trust_remote_code,
+    )
+    writer_of(to).check(request)
     yield None
     account = Account(timings={"load_s": workspace.load_s})
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
