@@ -238,7 +238,7 @@ def test_an_export_that_is_given_up_leaves_nothing_behind_and_questions_go_on(
     """Given up halfway, with a folder begun; a histogram is drawn meanwhile."""
     whole = writer.writer_of("checkpoint")
     begun, never = threading.Event(), threading.Event()
-    given_up = client._engine._exporter.should_stop
+    given_up = client._engine._lanes["export"].should_stop
 
     class Halting:
         check = whole.check

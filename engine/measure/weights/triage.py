@@ -22,7 +22,7 @@ from engine.measure.weights.statistics import WeightStatistics, weight_statistic
 from engine.quant import QUANTISER_VERSION
 from engine.quant.arithmetic import arithmetic_of
 from engine.quant.quantize import dequantized
-from engine.service.scheduler import Steps
+from engine.service.jobs import Steps
 from engine.workspace import Workspace
 
 PAYS = 1 << 31
