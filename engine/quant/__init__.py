@@ -2,6 +2,3 @@
 
 `quantize` is the entry for every family, `solve` for formats that look at a layer's inputs.
 """
-
-QUANTISER_VERSION = 1
-"""Raised when a format comes to stand for other weights: part of the key of a measurement."""

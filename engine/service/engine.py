@@ -27,7 +27,7 @@ from engine.service.scheduler import Job, Outcome, Scheduler, Steps
 from engine.session import Session, recipe_hash
 from engine.store.journal import FactStore, Journal
 from engine.store.recorder import Announce, Record
-from engine.workspace import Workspace
+from engine.workspace import Loaded, Opened, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Engine:
         def steps(job: str) -> Steps:
             from engine.measure.weights.triage import triage
 
-            return (yield from triage(self._workspace, chosen, job))
+            return (yield from triage(self._workspace.need(Opened), chosen, job))
 
         chosen = recipes.canonical(command.formats or self._workspace.settings.formats, alone=True)
         self._start("triage", "checkpoint", steps, chosen, ask=command.ask)
@@ -164,7 +164,7 @@ class Engine:
 
             return (
                 yield from sweep(
-                    self._workspace,
+                    self._workspace.need(Loaded),
                     chosen,
                     command.direction,
                     job,
@@ -199,7 +199,7 @@ class Engine:
         def steps(job: str) -> Steps:
             def write(before: Outcome | None) -> Steps:
                 return exporting(
-                    self._workspace,
+                    self._workspace.need(Opened),
                     recipe,
                     out,
                     job,
@@ -212,7 +212,8 @@ class Engine:
             if not solves:
                 return write(None)
             self._then_written[job] = write
-            return calibrating(self._workspace, recipe, out, codes, overwrite=replace)
+            loaded = self._workspace.need(Loaded)
+            return calibrating(loaded, recipe, out, codes, overwrite=replace)
 
         self._start("export", need, steps, recipe=recipe, ask=command.ask)
 
@@ -232,7 +233,7 @@ class Engine:
             command.format,
             command.layers,
             command.recipe,
-            tied=self._workspace.tied,
+            tied=self._workspace.need(Opened).tied,
         )
         for fallback in fallbacks:
             self._tell(fallback)
@@ -253,7 +254,7 @@ class Engine:
         def steps(job: str) -> Steps:
             from engine.measure.evaluation.evaluate import evaluate
 
-            return (yield from evaluate(self._workspace, recipe, job))
+            return (yield from evaluate(self._workspace.need(Loaded), recipe, job))
 
         return self._start("evaluate", "model", steps, recipe=recipe, ask=ask)
 
@@ -270,7 +271,7 @@ class Engine:
             raise UsageError(f"there is no job {job!r} running")
 
     def _question(self, question: Question) -> None:
-        steps = answering(self._workspace, question)
+        steps = answering(self._workspace.need(Opened), question)
         if isinstance(question, p.AskExperts) and question in self._asked.values():
             return  # its answer is on the way to every client
         # Where the cursor came to last is drawn first.
@@ -354,8 +355,6 @@ class Engine:
                 if self._recipe_job is not None:
                     self._measure_recipe()  # its layers may have other names now
             elif isinstance(event, p.ModelReady):
-                network, _ = self._workspace.need_network()
-                network.should_stop = self._compute.should_stop
                 self._release("model")
                 if self._take_up and self.session.changed and self._recipe_job is None:
                     self._measure_recipe()  # taken up from an earlier run of this session
@@ -427,8 +426,8 @@ class Engine:
         if torch is not None and hasattr(torch, "is_inference_mode_enabled"):
             assert torch.is_grad_enabled(), "a job left gradients disabled across a yield"
             assert not torch.is_inference_mode_enabled(), "a job left inference mode on"
-        if self._workspace.network is not None:
-            self._workspace.network.assert_at_rest()
+        for loaded in self._workspace.every(Loaded):
+            loaded.network.assert_at_rest()
 
     def _watch(self) -> None:
         while not self._closing.wait(GAUGE_SECONDS):

@@ -18,7 +18,7 @@ from engine.checkpoint import DiskLayer
 from engine.errors import InfeasibleError, UsageError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.service.scheduler import AbandonedError, Outcome, Steps, aside
-from engine.workspace import Workspace
+from engine.workspace import Loaded, Opened
 
 if TYPE_CHECKING:
     from engine.export import Exported
@@ -28,26 +28,26 @@ Question = p.AskHistogram | p.AskExperts
 """A small question about one layer."""
 
 
-def answering(workspace: Workspace, question: Question) -> Steps:
+def answering(opened: Opened, question: Question) -> Steps:
     """The steps that answer a question.
 
     Raises:
         UsageError: at once, for a layer there is not or one that cannot be asked this.
         FormatError: at once, for a format that does not parse.
     """
-    row = workspace.rows.get(question.layer)
+    row = opened.rows.get(question.layer)
     if row is None:
         raise UsageError(f"the checkpoint has no layer {question.layer!r}")
     if isinstance(question, p.AskHistogram):
-        return _histogram(workspace, row, question)
+        return _histogram(opened, row, question)
     if row.role != "experts":
         raise UsageError(
             f"{row.name} holds no experts: it is one weight of shape {list(row.shape)}"
         )
-    return _experts(workspace, row)
+    return _experts(opened, row)
 
 
-def _histogram(workspace: Workspace, row: DiskLayer, question: p.AskHistogram) -> Steps:
+def _histogram(opened: Opened, row: DiskLayer, question: p.AskHistogram) -> Steps:
     if question.bins < 1:
         raise UsageError(f"a histogram has at least one bin, not {question.bins}")
     format = question.format
@@ -57,19 +57,19 @@ def _histogram(workspace: Workspace, row: DiskLayer, question: p.AskHistogram) -
     def steps() -> Steps:
         from engine.measure.weights.histogram import draw_histogram
 
-        return (yield from draw_histogram(workspace, row, question.bins, format))
+        return (yield from draw_histogram(opened, row, question.bins, format))
 
     return steps()
 
 
-def _experts(workspace: Workspace, row: DiskLayer) -> Steps:
+def _experts(opened: Opened, row: DiskLayer) -> Steps:
     from engine.measure.weights.experts import survey_experts
 
-    return (yield from survey_experts(workspace, row))
+    return (yield from survey_experts(opened, row))
 
 
 def exporting(
-    workspace: Workspace,
+    opened: Opened,
     recipe: Mapping[str, str],
     out: Path,
     job: str,
@@ -82,7 +82,7 @@ def exporting(
     """Write a recipe as a checkpoint; a job that is closed leaves nothing behind.
 
     Args:
-        workspace: with a checkpoint; no model is needed but for ``codes``.
+        opened: the checkpoint; no model is needed but for ``codes``.
         recipe: layers that are not kept, with canonical formats.
         out: the folder to write.
         job: whose progress it is.
@@ -118,12 +118,12 @@ def exporting(
             tell(p.Progress(job=job, done=done, total=total, seconds_left=left, detail=tensor))
 
         return export_checkpoint(
-            workspace.need_checkpoint(),
+            opened.checkpoint,
             recipe,
             out,
             overwrite=overwrite,
-            device=choose_device(workspace.settings.device)[0],
-            trust_remote_code=workspace.settings.trust_remote_code,
+            device=choose_device(opened.settings.device)[0],
+            trust_remote_code=opened.settings.trust_remote_code,
             solved=lambda row, _: codes.get(row.name),
             on_progress=on_progress,
         )
@@ -138,7 +138,7 @@ def exporting(
         bytes=written.bytes,
         recipe=dict(recipe),
         quantised=list(written.quantised),
-        bits_per_weight=recipe_size(workspace, formats).bits_per_weight,
+        bits_per_weight=recipe_size(opened, formats).bits_per_weight,
         notes=list(written.notes),
     )
     timings = {} if before is None else before.timings
@@ -152,7 +152,7 @@ def calibrates(formats: Iterable[str]) -> bool:
 
 
 def calibrating(
-    workspace: Workspace,
+    loaded: Loaded,
     recipe: Mapping[str, str],
     out: Path,
     codes: dict[str, Solved],
@@ -164,7 +164,7 @@ def calibrating(
     What the export would refuse is refused before.
 
     Args:
-        workspace: with a loaded model.
+        loaded: the model.
         recipe: as of `exporting`.
         out: as of `exporting`.
         codes: filled, by layer.
@@ -180,13 +180,13 @@ def calibrating(
     from engine.measure.counts import Account
 
     begun = time.perf_counter()
-    checkpoint = workspace.need_checkpoint()
+    checkpoint = loaded.opened.checkpoint
     check_place(out, checkpoint.folder, overwrite=overwrite)
-    trusted = workspace.settings.trust_remote_code
+    trusted = loaded.settings.trust_remote_code
     if refused := why_not_exported(checkpoint, recipe, trust_remote_code=trusted):
         raise NotExportable(refused)
     yield None
-    account = Account(timings={"load_s": workspace.load_s})
+    account = Account(timings={"load_s": loaded.load_s})
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
-    codes.update((yield from solved_codes(workspace, formats, account)))
+    codes.update((yield from solved_codes(loaded, formats, account)))
     return Outcome(timings={**account.timings, "total_s": time.perf_counter() - begun})

@@ -19,10 +19,10 @@ from engine.measure.counts import Account
 from engine.measure.weights.fused import Fused, Variant, variant_for
 from engine.measure.weights.reconstruction import WeightErrors, compare, weight_errors
 from engine.measure.weights.statistics import WeightStatistics, weight_statistics
-from engine.quant import QUANTISER_VERSION
 from engine.quant.quantize import dequantized
 from engine.service.scheduler import Steps
-from engine.workspace import Workspace
+from engine.store import keys
+from engine.workspace import Loaded, Opened
 
 PAYS = 1 << 31
 """Weights, once for each format, from which on a kernel is worth the seconds of compiling it."""
@@ -30,7 +30,7 @@ CHUNK = 1 << 19
 """Weights that are approximated at a time where nothing is compiled."""
 
 
-def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
+def triage(opened: Opened, formats: Sequence[str], job: str) -> Steps:
     """Statistics of every layer's weights, and their errors in each format.
 
     One layer is in memory at a time, with its approximation.
@@ -51,49 +51,48 @@ def triage(workspace: Workspace, formats: Sequence[str], job: str) -> Steps:
                 raise FormatError(why)
     names = [str(format) for format in parsed]
     # Loading the model may correct the table meanwhile: what was begun is finished.
-    rows = dict(workspace.rows)
-    keys = {
-        name: workspace.key(
-            "weights",
+    rows = dict(opened.rows)
+    addresses = {
+        name: keys.ListedWeights(
+            on=opened.files,
             layer=name,
-            formats=names,
-            sigma=workspace.settings.sigma,
-            quantiser=QUANTISER_VERSION,
-            scale_dtype=workspace.scale_dtype,
-        )
+            formats=tuple(names),
+            sigma=opened.settings.sigma,
+            scale_dtype=opened.scale_dtype,
+        ).address
         for name in rows
     }
     for name, row in rows.items():
         for format in parsed:
             if (why := not_held(format, row.shape)) is not None:
                 yield p.Fallback(layer=name, format=str(format), why=why)
-    known = workspace.known(list(keys.values()))
-    found = {name: known[key] for name, key in keys.items() if key in known}
-    yield from account.found([keys[name] for name in found], list(found.values()))
-    todo = [name for name in keys if name not in found]
-    scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
+    known = opened.known(list(addresses.values()))
+    found = {name: known[key] for name, key in addresses.items() if key in known}
+    yield from account.found([addresses[name] for name in found], list(found.values()))
+    todo = [name for name in addresses if name not in found]
+    scale_dtype: torch.dtype = getattr(torch, opened.scale_dtype)
     kernels = Fused(_worth_compiling([rows[name] for name in todo], parsed, scale_dtype))
     told = False
     for done, name in enumerate(todo, len(found)):
         yield p.Progress(
-            job=job, done=done, total=len(keys), detail=name,
+            job=job, done=done, total=len(addresses), detail=name,
             seconds_left=_left(begun, done - len(found), len(todo)),
         )  # fmt: skip
-        with _leaving_room(workspace):
-            fact = _layer(workspace, rows[name], parsed, kernels, account)
+        with _leaving_room(opened):
+            fact = _layer(opened, rows[name], parsed, kernels, account)
         if kernels.why and not told:
             told = True
             yield p.Notice("info", kernels.why)
-        yield account.learnt(keys[name], fact)
+        yield account.learnt(addresses[name], fact)
     account.timings["total_s"] = time.perf_counter() - begun
     return account.outcome()
 
 
 @contextmanager
-def _leaving_room(workspace: Workspace) -> Iterator[None]:
+def _leaving_room(opened: Opened) -> Iterator[None]:
     """Compute on one thread while the model library is being imported beside."""
     threads = torch.get_num_threads()
-    if workspace.network is None and threads > 1:
+    if not opened.workspace.every(Loaded) and threads > 1:
         torch.set_num_threads(max(1, threads - 1))
     try:
         yield
@@ -107,18 +106,18 @@ def _left(begun: float, done: int, total: int) -> float:
 
 @torch.no_grad()
 def _layer(
-    workspace: Workspace,
+    opened: Opened,
     row: DiskLayer,
     formats: Sequence[Format],
     kernels: Fused,
     account: Account,
 ) -> p.LayerWeights:
-    checkpoint = workspace.need_checkpoint()
+    checkpoint = opened.checkpoint
     weight = account.timed("read_s", lambda: read_layer(checkpoint, row))()
-    statistics = weight_statistics(weight, workspace.settings.sigma)
+    statistics = weight_statistics(weight, opened.settings.sigma)
     errors: dict[str, p.WeightError] = {}
     refused: dict[str, str] = {}
-    scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
+    scale_dtype: torch.dtype = getattr(torch, opened.scale_dtype)
     for format in formats:
         if (why := not_held(format, row.shape)) is not None:
             refused[str(format)] = why
