@@ -21,7 +21,7 @@ from engine.formats.grammar import needs_calibration, parse_format
 from engine.profiles import DEFAULT_PROFILE, load_profile
 from engine.recipes.file import KEPT, built_in, names_file, read_recipe
 from engine.recipes.mixes import FIRST_LAST
-from engine.report import documents
+from engine.report import documents, tables
 from engine.session import Session
 from qtui.cli import headless
 from qtui.cli.exit import check_destination, complain, publish, telling, terminated_as_interrupted
@@ -48,7 +48,6 @@ from qtui.cli.options import (
     with_draws,
 )
 from qtui.cli.progress import Meter, put
-from qtui.views import sweep_table, tables
 from qtui.views.text import printable
 
 COMMANDS = ("open", "demo", "triage", "sweep", "eval", "export", "doctor")
@@ -221,7 +220,7 @@ def sweep(
         document = documents.sweep_document(
             outcome.session, outcome.formats, ask.direction, outcome.job, ask.by, not wanted
         )
-        publish(document, sweep_table.sweep_text, json)
+        publish(document, tables.sweep_text, json)
 
 
 @app.command("eval")

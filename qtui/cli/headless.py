@@ -17,10 +17,10 @@ import msgspec
 from engine import client
 from engine import protocol as p
 from engine.errors import EngineError, UsageError
+from engine.report.tables.parts import instead
 from engine.session import Job, Session
 from qtui.cli.progress import Meter
 from qtui.views.sweeps import title_words
-from qtui.views.text import instead
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
 OfRecipe: TypeAlias = p.Evaluate | p.Export

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from qtui.views.text import PLAIN, UNICODE, clock, fit, printable, size
+from engine.report.numbers import clock, size
+from qtui.views.text import PLAIN, UNICODE, fit, printable
 
 EVERY = 5.0
 """Seconds between two lines where there is no terminal."""

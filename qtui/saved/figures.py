@@ -11,9 +11,9 @@ import msgspec
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.report.figures import below_floor, delta_ppl
+from engine.report.numbers import percent
 from qtui.saved.view import Cell, Subject, Table, View
 from qtui.views.reproduce import Verb, command, unsaid
-from qtui.views.text import percent
 
 IDENTITY = ("layer", "kind", "block", "role", "shape", "dtype", "marked")
 """Figures that stand in every table of layers."""

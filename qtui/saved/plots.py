@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from engine import protocol as p
+from engine.report.numbers import short
 from qtui.saved.svg import CELL, SIZE, Palette, caption, folded, opening, written
-from qtui.views.text import short
 
 WIDTH, HEIGHT = 760.0, 420.0
 LEFT, RIGHT, TOP, BOTTOM = 66.0, 20.0, 52.0, 78.0

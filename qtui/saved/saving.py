@@ -22,6 +22,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from engine.errors import UsageError
+from engine.report.numbers import size
 from engine.store.files import free_name, write_new, write_whole
 from qtui.saved.figures import table_of, why_not
 from qtui.saved.forms import aligned, as_csv, as_json, as_text
@@ -30,7 +31,7 @@ from qtui.saved.recipe import recipe_toml
 from qtui.saved.svg import plain_lines, screen_svg, text_of
 from qtui.saved.view import SUBJECTS, Subject, View
 from qtui.views.reproduce import command
-from qtui.views.text import printable, size
+from qtui.views.text import printable
 
 __all__ = [
     "Saved", "Subject", "View", "complete_path", "judge_path", "save", "save_asked", "subjects",

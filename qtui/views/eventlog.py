@@ -13,8 +13,8 @@ from engine.errors import FormatError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import why_not_held
 from engine.protocol import Level
+from engine.report import numbers as n
 from engine.session import Layers, Session, recipe_hash
-from qtui.views import text as t
 from qtui.views.text import UNICODE, Glyphs, printable, short_name
 from qtui.widgets.line import Words
 
@@ -128,15 +128,15 @@ class EventLog:
             case p.Opened():
                 self.say("info", f"opened {event.source}, profile {event.settings.profile}")
             case p.CheckpointRead():
-                size, count = t.size(event.bytes), t.count(event.parameters)
+                size, count = n.size(event.bytes), n.count(event.parameters)
                 said = f"{event.architecture}, {count} parameters, {size}, {event.dtype}"
                 self.say("info", f"checkpoint {event.name}: {said}")
             case p.ModelReady():
-                tokens = f"{t.count(event.protocol.tokens)} tokens, window {event.protocol.seq_len}"
+                tokens = f"{n.count(event.protocol.tokens)} tokens, window {event.protocol.seq_len}"
                 self.say(
                     "info",
                     f"model on {event.device} in {event.dtype}, {event.blocks} blocks, "
-                    f"{t.size(event.memory)}; text: {event.protocol.text}, {tokens}",
+                    f"{n.size(event.memory)}; text: {event.protocol.text}, {tokens}",
                 )
 
     # --- words --------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class EventLog:
         if event.resumed:
             figures.append(f"{event.resumed:,} known before")
         if began is not None:
-            figures.append(f"in {t.clock(max(0.0, self._clock() - began))}")
+            figures.append(f"in {n.clock(max(0.0, self._clock() - began))}")
         if event.kind == "sweep" and event.status == "done":
             figures += self._worst(title, session)
         said = f"{title}: {event.status}"
@@ -182,7 +182,7 @@ class EventLog:
             worst = max((fact for fact in column if fact), key=lambda fact: fact.kl, default=None)
             if worst is not None:
                 name = _short(worst.layer, session)
-                kl = f"KL{self.glyphs.kilo} {t.short(1000 * worst.kl)}"
+                kl = f"KL{self.glyphs.kilo} {n.short(1000 * worst.kl)}"
                 found.append(f"largest: {name} {kl}")
         return found
 
@@ -201,7 +201,7 @@ class EventLog:
                 self.say("info", f"{way}{fact.format} in all body layers: {whole}{known}")
             case p.RecipeScore() if fact.done:
                 score = self._ppl(fact.ppl, (fact.ppl_high - fact.ppl_low) / 2)
-                kl = f"KL{self.glyphs.kilo} {t.short(1000 * fact.kl)}"
+                kl = f"KL{self.glyphs.kilo} {n.short(1000 * fact.kl)}"
                 size = f"{fact.bits_per_weight:.2f} bit/weight"
                 size = "" if math.isnan(fact.bits_per_weight) else f", {size}"
                 self.say("info", f"{self._whose(fact, session)}: {score}, {kl}{size}{known}")
@@ -224,8 +224,8 @@ class EventLog:
 
     def _ppl(self, ppl: float, half: float) -> str:
         """A perplexity, with half its interval where that is known already."""
-        said = f"PPL {t.perplexity(ppl)}"
-        return said if math.isnan(half) else f"{said} {self.glyphs.plus_minus} {t.margin(half)}"
+        said = f"PPL {n.perplexity(ppl)}"
+        return said if math.isnan(half) else f"{said} {self.glyphs.plus_minus} {n.margin(half)}"
 
     def _fall_back(self, event: p.Fallback) -> None:
         """One entry for all fallbacks of a format that come together."""

@@ -7,9 +7,9 @@ from collections.abc import Collection
 
 from engine.protocol import Direction
 from engine.report.figures import FIGURES
+from engine.report.numbers import count, percent
 from engine.session import Session
 from qtui.views.filter import Comparison, FilterError, Term, parse_filter
-from qtui.views.text import count, percent
 
 THOUSANDTHS = ("kl", "dnll")
 """Figures that the table shows times a thousand."""

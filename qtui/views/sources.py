@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from qtui.views.text import size
+from engine.report.numbers import size
 from qtui.widgets.prompt.offers import Completion
 
 SCANNED = 5_000

@@ -11,11 +11,10 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.report import schema
+from engine.report import schema, tables
 from engine.report.documents import eval_document, export_document, sweep_document, triage_document
+from engine.report.tables import sweep_text
 from engine.session import Session, apply
-from qtui.views import tables
-from qtui.views.sweep_table import sweep_text
 from tests.qtui import replay as r
 from tests.qtui.scripted import whole
 

@@ -11,8 +11,8 @@ import pytest
 from engine import protocol as p
 from engine.report import schema
 from engine.report.documents import sweep_document
+from engine.report.tables import sweep_text
 from engine.session import Session, apply
-from qtui.views.sweep_table import sweep_text
 from tests.qtui import replay as r
 
 CONTROL = p.Control("lm_head", 0.0, 0.0, floor_dnll=1e-5, floor_kl=5e-4)

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from engine.report import numbers as n
+from engine.report.characters import cell_width
 from qtui.views import text as t
 
 
@@ -17,6 +19,12 @@ from qtui.views import text as t
 def test_nothing_printable_steers_a_terminal(text: str) -> None:
     shown = t.printable(text)
     assert not any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in shown)
+
+
+def test_the_width_of_printable_text_is_that_of_the_terminal_library() -> None:
+    printed = [char for char in map(chr, range(0x20000)) if t.printable(char) == char]
+    assert {char for char in printed if cell_width(char) != cell_len(char)} == set()
+    assert cell_width("层.q_proj") == cell_len("层.q_proj") == 9
 
 
 @given(st.text(st.characters(codec="ascii", categories=("L", "N", "P"))))
@@ -71,17 +79,17 @@ def test_short_names(name: str, block: int, shown: str) -> None:
      (math.nan, "nan"), (-math.inf, "-inf")],
 )  # fmt: skip
 def test_short_numbers(value: float, shown: str) -> None:
-    assert t.short(value) == shown
+    assert n.short(value) == shown
 
 
 def test_figures() -> None:
-    assert t.perplexity(26.1683) == "26.17"
-    assert t.perplexity(12_345.6) == "12,346"
-    assert t.percent(0.068) == "6.8%"
-    assert t.percent(0.0041) == ".41%"
-    assert [t.count(n) for n in (37, 16_384, 4_130_000, 8e9)] == ["37", "16k", "4.1M", "8B"]
-    assert [t.size(n) for n in (12, 2_600_000, 16.1e9)] == ["12 B", "2.6 MB", "16.1 GB"]
-    assert [t.clock(s) for s in (11.2, 3600, math.nan)] == ["0:12", "1:00:00", ""]
+    assert n.perplexity(26.1683) == "26.17"
+    assert n.perplexity(12_345.6) == "12,346"
+    assert n.percent(0.068) == "6.8%"
+    assert n.percent(0.0041) == ".41%"
+    assert [n.count(each) for each in (37, 16_384, 4_130_000, 8e9)] == ["37", "16k", "4.1M", "8B"]
+    assert [n.size(each) for each in (12, 2_600_000, 16.1e9)] == ["12 B", "2.6 MB", "16.1 GB"]
+    assert [n.clock(s) for s in (11.2, 3600, math.nan)] == ["0:12", "1:00:00", ""]
 
 
 @pytest.mark.parametrize(
@@ -101,5 +109,5 @@ def test_where_only_ascii_can_be_drawn(environ: dict[str, str], expected: bool) 
 
 
 def test_half_an_interval_has_no_more_places_than_mean_something() -> None:
-    shown = [t.margin(half) for half in (0.004, 0.05, 1.5, 12.34, 108.0)]
+    shown = [n.margin(half) for half in (0.004, 0.05, 1.5, 12.34, 108.0)]
     assert shown == [".004", ".05", "1.50", "12.3", "108"]

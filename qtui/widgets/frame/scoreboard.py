@@ -7,9 +7,9 @@ import math
 from rich.cells import cell_len
 
 from engine.protocol import Direction, ModelReady, RecipeScore
+from engine.report import numbers as n
 from engine.session import Dirty, Job, Prediction, Session
 from qtui.views import sweeps
-from qtui.views import text as t
 from qtui.views.text import UNICODE, Glyphs, fit, printable, short_name
 from qtui.widgets.line import Lines, Words, cells, spread
 
@@ -98,11 +98,11 @@ class Scoreboard(Lines):
         kind = printable(checkpoint.architecture)
         for tail in ("ForCausalLM", "LMHeadModel"):
             kind = kind.removesuffix(tail)
-        facts = [f"{kind} {t.count(checkpoint.parameters)}", f"{len(session.layers.names)} layers"]
+        facts = [f"{kind} {n.count(checkpoint.parameters)}", f"{len(session.layers.names)} layers"]
         memory = ""
         if model is not None:
             facts.append(f"{printable(model.device)} {model.dtype}")
-            memory = f"{t.size(model.memory)} loaded"
+            memory = f"{n.size(model.memory)} loaded"
         changed = f"{self.glyphs.changed} {self._changed} changed" if self._changed else ""
         device = facts[2] if model is not None else ""
         # What gives way where there is no room, the first of these first.
@@ -126,7 +126,7 @@ class Scoreboard(Lines):
         if not self.session.layers.names:
             return ""
         whole = self.session.size()
-        bits, size = whole.bits_per_weight, t.size(whole.bytes)
+        bits, size = whole.bits_per_weight, n.size(whole.bytes)
         return size if math.isnan(bits) else f"{bits:.2f} bit/weight  {size}"
 
     # --- the score ----------------------------------------------------------------------------
@@ -144,11 +144,11 @@ class Scoreboard(Lines):
             left: Words = [("PPL not measured yet", "$dim")]
         elif not self._changed:
             half = session.interval_factor * base.ppl * base.nll_se
-            left = [("PPL ", "$dim"), (t.perplexity(base.ppl), "bold $accent"), *self._pm(half)]
+            left = [("PPL ", "$dim"), (n.perplexity(base.ppl), "bold $accent"), *self._pm(half)]
         else:
             least = cell_len(_numbers(model)) + 2
             for detail in range(3 if width >= ROOM_FOR_MORE else 2, -1, -1):
-                left = [("PPL ", "$dim"), (f"{t.perplexity(base.ppl)} {self.glyphs.arrow} ", "")]
+                left = [("PPL ", "$dim"), (f"{n.perplexity(base.ppl)} {self.glyphs.arrow} ", "")]
                 left += self._recipe(base.ppl, model, detail)
                 if cells(left) + least <= width:
                     break
@@ -165,36 +165,36 @@ class Scoreboard(Lines):
         if score is not None:
             half = (score.ppl_high - score.ppl_low) / 2
             words: Words = [
-                (t.perplexity(score.ppl), f"bold {_tone(score.ppl_low, score.ppl_high, before)}"),
+                (n.perplexity(score.ppl), f"bold {_tone(score.ppl_low, score.ppl_high, before)}"),
                 *self._pm(half),
             ]
             if not score.done:
                 if predicted is not None and detail >= 2:
-                    foretold = f"{glyphs.about}{t.perplexity(predicted.ppl)}{_missing(predicted)}"
+                    foretold = f"{glyphs.about}{n.perplexity(predicted.ppl)}{_missing(predicted)}"
                     words.insert(0, (f"{foretold} {glyphs.arrow} ", "$dim"))
                 share = score.tokens / max(1, model.protocol.tokens)
                 words.append((f" {min(share, 1):.0%}", "$dim"))
                 if ended := _ended(self.session, score):
                     words.append((f", {ended}", "$warning"))
             if detail >= 1:
-                words += [(f"  KL{glyphs.kilo} ", "$dim"), (t.short(1000 * score.kl), "")]
+                words += [(f"  KL{glyphs.kilo} ", "$dim"), (n.short(1000 * score.kl), "")]
             if detail >= 3:
-                error = t.short(1000 * self.session.interval_factor * score.kl_se)
+                error = n.short(1000 * self.session.interval_factor * score.kl_se)
                 words.append((f" {glyphs.plus_minus} {error}", ""))
                 if math.isfinite(score.top1):
-                    words += [("  top-1 ", "$dim"), (t.percent(score.top1), "")]
+                    words += [("  top-1 ", "$dim"), (n.percent(score.top1), "")]
             return words
         if predicted is None:
             return [("?", "bold"), (" not measured yet", "$dim")]
-        words = [(glyphs.about + t.perplexity(predicted.ppl), "bold $ink")]
+        words = [(glyphs.about + n.perplexity(predicted.ppl), "bold $ink")]
         if detail >= 3:
-            kl = f"{glyphs.about}{t.short(1000 * predicted.kl)}"
+            kl = f"{glyphs.about}{n.short(1000 * predicted.kl)}"
             words += [(f"  KL{glyphs.kilo} ", "$dim"), (kl, "")]
         words.append((_missing(predicted), "$dim"))
         return words
 
     def _pm(self, half: float) -> Words:
-        return [(f" {self.glyphs.plus_minus} {t.margin(half)}", "")]
+        return [(f" {self.glyphs.plus_minus} {n.margin(half)}", "")]
 
     def _protocol(self, model: ModelReady, room: int) -> str:
         numbers = _numbers(model)
@@ -226,20 +226,20 @@ class Scoreboard(Lines):
         if now is None:
             return []
         cpu = f"cpu {now.cpu:.0%}"
-        memory = f"{t.size(now.rss)} used, {t.size(now.memory_free)} free"
+        memory = f"{n.size(now.rss)} used, {n.size(now.memory_free)} free"
         if now.gpu_total:
             load = f"gpu {now.gpu_load:.0%}"
-            used = f"{t.size(now.gpu_used)} of {t.size(now.gpu_total)}"
+            used = f"{n.size(now.gpu_used)} of {n.size(now.gpu_total)}"
             variants = [f"{load}  {used}  {cpu}  {memory}", f"{load}  {used}", load]
         else:
-            variants = [f"{cpu}  {memory}", f"{cpu}  {t.size(now.rss)}", cpu]
+            variants = [f"{cpu}  {memory}", f"{cpu}  {n.size(now.rss)}", cpu]
         room = width // 2 if width >= ROOM_FOR_MORE else width // 3
         words = next((words for words in variants if cell_len(words) <= room), "")
         return [(words, "$dim")] if words else []
 
     def _job(self, jobs: list[Job], width: int) -> Words:
         stage, job = self.session.stage, jobs[0]
-        title, done, total, left = job.title, job.done, job.total, t.clock(job.seconds_left)
+        title, done, total, left = job.title, job.done, job.total, n.clock(job.seconds_left)
         if job.kind == "open" and stage is not None:
             title, done, total = stage.name, float(stage.done), stage.total
         name = printable(title)
@@ -345,7 +345,7 @@ def _ended(session: Session, score: RecipeScore) -> str:
 
 def _sizes(done: float, total: int) -> str:
     """``8.7 of 25.5 MB``: bytes, in the unit of the whole."""
-    whole, _, unit = t.size(total).rpartition(" ")
+    whole, _, unit = n.size(total).rpartition(" ")
     step = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}.get(unit, 1.0)
     return f"{done / step:.{len(whole.partition('.')[2])}f} of {whole} {unit}"
 
@@ -356,7 +356,7 @@ def _numbers(model: ModelReady) -> str:
     cut = f"window {protocol.seq_len}"
     if protocol.stride not in (protocol.seq_len, protocol.seq_len - 1, 0):
         cut += f" stride {protocol.stride}"
-    return f"{t.count(protocol.tokens)} tok, {cut}"
+    return f"{n.count(protocol.tokens)} tok, {cut}"
 
 
 def _tone(low: float, high: float, before: float) -> str:

@@ -11,6 +11,7 @@ from textual.containers import Vertical
 from textual.timer import Timer
 
 from engine.protocol import Direction
+from engine.report import numbers as n
 from engine.session import Session
 from qtui.views import text as t
 from qtui.views.text import UNICODE, Glyphs, fit, printable
@@ -220,10 +221,10 @@ class Detail(Vertical):
             # All experts of a layer are of one shape, and hold one format.
             many = max(1, layers.shapes[row][0])
             weights, bits = weights // many, bits / many
-        price = f"{bits / max(1, weights):.2f} bit/w  {t.size(bits / 8)}"
+        price = f"{bits / max(1, weights):.2f} bit/w  {n.size(bits / 8)}"
         lines: list[Words] = [
             [(fit(name, width, glyphs, end=False), "bold")],
-            [(f"{self._shape(row)}  {t.count(weights)} weights  {self._role(row)}", "$dim")],
+            [(f"{self._shape(row)}  {n.count(weights)} weights  {self._role(row)}", "$dim")],
             [
                 ("holds ", "$dim"),
                 (printable(held), self._holds_style(row)),
@@ -291,7 +292,7 @@ class Detail(Vertical):
                 second += [
                     ("  " if second else "", ""),
                     (f"{printable(format)} ", "$dim"),
-                    (t.percent(error.relative), ""),
+                    (n.percent(error.relative), ""),
                 ]
         third: Words = []
         for effect in self._wanted(row):

@@ -10,9 +10,9 @@ from engine.errors import FormatError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits
 from engine.protocol import Direction, Estimate, Sensitivity
+from engine.report import numbers as n
 from engine.report.figures import below_floor
 from engine.session import Session
-from qtui.views import text as t
 from qtui.views.text import Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Words
 from qtui.widgets.table.columns import BELOW, DOUBT, dppl_half, signed_change
@@ -114,10 +114,10 @@ def divergence(effect: Effect, glyphs: Glyphs) -> tuple[str, str]:
 
     ``<floor`` stands in place of the interval of what is too small to be measured.
     """
-    kl = t.short(1000 * effect.kl)
+    kl = n.short(1000 * effect.kl)
     if effect.below_floor:
         return kl, BELOW
-    half = t.short(1000 * effect.kl_half) if math.isfinite(effect.kl_half) else "?"
+    half = n.short(1000 * effect.kl_half) if math.isfinite(effect.kl_half) else "?"
     return ("" if effect.measured else glyphs.about) + kl, f"{glyphs.plus_minus} {half}"
 
 
@@ -162,14 +162,14 @@ def _table(title: str, found: list[Effect], held: str, width: int, glyphs: Glyph
             (f"{half:<7}", style),
         ]
         if raw:
-            shown = "" if math.isnan(each.raw) else t.short(1000 * each.raw)
+            shown = "" if math.isnan(each.raw) else n.short(1000 * each.raw)
             words.append((f"{shown:>5}  ", "$dim"))
         words.append((f"{change(each, glyphs):<15}", ""))
         if top1:
-            agrees = "" if math.isnan(each.top1) else t.percent(each.top1)
+            agrees = "" if math.isnan(each.top1) else n.percent(each.top1)
             words.append((f"{agrees:>6}", ""))
         if tokens:
-            words.append((f"{t.count(each.tokens):>6}", "$dim"))
+            words.append((f"{n.count(each.tokens):>6}", "$dim"))
         lines.append(words)
     return lines
 
@@ -184,7 +184,7 @@ def _explained(session: Session, found: list[Effect], width: int, glyphs: Glyphs
     for doubt, labels in doubts.items():
         said.append((DOUBT, f"{', '.join(labels)}: {' '.join(doubt.split())}"))
     if any(each.below_floor for each in found) and session.control is not None:
-        floor = t.short(1000 * session.control.floor_kl)
+        floor = n.short(1000 * session.control.floor_kl)
         said.append((BELOW, f"below {floor}, what rounding alone may measure: no effect to tell"))
     corrected = [each for each in found if not math.isnan(each.raw)]
     if corrected:

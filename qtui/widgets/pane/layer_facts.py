@@ -6,9 +6,9 @@ import math
 from statistics import median
 
 from engine.protocol import ExpertsReady, LayerWeights
+from engine.report import numbers as n
 from engine.report.figures import OUTLIER_COLUMN
 from engine.session import Session
-from qtui.views import text as t
 from qtui.views.text import Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Words, cells
 from qtui.widgets.pane.effect_facts import bits_per_weight, here
@@ -26,7 +26,7 @@ def findings(known: LayerWeights, glyphs: Glyphs, *, brief: bool = False) -> Wor
     if known.nan or known.inf:
         words.append(f"{known.nan:,} NaN, {known.inf:,} Inf")
     if known.worst_column_sigma > OUTLIER_COLUMN:
-        reach = f"{t.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
+        reach = f"{n.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
         words.append(
             f"channel {known.worst_column}: {reach}"
             if brief
@@ -46,20 +46,20 @@ def _counted(number: int, what: str) -> str:
 def weight_lines(known: LayerWeights, glyphs: Glyphs) -> list[Words]:
     """Outlier figures of a layer's weights."""
     out = known.outliers
-    beyond = f">{t.short(out.sigma, small=0)}{glyphs.sigma}"
+    beyond = f">{n.short(out.sigma, small=0)}{glyphs.sigma}"
     first = [
-        (beyond, f"{t.percent(out.fraction)} ({out.count:,})"),
+        (beyond, f"{n.percent(out.fraction)} ({out.count:,})"),
         ("max", significant(out.max_abs)),
         ("std", significant(known.std)),
-        ("kurtosis", t.short(known.kurtosis, small=1)),
+        ("kurtosis", n.short(known.kurtosis, small=1)),
     ]
     second = [
-        ("range", f"{t.short(known.range_ratio, small=1)}{glyphs.times} that without outliers"),
-        ("wasted", t.percent(known.waste)),
+        ("range", f"{n.short(known.range_ratio, small=1)}{glyphs.times} that without outliers"),
+        ("wasted", n.percent(known.waste)),
     ]
     lines = [_pairs(first), _pairs(second)]
     if known.worst_column >= 0 and known.worst_column_sigma <= OUTLIER_COLUMN:
-        reach = f"{t.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
+        reach = f"{n.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
         lines.append(_pairs([("largest input channel", f"{known.worst_column}, {reach}")]))
     if known.denormals:
         lines.append(_pairs([("denormals", f"{known.denormals:,}")]))
@@ -100,8 +100,8 @@ def error_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[
         lines.append(
             [
                 *words,
-                (f"{t.percent(error.relative):>10}", "bold"),
-                (f"{t.short(error.sqnr_db, small=1) + ' dB':>10}", ""),
+                (f"{n.percent(error.relative):>10}", "bold"),
+                (f"{n.short(error.sqnr_db, small=1) + ' dB':>10}", ""),
                 (f"{significant(error.max_abs):>10}", ""),
             ]
         )
@@ -152,7 +152,7 @@ def past_lines(
         ]
         if (score := step.score) is not None:
             half = (score.ppl_high - score.ppl_low) / 2
-            said = f"  {t.perplexity(score.ppl)} {glyphs.plus_minus} {t.margin(half)}"
+            said = f"  {n.perplexity(score.ppl)} {glyphs.plus_minus} {n.margin(half)}"
             words.append((said, dim))
         if not step.in_force:
             words.append(("  undone", "$warning"))
@@ -185,7 +185,7 @@ def expert_lines(
         return [[(f"there are figures of {len(found.std)} experts, none of {expert}", "$warning")]]
     label = _label_width(list(found.relative), width - 36)
     rows: list[tuple[str, list[float], bool]] = [
-        (f"beyond {t.short(sigma, small=0)}{glyphs.sigma}", found.outliers, True),
+        (f"beyond {n.short(sigma, small=0)}{glyphs.sigma}", found.outliers, True),
         ("max", found.max_abs, False),
         ("std", found.std, False),
     ]
@@ -197,7 +197,7 @@ def expert_lines(
             lines.append([("error of", "$dim")])
         if expert >= len(values):
             continue
-        value, shown = values[expert], t.percent if share else significant
+        value, shown = values[expert], n.percent if share else significant
         finite = [other for other in values if math.isfinite(other)]
         middle = shown(median(finite)) if finite else glyphs.unknown
         rank = 1 + sum(other > value for other in finite)

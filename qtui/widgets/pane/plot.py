@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 from engine.protocol import HistogramReady
-from qtui.views.text import Glyphs, fit, printable, short
+from engine.report.numbers import short
+from qtui.views.text import Glyphs, fit, printable
 from qtui.widgets.line import Words
 
 LEAST = (12, 6)

@@ -9,7 +9,8 @@ from textual import events
 from textual.binding import Binding, BindingType
 
 from engine.profiles import Profile
-from qtui.views.text import UNICODE, Glyphs, count, printable
+from engine.report.numbers import count
+from qtui.views.text import UNICODE, Glyphs, printable
 from qtui.widgets.line import Lines, Words, cells
 
 

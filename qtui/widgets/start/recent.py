@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from rich.cells import cell_len
 
+from engine.report import numbers as n
 from engine.store.past_sessions import Looked, PastSession
-from qtui.views import text as t
 from qtui.views.text import Glyphs, fit, printable
 from qtui.widgets.line import Words
 from qtui.widgets.prompt.offers import Completion
@@ -48,7 +48,7 @@ def kind(architecture: str, parameters: int) -> str:
     name = printable(architecture)
     for tail in ("ForCausalLM", "LMHeadModel"):
         name = name.removesuffix(tail)
-    return f"{name} {t.count(parameters) if parameters else ''}".strip()
+    return f"{name} {n.count(parameters) if parameters else ''}".strip()
 
 
 def known(past: PastSession, glyphs: Glyphs, width: int) -> str:
@@ -62,9 +62,9 @@ def known(past: PastSession, glyphs: Glyphs, width: int) -> str:
     if past.changed:
         pieces.append((3, f"{past.changed} changed", f"{past.changed} changed"))
     if not math.isnan(past.ppl_reference):
-        score = t.perplexity(past.ppl_reference)
+        score = n.perplexity(past.ppl_reference)
         if not math.isnan(past.ppl_recipe) and past.changed:
-            score += f" {glyphs.arrow} {t.perplexity(past.ppl_recipe)}"
+            score += f" {glyphs.arrow} {n.perplexity(past.ppl_recipe)}"
         pieces.append((0, f"PPL {score}", f"PPL {score}"))
     if not math.isnan(past.bits_per_weight) and past.changed:
         bits = f"{past.bits_per_weight:.2f} bit"
@@ -154,6 +154,6 @@ def sentence(seen: Looked) -> str:
         kind(seen.architecture, seen.parameters),
         f"{seen.layers} layers" if seen.layers else "",
         DTYPES.get(dtype, dtype),
-        t.size(seen.bytes) if seen.bytes else "",
+        n.size(seen.bytes) if seen.bytes else "",
     ]
     return ", ".join(part for part in parts if part)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from engine.protocol import Direction
+from engine.report.numbers import decimals
 from engine.session import Session
-from qtui.views.text import Glyphs, decimals, printable
+from qtui.views.text import Glyphs, printable
 from qtui.widgets.line import Words, cells
 
 

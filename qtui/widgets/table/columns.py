@@ -13,8 +13,9 @@ from rich.cells import cell_len
 
 from engine import protocol as p
 from engine.report.figures import FIGURES, delta_ppl, finding
+from engine.report.numbers import decimals, percent, short
 from engine.session import Session
-from qtui.views.text import Glyphs, bar, decimals, fit, percent, printable, short, short_name
+from qtui.views.text import Glyphs, bar, fit, printable, short_name
 
 Piece: TypeAlias = tuple[str, str]
 """Text, and the name of its style; empty for that of the line."""

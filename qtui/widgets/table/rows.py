@@ -11,7 +11,8 @@ from rich.style import Style
 
 from engine.protocol import Estimate, ExpertsReady, Sensitivity
 from engine.report.figures import OUTLIER_COLUMN, below_floor, finding
-from qtui.views.text import Glyphs, fit, percent, printable, short
+from engine.report.numbers import percent, short
+from qtui.views.text import Glyphs, fit, printable
 from qtui.widgets.table.columns import GUTTER, Layout, Look, Piece, Row, dppl_half, signed_change
 from qtui.widgets.table.listing import Listing
 

@@ -1,4 +1,4 @@
-"""A sweep's document as a person reads it: the worst first, estimates marked ``≈``."""
+"""A sweep as tables: the largest KL first, estimates marked ``≈``."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ from collections.abc import Iterable, Sequence
 from msgspec import UnsetType
 
 from engine.report import schema as s
-from qtui.views.tables import (
+from engine.report.characters import printable
+from engine.report.tables.cells import figure, order, share, thousandth
+from engine.report.tables.layout import paragraphs, table
+from engine.report.tables.parts import (
     about,
     additivity_lines,
     control_line,
     fallback_lines,
-    figure,
-    order,
-    paragraphs,
     protocol_lines,
-    share,
     spent,
-    table,
-    thousandth,
 )
-from qtui.views.text import printable
 
 ABOUT, DOUBT, BELOW = "≈", "?", "<floor"
 FIGURES = ("KL·10³", "s.e.", "≈KL·10³", "ΔNLL·10³", "s.e.", "ΔPPL", "95%", "top-1", "tokens", "")

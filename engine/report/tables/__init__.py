@@ -1,0 +1,9 @@
+"""Documents as text: tables whose columns line up, the worst layers first.
+
+One file a document. Nothing here knows a terminal: a notebook prints the same text.
+"""
+
+from engine.report.tables.evaluation import eval_text as eval_text
+from engine.report.tables.export import export_text as export_text
+from engine.report.tables.sweep import sweep_text as sweep_text
+from engine.report.tables.triage import triage_text as triage_text

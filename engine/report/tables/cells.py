@@ -1,0 +1,43 @@
+"""Figures of a document as cells of a table; what is not finite is said in words."""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import UnsetType
+
+from engine.report import schema as s
+from engine.report.numbers import perplexity, short
+
+NOT_KNOWN = "-"
+
+
+def figure(value: s.Number | UnsetType, places: int) -> str:
+    """A number in so many places."""
+    if isinstance(value, UnsetType):
+        return NOT_KNOWN
+    if value is None:
+        return "not finite"
+    return f"{value:.{places}f}" if abs(value) < 1e6 else short(value)
+
+
+def thousandth(value: s.Number) -> str:
+    """A number of nats in thousandths."""
+    return figure(None if value is None else value * 1000, 3)
+
+
+def share(value: s.Number) -> str:
+    """A share as a percentage."""
+    if value is None:
+        return "not finite"
+    return f"{100 * value:.{1 if abs(value) >= 0.0995 else 2}f}%"
+
+
+def ppl(value: s.Number) -> str:
+    """A perplexity."""
+    return "not finite" if value is None else perplexity(value)
+
+
+def order(value: s.Number) -> float:
+    """What cannot be told stands first: it is the worst there is."""
+    return math.inf if value is None else value

@@ -1,0 +1,32 @@
+"""An export as lines: what was written where, and how large it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from engine.report import schema as s
+from engine.report.characters import printable
+from engine.report.numbers import size
+from engine.report.tables.cells import figure
+from engine.report.tables.layout import named, paragraphs
+from engine.report.tables.parts import about, fallback_lines, spent
+
+
+def export_text(document: s.ExportDocument) -> str:
+    """An export: what was written where, and how large it is."""
+    held = Counter(document.recipe.values())
+    formats = ", ".join(f"{many} in {format}" for format, many in held.most_common())
+    bits = figure(document.bits_per_weight, 2)
+    lines = [
+        ["folder", document.folder],
+        ["size", f"{size(document.bytes)}, of {size(document.checkpoint.bytes)}"],
+        ["layers", f"{formats}; {document.layers} stored as codes"],
+        ["bits", f"{bits} per weight"],
+    ]
+    return paragraphs(
+        about(document.checkpoint),
+        named(lines),
+        "\n".join(f"note: {printable(note)}" for note in document.notes),
+        fallback_lines(document.fallbacks),
+        spent(document.timings, 0),
+    )

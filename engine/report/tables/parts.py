@@ -1,0 +1,93 @@
+"""What several documents have in common: checkpoint, protocol, control, fallbacks, time spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec import UnsetType
+
+from engine import protocol as p
+from engine.report import schema as s
+from engine.report.characters import printable
+from engine.report.numbers import clock, count, size
+from engine.report.tables.cells import figure, ppl
+
+
+def about(model: s.Model) -> str:
+    """The checkpoint in a line."""
+    return (
+        f"{printable(model.name)}: {count(model.params)} parameters, {size(model.bytes)}, "
+        f"fingerprint {printable(model.fingerprint[:12])}"
+    )
+
+
+def protocol_lines(protocol: p.Protocol, baseline: s.BaselinePart | UnsetType) -> str:
+    """The unchanged model's score, and what every figure stands on."""
+    cut = f"window {protocol.seq_len}"
+    if protocol.stride != protocol.seq_len - 1:
+        cut += f", {protocol.stride} targets of each"
+    lines = [
+        f"text: {printable(protocol.text)}, {protocol.tokens:,} tokens, {cut}; "
+        f"{protocol.dtype} on {protocol.device}"
+    ]
+    if not isinstance(baseline, UnsetType):
+        lines.insert(
+            0, f"PPL {ppl(baseline.ppl)} unchanged (NLL {figure(baseline.nll, 4)} nats per token)"
+        )
+    return "\n".join(lines)
+
+
+def control_line(control: s.ControlPart | UnsetType) -> str:
+    """What a change of nothing measured."""
+    if isinstance(control, UnsetType):
+        return ""
+    return (
+        "control, a layer swapped for itself: "
+        f"|ΔNLL| {_tiny(control.max_abs_dnll)}, KL {_tiny(control.max_abs_kl)} "
+        f"(numeric floor: {_tiny(control.floor_dnll)}, {_tiny(control.floor_kl)})"
+    )
+
+
+def _tiny(value: s.Number) -> str:
+    return "not finite" if value is None else f"{value:.1e}" if value else "0"
+
+
+def additivity_lines(additivity: s.AdditivityPart | UnsetType) -> str:
+    """How far single effects may be added up, a line a format."""
+    if isinstance(additivity, UnsetType):
+        return ""
+    return "\n".join(
+        f"additivity of {printable(format)}: {figure(found.kl, 2)} "
+        f"(KL of {found.layers} layers together over the sum of their own)"
+        for format, found in additivity.by_format.items()
+    )
+
+
+def fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
+    """Layers that do not hold what was asked for, a line each."""
+    return "\n".join(
+        f"fallback: {printable(each.layer)} {instead(each.holds or '')}, "
+        f"not {printable(each.format)}: "
+        f"{printable(each.why)}"
+        for each in fallbacks
+    )
+
+
+def instead(holds: str) -> str:
+    """What a layer does that cannot hold a format: it holds another, or is kept."""
+    return f"holds {printable(holds)}" if holds else "is kept"
+
+
+def spent(timings: dict[str, s.Number], resumed: int) -> str:
+    """Seconds by what they were spent on, and what was not measured again."""
+    parts = [
+        f"{printable(name.removesuffix('_s'))} {_seconds(seconds)}"
+        for name, seconds in timings.items()
+        if seconds
+    ]
+    known = f"{resumed} results were known before" if resumed else ""
+    return "; ".join(part for part in (", ".join(parts), known) if part)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)

@@ -1,0 +1,70 @@
+"""A triage as a table: layers with the largest error first."""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import UnsetType
+
+from engine.report import schema as s
+from engine.report.tables.cells import NOT_KNOWN, figure, order, share
+from engine.report.tables.layout import paragraphs, table
+from engine.report.tables.parts import about, fallback_lines, spent
+
+
+def triage_text(document: s.TriageDocument) -> str:
+    """A triage: layers with the largest error first."""
+    formats = list(
+        dict.fromkeys(
+            format
+            for layer in document.layers
+            if not isinstance(layer.errors, UnsetType)
+            for format in layer.errors
+        )
+    )
+    headings = ["layer", "shape", "dtype", "outliers", "waste", "kurtosis", "faults", *formats]
+    rows = [
+        [
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            layer.dtype,
+            NOT_KNOWN if isinstance(layer.outliers, UnsetType) else share(layer.outliers.fraction),
+            NOT_KNOWN if isinstance(layer.waste, UnsetType) else share(layer.waste),
+            figure(layer.kurtosis, 1),
+            _faults(layer),
+            *(_error(layer, format) for format in formats),
+        ]
+        for layer in sorted(document.layers, key=_worst_error, reverse=True)
+    ]
+    return paragraphs(
+        about(document.model),
+        table(headings, rows, left={0, 1, 2, 6}),
+        _legend(document),
+        fallback_lines(document.fallbacks),
+        spent(document.timings, document.resumed),
+    )
+
+
+def _legend(document: s.TriageDocument) -> str:
+    sigma = next(
+        (x.outliers.sigma for x in document.layers if not isinstance(x.outliers, UnsetType)), None
+    )
+    beyond = "" if sigma is None else f"outliers: weights beyond {sigma:g} σ; "
+    return f"{beyond}waste: share of a uniform grid spent on them; errors: ‖W − Ŵ‖ / ‖W‖"
+
+
+def _faults(layer: s.TriageLayer) -> str:
+    named = (("NaN", layer.nan), ("inf", layer.inf), ("zero rows", layer.zero_rows))
+    return ", ".join(f"{found} {name}" for name, found in named if found)
+
+
+def _error(layer: s.TriageLayer, format: str) -> str:
+    if isinstance(layer.errors, UnsetType) or format not in layer.errors:
+        return NOT_KNOWN
+    return share(layer.errors[format].relative)
+
+
+def _worst_error(layer: s.TriageLayer) -> float:
+    if isinstance(layer.errors, UnsetType):
+        return -math.inf
+    return max((order(error.relative) for error in layer.errors.values()), default=-math.inf)
