@@ -24,26 +24,28 @@ from engine.client import Link, launch
 from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.session import Session
-from qtui.engine_link import GOODBYE, Life
+from qtui.engine_link import GOODBYE, EngineLink
 from qtui.pump import Pump
-from qtui.screens.workbench.actions import Deeds
-from qtui.screens.workbench.screen import Workbench
+from qtui.screens.mounted import MountedScreens
+from qtui.screens.session_screen import SessionScreen
+from qtui.screens.spec import ScreenContext
 from qtui.terminal import TerminalDriver, end_on_signals
 from qtui.user.remembered import Remembered, remember_theme
 from qtui.user.theme_watch import ThemeShelf
 from qtui.user.themes import default_theme, depth
+from qtui.views.eventlog import EventLog
 from qtui.views.text import PLAIN, UNICODE, Glyphs, only_ascii
 
 if TYPE_CHECKING:
     from qtui.screens.start.screen import Start
 
-QUESTIONS = (p.AskHistogram, p.AskExperts)
-"""Commands that nobody pressed a key for."""
+UNASKED = (p.AskHistogram, p.AskExperts)
+"""Commands that are sent with no key pressed."""
 AGAIN = 4.0
 """Seconds in which a second ``ctrl+c`` quits."""
 
 
-class Look(NamedTuple):
+class Appearance(NamedTuple):
     """How the interface is drawn and which keys it has."""
 
     ascii: bool = False
@@ -58,7 +60,7 @@ class Look(NamedTuple):
     """What is wrong with the user's own files, to be said once there is a screen."""
 
 
-PLAINLY = Look()
+DEFAULT_APPEARANCE = Appearance()
 """As nobody said otherwise."""
 
 
@@ -72,7 +74,7 @@ class Choice(NamedTuple):
 
 
 class QtuiApp(App[None]):
-    """Shows a session and passes on what a person wants; never waits for the engine."""
+    """Shows a session and sends commands; never waits for the engine."""
 
     ENABLE_COMMAND_PALETTE = False
     TITLE = "qtui"
@@ -87,7 +89,7 @@ class QtuiApp(App[None]):
         settings: p.Settings,
         profile: Profile,
         connect: Callable[[], Awaitable[Link]] | None = None,
-        look: Look = PLAINLY,
+        appearance: Appearance = DEFAULT_APPEARANCE,
         choice: Choice | None = None,
         shelf: ThemeShelf | None = None,
     ) -> None:
@@ -97,7 +99,7 @@ class QtuiApp(App[None]):
             settings: how everything is measured.
             profile: keys and repaints a second.
             connect: gives a link to an engine; None starts one.
-            look: how it is drawn.
+            appearance: how it is drawn.
             choice: the start screen; needed where there is no source.
             shelf: the themes; None reads them.
         """
@@ -108,63 +110,65 @@ class QtuiApp(App[None]):
                 NoColor() if isinstance(each, Monochrome) else each for each in self._filters
             ]
         self.animation_level = "none"
-        self.look, self.choice = look, choice
-        self.glyphs = PLAIN if look.ascii else UNICODE
+        self.appearance, self.choice = appearance, choice
+        self.glyphs = PLAIN if appearance.ascii else UNICODE
         self._connect = connect
         self._painting = self._begun = False
         self._leaving = False
         self._code: int | None = None
         """Exit code of a signal that ends the interface."""
         self._interrupted = float("-inf")
-        if "suspend" in look.keymap:
+        if "suspend" in appearance.keymap:
             # A person gave it another key, and may have given this one to something else.
             self._bindings.key_to_bindings.pop("ctrl+z", None)
         self.shelf = shelf or ThemeShelf()
         self.shelf.register(self)
-        self.theme = look.theme or default_theme(os.environ)
-        self.life: Life | None = None
+        self.theme = appearance.theme or default_theme(os.environ)
+        self.engine_link: EngineLink | None = None
         if source is not None:
-            self.life = self._life(source, settings, profile)
+            self.engine_link = self._link_to(source, settings, profile)
 
-    def _life(self, source: str, settings: p.Settings, profile: Profile) -> Life:
-        bench = Workbench(source, profile, self.glyphs, self.look.keymap)
-        bench.remember(self.look.remembered)
-        Deeds(bench)
+    def _link_to(self, source: str, settings: p.Settings, profile: Profile) -> EngineLink:
+        context = ScreenContext(
+            source, profile, self.glyphs, EventLog(self.glyphs),
+            self.appearance.keymap, self.appearance.remembered,
+        )  # fmt: skip
         connect = self._connect or (lambda: launch(source, nice=profile.nice))
-        return Life(self, bench, source, settings, profile, connect, self._behind)
+        screens = MountedScreens(self, context)
+        return EngineLink(self, screens, source, settings, profile, connect, self._is_behind)
 
     @property
-    def alive(self) -> Life:
-        """The life of the engine that is shown.
+    def engine(self) -> EngineLink:
+        """The link to the engine of the session that is shown.
 
         Raises:
             RuntimeError: no checkpoint was chosen yet.
         """
-        if self.life is None:
+        if self.engine_link is None:
             raise RuntimeError("no checkpoint was chosen yet")
-        return self.life
+        return self.engine_link
 
     @property
-    def workbench(self) -> Workbench:
-        """The workbench."""
-        return self.alive.bench
+    def screens(self) -> MountedScreens:
+        """The screens of the session."""
+        return self.engine.screens
 
     @property
     def pump(self) -> Pump:
         """What folds the engine's events."""
-        return self.alive.pump
+        return self.engine.pump
 
     @property
     def session(self) -> Session:
         """What is known."""
-        return self.alive.session
+        return self.engine.session
 
     def get_default_screen(self) -> Screen[object]:
-        """The workbench or the start screen: it stands in the first frame."""
-        if self.life is None:
+        """The workbench or the start screen: the first frame shows it."""
+        if self.engine_link is None:
             assert self.choice is not None, "no source, and no start screen to choose one on"
             return self.choice.screen(self.glyphs)  # type: ignore[return-value]
-        return self.workbench  # type: ignore[return-value]
+        return self.screens.workbench  # type: ignore[return-value]
 
     def on_ready(self) -> None:
         """Paint the first frame once: by then every widget has made use of its room."""
@@ -188,22 +192,22 @@ class QtuiApp(App[None]):
 
     def _follow_themes(self) -> None:
         for problem in self.shelf.poll(self):
-            if self.life is not None:
-                self.workbench.tell("warning", problem)
+            if self.engine_link is not None:
+                self.screens.tell("warning", problem)
 
     def _begin(self) -> None:
-        if self.life is not None and not self._begun:
+        if self.engine_link is not None and not self._begun:
             # A start screen may be left before its own first frame stands.
             self._begun = True
-            self.life.begin()
-            for problem in self.look.problems:
-                self.workbench.tell("warning", problem)
+            self.engine_link.begin()
+            for problem in self.appearance.problems:
+                self.screens.tell("warning", problem)
 
     def on_start_chosen(self, chosen: Start.Chosen) -> None:
         """Open what was chosen on the start screen, once however often enter was pressed."""
         from qtui.widgets.prompt.prompt import Prompt, Verdict
 
-        if self.life is not None:
+        if self.engine_link is not None:
             return
         assert self.choice is not None
         try:
@@ -212,16 +216,16 @@ class QtuiApp(App[None]):
             # The profiles were changed since they were read first.
             self.query_one(Prompt).say(Verdict(False, str(error)), loud=True)
             return
-        self.life = self._life(chosen.source, settings, profile)
+        self.engine_link = self._link_to(chosen.source, settings, profile)
         # Over the start screen, not in its place: a first screen cannot be taken away.
-        self.push_screen(self.workbench)
+        self.push_screen(self.screens.workbench)
         self.call_after_refresh(self._begin)
 
     async def on_start_leave(self) -> None:
         """Go without having chosen anything."""
         await self.action_quit()
 
-    def _behind(self) -> bool:
+    def _is_behind(self) -> bool:
         """Whether the terminal still has frames to take."""
         writer = getattr(self._driver, "_writer_thread", None)
         return writer is not None and writer._queue.qsize() > 1
@@ -259,29 +263,33 @@ class QtuiApp(App[None]):
         shown = super().get_key_display(binding)
         return shown if shown.isascii() or not self.glyphs.ascii else binding.key
 
-    # --- what a person wants ------------------------------------------------------------------
+    # --- what screens ask for ------------------------------------------------------------------
 
-    def on_workbench_ask(self, ask: Workbench.Ask) -> None:
-        """Pass a command on."""
-        if not self.alive.ask(ask.command) and not isinstance(ask.command, QUESTIONS):
-            self.workbench.refused()
+    def on_session_screen_ask(self, ask: SessionScreen.Ask) -> None:
+        """Send the engine a command."""
+        if not self.engine.ask(ask.command) and not isinstance(ask.command, UNASKED):
+            self.screens.shown.refused()
 
-    async def on_workbench_wanted(self, wanted: Workbench.Wanted) -> None:
-        """Do what is the app's to do."""
-        life, bench = self.alive, self.workbench
+    async def on_session_screen_show_screen(self, wanted: SessionScreen.ShowScreen) -> None:
+        """Show another screen of the session."""
+        await self.screens.switch_to(wanted.id)
+
+    async def on_session_screen_app_wide_action(self, wanted: SessionScreen.AppWideAction) -> None:
+        """Do what only the app can do."""
+        link = self.engine
         match wanted.what:
             case "retry":
-                bench.message.say("info", life.retry())
-            case "leave":
+                self.screens.say("info", link.retry())
+            case "quit":
                 await self.action_quit()
             case "suspend":
                 self.action_suspend_process()
             case "theme":
                 self.choose_theme(self.shelf.next(self.theme))
             case "freeze":
-                life.freeze(not life.frozen)
-            case "thaw":
-                life.freeze(False)
+                link.freeze(not link.frozen)
+            case "unfreeze":
+                link.freeze(False)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """What every line goes through last: a theme may want the terminal's own colours."""
@@ -292,31 +300,31 @@ class QtuiApp(App[None]):
         self.theme = name
         problem = remember_theme(name, depth(os.environ))
         about = dict(self.shelf.listed()).get(name, "")
-        self.workbench.message.say("info", f"theme {name}: {about}")
+        self.screens.say("info", f"theme {name}: {about}")
         if problem:
-            self.workbench.tell("warning", problem)
+            self.screens.tell("warning", problem)
 
     async def action_interrupt(self) -> None:
         """``ctrl+c``: twice in `AGAIN` seconds quits, so that one stray press ends nothing."""
         now = time.monotonic()
-        if now - self._interrupted < AGAIN or self.life is None:
+        if now - self._interrupted < AGAIN or self.engine_link is None:
             await self.action_quit()
             return
         self._interrupted = now
-        cancels = self.workbench.key("cancel")
+        cancels = self.screens.shown.key("cancel")
         said = f"ctrl+c again quits; {cancels} cancels what is running"
-        self.workbench.message.say("warning", said, AGAIN)
+        self.screens.say("warning", said, AGAIN)
 
     async def action_quit(self) -> None:
         """Stop the engine and go."""
         if self._leaving:
             return
         self._leaving = True
-        if self.life is None:
+        if self.engine_link is None:
             self.exit(return_code=self._code or 0)
             return
-        self.workbench.message.say("info", "stopping the engine")
-        self.run_worker(self._goodbye(self.life), group="goodbye")
+        self.screens.say("info", "stopping the engine")
+        self.run_worker(self._goodbye(self.engine_link), group="goodbye")
 
     def leave(self, code: int) -> None:
         """Stop the engine and go, with this exit code; from a signal's handler."""
@@ -324,9 +332,9 @@ class QtuiApp(App[None]):
         self._code = code
         loop.call_soon_threadsafe(lambda: self.call_later(self.action_quit))
 
-    async def _goodbye(self, life: Life) -> None:
-        await life.end()
-        self.exit(return_code=life.open_failed() if self._code is None else self._code)
+    async def _goodbye(self, link: EngineLink) -> None:
+        await link.end()
+        self.exit(return_code=link.open_failed() if self._code is None else self._code)
 
 
 def run(
@@ -334,7 +342,7 @@ def run(
     settings: p.Settings,
     profile: Profile,
     *,
-    look: Look = PLAINLY,
+    appearance: Appearance = DEFAULT_APPEARANCE,
     choice: Choice | None = None,
     shelf: ThemeShelf | None = None,
     started: subprocess.Popen[bytes] | None = None,
@@ -349,8 +357,8 @@ def run(
         assert source is not None
         return await launch(source, nice=profile.nice, started=started)
 
-    look = look._replace(ascii=look.ascii or only_ascii(os.environ))
-    app = QtuiApp(source, settings, profile, connect if source else None, look, choice, shelf)
+    appearance = appearance._replace(ascii=appearance.ascii or only_ascii(os.environ))
+    app = QtuiApp(source, settings, profile, connect if source else None, appearance, choice, shelf)
 
     def give_up() -> None:
         if started is not None:
@@ -360,6 +368,6 @@ def run(
     gc.set_threshold(20_000, 20, 100)
     end_on_signals(app.leave, give_up, GOODBYE + 1.0)
     app.run()
-    if started is not None and (app.life is None or not app.life.said_stop):
+    if started is not None and (app.engine_link is None or not app.engine_link.said_stop):
         started.terminate()
     return app.return_code or 0

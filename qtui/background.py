@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def aside(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[[], T]) -> T:
     """What ``work`` returns or raises, done in a thread that nobody waits for when qtui ends.
 
     A folder on a server that has gone away holds a thread for minutes; the threads of asyncio's

@@ -1,4 +1,4 @@
-"""One engine's life as the interface lives it: reached, told what is wanted, heard to its end."""
+"""The interface's link to an engine: connect, send commands, fold events, reconnect."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.session import Dirty, Session, decode_session, encode_session
 from qtui.pump import EVERYTHING, Pump
-from qtui.screens.workbench.screen import Workbench
+from qtui.screens.mounted import MountedScreens
 
 GOODBYE = 3.0
-"""Seconds the engine is given to hear that it may stop."""
+"""Seconds to wait until the engine has been told to stop."""
 
 
-class Life:
-    """Connects a workbench to an engine, and to the next one where that ends."""
+class EngineLink:
+    """Connects the screens of a session to an engine, and to the next one where that ends."""
 
     def __init__(
         self,
         app: App[None],
-        bench: Workbench,
+        screens: MountedScreens,
         source: str,
         settings: p.Settings,
         profile: Profile,
@@ -37,28 +37,28 @@ class Life:
         """
         Args:
             app: whose timers and workers are used.
-            bench: the screen that shows what is known.
+            screens: what shows the session.
             source: ``demo``, a folder, or a hub id.
             settings: how everything is measured.
             profile: repaints a second.
             connect: gives a link to an engine.
             behind: whether the terminal still has frames to take.
         """
-        self.app, self.bench = app, bench
+        self.app, self.screens = app, screens
         self.source, self.settings, self.connect = source, settings, connect
         self.link: Link | None = None
         self.leaving = False
         self.gone = False
-        """Whether there is no engine, and none is being looked for."""
+        """Whether there is no engine, and none is being started."""
         self.said_stop = False
         self.pump = Pump(
-            Session(), self._paint, app.set_timer, profile.fps, hear=bench.hear, behind=behind
+            Session(), self._paint, app.set_timer, profile.fps, hear=screens.hear, behind=behind
         )
         # What is heard before the first repaint is logged by what is known then.
-        bench.session = self.pump.session
-        self._still: Session | None = None
-        self._taken = self.pump.session
-        """The session that was shown last, or is shown again after a pause."""
+        screens.take_session(self.pump.session)
+        self._frozen_session: Session | None = None
+        self._shown_session = self.pump.session
+        """The session that was shown last, or is shown again after the display was frozen."""
         self._commands: asyncio.Queue[p.AnyCommand] = asyncio.Queue()
 
     @property
@@ -70,56 +70,56 @@ class Life:
 
     @property
     def frozen(self) -> bool:
-        """Whether the screen stands still while results go on being collected."""
-        return self._still is not None
+        """Whether the display is frozen while results are still collected."""
+        return self._frozen_session is not None
 
     def freeze(self, frozen: bool) -> None:
-        """Let the screen stand still on what is known now, or follow again."""
+        """Freeze the display on what is known now, or follow again."""
         if frozen != self.frozen:
-            self._still = decode_session(encode_session(self.session)) if frozen else None
-            self.bench.scoreboard.frozen = frozen
-            self.pump.touch(EVERYTHING)
+            self._frozen_session = decode_session(encode_session(self.session)) if frozen else None
+            self.screens.freeze(frozen)
+            self.pump.mark_dirty(EVERYTHING)
 
     def _paint(self, dirty: frozenset[Dirty]) -> None:
         if not self.app.is_running or self.leaving:
             return
-        if self._still is None:
-            anew, self._taken = self.session is not self._taken, self.session
-            self.bench.show(self.session, dirty, anew=anew)
+        if self._frozen_session is None:
+            anew, self._shown_session = self.session is not self._shown_session, self.session
+            self.screens.paint(self.session, dirty, anew=anew)
         elif dirty == EVERYTHING:
-            self.bench.show(self._still, dirty)
+            self.screens.paint(self._frozen_session, dirty)
         elif answers := dirty & {"histogram", "experts"}:
-            # What a person looks at is answered also while results stand still.
-            self._still.histograms = self.session.histograms
-            self._still.experts = self.session.experts
-            self.bench.show(self._still, frozenset(answers))
+            # What a person asks about a layer is answered while the display is frozen, too.
+            self._frozen_session.histograms = self.session.histograms
+            self._frozen_session.experts = self.session.experts
+            self.screens.paint(self._frozen_session, frozenset(answers))
 
     # --- the engine ---------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Look for an engine, and have it open the checkpoint."""
+        """Appearance for an engine, and have it open the checkpoint."""
         self.gone = False
-        self.bench.found()
+        self.screens.connecting()
         self._commands = asyncio.Queue()
         self._ask_for_all()
-        self.pump.touch(frozenset({"jobs"}))
-        self.app.run_worker(self._live(), group="engine", exclusive=True)
+        self.pump.mark_dirty(frozenset({"jobs"}))
+        self.app.run_worker(self._run(), group="engine", exclusive=True)
 
     def _ask_for_all(self) -> None:
         for command in (p.Open(self.source, self.settings), p.Triage(), p.Sweep()):
             self._commands.put_nowait(command)
 
-    async def _live(self) -> None:
+    async def _run(self) -> None:
         """Connect, then pass commands on and fold events until the engine ends."""
         self.link = None
         try:
             self.link = link = await self.connect()
-            self.bench.connected()
+            self.screens.connected()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(link))
                 tasks.create_task(self.pump.read(link))
         except* (EngineError, OSError) as group:
-            error = next(_leaves(group))
+            error = next(_single_errors(group))
             if not self.leaving:
                 await self._lost(error)
 
@@ -132,7 +132,7 @@ class Life:
                 # The reader hears of it too, and with the engine's last words.
                 await asyncio.Event().wait()
             except EngineError as error:
-                self.bench.message.say("error", str(error))
+                self.screens.say("error", str(error))
             finally:
                 self._commands.task_done()
 
@@ -153,17 +153,17 @@ class Life:
         said = str(error) or type(error).__name__
         if isinstance(error, OSError):
             said = f"the engine could not be reached: {error.strerror or said}"
-        self.bench.lost(said, log_path)
-        self.pump.touch(EVERYTHING)
+        self.screens.lost(said, log_path)
+        self.pump.mark_dirty(EVERYTHING)
 
     def ask(self, command: p.AnyCommand) -> bool:
-        """Pass a command on; false where there is no engine to take it."""
+        """Send a command; false where there is no engine."""
         if not self.gone:
             self._commands.put_nowait(command)
         return not self.gone
 
     def retry(self) -> str:
-        """Start an engine where there is none, or open again; returns what was done in words."""
+        """Start an engine where there is none, or open again; returns what was done, in words."""
         if self.gone:
             self.begin()
             return "starting the engine again"
@@ -178,7 +178,7 @@ class Life:
         return (opens[-1].exit_code or 1) if opens and opens[-1].status == "failed" else 0
 
     async def end(self) -> None:
-        """Tell the engine that it may stop; `GOODBYE` seconds are the most this takes."""
+        """Tell the engine to stop; this takes `GOODBYE` seconds at most."""
         self.leaving = True
         with contextlib.suppress(EngineError, OSError, TimeoutError):
             async with asyncio.timeout(GOODBYE):
@@ -191,9 +191,9 @@ class Life:
                     await self.link.close()
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+def _single_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
+            yield from _single_errors(error)
         else:
             yield error

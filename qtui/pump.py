@@ -68,15 +68,15 @@ class Pump:
             received = await link.receive()
             if isinstance(received, Session):
                 self.session = received
-                self.touch(EVERYTHING)
+                self.mark_dirty(EVERYTHING)
             elif self._hear(received.event):
-                self.touch(apply(self.session, received.event, received.seq))
+                self.mark_dirty(apply(self.session, received.event, received.seq))
             if time.perf_counter() - began > SLICE:
                 # A link with much to say may never have to wait: give way by oneself.
                 await asyncio.sleep(0)
                 began = time.perf_counter()
 
-    def touch(self, dirty: frozenset[Dirty]) -> None:
+    def mark_dirty(self, dirty: frozenset[Dirty]) -> None:
         """Repaint these parts when the next repaint is due."""
         self._dirty |= dirty
         if self._dirty and not self._armed:

@@ -10,9 +10,9 @@ from textual.screen import Screen
 
 from engine import protocol as p
 from engine.profiles import Profile, load_profiles
-from qtui.actions import known_keys
-from qtui.app import Choice, Look, run
+from qtui.app import Appearance, Choice, run
 from qtui.cli.options import Shared
+from qtui.screens.registry import known_keys
 from qtui.user.keymap import KeymapError, keymap_path, read_keymap
 from qtui.user.remembered import recall
 from qtui.user.theme_watch import ThemeShelf
@@ -49,7 +49,7 @@ def interface(
     problems += [problem] if problem else []
     keymap: dict[str, str] = {}
     try:
-        keymap = read_keymap(keymap_path(), known_keys(profile.keys))
+        keymap = read_keymap(keymap_path(), *known_keys(profile.keys).values())
     except KeymapError as error:
         problems.append(f"{error}; the usual keys are used")
 
@@ -71,10 +71,10 @@ def interface(
     def resolve(name: str) -> tuple[p.Settings, Profile]:
         return _resolved(msgspec.structs.replace(shared, profile=name), fps)
 
-    look_ = Look(ascii, chosen, remembered, keymap, tuple(problems))
+    appearance = Appearance(ascii, chosen, remembered, keymap, tuple(problems))
     return run(
-        source, settings, profile, look=look_, shelf=shelf, choice=Choice(start, resolve),
-        started=started,
+        source, settings, profile, appearance=appearance, shelf=shelf,
+        choice=Choice(start, resolve), started=started,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 A region is the head, one block, or what lies before the first block. It is run alone from the
 hidden state before it, with a graph, and gone through backwards once for each cotangent of its
-output: a whole backward pass is a walk over the regions from the head on, with one region's graph
+output: a whole backward pass goes over the regions from the head on, with one region's graph
 in memory. Parameters take no part in the graph; only what layers give does.
 """
 

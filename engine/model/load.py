@@ -13,12 +13,12 @@ from torch import nn
 from engine.checkpoint import open_checkpoint
 from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError
 from engine.model.architecture import model_class, read_config
+from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
 from engine.model.memory import check_memory, memory_free, memory_needed
 from engine.model.names import check_covered, join_names
 from engine.model.network import Network
 from engine.model.quiet import quiet
 from engine.model.source import resolve_model
-from engine.model.stored import Stored, stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ def load_network(
     checkpoint = open_checkpoint(path)
     with quiet():
         config = read_config(checkpoint, trust_remote_code=trust_remote_code)
-    stored = stored_tensors(checkpoint, _dequantised(config))
+    stored = checkpoint_tensors(checkpoint, _dequantised(config))
     chosen_device, why_device = choose_device(device)
     chosen_dtype, why_dtype = choose_dtype(dtype, stored.dtype, chosen_device)
     with quiet():
@@ -198,7 +198,7 @@ def _untied_shape(config: Any) -> list[tuple[int, int]]:
 
 
 def _build(
-    loaded_class: Any, config: Any, stored: Stored, dtype: torch.dtype, on_stage: OnStage
+    loaded_class: Any, config: Any, stored: CheckpointTensors, dtype: torch.dtype, on_stage: OnStage
 ) -> tuple[Any, dict[str, Any]]:
     def read(done: int, total: int) -> None:
         on_stage("loading weights", done * dtype.itemsize, total * dtype.itemsize)
@@ -287,7 +287,9 @@ def _zero_what_is_not_finite(model: Any) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _disk_names(model: Any, stored: Stored, report: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+def _disk_names(
+    model: Any, stored: CheckpointTensors, report: dict[str, Any]
+) -> dict[str, tuple[str, ...]]:
     made_from = join_names(model, stored.tensors)
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()

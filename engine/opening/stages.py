@@ -137,7 +137,7 @@ def _load(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     begun = time.perf_counter()
     network = yield from _network(opened)
     text, windows = yield from _windows(opened, network)
-    from engine.measure.evaluation.divergence import Estimate
+    from engine.measure.evaluation.divergence import MeanWithError
     from engine.model.folding import fold_groups
 
     why_not_folded = {
@@ -174,7 +174,7 @@ def _load(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
         tied=network.tied,
         protocol=protocol,
         load_s=loaded.load_s,
-        interval_factor=Estimate(0.0, 1.0, windows.count).half(),
+        interval_factor=MeanWithError(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
         why_not_folded=why_not_folded,
     )

@@ -86,6 +86,7 @@ from engine.protocol.frames import (
 from engine.protocol.keys import (
     By,
     Direction,
+    EffectKey,
 )
 from engine.protocol.settings import (
     Protocol,
@@ -111,6 +112,7 @@ __all__ = [
     "Command",
     "Control",
     "Direction",
+    "EffectKey",
     "Estimate",
     "Evaluate",
     "Event",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from engine.protocol.facts import AnyFact, RecipeScore
-from engine.protocol.keys import Direction
+from engine.protocol.keys import Direction, EffectKey
 from engine.protocol.message import Message
 from engine.protocol.settings import Protocol, Settings
 
@@ -220,6 +220,11 @@ class Agreement(Transient, frozen=True, kw_only=True):
     estimated: list[float] = []
     """Knots of the monotone fit of measured to estimated KL, ascending; empty where too few."""
     measured: list[float] = []
+
+    @property
+    def key(self) -> EffectKey:
+        """Among which effects it belongs."""
+        return EffectKey(self.direction, self.format)
 
 
 class HistogramReady(Transient, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from engine.protocol.keys import By, Direction
+from engine.protocol.keys import By, Direction, EffectKey
 from engine.protocol.message import Message
 
 
@@ -130,6 +130,11 @@ class Sensitivity(Fact, frozen=True, gc=False, kw_only=True):
     """Share of positions where both models' first choice is the same; to restore, the reference's
     and that of the network with the layer given back."""
 
+    @property
+    def key(self) -> EffectKey:
+        """Among which effects it belongs."""
+        return EffectKey(self.direction, self.format, self.by)
+
 
 class Estimate(Fact, frozen=True, gc=False, kw_only=True):
     """The effect of one layer changed alone, from gradients: not measured."""
@@ -147,6 +152,11 @@ class Estimate(Fact, frozen=True, gc=False, kw_only=True):
     by: By = "layer"
     doubt: str = ""
     """Why the figure may not hold: where the quadratic model ends; empty where it holds."""
+
+    @property
+    def key(self) -> EffectKey:
+        """Among which effects it belongs."""
+        return EffectKey(self.direction, self.format, self.by)
 
 
 class RecipeScore(Fact, frozen=True, gc=False, kw_only=True):
@@ -186,6 +196,11 @@ class Additivity(Fact, frozen=True, gc=False, kw_only=True):
     dnll: float
     together_kl: float
     sum_kl: float
+
+    @property
+    def key(self) -> EffectKey:
+        """Among which effects it belongs."""
+        return EffectKey(self.direction, self.format)
 
 
 AnyFact: TypeAlias = (

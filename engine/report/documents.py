@@ -310,7 +310,7 @@ def _additivity(
             kl=finite(known.kl), dnll=finite(known.dnll), layers=known.layers
         )
         for format in formats
-        if (known := session.additivity.get(f"{direction}/{format}")) is not None
+        if (known := session.effects.additivity.get(p.EffectKey(direction, format))) is not None
     }
     if not found:
         return UNSET

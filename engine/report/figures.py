@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from engine.protocol import Direction, Estimate, LayerWeights, Sensitivity
-from engine.session import Session
+from engine.protocol import Direction, EffectKey, Estimate, LayerWeights, Sensitivity
+from engine.session import Session, correction
 
 Reader: TypeAlias = Callable[[int], float]
 """The figure of a row; nan where it is not known."""
@@ -63,13 +63,13 @@ def effects(
     session: Session, format: str, direction: Direction = "degrade"
 ) -> Callable[[int], Sensitivity | Estimate | None]:
     """Reader of a row's effect: the measured one, else the estimate, corrected where it can be."""
-    key = f"{direction}/{format}"
-    measured, estimated = session.measured.get(key), session.estimated.get(key)
+    key = EffectKey(direction, format)
+    measured, estimated = session.effects.measured.get(key), session.effects.estimated.get(key)
     if measured is None and estimated is None:
         return lambda row: None
     if estimated is None:
         return (measured or []).__getitem__
-    fit = session.correction(format, direction)
+    fit = correction(session, key)
 
     def read(row: int) -> Sensitivity | Estimate | None:
         if measured is not None and (known := measured[row]) is not None:
@@ -91,9 +91,9 @@ def below_floor(session: Session, effect: Sensitivity | Estimate | None) -> bool
 
 
 def _kl(session: Session, format: str, direction: Direction) -> Reader:
-    key = f"{direction}/{format}"
-    measured, estimated = session.measured.get(key), session.estimated.get(key)
-    fit = session.correction(format, direction)
+    key = EffectKey(direction, format)
+    measured, estimated = session.effects.measured.get(key), session.effects.estimated.get(key)
+    fit = correction(session, key)
     if measured is None and estimated is None:
         return lambda row: math.nan
 
@@ -124,7 +124,7 @@ def _dppl(session: Session, format: str, direction: Direction) -> Reader:
 
 
 def _top1(session: Session, format: str, direction: Direction) -> Reader:
-    measured = session.measured.get(f"{direction}/{format}")
+    measured = session.effects.measured.get(EffectKey(direction, format))
 
     def read(row: int) -> float:
         effect = None if measured is None else measured[row]

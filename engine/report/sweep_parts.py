@@ -10,7 +10,7 @@ from engine import protocol as p
 from engine.report import schema as s
 from engine.report.figures import below_floor
 from engine.report.schema import finite
-from engine.session import Session
+from engine.session import Session, correction
 
 
 def layer_parts(
@@ -21,8 +21,8 @@ def layer_parts(
     found = []
     for row, name in enumerate(layers.names):
         for format in formats:
-            measured = session.sensitivity(row, format, direction)
-            estimate = session.estimate(row, format, direction)
+            key = p.EffectKey(direction, format)
+            measured, estimate = session.sensitivity(row, key), session.estimate(row, key)
             if measured is None and estimate is None:
                 continue
             found.append(
@@ -42,8 +42,7 @@ def other_formats(
     session: Session, formats: Sequence[str], direction: p.Direction
 ) -> tuple[str, ...]:
     """Formats that were estimated beside those that were asked for."""
-    lead = f"{direction}/"
-    known = (key.removeprefix(lead) for key in session.estimated if key.startswith(lead))
+    known = (key.format for key in session.effects.estimated if key.direction == direction)
     return tuple(format for format in known if format not in formats)
 
 
@@ -54,9 +53,9 @@ def unit_parts(
     members = _members(session, by)
     found = []
     for format in formats:
-        key = f"{direction}/{format}/{by}"
-        measured = session.units.get(key, {})
-        estimated = session.estimated_units.get(key, {})
+        key = p.EffectKey(direction, format, by)
+        measured = session.effects.units.get(key, {})
+        estimated = session.effects.estimated_units.get(key, {})
         for name in dict.fromkeys((*measured, *estimated)):
             found.append(
                 s.SweepUnit(
@@ -105,7 +104,7 @@ def agreement_parts(
             ratio=finite(known.ratio),
         )
         for format in formats
-        if (known := session.agreement.get(f"{direction}/{format}")) is not None
+        if (known := session.effects.agreement.get(p.EffectKey(direction, format))) is not None
     }
     return found or UNSET
 
@@ -124,7 +123,7 @@ def _estimate(
         return UNSET
     fit = None
     if corrected and known.by == "layer":  # of what is measured the fit knows the measurement
-        fit = session.correction(known.format, known.direction)
+        fit = correction(session, known.key)
     return s.EstimatePart(
         kl=finite(known.kl),
         kl_se=finite(known.kl_se),

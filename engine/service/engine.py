@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from engine import protocol as p
 from engine.errors import EngineError, UsageError
-from engine.measure.sweep.exactness import parse_effort
+from engine.measure.sweep.exactness import parse_exactness
 from engine.opening.stages import describe, differing, open_job, versions
 from engine.recipes import changes as recipes
 from engine.recipes.mixes import recipe_named
@@ -463,5 +463,5 @@ def _unusual(command: p.Sweep) -> list[str]:
     Raises:
         UsageError: ``exact`` says nothing.
     """
-    asked = (command.direction, f"by {command.by}", str(parse_effort(command.exact)))
+    asked = (command.direction, f"by {command.by}", str(parse_exactness(command.exact)))
     return [word for word in asked if word not in ("degrade", "by layer", "all")]

@@ -128,7 +128,7 @@ def _past(folder: Path, touched: float, facts: FactStore | None) -> PastSession:
 
 def _told(name: str, session: Session, when: float, running: bool) -> PastSession:
     checkpoint, score = session.checkpoint, session.score()
-    columns = list(session.measured.values())
+    columns = list(session.effects.measured.values())
     gone = session.source.startswith("/") and not Path(session.source).exists()
     return PastSession(
         name=name,

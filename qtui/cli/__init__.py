@@ -24,7 +24,13 @@ from engine.recipes.mixes import FIRST_LAST
 from engine.report import documents, tables
 from engine.session import Session
 from qtui.cli import headless
-from qtui.cli.exit import check_destination, complain, publish, telling, terminated_as_interrupted
+from qtui.cli.exit import (
+    check_destination,
+    print_error,
+    publish,
+    reporting_errors,
+    terminated_as_interrupted,
+)
 from qtui.cli.options import (
     AsciiOption,
     ByOption,
@@ -73,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if argv is None else argv)
     first = given[0] if given else ""
     if first in PLANNED:
-        complain(f"`qtui {first}` cannot be used yet")
+        print_error(f"`qtui {first}` cannot be used yet")
         sys.exit(UsageError.exit_code)
     if first not in (*COMMANDS, "-h", "--help", "--version"):
         given.insert(0, "open")
@@ -116,7 +122,7 @@ def open_model(
     shared: Shared,
 ) -> None:
     """The terminal interface on MODEL, or on one chosen on its start screen."""
-    with telling():
+    with reporting_errors():
         _show(model, shared, ascii=ascii, theme=theme, fps=fps)
 
 
@@ -130,7 +136,7 @@ def demo(
     shared: Shared,
 ) -> None:
     """The terminal interface on the bundled checkpoint."""
-    with telling():
+    with reporting_errors():
         _show("demo", shared, ascii=ascii, theme=theme, fps=fps)
 
 
@@ -167,7 +173,7 @@ def triage(
 
     Reads the files alone: no forward pass, and one layer in memory at a time.
     """
-    with telling():
+    with reporting_errors():
         settings, _ = shared.resolve()
         if activations:
             raise not_yet("--activations", "triage reads weights only")
@@ -207,7 +213,7 @@ def sweep(
     worst first: perplexity and KL beside the unchanged model's with that layer alone quantised, or
     what keeping it alone wins back.
     """
-    with telling():
+    with reporting_errors():
         settings, _ = shared.resolve()
         settings = with_draws(settings, draws)
         check_destination(json)
@@ -240,7 +246,7 @@ def evaluate(
     Q8_0, head and embedding included; or first-last, which gives the first and the last block a
     better format than --format F (int4-g128 unless given) has for the rest of the body.
     """
-    with telling():
+    with reporting_errors():
         settings, _ = shared.resolve()
         _check_recipe("eval", format, recipe)
         check_destination(json)
@@ -283,7 +289,7 @@ def export(
     memory at a time; formats with +gptq load the model and calibrate as qtui eval does with the
     same options. The folder appears when it is whole.
     """
-    with telling(kept=headless.NOT_WHOLE):
+    with reporting_errors(kept=headless.NOT_WHOLE):
         settings, _ = shared.resolve()
         _check_recipe("export", format, recipe)
         _check_target(to)
@@ -321,13 +327,13 @@ def doctor(
 
     Versions, devices, terminal and paths: one block to paste in a bug report.
     """
-    with telling():
+    with reporting_errors():
         if keymap:
-            from qtui.actions import known_keys
+            from qtui.screens.registry import known_keys
             from qtui.user.keymap import keymap_template
 
             keys = load_profile(profile or DEFAULT_PROFILE).keys
-            put(sys.stdout, keymap_template(known_keys(keys)))
+            put(sys.stdout, keymap_template(*known_keys(keys).values()))
             return
         from qtui.cli.doctor import examine, report_text
 
@@ -419,7 +425,7 @@ def _from_file(path: Path, command: OfRecipe) -> Callable[[Session], OfRecipe]:
     def ask(session: Session) -> OfRecipe:
         name = session.checkpoint.name if session.checkpoint is not None else session.source
         if recipe.checkpoint not in (None, name, session.source):
-            complain(f"{path} was written for {recipe.checkpoint}: here it is used on {name}")
+            print_error(f"{path} was written for {recipe.checkpoint}: here it is used on {name}")
         return msgspec.structs.replace(
             command, format=recipe.default, layers=recipe.resolve(session), recipe=recipe.recipe
         )

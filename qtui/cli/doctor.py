@@ -156,7 +156,7 @@ def _themes_and_keys(problems: list[str], profiles: list[str]) -> list[str]:
     """Names of the themes; what is wrong with these, or with a person's keys, is a problem."""
     if importlib.util.find_spec("textual") is None:
         return []  # told of as missing; the others can still be looked at
-    from qtui.actions import known_keys
+    from qtui.screens.registry import known_keys
     from qtui.user.keymap import keymap_path, read_keymap
     from qtui.user.themes import read_themes
 
@@ -169,7 +169,7 @@ def _themes_and_keys(problems: list[str], profiles: list[str]) -> list[str]:
         problems.append(str(error))
     try:
         keys = load_profile().keys if profiles else {}  # what is wrong with those is told already
-        read_keymap(keymap_path(), known_keys(keys))
+        read_keymap(keymap_path(), *known_keys(keys).values())
     except EngineError as error:
         problems.append(str(error))
     return themes

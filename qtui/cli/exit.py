@@ -48,7 +48,7 @@ def publish(document: AnyDocument, as_text: Callable[[AnyDocument], str], json: 
 
 
 @contextmanager
-def telling(kept: str = KEPT) -> Iterator[None]:
+def reporting_errors(kept: str = KEPT) -> Iterator[None]:
     """Tell what went wrong in a sentence, and exit with its code.
 
     Args:
@@ -57,20 +57,20 @@ def telling(kept: str = KEPT) -> Iterator[None]:
     try:
         yield
     except EngineError as error:
-        complain(str(error))
+        print_error(str(error))
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
-        complain(f"interrupted: {kept}")
+        print_error(f"interrupted: {kept}")
         raise typer.Exit(INTERRUPTED) from error
     except BrokenPipeError as error:
         # Whoever read stdout has left; the interpreter must not find that out again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from error
     except MemoryError as error:
-        complain("memory ran out: lower --tokens or --memory-budget, or choose --dtype bf16")
+        print_error("memory ran out: lower --tokens or --memory-budget, or choose --dtype bf16")
         raise typer.Exit(4) from error
     except OSError as error:
-        complain(str(error))
+        print_error(str(error))
         raise typer.Exit(1) from error
 
 
@@ -88,7 +88,7 @@ def terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Say something on stderr, as the program's own words."""
     lines = [printable(line) for line in message.splitlines()]
     put(sys.stderr, "qtui: " + "\n".join(lines) + "\n")

@@ -271,16 +271,15 @@ class _Run:
         session = self._engine.session
         formats, score = tuple(self._formats), None
         if isinstance(self._sent, p.Sweep):
-            column = self._sent.direction + "/{}"
-            there = {*session.measured, *session.estimated}
-            known = [each for each in self._sent.formats if column.format(each) in there]
+            there = {key.format for key in session.effects.known(self._sent.direction)}
+            known = [each for each in self._sent.formats if each in there]
             formats = tuple(dict.fromkeys([*known, *formats]))
         if self._kind == "evaluate":
             score = session.scores.get(self._recipe)
             if score is None:
                 raise RunError("the evaluation ended without a score", 1)
         if self._kind == "export" and self._exported is None:
-            raise RunError("the export ended without telling what it wrote", 1)
+            raise RunError("the export ended without reporting_errors what it wrote", 1)
         return Outcome(
             session=session,
             job=session.jobs[ended.job],

@@ -12,6 +12,7 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.report.figures import below_floor, delta_ppl
 from engine.report.numbers import percent
+from engine.session import correction, expected
 from qtui.saved.view import Cell, Subject, Table, View
 from qtui.views.reproduce import Verb, command, unsaid
 
@@ -151,9 +152,9 @@ def figures(view: View, row: int) -> dict[str, Cell]:
         if (weights := math.prod(rows.shapes[row]))
         else None,
     }
-    measured = session.sensitivity(row, view.format, view.direction)
-    guess = session.estimate(row, view.format, view.direction)
-    known = measured or session.expected(row, view.format, view.direction)
+    key = p.EffectKey(view.direction, view.format)
+    measured, guess = session.sensitivity(row, key), session.estimate(row, key)
+    known = measured or expected(session, row, key)
     if known is not None:
         found |= effect(view, known) | {"format": known.format, "direction": known.direction}
     if guess is not None:
@@ -167,7 +168,7 @@ def figures(view: View, row: int) -> dict[str, Cell]:
 
 def estimated(view: View, guess: p.Estimate) -> dict[str, Cell]:
     """What gradients say of a layer's effect, beside what was measured of it."""
-    fit = view.session.correction(guess.format, guess.direction)
+    fit = correction(view.session, guess.key)
     return {
         "estimated_kl_nats_per_token": guess.kl,
         "estimated_kl_se_nats_per_token": guess.kl_se,
@@ -237,25 +238,22 @@ def layer(view: View) -> Table:
     session = view.session
     plain = figures(msgspec.structs.replace(view, format=""), row)
     rows: list[tuple[Cell, ...]] = [(key, "", "", value) for key, value in plain.items()]
-    columns = [
-        *session.measured,
-        *(key for key in session.estimated if key not in session.measured),
-    ]
-    swept = []
-    for key in columns:
-        direction, _, format = key.partition("/")
-        for column in (session.measured.get(key), session.estimated.get(key)):
+    effects, swept = session.effects, []
+    for key in effects.known():
+        for column in (effects.measured.get(key), effects.estimated.get(key)):
             if column is None or (known := column[row]) is None:
                 continue
             found = effect(view, known)
             source = found.pop("source")
             if isinstance(known, p.Estimate) and known.doubt:
                 found["doubt"] = known.doubt
-            lead = "" if direction == "degrade" else f"{direction}_"
+            lead = "" if key.direction == "degrade" else f"{key.direction}_"
             rows += [
-                (f"{lead}{each}", format, source, x) for each, x in found.items() if x is not None
+                (f"{lead}{each}", key.format, source, x)
+                for each, x in found.items()
+                if x is not None
             ]
-            swept.append(format)
+            swept.append(key.format)
     weights = session.layers.weights[row]
     read = tuple(weights.errors) if weights is not None else ()
     for format in read:
@@ -417,7 +415,8 @@ def _notes(view: View, *, order: bool = False) -> dict[str, str]:
         notes["protocol"] = protocol_in_words(model.protocol)
     if (baseline := session.baseline) is not None:
         notes["baseline"] = f"ppl {baseline.ppl!r}, nll {baseline.nll!r} nats per token"
-    agreement = session.agreement.get(f"{view.direction}/{view.format}") if order else None
+    key = p.EffectKey(view.direction, view.format)
+    agreement = session.effects.agreement.get(key) if order else None
     if agreement is not None:
         notes["estimates"] = (
             f"rank correlation with what was measured {agreement.rank_kl!r} (KL), "

@@ -22,6 +22,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from engine.errors import UsageError
+from engine.protocol import EffectKey
 from engine.report.numbers import size
 from engine.store.files import free_name, write_new, write_whole
 from qtui.saved.figures import table_of, why_not
@@ -184,9 +185,9 @@ def suggested(subject: Subject, view: View) -> str:
     session = view.session
     name = session.checkpoint.name if session.checkpoint is not None else view.source
     parts = [name.rstrip("/").rsplit("/", 1)[-1]]
-    measured = f"{view.direction}/{view.format}"
+    key = EffectKey(view.direction, view.format)
     if subject == "table":
-        swept = measured in session.measured or measured in session.estimated
+        swept = key in session.effects.measured or key in session.effects.estimated
         way = "sweep" if view.direction == "degrade" else view.direction
         parts += [way, view.format] if swept else ["triage"]
     elif subject in ("histogram", "layer", "experts"):

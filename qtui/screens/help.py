@@ -17,7 +17,7 @@ from qtui.widgets.line import Lines, PlainScrollBar, Words, cells
 from qtui.widgets.table.columns import BELOW, DOUBT
 
 if TYPE_CHECKING:
-    from qtui.screens.workbench.screen import Workbench
+    from qtui.screens.session_screen import SessionScreen
 
 
 class Overlay(ModalScreen[None]):
@@ -74,12 +74,12 @@ class Help(Overlay):
 
     LEFT, RIGHT = 37, 37
 
-    def __init__(self, bench: Workbench) -> None:
-        self.bench, self.glyphs = bench, bench.glyphs
+    def __init__(self, screen: SessionScreen) -> None:
+        self.about, self.glyphs = screen, screen.glyphs
         parts = {group: self._group(group) for group in get_args(Group)}
         left = parts["Move"] + parts["Choose"] + parts["Engine"]
         right = parts["Recipe"] + parts["View"] + parts["Keep"]
-        if bench.app.size.width < self.LEFT + self.RIGHT + 5:
+        if screen.app.size.width < self.LEFT + self.RIGHT + 5:
             lines = [line for part in parts.values() for line in part]
         else:
             nothing: Words = []
@@ -95,33 +95,29 @@ class Help(Overlay):
 
     def _here(self) -> list[Words]:
         """What the keys would do where the cursor stands."""
-        bench = self.bench
-        if bench.table.current is None:
-            return [[("Here: ", "bold"), ("no layers yet", "$dim")]]
-        lines: list[Words] = [
-            [
-                ("Here: ", "bold"),
-                (f"a format's key changes {bench.scope_words()}", ""),
-            ]
-        ]
+        about = self.about
+        here, possible = about.here()
+        lines: list[Words] = [[("Here: ", "bold"), (here, "" if possible else "$dim")]]
+        if not possible:
+            return lines
         greyed = [
             (action.title, why)
-            for action in bench.actions
-            if action.word and (why := bench.hands.why_not(action.id))
+            for action in about.actions
+            if action.word and (why := about.why_not(action.id))
         ]
         for title, why in greyed:
             lines.append([(f"      not now: {title.lower()}: {why}", "$dim")])
         return lines
 
     def _group(self, group: Group) -> list[Words]:
-        found = [action for action in self.bench.actions if action.group == group]
+        found = [action for action in self.about.actions if action.group == group]
         title: Words = [(group, "bold")]
         return [title, *(self._key(action) for action in found if action.keys), []]
 
     def _key(self, action: Action) -> Words:
-        key = " ".join(key_names(self.bench.app, action))
+        key = " ".join(key_names(self.about.app, action))
         words = fit(action.title, min(len(action.title), self.LEFT - 11), self.glyphs)
-        grey = bool(self.bench.hands.why_not(action.id))
+        grey = bool(self.about.why_not(action.id))
         return [(f"{key:>8}  ", "bold $primary"), (words, "$dim" if grey else "")]
 
 

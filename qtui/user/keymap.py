@@ -108,12 +108,13 @@ def _no_such_key(written: str) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_keymap(path: Path, actions: Mapping[str, str]) -> dict[str, str]:
+def read_keymap(path: Path, *screens: Mapping[str, str]) -> dict[str, str]:
     """Keys of the actions that a person gave other ones, for ``App.set_keymap``.
 
     Args:
         path: the file; one that is not there changes nothing.
-        actions: ids of all actions with the keys they have by default, separated by commas.
+        screens: of each screen, ids of all its actions with the keys they have by default,
+            separated by commas. Actions of different screens may share a key.
 
     Returns:
         ids with their keys as Textual names them, separated by commas; `UNBOUND` for no key.
@@ -132,6 +133,7 @@ def read_keymap(path: Path, actions: Mapping[str, str]) -> dict[str, str]:
     for name in written:
         if name != "keys":
             raise KeymapError(f"{path}: `{name}` is not known, expected one table, [keys]")
+    actions = _all(screens)
     table = written.get("keys", {})
     if not isinstance(table, dict):
         raise KeymapError(f"{path}: `keys` is not a table: write [keys]")
@@ -142,9 +144,16 @@ def read_keymap(path: Path, actions: Mapping[str, str]) -> dict[str, str]:
             meant = f": was `{near[0]}` meant?" if near else f", expected one of {_list(actions)}"
             raise KeymapError(f"{path}: [keys] `{action}` is no action{meant}")
         given[action] = _keys(path, action, keys)
-    _check_clashes(path, given, actions)
-    _check_ways_out(path, given, actions)
+    for screen in screens:
+        here = {action: keys for action, keys in given.items() if action in screen}
+        _check_clashes(path, here, screen)
+        _check_ways_out(path, here, screen)
     return {action: ",".join(keys) or UNBOUND for action, keys in given.items()}
+
+
+def _all(screens: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Actions of every screen with their keys."""
+    return {action: keys for screen in screens for action, keys in screen.items()}
 
 
 def _flat(table: Mapping[str, object], before: str = "") -> Iterable[tuple[str, object]]:
@@ -219,8 +228,9 @@ def _check_ways_out(path: Path, given: Mapping[str, list[str]], actions: Mapping
 # --- writing --------------------------------------------------------------------------------------
 
 
-def keymap_template(actions: Mapping[str, str]) -> str:
-    """A keymap with every action and its keys, all of it commented out."""
+def keymap_template(*screens: Mapping[str, str]) -> str:
+    """A keymap with every action of these screens and its keys, all of it commented out."""
+    actions = _all(screens)
     lines = [
         "# Keys of your own, in ~/.config/qtui/keymap.toml: take away the # before a line and",
         '# change it. A key is a character as it is typed ("s", "S", "?"), a name ("f5", "pageup",',

@@ -176,10 +176,9 @@ class EventLog:
     def _worst(self, title: str, session: Session) -> list[str]:
         """The largest effect of a format that a sweep was about."""
         found = []
-        for key, column in session.measured.items():
-            direction, _, format = key.partition("/")
+        for key, column in session.effects.measured.items():
             words = title.split()
-            if format not in words or ("restore" in words) != (direction == "restore"):
+            if key.format not in words or ("restore" in words) != (key.direction == "restore"):
                 continue
             worst = max((fact for fact in column if fact), key=lambda fact: fact.kl, default=None)
             if worst is not None:
@@ -215,7 +214,7 @@ class EventLog:
         if self._uniforms[0] is not session.layers:
             self._uniforms = session.layers, {}
         known = self._uniforms[1]
-        swept = [key.partition("/")[2] for key in session.measured]
+        swept = [key.format for key in session.effects.measured]
         for format in dict.fromkeys([*swept, *session.settings.sweep_formats]):
             if format not in known:
                 uniform = _uniform(format, session)

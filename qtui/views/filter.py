@@ -31,7 +31,7 @@ from fnmatch import translate
 from typing import NamedTuple, Protocol, TypeAlias, get_args
 
 from engine.errors import UsageError
-from engine.protocol import Direction, Role
+from engine.protocol import Direction, EffectKey, Role
 from engine.report.figures import FIGURES, finding
 from engine.session import Session
 
@@ -326,10 +326,10 @@ def _state(wanted: str, whole: bool, fail: _Fail) -> Callable[[Subject], Test]:
 def _states(subject: Subject) -> dict[str, Test]:
     session, marked = subject.session, subject.marked
     layers, changed = session.layers, session.changed
-    key = f"{subject.direction}/{subject.format}"
+    key = EffectKey(subject.direction, subject.format)
     nothing: list[None] = [None] * len(layers.names)
-    measured = session.measured.get(key, nothing)
-    estimated = session.estimated.get(key, nothing)
+    measured = session.effects.measured.get(key, nothing)
+    estimated = session.effects.estimated.get(key, nothing)
     return {
         "changed": lambda row: layers.names[row] in changed,
         "kept": lambda row: layers.names[row] not in changed,

@@ -100,8 +100,8 @@ def _together(scope: Scope, here: Here) -> Sequence[int]:
     return here.shared.groups.get(layers.groups[row], ())
 
 
-def touched_rows(scope: Scope, here: Here) -> Sequence[int]:
-    """Rows that a toggle would touch, in the model's order."""
+def rows_in_scope(scope: Scope, here: Here) -> Sequence[int]:
+    """Rows in scope, in the model's order."""
     if scope == "layer":
         return () if here.row is None else (here.row,)
     if scope == "marks":
@@ -112,14 +112,14 @@ def touched_rows(scope: Scope, here: Here) -> Sequence[int]:
     return _together(scope, here)
 
 
-def touched(scope: Scope, here: Here) -> tuple[str, ...]:
-    """Layers that a toggle would touch, in the model's order."""
+def in_scope(scope: Scope, here: Here) -> tuple[str, ...]:
+    """Layers in scope, in the model's order."""
     names = here.session.layers.names
-    return tuple(names[row] for row in touched_rows(scope, here))
+    return tuple(names[row] for row in rows_in_scope(scope, here))
 
 
-def touches(scope: Scope, here: Here) -> Callable[[int], bool]:
-    """Test of single rows for what `touched` lists, without listing it."""
+def scope_test(scope: Scope, here: Here) -> Callable[[int], bool]:
+    """Test whether a row is in scope, without listing all that are."""
     layers, row = here.session.layers, here.row
     if scope == "marks":
         return lambda other: layers.names[other] in here.marked
@@ -142,7 +142,7 @@ def _within(row: int, rows: Sequence[int]) -> bool:
 
 
 def describe(scope: Scope, here: Here, glyphs: Glyphs = UNICODE) -> str:
-    """What a toggle would touch, in words: ``block 3: 7 layers``.
+    """The scope in words: ``block 3: 7 layers``.
 
     Head and embedding are named where they are among many: they are seldom meant.
     """
@@ -172,7 +172,7 @@ def describe(scope: Scope, here: Here, glyphs: Glyphs = UNICODE) -> str:
             words = f"kind {printable(layers.kinds[row])}: {_number(len(rows))}"
         else:
             words = f"{_fused(here, rows, glyphs)}: {_number(len(rows))}"
-    test = touches(scope, here)
+    test = scope_test(scope, here)
     outside = list(dict.fromkeys(layers.roles[row] for row in here.shared.outside if test(row)))
     return f"{words}, {' and '.join(outside)} among them" if outside else words
 

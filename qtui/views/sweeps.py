@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.protocol import By, Direction
+from engine.protocol import By, Direction, EffectKey
 from engine.session import Job, Session
 
 OTHER: dict[Direction, Direction] = {"degrade": "restore", "restore": "degrade"}
@@ -12,9 +12,7 @@ OTHER: dict[Direction, Direction] = {"degrade": "restore", "restore": "degrade"}
 
 def swept(session: Session, direction: Direction) -> list[str]:
     """Formats whose effects are known in a direction: those that were measured come first."""
-    known = dict.fromkeys((*session.measured, *session.estimated))
-    lead = f"{direction}/"
-    return [key.removeprefix(lead) for key in known if key.startswith(lead)]
+    return [key.format for key in session.effects.known(direction)]
 
 
 def title_words(
@@ -49,7 +47,8 @@ def _of_all_layers(words: list[str]) -> bool:
 
 def measured(session: Session, format: str, direction: Direction) -> int:
     """How many layers were measured alone."""
-    return sum(fact is not None for fact in session.measured.get(f"{direction}/{format}", []))
+    column = session.effects.measured.get(EffectKey(direction, format), [])
+    return sum(fact is not None for fact in column)
 
 
 def total(session: Session, direction: Direction) -> int:
@@ -61,7 +60,7 @@ def total(session: Session, direction: Direction) -> int:
 
 def whole(session: Session, format: str, direction: Direction) -> bool:
     """Whether every layer was measured that can hold the format."""
-    if f"{direction}/{format}" in session.additivity:
+    if EffectKey(direction, format) in session.effects.additivity:
         return True
     kept = {each.layer for each in session.fallbacks if each.format == format}
     return measured(session, format, direction) + len(kept) >= total(session, direction)

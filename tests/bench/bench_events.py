@@ -51,7 +51,7 @@ async def test_a_thousand_events_a_second() -> None:
         frames = app.pump.painted - painted
         while not link.heard():
             await asyncio.sleep(0.01)
-        column = app.session.measured[f"degrade/{r.FORMAT}"]
+        column = app.session.effects.measured[r.EFFECTS]
     missed = sum(column[app.session.index[layer]] != fact for layer, fact in latest.items())
     fps = r.PROFILE.fps
     print()

@@ -7,7 +7,7 @@ import time
 import torch
 
 from engine.measure.evaluation.divergence import compare
-from engine.measure.evaluation.reference import Reference, pieces
+from engine.measure.evaluation.reference import Reference, tiles
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def suffix_cost(reference: Reference, start: int, batch: int = 0) -> tuple[float
     last = network.final_state(ids, start, state)
     for i, (a, b) in enumerate(reference.chunks):
         changed = network.logits(ids, last, (a, b)).float()
-        for rows, at in pieces(changed):
+        for rows, at in tiles(changed):
             targets = ids[rows, a + 1 : b + 1][:, at]
             compare(
                 known[i][rows, at], lse[i][rows, at], changed[rows, at], targets, first[i][rows, at]

@@ -322,7 +322,7 @@ def test_mxfp4_experts_are_dequantised_as_transformers_does(tmp_path: Path) -> N
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     from engine.checkpoint import open_checkpoint
-    from engine.model.stored import stored_tensors
+    from engine.model.checkpoint_tensors import checkpoint_tensors
 
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (2, 6, 3, 16), dtype=torch.uint8, generator=generator)
@@ -331,7 +331,7 @@ def test_mxfp4_experts_are_dequantised_as_transformers_does(tmp_path: Path) -> N
     save_file({f"{name}_blocks": blocks, f"{name}_scales": scales}, tmp_path / "model.safetensors")
     config = {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    stored = stored_tensors(open_checkpoint(tmp_path), torch.bfloat16)
+    stored = checkpoint_tensors(open_checkpoint(tmp_path), torch.bfloat16)
     assert list(stored.tensors) == [name]
     expected = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
     assert stored.tensors[name].shape == tuple(expected.shape)

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 
 from engine import protocol as p
 from engine.profiles import Profile
-from qtui.app import Look, QtuiApp
+from qtui.app import Appearance, QtuiApp
 from tests.qtui import replay
 from tests.qtui.replay import Replay
 
@@ -25,7 +25,8 @@ class Driver:
 
     def __init__(self, app: QtuiApp, pilot: Pilot[None], link: Replay) -> None:
         self.app, self.pilot, self.link = app, pilot, link
-        self.bench, self.table = app.workbench, app.workbench.table
+        self.bench = app.screens.workbench
+        self.table = self.bench.table
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Let the app run until something is so."""
@@ -103,7 +104,11 @@ async def driving(
         return link
 
     app = QtuiApp(
-        "demo", replay.SETTINGS, profile, connect, Look(ascii, "qtui-dark", keymap=keymap or {})
+        "demo",
+        replay.SETTINGS,
+        profile,
+        connect,
+        Appearance(ascii, "qtui-dark", keymap=keymap or {}),
     )
     async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, link)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 from engine import protocol as p
-from engine.session import Session, apply, recipe_hash
-from qtui.app import Look, QtuiApp
+from engine.session import Session, apply, predict, recipe_hash
+from qtui.app import Appearance, QtuiApp
 from tests.qtui import replay as r
 
 
@@ -54,7 +54,7 @@ class Pretender(r.Replay):
                 step = self.known.history[self.known.position]
                 self.change("redo", step.layers, step.after)
             case p.Undo() | p.Redo():
-                self.give(p.Refused("undo", "there is no change to take back or make again"))
+                self.give(p.Refused("undo", "nothing to undo or make again"))
             case p.AskHistogram(layer=layer, bins=bins):
                 self.give(r.histogram(layer, bins))
             case p.Stop():
@@ -101,7 +101,7 @@ class Pretender(r.Replay):
     def measure(self) -> Iterable[p.AnyEvent]:
         """A score that narrows."""
         yield p.JobStarted(job="4", kind="evaluate", title="measure the recipe", total=16)
-        predicted = self.known.predicted()
+        predicted = predict(self.known)
         ppl = predicted.ppl if predicted is not None else r.BASELINE.ppl
         key = recipe_hash(self.known.recipe())
         for done in range(1, 16):
@@ -129,7 +129,7 @@ def main() -> None:
             )
         return link
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, Look(given.ascii, given.theme))
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, Appearance(given.ascii, given.theme))
     app.run()
 
 

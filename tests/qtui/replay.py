@@ -16,6 +16,7 @@ from engine.session import Session, apply
 
 BLOCKS, HIDDEN, MIDDLE, KV, VOCAB = 5, 256, 768, 128, 3072
 FORMAT = "int4-g128"
+EFFECTS = p.EffectKey("degrade", FORMAT)
 SHAPES: dict[str, tuple[int, int]] = {
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (KV, HIDDEN),

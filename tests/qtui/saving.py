@@ -24,7 +24,7 @@ def session() -> Session:
     for event in (*r.opening(), *r.triaged(), *r.swept()):
         apply(found, event)
     rows = {name: row for row, name in enumerate(found.layers.names)}
-    found.measured[f"degrade/{r.FORMAT}"][rows[GUESSED]] = None
+    found.effects.measured[r.EFFECTS][rows[GUESSED]] = None
     broken = p.Sensitivity(
         layer=BROKEN, format=r.FORMAT, kl=math.nan, kl_se=math.inf, dnll=-0.25, dnll_se=1e-9,
         dppl=math.inf, dppl_low=-math.inf, dppl_high=math.nan, tokens=16384,

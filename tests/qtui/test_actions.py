@@ -10,8 +10,7 @@ import pytest
 from engine import protocol as p
 from qtui.actions import ACTIONS, bindings, toggles
 from qtui.screens.palette import Palette
-from qtui.screens.workbench.actions import DEEDS
-from qtui.widgets.frame.status import KeyBar
+from qtui.screens.workbench.actions import WorkbenchActions
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 
@@ -40,21 +39,21 @@ async def at(stage: str) -> AsyncIterator[Driver]:
 
 async def closed(d: Driver) -> None:
     """Nothing lies over the workbench, and nothing is typed at its foot."""
-    while d.app.screen is not d.bench or d.bench.hands.prompts.open:
+    while d.app.screen is not d.bench or d.bench.handler.prompts.open:
         await d.pilot.press("escape")
 
 
-def test_every_action_has_a_deed_and_a_title_and_no_key_is_given_twice() -> None:
-    assert {action.id for action in ACTIONS} == set(DEEDS)
+def test_every_action_has_a_handler_and_a_title_and_no_key_is_given_twice() -> None:
+    assert {action.id for action in ACTIONS} == set(WorkbenchActions.HANDLERS)
     actions = [*ACTIONS, *toggles(r.PROFILE.keys)]
     assert len({action.id for action in actions}) == len(actions)
     assert all(action.title for action in actions)
     keys = [binding.key for binding in bindings(actions)]
     assert sorted(set(keys)) == sorted(keys)
     # What the key bar shows is an action, and has a word to be shown with.
-    words = {action.id: action.word for action in actions}
-    assert all(words[id] for id in KeyBar.ORDER)
-    assert set(KeyBar.ORDER) == set(KeyBar.PLACES)
+    named = [action for action in actions if action.word]
+    assert len(named) == 16
+    assert len({action.rank for action in named}) == len({a.place for a in named}) == len(named)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -68,8 +67,8 @@ async def test_every_action_is_done_or_says_why_not(
         ids = [action.id for action in d.bench.actions if action.id not in LAST]
         for id in [*ids, *LAST]:
             sent = len(d.link.sent)
-            why = d.bench.hands.why_not(id)
-            d.bench.hands.perform(id)
+            why = d.bench.handler.why_not(id)
+            d.bench.handler.perform(id)
             await d.pilot.pause()
             if why:
                 greyed.add(id)
@@ -96,11 +95,11 @@ async def test_the_palette_greys_what_cannot_be_done_says_why_and_does_the_rest(
         palette = d.app.screen
         assert isinstance(palette, Palette)
         for entry in palette.entries:
-            assert entry.why_not == d.bench.hands.why_not(entry.id), entry.id
+            assert entry.why_not == d.bench.handler.why_not(entry.id), entry.id
         assert {entry.id for entry in palette.entries} == {a.id for a in d.bench.actions}
         await d.pilot.press(*"undo", "enter")
         await d.pilot.pause()
-        assert "not now: there is no change to take back" in d.screen()
+        assert "not now: nothing to undo" in d.screen()
         assert d.app.screen is palette
         assert not d.sent(p.Undo)
         await d.pilot.press("ctrl+u", *"hold int4", "enter")
@@ -113,7 +112,7 @@ async def test_the_palette_greys_what_cannot_be_done_says_why_and_does_the_rest(
 async def test_the_palette_opens_prompts_and_screens() -> None:
     async with at("swept") as d:
         await d.pilot.press("ctrl+p", *"filter", "enter")
-        await d.until(lambda: d.bench.hands.prompts.open)
+        await d.until(lambda: d.bench.handler.prompts.open)
         assert d.app.screen is d.bench
         await d.pilot.press(*"down", "enter")
         assert d.table.filter.text == "down"

@@ -13,7 +13,7 @@ from engine.errors import UsageError
 from engine.profiles import Profile, load_profile
 from qtui import cli
 from qtui import startup as opening
-from qtui.app import Choice, Look
+from qtui.app import Appearance, Choice
 from qtui.cli.options import size_in_bytes
 from qtui.screens.start.screen import Start
 from qtui.views.text import UNICODE
@@ -37,7 +37,7 @@ class Shown(NamedTuple):
     source: str | None
     settings: p.Settings
     profile: Profile
-    look: Look
+    appearance: Appearance
     choice: Choice
 
 
@@ -51,13 +51,13 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
         settings: p.Settings,
         profile: Profile,
         *,
-        look: Look,
+        appearance: Appearance,
         shelf: object,
         choice: Choice,
         started: object,
     ) -> int:
         assert started == (None if source is None else f"engine of {source}")
-        asked.append(Shown(source, settings, profile, look, choice))
+        asked.append(Shown(source, settings, profile, appearance, choice))
         return 0
 
     monkeypatch.setattr(opening, "run", show)
@@ -76,14 +76,14 @@ def test_a_first_argument_that_is_no_command_is_a_model(run: Run, shown: list[Sh
     assert run("org/model", "--tokens", "512")[0] == 0
     assert shown[0].source == "org/model"
     assert shown[0].settings.tokens == 512
-    assert not shown[0].look.ascii
+    assert not shown[0].appearance.ascii
 
 
 def test_options_may_stand_before_the_model(run: Run, shown: list[Shown]) -> None:
     assert run("--ascii", "-P", "quick", "org/model")[0] == 0
     assert shown[0].source == "org/model"
     assert shown[0].settings.profile == "quick"
-    assert shown[0].look.ascii
+    assert shown[0].appearance.ascii
 
 
 def test_a_folder_named_like_a_command_can_be_opened(
@@ -138,7 +138,7 @@ def test_without_a_model_a_start_screen_is_shown_that_keeps_what_was_given(
 def test_repaints_and_theme_are_chosen_on_the_command_line(run: Run, shown: list[Shown]) -> None:
     assert run("demo", "--fps", "4", "--theme", "contrast")[0] == 0
     assert shown[0].profile.fps == 4
-    assert shown[0].look.theme == "contrast"
+    assert shown[0].appearance.theme == "contrast"
     code, _, err = run("demo", "--theme", "contrats")
     assert code == 2
     assert "was contrast meant" in err
@@ -157,12 +157,12 @@ def test_what_is_wrong_with_own_files_is_said_on_the_screen_and_stops_nothing(
     (folder / "keymap.toml").write_text('[keys]\nswep = "W"')
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert run("demo")[0] == 0
-    problems = "\n".join(shown[0].look.problems)
+    problems = "\n".join(shown[0].appearance.problems)
     assert str(folder / "themes" / "mine.toml") in problems
     assert "was `sweep` meant" in problems
     (folder / "keymap.toml").write_text('[keys]\nsweep = "W"')
     assert run("demo")[0] == 0
-    assert shown[1].look.keymap["sweep"] == "W"
+    assert shown[1].appearance.keymap["sweep"] == "W"
 
 
 def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:

@@ -173,7 +173,7 @@ def rows(text: str) -> list[dict[str, str]]:
 def test_the_row_under_the_cursor_is_copied_in_full_precision() -> None:
     shown = view()
     (row,) = rows(what_to_copy(shown, whole=False))
-    fact = shown.session.sensitivity(shown.session.index[LAYER], r.FORMAT)
+    fact = shown.session.sensitivity(shown.session.index[LAYER], r.EFFECTS)
     assert fact is not None
     assert row["layer"] == LAYER
     assert float(row["kl_nats_per_token"]) == fact.kl

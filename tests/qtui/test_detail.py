@@ -68,7 +68,7 @@ async def test_measured_effects_have_their_interval_and_estimates_their_sign() -
     # The change of perplexity, and its interval to first order.
     change, half = 26.17 * math.expm1(0.02), 26.17 * math.exp(0.02) * 1.96 * 0.001
     assert f"≈+{change:.3f} ± {half:.3f}".replace("0.", ".") in guess
-    fact = session.sensitivity(row, INT4)
+    fact = session.sensitivity(row, p.EffectKey("degrade", INT4))
     assert fact is not None
     assert "≈" not in measured
     assert f"{1000 * fact.kl:.2f}" in measured

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.session import Session, apply
+from engine.session import Session, apply, correction
 from qtui.views import sweeps
 from qtui.views.text import UNICODE
 from qtui.widgets.line import cells
@@ -18,6 +18,7 @@ from tests.qtui.driving import Driver, driving
 
 DOWN = "model.layers.0.mlp.down_proj"
 INT3 = "int3-g128"
+INT3_EFFECTS = p.EffectKey("degrade", INT3)
 
 
 def sweeps_sent(d: Driver) -> list[p.Command]:
@@ -41,7 +42,7 @@ def table(d: Driver) -> str:
 async def test_s_shows_the_other_direction_and_sweeps_it_once() -> None:
     restore = p.Sweep((r.FORMAT,), "restore")
     async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
-        kl = d.app.session.sensitivity(36, r.FORMAT).kl
+        kl = d.app.session.sensitivity(36, r.EFFECTS).kl
         assert "KL·10³▾ of int4-g128" in d.screen()
         assert "each layer alone in int4-g128" in title(d)
         await d.pilot.press("s")
@@ -109,7 +110,7 @@ def test_what_is_whole_counts_layers_that_cannot_hold_the_format() -> None:
     session = r.folded(*r.opening(), *r.swept(36))
     assert not sweeps.whole(session, r.FORMAT, "degrade")
     names = session.layers.names
-    left = next(x for row, x in enumerate(names) if session.sensitivity(row, r.FORMAT) is None)
+    left = next(x for row, x in enumerate(names) if session.sensitivity(row, r.EFFECTS) is None)
     apply(session, p.Fallback(layer=left, format=r.FORMAT, why="its rows are odd"))
     assert sweeps.whole(session, r.FORMAT, "degrade")
     assert not sweeps.whole(session, r.FORMAT, "restore")
@@ -124,7 +125,7 @@ async def test_a_toggle_to_an_estimated_format_is_predicted_at_the_next_repaint(
         painted = d.app.pump.painted
         await d.give(r.changed(d.app.session, [DOWN], INT3))
         assert d.app.pump.painted == painted + 1
-        fit = d.app.session.correction(INT3)
+        fit = correction(d.app.session, INT3_EFFECTS)
         assert fit is not None
         guess = fit.apply(r.estimate(DOWN, 7, INT3))
         expected = 26.17 * math.exp(guess.dnll)
@@ -136,11 +137,11 @@ async def test_estimates_are_sorted_among_measurements_as_they_are_corrected() -
     async with driving(*r.opening(), r.estimated([r.FORMAT]), *r.swept(12)) as d:
         await d.give(r.agreement())
         session = d.app.session
-        fit = session.correction(r.FORMAT)
+        fit = correction(session, r.EFFECTS)
         assert fit is not None
         expected = []
         for row, name in enumerate(session.layers.names):
-            known = session.sensitivity(row, r.FORMAT)
+            known = session.sensitivity(row, r.EFFECTS)
             kl = known.kl if known else fit.kl(r.estimate(name, row).kl)
             expected.append((kl, row))
         assert d.table.rows == [row for _, row in sorted(expected, reverse=True)]
@@ -150,7 +151,7 @@ async def test_estimates_are_sorted_among_measurements_as_they_are_corrected() -
 async def test_a_doubtful_estimate_has_a_sign_and_a_reason_beside_it() -> None:
     async with driving(*r.opening(), r.estimated(["int2-g128"]), size=(160, 50)) as d:
         await d.until(lambda: d.bench.format == "int2-g128")
-        kl = 1000 * d.app.session.estimate(d.table.rows[0], "int2-g128").kl
+        kl = 1000 * d.app.session.estimate(d.table.rows[0], p.EffectKey("degrade", "int2-g128")).kl
         assert f"≈{kl:.1f}?" in d.screen().splitlines()[5]
         pane = " ".join(d.bench.detail.figures.text.split())
         assert "? int2-g128: at 2 bits the quadratic model ends" in pane
@@ -164,7 +165,7 @@ async def test_what_is_below_the_floor_is_marked_and_explained() -> None:
         small = [
             row
             for row in range(37)
-            if abs(d.app.session.sensitivity(row, r.FORMAT).kl) < control.floor_kl
+            if abs(d.app.session.sensitivity(row, r.EFFECTS).kl) < control.floor_kl
         ]
         assert small, "the replayed sweep has layers below 5e-4"
         await d.pilot.press("G")
@@ -190,7 +191,7 @@ async def test_the_pane_says_what_each_format_would_cost_here() -> None:
         by_format = {words[0]: words for words in costs}
         assert not by_format[r.FORMAT][2].startswith("≈"), "measured"
         assert by_format[INT3][2].startswith("≈"), "estimated"
-        raw = d.app.session.estimate(row, INT3)
+        raw = d.app.session.estimate(row, INT3_EFFECTS)
         assert f"{1000 * raw.kl:.2f}".lstrip("0") in by_format[INT3][5]
         assert "corrected by what 24 layers measured" in " ".join(lines)
 

@@ -13,7 +13,7 @@ import pytest
 
 from engine import protocol as p
 from engine.client import EngineGoneError
-from qtui.app import Look, QtuiApp
+from qtui.app import Appearance, QtuiApp
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 
@@ -32,7 +32,7 @@ async def reconnecting(*links: r.Replay | Exception) -> AsyncIterator[Driver]:
         return link
 
     settings = msgspec.structs.replace(r.SETTINGS, fresh=True)
-    app = QtuiApp("demo", settings, r.PROFILE, connect, look=Look(theme="qtui-dark"))
+    app = QtuiApp("demo", settings, r.PROFILE, connect, appearance=Appearance(theme="qtui-dark"))
     async with app.run_test(size=(80, 24)) as pilot:
         first = next(link for link in links if isinstance(link, r.Replay))
         yield Driver(app, pilot, first)
@@ -41,7 +41,7 @@ async def reconnecting(*links: r.Replay | Exception) -> AsyncIterator[Driver]:
 async def test_a_dead_engine_is_said_and_r_starts_another_that_goes_on() -> None:
     first, second = r.Replay([*r.opening(), *r.swept(5)]), r.Replay()
     async with reconnecting(first, second) as d:
-        await d.until(lambda: d.app.session.measured)
+        await d.until(lambda: d.app.session.effects.measured)
         first.die(LAST_WORDS)
         await d.until(lambda: d.bench.banner.has_class("-shown"))
         await d.settled()
@@ -129,12 +129,12 @@ async def test_a_link_that_never_pauses_leaves_room_for_keys() -> None:
         return link
 
     link = Flood()
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(theme="qtui-dark"))
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, appearance=Appearance(theme="qtui-dark"))
     async with asyncio.timeout(20), app.run_test(size=(80, 24)) as pilot:
         await pilot._wait_for_screen()
         while app.pump.painted < 3:
             await asyncio.sleep(0)
-        app.workbench.action_do("quit")
+        app.screens.workbench.action_do("quit")
         while app.return_code is None:
             await asyncio.sleep(0)
         assert link.sent[-1] == p.Stop()
@@ -162,7 +162,7 @@ async def test_a_terminal_that_is_behind_is_sent_the_newest_state_once_it_is_not
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slow = True
-    monkeypatch.setattr(QtuiApp, "_behind", lambda self: slow)
+    monkeypatch.setattr(QtuiApp, "_is_behind", lambda self: slow)
     async with driving() as d:
         painted = d.app.pump.painted
         d.link.give(*r.opening(), *r.triaged(), *r.swept())

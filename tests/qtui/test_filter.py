@@ -31,7 +31,9 @@ def session() -> Session:
     session = Session()
     for event in (*r.opening(), *r.triaged(), *r.swept(24)):
         apply(session, event)
-    unknown = [name for row, name in enumerate(r.names()) if not session.sensitivity(row, r.FORMAT)]
+    unknown = [
+        name for row, name in enumerate(r.names()) if not session.sensitivity(row, r.EFFECTS)
+    ]
     facts = tuple(estimate(name, 2e-3) for name in unknown[1:])
     apply(session, p.Learned(tuple(f"e{i}" for i in range(len(facts))), facts))
     apply(session, r.changed(session, [DOWN], r.FORMAT))
@@ -88,8 +90,8 @@ def test_terms_about_names_choose_what_a_plain_test_of_the_name_does(
 def test_states_are_those_of_the_session(session: Session) -> None:
     def known(name: str) -> tuple[bool, bool]:
         row = session.index[name]
-        measured = session.sensitivity(row, r.FORMAT) is not None
-        return measured, session.estimate(row, r.FORMAT) is not None and not measured
+        measured = session.sensitivity(row, r.EFFECTS) is not None
+        return measured, session.estimate(row, r.EFFECTS) is not None and not measured
 
     marked = frozenset({DOWN, "lm_head"})
     assert shown("is:changed", session) == [DOWN, NAMES[9]]
@@ -111,7 +113,9 @@ def test_states_are_those_of_the_session(session: Session) -> None:
 def test_numbers_are_compared_in_their_units(session: Session) -> None:
     def kl(name: str) -> float:
         row = session.index[name]
-        fact = session.sensitivity(row, r.FORMAT) or session.estimate(row, r.FORMAT)
+        fact = session.sensitivity(row, r.EFFECTS) or session.estimate(
+            row, p.EffectKey("degrade", r.FORMAT)
+        )
         return math.nan if fact is None else fact.kl
 
     assert shown("kl>1e-3", session) == [name for name in NAMES if kl(name) > 1e-3]
@@ -131,12 +135,12 @@ def test_numbers_are_compared_in_their_units(session: Session) -> None:
     assert shown("dppl<0", session) == [
         name
         for row, name in enumerate(NAMES)
-        if (fact := session.sensitivity(row, r.FORMAT)) is not None and fact.dppl < 0
+        if (fact := session.sensitivity(row, r.EFFECTS)) is not None and fact.dppl < 0
     ]
     assert shown("top1<98% is:measured", session) == [
         name
         for row, name in enumerate(NAMES)
-        if (fact := session.sensitivity(row, r.FORMAT)) is not None and fact.top1 < 0.98
+        if (fact := session.sensitivity(row, r.EFFECTS)) is not None and fact.top1 < 0.98
     ]
 
 

@@ -6,7 +6,7 @@ import msgspec
 from textual import events
 
 from engine import protocol as p
-from qtui.app import Look, QtuiApp
+from qtui.app import Appearance, QtuiApp
 from qtui.user.keymap import UNBOUND
 from qtui.widgets.frame.scoreboard import running
 from qtui.widgets.table.layer_table import LayerTable
@@ -28,7 +28,7 @@ async def test_orders_go_round() -> None:
         assert seen[:4] == ["kl", "dppl", "error", "outliers"]
         assert {"layer", "holds"} <= set(seen)
         assert d.table.session.layers.names[d.table.rows[0]] == "lm_head"
-        known = [row for row in d.table.rows if d.app.session.sensitivity(row, r.FORMAT)]
+        known = [row for row in d.table.rows if d.app.session.sensitivity(row, r.EFFECTS)]
         await d.pilot.press("O")
         assert [row for row in d.table.rows if row in known] == known[::-1]
 
@@ -108,8 +108,8 @@ async def test_keys_send_their_commands() -> None:
 async def test_what_cannot_be_done_says_why_and_asks_nothing_of_the_engine() -> None:
     async with driving(*r.opening(), *r.swept(3)) as d:
         for key, why in (
-            ("u", "no change to take back"),
-            ("U", "no change to make again"),
+            ("u", "nothing to undo"),
+            ("U", "nothing to redo"),
             ("S", "a sweep is running already"),
             ("r", "nothing has failed"),
             ("enter", "not made of experts"),
@@ -199,7 +199,7 @@ async def test_a_pretended_engine_answers_keys() -> None:
     async def connect() -> Pretender:
         return link
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(theme="qtui-dark"))
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, appearance=Appearance(theme="qtui-dark"))
     async with app.run_test(size=(100, 30)) as pilot:
         d = Driver(app, pilot, link)
         await d.until(lambda: running(app.session) == [] and len(app.session.jobs) == 3)

@@ -182,7 +182,7 @@ async def test_a_long_name_keeps_its_block_and_its_end() -> None:
 def figure(d: Driver, column: str, row: int) -> float | str:
     """An independent reading of what a column shows."""
     session = d.app.session
-    effect, weights = session.sensitivity(row, r.FORMAT), session.layers.weights[row]
+    effect, weights = session.sensitivity(row, r.EFFECTS), session.layers.weights[row]
     shape = session.layers.shapes[row]
     assert effect is not None
     assert weights is not None
@@ -210,7 +210,7 @@ async def test_every_column_sorts_both_ways(column: str) -> None:
 
 async def test_what_is_not_known_is_last_either_way() -> None:
     async with driving(*r.opening(), *r.triaged(), *r.swept(5)) as d:
-        known = {row for row in range(37) if d.app.session.sensitivity(row, r.FORMAT)}
+        known = {row for row in range(37) if d.app.session.sensitivity(row, r.EFFECTS)}
         for descending in (True, False):
             d.table.order_by("kl", descending)
             assert set(d.table.rows[:5]) == known
@@ -292,7 +292,7 @@ async def test_a_filter_that_nothing_fits_says_so_and_how_to_get_out() -> None:
         assert "esc clears it" in d.screen()
         assert "layer 0/37" in d.screen()
         assert d.table.current is None
-        assert d.table.touched() == ()
+        assert d.table.layers_in_scope() == ()
         for act in (d.table.toggle_mark, d.table.mark_range, d.table.mark_matching,
                     d.table.toggle_expand, d.table.next_scope, d.table.invert_marks):  # fmt: skip
             act()
@@ -309,7 +309,7 @@ async def test_rows_come_and_go_while_values_arrive(restless: None) -> None:
         await d.give(*r.swept())
         await d.until(lambda: len(d.table.rows) > 3)
         await d.settled()
-        wanted = {row for row in range(37) if d.app.session.sensitivity(row, r.FORMAT).kl > 1e-3}
+        wanted = {row for row in range(37) if d.app.session.sensitivity(row, r.EFFECTS).kl > 1e-3}
         await d.until(lambda: set(d.table.rows) == wanted)
 
 
@@ -369,7 +369,7 @@ async def test_marks_survive_orders_filters_and_toggles() -> None:
         d.table.order_by("layer")
         d.table.set_filter(parse_filter("block:2"))
         assert d.table.marked == {"lm_head"}
-        assert d.table.touched() == ("lm_head",)
+        assert d.table.layers_in_scope() == ("lm_head",)
         await d.give(r.changed(d.app.session, ["lm_head"], r.FORMAT))
         d.table.set_filter(None)
         d.table.move_to(36)
@@ -382,7 +382,7 @@ async def test_marks_of_layers_that_are_no_more_are_forgotten() -> None:
         d.table.mark_matching()
         await d.give(r.listed(NAMES[:9]))
         assert d.table.marked == set(NAMES[1:9])
-        assert d.table.touched() == tuple(NAMES[1:9])
+        assert d.table.layers_in_scope() == tuple(NAMES[1:9])
 
 
 async def test_a_key_between_a_new_listing_and_its_repaint_finds_the_new_rows() -> None:
@@ -393,7 +393,7 @@ async def test_a_key_between_a_new_listing_and_its_repaint_finds_the_new_rows() 
         d.table.move_to(d.table.cursor + 1)
         d.table.redraw()
         assert d.table.rows == list(range(9))
-        assert len(d.table.touched()) == 1
+        assert len(d.table.layers_in_scope()) == 1
 
 
 async def test_all_that_fit_can_be_marked_and_marks_turned_round() -> None:
@@ -442,7 +442,7 @@ async def test_the_mouse_marks_with_ctrl_with_shift_and_in_the_gutter() -> None:
 # --- scopes --------------------------------------------------------------------------------------
 
 
-async def test_rows_that_a_toggle_would_touch_have_a_line_at_their_left() -> None:
+async def test_rows_in_scope_have_a_line_at_their_left() -> None:
     opening = [grouped() if isinstance(e, p.LayersListed) else e for e in r.opening()]
     for ascii, thin, cursor in ((False, "▏", "▌"), (True, "|", ">")):
         async with driving(*opening, ascii=ascii) as d:
@@ -461,16 +461,16 @@ async def test_rows_that_a_toggle_would_touch_have_a_line_at_their_left() -> Non
             assert edges() == f"        {cursor}"
             d.table.next_scope()
             assert d.table.next_scope() == "group"
-            assert d.table.touched() == tuple(NAMES[8:11])
+            assert d.table.layers_in_scope() == tuple(NAMES[8:11])
             assert d.table.next_scope() == "layer"
 
 
-async def test_marking_makes_the_marks_what_a_toggle_touches() -> None:
+async def test_marking_makes_the_marks_the_scope() -> None:
     async with measured() as d:
         assert d.table.scope == "layer"
         d.table.toggle_mark()
         assert d.table.scope == "marks"
-        assert d.table.touched() == ("lm_head",)
+        assert d.table.layers_in_scope() == ("lm_head",)
         d.table.set_scope("block")
         d.table.toggle_mark()
         assert d.table.scope == "marks"
@@ -479,7 +479,7 @@ async def test_marking_makes_the_marks_what_a_toggle_touches() -> None:
         d.table.set_scope("layer")
         d.table.set_filter(parse_filter("kind:q"))
         d.table.set_scope("filter")
-        assert d.table.touched() == tuple(n for n in NAMES if n.endswith("q_proj"))
+        assert d.table.layers_in_scope() == tuple(n for n in NAMES if n.endswith("q_proj"))
         d.table.set_filter(None)
         assert d.table.scope == "layer"
 
@@ -514,7 +514,7 @@ async def test_a_fused_row_lists_its_experts_once_they_are_known() -> None:
         assert "NaN" not in line(d, 10)
         d.table.move_to(10)
         assert (d.table.current, d.table.current_expert) == (EXPERTS, 1)
-        assert d.table.touched() == (EXPERTS,)
+        assert d.table.layers_in_scope() == (EXPERTS,)
         d.table.toggle_mark()
         assert d.table.marked == {EXPERTS}
         assert d.table.current == MIXED[9]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine import protocol as p
-from qtui.app import Look, QtuiApp
+from qtui.app import Appearance, QtuiApp
 from qtui.user.remembered import recall
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
@@ -34,7 +34,7 @@ async def test_a_frozen_display_stands_still_while_results_are_collected() -> No
         rows = body(d)
         await fold(d, *r.swept())
         assert body(d) == rows
-        known = sum(fact is not None for fact in d.app.session.measured[f"degrade/{r.FORMAT}"])
+        known = sum(fact is not None for fact in d.app.session.effects.measured[r.EFFECTS])
         assert known == 37
         # A hand may go on moving over what stands still.
         await d.pilot.press("j")
@@ -53,9 +53,9 @@ async def test_a_toggle_lets_the_display_go_on() -> None:
     async with driving(*r.opening(), *r.triaged(), *r.swept(5)) as d:
         await d.pilot.press("z")
         await fold(d, *r.swept())
-        assert d.app.alive.frozen
+        assert d.app.engine.frozen
         await d.pilot.press("4")
-        await d.until(lambda: not d.app.alive.frozen)
+        await d.until(lambda: not d.app.engine.frozen)
         await d.until(lambda: d.bench.session is d.app.session)
         assert d.sent(p.SetFormat)
 
@@ -63,10 +63,10 @@ async def test_a_toggle_lets_the_display_go_on() -> None:
 async def test_an_engine_that_is_lost_ends_the_pause() -> None:
     async with driving(*r.opening(), *r.swept(5)) as d:
         await d.pilot.press("z")
-        await d.until(lambda: d.app.alive.frozen)
+        await d.until(lambda: d.app.engine.frozen)
         d.link.die("it was killed by signal 9")
         await d.until(lambda: d.bench.banner.has_class("-shown"))
-        assert not d.app.alive.frozen
+        assert not d.app.engine.frozen
         assert "it was killed by signal 9" in d.screen()
 
 
@@ -98,7 +98,7 @@ async def test_what_an_earlier_run_left_is_how_it_looks(by_log: bool) -> None:
 
     left = recall()[0]
     left = type(left)(pane=False, log_counts=by_log)
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, Look(False, "qtui-dark", left))
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, Appearance(False, "qtui-dark", left))
     async with app.run_test(size=(160, 50)) as pilot:
         d = Driver(app, pilot, link)
         await d.until(lambda: len(link.sent) >= 3)
@@ -159,4 +159,4 @@ async def test_a_layer_that_is_looked_at_while_the_display_is_frozen_has_its_his
         await d.until(lambda: p.AskHistogram(NAMES[1]) in d.sent(p.AskHistogram))
         d.link.give(r.histogram(NAMES[1]))
         await d.until(lambda: d.bench.detail.histogram.plots)
-        assert d.app.alive.frozen
+        assert d.app.engine.frozen

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 
 from engine import protocol as p
 from engine.session import recipe_hash
-from qtui.app import Choice, Look, QtuiApp
+from qtui.app import Appearance, Choice, QtuiApp
 from qtui.screens.start.screen import Start
 from qtui.widgets.frame.status import Message
 from qtui.widgets.table.layer_table import LayerTable
@@ -63,8 +63,8 @@ def picture(
     async def connect() -> r.Replay:
         return link
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(ascii, theme))
-    app.workbench.events._clock = lambda: NOON
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, appearance=Appearance(ascii, theme))
+    app.screens.workbench.events._clock = lambda: NOON
 
     async def drive(pilot: Pilot[None]) -> None:
         driver = Driver(app, pilot, link)
@@ -251,7 +251,9 @@ def test_start(snap_compare: Compare, size: tuple[int, int]) -> None:
         lambda: past, starting.fine, starting.PROFILES, "standard", clock=lambda: starting.NOW
     )
     choice = Choice(lambda glyphs: start, lambda name: (r.SETTINGS, r.PROFILE))
-    app = QtuiApp(None, r.SETTINGS, r.PROFILE, look=Look(theme="qtui-dark"), choice=choice)
+    app = QtuiApp(
+        None, r.SETTINGS, r.PROFILE, appearance=Appearance(theme="qtui-dark"), choice=choice
+    )
 
     async def drive(pilot: Pilot[None]) -> None:
         hand = starting.Hand(app, pilot)

@@ -1,4 +1,4 @@
-"""Questions about one layer beside a triage: asked in time, answered in the document."""
+"""HistogramRequests about one layer beside a triage: asked in time, answered in the document."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_csv_has_the_facts_of_the_session_to_the_last_bit() -> None:
     names = shown.session.layers.names
     assert [row["layer"] for row in rows] == [names[row] for row in shown.rows]
     for row, number in zip(rows, shown.rows, strict=True):
-        fact = shown.session.sensitivity(number, r.FORMAT)
+        fact = shown.session.sensitivity(number, r.EFFECTS)
         if fact is None or row["layer"] == BROKEN:
             continue
         assert row["source"] == "measured"
@@ -103,7 +103,7 @@ def test_an_estimate_is_told_from_a_measurement() -> None:
     shown = view()
     _, rows = lines_of_csv(save("table", "rows.csv", shown).path)
     (row,) = (row for row in rows if row["layer"] == GUESSED)
-    guess = shown.session.estimate(shown.session.index[GUESSED], r.FORMAT)
+    guess = shown.session.estimate(shown.session.index[GUESSED], r.EFFECTS)
     assert guess is not None
     assert row["source"] == "estimated"
     assert float(row["kl_nats_per_token"]) == guess.kl == 0.1 + 0.2
@@ -154,7 +154,7 @@ def test_pandas_reads_the_csv_past_its_heading() -> None:
     frame = pandas.read_csv(saved.path, comment="#")
     assert name in set(frame["layer"])
     assert len(frame) == len(found.layers.names)
-    fact = found.sensitivity(row, r.FORMAT)
+    fact = found.sensitivity(row, r.EFFECTS)
     assert fact is not None
     assert frame.set_index("layer").loc[name, "kl_nats_per_token"] == pytest.approx(fact.kl, 1e-14)
 
@@ -219,7 +219,7 @@ def test_the_layer_under_the_cursor_has_every_figure_of_every_format() -> None:
     _, rows = lines_of_csv(save("layer", "layer.csv", shown).path)
     found = {(row["figure"], row["format"]): row["value"] for row in rows}
     row = shown.session.index[LAYER]
-    fact, weights = shown.session.sensitivity(row, r.FORMAT), shown.session.layers.weights[row]
+    fact, weights = shown.session.sensitivity(row, r.EFFECTS), shown.session.layers.weights[row]
     assert fact is not None
     assert weights is not None
     assert float(found["kl_nats_per_token", r.FORMAT]) == fact.kl

@@ -14,11 +14,11 @@ from qtui.views.scope import (
     Here,
     Scope,
     describe,
+    in_scope,
     index_layers,
     next_scope,
     possible,
-    touched,
-    touches,
+    scope_test,
     why_not,
 )
 from qtui.views.text import PLAIN
@@ -51,7 +51,7 @@ MARKED = ("lm_head", Q3, NAMES[5])
 EVERYTHING = here(Q3, MARKED, "kl>1e-3", Q3, NAMES[2])
 
 
-def test_each_scope_touches_what_its_name_says() -> None:
+def test_each_scope_is_what_its_name_says() -> None:
     wanted: dict[Scope, list[str]] = {
         "layer": [Q3],
         "marks": [NAMES[5], Q3, "lm_head"],
@@ -61,7 +61,7 @@ def test_each_scope_touches_what_its_name_says() -> None:
         "filter": [NAMES[2], Q3],
     }
     for scope in SCOPES:
-        assert list(touched(scope, EVERYTHING)) == wanted[scope]
+        assert list(in_scope(scope, EVERYTHING)) == wanted[scope]
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -77,8 +77,8 @@ def test_each_scope_touches_what_its_name_says() -> None:
     ],
 )
 def test_single_rows_are_tested_for_what_is_listed(scope: Scope, at: Here) -> None:
-    test = touches(scope, at)
-    assert tuple(name for row, name in enumerate(NAMES) if test(row)) == touched(scope, at)
+    test = scope_test(scope, at)
+    assert tuple(name for row, name in enumerate(NAMES) if test(row)) == in_scope(scope, at)
 
 
 def test_words_say_what_and_how_many() -> None:
@@ -133,7 +133,7 @@ def test_a_scope_that_makes_no_sense_says_why_and_falls_back_to_the_cursor() -> 
     assert possible("block", here(Q3)) == "block"
 
 
-def test_head_and_embedding_are_touched_only_where_they_match_literally() -> None:
-    assert "lm_head" not in touched("block", here(Q3))
-    assert "lm_head" in touched("filter", here(Q3, (), "head", "lm_head"))
-    assert touched("kind", here("lm_head")) == ("lm_head",)
+def test_head_and_embedding_are_in_scope_only_where_they_match_literally() -> None:
+    assert "lm_head" not in in_scope("block", here(Q3))
+    assert "lm_head" in in_scope("filter", here(Q3, (), "head", "lm_head"))
+    assert in_scope("kind", here("lm_head")) == ("lm_head",)

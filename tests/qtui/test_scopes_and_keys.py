@@ -1,4 +1,4 @@
-"""What a toggle touches, chosen with keys and mouse: what the foot says is what the engine gets."""
+"""Scope of a toggle, chosen with keys and mouse: what the foot says is what the engine gets."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ async def scope_to(d: Driver, scope: Scope) -> None:
     raise AssertionError(f"t never came to {scope}")
 
 
-def touched_words(d: Driver) -> str:
-    """What the foot says a toggle would touch."""
+def scope_words(d: Driver) -> str:
+    """The scope of a toggle, as the foot shows it."""
     return d.bench.message.text.rpartition("→ ")[2].strip()
 
 
@@ -67,14 +67,14 @@ DOWNS = [name for name in NAMES if "down" in name]
         ("group", "1 q+k+v: 3 layers", FUSED),
     ],
 )
-async def test_the_foot_says_what_a_toggle_touches_and_the_engine_gets_just_that(
+async def test_the_foot_shows_the_scope_of_a_toggle_and_the_engine_gets_just_that(
     scope: Scope, words: str, layers: list[str]
 ) -> None:
     async with listed(size=(120, 30)) as d:
         d.table.move_to(NAMES.index(Q1))
         await scope_to(d, scope)
         await d.settled()
-        assert touched_words(d) == words
+        assert scope_words(d) == words
         await d.pilot.press("4")
         assert await sent(d) == p.SetFormat(tuple(layers), "int4-g128")
         assert set(d.table.pending) == set(layers)
@@ -86,7 +86,7 @@ async def test_the_block_moves_with_the_cursor() -> None:
         await scope_to(d, "block")
         d.table.move_to(NAMES.index(Q1.replace(".1.", ".3.")))
         await d.pilot.pause()
-        assert touched_words(d) == "block 3: 7 layers"
+        assert scope_words(d) == "block 3: 7 layers"
         await d.pilot.press("8")
         assert (await sent(d)).layers == tuple(name for name in NAMES if ".layers.3." in name)
 
@@ -96,14 +96,14 @@ async def test_a_filter_is_a_scope_and_head_and_embedding_are_named_where_they_a
         await d.pilot.press("slash", *"down", "enter")
         await scope_to(d, "filter")
         await d.settled()
-        assert "“down”: 5 layers" in touched_words(d)
+        assert "“down”: 5 layers" in scope_words(d)
         await d.pilot.press("4")
         assert (await sent(d)).layers == tuple(DOWNS)
         d.bench.set_filter(None)
         await d.pilot.press("slash", *"params>1", "enter")
         await scope_to(d, "filter")
         await d.settled()
-        assert "37 layers, embedding and head among them" in touched_words(d)
+        assert "37 layers, embedding and head among them" in scope_words(d)
 
 
 async def test_t_passes_over_scopes_that_make_no_sense_and_comes_round() -> None:
@@ -133,7 +133,7 @@ async def test_marks_by_space_range_all_shown_swapped_and_none() -> None:
         await d.pilot.press("j", "space", "j", "j", "v")
         assert d.table.marked == set(NAMES[1:5])
         await d.pilot.pause()
-        assert touched_words(d) == "4 marked layers"
+        assert scope_words(d) == "4 marked layers"
         await d.pilot.press("i")
         assert d.table.marked == body - set(NAMES[1:5])
         await d.pilot.press("escape")
@@ -184,11 +184,11 @@ async def test_a_scope_that_was_chosen_comes_back_when_the_marks_are_gone() -> N
         assert d.table.scope == "block", "chosen while there were marks"
 
 
-async def test_marked_layers_that_a_filter_hides_are_touched_too() -> None:
+async def test_marked_layers_that_a_filter_hides_are_in_scope_too() -> None:
     async with listed() as d:
         await d.pilot.press("j", "space", "slash", *"down", "enter", "4")
         await d.settled()
-        assert touched_words(d) == "1 marked layer, 1 not shown"
+        assert scope_words(d) == "1 marked layer, 1 not shown"
         assert (await sent(d)).layers == (NAMES[1],)
 
 
@@ -217,9 +217,9 @@ async def test_an_entry_of_the_key_bar_does_what_its_key_does() -> None:
             await d.pilot.pause()
 
         d.table.move_to(1)
-        await click("touches")
+        await click("scope")
         assert d.table.scope == "block"
-        await click("touches")
+        await click("scope")
         assert d.table.scope == "kind"
         await click("8")
         assert (await sent(d)).format == "int8"
@@ -229,10 +229,10 @@ async def test_an_entry_of_the_key_bar_does_what_its_key_does() -> None:
         await click("undo")
         await d.until(lambda: d.sent(p.Undo))
         await click("filter")
-        assert d.bench.hands.prompts.open
+        assert d.bench.handler.prompts.open
         await d.pilot.press("escape")
         await click("toggle")
-        assert d.bench.hands.prompts.open
+        assert d.bench.handler.prompts.open
         assert "hold" in d.screen()
 
 
@@ -271,7 +271,7 @@ async def test_letters_that_come_with_the_key_of_a_prompt_are_typed_there() -> N
         await d.until(lambda: d.table.filter.text)
         assert d.table.filter.text == "q-x"
         assert d.app.return_code is None
-        assert not d.bench.hands.prompts.open
+        assert not d.bench.handler.prompts.open
 
 
 async def test_letters_that_come_with_the_key_of_the_palette_are_typed_there() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.session import Session, recipe_hash
+from engine.session import Session, predict, recipe_hash
 from qtui.views.text import PLAIN, UNICODE, Glyphs
 from qtui.widgets.frame.scoreboard import Scoreboard
 from tests.qtui import replay as r
@@ -73,7 +73,7 @@ async def test_what_is_loaded_is_told_where_there_is_room() -> None:
 
 async def test_the_prediction_stands_beside_what_is_being_measured_until_it_is_done() -> None:
     session = measuring()
-    predicted = session.predicted()
+    predicted = predict(session)
     assert predicted is not None
     said = f"PPL 26.17 → ≈{predicted.ppl:.2f} → 26.42 ± .05 25%"
     assert said in (await lines(session, 80))[1]
@@ -86,7 +86,7 @@ async def test_the_prediction_stands_beside_what_is_being_measured_until_it_is_d
 async def test_a_prediction_that_leaves_layers_out_says_so_or_is_left_out() -> None:
     session = whole()
     told(session, r.changed(session, [DOWN], r.FORMAT), r.changed(session, ["lm_head"], "int8"))
-    predicted = session.predicted()
+    predicted = predict(session)
     assert predicted is not None
     assert predicted.missing == 1
     said = f"PPL 26.17 → ≈{predicted.ppl:.2f} without 1 unknown"

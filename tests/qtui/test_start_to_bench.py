@@ -10,7 +10,7 @@ import msgspec
 from engine import protocol as p
 from engine.profiles import Profile
 from engine.store.past_sessions import Looked
-from qtui.app import Choice, Look, QtuiApp
+from qtui.app import Appearance, Choice, QtuiApp
 from qtui.screens.start.screen import Start
 from tests.qtui import replay as r
 from tests.qtui import starting
@@ -32,7 +32,7 @@ class Opening(starting.Hand):
 
     async def bench(self) -> Driver:
         """The workbench, once it has asked for everything."""
-        await self.until(lambda: self.app.life is not None and len(self.link.sent) >= 3)
+        await self.until(lambda: self.app.engine_link is not None and len(self.link.sent) >= 3)
         return Driver(self.app, self.pilot, self.link)
 
 
@@ -51,7 +51,7 @@ async def opening(problem: str = "") -> AsyncIterator[Opening]:
         clock=lambda: starting.NOW,
     )  # fmt: skip
     app = QtuiApp(
-        None, r.SETTINGS, r.PROFILE, connect, Look(theme="qtui-dark"),
+        None, r.SETTINGS, r.PROFILE, connect, Appearance(theme="qtui-dark"),
         Choice(lambda glyphs: start, resolve),
     )  # fmt: skip
     async with app.run_test(size=(100, 30)) as pilot:
@@ -64,7 +64,7 @@ async def opening(problem: str = "") -> AsyncIterator[Opening]:
 async def test_enter_opens_a_session_and_q_stops_its_engine() -> None:
     async with opening() as hand:
         assert "llama" in hand.screen()
-        assert hand.app.life is None
+        assert hand.app.engine_link is None
         await hand.press("enter")
         d = await hand.bench()
         assert d.link.sent == [p.Open("/m/llama", r.SETTINGS), p.Triage(), p.Sweep()]
@@ -107,7 +107,7 @@ async def test_what_cannot_be_opened_stays_on_the_start_screen_and_says_why() ->
     async with opening("config.json is missing: name the folder that has it") as hand:
         await hand.press("enter")
         await hand.until(lambda: "config.json is missing" in hand.screen())
-        assert hand.app.life is None
+        assert hand.app.engine_link is None
         await hand.press("down", "enter")
         d = await hand.bench()
         assert d.link.sent[0] == p.Open("demo", r.SETTINGS)
@@ -119,7 +119,7 @@ async def test_keys_of_the_start_screen_are_not_those_of_the_workbench_behind_it
         d = await hand.bench()
         await d.give(*r.opening())
         await hand.press("slash")
-        assert d.bench.hands.prompts.open
+        assert d.bench.handler.prompts.open
         await hand.press("escape", "escape")
         await hand.press("question_mark")
         assert "Move" in d.screen()

@@ -13,7 +13,7 @@ from rich.style import Style
 from textual.widget import Widget
 
 from engine import protocol as p
-from qtui.app import Look, QtuiApp
+from qtui.app import Appearance, QtuiApp
 from qtui.bundled import themes_folder
 from qtui.screens.help import Overlay
 from qtui.user.theme_watch import ThemeShelf, ThemeWatch
@@ -46,7 +46,7 @@ async def wearing(name: str = "qtui-dark") -> AsyncIterator[Driver]:
     async def connect() -> r.Replay:
         return link
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(theme=name))
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, appearance=Appearance(theme=name))
     async with app.run_test(size=(160, 50)) as pilot:
         driver = Driver(app, pilot, link)
         await driver.until(lambda: len(link.sent) >= 3)

@@ -11,7 +11,7 @@ from textual.filter import NoColor
 
 from engine import protocol as p
 from engine.session import Session, apply, recipe_hash
-from qtui.app import Look, QtuiApp
+from qtui.app import Appearance, QtuiApp
 from qtui.widgets.frame.status import Message
 from qtui.widgets.line import Lines
 from qtui.widgets.table.layer_table import LayerTable
@@ -36,7 +36,7 @@ async def test_the_first_frame_is_painted_before_an_engine_is_looked_for() -> No
         seen.append("\n".join(strip.text for strip in strips))
         return r.Replay()
 
-    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, look=Look(theme="qtui-dark"))
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, appearance=Appearance(theme="qtui-dark"))
     async with app.run_test(size=(80, 24)) as pilot:
         async with asyncio.timeout(10):
             while not seen:
@@ -68,7 +68,7 @@ async def test_the_worst_layer_is_in_the_first_row_until_a_hand_moves_the_cursor
     async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
         assert d.table.current == "lm_head"
         assert d.table.cursor == 0
-        kls = [d.app.session.sensitivity(row, r.FORMAT).kl for row in d.table.rows]
+        kls = [d.app.session.sensitivity(row, r.EFFECTS).kl for row in d.table.rows]
         assert kls == sorted(kls, reverse=True)
 
 

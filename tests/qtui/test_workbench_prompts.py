@@ -39,7 +39,7 @@ async def test_a_filter_is_followed_as_it_is_typed_and_enter_keeps_it() -> None:
     async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
         await d.pilot.press("slash", *"kl>1e-3")
         known = d.app.session.sensitivity
-        wanted = {NAMES[row] for row in range(37) if known(row, r.FORMAT).kl > 1e-3}
+        wanted = {NAMES[row] for row in range(37) if known(row, r.EFFECTS).kl > 1e-3}
         assert 0 < len(wanted) < 37
         assert set(shown(d)) == wanted
         assert f"{len(wanted)} of 37 layers" in d.screen()
@@ -47,7 +47,7 @@ async def test_a_filter_is_followed_as_it_is_typed_and_enter_keeps_it() -> None:
         await d.pilot.pause()
         assert set(shown(d)) == wanted
         assert f"layer {len(wanted)}/37" in d.screen()
-        assert not d.bench.hands.prompts.open
+        assert not d.bench.handler.prompts.open
         # Letters are keys again.
         await d.pilot.press("4")
         await d.until(lambda: d.sent(p.SetFormat))
@@ -62,7 +62,7 @@ async def test_escape_restores_what_was_shown_before() -> None:
         await d.pilot.press("escape")
         assert shown(d) == before
         assert d.table.current == current
-        assert not d.bench.hands.prompts.open
+        assert not d.bench.handler.prompts.open
 
 
 async def test_a_wrong_term_leaves_the_rows_and_says_what_is_known() -> None:
@@ -73,7 +73,7 @@ async def test_a_wrong_term_leaves_the_rows_and_says_what_is_known() -> None:
         assert len(shown(d)) in (5, 0)
         await d.pilot.press("enter")
         await d.pilot.pause()
-        assert d.bench.hands.prompts.open
+        assert d.bench.handler.prompts.open
         assert "x " in d.screen().splitlines()[-1][:4] or "kl" in d.screen().splitlines()[-1]
         await d.pilot.press("escape")
         assert len(shown(d)) == 37
@@ -113,7 +113,7 @@ async def test_a_format_that_cannot_be_stays_and_explains(typed: str, why: str) 
     async with driving(*r.opening(), size=(80, 24)) as d:
         await d.pilot.press("equals_sign", *typed, "enter")
         await d.pilot.pause()
-        assert d.bench.hands.prompts.open
+        assert d.bench.handler.prompts.open
         foot = " ".join(d.screen().splitlines()[-3:])
         assert "x " in foot
         assert why in foot
@@ -215,7 +215,7 @@ async def test_a_small_terminal_has_room_for_every_prompt(key: str) -> None:
         assert d.app.screen.focused is not None
         assert d.app.screen.focused.value == "i"
         await d.pilot.press("escape")
-        assert not d.bench.hands.prompts.open
+        assert not d.bench.handler.prompts.open
 
 
 # --- files and the clipboard ---------------------------------------------------------------------
@@ -234,7 +234,7 @@ async def test_a_saved_table_has_the_sessions_own_figures(tmp_path: Path) -> Non
         names = [row["layer"] for row in found]
         assert names == shown(d)
         for row, name in zip(found, names, strict=True):
-            fact = d.app.session.sensitivity(NAMES.index(name), r.FORMAT)
+            fact = d.app.session.sensitivity(NAMES.index(name), r.EFFECTS)
             assert float(row["kl_nats_per_token"]) == fact.kl
             assert float(row["dppl_high"]) == fact.dppl_high
         assert "qtui sweep" in text
@@ -260,7 +260,7 @@ async def test_a_path_that_cannot_be_stays_and_says_why(tmp_path: Path) -> None:
         d.app.screen.focused.set_value(str(tmp_path / "no" / "where.csv"))
         await d.pilot.press("enter")
         await d.pilot.pause()
-        assert d.bench.hands.prompts.open
+        assert d.bench.handler.prompts.open
         assert "there is no folder" in d.screen()
 
 
@@ -282,7 +282,7 @@ async def test_copying_sends_the_rows_to_the_terminal_and_a_file(
         assert len(rows) == layers
         assert rows[0].split("\t")[0] == "lm_head"
         kl = float(rows[0].split("\t")[head.split("\t").index("kl_nats_per_token")])
-        assert kl == d.app.session.sensitivity(36, r.FORMAT).kl
+        assert kl == d.app.session.sensitivity(36, r.EFFECTS).kl
         path = Path(said(d).rpartition(" ")[2])
         assert path.read_text() == text
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import protocol as p
 from engine.client import in_process
-from engine.session import Session, apply
+from engine.session import Session, apply, predict
 from tests import tiny
 from tests.drive import ended, facts, settings, until
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_replaced_in_its_folder_keeps_nothing_of_the_old_one(
         assert session.recipe() == {}
         assert set(session.layers.holds) == {"fp16"}
         assert session.layers.weights == [None] * len(session.layers.names)
-        assert session.measured == {}
+        assert session.effects.measured == {}
         assert session.bits_per_weight() == 16
     finally:
         client.close()
@@ -183,7 +183,7 @@ def test_a_prediction_beyond_all_numbers_is_infinite() -> None:
         how="set", layers=["a"], before=["fp16"], after=["int2-g128"], bits=[16]
     )
     apply(session, change)
-    predicted = session.predicted()
+    predicted = predict(session)
     assert predicted is not None
     assert predicted.ppl == float("inf")
 

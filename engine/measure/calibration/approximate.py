@@ -11,7 +11,7 @@ from engine import protocol as p
 from engine.checkpoint import read_layer
 from engine.errors import FormatError
 from engine.formats.grammar import FOLDED, Format, folds, needs_calibration, why_not_alone
-from engine.measure.calibration.block_inputs import Events, RecipeStates, States
+from engine.measure.calibration.block_inputs import BlockInputs, Events, RecipeInputs
 from engine.measure.calibration.calibration import Calibration, need_calibration
 from engine.measure.calibration.solve import (
     LayerInputs,
@@ -38,7 +38,7 @@ def approximated(
     layer: str,
     format: Format,
     account: Account,
-    recipe: RecipeStates | None = None,
+    recipe: RecipeInputs | None = None,
 ) -> Events[Held]:
     """What a layer computes with in a format; yields while what it takes is being gathered.
 
@@ -51,7 +51,7 @@ def approximated(
         layer: a name.
         format: what it holds.
         account: of the job.
-        recipe: that the layer and its format are a part of, by `recipe_states`.
+        recipe: that the layer and its format are a part of, by `recipe_inputs`.
 
     Raises:
         FormatError: as `approximation` does; nothing absorbs the scale that the format asks for;
@@ -104,13 +104,13 @@ def approximated(
     return held
 
 
-def recipe_states(loaded: Loaded, formats: Mapping[str, Format]) -> Events[RecipeStates | None]:
+def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[RecipeInputs | None]:
     """Where inputs come from in a recipe; None where none of its formats looks at any."""
     network = loaded.network
     if not any(map(needs_calibration, formats.values())):
         return None
     calibration = yield from need_calibration(loaded)
-    return RecipeStates(calibration.reference, network, calibration.batches, formats)
+    return RecipeInputs(calibration.reference, network, calibration.batches, formats)
 
 
 def solved_codes(
@@ -130,7 +130,7 @@ def solved_codes(
         FormatError: as of `approximated`.
         TextError: the calibration text cannot be read.
     """
-    recipe = yield from recipe_states(loaded, formats)
+    recipe = yield from recipe_inputs(loaded, formats)
     if recipe is None:
         return {}
     found: dict[str, Solved] = {}
@@ -145,7 +145,7 @@ def solved_codes(
     return found
 
 
-def columns_kept(loaded: Loaded, recipe: RecipeStates | None) -> dict[str, int]:
+def columns_kept(loaded: Loaded, recipe: RecipeInputs | None) -> dict[str, int]:
     """Input channels that ``+outlier`` keeps beside the codes of a recipe's layers, once solved."""
     network, calibration = loaded.network, loaded.find(Calibration)
     if recipe is None or calibration is None:
@@ -179,7 +179,7 @@ def _scaling(
     layer: str,
     format: Format,
     inputs: LayerInputs,
-    states: States,
+    states: BlockInputs,
     account: Account,
 ) -> Events[Scaling | None]:
     """The scale of the layer's fold group by all methods that ask for one; None without any.

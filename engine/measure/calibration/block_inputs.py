@@ -26,7 +26,7 @@ T = TypeVar("T")
 Events = Generator[p.AnyEvent | None, None, T]
 
 
-class States(Protocol):
+class BlockInputs(Protocol):
     """Where the input of a block comes from."""
 
     prefix: str
@@ -42,7 +42,7 @@ class States(Protocol):
         """What the blocks before hold, where the whole forward is run."""
 
 
-class ReferenceStates:
+class ReferenceInputs:
     """Inputs of the unchanged network's blocks, those of every k-th block kept.
 
     Args:
@@ -120,7 +120,7 @@ def advance(
     return passed, passed[block]
 
 
-class RecipeStates:
+class RecipeInputs:
     """Inputs of blocks with a recipe in the blocks before, from the first to the last.
 
     Only as far as the recipe leaves them alone are they those of the reference.
@@ -134,7 +134,7 @@ class RecipeStates:
 
     def __init__(
         self,
-        reference: ReferenceStates,
+        reference: ReferenceInputs,
         network: Network,
         batches: list[Tensor],
         formats: Mapping[str, Format],
@@ -161,11 +161,11 @@ class RecipeStates:
         ]
         return sorted(names, key=lambda name: layers[name].start)
 
-    def of(self, block: int) -> States:
+    def of(self, block: int) -> BlockInputs:
         """Those that lead to this block."""
         if block <= self._first:
             return self._reference
-        return _Leading(self, block)
+        return _InputsOfBlock(self, block)
 
     def prefix(self, block: int) -> str:
         """The part of the recipe that the input of a block depends on."""
@@ -210,10 +210,10 @@ class RecipeStates:
         return self._states[batch]
 
 
-class _Leading:
+class _InputsOfBlock:
     """The states of a recipe that lead to one block."""
 
-    def __init__(self, recipe: RecipeStates, block: int) -> None:
+    def __init__(self, recipe: RecipeInputs, block: int) -> None:
         self._recipe, self._block = recipe, block
         self.prefix = recipe.prefix(block)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.formats.grammar import Format, needs_calibration
-from engine.measure.calibration.block_inputs import Events, ReferenceStates, States
+from engine.measure.calibration.block_inputs import BlockInputs, Events, ReferenceInputs
 from engine.measure.calibration.solve import LayerInputs, Scaling
 from engine.measure.calibration.text import CalibrationWindows, cut_calibration
 from engine.measure.counts import Account
@@ -78,7 +78,7 @@ class Calibration:
         self.network, self.windows = network, windows
         rows = max(1, batch_tokens // windows.ids.shape[1])
         self.batches = [ids.to(network.device) for ids in torch.split(windows.ids, rows)]
-        self.reference = ReferenceStates(network, self.batches, budget // 4)
+        self.reference = ReferenceInputs(network, self.batches, budget // 4)
         self.shares = shared_inputs(network)
         """For every layer those that are given the same input: what is gathered of the first is
         what all of them are given."""
@@ -109,7 +109,7 @@ class Calibration:
             mode=mode,
         )
 
-    def inputs(self, layer: str, states: States, account: Account) -> Events[LayerInputs]:
+    def inputs(self, layer: str, states: BlockInputs, account: Account) -> Events[LayerInputs]:
         """What calibration tells of a layer's inputs; gathered for its whole block where it fits.
 
         Raises:
@@ -141,7 +141,7 @@ class Calibration:
         return names if size <= self._room else {self.shares[layer][0]}
 
     def _gather(
-        self, layer: str, wanted: set[str], states: States, account: Account
+        self, layer: str, wanted: set[str], states: BlockInputs, account: Account
     ) -> Events[dict[str, LayerInputs]]:
         network, block = self.network, self.network.layers[layer].start
         yield from states.prepare(block, account)

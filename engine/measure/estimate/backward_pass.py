@@ -1,4 +1,4 @@
-"""A walk through a network from the head to the embedding: first-order effects of many changes.
+"""A backward pass from the head to the embedding: first-order effects of many changes.
 
 Regions come one after another; each block is run again from its kept input with a graph of its own,
 for all windows, and every change of its layers is quantised once. Beside the quantising this costs
@@ -38,7 +38,7 @@ from engine.measure.estimate.first_order import (
 )
 from engine.measure.estimate.targets import less_one, uniform
 from engine.measure.evaluation.evaluate import run_reference
-from engine.measure.evaluation.recipe_run import Standing
+from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.preemption import again
 from engine.model.gradients import (
@@ -81,7 +81,7 @@ Done = dict[str, dict[Format, Moments]]
 """What was found of a region's layers, by layer and format."""
 
 
-class Walk:
+class BackwardPass:
     """One pass over the regions of a network, from the head to the embedding."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Walk:
         self.formats, self.direction, self.wanted = formats, direction, wanted
         self.network, self.reference = loaded.network, reference_of(loaded)
         self.draws = loaded.settings.draws
-        # Losses: the text's labels, for a restore the distance from the reference, then draws.
+        # Losses: the text's targets, for a restore the distance from the reference, then draws.
         self.fixed = 1 if direction == "degrade" else 2
         self.losses = self.fixed + self.draws
         self.dtype = product_dtype(self.network.device, self.network.dtype)
@@ -111,10 +111,10 @@ class Walk:
         """Of the state before the region, by micro-batch."""
 
     def run(self) -> Generator[p.AnyEvent | Done | None, None, None]:
-        """Walk.
+        """Go through the network.
 
         Yields:
-            Progress, and what was found of the layers of a region as the walk leaves it.
+            Progress, and what was found of the layers of a region as the pass leaves it.
         """
         reference = self.reference
         for batch in range(len(reference.batches)):
@@ -151,7 +151,7 @@ class Walk:
         """Take the changes of one load through a region, on some micro-batches.
 
         Args:
-            begun: share of the walk that is done.
+            begun: share of the pass that is done.
             share: what this is of it.
             point, region, load, part, last: as of `run` and `_step`.
         """
@@ -272,15 +272,15 @@ class Walk:
         for name in body:
             held[name] = yield from self._quantised(name, format)
             yield self._told(0.0)
-        standing = Standing(self.reference, held)
+        recipe = RecipeRun(self.reference, held)
         for batch in range(len(self.reference.batches)):
 
             def run(batch: int = batch) -> None:
-                standing.run(batch)
+                recipe.run(batch)
 
             yield from again(self.account.timed("estimate_s", run))
             yield self._told(0.0)
-        return Point(self.reference, standing.state, held)
+        return Point(self.reference, recipe.state, held)
 
     # -- one micro-batch of one region -------------------------------------------------------------
 
@@ -356,7 +356,7 @@ class Walk:
             final = reference.state(batch, len(network.blocks))[part]
             with torch.no_grad():
                 soft = torch.softmax(network.logits(ids, final, (a, b)).float(), -1)
-        labels = ids[:, a + 1 : b + 1]
+        targets = ids[:, a + 1 : b + 1]
         first = batch * reference.batches[0].shape[0] + part.start
         windows = range(first, first + len(ids))
         seed, seq_len = self.loaded.settings.seed, reference.windows.seq_len
@@ -372,7 +372,7 @@ class Walk:
                 for u in draws
             ]
             del upto
-            found = [less_one(probable, labels)]
+            found = [less_one(probable, targets)]
             if soft is not None:
                 found.append(probable - soft)
             found += [less_one(probable, each) for each in drawn]

@@ -1,9 +1,9 @@
 """Every layer in every format from a few passes: KL and ΔNLL to second order, not measured.
 
 For a window *s* and a change ``ΔW`` of one layer, ``z = ⟨ΔW, G_s⟩`` with ``G_s`` the gradient of
-the window's summed loss. With labels drawn from the model's own distribution the loss has the
+the window's summed loss. With targets drawn from the model's own distribution the loss has the
 Fisher information as its curvature, the Gauss–Newton matrix of KL (Martens 2014, arXiv 1412.1193,
-section 9): ``KL ≈ E[z²] / 2T`` nats per token. With the text's labels ``ΔNLL ≈ z / T + KL``.
+section 9): ``KL ≈ E[z²] / 2T`` nats per token. With the text's targets ``ΔNLL ≈ z / T + KL``.
 
 ``z = Σ_t z_t`` over the tokens the layer is given. Errors of rounding on different tokens are next
 to uncorrelated, so that ``E[z²] ≈ E[Σ z_t²]``; and the sum of squares is known far better than the
@@ -13,7 +13,7 @@ layer's formats together, drawn towards 1 by as much as it is uncertain (`COUPLI
 bias: a format whose errors couple tokens unlike the others' gets the coupling of all.
 
 To restore a layer where all are quantised, KL has a slope: ``KL(all) − KL(all but one)`` is about
-``⟨ΔW, ∇KL(ref ‖ quantised)⟩ − E[z²] / 2T``, gradients and labels of the quantised network.
+``⟨ΔW, ∇KL(ref ‖ quantised)⟩ − E[z²] / 2T``, gradients and targets of the quantised network.
 
 `backward_pass` goes through the network; this makes figures of what it finds.
 """
@@ -32,7 +32,7 @@ from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import why_not_given
 from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import Account
-from engine.measure.estimate.backward_pass import Walk, weights_alone
+from engine.measure.estimate.backward_pass import BackwardPass, weights_alone
 from engine.measure.estimate.first_order import Moments, coupled
 from engine.measure.evaluation.reference import reference_of
 from engine.session.artefact import OUTSIDE
@@ -68,7 +68,7 @@ def estimate(
         job: id, for progress.
 
     Yields:
-        `Learned` with `Estimate` facts as the walk reaches the layers, and `Progress`.
+        `Learned` with `Estimate` facts as the backward pass reaches the layers, and `Progress`.
 
     Returns:
         What is known, by format and layer; layers that cannot hold a format are left out.
@@ -121,15 +121,15 @@ def _estimated(
     wanted = {at: key for at, key in addresses.items() if at not in have}
     if not wanted:
         return
-    walk = Walk(loaded, list(formats), direction, account, job, list(wanted))
-    for event in walk.run():
+    backward = BackwardPass(loaded, list(formats), direction, account, job, list(wanted))
+    for event in backward.run():
         if not isinstance(event, dict):
             yield event
             continue
         facts = [
-            _fact(loaded, walk, name, format, moments, coupling)
+            _fact(loaded, backward, name, format, moments, coupling)
             for name, moments_of in event.items()
-            for coupling in [_coupling(list(moments_of.values()), walk.fixed)]
+            for coupling in [_coupling(list(moments_of.values()), backward.fixed)]
             for format, moments in moments_of.items()
         ]
         for fact in facts:
@@ -141,7 +141,7 @@ def _estimated(
 
 def _fact(
     loaded: Loaded,
-    walk: Walk,
+    backward: BackwardPass,
     name: str,
     format: Format,
     moments: Moments,
@@ -149,28 +149,28 @@ def _fact(
 ) -> p.Estimate:
     reference = reference_of(loaded)
     targets = reference.windows.targets
-    slope = moments.total[: walk.fixed] / targets  # [losses, windows], nats per token
-    curve = moments.square[walk.fixed :].mean(0) / (2 * targets)
+    slope = moments.total[: backward.fixed] / targets  # [losses, windows], nats per token
+    curve = moments.square[backward.fixed :].mean(0) / (2 * targets)
     shared = float(curve.mean()) * math.hypot(coupling[1], BEYOND)
-    if walk.direction == "degrade":
+    if backward.direction == "degrade":
         kl = coupling[0] * curve
-        dnll = _grouped(slope[0] + kl, walk.group)
+        dnll = _grouped(slope[0] + kl, backward.group)
     else:
-        kl = _grouped(slope[1] - coupling[0] * curve, walk.group)
-        dnll = _grouped(slope[0] - coupling[0] * curve, walk.group)
+        kl = _grouped(slope[1] - coupling[0] * curve, backward.group)
+        dnll = _grouped(slope[0] - coupling[0] * curve, backward.group)
     kl_mean, kl_se = _mean(kl, shared)
     dnll_mean, dnll_se = _mean(dnll, shared)
     return p.Estimate(
         layer=name,
         format=str(format),
-        direction=walk.direction,
+        direction=backward.direction,
         kl=kl_mean,
         kl_se=kl_se,
         dnll=dnll_mean,
         dnll_se=dnll_se,
         tokens=reference.windows.count * targets,
         draws=loaded.settings.draws,
-        doubt=_doubt(loaded, walk.direction, name, format, abs(kl_mean)),
+        doubt=_doubt(loaded, backward.direction, name, format, abs(kl_mean)),
     )
 
 

@@ -29,7 +29,7 @@ from engine.quant.rows import matrices, row_chunks
 SQUARES = 2048
 """Tokens whose squares are taken, at most, over all windows."""
 COUPLED = 64
-"""Windows whose sums are taken of drawn labels, at least, where there are so many."""
+"""Windows whose sums are taken of drawn targets, at least, where there are so many."""
 GROUPS = 32
 """Groups of windows that a standard error is made of, where windows are more than twice as many."""
 OPENING = 4
@@ -120,9 +120,9 @@ class Part:
     coupled: Tensor
     """Which of these windows couple, bool ``[windows]``: see `coupled`."""
     group: int
-    """Windows whose sums for labels that were not drawn are made together."""
+    """Windows whose sums for targets that were not drawn are made together."""
     drawn_from: int
-    """The first loss of drawn labels."""
+    """The first loss of drawn targets."""
 
 
 def subtract(approx: Tensor, weight: Tensor, into: Tensor) -> None:
@@ -183,7 +183,7 @@ def _add_tokens(tap: Tap, moved: Tensor, found: Moments, windows: slice) -> None
 
 
 def _picked(tap: Tap, part: Part) -> tuple[Tap, Tensor]:
-    """Sampled tokens of a tap for drawn labels alone, and their weights ``[windows, tokens]``."""
+    """Sampled tokens of a tap for drawn targets alone, and their weights ``[windows, tokens]``."""
     windows, tokens = tap.inputs.shape[:2]
     device = tap.inputs.device
     weights = torch.stack([sample.weights for sample in part.samples]).to(device)
@@ -217,7 +217,7 @@ def _moved(inputs: Tensor, change: StandIn, weight: Tensor) -> Tensor:
 
 
 def coupled(windows: int) -> Tensor:
-    """The windows whose sums are taken of drawn labels too: one in a few, bool ``[windows]``."""
+    """The windows whose sums are taken of drawn targets too: one in a few, bool ``[windows]``."""
     found = torch.zeros(windows, dtype=torch.bool)
     found[:: max(1, windows // COUPLED)] = True
     return found
@@ -234,7 +234,7 @@ def group_of(windows: int, batch: int) -> int:
 def _window_sums(tap: Tap, deltas: Tensor, part: Part) -> Tensor:
     """``⟨ΔW, G⟩`` of every loss, change and window, ``[losses, changes, windows]``, float64.
 
-    Of labels that were not drawn a group of windows has its mean in the place of each.
+    Of targets that were not drawn a group of windows has its mean in the place of each.
     """
     windows, _, width = tap.inputs.shape
     group = part.group if windows % part.group == 0 else 1

@@ -1,4 +1,4 @@
-"""Labels that losses are taken of: what a network gives them, and draws from what it says."""
+"""Targets that losses are taken of: what a network gives them, and draws from what it says."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 
-def less_one(probable: Tensor, labels: Tensor) -> Tensor:
+def less_one(probable: Tensor, targets: Tensor) -> Tensor:
     """``p − e_y``, the gradient of ``−log p_y`` with respect to the logits."""
     found = probable.clone()
-    return found.scatter_add_(-1, labels.unsqueeze(-1), torch.full_like(found[..., :1], -1.0))
+    return found.scatter_add_(-1, targets.unsqueeze(-1), torch.full_like(found[..., :1], -1.0))
 
 
 def uniform(seed: int, draw: int, windows: range, tokens: int) -> Tensor:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.measure.evaluation.memory_tiers import Memory, Stored
+from engine.measure.evaluation.memory_tiers import KeptTensor, TieredMemory
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """What is kept on the device."""
 
     every: int
@@ -24,7 +24,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class CacheSizes:
     """What a plan is made from."""
 
     blocks: int
@@ -41,7 +41,7 @@ class Sizes:
         return ((self.blocks - 1) // every + 1) * self.state
 
 
-def choose(sizes: Sizes, room: int, reading: float | None, *, logits: bool) -> Plan:
+def choose(sizes: CacheSizes, room: int, reading: float | None, *, logits: bool) -> CachePlan:
     """The plan under which one measurement costs least.
 
     Without the logits the reference's head is run again for each; with states of every *k*-th
@@ -56,7 +56,7 @@ def choose(sizes: Sizes, room: int, reading: float | None, *, logits: bool) -> P
     steps = [1]
     while steps[-1] < sizes.blocks:
         steps.append(2 * steps[-1])
-    best, least = Plan(steps[-1], False), float("inf")
+    best, least = CachePlan(steps[-1], False), float("inf")
     for every in steps:
         again = (every - 1) / 2
         if reading is not None:
@@ -65,11 +65,11 @@ def choose(sizes: Sizes, room: int, reading: float | None, *, logits: bool) -> P
             needed = sizes.states(every) + (sizes.logits if kept else 0)
             cost = again + (0 if kept else sizes.head)
             if needed <= room and cost < least:
-                best, least = Plan(every, kept), cost
+                best, least = CachePlan(every, kept), cost
     return best
 
 
-class States:
+class BoundaryStates:
     """Boundary states of one set of weights, by micro-batch and block.
 
     Args:
@@ -80,13 +80,13 @@ class States:
     """
 
     def __init__(
-        self, memory: Memory, blocks: int, *, resumable: bool, head_resumable: bool
+        self, memory: TieredMemory, blocks: int, *, resumable: bool, head_resumable: bool
     ) -> None:
         self.every = 1
-        """See `Plan.every`."""
+        """See `CachePlan.every`."""
         self._memory, self._blocks = memory, blocks
         self._resumable, self._head_resumable = resumable, head_resumable
-        self._kept: dict[int, dict[int, Stored]] = {}
+        self._kept: dict[int, dict[int, KeptTensor]] = {}
 
     def nearest(self, batch: int, k: int) -> int:
         """The last boundary up to ``k`` whose state is kept; -1 where there is none."""
@@ -102,7 +102,7 @@ class States:
         return Collected(self)
 
     def keep(
-        self, batch: int, collected: Collected, below: States | None = None, upto: int = -1
+        self, batch: int, collected: Collected, below: BoundaryStates | None = None, upto: int = -1
     ) -> None:
         """Keep what a forward gave.
 
@@ -121,7 +121,7 @@ class States:
         kept = self._kept.get(batch, {})
         self._kept[batch] = {k: stored for k, stored in kept.items() if k <= above}
 
-    def store(self, k: int, state: Tensor) -> Stored | None:
+    def store(self, k: int, state: Tensor) -> KeptTensor | None:
         """Keep one state somewhere if it is of use; see `collect`."""
         last = k == self._blocks
         if not self.every or k <= 0 or not (self._head_resumable if last else self._resumable):
@@ -132,9 +132,9 @@ class States:
 class Collected:
     """States of one forward, kept once it has ended."""
 
-    def __init__(self, states: States) -> None:
+    def __init__(self, states: BoundaryStates) -> None:
         self._states = states
-        self.stored: dict[int, Stored] = {}
+        self.stored: dict[int, KeptTensor] = {}
 
     def take(self, k: int, state: Tensor) -> None:
         """Keep the state before block ``k``, where there is room."""

@@ -70,7 +70,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanWithError:
     """A mean over windows with its standard error."""
 
     mean: float
@@ -84,7 +84,7 @@ class Estimate:
         return float(stdtrit(self.windows - 1, 0.5 + interval / 2)) * self.se
 
 
-def estimate(sums: Tensor, targets: int) -> Estimate:
+def mean_with_error(sums: Tensor, targets: int) -> MeanWithError:
     """Mean per token over equal windows, and its standard error.
 
     Args:
@@ -94,16 +94,16 @@ def estimate(sums: Tensor, targets: int) -> Estimate:
     values = sums / targets
     windows = values.numel()
     se = float(values.std(unbiased=True)) / math.sqrt(windows) if windows > 1 else math.nan
-    return Estimate(float(values.mean()), se, windows)
+    return MeanWithError(float(values.mean()), se, windows)
 
 
 @dataclass(frozen=True)
 class Difference:
     """Estimates of what a change does, over all windows measured so far."""
 
-    dnll: Estimate
-    kl: Estimate
-    top1: Estimate
+    dnll: MeanWithError
+    kl: MeanWithError
+    top1: MeanWithError
 
 
 def difference(tallies: Sequence[Tally], targets: int) -> Difference:
@@ -114,9 +114,9 @@ def difference(tallies: Sequence[Tally], targets: int) -> Difference:
         targets: counted targets of each window.
     """
     return Difference(
-        estimate(torch.cat([tally.dnll for tally in tallies]), targets),
-        estimate(torch.cat([tally.kl for tally in tallies]), targets),
-        estimate(torch.cat([tally.agree for tally in tallies]), targets),
+        mean_with_error(torch.cat([tally.dnll for tally in tallies]), targets),
+        mean_with_error(torch.cat([tally.kl for tally in tallies]), targets),
+        mean_with_error(torch.cat([tally.agree for tally in tallies]), targets),
     )
 
 

@@ -12,12 +12,12 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits
-from engine.measure.calibration.approximate import approximated, columns_kept, recipe_states
-from engine.measure.calibration.block_inputs import RecipeStates
+from engine.measure.calibration.approximate import approximated, columns_kept, recipe_inputs
+from engine.measure.calibration.block_inputs import RecipeInputs
 from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import Account
-from engine.measure.evaluation.divergence import Tally, difference, estimate, perplexity
-from engine.measure.evaluation.recipe_run import Recent, Standing
+from engine.measure.evaluation.divergence import Tally, difference, mean_with_error, perplexity
+from engine.measure.evaluation.recipe_run import RecentRuns, RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.preemption import again
 from engine.model.memory import memory_free
@@ -58,7 +58,7 @@ def baseline(loaded: Loaded, account: Account) -> Generator[p.AnyEvent | None, N
         return known
     for batch in range(len(reference.batches)):
         yield from run_reference(reference, batch, account)
-    found = estimate(reference.nll_sums(), reference.windows.targets)
+    found = mean_with_error(reference.nll_sums(), reference.windows.targets)
     counted = reference.windows.count * reference.windows.targets
     fact = p.Baseline(found.mean, found.se, perplexity(found.mean), counted)
     yield account.learnt(key, fact)
@@ -118,22 +118,22 @@ def score(
         yield from account.found([key], [known])
         return known
 
-    recent = loaded.part(Recent, Recent) if job else Recent()
-    standing = recent.standing(reference, made_from(network, formats), keep=bool(job))
+    recent = loaded.part(RecentRuns, RecentRuns) if job else RecentRuns()
+    run = recent.of_recipe(reference, made_from(network, formats), keep=bool(job))
     # Where all changed layers do not fit beside the model, each step quantises them again.
     together = sum(math.prod(network.layers[n].shape) for n in layers) * network.dtype.itemsize
     fits = together <= memory_free(network.device) // 2
-    states = yield from recipe_states(loaded, formats)
+    states = yield from recipe_inputs(loaded, formats)
     tallies: list[Tally] = []
     total = len(reference.batches)
     try:
         for batch in range(total):
             yield from run_reference(reference, batch, account)
-            if not standing.known(batch):
-                yield from _run(loaded, standing, recent, formats, states, batch, account)
+            if not run.known(batch):
+                yield from _run(loaded, run, recent, formats, states, batch, account)
             if not fits:
-                standing.recipe.clear()
-            tallies.append(standing.tally(batch))
+                run.recipe.clear()
+            tallies.append(run.tally(batch))
             done = batch + 1 == total
             size = recipe_size(
                 loaded.opened,
@@ -152,39 +152,39 @@ def score(
             else:
                 yield None
     finally:  # cancelled too: what it has run serves the next one
-        recent.remember(standing)
+        recent.remember(run)
     return fact
 
 
 def _run(
     loaded: Loaded,
-    standing: Standing,
-    recent: Recent,
+    run: RecipeRun,
+    recent: RecentRuns,
     formats: Mapping[str, Format],
-    states: RecipeStates | None,
+    states: RecipeInputs | None,
     batch: int,
     account: Account,
 ) -> Generator[p.AnyEvent | None, None, None]:
     """Run one micro-batch from the last block up to which a recipe before was the same."""
     network = loaded.network
-    below, start = recent.below(standing, batch)
+    below, start = recent.below(run, batch)
     at = below.nearest(batch, start)
     for name in sorted(formats, key=lambda name: network.layers[name].start):
         format = formats[name]
-        if name in standing.recipe or network.layers[name].start < at:
+        if name in run.recipe or network.layers[name].start < at:
             continue
-        held = recent.weight(standing, name)
+        held = recent.weight(run, name)
         if held is None and states is not None:
             held = states.settled.get(name)
         if held is None:
             held = yield from approximated(loaded, name, format, account, states)
         if states is not None:
             states.settled[name] = held
-        standing.recipe[name] = held
+        run.recipe[name] = held
         if loaded.should_stop():
             yield None
-    recent.make_room(standing, batch, below, start)
-    step = account.timed("measure_s", lambda: standing.run(batch, below, start))
+    recent.make_room(run, batch, below, start)
+    step = account.timed("measure_s", lambda: run.run(batch, below, start))
     yield from again(step)
 
 

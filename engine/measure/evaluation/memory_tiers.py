@@ -49,20 +49,20 @@ class Room:
         self.used -= size
 
 
-class Stored(Protocol):
+class KeptTensor(Protocol):
     """One tensor that lies somewhere; its bytes are given back when nothing refers to it."""
 
     def read(self) -> Tensor:
         """The tensor on its device; not to be written to."""
 
 
-class Place(Protocol):
+class MemoryTier(Protocol):
     """Somewhere tensors can be put."""
 
     name: str
     room: Room
 
-    def put(self, tensor: Tensor) -> Stored | None:
+    def put(self, tensor: Tensor) -> KeptTensor | None:
         """Keep a tensor; None where there is no room."""
 
     def seconds(self, sample: Tensor) -> float:
@@ -80,7 +80,7 @@ class _Held:
         return self._tensor.to(self._device, non_blocking=True)
 
 
-class OnDevice:
+class DeviceTier:
     """The memory the network computes in."""
 
     name = "memory"
@@ -88,7 +88,7 @@ class OnDevice:
     def __init__(self, device: torch.device, limit: int) -> None:
         self.device, self.room = device, Room(limit)
 
-    def put(self, tensor: Tensor) -> Stored | None:
+    def put(self, tensor: Tensor) -> KeptTensor | None:
         """Keep the tensor itself, a copy where it is a part of a larger one."""
         if not self.room.take(tensor.nbytes):
             return None
@@ -100,7 +100,7 @@ class OnDevice:
         return 0.0
 
 
-class OnHost:
+class HostTier:
     """Pinned memory beside a CUDA device.
 
     Copies run in the stream that computes, so they are in order with what made the state and with
@@ -112,7 +112,7 @@ class OnHost:
     def __init__(self, device: torch.device, limit: int) -> None:
         self.device, self.room = device, Room(limit)
 
-    def put(self, tensor: Tensor) -> Stored | None:
+    def put(self, tensor: Tensor) -> KeptTensor | None:
         """Keep a pinned copy."""
         if not self.room.take(tensor.nbytes):
             return None
@@ -137,7 +137,7 @@ class OnHost:
         return time.perf_counter() - begun
 
 
-class OnDisk:
+class DiskTier:
     """A file without a name: nobody else can open it, and it ends with the process, however.
 
     It is read and written by calls, not mapped: pages of a mapping count as resident, and would be
@@ -152,7 +152,7 @@ class OnDisk:
         self._end = 0
         self._free: dict[int, list[int]] = {}
 
-    def put(self, tensor: Tensor) -> Stored | None:
+    def put(self, tensor: Tensor) -> KeptTensor | None:
         """Write the tensor; None too where writing fails, and from then on."""
         size = tensor.nbytes
         if not self.room.take(size):
@@ -215,7 +215,7 @@ class OnDisk:
 
 
 class _Written:
-    def __init__(self, disk: OnDisk, at: int, tensor: Tensor) -> None:
+    def __init__(self, disk: DiskTier, at: int, tensor: Tensor) -> None:
         self._disk, self._at, self._shape, self._dtype = disk, at, tensor.shape, tensor.dtype
         weakref.finalize(self, disk.give, at, tensor.nbytes).atexit = False
 
@@ -230,7 +230,7 @@ def _write(file: int, tensor: Tensor, at: int) -> None:
         left, at = left[done:], at + done
 
 
-class Memory:
+class TieredMemory:
     """The places of one network's states, shared by all who keep some.
 
     Args:
@@ -241,11 +241,11 @@ class Memory:
     """
 
     def __init__(
-        self, device: torch.device, budget: int, beyond: Iterable[Place] | None = None
+        self, device: torch.device, budget: int, beyond: Iterable[MemoryTier] | None = None
     ) -> None:
-        self.device = OnDevice(device, budget)
-        self._places = list(_beyond(device) if beyond is None else beyond)
-        self.beyond: list[Place] | None = None
+        self.device = DeviceTier(device, budget)
+        self._tiers = list(_beyond(device) if beyond is None else beyond)
+        self.beyond: list[MemoryTier] | None = None
         """Those that are worth it; None before that was asked."""
         self.reading = 0.0
         """How long reading a state from the first of them takes, as a share of a block."""
@@ -264,19 +264,19 @@ class Memory:
         """
         if self.beyond is not None:
             return
-        taken = [(place.seconds(sample), place) for place in self._places]
-        self.beyond = [place for seconds, place in taken if seconds < block_seconds]
+        taken = [(tier.seconds(sample), tier) for tier in self._tiers]
+        self.beyond = [tier for seconds, tier in taken if seconds < block_seconds]
         if self.beyond:
-            self.reading = taken[self._places.index(self.beyond[0])][0] / block_seconds
-        for seconds, place in taken:
+            self.reading = taken[self._tiers.index(self.beyond[0])][0] / block_seconds
+        for seconds, tier in taken:
             log.info(
                 "a state is read from %s in %.4f s, a block runs in %.4f s",
-                place.name,
+                tier.name,
                 seconds,
                 block_seconds,
             )
 
-    def put(self, state: Tensor, *, on_device: bool = True) -> Stored | None:
+    def put(self, state: Tensor, *, on_device: bool = True) -> KeptTensor | None:
         """Keep a state where there is room; None where there is none.
 
         Args:
@@ -284,18 +284,18 @@ class Memory:
             on_device: False tries the places beyond only.
         """
         stored = self.device.put(state) if on_device else None
-        for place in self.beyond or ():
-            stored = stored or place.put(state)
+        for tier in self.beyond or ():
+            stored = stored or tier.put(state)
         return stored
 
 
-def _beyond(device: torch.device) -> Iterable[Place]:
+def _beyond(device: torch.device) -> Iterable[MemoryTier]:
     if device.type == "cuda":
-        yield OnHost(device, memory_free("cpu") // 2)
+        yield HostTier(device, memory_free("cpu") // 2)
     if hasattr(os, "preadv"):
         for folder in (Path(tempfile.gettempdir()), Path(platformdirs.user_cache_dir("qtui"))):
             if folder.is_dir() and not _is_memory(folder):
-                yield OnDisk(device, psutil.disk_usage(str(folder)).free // 2, folder)
+                yield DiskTier(device, psutil.disk_usage(str(folder)).free // 2, folder)
                 return
 
 

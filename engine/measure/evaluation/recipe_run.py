@@ -11,13 +11,13 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from engine.measure.evaluation.boundary_states import States
+from engine.measure.evaluation.boundary_states import BoundaryStates
 from engine.measure.evaluation.divergence import Tally
 from engine.measure.evaluation.reference import Reference, boundary_state
 from engine.model.network import Held, StandIn
 
 
-class Standing:
+class RecipeRun:
     """The network holding a recipe, on the windows of the reference, and compared with it.
 
     Every figure is exactly that of a forward from the embedding with all of the recipe held.
@@ -66,7 +66,9 @@ class Standing:
         return _first(self.reference, {*self.recipe, *self.made})
 
     @torch.no_grad()
-    def run(self, batch: int, below: States | None = None, start: int | None = None) -> None:
+    def run(
+        self, batch: int, below: BoundaryStates | None = None, start: int | None = None
+    ) -> None:
         """Run one micro-batch and keep what the budget allows; nothing if it was run before.
 
         Args:
@@ -158,87 +160,83 @@ class Standing:
         return {name: held for name, held in self.recipe.items() if layers[name].start >= start}
 
 
-class Recent:
-    """Standings of the recipes scored last, so that the next goes on from where it differs.
+class RecentRuns:
+    """Runs of the recipes scored last, so that the next goes on from where it differs.
 
     Two are remembered: the last, and of those before it the one with most micro-batches. Their
     weights are too, where the budget has room for them.
     """
 
     def __init__(self) -> None:
-        self._standings: list[Standing] = []
+        self._runs: list[RecipeRun] = []
         self._weights: dict[tuple[str, str], Held] = {}
 
-    def standing(
+    def of_recipe(
         self, reference: Reference, made: Mapping[str, str], *, keep: bool = True
-    ) -> Standing:
+    ) -> RecipeRun:
         """That of a recipe, with the micro-batches it was left with; a new one if there is none.
 
         Args:
             reference: of the unchanged network.
-            made: as of `Standing`.
-            keep: as of `Standing`.
+            made: as of `RecipeRun`.
+            keep: as of `RecipeRun`.
         """
-        for known in self._standings:
+        for known in self._runs:
             if known.reference is reference and known.made == made:
                 return known
-        room = max((known.room for known in self._standings), default=0)
-        return Standing(reference, {}, made, keep=keep, room=room)
+        room = max((known.room for known in self._runs), default=0)
+        return RecipeRun(reference, {}, made, keep=keep, room=room)
 
-    def below(self, standing: Standing, batch: int) -> tuple[States, int]:
+    def below(self, run: RecipeRun, batch: int) -> tuple[BoundaryStates, int]:
         """Whose states leave out most of one micro-batch's forward, and where both part.
 
         Returns:
             States of the reference or of a recipe before, and the first block that differs.
         """
-        reference = standing.reference
-        found: list[tuple[int, States, int]] = []
+        reference = run.reference
+        found: list[tuple[int, BoundaryStates, int]] = []
         for known, made in [
             (reference.states, {}),
-            *((other.states, other.made) for other in self._standings if other.known(batch)),
+            *((other.states, other.made) for other in self._runs if other.known(batch)),
         ]:
             apart = _first(
                 reference,
-                {
-                    name
-                    for name in {*standing.made, *made}
-                    if standing.made.get(name) != made.get(name)
-                },
+                {name for name in {*run.made, *made} if run.made.get(name) != made.get(name)},
             )
             found.append((known.nearest(batch, apart), known, apart))
         _, states, apart = max(found, key=lambda each: each[0])
         return states, apart
 
-    def make_room(self, standing: Standing, batch: int, below: States, start: int) -> None:
+    def make_room(self, run: RecipeRun, batch: int, below: BoundaryStates, start: int) -> None:
         """Let go of what recipes before kept of a micro-batch that is about to be run.
 
         Where the budget holds both nothing is let go; and never what is needed to run it.
         """
-        reference = standing.reference
+        reference = run.reference
         wanted = reference.sizes.states(1) // len(reference.batches)
-        for other in self._standings:
-            if reference.memory.room.left < wanted and other is not standing:
+        for other in self._runs:
+            if reference.memory.room.left < wanted and other is not run:
                 other.states.forget(batch, start if other.states is below else -1)
 
-    def weight(self, standing: Standing, name: str) -> Held | None:
+    def weight(self, run: RecipeRun, name: str) -> Held | None:
         """The weight of a layer as a recipe before had it, if it was made from the same."""
-        return self._weights.get((name, standing.made[name]))
+        return self._weights.get((name, run.made[name]))
 
-    def remember(self, standing: Standing) -> None:
-        """Keep what a standing has run and, where there is room, its weights."""
-        recipe, standing.recipe = standing.recipe, {}
-        if not standing.batches:
+    def remember(self, run: RecipeRun) -> None:
+        """Keep what a run measured and, where there is room, its weights."""
+        recipe, run.recipe = run.recipe, {}
+        if not run.batches:
             return
-        others = [other for other in self._standings if other is not standing]
+        others = [other for other in self._runs if other is not run]
         # The later of two that have as many.
         fullest = max(reversed(others), key=lambda other: other.batches, default=None)
-        self._standings = [standing] if fullest is None else [fullest, standing]
-        room = standing.reference.memory.room
-        used = {key for each in self._standings for key in each.made.items()}
+        self._runs = [run] if fullest is None else [fullest, run]
+        room = run.reference.memory.room
+        used = {key for each in self._runs for key in each.made.items()}
         for key in [key for key in self._weights if key not in used]:
             room.give(_bytes(self._weights.pop(key)))
         for name, held in recipe.items():
-            key = (name, standing.made[name])
+            key = (name, run.made[name])
             if key not in self._weights and room.take(_bytes(held)):
                 self._weights[key] = held
 

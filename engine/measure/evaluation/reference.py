@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from engine.measure.evaluation.boundary_states import Plan, Sizes, States, choose
+from engine.measure.evaluation.boundary_states import BoundaryStates, CachePlan, CacheSizes, choose
 from engine.measure.evaluation.divergence import Tally, compare
-from engine.measure.evaluation.memory_tiers import Memory, Stored
+from engine.measure.evaluation.memory_tiers import KeptTensor, TieredMemory
 from engine.model.memory import memory_free
 from engine.model.network import Held, Network
 from engine.texts.windows import Windows
@@ -25,7 +25,7 @@ from engine.workspace import Loaded
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Logits of one chunk of positions, in bytes of float32: each is a pass through the model's code,
 which a fast device would wait for."""
-PIECE_BYTES = 1 << 19
+TILE_BYTES = 1 << 19
 """Logits compared at once on a CPU, in bytes of float32: what is made of them fits a cache."""
 CHUNK_MULTIPLE = 16
 """Positions come in multiples of this: odd sizes round differently."""
@@ -46,7 +46,7 @@ class Reference:
         windows: Windows,
         batch_tokens: int,
         budget: int,
-        memory: Memory | None = None,
+        memory: TieredMemory | None = None,
     ) -> None:
         """
         Args:
@@ -58,7 +58,7 @@ class Reference:
             memory: where they are kept, of that budget; None takes what the machine has.
         """
         self.network, self.windows = network, windows
-        self.memory = memory or Memory(network.device, budget)
+        self.memory = memory or TieredMemory(network.device, budget)
         rows = max(1, batch_tokens // windows.seq_len)
         self.batches = [ids.to(network.device) for ids in torch.split(windows.ids, rows)]
         text = network.config.get_text_config()
@@ -67,16 +67,16 @@ class Reference:
         chunk = max(CHUNK_MULTIPLE, chunk - chunk % CHUNK_MULTIPLE)
         first, last = windows.first, windows.seq_len - 1
         self.chunks = [(a, min(a + chunk, last)) for a in range(first, last, chunk)]
-        self.sizes = Sizes(
+        self.sizes = CacheSizes(
             blocks=len(network.blocks),
             state=windows.tokens * hidden * network.dtype.itemsize,
             logits=windows.count * windows.targets * vocabulary * 4,
             head=_head_in_blocks(network),
         )
-        self.plan: Plan | None = None
+        self.plan: CachePlan | None = None
         """What is kept, once the first micro-batch was run."""
         self.states = self.new_states()
-        self._logits: dict[tuple[int, int], Stored | None] = {}
+        self._logits: dict[tuple[int, int], KeptTensor | None] = {}
         self._lse: dict[tuple[int, int], Tensor] = {}
         self._first: dict[tuple[int, int], Tensor] = {}
         self._nll: dict[int, Tensor] = {}
@@ -193,7 +193,7 @@ class Reference:
                 reference = network.logits(ids, final, (a, b)).float()
             with network.holding(weights):
                 changed = network.logits(ids, last, (a, b)).float()
-            for rows, at in pieces(reference):
+            for rows, at in tiles(reference):
                 found = compare(
                     reference[rows, at],
                     self._lse[batch, chunk][rows, at],
@@ -207,10 +207,10 @@ class Reference:
 
     # -- what recipes' states are kept by --------------------------------------------------------
 
-    def new_states(self) -> States:
+    def new_states(self) -> BoundaryStates:
         """Room for states of these windows, of any weights."""
         network = self.network
-        return States(
+        return BoundaryStates(
             self.memory,
             len(network.blocks),
             resumable=network.resumable,
@@ -218,7 +218,7 @@ class Reference:
         )
 
     @torch.no_grad()
-    def choose(self, room: int, *, logits: bool) -> Plan:
+    def choose(self, room: int, *, logits: bool) -> CachePlan:
         """What to keep within ``room`` bytes, by what it takes to read a state or run a block.
 
         Where not all of it fits, both are tried out, once.
@@ -255,19 +255,19 @@ def reference_of(loaded: Loaded) -> Reference:
     return loaded.part(Reference, make)
 
 
-def pieces(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+def tiles(logits: Tensor) -> Iterator[tuple[slice, slice]]:
     """Windows and positions that are compared at once, of a chunk ``[windows, positions, …]``."""
     windows, positions, vocabulary = logits.shape
     count = windows * positions
     if logits.device.type == "cpu":
-        count = max(1, PIECE_BYTES // (4 * vocabulary))
+        count = max(1, TILE_BYTES // (4 * vocabulary))
     height, width = max(1, count // positions), min(count, positions)
     for top in range(0, windows, height):
         for left in range(0, positions, width):
             yield slice(top, top + height), slice(left, left + width)
 
 
-def boundary_state(reference: Reference, states: States, batch: int, k: int) -> Tensor:
+def boundary_state(reference: Reference, states: BoundaryStates, batch: int, k: int) -> Tensor:
     """The state before block ``k`` from those kept; call it holding the weights they belong to.
 
     Raises:

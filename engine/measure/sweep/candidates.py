@@ -23,7 +23,7 @@ from engine.measure.calibration.approximate import approximated, why_not_given
 from engine.measure.counts import Account
 from engine.measure.evaluation.divergence import Tally, difference, perplexity
 from engine.measure.evaluation.evaluate import changed, run_reference
-from engine.measure.evaluation.recipe_run import Standing
+from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import reference_of
 from engine.measure.preemption import again
 from engine.measure.sweep.top_k import Evidence, evidence
@@ -56,7 +56,7 @@ class Candidate:
 
 
 @dataclass(eq=False)
-class Table:
+class SweepTable:
     """All units in one format: what is known, and what is not."""
 
     format: Format
@@ -79,14 +79,14 @@ def why_not(loaded: Loaded, layer: str, format: Format) -> str | None:
     return why or why_not_given(loaded, layer, format)
 
 
-def figure_key(loaded: Loaded, unit: Unit, table: Table, effort: str = "") -> str:
+def figure_key(loaded: Loaded, unit: Unit, table: SweepTable, exactness: str = "") -> str:
     """Content address of a unit's figure.
 
     Args:
         loaded: the model.
         unit: what is changed.
         table: its format, direction and division into units.
-        effort: what the figure was measured for, where that was not on all windows.
+        exactness: what the figure was measured for, where that was not on all windows.
     """
     return keys.Sensitivity(
         on=loaded.evaluation,
@@ -96,7 +96,7 @@ def figure_key(loaded: Loaded, unit: Unit, table: Table, effort: str = "") -> st
         scale_dtype=loaded.scale_dtype,
         by=table.by,
         layers=() if table.by == "layer" else unit.layers,
-        effort=effort,
+        effort=exactness,
         calibration=table.calibration,
     ).address
 
@@ -104,7 +104,7 @@ def figure_key(loaded: Loaded, unit: Unit, table: Table, effort: str = "") -> st
 class Measuring:
     """Measures the candidates of one table."""
 
-    def __init__(self, loaded: Loaded, table: Table, nll: float, account: Account) -> None:
+    def __init__(self, loaded: Loaded, table: SweepTable, nll: float, account: Account) -> None:
         """
         Args:
             loaded: the model.
@@ -114,7 +114,7 @@ class Measuring:
         """
         self._loaded, self._table, self._nll = loaded, table, nll
         self._account = account
-        self._standing: Standing | None = None
+        self._everything: RecipeRun | None = None
         network, self._reference = loaded.network, reference_of(loaded)
         self._room = memory_free(network.device) // 4
 
@@ -166,8 +166,8 @@ class Measuring:
         dnll, kl = found.dnll, found.kl
         half = dnll.half()
         start, sign = self._nll, 1.0
-        if self._standing is not None:
-            together = [self._standing.tally(i) for i in range(len(candidate.tallies))]
+        if self._everything is not None:
+            together = [self._everything.tally(i) for i in range(len(candidate.tallies))]
             start, sign = self._nll + difference(together, targets).dnll.mean, -1.0
 
         def dppl(change: float) -> float:
@@ -200,7 +200,7 @@ class Measuring:
 
     def close(self) -> None:
         """Let go of what all candidates share."""
-        self._standing = None
+        self._everything = None
 
     def _weights(
         self, candidate: Candidate, *, keep: bool
@@ -231,20 +231,20 @@ class Measuring:
         network, reference = self._loaded.network, reference_of(self._loaded)
         account = self._account
         yield from run_reference(reference, batch, account)
-        if self._standing is None:
+        if self._everything is None:
             layers = body_holding(self._loaded, self._table.format)
             needed = memory_needed((network.layers[n].shape for n in layers), network.dtype)
             what = "every layer of the body in a format, beside the model,"
             check_memory(needed, memory_free(network.device), network.device, what=what)
-            self._standing = Standing(reference, (yield from self._quantised(layers)))
-        standing = self._standing
-        if not standing.known(batch):
-            yield from again(account.timed("measure_s", lambda: standing.run(batch)))
+            self._everything = RecipeRun(reference, (yield from self._quantised(layers)))
+        everything = self._everything
+        if not everything.known(batch):
+            yield from again(account.timed("measure_s", lambda: everything.run(batch)))
             yield None
-        together = standing.tally(batch)
+        together = everything.tally(batch)
         own = {name: network.weight(name) for name in candidate.unit.layers}
         step = account.timed(
-            "measure_s", lambda: standing.measure(batch, candidate.unit.start, own)
+            "measure_s", lambda: everything.measure(batch, candidate.unit.start, own)
         )
         without = yield from again(step)
         return Tally(together.dnll - without.dnll, together.kl - without.kl, without.agree)

@@ -8,7 +8,7 @@ from engine.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Effort:
+class Exactness:
     """All layers, none, or as much as it takes to be sure of the worst."""
 
     top: int | None
@@ -20,19 +20,19 @@ class Effort:
         return f"top:{self.top}" if self.top else "none"
 
 
-def parse_effort(text: str) -> Effort:
+def parse_exactness(text: str) -> Exactness:
     """Read ``all``, ``none`` or ``top:K``.
 
     Raises:
         UsageError: it is none of these.
     """
     if text == "all":
-        return Effort(None)
+        return Exactness(None)
     if text == "none":
-        return Effort(0)
+        return Exactness(0)
     name, _, number = text.partition(":")
     if name == "top" and number.isascii() and number.isdigit() and int(number):
-        return Effort(int(number))
+        return Exactness(int(number))
     raise UsageError(
         f"{text!r} does not say which layers to measure: write all, none or top:K, such as top:10"
     )

@@ -11,7 +11,7 @@ from engine.measure.sweep.units import Unit
 from engine.model.network import Network
 
 
-class Pace:
+class SweepProgress:
     """What is done of a sweep; work is counted in blocks.
 
     Head, softmax and KL read the logits several times: about twice the head's product.
@@ -50,7 +50,7 @@ class Pace:
         self._left -= (1.0 - self._shares.pop(unit.name, 0.0)) * self.work(unit)
         self._finished += 1
 
-    def told(self, detail: str) -> p.Progress:
+    def event(self, detail: str) -> p.Progress:
         """Where the sweep stands; the time left is an upper bound where units may end early."""
         spent = time.perf_counter() - self._begun
         left = max(self._left, 0.0) * spent / self._done if self._done else math.nan

@@ -22,15 +22,15 @@ from engine.measure.sweep.agreement import Comparing
 from engine.measure.sweep.candidates import (
     Candidate,
     Measuring,
-    Table,
+    SweepTable,
     Tallies,
     body_holding,
     figure_key,
     why_not,
 )
 from engine.measure.sweep.control import control
-from engine.measure.sweep.exactness import parse_effort
-from engine.measure.sweep.progress import Pace
+from engine.measure.sweep.exactness import parse_exactness
+from engine.measure.sweep.progress import SweepProgress
 from engine.measure.sweep.top_k import Evidence, outside, well_known
 from engine.measure.sweep.units import units
 from engine.service.scheduler import Steps
@@ -70,46 +70,46 @@ def sweep(
         UsageError: ``exact`` says nothing.
         FormatError: a format does not parse or is not built.
     """
-    effort = parse_effort(exact)
+    exactness = parse_exactness(exact)
     parsed = [parse_built(text) for text in formats]
     network = loaded.network
     account = Account(timings={"load_s": loaded.load_s, "quantize_s": 0.0, "estimate_s": 0.0})
     nll = (yield from baseline(loaded, account)).nll
     floor = (yield from control(loaded, account)).floor_kl
 
-    tables = [Table(format, direction, by) for format in parsed]
+    tables = [SweepTable(format, direction, by) for format in parsed]
     for table in tables:
         table.calibration = yield from calibration_key(loaded, [table.format], "reference")
-        yield from _from_store(loaded, table, str(effort) if effort.top else "", account)
+        yield from _from_store(loaded, table, str(exactness) if exactness.top else "", account)
     estimates = yield from _estimated(loaded, parsed, direction, account, job)
     for table in tables:
         _sort(table, estimates.get(str(table.format), {}))
     # Units other than layers have no estimates to agree with.
     comparing = Comparing(direction, estimates if by == "layer" else {}, floor)
-    todo = [] if effort.top == 0 else [each.unit for table in tables for each in table.todo]
+    todo = [] if exactness.top == 0 else [each.unit for table in tables for each in table.todo]
     known = sum(len(table.found) for table in tables)
-    pace = Pace(job, network, todo, len(todo) + known)
+    progress = SweepProgress(job, network, todo, len(todo) + known)
     for table in tables:
         if todo and table.todo:
             measuring = Measuring(loaded, table, nll, account)
             try:
-                if effort.top is None:
-                    yield from _measure_all(table, measuring, account, pace, comparing)
+                if exactness.top is None:
+                    yield from _measure_all(table, measuring, account, progress, comparing)
                 else:
                     yield from _measure_top(
-                        loaded, table, effort.top, measuring, account, pace, comparing
+                        loaded, table, exactness.top, measuring, account, progress, comparing
                     )
             finally:
                 measuring.close()
         yield from comparing.now(str(table.format), table.found)
-        if effort.top != 0 and by == "layer" and table.body & set(table.found):
+        if exactness.top != 0 and by == "layer" and table.body & set(table.found):
             yield from _additivity(loaded, table, nll, account)
     if account.measured:
         account.timings["forward_s"] = yield from forward_seconds(loaded)
     return account.outcome()
 
 
-def _from_store(loaded: Loaded, table: Table, effort: str, account: Account) -> Found:
+def _from_store(loaded: Loaded, table: SweepTable, exactness: str, account: Account) -> Found:
     """Announce what the store knows of a table, and list what is left to measure.
 
     A figure on all windows answers every question; one on fewer only the question it was for.
@@ -134,8 +134,8 @@ def _from_store(loaded: Loaded, table: Table, effort: str, account: Account) -> 
             unit, layers=tuple(able), start=min(network.layers[name].start for name in able)
         )
         key = full[unit.name] = figure_key(loaded, held, table)
-        if effort:
-            partial[unit.name] = figure_key(loaded, held, table, effort)
+        if exactness:
+            partial[unit.name] = figure_key(loaded, held, table, exactness)
         candidates[unit.name] = Candidate(held, key, [])
         if unit.body:
             table.body.add(unit.name)
@@ -171,7 +171,7 @@ def _estimated(
     return (yield from estimate(loaded, list(chosen.values()), direction, account, job))
 
 
-def _sort(table: Table, estimates: Mapping[str, p.Estimate]) -> None:
+def _sort(table: SweepTable, estimates: Mapping[str, p.Estimate]) -> None:
     """The worst estimate first; with no estimates what costs least, so that the table fills."""
     if not estimates:
         table.todo.sort(key=lambda each: -each.unit.start)
@@ -186,49 +186,53 @@ def _sort(table: Table, estimates: Mapping[str, p.Estimate]) -> None:
 
 
 def _measure_all(
-    table: Table, measuring: Measuring, account: Account, pace: Pace, comparing: Comparing
+    table: SweepTable,
+    measuring: Measuring,
+    account: Account,
+    progress: SweepProgress,
+    comparing: Comparing,
 ) -> Found:
     """Measure every candidate on all windows, one after the other."""
     for candidate in table.todo:
         detail = f"{candidate.unit.name} {table.format}"
-        pace.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
-        yield pace.told(detail)
+        progress.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
+        yield progress.event(detail)
         while len(candidate.tallies) < measuring.micro_batches:
             yield from measuring.measure(candidate, keep=True)
-            pace.advance(candidate.unit, 1 / measuring.micro_batches)
-            yield pace.told(detail)
+            progress.advance(candidate.unit, 1 / measuring.micro_batches)
+            yield progress.event(detail)
         fact = table.found[candidate.unit.name] = measuring.figure(candidate)
         measuring.drop(candidate)
-        pace.finish(candidate.unit)
+        progress.finish(candidate.unit)
         yield account.learnt(candidate.key, fact)
         yield from comparing.growing(str(table.format), table.found)
 
 
 def _measure_top(
     loaded: Loaded,
-    table: Table,
+    table: SweepTable,
     top: int,
     measuring: Measuring,
     account: Account,
-    pace: Pace,
+    progress: SweepProgress,
     comparing: Comparing,
 ) -> Found:
     """Measure all candidates a micro-batch at a time, until each is known well or surely outside.
 
     Each has a first figure as soon as two windows were seen, and its last once it is decided.
     """
-    effort, text = f"top:{top}", str(table.format)
+    exactness, text = f"top:{top}", str(table.format)
     seen: dict[str, Evidence] = {name: measuring.known(f) for name, f in table.found.items()}
     undecided = list(table.todo)
     for candidate in undecided:
-        pace.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
+        progress.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
     for turn in range(measuring.micro_batches):
         for candidate in undecided:
             name = candidate.unit.name
             if len(candidate.tallies) <= turn:
                 yield from measuring.measure(candidate, keep=False)
-                pace.advance(candidate.unit, 1 / measuring.micro_batches)
-                yield pace.told(f"{name} {text}")
+                progress.advance(candidate.unit, 1 / measuring.micro_batches)
+                yield progress.event(f"{name} {text}")
             before = seen.get(name)
             seen[name] = measuring.seen(candidate)
             if seen[name].windows > 1 and (before is None or before.windows < 2):
@@ -246,15 +250,15 @@ def _measure_top(
                 left.append(candidate)
                 continue
             fact = table.found[name] = measuring.figure(candidate)
-            key = candidate.key if whole else figure_key(loaded, candidate.unit, table, effort)
+            key = candidate.key if whole else figure_key(loaded, candidate.unit, table, exactness)
             measuring.drop(candidate)
-            pace.finish(candidate.unit)
+            progress.finish(candidate.unit)
             yield account.learnt(key, fact)
             yield from comparing.growing(text, table.found)
         undecided = left
 
 
-def _additivity(loaded: Loaded, table: Table, nll: float, account: Account) -> Found:
+def _additivity(loaded: Loaded, table: SweepTable, nll: float, account: Account) -> Found:
     """Change all body layers at once: that is the uniform recipe, kept as its score too."""
     layers = {name: str(table.format) for name in body_holding(loaded, table.format)}
     body = [table.found[name] for name in layers if name in table.found]

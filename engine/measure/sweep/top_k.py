@@ -1,4 +1,4 @@
-"""Which rows are certainly not among the K largest: a sequential test, window by window.
+"""Which rows are certainly not among the K largest: a test repeated window by window.
 
 Every row (a layer in a format) has a value in each of N windows; its full value is the mean over
 all of them. Windows come in random order, so that the first n are a sample without replacement,

@@ -1,4 +1,4 @@
-"""A weight in pieces small enough to stay in the processor's cache."""
+"""A weight in chunks small enough to stay in the processor's cache."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_PIECE = 2**17  # entries; 1 MiB in float64
-_PIECE_CUDA = 2**21
+_CHUNK = 2**17  # entries; 1 MiB in float64
+_CHUNK_CUDA = 2**21
 
 
 def rows_of(weight: Tensor) -> Tensor:
@@ -21,19 +21,19 @@ def rows_of(weight: Tensor) -> Tensor:
 
 
 def spans(rows: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Row and column ranges of the pieces; very long rows are cut too."""
-    piece = _PIECE_CUDA if rows.is_cuda else _PIECE
+    """Row and column ranges of the chunks; very long rows are cut too."""
+    chunk = _CHUNK_CUDA if rows.is_cuda else _CHUNK
     height, width = rows.shape
     if not height or not width:
         return
-    columns = min(width, piece)
-    step = max(1, piece // columns)
+    columns = min(width, chunk)
+    step = max(1, chunk // columns)
     for top in range(0, height, step):
         for left in range(0, width, columns):
             yield slice(top, min(top + step, height)), slice(left, min(left + columns, width))
 
 
-def pieces(rows: Tensor) -> Iterator[Tensor]:
-    """The pieces of ``rows`` themselves, in float64."""
+def chunks(rows: Tensor) -> Iterator[Tensor]:
+    """The chunks of ``rows`` themselves, in float64."""
     for span in spans(rows):
         yield rows[span].to(torch.float64)

@@ -66,27 +66,27 @@ def compare(weight: Tensor, approx: Tensor) -> WeightErrors:
 
 
 class Sums:
-    """Running sums behind `WeightErrors`, over pieces of a weight."""
+    """Running sums behind `WeightErrors`, over chunks of a weight."""
 
     def __init__(self) -> None:
         self.signal = self.noise = self.distance = self.farthest = 0.0
         self.entries = 0
 
     def add(self, weight: Tensor, approx: Tensor) -> None:
-        """Add a piece and its approximation."""
+        """Add a chunk and its approximation."""
         if weight.shape != approx.shape:
             raise ValueError(f"{list(approx.shape)} does not approximate {list(weight.shape)}")
         rows, approx_rows = rows_of(weight), rows_of(approx)
         for span in spans(rows):
-            piece = rows[span].to(torch.float64)
-            gap = approx_rows[span].to(torch.float64).sub_(piece).abs_()
-            signal = float(piece.square().sum())
-            count = piece.numel()
+            chunk = rows[span].to(torch.float64)
+            gap = approx_rows[span].to(torch.float64).sub_(chunk).abs_()
+            signal = float(chunk.square().sum())
+            count = chunk.numel()
             if not math.isfinite(signal):
-                finite = piece.isfinite()
+                finite = chunk.isfinite()
                 count = int(finite.sum())
                 gap = gap.where(finite, 0.0)
-                signal = float(piece.where(finite, 0.0).square().sum())
+                signal = float(chunk.where(finite, 0.0).square().sum())
             self.entries += count
             self.signal += signal
             farthest = float(gap.amax())

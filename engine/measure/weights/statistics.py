@@ -1,7 +1,7 @@
 """Numbers about one weight: its outliers, its health, its histogram.
 
 A weight is ``[out, in]`` or ``[experts, out, in]``; experts are taken as rows one below the other,
-so row ``r`` of expert ``e`` has the index ``e * out + r``. Everything is streamed in pieces small
+so row ``r`` of expert ``e`` has the index ``e * out + r``. Everything is streamed in chunks small
 enough to stay in the processor's cache, in float64, so memory does not grow with the weight.
 NaN and infinite entries are counted, and left out of every other number.
 """
@@ -16,13 +16,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.measure.weights.chunks import pieces, rows_of, spans
+from engine.measure.weights.chunks import chunks, rows_of, spans
 from engine.measure.weights.reconstruction import WeightErrors, compare, weight_errors
 
 __all__ = [
     "Channel",
     "Histogram",
-    "Outliers",
+    "OutlierCounts",
     "WeightErrors",
     "WeightStatistics",
     "compare",
@@ -40,7 +40,7 @@ MOST_CHANNELS = 16
 
 
 @dataclass(frozen=True)
-class Outliers:
+class OutlierCounts:
     """Entries farther than ``sigma`` standard deviations from the mean."""
 
     sigma: float
@@ -89,8 +89,8 @@ class WeightStatistics:
     mean: float
     std: float
     max_abs: float
-    outliers: Outliers
-    outliers_at: tuple[Outliers, ...]
+    outliers: OutlierCounts
+    outliers_at: tuple[OutlierCounts, ...]
     range_ratio: float
     waste: float
     kurtosis: float
@@ -168,7 +168,9 @@ def weight_statistics(weight: Tensor, sigma: float = 4.0) -> WeightStatistics:
         kurtosis = moments.fourth / n / variance**2 - 3 if variance > 0 else math.nan
     sigmas = tuple(sorted({*SIGMAS, float(sigma)}))
     counts, lo, hi = _beyond(rows, survey, std, sigmas, float(sigma))
-    at = tuple(Outliers(k, c, c / n if n else 0.0) for k, c in zip(sigmas, counts, strict=True))
+    at = tuple(
+        OutlierCounts(k, c, c / n if n else 0.0) for k, c in zip(sigmas, counts, strict=True)
+    )
     full, inner = survey.hi - survey.lo, hi - lo
     ratio = 1.0 if full == inner else (full / inner if inner > 0 else math.inf)
     found_rows = found_columns = 0
@@ -226,8 +228,8 @@ def histogram(weight: Tensor, bins: int = 64, clip: float | None = None) -> Hist
     edges[-1] = hi
     counts = torch.zeros(bins, dtype=torch.int64, device=rows.device)
     below = above = 0
-    for piece in pieces(rows):
-        flat = piece.flatten()
+    for chunk in chunks(rows):
+        flat = chunk.flatten()
         if clip is not None or survey.nan or survey.inf:
             below += int(((flat < lo) & (flat > -math.inf)).sum())
             above += int(((flat > hi) & (flat < math.inf)).sum())
@@ -248,25 +250,25 @@ def _survey(rows: Tensor) -> _Survey:
     total, lo, hi = 0.0, math.inf, -math.inf
     nan = inf = small = zeros = 0
     for span in spans(rows):
-        piece = rows[span].to(torch.float64)
-        lives = piece != 0
+        chunk = rows[span].to(torch.float64)
+        lives = chunk != 0
         row_lives[span[0]] |= lives.any(1)
         column_lives[span[1]] |= lives.any(0)
-        zeros += piece.numel() - int(lives.sum())
-        small += int((piece.abs() < tiny).sum())
-        part = float(piece.sum())
+        zeros += chunk.numel() - int(lives.sum())
+        small += int((chunk.abs() < tiny).sum())
+        part = float(chunk.sum())
         if math.isfinite(part):
-            low, high = torch.aminmax(piece)
+            low, high = torch.aminmax(chunk)
         else:
-            finite = piece.isfinite()
-            here = int(piece.isnan().sum())
+            finite = chunk.isfinite()
+            here = int(chunk.isnan().sum())
             nan += here
-            inf += piece.numel() - int(finite.sum()) - here
+            inf += chunk.numel() - int(finite.sum()) - here
             if not finite.any():
                 continue
-            part = float(piece.where(finite, 0.0).sum())
-            low = piece.where(finite, math.inf).amin()
-            high = piece.where(finite, -math.inf).amax()
+            part = float(chunk.where(finite, 0.0).sum())
+            low = chunk.where(finite, math.inf).amin()
+            high = chunk.where(finite, -math.inf).amax()
         total += part
         lo, hi = min(lo, float(low)), max(hi, float(high))
     entries = rows.numel() - nan - inf
@@ -287,14 +289,14 @@ def _survey(rows: Tensor) -> _Survey:
 def _deviations(rows: Tensor, survey: _Survey) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
     """Pieces minus the mean; entries that are not finite deviate by 0."""
     for span in spans(rows):
-        piece = rows[span].to(torch.float64) - survey.mean
+        chunk = rows[span].to(torch.float64) - survey.mean
         if survey.nan or survey.inf:
-            piece = piece.where(piece.isfinite(), 0.0)
-        yield span, piece
+            chunk = chunk.where(chunk.isfinite(), 0.0)
+        yield span, chunk
 
 
 def _second(rows: Tensor, survey: _Survey) -> float:
-    return math.fsum(float(piece.square().sum()) for _, piece in _deviations(rows, survey))
+    return math.fsum(float(chunk.square().sum()) for _, chunk in _deviations(rows, survey))
 
 
 def _moments(rows: Tensor, survey: _Survey) -> _Moments:
@@ -303,8 +305,8 @@ def _moments(rows: Tensor, survey: _Survey) -> _Moments:
     row_energy, row_peak = zeros(height), zeros(height)
     column_energy, column_peak = zeros(width), zeros(width)
     second, fourth = zeros(()), zeros(())
-    for (down, across), piece in _deviations(rows, survey):
-        square = piece.square()
+    for (down, across), chunk in _deviations(rows, survey):
+        square = chunk.square()
         second += square.sum()
         row_energy[down] += square.sum(1)
         column_energy[across] += square.sum(0)
@@ -332,16 +334,16 @@ def _beyond(
     farthest = max(survey.hi - survey.mean, survey.mean - survey.lo)
     low = torch.full((), math.inf, dtype=torch.float64, device=rows.device)
     high = torch.full((), -math.inf, dtype=torch.float64, device=rows.device)
-    for _, piece in _deviations(rows, survey):
-        size = piece.abs()
+    for _, chunk in _deviations(rows, survey):
+        size = chunk.abs()
         for i, k in enumerate(sigmas):
             if k * std >= farthest:
                 break
             counts[i] += (size > k * std).sum()
         if main * std < farthest:
             inlier = size <= main * std
-            low = torch.minimum(low, piece.where(inlier, math.inf).amin())
-            high = torch.maximum(high, piece.where(inlier, -math.inf).amax())
+            low = torch.minimum(low, chunk.where(inlier, math.inf).amin())
+            high = torch.maximum(high, chunk.where(inlier, -math.inf).amax())
     if main * std < farthest:
         lo, hi = (float(low), float(high)) if low <= high else (0.0, 0.0)
     return [int(c) for c in counts], lo, hi

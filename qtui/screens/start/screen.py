@@ -17,7 +17,7 @@ from textual.timer import Timer
 from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.store.past_sessions import Looked, PastSession
-from qtui.background import aside
+from qtui.background import in_thread
 from qtui.screens.help import Overlay
 from qtui.screens.start.texts import help_lines, key_line, problem_line
 from qtui.views.sources import complete_source
@@ -184,7 +184,7 @@ class Start(Screen[None]):
 
     async def _load(self) -> None:
         try:
-            found = await aside(self._read_sessions)
+            found = await in_thread(self._read_sessions)
         except (EngineError, OSError) as error:
             said = printable(" ".join(str(error).split()))
             self.head.set_lines([[(f"! past sessions cannot be read: {said}", "$warning")]])
@@ -200,7 +200,7 @@ class Start(Screen[None]):
 
     async def _load_ids(self) -> None:
         try:
-            self._ids = await aside(self._read_ids)
+            self._ids = await in_thread(self._read_ids)
         except (EngineError, OSError) as error:
             self.prompt.say(Verdict(False, f"the hub's cache cannot be read: {error}"))
             return

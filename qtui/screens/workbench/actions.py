@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import protocol as p
 from engine.formats.grammar import parse_format
-from engine.session import Session
 from qtui.actions import HOLD
-from qtui.screens.workbench.screen import Want, Workbench
+from qtui.screens.shared_actions import SharedActions
+from qtui.screens.workbench.screen import Workbench
 from qtui.user.remembered import remember
 from qtui.views import sweeps
 from qtui.widgets.frame.scoreboard import running
-from qtui.widgets.frame.status import key_names
 
 if TYPE_CHECKING:
     from qtui.screens.workbench.prompts import Prompts
@@ -31,13 +30,46 @@ NEEDS_LAYERS = frozenset(
 )
 
 
-class Deeds:
-    """Carries out actions by their ids; one that cannot be done says why."""
+class WorkbenchActions(SharedActions):
+    """Runs the workbench's actions."""
 
     def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench, bench.events)
         self.bench = bench
-        bench.hands = self
+        bench.handler = self
         self._prompts: Prompts | None = None
+
+    HANDLERS: ClassVar[Mapping[str, Callable[[Any], None]]] = {
+        **SharedActions.HANDLERS,
+        "up": lambda do: do.move(-1),
+        "down": lambda do: do.move(1),
+        "page_up": lambda do: do.move(-do.bench.table.page),
+        "page_down": lambda do: do.move(do.bench.table.page),
+        "first": lambda do: do.bench.table.move_to(0),
+        "last": lambda do: do.bench.table.move_to(len(do.bench.table.rows) - 1),
+        "order": lambda do: do.order(),
+        "reverse": lambda do: do.order(reverse=True),
+        "expand": lambda do: do.expand(),
+        "filter": lambda do: do.prompts.filter(),
+        "scope": lambda do: do.scope(),
+        "mark": lambda do: do.mark(do.bench.table.toggle_mark),
+        "mark_range": lambda do: do.mark(do.bench.table.mark_range),
+        "mark_shown": lambda do: do.mark(do.bench.table.mark_matching),
+        "mark_others": lambda do: do.mark(do.bench.table.invert_marks),
+        "unmark": lambda do: do.unmark(),
+        "hold": lambda do: do.prompts.format(),
+        "sweep": lambda do: do.turn(),
+        "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
+        "format": lambda do: do.bench.next_format(),
+        "pane": lambda do: do.bench.toggle_pane(),
+        "pane_down": lambda do: do.bench.detail.scroll(3),
+        "pane_up": lambda do: do.bench.detail.scroll(-3),
+        "log_counts": lambda do: do.log_counts(),
+        "save": lambda do: do.prompts.save(),
+        "copy": lambda do: do.prompts.copy(whole=False),
+        "copy_table": lambda do: do.prompts.copy(whole=True),
+    }
+    """What runs an action, by its id."""
 
     # What opens over the workbench is imported when it first opens: the first frame does not wait.
 
@@ -50,56 +82,35 @@ class Deeds:
             self._prompts = Prompts(self.bench, self.hold)
         return self._prompts
 
-    @property
-    def session(self) -> Session:
-        """What is known."""
-        return self.bench.session
-
     def perform(self, id: str) -> None:
-        """Do what an action says, or say why it cannot be done."""
-        if why := self.why_not(id):
-            self.say("warning", why)
-        elif id.startswith(HOLD):
+        """Run an action, or say why that is not possible."""
+        if id.startswith(HOLD) and not self.why_not(id):
             self.hold(id.removeprefix(HOLD))
         else:
-            DEEDS[id](self)
+            super().perform(id)
 
     def why_not(self, id: str) -> str:
-        """Why an action makes no sense now; empty where it does."""
+        """Why an action is not possible now; empty where it is."""
         bench, session, table = self.bench, self.session, self.bench.table
         if (id in NEEDS_LAYERS or id.startswith(HOLD)) and not session.layers.names:
             return NO_LAYERS
         match id:
             case "expand" if table.current is None or not table.expandable(table.current):
                 return "this layer is not made of experts"
-            case "undo" if session.position == 0 and not table.pending:
-                return "there is no change to take back"
-            case "redo" if session.position == len(session.history):
-                return "there is no change to make again"
+            case "undo" if table.pending:
+                return ""
             case "sweep_format" if any(job.kind == "sweep" for job in running(session)):
                 return f"a sweep is running already: {bench.key('cancel')} cancels it"
-            case "cancel" if not running(session):
-                return "nothing is running"
-            case "retry" if not bench.failed and self._unfinished() is None:
-                return "nothing has failed, and no sweep was left unfinished"
+            case "retry" if not bench.failed:
+                if self._unfinished() is None:
+                    return "nothing has failed, and no sweep was left unfinished"
+                return ""
             case "format" if len(bench.swept()) < 2:
                 sweeps = bench.key("sweep_format")
                 return f"no more than one format was swept: {sweeps} sweeps another"
             case "pane_up" | "pane_down" if not bench.detail.can_scroll:
                 return "the pane shows all there is"
-        return ""
-
-    def say(self, level: p.Level, words: str) -> None:
-        """Show a message at the foot."""
-        self.bench.message.say(level, words)
-
-    def ask(self, command: p.AnyCommand) -> None:
-        """Want something of the engine."""
-        self.bench.post_message(self.bench.Ask(command))
-
-    def want(self, what: Want) -> None:
-        """Want something of the app."""
-        self.bench.post_message(self.bench.Wanted(what))
+        return super().why_not(id)
 
     # --- moving and choosing ------------------------------------------------------------------
 
@@ -116,16 +127,16 @@ class Deeds:
             table.next_order()
 
     def scope(self) -> None:
-        """Let toggles touch the next kind of set."""
+        """Choose the next scope."""
         self.bench.table.next_scope()
         self.bench.message.clear()
-        self.bench.show_touched()
+        self.bench.show_scope()
 
     def mark(self, how: Callable[[], object]) -> None:
-        """Change the marks; toggles touch them while there are any."""
+        """Change the marks; they are the scope while there are any."""
         how()
         self.bench.message.clear()
-        self.bench.show_touched()
+        self.bench.show_scope()
 
     def expand(self) -> None:
         """Show the experts of a fused row, or fold them."""
@@ -143,9 +154,9 @@ class Deeds:
     def hold(self, format: str) -> None:
         """Let the layers in scope hold a format."""
         bench, session = self.bench, self.session
-        layers = bench.touched()
+        layers = bench.layers_in_scope()
         if not layers:
-            self.say("warning", f"a toggle would touch nothing: {bench.scope_words()}")
+            self.say("warning", f"no layer is in scope: {bench.scope_words()}")
             return
         bench.table.stay()
         shown = format if format == "kept" else str(parse_format(format))
@@ -162,13 +173,8 @@ class Deeds:
         bench.table.pending.update(changing)
         bench.table.redraw()
         self.say("info", bench.change(layers, [format]))
-        self.want("thaw")
+        self.app_wide("unfreeze")
         self.ask(p.SetFormat(layers, format))
-
-    def step(self, command: p.Undo | p.Redo) -> None:
-        """Go back or forth in the recipe's history."""
-        self.want("thaw")
-        self.ask(command)
 
     # --- the engine ---------------------------------------------------------------------------
 
@@ -204,15 +210,9 @@ class Deeds:
         """Try again what failed, else go on with a sweep that was left unfinished."""
         left = None if self.bench.failed else self._unfinished()
         if left is None:
-            self.want("retry")
+            super().retry()
         else:
             self.sweep(*left)
-
-    def cancel(self) -> None:
-        """End the job that is shown."""
-        job = running(self.session)[0]
-        self.say("info", f"cancelling {job.title}")
-        self.ask(p.Cancel(job.id))
 
     # --- the view -----------------------------------------------------------------------------
 
@@ -223,80 +223,3 @@ class Deeds:
         remember(log_counts=histogram.by_log)
         shown = "logarithm of the counts" if histogram.by_log else "counts"
         self.say("info", f"histogram: {shown}")
-
-    def palette(self) -> None:
-        """Offer every action by name."""
-        from qtui.screens.palette import Palette, PaletteEntry
-
-        bench = self.bench
-        entries = [
-            PaletteEntry(
-                id=action.id,
-                title=action.title,
-                key=" ".join(key_names(bench.app, action)),
-                group=action.group,
-                why_not=self.why_not(action.id),
-            )
-            for action in bench.actions
-        ]
-
-        def chosen(id: str | None) -> None:
-            if id is not None:
-                self.perform(id)
-
-        bench.app.push_screen(Palette(entries, bench.glyphs), chosen)
-
-    def help(self) -> None:
-        """List the keys."""
-        from qtui.screens.help import Help
-
-        self.bench.app.push_screen(Help(self.bench))
-
-    def log(self) -> None:
-        """Show all that happened."""
-        from qtui.screens.help import LogScreen
-
-        bench = self.bench
-        bench.app.push_screen(LogScreen(bench.events.lines(bench.glyphs), bench.glyphs))
-
-
-DEEDS: dict[str, Callable[[Deeds], None]] = {
-    "up": lambda do: do.move(-1),
-    "down": lambda do: do.move(1),
-    "page_up": lambda do: do.move(-do.bench.table.page),
-    "page_down": lambda do: do.move(do.bench.table.page),
-    "first": lambda do: do.bench.table.move_to(0),
-    "last": lambda do: do.bench.table.move_to(len(do.bench.table.rows) - 1),
-    "order": lambda do: do.order(),
-    "reverse": lambda do: do.order(reverse=True),
-    "expand": lambda do: do.expand(),
-    "filter": lambda do: do.prompts.filter(),
-    "scope": lambda do: do.scope(),
-    "mark": lambda do: do.mark(do.bench.table.toggle_mark),
-    "mark_range": lambda do: do.mark(do.bench.table.mark_range),
-    "mark_shown": lambda do: do.mark(do.bench.table.mark_matching),
-    "mark_others": lambda do: do.mark(do.bench.table.invert_marks),
-    "unmark": lambda do: do.unmark(),
-    "hold": lambda do: do.prompts.format(),
-    "undo": lambda do: do.step(p.Undo()),
-    "redo": lambda do: do.step(p.Redo()),
-    "sweep": lambda do: do.turn(),
-    "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
-    "cancel": lambda do: do.cancel(),
-    "retry": lambda do: do.retry(),
-    "format": lambda do: do.bench.next_format(),
-    "pane": lambda do: do.bench.toggle_pane(),
-    "pane_down": lambda do: do.bench.detail.scroll(3),
-    "pane_up": lambda do: do.bench.detail.scroll(-3),
-    "log_counts": lambda do: do.log_counts(),
-    "log": lambda do: do.log(),
-    "freeze": lambda do: do.want("freeze"),
-    "theme": lambda do: do.want("theme"),
-    "palette": lambda do: do.palette(),
-    "help": lambda do: do.help(),
-    "suspend": lambda do: do.want("suspend"),
-    "quit": lambda do: do.want("leave"),
-    "save": lambda do: do.prompts.save(),
-    "copy": lambda do: do.prompts.copy(whole=False),
-    "copy_table": lambda do: do.prompts.copy(whole=True),
-}

@@ -1,14 +1,15 @@
-"""What the workbench wants of whoever carries out its actions: neither imports the other."""
+"""What the workbench needs of what runs its actions: neither imports the other."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from qtui.screens.session_screen import ActionHandler
 from qtui.widgets.prompt.prompt import Prompt
 
 
-class Typed(Protocol):
-    """Who hears what is typed at the foot of the screen."""
+class PromptListener(Protocol):
+    """Hears what is typed at the foot of the screen."""
 
     @property
     def open(self) -> bool:
@@ -24,15 +25,9 @@ class Typed(Protocol):
         """Nothing was handed in."""
 
 
-class Hands(Protocol):
-    """Who carries out the actions of the registry."""
+class WorkbenchHandler(ActionHandler, Protocol):
+    """Runs the workbench's actions, and hears its prompts."""
 
     @property
-    def prompts(self) -> Typed:
+    def prompts(self) -> PromptListener:
         """What is typed at the foot."""
-
-    def perform(self, id: str) -> None:
-        """Do what an action says, or say why it cannot be done."""
-
-    def why_not(self, id: str) -> str:
-        """Why an action makes no sense now; empty where it does."""

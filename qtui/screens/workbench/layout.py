@@ -1,4 +1,4 @@
-"""Which parts of the workbench stand where, at which size of the terminal."""
+"""Which parts of the workbench are where, by the size of the terminal."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ Workbench.-ascii.-wide #detail { border-top: none; border-left: ascii $panel; }
 """
 
 
-def arrange(screen: Screen[None], size: Size) -> list[Words]:
-    """Choose the arrangement for a size.
+def apply_layout(screen: Screen[None], size: Size) -> list[Words]:
+    """Choose the layout for a size.
 
     Returns:
         What is said in place of everything where there is too little room; empty where there is

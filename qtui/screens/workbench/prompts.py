@@ -14,7 +14,7 @@ from engine.formats.completion import complete_format, explain_format
 from engine.formats.grammar import parse_format
 from engine.formats.storage import why_not_held
 from engine.store.paths import session_folder, session_name
-from qtui.background import aside
+from qtui.background import in_thread
 from qtui.saved.clipboard import copy, what_to_copy
 from qtui.saved.saving import complete_path, judge_path, save_asked
 from qtui.saved.svg import Palette, screen_lines
@@ -130,7 +130,7 @@ class Prompts:
         """Ask for a format, and let the layers in scope hold it."""
         self._begin()
         bench = self.bench
-        layers = bench.touched()
+        layers = bench.layers_in_scope()
         shapes = [bench.session.layers.shapes[bench.session.index[layer]] for layer in layers]
         alike = shapes[0] if len(set(shapes)) == 1 else None
 
@@ -210,7 +210,7 @@ class Prompts:
 
             async def writing() -> None:
                 try:
-                    saved = await aside(lambda: save_asked(value, view))
+                    saved = await in_thread(lambda: save_asked(value, view))
                 except EngineError as error:
                     bench.tell("error", str(error))
                 except (OSError, LookupError, ValueError) as error:
@@ -239,7 +239,7 @@ class Prompts:
 
         async def copying() -> None:
             try:
-                text = await aside(lambda: what_to_copy(view, whole))
+                text = await in_thread(lambda: what_to_copy(view, whole))
                 folder = session_folder(session_name(bench.source))
             except (EngineError, OSError) as error:
                 bench.tell("error", str(error))

@@ -1,4 +1,4 @@
-"""Questions nobody presses a key for: the histogram of the layer that the cursor rests on."""
+"""Requests without a key: the histogram of the layer that the cursor rests on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine import protocol as p
 from engine.session import Session
 
 
-class Questions:
+class HistogramRequests:
     """Asks for a histogram that is not there, not twice at a time, and where the format changed."""
 
     REST: ClassVar[float] = 0.08

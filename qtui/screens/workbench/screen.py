@@ -1,45 +1,37 @@
-"""The one screen: the score above, the layers below it, and all about one of them beside."""
+"""The workbench: the score above, the layers below it, and all about one of them beside."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.geometry import Size
-from textual.message import Message as TextualMessage
-from textual.screen import Screen
 
 from engine import protocol as p
-from engine.profiles import Profile
 from engine.session import Dirty, Session
-from qtui.actions import ACTIONS, Action, bindings, remapped, toggles
-from qtui.screens.workbench.layout import CSS, arrange
-from qtui.screens.workbench.queries import Questions
-from qtui.user.remembered import Remembered, remember
+from qtui.screens.session_screen import SessionScreen
+from qtui.screens.spec import ScreenContext
+from qtui.screens.workbench.layout import CSS, apply_layout
+from qtui.screens.workbench.queries import HistogramRequests
+from qtui.user.remembered import remember
 from qtui.views import sweeps
-from qtui.views.eventlog import EventLog
 from qtui.views.scope import Scope, describe
-from qtui.views.text import UNICODE, Glyphs, printable, short_name
+from qtui.views.text import printable, short_name
 from qtui.widgets.frame.banner import Banner
 from qtui.widgets.frame.log_pane import LogPane
 from qtui.widgets.frame.scoreboard import Scoreboard, running
-from qtui.widgets.frame.status import KeyBar, Message, key_names
 from qtui.widgets.line import Lines, Words, content
 from qtui.widgets.pane.detail import Detail
 from qtui.widgets.table.caption import caption
 from qtui.widgets.table.layer_table import LayerTable
 
 if TYPE_CHECKING:
-    from qtui.screens.workbench.host import Hands
+    from qtui.screens.workbench.host import WorkbenchHandler
     from qtui.views.filter import Filter
     from qtui.widgets.prompt.prompt import Prompt
-
-Want: TypeAlias = Literal["retry", "leave", "freeze", "thaw", "theme", "suspend"]
-
 
 TABLE: frozenset[Dirty] = frozenset(
     {"layers", "holds", "weights", "measured", "jobs", "checkpoint", "model", "experts"}
@@ -53,49 +45,27 @@ DETAIL: frozenset[Dirty] = frozenset(
 """Parts of a session that the table, and the pane, draw."""
 
 
-class Workbench(Screen[None]):
+class Workbench(SessionScreen):
     """Layers, their effects, and the recipe that is being made of them."""
 
     DEFAULT_CSS = CSS
 
-    @dataclass
-    class Ask(TextualMessage):
-        """A person wants something of the engine."""
+    handler: WorkbenchHandler
+    """Runs the actions: set by `WorkbenchActions`, which knows this screen."""
 
-        command: p.AnyCommand
-
-    @dataclass
-    class Wanted(TextualMessage):
-        """A person wants something that is not the engine's, nor this screen's alone."""
-
-        what: Want
-
-    def __init__(
-        self,
-        source: str,
-        profile: Profile,
-        glyphs: Glyphs = UNICODE,
-        keymap: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, context: ScreenContext) -> None:
         """
         Args:
-            source: ``demo``, a folder, or a hub id.
-            profile: its keys are bound to formats.
-            glyphs: what to draw with.
-            keymap: keys of actions by their ids, where they are not the usual ones.
+            context: what the screen is made from.
         """
-        super().__init__()
+        glyphs, source = context.glyphs, context.source
+        super().__init__(glyphs)
         self.source = source
-        self.glyphs = glyphs
-        self.session = Session()
-        self.profile = profile
         self.scoreboard = Scoreboard(source, glyphs, id="scoreboard")
         self.table: LayerTable = LayerTable(glyphs, id="table")
         self.detail: Detail = Detail(glyphs, id="detail")
-        self.events: EventLog = EventLog(glyphs)
+        self.events = context.events
         self.log_pane = LogPane(self.events, glyphs, id="log")
-        self.message = Message(glyphs, id="message")
-        self.keybar = KeyBar(id="keys")
         self.banner = Banner(id="banner")
         self.format = ""
         self.direction: p.Direction = "degrade"
@@ -106,36 +76,14 @@ class Workbench(Screen[None]):
         """Whether a hand asked for a sweep."""
         self.asked_format = ""
         """A format whose effects are shown from the first one on; empty once they are."""
-        self.failed = False
-        """Whether there is something to try again."""
-        self.questions = Questions(
+        self.histogram_requests = HistogramRequests(
             lambda: (self.session, self.table.current),
             lambda command: self.post_message(self.Ask(command)),
             self.set_timer,
         )
-        self.actions: list[Action] = []
-        """Every action with the keys it has here."""
-        self.refused_keys: list[str] = []
-        """Keys of the profile that an action has already."""
-        self.hands: Hands
-        """What carries out actions: set by `Deeds`, which knows this screen."""
-        if glyphs.ascii:
-            self.add_class("-ascii")
-        self._bind(keymap or {})
-
-    def _bind(self, keymap: Mapping[str, str]) -> None:
-        """Bind every action to its keys; a profile's key that is taken binds nothing."""
-        self.actions = remapped(ACTIONS, keymap)
-        taken = {binding.key for binding in bindings(self.actions)}
-        for action in remapped(toggles(self.profile.keys), keymap):
-            keys = [key.key for key in bindings([action])]
-            free = [key for key in keys if key not in taken]
-            self.refused_keys += [key for key in keys if key in taken]
-            taken.update(free)
-            self.actions.append(action._replace(keys=",".join(free)))
-        self.keybar.actions = self.actions
-        for binding in bindings(self.actions):
-            self._bindings.key_to_bindings[binding.key] = [binding]
+        # As in an earlier run.
+        self.detail.histogram.by_log = context.remembered.log_counts
+        self.set_class(context.remembered.pane is False, "-folded")
 
     def compose(self) -> ComposeResult:
         """The widgets from top to bottom."""
@@ -146,12 +94,11 @@ class Workbench(Screen[None]):
             yield self.detail
         yield self.banner
         yield self.log_pane
-        yield self.message
-        yield self.keybar
+        yield from self.foot()
 
     def on_mount(self) -> None:
         """Show an empty table: the engine comes later."""
-        self._arrange(self.app.size)
+        self._lay_out(self.app.size)
         self.table.empty = "reading" + self.glyphs.ellipsis
         self.scoreboard.freeze_key = self.key("freeze")
         self.scoreboard.retry_key = self.key("retry")
@@ -162,12 +109,12 @@ class Workbench(Screen[None]):
             self.tell("warning", f"profile: the key {key!r} is taken, its format is left out")
 
     def on_resize(self, event: events.Resize) -> None:
-        """Choose the arrangement for the new size."""
-        self._arrange(event.size)
+        """Choose the layout for the new size."""
+        self._lay_out(event.size)
         self._show_caption()
 
-    def _arrange(self, size: Size) -> None:
-        if tiny := arrange(self, size):
+    def _lay_out(self, size: Size) -> None:
+        if tiny := apply_layout(self, size):
             self.query_one("#too-small", Lines).set_lines(tiny)
         self._fold()
 
@@ -176,24 +123,22 @@ class Workbench(Screen[None]):
         self.detail.set_class(narrow and not pane and not self.has_class("-roomy"), "-small")
         self._detail()
 
-    # --- what the app says ---------------------------------------------------------------------
+    # --- what the engine's link says -----------------------------------------------------------
 
-    def found(self) -> None:
-        """An engine is being looked for."""
-        self.failed = False
+    def connecting(self) -> None:
+        """An engine is being started."""
         self.banner.hide()
         self.scoreboard.state = "starting the engine"
 
     def connected(self) -> None:
         """There is an engine; it knows nothing of what the one before was asked."""
         self.scoreboard.state = "opening"
-        self.questions.forget()
+        self.histogram_requests.forget()
         self.table.pending.clear()
-        self.questions.soon()
+        self.histogram_requests.soon()
 
     def lost(self, said: str, log_path: str) -> None:
         """The engine is gone."""
-        self.failed = True
         self.scoreboard.state = "no engine"
         self.table.pending.clear()
         self.message.clear()
@@ -201,10 +146,14 @@ class Workbench(Screen[None]):
         self.banner.show(said, log_path, self.key("retry"), self.key("quit"))
 
     def refused(self) -> None:
-        """What was asked for went nowhere: there is no engine."""
+        """A command went nowhere: there is no engine."""
         self.table.pending.clear()
         self.table.redraw()
-        self.message.say("warning", f"there is no engine: {self.key('retry')} starts it again")
+        super().refused()
+
+    def freeze(self, frozen: bool) -> None:
+        """The display is frozen, or follows the session again."""
+        self.scoreboard.frozen = frozen
 
     def tell(self, level: p.Level, words: str) -> None:
         """Say something at the foot, and keep it in the log."""
@@ -231,11 +180,11 @@ class Workbench(Screen[None]):
             moved = bool(dirty & {"layers", "weights", "measured", "model", "experts"})
             self.table.show(session, self.format, self.direction, reorder=moved)
             self._show_caption()
-            self.show_touched()
+            self.show_scope()
         if dirty & DETAIL:
             self._detail()
         if dirty & {"layers", "model", "holds"}:
-            self.questions.soon()
+            self.histogram_requests.soon()
         self.log_pane.show()
 
     def swept(self) -> list[str]:
@@ -289,10 +238,10 @@ class Workbench(Screen[None]):
     def hear(self, event: p.AnyEvent) -> bool:
         """Take notice of an event before it is folded; false where it is not to be folded."""
         if isinstance(event, p.HistogramReady):
-            self.questions.answered(event.layer, event.format)
+            self.histogram_requests.answered(event.layer, event.format)
         if isinstance(event, p.Refused) and event.command == "AskHistogram":
             # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
-            self.questions.forget()
+            self.histogram_requests.forget()
             return False
         if isinstance(event, p.Refused) and event.command == "Sweep" and not self.asked_sweep:
             # Asked for on attaching to a session that sweeps already: nobody pressed a key.
@@ -319,7 +268,6 @@ class Workbench(Screen[None]):
                     self.message.say("info", f"{done}: {self.change(event.layers, event.after)}")
             case p.JobEnded(kind="open", status=status):
                 self.scoreboard.state = "ready" if status == "done" else "not open"
-                self.failed = status == "failed"
         return True
 
     def _say(self, event: p.AnyEvent) -> None:
@@ -344,18 +292,18 @@ class Workbench(Screen[None]):
         shown = formats[0] if len(set(formats)) == 1 else "what they held"
         return f"{who} {self.glyphs.arrow} {shown}"
 
-    # --- what a toggle touches ----------------------------------------------------------------
+    # --- the scope of a toggle ----------------------------------------------------------------
 
     def set_scope(self, scope: Scope) -> None:
-        """Let toggles touch another kind of set."""
+        """Choose another scope."""
         self.table.set_scope(scope)
-        self.show_touched()
+        self.show_scope()
 
     def set_filter(self, filter: Filter | None) -> None:
         """Show matching rows only; None shows all."""
         self.table.set_filter(filter)
         self._show_caption()
-        self.show_touched()
+        self.show_scope()
 
     def _show_caption(self) -> None:
         """Say above the table what is filtered, what is swept, and how far estimates hold."""
@@ -370,30 +318,36 @@ class Workbench(Screen[None]):
             self._caption = words
             self.query_one("#main").border_title = content(words)
 
-    def touched(self) -> tuple[str, ...]:
+    def layers_in_scope(self) -> tuple[str, ...]:
         """Layers that a toggle would change now, in the order of the model."""
-        return self.table.touched()
+        return self.table.layers_in_scope()
+
+    def here(self) -> tuple[str, bool]:
+        """What a format's key would change now, for the help, and whether it would at all."""
+        if self.table.current is None:
+            return "no layers yet", False
+        return f"a format's key changes {self.scope_words()}", True
 
     def scope_words(self) -> str:
-        """What a toggle would change now."""
+        """The scope of a toggle, in words."""
         return describe(self.table.scope, self.table.here, self.glyphs)
 
-    def show_touched(self) -> None:
-        """Say at the foot what a toggle would change."""
+    def show_scope(self) -> None:
+        """Show the scope at the foot."""
         words = self.scope_words() if self.session.layers.names else ""
-        self.message.show_touched(words, self.table.scope != "layer")
+        self.message.show_scope(words, self.table.scope != "layer")
 
     # --- the layer under the cursor -----------------------------------------------------------
 
     def on_layer_table_moved(self) -> None:
         """Show the layer, and ask for its histogram once the cursor rests."""
         self._detail()
-        self.show_touched()
-        self.questions.soon()
+        self.show_scope()
+        self.histogram_requests.soon()
 
     def on_layer_table_marked(self) -> None:
-        """Toggles touch other layers now."""
-        self.show_touched()
+        """The scope is other layers now."""
+        self.show_scope()
 
     def on_layer_table_sorted(self) -> None:
         """Say how rows are sorted now, by key or by a click."""
@@ -406,35 +360,17 @@ class Workbench(Screen[None]):
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def key(self, id: str) -> str:
-        """The first key of an action as a person reads it."""
-        action = next(action for action in self.actions if action.id == id)
-        return next(iter(key_names(self.app, action)), "the palette")
-
-    def action_do(self, id: str) -> None:
-        """Carry out an action of the registry."""
-        self.hands.perform(id)
-
-    def on_key_bar_pressed(self, pressed: KeyBar.Pressed) -> None:
-        """An entry of the key bar was clicked."""
-        self.hands.perform(pressed.id)
-
     def on_prompt_changed(self, event: Prompt.Changed) -> None:
         """Another value in the line at the foot."""
-        self.hands.prompts.changed(event)
+        self.handler.prompts.changed(event)
 
     def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
         """What was typed at the foot is wanted."""
-        self.hands.prompts.submitted(event)
+        self.handler.prompts.submitted(event)
 
     def on_prompt_cancelled(self, event: Prompt.Cancelled) -> None:
         """What was typed at the foot is not wanted."""
-        self.hands.prompts.cancelled(event)
-
-    def remember(self, left: Remembered) -> None:
-        """Look as in an earlier run."""
-        self.detail.histogram.by_log = left.log_counts
-        self.set_class(left.pane is False, "-folded")
+        self.handler.prompts.cancelled(event)
 
     def toggle_pane(self) -> None:
         """Show the pane, or fold it."""

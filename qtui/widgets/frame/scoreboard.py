@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 from engine.protocol import Direction, ModelReady, RecipeScore
 from engine.report import numbers as n
-from engine.session import Dirty, Job, Prediction, Session
+from engine.session import Dirty, Job, Prediction, Session, predict
 from qtui.views import sweeps
 from qtui.views.text import UNICODE, Glyphs, fit, printable, short_name
 from qtui.widgets.line import Lines, Words, cells, spread
@@ -64,7 +64,7 @@ class Scoreboard(Lines):
             self._stored = self._stored_size()
         if dirty is None or dirty & {"holds", "recipe", "measured", "baseline", "model", "layers"}:
             self._known = session.score() if self._changed else None
-            self._predicted = session.predicted() if self._changed else None
+            self._predicted = predict(session) if self._changed else None
         self._write()
 
     @property
@@ -274,7 +274,10 @@ class Scoreboard(Lines):
         if not self._of_layer(job)[0]:
             return ""
         direction = "restore" if "restore" in job.title.split() else "degrade"
-        known = (f"{direction}/{word}" in self.session.estimated for word in job.title.split())
+        known = (
+            key.direction == direction and key.format in job.title.split()
+            for key in self.session.effects.estimated
+        )
         return f"measuring {COUNT} worst first" if any(known) else ""
 
     def _of_layer(self, job: Job) -> tuple[str, str]:
@@ -302,8 +305,8 @@ class Scoreboard(Lines):
         if left := self._unmeasured():
             words.append((f"  {left}", ""))
             return words
-        for key, whole in self.session.additivity.items():
-            if key.startswith("degrade/") and math.isfinite(whole.kl):
+        for key, whole in self.session.effects.additivity.items():
+            if key.direction == "degrade" and math.isfinite(whole.kl):
                 format = printable(whole.format)
                 words.append((f"  {format} in all body layers: KL ", "$dim"))
                 words.append((f"{whole.kl:.2f}{self.glyphs.times}", ""))

@@ -1,4 +1,4 @@
-"""The foot of the screen: the last message, what a toggle touches, and the keys."""
+"""The foot of the screen: the last message, the scope of a toggle, and the keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MARKS: dict[Level, str] = {"info": " ", "warning": "!", "error": "x"}
 
 
 class Message(Lines):
-    """One line: what happened last, or what the table's marks mean; what a toggle would touch."""
+    """One line: what happened last, or what the table's marks mean; the scope of a toggle."""
 
     LINGER: ClassVar[float] = 8.0
     """Seconds after which a message gives way; a warning lasts three times as long, an error stays
@@ -37,8 +37,8 @@ class Message(Lines):
         super().__init__(id=id)
         self.glyphs = glyphs
         self.said: tuple[Level, str] = "info", ""
-        self.touches = ""
-        """What a toggle would touch, in words."""
+        self.scope = ""
+        """The scope in words."""
         self.many = False
         """Whether that is more than the layer under the cursor."""
         self._later: Timer | None = None
@@ -62,10 +62,10 @@ class Message(Lines):
         self.said = "info", ""
         self._write()
 
-    def show_touched(self, words: str, many: bool) -> None:
-        """Say what a toggle would touch; ``many`` where it is more than the cursor's layer."""
-        if (words, many) != (self.touches, self.many):
-            self.touches, self.many = words, many
+    def show_scope(self, words: str, many: bool) -> None:
+        """Show the scope of a toggle; ``many`` where it is more than the cursor's layer."""
+        if (words, many) != (self.scope, self.many):
+            self.scope, self.many = words, many
             self._write()
 
     def _legend(self) -> str:
@@ -83,8 +83,8 @@ class Message(Lines):
         level, message = self.said
         width = self.content_size.width
         mark = f"{MARKS[level]} " if level != "info" else ""
-        # What a toggle of many would touch is never cut for a message; that of one layer is.
-        right = f"{self.glyphs.arrow} {self.touches}" if self.touches else ""
+        # The scope of a toggle of many layers is never cut for a message; that of one layer is.
+        right = f"{self.glyphs.arrow} {self.scope}" if self.scope else ""
         most = width * 2 // 3 if self.many else width // 3
         right = fit(right, min(cell_len(right), most), self.glyphs)
         shown = printable(message) or self._legend()
@@ -107,16 +107,6 @@ class KeyBar(Lines):
     DEFAULT_CSS = """
     KeyBar { padding: 0 1; background: $panel; }
     """
-    ORDER = (
-        "help", "quit", "sweep", "filter", "undo", "scope", "pane", "mark", "hold", "palette",
-        "order", "save", "cancel", "log", "copy", "redo",
-    )  # fmt: skip
-    """By importance."""
-    PLACES = (
-        "mark", "filter", "scope", "hold", "sweep", "cancel", "undo", "redo", "order", "pane",
-        "log", "save", "copy", "palette", "help", "quit",
-    )  # fmt: skip
-    """From left to right."""
 
     @dataclass
     class Pressed(TextualMessage):
@@ -147,7 +137,7 @@ class KeyBar(Lines):
 
     def _write(self) -> None:
         width = self.content_size.width
-        known = {action.id: action for action in self.actions}
+        named = [action for action in self.actions if action.word and action.keys]
         toggles = [
             (action.id, key)
             for action in self.actions
@@ -157,13 +147,11 @@ class KeyBar(Lines):
         apart = width >= 140
         runs = [[each] for each in toggles] if apart else _runs(toggles)
         left = width - sum(len(_label(run)) + 1 for run in runs) - len("toggle  ")
-        chosen = set()
-        for id in self.ORDER:
-            if id not in known or not known[id].keys:
-                continue
-            needed = len(key_names(self.app, known[id])[0]) + len(known[id].word) + 3
+        chosen = []
+        for action in sorted(named, key=lambda each: each.rank):
+            needed = len(key_names(self.app, action)[0]) + len(action.word) + 3
             if needed <= left:
-                chosen.add(id)
+                chosen.append(action)
                 left -= needed
         line: Words = []
         self._spans = []
@@ -173,15 +161,14 @@ class KeyBar(Lines):
         if runs:
             self._put(line, "toggle", "$dim", "hold")
             line.append(("  ", ""))
-        for id in self.PLACES:
-            if id in chosen:
-                begin = cells(line)
-                line += [
-                    (key_names(self.app, known[id])[0], "bold $primary"),
-                    (f" {known[id].word}", "$dim"),
-                ]
-                self._spans.append((begin, cells(line), id))
-                line.append(("  ", ""))
+        for action in sorted(chosen, key=lambda each: each.place):
+            begin = cells(line)
+            line += [
+                (key_names(self.app, action)[0], "bold $primary"),
+                (f" {action.word}", "$dim"),
+            ]
+            self._spans.append((begin, cells(line), action.id))
+            line.append(("  ", ""))
         self.set_lines([line])
 
     def _put(self, line: Words, words: str, style: str, id: str) -> None:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from engine.errors import FormatError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits
-from engine.protocol import Direction, Estimate, Sensitivity
+from engine.protocol import Direction, EffectKey, Estimate, Sensitivity
 from engine.report import numbers as n
 from engine.report.figures import below_floor
-from engine.session import Session
+from engine.session import Session, expected
 from qtui.views.text import Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Words
 from qtui.widgets.table.columns import BELOW, DOUBT, dppl_half, signed_change
@@ -64,11 +64,8 @@ def effects(session: Session, row: int) -> list[Effect]:
     Quantising it stands before keeping it; of each the fewest bits come first.
     """
     found = []
-    for key in dict.fromkeys((*session.measured, *session.estimated)):
-        way, _, format = key.partition("/")
-        direction: Direction = "restore" if way == "restore" else "degrade"
-        effect: Sensitivity | Estimate | None = session.sensitivity(row, format, direction)
-        effect = effect or session.expected(row, format, direction)
+    for key in session.effects.known():
+        effect = session.sensitivity(row, key) or expected(session, row, key)
         if effect is not None:
             found.append(_effect(session, row, effect))
     return sorted(found, key=_place)
@@ -90,7 +87,7 @@ def _effect(session: Session, row: int, effect: Sensitivity | Estimate) -> Effec
     )  # fmt: skip
     if isinstance(effect, Sensitivity):
         return found._replace(top1=effect.top1)
-    raw = session.estimate(row, effect.format, effect.direction)
+    raw = session.estimate(row, effect.key)
     corrected = raw is not None and raw.kl != effect.kl
     return found._replace(
         doubt=effect.doubt, raw=raw.kl if raw is not None and corrected else math.nan
@@ -188,9 +185,8 @@ def _explained(session: Session, found: list[Effect], width: int, glyphs: Glyphs
         said.append((BELOW, f"below {floor}, what rounding alone may measure: no effect to tell"))
     corrected = [each for each in found if not math.isnan(each.raw)]
     if corrected:
-        layers = max(
-            session.agreement[f"{each.direction}/{each.format}"].layers for each in corrected
-        )
+        keys = (EffectKey(each.direction, each.format) for each in corrected)
+        layers = max(session.effects.agreement[key].layers for key in keys)
         said.append((glyphs.about, f"corrected by what {layers} layers measured; raw: estimated"))
     lines: list[Words] = []
     for sign, text in said:

@@ -16,7 +16,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input
 
-from qtui.background import aside
+from qtui.background import in_thread
 from qtui.views.text import UNICODE, Glyphs, printable
 from qtui.widgets.line import Lines
 from qtui.widgets.prompt.entry import Entry
@@ -197,7 +197,7 @@ class Prompt(Widget):
     async def _complete_aside(self) -> None:
         """Complete in a thread, one value at a time, until the last one typed was done."""
         while (value := self._wanted) is not None:
-            offers = list(await aside(lambda value=value: self.complete(value)))  # type: ignore[misc]
+            offers = list(await in_thread(lambda value=value: self.complete(value)))  # type: ignore[misc]
             if self._wanted == value:
                 self._wanted = None
                 if value == self.value:

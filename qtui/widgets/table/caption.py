@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from engine.protocol import Direction
+from engine.protocol import Direction, EffectKey
 from engine.report.numbers import decimals
-from engine.session import Session
+from engine.session import Session, correction
 from qtui.views.text import Glyphs, printable
 from qtui.widgets.line import Words, cells
 
@@ -55,7 +55,7 @@ def _agreement(
     session: Session, format: str, direction: Direction, glyphs: Glyphs
 ) -> tuple[str, ...]:
     """How well estimates and measurements agree so far, in words and in fewer."""
-    found = session.agreement.get(f"{direction}/{format}")
+    found = session.effects.agreement.get(EffectKey(direction, format))
     if found is None or not math.isfinite(found.rank_kl):
         return ()
     layers = "1 layer" if found.layers == 1 else f"{found.layers} layers"
@@ -65,14 +65,14 @@ def _agreement(
     if not math.isfinite(found.ratio):
         return said, few
     ratio = f"{said} (measured {decimals(found.ratio, 2)}{glyphs.times} it)"
-    if session.correction(format, direction) is not None and _any_left(session, format, direction):
+    if correction(session, found.key) is not None and _any_left(session, found.key):
         return f"{ratio}, the rest corrected", ratio, said, few
     return ratio, said, few
 
 
-def _any_left(session: Session, format: str, direction: Direction) -> bool:
+def _any_left(session: Session, key: EffectKey) -> bool:
     """Whether a layer is estimated that was not measured."""
-    key = f"{direction}/{format}"
     none = [None] * len(session.layers.names)
-    pairs = zip(session.estimated.get(key, none), session.measured.get(key, none), strict=True)
+    effects = session.effects
+    pairs = zip(effects.estimated.get(key, none), effects.measured.get(key, none), strict=True)
     return any(guess is not None and known is None for guess, known in pairs)

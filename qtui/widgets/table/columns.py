@@ -23,7 +23,7 @@ Keys: TypeAlias = Callable[[Session, str, p.Direction], Callable[[int], float | 
 """Binds a session, a format and a direction to what rows are sorted by; nan where not known."""
 
 GUTTER = 4
-"""Cells before the name: cursor or touched, mark, finding, sign of a fused row."""
+"""Cells before the name: cursor or in_scope, mark, finding, sign of a fused row."""
 KL, LEAST_BAR, FAIR_BAR, MOST_BAR = 6, 6, 16, 48
 """Width of the KL's figures; of its bar at least, before lesser columns are drawn, and at most."""
 DOUBT = "?"
@@ -45,8 +45,8 @@ class Row(NamedTuple):
     changed: bool
     pending: bool
     marked: bool
-    touched: bool
-    """Whether a toggle would touch it."""
+    in_scope: bool
+    """Whether it is in the scope of a toggle."""
     fused: bool
     open: bool
     """Whether its experts are listed below it."""

@@ -15,11 +15,11 @@ from qtui.views.scope import (
     Here,
     Scope,
     Shared,
+    in_scope,
     index_layers,
     next_scope,
     possible,
-    touched,
-    touches,
+    scope_test,
 )
 from qtui.views.text import UNICODE, Glyphs
 from qtui.widgets.table.listing import LAYER
@@ -138,31 +138,31 @@ class LayerTable(Table, can_focus=False):
         return possible(self._scope, self.here)
 
     def set_scope(self, scope: Scope) -> None:
-        """Choose what a toggle acts on; the rows it would touch have a thin line at their left."""
+        """Choose what a toggle acts on; the rows in scope have a thin line at their left."""
         self._scope = scope
         self.redraw()
 
-    def touches(self) -> Callable[[int], bool] | None:
-        """Test of rows for being touched by a toggle; None where this is the cursor's alone."""
+    def scope_test(self) -> Callable[[int], bool] | None:
+        """Test of rows for being in scope; None where that is the cursor's row alone."""
         here = self.here
         scope = possible(self._scope, here)
-        return None if scope == "layer" else touches(scope, here)
+        return None if scope == "layer" else scope_test(scope, here)
 
     def next_scope(self, step: int = 1) -> Scope:
         """Go on to the next scope that makes sense now."""
         self.set_scope(next_scope(self.scope, self.here, step))
         return self.scope
 
-    def touched(self) -> tuple[str, ...]:
-        """Layers that a toggle would touch, in the model's order."""
-        return touched(self.scope, self.here)
+    def layers_in_scope(self) -> tuple[str, ...]:
+        """Layers in scope, in the model's order."""
+        return in_scope(self.scope, self.here)
 
     # --- marks --------------------------------------------------------------------------------
 
     def chosen(self) -> tuple[str, ...]:
         """The marked layers in the order of the model, else the one under the cursor."""
         if self.marked:
-            return touched("marks", self.here)
+            return in_scope("marks", self.here)
         return () if self.current is None else (self.current,)
 
     def toggle_mark(self) -> None:
@@ -234,7 +234,7 @@ class LayerTable(Table, can_focus=False):
 
     def _marks_changed(self) -> None:
         if self.marked and self._scope != "marks":
-            # Whoever marks means the marks, whatever a toggle touched before.
+            # Whoever marks means the marks, whatever the scope was before.
             self._unmarked = self._scope
             self.set_scope("marks")
         elif not self.marked and self._scope == "marks":

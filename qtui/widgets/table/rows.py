@@ -27,7 +27,7 @@ class ExpertRow(NamedTuple):
     number: int
     """-1 while the experts are being read."""
     experts: ExpertsReady | None
-    touched: bool
+    in_scope: bool
     why_not: str = ""
     """Why there is nothing to list."""
 
@@ -60,7 +60,7 @@ def layer_row(
     effect: Sensitivity | Estimate | None,
     marked: Collection[str],
     pending: Mapping[str, str],
-    touched: bool,
+    in_scope: bool,
 ) -> Row:
     """What the line of a layer says."""
     session, layers = listing.session, listing.session.layers
@@ -75,7 +75,7 @@ def layer_row(
         changed=name in session.changed,
         pending=name in pending,
         marked=name in marked,
-        touched=touched,
+        in_scope=in_scope,
         fused=layers.roles[row] == "experts",
         open=name in listing.opened,
         measured=effect if isinstance(effect, Sensitivity) else None,
@@ -88,12 +88,12 @@ def layer_row(
 
 
 def expert_row(
-    listing: Listing, row: int, number: int, why_not: Mapping[str, str], touched: bool
+    listing: Listing, row: int, number: int, why_not: Mapping[str, str], in_scope: bool
 ) -> ExpertRow:
     """What the line of an expert says."""
     name = listing.session.layers.names[row]
     why = why_not.get(name, "") if number < 0 else ""
-    return ExpertRow(number, listing.session.experts.get(name), touched, why)
+    return ExpertRow(number, listing.session.experts.get(name), in_scope, why)
 
 
 def change(effect: Sensitivity, glyphs: Glyphs) -> str:
@@ -106,7 +106,7 @@ def layer_cells(row: Row, layout: Layout, look: Look, here: bool) -> list[Piece]
     glyphs = look.glyphs
     fold = ("v" if row.open else "}") if glyphs.ascii else ("▾" if row.open else "▸")
     parts = [
-        (_edge(here, row.touched, glyphs), "mark"),
+        (_edge(here, row.in_scope, glyphs), "mark"),
         (glyphs.marked if row.marked else " ", "mark"),
         (glyphs.finding if finding(row.weights) else " ", "finding"),
         (fold if row.fused else " ", "dim"),
@@ -120,10 +120,10 @@ def layer_cells(row: Row, layout: Layout, look: Look, here: bool) -> list[Piece]
     return _filled(parts[:-1], layout.width)
 
 
-def _edge(here: bool, touched: bool, glyphs: Glyphs) -> str:
+def _edge(here: bool, in_scope: bool, glyphs: Glyphs) -> str:
     if here:
         return glyphs.cursor
-    return ("|" if glyphs.ascii else "▏") if touched else " "
+    return ("|" if glyphs.ascii else "▏") if in_scope else " "
 
 
 def _filled(parts: list[Piece], width: int) -> list[Piece]:
@@ -135,7 +135,7 @@ def _filled(parts: list[Piece], width: int) -> list[Piece]:
 def expert_cells(row: ExpertRow, layout: Layout, look: Look, here: bool) -> list[Piece]:
     """The line of an expert, under the columns of its layer where they have a meaning for it."""
     glyphs, experts = look.glyphs, row.experts
-    edge = (_edge(here, row.touched, glyphs), "mark")
+    edge = (_edge(here, row.in_scope, glyphs), "mark")
     indent = " " * (look.digits + 1)
     if experts is None or row.number < 0:
         words = printable(row.why_not) or f"reading{glyphs.ellipsis}"

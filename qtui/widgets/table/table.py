@@ -51,7 +51,7 @@ class Frame(NamedTuple):
     base: Style
     top: int
     """Place of the first line below the head."""
-    touches: Callable[[int], bool] | None
+    in_scope: Callable[[int], bool] | None
     effect: Callable[[int], Sensitivity | Estimate | None]
     """What is shown of a row's effect."""
 
@@ -313,7 +313,7 @@ class Table(ScrollView, can_focus=False):
         if not first <= self.cursor < first + height:
             top = self.cursor if self.cursor < first else self.cursor - height + 1
             self.scroll_to(y=top, animate=False, immediate=True)
-        if self.touches() is not None:
+        if self.scope_test() is not None:
             self.redraw()
         for place in (old, self.cursor):
             self.refresh(Region(0, place - round(self.scroll_y) + 1, self.size.width, 1))
@@ -334,8 +334,8 @@ class Table(ScrollView, can_focus=False):
         """Rows that fit below the head."""
         return max(1, self.size.height - 1)
 
-    def touches(self) -> Callable[[int], bool] | None:
-        """Test of rows for being touched by a toggle; None where this is the cursor's alone."""
+    def scope_test(self) -> Callable[[int], bool] | None:
+        """Test of rows for being in scope; None where that is the cursor's row alone."""
         return None
 
     # --- drawing ------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ class Table(ScrollView, can_focus=False):
             ),
             base=self.rich_style,
             top=round(self.scroll_y),
-            touches=self.touches(),
+            in_scope=self.scope_test(),
             effect=effects(self.session, listing.format, listing.direction),
         )
 
@@ -407,13 +407,13 @@ class Table(ScrollView, can_focus=False):
         if place >= len(self.rows):
             return Line("", "", False, layout, PLAIN_LOOK, frame.base)
         row, expert = self.rows[place], listing.expert(place)
-        touched = frame.touches is not None and frame.touches(row)
+        in_scope = frame.in_scope is not None and frame.in_scope(row)
         content: Row | ExpertRow
         if expert == LAYER:
             effect = frame.effect(row)
-            content = layer_row(listing, row, effect, self.marked, self.pending, touched)
+            content = layer_row(listing, row, effect, self.marked, self.pending, in_scope)
         else:
-            content = expert_row(listing, row, expert, self.no_experts, touched)
+            content = expert_row(listing, row, expert, self.no_experts, in_scope)
         return Line(content, "", place == self.cursor, layout, look, frame.base)
 
     def _paint(self, line: Line) -> Strip:

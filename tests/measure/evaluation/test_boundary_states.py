@@ -18,9 +18,9 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.formats.grammar import parse_format
-from engine.measure.evaluation.boundary_states import Plan, Sizes, choose
-from engine.measure.evaluation.memory_tiers import Memory, OnDisk, Room, Stored
-from engine.measure.evaluation.recipe_run import Standing
+from engine.measure.evaluation.boundary_states import CachePlan, CacheSizes, choose
+from engine.measure.evaluation.memory_tiers import DiskTier, KeptTensor, Room, TieredMemory
+from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference
 from engine.model.load import load_network
 from engine.model.network import Network
@@ -59,7 +59,7 @@ class Elsewhere:
         self._seconds = seconds
         self.put_there = self.read_there = 0
 
-    def put(self, tensor: Tensor) -> Stored | None:
+    def put(self, tensor: Tensor) -> KeptTensor | None:
         if not self.room.take(tensor.nbytes):
             return None
         self.put_there += 1
@@ -77,7 +77,7 @@ class Elsewhere:
 
 
 def figures(
-    network: Network, budget: int, memory: Memory | None = None
+    network: Network, budget: int, memory: TieredMemory | None = None
 ) -> tuple[Reference, list[float]]:
     """Every figure of a sweep and of a recipe, one after the other."""
     reference = Reference(network, text(), 64, budget, memory)
@@ -90,15 +90,15 @@ def figures(
         name: dequantized(network.weight(name), parse_format("int3-g32"), torch.float16)
         for name in first.values()
     }
-    standing = Standing(reference, coarse)
+    run = RecipeRun(reference, coarse)
     for batch in range(len(reference.batches)):
         reference.run(batch)
         for start, name in first.items():
             tally = reference.measure(batch, start, {name: coarse[name]})
             found += [*tally.kl.tolist(), *tally.dnll.tolist()]
-        found += standing.tally(batch).kl.tolist()
+        found += run.tally(batch).kl.tolist()
         for start, name in first.items():
-            tally = standing.measure(batch, start, {name: network.weight(name)})
+            tally = run.measure(batch, start, {name: network.weight(name)})
             found += [*tally.kl.tolist(), *tally.agree.tolist()]
     found += reference.nll_sums().tolist()
     return reference, found
@@ -112,12 +112,12 @@ def test_half_and_a_quarter_of_what_it_takes_is_enough_and_no_figure_differs(
     unbounded, expected = figures(network, 1 << 40)
     most = unbounded.memory.room.peak
     sizes = unbounded.sizes
-    assert unbounded.plan == Plan(1, True)
+    assert unbounded.plan == CachePlan(1, True)
     if network.resumable:
         assert most >= 2 * sizes.states(1) + sizes.logits
     for part in (2, 4):
         for beyond in ([], [Elsewhere(0.0)]):
-            memory = Memory(CPU, most // part, beyond)
+            memory = TieredMemory(CPU, most // part, beyond)
             _, found = figures(network, most // part, memory)
             assert found == expected
             assert 0 < memory.room.peak <= most // part
@@ -130,7 +130,7 @@ def test_states_are_read_from_elsewhere_where_that_is_quicker_than_a_block(
     unbounded, _ = figures(network, 1 << 40)
     quick, slow = Elsewhere(0.0), Elsewhere(1e9)
     budget = unbounded.memory.room.peak // 4
-    memory = Memory(CPU, budget, [slow, quick])
+    memory = TieredMemory(CPU, budget, [slow, quick])
     figures(network, budget, memory)
     assert memory.beyond == [quick]
     assert quick.read_there > 0
@@ -139,7 +139,7 @@ def test_states_are_read_from_elsewhere_where_that_is_quicker_than_a_block(
 
 def test_nothing_is_tried_out_where_everything_fits(loaded: Callable[[str], Network]) -> None:
     place = Elsewhere(0.0)
-    memory = Memory(CPU, 1 << 40, [place])
+    memory = TieredMemory(CPU, 1 << 40, [place])
     reference, _ = figures(loaded("llama"), 1 << 40, memory)
     assert memory.beyond is None
     assert place.put_there == 0
@@ -151,9 +151,11 @@ def test_the_reference_leaves_room_for_a_recipe(loaded: Callable[[str], Network]
     network = loaded("llama")
     unbounded, _ = figures(network, 1 << 40)
     sizes = unbounded.sizes
-    memory = Memory(CPU, sizes.states(1) + sizes.logits, [])
+    memory = TieredMemory(CPU, sizes.states(1) + sizes.logits, [])
     figures(network, 0, memory)
-    reference = Reference(network, text(), 64, 0, Memory(CPU, sizes.states(1) + sizes.logits, []))
+    reference = Reference(
+        network, text(), 64, 0, TieredMemory(CPU, sizes.states(1) + sizes.logits, [])
+    )
     for batch in range(len(reference.batches)):
         reference.run(batch)
     assert reference.memory.room.left >= sizes.states(1) // 8
@@ -161,7 +163,7 @@ def test_the_reference_leaves_room_for_a_recipe(loaded: Callable[[str], Network]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_what_is_written_to_disk_comes_back_to_the_bit(dtype: torch.dtype, tmp_path: Path) -> None:
-    disk = OnDisk(CPU, 1 << 20, tmp_path)
+    disk = DiskTier(CPU, 1 << 20, tmp_path)
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(2, 3, n, generator=generator).to(dtype) for n in (8, 16, 8, 24)]
     states[1][0, 0, 0] = float("nan")
@@ -183,7 +185,7 @@ def test_the_file_on_disk_has_no_name_and_is_as_long_as_what_was_kept_at_once(
 ) -> None:
     folder = tmp_path / "spilled"
     folder.mkdir()
-    disk = OnDisk(CPU, 1 << 20, folder)
+    disk = DiskTier(CPU, 1 << 20, folder)
     for _ in range(5):
         stored = [disk.put(torch.ones(1, 4, 8)) for _ in range(3)]
         assert all(each is not None for each in stored)
@@ -197,7 +199,7 @@ def test_the_file_on_disk_has_no_name_and_is_as_long_as_what_was_kept_at_once(
 def test_a_disk_that_is_full_is_not_written_to_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    disk, state = OnDisk(CPU, 1 << 20, tmp_path), torch.ones(1, 4, 8)
+    disk, state = DiskTier(CPU, 1 << 20, tmp_path), torch.ones(1, 4, 8)
     kept = disk.put(state)
 
     def full(*_: object) -> int:
@@ -213,7 +215,7 @@ def test_a_disk_that_is_full_is_not_written_to_again(
 
 
 def test_no_more_is_kept_than_there_is_room_for_and_what_is_let_go_is_given_back() -> None:
-    memory = Memory(CPU, 300, [])
+    memory = TieredMemory(CPU, 300, [])
     whole = torch.zeros(4, 25)
     kept = [memory.put(whole[i : i + 1]) for i in range(4)]  # of 100 bytes
     assert [each is None for each in kept] == [False, False, False, True]
@@ -227,7 +229,7 @@ def test_no_more_is_kept_than_there_is_room_for_and_what_is_let_go_is_given_back
 
 
 def test_a_disk_that_fails_is_named(tmp_path: Path) -> None:
-    disk = OnDisk(CPU, 1 << 20, tmp_path)
+    disk = DiskTier(CPU, 1 << 20, tmp_path)
     stored = disk.put(torch.ones(1, 4, 8))
     assert stored is not None
     os.truncate(disk._opened(), 10)
@@ -236,7 +238,7 @@ def test_a_disk_that_fails_is_named(tmp_path: Path) -> None:
 
 
 SIZES = st.builds(
-    Sizes,
+    CacheSizes,
     blocks=st.integers(1, 64),
     state=st.integers(1, 1000),
     logits=st.integers(1, 50_000),
@@ -246,7 +248,7 @@ SIZES = st.builds(
 
 @given(SIZES, st.integers(0, 200_000), st.none() | st.floats(0.001, 0.9))
 def test_a_plan_fits_and_no_other_that_fits_costs_less(
-    sizes: Sizes, room: int, reading: float | None
+    sizes: CacheSizes, room: int, reading: float | None
 ) -> None:
     plan = choose(sizes, room, reading, logits=True)
 
@@ -279,7 +281,7 @@ from pathlib import Path
 import torch
 from engine.texts.windows import cut
 from engine.measure.evaluation.reference import Reference
-from engine.measure.evaluation.recipe_run import Standing
+from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.model.load import load_network
 from tests import tiny
 folder = tiny.build("llama", Path(sys.argv[1]), hidden_size=128, intermediate_size=128,
@@ -294,12 +296,12 @@ def anonymous():
 
 def run(budget):
     reference = Reference(network, windows, 1024, budget)
-    standing = Standing(reference, changed)
+    run = RecipeRun(reference, changed)
     kl, taken = [], 0
     for batch in range(len(reference.batches)):
         reference.run(batch)
-        kl += standing.tally(batch).kl.tolist()
-        kl += standing.measure(batch, 14, {names[1]: network.weight(names[1])}).kl.tolist()
+        kl += run.tally(batch).kl.tolist()
+        kl += run.measure(batch, 14, {names[1]: network.weight(names[1])}).kl.tolist()
         taken = max(taken, anonymous())
     return taken, reference.memory.room.peak, kl
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from engine.measure.weights import chunks as pieces_module
+from engine.measure.weights import chunks
 from engine.measure.weights.statistics import (
     CHANNEL_FACTOR,
     MOST_CHANNELS,
@@ -26,10 +26,10 @@ from engine.measure.weights.statistics import (
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
-@pytest.fixture(params=[2**17, 64], ids=["whole", "in pieces"], autouse=True)
-def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Every number is the same in one piece and in many, rows cut too."""
-    monkeypatch.setattr(pieces_module, "_PIECE", request.param)
+@pytest.fixture(params=[2**17, 64], ids=["whole", "in chunks"], autouse=True)
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Every number is the same in one chunk and in many, rows cut too."""
+    monkeypatch.setattr(chunks, "_CHUNK", request.param)
     return int(request.param)
 
 
@@ -322,8 +322,8 @@ def test_one_value_has_bins_around_it() -> None:
     assert sum(found.counts) == 9
 
 
-def test_memory_does_not_grow_with_the_weight(piece: int) -> None:
-    if piece < 2**17:
+def test_memory_does_not_grow_with_the_weight(chunk: int) -> None:
+    if chunk < 2**17:
         pytest.skip("one size is enough")
     weight = torch.zeros(24 * 2**20, dtype=torch.float16).normal_().reshape(-1, 4096)  # 48 MiB
     process = psutil.Process()

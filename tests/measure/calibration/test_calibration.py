@@ -14,7 +14,7 @@ from engine import protocol as p
 from engine.client import in_process
 from engine.errors import FormatError, TextError, UsageError
 from engine.formats.grammar import parse_format, without_folds
-from engine.measure.calibration.approximate import approximated, columns_kept, recipe_states
+from engine.measure.calibration.approximate import approximated, columns_kept, recipe_inputs
 from engine.measure.calibration.calibration import Kept, calibration_key, need_calibration
 from engine.measure.calibration.solve import LayerInputs, solve
 from engine.measure.calibration.text import cut_calibration
@@ -373,7 +373,7 @@ def test_a_recipe_is_calibrated_on_what_its_earlier_blocks_give(
     text, first = "int3-g32+gptq", "model.layers.0.mlp.down_proj"
     formats = {first: parse_format(text), DOWN: parse_format(text)}
     account = Account()
-    _, states = finish(recipe_states(loaded, formats))
+    _, states = finish(recipe_inputs(loaded, formats))
     _, later = finish(approximated(loaded, DOWN, formats[DOWN], account, states))
     earlier = states.settled[first]
     assert torch.equal(earlier, changed_alone(loaded, first, text))
@@ -419,7 +419,7 @@ def test_kept_columns_count_in_the_size_of_a_recipe(opened: Opened) -> None:
     assert isinstance(ours, p.RecipeScore)
     assert isinstance(theirs, p.RecipeScore)
     formats = {DOWN: parse_format("int8+outlier2")}
-    columns = columns_kept(loaded, finish(recipe_states(loaded, formats))[1])[DOWN]
+    columns = columns_kept(loaded, finish(recipe_inputs(loaded, formats))[1])[DOWN]
     assert columns > 0
     out = loaded.network.layers[DOWN].shape[0]
     assert ours.bytes == theirs.bytes + columns * (out * 16 + 32) // 8

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from engine.errors import TextError, UsageError
-from engine.measure.evaluation.divergence import compare, estimate
+from engine.measure.evaluation.divergence import compare, mean_with_error
 from engine.texts.windows import cut
 
 VOCABULARY = 50
@@ -116,8 +116,8 @@ def test_windows_are_the_first_of_the_text(
 
 def test_the_interval_is_student_s() -> None:
     values = torch.tensor([3.0, 5.0, 4.0, 8.0, 2.0], dtype=torch.float64)
-    found = estimate(values * 10, 10)
+    found = mean_with_error(values * 10, 10)
     expected = stats.ttest_1samp(values.numpy(), 0.0).confidence_interval(0.95)
     assert found.mean - found.half() == pytest.approx(expected.low)
     assert found.mean + found.half() == pytest.approx(expected.high)
-    assert math.isnan(estimate(values[:1], 10).se)
+    assert math.isnan(mean_with_error(values[:1], 10).se)

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from engine.errors import UsageError
-from engine.measure.sweep.exactness import Effort, parse_effort
+from engine.measure.sweep.exactness import Exactness, parse_exactness
 from engine.measure.sweep.top_k import (
     ERROR,
     LEAST,
@@ -141,21 +141,21 @@ def test_figures_that_end_by_their_own_precision_hold_about_as_often_as_stated()
 
 @pytest.mark.parametrize("text", ["all", "none", "top:1", "top:250"])
 def test_an_effort_prints_as_it_is_typed(text: str) -> None:
-    assert str(parse_effort(text)) == text
+    assert str(parse_exactness(text)) == text
 
 
 def test_efforts_mean_what_they_say() -> None:
-    assert [parse_effort(t) for t in ("all", "none", "top:7")] == [
-        Effort(None),
-        Effort(0),
-        Effort(7),
+    assert [parse_exactness(t) for t in ("all", "none", "top:7")] == [
+        Exactness(None),
+        Exactness(0),
+        Exactness(7),
     ]
 
 
 @pytest.mark.parametrize("text", ["", "some", "top", "top:", "top:0", "top:-1", "top:x", "top:²"])
 def test_an_effort_that_says_nothing_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(UsageError, match="top:10"):
-        parse_effort(text)
+        parse_exactness(text)
 
 
 def test_beaters_are_found_among_many_rows_as_among_few() -> None:

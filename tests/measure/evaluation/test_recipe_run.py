@@ -1,4 +1,4 @@
-"""A network standing at a recipe: what changes from there equals the whole forward, to the bit."""
+"""A network that holds a recipe: what changes from there equals the whole forward, to the bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.formats.grammar import parse_format
 from engine.measure.evaluation.divergence import Tally, compare
-from engine.measure.evaluation.recipe_run import Standing
+from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference
 from engine.model.load import load_network
 from engine.model.network import Held, Network, Preempted, StandIn
@@ -101,20 +101,20 @@ def some(network: Network) -> list[str]:
 
 def test_a_standing_scores_what_plain_transformers_scores(network: Network) -> None:
     reference, recipe = reference_of(network), everywhere(network)
-    standing = Standing(reference, recipe)
+    run = RecipeRun(reference, recipe)
     for batch in range(len(reference.batches)):
-        found = standing.tally(batch)
+        found = run.tally(batch)
         assert same(found, whole(network, reference, batch, recipe))
         assert bool((found.kl > 0).all())
 
 
 def test_a_layer_given_back_equals_the_whole_forward_without_it(network: Network) -> None:
     reference, recipe = reference_of(network), everywhere(network)
-    standing = Standing(reference, recipe)
-    standing.run(1)
-    quantised_all = standing.tally(1)
+    run = RecipeRun(reference, recipe)
+    run.run(1)
+    quantised_all = run.tally(1)
     for name in some(network):
-        found = standing.measure(1, network.layers[name].start, {name: network.weight(name)})
+        found = run.measure(1, network.layers[name].start, {name: network.weight(name)})
         rest = {other: held for other, held in recipe.items() if other != name}
         assert same(found, whole(network, reference, 1, rest)), name
         assert not same(found, quantised_all), name
@@ -122,31 +122,31 @@ def test_a_layer_given_back_equals_the_whole_forward_without_it(network: Network
 
 def test_a_layer_changed_further_equals_the_whole_forward_with_it(network: Network) -> None:
     reference, recipe = reference_of(network), everywhere(network)
-    standing = Standing(reference, recipe)
-    standing.run(0)
+    run = RecipeRun(reference, recipe)
+    run.run(0)
     for name in some(network):
         changed = {name: quantised(network, name, "int2-g32")}
-        found = standing.measure(0, network.layers[name].start, changed)
+        found = run.measure(0, network.layers[name].start, changed)
         assert same(found, whole(network, reference, 0, {**recipe, **changed})), name
 
 
 def test_giving_everything_back_measures_exactly_nothing(network: Network) -> None:
     reference = reference_of(network)
-    standing = Standing(reference, everywhere(network))
-    standing.run(0)
-    found = standing.measure(0, -1, {name: network.weight(name) for name in network.layers})
+    run = RecipeRun(reference, everywhere(network))
+    run.run(0)
+    found = run.measure(0, -1, {name: network.weight(name) for name in network.layers})
     assert (float(found.dnll.abs().max()), float(found.kl.abs().max())) == (0.0, 0.0)
     assert bool((found.agree == SEQ_LEN - 1).all())
 
 
 def test_a_standing_of_nothing_is_the_reference(network: Network) -> None:
     reference = reference_of(network)
-    standing = Standing(reference, {})
+    run = RecipeRun(reference, {})
     for name in some(network):
         start, changed = network.layers[name].start, {name: quantised(network, name)}
-        standing.run(0)
-        assert same(standing.measure(0, start, changed), reference.measure(0, start, changed)), name
-    assert float(standing.tally(0).kl.abs().max()) == 0.0
+        run.run(0)
+        assert same(run.measure(0, start, changed), reference.measure(0, start, changed)), name
+    assert float(run.tally(0).kl.abs().max()) == 0.0
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma4"])
@@ -157,7 +157,7 @@ def test_without_room_for_states_every_figure_is_the_same(
     network = loaded(arch)
     plenty, little = reference_of(network), reference_of(network, budget)
     recipe = everywhere(network)
-    free, bound = Standing(plenty, recipe), Standing(little, recipe)
+    free, bound = RecipeRun(plenty, recipe), RecipeRun(little, recipe)
     for batch in range(3):
         assert same(free.tally(batch), bound.tally(batch))
         for k in range(len(network.blocks) + 1):
@@ -170,12 +170,12 @@ def test_without_room_for_states_every_figure_is_the_same(
 
 def test_states_are_those_of_the_forward_that_holds_the_recipe(network: Network) -> None:
     reference, recipe = reference_of(network), everywhere(network)
-    standing = Standing(reference, recipe)
-    standing.run(2)
+    run = RecipeRun(reference, recipe)
+    run.run(2)
     with network.holding(recipe):
         expected = network.states(reference.batches[2])
     for k, state in enumerate(expected):
-        assert torch.equal(standing.state(2, k), state), k
+        assert torch.equal(run.state(2, k), state), k
     assert not torch.equal(expected[-1], reference.state(2, len(network.blocks)))
 
 
@@ -185,9 +185,9 @@ def test_changed_inputs_are_held_with_the_recipe_and_given_back(
     network = loaded("llama")
     reference, name = reference_of(network), "model.layers.1.mlp.down_proj"
     coarse = StandIn(network.weight(name), lambda x: (x * 4).round() / 4)
-    standing = Standing(reference, {name: coarse})
-    assert float(standing.tally(0).kl.min()) > 0
-    back = standing.measure(0, 1, {name: network.weight(name)})
+    run = RecipeRun(reference, {name: coarse})
+    assert float(run.tally(0).kl.min()) > 0
+    back = run.measure(0, 1, {name: network.weight(name)})
     assert float(back.kl.abs().max()) == 0.0
 
 
@@ -197,7 +197,7 @@ def test_a_forward_that_is_broken_off_leaves_nothing_behind(
     network = loaded("llama")
     reference, recipe = reference_of(network), everywhere(network)
     used = reference.memory.room.used
-    standing = Standing(reference, recipe)
+    run = RecipeRun(reference, recipe)
     asked = 0
 
     def at_the_third_block() -> bool:
@@ -207,22 +207,22 @@ def test_a_forward_that_is_broken_off_leaves_nothing_behind(
 
     network.should_stop = at_the_third_block
     with pytest.raises(Preempted):
-        standing.run(0)
+        run.run(0)
     network.should_stop = None
     network.assert_at_rest()
-    assert not standing.known(0)
+    assert not run.known(0)
     assert reference.memory.room.used == used
-    assert same(standing.tally(0), Standing(reference, recipe).tally(0))
+    assert same(run.tally(0), RecipeRun(reference, recipe).tally(0))
 
 
 def test_a_change_before_the_block_it_is_measured_from_is_refused(
     loaded: Callable[[str], Network],
 ) -> None:
     network = loaded("llama")
-    standing = Standing(reference_of(network), {})
+    run = RecipeRun(reference_of(network), {})
     name = "model.layers.1.mlp.down_proj"
     with pytest.raises(ValueError, match="before block 2"):
-        standing.measure(0, 2, {name: quantised(network, name)})
+        run.measure(0, 2, {name: quantised(network, name)})
 
 
 def test_there_is_no_state_before_the_embedding(loaded: Callable[[str], Network]) -> None:

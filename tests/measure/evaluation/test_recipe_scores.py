@@ -19,7 +19,7 @@ from engine.formats.grammar import Format, parse_format
 from engine.measure.counts import Account
 from engine.measure.evaluation import evaluate as evaluation
 from engine.measure.evaluation.evaluate import evaluate, made_from
-from engine.measure.evaluation.recipe_run import Recent
+from engine.measure.evaluation.recipe_run import RecentRuns
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.model.network import Held
 from engine.quant.quantize import dequantized
@@ -306,7 +306,7 @@ def test_what_recipes_held_is_given_back(anew: Callable[..., Loaded]) -> None:
     alone = reference.memory.room.used
     for format in ("int4-g32", "int3-g32", "int8"):
         run(loaded, dict.fromkeys(network.layers, format))
-    recent = loaded.find(Recent)
+    recent = loaded.find(RecentRuns)
     assert recent is not None
     two = reference.memory.room.used
     run(loaded, dict.fromkeys(network.layers, "int2-g32"))

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from engine import protocol as p
 from engine.formats.grammar import Format, parse_format
 from engine.measure.counts import Account
-from engine.measure.estimate import backward_pass as walks
+from engine.measure.estimate import backward_pass
 from engine.measure.estimate import first_order as products
-from engine.measure.estimate.backward_pass import Walk
+from engine.measure.estimate.backward_pass import BackwardPass
 from engine.measure.estimate.estimate import estimate
 from engine.measure.estimate.first_order import Moments, sample_of
 from engine.measure.evaluation.reference import reference_of
@@ -35,7 +35,7 @@ FORMATS = ["int4-g32", "int8"]
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in float32 on every processor."""
-    monkeypatch.setattr(walks, "product_dtype", lambda device, dtype: torch.float32)
+    monkeypatch.setattr(backward_pass, "product_dtype", lambda device, dtype: torch.float32)
     monkeypatch.setattr(gradients, "has_matrix_units", lambda: False)
 
 
@@ -61,7 +61,7 @@ def walked(
     *,
     as_drawn: bool = False,
 ) -> Any:
-    """What a walk finds; ``as_drawn`` takes squares of the text's own labels too."""
+    """What a backward pass finds; ``as_drawn`` takes squares of the text's own labels too."""
     network = loaded.network
     parsed = [parse_format(format) for format in formats]
     wanted = [
@@ -71,11 +71,11 @@ def walked(
         if direction == "degrade" or layer.block is not None
     ]
     account = Account(timings={"estimate_s": 0.0})
-    walk = Walk(loaded, parsed, direction, account, "job", wanted)
+    backward = BackwardPass(loaded, parsed, direction, account, "job", wanted)
     if as_drawn:
-        walk.fixed = 0
+        backward.fixed = 0
     found: dict[str, dict[Format, Moments]] = {}
-    for event in drain(walk.run())[0]:
+    for event in drain(backward.run())[0]:
         if isinstance(event, dict):
             found.update(event)
     network.assert_at_rest()
@@ -418,8 +418,8 @@ def test_quantising_gives_way_between_two_formats(tmp_path: Path, prose: Path) -
     parsed = [parse_format(format) for format in FORMATS]
     name = next(iter(loaded.network.layers))
     wanted = [(name, format) for format in parsed]
-    walk = Walk(loaded, parsed, "degrade", Account(), "job", wanted)
-    point = walks.Point(walk.reference, walk.reference.state, {})
+    backward = BackwardPass(loaded, parsed, "degrade", Account(), "job", wanted)
+    point = backward_pass.Point(backward.reference, backward.reference.state, {})
     loaded.opened.workspace.should_stop = lambda: True
-    events, _ = drain(walk._changes(point, name, parsed))
+    events, _ = drain(backward._changes(point, name, parsed))
     assert events == [None] * len(parsed)

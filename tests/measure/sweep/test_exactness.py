@@ -16,7 +16,7 @@ from engine.client import Client, in_process
 from engine.measure.evaluation.reference import Reference
 from tests import tiny
 from tests.drive import ended, facts, figures, settings, sweeps, until
-from tests.measure import guessed
+from tests.measure.sweep import guessed
 
 WINDOWS, TARGETS = 40, 31
 
@@ -308,7 +308,7 @@ def test_sweeps_that_ask_something_else_may_wait_for_each_other(source: Path, pr
         ]  # fmt: skip
         for _ in titles:
             until(client, ended("sweep"))
-        units = client.session.units["degrade/int4-g32/block"]
+        units = client.session.effects.units[p.EffectKey("degrade", "int4-g32", "block")]
         assert set(units) == {"0", "1"}
         assert all(math.isfinite(fact.kl) for fact in units.values())
     finally:

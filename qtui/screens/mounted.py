@@ -1,0 +1,149 @@
+"""The screens of a session that is open: which is shown, and what the others have still to draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from textual.app import App
+
+from engine import protocol as p
+from engine.session import Dirty, Session
+from qtui.pump import EVERYTHING
+from qtui.screens.registry import WORKBENCH, actions_of, screens
+from qtui.screens.session_screen import SessionScreen
+from qtui.screens.shared_actions import SharedActions
+from qtui.screens.spec import ScreenContext
+
+
+@dataclass
+class _Owed:
+    """What changed since a screen was painted."""
+
+    dirty: set[Dirty] = field(default_factory=set)
+    anew: bool = False
+    """Whether an engine sent the session whole meanwhile."""
+
+
+class MountedScreens:
+    """Makes screens when they are first shown, paints the one that is shown, and tells all of them.
+
+    A screen that was made stays, with its cursor and what is typed in it.
+    """
+
+    def __init__(self, app: App[None], context: ScreenContext) -> None:
+        """
+        Args:
+            app: whose screens they are.
+            context: what they are made from.
+        """
+        self._app, self._context = app, context
+        self._session = Session()
+        self._failed = self._frozen = False
+        self._made: dict[str, SessionScreen] = {}
+        self._owed: dict[str, _Owed] = {}
+        self._shown = WORKBENCH
+        self.workbench = self._screen(WORKBENCH)
+
+    @property
+    def shown(self) -> SessionScreen:
+        """The screen that a person sees, or that an overlay is open over."""
+        return self._made[self._shown]
+
+    def _screen(self, id: str) -> SessionScreen:
+        """A screen by its id, made where it is not there yet."""
+        if id not in self._made:
+            spec = screens()[id]
+            screen = spec.make(self._context)
+            if screen.handler is None:
+                SharedActions(screen, self._context.events)
+            actions = actions_of(spec, self._context.profile.keys)
+            screen.bind_actions(id, actions, self._context.keymap)
+            screen.session, screen.failed = self._session, self._failed
+            screen.freeze(self._frozen)
+            self._made[id] = screen
+            self._owed[id] = _Owed(set(EVERYTHING) if id != WORKBENCH else set())
+            if id != WORKBENCH:
+                # Textual removes a screen that is taken from the stack, unless it is installed.
+                self._app.install_screen(screen, id)
+        return self._made[id]
+
+    async def switch_to(self, id: str | None) -> None:
+        """Show a screen; None, or the one that is shown already, shows the workbench."""
+        wanted = WORKBENCH if id is None or id == self._shown else id
+        if wanted == self._shown:
+            return
+        screen = self._screen(wanted)
+        if self._shown != WORKBENCH:
+            await self._app.pop_screen()
+        if wanted != WORKBENCH:
+            await self._app.push_screen(screen)
+        self._shown = wanted
+        self._paint_shown()
+
+    # --- what the engine's link says -----------------------------------------------------------
+
+    def take_session(self, session: Session) -> None:
+        """Use another session for what is heard before the first repaint."""
+        self._session = session
+        for screen in self._made.values():
+            screen.session = session
+
+    def paint(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
+        """Paint what changed on the screen that is shown, and keep it in mind for the others."""
+        self._session = session
+        for owed in self._owed.values():
+            owed.dirty |= dirty
+            owed.anew |= anew
+        self._paint_shown()
+
+    def _paint_shown(self) -> None:
+        owed, self._owed[self._shown] = self._owed[self._shown], _Owed()
+        if owed.dirty:
+            self.shown.show(self._session, frozenset(owed.dirty), anew=owed.anew)
+
+    def hear(self, event: p.AnyEvent) -> bool:
+        """Tell every screen about an event before it is folded; false if it must not be folded."""
+        folded = [screen.hear(event) for screen in self._made.values()]
+        if isinstance(event, p.JobEnded) and event.kind == "open":
+            self._set_failed(event.status == "failed")
+        return all(folded)
+
+    def connecting(self) -> None:
+        """An engine is being started."""
+        self._set_failed(False)
+        for screen in self._made.values():
+            screen.connecting()
+
+    def connected(self) -> None:
+        """There is an engine."""
+        for screen in self._made.values():
+            screen.connected()
+
+    def lost(self, said: str, log_path: str) -> None:
+        """The engine is gone; ``said`` is why."""
+        self._set_failed(True)
+        for screen in self._made.values():
+            screen.lost(said, log_path)
+
+    def _set_failed(self, failed: bool) -> None:
+        self._failed = failed
+        for screen in self._made.values():
+            screen.failed = failed
+
+    def freeze(self, frozen: bool) -> None:
+        """The display is frozen, or follows the session again."""
+        self._frozen = frozen
+        for screen in self._made.values():
+            screen.freeze(frozen)
+
+    # --- messages ------------------------------------------------------------------------------
+
+    def say(self, level: p.Level, words: str, lasts: float | None = None) -> None:
+        """Show a message at the foot of the screen that is shown."""
+        self.shown.say(level, words, lasts)
+
+    def tell(self, level: p.Level, words: str) -> None:
+        """Show a message, and keep it in the log."""
+        self.workbench.tell(level, words)
+        if self._shown != WORKBENCH:
+            self.say(level, words)

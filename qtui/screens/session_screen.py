@@ -1,0 +1,173 @@
+"""A screen that shows a session: what the pump paints, and what actions need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, TypeAlias
+
+from textual.binding import Binding, BindingType
+from textual.message import Message as TextualMessage
+from textual.screen import Screen
+from textual.widget import Widget
+
+from engine import protocol as p
+from engine.session import Dirty, Session
+from qtui.actions import HOLD, Action, bindings, remapped
+from qtui.views.text import UNICODE, Glyphs
+from qtui.widgets.frame.status import KeyBar, Message, key_names
+
+AppWide: TypeAlias = Literal["retry", "quit", "freeze", "unfreeze", "theme", "suspend"]
+"""What only the app can do."""
+
+
+class ActionHandler(Protocol):
+    """Runs a screen's actions by their ids."""
+
+    def perform(self, id: str) -> None:
+        """Run an action, or say why that is not possible."""
+
+    def why_not(self, id: str) -> str:
+        """Why an action is not possible now; empty where it is."""
+
+
+class SessionScreen(Screen[None]):
+    """A screen that shows a session.
+
+    `qtui.screens.mounted.MountedScreens` calls the methods under "what the engine's link says". A
+    screen that is not shown is not painted: what changed meanwhile is passed to `show` when it is
+    shown again. A subclass draws in `show`, yields `foot` last in ``compose``, and overrides what
+    else it needs.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "back", "Back", show=False)]
+
+    @dataclass
+    class Ask(TextualMessage):
+        """A command for the engine."""
+
+        command: p.AnyCommand
+
+    @dataclass
+    class AppWideAction(TextualMessage):
+        """An action of the whole app."""
+
+        what: AppWide
+
+    @dataclass
+    class ShowScreen(TextualMessage):
+        """Show the screen with this id; None shows the workbench."""
+
+        id: str | None
+
+    def __init__(self, glyphs: Glyphs = UNICODE) -> None:
+        super().__init__()
+        self.glyphs = glyphs
+        self.session = Session()
+        """What was drawn last."""
+        self.failed = False
+        """Whether there is something to try again: no engine, or a checkpoint that is not open."""
+        self.message = Message(glyphs, id="message")
+        self.keybar = KeyBar(id="keys")
+        self.actions: list[Action] = []
+        """Every action with the keys it has here."""
+        self.refused_keys: list[str] = []
+        """Keys of the profile that an action has already."""
+        self.handler: ActionHandler | None = None
+        """Runs the actions; set by whoever makes the screen."""
+        if glyphs.ascii:
+            self.add_class("-ascii")
+
+    def foot(self) -> Iterable[Widget]:
+        """The message line and the key bar."""
+        yield self.message
+        yield self.keybar
+
+    # --- what the engine's link says -----------------------------------------------------------
+
+    def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
+        """Draw the parts of the session that changed; ``anew`` where an engine sent it whole."""
+        raise NotImplementedError
+
+    def hear(self, event: p.AnyEvent) -> bool:
+        """Notice an event before it is folded, shown or not; false if it must not be folded."""
+        return True
+
+    def connecting(self) -> None:
+        """An engine is being started."""
+
+    def connected(self) -> None:
+        """There is an engine; it knows nothing of what the one before was asked."""
+
+    def lost(self, said: str, log_path: str) -> None:
+        """The engine is gone; ``said`` is why."""
+        first = said.splitlines()[0] if said else "the engine ended"
+        self.say("error", f"{first}: {self.key('retry')} starts it again")
+
+    def refused(self) -> None:
+        """A command went nowhere: there is no engine."""
+        self.say("warning", f"there is no engine: {self.key('retry')} starts it again")
+
+    def freeze(self, frozen: bool) -> None:
+        """The display is frozen, or follows the session again."""
+
+    # --- messages ------------------------------------------------------------------------------
+
+    def say(self, level: p.Level, words: str, lasts: float | None = None) -> None:
+        """Show a message at the foot; ``lasts`` seconds, or what is usual."""
+        self.message.say(level, words, lasts)
+
+    def tell(self, level: p.Level, words: str) -> None:
+        """Show a message at the foot, and keep it in the log where this screen has one."""
+        self.say(level, words)
+
+    # --- actions and their keys ----------------------------------------------------------------
+
+    def bind_actions(self, id: str, actions: Sequence[Action], keymap: Mapping[str, str]) -> None:
+        """Bind actions to their keys; a key of a profile or a screen that is taken binds nothing.
+
+        Args:
+            id: of the action that shows this screen: it has a key here too, but is not listed.
+            actions: with their usual keys.
+            keymap: keys of actions by their ids, where they are not the usual ones.
+        """
+        taken: set[str] = set()
+        bound = []
+        for action in remapped(actions, keymap):
+            keys = [binding.key for binding in bindings([action])]
+            free = [key for key in keys if key not in taken]
+            self.refused_keys += [
+                key for key in keys if key in taken and action.id.startswith(HOLD)
+            ]
+            taken.update(free)
+            bound.append(action._replace(keys=",".join(free)) if free != keys else action)
+        self.actions = [action for action in bound if action.id != id]
+        self.keybar.actions = self.actions
+        for binding in bindings(bound):
+            self._bindings.key_to_bindings[binding.key] = [binding]
+
+    def key(self, id: str) -> str:
+        """The first key of an action as a person reads it."""
+        action = next(action for action in self.actions if action.id == id)
+        return next(iter(key_names(self.app, action)), "the palette")
+
+    def here(self) -> tuple[str, bool]:
+        """What the keys act on now, for the help, and whether there is anything at all."""
+        return "the session", bool(self.session.layers.names)
+
+    def why_not(self, id: str) -> str:
+        """Why an action is not possible now; empty where it is."""
+        return self.handler.why_not(id) if self.handler is not None else ""
+
+    def action_do(self, id: str) -> None:
+        """Run an action of the registry."""
+        if self.handler is not None:
+            self.handler.perform(id)
+
+    def action_back(self) -> None:
+        """Return to the workbench."""
+        self.post_message(self.ShowScreen(None))
+
+    def on_key_bar_pressed(self, pressed: KeyBar.Pressed) -> None:
+        """An entry of the key bar was clicked."""
+        self.action_do(pressed.id)

@@ -1,0 +1,131 @@
+"""The actions that every screen of a session has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from engine import protocol as p
+from engine.session import Session
+from qtui.screens.registry import screens
+from qtui.screens.session_screen import AppWide, SessionScreen
+from qtui.views.eventlog import EventLog
+from qtui.widgets.frame.scoreboard import running
+from qtui.widgets.frame.status import key_names
+
+
+class SharedActions:
+    """Runs the actions of a screen by their ids; one that is not possible says why.
+
+    A screen with actions of its own has a subclass with their `HANDLERS`.
+    """
+
+    def __init__(self, screen: SessionScreen, events: EventLog) -> None:
+        self.screen, self.events = screen, events
+        screen.handler = self
+
+    HANDLERS: ClassVar[Mapping[str, Callable[[Any], None]]] = {
+        "undo": lambda do: do.step(p.Undo()),
+        "redo": lambda do: do.step(p.Redo()),
+        "cancel": lambda do: do.cancel(),
+        "retry": lambda do: do.retry(),
+        "log": lambda do: do.log(),
+        "freeze": lambda do: do.app_wide("freeze"),
+        "theme": lambda do: do.app_wide("theme"),
+        "palette": lambda do: do.palette(),
+        "help": lambda do: do.help(),
+        "suspend": lambda do: do.app_wide("suspend"),
+        "quit": lambda do: do.app_wide("quit"),
+    }
+    """What runs an action, by its id."""
+
+    @property
+    def session(self) -> Session:
+        """What is shown."""
+        return self.screen.session
+
+    def perform(self, id: str) -> None:
+        """Run an action, or say why that is not possible."""
+        if why := self.why_not(id):
+            self.say("warning", why)
+        elif id in screens():
+            self.screen.post_message(SessionScreen.ShowScreen(id))
+        else:
+            self.HANDLERS[id](self)
+
+    def why_not(self, id: str) -> str:
+        """Why an action is not possible now; empty where it is."""
+        match id:
+            case "undo" if self.session.position == 0:
+                return "nothing to undo"
+            case "redo" if self.session.position == len(self.session.history):
+                return "nothing to redo"
+            case "cancel" if not running(self.session):
+                return "nothing is running"
+            case "retry" if not self.screen.failed:
+                return "nothing has failed"
+        return ""
+
+    def say(self, level: p.Level, words: str) -> None:
+        """Show a message at the foot."""
+        self.screen.say(level, words)
+
+    def ask(self, command: p.AnyCommand) -> None:
+        """Send the engine a command."""
+        self.screen.post_message(SessionScreen.Ask(command))
+
+    def app_wide(self, what: AppWide) -> None:
+        """Have the app do something."""
+        self.screen.post_message(SessionScreen.AppWideAction(what))
+
+    def step(self, command: p.Undo | p.Redo) -> None:
+        """Go back or forth in the recipe's history."""
+        self.app_wide("unfreeze")
+        self.ask(command)
+
+    def retry(self) -> None:
+        """Try again what failed."""
+        self.app_wide("retry")
+
+    def cancel(self) -> None:
+        """End the job that is shown."""
+        job = running(self.session)[0]
+        self.say("info", f"cancelling {job.title}")
+        self.ask(p.Cancel(job.id))
+
+    # What opens over the screen is imported when it first opens: the first frame does not wait.
+
+    def palette(self) -> None:
+        """List every action by name."""
+        from qtui.screens.palette import Palette, PaletteEntry
+
+        screen = self.screen
+        entries = [
+            PaletteEntry(
+                id=action.id,
+                title=action.title,
+                key=" ".join(key_names(screen.app, action)),
+                group=action.group,
+                why_not=self.why_not(action.id),
+            )
+            for action in screen.actions
+        ]
+
+        def chosen(id: str | None) -> None:
+            if id is not None:
+                self.perform(id)
+
+        screen.app.push_screen(Palette(entries, screen.glyphs), chosen)
+
+    def help(self) -> None:
+        """List the keys."""
+        from qtui.screens.help import Help
+
+        self.screen.app.push_screen(Help(self.screen))
+
+    def log(self) -> None:
+        """Show everything that happened."""
+        from qtui.screens.help import LogScreen
+
+        glyphs = self.screen.glyphs
+        self.screen.app.push_screen(LogScreen(self.events.lines(glyphs), glyphs))

@@ -1,0 +1,45 @@
+"""A screen declares the action that shows it, how it is made, and actions of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from engine.profiles import Profile
+from qtui.actions import Action
+from qtui.screens.session_screen import SessionScreen
+from qtui.user.remembered import Remembered
+from qtui.views.eventlog import EventLog
+from qtui.views.text import Glyphs
+
+
+class ScreenContext(NamedTuple):
+    """What a screen is made from."""
+
+    source: str
+    """``demo``, a folder, or a hub id."""
+    profile: Profile
+    """Its keys are bound to formats."""
+    glyphs: Glyphs
+    """What to draw with."""
+    events: EventLog
+    """What happened in the session, shared by its screens; kept up by the workbench."""
+    keymap: Mapping[str, str] = {}
+    """Keys of actions by their ids, where they are not the usual ones."""
+    remembered: Remembered = Remembered()
+    """What an earlier run left."""
+
+
+class ScreenSpec(NamedTuple):
+    """The declaration of a screen, beside its code: ``SCREEN`` in its folder's ``__init__``.
+
+    The folder is imported before the first frame, so it imports its screen only inside ``make``.
+    """
+
+    action: Action
+    """Shows the screen, and where it is shown already returns to the workbench; its id is the
+    screen's name."""
+    make: Callable[[ScreenContext], SessionScreen]
+    """Makes the screen, when it is shown for the first time."""
+    actions: tuple[Action, ...] = ()
+    """Actions that this screen has and the others have not, with ids like ``map.zoom``."""
