@@ -8,7 +8,7 @@ from pathlib import Path
 from engine import protocol as p
 from engine.client import Client
 from engine.opening.stages import open_job
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.workspace import Loaded, Opened, Workspace
 
 PATIENCE = 120.0

@@ -6,13 +6,10 @@ Loading runs on a thread of its own, off the compute thread.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from engine import protocol as p
 from engine.checkpoint import (
@@ -25,7 +22,9 @@ from engine.checkpoint import (
 from engine.demo import DEMO_PATH
 from engine.errors import EngineError
 from engine.model.source import resolve_model
-from engine.service.scheduler import Outcome, Steps, aside
+from engine.service.in_thread import in_thread
+from engine.service.jobs import Outcome, Steps
+from engine.service.process import without_collecting
 from engine.session.artefact import bits_as_stored
 from engine.store import keys
 from engine.workspace import Loaded, Opened, Workspace
@@ -50,16 +49,9 @@ def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
     opened = yield from _open(workspace, source)
     load_s = 0.0
     if model:
-        # Importing makes a million objects and no garbage: to look for it takes a fifth longer.
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        with without_collecting():
             loaded = yield from _load(opened)
-            load_s = loaded.load_s
-        finally:
-            gc.freeze()
-            if collecting:
-                gc.enable()
+        load_s = loaded.load_s
     return Outcome(timings={"load_s": load_s})
 
 
@@ -197,7 +189,7 @@ def _network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]:
             on_stage=lambda name, done, total: tell(p.Stage(name, done, total)),
         )
 
-    network = yield from aside("loading", load, wait=False)
+    network = yield from in_thread("loading", load, wait=False)
     _, _, *notes = network.notes
     for note in notes:
         yield p.Notice("info", note)
@@ -281,54 +273,3 @@ def _renamed(opened: Opened, network: Network) -> p.LayersListed | None:
     opened.rows = rows
     opened.other_bytes = _other_bytes(checkpoint, list(rows.values()))
     return _listed(opened)
-
-
-def differing(known: p.Settings, wanted: p.Settings) -> p.Notice | None:
-    """A warning where a session keeps other settings than those asked for; None where it does not.
-
-    Args:
-        known: what the session was opened with.
-        wanted: what another client asked for.
-    """
-    fields = [
-        field
-        for field in p.Settings.__struct_fields__
-        if field != "fresh" and getattr(wanted, field) != getattr(known, field)
-    ]
-    if not fields and not wanted.fresh:
-        return None
-    return p.Notice(
-        "warning",
-        f"this session runs already, with profile {known.profile}: what was asked for now "
-        f"({', '.join(fields) or '--fresh'}) is not used; quit it everywhere to open it anew",
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions that figures may depend on."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for package in ("qtui", "torch", "transformers", "safetensors", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def describe(error: BaseException) -> tuple[str, int]:
-    """A failure as a sentence and an exit code."""
-    if isinstance(error, EngineError):
-        return str(error), error.exit_code
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return (
-            f"memory ran out ({' '.join(str(error).split())[:200]}): lower batch_tokens, "
-            "--memory-budget or --tokens, or choose --dtype bf16",
-            4,
-        )
-    if isinstance(error, msgspec.ValidationError):
-        return f"what the store holds cannot be read: {error}", 1
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__, 1

@@ -68,6 +68,10 @@ class Loaded:
         """Whether something more urgent waits for the running step."""
         return self.opened.workspace.should_stop()
 
+    def assert_at_rest(self) -> None:
+        """As `Network.assert_at_rest`."""
+        self.network.assert_at_rest()
+
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
         """As `Workspace.known`."""
         return self.opened.workspace.known(keys)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer
+from engine.errors import UsageError
 from engine.store import keys
 from engine.workspace.workspace import Workspace
 
@@ -50,6 +51,20 @@ class Opened:
         """Whether the files hold one tensor for head and embedding."""
         parts = {row.role: row.parts for row in self.rows.values()}
         return "head" in parts and parts["head"] == parts.get("embedding")
+
+    def row(self, layer: str) -> DiskLayer:
+        """A layer by name.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        row = self.rows.get(layer)
+        if row is None:
+            raise UsageError(f"the checkpoint has no layer {layer!r}")
+        return row
+
+    def assert_at_rest(self) -> None:
+        """Files are only read."""
 
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
         """As `Workspace.known`."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, TypeVar
 
 from engine import protocol as p
 from engine.errors import EngineError
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 
 
 class Openable(Protocol):
@@ -16,6 +17,9 @@ class Openable(Protocol):
 
     absent: ClassVar[str]
     """Sentence for whoever needs one where there is none."""
+
+    def assert_at_rest(self) -> None:
+        """Fail if the step of a job left it other than it was."""
 
 
 OpenableT = TypeVar("OpenableT", bound=Openable)
@@ -30,15 +34,19 @@ class Workspace:
     Args:
         facts: the store.
         settings: of the session.
+        should_stop: whether something more urgent waits for the running step.
     """
 
-    def __init__(self, facts: FactStore, settings: p.Settings) -> None:
-        self.facts, self.settings = facts, settings
+    def __init__(
+        self,
+        facts: FactStore,
+        settings: p.Settings,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.facts, self.settings, self.should_stop = facts, settings, should_stop
         self.begun = time.time()
         """Under ``fresh``, facts older than this are measured anew."""
-        self.should_stop: Callable[[], bool] = lambda: False
-        """Whether something more urgent waits for the running step."""
-        self._held: list[object] = []
+        self._held: list[Openable] = []
 
     def add(self, opened: Openable) -> None:
         """Hold one thing more, which becomes the newest of its type."""
@@ -58,6 +66,15 @@ class Workspace:
         if not found:
             raise EngineError(kind.absent)
         return found[-1]
+
+    def assert_at_rest(self) -> None:
+        """Between two steps of jobs nothing is open: no grad mode, no patch, reference weights."""
+        torch = sys.modules.get("torch")  # not imported before a job needs it
+        if torch is not None and hasattr(torch, "is_inference_mode_enabled"):
+            assert torch.is_grad_enabled(), "a job left gradients disabled across a yield"
+            assert not torch.is_inference_mode_enabled(), "a job left inference mode on"
+        for each in self._held:
+            each.assert_at_rest()
 
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
         """The facts the store has; under ``fresh`` those of this run alone."""

@@ -35,7 +35,7 @@ from engine.measure.estimate.estimate import Found, estimate
 from engine.measure.evaluation.evaluate import baseline, forward_seconds
 from engine.profiles import load_profile
 from engine.protocol import Settings
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.texts.corpora import held_out_library
 from tests import tiny
 from tests.bench.truth import NEAR, TOP, Truth, hold_against, machine

@@ -22,7 +22,7 @@ from engine.measure.evaluation.reference import reference_of
 from engine.measure.sweep import sweep as sensitivity
 from engine.measure.sweep.candidates import Tallies
 from engine.measure.sweep.sweep import sweep
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.workspace import Loaded
 from tests import tiny
 from tests.bench.coverage import DRAWS, FEW, coverage

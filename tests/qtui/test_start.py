@@ -11,7 +11,8 @@ import pytest
 from textual.events import Paste
 
 from engine.errors import EngineError
-from engine.store.past_sessions import Looked, PastSession
+from engine.opening.look import Looked
+from engine.store.past_sessions import PastSession
 from qtui.views.sources import complete_path, complete_source
 from qtui.views.text import PLAIN, UNICODE
 from qtui.widgets.prompt.offers import Completion

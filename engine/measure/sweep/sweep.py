@@ -33,7 +33,7 @@ from engine.measure.sweep.exactness import parse_exactness
 from engine.measure.sweep.progress import SweepProgress
 from engine.measure.sweep.top_k import Evidence, outside, well_known
 from engine.measure.sweep.units import units
-from engine.service.scheduler import Steps
+from engine.service.jobs import Steps
 from engine.store import keys
 from engine.workspace import Loaded
 

@@ -26,7 +26,7 @@ from engine.measure.weights.fused import Fused, Variant, variant_for
 from engine.measure.weights.reconstruction import WeightErrors, compare, weight_errors
 from engine.measure.weights.statistics import WeightStatistics, weight_statistics
 from engine.quant.quantize import dequantized
-from engine.service.scheduler import Steps
+from engine.service.jobs import Steps
 from engine.store import keys
 from engine.workspace import Loaded, Opened
 

@@ -23,7 +23,7 @@ from engine.measure.estimate.first_order import Moments, sample_of
 from engine.measure.evaluation.reference import reference_of
 from engine.model import gradients
 from engine.quant.quantize import dequantized
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.workspace import Loaded
 from tests import planted, tiny
 from tests.drive import facts, load, settings, sweeps

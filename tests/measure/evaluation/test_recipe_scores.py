@@ -23,7 +23,7 @@ from engine.measure.evaluation.recipe_run import RecentRuns
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.model.network import Held
 from engine.quant.quantize import dequantized
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.workspace import Loaded, Workspace
 from tests import tiny
 from tests.drive import load, settings
@@ -94,12 +94,12 @@ def counted(loaded: Loaded) -> Iterator[Counter[int]]:
 
         return run
 
-    for i, block in enumerate(network.blocks):
+    for i, block in enumerate(network.blocks.modules):
         block.__dict__["forward"] = counting(i, block.forward)
     try:
         yield runs
     finally:
-        for block in network.blocks:
+        for block in network.blocks.modules:
             del block.__dict__["forward"]
         network.assert_at_rest()
 

@@ -11,10 +11,10 @@ import pytest
 
 from engine import protocol as p
 from engine.measure.weights import triage
-from engine.service.scheduler import Outcome
+from engine.service.jobs import Outcome
 from engine.session import Session, apply
 from engine.store import keys
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.workspace import Opened
 from tests import tiny
 from tests.drive import open_files, settings
