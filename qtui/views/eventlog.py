@@ -16,8 +16,7 @@ from engine.protocol import Level
 from engine.report import numbers as n
 from engine.session import Layers, Session, recipe_hash
 from qtui.views.sweeps import formats_of
-from qtui.views.text import UNICODE, Glyphs, printable, short_name
-from qtui.widgets.line import Words
+from qtui.views.text import UNICODE, Glyphs, Words, printable, short_name
 
 MOST = 1000
 """Entries that are kept."""
