@@ -17,7 +17,7 @@ from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import check_given, formats_given, given_recipe
 from engine.service.in_thread import AbandonedError, in_thread
 from engine.service.jobs import Context, JobSpec, Lane, Needs, OnLane, Outcome, Resolved, Steps
-from engine.workspace import Workspace
+from engine.workspace import Loaded, Opened, Workspace
 
 if TYPE_CHECKING:
     from engine.export.writer import Exported, Request
@@ -46,7 +46,7 @@ def _lane(command: p.Export) -> Lane:
 
 
 def _given(context: Context[Workspace], command: p.Export) -> Resolved:
-    return given_recipe(context.session, command, tied=context.workspace.tied)
+    return given_recipe(context.session, command, tied=context.workspace.need(Opened).tied)
 
 
 def _steps(context: Context[Workspace], command: p.Export) -> Steps:
@@ -88,12 +88,12 @@ def _calibrate(
     from engine.measure.calibration.approximate import solved_codes
     from engine.measure.counts import Account
 
-    workspace, recipe = context.workspace, context.recipe
+    loaded, recipe = context.workspace.need(Loaded), context.recipe
     writer_of(command.to).check(_request(context, command))
     yield None
-    account = Account(timings={"load_s": workspace.load_s})
+    account = Account(timings={"load_s": loaded.load_s})
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
-    codes.update((yield from solved_codes(workspace, formats, account)))
+    codes.update((yield from solved_codes(loaded, formats, account)))
     return account.timings
 
 
@@ -101,7 +101,7 @@ def _write(
     context: Context[Workspace], command: p.Export, codes: Mapping[str, Solved]
 ) -> Generator[p.AnyEvent | None, None, Exported]:
     """Write the folder in a thread of its own, one layer in memory at a time."""
-    workspace, recipe = context.workspace, context.recipe
+    opened, recipe = context.workspace.need(Opened), context.recipe
 
     def write(tell: Callable[[p.Progress], None]) -> Exported:
         from engine.export.writer import writer_of
@@ -120,7 +120,7 @@ def _write(
 
         request = replace(
             _request(context, command),
-            device=choose_device(workspace.settings.device)[0],
+            device=choose_device(opened.settings.device)[0],
             solved=lambda row, _: codes.get(row.name),
             on_progress=on_progress,
         )
@@ -136,7 +136,7 @@ def _write(
         bytes=written.bytes,
         recipe=dict(recipe),
         quantised=list(written.quantised),
-        bits_per_weight=recipe_size(workspace, formats).bits_per_weight,
+        bits_per_weight=recipe_size(opened, formats).bits_per_weight,
         notes=list(written.notes),
     )
     return written
@@ -145,12 +145,13 @@ def _write(
 def _request(context: Context[Workspace], command: p.Export) -> Request:
     from engine.export.writer import Request
 
+    opened = context.workspace.need(Opened)
     return Request(
-        checkpoint=context.workspace.need_checkpoint(),
+        checkpoint=opened.checkpoint,
         recipe=context.recipe,
         out=Path(command.out),
         overwrite=command.overwrite,
-        trust_remote_code=context.workspace.settings.trust_remote_code,
+        trust_remote_code=opened.settings.trust_remote_code,
     )
 
 

@@ -4,6 +4,3 @@
 family declares its `arithmetic` at the end of its file; `data_free` holds methods that need the
 weight alone, `methods` those that look at inputs.
 """
-
-QUANTISER_VERSION = 1
-"""Raised when a format comes to stand for other weights: part of the key of a measurement."""

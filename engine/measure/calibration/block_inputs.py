@@ -16,11 +16,11 @@ from torch import Tensor
 from engine import protocol as p
 from engine.formats.grammar import Format
 from engine.measure.counts import Account
+from engine.measure.preemption import again
 from engine.model.blocks import Forward, Reached, hidden_of
 from engine.model.network import Held, Network
 from engine.quant.methods.gptq import Solved
 from engine.session import recipe_hash
-from engine.workspace import again
 
 T = TypeVar("T")
 Events = Generator[p.AnyEvent | None, None, T]

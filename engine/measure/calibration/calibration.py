@@ -22,11 +22,13 @@ from engine.measure.calibration.block_inputs import BlockInputs, Events, Referen
 from engine.measure.calibration.solve import LayerInputs, Scaling
 from engine.measure.calibration.text import CalibrationWindows, cut_calibration
 from engine.measure.counts import Account
+from engine.measure.preemption import again
 from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
 from engine.model.network import Held, Network
 from engine.quant.statistics import InputStatistics
+from engine.store import keys
 from engine.texts.corpora import calibration_text
-from engine.workspace import Workspace, again
+from engine.workspace import Loaded
 
 SAMPLE = 512
 """Tokens of an input that are kept as they are."""
@@ -91,17 +93,21 @@ class Calibration:
         self._room = budget // 2
         self._known: Kept[LayerInputs] = Kept(self._room)
 
-    def key(self, mode: str) -> dict[str, Any]:
-        """What a figure that rests on this calibration depends on."""
+    def key(self, mode: str) -> keys.Calibration:
+        """What a figure that rests on this calibration depends on.
+
+        Args:
+            mode: ``reference`` or ``sequential``: whose inputs they are.
+        """
         windows = self.windows
-        return {
-            "text": windows.text.sha256,
-            "windows": windows.sha256,
-            "tokens": windows.tokens,
-            "seq_len": windows.ids.shape[1],
-            "seed": windows.seed,
-            "mode": mode,
-        }
+        return keys.Calibration(
+            text=windows.text.sha256,
+            windows=windows.sha256,
+            tokens=windows.tokens,
+            seq_len=windows.ids.shape[1],
+            seed=windows.seed,
+            mode=mode,
+        )
 
     def inputs(self, layer: str, states: BlockInputs, account: Account) -> Events[LayerInputs]:
         """What calibration tells of a layer's inputs; gathered for its whole block where it fits.
@@ -194,31 +200,30 @@ class _Gathered:
         return LayerInputs(self._all, sample, tuple(self._experts))
 
 
-# --- the workspace's ------------------------------------------------------------------------------
+# --- of a loaded model ---------------------------------------------------------------------------
 
 
-def need_calibration(workspace: Workspace) -> Events[Calibration]:
-    """The workspace's calibration; the first time its text is read and cut, and said which it is.
+def need_calibration(loaded: Loaded) -> Events[Calibration]:
+    """The calibration of a loaded model; its text is read, cut and announced the first time.
 
     Raises:
         TextError: the text cannot be read, or does not fill a window.
         UsageError: no token is asked for.
     """
-    if workspace.calibration is not None:
-        return workspace.calibration
-    network, reference = workspace.need_network()
-    assert workspace.path is not None
+    if (known := loaded.find(Calibration)) is not None:
+        return known
     from engine.model.load import load_tokenizer
     from engine.model.quiet import quiet
 
-    settings, told = workspace.settings, list[str]()
-    text = calibration_text(settings.calib, demo=workspace.demo, tell=told.append)
-    tokenizer = load_tokenizer(workspace.path, trust_remote_code=settings.trust_remote_code)
-    seq_len = reference.windows.seq_len
+    opened, settings, told = loaded.opened, loaded.settings, list[str]()
+    text = calibration_text(settings.calib, demo=opened.demo, tell=told.append)
+    tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
+    seq_len = loaded.windows.seq_len
     with quiet():
         windows = cut_calibration(tokenizer, text, seq_len, settings.calib_tokens, settings.seed)
-    workspace.calibration = found = Calibration(
-        network, windows, settings.batch_tokens, workspace.budget() // 4
+    budget = loaded.budget() // 4
+    found = loaded.part(
+        Calibration, lambda: Calibration(loaded.network, windows, settings.batch_tokens, budget)
     )
     for sentence in told:
         yield p.Notice("warning", sentence)
@@ -240,17 +245,16 @@ def need_calibration(workspace: Workspace) -> Events[Calibration]:
     return found
 
 
-def calibration_parts(
-    workspace: Workspace, formats: Iterable[Format], mode: str
-) -> Events[dict[str, Any]]:
-    """The part of a key that calibration is; empty where no format looks at calibration inputs.
+def calibration_key(
+    loaded: Loaded, formats: Iterable[Format], mode: str
+) -> Events[keys.Calibration | None]:
+    """The part of a key that calibration is; None where no format looks at calibration inputs.
 
     Args:
-        workspace: with a loaded model.
+        loaded: the model.
         formats: all that a figure rests on.
         mode: ``reference`` or ``sequential``: whose inputs they are.
     """
     if not any(map(needs_calibration, formats)):
-        return {}
-    calibration = yield from need_calibration(workspace)
-    return {"calibration": calibration.key(mode)}
+        return None
+    return (yield from need_calibration(loaded)).key(mode)
