@@ -86,7 +86,7 @@ def _calibrate(
     from engine.export.checkpoint import NotExportable, why_not_exported
     from engine.export.folder import check_place
     from engine.measure.calibration.approximate import solved_codes
-    from engine.measure.counts import Account
+    from engine.measure.counts import JobCounts
 
     loaded, recipe = context.workspace.need(Loaded), context.recipe
     checkpoint = loaded.opened.checkpoint
@@ -95,10 +95,10 @@ def _calibrate(
     if refused := why_not_exported(checkpoint, recipe, trust_remote_code=trusted):
         raise NotExportable(refused)
     yield None
-    account = Account(timings={"load_s": loaded.load_s})
+    counts = JobCounts(timings={"load_s": loaded.load_s})
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
-    codes.update((yield from solved_codes(loaded, formats, account)))
-    return account.timings
+    codes.update((yield from solved_codes(loaded, formats, counts)))
+    return counts.timings
 
 
 def _write(
