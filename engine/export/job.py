@@ -86,15 +86,15 @@ def _calibrate(
     """
     from engine.export.writer import writer_of
     from engine.measure.calibration.approximate import solved_codes
-    from engine.measure.counts import Account
+    from engine.measure.counts import JobCounts
 
     loaded, recipe = context.workspace.need(Loaded), context.recipe
     writer_of(command.to).check(_request(context, command))
     yield None
-    account = Account(timings={"load_s": loaded.load_s})
+    counts = JobCounts(timings={"load_s": loaded.load_s})
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
-    codes.update((yield from solved_codes(loaded, formats, account)))
-    return account.timings
+    codes.update((yield from solved_codes(loaded, formats, counts)))
+    return counts.timings
 
 
 def _write(

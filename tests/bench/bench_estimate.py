@@ -30,7 +30,7 @@ import pytest
 import torch
 
 from engine.formats.grammar import parse_format
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import Found, estimate
 from engine.measure.evaluation.evaluate import baseline, forward_seconds
 from engine.profiles import load_profile
@@ -183,15 +183,15 @@ def price(
     facts = FactStore(home / f"{uuid.uuid4().hex}.sqlite")
     settings = Settings(device="cpu", tokens=tokens, seq_len=seq_len, draws=draws)
     loaded = load(source, facts, settings)
-    account = Account()
+    counts = JobCounts()
     parsed = [parse_format(text) for text in formats]
     plain = [spent(forward_seconds(loaded))]
-    before = spent(baseline(loaded, account))
-    found, *cost = spent(estimate(loaded, parsed, "degrade", account, "bench"))
+    before = spent(baseline(loaded, counts))
+    found, *cost = spent(estimate(loaded, parsed, "degrade", counts, "bench"))
     plain += [spent(forward_seconds(loaded)) for _ in range(2)]
     facts.close()
     processor, clock = (statistics.median(each[at] for each in plain) for at in (1, 2))
-    quantising = account.timings.get("quantize_s", 0.0)
+    quantising = counts.timings.get("quantize_s", 0.0)
     return Price(
         found, cost[0] / processor, cost[1] / clock, quantising / clock, before[1] / processor
     )

@@ -23,7 +23,7 @@ from engine.measure.calibration.solve import (
     scaled_inputs,
     solve,
 )
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.model.folding import fold_groups
 from engine.model.inputs import why_unseen
 from engine.model.network import Held, StandIn
@@ -37,7 +37,7 @@ def approximated(
     loaded: Loaded,
     layer: str,
     format: Format,
-    account: Account,
+    counts: JobCounts,
     recipe: RecipeInputs | None = None,
 ) -> Events[Held]:
     """What a layer computes with in a format; yields while what it takes is being gathered.
@@ -50,7 +50,7 @@ def approximated(
         loaded: the model.
         layer: a name.
         format: what it holds.
-        account: of the job.
+        counts: of the job.
         recipe: that the layer and its format are a part of, by `recipe_inputs`.
 
     Raises:
@@ -63,7 +63,7 @@ def approximated(
         raise FormatError(f"{layer}: {why}")
     if not needs_calibration(format):
         weights = only_weights(format)
-        quantize = account.timed("quantize_s", lambda: approximation(loaded, layer, weights))
+        quantize = counts.timed("quantize_s", lambda: approximation(loaded, layer, weights))
         weight = quantize()
         if method(format, "a8") is None:
             return weight
@@ -79,18 +79,18 @@ def approximated(
         return known
     for name in [] if recipe is None else recipe.unsettled(start):
         assert recipe is not None
-        before = yield from approximated(loaded, name, recipe.formats[name], account, recipe)
+        before = yield from approximated(loaded, name, recipe.formats[name], counts, recipe)
         recipe.settled[name] = before
         yield None
-    inputs = yield from calibration.inputs(layer, states, account)
-    scaling = yield from _scaling(loaded, calibration, layer, format, inputs, states, account)
+    inputs = yield from calibration.inputs(layer, states, counts)
+    scaling = yield from _scaling(loaded, calibration, layer, format, inputs, states, counts)
     scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
 
     def solved() -> Solution:
         stored = _stored(loaded, layer).to(network.device)
         return solve(stored, inputs, format, scaling, scale_dtype, layer)
 
-    solution = account.timed("quantize_s", solved)()
+    solution = counts.timed("quantize_s", solved)()
     weight = solution.weight.to(network.dtype)
     held = weight if solution.inputs is None else StandIn(weight, solution.inputs)
     calibration.solved.keep(key, held, weight.nbytes)
@@ -114,7 +114,7 @@ def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[Recip
 
 
 def solved_codes(
-    loaded: Loaded, formats: Mapping[str, Format], account: Account
+    loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts
 ) -> Events[dict[str, Solved]]:
     """The codes that ``+gptq`` finds for the layers of a recipe, of the weights it is scored with.
 
@@ -124,7 +124,7 @@ def solved_codes(
     Args:
         loaded: the model.
         formats: the recipe.
-        account: of the job.
+        counts: of the job.
 
     Raises:
         FormatError: as of `approximated`.
@@ -140,7 +140,7 @@ def solved_codes(
     wanted.sort(key=lambda name: network.layers[name].start)
     for done, name in enumerate(wanted):
         yield p.Stage(f"solving {name}", done, len(wanted))
-        held = yield from approximated(loaded, name, formats[name], account, recipe)
+        held = yield from approximated(loaded, name, formats[name], counts, recipe)
         recipe.settled[name] = held
     return found
 
@@ -180,7 +180,7 @@ def _scaling(
     format: Format,
     inputs: LayerInputs,
     states: BlockInputs,
-    account: Account,
+    counts: JobCounts,
 ) -> Events[Scaling | None]:
     """The scale of the layer's fold group by all methods that ask for one; None without any.
 
@@ -207,7 +207,7 @@ def _scaling(
             there = scaled_inputs(inputs, gain)
             return find_scale(name, weights, there, format, scale_dtype, layer)
 
-        found = account.timed("quantize_s", find)()
+        found = counts.timed("quantize_s", find)()
         scale = scale * found
         if ("online", True) in each.options:
             online = online * found

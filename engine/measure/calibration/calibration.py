@@ -21,7 +21,7 @@ from engine.formats.grammar import Format, needs_calibration
 from engine.measure.calibration.block_inputs import BlockInputs, Events, ReferenceInputs
 from engine.measure.calibration.solve import LayerInputs, Scaling
 from engine.measure.calibration.text import CalibrationWindows, cut_calibration
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.preemption import again
 from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
 from engine.model.network import Held, Network
@@ -109,7 +109,7 @@ class Calibration:
             mode=mode,
         )
 
-    def inputs(self, layer: str, states: BlockInputs, account: Account) -> Events[LayerInputs]:
+    def inputs(self, layer: str, states: BlockInputs, counts: JobCounts) -> Events[LayerInputs]:
         """What calibration tells of a layer's inputs; gathered for its whole block where it fits.
 
         Raises:
@@ -120,7 +120,7 @@ class Calibration:
         if known is not None:
             return known
         wanted = self._beside(layer)
-        found = yield from self._gather(layer, wanted, states, account)
+        found = yield from self._gather(layer, wanted, states, counts)
         for name, inputs in found.items():
             self._known.keep((states.prefix, name), inputs, inputs.bytes)
         return found[share]
@@ -141,10 +141,10 @@ class Calibration:
         return names if size <= self._room else {self.shares[layer][0]}
 
     def _gather(
-        self, layer: str, wanted: set[str], states: BlockInputs, account: Account
+        self, layer: str, wanted: set[str], states: BlockInputs, counts: JobCounts
     ) -> Events[dict[str, LayerInputs]]:
         network, block = self.network, self.network.layers[layer].start
-        yield from states.prepare(block, account)
+        yield from states.prepare(block, counts)
         found = {
             name: _Gathered(network.layers[name].shape, network.device, self.windows.seed)
             for name in sorted(wanted)
@@ -162,7 +162,7 @@ class Calibration:
                 # One that is preempted has given nothing.
                 watch_inputs(network, ids, block, state, take, states.held())
 
-            yield from again(account.timed("calibrate_s", step))
+            yield from again(counts.timed("calibrate_s", step))
             yield None
         return {name: each.result() for name, each in found.items()}
 

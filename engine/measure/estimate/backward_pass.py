@@ -23,7 +23,7 @@ from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import approximated, why_not_given
 from engine.measure.calibration.block_inputs import Events
 from engine.measure.calibration.solve import method
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.estimate.first_order import (
     Changes,
     Moments,
@@ -89,11 +89,11 @@ class BackwardPass:
         loaded: Loaded,
         formats: Sequence[Format],
         direction: p.Direction,
-        account: Account,
+        counts: JobCounts,
         job: str,
         wanted: Sequence[tuple[str, Format]],
     ) -> None:
-        self.loaded, self.account, self.job = loaded, account, job
+        self.loaded, self.counts, self.job = loaded, counts, job
         self.formats, self.direction, self.wanted = formats, direction, wanted
         self.network, self.reference = loaded.network, reference_of(loaded)
         self.draws = loaded.settings.draws
@@ -118,7 +118,7 @@ class BackwardPass:
         """
         reference = self.reference
         for batch in range(len(reference.batches)):
-            yield from run_reference(reference, batch, self.account)
+            yield from run_reference(reference, batch, self.counts)
         point = yield from self._point()
         regions = [WHOLE]
         if self.network.resumable:
@@ -167,7 +167,7 @@ class BackwardPass:
             def step(batch: int = batch) -> None:
                 self._step(point, region, batch, changes, last)
 
-            yield from again(self.account.timed("estimate_s", step))
+            yield from again(self.counts.timed("estimate_s", step))
             yield self._told(begun + share * done / len(part))
 
     def _told(self, share: float) -> p.Progress:
@@ -232,7 +232,7 @@ class BackwardPass:
                 continue
             approx = held.weight if isinstance(held, StandIn) else held
             into = deltas[len(plain)]
-            self.account.timed("estimate_s", partial(subtract, approx, weight, into))()
+            self.counts.timed("estimate_s", partial(subtract, approx, weight, into))()
             plain.append(format)
         return Changes(tuple(plain), deltas[: len(plain)], moved)
 
@@ -245,9 +245,9 @@ class BackwardPass:
         return (yield from self._quantised(name, format))
 
     def _quantised(self, name: str, format: Format) -> Events[Held]:
-        spent = self.account.timings
+        spent = self.counts.timings
         before = spent.get("quantize_s", 0.0)
-        held = yield from approximated(self.loaded, name, format, self.account)
+        held = yield from approximated(self.loaded, name, format, self.counts)
         more = spent.get("quantize_s", 0.0) - before
         spent["estimate_s"] = spent.get("estimate_s", 0.0) + more
         return held
@@ -278,7 +278,7 @@ class BackwardPass:
             def run(batch: int = batch) -> None:
                 recipe.run(batch)
 
-            yield from again(self.account.timed("estimate_s", run))
+            yield from again(self.counts.timed("estimate_s", run))
             yield self._told(0.0)
         return Point(self.reference, recipe.state, held)
 

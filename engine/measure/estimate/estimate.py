@@ -31,7 +31,7 @@ from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import why_not_given
 from engine.measure.calibration.calibration import calibration_key
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.estimate.backward_pass import BackwardPass, weights_alone
 from engine.measure.estimate.first_order import Moments, coupled
 from engine.measure.evaluation.reference import reference_of
@@ -54,7 +54,7 @@ def estimate(
     loaded: Loaded,
     formats: Sequence[Format],
     direction: p.Direction,
-    account: Account,
+    counts: JobCounts,
     job: str,
 ) -> Generator[p.AnyEvent | None, None, Found]:
     """Estimate every layer in every format.
@@ -64,7 +64,7 @@ def estimate(
         formats: to degrade, those of the settings' ``estimate_formats`` share one coupling of each
             layer, and the others one; to restore, each is taken where all of the body holds it.
         direction: whether one layer holds the format, or all but one.
-        account: counts what is estimated; its ``estimate_s`` grows.
+        counts: of the job; its ``estimate_s`` grows.
         job: id, for progress.
 
     Yields:
@@ -80,7 +80,7 @@ def estimate(
         usual = [format for format in formats if format in named]
         groups = [usual, [format for format in formats if format not in usual]]
     for group in filter(None, groups):
-        yield from _estimated(loaded, group, direction, account, job, found)
+        yield from _estimated(loaded, group, direction, counts, job, found)
     return found
 
 
@@ -88,7 +88,7 @@ def _estimated(
     loaded: Loaded,
     formats: Sequence[Format],
     direction: p.Direction,
-    account: Account,
+    counts: JobCounts,
     job: str,
     found: Found,
 ) -> Generator[p.AnyEvent | None, None, None]:
@@ -115,13 +115,13 @@ def _estimated(
     have = {
         at: fact for at, key in addresses.items() if isinstance(fact := known.get(key), p.Estimate)
     }
-    yield from account.found([addresses[at] for at in have], list(have.values()))
+    yield from counts.found([addresses[at] for at in have], list(have.values()))
     for (name, format), fact in have.items():
         found[str(format)][name] = fact
     wanted = {at: key for at, key in addresses.items() if at not in have}
     if not wanted:
         return
-    backward = BackwardPass(loaded, list(formats), direction, account, job, list(wanted))
+    backward = BackwardPass(loaded, list(formats), direction, counts, job, list(wanted))
     for event in backward.run():
         if not isinstance(event, dict):
             yield event
@@ -134,7 +134,7 @@ def _estimated(
         ]
         for fact in facts:
             found[fact.format][fact.layer] = fact
-        account.measured += len(facts)
+        counts.measured += len(facts)
         at = [(name, format) for name, moments_of in event.items() for format in moments_of]
         yield p.Learned(tuple(wanted[each] for each in at), tuple(facts))
 

@@ -15,7 +15,7 @@ from engine.formats.storage import stored_bits
 from engine.measure.calibration.approximate import approximated, columns_kept, recipe_inputs
 from engine.measure.calibration.block_inputs import RecipeInputs
 from engine.measure.calibration.calibration import calibration_key
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, mean_with_error, perplexity
 from engine.measure.evaluation.recipe_run import RecentRuns, RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
@@ -42,35 +42,35 @@ def evaluate(loaded: Loaded, layers: Mapping[str, str], job: str) -> Steps:
     Yields:
         `RecipePartial`, `Progress`, at last `Learned` with a `RecipeScore`.
     """
-    account = Account(timings={"load_s": loaded.load_s})
-    nll = (yield from baseline(loaded, account)).nll
-    yield from score(loaded, layers, nll, account, job)
-    return account.outcome()
+    counts = JobCounts(timings={"load_s": loaded.load_s})
+    nll = (yield from baseline(loaded, counts)).nll
+    yield from score(loaded, layers, nll, counts, job)
+    return counts.outcome()
 
 
-def baseline(loaded: Loaded, account: Account) -> Generator[p.AnyEvent | None, None, p.Baseline]:
+def baseline(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, None, p.Baseline]:
     """The unchanged model's score, from the store if it is there."""
     reference = reference_of(loaded)
     key = keys.Baseline(on=loaded.evaluation).address
     known = loaded.known([key]).get(key)
     if isinstance(known, p.Baseline):
-        yield from account.found([key], [known])
+        yield from counts.found([key], [known])
         return known
     for batch in range(len(reference.batches)):
-        yield from run_reference(reference, batch, account)
+        yield from run_reference(reference, batch, counts)
     found = mean_with_error(reference.nll_sums(), reference.windows.targets)
     counted = reference.windows.count * reference.windows.targets
     fact = p.Baseline(found.mean, found.se, perplexity(found.mean), counted)
-    yield account.learnt(key, fact)
+    yield counts.learnt(key, fact)
     return fact
 
 
 def run_reference(
-    reference: Reference, batch: int, account: Account
+    reference: Reference, batch: int, counts: JobCounts
 ) -> Generator[None, None, None]:
     """Run the unchanged network on one micro-batch, if it was not yet."""
     if not reference.known(batch):
-        yield from again(account.timed("measure_s", lambda: reference.run(batch)))
+        yield from again(counts.timed("measure_s", lambda: reference.run(batch)))
         yield None
 
 
@@ -79,17 +79,17 @@ def changed(
     batch: int,
     start: int,
     weights: Mapping[str, Held],
-    account: Account,
+    counts: JobCounts,
 ) -> Generator[None, None, Tally]:
     """Compare one micro-batch of the network holding ``weights`` with the reference."""
     reference = reference_of(loaded)
-    yield from run_reference(reference, batch, account)
-    step = account.timed("measure_s", lambda: reference.measure(batch, start, weights))
+    yield from run_reference(reference, batch, counts)
+    step = counts.timed("measure_s", lambda: reference.measure(batch, start, weights))
     return (yield from again(step))
 
 
 def score(
-    loaded: Loaded, layers: Mapping[str, str], nll: float, account: Account, job: str = ""
+    loaded: Loaded, layers: Mapping[str, str], nll: float, counts: JobCounts, job: str = ""
 ) -> Found:
     """One recipe's score, from the store if it is there.
 
@@ -97,7 +97,7 @@ def score(
         loaded: the model.
         layers: names of the layers that are not kept, with the format each holds.
         nll: the unchanged model's.
-        account: counts what is measured.
+        counts: of the job; what is measured is added.
         job: with a job's id, partial scores and progress come before, and the recipe's states are
             kept for the recipe after it.
     """
@@ -115,7 +115,7 @@ def score(
     ).address
     known = loaded.known([key]).get(key)
     if isinstance(known, p.RecipeScore):
-        yield from account.found([key], [known])
+        yield from counts.found([key], [known])
         return known
 
     recent = loaded.part(RecentRuns, RecentRuns) if job else RecentRuns()
@@ -128,9 +128,9 @@ def score(
     total = len(reference.batches)
     try:
         for batch in range(total):
-            yield from run_reference(reference, batch, account)
+            yield from run_reference(reference, batch, counts)
             if not run.known(batch):
-                yield from _run(loaded, run, recent, formats, states, batch, account)
+                yield from _run(loaded, run, recent, formats, states, batch, counts)
             if not fits:
                 run.recipe.clear()
             tallies.append(run.tally(batch))
@@ -145,7 +145,7 @@ def score(
             if states is not None:
                 fact = msgspec.structs.replace(fact, calibration="sequential")
             if done:
-                yield account.learnt(key, fact)
+                yield counts.learnt(key, fact)
             elif job:
                 yield p.RecipePartial(fact)
                 yield p.Progress(job=job, done=batch + 1, total=total)
@@ -163,7 +163,7 @@ def _run(
     formats: Mapping[str, Format],
     states: RecipeInputs | None,
     batch: int,
-    account: Account,
+    counts: JobCounts,
 ) -> Generator[p.AnyEvent | None, None, None]:
     """Run one micro-batch from the last block up to which a recipe before was the same."""
     network = loaded.network
@@ -177,14 +177,14 @@ def _run(
         if held is None and states is not None:
             held = states.settled.get(name)
         if held is None:
-            held = yield from approximated(loaded, name, format, account, states)
+            held = yield from approximated(loaded, name, format, counts, states)
         if states is not None:
             states.settled[name] = held
         run.recipe[name] = held
         if loaded.should_stop():
             yield None
     recent.make_room(run, batch, below, start)
-    step = account.timed("measure_s", lambda: run.run(batch, below, start))
+    step = counts.timed("measure_s", lambda: run.run(batch, below, start))
     yield from again(step)
 
 
@@ -277,8 +277,8 @@ def forward_seconds(loaded: Loaded) -> Generator[None, None, float]:
     The model's own forward with whole logits, micro-batch by micro-batch, nothing kept.
     """
     reference = reference_of(loaded)
-    account = Account()
+    counts = JobCounts()
     for batch in range(len(reference.batches)):
-        yield from again(account.timed("forward", lambda batch=batch: reference.plain(batch)))  # type: ignore[misc]
+        yield from again(counts.timed("forward", lambda batch=batch: reference.plain(batch)))  # type: ignore[misc]
         yield None
-    return account.timings.get("forward", 0.0)
+    return counts.timings.get("forward", 0.0)

@@ -20,7 +20,7 @@ from engine import protocol as p
 from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import approximated, why_not_given
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, perplexity
 from engine.measure.evaluation.evaluate import changed, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
@@ -104,16 +104,16 @@ def figure_key(loaded: Loaded, unit: Unit, table: SweepTable, exactness: str = "
 class Measuring:
     """Measures the candidates of one table."""
 
-    def __init__(self, loaded: Loaded, table: SweepTable, nll: float, account: Account) -> None:
+    def __init__(self, loaded: Loaded, table: SweepTable, nll: float, counts: JobCounts) -> None:
         """
         Args:
             loaded: the model.
             table: of the candidates.
             nll: the unchanged model's.
-            account: counts what is measured.
+            counts: of the job; what is measured is added.
         """
         self._loaded, self._table, self._nll = loaded, table, nll
-        self._account = account
+        self._counts = counts
         self._everything: RecipeRun | None = None
         network, self._reference = loaded.network, reference_of(loaded)
         self._room = memory_free(network.device) // 4
@@ -145,7 +145,7 @@ class Measuring:
         if self._table.direction == "degrade":
             held = yield from self._weights(candidate, keep=keep)
             tally = yield from changed(
-                self._loaded, batch, candidate.unit.start, held, self._account
+                self._loaded, batch, candidate.unit.start, held, self._counts
             )
         else:
             tally = yield from self._given_back(candidate, batch)
@@ -219,7 +219,7 @@ class Measuring:
         held: dict[str, Held] = {}
         for name in layers:
             held[name] = yield from approximated(
-                self._loaded, name, self._table.format, self._account
+                self._loaded, name, self._table.format, self._counts
             )
             if self._loaded.should_stop():
                 yield None
@@ -229,8 +229,8 @@ class Measuring:
         self, candidate: Candidate, batch: int
     ) -> Generator[p.AnyEvent | None, None, Tally]:
         network, reference = self._loaded.network, reference_of(self._loaded)
-        account = self._account
-        yield from run_reference(reference, batch, account)
+        counts = self._counts
+        yield from run_reference(reference, batch, counts)
         if self._everything is None:
             layers = body_holding(self._loaded, self._table.format)
             needed = memory_needed((network.layers[n].shape for n in layers), network.dtype)
@@ -239,11 +239,11 @@ class Measuring:
             self._everything = RecipeRun(reference, (yield from self._quantised(layers)))
         everything = self._everything
         if not everything.known(batch):
-            yield from again(account.timed("measure_s", lambda: everything.run(batch)))
+            yield from again(counts.timed("measure_s", lambda: everything.run(batch)))
             yield None
         together = everything.tally(batch)
         own = {name: network.weight(name) for name in candidate.unit.layers}
-        step = account.timed(
+        step = counts.timed(
             "measure_s", lambda: everything.measure(batch, candidate.unit.start, own)
         )
         without = yield from again(step)

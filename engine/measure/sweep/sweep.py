@@ -15,7 +15,7 @@ from dataclasses import replace
 from engine import protocol as p
 from engine.formats.grammar import Format, parse_built
 from engine.measure.calibration.calibration import calibration_key
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import estimate
 from engine.measure.evaluation.evaluate import baseline, forward_seconds, score
 from engine.measure.sweep.agreement import Comparing
@@ -73,15 +73,15 @@ def sweep(
     exactness = parse_exactness(exact)
     parsed = [parse_built(text) for text in formats]
     network = loaded.network
-    account = Account(timings={"load_s": loaded.load_s, "quantize_s": 0.0, "estimate_s": 0.0})
-    nll = (yield from baseline(loaded, account)).nll
-    floor = (yield from control(loaded, account)).floor_kl
+    counts = JobCounts(timings={"load_s": loaded.load_s, "quantize_s": 0.0, "estimate_s": 0.0})
+    nll = (yield from baseline(loaded, counts)).nll
+    floor = (yield from control(loaded, counts)).floor_kl
 
     tables = [SweepTable(format, direction, by) for format in parsed]
     for table in tables:
         table.calibration = yield from calibration_key(loaded, [table.format], "reference")
-        yield from _from_store(loaded, table, str(exactness) if exactness.top else "", account)
-    estimates = yield from _estimated(loaded, parsed, direction, account, job)
+        yield from _from_store(loaded, table, str(exactness) if exactness.top else "", counts)
+    estimates = yield from _estimated(loaded, parsed, direction, counts, job)
     for table in tables:
         _sort(table, estimates.get(str(table.format), {}))
     # Units other than layers have no estimates to agree with.
@@ -91,25 +91,25 @@ def sweep(
     progress = SweepProgress(job, network, todo, len(todo) + known)
     for table in tables:
         if todo and table.todo:
-            measuring = Measuring(loaded, table, nll, account)
+            measuring = Measuring(loaded, table, nll, counts)
             try:
                 if exactness.top is None:
-                    yield from _measure_all(table, measuring, account, progress, comparing)
+                    yield from _measure_all(table, measuring, counts, progress, comparing)
                 else:
                     yield from _measure_top(
-                        loaded, table, exactness.top, measuring, account, progress, comparing
+                        loaded, table, exactness.top, measuring, counts, progress, comparing
                     )
             finally:
                 measuring.close()
         yield from comparing.now(str(table.format), table.found)
         if exactness.top != 0 and by == "layer" and table.body & set(table.found):
-            yield from _additivity(loaded, table, nll, account)
-    if account.measured:
-        account.timings["forward_s"] = yield from forward_seconds(loaded)
-    return account.outcome()
+            yield from _additivity(loaded, table, nll, counts)
+    if counts.measured:
+        counts.timings["forward_s"] = yield from forward_seconds(loaded)
+    return counts.outcome()
 
 
-def _from_store(loaded: Loaded, table: SweepTable, exactness: str, account: Account) -> Found:
+def _from_store(loaded: Loaded, table: SweepTable, exactness: str, counts: JobCounts) -> Found:
     """Announce what the store knows of a table, and list what is left to measure.
 
     A figure on all windows answers every question; one on fewer only the question it was for.
@@ -153,14 +153,14 @@ def _from_store(loaded: Loaded, table: SweepTable, exactness: str, account: Acco
             # Windows that an earlier sweep measured are not measured again.
             candidate.tallies = tallies.setdefault(key, [])
             table.todo.append(candidate)
-    yield from account.found(found, list(table.found.values()))
+    yield from counts.found(found, list(table.found.values()))
 
 
 def _estimated(
     loaded: Loaded,
     formats: Sequence[Format],
     direction: p.Direction,
-    account: Account,
+    counts: JobCounts,
     job: str,
 ) -> Generator[p.AnyEvent | None, None, Estimates]:
     """Estimates of all layers in the swept formats; to degrade, in the settings' too."""
@@ -168,7 +168,7 @@ def _estimated(
     if direction == "degrade":
         chosen = {str(f): f for f in map(parse_built, loaded.settings.estimate_formats)}
     chosen |= {str(format): format for format in formats}
-    return (yield from estimate(loaded, list(chosen.values()), direction, account, job))
+    return (yield from estimate(loaded, list(chosen.values()), direction, counts, job))
 
 
 def _sort(table: SweepTable, estimates: Mapping[str, p.Estimate]) -> None:
@@ -188,7 +188,7 @@ def _sort(table: SweepTable, estimates: Mapping[str, p.Estimate]) -> None:
 def _measure_all(
     table: SweepTable,
     measuring: Measuring,
-    account: Account,
+    counts: JobCounts,
     progress: SweepProgress,
     comparing: Comparing,
 ) -> Found:
@@ -204,7 +204,7 @@ def _measure_all(
         fact = table.found[candidate.unit.name] = measuring.figure(candidate)
         measuring.drop(candidate)
         progress.finish(candidate.unit)
-        yield account.learnt(candidate.key, fact)
+        yield counts.learnt(candidate.key, fact)
         yield from comparing.growing(str(table.format), table.found)
 
 
@@ -213,7 +213,7 @@ def _measure_top(
     table: SweepTable,
     top: int,
     measuring: Measuring,
-    account: Account,
+    counts: JobCounts,
     progress: SweepProgress,
     comparing: Comparing,
 ) -> Found:
@@ -253,16 +253,16 @@ def _measure_top(
             key = candidate.key if whole else figure_key(loaded, candidate.unit, table, exactness)
             measuring.drop(candidate)
             progress.finish(candidate.unit)
-            yield account.learnt(key, fact)
+            yield counts.learnt(key, fact)
             yield from comparing.growing(text, table.found)
         undecided = left
 
 
-def _additivity(loaded: Loaded, table: SweepTable, nll: float, account: Account) -> Found:
+def _additivity(loaded: Loaded, table: SweepTable, nll: float, counts: JobCounts) -> Found:
     """Change all body layers at once: that is the uniform recipe, kept as its score too."""
     layers = {name: str(table.format) for name in body_holding(loaded, table.format)}
     body = [table.found[name] for name in layers if name in table.found]
-    together = yield from score(loaded, layers, nll, account)
+    together = yield from score(loaded, layers, nll, counts)
     sum_kl = math.fsum(fact.kl for fact in body)
     sum_dnll = math.fsum(fact.dnll for fact in body)
     fact = p.Additivity(
@@ -284,6 +284,6 @@ def _additivity(loaded: Loaded, table: SweepTable, nll: float, account: Account)
         calibration=(yield from calibration_key(loaded, [table.format], "sequential")),
     ).address
     if key in loaded.known([key]):
-        yield from account.found([key], [fact])
+        yield from counts.found([key], [fact])
     else:
-        yield account.learnt(key, fact)
+        yield counts.learnt(key, fact)

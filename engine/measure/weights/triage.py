@@ -21,7 +21,7 @@ from engine.errors import FormatError
 from engine.formats.grammar import Format, parse_format, why_not_alone
 from engine.formats.grammar import why_not_built as not_built
 from engine.formats.storage import why_not_held as not_held
-from engine.measure.counts import FACTS_IN_ONE_EVENT, Account
+from engine.measure.counts import FACTS_IN_ONE_EVENT, JobCounts
 from engine.measure.weights.fused import Fused, Variant, variant_for
 from engine.measure.weights.reconstruction import WeightErrors, compare, weight_errors
 from engine.measure.weights.statistics import WeightStatistics, weight_statistics
@@ -77,7 +77,7 @@ def triage(opened: Opened, formats: Sequence[str], job: str) -> Steps:
         FormatError: if a format does not parse or is not built.
     """
     begun = time.perf_counter()
-    account = Account(timings={"read_s": 0.0})
+    counts = JobCounts(timings={"read_s": 0.0})
     parsed = [parse_format(text) for text in formats]
     for format in parsed:
         for why in (not_built(format), why_not_alone(format)):
@@ -92,10 +92,10 @@ def triage(opened: Opened, formats: Sequence[str], job: str) -> Steps:
     todo: list[tuple[Wanted, Known]] = []
     for at in range(0, len(rows), LAYERS_AT_ONCE):
         wanted = [_wanted(opened, row, parsed) for row in rows[at : at + LAYERS_AT_ONCE]]
-        yield from _from_store(opened, wanted, todo, account)
-    yield from _measured(opened, todo, len(rows), account, job)
-    account.timings["total_s"] = time.perf_counter() - begun
-    return account.outcome()
+        yield from _from_store(opened, wanted, todo, counts)
+    yield from _measured(opened, todo, len(rows), counts, job)
+    counts.timings["total_s"] = time.perf_counter() - begun
+    return counts.outcome()
 
 
 def _wanted(opened: Opened, row: DiskLayer, formats: Sequence[Format]) -> Wanted:
@@ -116,13 +116,13 @@ def _wanted(opened: Opened, row: DiskLayer, formats: Sequence[Format]) -> Wanted
 
 
 def _from_store(
-    opened: Opened, wanted: list[Wanted], todo: list[tuple[Wanted, Known]], account: Account
+    opened: Opened, wanted: list[Wanted], todo: list[tuple[Wanted, Known]], counts: JobCounts
 ) -> Events:
     """Announce layers of which the store knows everything; the others are added to ``todo``."""
     known = opened.known([key for each in wanted for key in each.addresses])
     whole = [each for each in wanted if all(key in known for key in each.addresses)]
     partly = [each for each in wanted if any(key not in known for key in each.addresses)]
-    account.known += len(whole)
+    counts.known += len(whole)
     yield from _announced([(key, known[key]) for each in whole for key in each.addresses], False)
 
     # Facts of the version before are split, and kept as those of this version from now on.
@@ -132,7 +132,7 @@ def _from_store(
         fact = old.get(each.listed)
         if isinstance(fact, p.LayerWeights):
             split += _split(each, fact)
-            account.known += 1
+            counts.known += 1
         else:
             todo.append((each, {key: known[key] for key in each.addresses if key in known}))
     yield from _announced(split, True)
@@ -160,7 +160,7 @@ def _measured(
     opened: Opened,
     todo: list[tuple[Wanted, Known]],
     total: int,
-    account: Account,
+    counts: JobCounts,
     job: str,
 ) -> Events:
     """Measure what is not known of each layer, and announce all of it."""
@@ -175,8 +175,8 @@ def _measured(
             seconds_left=_left(begun, done, len(todo)),
         )  # fmt: skip
         with _leaving_room(opened):
-            waiting += _layer(opened, wanted, known, kernels, account)
-        account.measured += 1
+            waiting += _layer(opened, wanted, known, kernels, counts)
+        counts.measured += 1
         if kernels.why and not told:
             told = True
             yield p.Notice("info", kernels.why)
@@ -204,11 +204,11 @@ def _left(begun: float, done: int, total: int) -> float:
 
 @torch.no_grad()
 def _layer(
-    opened: Opened, wanted: Wanted, known: Known, kernels: Fused, account: Account
+    opened: Opened, wanted: Wanted, known: Known, kernels: Fused, counts: JobCounts
 ) -> list[tuple[str, p.AnyFact]]:
     """All facts of a layer; those that are known are not measured again."""
     row = wanted.row
-    weight = account.timed("read_s", lambda: read_layer(opened.checkpoint, row))()
+    weight = counts.timed("read_s", lambda: read_layer(opened.checkpoint, row))()
     scale_dtype: torch.dtype = getattr(torch, opened.scale_dtype)
     found = dict(known)
     if wanted.statistics not in found:

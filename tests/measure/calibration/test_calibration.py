@@ -18,7 +18,7 @@ from engine.measure.calibration.approximate import approximated, columns_kept, r
 from engine.measure.calibration.calibration import Kept, calibration_key, need_calibration
 from engine.measure.calibration.solve import LayerInputs, solve
 from engine.measure.calibration.text import cut_calibration
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation.evaluate import evaluate
 from engine.measure.evaluation.reference import reference_of
 from engine.model.folding import fold_groups
@@ -91,7 +91,7 @@ def finish(steps: Any) -> tuple[list[Any], Any]:
 
 
 def changed_alone(loaded: Loaded, layer: str, text: str) -> Held:
-    return finish(approximated(loaded, layer, parse_format(text), Account()))[1]
+    return finish(approximated(loaded, layer, parse_format(text), JobCounts()))[1]
 
 
 def windows_of(loaded: Loaded) -> Tensor:
@@ -161,11 +161,11 @@ def test_the_text_is_read_when_a_method_needs_it_and_said_once(opened: Opened) -
     with pytest.raises(TextError, match="--calib"):
         changed_alone(loaded, Q, "int4-g32+gptq")
     loaded = opened()
-    told, _ = finish(approximated(loaded, Q, parse_format("int4-g32+gptq"), Account()))
+    told, _ = finish(approximated(loaded, Q, parse_format("int4-g32+gptq"), JobCounts()))
     said = [e.message for e in told if isinstance(e, p.Notice)]
     assert said == ["calibrating on calib.txt: 1,024 tokens in 32 windows of 32"]
     assert [e.windows for e in told if isinstance(e, p.Calibrated)] == [32]
-    told, _ = finish(approximated(loaded, K, parse_format("int4-g32+gptq"), Account()))
+    told, _ = finish(approximated(loaded, K, parse_format("int4-g32+gptq"), JobCounts()))
     assert not [event for event in told if event is not None]
 
 
@@ -372,9 +372,9 @@ def test_a_recipe_is_calibrated_on_what_its_earlier_blocks_give(
     network = loaded.network
     text, first = "int3-g32+gptq", "model.layers.0.mlp.down_proj"
     formats = {first: parse_format(text), DOWN: parse_format(text)}
-    account = Account()
+    counts = JobCounts()
     _, states = finish(recipe_inputs(loaded, formats))
-    _, later = finish(approximated(loaded, DOWN, formats[DOWN], account, states))
+    _, later = finish(approximated(loaded, DOWN, formats[DOWN], counts, states))
     earlier = states.settled[first]
     assert torch.equal(earlier, changed_alone(loaded, first, text))
     ids = windows_of(loaded)
@@ -489,7 +489,7 @@ def test_preempted_in_the_middle_of_calibration_nothing_changes(opened: Opened) 
         return asked % 5 == 0
 
     network.should_stop = stop
-    steps = approximated(busy, DOWN, parse_format("int3-g32+gptq"), Account())
+    steps = approximated(busy, DOWN, parse_format("int3-g32+gptq"), JobCounts())
     while True:
         try:
             next(steps)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from engine import protocol as p
 from engine.formats.grammar import Format, parse_format
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.estimate import backward_pass
 from engine.measure.estimate import first_order as products
 from engine.measure.estimate.backward_pass import BackwardPass
@@ -70,8 +70,8 @@ def walked(
         for format in parsed
         if direction == "degrade" or layer.block is not None
     ]
-    account = Account(timings={"estimate_s": 0.0})
-    backward = BackwardPass(loaded, parsed, direction, account, "job", wanted)
+    counts = JobCounts(timings={"estimate_s": 0.0})
+    backward = BackwardPass(loaded, parsed, direction, counts, "job", wanted)
     if as_drawn:
         backward.fixed = 0
     found: dict[str, dict[Format, Moments]] = {}
@@ -183,8 +183,8 @@ def test_a_small_change_of_any_layer_is_estimated_within_its_error(
 ) -> None:
     loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=2048, draws=4)
     reference = reference_of(loaded)
-    account = Account(timings={"estimate_s": 0.0})
-    steps = estimate(loaded, [parse_format("int8")], "degrade", account, "job")
+    counts = JobCounts(timings={"estimate_s": 0.0})
+    steps = estimate(loaded, [parse_format("int8")], "degrade", counts, "job")
     found = drain(steps)[1]["int8"]
     network = loaded.network
     off = []
@@ -206,7 +206,7 @@ def test_a_small_change_of_any_layer_is_estimated_within_its_error(
 def test_what_was_estimated_is_taken_from_the_store(tmp_path: Path, prose: Path) -> None:
     loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose)
     formats = [parse_format(format) for format in FORMATS]
-    first, again = Account(timings={"estimate_s": 0.0}), Account(timings={"estimate_s": 0.0})
+    first, again = JobCounts(timings={"estimate_s": 0.0}), JobCounts(timings={"estimate_s": 0.0})
     events, one = drain(estimate(loaded, formats, "degrade", first, "job"))
     for event in events:
         if isinstance(event, p.Learned):
@@ -216,7 +216,7 @@ def test_what_was_estimated_is_taken_from_the_store(tmp_path: Path, prose: Path)
     assert first.measured == len(FORMATS) * len(loaded.network.layers)
     assert again.measured == 0
     loaded.opened.workspace.settings = p.Settings(**{**_fields(loaded.settings), "draws": 3})
-    anew = Account(timings={"estimate_s": 0.0})
+    anew = JobCounts(timings={"estimate_s": 0.0})
     drain(estimate(loaded, formats, "degrade", anew, "job"))
     assert anew.measured == first.measured
 
@@ -227,7 +227,7 @@ def test_formats_written_in_a_short_form_are_estimated_in_the_same_walk(
     source = tiny.build("llama", tmp_path / "model")
     loaded = opened(source, tmp_path / "home", prose, estimate_formats=("nf4", "int4-g32"))
     formats = [parse_format(text) for text in ("nf4-g64", "int4-g32")]
-    events, _ = drain(estimate(loaded, formats, "degrade", Account(), "job"))
+    events, _ = drain(estimate(loaded, formats, "degrade", JobCounts(), "job"))
     details = {event.detail for event in events if isinstance(event, p.Progress)}
     assert details == {"estimating 2 formats"}
 
@@ -253,7 +253,7 @@ def test_an_estimate_broken_off_leaves_the_network_at_rest(tmp_path: Path, prose
     network = loaded.network
     for steps in (5, 9, 14):
         run = estimate(
-            loaded, [parse_format("int8")], "degrade", Account(timings={"estimate_s": 0.0}), "j"
+            loaded, [parse_format("int8")], "degrade", JobCounts(timings={"estimate_s": 0.0}), "j"
         )
         for _ in range(steps):
             next(run)
@@ -268,8 +268,8 @@ def test_changed_inputs_and_other_families_are_estimated_too(
 ) -> None:
     loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=1024, draws=4)
     (parsed,) = [parse_format(format)]
-    account = Account(timings={"estimate_s": 0.0})
-    found = drain(estimate(loaded, [parsed], "degrade", account, "job"))[1][format]
+    counts = JobCounts(timings={"estimate_s": 0.0})
+    found = drain(estimate(loaded, [parsed], "degrade", counts, "job"))[1][format]
     chosen = settings(prose, tokens=1024, seq_len=32, batch_tokens=64)
     (events,) = sweeps(tmp_path / "llama", chosen, p.Sweep((format,)))
     measured = {fact.layer: fact.kl for fact in facts(events, p.Sensitivity)}
@@ -283,9 +283,9 @@ def test_changed_inputs_and_other_families_are_estimated_too(
 def test_restoring_is_estimated_with_its_slope(format: str, tmp_path: Path, prose: Path) -> None:
     folder = tiny.build("llama", tmp_path / "llama")
     loaded = opened(folder, tmp_path, prose, tokens=1024, draws=4)
-    account = Account(timings={"estimate_s": 0.0})
+    counts = JobCounts(timings={"estimate_s": 0.0})
     parsed = parse_format(format)
-    found = drain(estimate(loaded, [parsed], "restore", account, "job"))[1][format]
+    found = drain(estimate(loaded, [parsed], "restore", counts, "job"))[1][format]
     chosen = settings(prose, tokens=1024, seq_len=32, batch_tokens=64)
     (events,) = sweeps(folder, chosen, p.Sweep((format,), "restore"))
     measured = {fact.layer: fact for fact in facts(events, p.Sensitivity)}
@@ -306,9 +306,9 @@ def test_formats_that_are_always_estimated_are_known_whatever_is_swept_beside_th
     loaded = opened(folder, tmp_path, prose, estimate_formats=("nf4", "int8"))
     found = []
     for beside in ("int4-g32", "int3-g32"):
-        account = Account(timings={"estimate_s": 0.0})
+        counts = JobCounts(timings={"estimate_s": 0.0})
         formats = [parse_format(text) for text in ("nf4", "int8", beside)]
-        found.append(drain(estimate(loaded, formats, "degrade", account, "job"))[1])
+        found.append(drain(estimate(loaded, formats, "degrade", counts, "job"))[1])
     assert len(found[0]["nf4-g64"]) > 10
     assert found[1]["nf4-g64"] == found[0]["nf4-g64"]
 
@@ -320,8 +320,8 @@ def test_a_planted_fault_is_ranked_first_by_the_estimate(
     fault = planted.plant(arch, tmp_path / arch)
     loaded = opened(tmp_path / arch, tmp_path, prose, tokens=512)
     formats = [parse_format(planted.FORMAT), parse_format("fp8-e4m3")]
-    account = Account(timings={"estimate_s": 0.0})
-    found = drain(estimate(loaded, formats, "degrade", account, "job"))[1]
+    counts = JobCounts(timings={"estimate_s": 0.0})
+    found = drain(estimate(loaded, formats, "degrade", counts, "job"))[1]
     assert max(found[planted.FORMAT], key=lambda n: found[planted.FORMAT][n].kl) == fault
     assert max(found["fp8-e4m3"], key=lambda n: found["fp8-e4m3"][n].kl) != fault
 
@@ -391,7 +391,7 @@ def test_of_experts_whose_inputs_are_rounded_the_weights_are_estimated_and_said_
     loaded = opened(folder, tmp_path, prose, tokens=256, calib=str(prose), calib_tokens=256)
     found = {}
     for text in (f"int8{method}", "int8"):
-        steps = estimate(loaded, [parse_format(text)], "degrade", Account(), "job")
+        steps = estimate(loaded, [parse_format(text)], "degrade", JobCounts(), "job")
         found[text] = next(iter(drain(steps)[1].values()))
     network = loaded.network
     experts = [name for name, layer in network.layers.items() if layer.role == "experts"]
@@ -418,7 +418,7 @@ def test_quantising_gives_way_between_two_formats(tmp_path: Path, prose: Path) -
     parsed = [parse_format(format) for format in FORMATS]
     name = next(iter(loaded.network.layers))
     wanted = [(name, format) for format in parsed]
-    backward = BackwardPass(loaded, parsed, "degrade", Account(), "job", wanted)
+    backward = BackwardPass(loaded, parsed, "degrade", JobCounts(), "job", wanted)
     point = backward_pass.Point(backward.reference, backward.reference.state, {})
     loaded.opened.workspace.should_stop = lambda: True
     events, _ = drain(backward._changes(point, name, parsed))

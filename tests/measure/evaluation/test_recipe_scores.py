@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.formats.grammar import Format, parse_format
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation import evaluate as evaluation
 from engine.measure.evaluation.evaluate import evaluate, made_from
 from engine.measure.evaluation.recipe_run import RecentRuns
@@ -175,10 +175,10 @@ def test_only_what_changed_is_quantised_again(
     approximated = evaluation.approximated
 
     def watched(
-        loaded: Loaded, name: str, format: Format, account: Account, recipe: Any
+        loaded: Loaded, name: str, format: Format, counts: JobCounts, recipe: Any
     ) -> Generator[p.AnyEvent | None, None, Held]:
         asked.append(name)
-        return (yield from approximated(loaded, name, format, account, recipe))
+        return (yield from approximated(loaded, name, format, counts, recipe))
 
     monkeypatch.setattr(evaluation, "approximated", watched)
     everywhere = {layer(loaded, i): "int4-g32" for i in range(-1, BLOCKS)}
@@ -247,7 +247,7 @@ def test_weights_made_from_other_inputs_are_not_taken_for_those_of_the_same_form
     current: Recipe = {}
 
     def sequential(
-        loaded: Loaded, name: str, format: Format, account: Account, recipe: Any
+        loaded: Loaded, name: str, format: Format, counts: JobCounts, recipe: Any
     ) -> Generator[None, None, Held]:
         network = loaded.network
         start = network.layers[name].start

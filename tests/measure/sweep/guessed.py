@@ -8,7 +8,7 @@ import pytest
 
 from engine import protocol as p
 from engine.formats.grammar import Format
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.sweep import sweep as sensitivity
 from engine.store import keys
 from engine.workspace import Loaded
@@ -42,7 +42,7 @@ class Guesses:
         loaded: Loaded,
         formats: Sequence[Format],
         direction: p.Direction,
-        account: Account,
+        counts: JobCounts,
         job: str,
     ) -> Generator[p.AnyEvent | None, None, Found]:
         """As the real one is called; from the store where it has them."""
@@ -59,9 +59,9 @@ class Guesses:
                 )
                 found[format][name] = fact
                 if known is not None:
-                    yield from account.found([key], [fact])
+                    yield from counts.found([key], [fact])
                 else:
-                    yield account.learnt(key, fact)
+                    yield counts.learnt(key, fact)
         return found
 
     def _made(self, name: str, format: str, direction: p.Direction) -> p.Estimate:
