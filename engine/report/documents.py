@@ -278,11 +278,13 @@ def _triage_layers(session: Session) -> list[s.TriageLayer]:
     found = []
     for row, known in enumerate(session.layers.weights):
         values = [read(row) for read in readers]
-        errors = {
-            format: error_template.fill(of_fact(of_error, error, session))
-            for format, error in (known.errors if known is not None else {}).items()
-        }
-        found.append(template.fill([*values, *of_fact(of_weights, known, session), known and errors]))
+        errors: dict[str, s.ErrorPart] | None = None
+        if known is not None:
+            errors = {
+                format: error_template.fill(of_fact(of_error, error, session))
+                for format, error in known.errors.items()
+            }
+        found.append(template.fill([*values, *of_fact(of_weights, known, session), errors]))
     return found
 
 
