@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from qtui.cli.doctor import Report
+from qtui.cli.installation import Report
 
 ROOT = Path(__file__).parents[1]
 

@@ -53,7 +53,7 @@ def artefact_size(
     )
 
 
-class Ledger:
+class StoredSums:
     """Sums over all layers as stored, made once, from which the size of a recipe follows quickly.
 
     Gives what `artefact_size` gives, at a cost that goes with the layers that are changed.
@@ -64,19 +64,18 @@ class Ledger:
         roles: Sequence[Role],
         shapes: Sequence[tuple[int, ...]],
         dtypes: Sequence[str],
-        other_bytes: int,
     ) -> None:
         """The arguments are those of `artefact_size`, with the dtypes that layers are stored in."""
         self._weights = [math.prod(shape) for shape in shapes]
         self._bits = [bits_as_stored(s, d) for s, d in zip(shapes, dtypes, strict=True)]
-        self._roles, self._other = roles, other_bytes
+        self._roles = roles
         body = [row for row, role in enumerate(roles) if role not in OUTSIDE]
         self._body_weights = sum(self._weights[row] for row in body)
         self._body_bits = sum(self._bits[row] for row in body)
         self._all_bits = sum(self._bits)
         self._head_bits = sum(self._bits[row] for row, role in enumerate(roles) if role == "head")
 
-    def size(self, changed: Mapping[int, int], *, tied: bool) -> Size:
+    def size(self, changed: Mapping[int, int], other_bytes: int, *, tied: bool) -> Size:
         """The size where these rows take so many bits, and all others are as stored."""
         weights, counted, stored = self._body_weights, self._body_bits, self._all_bits
         once = tied
@@ -90,7 +89,7 @@ class Ledger:
                 counted += bits - self._bits[row]
         if once:
             stored -= self._head_bits
-        return Size(counted / weights if weights else math.nan, self._other + (stored + 7) // 8)
+        return Size(counted / weights if weights else math.nan, other_bytes + (stored + 7) // 8)
 
 
 def bits_as_stored(shape: tuple[int, ...], dtype: str) -> int:

@@ -56,7 +56,7 @@ class Correction(msgspec.Struct, frozen=True):
         )
 
 
-def correction(agreement: Agreement | None) -> Correction | None:
+def fitted(agreement: Agreement | None) -> Correction | None:
     """The fit that an agreement brings; None while it rests on fewer than `LEAST_PAIRS` layers."""
     if agreement is None or agreement.layers < LEAST_PAIRS:
         return None

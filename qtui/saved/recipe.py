@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from engine.recipes.file import KEPT, SCHEMA
+from engine.session import predict
 from qtui.saved.view import View
 from qtui.views.reproduce import command
 from qtui.views.text import printable
@@ -32,9 +33,7 @@ def recipe_toml(view: View, path: Path) -> tuple[str, str]:
             f"measured: ppl {score.ppl!r}, kl {score.kl!r} nats per token, "
             f"{score.bits_per_weight!r} bits per weight, {score.bytes} bytes",
         )
-    elif (predicted := session.predicted()) is not None and predicted.missing < len(
-        session.changed
-    ):
+    elif (predicted := predict(session)) is not None and predicted.missing < len(session.changed):
         without = f", without {predicted.missing} unknown" if predicted.missing else ""
         said.insert(
             1,

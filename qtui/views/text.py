@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from rich.cells import cell_len, set_cell_size
 
 from engine.report.characters import printable as printable
 from engine.report.numbers import decimals, short
+
+Words: TypeAlias = list[tuple[str, str]]
+"""Pieces of text with a style each, such as ``$dim`` or ``bold $error``; never read as markup."""
 
 
 class Glyphs(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from engine import protocol as p
-from engine.session import Session, apply, recipe_hash
+from engine.session import Session, apply, predict, recipe_hash
 from qtui.app import Appearance, QtuiApp
 from tests.qtui import replay as r
 
@@ -100,8 +100,10 @@ class Pretender(r.Replay):
 
     def measure(self) -> Iterable[p.AnyEvent]:
         """A score that narrows."""
-        yield p.JobStarted(job="4", kind="evaluate", title="measure the recipe", total=16)
-        predicted = self.known.predicted()
+        yield p.JobStarted(
+            job="4", kind="evaluate", command=p.Evaluate(), title="measure the recipe", total=16
+        )
+        predicted = predict(self.known)
         ppl = predicted.ppl if predicted is not None else r.BASELINE.ppl
         key = recipe_hash(self.known.recipe())
         for done in range(1, 16):

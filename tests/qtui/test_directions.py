@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.session import Session, apply
+from engine.session import Session, apply, correction
 from qtui.views import sweeps
 from qtui.views.text import UNICODE
 from qtui.widgets.line import cells
@@ -125,7 +125,7 @@ async def test_a_toggle_to_an_estimated_format_is_predicted_at_the_next_repaint(
         painted = d.app.pump.painted
         await d.give(r.changed(d.app.session, [DOWN], INT3))
         assert d.app.pump.painted == painted + 1
-        fit = d.app.session.correction(INT3_EFFECTS)
+        fit = correction(d.app.session, INT3_EFFECTS)
         assert fit is not None
         guess = fit.apply(r.estimate(DOWN, 7, INT3))
         expected = 26.17 * math.exp(guess.dnll)
@@ -137,7 +137,7 @@ async def test_estimates_are_sorted_among_measurements_as_they_are_corrected() -
     async with driving(*r.opening(), r.estimated([r.FORMAT]), *r.swept(12)) as d:
         await d.give(r.agreement())
         session = d.app.session
-        fit = session.correction(r.EFFECTS)
+        fit = correction(session, r.EFFECTS)
         assert fit is not None
         expected = []
         for row, name in enumerate(session.layers.names):

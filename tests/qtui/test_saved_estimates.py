@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine import protocol as p
-from engine.session import apply
+from engine.session import apply, correction, predict
 from qtui.saved.forms import as_csv, as_tsv
 from qtui.saved.saving import save
 from qtui.saved.view import SavedTable
@@ -26,7 +26,7 @@ def test_a_table_has_estimates_beside_measurements_and_says_how_they_agree() -> 
     for event in (r.estimated([r.FORMAT, "int2-g128"]), r.agreement()):
         apply(found, event)
     heading, rows = lines_of_csv(save("table", "rows.csv", view(found)).path)
-    fit = found.correction(r.EFFECTS)
+    fit = correction(found, r.EFFECTS)
     assert fit is not None
     for row in rows:
         guess = found.estimate(found.index[row["layer"]], r.EFFECTS)
@@ -99,7 +99,7 @@ def test_a_recipe_that_is_not_measured_yet_carries_its_prediction() -> None:
     found = r.folded(*r.opening(), r.estimated(["int3-g128"]))
     apply(found, r.changed(found, [LAYER, "lm_head"], "int3-g128"))
     apply(found, r.changed(found, [BROKEN], "int8"))
-    predicted = found.predicted()
+    predicted = predict(found)
     assert predicted is not None
     text = save("recipe", "r.toml", view(found)).path.read_text()
     assert f"ppl {predicted.ppl!r}, kl {predicted.kl!r} nats per token, without 1 unknown" in text

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.session import Session, recipe_hash
+from engine.session import Session, predict, recipe_hash
 from qtui.views.text import PLAIN, UNICODE, Glyphs
 from qtui.widgets.frame.scoreboard import Scoreboard
 from tests.qtui import replay as r
@@ -41,7 +41,12 @@ def measuring() -> Session:
     session = whole()
     told(session, r.changed(session, [DOWN], r.FORMAT))
     key = recipe_hash(session.recipe())
-    told(session, p.JobStarted(job="4", kind="evaluate", title="measure the recipe", total=16))
+    told(
+        session,
+        p.JobStarted(
+            job="4", kind="evaluate", command=p.Evaluate(), title="measure the recipe", total=16
+        ),
+    )
     told(session, p.RecipePartial(r.score(key, ppl=26.42, half=0.05, tokens=4096)))
     return session
 
@@ -73,7 +78,7 @@ async def test_what_is_loaded_is_told_where_there_is_room() -> None:
 
 async def test_the_prediction_stands_beside_what_is_being_measured_until_it_is_done() -> None:
     session = measuring()
-    predicted = session.predicted()
+    predicted = predict(session)
     assert predicted is not None
     said = f"PPL 26.17 → ≈{predicted.ppl:.2f} → 26.42 ± .05 25%"
     assert said in (await lines(session, 80))[1]
@@ -86,7 +91,7 @@ async def test_the_prediction_stands_beside_what_is_being_measured_until_it_is_d
 async def test_a_prediction_that_leaves_layers_out_says_so_or_is_left_out() -> None:
     session = whole()
     told(session, r.changed(session, [DOWN], r.FORMAT), r.changed(session, ["lm_head"], "int8"))
-    predicted = session.predicted()
+    predicted = predict(session)
     assert predicted is not None
     assert predicted.missing == 1
     said = f"PPL 26.17 → ≈{predicted.ppl:.2f} without 1 unknown"
@@ -104,7 +109,9 @@ async def test_a_score_that_gets_no_further_says_why(status: p.JobStatus) -> Non
     session = whole()
     told(session, r.changed(session, [DOWN], r.FORMAT))
     key = recipe_hash(session.recipe())
-    started = p.JobStarted(job="4", kind="evaluate", title="measure", total=16, recipe=key)
+    started = p.JobStarted(
+        job="4", kind="evaluate", command=p.Evaluate(), title="measure", total=16, recipe=key
+    )
     told(session, started, p.RecipePartial(r.score(key, ppl=26.42, half=0.05, tokens=6062)))
     assert "37%," not in (await lines(session, 80))[1]
     told(session, p.JobEnded(job="4", kind="evaluate", status=status))
@@ -141,7 +148,7 @@ async def test_the_layer_of_a_sweep_is_told_by_its_short_name(glyphs: Glyphs) ->
     ],
 )
 async def test_what_is_loaded_is_told_in_bytes(name: str, done: int, total: int, said: str) -> None:
-    opened = p.JobStarted(job="1", kind="open", title="open")
+    opened = p.JobStarted(job="1", kind="open", command=p.Open("demo", p.Settings()), title="open")
     session = told(Session(), opened, p.Stage(name, done, total))
     work = (await lines(session, 80))[2]
     assert work.startswith(name)

@@ -12,7 +12,7 @@ from engine import protocol as p
 from engine.report import schema
 from engine.report.documents import sweep_document
 from engine.report.tables import sweep_text
-from engine.session import Session, apply
+from engine.session import Session, apply, correction
 from tests.qtui import replay as r
 
 CONTROL = p.Control("lm_head", 0.0, 0.0, floor_dnll=1e-5, floor_kl=5e-4)
@@ -47,7 +47,7 @@ def test_a_layer_has_its_estimate_and_what_was_measured_and_neither_where_it_was
     assert layer["estimate"]["dnll_se"] == raw.dnll_se
     assert layer["estimate"]["draws"] == 2
     assert "doubt" not in layer["estimate"]
-    fit = session.correction(r.EFFECTS)
+    fit = correction(session, r.EFFECTS)
     assert fit is not None
     assert "corrected_kl" not in layer["estimate"]  # it is measured
     row, unmeasured = next(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.protocol import Role
-from engine.session.artefact import Ledger, artefact_size, bits_as_stored
+from engine.session.artefact import StoredSums, artefact_size, bits_as_stored
 
 LAYERS = st.lists(
     st.tuples(
@@ -37,7 +37,7 @@ def test_sums_made_once_give_what_sums_over_the_whole_table_give(
         other,
         tied=tied,
     )
-    found = Ledger(roles, shapes, [d for _, _, d, _ in layers], other).size(changed, tied=tied)
+    found = StoredSums(roles, shapes, [d for _, _, d, _ in layers]).size(changed, other, tied=tied)
     assert found.bytes == wanted.bytes
     assert found.bits_per_weight == wanted.bits_per_weight or (
         math.isnan(found.bits_per_weight) and math.isnan(wanted.bits_per_weight)

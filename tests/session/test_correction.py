@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import protocol as p
-from engine.session import Session, apply
-from engine.session.correction import LEAST_PAIRS, correction
+from engine.session import Session, apply, predict
+from engine.session.correction import LEAST_PAIRS, fitted
 from tests.qtui import replay as r
 
 
@@ -34,7 +34,7 @@ def test_between_knots_it_is_the_interpolation_of_logarithms(
 ) -> None:
     x = sorted({round(math.log(each), 3) for each, _ in knots})
     y = np.maximum.accumulate([math.log(value) for _, value in knots][: len(x)])
-    fit = correction(agreement([math.exp(each) for each in x], np.exp(y).tolist()))
+    fit = fitted(agreement([math.exp(each) for each in x], np.exp(y).tolist()))
     assert fit is not None
     at = math.log(estimate)
     if at <= x[0]:
@@ -52,13 +52,13 @@ def test_it_never_turns_two_estimates_round(
     estimated: list[float], measured: list[float], pair: list[float]
 ) -> None:
     low, high = sorted(pair)
-    fit = correction(agreement(sorted(estimated), sorted(measured)[: len(estimated)]))
+    fit = fitted(agreement(sorted(estimated), sorted(measured)[: len(estimated)]))
     assert fit is not None
     assert fit.kl(low) <= fit.kl(high) * (1 + 1e-9)
 
 
 def test_a_sign_stays_and_nothing_stays_nothing() -> None:
-    fit = correction(agreement([1e-3, 1e-2], [2e-3, 3e-2]))
+    fit = fitted(agreement([1e-3, 1e-2], [2e-3, 3e-2]))
     assert fit is not None
     assert fit.kl(0.0) == 0.0
     assert fit.kl(-1e-3) == pytest.approx(-2e-3)
@@ -77,11 +77,11 @@ def test_a_sign_stays_and_nothing_stays_nothing() -> None:
 def test_too_few_pairs_or_none_to_take_a_logarithm_of_correct_nothing(
     found: p.Agreement | None,
 ) -> None:
-    assert correction(found) is None
+    assert fitted(found) is None
 
 
 def test_an_estimate_s_error_scales_and_its_nll_moves_by_what_its_kl_does() -> None:
-    fit = correction(agreement([1e-3, 1e-2], [2e-3, 2e-2]))
+    fit = fitted(agreement([1e-3, 1e-2], [2e-3, 2e-2]))
     guess = r.estimate("lm_head", 0)
     assert fit is not None
     found = fit.apply(guess)
@@ -104,7 +104,7 @@ def test_a_prediction_rests_on_corrected_estimates_and_on_measurements_as_they_a
     power = math.log(1.5e-2 / 1.1e-3) / math.log(10)
     expected = 1.1e-3 * (raw / 1e-3) ** power
     assert 1e-3 < raw < 1e-2
-    predicted = session.predicted()
+    predicted = predict(session)
     assert predicted is not None
     assert predicted.kl == pytest.approx(expected + r.sensitivity(layers[4], 4, "int3-g128").kl)
     assert predicted.missing == 0

@@ -10,6 +10,7 @@ import pytest
 
 from engine import protocol as p
 from engine.client import Client, in_process, spawned
+from engine.session import predict
 from tests import tiny
 from tests.drive import ended, facts, is_partial, settings, until
 
@@ -173,12 +174,12 @@ def test_predicted_is_the_sum_of_known_single_effects(source: Path, prose: Path)
         layers = ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj")
         client.send(p.SetFormat(layers, "int4-g32"))
         until(client, ended("evaluate"))
-        predicted = client.session.predicted()
+        predicted = predict(client.session)
         assert predicted is not None
         assert predicted.missing == 0
         assert predicted.kl == pytest.approx(sum(rows[name].kl for name in layers))
         client.send(p.SetFormat(("lm_head",), "int7-g32"))
         until(client, ended("evaluate"))
-        predicted = client.session.predicted()
+        predicted = predict(client.session)
         assert predicted is not None
         assert predicted.missing == 1

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from engine.protocol import EffectKey, Estimate, LayerWeights, Sensitivity
-from engine.session import Session
+from engine.session import Session, correction
 
 Effect: TypeAlias = Sensitivity | Estimate
 
@@ -31,7 +31,7 @@ def effects(session: Session, key: EffectKey) -> Callable[[int], Effect | None]:
         return lambda row: None
     if estimated is None:
         return (measured or []).__getitem__
-    fit = session.correction(key)
+    fit = correction(session, key)
 
     def read(row: int) -> Effect | None:
         if measured is not None and (known := measured[row]) is not None:
@@ -45,7 +45,7 @@ def effects(session: Session, key: EffectKey) -> Callable[[int], Effect | None]:
 def kl_reader(session: Session, key: EffectKey) -> Callable[[int], float | None]:
     """The KL of `effects`, with nothing else made: tables of many rows are sorted by it."""
     measured, estimated = session.effects.measured.get(key), session.effects.estimated.get(key)
-    fit = session.correction(key)
+    fit = correction(session, key)
     if measured is None and estimated is None:
         return lambda row: None
 
@@ -114,5 +114,5 @@ def below_floor(session: Session, effect: Effect | None) -> bool:
 
 def corrected_kl(session: Session, estimate: Estimate) -> float | None:
     """The KL to expect by the fit of measured to estimated KL; None where there is no fit."""
-    fit = session.correction(estimate.key) if estimate.by == "layer" else None
+    fit = correction(session, estimate.key) if estimate.by == "layer" else None
     return None if fit is None else fit.kl(estimate.kl)

@@ -14,7 +14,7 @@ from engine.report import numbers as n
 from engine.report.figures import Figure, PaneLine
 from engine.report.figures.effects import below_floor, delta_ppl_margin
 from engine.report.figures.registry import pane_figures
-from engine.session import Session
+from engine.session import Session, expected
 from qtui.views.text import BELOW, DOUBT, Glyphs, fit, printable, signed_change, wrapped
 from qtui.widgets.line import Words
 
@@ -65,7 +65,7 @@ def effects(session: Session, row: int) -> list[Effect]:
     """
     found = []
     for key in session.effects.known():
-        effect = session.sensitivity(row, key) or session.expected(row, key)
+        effect = session.sensitivity(row, key) or expected(session, row, key)
         if effect is not None:
             found.append(_effect(session, row, effect))
     return sorted(found, key=_place)

@@ -6,7 +6,7 @@ import math
 
 from engine.protocol import Direction, EffectKey
 from engine.report.numbers import decimals
-from engine.session import Session
+from engine.session import Session, correction
 from qtui.views.text import Glyphs, printable
 from qtui.widgets.line import Words, cells
 
@@ -65,7 +65,7 @@ def _agreement(
     if not math.isfinite(found.ratio):
         return said, few
     ratio = f"{said} (measured {decimals(found.ratio, 2)}{glyphs.times} it)"
-    if session.correction(found.key) is not None and _any_left(session, found.key):
+    if correction(session, found.key) is not None and _any_left(session, found.key):
         return f"{ratio}, the rest corrected", ratio, said, few
     return ratio, said, few
 

@@ -1,0 +1,270 @@
+"""`apply`: how a session changes with every event, the only place where it does."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import msgspec
+
+from engine import protocol as p
+from engine.session.artefact import bits_as_stored
+from engine.session.state import Change, Effects, Job, Layers, Session, kept_format
+
+Dirty: TypeAlias = Literal[
+    "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
+    "stage", "notices", "gauges", "histogram", "experts",
+]  # fmt: skip
+
+MAX_NOTICES = 200
+MAX_HISTOGRAMS = 64
+MAX_EXPERTS = 16
+
+
+def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]:
+    """Fold one event into ``session`` and return the parts that changed.
+
+    Args:
+        session: changed in place.
+        event: journalled or transient.
+        seq: its number in the journal, 0 for transient events.
+    """
+    if seq:
+        session.seq = seq
+    match event:
+        case p.Opened():
+            return _opened(session, event)
+        case p.CheckpointRead():
+            return _checkpoint_read(session, event)
+        case p.LayersListed():
+            return _layers_listed(session, event)
+        case p.ModelReady():
+            return _model_ready(session, event)
+        case p.Calibrated():
+            session.calibration = event
+            return frozenset({"model"})
+        case p.RecipeChanged():
+            return _recipe_changed(session, event)
+        case p.JobStarted():
+            session.jobs[event.job] = Job(
+                id=event.job, kind=event.kind, title=event.title, command=event.command,
+                urgency=event.urgency, total=event.total, recipe=event.recipe,
+            )  # fmt: skip
+            return frozenset({"jobs"})
+        case p.Progress():
+            if (job := session.jobs.get(event.job)) is not None and job.status == "running":
+                job.done, job.total = event.done, event.total
+                job.seconds_left, job.detail = event.seconds_left, event.detail
+            return frozenset({"jobs"})
+        case p.JobEnded():
+            return _job_ended(session, event)
+        case p.Fallback():
+            if event not in session.fallbacks:
+                session.fallbacks.append(event)
+            return frozenset({"notices"})
+        case p.Notice():
+            session.notices = [*session.notices[-MAX_NOTICES:], event]
+            return frozenset({"notices"})
+        case p.Exported():
+            message = f"exported to {event.folder}"
+            session.notices = [*session.notices[-MAX_NOTICES:], p.Notice("info", message)]
+            return frozenset({"notices"})
+        case p.Refused():
+            notice = p.Notice("error", event.message)
+            session.notices = [*session.notices[-MAX_NOTICES:], notice]
+            return frozenset({"notices"})
+        case p.Learned():
+            dirty: set[Dirty] = set()
+            for fact in event.facts:
+                dirty.add(_learn(session, fact))
+            return frozenset(dirty)
+        case p.Stage():
+            # A transient may come late: after the end of what it tells of it says nothing.
+            if any(j.kind == "open" and j.status == "running" for j in session.jobs.values()):
+                session.stage = event
+            return frozenset({"stage"})
+        case p.RecipePartial():
+            session.partial = event.score
+            return frozenset({"recipe"})
+        case p.Agreement():
+            session.effects.agreement[event.key] = event
+            return frozenset({"measured"})
+        case p.HistogramReady():
+            session.histograms.pop(event.layer, None)
+            session.histograms[event.layer] = event
+            while len(session.histograms) > MAX_HISTOGRAMS:
+                session.histograms.pop(next(iter(session.histograms)))
+            return frozenset({"histogram"})
+        case p.ExpertsReady():
+            session.experts.pop(event.layer, None)
+            session.experts[event.layer] = event
+            while len(session.experts) > MAX_EXPERTS:
+                session.experts.pop(next(iter(session.experts)))
+            return frozenset({"experts"})
+        case p.Gauges():
+            session.gauges = event
+            return frozenset({"gauges"})
+
+
+def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
+    if event.settings.fresh:
+        empty = Session(seq=session.seq)
+        for field in Session.__struct_fields__:
+            setattr(session, field, getattr(empty, field))
+    session.source, session.settings, session.versions = (
+        event.source,
+        event.settings,
+        event.versions,
+    )
+    # A new engine begins: jobs of the one before are over, its recipe and its facts stay.
+    session.jobs, session.notices, session.fallbacks = {}, [], []
+    session.stage = session.gauges = None
+    session.model = session.partial = session.calibration = None
+    return frozenset(get_args(Dirty))
+
+
+def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dirty]:
+    before, session.checkpoint = session.checkpoint, event
+    if before is None or before.fingerprint == event.fingerprint:
+        return frozenset({"checkpoint"})
+    # Another checkpoint lies in the same place: what was known is not about it.
+    session.layers.weights = [None] * len(session.layers.names)
+    session.histograms, session.experts = {}, {}
+    session.baseline = session.control = session.partial = None
+    session.effects, session.scores = Effects(), {}
+    return frozenset(get_args(Dirty))
+
+
+def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
+    old, old_index = session.layers, session.index
+    session.index = {name: row for row, name in enumerate(event.names)}
+    before = [old_index.get(name) for name in event.names]
+    bits = [bits_as_stored(s, d) for s, d in zip(event.shapes, event.dtypes, strict=True)]
+    changed = [
+        row if row is not None and name in session.changed and old.shapes[row] == shape else None
+        for name, row, shape in zip(event.names, before, event.shapes, strict=True)
+    ]
+    session.layers = Layers(
+        names=event.names,
+        kinds=event.kinds,
+        blocks=event.blocks,
+        roles=event.roles,
+        shapes=event.shapes,
+        dtypes=event.dtypes,
+        holds=[
+            kept_format(dtype) if row is None else old.holds[row]
+            for row, dtype in zip(changed, event.dtypes, strict=True)
+        ],
+        bits=[bits[new] if row is None else old.bits[row] for new, row in enumerate(changed)],
+        weights=[None if row is None else old.weights[row] for row in before],
+        groups=list(event.groups),
+    )
+    session.effects = session.effects.relisted(before)
+    session.changed = {
+        name: held
+        for row, (name, held) in enumerate(zip(event.names, session.layers.holds, strict=True))
+        if held != session.kept(row)
+    }
+    session.other_bytes = event.other_bytes
+    return frozenset({"layers", "holds", "weights", "measured"})
+
+
+def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
+    session.model, session.stage = event, None
+    # Facts of another protocol do not belong beside this one's; the store gives its own again.
+    session.baseline = session.control = session.partial = None
+    session.effects, session.scores = Effects(), {}
+    return frozenset({"model", "stage", "baseline", "measured", "recipe"})
+
+
+def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty]:
+    for layer, held, bits in zip(event.layers, event.after, event.bits, strict=True):
+        row = session.index.get(layer)
+        if row is None:
+            continue  # the model has no such layer after all
+        session.layers.holds[row] = held
+        session.layers.bits[row] = bits
+        if held == session.kept(row):
+            session.changed.pop(layer, None)
+        else:
+            session.changed[layer] = held
+    match event.how:
+        case "set":
+            step = Change(event.layers, event.before, event.after)
+            session.history = [*session.history[: session.position], step]
+            session.position += 1
+        case "undo":
+            session.position -= 1
+        case "redo":
+            session.position += 1
+    session.partial = None
+    return frozenset({"holds", "recipe"})
+
+
+def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
+    job = session.jobs.get(event.job)
+    if job is None:
+        job = session.jobs[event.job] = Job(
+            event.job, event.kind, event.kind, p.Unknown(event.kind)
+        )
+    job.status, job.message, job.exit_code = event.status, event.message, event.exit_code
+    job.resumed, job.measured, job.timings = event.resumed, event.measured, event.timings
+    if event.status == "done":
+        job.done = job.total
+    job.seconds_left = 0.0
+    if event.kind == "open":
+        session.stage = None
+    if event.status != "failed":
+        return frozenset({"jobs", "stage"})
+    session.notices = [*session.notices[-MAX_NOTICES:], p.Notice("error", event.message)]
+    return frozenset({"jobs", "stage", "notices"})
+
+
+def _learn(session: Session, fact: p.AnyFact) -> Dirty:
+    match fact:
+        case p.LayerWeights():
+            if (row := session.index.get(fact.layer)) is not None:
+                session.layers.weights[row] = _merged(session.layers.weights[row], fact)
+            return "weights"
+        case p.Baseline():
+            session.baseline = fact
+            return "baseline"
+        case p.Control():
+            session.control = fact
+            return "baseline"
+        case p.Sensitivity() if fact.by != "layer":
+            session.effects.units.setdefault(fact.key, {})[fact.layer] = fact
+            return "measured"
+        case p.Sensitivity():
+            column = session.effects.measured.setdefault(
+                fact.key, [None] * len(session.layers.names)
+            )
+            if (row := session.index.get(fact.layer)) is not None:
+                column[row] = fact
+            return "measured"
+        case p.Estimate() if fact.by != "layer":
+            session.effects.estimated_units.setdefault(fact.key, {})[fact.layer] = fact
+            return "measured"
+        case p.Estimate():
+            estimates = session.effects.estimated.setdefault(
+                fact.key, [None] * len(session.layers.names)
+            )
+            if (row := session.index.get(fact.layer)) is not None:
+                estimates[row] = fact
+            return "measured"
+        case p.RecipeScore():
+            session.scores[fact.recipe] = fact
+            return "recipe"
+        case p.Additivity():
+            session.effects.additivity[fact.key] = fact
+            return "measured"
+
+
+def _merged(known: p.LayerWeights | None, fact: p.LayerWeights) -> p.LayerWeights:
+    """Errors in other formats that were known already stay known."""
+    if known is None or known.outliers.sigma != fact.outliers.sigma:
+        return fact
+    return msgspec.structs.replace(
+        fact,
+        errors={**known.errors, **fact.errors},
+        refused={**known.refused, **fact.refused},
+    )
