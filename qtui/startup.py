@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 
-import msgspec
 from textual.screen import Screen
 
 from engine import protocol as p
 from engine.profiles import Profile, load_profiles
 from qtui.app import Appearance, Choice, run
-from qtui.cli.options import Shared
 from qtui.screens.registry import known_keys
 from qtui.user.keymap import KeymapError, keymap_path, read_keymap
 from qtui.user.remembered import recall
@@ -22,11 +21,11 @@ from qtui.views.text import Glyphs
 
 def interface(
     source: str | None,
-    shared: Shared,
+    resolve: Callable[[str], tuple[p.Settings, Profile]],
+    profile_name: str,
     *,
     ascii: bool,
     theme: str | None,
-    fps: int | None,
     started: subprocess.Popen[bytes] | None = None,
 ) -> int:
     """Run the interface on ``source``, or on what is chosen on its start screen.
@@ -34,13 +33,21 @@ def interface(
     What is wrong with a person's own themes, keys or memory is said on the screen and stops
     nothing; what was asked for on the command line and cannot be does.
 
+    Args:
+        source: what to open; None starts with the start screen.
+        resolve: settings and profile for the name of a profile.
+        profile_name: the profile that was asked for.
+        ascii: draw with ASCII characters only.
+        theme: the theme that was asked for; None takes one that suits the terminal.
+        started: the engine that was started ahead.
+
     Returns:
         The exit code.
 
     Raises:
         EngineError: a value of the command line that cannot be.
     """
-    settings, profile = _resolved(shared, fps)
+    settings, profile = resolve(profile_name)
     remembered, problem = recall()
     problems = [problem] if problem else []
     shelf = ThemeShelf()
@@ -55,29 +62,23 @@ def interface(
 
     def start(glyphs: Glyphs) -> Screen[None]:
         # Not imported where a model was named: its first frame does not wait for them.
-        from engine.store.past_sessions import hub_cache, look, past_sessions
+        from engine.opening.hub import hub_cache
+        from engine.opening.look import look
+        from engine.store.past_sessions import past_sessions
         from qtui.screens.start.screen import Start
 
         return Start(
             past_sessions,
             look,
             load_profiles(),
-            shared.profile,
+            profile_name,
             hub_ids=hub_cache,
             glyphs=glyphs,
             problems=tuple(problems),
         )
-
-    def resolve(name: str) -> tuple[p.Settings, Profile]:
-        return _resolved(msgspec.structs.replace(shared, profile=name), fps)
 
     appearance = Appearance(ascii, chosen, remembered, keymap, tuple(problems))
     return run(
         source, settings, profile, appearance=appearance, shelf=shelf,
         choice=Choice(start, resolve), started=started,
     )  # fmt: skip
-
-
-def _resolved(shared: Shared, fps: int | None) -> tuple[p.Settings, Profile]:
-    settings, profile = shared.resolve()
-    return settings, msgspec.structs.replace(profile, fps=fps or profile.fps)

@@ -20,11 +20,25 @@ def imported_by(program: str) -> set[str]:
 
 
 def test_the_command_line_imports_no_tensor_library_and_no_terminal_library() -> None:
-    assert not imported_by("import qtui.cli") & (HEAVY | {"textual", "plotext"})
+    program = (
+        "from qtui.cli.commands import all_commands, command_line\ncommand_line(all_commands())"
+    )
+    assert not imported_by(program) & (HEAVY | {"textual", "plotext"})
+
+
+def test_a_command_imports_no_other_command() -> None:
+    program = (
+        "import sys, qtui.cli\n"
+        "from qtui.cli.commands import OPEN, command_line\n"
+        "command_line([OPEN])\n"
+        "loaded = {name for name in sys.modules if name.startswith(('qtui.cli.', 'engine.'))}\n"
+        "assert not loaded & {'qtui.cli.sweep', 'qtui.cli.headless', 'engine.report.documents'}"
+    )
+    assert not imported_by(program) & (HEAVY | {"textual", "plotext"})
 
 
 def test_the_doctor_imports_no_tensor_library() -> None:
-    program = "from qtui.cli.doctor import examine, report_text\nreport_text(examine())"
+    program = "from qtui.cli.installation import examine, report_text\nreport_text(examine())"
     # Themes and keys are checked with Textual; without it the rest is still told.
     assert not imported_by(program) & (HEAVY | {"plotext"})
     assert "textual" not in imported_by("import qtui.cli.doctor")
@@ -54,16 +68,25 @@ def test_a_look_at_a_checkpoint_imports_no_tensor_library() -> None:
 def test_completing_a_format_and_listing_sessions_imports_no_tensor_library() -> None:
     program = (
         "from engine.formats.completion import complete_format, explain_format\n"
-        "from engine.store.past_sessions import hub_cache, past_sessions\n"
+        "from engine.opening.hub import hub_cache\n"
+        "from engine.store.past_sessions import past_sessions\n"
         "complete_format('int4'), explain_format('int4'), past_sessions(), hub_cache()"
     )
     assert not imported_by(program) & HEAVY
 
 
+DECLARED = {
+    *("", ".target", ".targets", ".targets.checkpoint"),
+    *(".compressed", ".compressed.expressed", ".compressed.form"),
+}
+"""What says, in text, which targets an export has and what they express."""
+
+
 def test_to_know_of_an_export_imports_no_export_and_no_tensor_library() -> None:
     program = (
-        "import qtui.cli, engine.report.documents, qtui.cli.headless, sys\n"
-        "assert not any(name.startswith('engine.export') for name in sys.modules)"
+        "import qtui.cli.export, engine.report.documents, qtui.cli.headless, sys\n"
+        "parts = {name[13:] for name in sys.modules if name.startswith('engine.export')}\n"
+        f"assert parts <= {DECLARED}, parts"
     )
     assert not imported_by(program) & HEAVY
 

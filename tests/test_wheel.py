@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from packaging.requirements import Requirement
 
-from qtui.cli.doctor import Report
+from qtui.cli.installation import Report
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,5 +1,4 @@
-"""A recipe as a checkpoint on disk that other programs load."""
+"""A recipe as files that other programs load: `targets` has one file a target.
 
-from engine.export.checkpoint import Exported, NotExportable, export_checkpoint, why_not_exported
-
-__all__ = ["Exported", "NotExportable", "export_checkpoint", "why_not_exported"]
+Nothing is imported here, so that the interface can list the targets without a tensor library.
+"""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from engine import protocol as p
-from engine.service.scheduler import Outcome
+from engine.service.jobs import Outcome
 
 T = TypeVar("T")
 
@@ -16,8 +16,8 @@ FACTS_IN_ONE_EVENT = 500
 
 
 @dataclass
-class Account:
-    """Counts and seconds of one job."""
+class JobCounts:
+    """Facts that one job measured and found, and its seconds."""
 
     measured: int = 0
     known: int = 0

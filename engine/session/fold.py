@@ -46,13 +46,15 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return _recipe_changed(session, event)
         case p.JobStarted():
             session.jobs[event.job] = Job(
-                event.job, event.kind, event.title, event.total, event.recipe
-            )
+                id=event.job, kind=event.kind, title=event.title, command=event.command,
+                urgency=event.urgency, total=event.total, recipe=event.recipe,
+            )  # fmt: skip
             return frozenset({"jobs"})
         case p.Progress():
             if (job := session.jobs.get(event.job)) is not None and job.status == "running":
-                job.done, job.total = event.done, event.total
-                job.seconds_left, job.detail = event.seconds_left, event.detail
+                job.done, job.total, job.in_bytes = event.done, event.total, event.in_bytes
+                job.seconds_left, job.phase = event.seconds_left, event.phase
+                job.subject, job.format, job.detail = event.subject, event.format, event.detail
             return frozenset({"jobs"})
         case p.JobEnded():
             return _job_ended(session, event)
@@ -202,7 +204,9 @@ def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty
 def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
     job = session.jobs.get(event.job)
     if job is None:
-        job = session.jobs[event.job] = Job(event.job, event.kind, event.kind)
+        job = session.jobs[event.job] = Job(
+            event.job, event.kind, event.kind, p.Unknown(event.kind)
+        )
     job.status, job.message, job.exit_code = event.status, event.message, event.exit_code
     job.resumed, job.measured, job.timings = event.resumed, event.measured, event.timings
     if event.status == "done":
@@ -221,6 +225,10 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
         case p.LayerWeights():
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.weights[row] = _merged(session.layers.weights[row], fact)
+            return "weights"
+        case p.LayerError():
+            if (row := session.index.get(fact.layer)) is not None:
+                session.layers.weights[row] = _with_error(session.layers.weights[row], fact)
             return "weights"
         case p.Baseline():
             session.baseline = fact
@@ -265,3 +273,13 @@ def _merged(known: p.LayerWeights | None, fact: p.LayerWeights) -> p.LayerWeight
         errors={**known.errors, **fact.errors},
         refused={**known.refused, **fact.refused},
     )
+
+
+def _with_error(known: p.LayerWeights | None, fact: p.LayerError) -> p.LayerWeights | None:
+    """What is known of a layer with its error in one format more; None without its statistics."""
+    if known is None:
+        return None
+    if fact.error is None:
+        refused = {**known.refused, fact.format: fact.refused}
+        return msgspec.structs.replace(known, refused=refused)
+    return msgspec.structs.replace(known, errors={**known.errors, fact.format: fact.error})

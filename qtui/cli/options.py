@@ -23,6 +23,11 @@ DTYPES = ("fp32", "fp16", "bf16")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+UNITS: tuple[By, ...] = get_args(By)
+EXACT = ("all", "top:K", "none")
+"""What ``--exact`` may be."""
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="demo, a folder, or a hub id", show_default=False)
 ]
@@ -41,7 +46,7 @@ DirectionOption = Annotated[
     str,
     typer.Option(
         "--direction",
-        metavar="degrade|restore",
+        metavar="|".join(DIRECTIONS),
         help="quantise each layer alone, or all but that one",
     ),
 ]
@@ -49,13 +54,13 @@ ExactOption = Annotated[
     str,
     typer.Option(
         "--exact",
-        metavar="all|top:K|none",
+        metavar="|".join(EXACT),
         help="what is measured, the worst first, after all is estimated",
     ),
 ]
 ByOption = Annotated[
     str,
-    typer.Option("--by", metavar="layer|block|kind|group", help="what is changed at once"),
+    typer.Option("--by", metavar="|".join(UNITS), help="what is changed at once"),
 ]
 DrawsOption = Annotated[
     int | None,
@@ -107,7 +112,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         str | None, typer.Option("--device", metavar="cpu|cuda:N|auto", help="where to run")
     ] = None
     dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="fp32|fp16|bf16", help="what to run in")
+        str | None, typer.Option("--dtype", metavar="|".join(DTYPES), help="what to run in")
     ] = None
     memory_budget: Annotated[
         str | None,
@@ -199,10 +204,6 @@ def not_yet(what: str, why: str) -> UsageError:
     return UsageError(f"{what} cannot be used yet: {why}")
 
 
-DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
-UNITS: tuple[By, ...] = get_args(By)
-
-
 def sweep_asked(formats: Sequence[str], direction: str, exact: str, by: str) -> Sweep:
     """The command of a sweep.
 
@@ -232,7 +233,7 @@ def exact_of(given: str) -> str:
         )
     if colon:
         word = given
-    return _one_of("--exact", word, ("all", "none"), "all, top:K, none")
+    return _one_of("--exact", word, ("all", "none"), ", ".join(EXACT))
 
 
 def with_draws(settings: Settings, draws: int | None) -> Settings:

@@ -105,9 +105,9 @@ def _escaped(text: str) -> str:
 
 def command_reference() -> str:
     """Every command with its options, as ``--help`` has them."""
-    from qtui import cli
+    from qtui.cli.commands import COMMANDS, command_line
 
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(command_line(COMMANDS))
     assert isinstance(group, TyperGroup)
     lines: list[str] = []
     for name, command in group.commands.items():

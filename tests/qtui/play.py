@@ -91,7 +91,7 @@ class Pretender(r.Replay):
         began, *measuring = r.swept(direction=direction)
         assert isinstance(began, p.JobStarted)
         yield began
-        yield p.Progress(job=began.job, done=1, total=8, detail="estimating 9 formats")
+        yield p.Progress(job=began.job, done=1, total=8, phase="estimating", detail="9 formats")
         yield r.estimated(direction=direction)
         for done, event in enumerate(measuring):
             yield event
@@ -100,7 +100,9 @@ class Pretender(r.Replay):
 
     def measure(self) -> Iterable[p.AnyEvent]:
         """A score that narrows."""
-        yield p.JobStarted(job="4", kind="evaluate", title="measure the recipe", total=16)
+        yield p.JobStarted(
+            job="4", kind="evaluate", command=p.Evaluate(), title="measure the recipe", total=16
+        )
         predicted = predict(self.known)
         ppl = predicted.ppl if predicted is not None else r.BASELINE.ppl
         key = recipe_hash(self.known.recipe())

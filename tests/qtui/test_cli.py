@@ -11,9 +11,9 @@ import pytest
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.profiles import Profile, load_profile
-from qtui import cli
 from qtui import startup as opening
 from qtui.app import Appearance, Choice
+from qtui.cli import interface
 from qtui.cli.options import size_in_bytes
 from qtui.screens.start.screen import Start
 from qtui.views.text import UNICODE
@@ -61,8 +61,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
         return 0
 
     monkeypatch.setattr(opening, "run", show)
-    monkeypatch.setattr(cli, "_has_terminal", lambda: True)
-    monkeypatch.setattr(cli, "start_ahead", lambda source, nice: Started(f"engine of {source}"))
+    monkeypatch.setattr(interface, "has_terminal", lambda: True)
+    monkeypatch.setattr(
+        interface, "start_ahead", lambda source, nice: Started(f"engine of {source}")
+    )
     return asked
 
 

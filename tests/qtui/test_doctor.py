@@ -11,7 +11,7 @@ import pytest
 
 from engine.errors import ProfileError
 from engine.report import schema
-from qtui.cli import doctor
+from qtui.cli import installation as doctor
 from qtui.user import themes
 
 

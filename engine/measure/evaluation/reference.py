@@ -7,7 +7,6 @@ is kept changes how long a measurement takes, never its value.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 
@@ -15,9 +14,13 @@ import torch
 from torch import Tensor
 
 from engine.measure.evaluation.boundary_states import BoundaryStates, CachePlan, CacheSizes, choose
-from engine.measure.evaluation.divergence import Tally, Windows, compare
+from engine.measure.evaluation.divergence import Tally, compare
 from engine.measure.evaluation.memory_tiers import KeptTensor, TieredMemory
+from engine.model.cost import cost_of
+from engine.model.memory import memory_free
 from engine.model.network import Held, Network
+from engine.texts.windows import Windows
+from engine.workspace import Loaded
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Logits of one chunk of positions, in bytes of float32: each is a pass through the model's code,
@@ -68,7 +71,7 @@ class Reference:
             blocks=len(network.blocks),
             state=windows.tokens * hidden * network.dtype.itemsize,
             logits=windows.count * windows.targets * vocabulary * 4,
-            head=_head_in_blocks(network),
+            head=cost_of(network).head_in_blocks,
         )
         self.plan: CachePlan | None = None
         """What is kept, once the first micro-batch was run."""
@@ -129,7 +132,7 @@ class Reference:
     @torch.no_grad()
     def plain(self, batch: int) -> None:
         """The model's own forward on one micro-batch with whole logits, nothing kept."""
-        self.network.model(input_ids=self.batches[batch], use_cache=False)
+        self.network.run(self.batches[batch], None)
 
     def nll_sums(self) -> Tensor:
         """Summed NLL of each window, ``[windows]`` float64, once every micro-batch was run."""
@@ -240,6 +243,18 @@ class Reference:
         return choose(sizes, room, reading, logits=logits)
 
 
+def reference_of(loaded: Loaded) -> Reference:
+    """The reference of a loaded model on its windows; made when first asked for."""
+
+    def make() -> Reference:
+        settings = loaded.settings
+        # Of a budget that is given, the other half is for what calibrates and estimates.
+        budget = (settings.memory_budget or memory_free(loaded.network.device)) // 2
+        return Reference(loaded.network, loaded.windows, settings.batch_tokens, budget)
+
+    return loaded.part(Reference, make)
+
+
 def tiles(logits: Tensor) -> Iterator[tuple[slice, slice]]:
     """Windows and positions that are compared at once, of a chunk ``[windows, positions, …]``."""
     windows, positions, vocabulary = logits.shape
@@ -274,18 +289,3 @@ def boundary_state(reference: Reference, states: BoundaryStates, batch: int, k: 
 
     network.visit(reference.batches[batch], at, state, take, until=k)
     return reached[0]
-
-
-def _head_in_blocks(network: Network) -> float:
-    """Work of the head, softmax and KL, in blocks, by what each multiplies for a token."""
-    layers = network.layers.values()
-    head = sum(math.prod(layer.shape) for layer in layers if layer.role == "head")
-    text = network.config.get_text_config()
-    used = getattr(text, "num_experts_per_tok", None) or 1
-    body = sum(
-        math.prod(layer.shape) * (used / layer.shape[0] if layer.role == "experts" else 1.0)
-        for layer in layers
-        if layer.block is not None
-    )
-    # Logits are read several times after they are made: about twice the head's product.
-    return 2 * head / (body / len(network.blocks)) if body else 1.0

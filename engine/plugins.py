@@ -1,0 +1,81 @@
+"""Packages that add to qtui from outside: they are imported once, when something is looked up.
+
+A package names itself in its own ``pyproject.toml``::
+
+    [project.entry-points."qtui.plugins"]
+    mine = "my_package.qtui"
+
+The module is imported, or if the entry point is a function it is called; either registers what it
+adds (`engine.formats.family.register_family`, `engine.export.targets.register_target`, …). The
+client and the engine each do so in their own process, so a plugin must import no tensor library at
+that moment: the registrations name what is imported later. Modules in the environment variable
+``QTUI_PLUGINS``, separated by commas, are loaded too, which needs no installed package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from importlib.metadata import EntryPoint, entry_points
+from threading import RLock
+
+from engine.errors import EngineError
+
+GROUP = "qtui.plugins"
+VARIABLE = "QTUI_PLUGINS"
+
+_loaded: set[str] = set()
+"""The plugins that were loaded, or are being loaded, by ``module`` or ``module:function``."""
+_looked = False
+_LOCK = RLock()
+"""Held while plugins load: a plugin may look something up meanwhile, another thread waits."""
+
+
+def load_plugins() -> None:
+    """Load what is installed and what the environment names; only the first call does anything.
+
+    Raises:
+        EngineError: a plugin cannot be imported, or fails as it registers.
+    """
+    global _looked
+    with _LOCK:
+        if _looked:
+            return
+        _looked = True
+        named = [name.strip() for name in os.environ.get(VARIABLE, "").split(",")]
+        for entry in entry_points(group=GROUP):
+            load_plugin(entry.value)
+        for name in filter(None, named):
+            load_plugin(name)
+
+
+def load_plugin(value: str) -> None:
+    """Load one plugin, ``module`` or ``module:function``, unless it was loaded before.
+
+    Raises:
+        EngineError: it cannot be imported, or fails as it registers.
+    """
+    if value in _loaded:
+        return
+    _loaded.add(value)
+    try:
+        found = EntryPoint(value, value, GROUP).load()
+        if callable(found):
+            found()
+    except Exception as error:  # noqa: BLE001: whatever code of others raises, name the plugin
+        _loaded.discard(value)
+        raise EngineError(
+            f"the plugin {value!r} cannot be loaded ({type(error).__name__}: {error}); "
+            f"uninstall it, or take it out of {VARIABLE}"
+        ) from error
+
+
+def resolve(reference: str) -> object:
+    """What ``module:NAME`` stands for, importing the module.
+
+    Raises:
+        ImportError: there is no such module.
+        AttributeError: it has no such name.
+    """
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,88 @@
+"""``qtui export``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.export.target import listed, targets
+from engine.report import documents, tables
+from qtui.cli import headless
+from qtui.cli.exit import check_destination, publish, reporting_errors
+from qtui.cli.options import (
+    FormatOption,
+    JsonOption,
+    ModelArgument,
+    RecipeOption,
+    Shared,
+    expanded,
+    not_yet,
+    shares_options,
+)
+from qtui.cli.recipe import calibrates, check_recipe, with_recipe
+from qtui.cli.run import run
+
+
+@shares_options
+def export(
+    model: ModelArgument,
+    format: FormatOption = None,
+    recipe: RecipeOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help="; ".join(f"{target.name}: {target.help}" for target in targets()),
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="PATH", help="the folder to write")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the checkpoint that lies there")
+    ] = False,
+    json: JsonOption = None,
+    *,
+    shared: Shared,
+) -> None:
+    """A recipe as a checkpoint that other programs load.
+
+    What is written is what was measured, weight for weight. Reads the files alone, one layer in
+    memory at a time; formats with +gptq load the model and calibrate as qtui eval does with the
+    same options. The folder appears when it is whole.
+    """
+    with reporting_errors(kept=headless.NOT_WHOLE):
+        settings, _ = shared.resolve()
+        check_recipe("export", format, recipe)
+        target = _checked(to)
+        if not output:
+            raise UsageError("qtui export takes -o PATH, the folder to write")
+        check_destination(json)
+        # The engine may run in another folder.
+        written = p.Export(
+            out=str(expanded(output).absolute()),
+            format=format or "kept",
+            to=target,
+            overwrite=overwrite,
+        )
+        ask = with_recipe(recipe, written)
+        solves = calibrates(format, recipe)
+        outcome = run(model, settings, ask, of=p.Export, calibrates=solves)
+        assert outcome.exported is not None
+        document = documents.export_document(
+            outcome.session, outcome.exported, outcome.formats, outcome.job
+        )
+        publish(document, tables.export_text, json)
+
+
+def _checked(to: str | None) -> str:
+    """The name of a target that there is."""
+    if to is None:
+        raise UsageError(f"qtui export takes --to TARGET; there is {listed()}")
+    if to not in {target.name for target in targets()}:
+        raise not_yet(f"--to {to}", f"there is {listed()}")
+    return to

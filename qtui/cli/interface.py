@@ -1,0 +1,86 @@
+"""``qtui MODEL`` and ``qtui demo``: the terminal interface."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import msgspec
+import typer
+
+from engine import protocol as p
+from engine.client import start_ahead
+from engine.errors import UsageError
+from engine.profiles import Profile
+from qtui.cli.exit import reporting_errors
+from qtui.cli.options import (
+    AsciiOption,
+    FpsOption,
+    Shared,
+    ThemeOption,
+    located_model,
+    shares_options,
+)
+from qtui.views.text import printable
+
+
+@shares_options
+def open_model(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="demo, a folder, or a hub id")
+    ] = None,
+    ascii: AsciiOption = False,
+    theme: ThemeOption = None,
+    fps: FpsOption = None,
+    *,
+    shared: Shared,
+) -> None:
+    """The terminal interface on MODEL, or on one chosen on its start screen."""
+    with reporting_errors():
+        _show(model, shared, ascii=ascii, theme=theme, fps=fps)
+
+
+@shares_options
+def demo(
+    ascii: AsciiOption = False,
+    theme: ThemeOption = None,
+    fps: FpsOption = None,
+    *,
+    shared: Shared,
+) -> None:
+    """The terminal interface on the bundled checkpoint."""
+    with reporting_errors():
+        _show("demo", shared, ascii=ascii, theme=theme, fps=fps)
+
+
+def _show(
+    model: str | None, shared: Shared, *, ascii: bool, theme: str | None, fps: int | None
+) -> None:
+    def resolve(name: str) -> tuple[p.Settings, Profile]:
+        settings, profile = msgspec.structs.replace(shared, profile=name).resolve()
+        return settings, msgspec.structs.replace(profile, fps=fps or profile.fps)
+
+    _, profile = resolve(shared.profile)
+    if not has_terminal():
+        name = "MODEL" if model is None else printable(model)
+        raise UsageError(
+            f"there is no terminal to draw on: use `qtui triage {name}`, `qtui sweep {name}` or "
+            f"`qtui eval {name} --format F`"
+        )
+    source = None if model is None else located_model(model)
+    # The engine imports its libraries while the first frame is drawn.
+    started = None if source is None else start_ahead(source, nice=profile.nice)
+    try:
+        from qtui.startup import interface
+
+        code = interface(source, resolve, shared.profile, ascii=ascii, theme=theme, started=started)
+    except BaseException:
+        if started is not None:
+            started.terminate()
+        raise
+    raise typer.Exit(code)
+
+
+def has_terminal() -> bool:
+    """Whether there is a terminal to draw on."""
+    return sys.stdout.isatty() and sys.stdin.isatty()

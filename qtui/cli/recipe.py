@@ -1,0 +1,64 @@
+"""The recipe of a command: ``--format``, ``--recipe``, and the layers a recipe file names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.formats.grammar import needs_calibration, parse_format
+from engine.recipes.file import KEPT, built_in, names_file, read_recipe
+from engine.recipes.mixes import FIRST_LAST
+from engine.session import Session
+from qtui.cli.exit import print_error
+
+OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export)
+
+
+def check_recipe(command: str, format: str | None, recipe: str | None) -> None:
+    """Refuse what is no recipe, or is two."""
+    both = format is not None and recipe is not None
+    if both and not names_file(str(recipe)) and built_in(str(recipe)) == FIRST_LAST:
+        return
+    if both or (format is None and recipe is None):
+        raise UsageError(
+            f"qtui {command} takes one of --format F and --recipe FILE|NAME, and both with "
+            f"--recipe {FIRST_LAST}"
+        )
+
+
+def calibrates(format: str | None, recipe: str | None) -> bool:
+    """Whether a format, or one of a recipe file, looks at calibration inputs."""
+    formats = [format]
+    if recipe is not None and names_file(recipe):
+        read = read_recipe(Path(recipe).expanduser())
+        formats += [read.default, *(held for _, held in read.lines)]
+    return any(needs_calibration(parse_format(each)) for each in formats if each and each != KEPT)
+
+
+def with_recipe(given: str | None, command: OfRecipe) -> OfRecipe | Callable[[Session], OfRecipe]:
+    """The command with a recipe, by its file or its name."""
+    if given is None:
+        return command
+    if names_file(given):
+        return _from_file(Path(given).expanduser(), command)
+    return msgspec.structs.replace(command, recipe=built_in(given))
+
+
+def _from_file(path: Path, command: OfRecipe) -> Callable[[Session], OfRecipe]:
+    """The command with the recipe of a file, once it is known what the layers are called."""
+    recipe = read_recipe(path)
+
+    def ask(session: Session) -> OfRecipe:
+        name = session.checkpoint.name if session.checkpoint is not None else session.source
+        if recipe.checkpoint not in (None, name, session.source):
+            print_error(f"{path} was written for {recipe.checkpoint}: here it is used on {name}")
+        return msgspec.structs.replace(
+            command, format=recipe.default, layers=recipe.resolve(session), recipe=recipe.recipe
+        )
+
+    return ask

@@ -1,0 +1,57 @@
+"""``qtui sweep``."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.report import documents, tables
+from qtui.cli.exit import check_destination, publish, reporting_errors
+from qtui.cli.options import (
+    ByOption,
+    DirectionOption,
+    DrawsOption,
+    ExactOption,
+    FormatsOption,
+    JsonOption,
+    ModelArgument,
+    Shared,
+    shares_options,
+    split_formats,
+    sweep_asked,
+    with_draws,
+)
+from qtui.cli.run import run
+
+
+@shares_options
+def sweep(
+    model: ModelArgument,
+    formats: FormatsOption = None,
+    exact: ExactOption = "all",
+    direction: DirectionOption = "degrade",
+    by: ByOption = "layer",
+    draws: DrawsOption = None,
+    json: JsonOption = None,
+    *,
+    shared: Shared,
+) -> None:
+    """Sensitivity of every layer.
+
+    All layers and formats are estimated from a few passes; then layers are measured exactly, the
+    worst first: perplexity and KL beside the unchanged model's with that layer alone quantised, or
+    what keeping it alone wins back.
+    """
+    with reporting_errors():
+        settings, _ = shared.resolve()
+        settings = with_draws(settings, draws)
+        check_destination(json)
+        wanted = split_formats(formats)
+        if wanted:
+            # Who names formats wants to know of these alone.
+            settings = msgspec.structs.replace(settings, estimate_formats=())
+        ask = sweep_asked(wanted or settings.sweep_formats, direction, exact, by)
+        outcome = run(model, settings, ask)
+        document = documents.sweep_document(
+            outcome.session, outcome.formats, ask.direction, outcome.job, ask.by, not wanted
+        )
+        publish(document, tables.sweep_text, json)

@@ -1,0 +1,76 @@
+"""``qtui triage``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.report import documents, tables
+from qtui.cli import headless
+from qtui.cli.exit import check_destination, publish, reporting_errors
+from qtui.cli.options import (
+    FormatsOption,
+    JsonOption,
+    ModelArgument,
+    Shared,
+    not_yet,
+    shares_options,
+    split_formats,
+)
+from qtui.cli.run import run
+
+
+@shares_options
+def triage(
+    model: ModelArgument,
+    formats: FormatsOption = None,
+    activations: Annotated[
+        bool, typer.Option("--activations", help="activations too (not yet)")
+    ] = False,
+    histogram: Annotated[
+        str | None,
+        typer.Option(
+            "--histogram",
+            metavar="LAYER",
+            help="a layer's histogram, in the document; with --formats the grid of the first",
+        ),
+    ] = None,
+    bins: Annotated[
+        int, typer.Option("--bins", metavar="N", min=1, max=100_000, help="bins of --histogram")
+    ] = 120,
+    experts: Annotated[
+        str | None,
+        typer.Option(
+            "--experts", metavar="LAYER", help="every expert of a fused layer, in the document"
+        ),
+    ] = None,
+    json: JsonOption = None,
+    *,
+    shared: Shared,
+) -> None:
+    """Outliers, faults and errors of every layer's weights.
+
+    Reads the files alone: no forward pass, and one layer in memory at a time.
+    """
+    with reporting_errors():
+        settings, _ = shared.resolve()
+        if activations:
+            raise not_yet("--activations", "triage reads weights only")
+        if (histogram or experts) and json is None:
+            raise UsageError(
+                "--histogram and --experts stand in the document: give --json PATH or --json -"
+            )
+        check_destination(json)
+        wanted = split_formats(formats)
+        ask = p.Triage(wanted or settings.formats)
+        questions: list[headless.Question] = []
+        if histogram:
+            questions.append(p.AskHistogram(histogram, bins, (wanted or ("",))[0]))
+        if experts:
+            questions.append(p.AskExperts(experts))
+        outcome = run(model, settings, ask, questions)
+        document = documents.triage_document(outcome.session, outcome.job, outcome.answers)
+        publish(document, tables.triage_text, json)
