@@ -1,7 +1,8 @@
 """The sweep as anybody would write it first: plain transformers on whole windows.
 
-Nothing is cached but what the unchanged model says, for a caller that compares many changes. Every layer's weight is replaced by what compressed-tensors' functions make of it with the stored
-scale, the whole model is run on every window before and after, and log-softmaxes are subtracted in
+Nothing is cached but what the unchanged model says, for a caller that compares many changes. Every
+layer's weight is replaced by what compressed-tensors' functions make of it with the stored scale,
+the whole model is run on every window before and after, and log-softmaxes are subtracted in
 float64.
 """
 

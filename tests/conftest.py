@@ -21,13 +21,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests at a time as there are cores
 leave_room()
 
-MEMORY = Path("/dev/shm")
+IN_MEMORY = Path("/dev/shm")
 ROOM = 4 << 30
-if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK):
+if (
+    "TMPDIR" not in os.environ
+    and os.access(IN_MEMORY, os.W_OK)
+    and shutil.disk_usage(IN_MEMORY).free > ROOM
+):
     # A store waits for the disk after every commit: in memory there is nothing to wait for.
-    if shutil.disk_usage(MEMORY).free > ROOM:
-        os.environ["TMPDIR"] = str(MEMORY)
-        tempfile.tempdir = None
+    os.environ["TMPDIR"] = str(IN_MEMORY)
+    tempfile.tempdir = None
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
