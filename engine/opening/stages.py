@@ -180,7 +180,7 @@ def _network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]:
             device=settings.device,
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
-            on_stage=lambda name, done, total: tell(p.Stage(name, done, total)),
+            on_stage=lambda stage: tell(p.Stage(*stage)),
         )
 
     network = yield from in_thread("loading", load, wait=False)
