@@ -54,6 +54,7 @@ from engine.protocol.events import (
     ModelReady,
     Notice,
     Opened,
+    Phase,
     Progress,
     RecipeChanged,
     RecipePartial,
@@ -61,7 +62,6 @@ from engine.protocol.events import (
     Role,
     Stage,
     Transient,
-    job_key,
 )
 from engine.protocol.facts import (
     Additivity,
@@ -70,6 +70,7 @@ from engine.protocol.facts import (
     Control,
     Estimate,
     Fact,
+    LayerError,
     LayerWeights,
     Outliers,
     RecipeScore,
@@ -135,6 +136,7 @@ __all__ = [
     "JobEnded",
     "JobStarted",
     "JobStatus",
+    "LayerError",
     "LayerWeights",
     "LayersListed",
     "Learned",
@@ -145,6 +147,7 @@ __all__ = [
     "Open",
     "Opened",
     "Outliers",
+    "Phase",
     "Progress",
     "Protocol",
     "RecipeChanged",
@@ -173,7 +176,6 @@ __all__ = [
     "decode_frame",
     "encode",
     "identified",
-    "job_key",
     "register_command",
     "same_request",
 ]

@@ -9,9 +9,9 @@ from pathlib import Path
 from engine.errors import UsageError
 from engine.report.numbers import size
 from engine.store.files import free_name
-from qtui.saved.figures import why_not
 from qtui.saved.request import QUOTES, misspelt, read_request
 from qtui.saved.subjects import FORM_WORDS, FORMS, subjects
+from qtui.saved.tables import why_not
 from qtui.saved.target import target_path
 from qtui.saved.view import SUBJECTS, Subject, View
 from qtui.views.text import printable

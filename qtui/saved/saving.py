@@ -14,13 +14,13 @@ import msgspec
 
 from engine.errors import UsageError
 from engine.store.files import write_new, write_whole
-from qtui.saved.figures import table_of, why_not
 from qtui.saved.forms import aligned, as_csv, as_json, as_text
 from qtui.saved.plots import histogram_svg
 from qtui.saved.recipe import recipe_toml
 from qtui.saved.request import read_request
 from qtui.saved.subjects import Form
 from qtui.saved.svg import plain_lines, screen_svg, text_of
+from qtui.saved.tables import table_of, why_not
 from qtui.saved.target import target_path
 from qtui.saved.view import Subject, View
 from qtui.views.reproduce import command

@@ -6,7 +6,7 @@ import re
 from typing import Literal, TypeAlias
 
 from engine.protocol import EffectKey
-from qtui.saved.figures import why_not
+from qtui.saved.tables import why_not
 from qtui.saved.view import SUBJECTS, Subject, View
 
 Form: TypeAlias = Literal[".csv", ".json", ".svg", ".txt", ".toml"]
