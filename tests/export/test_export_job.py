@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import engine.export
+import engine.export.checkpoint
 from engine import protocol as p
 from engine.checkpoint import list_layers, open_checkpoint, read_layer
 from engine.client import InProcess, in_process
@@ -235,9 +235,9 @@ def test_an_export_that_is_given_up_leaves_nothing_behind_and_questions_go_on(
     client: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Given up halfway, with a folder begun; a histogram is drawn meanwhile."""
-    whole = engine.export.export_checkpoint
+    whole = engine.export.checkpoint.export_checkpoint
     begun, never = threading.Event(), threading.Event()
-    given_up = client._engine._exporter.should_stop
+    given_up = client._engine._lanes["export"].should_stop
 
     def halting(*given: Any, on_progress: Callable[[int, int, str], None], **named: Any) -> Any:
         def told(done: int, total: int, tensor: str) -> None:
@@ -248,7 +248,7 @@ def test_an_export_that_is_given_up_leaves_nothing_behind_and_questions_go_on(
 
         return whole(*given, on_progress=told, **named)
 
-    monkeypatch.setattr(engine.export, "export_checkpoint", halting)
+    monkeypatch.setattr(engine.export.checkpoint, "export_checkpoint", halting)
     client.send(p.Export(out=str(tmp_path / "out"), format="int8"))
     started = until(client, lambda e: isinstance(e, p.JobStarted) and e.kind == "export")[-1]
     assert isinstance(started, p.JobStarted)
