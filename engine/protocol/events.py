@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from engine.protocol.commands import AnyCommand
 from engine.protocol.facts import AnyFact, RecipeScore
@@ -18,13 +18,22 @@ Level: TypeAlias = Literal["info", "warning", "error"]
 class Event(Message, frozen=True):
     """Something that happened; kept in the journal."""
 
+    deferrable: ClassVar[bool] = True
+    """Whether it may be written a moment later, with others: what a crash loses is found again."""
+
+
+class Intent(Event, frozen=True):
+    """What a person did: written before anybody hears of it."""
+
+    deferrable: ClassVar[bool] = False
+
 
 class Transient(Message, frozen=True):
     """Something worth showing once; never kept."""
 
 
-class Opened(Event, frozen=True):
-    """Intent: a checkpoint was opened in this session."""
+class Opened(Intent, frozen=True):
+    """A checkpoint was opened in this session."""
 
     source: str
     settings: Settings
@@ -96,8 +105,8 @@ class Calibrated(Event, frozen=True, kw_only=True):
     """Which windows of the text these are."""
 
 
-class RecipeChanged(Event, frozen=True, kw_only=True):
-    """Intent: layers hold other formats now. Columns of equal length."""
+class RecipeChanged(Intent, frozen=True, kw_only=True):
+    """Layers hold other formats now. Columns of equal length."""
 
     how: Literal["set", "undo", "redo"]
     layers: list[str]
@@ -131,6 +140,8 @@ class JobStarted(Event, frozen=True, kw_only=True):
 
 class JobEnded(Event, frozen=True, kw_only=True):
     """A job is over."""
+
+    deferrable: ClassVar[bool] = False
 
     job: str
     kind: str
