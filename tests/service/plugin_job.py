@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.service.commands import register
 from engine.service.jobs import Context, JobSpec, OnLane, Outcome, Steps
+from engine.workspace import Opened, Workspace
 
 
 class CountLayers(p.Command, frozen=True):
@@ -16,20 +15,21 @@ class CountLayers(p.Command, frozen=True):
     kinds: tuple[str, ...] = ()
 
 
-def _accepted(context: Context[Any], command: CountLayers) -> CountLayers:
+def _accepted(context: Context[Workspace], command: CountLayers) -> CountLayers:
     if "" in command.kinds:
         raise UsageError("a kind has a name")
     return command
 
 
-def _steps(context: Context[Any], command: CountLayers) -> Steps:
+def _steps(context: Context[Workspace], command: CountLayers) -> Steps:
     import threading
 
     yield p.Notice("info", f"begun on {threading.current_thread().name}")
     yield OnLane("export")
     yield p.Notice("info", f"goes on on {threading.current_thread().name}")
     wanted = command.kinds
-    found = [name for name in context.workspace.rows if name.endswith(wanted or ("",))]
+    rows = context.workspace.need(Opened).rows
+    found = [name for name in rows if name.endswith(wanted or ("",))]
     yield p.Progress(job=context.job, done=len(found), total=len(found))
     return Outcome(measured=len(found))
 
@@ -45,4 +45,22 @@ COUNT = JobSpec(
     steps=_steps,
 )
 
+
+class CountForEver(p.Command, frozen=True):
+    """Ends when it is cancelled."""
+
+
+def _for_ever(context: Context[Workspace], command: CountForEver) -> Steps:
+    done = 0
+    while True:
+        yield p.Progress(job=context.job, done=done, total=0)
+        done += 1
+
+
+FOR_EVER = JobSpec(
+    command=CountForEver, kind="for-ever", title=lambda command: "for ever", urgency=9,
+    steps=_for_ever,
+)  # fmt: skip
+
 register(COUNT)
+register(FOR_EVER)

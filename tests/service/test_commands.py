@@ -22,7 +22,7 @@ from engine.store.paths import facts_file, session_folder
 from engine.store.upcasters import UPCASTERS
 from tests import tiny
 from tests.drive import ended, settings, until
-from tests.service.plugin_job import COUNT, CountLayers
+from tests.service.plugin_job import COUNT, CountForEver, CountLayers
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +174,12 @@ def test_what_is_under_way_is_not_begun_again(client: InProcess) -> None:
 
 
 def test_a_run_that_is_left_early_is_cancelled(client: InProcess) -> None:
-    events = client.run(p.Triage(("int4-g32",)))
+    events = client.run(CountForEver())
     for event in events:
-        if isinstance(event, p.Learned):
+        if isinstance(event, p.Progress):
             break
     events.close()  # type: ignore[attr-defined]
-    last = until(client, ended("triage"))[-1]
+    last = until(client, ended("for-ever"))[-1]
     assert isinstance(last, p.JobEnded)
     assert last.status == "cancelled"
 
