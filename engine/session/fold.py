@@ -52,8 +52,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return frozenset({"jobs"})
         case p.Progress():
             if (job := session.jobs.get(event.job)) is not None and job.status == "running":
-                job.done, job.total = event.done, event.total
-                job.seconds_left, job.detail = event.seconds_left, event.detail
+                job.done, job.total, job.in_bytes = event.done, event.total, event.in_bytes
+                job.seconds_left, job.phase = event.seconds_left, event.phase
+                job.subject, job.format, job.detail = event.subject, event.format, event.detail
             return frozenset({"jobs"})
         case p.JobEnded():
             return _job_ended(session, event)
