@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from engine.checkpoint import open_checkpoint
-from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError
+from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
 from engine.model.architecture import model_class, read_config
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
 from engine.model.memory import check_memory, memory_free, memory_needed
@@ -102,7 +102,7 @@ def load_network(
         made_from = _disk_names(model, stored, report)
         notes = (why_device, why_dtype, *((stored.note,) if stored.note else ()))
         if unread:
-            notes += (f"{len(unread)} tensors on disk are not part of the model: {_few(unread)}",)
+            notes += (f"{len(unread)} tensors on disk are not part of the model: {few(unread)}",)
         on_stage(LoadStage("checking resume", 0, 1))
         zeroed = _zero_what_is_not_finite(model)
         network = Network(model, made_from, tied=tied, notes=notes, zeroed=zeroed)
@@ -239,7 +239,7 @@ def _check_report(path: Path, model: Any, report: dict[str, Any]) -> list[str]:
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise CheckpointError(
-            f"{path} lacks {len(missing)} tensors of the model: {_few(missing)}; "
+            f"{path} lacks {len(missing)} tensors of the model: {few(missing)}; "
             "a file is missing, or config.json is another model's"
         )
     unread = sorted(report["unexpected_keys"])
@@ -311,10 +311,6 @@ def _too_big(what: str, needed: int, device: str) -> OutOfMemoryError:
         f"{memory_free(device) / gib:.1f} GiB are free now; choose a 16-bit dtype "
         "(--dtype bf16), another device or a smaller model"
     )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _one_line(error: Exception) -> str:
