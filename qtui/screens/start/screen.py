@@ -15,7 +15,7 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from engine.errors import EngineError
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 from engine.profiles import Profile
 from engine.store.past_sessions import PastSession
 from qtui.background import in_thread
@@ -41,9 +41,9 @@ class Start(Screen[None]):
     """Chooses what is opened, and with which profile; knows before whether it can be."""
 
     TYPED: ClassVar[float] = 0.3
-    """Seconds after the last key before a path is looked at."""
+    """Seconds after the last key before a path is inspected."""
     RESTED: ClassVar[float] = 0.08
-    """Seconds the cursor rests on a row before its checkpoint is looked at."""
+    """Seconds the cursor rests on a row before its checkpoint is inspected."""
 
     DEFAULT_CSS = """
     Start { background: $background; }
@@ -85,7 +85,7 @@ class Start(Screen[None]):
     def __init__(
         self,
         sessions: Callable[[], Sequence[PastSession]],
-        look: Callable[[str], Awaitable[Looked]],
+        inspect: Callable[[str], Awaitable[Inspection]],
         profiles: Mapping[str, Profile],
         profile: str,
         *,
@@ -98,7 +98,7 @@ class Start(Screen[None]):
         """
         Args:
             sessions: past sessions; called in a thread, may raise `EngineError` or `OSError`.
-            look: what a source is, before it is opened; cancelled when another one is chosen.
+            inspect: finds out what a source is; cancelled when another one is chosen.
             profiles: all profiles by name.
             profile: the one that is chosen at first.
             hub_ids: models in the hub's local cache; called in a thread.
@@ -106,7 +106,7 @@ class Start(Screen[None]):
             problems: what is wrong with the user's own files: keys, themes, what was remembered.
         """
         super().__init__(id=id, classes="-ascii" if glyphs.ascii else None)
-        self._read_sessions, self._look_at, self._read_ids = sessions, look, hub_ids
+        self._read_sessions, self._inspect_source, self._read_ids = sessions, inspect, hub_ids
         self.glyphs, self.clock = glyphs, clock
         self.past: list[PastSession] = []
         self._ids: Sequence[str] = ()
@@ -133,10 +133,10 @@ class Start(Screen[None]):
         self._touched = False
         self._leaving = False
         """Whether escape was the last key, and the next one quits."""
-        self._looked: dict[str, Looked] = {}
+        self._inspections: dict[str, Inspection] = {}
         self._loud = False
         self._opening = ""
-        """What is to be opened as soon as it was looked at."""
+        """What is to be opened as soon as it was inspected."""
         self._rest: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -235,30 +235,30 @@ class Start(Screen[None]):
             return self.past[place] if place < len(self.past) else None
         return next((past for past in self.past if past.source == self.source), None)
 
-    # --- looking before opening ---------------------------------------------------------------
+    # --- inspecting before opening ------------------------------------------------------------
 
     def _consider(self, wait: float) -> None:
-        """Show what is known of the source, and look at it once nothing has moved for a while."""
+        """Show what is known of the source, and inspect it once nothing has moved for a while."""
         self._loud, self._opening = False, ""
-        self.workers.cancel_group(self, "look")
+        self.workers.cancel_group(self, "inspection")
         if self._rest is not None:
             self._rest.stop()
-        self._rest = self.set_timer(wait, self._look)
+        self._rest = self.set_timer(wait, self._inspect)
         self._tell()
 
-    def _look(self) -> None:
+    def _inspect(self) -> None:
         if self.source:
-            self.run_worker(self._looking(self.source), group="look", exclusive=True)
+            self.run_worker(self._inspecting(self.source), group="inspection", exclusive=True)
 
-    async def _looking(self, source: str) -> None:
+    async def _inspecting(self, source: str) -> None:
         try:
-            looked = await self._look_at(source)
+            found = await self._inspect_source(source)
         except (EngineError, OSError) as error:
-            looked = Looked(source=source, problem=str(error) or type(error).__name__)
-        self._looked[source] = looked
+            found = Inspection(source=source, problem=str(error) or type(error).__name__)
+        self._inspections[source] = found
         if self._opening == source:
             self._opening = ""
-            self._decide(source, looked)
+            self._decide(source, found)
         self._tell()
 
     def action_open(self) -> None:
@@ -269,22 +269,26 @@ class Start(Screen[None]):
             self._tell()
         elif self._opening == source:  # asked for a second time: whoever knows better may go on
             self._choose(source)
-        elif (looked := self._looked.get(source)) and not looked.problem and not self._is_looking():
-            self._decide(source, looked)
+        elif (
+            (found := self._inspections.get(source))
+            and not found.problem
+            and not self._is_inspecting()
+        ):
+            self._decide(source, found)
         else:
-            # Not looked at yet; or there was a problem, which may be mended by now.
+            # Not inspected yet; or there was a problem, which may be mended by now.
             self._opening = source
             if self._rest is not None:
                 self._rest.stop()
-            self._look()
+            self._inspect()
             self._tell()
 
-    def _is_looking(self) -> bool:
-        return any(worker.group == "look" and worker.is_running for worker in self.workers)
+    def _is_inspecting(self) -> bool:
+        return any(worker.group == "inspection" and worker.is_running for worker in self.workers)
 
-    def _decide(self, source: str, looked: Looked) -> None:
+    def _decide(self, source: str, found: Inspection) -> None:
         past = None if self._typing else self._session()
-        if looked.problem or (past is not None and past.problem):
+        if found.problem or (past is not None and past.problem):
             self._loud = True
             self._tell()
         else:
@@ -300,7 +304,7 @@ class Start(Screen[None]):
         """Say what is known of the source."""
         self.about.show(
             self.source,
-            self._looked.get(self.source),
+            self._inspections.get(self.source),
             self._session(),
             loud=self._loud,
             waits=bool(self._opening),
