@@ -129,7 +129,7 @@ async def test_keys_of_the_start_screen_are_not_those_of_the_workbench_behind_it
 
 async def test_two_enters_in_the_same_moment_open_one_workbench() -> None:
     async with opening() as hand:
-        await hand.until(lambda: "/m/llama" in hand.start._inspections)
+        await hand.until(lambda: "/m/llama" in hand.start._inspections.known)
         press_at_once(hand.app, "enter", "enter", "enter")
         d = await hand.bench()
         await d.give(*r.opening())
