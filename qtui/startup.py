@@ -63,13 +63,13 @@ def interface(
     def start(glyphs: Glyphs) -> Screen[None]:
         # Imported only where there is no model: the first frame of a model does not wait for them.
         from engine.opening.hub import hub_cache
-        from engine.opening.look import look
+        from engine.opening.inspection import inspect_source
         from engine.store.past_sessions import past_sessions
         from qtui.screens.start.screen import Start
 
         return Start(
             past_sessions,
-            look,
+            inspect_source,
             load_profiles(),
             profile_name,
             hub_ids=hub_cache,
