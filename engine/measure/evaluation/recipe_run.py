@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from engine.measure.evaluation.boundary_states import BoundaryStates
 from engine.measure.evaluation.divergence import Tally
 from engine.measure.evaluation.reference import Reference, boundary_state
+from engine.model.boundary_states import BoundaryStates
 from engine.model.network import Held, StandIn
 
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from engine.measure.evaluation.boundary_states import BoundaryStates, CachePlan, CacheSizes, choose
 from engine.measure.evaluation.divergence import Tally, Windows, compare
-from engine.measure.evaluation.memory_tiers import KeptTensor, TieredMemory
+from engine.model.boundary_states import BoundaryStates, CachePlan, CacheSizes, choose
 from engine.model.cost import cost_of
+from engine.model.memory_tiers import KeptTensor, TieredMemory
 from engine.model.network import Held, Network
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
