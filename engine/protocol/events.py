@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+from engine.protocol.commands import AnyCommand
 from engine.protocol.facts import AnyFact, RecipeScore
 from engine.protocol.keys import Direction, EffectKey
 from engine.protocol.message import Message
 from engine.protocol.settings import Protocol, Settings
 
 Role: TypeAlias = Literal["linear", "conv1d", "experts", "head", "embedding"]
-JobKind: TypeAlias = Literal["open", "triage", "sweep", "evaluate", "export"]
 JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
 
@@ -111,23 +111,29 @@ class JobStarted(Event, frozen=True, kw_only=True):
     """A job was accepted."""
 
     job: str
-    kind: JobKind
+    kind: str
     title: str
+    """For people; what the job is about says `command`."""
+    command: AnyCommand
+    """What was asked for, as it was accepted: formats are canonical."""
+    urgency: int = 1
+    """Lower runs first, and is shown first."""
     total: int = 0
     """Steps, for a bar: layers, tensors or windows; 0 where progress will tell."""
-    formats: tuple[str, ...] = ()
-    """Canonical formats of a triage or a sweep."""
     recipe: str = ""
-    """Hash of the recipe an evaluation measures."""
-    ask: str = ""
-    """Of the command that asked for it."""
+    """Hash of the recipe that it is about."""
+
+    @property
+    def ask(self) -> str:
+        """Of the command that asked for it."""
+        return self.command.ask
 
 
 class JobEnded(Event, frozen=True, kw_only=True):
     """A job is over."""
 
     job: str
-    kind: JobKind
+    kind: str
     status: JobStatus
     message: str = ""
     """Why it failed, in a sentence."""

@@ -35,8 +35,12 @@ class Job(msgspec.Struct):
     """A job as a client sees it."""
 
     id: str
-    kind: p.JobKind
+    kind: str
     title: str
+    """For people; what the job is about says `command`."""
+    command: p.AnyCommand
+    urgency: int = 1
+    """Of the most urgent job first."""
     total: int = 0
     recipe: str = ""
     """Hash of the recipe an evaluation measures."""
@@ -218,4 +222,4 @@ def encode_session(session: Session) -> bytes:
 
 def decode_session(data: bytes) -> Session:
     """The session a snapshot was taken of."""
-    return msgspec.msgpack.decode(data, type=Session)
+    return msgspec.msgpack.decode(data, type=Session, dec_hook=p.command_hook)

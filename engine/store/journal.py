@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -22,12 +22,7 @@ import msgspec
 from engine import protocol as p
 from engine.errors import EngineError
 from engine.session import Session, apply, decode_session, encode_session
-
-VERSION = 1
-"""Version of journal rows and facts; raised when a Struct changes so that old rows do not read."""
-
-UPCASTERS: dict[int, Callable[[bytes], bytes]] = {}
-"""Version → how a row of it becomes one of the next version."""
+from engine.store.upcasters import UPCASTERS, VERSION
 
 LOCK_SECONDS = 5.0
 """How long to wait for a session whose engine is about to end."""

@@ -1,0 +1,48 @@
+"""How a row that an older version wrote becomes one of the next version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+VERSION = 2
+"""Version of journal rows and facts; raised when a Struct changes so that old rows do not read."""
+
+
+def _commands_in_jobs(data: bytes) -> bytes:
+    """1 → 2: `JobStarted` carries its command. Version 1 told of it by title, formats and ask."""
+    if b"JobStarted" not in data[:32]:  # the tag comes first; most rows are facts
+        return data
+    event: dict[str, Any] = msgspec.msgpack.decode(data)
+    if event.get("type") != "JobStarted":
+        return data
+    formats, ask = event.pop("formats", ()), event.pop("ask", "")
+    event["command"] = {"ask": ask, **_command_of(event["kind"], event["title"], formats)}
+    return msgspec.msgpack.encode(event)
+
+
+def _command_of(kind: str, title: str, formats: list[str]) -> dict[str, Any]:
+    words = title.split()
+    match kind:
+        case "open":
+            return {"type": "Open", "source": title.removeprefix("open "), "settings": {}}
+        case "triage":
+            return {"type": "Triage", "formats": formats}
+        case "sweep":
+            by = words[words.index("by") + 1] if "by" in words else "layer"
+            exact = [word for word in words if word == "none" or word.startswith("top:")]
+            return {
+                "type": "Sweep", "formats": formats, "by": by,
+                "direction": "restore" if "restore" in words else "degrade",
+                "exact": exact[0] if exact else "all",
+            }  # fmt: skip
+        case "export":
+            return {"type": "Export", "out": ""}  # it was not told where to
+        case _:
+            return {"type": "MeasureRecipe"}
+
+
+UPCASTERS: dict[int, Callable[[bytes], bytes]] = {1: _commands_in_jobs}
+"""Version → how a row of it becomes one of the next version."""
