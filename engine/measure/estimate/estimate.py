@@ -80,19 +80,27 @@ def estimate(
         named = set(map(parse_format, workspace.settings.estimate_formats))
         usual = [format for format in formats if format in named]
         groups = [usual, [format for format in formats if format not in usual]]
+    wanted: list[dict[tuple[str, Format], str]] = []
     for group in filter(None, groups):
-        yield from _estimated(workspace, group, direction, account, job, found)
+        wanted.append((yield from _unknown(workspace, group, direction, account, found)))
+    # To degrade, all formats go through a block together; to restore, each has a network of its
+    # own, all of whose body holds it: its states and cotangents are its own, too.
+    passes = [wanted] if direction == "degrade" else [[keys] for keys in wanted]
+    for one in passes:
+        yield from _estimated(
+            workspace, [keys for keys in one if keys], direction, account, job, found
+        )
     return found
 
 
-def _estimated(
+def _unknown(
     workspace: Workspace,
     formats: Sequence[Format],
     direction: p.Direction,
     account: Account,
-    job: str,
     found: Found,
-) -> Generator[p.AnyEvent | None, None, None]:
+) -> Generator[p.AnyEvent | None, None, dict[tuple[str, Format], str]]:
+    """Announce what the store knows of formats that share a coupling; keys of what it does not."""
     network, _ = workspace.need_network()
     keys: dict[tuple[str, Format], str] = {}
     for format in formats:
@@ -123,25 +131,40 @@ def _estimated(
     yield from account.found([keys[at] for at in have], list(have.values()))
     for (name, format), fact in have.items():
         found[str(format)][name] = fact
-    wanted = {at: key for at, key in keys.items() if at not in have}
+    return {at: key for at, key in keys.items() if at not in have}
+
+
+def _estimated(
+    workspace: Workspace,
+    wanted: Sequence[dict[tuple[str, Format], str]],
+    direction: p.Direction,
+    account: Account,
+    job: str,
+    found: Found,
+) -> Generator[p.AnyEvent | None, None, None]:
+    """Estimate what is wanted in one backward pass, a coupling for each group."""
     if not wanted:
         return
-    backward = BackwardPass(workspace, list(formats), direction, account, job, list(wanted))
+    formats = list(dict.fromkeys(format for keys in wanted for _, format in keys))
+    groups = [list(keys) for keys in wanted]
+    backward = BackwardPass(workspace, formats, direction, account, job, groups)
     for event in backward.run():
         if not isinstance(event, dict):
             yield event
             continue
-        facts = [
-            _fact(workspace, backward, name, format, moments, coupling)
-            for name, moments_of in event.items()
-            for coupling in [_coupling(list(moments_of.values()), backward.fixed)]
-            for format, moments in moments_of.items()
-        ]
-        for fact in facts:
-            found[fact.format][fact.layer] = fact
-        account.measured += len(facts)
-        at = [(name, format) for name, moments_of in event.items() for format in moments_of]
-        yield p.Learned(tuple(wanted[each] for each in at), tuple(facts))
+        for keys in wanted:
+            facts: dict[str, p.Estimate] = {}
+            for name, of_layer in event.items():
+                moments_of = {f: m for f, m in of_layer.items() if (name, f) in keys}
+                if not moments_of:
+                    continue
+                coupling = _coupling(list(moments_of.values()), backward.fixed)
+                for format, moments in moments_of.items():
+                    fact = _fact(workspace, backward, name, format, moments, coupling)
+                    facts[keys[name, format]] = found[str(format)][name] = fact
+            if facts:
+                account.measured += len(facts)
+                yield p.Learned(tuple(facts), tuple(facts.values()))
 
 
 def _fact(

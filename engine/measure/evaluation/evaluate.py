@@ -76,6 +76,19 @@ def run_reference(
         yield from cross(reference.network, list(map(reference.set_out, unknown)), account)
 
 
+def run_recipe(
+    run: RecipeRun, batch: int, account: Account, timing: str = "measure_s"
+) -> Generator[None, None, None]:
+    """Run a recipe whose weights are all there on one micro-batch, and on those with it."""
+    if not run.known(batch):
+        unknown = [each for each in run.reference.together(batch) if not run.known(each)]
+        for each in unknown:
+            yield from run_reference(run.reference, each, account)
+        run.plan()
+        crossings = [run.set_out(each) for each in unknown]
+        yield from cross(run.reference.network, crossings, account, timing)
+
+
 def changed(
     workspace: Workspace,
     batch: int,

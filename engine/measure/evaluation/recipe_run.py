@@ -6,7 +6,8 @@ states that recipe had below; a layer given back in a quantised network from its
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -162,6 +163,27 @@ class RecipeRun:
         with network.holding(weights):
             last = network.final_state(self.reference.batches[batch], at, state)
         return self.reference.tally(batch, last, weights)
+
+    def changed(
+        self,
+        batch: int,
+        start: int,
+        changed: dict[str, Held],
+        take: Callable[[Tally], None],
+    ) -> Crossing:
+        """What `measure` does, to be taken through the blocks together with others.
+
+        Args:
+            changed: may be added until the lane comes to their blocks.
+            take: is given what was measured.
+            batch, start: as of `measure`.
+        """
+        at = self.states.nearest(batch, start)
+        state = self.states.read(batch, at)
+        weights = ChainMap(changed, self._from(at))  # a view: the changes come as it goes
+        ids = self.reference.batches[batch]
+        lane = Lane(self.reference.network, ids, at, state, weights)
+        return Crossing(lane, lambda: take(self.reference.tally(batch, lane.reached(), weights)))
 
     def drop_before(self, block: int) -> None:
         """Let go of the weights of blocks before one; a run that goes on needs them no more."""

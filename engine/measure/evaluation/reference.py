@@ -8,7 +8,7 @@ is kept changes how long a measurement takes, never its value.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -195,6 +195,26 @@ class Reference:
         with self.network.holding(weights):
             last = self.network.final_state(self.batches[batch], at, state)
         return self.tally(batch, last, weights)
+
+    def changed(
+        self,
+        batch: int,
+        start: int,
+        weights: dict[str, Held],
+        take: Callable[[Tally], None],
+    ) -> Crossing:
+        """What `measure` does, to be taken through the blocks together with others.
+
+        Args:
+            weights: may be added until the lane comes to their blocks, and taken away after them;
+                those of the head stay.
+            take: is given what was measured.
+            batch, start: as of `measure`.
+        """
+        at = self.states.nearest(batch, start)
+        state = self.states.read(batch, at)
+        lane = Lane(self.network, self.batches[batch], at, state, weights)
+        return Crossing(lane, lambda: take(self.tally(batch, lane.reached(), weights)))
 
     @torch.no_grad()
     def tally(self, batch: int, last: Tensor, weights: Mapping[str, Held]) -> Tally:

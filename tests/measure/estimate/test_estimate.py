@@ -73,7 +73,7 @@ def walked(
         if direction == "degrade" or layer.block is not None
     ]
     account = Account(timings={"estimate_s": 0.0})
-    backward = BackwardPass(workspace, parsed, direction, account, "job", wanted)
+    backward = BackwardPass(workspace, parsed, direction, account, "job", [wanted])
     if as_drawn:
         backward.fixed = 0
     found: dict[str, dict[Format, Moments]] = {}
@@ -424,7 +424,7 @@ def test_quantising_gives_way_between_two_formats(tmp_path: Path, prose: Path) -
     parsed = [parse_format(format) for format in FORMATS]
     name = next(iter(workspace.need_network()[0].layers))
     wanted = [(name, format) for format in parsed]
-    backward = BackwardPass(workspace, parsed, "degrade", Account(), "job", wanted)
+    backward = BackwardPass(workspace, parsed, "degrade", Account(), "job", [wanted])
     point = backward_pass.Point(backward.reference, backward.reference.state, {})
     workspace.should_stop = lambda: True
     events, _ = drain(backward._changes(point, name, parsed))

@@ -62,7 +62,7 @@ def anew(opened: Callable[[str], Workspace], tmp_path: Path) -> Callable[..., Wo
         reference = Reference(network, before.windows, 128, budget)
         assert len(reference.batches) == BATCHES
         facts = FactStore(tmp_path / f"facts-{next(numbers)}")
-        return replace(workspace, facts=facts, reference=reference, recent=None)
+        return replace(workspace, facts=facts, reference=reference, recent_runs=None)
 
     return of
 
