@@ -14,7 +14,8 @@ from engine.errors import EngineError
 from engine.service.process import own_process
 from engine.service.server import Engine as Served
 from engine.service.server import Server
-from engine.store.journal import FactStore, Journal
+from engine.store.facts import FactStore
+from engine.store.journal import Journal
 from engine.store.paths import facts_file, session_folder, socket_file
 
 IDLE_SECONDS = 600.0

@@ -57,7 +57,8 @@ class InProcess:
         Raises:
             SessionBusyError: another engine holds this session.
         """
-        from engine.store.journal import FactStore, Journal
+        from engine.store.facts import FactStore
+        from engine.store.journal import Journal
 
         facts = FactStore(facts_file())
         try:

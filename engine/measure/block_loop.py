@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
+from engine.measure.preemption import again
 from engine.model.lanes import Lane
 from engine.model.network import Network
-from engine.workspace import again
 
 Prepare = Callable[[range], Generator[Any, None, None]]
 """Is given the blocks of a stretch while they are at hand, before the lanes go through."""
@@ -31,7 +31,7 @@ def through_blocks(
     network: Network,
     lanes: Sequence[Lane],
     until: int,
-    account: Account,
+    counts: JobCounts,
     timing: str,
     prepare: Prepare | None = None,
 ) -> Generator[Any, None, None]:
@@ -41,7 +41,7 @@ def through_blocks(
         network: at rest between two steps; the blocks at hand stay so over a yield.
         lanes: of this network.
         until: a boundary; lanes that are beyond stay where they are.
-        account: counts the seconds.
+        counts: counts the seconds.
         timing: the name they are counted under.
         prepare: what is done with a stretch first, such as quantising its layers.
     """
@@ -52,7 +52,7 @@ def through_blocks(
                 yield from prepare(stretch)
             for lane in lanes:
                 if lane.at < stretch.stop:
-                    step = account.timed(timing, partial(lane.advance, stretch.stop))
+                    step = counts.timed(timing, partial(lane.advance, stretch.stop))
                     yield from again(step)
                     yield None
 
@@ -60,7 +60,7 @@ def through_blocks(
 def cross(
     network: Network,
     crossings: Sequence[Crossing],
-    account: Account,
+    counts: JobCounts,
     timing: str = "measure_s",
     prepare: Prepare | None = None,
 ) -> Generator[Any, None, None]:
@@ -69,7 +69,7 @@ def cross(
     Where nothing has to be run (all lanes are at the end), ``prepare`` is not called.
     """
     lanes = [crossing.lane for crossing in crossings]
-    yield from through_blocks(network, lanes, len(network.blocks), account, timing, prepare)
+    yield from through_blocks(network, lanes, len(network.blocks), counts, timing, prepare)
     for crossing in crossings:
-        yield from again(account.timed(timing, crossing.arrive))
+        yield from again(counts.timed(timing, crossing.arrive))
         yield None

@@ -24,9 +24,10 @@ from engine.checkpoint import list_layers, open_checkpoint
 from engine.checkpoint.checkpoint import find_weights, read_config
 from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
-from engine.model.architecture import refuse_other_models
+from engine.model.architecture import architecture_name, refuse_other_models
 from engine.model.source import HUB_ID
-from engine.store.past_sessions import Looked, hub_cache, hub_folder
+from engine.opening.hub import hub_cache, hub_folder
+from engine.opening.look import Looked
 
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "tekken.json", "merges.txt")
 """Files by one of which a tokenizer is known; a checkpoint may also bring its own code."""
@@ -152,7 +153,7 @@ def _safetensors(source: str, folder: Path) -> Looked:
         source=source,
         name="demo" if source == "demo" else checkpoint.name,
         path=str(folder),
-        architecture=_architecture(checkpoint.config),
+        architecture=architecture_name(checkpoint.config),
         parameters=checkpoint.parameters,
         bytes=checkpoint.bytes,
         dtype=checkpoint.dtype,
@@ -167,19 +168,12 @@ def _pickled(source: str, folder: Path, config: dict[str, Any]) -> Looked:
         source=source,
         name=_hub_name(source) or folder.name,
         path=str(folder),
-        architecture=_architecture(config),
+        architecture=architecture_name(config),
         bytes=sum(file.stat().st_size for file in files),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
         note=f"{files[0].name} is a pickle: it is opened only as far as it holds plain tensors",
         advice="convert it to safetensors: it then opens faster, and can run no code",
     )
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    names = config.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str):
-        return names[0]
-    return str(config.get("model_type", ""))
 
 
 def _without_problem(found: Looked) -> Looked:

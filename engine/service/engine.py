@@ -33,7 +33,8 @@ from engine.service.jobs import (
 )
 from engine.service.scheduler import Job, Scheduler
 from engine.session import Session, recipe_hash
-from engine.store.journal import FactStore, Journal
+from engine.store.facts import FactStore
+from engine.store.journal import Journal
 from engine.store.recorder import Announce, Record
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.session import Session
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 
 Needs: TypeAlias = Literal["nothing", "checkpoint", "model"]
 """What has to be opened before a job can begin."""

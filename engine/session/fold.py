@@ -52,8 +52,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return frozenset({"jobs"})
         case p.Progress():
             if (job := session.jobs.get(event.job)) is not None and job.status == "running":
-                job.done, job.total = event.done, event.total
-                job.seconds_left, job.detail = event.seconds_left, event.detail
+                job.done, job.total, job.in_bytes = event.done, event.total, event.in_bytes
+                job.seconds_left, job.phase = event.seconds_left, event.phase
+                job.subject, job.format, job.detail = event.subject, event.format, event.detail
             return frozenset({"jobs"})
         case p.JobEnded():
             return _job_ended(session, event)
@@ -225,6 +226,10 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.weights[row] = _merged(session.layers.weights[row], fact)
             return "weights"
+        case p.LayerError():
+            if (row := session.index.get(fact.layer)) is not None:
+                session.layers.weights[row] = _with_error(session.layers.weights[row], fact)
+            return "weights"
         case p.Baseline():
             session.baseline = fact
             return "baseline"
@@ -268,3 +273,13 @@ def _merged(known: p.LayerWeights | None, fact: p.LayerWeights) -> p.LayerWeight
         errors={**known.errors, **fact.errors},
         refused={**known.refused, **fact.refused},
     )
+
+
+def _with_error(known: p.LayerWeights | None, fact: p.LayerError) -> p.LayerWeights | None:
+    """What is known of a layer with its error in one format more; None without its statistics."""
+    if known is None:
+        return None
+    if fact.error is None:
+        refused = {**known.refused, fact.format: fact.refused}
+        return msgspec.structs.replace(known, refused=refused)
+    return msgspec.structs.replace(known, errors={**known.errors, fact.format: fact.error})

@@ -1,6 +1,8 @@
 """`Session`: what is known about one checkpoint. `engine.session.fold` says how it comes about.
 
-Layers are rows; everything known about them stands in columns of the table's length.
+Layers are rows; everything known about them stands in columns of the table's length. A snapshot of
+another version, with fields that are not known here, is an error: it must not read as a session
+that lacks what they held.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def recipe_hash(layers: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:32]
 
 
-class Job(msgspec.Struct):
+class Job(msgspec.Struct, forbid_unknown_fields=True):
     """A job as a client sees it."""
 
     id: str
@@ -46,7 +48,12 @@ class Job(msgspec.Struct):
     """Hash of the recipe an evaluation measures."""
     done: float = 0.0
     seconds_left: float = math.nan
+    phase: p.Phase = ""
+    subject: str = ""
+    """The layer, the unit of layers or the tensor that is at hand."""
+    format: str = ""
     detail: str = ""
+    in_bytes: bool = False
     status: p.JobStatus | Literal["running"] = "running"
     message: str = ""
     exit_code: int = 0
@@ -55,7 +62,7 @@ class Job(msgspec.Struct):
     timings: dict[str, float] = {}
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One step of the recipe's history."""
 
     layers: list[str]
@@ -63,7 +70,7 @@ class Change(msgspec.Struct, frozen=True):
     after: list[str]
 
 
-class Layers(msgspec.Struct, dict=True):
+class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
     """The table: one entry a layer in every column."""
 
     names: list[str] = []
@@ -90,7 +97,7 @@ class Layers(msgspec.Struct, dict=True):
         return StoredSums(self.roles, self.shapes, self.dtypes)
 
 
-class Effects(msgspec.Struct):
+class Effects(msgspec.Struct, forbid_unknown_fields=True):
     """Effects of layers, and of what was changed together, under one checkpoint and protocol."""
 
     measured: dict[p.EffectKey, list[p.Sensitivity | None]] = {}
@@ -128,7 +135,7 @@ class Effects(msgspec.Struct):
         )
 
 
-class Session(msgspec.Struct):
+class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Everything known about one opened checkpoint."""
 
     source: str = ""

@@ -1,4 +1,4 @@
-"""How a row that an older version wrote becomes one of the next version."""
+"""The version that events and facts are written in, and how rows of earlier ones are read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from typing import Any
 
 import msgspec
 
+from engine.store.database import StoreError
+
 VERSION = 2
-"""Version of journal rows and facts; raised when a Struct changes so that old rows do not read."""
+"""Of journal rows, snapshots and facts; raised when a Struct changes so that old rows do not read.
+
+2: `JobStarted` carries its command; a session finds effects by `EffectKey`.
+"""
 
 
 def _commands_in_jobs(data: bytes) -> bytes:
@@ -46,3 +51,22 @@ def _command_of(kind: str, title: str, formats: list[str]) -> dict[str, Any]:
 
 UPCASTERS: dict[int, Callable[[bytes], bytes]] = {1: _commands_in_jobs}
 """Version → how a row of it becomes one of the next version."""
+
+
+def upcast(data: bytes, version: int, where: object) -> bytes:
+    """A row as this version writes it.
+
+    Args:
+        data: an encoded event or fact.
+        version: that wrote it.
+        where: the file, for an error.
+
+    Raises:
+        StoreError: it was written by a newer version.
+        msgspec.DecodeError: it is damaged.
+    """
+    if version > VERSION:
+        raise StoreError(f"{where} was written by a newer qtui (version {version}): update qtui")
+    for step in range(version, VERSION):
+        data = UPCASTERS[step](data)
+    return data

@@ -20,6 +20,7 @@ from engine.errors import EngineError, UsageError
 from engine.report.tables.parts import instead
 from engine.session import Job, Session
 from qtui.cli.progress import Meter
+from qtui.views.progress import about
 from qtui.views.sweeps import formats_of
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
@@ -207,7 +208,7 @@ class _Run:
             case p.Fallback():
                 self._fallback(event)
             case p.Stage():
-                self._meter.show(event.name, event.done, event.total)
+                self._meter.show(event.name, event.done, event.total, in_bytes=event.in_bytes)
             case p.Opened():
                 self._open = True
             case p.JobStarted(ask=self._mark):
@@ -216,8 +217,8 @@ class _Run:
                 self._formats.update(dict.fromkeys(formats_of(event.command)))
             case p.Progress(job=job) if job == self._job:
                 self._meter.show(
-                    self._label, event.done, event.total, event.seconds_left, event.detail,
-                    in_bytes=self._kind is p.Export,
+                    self._label, event.done, event.total, event.seconds_left, about(event),
+                    in_bytes=event.in_bytes,
                 )  # fmt: skip
             case p.Exported(job=job) if job == self._job:
                 self._exported = event

@@ -10,55 +10,45 @@ from typing import Any
 import pytest
 
 from engine import protocol as p
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation.evaluate import baseline, evaluate
-from engine.measure.evaluation.reference import Reference
+from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.sweep.sweep import sweep
-from engine.opening.stages import open_job
-from engine.store.journal import FactStore
-from engine.workspace import Workspace
+from engine.store.facts import FactStore
+from engine.workspace import Loaded, Workspace
 from tests import tiny
-from tests.drive import settings
+from tests.drive import load, settings
 from tests.model.streamed import StreamedBlocks, streamed
 
 BLOCKS, BATCHES = 3, 2
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Callable[[str], Workspace]:
-    made: dict[str, Workspace] = {}
+def opened(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Callable[[str], Loaded]:
+    made: dict[str, Loaded] = {}
 
-    def of(arch: str) -> Workspace:
+    def of(arch: str) -> Loaded:
         if arch not in made:
             folder = tiny.build(arch, tmp_path_factory.mktemp("streamed") / arch)
             chosen = settings(prose, tokens=256, calib_tokens=256, draws=1)
-            workspace = Workspace(FactStore(folder / "facts"), chosen)
-            for _ in open_job(workspace, str(folder), model=True):
-                pass
-            made[arch] = workspace
+            made[arch] = load(folder, FactStore(folder / "facts"), chosen)
         return made[arch]
 
     return of
 
 
 @pytest.fixture
-def anew(opened: Callable[[str], Workspace], tmp_path: Path) -> Callable[[str], Workspace]:
-    """A workspace that has measured nothing, and keeps no state but in its budget."""
+def anew(opened: Callable[[str], Loaded], tmp_path: Path) -> Callable[[str], Loaded]:
+    """A model that has measured nothing, and keeps no state but in its budget."""
     numbers = iter(range(1000))
 
-    def of(arch: str) -> Workspace:
-        workspace = opened(arch)
-        network, before = workspace.need_network()
-        reference = Reference(network, before.windows, 128, 1 << 30)
+    def of(arch: str) -> Loaded:
+        loaded = opened(arch)
+        reference = Reference(loaded.network, loaded.windows, 128, 1 << 30)
         assert len(reference.batches) == BATCHES
-        return replace(
-            workspace,
-            facts=FactStore(tmp_path / f"facts-{next(numbers)}"),
-            reference=reference,
-            recent_runs=None,
-            calibration=None,
-            tallies={},
-        )
+        workspace = Workspace(FactStore(tmp_path / f"facts-{next(numbers)}"), loaded.settings)
+        opened_anew = replace(loaded.opened, workspace=workspace)
+        return replace(loaded, opened=opened_anew, _parts={Reference: reference})
 
     return of
 
@@ -73,12 +63,12 @@ def learnt(steps: Generator[Any, None, Any]) -> dict[str, p.AnyFact]:
 
 
 def both(
-    workspace: Callable[[], Workspace], job: Callable[[Workspace], Generator[Any, None, Any]]
+    loaded: Callable[[], Loaded], job: Callable[[Loaded], Generator[Any, None, Any]]
 ) -> tuple[dict[str, p.AnyFact], dict[str, p.AnyFact], list[int]]:
     """Facts with resident and with streamed blocks, and how often each block was read."""
-    resident = learnt(job(workspace()))
-    again = workspace()
-    network, _ = again.need_network()
+    resident = learnt(job(loaded()))
+    again = loaded()
+    network = again.network
     with streamed(network) as source:
         assert isinstance(source, StreamedBlocks)
         found = learnt(job(again))
@@ -91,10 +81,10 @@ def both(
     ("direction", "exact"), [("degrade", "all"), ("degrade", "top:2"), ("restore", "all")]
 )
 def test_a_sweep_gives_the_same_figures(
-    arch: str, direction: p.Direction, exact: str, anew: Callable[[str], Workspace]
+    arch: str, direction: p.Direction, exact: str, anew: Callable[[str], Loaded]
 ) -> None:
-    def job(workspace: Workspace) -> Generator[Any, None, Any]:
-        return sweep(workspace, ["int4-g32"], direction, "job", exact=exact)
+    def job(loaded: Loaded) -> Generator[Any, None, Any]:
+        return sweep(loaded, ["int4-g32"], direction, "job", exact=exact)
 
     resident, found, _ = both(lambda: anew(arch), job)
     assert found == resident
@@ -103,49 +93,49 @@ def test_a_sweep_gives_the_same_figures(
 
 
 @pytest.mark.parametrize("format", ["int4-g32", "int4-g32+gptq"])
-def test_a_recipe_scores_the_same(format: str, anew: Callable[[str], Workspace]) -> None:
-    def job(workspace: Workspace) -> Generator[Any, None, Any]:
-        network, _ = workspace.need_network()
+def test_a_recipe_scores_the_same(format: str, anew: Callable[[str], Loaded]) -> None:
+    def job(loaded: Loaded) -> Generator[Any, None, Any]:
+        network = loaded.network
         names = [n for n, layer in network.layers.items() if layer.role != "embedding"]
-        return evaluate(workspace, dict.fromkeys(names, format), "job")
+        return evaluate(loaded, dict.fromkeys(names, format), "job")
 
     resident, found, _ = both(lambda: anew("llama"), job)
     assert found == resident
     assert any(isinstance(fact, p.RecipeScore) for fact in found.values())
 
 
-def test_a_pass_over_all_windows_reads_each_block_once(anew: Callable[[str], Workspace]) -> None:
-    resident, found, reads = both(lambda: anew("llama"), lambda w: baseline(w, Account()))
+def test_a_pass_over_all_windows_reads_each_block_once(anew: Callable[[str], Loaded]) -> None:
+    resident, found, reads = both(lambda: anew("llama"), lambda w: baseline(w, JobCounts()))
     assert found == resident
     assert reads == [1] * BLOCKS
 
 
 def test_a_recipe_reads_each_block_once_beside_the_reference(
-    anew: Callable[[str], Workspace],
+    anew: Callable[[str], Loaded],
 ) -> None:
-    def job(workspace: Workspace) -> Generator[Any, None, Any]:
-        network, _ = workspace.need_network()
+    def job(loaded: Loaded) -> Generator[Any, None, Any]:
+        network = loaded.network
         names = [n for n, layer in network.layers.items() if layer.block is not None]
-        return evaluate(workspace, dict.fromkeys(names, "int4-g32"), "job")
+        return evaluate(loaded, dict.fromkeys(names, "int4-g32"), "job")
 
     _, _, reads = both(lambda: anew("llama"), job)
     assert reads == [2] * BLOCKS  # the unchanged network's pass, and the recipe's
 
 
 def test_exact_measurements_of_all_layers_read_each_block_once(
-    anew: Callable[[str], Workspace],
+    anew: Callable[[str], Loaded],
 ) -> None:
     """Blocks are read for the reference, and once for all candidates on all windows together."""
     from engine.formats.grammar import parse_format
     from engine.measure.sweep.candidates import Candidate, Measuring, SweepTable, figure_key
     from engine.measure.sweep.units import units
 
-    def job(workspace: Workspace) -> Generator[Any, None, Any]:
-        network, _ = workspace.need_network()
+    def job(loaded: Loaded) -> Generator[Any, None, Any]:
+        network = loaded.network
         table = SweepTable(parse_format("int4-g32"), "degrade", "layer")
         wanted = [unit for unit in units(network.layers, "layer") if unit.body]
-        todo = [Candidate(unit, figure_key(workspace, unit, table), []) for unit in wanted]
-        measuring = Measuring(workspace, table, 0.0, Account())
+        todo = [Candidate(unit, figure_key(loaded, unit, table), []) for unit in wanted]
+        measuring = Measuring(loaded, table, 0.0, JobCounts())
         for group in measuring.groups(todo):
             for due in measuring.turns(group, measuring.micro_batches):
                 yield from measuring.measure(due, keep=True)
@@ -158,9 +148,9 @@ def test_exact_measurements_of_all_layers_read_each_block_once(
     assert reads == [2] * BLOCKS
 
 
-def test_resident_blocks_run_in_one_forward(anew: Callable[[str], Workspace]) -> None:
-    workspace = anew("llama")
-    network, reference = workspace.need_network()
+def test_resident_blocks_run_in_one_forward(anew: Callable[[str], Loaded]) -> None:
+    loaded = anew("llama")
+    network, reference = loaded.network, reference_of(loaded)
     assert not network.streamed
     assert reference.lanes == 1
     assert network.stretches(-1, BLOCKS) == [range(-1, BLOCKS)]

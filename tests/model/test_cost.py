@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.measure.evaluation.divergence import cut
 from engine.measure.evaluation.reference import Reference
 from engine.measure.sweep.progress import SweepProgress
 from engine.measure.sweep.units import Unit
 from engine.model.cost import cost_of, experts_per_token, forward_cost
 from engine.model.network import Network
+from engine.texts.windows import cut
 from tests import tiny
 from tests.model.small import small
 

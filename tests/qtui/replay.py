@@ -286,7 +286,7 @@ def swept(
         yield p.Learned((f"s{row} {direction}",), (fact,))
         yield p.Progress(
             job=job, done=count, total=len(layers), seconds_left=(37 - count) * 0.9,
-            detail=layers[row],
+            phase="measuring", subject=layers[row],
         )  # fmt: skip
     if done is None:
         yield p.JobEnded(job=job, kind="sweep", status="done", measured=len(layers))

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from engine import protocol as p
+from engine.opening.look import Looked
 from engine.profiles import Profile
-from engine.store.past_sessions import Looked
 from qtui.app import Appearance, Choice, QtuiApp
 from qtui.screens.start.screen import Start
 from tests.qtui import replay as r
@@ -129,7 +129,7 @@ async def test_keys_of_the_start_screen_are_not_those_of_the_workbench_behind_it
 
 async def test_two_enters_in_the_same_moment_open_one_workbench() -> None:
     async with opening() as hand:
-        await hand.until(lambda: "/m/llama" in hand.start._looked)
+        await hand.until(lambda: "/m/llama" in hand.start._inspections.known)
         press_at_once(hand.app, "enter", "enter", "enter")
         d = await hand.bench()
         await d.give(*r.opening())

@@ -13,7 +13,7 @@ from engine import protocol as p
 from engine.service.in_thread import AbandonedError, in_thread
 from engine.service.jobs import Outcome, Steps
 from engine.service.scheduler import Job, Scheduler
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.workspace import Workspace
 
 

@@ -234,3 +234,13 @@ def test_a_client_says_how_the_engine_it_started_ended() -> None:
     with subprocess.Popen([sys.executable, "-c", "raise SystemExit(4)"]) as process:
         process.wait(PATIENCE)
         assert link._how_ended(process) == "ended with code 4"
+
+
+def test_what_a_transient_event_replaces_is_said_beside_it() -> None:
+    for kind in p.Transient.__subclasses__():
+        assert set(kind.replaces) <= set(kind.__struct_fields__), kind
+    first = p.Progress(job="1", done=1, total=9)
+    assert first.slot == p.Progress(job="1", done=2, total=9).slot
+    assert first.slot != p.Progress(job="2", done=1, total=9).slot
+    assert p.Stage("a", 0, 1).slot == p.Stage("b", 0, 1).slot
+    assert p.Refused("Undo", "no").slot != p.Refused("Redo", "no").slot

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.formats.grammar import Format
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
+from engine.measure.preemption import again
 from engine.model.boundary_states import BoundaryStates, CacheSizes, Collected, choose
 from engine.model.lanes import Lane
 from engine.model.memory_tiers import TieredMemory
 from engine.model.network import Held, Network
 from engine.quant.methods.gptq import Solved
 from engine.session import recipe_hash
-from engine.workspace import again
 
 T = TypeVar("T")
 Events = Generator[p.AnyEvent | None, None, T]
@@ -34,7 +34,7 @@ class BlockInputs(Protocol):
     prefix: str
     """What stands for the weights of the blocks before; empty for the reference."""
 
-    def prepare(self, block: int, account: Account) -> Events[None]:
+    def prepare(self, block: int, counts: JobCounts) -> Events[None]:
         """Do what `before` of this block takes and does not do by itself."""
 
     def before(self, batch: int, block: int) -> Tensor | None:
@@ -73,7 +73,7 @@ class ReferenceInputs:
         self._asked: dict[int, Lane] = {}
         """Micro-batches at the block that was asked for last."""
 
-    def prepare(self, block: int, account: Account) -> Events[None]:
+    def prepare(self, block: int, counts: JobCounts) -> Events[None]:
         """Take all micro-batches to a block, where so many states fit the budget."""
         if not self._together or not self._network.resumable or block < 0:
             return
@@ -85,7 +85,7 @@ class ReferenceInputs:
                 for lane, _ in lanes.values():
                     if lane.at < stretch.stop:
                         step = partial(lane.advance, stretch.stop)
-                        yield from again(account.timed("calibrate_s", step))
+                        yield from again(counts.timed("calibrate_s", step))
                         yield None
         for batch, (lane, passed) in lanes.items():
             self._keep(batch, lane, passed)
@@ -183,14 +183,14 @@ class RecipeInputs:
         layers = self._network.layers
         return {name: held for name, held in self.settled.items() if layers[name].start < block}
 
-    def advance(self, block: int, account: Account) -> Events[None]:
+    def advance(self, block: int, counts: JobCounts) -> Events[None]:
         """Run the calibration text up to a block; all layers before it are settled."""
         if not self._network.resumable or self._at == block:
             return
         network, layers = self._network, self._network.layers
         start = self._at if 0 <= self._at < block else self._first
         if start != self._at:
-            yield from self._reference.prepare(start, account)
+            yield from self._reference.prepare(start, counts)
         between = {n: h for n, h in self.held(block).items() if layers[n].start >= start}
         lanes: dict[int, Lane] = {}
 
@@ -205,7 +205,7 @@ class RecipeInputs:
             with network.at_hand(stretch):
                 for batch in range(len(self._batches)):
                     one = partial(step, batch, stretch.stop)
-                    yield from again(account.timed("calibrate_s", one))
+                    yield from again(counts.timed("calibrate_s", one))
                     yield None
         self._states = [lanes[batch].reached() for batch in range(len(self._batches))]
         self._at = block
@@ -227,8 +227,8 @@ class _InputsOfBlock:
         self._recipe, self._block = recipe, block
         self.prefix = recipe.prefix(block)
 
-    def prepare(self, block: int, account: Account) -> Events[None]:
-        yield from self._recipe.advance(block, account)
+    def prepare(self, block: int, counts: JobCounts) -> Events[None]:
+        yield from self._recipe.advance(block, counts)
 
     def before(self, batch: int, block: int) -> Tensor | None:
         return self._recipe.before(batch, block)

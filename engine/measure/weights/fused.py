@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from engine.errors import first_line
 from engine.formats.grammar import Format, parse_format
 from engine.measure.weights.reconstruction import Sums, WeightErrors
+from engine.quant.arithmetic import arithmetic_of
 from engine.quant.integer import code_range
 from engine.quant.quantize import dequantized
 from engine.quant.scales import EMPTY_SCALE
@@ -58,7 +60,7 @@ def variant_for(
 
     There is one for integer formats without methods whose groups divide the row, or are the row.
     """
-    if fmt.family != "integer" or fmt.methods or fmt.strategy not in ("group", "channel"):
+    if fmt.methods or fmt.strategy not in ("group", "channel") or not arithmetic_of(fmt).fused:
         return None
     if dtype not in _DTYPES or not shape or 0 in shape:
         return None
@@ -136,7 +138,7 @@ class Fused:
         except (RuntimeError, OSError, ImportError) as error:
             # No compiler, one that fails, a cache that cannot be written: all end here.
             self.why = (
-                f"no kernel can be compiled ({type(error).__name__}: {_first_line(error)}): "
+                f"no kernel can be compiled ({type(error).__name__}: {first_line(error)[:120]}): "
                 "weights are quantised step by step, which takes several times as long"
             )
             return False
@@ -256,8 +258,3 @@ def _probe(variant: Variant) -> Tensor:
     probe[5::9] = (torch.arange(size) % 31 - 15) / 2
     probe[6::9] = 0.3
     return probe.to(variant.dtype)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:120] if text else "no reason given"

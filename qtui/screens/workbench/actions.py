@@ -105,7 +105,7 @@ class WorkbenchActions(SharedActions):
                 if self._unfinished() is None:
                     return "nothing has failed, and no sweep was left unfinished"
                 return ""
-            case "format" if len(bench.swept()) < 2:
+            case "format" if len(bench.effects.swept(session)) < 2:
                 sweeps = bench.key("sweep_format")
                 return f"no more than one format was swept: {sweeps} sweeps another"
             case "pane_up" | "pane_down" if not bench.detail.can_scroll:
@@ -194,7 +194,7 @@ class WorkbenchActions(SharedActions):
 
     def sweep_and_show(self, format: str) -> None:
         """Measure every layer in a format, and show its effects as they come."""
-        self.bench.asked_format = format
+        self.bench.effects.wanted = format
         self.sweep(format)
 
     def sweep(self, format: str, direction: p.Direction | None = None) -> None:
