@@ -9,12 +9,13 @@ import os
 import signal
 import sys
 
-from engine.client import LOG_FORMAT, STARTS
+from engine.client.log import LOG_FORMAT, STARTS
 from engine.errors import EngineError
+from engine.service.process import own_process
 from engine.service.server import Engine as Served
 from engine.service.server import Server
-from engine.service.threads import leave_room
-from engine.store.journal import FactStore, Journal
+from engine.store.facts import FactStore
+from engine.store.journal import Journal
 from engine.store.paths import facts_file, session_folder, socket_file
 
 IDLE_SECONDS = 600.0
@@ -27,7 +28,7 @@ def step_back(nice: int) -> None:
     # Triage computes in small pieces while a model library is imported on another thread: at the
     # default of 5 ms it would wait that long for the interpreter after every piece.
     sys.setswitchinterval(0.0005)
-    leave_room()
+    own_process()
 
 
 async def serve(session: str) -> None:

@@ -8,15 +8,10 @@ import os
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from rich.console import RenderableType
-from textual import events
-from textual._dispatch_key import dispatch_key
-from textual.app import App
 from textual.binding import Binding, BindingType
-from textual.filter import LineFilter, Monochrome, NoColor
-from textual.message_pump import MessagePump
+from textual.filter import LineFilter
 from textual.screen import Screen
 
 from engine import protocol as p
@@ -30,6 +25,7 @@ from qtui.screens.mounted import MountedScreens
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext
 from qtui.terminal import TerminalDriver, end_on_signals
+from qtui.textual_internals import OneFrameApp, frames_waiting, unbind_key
 from qtui.user.remembered import Remembered, remember_theme
 from qtui.user.theme_watch import ThemeShelf
 from qtui.user.themes import default_theme, depth
@@ -73,7 +69,7 @@ class Choice(NamedTuple):
     """Settings and profile for the name of a profile."""
 
 
-class QtuiApp(App[None]):
+class QtuiApp(OneFrameApp):
     """Shows a session and sends commands; never waits for the engine."""
 
     ENABLE_COMMAND_PALETTE = False
@@ -105,22 +101,19 @@ class QtuiApp(App[None]):
         """
         super().__init__(driver_class=TerminalDriver)
         if self.no_color:
-            # Textual would send greys, which are colours to a terminal too.
-            self._filters = [
-                NoColor() if isinstance(each, Monochrome) else each for each in self._filters
-            ]
+            self.send_no_greys()
         self.animation_level = "none"
         self.appearance, self.choice = appearance, choice
         self.glyphs = PLAIN if appearance.ascii else UNICODE
         self._connect = connect
-        self._painting = self._begun = False
+        self._begun = False
         self._leaving = False
         self._code: int | None = None
         """Exit code of a signal that ends the interface."""
         self._interrupted = float("-inf")
         if "suspend" in appearance.keymap:
             # A person gave it another key, and may have given this one to something else.
-            self._bindings.key_to_bindings.pop("ctrl+z", None)
+            unbind_key(self, "ctrl+z")
         self.shelf = shelf or ThemeShelf()
         self.shelf.register(self)
         self.theme = appearance.theme or default_theme(os.environ)
@@ -175,14 +168,9 @@ class QtuiApp(App[None]):
         self.call_after_refresh(self._first_frame)
 
     def _first_frame(self) -> None:
-        self._painting = True
+        self.painting = True
         self.screen.refresh()
         self.call_after_refresh(self._begin)
-
-    def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
-        """Send nothing before the first whole frame: Textual would paint its parts as they come."""
-        if self._painting:
-            super()._display(screen, renderable)
 
     def on_mount(self) -> None:
         """Follow themes and what becomes of the terminal."""
@@ -226,37 +214,8 @@ class QtuiApp(App[None]):
         await self.action_quit()
 
     def _is_behind(self) -> bool:
-        """Whether the terminal still has frames to take."""
-        writer = getattr(self._driver, "_writer_thread", None)
-        return writer is not None and writer._queue.qsize() > 1
-
-    async def on_event(self, event: events.Event) -> None:
-        """Carry a key through before the next one is looked at.
-
-        Textual hands every key to what has the focus as it comes; of keys that come together, as
-        over a slow line, the later ones would not find a prompt that the first one opens.
-        """
-        if isinstance(event, events.Key) and not event.is_forwarded:
-            await self._hear_key(event)
-        else:
-            await super().on_event(event)
-
-    async def _hear_key(self, event: events.Key) -> None:
-        self.app_focus = True
-        if await self._check_bindings(event.key, priority=True):
-            return
-        event._set_forwarded()
-        event.bubble = False  # type: ignore[misc]  # taken on here
-        node: MessagePump | None = self.focused or self.screen
-        while node is not None and node is not self:
-            with node._context():
-                await node._dispatch_message(event)
-            if event._stop_propagation:
-                return
-            event._no_default_action = False
-            node = node._parent
-        if not await self._check_bindings(event.key):
-            await dispatch_key(self, event)
+        """Whether the terminal has frames to take yet."""
+        return frames_waiting(self) > 1
 
     def get_key_display(self, binding: Binding) -> str:
         """Names of keys, without arrows where only ASCII is drawn."""

@@ -62,7 +62,9 @@ def interface(
 
     def start(glyphs: Glyphs) -> Screen[None]:
         # Not imported where a model was named: its first frame does not wait for them.
-        from engine.store.past_sessions import hub_cache, look, past_sessions
+        from engine.opening.hub import hub_cache
+        from engine.opening.look import look
+        from engine.store.past_sessions import past_sessions
         from qtui.screens.start.screen import Start
 
         return Start(

@@ -10,8 +10,9 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable
 from types import FrameType
 
-from textual._xterm_parser import BRACKETED_PASTE_END, BRACKETED_PASTE_START, XTermParser
 from textual.drivers.linux_driver import LinuxDriver
+
+from qtui.textual_internals import BRACKETED_PASTE_END, BRACKETED_PASTE_START, input_parser
 
 REPLIES = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC: colours, titles, the clipboard
@@ -58,7 +59,7 @@ class TerminalDriver(LinuxDriver):
 
     def run_input_thread(self) -> None:
         """Hand on keys until the application ends, or the terminal does."""
-        parser, given = XTermParser(self._debug), Input()
+        parser, given = input_parser(self), Input()
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
             while not self.exit_event.is_set():

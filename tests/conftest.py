@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from engine.service.threads import leave_room
+from engine.service.process import leave_room
 
 # A timing is a benchmark, never an assertion: machines are shared.
 hypothesis_settings.register_profile("untimed", deadline=None)

@@ -68,7 +68,8 @@ def test_a_look_at_a_checkpoint_imports_no_tensor_library() -> None:
 def test_completing_a_format_and_listing_sessions_imports_no_tensor_library() -> None:
     program = (
         "from engine.formats.completion import complete_format, explain_format\n"
-        "from engine.store.past_sessions import hub_cache, past_sessions\n"
+        "from engine.opening.hub import hub_cache\n"
+        "from engine.store.past_sessions import past_sessions\n"
         "complete_format('int4'), explain_format('int4'), past_sessions(), hub_cache()"
     )
     assert not imported_by(program) & HEAVY

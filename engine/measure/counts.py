@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from engine import protocol as p
-from engine.service.scheduler import Outcome
+from engine.service.jobs import Outcome
 
 T = TypeVar("T")
 

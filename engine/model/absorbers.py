@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from engine.model.inputs import why_unseen
 from engine.model.network import Network
+from engine.model.torch_internals import own_parameters
 from engine.model.trial import ROUNDING_32, Trace, Trial
 
 
@@ -54,7 +55,7 @@ def block_groups(
         Preempted: ``should_stop`` said so.
     """
     run = Trial(network, ids, block, state)
-    with torch.no_grad():
+    with torch.no_grad(), network.at_hand([block]):
         seen = run.trace(survey=True)
         groups: list[Found] = []
         for layers in _together(run, seen):
@@ -266,7 +267,7 @@ def _unit(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
     Read off its outputs for weights of 0 and of 1 with no bias, in float32, and checked on its own.
     """
-    own = {name: one.float() for name, one in module._parameters.items() if one is not None}
+    own = {name: one.float() for name, one in own_parameters(module).items() if one is not None}
     none = {name: torch.zeros_like(one) for name, one in own.items()}
     given = tuple(map(_float, args)), {name: _float(one) for name, one in kwargs.items()}
 

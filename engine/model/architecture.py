@@ -8,6 +8,11 @@ from typing import Any
 
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError
+from engine.model.transformers_internals import (
+    causal_classes,
+    class_from_code,
+    known_model_types,
+)
 
 OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
 READABLE = ("fp8", "mxfp4", "compressed-tensors")
@@ -36,13 +41,10 @@ def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
 
 def model_class(folder: Path, config: Any, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The class to load ``config`` with, and the config it takes (its text part, if it is so)."""
-    from transformers import AutoModelForCausalLM
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
     reference = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if trust_remote_code and reference is not None:
-        return get_class_from_dynamic_module(reference, str(folder)), config
-    mapping = AutoModelForCausalLM._model_mapping
+        return class_from_code(reference, folder), config
+    mapping = causal_classes()
     if type(config) not in mapping:
         raise CheckpointError(
             f"{folder / 'config.json'}: transformers has no causal language model "
@@ -58,10 +60,9 @@ def model_class(folder: Path, config: Any, *, trust_remote_code: bool = False) -
 
 def _refuse_foreign_code(file: Path, raw: dict[str, Any], trusted: bool) -> None:
     from transformers import __version__
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = raw.get("model_type")
-    known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    known = isinstance(kind, str) and kind in known_model_types()
     own_code = raw.get("auto_map")
     if own_code and not known and not trusted:
         raise CheckpointError(

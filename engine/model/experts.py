@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.model.blocks import Forward
+from engine.model.transformers_internals import gated, has_grouped_experts
 
 Change = Callable[[Tensor], Tensor]
 """What becomes of the inputs ``[tokens, in]`` of one expert."""
@@ -25,7 +26,11 @@ TakeExpert = Callable[[str, int, Tensor], None]
 def why_fused(module: nn.Module) -> str | None:
     """Why the inputs of this module's experts cannot be told apart; None where they can."""
     kind = type(module).__name__
-    if _is_registered(module) or kind == "Llama4TextExperts" or kind.endswith("ParallelExperts"):
+    if (
+        has_grouped_experts(module)
+        or kind == "Llama4TextExperts"
+        or kind.endswith("ParallelExperts")
+    ):
         return None
     return f"{kind} computes its experts in a way of its own, so their inputs cannot be seen"
 
@@ -49,7 +54,7 @@ def forward_by_expert(
         change = changes.get(attribute)
         return inputs if change is None else change(inputs)
 
-    if _is_registered(module):
+    if has_grouped_experts(module):
         return _routed(module, given)
     if type(module).__name__ == "Llama4TextExperts":
         return _scored(module, given)
@@ -57,11 +62,6 @@ def forward_by_expert(
 
 
 Given = Callable[[str, int, Tensor], Tensor]
-
-
-def _is_registered(module: nn.Module) -> bool:
-    """Whether its class went through transformers' ``use_experts_implementation``."""
-    return hasattr(module, "_apply_gate") and hasattr(type(module).forward, "__wrapped__")
 
 
 def _routed(module: Any, given: Given) -> Forward:
@@ -85,8 +85,7 @@ def _routed(module: Any, given: Given) -> Forward:
         for expert, inputs in enumerate(torch.split(routed, counts)):
             if inputs.shape[0] == 0:
                 continue
-            inner = linear(first, expert, inputs)
-            inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+            inner = gated(module, linear(first, expert, inputs))
             outputs.append(linear("down_proj", expert, inner))
         output = torch.cat(outputs)
         if module.has_post_expert_norm:

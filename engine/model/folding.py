@@ -114,7 +114,8 @@ def fold_groups(network: Network) -> dict[str, FoldGroup]:
             done[block] = block_groups(network, ids, block, state, done)
     groups: dict[str, FoldGroup] = {}
     for found in (one for block in sorted(done) for one in done[block]):
-        group = _group(network, found)
+        with network.at_hand([network.layers[found.layers[0]].start]):
+            group = _group(network, found)
         groups |= dict.fromkeys(found.layers, group)
     for name, layer in network.layers.items():
         if layer.role != "embedding" and name not in groups:
@@ -151,7 +152,8 @@ def absorbed(
     stored = {f"{layer.module}.weight": turned}
     bias = getattr(slot.owner, "bias", None)
     if bias is not None:
-        stored[f"{layer.module}.bias"] = (bias.detach().to(torch.float32) * factor).to(dtype)
+        with network.at_hand([layer.start]):
+            stored[f"{layer.module}.bias"] = (bias.detach().to(torch.float32) * factor).to(dtype)
     return stored
 
 
@@ -164,8 +166,8 @@ def _group(network: Network, found: Found) -> FoldGroup:
             found.absorber,
             "",
             "norm",
-            weight=module.weight.detach(),
-            bias=None if bias is None else bias.detach(),
+            weight=module.weight.detach().clone(),  # the block may be gone when it is used
+            bias=None if bias is None else bias.detach().clone(),
             unit=found.norm,
         )
     if found.channels is not None:

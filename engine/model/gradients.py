@@ -85,7 +85,11 @@ def block_gradients(
     """
     leaf = state.detach().requires_grad_(True)
     reached: list[Tensor] = []
-    with network.holding(held), _watching(network, watched) as calls:
+    with (
+        network.at_hand([block]),  # backwards too
+        network.holding(held),
+        _watching(network, watched) as calls,
+    ):
         forwards = network.resuming(block, leaf)
         forwards[block] = _with_graph(forwards[block], reached)
         network.run_until_reached(ids, forwards)
@@ -160,12 +164,17 @@ def whole_gradients(
 ) -> Taps:
     """Go through the whole network forwards and backwards, its graph in memory all at once.
 
-    For networks that cannot be resumed. The arguments are those of `head_gradients`.
+    For networks that cannot be resumed: there all blocks are needed at once. The arguments are
+    those of `head_gradients`.
     """
     a, b = positions
     embedding = [n for n, layer in network.layers.items() if layer.role == "embedding"]
     rooted = [*watched, *(name for name in embedding if name not in watched)]
-    with network.holding(held), _watching(network, rooted) as calls:
+    with (
+        network.at_hand(range(len(network.blocks))),
+        network.holding(held),
+        _watching(network, rooted) as calls,
+    ):
         logits = network.run(ids, network.resuming(0, None), grad=True)[:, a:b]
         with torch.no_grad():
             cotangents = losses(logits.detach())

@@ -15,6 +15,7 @@ from engine.model.experts import forward_by_expert, why_fused
 from engine.model.layers import Layer
 from engine.model.network import Held, Network
 from engine.model.selfcheck import some_ids
+from engine.model.torch_internals import version_of
 
 Take = Callable[[str, int | None, Tensor], None]
 """Is given a layer, an expert of it (None: it has none) and inputs ``[tokens, in]``."""
@@ -66,7 +67,7 @@ def watch_inputs(
         if 0 <= block < n:
             stack.enter_context(watching(network, names, take))
             return _run_block(network, ids, block, state)
-        network._stop_if_asked()
+        network.stop_if_asked()
         kept: list[tuple[str, int | None, Tensor]] = []
 
         def keep(layer: str, expert: int | None, inputs: Tensor) -> None:
@@ -151,7 +152,7 @@ def _run_once(network: Network) -> _Seen:
 
 def where(tensor: Tensor) -> tuple[int, int, int]:
     """Tensors alive together are the same values in the same memory where this is equal."""
-    return tensor.data_ptr(), tensor.numel(), tensor._version
+    return tensor.data_ptr(), tensor.numel(), version_of(tensor)
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from engine.model.torch_internals import own_parameters
+from engine.model.transformers_internals import TRANSPOSED_EXPERTS, transposed_linear
 from engine.protocol import Role
 
 EXPERT_TENSORS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
-TRANSPOSED_EXPERTS = ("Llama4TextExperts",)  # no flag tells it
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Slot(NamedTuple):
 
     @property
     def parameter(self) -> nn.Parameter:
-        found = self.owner._parameters[self.attribute]
+        found = own_parameters(self.owner)[self.attribute]
         assert found is not None
         return found
 
@@ -95,8 +96,7 @@ def list_layers(
 
 
 def _slots(model: Any, embedding: Any, head: Any) -> Iterator[tuple[str, Role, Slot]]:
-    from transformers.pytorch_utils import Conv1D
-
+    transposed = transposed_linear()
     decoder = {id(module) for module in model.get_decoder().modules()}
     routers: tuple[str, ...] = ()
     for path, module in model.named_modules():
@@ -110,7 +110,7 @@ def _slots(model: Any, embedding: Any, head: Any) -> Iterator[tuple[str, Role, S
             routers = (*routers, f"{path}.")
         elif isinstance(module, nn.Linear):
             yield path, "linear", Slot(module, "weight", False)
-        elif isinstance(module, Conv1D):
+        elif isinstance(module, transposed):
             yield path, "conv1d", Slot(module, "weight", True)
         else:
             yield from _experts(path, module)

@@ -18,7 +18,9 @@ from engine.model.memory import check_memory, memory_free, memory_needed
 from engine.model.names import check_covered, join_names
 from engine.model.network import Network
 from engine.model.quiet import quiet
+from engine.model.selfcheck import check_resuming
 from engine.model.source import resolve_model
+from engine.model.transformers_internals import computed_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,7 +106,7 @@ def load_network(
         on_stage("checking resume", 0, 1)
         zeroed = _zero_what_is_not_finite(model)
         network = Network(model, made_from, tied=tied, notes=notes, zeroed=zeroed)
-        network.check_resume()
+        check_resuming(network)
         on_stage("checking resume", 1, 1)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise _too_big(what, needed, chosen_device) from error
@@ -291,8 +293,7 @@ def _disk_names(
     model: Any, stored: CheckpointTensors, report: dict[str, Any]
 ) -> dict[str, tuple[str, ...]]:
     made_from = join_names(model, stored.tensors)
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    tied, ignored = computed_keys(model)
     keys = set(model.state_dict())
     excused = {*tied, *tied.values()}
     excused |= {key for key in keys for pattern in ignored if re.search(pattern, key)}

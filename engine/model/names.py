@@ -1,7 +1,7 @@
 """The model's own tensor names joined to the names on disk.
 
-transformers renames and fuses tensors when it loads them; the table it does this by is
-``get_model_conversion_mapping``, and the order of the steps here is that of
+transformers renames and fuses tensors when it loads them, by a table (`conversion_of`); the order
+of the steps here is that of
 ``transformers.core_model_loading.convert_and_load_state_dict_in_model``.
 """
 
@@ -11,33 +11,21 @@ from collections.abc import Iterable
 from typing import Any
 
 from engine.errors import CheckpointError
+from engine.model.transformers_internals import conversion_of, in_loading_order, renamed
 
 
 def join_names(model: Any, on_disk: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """For every ``state_dict`` key the disk names it is made from."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        dot_natural_key,
-        rename_source_key,
-    )
-
-    inside = model.state_dict()
-    steps = get_model_conversion_mapping(model)
-    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
-    converters = [step for step in steps if isinstance(step, WeightConverter)]
-    by_source = {source: step for step in converters for source in step.source_patterns}
+    conversion = conversion_of(model)
+    inside = conversion.inside
     made_from: dict[str, list[tuple[int, str]]] = {}
-    for name in sorted(on_disk, key=dot_natural_key):
-        key, source = rename_source_key(
-            name, renamings, converters, model.base_model_prefix, inside
-        )
+    for name in in_loading_order(on_disk):
+        key, source = renamed(conversion, name)
         if key not in inside and name in inside:
-            key, source = rename_source_key(name, [], [], model.base_model_prefix, inside)
+            key, source = renamed(conversion, name, converted=False)
         place, targets = 0, [key]
         if source is not None:
-            step = by_source[source]
+            step = conversion.by_source[source]
             place = step.source_patterns.index(source)
             first = step.target_patterns[0]
             targets = [key.replace(first, other) for other in step.target_patterns]

@@ -8,8 +8,8 @@ differentiated later) and with ``use_cache=False``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UsageError
+from engine.model.block_source import BlockSource, ResidentBlocks
 from engine.model.blocks import (
     Forward,
     Reached,
@@ -29,7 +30,7 @@ from engine.model.blocks import (
 )
 from engine.model.experts import Change, forward_by_expert, why_fused
 from engine.model.layers import Layer, Slot, list_layers
-from engine.model.selfcheck import check_resuming
+from engine.model.torch_internals import hook_tables, own_parameters, version_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,7 @@ class Network:
         tied: the head was tied on disk.
         notes: sentences a person should see about how it was loaded.
         zeroed: sentences about weights that were not finite, and are 0 here.
+        source: makes the source of the blocks' weights from their modules.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Network:
         tied: bool = False,
         notes: tuple[str, ...] = (),
         zeroed: tuple[str, ...] = (),
+        source: Callable[[list[nn.Module]], BlockSource] = ResidentBlocks,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
@@ -79,8 +82,9 @@ class Network:
         embedding = model.get_input_embeddings().weight
         self.device: torch.device = embedding.device
         self.dtype: torch.dtype = embedding.dtype
-        name, self.blocks = find_blocks(model)
-        listed = list_layers(model, name, len(self.blocks), made_from)
+        name, modules = find_blocks(model)
+        listed = list_layers(model, name, len(modules), made_from)
+        self.blocks = source(modules)
         self.layers: dict[str, Layer] = {name: layer for name, (layer, _slot) in listed.items()}
         self.should_stop: Callable[[], bool] | None = None
         self.resumable = False
@@ -88,21 +92,14 @@ class Network:
         self.why_not_resumable: str | None = "resuming has not been checked"
         self._slots: dict[str, Slot] = {name: slot for name, (_layer, slot) in listed.items()}
         self._reference = {name: slot.parameter for name, slot in self._slots.items()}
-        self._versions = {name: p._version for name, p in self._reference.items()}
+        self._versions = {name: version_of(p) for name, p in self._reference.items()}
         # Gathered once: walking a deep model at every step would cost a third of its sweep.
         self._hook_tables: list[Mapping[int, object]] = [
-            table
-            for module in model.modules()
-            for table in (
-                module._forward_hooks,
-                module._forward_pre_hooks,
-                module._backward_hooks,
-                module._backward_pre_hooks,
-            )
+            table for module in model.modules() for table in hook_tables(module)
         ]
         self._hooks = self._count_hooks()
-        self._forwards = [block.__dict__.get("forward") for block in self.blocks]
-        self.beside: list[tuple[Any, ...] | None] = [None] * len(self.blocks)
+        self._forwards = [block.__dict__.get("forward") for block in modules]
+        self.beside: list[tuple[Any, ...] | None] = [None] * len(modules)
         self._experts = {
             slot.owner: slot.owner.__dict__.get("forward")
             for name, slot in self._slots.items()
@@ -119,7 +116,9 @@ class Network:
 
         It is the reference also while another weight is held.
         """
-        return self.slot(name).oriented(self._reference[name].detach())
+        slot, block, parameter = self.slot(name), self.layers[name].block, self._reference[name]
+        values = parameter if block is None else self.blocks.reference(block, parameter)
+        return slot.oriented(values.detach())
 
     @contextmanager
     def holding(self, weights: Mapping[str, Held]) -> Iterator[None]:
@@ -167,14 +166,14 @@ class Network:
             for module, change in changes:
                 hooks.append(module.register_forward_pre_hook(_changing(change)))
             for slot, stand_in, _reference in stand_ins:
-                slot.owner._parameters[slot.attribute] = stand_in
+                own_parameters(slot.owner)[slot.attribute] = stand_in
             with patched(list(experts), by_expert):
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
             for slot, _stand_in, reference in stand_ins:
-                slot.owner._parameters[slot.attribute] = reference
+                own_parameters(slot.owner)[slot.attribute] = reference
             self._holding, self._input_changes = False, {}
 
     def input_changes(self, module: nn.Module) -> Mapping[str, Change]:
@@ -190,6 +189,35 @@ class Network:
         if name not in self._slots:
             raise UsageError(f"{name!r} is no layer of this model")
         return self._slots[name]
+
+    # -- blocks --------------------------------------------------------------------------------
+
+    @contextmanager
+    def at_hand(self, blocks: Iterable[int]) -> Iterator[None]:
+        """These blocks have their weights inside, whoever runs them; see `BlockSource.block`.
+
+        Numbers that are no block's (-1, the number of blocks) ask for nothing: what stands before
+        and after the blocks is always there.
+        """
+        with ExitStack() as stack:
+            for k in blocks:
+                if 0 <= k < len(self.blocks):
+                    stack.enter_context(self.blocks.block(k))
+            yield
+
+    def stretches(self, start: int, until: int) -> list[range]:
+        """Blocks from ``start`` to before ``until`` in stretches that are run in one forward.
+
+        As many together as can have their weights at once: all where they are resident. A model
+        that is not resumable is run from the embedding to the end or not at all: one stretch,
+        though its blocks be read again for every window. ``start`` is -1 for the embedding, which
+        belongs to the first stretch.
+        """
+        if start >= until:
+            return []
+        ends = list(range(max(start, 0), until, self.blocks.at_once if self.resumable else until))
+        ends = [*ends[1:], until]
+        return [range(a, b) for a, b in zip([start, *ends], ends, strict=False)]
 
     # -- forwards ------------------------------------------------------------------------------
 
@@ -306,7 +334,9 @@ class Network:
         self, ids: Tensor, forwards: list[Forward] | None, *, grad: bool = False, **kwargs: Any
     ) -> Tensor:
         """The model's logits with these block forwards; None: the blocks' own."""
-        with torch.set_grad_enabled(grad), patched(self.blocks if forwards else (), forwards or ()):
+        if forwards is None:
+            forwards = [self._running(i) for i in range(len(self.blocks))]
+        with torch.set_grad_enabled(grad), patched(self.blocks.modules, forwards):
             output = self.model(input_ids=ids.to(self.device), use_cache=False, **kwargs)
         logits: Tensor = output.logits
         return logits
@@ -350,13 +380,13 @@ class Network:
             return forward
 
         def running(i: int) -> Forward:
-            block = self.blocks[i].forward
+            run = self._running(i)
 
             def forward(*args: Any, **kwargs: Any) -> Any:
-                self._stop_if_asked()
+                self.stop_if_asked()
                 if i == k and state is not None:
                     args, kwargs = with_hidden(args, kwargs, state)
-                return block(*args, **kwargs)
+                return run(*args, **kwargs)
 
             return forward
 
@@ -364,25 +394,14 @@ class Network:
 
     # -- checks --------------------------------------------------------------------------------
 
-    def check_resume(self) -> bool:
-        """Whether resuming is exact, by a few tokens; sets ``resumable`` and the reason if not."""
-        self.resumable = self.head_resumable = False
-        found = check_resuming(self)
-        self.head_resumable, self.takes_positions = found.head, found.chunks
-        self.resumable = found.reason is None
-        self.why_not_resumable = (
-            found.reason and f"{found.reason}: every measurement runs the whole model"
-        )
-        return self.resumable
-
     def assert_at_rest(self) -> None:
         """Raises AssertionError unless the network is as it was opened."""
         assert not self._holding, "weights are held"
         for name, slot in self._slots.items():
             parameter, reference = slot.parameter, self._reference[name]
             assert parameter is reference, f"{name} is not the reference weight"
-            assert parameter._version == self._versions[name], f"{name} was written to"
-        for i, block in enumerate(self.blocks):
+            assert version_of(parameter) == self._versions[name], f"{name} was written to"
+        for i, block in enumerate(self.blocks.modules):
             assert block.__dict__.get("forward") is self._forwards[i], f"block {i} is patched"
         for module, forward in self._experts.items():
             assert module.__dict__.get("forward") is forward, "experts are patched"
@@ -403,7 +422,18 @@ class Network:
     def _kept(self, hidden: Tensor) -> Tensor:
         return hidden if self.resumable else hidden.clone()  # such a block may write into it
 
-    def _stop_if_asked(self) -> None:
+    def _running(self, i: int) -> Forward:
+        """What runs block ``i`` as it is now, with its weights."""
+        forward = self.blocks.modules[i].forward  # before another takes its place
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self.blocks.block(i):
+                return forward(*args, **kwargs)
+
+        return run
+
+    def stop_if_asked(self) -> None:
+        """Raises Preempted if ``should_stop`` says so."""
         if self.should_stop is not None and self.should_stop():
             raise Preempted
 

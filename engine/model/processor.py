@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from engine.model.torch_internals import has_matrix_tiles
 
 
 def has_matrix_units() -> bool:
     """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AMX)."""
-    found = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(found is not None and found())
+    return has_matrix_tiles()

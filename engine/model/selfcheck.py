@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.errors import EngineError
 from engine.model.blocks import Forward, hidden_of, split_output
-
-if TYPE_CHECKING:
-    from engine.model.network import Network
+from engine.model.network import Network
+from engine.model.torch_internals import version_of
 
 TOKENS = 16
 CANNOT_RUN = (LookupError, TypeError, AttributeError, ValueError, RuntimeError)
@@ -29,7 +28,23 @@ class Findings(NamedTuple):
     """The model's forward computes logits for chosen positions only (``logits_to_keep``)."""
 
 
-def check_resuming(network: Network) -> Findings:
+def check_resuming(network: Network) -> bool:
+    """Whether resuming is exact; notes it in the network, with the reason where it is not.
+
+    Raises:
+        EngineError: the model's logits are not finite.
+    """
+    network.resumable = network.head_resumable = False
+    found = try_resuming(network)
+    network.head_resumable, network.takes_positions = found.head, found.chunks
+    network.resumable = found.reason is None
+    network.why_not_resumable = (
+        found.reason and f"{found.reason}: every measurement runs the whole model"
+    )
+    return network.resumable
+
+
+def try_resuming(network: Network) -> Findings:
     """Runs each block alone on its recorded input, then the head alone on the last output.
 
     Block *k* alone, the others skipped, giving what it gave in the whole forward, for every *k*:
@@ -80,14 +95,14 @@ def _record(network: Network, ids: Tensor) -> tuple[list[Tensor], str | None]:
 
     def keep(state: Tensor) -> None:
         states.append(state)
-        versions.append(state._version)
+        versions.append(version_of(state))
+
+    own = network.resuming(0, None)
 
     def recording(i: int) -> Forward:
-        block = network.blocks[i].forward
-
         def forward(*args: Any, **kwargs: Any) -> Any:
             keep(hidden_of(args, kwargs))
-            output = block(*args, **kwargs)
+            output = own[i](*args, **kwargs)
             hidden, beside = split_output(output)
             network.beside[i] = beside and tuple(_lasting(one) for one in beside)
             if i == n - 1:
@@ -100,7 +115,7 @@ def _record(network: Network, ids: Tensor) -> tuple[list[Tensor], str | None]:
     if len(states) != n + 1:
         return states, f"{len(states) - 1} calls were seen of {n} blocks"
     for i, (state, version) in enumerate(zip(states, versions, strict=True)):
-        if state._version != version:
+        if version_of(state) != version:
             return states, f"the input of block {i} is written to after it was read"
     return states, None
 

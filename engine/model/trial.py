@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.model.inputs import watching, where, why_unseen
 from engine.model.network import Network
+from engine.model.torch_internals import own_parameters
 
 ROUNDING = {torch.float16: 2.0**-8, torch.bfloat16: 2.0**-8}
 """Differences up to this part of the largest value are none: one rounding of bfloat16. On CPU
@@ -90,7 +91,7 @@ class Trial:
             resumed = network.resumable or (self.block == n and network.head_resumable)
             forwards = network.resuming(*((self.block, self.state) if resumed else (0, None)))
             if self.block == n or whole:
-                network._stop_if_asked()
+                network.stop_if_asked()
                 seen.output = network.run(self.ids, forwards)
             else:
                 seen.output = network.output_of(self.ids, self.block, forwards)
@@ -149,11 +150,13 @@ class Trial:
         """Modules with weights of their own, here or outside of all blocks, that are no layers."""
         network = self.network
         layers = {id(network.slot(name).owner) for name in network.layers}
-        inside = {id(module): i for i, b in enumerate(network.blocks) for module in b.modules()}
+        inside = {
+            id(module): i for i, b in enumerate(network.blocks.modules) for module in b.modules()
+        }
         n = len(network.blocks)
         for path, module in network.model.named_modules():
             here = inside.get(id(module), n) == self.block
-            if here and id(module) not in layers and module._parameters:
+            if here and id(module) not in layers and own_parameters(module):
                 yield path, module
 
 
@@ -189,7 +192,7 @@ def _noting_experts(
 
 def _per_channel(module: nn.Module, output: Tensor) -> bool:
     """Whether it has a weight per output channel, and at most a bias besides."""
-    names = {name for name, one in module._parameters.items() if one is not None}
-    weight = module._parameters.get("weight")
+    names = {name for name, one in own_parameters(module).items() if one is not None}
+    weight = own_parameters(module).get("weight")
     fits = weight is not None and tuple(weight.shape) == tuple(output.shape[-1:])
     return fits and names <= {"weight", "bias"} and next(module.children(), None) is None

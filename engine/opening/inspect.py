@@ -26,7 +26,8 @@ from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
 from engine.model.architecture import refuse_other_models
 from engine.model.source import HUB_ID
-from engine.store.past_sessions import Looked, hub_cache, hub_folder
+from engine.opening.hub import hub_cache, hub_folder
+from engine.opening.look import Looked
 
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "tekken.json", "merges.txt")
 """Files by one of which a tokenizer is known; a checkpoint may also bring its own code."""

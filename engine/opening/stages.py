@@ -6,13 +6,10 @@ Loading runs on a thread of its own, off the compute thread.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from engine import protocol as p
 from engine.checkpoint import (
@@ -25,7 +22,9 @@ from engine.checkpoint import (
 from engine.demo import DEMO_PATH
 from engine.errors import EngineError
 from engine.model.source import resolve_model
-from engine.service.scheduler import Outcome, Steps, aside
+from engine.service.in_thread import in_thread
+from engine.service.jobs import Outcome, Steps
+from engine.service.process import without_collecting
 from engine.session.artefact import bits_as_stored
 from engine.workspace import Workspace
 
@@ -74,15 +73,8 @@ def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
         workspace.code_sha256 = hashlib.sha256(b"\0".join(code)).hexdigest() if code else ""
         yield p.Notice("warning", f"code that comes with {checkpoint.name} may run: asked for")
     if model:
-        # Importing makes a million objects and no garbage: to look for it takes a fifth longer.
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        with without_collecting():
             yield from _load(workspace, checkpoint)
-        finally:
-            gc.freeze()
-            if collecting:
-                gc.enable()
     return Outcome(timings={"load_s": workspace.load_s})
 
 
@@ -133,7 +125,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
             on_stage=lambda name, done, total: tell(p.Stage(name, done, total)),
         )
 
-    network = yield from aside("loading", load, wait=False)
+    network = yield from in_thread("loading", load, wait=False)
     import torch
 
     from engine.measure.evaluation.divergence import MeanWithError, cut, shuffled
@@ -185,6 +177,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
     why_not_folded = {
         name: group.why_not for name, group in fold_groups(network).items() if group.why_not
     }
+    network.should_stop = workspace.should_stop
     workspace.network = network  # from now on it is to be at rest between any job's steps
     workspace.reference = Reference(network, windows, settings.batch_tokens, budget)
     workspace.protocol = p.Protocol(
@@ -250,54 +243,3 @@ def _corrected(workspace: Workspace) -> p.LayersListed | None:
         rows.append(row)
     workspace.rows = {row.name: workspace.rows.get(row.name, row) for row in rows}
     return _listed(workspace, checkpoint, rows)
-
-
-def differing(known: p.Settings, wanted: p.Settings) -> p.Notice | None:
-    """A warning where a session keeps other settings than those asked for; None where it does not.
-
-    Args:
-        known: what the session was opened with.
-        wanted: what another client asked for.
-    """
-    fields = [
-        field
-        for field in p.Settings.__struct_fields__
-        if field != "fresh" and getattr(wanted, field) != getattr(known, field)
-    ]
-    if not fields and not wanted.fresh:
-        return None
-    return p.Notice(
-        "warning",
-        f"this session runs already, with profile {known.profile}: what was asked for now "
-        f"({', '.join(fields) or '--fresh'}) is not used; quit it everywhere to open it anew",
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions that figures may depend on."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for package in ("qtui", "torch", "transformers", "safetensors", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def describe(error: BaseException) -> tuple[str, int]:
-    """A failure as a sentence and an exit code."""
-    if isinstance(error, EngineError):
-        return str(error), error.exit_code
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return (
-            f"memory ran out ({' '.join(str(error).split())[:200]}): lower batch_tokens, "
-            "--memory-budget or --tokens, or choose --dtype bf16",
-            4,
-        )
-    if isinstance(error, msgspec.ValidationError):
-        return f"what the store holds cannot be read: {error}", 1
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__, 1

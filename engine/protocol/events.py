@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
+from engine.protocol.commands import AnyCommand
 from engine.protocol.facts import AnyFact, RecipeScore
 from engine.protocol.keys import Direction, EffectKey
 from engine.protocol.message import Message
 from engine.protocol.settings import Protocol, Settings
 
 Role: TypeAlias = Literal["linear", "conv1d", "experts", "head", "embedding"]
-JobKind: TypeAlias = Literal["open", "triage", "sweep", "evaluate", "export"]
 JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
 
@@ -18,13 +18,22 @@ Level: TypeAlias = Literal["info", "warning", "error"]
 class Event(Message, frozen=True):
     """Something that happened; kept in the journal."""
 
+    deferrable: ClassVar[bool] = True
+    """Whether it may be written a moment later, with others: what a crash loses is found again."""
+
+
+class Intent(Event, frozen=True):
+    """What a person did: written before anybody hears of it."""
+
+    deferrable: ClassVar[bool] = False
+
 
 class Transient(Message, frozen=True):
     """Something worth showing once; never kept."""
 
 
-class Opened(Event, frozen=True):
-    """Intent: a checkpoint was opened in this session."""
+class Opened(Intent, frozen=True):
+    """A checkpoint was opened in this session."""
 
     source: str
     settings: Settings
@@ -96,8 +105,8 @@ class Calibrated(Event, frozen=True, kw_only=True):
     """Which windows of the text these are."""
 
 
-class RecipeChanged(Event, frozen=True, kw_only=True):
-    """Intent: layers hold other formats now. Columns of equal length."""
+class RecipeChanged(Intent, frozen=True, kw_only=True):
+    """Layers hold other formats now. Columns of equal length."""
 
     how: Literal["set", "undo", "redo"]
     layers: list[str]
@@ -111,23 +120,31 @@ class JobStarted(Event, frozen=True, kw_only=True):
     """A job was accepted."""
 
     job: str
-    kind: JobKind
+    kind: str
     title: str
+    """For people; what the job is about says `command`."""
+    command: AnyCommand
+    """What was asked for, as it was accepted: formats are canonical."""
+    urgency: int = 1
+    """Lower runs first, and is shown first."""
     total: int = 0
     """Steps, for a bar: layers, tensors or windows; 0 where progress will tell."""
-    formats: tuple[str, ...] = ()
-    """Canonical formats of a triage or a sweep."""
     recipe: str = ""
-    """Hash of the recipe an evaluation measures."""
-    ask: str = ""
-    """Of the command that asked for it."""
+    """Hash of the recipe that it is about."""
+
+    @property
+    def ask(self) -> str:
+        """Of the command that asked for it."""
+        return self.command.ask
 
 
 class JobEnded(Event, frozen=True, kw_only=True):
     """A job is over."""
 
+    deferrable: ClassVar[bool] = False
+
     job: str
-    kind: JobKind
+    kind: str
     status: JobStatus
     message: str = ""
     """Why it failed, in a sentence."""

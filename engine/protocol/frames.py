@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from functools import lru_cache
+from typing import TypeAlias, Union
 
 import msgspec
 
-from engine.protocol.commands import AnyCommand
+from engine.protocol.commands import Command, command_hook, command_types, read_command
 from engine.protocol.events import AnyEvent
 from engine.protocol.facts import AnyFact
 from engine.protocol.message import Message
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 """Raised when a change makes an older client or engine misread a newer one."""
 
 MAX_FRAME = 1 << 20
@@ -48,9 +49,33 @@ class Fragment(Message, frozen=True):
     last: bool
 
 
-AnyFrame: TypeAlias = Hello | Sent | Snapshot | Fragment | AnyCommand
+AnyFrame: TypeAlias = Hello | Sent | Snapshot | Fragment | Command
 
 encode = msgspec.msgpack.Encoder().encode
-decode_frame = msgspec.msgpack.Decoder(AnyFrame).decode
-decode_event = msgspec.msgpack.Decoder(AnyEvent).decode
+decode_event = msgspec.msgpack.Decoder(AnyEvent, dec_hook=command_hook).decode
 decode_fact = msgspec.msgpack.Decoder(AnyFact).decode
+
+
+def decode_frame(data: bytes) -> AnyFrame:
+    """A message of the wire; a command that is not registered here reads as `Unknown`.
+
+    Raises:
+        msgspec.MsgspecError: it is no message.
+    """
+    try:
+        return _frames(len(command_types())).decode(data)
+    except msgspec.ValidationError:
+        found = msgspec.msgpack.decode(data)
+        if isinstance(found, dict) and found.get("type") not in _KNOWN | command_types().keys():
+            return read_command(found)
+        raise
+
+
+_KNOWN = {"Hello", "Sent", "Snapshot", "Fragment"}
+
+
+@lru_cache(maxsize=1)
+def _frames(commands: int) -> msgspec.msgpack.Decoder[AnyFrame]:
+    """The decoder for so many registered types of command: made anew when there is one more."""
+    kinds = (Hello, Sent, Snapshot, Fragment, *command_types().values())
+    return msgspec.msgpack.Decoder(Union[kinds], dec_hook=command_hook)  # noqa: UP007

@@ -202,9 +202,9 @@ def export_document(
     )
 
 
-def _last(session: Session, kind: p.JobKind) -> Job:
+def _last(session: Session, kind: str) -> Job:
     jobs = [job for job in session.jobs.values() if job.kind == kind]
-    return jobs[-1] if jobs else Job("", kind, kind, 0)
+    return jobs[-1] if jobs else Job("", kind, kind, p.Unknown(kind))
 
 
 def _timings(job: Job) -> dict[str, s.Number]:

@@ -7,44 +7,19 @@ measured is the same. The scheduler knows no job by name and no mathematics.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TypeVar
-
-import msgspec
 
 from engine import protocol as p
-from engine.errors import EngineError
+from engine.service.in_thread import AbandonedError
+from engine.service.jobs import Lane, OnLane, Outcome, Steps
 
 log = logging.getLogger(__name__)
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What a job's generator returns."""
-
-    measured: int = 0
-    resumed: int = 0
-    timings: dict[str, float] = {}
-
-
-Steps = Generator[p.AnyEvent | None, None, Outcome]
-"""A job: yields an event, or None for a step with nothing to tell, and returns its outcome."""
-
-T = TypeVar("T")
-AnyAdvance = TypeVar("AnyAdvance", p.Stage, p.Progress)
-
-TELL_SECONDS = 0.1
-"""Least time between two events of work that goes on aside."""
-
 _order = count()
-
-
-class AbandonedError(EngineError):
-    """Work was broken off since nobody wants it any more: a job that raises it was cancelled."""
 
 
 @dataclass(eq=False)
@@ -52,7 +27,7 @@ class Job:
     """A generator with its place in the queue. Lower ``urgency`` runs first."""
 
     id: str
-    kind: p.JobKind
+    kind: str
     urgency: int
     steps: Steps
     order: int = field(default_factory=lambda: next(_order))
@@ -68,6 +43,7 @@ class Scheduler:
         deliver: Callable[[Job, p.AnyEvent], None],
         ended: Callable[[Job, Outcome | None, BaseException | None], None],
         at_rest: Callable[[], None] = lambda: None,
+        move: Callable[[Job, Lane], None] = lambda job, lane: None,
     ) -> None:
         """
         Args:
@@ -75,8 +51,10 @@ class Scheduler:
             deliver: takes each event, on the scheduler's thread.
             ended: takes the outcome; both None for a cancelled job; or what it raised.
             at_rest: called after each step; raises if the step left something open.
+            move: takes a job that wants to go on elsewhere; it calls `release`.
         """
         self._deliver, self._ended, self._at_rest = deliver, ended, at_rest
+        self._move = move
         self._jobs: list[Job] = []
         self._running: Job | None = None
         self._closing = False
@@ -99,6 +77,11 @@ class Scheduler:
                     self._wake.notify_all()
                     return True
         return False
+
+    def release(self, job: Job) -> None:
+        """Forget a job that goes on in another scheduler."""
+        with self._wake:
+            self._jobs.remove(job)
 
     @property
     def busy(self) -> bool:
@@ -152,7 +135,9 @@ class Scheduler:
                 return
             event = next(job.steps)
             self._at_rest()
-            if event is not None:
+            if isinstance(event, OnLane):
+                self._move(job, event.lane)
+            elif event is not None:
                 self._deliver(job, event)
         except StopIteration as stop:
             self._finish(job, stop.value, None)
@@ -170,57 +155,3 @@ class Scheduler:
             self._ended(job, outcome, error)
         except Exception:
             log.exception("telling that job %s ended failed", job.id)
-
-
-def aside(
-    name: str, work: Callable[[Callable[[AnyAdvance], None]], T], *, wait: bool
-) -> Generator[AnyAdvance, None, T]:
-    """Do work on a thread of its own, yielding what it tells of as it comes.
-
-    Use as ``value = yield from aside("loading", lambda tell: ..., wait=False)`` inside a job. Once
-    the job is closed, ``tell`` raises `AbandonedError` in the work.
-
-    Args:
-        name: of the thread.
-        work: told where to tell how far it is; it may do so as often as it likes.
-        wait: whether a job that is closed waits until the work has let go of what it holds.
-
-    Raises:
-        BaseException: whatever the work raised.
-    """
-    told: queue.SimpleQueue[AnyAdvance | None] = queue.SimpleQueue()
-    result: list[T] = []
-    failure: list[BaseException] = []
-    abandoned = threading.Event()
-
-    def tell(event: AnyAdvance) -> None:
-        if abandoned.is_set():
-            raise AbandonedError(f"{name} was abandoned")
-        told.put(event)
-
-    def run() -> None:
-        try:
-            result.append(work(tell))
-        except BaseException as error:  # noqa: BLE001 - raised again on the other thread
-            failure.append(error)
-        finally:
-            told.put(None)
-
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
-    last = 0.0
-    try:
-        while (event := told.get()) is not None:
-            now = time.monotonic()
-            # Some tell of every tensor: ten times a second is enough to watch.
-            if event.done in (0, event.total) or now - last > TELL_SECONDS:
-                last = now
-                yield event
-    finally:
-        abandoned.set()
-        if wait:
-            thread.join()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]

@@ -10,20 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import struct
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from engine import protocol as p
+from engine.service.wire import frame, read_frame
 
 log = logging.getLogger(__name__)
 
-LENGTH = struct.Struct(">I")
-PIECE_OVERHEAD = 64
 MOST_KEPT = 20_000
 """Journalled events a stalled client may be behind; it is let go beyond, and attaches anew."""
 
@@ -31,51 +27,14 @@ MOST_KEPT = 20_000
 class Engine(Protocol):
     """What the server needs of an engine."""
 
-    def handle(self, command: p.AnyCommand) -> None:
-        """Carry out a command; quick."""
+    def handle(self, command: p.AnyCommand, reply: Callable[[p.Refused], None]) -> object:
+        """Carry out a command, or reply why not; quick."""
 
     def snapshot(self) -> tuple[int, bytes]:
         """Number of the last journalled event, and the encoded session."""
 
     def busy(self) -> bool:
         """Whether a job is running or waiting."""
-
-
-async def read_frame(reader: asyncio.StreamReader) -> p.AnyFrame | None:
-    """The next message, put together from its pieces; None at the end of the stream.
-
-    Raises:
-        ConnectionError: what came is no message of ours.
-    """
-    pieces: list[bytes] = []
-    try:
-        while True:
-            (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-            if length > p.MAX_FRAME:
-                raise ConnectionError(f"a frame of {length} bytes: not this protocol")
-            message: p.AnyFrame = p.decode_frame(await reader.readexactly(length))
-            if not isinstance(message, p.Fragment):
-                return message
-            pieces.append(message.data)
-            if message.last:
-                whole: p.AnyFrame = p.decode_frame(b"".join(pieces))
-                return whole
-    except asyncio.IncompleteReadError:
-        return None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConnectionError(f"a frame that does not read: {error}") from error
-
-
-def frame(message: p.AnyFrame) -> bytes:
-    """A message with its length before it, in pieces where it is longer than a frame may be."""
-    data = p.encode(message)
-    if len(data) <= p.MAX_FRAME:
-        return LENGTH.pack(len(data)) + data
-    size = p.MAX_FRAME - PIECE_OVERHEAD
-    pieces = [data[at : at + size] for at in range(0, len(data), size)]
-    return b"".join(
-        frame(p.Fragment(piece, last=at + 1 == len(pieces))) for at, piece in enumerate(pieces)
-    )
 
 
 class _Client:
@@ -141,6 +100,17 @@ class Server:
             return
         data = frame(p.Sent(seq, event))
         loop.call_soon_threadsafe(self._give, seq, event, data)
+
+    def _reply(self, client: _Client) -> Callable[[p.Refused], None]:
+        """A function that tells one client of a refusal, from any thread."""
+
+        def reply(refused: p.Refused) -> None:
+            loop = self._loop
+            if loop is not None and not loop.is_closed():
+                data = frame(p.Sent(0, refused))
+                loop.call_soon_threadsafe(client.give, 0, refused, data)
+
+        return reply
 
     def _give(self, seq: int, event: p.AnyEvent, data: bytes) -> None:
         for client in self._clients:
@@ -210,10 +180,11 @@ class Server:
                         self.stop()
                     return
                 elif isinstance(message, p.Command):
-                    engine.handle(message)
+                    engine.handle(message, self._reply(client))
         except ConnectionError as error:
             log.warning("client: %s", error)
         finally:
+            client.gone = True
             if client in self._clients:
                 self._clients.remove(client)
             if sending is not None:

@@ -46,8 +46,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return _recipe_changed(session, event)
         case p.JobStarted():
             session.jobs[event.job] = Job(
-                event.job, event.kind, event.title, event.total, event.recipe
-            )
+                id=event.job, kind=event.kind, title=event.title, command=event.command,
+                urgency=event.urgency, total=event.total, recipe=event.recipe,
+            )  # fmt: skip
             return frozenset({"jobs"})
         case p.Progress():
             if (job := session.jobs.get(event.job)) is not None and job.status == "running":
@@ -202,7 +203,9 @@ def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty
 def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
     job = session.jobs.get(event.job)
     if job is None:
-        job = session.jobs[event.job] = Job(event.job, event.kind, event.kind)
+        job = session.jobs[event.job] = Job(
+            event.job, event.kind, event.kind, p.Unknown(event.kind)
+        )
     job.status, job.message, job.exit_code = event.status, event.message, event.exit_code
     job.resumed, job.measured, job.timings = event.resumed, event.measured, event.timings
     if event.status == "done":

@@ -1,6 +1,8 @@
 """`Session`: what is known about one checkpoint. `engine.session.fold` says how it comes about.
 
-Layers are rows; everything known about them stands in columns of the table's length.
+Layers are rows; everything known about them stands in columns of the table's length. A snapshot of
+another version, with fields that are not known here, is an error: it must not read as a session
+that lacks what they held.
 """
 
 from __future__ import annotations
@@ -31,12 +33,16 @@ def recipe_hash(layers: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:32]
 
 
-class Job(msgspec.Struct):
+class Job(msgspec.Struct, forbid_unknown_fields=True):
     """A job as a client sees it."""
 
     id: str
-    kind: p.JobKind
+    kind: str
     title: str
+    """For people; what the job is about says `command`."""
+    command: p.AnyCommand
+    urgency: int = 1
+    """Of the most urgent job first."""
     total: int = 0
     recipe: str = ""
     """Hash of the recipe an evaluation measures."""
@@ -51,7 +57,7 @@ class Job(msgspec.Struct):
     timings: dict[str, float] = {}
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One step of the recipe's history."""
 
     layers: list[str]
@@ -59,7 +65,7 @@ class Change(msgspec.Struct, frozen=True):
     after: list[str]
 
 
-class Layers(msgspec.Struct, dict=True):
+class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
     """The table: one entry a layer in every column."""
 
     names: list[str] = []
@@ -86,7 +92,7 @@ class Layers(msgspec.Struct, dict=True):
         return StoredSums(self.roles, self.shapes, self.dtypes)
 
 
-class Effects(msgspec.Struct):
+class Effects(msgspec.Struct, forbid_unknown_fields=True):
     """Effects of layers, and of what was changed together, under one checkpoint and protocol."""
 
     measured: dict[p.EffectKey, list[p.Sensitivity | None]] = {}
@@ -124,7 +130,7 @@ class Effects(msgspec.Struct):
         )
 
 
-class Session(msgspec.Struct):
+class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Everything known about one opened checkpoint."""
 
     source: str = ""
@@ -218,4 +224,4 @@ def encode_session(session: Session) -> bytes:
 
 def decode_session(data: bytes) -> Session:
     """The session a snapshot was taken of."""
-    return msgspec.msgpack.decode(data, type=Session)
+    return msgspec.msgpack.decode(data, type=Session, dec_hook=p.command_hook)

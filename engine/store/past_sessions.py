@@ -1,15 +1,11 @@
-"""What there is to open: past sessions, checkpoints in the hub's cache, and a look at a path.
+"""Past sessions, as their journals tell them.
 
-All of it is read without holding, starting or loading anything: an engine that runs meanwhile is
-not disturbed, no tensor library is imported and nothing is downloaded.
+They are read without being held, nor anything started: an engine that runs meanwhile is not
+disturbed, and no tensor library is imported.
 """
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +14,11 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.session import Session
-from engine.store.journal import FactStore, StoreError, peek
+from engine.store.database import StoreError
+from engine.store.facts import FactStore
+from engine.store.journal import peek
+from engine.store.lock import is_running
 from engine.store.paths import facts_file, state_folder
-
-LOOK_SECONDS = 20.0
-"""How long a look at a path may take; headers on a slow network drive need their time."""
 
 
 class PastSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,30 +46,6 @@ class PastSession(msgspec.Struct, frozen=True, kw_only=True):
     bits_per_weight: float = float("nan")
     problem: str = ""
     """Why it cannot be read, or opened again, in a sentence."""
-
-
-class Looked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a path or a hub id turned out to be, from headers alone."""
-
-    source: str
-    name: str = ""
-    path: str = ""
-    """The folder; empty where there is none yet."""
-    architecture: str = ""
-    parameters: int = 0
-    """0 where only reading the weights would tell."""
-    bytes: int = 0
-    dtype: str = ""
-    layers: int = 0
-    note: str = ""
-    """Something to know that stops nothing: from the cache, to be downloaded, stored in fp8."""
-    problem: str = ""
-    """Why it cannot be opened, in a sentence; empty where nothing is known against it."""
-    advice: str = ""
-    """What to do instead, where that can be told."""
-
-
-# --- past sessions -------------------------------------------------------------------------------
 
 
 def past_sessions(limit: int = 50) -> list[PastSession]:
@@ -148,20 +120,6 @@ def _told(name: str, session: Session, when: float, running: bool) -> PastSessio
     )
 
 
-def is_running(folder: Path) -> bool:
-    """Whether an engine holds the session in ``folder``."""
-    try:
-        with (folder / "lock").open() as lock:
-            os.kill(int(lock.read().strip() or "x"), 0)
-            # The lock is tried only where its holder's number is alive: it may be another's now.
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except BlockingIOError:
-        return True
-    except (OSError, ValueError):  # no lock, no number in it, no such process
-        return False
-
-
 def _changed_at(path: Path) -> float:
     """When a file was written to; 0 if it is absent or empty, as a reader leaves a ``-wal``."""
     try:
@@ -169,71 +127,3 @@ def _changed_at(path: Path) -> float:
     except OSError:
         return 0.0
     return status.st_mtime if status.st_size else 0.0
-
-
-# --- the hub's cache -----------------------------------------------------------------------------
-
-
-def hub_folder() -> Path:
-    """Where the hub's client keeps what it downloaded, by its own environment variables."""
-    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    if given:
-        return Path(os.path.expandvars(given)).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
-    return Path(os.path.expandvars(home)).expanduser() / "hub"
-
-
-def hub_cache() -> list[str]:
-    """Ids of the models in the local cache, in alphabetical order; whole or not."""
-    found = []
-    try:
-        for folder in hub_folder().iterdir():
-            kind, _, name = folder.name.partition("--")
-            if kind == "models" and name and any((folder / "snapshots").glob("*")):
-                found.append(name.replace("--", "/"))
-    except OSError:
-        return sorted(found, key=str.lower)
-    return sorted(found, key=str.lower)
-
-
-# --- a look at a path ----------------------------------------------------------------------------
-
-
-async def look(
-    source: str, *, trust_remote_code: bool = False, timeout: float = LOOK_SECONDS
-) -> Looked:
-    """What ``source`` is, found out by a process of its own, which ends with this call.
-
-    Never raises but for cancellation: what went wrong is the ``problem``.
-    """
-    words = [sys.executable, "-P", "-m", "engine.opening.inspect"]
-    words += ["--trust-remote-code"] if trust_remote_code else []
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *words, "--", source,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        return Looked(source=source, problem=f"{source} cannot be looked at: {error}")
-    try:
-        async with asyncio.timeout(timeout):
-            told, complaint = await process.communicate()
-    except TimeoutError:
-        return Looked(
-            source=source,
-            problem=f"{source} could not be read within {timeout:.0f} s",
-            advice="the drive it lies on may be slow or gone; opening it waits longer",
-        )
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    try:
-        return msgspec.json.decode(told, type=Looked)
-    except msgspec.DecodeError:
-        lines = complaint.decode(errors="replace").strip().splitlines()
-        why = lines[-1] if lines else f"exit code {process.returncode}"
-        return Looked(source=source, problem=f"{source} could not be looked at: {why}")

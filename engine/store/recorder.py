@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 from engine import protocol as p
 from engine.session import Session, apply, encode_session
-from engine.store.journal import SNAPSHOT_EVERY, FactStore, Journal, StoreError
+from engine.store.database import StoreError
+from engine.store.facts import FactStore
+from engine.store.journal import SNAPSHOT_EVERY, Journal
 
 log = logging.getLogger(__name__)
 

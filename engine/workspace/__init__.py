@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from engine import protocol as p
-from engine.errors import EngineError
-from engine.store.journal import FactStore
+from engine.errors import EngineError, UsageError
+from engine.store.facts import FactStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +80,26 @@ class Workspace:
         if self.checkpoint is None:
             raise EngineError("no checkpoint is open")
         return self.checkpoint
+
+    def row(self, layer: str) -> DiskLayer:
+        """A layer as the files have it.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        row = self.rows.get(layer)
+        if row is None:
+            raise UsageError(f"the checkpoint has no layer {layer!r}")
+        return row
+
+    def assert_at_rest(self) -> None:
+        """Between two steps of jobs nothing is open: no grad mode, no patch, reference weights."""
+        torch = sys.modules.get("torch")  # not imported before a job needs it
+        if torch is not None and hasattr(torch, "is_inference_mode_enabled"):
+            assert torch.is_grad_enabled(), "a job left gradients disabled across a yield"
+            assert not torch.is_inference_mode_enabled(), "a job left inference mode on"
+        if self.network is not None:
+            self.network.assert_at_rest()
 
     def need_network(self) -> tuple[Network, Reference]:
         """The loaded network and its reference values.

@@ -68,7 +68,7 @@ def export(
         )
         ask = with_recipe(recipe, written)
         solves = calibrates(format, recipe)
-        outcome = run(model, settings, ask, kind="export", calibrates=solves)
+        outcome = run(model, settings, ask, of=p.Export, calibrates=solves)
         assert outcome.exported is not None
         document = documents.export_document(
             outcome.session, outcome.exported, outcome.formats, outcome.job

@@ -20,15 +20,12 @@ from engine.errors import EngineError, UsageError
 from engine.report.tables.parts import instead
 from engine.session import Job, Session
 from qtui.cli.progress import Meter
-from qtui.views.sweeps import title_words
+from qtui.views.sweeps import formats_of
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
 OfRecipe: TypeAlias = p.Evaluate | p.Export
 Ask: TypeAlias = Measure | Callable[[Session], OfRecipe]
 """What to do. A recipe is a function of the opened session: its layers have to be known."""
-KINDS: dict[type[Measure], p.JobKind] = {
-    p.Triage: "triage", p.Sweep: "sweep", p.Evaluate: "evaluate", p.Export: "export",
-}  # fmt: skip
 Question: TypeAlias = p.AskHistogram | p.AskExperts
 """What is asked about one layer beside a triage."""
 Answer: TypeAlias = p.HistogramReady | p.ExpertsReady
@@ -47,9 +44,9 @@ MUST_AGREE = (
     "trust_remote_code",
 )  # fmt: skip
 """Settings that figures depend on: an engine that runs with others cannot answer for these."""
-MUST_AGREE_OF_FILES: dict[p.JobKind, tuple[str, ...]] = {
-    "triage": ("sigma", "trust_remote_code"),
-    "export": ("trust_remote_code",),
+MUST_AGREE_OF_FILES: dict[type[p.Command], tuple[str, ...]] = {
+    p.Triage: ("sigma", "trust_remote_code"),
+    p.Export: ("trust_remote_code",),
 }
 """The ones among them that matter to what reads the files alone, and loads no model."""
 
@@ -83,7 +80,7 @@ def measure(
     ask: Ask,
     meter: Meter,
     questions: Sequence[Question] = (),
-    kind: p.JobKind = "evaluate",
+    of: type[OfRecipe] = p.Evaluate,
     *,
     calibrates: bool = False,
 ) -> Outcome:
@@ -96,7 +93,7 @@ def measure(
         meter: where progress is shown.
         questions: about single layers, asked once the measuring is done; their layers are looked
             for before it begins.
-        kind: of the job, where ``ask`` is a function of the session.
+        of: type of the command, where ``ask`` is a function of the session.
         calibrates: whether an export needs the model, with calibration text.
 
     Raises:
@@ -107,8 +104,10 @@ def measure(
         KeyboardInterrupt: after the job was told to stop; what it measured is kept.
     """
     running = client.attached(source)
+    if running is None:
+        client.own_process(source)
     with closing(running or client.in_process(source)) as engine:
-        kind = kind if callable(ask) else KINDS[type(ask)]
+        kind: type[Measure] = of if callable(ask) else type(ask)
         of_files = kind in MUST_AGREE_OF_FILES and not calibrates
         run = _Run(
             engine,
@@ -130,7 +129,7 @@ class _Run:
         engine: client.Client,
         ask: Ask,
         meter: Meter,
-        kind: p.JobKind,
+        kind: type[Measure],
         questions: tuple[Question, ...] = (),
         *,
         attached: bool,
@@ -139,13 +138,15 @@ class _Run:
         self._engine, self._ask, self._meter, self._attached = engine, ask, meter, attached
         self._questions = questions
         self._answers: dict[Question, Answer] = {}
-        self._kind: p.JobKind = kind
+        self._kind = kind
         self._of_files = of_files
         self._exported: p.Exported | None = None
         self._open = False
         self._mark = uuid.uuid4().hex
         self._sent: Measure | None = None
         self._job: str | None = None
+        self._label = ""
+        """The job's kind, beside its progress."""
         self._following = False
         self._recipe = ""
         self._formats: dict[str, None] = {}
@@ -210,13 +211,13 @@ class _Run:
             case p.Opened():
                 self._open = True
             case p.JobStarted(ask=self._mark):
-                self._job = event.job
+                self._job, self._label = event.job, event.kind
                 self._recipe = event.recipe
-                self._formats.update(dict.fromkeys(event.formats))
+                self._formats.update(dict.fromkeys(formats_of(event.command)))
             case p.Progress(job=job) if job == self._job:
                 self._meter.show(
-                    self._kind, event.done, event.total, event.seconds_left, event.detail,
-                    in_bytes=self._kind == "export",
+                    self._label, event.done, event.total, event.seconds_left, event.detail,
+                    in_bytes=self._kind is p.Export,
                 )  # fmt: skip
             case p.Exported(job=job) if job == self._job:
                 self._exported = event
@@ -251,7 +252,8 @@ class _Run:
             return
         if isinstance(self._sent, p.Sweep):
             for job in self._engine.session.jobs.values():
-                if job.status == "running" and _same_sweep(job, self._sent):
+                if job.status == "running" and p.same_request(job.command, self._sent):
+                    self._label = job.kind
                     self._job, self._following = job.id, True
                     self._meter.say("that sweep is running already: following it")
                     return
@@ -274,12 +276,12 @@ class _Run:
             there = {key.format for key in session.effects.known(self._sent.direction)}
             known = [each for each in self._sent.formats if each in there]
             formats = tuple(dict.fromkeys([*known, *formats]))
-        if self._kind == "evaluate":
+        if self._kind is p.Evaluate:
             score = session.scores.get(self._recipe)
             if score is None:
                 raise RunError("the evaluation ended without a score", 1)
-        if self._kind == "export" and self._exported is None:
-            raise RunError("the export ended without reporting_errors what it wrote", 1)
+        if self._kind is p.Export and self._exported is None:
+            raise RunError("the export ended without telling what it wrote", 1)
         return Outcome(
             session=session,
             job=session.jobs[ended.job],
@@ -288,12 +290,6 @@ class _Run:
             answers=tuple(self._answers[question] for question in self._questions),
             exported=self._exported,
         )
-
-
-def _same_sweep(job: Job, asked: p.Sweep) -> bool:
-    """Whether a job is the sweep that is asked for."""
-    words = title_words(asked.formats, asked.direction, asked.by, asked.exact)
-    return job.kind == "sweep" and job.title.split() == words
 
 
 def _names_are_listed(session: Session) -> bool:

@@ -17,13 +17,11 @@ def run(
     settings: p.Settings,
     ask: headless.Ask,
     questions: Sequence[headless.Question] = (),
-    kind: p.JobKind = "evaluate",
+    of: type[headless.OfRecipe] = p.Evaluate,
     *,
     calibrates: bool = False,
 ) -> headless.Outcome:
     """`headless.measure` on a MODEL as it was given, with a progress bar; SIGTERM interrupts it."""
     with terminated_as_interrupted():
         source, meter = located_model(model), Meter(sys.stderr)
-        return headless.measure(
-            source, settings, ask, meter, questions, kind, calibrates=calibrates
-        )
+        return headless.measure(source, settings, ask, meter, questions, of, calibrates=calibrates)

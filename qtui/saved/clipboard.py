@@ -31,6 +31,7 @@ from engine.store.files import write_whole
 from qtui.saved.figures import layers, why_not
 from qtui.saved.forms import as_tsv
 from qtui.saved.view import View
+from qtui.textual_internals import driver_of, output_is_full
 from qtui.views.text import printable
 
 MOST_BYTES = 74_994
@@ -144,8 +145,8 @@ def _to_file(text: str, folder: Path) -> tuple[Path | None, str]:
 
 
 def _to_terminal(app: Terminal, text: str, path: Path | None, environ: Mapping[str, str]) -> bool:
-    driver = getattr(app, "_driver", None)
-    if _stalled(driver):
+    driver = driver_of(app)
+    if output_is_full(app):
         return False
     try:
         app.copy_to_clipboard(text.encode(errors="replace").decode())
@@ -157,12 +158,6 @@ def _to_terminal(app: Terminal, text: str, path: Path | None, environ: Mapping[s
     if environ.get("TMUX") and path is not None:
         _to_tmux(path, environ)
     return True
-
-
-def _stalled(driver: object) -> bool:
-    """Whether the terminal takes nothing: a write would wait, and everything with it."""
-    queue = getattr(getattr(driver, "_writer_thread", None), "_queue", None)
-    return queue is not None and bool(queue.qsize() > queue.maxsize - 4)
 
 
 def _to_tmux(path: Path, environ: Mapping[str, str]) -> None:

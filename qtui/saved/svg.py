@@ -20,6 +20,8 @@ from rich.color import Color
 from rich.style import Style
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME, TerminalTheme
 
+from qtui.textual_internals import rendered_strips
+
 FONT = "monospace"
 """Alone: a viewer that lacks the first of several names may take a proportional font for it."""
 SIZE, CELL, LEADING = 14.0, 8.43, 17.0
@@ -66,7 +68,7 @@ def screen_lines(app: Any) -> tuple[Line, ...]:
     """
     width = app.size.width
     theme = getattr(app, "ansi_theme", None) or DEFAULT_TERMINAL_THEME
-    strips = app.screen._compositor.render_strips()
+    strips = rendered_strips(app.screen)
     return tuple(
         lined(((segment.text, segment.style) for segment in strip.crop(0, width)), theme)
         for strip in strips

@@ -14,6 +14,7 @@ from textual.widget import Widget
 from engine import protocol as p
 from engine.session import Dirty, Session
 from qtui.actions import HOLD, Action, bindings, remapped
+from qtui.textual_internals import bind_key
 from qtui.views.text import UNICODE, Glyphs
 from qtui.widgets.frame.status import KeyBar, Message, key_names
 
@@ -144,7 +145,7 @@ class SessionScreen(Screen[None]):
         self.actions = [action for action in bound if action.id != id]
         self.keybar.actions = self.actions
         for binding in bindings(bound):
-            self._bindings.key_to_bindings[binding.key] = [binding]
+            bind_key(self, binding)
 
     def key(self, id: str) -> str:
         """The first key of an action as a person reads it."""

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import platformdirs
 import tomli
-from textual.keys import REPLACED_KEYS, Keys, _character_to_key, key_to_character
+from textual.keys import REPLACED_KEYS, Keys, key_to_character
 
 from engine.errors import UsageError
+from qtui.textual_internals import character_to_key
 
 UNBOUND = "<unbound>"
 """A key that no keyboard has: Textual leaves an action its own keys where it is given none. Its
@@ -64,7 +65,7 @@ def key_name(written: str) -> str:
     if len(written) == 1:
         if not written.isprintable():
             raise ValueError(f"{written!r} is not a key")
-        return "space" if written == " " else _character_to_key(written)
+        return "space" if written == " " else character_to_key(written)
     *modifiers, last = written.split("+")
     if last == "" and modifiers and modifiers[-1] == "":
         modifiers, last = modifiers[:-1], "+"  # ctrl++
@@ -74,9 +75,9 @@ def key_name(written: str) -> str:
     if last not in NAMES and (len(last) > 1 or not last.isprintable() or last == " "):
         # Names of characters, as Textual has them: full_stop.
         character = _character(last)
-        if character is None or _character_to_key(character) != last:
+        if character is None or character_to_key(character) != last:
             raise ValueError(_no_such_key(written))
-    name = last if last in NAMES else _character_to_key(last) if len(last) == 1 else last
+    name = last if last in NAMES else character_to_key(last) if len(last) == 1 else last
     if modifiers == ["shift"] and len(last) == 1:
         if not last.isalpha():
             raise ValueError(f"{written!r}: write the character that shift makes of {last}")
@@ -192,7 +193,7 @@ def _keys(path: Path, action: str, written: object) -> list[str]:
 def _defaults(keys: str) -> list[str]:
     # A comma is written out in a binding's keys, so each part is one key.
     return [
-        _character_to_key(key) if len(key) == 1 else key
+        character_to_key(key) if len(key) == 1 else key
         for key in (part.strip() for part in keys.split(","))
         if key
     ]

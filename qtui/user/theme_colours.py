@@ -15,9 +15,10 @@ from typing import NamedTuple
 from rich.color import Color as RichColor
 from rich.segment import Segment
 from rich.style import Style
-from textual._color_constants import ANSI_COLORS
 from textual.color import Color
 from textual.filter import LineFilter
+
+from qtui.textual_internals import ANSI_COLORS
 
 ATTRIBUTES = ("bold", "dim", "underline", "reverse")
 ANSI_COLOR = re.compile(

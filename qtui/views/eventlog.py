@@ -15,8 +15,8 @@ from engine.formats.storage import why_not_held
 from engine.protocol import Level
 from engine.report import numbers as n
 from engine.session import Layers, Session, recipe_hash
-from qtui.views.text import UNICODE, Glyphs, printable, short_name
-from qtui.widgets.line import Words
+from qtui.views.sweeps import formats_of
+from qtui.views.text import UNICODE, Glyphs, Words, printable, short_name
 
 MOST = 1000
 """Entries that are kept."""
@@ -167,17 +167,16 @@ class EventLog:
         if began is not None:
             figures.append(f"in {n.clock(max(0.0, self._clock() - began))}")
         if event.kind == "sweep" and event.status == "done":
-            figures += self._worst(title, session)
+            figures += self._worst(job.command, session) if job is not None else []
         said = f"{title}: {event.status}"
         self.say("info", said + (f", {', '.join(figures)}" if figures else ""))
 
-    def _worst(self, title: str, session: Session) -> list[str]:
-        """The largest effect of a format that a sweep was about."""
+    def _worst(self, command: p.Command, session: Session) -> list[str]:
+        """The largest effect of each format that a sweep was about."""
         found = []
-        for key, column in session.effects.measured.items():
-            words = title.split()
-            if key.format not in words or ("restore" in words) != (key.direction == "restore"):
-                continue
+        for format in formats_of(command):
+            assert isinstance(command, p.Sweep)
+            column = session.effects.measured.get(p.EffectKey(command.direction, format), [])
             worst = max((fact for fact in column if fact), key=lambda fact: fact.kl, default=None)
             if worst is not None:
                 name = _short(worst.layer, session)

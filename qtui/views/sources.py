@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engine.report.numbers import size
-from qtui.widgets.prompt.offers import Completion
+from qtui.views.completion import Completion
 
 SCANNED = 5_000
 """Names of one folder that are looked at, at most."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from engine.protocol import By, Direction, EffectKey
+from engine.protocol import Command, Direction, EffectKey, Sweep, Triage
 from engine.session import Job, Session
 
 OTHER: dict[Direction, Direction] = {"degrade": "restore", "restore": "degrade"}
@@ -15,34 +13,26 @@ def swept(session: Session, direction: Direction) -> list[str]:
     return [key.format for key in session.effects.known(direction)]
 
 
-def title_words(
-    formats: Sequence[str], direction: Direction, by: By = "layer", exact: str = "all"
-) -> list[str]:
-    """Words of the engine's title of a sweep: what is not usual is named."""
-    words = ["sweep", *formats]
-    words += [direction] if direction != "degrade" else []
-    words += ["by", by] if by != "layer" else []
-    return [*words, exact] if exact != "all" else words
+def formats_of(command: Command) -> tuple[str, ...]:
+    """Canonical formats that an accepted command names for all layers."""
+    return command.formats if isinstance(command, Triage | Sweep) else ()
+
+
+def is_sweep_of(command: Command, format: str, direction: Direction) -> bool:
+    """Whether a command is a sweep of a format in a direction."""
+    return (
+        isinstance(command, Sweep) and format in command.formats and command.direction == direction
+    )
 
 
 def sweeping(session: Session, format: str, direction: Direction) -> Job | None:
     """The sweep of all layers in a format and a direction, if it is running or waiting."""
     for job in session.jobs.values():
-        words = job.title.split()
-        same = _is_of(words, format, direction) and _of_all_layers(words)
-        if job.kind == "sweep" and job.status == "running" and same:
+        command = job.command
+        of_all = isinstance(command, Sweep) and (command.by, command.exact) == ("layer", "all")
+        if job.status == "running" and of_all and is_sweep_of(command, format, direction):
             return job
     return None
-
-
-def _is_of(words: list[str], format: str, direction: Direction) -> bool:
-    """Whether a title is of a sweep of a format in a direction."""
-    return format in words and ("restore" in words) == (direction == "restore")
-
-
-def _of_all_layers(words: list[str]) -> bool:
-    """Whether a sweep of this title measures every layer, each alone."""
-    return not any(word in ("by", "none") or word.startswith("top:") for word in words)
 
 
 def measured(session: Session, format: str, direction: Direction) -> int:
@@ -85,8 +75,6 @@ def unfinished(session: Session, format: str, direction: Direction) -> tuple[str
 def _broken_off(session: Session, format: str, direction: Direction) -> bool:
     """Whether a sweep of a format and direction was cancelled, or failed."""
     return any(
-        job.kind == "sweep"
-        and job.status in ("cancelled", "failed")
-        and _is_of(job.title.split(), format, direction)
+        job.status in ("cancelled", "failed") and is_sweep_of(job.command, format, direction)
         for job in session.jobs.values()
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from rich.cells import cell_len, set_cell_size
 
 from engine.report.characters import printable as printable
+
+Words: TypeAlias = list[tuple[str, str]]
+"""Pieces of text with a style each, such as ``$dim`` or ``bold $error``; never read as markup."""
 
 
 class Glyphs(NamedTuple):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 from textual.content import Content
 from textual.scrollbar import ScrollBarRender
 from textual.widget import Widget
 
-Words: TypeAlias = list[tuple[str, str]]
-"""Pieces of text with a style each, such as ``$dim`` or ``bold $error``; never read as markup."""
+from qtui.views.text import Words as Words
 
 
 def content(words: Words) -> Content:

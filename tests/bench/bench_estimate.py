@@ -36,7 +36,7 @@ from engine.measure.evaluation.evaluate import baseline, forward_seconds
 from engine.opening.stages import open_job
 from engine.profiles import load_profile
 from engine.protocol import Settings
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.texts.corpora import held_out_library
 from engine.workspace import Workspace
 from tests import tiny

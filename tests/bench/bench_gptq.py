@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.formats.grammar import parse_format
 from engine.quant.quantize import dequantized
 from engine.quant.statistics import output_error
-from engine.service.threads import SPINS
+from engine.service.process import SPINS
 
 WIDTH = int(os.environ.get("GPTQ_WIDTH", "4096"))
 ROUNDS = int(os.environ.get("GPTQ_ROUNDS", "5"))

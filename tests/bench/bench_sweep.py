@@ -21,7 +21,7 @@ from engine.measure.calibration.approximate import approximation
 from engine.measure.sweep import sweep as sensitivity
 from engine.measure.sweep.sweep import sweep
 from engine.opening.stages import open_job
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.workspace import Workspace
 from tests import tiny
 from tests.bench.coverage import DRAWS, FEW, coverage

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from engine import protocol as p
 from engine.client import log_file
-from engine.service.server import frame, read_frame
+from engine.service.wire import frame, read_frame
 from engine.session import Session, encode_session
 from engine.store.paths import session_name, socket_file
 from tests.qtui import replay as r
@@ -40,7 +40,9 @@ def layer_names(count: int) -> list[str]:
 
 def triaged(layers: list[str]) -> Iterator[p.AnyEvent]:
     """The weights of all layers, many in an event."""
-    yield p.JobStarted(job="2", kind="triage", title="triage", total=len(layers))
+    yield p.JobStarted(
+        job="2", kind="triage", command=p.Triage(), title="triage", total=len(layers)
+    )
     for at in range(0, len(layers), TRIAGED_AT_ONCE):
         rows = range(at, min(at + TRIAGED_AT_ONCE, len(layers)))
         facts = tuple(r.weights(layers[row], row) for row in rows)
@@ -52,7 +54,7 @@ def sweep(layers: list[str]) -> Iterator[p.AnyEvent]:
     """Results and progress by turns, over all layers in a random order, again and again."""
     title = f"sweep {r.FORMAT}"
     yield p.JobStarted(
-        job="3", kind="sweep", title=title, total=len(layers), formats=(r.FORMAT,)
+        job="3", kind="sweep", command=p.Sweep((r.FORMAT,)), title=title, total=len(layers)
     )  # fmt: skip
     order = random.Random(7).sample(range(len(layers)), len(layers))
     for turn in itertools.count():

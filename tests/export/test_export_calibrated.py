@@ -15,7 +15,7 @@ from engine import protocol as p
 from engine.checkpoint import list_layers, open_checkpoint
 from engine.client import InProcess, in_process
 from engine.errors import FormatError
-from engine.export import export_checkpoint
+from engine.export.checkpoint import export_checkpoint
 from engine.formats.grammar import parse_format
 from engine.quant.quantize import dequantized
 from qtui import cli

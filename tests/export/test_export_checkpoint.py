@@ -34,7 +34,7 @@ from engine.errors import (
     InfeasibleError,
     UsageError,
 )
-from engine.export import NotExportable, export_checkpoint, why_not_exported
+from engine.export.checkpoint import NotExportable, export_checkpoint, why_not_exported
 from engine.formats.grammar import parse_format
 from engine.quant.quantize import dequantized, scale_dtype_for
 from engine.texts.corpora import held_out_library

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint, read_layer
 from engine.client import in_process
-from engine.export import NotExportable, export_checkpoint, why_not_exported
+from engine.export.checkpoint import NotExportable, export_checkpoint, why_not_exported
 from engine.export.compressed import tensors
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from engine.model.network import Network
+from engine.model.selfcheck import check_resuming
 from tests import tiny
 
 
@@ -24,5 +25,5 @@ def small(
             parameter.normal_(std=1.5 / parameter.shape[-1] ** 0.5)
         change(model)
     network = Network(model, {})
-    network.check_resume()
+    check_resuming(network)
     return network

@@ -282,7 +282,7 @@ def test_what_is_read_otherwise_too_absorbs_nothing(case: str) -> None:
 
 def test_a_reader_that_is_no_module_is_noticed_however_small_its_part() -> None:
     network = small("LlamaConfig")
-    mlp = network.blocks[1].mlp
+    mlp = network.blocks.modules[1].mlp
     plain = mlp.forward
     mlp.forward = lambda x: plain(x) + 1e-3 * x
     groups = fold_groups(network)

@@ -105,7 +105,7 @@ def test_with_no_state_the_blocks_before_are_run(network: Network) -> None:
 @MIXTURES
 def test_experts_are_given_their_own_tokens_and_their_own_intermediate(network: Network) -> None:
     ids, block = tiny.ids(2, 24), 1
-    module = network.blocks[block].mlp.experts
+    module = network.blocks.modules[block].mlp.experts
     routed: list[tuple[Tensor, ...]] = []
     handle = module.register_forward_pre_hook(lambda _m, args: routed.append(args))
     seen, _ = watched(network, ids, block)
@@ -298,7 +298,7 @@ def test_a_layer_that_is_never_called_is_told() -> None:
 def test_experts_of_a_way_of_their_own_are_refused_with_the_reason(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = network.blocks[0].mlp.experts
+    module = network.blocks.modules[0].mlp.experts
     monkeypatch.setattr(type(module), "_apply_gate", None)
     monkeypatch.delattr(type(module), "_apply_gate")
     name = next(n for n, layer in network.layers.items() if layer.role == "experts")

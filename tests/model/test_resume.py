@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.model.load import load_network
 from engine.model.network import Network, Preempted
+from engine.model.selfcheck import check_resuming
 from tests import tiny
 
 EVERY = pytest.mark.parametrize("network", list(tiny.ARCHITECTURES), indirect=True)
@@ -64,7 +65,7 @@ def test_resume_starts_from_the_state_it_is_given(network: Network) -> None:
 def test_states_equal_those_that_hooks_see(network: Network) -> None:
     ids = tiny.ids(2, 24)
     model = AutoModelForCausalLM.from_pretrained(network.config.name_or_path, dtype=torch.float32)
-    prefix = next(n for n, m in network.model.named_modules() if m is network.blocks[0])
+    prefix = next(n for n, m in network.model.named_modules() if m is network.blocks.modules[0])
     blocks = model.eval().get_submodule(prefix.rpartition(".")[0])
     seen: list[Tensor] = []
 
@@ -153,7 +154,7 @@ def test_a_network_without_logits_to_keep_slices_whole_logits(
 @LLAMA
 def test_the_self_check_sees_a_block_that_reads_what_another_left(network: Network) -> None:
     left: list[Tensor] = []
-    leaves, reads = network.blocks[0].forward, network.blocks[2].forward
+    leaves, reads = network.blocks.modules[0].forward, network.blocks.modules[2].forward
 
     def leaving(*args: Tensor, **kwargs: object) -> Tensor:
         left[:] = args[:1]
@@ -163,19 +164,22 @@ def test_the_self_check_sees_a_block_that_reads_what_another_left(network: Netwo
         return reads(*args, **kwargs) + left[0]  # stale, not absent, when block 0 is skipped
 
     try:
-        network.blocks[0].__dict__["forward"] = leaving
-        network.blocks[2].__dict__["forward"] = reading
-        assert not network.check_resume()
+        network.blocks.modules[0].__dict__["forward"] = leaving
+        network.blocks.modules[2].__dict__["forward"] = reading
+        assert not check_resuming(network)
         assert "block 2 depends on more than its input" in str(network.why_not_resumable)
-        assert network.blocks[0].__dict__["forward"] is leaving
+        assert network.blocks.modules[0].__dict__["forward"] is leaving
     finally:
-        del network.blocks[0].__dict__["forward"], network.blocks[2].__dict__["forward"]
-        assert network.check_resume()
+        del (
+            network.blocks.modules[0].__dict__["forward"],
+            network.blocks.modules[2].__dict__["forward"],
+        )
+        assert check_resuming(network)
 
 
 @LLAMA
 def test_the_self_check_sees_a_block_that_writes_into_its_input(network: Network) -> None:
-    block, ids = network.blocks[1].forward, tiny.ids(1, 16)
+    block, ids = network.blocks.modules[1].forward, tiny.ids(1, 16)
     entering = network.states(ids)[1]
 
     def forward(*args: Tensor, **kwargs: object) -> Tensor:
@@ -184,34 +188,37 @@ def test_the_self_check_sees_a_block_that_writes_into_its_input(network: Network
         return output
 
     try:
-        network.blocks[1].__dict__["forward"] = forward
-        assert not network.check_resume()
+        network.blocks.modules[1].__dict__["forward"] = forward
+        assert not check_resuming(network)
         assert "the input of block 1 is written to" in str(network.why_not_resumable)
         assert torch.equal(network.states(ids)[1], entering)
     finally:
-        del network.blocks[1].__dict__["forward"]
-        assert network.check_resume()
+        del network.blocks.modules[1].__dict__["forward"]
+        assert check_resuming(network)
 
 
 @pytest.mark.parametrize("network", ["falcon"], indirect=True)
 def test_tensors_beside_the_state_do_not_hinder_a_model_that_ignores_them(
     network: Network,
 ) -> None:
-    block, ids = network.blocks[1].forward, tiny.ids(2, 24)
+    block, ids = network.blocks.modules[1].forward, tiny.ids(2, 24)
     try:
-        network.blocks[1].__dict__["forward"] = lambda *a, **k: (block(*a, **k)[0], torch.ones(1))
-        assert network.check_resume()
+        network.blocks.modules[1].__dict__["forward"] = lambda *a, **k: (
+            block(*a, **k)[0],
+            torch.ones(1),
+        )
+        assert check_resuming(network)
         assert torch.equal(network.resume(ids, 2, network.states(ids)[2]), plain(network, ids))
     finally:
-        del network.blocks[1].__dict__["forward"]
-        assert network.check_resume()
+        del network.blocks.modules[1].__dict__["forward"]
+        assert check_resuming(network)
 
 
 @pytest.mark.parametrize("network", ["falcon"], indirect=True)
 def test_a_model_that_needs_what_a_block_returns_beside_the_state_is_not_resumed(
     network: Network,
 ) -> None:
-    block, head = network.blocks[1].forward, network.model.transformer.ln_f
+    block, head = network.blocks.modules[1].forward, network.model.transformer.ln_f
     beside: list[Tensor] = []
 
     def forward(*args: Tensor, **kwargs: object) -> tuple[Tensor, ...]:
@@ -223,8 +230,8 @@ def test_a_model_that_needs_what_a_block_returns_beside_the_state_is_not_resumed
 
     hook = head.register_forward_hook(needs)
     try:
-        network.blocks[1].__dict__["forward"] = forward
-        assert not network.check_resume()
+        network.blocks.modules[1].__dict__["forward"] = forward
+        assert not check_resuming(network)
         ids = tiny.ids(1, 16)
         whole = network.resume(ids, -1, None)
         last = network.final_state(ids, 2, torch.zeros(1, 16, 64))
@@ -232,8 +239,8 @@ def test_a_model_that_needs_what_a_block_returns_beside_the_state_is_not_resumed
         assert torch.equal(network.logits(ids, last, (0, 16)), whole)
     finally:
         hook.remove()
-        del network.blocks[1].__dict__["forward"]
-        assert network.check_resume()
+        del network.blocks.modules[1].__dict__["forward"]
+        assert check_resuming(network)
 
 
 @EVERY
@@ -289,9 +296,9 @@ def test_at_rest_notices_what_is_left_behind(folder: Callable[[str], Path], chan
         with torch.no_grad():
             next(iter(network.model.parameters())).add_(1.0)
     elif change == "forward":
-        network.blocks[1].__dict__["forward"] = network.blocks[1].forward
+        network.blocks.modules[1].__dict__["forward"] = network.blocks.modules[1].forward
     elif change == "hook":
-        network.blocks[1].register_forward_hook(lambda *_: None)
+        network.blocks.modules[1].register_forward_hook(lambda *_: None)
     grad = torch.is_grad_enabled()
     try:
         torch.set_grad_enabled(change != "grad")

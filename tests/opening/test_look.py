@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.demo import DEMO_PATH
 from engine.opening.inspect import known_models, look_at
-from engine.store.past_sessions import Looked, look
+from engine.opening.look import Looked, look
 from tests import tiny
 from tests.opening.test_opening import (
     absent_shard,

@@ -100,7 +100,9 @@ class Pretender(r.Replay):
 
     def measure(self) -> Iterable[p.AnyEvent]:
         """A score that narrows."""
-        yield p.JobStarted(job="4", kind="evaluate", title="measure the recipe", total=16)
+        yield p.JobStarted(
+            job="4", kind="evaluate", command=p.Evaluate(), title="measure the recipe", total=16
+        )
         predicted = predict(self.known)
         ppl = predicted.ppl if predicted is not None else r.BASELINE.ppl
         key = recipe_hash(self.known.recipe())

@@ -240,7 +240,9 @@ BASELINE = p.Baseline(nll=math.log(26.17), nll_se=0.0061, ppl=26.17, tokens=1638
 def opening(layers: list[str] | p.LayersListed | None = None) -> Iterator[p.AnyEvent]:
     """From opening a checkpoint to a model that is ready and has its score."""
     yield p.Opened("demo", SETTINGS, {"qtui": "0.1.0"})
-    yield p.JobStarted(job="1", kind="open", title="open", total=0)
+    yield p.JobStarted(
+        job="1", kind="open", command=p.Open("demo", p.Settings()), title="open", total=0
+    )
     yield p.CheckpointRead(
         name="demo", path="/demo", architecture="LlamaForCausalLM", parameters=5_800_000,
         bytes=11_600_000, dtype="bfloat16", fingerprint="f" * 16,
@@ -258,7 +260,9 @@ def opening(layers: list[str] | p.LayersListed | None = None) -> Iterator[p.AnyE
 def triaged(layers: list[str] | None = None) -> Iterator[p.AnyEvent]:
     """The weights of every layer."""
     layers = names() if layers is None else layers
-    yield p.JobStarted(job="2", kind="triage", title="triage", total=len(layers))
+    yield p.JobStarted(
+        job="2", kind="triage", command=p.Triage(), urgency=2, title="triage", total=len(layers)
+    )
     for row, layer in enumerate(layers):
         yield p.Learned((f"w{row}",), (weights(layer, row),))
     yield p.JobEnded(job="2", kind="triage", status="done", measured=len(layers))
@@ -271,8 +275,8 @@ def swept(
     layers, restore = names(), direction == "restore"
     job = "6" if restore else "3"
     yield p.JobStarted(
-        job=job, kind="sweep", title=f"sweep {format}{' restore' if restore else ''}",
-        total=len(layers), formats=(format,),
+        job=job, kind="sweep", command=p.Sweep((format,), direction),
+        title=f"sweep {format}{' restore' if restore else ''}", total=len(layers), urgency=4,
     )  # fmt: skip
     order = random.Random(7).sample(range(len(layers)), len(layers))
     for count, row in enumerate(order[:done], 1):

@@ -28,10 +28,8 @@ class Scripted:
         self._queue: deque[p.AnyEvent | BaseException] = deque()
 
     def send(self, command: p.AnyCommand) -> None:
-        mark = ""
-        if isinstance(command, p.Triage | p.Sweep | p.Evaluate | p.Export):
-            mark = command.ask
-            command = msgspec.structs.replace(command, ask="")
+        mark = command.ask
+        command = msgspec.structs.replace(command, ask="")
         self.sent.append(command)
         # An engine has folded what it tells before a client hears of it.
         for event in self._answer(command, self.session):
@@ -55,14 +53,12 @@ def _marked(
     event: p.AnyEvent | BaseException, command: p.AnyCommand, mark: str
 ) -> p.AnyEvent | BaseException:
     """Give an answer the mark of the command it answers, as an engine does."""
-    kinds: dict[type, str] = {
-        p.Triage: "triage", p.Sweep: "sweep", p.Evaluate: "evaluate", p.Export: "export",
-    }  # fmt: skip
-    kind = kinds.get(type(command))
-    if isinstance(event, p.JobStarted) and event.kind == kind and not event.ask:
-        return msgspec.structs.replace(event, ask=mark)
-    if isinstance(event, p.Refused) and event.command == type(command).__name__ and not event.ask:
-        return msgspec.structs.replace(event, ask=mark)
+    if isinstance(event, p.JobStarted) and isinstance(event.command, type(command)):
+        if not event.ask:
+            asked = msgspec.structs.replace(event.command, ask=mark)
+            return msgspec.structs.replace(event, command=asked)
+    elif isinstance(event, p.Refused) and event.command == type(command).__name__:
+        return event if event.ask else msgspec.structs.replace(event, ask=mark)
     return event
 
 
@@ -117,7 +113,9 @@ def evaluated(command: p.Evaluate, session: Session) -> Iterable[p.AnyEvent]:
         body = {name: command.format for name in r.names() if ".layers." in name}
         layers = {**body, **layers}
     recipe = recipe_hash(layers)
-    yield p.JobStarted(job="4", kind="evaluate", title="evaluate", recipe=recipe)
+    yield p.JobStarted(
+        job="4", kind="evaluate", command=p.Evaluate(), title="evaluate", recipe=recipe
+    )
     yield p.Progress(job="4", done=8, total=16)
     yield p.Learned(("r",), (r.score(recipe, ppl=26.42, half=0.05),))
     yield p.JobEnded(job="4", kind="evaluate", status="done", resumed=1, timings={"load_s": 1.2})
@@ -127,7 +125,7 @@ def exported(command: p.Export) -> Iterable[p.AnyEvent]:
     """A recipe is written; one layer of it cannot hold the format."""
     layers = command.layers or {r.names()[1]: command.format, r.names()[2]: command.format}
     yield p.Fallback(layer=r.names()[3], format=r.FORMAT, why="rows of 100")
-    yield p.JobStarted(job="5", kind="export", title="export")
+    yield p.JobStarted(job="5", kind="export", command=p.Export(out="/out"), title="export")
     yield p.Progress(job="5", done=1_300_000, total=2_600_000, detail=r.names()[1])
     yield p.Exported(job="9", folder="/theirs", bytes=1, recipe={}, quantised=[],
                      bits_per_weight=1.0)  # fmt: skip
@@ -148,5 +146,6 @@ def install(
     engine = Scripted(answer, attached)
     running = engine if attached is not None else None
     monkeypatch.setattr(client, "attached", lambda source: running)
+    monkeypatch.setattr(client, "own_process", lambda source: None)
     monkeypatch.setattr(client, "in_process", lambda source: engine)
     return engine

@@ -11,8 +11,9 @@ from textual.app import App
 from textual.pilot import Pilot
 from textual.screen import Screen
 
+from engine.opening.look import Looked
 from engine.profiles import Profile
-from engine.store.past_sessions import Looked, PastSession
+from engine.store.past_sessions import PastSession
 from qtui.screens.start.screen import Start
 from qtui.user.themes import DEFAULT_THEME, load_themes
 from qtui.views.text import PLAIN, UNICODE

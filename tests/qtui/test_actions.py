@@ -123,7 +123,11 @@ async def test_the_palette_opens_prompts_and_screens() -> None:
 async def test_what_became_impossible_while_the_palette_was_open_says_why() -> None:
     async with at("swept") as d:
         await d.pilot.press("colon", *"sweep")
-        await d.give(p.JobStarted(job="9", kind="sweep", title="sweep int8", total=37))
+        await d.give(
+            p.JobStarted(
+                job="9", kind="sweep", command=p.Sweep(("int8",)), title="sweep int8", total=37
+            )
+        )
         sweeps = len(d.sent(p.Sweep))
         await d.pilot.press("enter")
         await d.until(lambda: d.app.screen is d.bench)

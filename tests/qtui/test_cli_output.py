@@ -151,7 +151,9 @@ def failing(code: int, message: str) -> Callable[[p.AnyCommand, Session], Iterat
     def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
         if isinstance(command, p.Open):
             yield p.Opened("demo", r.SETTINGS, {})
-            yield p.JobStarted(job="1", kind="open", title="open", total=0)
+            yield p.JobStarted(
+                job="1", kind="open", command=p.Open("demo", p.Settings()), title="open", total=0
+            )
             yield p.JobEnded(job="1", kind="open", status="failed", message=message, exit_code=code)
 
     return answer
@@ -193,7 +195,7 @@ def test_an_interrupted_export_is_cancelled_and_says_what_becomes_of_the_folder(
 ) -> None:
     def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent | BaseException]:
         if isinstance(command, p.Export):
-            yield p.JobStarted(job="5", kind="export", title="export")
+            yield p.JobStarted(job="5", kind="export", command=p.Export(out="/out"), title="export")
             yield KeyboardInterrupt()
         else:
             yield from whole(command, session)

@@ -13,6 +13,7 @@ import pytest
 
 from engine import protocol as p
 from engine.client import EngineGoneError
+from engine.session import decode_session, encode_session
 from qtui.app import Appearance, QtuiApp
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
@@ -60,7 +61,7 @@ async def test_a_dead_engine_is_said_and_r_starts_another_that_goes_on() -> None
         assert second.sent[:3] == [p.Open("demo", r.SETTINGS), p.Triage(), p.Sweep()]
         assert not d.bench.banner.has_class("-shown")
         session = d.app.session
-        second.give(msgspec.convert(msgspec.to_builtins(session), type(session)))
+        second.give(decode_session(encode_session(session)))
         await d.until(lambda: d.app.session is not session)
         second.give(*r.swept())
         await d.until(lambda: d.app.session.jobs["3"].status == "done")
@@ -97,7 +98,9 @@ async def test_a_checkpoint_that_cannot_be_read_is_a_sentence_and_the_app_lives(
     why = "model-00002.safetensors: ends after 96 of 4,096 bytes: download it again"
     async with driving(
         p.Opened("demo", r.SETTINGS, {}),
-        p.JobStarted(job="1", kind="open", title="open", total=0),
+        p.JobStarted(
+            job="1", kind="open", command=p.Open("demo", p.Settings()), title="open", total=0
+        ),
         p.JobEnded(job="1", kind="open", status="failed", message=why, exit_code=3),
         size=(100, 30),
     ) as d:

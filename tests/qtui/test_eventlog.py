@@ -149,7 +149,7 @@ def test_what_failed_or_was_refused_is_an_error() -> None:
     heard(
         log,
         session,
-        p.JobStarted(job="9", kind="evaluate", title="measure the recipe"),
+        p.JobStarted(job="9", kind="evaluate", command=p.Evaluate(), title="measure the recipe"),
         p.JobEnded(job="9", kind="evaluate", status="failed", message="out of memory: 3 GB wanted"),
         p.Refused("SetFormat", "int44 is no format"),
         p.Refused("AskHistogram", "no such layer"),

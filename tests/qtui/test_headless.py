@@ -57,7 +57,9 @@ def test_a_sweep_ends_with_its_own_job(monkeypatch: pytest.MonkeyPatch, said: io
     def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
         if isinstance(command, p.Sweep):
             # A recipe taken up from an earlier run is scored first.
-            yield p.JobStarted(job="9", kind="evaluate", title="evaluate", total=0)
+            yield p.JobStarted(
+                job="9", kind="evaluate", command=p.Evaluate(), title="evaluate", total=0
+            )
             yield p.JobEnded(job="9", kind="evaluate", status="failed", message="theirs")
         yield from whole(command, session)
 
@@ -74,7 +76,11 @@ def test_somebody_else_s_job_of_the_same_kind_is_not_ours(
         if isinstance(command, p.Evaluate):
             theirs = r.score("theirs", ppl=99.0, half=0.05)
             yield p.JobStarted(
-                job="9", kind="evaluate", title="evaluate", recipe="theirs", ask="theirs"
+                job="9",
+                kind="evaluate",
+                command=p.Evaluate(ask="theirs"),
+                title="evaluate",
+                recipe="theirs",
             )
             yield p.Refused("Evaluate", "theirs cannot be", ask="theirs")
             yield p.Learned(("t",), (theirs,))
@@ -133,7 +139,9 @@ def test_a_failed_opening_ends_a_run_with_its_exit_code(
     def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
         if isinstance(command, p.Open):
             yield next(iter(r.opening()))
-            yield p.JobStarted(job="1", kind="open", title="open", total=0)
+            yield p.JobStarted(
+                job="1", kind="open", command=p.Open("demo", p.Settings()), title="open", total=0
+            )
             yield p.JobEnded(
                 job="1", kind="open", status="failed", message="no weights", exit_code=3
             )
@@ -157,7 +165,7 @@ def test_a_job_that_does_not_end_well_is_an_error(
 ) -> None:
     def answer(command: p.AnyCommand, session: Session) -> Iterator[p.AnyEvent]:
         if isinstance(command, p.Sweep):
-            yield p.JobStarted(job="3", kind="sweep", title="sweep", total=0)
+            yield p.JobStarted(job="3", kind="sweep", command=p.Sweep(), title="sweep", total=0)
             yield p.JobEnded(job="3", kind="sweep", status=status, exit_code=code)
         else:
             yield from whole(command, session)

@@ -41,7 +41,12 @@ def measuring() -> Session:
     session = whole()
     told(session, r.changed(session, [DOWN], r.FORMAT))
     key = recipe_hash(session.recipe())
-    told(session, p.JobStarted(job="4", kind="evaluate", title="measure the recipe", total=16))
+    told(
+        session,
+        p.JobStarted(
+            job="4", kind="evaluate", command=p.Evaluate(), title="measure the recipe", total=16
+        ),
+    )
     told(session, p.RecipePartial(r.score(key, ppl=26.42, half=0.05, tokens=4096)))
     return session
 
@@ -104,7 +109,9 @@ async def test_a_score_that_gets_no_further_says_why(status: p.JobStatus) -> Non
     session = whole()
     told(session, r.changed(session, [DOWN], r.FORMAT))
     key = recipe_hash(session.recipe())
-    started = p.JobStarted(job="4", kind="evaluate", title="measure", total=16, recipe=key)
+    started = p.JobStarted(
+        job="4", kind="evaluate", command=p.Evaluate(), title="measure", total=16, recipe=key
+    )
     told(session, started, p.RecipePartial(r.score(key, ppl=26.42, half=0.05, tokens=6062)))
     assert "37%," not in (await lines(session, 80))[1]
     told(session, p.JobEnded(job="4", kind="evaluate", status=status))
@@ -141,7 +148,7 @@ async def test_the_layer_of_a_sweep_is_told_by_its_short_name(glyphs: Glyphs) ->
     ],
 )
 async def test_what_is_loaded_is_told_in_bytes(name: str, done: int, total: int, said: str) -> None:
-    opened = p.JobStarted(job="1", kind="open", title="open")
+    opened = p.JobStarted(job="1", kind="open", command=p.Open("demo", p.Settings()), title="open")
     session = told(Session(), opened, p.Stage(name, done, total))
     work = (await lines(session, 80))[2]
     assert work.startswith(name)

@@ -41,18 +41,14 @@ class Map(SessionScreen):
     def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
         self.session = session
         self.shown.append(dirty)
-        effects = sum(len(column.layers) for column in columns(session))
+        columns = session.effects.measured.values()
+        effects = sum(each is not None for column in columns for each in column)
         self.lines.set_lines([[(f"map of {len(session.layers.names)} layers", "")],
                               [(f"{effects} effects", "")]])  # fmt: skip
 
     def hear(self, event: p.AnyEvent) -> bool:
         self.heard.append(event)
         return True
-
-
-def columns(session: Session) -> list[Any]:
-    """Columns of measured effects."""
-    return [column for column in session.measured.values() if hasattr(column, "layers")]
 
 
 class MapActions(SharedActions):

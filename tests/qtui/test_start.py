@@ -11,10 +11,11 @@ import pytest
 from textual.events import Paste
 
 from engine.errors import EngineError
-from engine.store.past_sessions import Looked, PastSession
+from engine.opening.look import Looked
+from engine.store.past_sessions import PastSession
+from qtui.views.completion import Completion
 from qtui.views.sources import complete_path, complete_source
 from qtui.views.text import PLAIN, UNICODE
-from qtui.widgets.prompt.offers import Completion
 from qtui.widgets.start import recent
 from tests.qtui.driving import press_at_once
 from tests.qtui.starting import NOW, looked, session, starting

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from engine import protocol as p
+from engine.opening.look import Looked
 from engine.profiles import Profile
-from engine.store.past_sessions import Looked
 from qtui.app import Appearance, Choice, QtuiApp
 from qtui.screens.start.screen import Start
 from tests.qtui import replay as r

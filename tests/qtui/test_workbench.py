@@ -314,7 +314,11 @@ async def test_a_session_taken_up_says_so_until_its_model_is_there() -> None:
     async with driving(*r.opening(), *r.swept()) as d:
         await d.give(r.changed(d.app.session, [DOWN, GATE], r.FORMAT))
         again = [p.Opened("demo", r.SETTINGS, {})]
-        again.append(p.JobStarted(job="1", kind="open", title="open demo"))
+        again.append(
+            p.JobStarted(
+                job="1", kind="open", command=p.Open("demo", p.Settings()), title="open demo"
+            )
+        )
         await d.give(*again)
         assert "PPL once the model is loaded" in d.screen()
         assert "recipe of before: 2 layers changed" in d.screen()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from engine import protocol as p
-from engine.service.scheduler import AbandonedError, Job, Outcome, Scheduler, Steps, aside
+from engine.service.in_thread import AbandonedError, in_thread
+from engine.service.jobs import Outcome, Steps
+from engine.service.scheduler import Job, Scheduler
+from engine.store.facts import FactStore
+from engine.workspace import Workspace
 
 
 class Told:
@@ -122,25 +127,16 @@ def test_closing_ends_every_job() -> None:
 
 
 @pytest.mark.parametrize("leave", ["no_grad", "inference"])
-def test_gradient_modes_left_open_across_a_yield_are_caught(leave: str, tmp_path: object) -> None:
+def test_gradient_modes_left_open_across_a_yield_are_caught(leave: str, tmp_path: Path) -> None:
     import torch
-
-    from engine.service.engine import Engine
 
     def untidy() -> Steps:
         with torch.no_grad() if leave == "no_grad" else torch.inference_mode():
             yield None
         return Outcome()
 
-    class Bare:
-        """What `Engine._at_rest` looks at."""
-
-        class _Workspace:
-            network = None
-
-        _workspace = _Workspace()
-
-    told = Told(lambda: Engine._at_rest(Bare()))  # type: ignore[arg-type]
+    facts = FactStore(tmp_path / "facts.sqlite")
+    told = Told(Workspace(facts, p.Settings()).assert_at_rest)
     told.scheduler.submit(Job("untidy", "sweep", 1, untidy()))
     _, _, error = told.end()
     assert isinstance(error, AssertionError)
@@ -153,7 +149,7 @@ def test_work_that_goes_on_aside_tells_and_returns() -> None:
         tell(p.Stage("weights", 2, 2))
         return threading.current_thread().name
 
-    steps = aside("loading", work, wait=True)
+    steps = in_thread("loading", work, wait=True)
     assert [next(steps), next(steps)] == [p.Stage("weights", 0, 2), p.Stage("weights", 2, 2)]
     with pytest.raises(StopIteration) as stop:
         next(steps)
@@ -165,7 +161,7 @@ def test_a_failure_aside_is_a_failure_of_the_job() -> None:
         raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
-        next(aside("loading", work, wait=True))
+        next(in_thread("loading", work, wait=True))
 
 
 def test_work_aside_is_broken_off_and_waited_for_when_its_job_is_closed() -> None:
@@ -180,7 +176,7 @@ def test_work_aside_is_broken_off_and_waited_for_when_its_job_is_closed() -> Non
         finally:
             cleaned.append(True)
 
-    steps = aside("loading", work, wait=True)
+    steps = in_thread("loading", work, wait=True)
     next(steps)
     going_on.set()
     steps.close()

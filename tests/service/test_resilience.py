@@ -190,7 +190,10 @@ def test_a_prediction_beyond_all_numbers_is_infinite() -> None:
 
 def test_what_comes_late_does_not_undo_an_end() -> None:
     session = Session()
-    apply(session, p.JobStarted(job="1", kind="open", title="open"))
+    apply(
+        session,
+        p.JobStarted(job="1", kind="open", command=p.Open("demo", p.Settings()), title="open"),
+    )
     apply(session, p.Stage("loading weights", 1, 2))
     assert session.stage is not None
     apply(session, p.JobEnded(job="1", kind="open", status="done"))
@@ -242,7 +245,7 @@ def test_the_dtype_it_runs_in_never_changes_the_quantised_weight(
     from engine.measure.calibration.approximate import approximation
     from engine.opening.stages import open_job
     from engine.quant.quantize import dequantized
-    from engine.store.journal import FactStore
+    from engine.store.facts import FactStore
     from engine.workspace import Workspace
 
     source = tiny.build("llama", tmp_path / "model", dtype=weights)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import client
 from engine import protocol as p
-from engine.client import EngineGoneError, SocketLink, connect
-from engine.service.server import Server, frame, read_frame
+from engine.client import EngineGoneError, SocketLink, connect, link
+from engine.service.server import Server
+from engine.service.wire import frame, read_frame
 from engine.session import Session, encode_session
 from engine.store.paths import socket_file
 
@@ -30,8 +30,10 @@ class Fake:
         self.session = session
         self.handled: list[p.AnyCommand] = []
 
-    def handle(self, command: p.AnyCommand) -> None:
+    def handle(self, command: p.AnyCommand, reply: Callable[[p.Refused], None]) -> None:
         self.handled.append(command)
+        if isinstance(command, p.Cancel):
+            reply(p.Refused("Cancel", "there is none", ask=command.ask))
 
     def snapshot(self) -> tuple[int, bytes]:
         return self.session.seq, encode_session(self.session)
@@ -225,9 +227,10 @@ async def test_there_is_no_engine_to_attach_to(tmp_path: Path) -> None:
 
 
 def test_a_client_says_how_the_engine_it_started_ended() -> None:
-    assert client._how_ended(None) == "ended"
+    assert link._how_ended(None) == "ended"
     with subprocess.Popen(["sleep", "30"]) as process:
         process.kill()
-        assert "was killed by signal 9 (SIGKILL)" in client._how_ended(process)
+        assert "was killed by signal 9 (SIGKILL)" in link._how_ended(process)
     with subprocess.Popen([sys.executable, "-c", "raise SystemExit(4)"]) as process:
-        assert client._how_ended(process) == "ended with code 4"
+        process.wait(PATIENCE)
+        assert link._how_ended(process) == "ended with code 4"

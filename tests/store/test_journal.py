@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from engine import protocol as p
 from engine.session import Session, apply, decode_session, encode_session
-from engine.store.journal import FactStore, Journal, SessionBusyError, StoreError
+from engine.store.database import StoreError
+from engine.store.facts import FactStore
+from engine.store.journal import Journal
+from engine.store.lock import SessionBusyError
 
 LISTED = p.LayersListed(
     names=["a", "b"],
@@ -99,6 +104,70 @@ def test_a_fresh_opening_forgets_the_history_but_no_number(
     journal.close()
 
 
+NOTICE = p.Notice("info", "hello")
+CHANGE = p.RecipeChanged(how="set", layers=["a"], before=["fp16"], after=["int8"], bits=[300])
+ENDED = p.JobEnded(job="1", kind="sweep", status="done")
+
+
+def committed(journal: Journal) -> list[str]:
+    """Kinds of the events that another process finds in the file."""
+    db = sqlite3.connect(journal.path)
+    try:
+        return [kind for (kind,) in db.execute("SELECT kind FROM events ORDER BY seq")]
+    finally:
+        db.close()
+
+
+def test_events_are_written_in_groups_and_in_order(
+    tmp_path: Path, facts: FactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.store.journal.GROUP_SECONDS", 3600.0)
+    journal = Journal(tmp_path, facts)
+    journal.append(LISTED)
+    assert journal.append(NOTICE) == 2
+    assert committed(journal) == []
+    journal.append(CHANGE)
+    assert committed(journal) == ["LayersListed", "Notice", "RecipeChanged"], "an intent: at once"
+    journal.append(NOTICE)
+    journal.append(ENDED)
+    assert committed(journal)[3:] == ["Notice", "JobEnded"], "the end of a job: at once"
+    journal.append(NOTICE)
+    assert [seq for seq, _ in journal.read()] == [1, 2, 3, 4, 5, 6], "its own reader misses none"
+    monkeypatch.setattr("engine.store.journal.GROUP_EVENTS", 3)
+    for _ in range(4):
+        journal.append(NOTICE)
+    assert len(committed(journal)) == 9, "so many are a group"
+    journal.close()
+    assert len(committed(journal)) == 10, "closing writes the rest"
+
+
+def test_the_last_events_are_written_although_nothing_follows(
+    tmp_path: Path, facts: FactStore
+) -> None:
+    journal = Journal(tmp_path, facts)
+    journal.append(NOTICE)
+    deadline = time.monotonic() + 30
+    while committed(journal) != ["Notice"]:
+        assert time.monotonic() < deadline
+    journal.close()
+
+
+def test_events_that_could_not_be_written_are_written_later(
+    tmp_path: Path, facts: FactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.store.journal.GROUP_SECONDS", 3600.0)
+    journal = Journal(tmp_path, facts)
+    journal.append(NOTICE)
+    journal._db.execute("PRAGMA query_only = 1")  # as on a disk that is full
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"journal\.sqlite"):
+            journal.append(CHANGE)
+    journal._db.execute("PRAGMA query_only = 0")
+    assert journal.append(CHANGE) == 2
+    assert committed(journal) == ["Notice", "RecipeChanged"]
+    journal.close()
+
+
 def test_one_engine_holds_a_session(tmp_path: Path, facts: FactStore) -> None:
     journal = Journal(tmp_path, facts)
     with pytest.raises(SessionBusyError, match=str(os.getpid())):
@@ -126,7 +195,7 @@ def test_committed_facts_survive_sigkill(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from engine.store.journal import FactStore\n"
+        "from engine.store.facts import FactStore\n"
         "from engine import protocol as p\n"
         "store = FactStore(Path(sys.argv[1]))\n"
         "for i in range(50):\n"

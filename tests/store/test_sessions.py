@@ -14,9 +14,12 @@ import pytest
 
 from engine import protocol as p
 from engine.client import InProcess, in_process
+from engine.opening.hub import hub_cache
 from engine.session import recipe_hash
-from engine.store.journal import FactStore, Journal
-from engine.store.past_sessions import PastSession, hub_cache, is_running, past_sessions
+from engine.store.facts import FactStore
+from engine.store.journal import Journal
+from engine.store.lock import is_running
+from engine.store.past_sessions import PastSession, past_sessions
 from engine.store.paths import facts_file, session_folder, session_name, state_folder
 from tests import tiny
 from tests.drive import ended, settings, until
@@ -60,11 +63,13 @@ class Written:
             )
         )  # fmt: skip
         self.journal.append(listed("a", "b", "c"))
+        self.journal.commit()
 
     def learn(self, *facts: p.AnyFact) -> None:
         keys = tuple(f"{self.journal.folder.name}/{fact}" for fact in map(str, facts))
         self.facts.put(keys, facts)
         self.journal.append(p.Learned(keys, facts))
+        self.journal.commit()
 
     def close(self) -> None:
         self.journal.close()

@@ -22,7 +22,7 @@ from engine.measure.evaluation.reference import Reference
 from engine.model.memory import memory_free
 from engine.model.network import Held, Network
 from engine.quant import QUANTISER_VERSION
-from engine.service.scheduler import Steps
+from engine.service.jobs import Steps
 from engine.session import recipe_hash
 from engine.session.artefact import Size, artefact_size, bits_as_stored
 from engine.workspace import Workspace, again

@@ -7,7 +7,6 @@ is kept changes how long a measurement takes, never its value.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from engine.measure.evaluation.boundary_states import BoundaryStates, CachePlan, CacheSizes, choose
 from engine.measure.evaluation.divergence import Tally, Windows, compare
 from engine.measure.evaluation.memory_tiers import KeptTensor, TieredMemory
+from engine.model.cost import cost_of
 from engine.model.network import Held, Network
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
@@ -68,7 +68,7 @@ class Reference:
             blocks=len(network.blocks),
             state=windows.tokens * hidden * network.dtype.itemsize,
             logits=windows.count * windows.targets * vocabulary * 4,
-            head=_head_in_blocks(network),
+            head=cost_of(network).head_in_blocks,
         )
         self.plan: CachePlan | None = None
         """What is kept, once the first micro-batch was run."""
@@ -129,7 +129,7 @@ class Reference:
     @torch.no_grad()
     def plain(self, batch: int) -> None:
         """The model's own forward on one micro-batch with whole logits, nothing kept."""
-        self.network.model(input_ids=self.batches[batch], use_cache=False)
+        self.network.run(self.batches[batch], None)
 
     def nll_sums(self) -> Tensor:
         """Summed NLL of each window, ``[windows]`` float64, once every micro-batch was run."""
@@ -274,18 +274,3 @@ def boundary_state(reference: Reference, states: BoundaryStates, batch: int, k: 
 
     network.visit(reference.batches[batch], at, state, take, until=k)
     return reached[0]
-
-
-def _head_in_blocks(network: Network) -> float:
-    """Work of the head, softmax and KL, in blocks, by what each multiplies for a token."""
-    layers = network.layers.values()
-    head = sum(math.prod(layer.shape) for layer in layers if layer.role == "head")
-    text = network.config.get_text_config()
-    used = getattr(text, "num_experts_per_tok", None) or 1
-    body = sum(
-        math.prod(layer.shape) * (used / layer.shape[0] if layer.role == "experts" else 1.0)
-        for layer in layers
-        if layer.block is not None
-    )
-    # Logits are read several times after they are made: about twice the head's product.
-    return 2 * head / (body / len(network.blocks)) if body else 1.0

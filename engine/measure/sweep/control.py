@@ -17,6 +17,7 @@ from engine.measure.counts import Account
 from engine.measure.evaluation.divergence import Tally
 from engine.measure.evaluation.evaluate import changed, run_reference
 from engine.measure.evaluation.reference import Reference
+from engine.model.inputs import watching
 from engine.model.memory import memory_free
 from engine.model.network import Held, Network, StandIn
 from engine.workspace import Workspace, again
@@ -85,17 +86,13 @@ def rounded_otherwise(network: Network, ids: Tensor) -> dict[str, Held]:
     """
     called: set[str] = set()
 
-    def note(name: str, inputs: Tensor) -> Tensor:
+    def note(name: str, _expert: int | None, _inputs: Tensor) -> None:
         called.add(name)
-        return inputs
 
-    with network.holding(
-        {
-            name: StandIn(network.weight(name), partial(note, name))
-            for name, layer in network.layers.items()
-            if layer.role not in ("embedding", "experts")
-        }
-    ):
+    added_up = [
+        name for name, layer in network.layers.items() if layer.role not in ("embedding", "experts")
+    ]
+    with watching(network, added_up, note):
         network.resume(ids[:1, :FEW_TOKENS], -1, None)
     room = memory_free(network.device) // 2
     held: dict[str, Held] = {}

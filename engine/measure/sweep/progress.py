@@ -8,14 +8,12 @@ from collections.abc import Iterable
 
 from engine import protocol as p
 from engine.measure.sweep.units import Unit
+from engine.model.cost import cost_of
 from engine.model.network import Network
 
 
 class SweepProgress:
-    """What is done of a sweep; work is counted in blocks.
-
-    Head, softmax and KL read the logits several times: about twice the head's product.
-    """
+    """What is done of a sweep; work is counted in multiplications."""
 
     def __init__(self, job: str, network: Network, todo: Iterable[Unit], total: int) -> None:
         """
@@ -25,10 +23,7 @@ class SweepProgress:
             todo: what is to be measured, once for every format.
             total: with what is known already.
         """
-        block = sum(math.prod(x.shape) for x in network.layers.values() if x.block == 0)
-        head = sum(math.prod(x.shape) for x in network.layers.values() if x.role == "head")
-        self._head = 2 * head / block if block else 1.0
-        self._blocks = len(network.blocks)
+        self._cost = cost_of(network)
         left = [self.work(unit) for unit in todo]
         self._left, self._done = math.fsum(left), 0.0
         self._job, self._total, self._finished = job, total, total - len(left)
@@ -36,8 +31,8 @@ class SweepProgress:
         self._begun = time.perf_counter()
 
     def work(self, unit: Unit) -> float:
-        """What measuring a unit on all windows takes, in blocks."""
-        return self._blocks - max(unit.start, 0) + self._head
+        """What measuring a unit takes: the forward from its first block on."""
+        return self._cost.resumed(unit.start)
 
     def advance(self, unit: Unit, share: float) -> None:
         """A share of a unit's windows was measured."""

@@ -33,7 +33,7 @@ from engine.measure.sweep.progress import SweepProgress
 from engine.measure.sweep.top_k import Evidence, outside, well_known
 from engine.measure.sweep.units import units
 from engine.quant import QUANTISER_VERSION
-from engine.service.scheduler import Steps
+from engine.service.jobs import Steps
 from engine.workspace import Workspace
 
 Found = Generator[p.AnyEvent | None, None, None]

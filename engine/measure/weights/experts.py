@@ -14,7 +14,7 @@ from engine.formats.grammar import Format, parse_format, why_not_alone, why_not_
 from engine.formats.storage import why_not_held
 from engine.measure.weights.statistics import compare, weight_statistics
 from engine.quant.quantize import dequantized
-from engine.service.scheduler import Outcome, Steps
+from engine.service.jobs import Outcome, Steps
 from engine.workspace import Workspace
 
 

@@ -9,7 +9,7 @@ from engine.checkpoint import DiskLayer, read_layer
 from engine.formats.grammar import parse_format
 from engine.measure.weights.grid import Grid, format_grid
 from engine.measure.weights.statistics import histogram
-from engine.service.scheduler import Outcome, Steps
+from engine.service.jobs import Outcome, Steps
 from engine.workspace import Workspace
 
 

@@ -21,7 +21,7 @@ from engine.measure.weights.reconstruction import WeightErrors, compare, weight_
 from engine.measure.weights.statistics import WeightStatistics, weight_statistics
 from engine.quant import QUANTISER_VERSION
 from engine.quant.quantize import dequantized
-from engine.service.scheduler import Steps
+from engine.service.jobs import Steps
 from engine.workspace import Workspace
 
 PAYS = 1 << 31

@@ -15,8 +15,9 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from engine.errors import EngineError
+from engine.opening.look import Looked
 from engine.profiles import Profile
-from engine.store.past_sessions import Looked, PastSession
+from engine.store.past_sessions import PastSession
 from qtui.background import in_thread
 from qtui.screens.help import Overlay
 from qtui.screens.start.texts import help_lines, key_line, problem_line

@@ -6,14 +6,13 @@ import math
 
 from rich.cells import cell_len
 
-from engine.protocol import Direction, ModelReady, RecipeScore
+from engine.protocol import Direction, ModelReady, RecipeScore, Sweep
 from engine.report import numbers as n
 from engine.session import Dirty, Job, Prediction, Session, predict
 from qtui.views import sweeps
 from qtui.views.text import UNICODE, Glyphs, fit, printable, short_name
 from qtui.widgets.line import Lines, Words, cells, spread
 
-URGENCY = {"evaluate": 0, "open": 1, "triage": 2, "export": 3, "sweep": 4}
 COUNTED = 10_000
 """What is loaded is told in bytes from so many on."""
 PHASES = ("estimating", "measuring")
@@ -28,7 +27,7 @@ gauges."""
 def running(session: Session) -> list[Job]:
     """Jobs that are not over, the one worth showing first."""
     jobs = [job for job in session.jobs.values() if job.status == "running"]
-    return sorted(jobs, key=lambda job: URGENCY.get(job.kind, len(URGENCY)))
+    return sorted(jobs, key=lambda job: job.urgency)
 
 
 class Scoreboard(Lines):
@@ -267,15 +266,15 @@ class Scoreboard(Lines):
 
     def _phase(self, job: Job) -> str:
         """What a sweep is doing: all formats are estimated, then layers are measured."""
-        if job.kind != "sweep":
+        if not isinstance(job.command, Sweep):
             return ""
         if job.detail.startswith(PHASES):
             return printable(job.detail)
         if not self._of_layer(job)[0]:
             return ""
-        direction = "restore" if "restore" in job.title.split() else "degrade"
+        direction, formats = job.command.direction, job.command.formats
         known = (
-            key.direction == direction and key.format in job.title.split()
+            key.direction == direction and key.format in formats
             for key in self.session.effects.estimated
         )
         return f"measuring {COUNT} worst first" if any(known) else ""

@@ -10,6 +10,7 @@ from rich.text import Text
 from textual import events
 from textual.widgets import Input
 
+from qtui.textual_internals import suggest
 from qtui.views.text import printable
 
 NAMED = frozenset({"slash", "backslash", "at", "minus", "plus", "underscore", "space"})
@@ -82,9 +83,10 @@ class Entry(Input):
     def suggest(self, text: str) -> None:
         """Show, greyed, how the line could go on; nothing where ``text`` does not begin with it."""
         longer = text.startswith(self.value) and text != self.value and self.value
-        self._suggestion = text if longer and printable(text) == text else ""
+        suggest(self, text if longer and printable(text) == text else "")
 
-    def _on_paste(self, event: events.Paste) -> None:
+    def on_paste(self, event: events.Paste) -> None:
+        """Paste in our way, not in Textual's."""
         self.paste(event.text)
         event.prevent_default().stop()
 

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from rich.cells import cell_len, set_cell_size
 
+from qtui.views.completion import Completion
 from qtui.views.text import Glyphs, fit, printable
 from qtui.widgets.line import Lines, Words
-
-
-class Completion(NamedTuple):
-    """One way to go on."""
-
-    text: str
-    """The whole new value of the line."""
-    says: str = ""
-    """What it means, in a few words."""
-    dim: bool = False
-    """Shown, but not what most people want: it is never taken without being chosen."""
-
-
-def no_completions(value: str) -> Sequence[Completion]:
-    """For a line that nothing is known about."""
-    return ()
 
 
 class Offers(Lines):

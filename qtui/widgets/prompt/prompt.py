@@ -17,12 +17,13 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from qtui.background import in_thread
+from qtui.views.completion import Completion as Completion
+from qtui.views.completion import no_completions
 from qtui.views.text import UNICODE, Glyphs, printable
 from qtui.widgets.line import Lines
 from qtui.widgets.prompt.entry import Entry
 from qtui.widgets.prompt.history import history, remember
-from qtui.widgets.prompt.offers import Completion as Completion
-from qtui.widgets.prompt.offers import Offers, in_common, no_completions
+from qtui.widgets.prompt.offers import Offers, in_common
 from qtui.widgets.prompt.verdict import Judgement, any_value
 from qtui.widgets.prompt.verdict import Verdict as Verdict
 

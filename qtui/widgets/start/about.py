@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from engine.store.past_sessions import Looked, PastSession
+from engine.opening.look import Looked
+from engine.store.past_sessions import PastSession
 from qtui.views.text import UNICODE, Glyphs, fit, printable
 from qtui.widgets.line import Lines, Words
 from qtui.widgets.start import recent

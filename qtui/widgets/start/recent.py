@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from rich.cells import cell_len
 
+from engine.opening.look import Looked
 from engine.report import numbers as n
-from engine.store.past_sessions import Looked, PastSession
+from engine.store.past_sessions import PastSession
+from qtui.views.completion import Completion
 from qtui.views.text import Glyphs, fit, printable
 from qtui.widgets.line import Words
-from qtui.widgets.prompt.offers import Completion
 
 DEMO = "demo"
 """What the bundled checkpoint is opened by."""

@@ -29,8 +29,8 @@ from engine.quant.methods.outlier import outlier_columns
 from engine.quant.methods.smooth import smooth_scale
 from engine.quant.quantize import dequantized
 from engine.quant.statistics import InputStatistics
-from engine.service.scheduler import Outcome
-from engine.store.journal import FactStore
+from engine.service.jobs import Outcome
+from engine.store.facts import FactStore
 from engine.texts.corpora import Text
 from engine.workspace import Workspace
 from tests import brute_force, tiny

@@ -23,7 +23,7 @@ from engine.measure.estimate.first_order import Moments, sample_of
 from engine.model import gradients
 from engine.opening.stages import open_job
 from engine.quant.quantize import dequantized
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.workspace import Workspace
 from tests import planted, tiny
 from tests.drive import facts, settings, sweeps

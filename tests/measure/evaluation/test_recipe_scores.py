@@ -23,7 +23,7 @@ from engine.measure.evaluation.reference import Reference
 from engine.model.network import Held
 from engine.opening.stages import open_job
 from engine.quant.quantize import dequantized
-from engine.store.journal import FactStore
+from engine.store.facts import FactStore
 from engine.workspace import Workspace
 from tests import tiny
 from tests.drive import settings
@@ -96,12 +96,12 @@ def counted(workspace: Workspace) -> Iterator[Counter[int]]:
 
         return run
 
-    for i, block in enumerate(network.blocks):
+    for i, block in enumerate(network.blocks.modules):
         block.__dict__["forward"] = counting(i, block.forward)
     try:
         yield runs
     finally:
-        for block in network.blocks:
+        for block in network.blocks.modules:
             del block.__dict__["forward"]
         network.assert_at_rest()
 

@@ -1,0 +1,154 @@
+"""An engine in this process: no socket, and nothing global is changed.
+
+Logging, threads and the garbage collector are left as they are. A process that does nothing else
+calls `own_process` before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import queue
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from engine import protocol as p
+from engine.client.log import log_to_file
+from engine.errors import EngineError
+from engine.service import process
+from engine.session import Session, apply
+from engine.store.paths import facts_file, session_folder, session_name
+
+TICK = 0.2
+"""Seconds of a wait for an event, so that it can be interrupted."""
+
+
+class Client(Protocol):
+    """An engine as headless runs and tests use it: nothing to await."""
+
+    session: Session
+    """The fold of what was received."""
+
+    def send(self, command: p.AnyCommand) -> None:
+        """Hand a command to the engine."""
+
+    def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
+        """The next event, already folded into ``session``; None if none came in time."""
+
+    def close(self) -> None:
+        """Leave; results are saved."""
+
+
+class JobError(EngineError):
+    """A command was refused, or its job failed or was cancelled; with the engine's exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code or 1
+
+
+class InProcess:
+    """An engine in this process, driven by the same commands and giving the same events."""
+
+    def __init__(self, name: str) -> None:
+        """
+        Args:
+            name: of the session.
+
+        Raises:
+            SessionBusyError: another engine holds this session.
+        """
+        from engine.store.facts import FactStore
+        from engine.store.journal import Journal
+
+        facts = FactStore(facts_file())
+        try:
+            journal = Journal(session_folder(name), facts)
+        except BaseException:
+            facts.close()
+            raise
+        self._events: queue.SimpleQueue[tuple[int, p.AnyEvent]] = queue.SimpleQueue()
+        # By name, so that importing this module never imports the engine.
+        service = importlib.import_module("engine.service.engine")
+        self.session = journal.fold()
+        try:
+            self._engine: Any = service.Engine(journal, facts, self._take)
+        except BaseException:
+            journal.close()
+            facts.close()
+            raise
+
+    def _take(self, seq: int, event: p.AnyEvent) -> None:
+        self._events.put((seq, event))
+
+    def send(self, command: p.AnyCommand) -> None:
+        """Hand a command to the engine."""
+        self._handle(command)
+
+    def _handle(self, command: p.AnyCommand) -> str | None:
+        command = p.identified(command)
+        job: str | None = self._engine.handle(command, lambda refused: self._take(0, refused))
+        return job
+
+    def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
+        """The next event, already folded into ``session``; None if none came in time."""
+        try:
+            seq, event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        apply(self.session, event, seq)
+        return event
+
+    def run(self, command: p.AnyCommand) -> Iterator[p.AnyEvent]:
+        """Carry one command out, yielding every event until its job has ended.
+
+        Events of other jobs that run meanwhile are among them. To leave early (``close`` of this
+        iterator, or a break out of its loop) cancels the job. A command that has no job, such as a
+        checkpoint that is open already or a change that changes nothing, ends at once.
+
+        Raises:
+            JobError: it was refused, or its job failed or was cancelled.
+        """
+        command = p.identified(command)
+        job = self._handle(command)
+        running = job is not None
+        try:
+            while (event := self.receive(TICK if running else 0.0)) is not None or running:
+                if event is None:
+                    continue
+                yield event
+                match event:
+                    case p.Refused(ask=command.ask):
+                        running = False
+                        raise JobError(event.message, event.exit_code)
+                    case p.JobEnded(job=ended) if ended == job:
+                        running = False
+                        if event.status != "done":
+                            message = event.message or f"{event.kind} was {event.status}"
+                            raise JobError(message, event.exit_code)
+                        return
+        finally:
+            if running:
+                self._engine.handle(p.Cancel(str(job)), lambda refused: None)
+
+    def close(self) -> None:
+        """Stop every job and close the journal; results are saved."""
+        self._engine.close()
+
+
+def in_process(source: str) -> InProcess:
+    """Run an engine for the source's session in this process, with no socket.
+
+    Raises:
+        SessionBusyError: another engine holds this session.
+    """
+    return InProcess(session_name(source))
+
+
+def own_process(source: str) -> None:
+    """Set this process up for `in_process` alone, as a command line does before it.
+
+    Its log goes to the session's file, its threads leave room for others, and the garbage collector
+    rests while libraries are imported. A notebook or another program does not want that.
+    """
+    process.own_process()
+    log_to_file(session_name(source))

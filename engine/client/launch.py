@@ -1,0 +1,87 @@
+"""Starting a session's engine in a process of its own, and attaching to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+
+from engine.client.link import EngineGoneError, SocketLink, connect
+from engine.client.log import MAX_LOG, log_file, log_tail
+from engine.store.paths import session_name, socket_file
+
+START_SECONDS = 30.0
+"""How long a started engine may take to open its socket."""
+
+
+def start_ahead(source: str, *, nice: int = 10) -> subprocess.Popen[bytes] | None:
+    """Start the source's engine for a `launch` to come, unless one seems to be there.
+
+    Its interpreter starts while the caller's imports go on; it loads no library before it is told
+    to open something. Where another engine holds the session it ends by itself.
+    """
+    name = session_name(source)
+    return None if socket_file(name).exists() else start_engine(name, nice)
+
+
+async def launch(
+    source: str, *, nice: int = 10, started: subprocess.Popen[bytes] | None = None
+) -> SocketLink:
+    """Attach to the engine of the source's session; start one first if there is none.
+
+    The engine runs in its own process group, so that neither ``ctrl+c`` nor a hang-up of the
+    terminal reaches it.
+
+    Args:
+        source: ``demo``, a folder, or a hub id.
+        nice: how far a new engine steps back for other processes.
+        started: what `start_ahead` gave.
+
+    Raises:
+        EngineGoneError: the engine did not start; the message has the end of its log.
+    """
+    name = session_name(source)
+    if (link := await connect(name)) is not None:
+        return link
+    alive = started is not None and started.poll() is None
+    process = started if started is not None and alive else start_engine(name, nice)
+    try:
+        link = await _reach(name, process)
+        link.process = process
+        return link
+    except BaseException:
+        # Nobody will talk to it: not even to tell it to stop.
+        process.terminate()
+        raise
+
+
+async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if (link := await connect(name)) is not None:
+            return link
+        if process.poll() is not None:
+            # Another one may have come first and hold the session.
+            if (link := await connect(name)) is not None:
+                return link
+            raise EngineGoneError(f"the engine did not start{log_tail(name)}")
+        await asyncio.sleep(0.02)
+    raise EngineGoneError(f"the engine did not answer in {START_SECONDS:.0f} s{log_tail(name)}")
+
+
+def start_engine(name: str, nice: int) -> subprocess.Popen[bytes]:
+    """Start a session's engine in a process group of its own, its output in the session's log."""
+    log = log_file(name)
+    mode = "wb" if log.exists() and log.stat().st_size > MAX_LOG else "ab"
+    with log.open(mode) as output:
+        return subprocess.Popen(
+            # -P: a folder named engine where the user stands must not be taken for ours.
+            [sys.executable, "-P", "-m", "engine", name, "--nice", str(nice)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )

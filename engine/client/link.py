@@ -1,0 +1,177 @@
+"""A `Link` to an engine in another process: messages over its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+from typing import Protocol
+
+from engine import protocol as p
+from engine.client.log import log_file, log_tail
+from engine.errors import EngineError
+from engine.service.wire import frame, read_frame
+from engine.session import Session, decode_session
+from engine.store.paths import session_folder, socket_file
+
+GREET_SECONDS = 10.0
+"""How long an engine may take to answer; it does so while it computes."""
+
+STOP_SECONDS = 2.0
+"""How long a client that said stop waits for the engine to hang up."""
+
+ENDED_SECONDS = 0.05
+"""How long a client that started an engine waits to hear how it ended."""
+
+
+class EngineGoneError(EngineError):
+    """The engine ended while a client was listening; the message has its last log lines."""
+
+
+class Link(Protocol):
+    """What a screen needs of an engine. A test's engine that replays events has it too."""
+
+    name: str
+    """The session's name."""
+    log_path: str
+    """Path of the engine's log."""
+
+    async def send(self, command: p.AnyCommand) -> None:
+        """Hand a command to the engine; returns once it is on its way."""
+
+    async def receive(self) -> p.Sent | Session:
+        """The next event, or a whole session that replaces what is known (first, on attaching).
+
+        Raises:
+            EngineGoneError: the engine ended.
+        """
+
+    async def close(self) -> None:
+        """Leave the engine; it is told to stop by `Stop` alone."""
+
+
+class SocketLink:
+    """A `Link` to an engine in a process of its own."""
+
+    def __init__(
+        self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.name = name
+        self.log_path = str(log_file(name))
+        self.pid = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        """The engine, where this client started it."""
+        self._reader, self._writer = reader, writer
+        self._seen = 0
+        self._stopping = self._receiving = False
+        self._ended = asyncio.Event()
+
+    async def greet(self) -> None:
+        """Exchange hellos.
+
+        Raises:
+            EngineError: the engine speaks another version.
+        """
+        self._writer.write(frame(p.Hello()))
+        await self._writer.drain()
+        hello = await read_frame(self._reader)
+        if not isinstance(hello, p.Hello):
+            raise EngineGoneError(f"the engine of {self.name} did not answer{log_tail(self.name)}")
+        if hello.wire != p.WIRE_VERSION:
+            raise EngineError(
+                f"the engine of {self.name} (process {hello.pid}) is of another version of qtui: "
+                f"stop it with `kill {hello.pid}` and start again"
+            )
+        self.pid = hello.pid
+
+    async def send(self, command: p.AnyCommand) -> None:
+        """See `Link`."""
+        self._stopping = self._stopping or isinstance(command, p.Stop)
+        try:
+            self._writer.write(frame(command))
+            await self._writer.drain()
+        except ConnectionError as error:
+            raise self._gone() from error
+
+    async def receive(self) -> p.Sent | Session:
+        """See `Link`."""
+        while True:
+            self._receiving = True
+            try:
+                message = await read_frame(self._reader)
+            except ConnectionError as error:
+                self._ended.set()
+                raise self._gone() from error
+            finally:
+                self._receiving = False
+            match message:
+                case None:
+                    self._ended.set()
+                    raise self._gone()
+                case p.Snapshot():
+                    self._seen = message.seq
+                    return decode_session(message.data)
+                case p.Sent():
+                    if message.seq and message.seq <= self._seen:
+                        continue  # the snapshot had it
+                    return message
+                case _:
+                    continue
+
+    def _gone(self) -> EngineGoneError:
+        how = _how_ended(self.process)
+        return EngineGoneError(f"the engine of {self.name} {how}{log_tail(self.name)}")
+
+    async def close(self) -> None:
+        """See `Link`."""
+        if self._stopping and not self._ended.is_set():
+            # To hang up while the engine still writes would lose the word to stop on its way.
+            with contextlib.suppress(TimeoutError, ConnectionError, OSError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    if self._receiving:
+                        await self._ended.wait()
+                    else:
+                        while await self._reader.read(1 << 16):
+                            pass
+        self._writer.close()
+        with contextlib.suppress(ConnectionError, OSError):
+            await self._writer.wait_closed()
+
+
+def _how_ended(process: subprocess.Popen[bytes] | None) -> str:
+    """What became of an engine, as far as whoever started it can tell."""
+    try:
+        code = None if process is None else process.wait(ENDED_SECONDS)
+    except subprocess.TimeoutExpired:
+        code = None
+    if code is not None and code < 0:
+        hint = ": the machine may have run out of memory" if -code == signal.SIGKILL else ""
+        return f"was killed by signal {-code} ({signal.Signals(-code).name}){hint}"
+    return f"ended with code {code}" if code else "ended"
+
+
+async def connect(name: str) -> SocketLink | None:
+    """Attach to a session's running engine; None if there is none."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(socket_file(name)))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    link = SocketLink(name, reader, writer)
+    try:
+        async with asyncio.timeout(GREET_SECONDS):
+            await link.greet()
+    except TimeoutError as error:
+        writer.close()
+        holder = (session_folder(name) / "lock").read_text().strip() or "unknown"
+        raise EngineGoneError(
+            f"the engine of {name} (process {holder}) does not answer: stop that process, "
+            "what it measured is kept"
+        ) from error
+    except ConnectionError as error:
+        writer.close()
+        raise EngineGoneError(f"the engine of {name} hung up{log_tail(name)}") from error
+    except BaseException:
+        writer.close()
+        raise
+    return link

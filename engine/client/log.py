@@ -1,0 +1,48 @@
+"""The log that the engine of a session writes, and its last lines where an engine ended."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from engine.store.paths import session_folder
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOG_LINES = 12
+"""Lines of the log that are shown where an engine ended."""
+STARTS = "engine starts"
+"""First words of an engine in its log."""
+MAX_LOG = 4 << 20
+
+
+def log_file(name: str) -> Path:
+    """The log of a session's engine."""
+    return session_folder(name) / "engine.log"
+
+
+def log_tail(name: str) -> str:
+    """The last lines of a session's log, as the end of a sentence."""
+    path = log_file(name)
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    # Not those of an engine before it.
+    starts = [at for at, line in enumerate(lines) if STARTS in line]
+    lines = lines[starts[-1] if starts else 0 :][-LOG_LINES:]
+    return f"; the end of {path}:\n" + "\n".join(lines) if lines else f"; its log is {path}"
+
+
+def log_to_file(name: str) -> None:
+    """Let an engine in this process write its log where one in a process of its own does.
+
+    This sets up the logger ``engine``, for the whole process.
+    """
+    logger = logging.getLogger("engine")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    handler = logging.FileHandler(log_file(name), delay=True)
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logger.addHandler(handler)
+    logger.propagate = False

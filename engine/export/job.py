@@ -1,0 +1,163 @@
+"""The export as a job: solved on calibration inputs where a format asks for it, then written.
+
+What the work needs is imported at its first step: this module is imported by every engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import protocol as p
+from engine.errors import InfeasibleError, UsageError
+from engine.formats.grammar import needs_calibration, parse_format
+from engine.recipes.given import check_given, formats_given, given_recipe
+from engine.service.in_thread import AbandonedError, in_thread
+from engine.service.jobs import Context, JobSpec, Lane, Needs, OnLane, Outcome, Resolved, Steps
+from engine.workspace import Workspace
+
+if TYPE_CHECKING:
+    from engine.export.checkpoint import Exported
+    from engine.quant.methods.gptq import Solved
+
+
+def calibrates(command: p.Export) -> bool:
+    """Whether an export needs the model, and calibration text."""
+    formats = [held for held in formats_given(command) if held != "kept"]
+    return any(needs_calibration(parse_format(held)) for held in formats)
+
+
+def _accepted(context: Context[Workspace], command: p.Export) -> p.Export:
+    if not Path(command.out).is_absolute():
+        raise UsageError(f"{command.out!r} is no absolute path: an export needs one")
+    check_given(command)
+    return command
+
+
+def _needs(command: p.Export) -> Needs:
+    return "model" if calibrates(command) else "checkpoint"
+
+
+def _lane(command: p.Export) -> Lane:
+    return "compute" if calibrates(command) else "export"
+
+
+def _given(context: Context[Workspace], command: p.Export) -> Resolved:
+    return given_recipe(context.session, command, tied=context.workspace.tied)
+
+
+def _steps(context: Context[Workspace], command: p.Export) -> Steps:
+    """Solve and write.
+
+    Yields:
+        `Progress` in bytes, at last `Exported`.
+
+    Raises:
+        InfeasibleError: the target cannot express the recipe, or nothing would be changed.
+        AbandonedError: it was cancelled; nothing is left behind.
+        EngineError: what `export_checkpoint` or `solved_codes` raises.
+    """
+    if not context.recipe:
+        raise InfeasibleError("the recipe keeps every layer as it is: there is nothing to export")
+    begun = time.perf_counter()
+    codes: dict[str, Solved] = {}
+    timings: dict[str, float] = {}
+    if calibrates(command):
+        timings = yield from _calibrate(context, command, codes)
+        yield OnLane("export")
+    written = yield from _write(context, command, codes)
+    spent = time.perf_counter() - begun
+    return Outcome(measured=len(written.quantised), timings={**timings, "total_s": spent})
+
+
+def _calibrate(
+    context: Context[Workspace], command: p.Export, codes: dict[str, Solved]
+) -> Generator[p.AnyEvent | None, None, dict[str, float]]:
+    """Fill ``codes`` by layer, on the compute lane; what cannot be written is refused before.
+
+    Returns:
+        Seconds by what they were spent on.
+
+    Raises:
+        NotExportable: layers that cannot be written.
+    """
+    from engine.export.checkpoint import NotExportable, why_not_exported
+    from engine.export.folder import check_place
+    from engine.measure.calibration.approximate import solved_codes
+    from engine.measure.counts import Account
+
+    workspace, recipe = context.workspace, context.recipe
+    checkpoint = workspace.need_checkpoint()
+    check_place(Path(command.out), checkpoint.folder, overwrite=command.overwrite)
+    trusted = workspace.settings.trust_remote_code
+    if refused := why_not_exported(checkpoint, recipe, trust_remote_code=trusted):
+        raise NotExportable(refused)
+    yield None
+    account = Account(timings={"load_s": workspace.load_s})
+    formats = {layer: parse_format(held) for layer, held in recipe.items()}
+    codes.update((yield from solved_codes(workspace, formats, account)))
+    return account.timings
+
+
+def _write(
+    context: Context[Workspace], command: p.Export, codes: Mapping[str, Solved]
+) -> Generator[p.AnyEvent | None, None, Exported]:
+    """Write the folder in a thread of its own, one layer in memory at a time."""
+    workspace, recipe = context.workspace, context.recipe
+
+    def write(tell: Callable[[p.Progress], None]) -> Exported:
+        from engine.export.checkpoint import export_checkpoint
+        from engine.model.load import choose_device
+
+        started = time.perf_counter()
+
+        def on_progress(done: int, total: int, tensor: str) -> None:
+            # The job's own thread waits for this one: a cancelled job is not closed meanwhile.
+            if context.should_stop():
+                raise AbandonedError("the export was cancelled")
+            spent = time.perf_counter() - started
+            left = spent * (total - done) / done if done else float("nan")
+            job = context.job
+            tell(p.Progress(job=job, done=done, total=total, seconds_left=left, detail=tensor))
+
+        return export_checkpoint(
+            workspace.need_checkpoint(),
+            recipe,
+            Path(command.out),
+            overwrite=command.overwrite,
+            device=choose_device(workspace.settings.device)[0],
+            trust_remote_code=workspace.settings.trust_remote_code,
+            solved=lambda row, _: codes.get(row.name),
+            on_progress=on_progress,
+        )
+
+    written = yield from in_thread("exporting", write, wait=True)
+    from engine.measure.evaluation.evaluate import recipe_size
+
+    formats = {layer: parse_format(held) for layer, held in recipe.items()}
+    yield p.Exported(
+        job=context.job,
+        folder=str(written.folder),
+        bytes=written.bytes,
+        recipe=dict(recipe),
+        quantised=list(written.quantised),
+        bits_per_weight=recipe_size(workspace, formats).bits_per_weight,
+        notes=list(written.notes),
+    )
+    return written
+
+
+EXPORT = JobSpec(
+    command=p.Export,
+    kind="export",
+    title=lambda command: "export",
+    needs=_needs,
+    lane=_lane,
+    urgency=3,
+    announced="when ready",
+    accept=_accepted,
+    recipe=_given,
+    steps=_steps,
+)

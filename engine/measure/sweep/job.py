@@ -1,0 +1,51 @@
+"""The sweep as a job."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine import protocol as p
+from engine.measure.sweep.exactness import parse_exactness
+from engine.recipes.changes import canonical
+from engine.service.jobs import Context, JobSpec, Steps
+from engine.workspace import Workspace
+
+
+def _accepted(context: Context[Workspace], command: p.Sweep) -> p.Sweep:
+    formats = canonical(command.formats or context.session.settings.sweep_formats)
+    exact = str(parse_exactness(command.exact))
+    return msgspec.structs.replace(command, formats=formats, exact=exact)
+
+
+def _title(command: p.Sweep) -> str:
+    asked = (command.direction, f"by {command.by}", command.exact)
+    unusual = [word for word in asked if word not in ("degrade", "by layer", "all")]
+    return " ".join(["sweep", *command.formats, *unusual])
+
+
+def _steps(context: Context[Workspace], command: p.Sweep) -> Steps:
+    from engine.measure.sweep.sweep import sweep
+
+    return (
+        yield from sweep(
+            context.workspace,
+            command.formats,
+            command.direction,
+            context.job,
+            exact=command.exact,
+            by=command.by,
+        )
+    )
+
+
+SWEEP = JobSpec(
+    command=p.Sweep,
+    kind="sweep",
+    title=_title,
+    needs="model",
+    lane="compute",
+    urgency=4,
+    repeated="refuse",
+    accept=_accepted,
+    steps=_steps,
+)

@@ -1,0 +1,104 @@
+"""What is asked about weights alone: triage, and a layer's histogram and experts beside it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.formats.grammar import parse_format
+from engine.recipes.changes import canonical
+from engine.service.jobs import Context, JobSpec, Steps
+from engine.session import Session
+from engine.workspace import Workspace
+
+
+def _triage_accepted(context: Context[Workspace], command: p.Triage) -> p.Triage:
+    formats = canonical(command.formats or context.session.settings.formats, alone=True)
+    return msgspec.structs.replace(command, formats=formats)
+
+
+def _triage(context: Context[Workspace], command: p.Triage) -> Steps:
+    from engine.measure.weights.triage import triage
+
+    return (yield from triage(context.workspace, command.formats, context.job))
+
+
+TRIAGE = JobSpec(
+    command=p.Triage,
+    kind="triage",
+    title=lambda command: " ".join(["triage", *command.formats]),
+    needs="checkpoint",
+    lane="compute",
+    urgency=2,
+    accept=_triage_accepted,
+    steps=_triage,
+)
+
+
+def _row(session: Session, layer: str) -> int:
+    row = session.row(layer)
+    if row is None:
+        raise UsageError(f"the checkpoint has no layer {layer!r}")
+    return row
+
+
+def _histogram_accepted(context: Context[Workspace], command: p.AskHistogram) -> p.AskHistogram:
+    _row(context.session, command.layer)
+    if command.bins < 1:
+        raise UsageError(f"a histogram has at least one bin, not {command.bins}")
+    if command.format in ("", "kept"):
+        return command
+    return msgspec.structs.replace(command, format=str(parse_format(command.format)))
+
+
+def _histogram(context: Context[Workspace], command: p.AskHistogram) -> Steps:
+    from engine.measure.weights.histogram import draw_histogram
+
+    workspace = context.workspace
+    layer = workspace.row(command.layer)
+    return (yield from draw_histogram(workspace, layer, command.bins, command.format))
+
+
+HISTOGRAM = JobSpec(
+    command=p.AskHistogram,
+    kind="histogram",
+    title=lambda command: f"histogram of {command.layer}",
+    needs="checkpoint",
+    lane="questions",
+    urgency=0,
+    newest_first=True,  # where the cursor came to last is drawn first
+    announced="never",
+    accept=_histogram_accepted,
+    steps=_histogram,
+)
+
+
+def _experts_accepted(context: Context[Workspace], command: p.AskExperts) -> p.AskExperts:
+    session = context.session
+    row = _row(session, command.layer)
+    if session.layers.roles[row] != "experts":
+        shape = list(session.layers.shapes[row])
+        raise UsageError(f"{command.layer} holds no experts: it is one weight of shape {shape}")
+    return command
+
+
+def _experts(context: Context[Workspace], command: p.AskExperts) -> Steps:
+    from engine.measure.weights.experts import survey_experts
+
+    workspace = context.workspace
+    return (yield from survey_experts(workspace, workspace.row(command.layer)))
+
+
+EXPERTS = JobSpec(
+    command=p.AskExperts,
+    kind="experts",
+    title=lambda command: f"experts of {command.layer}",
+    needs="checkpoint",
+    lane="questions",
+    urgency=1,
+    announced="never",
+    repeated="join",  # the answer goes to every client
+    accept=_experts_accepted,
+    steps=_experts,
+)

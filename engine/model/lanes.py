@@ -1,0 +1,83 @@
+"""Micro-batches on their way through the blocks, each with what the network holds for it.
+
+A loop over blocks takes all its lanes through one stretch of blocks before it goes on to the next:
+windows, recipes and layers changed alone are lanes like any other, and a block is read once for all
+of them. What each lane computes is what it would compute by itself.
+
+    for stretch in network.stretches(start, until):
+        with network.at_hand(stretch):
+            for lane in lanes:
+                yield from again(lambda lane=lane: lane.advance(stretch.stop))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from engine.model.network import Held, Network
+
+Take = Callable[[int, Tensor], None]
+"""Is given a boundary and the state there: the input of that block, or the last one's output."""
+
+
+def _ignore(_k: int, _state: Tensor) -> None:
+    pass
+
+
+@dataclass(eq=False)
+class Lane:
+    """One micro-batch, as far as it has come.
+
+    A network that cannot be resumed is run from the embedding for every lane, and only once: see
+    `Network.stretches`.
+    """
+
+    network: Network
+    ids: Tensor
+    """``[windows, tokens]``."""
+    at: int
+    """The block that comes next; -1 before the embedding."""
+    state: Tensor | None
+    """Its input ``[windows, tokens, hidden]``; None at -1, or not resumable."""
+    held: Mapping[str, Held] = field(default_factory=dict)
+    """What the network holds for it, by layer; weights of a block may be added until it comes."""
+    take: Take = _ignore
+    """Is told of the states on the way, of one boundary again where a stretch was broken off."""
+
+    @torch.no_grad()
+    def advance(self, until: int) -> None:
+        """Go on to boundary ``until``; nothing where it was reached already.
+
+        Raises:
+            Preempted: something more urgent came; the lane is where it was.
+        """
+        if self.at >= until:
+            return
+        found: list[Tensor] = []
+
+        def take(k: int, state: Tensor) -> None:
+            self.take(k, state)
+            if k == until:
+                found.append(state)
+
+        with self.network.holding(self._held_until(until)):
+            self.network.visit(self.ids, self.at, self.state, take, until)
+        self.at, self.state = until, found[0]
+
+    def reached(self) -> Tensor:
+        """The state at the boundary it has come to."""
+        assert self.state is not None, "it has not set out"
+        return self.state
+
+    def _held_until(self, until: int) -> dict[str, Held]:
+        """Of what it holds, what the next blocks compute with; what is no block's, always."""
+        layers = self.network.layers
+        return {
+            name: held
+            for name, held in self.held.items()
+            if layers[name].start < 0 or self.at <= layers[name].start < until
+        }

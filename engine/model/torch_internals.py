@@ -1,0 +1,38 @@
+"""All that we use of torch beyond its public interface, each with what it is used for.
+
+torch may rename any of it: `tests/model/test_internals.py` names each one and what stops working
+without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to in place: tells a weight or a state that was changed."""
+    return tensor._version
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """A module's own parameters, without registration: where a weight is swapped for another."""
+    return module._parameters
+
+
+def hook_tables(module: nn.Module) -> tuple[Mapping[int, object], ...]:
+    """A module's hooks: whether one was left behind."""
+    return (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+
+
+def has_matrix_tiles() -> bool:
+    """Whether torch sees AMX tiles, which multiply bfloat16 faster than float32."""
+    found = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(found is not None and found())

@@ -1,0 +1,109 @@
+"""All that we use of transformers beyond its public interface, each with what it is used for.
+
+transformers may rename any of it in a minor release: `tests/model/test_internals.py` names each one
+and what stops working without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # a config is read before torch is there
+    from torch import Tensor, nn
+
+TRANSPOSED_EXPERTS = ("Llama4TextExperts",)
+"""Classes of experts stored as ``[experts, in, out]`` that carry no flag for it."""
+
+
+class Conversion(NamedTuple):
+    """What transformers does to the tensors of a checkpoint when it loads them."""
+
+    renamings: list[Any]
+    converters: list[Any]
+    by_source: dict[str, Any]
+    """Converters by each of their source patterns."""
+    prefix: str
+    inside: Mapping[str, Any]
+
+
+def conversion_of(model: Any) -> Conversion:
+    """The conversion table of a model: without it no layer finds its name on disk."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+    steps = get_model_conversion_mapping(model)
+    converters = [step for step in steps if isinstance(step, WeightConverter)]
+    return Conversion(
+        [step for step in steps if isinstance(step, WeightRenaming)],
+        converters,
+        {source: step for step in converters for source in step.source_patterns},
+        model.base_model_prefix,
+        model.state_dict(),
+    )
+
+
+def in_loading_order(names: Iterable[str]) -> list[str]:
+    """Names on disk in the order in which transformers fuses them."""
+    from transformers.core_model_loading import dot_natural_key
+
+    return sorted(names, key=dot_natural_key)
+
+
+def renamed(conversion: Conversion, name: str, *, converted: bool = True) -> tuple[str, str | None]:
+    """The key in the model of a name on disk, and the source pattern of its converter, if any."""
+    from transformers.core_model_loading import rename_source_key
+
+    renamings = conversion.renamings if converted else []
+    converters = conversion.converters if converted else []
+    found: tuple[str, str | None] = rename_source_key(
+        name, renamings, converters, conversion.prefix, conversion.inside
+    )
+    return found
+
+
+def causal_classes() -> Any:
+    """Classes of causal language models by config class: which architectures can be opened."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM._model_mapping
+
+
+def known_model_types() -> Any:
+    """Config classes by ``model_type``: whether a checkpoint needs code of its own."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING
+
+
+def class_from_code(reference: str, folder: Path) -> Any:
+    """The class that comes as code with a checkpoint, once that was trusted."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    return get_class_from_dynamic_module(reference, str(folder))
+
+
+def computed_keys(model: Any) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Tied keys by what they are tied to, and patterns of keys that a model computes itself."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return tied, tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
+
+
+def transposed_linear() -> type[nn.Module]:
+    """GPT-2's linear layer, whose weight is ``[in, out]``."""
+    from transformers.pytorch_utils import Conv1D
+
+    found: type[nn.Module] = Conv1D
+    return found
+
+
+def has_grouped_experts(module: nn.Module) -> bool:
+    """Whether a module's class went through ``use_experts_implementation``."""
+    return hasattr(module, "_apply_gate") and hasattr(type(module).forward, "__wrapped__")
+
+
+def gated(module: Any, inner: Tensor) -> Tensor:
+    """The activation of a module of grouped experts, ``[tokens, inner]``."""
+    found: Tensor = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    return found

@@ -1,0 +1,73 @@
+"""Opening a checkpoint as a job."""
+
+from __future__ import annotations
+
+from engine import protocol as p
+from engine.service.jobs import Context, OpenSpec, Steps
+from engine.session import Session
+from engine.workspace import Workspace
+
+
+def _steps(context: Context[Workspace], command: p.Open) -> Steps:
+    from engine.opening.stages import open_job
+
+    return (yield from open_job(context.workspace, command.source, model=command.model))
+
+
+def _then(session: Session, command: p.Open) -> p.Command | None:
+    """Measure the recipe of an earlier run, unless a change since then is being measured."""
+    measuring = any(
+        isinstance(job.command, p.MeasureRecipe) and job.status == "running"
+        for job in session.jobs.values()
+    )
+    return p.MeasureRecipe() if command.take_up and session.changed and not measuring else None
+
+
+def differing(known: p.Settings, wanted: p.Settings) -> p.Notice | None:
+    """A warning where a session keeps other settings than those asked for; None where it does not.
+
+    Args:
+        known: what the session was opened with.
+        wanted: what another client asked for.
+    """
+    fields = [
+        field
+        for field in p.Settings.__struct_fields__
+        if field != "fresh" and getattr(wanted, field) != getattr(known, field)
+    ]
+    if not fields and not wanted.fresh:
+        return None
+    return p.Notice(
+        "warning",
+        f"this session runs already, with profile {known.profile}: what was asked for now "
+        f"({', '.join(fields) or '--fresh'}) is not used; quit it everywhere to open it anew",
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that figures may depend on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("qtui", "torch", "transformers", "safetensors", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+OPEN = OpenSpec(
+    command=p.Open,
+    kind="open",
+    title=lambda command: f"open {command.source}",
+    needs="nothing",
+    lane="open",
+    urgency=1,
+    steps=_steps,
+    workspace=lambda facts, settings, stop: Workspace(facts, settings, should_stop=stop),
+    versions=versions,
+    differing=differing,
+    then=_then,
+)

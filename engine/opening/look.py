@@ -1,0 +1,74 @@
+"""A look at a path or a hub id before it is opened: nothing is loaded or downloaded for it.
+
+The look is taken by a process of its own, `engine.opening.inspect`: no library is imported here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import msgspec
+
+LOOK_SECONDS = 20.0
+"""How long a look at a path may take; headers on a slow network drive need their time."""
+
+
+class Looked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a path or a hub id turned out to be, from headers alone."""
+
+    source: str
+    name: str = ""
+    path: str = ""
+    """The folder; empty where there is none yet."""
+    architecture: str = ""
+    parameters: int = 0
+    """0 where only reading the weights would tell."""
+    bytes: int = 0
+    dtype: str = ""
+    layers: int = 0
+    note: str = ""
+    """Something to know that stops nothing: from the cache, to be downloaded, stored in fp8."""
+    problem: str = ""
+    """Why it cannot be opened, in a sentence; empty where nothing is known against it."""
+    advice: str = ""
+    """What to do instead, where that can be told."""
+
+
+async def look(
+    source: str, *, trust_remote_code: bool = False, timeout: float = LOOK_SECONDS
+) -> Looked:
+    """What ``source`` is, found out by a process of its own, which ends with this call.
+
+    Never raises but for cancellation: what went wrong is the ``problem``.
+    """
+    words = [sys.executable, "-P", "-m", "engine.opening.inspect"]
+    words += ["--trust-remote-code"] if trust_remote_code else []
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words, "--", source,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        return Looked(source=source, problem=f"{source} cannot be looked at: {error}")
+    try:
+        async with asyncio.timeout(timeout):
+            told, complaint = await process.communicate()
+    except TimeoutError:
+        return Looked(
+            source=source,
+            problem=f"{source} could not be read within {timeout:.0f} s",
+            advice="the drive it lies on may be slow or gone; opening it waits longer",
+        )
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    try:
+        return msgspec.json.decode(told, type=Looked)
+    except msgspec.DecodeError:
+        lines = complaint.decode(errors="replace").strip().splitlines()
+        why = lines[-1] if lines else f"exit code {process.returncode}"
+        return Looked(source=source, problem=f"{source} could not be looked at: {why}")

@@ -1,0 +1,42 @@
+"""The recipe that a command gives: a format for the body, a built-in recipe, named layers."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from engine import protocol as p
+from engine.recipes.changes import canonical, resolve
+from engine.recipes.mixes import recipe_named
+from engine.session import Session
+
+OfRecipe: TypeAlias = p.Evaluate | p.Export
+
+
+def check_given(command: OfRecipe) -> None:
+    """Check what can be checked of a command's recipe before its layers are known.
+
+    Raises:
+        FormatError: a format that does not parse or is not built yet.
+        UsageError: no built-in recipe has this name.
+    """
+    canonical([held for held in formats_given(command) if held != "kept"])
+    if command.recipe:
+        recipe_named(command.recipe)
+
+
+def formats_given(command: OfRecipe) -> list[str]:
+    """Every format that the command names, ``kept`` among them."""
+    return [command.format, *command.layers.values()]
+
+
+def given_recipe(
+    session: Session, command: OfRecipe, *, tied: bool
+) -> tuple[dict[str, str], list[p.Fallback]]:
+    """The layers that are not kept, with canonical formats; see `engine.recipes.changes.resolve`.
+
+    Args:
+        session: whose layers it is for.
+        command: that gives the recipe.
+        tied: whether head and embedding are one tensor.
+    """
+    return resolve(session, command.format, command.layers, command.recipe, tied=tied)

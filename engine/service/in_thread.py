@@ -1,0 +1,76 @@
+"""Work of a job that goes on in a thread of its own, while the job yields its progress."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+from engine import protocol as p
+from engine.errors import EngineError
+
+T = TypeVar("T")
+AnyAdvance = TypeVar("AnyAdvance", p.Stage, p.Progress)
+
+TELL_SECONDS = 0.1
+"""Least time between two events of such work."""
+
+
+class AbandonedError(EngineError):
+    """Work was broken off since nobody wants it any more: a job that raises it was cancelled."""
+
+
+def in_thread(
+    name: str, work: Callable[[Callable[[AnyAdvance], None]], T], *, wait: bool
+) -> Generator[AnyAdvance, None, T]:
+    """Do work in a thread of its own, yielding its progress as it comes.
+
+    Use as ``value = yield from in_thread("loading", lambda tell: ..., wait=False)`` inside a
+    job. Once the job is closed, ``tell`` raises `AbandonedError` in the work.
+
+    Args:
+        name: of the thread.
+        work: called with a function that takes its progress, as often as it likes.
+        wait: whether a job that is closed waits until the work has ended.
+
+    Raises:
+        BaseException: whatever the work raised.
+    """
+    told: queue.SimpleQueue[AnyAdvance | None] = queue.SimpleQueue()
+    result: list[T] = []
+    failure: list[BaseException] = []
+    abandoned = threading.Event()
+
+    def tell(event: AnyAdvance) -> None:
+        if abandoned.is_set():
+            raise AbandonedError(f"{name} was abandoned")
+        told.put(event)
+
+    def run() -> None:
+        try:
+            result.append(work(tell))
+        except BaseException as error:  # noqa: BLE001 - raised again on the other thread
+            failure.append(error)
+        finally:
+            told.put(None)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    last = 0.0
+    try:
+        while (event := told.get()) is not None:
+            now = time.monotonic()
+            # Some tell of every tensor: ten times a second is enough to watch.
+            if event.done in (0, event.total) or now - last > TELL_SECONDS:
+                last = now
+                yield event
+    finally:
+        abandoned.set()
+        if wait:
+            thread.join()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]

@@ -1,0 +1,50 @@
+"""Messages on the socket: each with its length before it, long ones in pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+
+import msgspec
+
+from engine import protocol as p
+
+LENGTH = struct.Struct(">I")
+PIECE_OVERHEAD = 64
+
+
+async def read_frame(reader: asyncio.StreamReader) -> p.AnyFrame | None:
+    """The next message, put together from its pieces; None at the end of the stream.
+
+    Raises:
+        ConnectionError: what came is no message of ours.
+    """
+    pieces: list[bytes] = []
+    try:
+        while True:
+            (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+            if length > p.MAX_FRAME:
+                raise ConnectionError(f"a frame of {length} bytes: not this protocol")
+            message: p.AnyFrame = p.decode_frame(await reader.readexactly(length))
+            if not isinstance(message, p.Fragment):
+                return message
+            pieces.append(message.data)
+            if message.last:
+                whole: p.AnyFrame = p.decode_frame(b"".join(pieces))
+                return whole
+    except asyncio.IncompleteReadError:
+        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConnectionError(f"a frame that does not read: {error}") from error
+
+
+def frame(message: p.AnyFrame) -> bytes:
+    """A message with its length before it, in pieces where it is longer than a frame may be."""
+    data = p.encode(message)
+    if len(data) <= p.MAX_FRAME:
+        return LENGTH.pack(len(data)) + data
+    size = p.MAX_FRAME - PIECE_OVERHEAD
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    return b"".join(
+        frame(p.Fragment(piece, last=at + 1 == len(pieces))) for at, piece in enumerate(pieces)
+    )

@@ -1,0 +1,69 @@
+"""Files of SQLite: how they are opened, and how an error of theirs is told."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import EngineError
+
+
+class StoreError(EngineError):
+    """A journal or the store cannot be read or written; the message names the file."""
+
+
+def connect(path: Path, schema: str) -> sqlite3.Connection:
+    """A connection to a file that is made if absent; what is committed outlives a power cut.
+
+    Raises:
+        StoreError: if it is no database.
+    """
+    try:
+        connection = sqlite3.connect(
+            path, check_same_thread=False, timeout=30, isolation_level=None
+        )
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(schema)
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path}: {error}: move the file away to begin a new one") from error
+    return connection
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing and gives up soon where the file is locked."""
+    try:
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro",
+            uri=True, check_same_thread=False, timeout=0.2, isolation_level=None,
+        )  # fmt: skip
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """All or nothing of what is executed inside.
+
+    Raises:
+        StoreError: naming the file.
+    """
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("COMMIT")
+    except sqlite3.DatabaseError as error:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise StoreError(f"{path}: {error}") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the database inside are told as `StoreError`, naming the file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path}: {error}") from error

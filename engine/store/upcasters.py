@@ -1,0 +1,72 @@
+"""The version that events and facts are written in, and how rows of earlier ones are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from engine.store.database import StoreError
+
+VERSION = 2
+"""Of journal rows, snapshots and facts; raised when a Struct changes so that old rows do not read.
+
+2: `JobStarted` carries its command; a session finds effects by `EffectKey`.
+"""
+
+
+def _commands_in_jobs(data: bytes) -> bytes:
+    """1 → 2: `JobStarted` carries its command. Version 1 told of it by title, formats and ask."""
+    if b"JobStarted" not in data[:32]:  # the tag comes first; most rows are facts
+        return data
+    event: dict[str, Any] = msgspec.msgpack.decode(data)
+    if event.get("type") != "JobStarted":
+        return data
+    formats, ask = event.pop("formats", ()), event.pop("ask", "")
+    event["command"] = {"ask": ask, **_command_of(event["kind"], event["title"], formats)}
+    return msgspec.msgpack.encode(event)
+
+
+def _command_of(kind: str, title: str, formats: list[str]) -> dict[str, Any]:
+    words = title.split()
+    match kind:
+        case "open":
+            return {"type": "Open", "source": title.removeprefix("open "), "settings": {}}
+        case "triage":
+            return {"type": "Triage", "formats": formats}
+        case "sweep":
+            by = words[words.index("by") + 1] if "by" in words else "layer"
+            exact = [word for word in words if word == "none" or word.startswith("top:")]
+            return {
+                "type": "Sweep", "formats": formats, "by": by,
+                "direction": "restore" if "restore" in words else "degrade",
+                "exact": exact[0] if exact else "all",
+            }  # fmt: skip
+        case "export":
+            return {"type": "Export", "out": ""}  # it was not told where to
+        case _:
+            return {"type": "MeasureRecipe"}
+
+
+UPCASTERS: dict[int, Callable[[bytes], bytes]] = {1: _commands_in_jobs}
+"""Version → how a row of it becomes one of the next version."""
+
+
+def upcast(data: bytes, version: int, where: object) -> bytes:
+    """A row as this version writes it.
+
+    Args:
+        data: an encoded event or fact.
+        version: that wrote it.
+        where: the file, for an error.
+
+    Raises:
+        StoreError: it was written by a newer version.
+        msgspec.DecodeError: it is damaged.
+    """
+    if version > VERSION:
+        raise StoreError(f"{where} was written by a newer qtui (version {version}): update qtui")
+    for step in range(version, VERSION):
+        data = UPCASTERS[step](data)
+    return data

@@ -1,0 +1,228 @@
+"""A journal and a store of facts that the version before wrote: nothing of them is lost.
+
+They are of the bundled checkpoint, with 1024 tokens in windows of 128: a triage in three formats, a
+sweep of two with ``top:3``, one by block, one that restores, an evaluation, two changes of the
+recipe and one undone. ``expected.json`` holds the documents that the version before made of them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine import protocol as p
+from engine.client import in_process
+from engine.report.documents import eval_document, sweep_document, triage_document
+from engine.session import Job, Session
+from engine.store.database import StoreError
+from engine.store.facts import FactStore
+from engine.store.journal import Journal, peek
+from engine.store.past_sessions import past_sessions
+from engine.store.paths import facts_file, session_folder
+from engine.store.upcasters import VERSION
+from tests.drive import ended, until
+
+WRITTEN = Path(__file__).parent / "version_1"
+
+
+def unpacked(name: str) -> bytes:
+    return gzip.decompress((WRITTEN / f"{name}.gz").read_bytes())
+
+
+EXPECTED: dict[str, Any] = msgspec.json.decode(unpacked("expected.json"))
+
+
+@pytest.fixture
+def journal_file() -> Path:
+    """Where the old journal lies; the old facts are in the store."""
+    facts_file().write_bytes(unpacked("facts.sqlite"))
+    path = session_folder("demo") / "journal.sqlite"
+    path.write_bytes(unpacked("journal.sqlite"))
+    return path
+
+
+@pytest.fixture
+def facts(journal_file: Path) -> Iterator[FactStore]:
+    store = FactStore(facts_file())
+    yield store
+    store.close()
+
+
+def rows(path: Path, sql: str) -> list[Any]:
+    db = sqlite3.connect(path)
+    try:
+        return db.execute(sql).fetchall()
+    finally:
+        db.close()
+
+
+def execute(path: Path, sql: str, *values: object) -> None:
+    db = sqlite3.connect(path)
+    with db:
+        db.execute(sql, values)
+    db.close()
+
+
+def says_the_same(found: msgspec.Struct, written: bytes, without: tuple[str, ...] = ()) -> bool:
+    """Whether every field that was written is in what was read; NaN equals NaN."""
+    old = {k: v for k, v in msgspec.msgpack.decode(written).items() if k not in without}
+    new = msgspec.msgpack.decode(p.encode(found))
+    return msgspec.json.encode(old) == msgspec.json.encode({key: new[key] for key in old})
+
+
+def test_every_fact_is_there_with_all_its_figures(facts: FactStore) -> None:
+    written = rows(facts_file(), "SELECT key, data FROM facts WHERE version = 1")
+    found = facts.get_many([key for key, _ in written])
+    assert len(written) == 415
+    kinds = {type(fact).__name__ for fact in found.values()}
+    assert kinds == {
+        "LayerWeights", "Baseline", "Control", "Sensitivity", "Estimate", "RecipeScore",
+        "Additivity",
+    }  # fmt: skip
+    assert all(says_the_same(found[key], data) for key, data in written)
+
+
+def test_every_event_is_there_in_order(journal_file: Path, facts: FactStore) -> None:
+    written = rows(journal_file, "SELECT seq, kind, bytes FROM events ORDER BY seq")
+    journal = Journal(journal_file.parent, facts)
+    found = list(journal.read())
+    journal.close()
+    assert [seq for seq, _ in found] == [seq for seq, _, _ in written]
+    for (_, event), (_, kind, data) in zip(found, written, strict=True):
+        assert type(event).__name__ == kind
+        # The facts of what was learned are in the store; a job's command was not written.
+        without = ("facts",) if kind == "Learned" else ("formats", "ask")
+        assert says_the_same(event, data, without)
+        if isinstance(event, p.Learned):
+            assert len(event.facts) == len(event.keys)
+
+
+def documents(session: Session) -> dict[str, bytes]:
+    """What the commands would write of a session, as `EXPECTED` has it."""
+    jobs: dict[str, list[Job]] = {}
+    for job in session.jobs.values():
+        jobs.setdefault(job.kind, []).append(job)
+    both, blocks, restored = jobs["sweep"]
+    score = session.score()
+    assert score is not None
+    made = {
+        "triage": triage_document(session),
+        "sweep": sweep_document(session, ("int4-g128", "int3-g128"), "degrade", both),
+        "by block": sweep_document(session, ("int4-g128",), "degrade", blocks, "block"),
+        "restore": sweep_document(session, ("int3-g128",), "restore", restored),
+        "evaluate": eval_document(session, score, "recipe", job=jobs["evaluate"][-1]),
+    }
+    return {name: msgspec.json.encode(document) for name, document in made.items()}
+
+
+def assert_as_it_was(session: Session) -> None:
+    found = {name: msgspec.json.decode(each) for name, each in documents(session).items()}
+    assert found == EXPECTED["documents"]
+    assert session.layers.holds == EXPECTED["holds"]
+    assert session.position == EXPECTED["position"]
+    history = [[each.layers, each.before, each.after] for each in session.history]
+    assert history == EXPECTED["history"]
+
+
+def test_figures_are_what_they_were(journal_file: Path, facts: FactStore) -> None:
+    assert_as_it_was(peek(journal_file.parent, facts)[0])
+    journal = Journal(journal_file.parent, facts)
+    assert_as_it_was(journal.fold())
+    journal.close()
+
+
+def test_a_snapshot_of_the_version_before_is_left_alone(
+    journal_file: Path, facts: FactStore
+) -> None:
+    old = msgspec.msgpack.encode({"source": "demo", "measured": {"degrade/int8": []}, "seq": 300})
+    execute(journal_file, "INSERT INTO snapshots VALUES (300, 1, ?)", old)
+    journal = Journal(journal_file.parent, facts)
+    session = journal.fold()
+    assert_as_it_was(session)
+    journal.snapshot(session)
+    assert_as_it_was(journal.fold())
+    journal.close()
+    assert rows(journal_file, "SELECT version FROM snapshots") == [(VERSION,)]
+
+
+def test_an_old_history_goes_on(journal_file: Path, facts: FactStore) -> None:
+    journal = Journal(journal_file.parent, facts)
+    before = journal.fold()
+    assert journal.append(p.Notice("info", "goes on")) == before.seq + 1
+    journal.close()
+    session, _ = peek(journal_file.parent, facts)
+    assert session.seq == before.seq + 1
+    assert_as_it_was(session)
+
+
+def test_what_was_measured_is_not_measured_again(journal_file: Path) -> None:
+    client = in_process("demo")
+    try:
+        assert len(client.session.recipe()) == 2
+        settings = client.session.settings
+        client.send(p.Open("demo", settings, model=False))
+        client.send(p.Triage())
+        last = until(client, ended("triage"))[-1]
+    finally:
+        client.close()
+    assert isinstance(last, p.JobEnded)
+    assert (last.status, last.measured, last.resumed) == ("done", 0, 37)
+
+
+def test_a_past_session_is_listed(journal_file: Path) -> None:
+    (past,) = past_sessions()
+    assert past.problem == ""
+    assert (past.source, past.layers, past.changed, past.measured) == ("demo", 37, 2, 37)
+
+
+def test_a_newer_version_is_refused_in_a_sentence(journal_file: Path, facts: FactStore) -> None:
+    newer = p.encode(p.Notice("info", "from the future"))
+    execute(journal_file, "INSERT INTO events VALUES (9999, 0, 'Notice', ?, ?)", VERSION + 1, newer)
+    journal = Journal(journal_file.parent, facts)
+    with pytest.raises(StoreError, match=r"journal\.sqlite was written by a newer qtui"):
+        journal.fold()
+    journal.close()
+    (past,) = past_sessions()
+    assert "was written by a newer qtui" in past.problem
+    with pytest.raises(StoreError, match=r"newer qtui \(version \d+\): update qtui"):
+        in_process("demo")
+
+
+def test_a_snapshot_of_a_newer_version_is_not_read(journal_file: Path, facts: FactStore) -> None:
+    execute(
+        journal_file, "INSERT INTO snapshots VALUES (300, ?, ?)", VERSION + 1, b"who knows what"
+    )
+    assert_as_it_was(peek(journal_file.parent, facts)[0])
+
+
+@pytest.mark.parametrize("kept", [100, 5000, 40000])
+def test_a_file_that_was_cut_off_is_named(journal_file: Path, kept: int) -> None:
+    journal_file.write_bytes(unpacked("journal.sqlite")[:kept])
+    with pytest.raises(StoreError, match=r"journal\.sqlite"):
+        in_process("demo")
+    (past,) = past_sessions()
+    assert "journal.sqlite" in past.problem
+
+
+def test_an_event_that_is_damaged_is_named(journal_file: Path) -> None:
+    execute(journal_file, "UPDATE events SET bytes = ? WHERE seq = 12", b"\xc1\x00damaged")
+    with pytest.raises(StoreError, match=r"journal\.sqlite: event 12 cannot be read .*move"):
+        in_process("demo")
+    (past,) = past_sessions()
+    assert "event 12 cannot be read" in past.problem
+
+
+def test_a_store_of_facts_that_is_damaged_is_named(journal_file: Path) -> None:
+    facts_file().write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StoreError, match=r"facts\.sqlite"):
+        in_process("demo")
+    facts_file().write_bytes(unpacked("facts.sqlite"))
+    execute(facts_file(), "UPDATE facts SET data = ?", b"\xc1\x00damaged")
+    with pytest.raises(StoreError, match=r"facts\.sqlite: fact \w+ cannot be read .*--fresh"):
+        in_process("demo")
