@@ -7,6 +7,9 @@ from pathlib import Path
 
 from engine import protocol as p
 from engine.client import Client
+from engine.opening.stages import open_job
+from engine.store.facts import FactStore
+from engine.workspace import Loaded, Opened, Workspace
 
 PATIENCE = 120.0
 """Seconds without any event after which a test gives up."""
@@ -23,6 +26,22 @@ def settings(text: Path | None = None, **given: object) -> p.Settings:
         "sweep_formats": ("int4-g32",),
     }
     return p.Settings(**{**chosen, **given})  # type: ignore[arg-type]
+
+
+def open_files(source: Path | str, facts: FactStore, chosen: p.Settings) -> Opened:
+    """An open checkpoint, with no engine and no model."""
+    workspace = Workspace(facts, chosen)
+    for _ in open_job(workspace, str(source), model=False):
+        pass
+    return workspace.need(Opened)
+
+
+def load(source: Path | str, facts: FactStore, chosen: p.Settings) -> Loaded:
+    """A loaded model, with no engine; what is announced meanwhile is left aside."""
+    workspace = Workspace(facts, chosen)
+    for _ in open_job(workspace, str(source), model=True):
+        pass
+    return workspace.need(Loaded)
 
 
 def until(client: Client, stop: Callable[[p.AnyEvent], bool]) -> list[p.AnyEvent]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,10 @@ from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import check_given, formats_given, given_recipe
 from engine.service.in_thread import AbandonedError, in_thread
 from engine.service.jobs import Context, JobSpec, Lane, Needs, OnLane, Outcome, Resolved, Steps
-from engine.workspace import Workspace
+from engine.workspace import Loaded, Opened, Workspace
 
 if TYPE_CHECKING:
-    from engine.export.checkpoint import Exported
+    from engine.export.writer import Exported, Request
     from engine.quant.methods.gptq import Solved
 
 
@@ -45,7 +46,7 @@ def _lane(command: p.Export) -> Lane:
 
 
 def _given(context: Context[Workspace], command: p.Export) -> Resolved:
-    return given_recipe(context.session, command, tied=context.workspace.tied)
+    return given_recipe(context.session, command, tied=context.workspace.need(Opened).tied)
 
 
 def _steps(context: Context[Workspace], command: p.Export) -> Steps:
@@ -57,7 +58,7 @@ def _steps(context: Context[Workspace], command: p.Export) -> Steps:
     Raises:
         InfeasibleError: the target cannot express the recipe, or nothing would be changed.
         AbandonedError: it was cancelled; nothing is left behind.
-        EngineError: what `export_checkpoint` or `solved_codes` raises.
+        EngineError: what the target's `Writer` or `solved_codes` raises.
     """
     if not context.recipe:
         raise InfeasibleError("the recipe keeps every layer as it is: there is nothing to export")
@@ -83,32 +84,27 @@ def _calibrate(
     Raises:
         NotExportable: layers that cannot be written.
     """
-    from engine.export.checkpoint import NotExportable, why_not_exported
-    from engine.export.folder import check_place
+    from engine.export.writer import writer_of
     from engine.measure.calibration.approximate import solved_codes
-    from engine.measure.counts import Account
+    from engine.measure.counts import JobCounts
 
-    workspace, recipe = context.workspace, context.recipe
-    checkpoint = workspace.need_checkpoint()
-    check_place(Path(command.out), checkpoint.folder, overwrite=command.overwrite)
-    trusted = workspace.settings.trust_remote_code
-    if refused := why_not_exported(checkpoint, recipe, trust_remote_code=trusted):
-        raise NotExportable(refused)
+    loaded, recipe = context.workspace.need(Loaded), context.recipe
+    writer_of(command.to).check(_request(context, command))
     yield None
-    account = Account(timings={"load_s": workspace.load_s})
+    counts = JobCounts(timings={"load_s": loaded.load_s})
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
-    codes.update((yield from solved_codes(workspace, formats, account)))
-    return account.timings
+    codes.update((yield from solved_codes(loaded, formats, counts)))
+    return counts.timings
 
 
 def _write(
     context: Context[Workspace], command: p.Export, codes: Mapping[str, Solved]
 ) -> Generator[p.AnyEvent | None, None, Exported]:
     """Write the folder in a thread of its own, one layer in memory at a time."""
-    workspace, recipe = context.workspace, context.recipe
+    opened, recipe = context.workspace.need(Opened), context.recipe
 
     def write(tell: Callable[[p.Progress], None]) -> Exported:
-        from engine.export.checkpoint import export_checkpoint
+        from engine.export.writer import writer_of
         from engine.model.load import choose_device
 
         started = time.perf_counter()
@@ -122,16 +118,13 @@ def _write(
             job = context.job
             tell(p.Progress(job=job, done=done, total=total, seconds_left=left, detail=tensor))
 
-        return export_checkpoint(
-            workspace.need_checkpoint(),
-            recipe,
-            Path(command.out),
-            overwrite=command.overwrite,
-            device=choose_device(workspace.settings.device)[0],
-            trust_remote_code=workspace.settings.trust_remote_code,
+        request = replace(
+            _request(context, command),
+            device=choose_device(opened.settings.device)[0],
             solved=lambda row, _: codes.get(row.name),
             on_progress=on_progress,
         )
+        return writer_of(command.to).write(request)
 
     written = yield from in_thread("exporting", write, wait=True)
     from engine.measure.evaluation.evaluate import recipe_size
@@ -143,10 +136,23 @@ def _write(
         bytes=written.bytes,
         recipe=dict(recipe),
         quantised=list(written.quantised),
-        bits_per_weight=recipe_size(workspace, formats).bits_per_weight,
+        bits_per_weight=recipe_size(opened, formats).bits_per_weight,
         notes=list(written.notes),
     )
     return written
+
+
+def _request(context: Context[Workspace], command: p.Export) -> Request:
+    from engine.export.writer import Request
+
+    opened = context.workspace.need(Opened)
+    return Request(
+        checkpoint=opened.checkpoint,
+        recipe=context.recipe,
+        out=Path(command.out),
+        overwrite=command.overwrite,
+        trust_remote_code=opened.settings.trust_remote_code,
+    )
 
 
 EXPORT = JobSpec(

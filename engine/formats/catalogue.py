@@ -1,16 +1,20 @@
 """Every format and method there is a name for, what each takes, and what cannot go together.
 
-Pure data and rules, no tensors: `engine.formats.grammar` reads and prints by these tables.
+Rules of the grammar, no tensors: `engine.formats.grammar` reads and prints by these tables. The
+formats come from the families in `engine.formats.families` and from plugins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
 
-Family: TypeAlias = Literal["kept", "integer", "float", "codebook", "gguf"]
+from engine.plugins import load_plugins
+
 Strategy: TypeAlias = Literal["group", "channel", "tensor", "block"]
 Value: TypeAlias = float | bool
 """What a key holds: a number, or True for a key that is only present or absent."""
@@ -28,11 +32,13 @@ class Number(msgspec.Struct, frozen=True):
 Keys: TypeAlias = dict[str, Number | None]
 """Keys in printing order; None is a flag."""
 
+GroupRule: TypeAlias = Callable[[str, Strategy | None, int | None], str | None]
+"""Why a format (by name) cannot have a strategy and group size; None where it can."""
+
 
 class Base(msgspec.Struct, frozen=True):
-    """What a format is before options and methods."""
+    """What a format is before options and methods, and the rules of the grammar for it."""
 
-    family: Family
     bits: int
     """Bits of one code."""
     strategy: Strategy | None = None
@@ -41,89 +47,110 @@ class Base(msgspec.Struct, frozen=True):
     symmetric: bool = True
     """Whether codes lie evenly about 0, with no offset stored."""
     options: tuple[str, ...] = ()
-    """The ``-options`` it takes; ``gN`` stands for any group size."""
+    """The ``-options`` it takes: ``channel``, ``tensor``, ``sym``, ``asym``, ``gN`` for any group
+    size, ``blockN`` with a number for square blocks of that size."""
     keys: Keys = {}
-    block_bytes: int = 0
-    """GGUF: bytes that a block of ``group_size`` weights takes."""
+    methods: tuple[str, ...] = ()
+    """The methods it can have beside those that go with every format."""
+    needs: str = ""
+    """A method that it is no format without."""
+    needs_because: str = ""
+    kept: bool = False
+    """Whether weights are only cast, not quantised."""
+    why_no_groups: GroupRule | None = None
+    """Which strategies and group sizes there are; None if only its own."""
+    fixing: tuple[str, ...] = ()
+    """Keys with which all scales are found together, before any column is rounded."""
+    stores_order: bool = False
+    """Whether the order of columns can be stored, where GPTQ changed it."""
+    why_no_order: str = ""
+    """Why GPTQ cannot take its columns in another order; empty where it can."""
+    row_multiple: int = 1
+    """Weights that a row must be a multiple of."""
+    family: str = ""
+    """The family it belongs to; filled in when that is registered."""
 
 
 class MethodRule(msgspec.Struct, frozen=True):
-    """What a method takes, and the formats it makes sense for."""
+    """What a method takes, and whether every format can have it."""
 
-    bases: frozenset[str]
-    why: str
-    """Why the other formats cannot have it."""
+    why: str = ""
+    """Why a format that does not list it in `Base.methods` cannot have it; empty if all can."""
     value: Number | None = None
     keys: Keys = {}
 
 
-def _gguf(bits: int, block: int, block_bytes: int, *, symmetric: bool = True) -> Base:
-    return Base("gguf", bits, "block", block, symmetric, block_bytes=block_bytes)
-
-
-_INTEGER_OPTIONS = ("gN", "channel", "tensor", "sym", "asym")
-_FP8_OPTIONS = ("channel", "tensor", "block128")
-_SPARSE: Keys = {"sparse": Number(1e-6, 50, percent=True)}
-
-BASES: dict[str, Base] = {
-    "fp32": Base("kept", 32),
-    "fp16": Base("kept", 16),
-    "bf16": Base("kept", 16),
-    **{
-        f"int{bits}": Base("integer", bits, "group", 128, False, _INTEGER_OPTIONS)
-        for bits in range(2, 8)
-    },
-    "int8": Base("integer", 8, "channel", None, True, _INTEGER_OPTIONS),
-    "fp8-e4m3": Base("float", 8, "channel", options=_FP8_OPTIONS),
-    "fp8-e5m2": Base("float", 8, "channel", options=_FP8_OPTIONS),
-    "mxfp4": Base("float", 4, "group", 32),
-    "mxfp8": Base("float", 8, "group", 32),
-    "nvfp4": Base("float", 4, "group", 16),
-    "nf4": Base("codebook", 4, "block", 64, options=("gN",), keys={"dq": None}),
-    "fp4": Base("codebook", 4, "block", 64, options=("gN",), keys={"dq": None}),
-    "kmeans3": Base("codebook", 3, "channel", symmetric=False, keys=_SPARSE),
-    "kmeans4": Base("codebook", 4, "channel", symmetric=False, keys=_SPARSE),
-    "e8-2": Base("codebook", 2, "tensor"),
-    "q8_0": _gguf(8, 32, 34),
-    "q6_k": _gguf(6, 256, 210),
-    "q5_k": _gguf(5, 256, 176, symmetric=False),
-    "q4_k": _gguf(4, 256, 144, symmetric=False),
-    "q3_k": _gguf(3, 256, 110),
-    "q2_k": _gguf(2, 256, 84, symmetric=False),
-    "q4_0": _gguf(4, 32, 18),
-    "q4_1": _gguf(4, 32, 20, symmetric=False),
-    "q5_0": _gguf(5, 32, 22),
-    "q5_1": _gguf(5, 32, 24, symmetric=False),
-    "iq4_nl": _gguf(4, 32, 18),
-    "iq4_xs": _gguf(4, 256, 136),
-}
-
-_ALL = frozenset(BASES)
-_INTEGER = frozenset(name for name, base in BASES.items() if base.family == "integer")
-_FLOAT = frozenset(name for name, base in BASES.items() if base.family == "float")
-_ABSMAX = frozenset({"nf4", "fp4"})
-
 METHODS: dict[str, MethodRule] = {
-    "smooth": MethodRule(_ALL, "", value=Number(1e-6, 1, default=0.5), keys={"online": None}),
-    "hadamard": MethodRule(_ALL, ""),
-    "awq": MethodRule(_ALL, "", keys={"online": None}),
-    "clip": MethodRule(_INTEGER | _FLOAT | _ABSMAX, "it has no range that a search could narrow"),
-    "hqq": MethodRule(_INTEGER, "it moves zero points, which only integer formats have"),
+    "smooth": MethodRule(value=Number(1e-6, 1, default=0.5), keys={"online": None}),
+    "hadamard": MethodRule(),
+    "awq": MethodRule(keys={"online": None}),
+    "clip": MethodRule("it has no range that a search could narrow"),
+    "hqq": MethodRule("it moves zero points, which only integer formats have"),
     "gptq": MethodRule(
-        _INTEGER | _FLOAT | _ABSMAX | {"e8-2"},
         "it settles the codes of a row by a search of its own",
         keys={"damp": Number(1e-6, 1, default=0.01), "actorder": None, "static": None},
     ),
     "outlier": MethodRule(
-        frozenset({"int8"}),
         "it is the split of LLM.int8(), which goes with int8",
         value=Number(1e-6, 1000, default=6.0),
     ),
-    "a8": MethodRule(
-        _INTEGER, "8-bit integer activations multiply integer weights", keys={"static": None}
-    ),
+    "a8": MethodRule("8-bit integer activations multiply integer weights", keys={"static": None}),
 }
 """In the order in which they are applied, and printed."""
+
+
+class _Formats(Mapping[str, Base]):
+    """All formats by name; families and plugins are loaded when one is first looked for."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Base] = {}
+
+    def __getitem__(self, name: str) -> Base:
+        if name not in self.found:
+            self._load()
+        return self.found[name]
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self.found:
+            self._load()
+        return name in self.found
+
+    def __iter__(self) -> Iterator[str]:
+        self._load()
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        self._load()
+        return len(self.found)
+
+    @staticmethod
+    def _load() -> None:
+        # By name: the families are made of what stands in this module.
+        importlib.import_module("engine.formats.families")
+        load_plugins()
+
+
+_NAME = re.compile(r"[a-z0-9_.]+(-[a-z0-9_.]+)?")
+_FORMATS = _Formats()
+BASES: Mapping[str, Base] = _FORMATS
+
+
+def add_formats(family: str, formats: Mapping[str, Base]) -> None:
+    """Give names of formats their meaning; `engine.formats.family.register_family` calls it.
+
+    Raises:
+        ValueError: a name is taken, or the grammar cannot read it.
+    """
+    for name in formats:
+        if name in _FORMATS.found:
+            raise ValueError(f"there is a format {name!r} already")
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot be the name of a format: small letters, digits, '_' and '.', "
+                "and at most one '-'"
+            )
+    for name, base in formats.items():
+        _FORMATS.found[name] = msgspec.structs.replace(base, family=family)
 
 
 def why_impossible(
@@ -147,14 +174,14 @@ def why_impossible(
     base = BASES[name]
     if (why := _why_no_such_groups(name, strategy, group_size)) is not None:
         return why
-    if symmetric != base.symmetric and base.family != "integer":
+    if symmetric != base.symmetric and not {"sym", "asym"} & set(base.options):
         return f"{name} has no choice between symmetric and asymmetric"
     names = [method for method, _ in methods]
-    if base.family == "kept" and names:
+    if base.kept and names:
         return f"{name} keeps the weights as they are, so '+{names[0]}' has nothing to work on"
     for method, keys in methods:
         rule = METHODS[method]
-        if name not in rule.bases:
+        if rule.why and method not in base.methods:
             return f"'+{method}' does not go with {name}: {rule.why}"
         if method == "gptq":
             why = _why_not_solved(name, strategy, keys, options)
@@ -164,8 +191,8 @@ def why_impossible(
         return "'+clip' and '+hqq' both set the range of a group: take one of them"
     if "hqq" in names and symmetric:
         return "'+hqq' moves zero points, and a symmetric format has none: add '-asym'"
-    if name == "e8-2" and "hadamard" not in names:
-        return "the lattice of e8-2 needs weights spread evenly: write 'e8-2+hadamard'"
+    if base.needs and base.needs not in names:
+        return f"{base.needs_because}: write '{name}+{base.needs}'"
     return None
 
 
@@ -173,34 +200,28 @@ def _why_not_solved(
     name: str, strategy: Strategy | None, keys: Sequence[str], options: Sequence[str]
 ) -> str | None:
     """Why GPTQ cannot have these keys with this format."""
+    base = BASES[name]
     groups = strategy in ("group", "block")
+    fixing = next((key for key in options if key in base.fixing), None)
     if "static" in keys and not groups:
         return "'+gptq:static' fixes the scales of groups beforehand, and there are no groups"
-    if "static" in keys and "dq" in options:
-        return "':dq' fixes all maxima beforehand, being quantised together: leave ':static' out"
-    if "actorder" in keys and name == "e8-2":
-        return "'+gptq:actorder' reorders columns, and a codeword of e8-2 holds eight neighbours"
-    moving = groups and "static" not in keys and "dq" not in options
-    if "actorder" in keys and moving and BASES[name].family != "integer":
+    if "static" in keys and fixing is not None:
+        return (
+            f"':{fixing}' fixes all maxima beforehand, being quantised together: "
+            "leave ':static' out"
+        )
+    if "actorder" in keys and base.why_no_order:
+        return f"'+gptq:actorder' reorders columns, and {base.why_no_order}"
+    moving = groups and "static" not in keys and fixing is None
+    if "actorder" in keys and moving and not base.stores_order:
         return f"{name} stores no order of columns: write '+gptq:actorder:static'"
     return None
 
 
 def _why_no_such_groups(name: str, strategy: Strategy | None, group_size: int | None) -> str | None:
     base = BASES[name]
-    if base.family == "integer" and strategy in ("group", "channel", "tensor"):
-        if (strategy == "group") != (group_size is not None):
-            return "a group size goes with the strategy 'group', and with no other"
-        if group_size is not None and group_size < 1:
-            return "a group holds at least one weight"
+    if (strategy, group_size) == (base.strategy, base.group_size):
         return None
-    if name in _ABSMAX and strategy == "block":
-        if group_size not in (32, 64, 128, 256, 512, 1024, 2048, 4096):
-            return f"{name} has blocks of a power of two from 32 to 4096, not of {group_size}"
-        return None
-    fp8_choices = (("channel", None), ("tensor", None), ("block", 128))
-    if base.options == _FP8_OPTIONS and (strategy, group_size) in fp8_choices:
-        return None
-    if (strategy, group_size) != (base.strategy, base.group_size):
-        return f"{name} does not come with strategy {strategy!r} and group size {group_size}"
-    return None
+    if base.why_no_groups is not None:
+        return base.why_no_groups(name, strategy, group_size)
+    return f"{name} does not come with strategy {strategy!r} and group size {group_size}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
 import msgspec
@@ -20,8 +20,10 @@ TYPICAL = (4096, 4096)
 
 NOT_BUILT = "not built yet"
 
-_OPTIONS = ("-g32", "-g64", "-g128", "-g256", "-channel", "-tensor", "-block128", "-sym", "-asym")
+_GROUPS = ("-g32", "-g64", "-g128", "-g256")
+"""Offered for a format that takes any group size."""
 _FIRST = ("int4", "int8", "int3", "int6", "int5", "int2", "int7", KEPT, "bf16", "fp16", "fp32")
+"""What is asked for most; all other formats follow in the order of their families."""
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -142,8 +144,8 @@ def _candidates(typed: str) -> Iterator[str]:
     names = [*_FIRST, *(name for name in BASES if name not in _FIRST)]
     for name in names:
         if name.startswith(typed):
-            # The lattice is no format without its rotation.
-            yield name if name != "e8-2" else "e8-2+hadamard"
+            needs = BASES[name].needs if name in BASES else ""
+            yield f"{name}+{needs}" if needs else name
     for stem, partial in _splits(typed):
         for option in _going_on(stem):
             if option.startswith(partial):
@@ -164,15 +166,26 @@ def _going_on(stem: str) -> Iterator[str]:
     """Options, keys and methods that may stand behind ``stem``."""
     last = stem.rpartition("+")[2]
     if last == stem:
-        yield from _OPTIONS
+        yield from _options_of(stem)
     keys = _keys_of(last.partition(":")[0])
     yield from (f":{key}" + ("" if number is None else "=") for key, number in keys.items())
     yield from (f"+{name}" for name in METHODS)
+
+
+def _options_of(spelled: str) -> Iterator[str]:
+    """The options of a format, whatever stands behind its name."""
+    name = _longest(spelled, BASES)
+    for option in BASES[name].options if name else ():
+        yield from _GROUPS if option == "gN" else (f"-{option}",)
 
 
 def _keys_of(spelled: str) -> Keys:
     """The keys of a method or a format, whatever value or options stand behind its name."""
     tables = {name: rule.keys for name, rule in METHODS.items()}
     tables |= {name: base.keys for name, base in BASES.items()}
-    name = max((each for each in tables if spelled.startswith(each)), key=len, default="")
-    return tables.get(name, {})
+    return tables.get(_longest(spelled, tables), {})
+
+
+def _longest(spelled: str, names: Iterable[str]) -> str:
+    """The longest name that a text begins with; none if there is no such name."""
+    return max((each for each in names if spelled.startswith(each)), key=len, default="")

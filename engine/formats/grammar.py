@@ -20,7 +20,6 @@ from engine.formats.catalogue import (
     BASES,
     METHODS,
     Base,
-    Family,
     Keys,
     Number,
     Strategy,
@@ -30,6 +29,7 @@ from engine.formats.catalogue import (
 
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?")
 _GROUP = re.compile(r"g([0-9]{1,7})")
+_BLOCK = re.compile(r"block([0-9]{1,7})")
 
 
 FOLDED = ("smooth", "awq")
@@ -89,7 +89,8 @@ class Format(msgspec.Struct, frozen=True):
             raise FormatError(f"{self} is not possible: {why}")
 
     @property
-    def family(self) -> Family:
+    def family(self) -> str:
+        """The name of its family: ``integer``, ``gguf``."""
         return BASES[self.name].family
 
     @property
@@ -100,7 +101,7 @@ class Format(msgspec.Struct, frozen=True):
     @property
     def kept(self) -> bool:
         """Whether weights are only cast, not quantised: fp32, fp16 or bf16."""
-        return self.family == "kept"
+        return BASES[self.name].kept
 
     def __str__(self) -> str:
         text = self.name + self._print_options()
@@ -112,7 +113,7 @@ class Format(msgspec.Struct, frozen=True):
         text = ""
         if "gN" in base.options and self.group_size is not None:
             text = f"-g{self.group_size}"
-        elif self.strategy == "block" and "block128" in base.options:
+        elif self.strategy == "block" and any(map(_BLOCK.fullmatch, base.options)):
             text = f"-block{self.group_size}"
         elif self.strategy != base.strategy:
             text = f"-{self.strategy}"
@@ -232,10 +233,10 @@ def _read_options(
         if concern == "sign":
             symmetric = word == "sym"
         elif group:
-            strategy = "group" if base.family == "integer" else base.strategy
+            strategy = "block" if base.strategy == "block" else "group"
             group_size = int(group[1])
-        elif word == "block128":
-            strategy, group_size = "block", 128
+        elif block := _BLOCK.fullmatch(word):
+            strategy, group_size = "block", int(block[1])
         else:
             strategy, group_size = ("channel" if word == "channel" else "tensor"), None
     return strategy, group_size, symmetric

@@ -16,8 +16,8 @@ FACTS_IN_ONE_EVENT = 500
 
 
 @dataclass
-class Account:
-    """Counts and seconds of one job."""
+class JobCounts:
+    """Facts that one job measured and found, and its seconds."""
 
     measured: int = 0
     known: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine import protocol as p
@@ -26,10 +26,13 @@ from engine.service.in_thread import in_thread
 from engine.service.jobs import Outcome, Steps
 from engine.service.process import without_collecting
 from engine.session.artefact import bits_as_stored
-from engine.workspace import Workspace
+from engine.store import keys
+from engine.workspace import Loaded, Opened, Workspace
 
 if TYPE_CHECKING:
     from engine.model.network import Network
+    from engine.texts.corpora import Text
+    from engine.texts.windows import Windows
 
 
 def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
@@ -43,39 +46,47 @@ def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
         OutOfMemoryError: it does not fit.
     """
     yield p.Stage("reading headers", 0, 1)
-    workspace.demo = source == "demo"
-    settings = workspace.settings
-    workspace.path = (
-        DEMO_PATH
-        if workspace.demo
-        else resolve_model(source, trust_remote_code=settings.trust_remote_code)
-    )
-    checkpoint = open_checkpoint(workspace.path)
+    opened = yield from _open(workspace, source)
+    load_s = 0.0
+    if model:
+        with without_collecting():
+            loaded = yield from _load(opened)
+        load_s = loaded.load_s
+    return Outcome(timings={"load_s": load_s})
+
+
+def _open(workspace: Workspace, source: str) -> Generator[p.AnyEvent | None, None, Opened]:
+    """Read the headers, and list the layers."""
+    demo, trusted = source == "demo", workspace.settings.trust_remote_code
+    path = DEMO_PATH if demo else resolve_model(source, trust_remote_code=trusted)
+    checkpoint = open_checkpoint(path)
     rows = list_layers(checkpoint)
     # Hashing comes before any fact is asked for; small files take no time.
     yield p.Stage("hashing weights", 0, 1)
-    fingerprint = checkpoint.fingerprint
-    workspace.checkpoint = checkpoint
-    workspace.rows = {row.name: row for row in rows}
-    workspace.scale_dtype = "bfloat16" if checkpoint.dtype == "bfloat16" else "float16"
+    code = [file.read_bytes() for file in sorted(path.glob("*.py"))] if trusted else []
+    opened = Opened(
+        workspace=workspace,
+        path=path,
+        checkpoint=checkpoint,
+        rows={row.name: row for row in rows},
+        demo=demo,
+        other_bytes=_other_bytes(checkpoint, rows),
+        code_sha256=hashlib.sha256(b"\0".join(code)).hexdigest() if code else "",
+    )
+    workspace.add(opened)  # before it is announced: jobs begin as soon as layers are listed
     yield p.CheckpointRead(
-        name="demo" if workspace.demo else checkpoint.name,
-        path=str(workspace.path),
+        name="demo" if demo else checkpoint.name,
+        path=str(path),
         architecture=_architecture(checkpoint),
         parameters=checkpoint.parameters,
         bytes=checkpoint.bytes,
         dtype=checkpoint.dtype,
-        fingerprint=fingerprint,
+        fingerprint=checkpoint.fingerprint,
     )
-    yield _listed(workspace, checkpoint, rows)
-    if settings.trust_remote_code:
-        code = [file.read_bytes() for file in sorted(workspace.path.glob("*.py"))]
-        workspace.code_sha256 = hashlib.sha256(b"\0".join(code)).hexdigest() if code else ""
+    yield _listed(opened)
+    if trusted:
         yield p.Notice("warning", f"code that comes with {checkpoint.name} may run: asked for")
-    if model:
-        with without_collecting():
-            yield from _load(workspace, checkpoint)
-    return Outcome(timings={"load_s": workspace.load_s})
+    return opened
 
 
 def _architecture(checkpoint: Checkpoint) -> str:
@@ -85,9 +96,8 @@ def _architecture(checkpoint: Checkpoint) -> str:
     return str(checkpoint.config.get("model_type", "?"))
 
 
-def _listed(workspace: Workspace, checkpoint: Checkpoint, rows: list[DiskLayer]) -> p.LayersListed:
-    in_layers = sum(bits_as_stored(row.shape, row.dtype) // 8 for row in rows if not _tied(row))
-    workspace.other_bytes = max(0, checkpoint.bytes - in_layers)
+def _listed(opened: Opened) -> p.LayersListed:
+    rows = list(opened.rows.values())
     names = [row.name for row in rows]
     blocks = [-1 if row.block is None else row.block for row in rows]
     roles = [row.role for row in rows]
@@ -98,9 +108,15 @@ def _listed(workspace: Workspace, checkpoint: Checkpoint, rows: list[DiskLayer])
         roles=roles,
         shapes=[row.shape for row in rows],
         dtypes=[row.dtype for row in rows],
-        other_bytes=workspace.other_bytes,
+        other_bytes=opened.other_bytes,
         groups=fused_groups(names, blocks, roles),
     )
+
+
+def _other_bytes(checkpoint: Checkpoint, rows: Sequence[DiskLayer]) -> int:
+    """Bytes of the checkpoint that belong to no layer."""
+    in_layers = sum(bits_as_stored(row.shape, row.dtype) // 8 for row in rows if not _tied(row))
+    return max(0, checkpoint.bytes - in_layers)
 
 
 def _tied(row: DiskLayer) -> bool:
@@ -108,17 +124,65 @@ def _tied(row: DiskLayer) -> bool:
     return row.role == "head" and row.parts != (f"{row.name}.weight",)
 
 
-def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent | None, None, None]:
+def _load(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
+    """Load the model, and cut the evaluation text into windows."""
     begun = time.perf_counter()
-    settings, path = workspace.settings, workspace.path
-    assert path is not None
+    network = yield from _network(opened)
+    text, windows = yield from _windows(opened, network)
+    from engine.measure.evaluation.divergence import MeanWithError
+    from engine.model.folding import fold_groups
+
+    why_not_folded = {
+        name: group.why_not for name, group in fold_groups(network).items() if group.why_not
+    }
+    protocol = p.Protocol(
+        text=text.name,
+        text_sha256=text.sha256,
+        tokens=windows.tokens,
+        seq_len=windows.seq_len,
+        stride=windows.targets,
+        windows=windows.count,
+        dtype=str(network.dtype).removeprefix("torch."),
+        device=str(network.device),
+        seed=opened.settings.seed,
+        draws=opened.settings.draws,
+    )
+    evaluation = keys.evaluation(opened.files, protocol, windows.sha256)
+    loaded = Loaded(opened, network, windows, protocol, evaluation)
+    network.should_stop = loaded.should_stop
+    opened.workspace.add(loaded)  # from now on it is to be at rest between any job's steps
+    if (listed := _renamed(opened, network)) is not None:
+        yield listed
+    loaded.load_s = time.perf_counter() - begun
+    device_reason, dtype_reason, *_ = network.notes
+    yield p.ModelReady(
+        device=protocol.device,
+        device_reason=device_reason,
+        dtype=protocol.dtype,
+        dtype_reason=dtype_reason,
+        blocks=len(network.blocks),
+        resumable=network.resumable,
+        why_not_resumable=network.why_not_resumable or "",
+        tied=network.tied,
+        protocol=protocol,
+        load_s=loaded.load_s,
+        interval_factor=MeanWithError(0.0, 1.0, windows.count).half(),
+        memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
+        why_not_folded=why_not_folded,
+    )
+    return loaded
+
+
+def _network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]:
+    """Load the model on a thread of its own, and say what is special about it."""
     yield p.Stage("importing transformers", 0, 1)
-    from engine.model.load import load_network, load_tokenizer
-    from engine.model.quiet import quiet
+    from engine.model.load import load_network
+
+    settings = opened.settings
 
     def load(tell: Callable[[p.Stage], None]) -> Network:
         return load_network(
-            path,
+            opened.path,
             device=settings.device,
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
@@ -126,30 +190,35 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         )
 
     network = yield from in_thread("loading", load, wait=False)
-    import torch
-
-    from engine.measure.evaluation.divergence import MeanWithError, cut, shuffled
-    from engine.measure.evaluation.reference import Reference
-    from engine.model.folding import fold_groups
-    from engine.model.memory import memory_free
-
-    device_reason, dtype_reason, *notes = network.notes
+    _, _, *notes = network.notes
     for note in notes:
         yield p.Notice("info", note)
     for sentence in network.zeroed:
         yield p.Notice("error", sentence)
     if network.why_not_resumable:
         yield p.Notice("warning", network.why_not_resumable)
+    return network
 
+
+def _windows(
+    opened: Opened, network: Network
+) -> Generator[p.AnyEvent | None, None, tuple[Text, Windows]]:
+    """Read the evaluation text, and cut it into windows."""
+    import torch
+
+    from engine.model.load import load_tokenizer
+    from engine.model.quiet import quiet
+    from engine.texts.corpora import evaluation_text, first_tokens
+    from engine.texts.windows import cut, shuffled
+
+    settings = opened.settings
     yield p.Stage("reading text", 0, 1)
     notices: list[str] = []
-    from engine.texts.corpora import evaluation_text, first_tokens
-
-    text = evaluation_text(settings.text, demo=workspace.demo, tell=notices.append)
+    text = evaluation_text(settings.text, demo=opened.demo, tell=notices.append)
     for sentence in notices:
         yield p.Notice("warning", sentence)
     yield p.Stage("cutting windows", 0, 1)
-    tokenizer = load_tokenizer(path, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
     seq_len, why = _window(network.config, settings.seq_len)
     if why:
         yield p.Notice("info", why)
@@ -172,45 +241,7 @@ def _load(workspace: Workspace, checkpoint: Checkpoint) -> Generator[p.AnyEvent 
         yield p.Notice(
             "info", f"one window of {seq_len} tokens, not the {settings.tokens} asked for"
         )
-    # Of a budget that is given, the other half is for what calibrates and estimates.
-    budget = (settings.memory_budget or memory_free(network.device)) // 2
-    why_not_folded = {
-        name: group.why_not for name, group in fold_groups(network).items() if group.why_not
-    }
-    network.should_stop = workspace.should_stop
-    workspace.network = network  # from now on it is to be at rest between any job's steps
-    workspace.reference = Reference(network, windows, settings.batch_tokens, budget)
-    workspace.protocol = p.Protocol(
-        text=text.name,
-        text_sha256=text.sha256,
-        tokens=windows.tokens,
-        seq_len=windows.seq_len,
-        stride=windows.targets,
-        windows=windows.count,
-        dtype=str(network.dtype).removeprefix("torch."),
-        device=str(network.device),
-        seed=settings.seed,
-        draws=settings.draws,
-    )
-    workspace.windows_sha256 = hashlib.sha256(windows.ids.numpy().tobytes()).hexdigest()
-    if (listed := _corrected(workspace)) is not None:
-        yield listed
-    workspace.load_s = time.perf_counter() - begun
-    yield p.ModelReady(
-        device=str(network.device),
-        device_reason=device_reason,
-        dtype=workspace.protocol.dtype,
-        dtype_reason=dtype_reason,
-        blocks=len(network.blocks),
-        resumable=network.resumable,
-        why_not_resumable=network.why_not_resumable or "",
-        tied=network.tied,
-        protocol=workspace.protocol,
-        load_s=workspace.load_s,
-        interval_factor=MeanWithError(0.0, 1.0, windows.count).half(),
-        memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
-        why_not_folded=why_not_folded,
-    )
+    return text, windows
 
 
 def _window(config: Any, asked: int) -> tuple[int, str]:
@@ -221,16 +252,14 @@ def _window(config: Any, asked: int) -> tuple[int, str]:
     return asked, ""
 
 
-def _corrected(workspace: Workspace) -> p.LayersListed | None:
+def _renamed(opened: Opened, network: Network) -> p.LayersListed | None:
     """The table again where the model's layers are not the files' rows; None if they are."""
-    network, checkpoint = workspace.network, workspace.checkpoint
-    assert network is not None
-    assert checkpoint is not None
-    if list(network.layers) == list(workspace.rows):
+    if list(network.layers) == list(opened.rows):
         return None
-    rows: list[DiskLayer] = []
+    rows: dict[str, DiskLayer] = {}
+    checkpoint = opened.checkpoint
     for name, layer in network.layers.items():
-        row = workspace.rows.get(name)
+        row = opened.rows.get(name)
         if row is None:
             dtype = (
                 checkpoint.tensors[layer.disk[0]].dtype
@@ -240,6 +269,7 @@ def _corrected(workspace: Workspace) -> p.LayersListed | None:
             row = DiskLayer(
                 name, layer.kind, layer.block, layer.shape, dtype, layer.disk, False, layer.role
             )
-        rows.append(row)
-    workspace.rows = {row.name: workspace.rows.get(row.name, row) for row in rows}
-    return _listed(workspace, checkpoint, rows)
+        rows[name] = row
+    opened.rows = rows
+    opened.other_bytes = _other_bytes(checkpoint, list(rows.values()))
+    return _listed(opened)

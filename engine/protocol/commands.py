@@ -94,6 +94,8 @@ class Export(Command, frozen=True, kw_only=True):
     layers: dict[str, str] = {}
     recipe: str = ""
     """As of `Evaluate`."""
+    to: str = "checkpoint"
+    """The name of an export target."""
     overwrite: bool = False
     """Whether a checkpoint that lies there may be replaced."""
 

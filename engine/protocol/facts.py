@@ -38,7 +38,11 @@ class WeightError(msgspec.Struct, frozen=True, gc=False):
 
 
 class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
-    """What triage found in one layer's weights."""
+    """What triage found in one layer's weights.
+
+    As a fact, statistics alone: errors are facts of their own, one a format, but in facts of the
+    version before. In a session, the errors in all formats that are known stand beside them.
+    """
 
     layer: str
     outliers: Outliers
@@ -59,6 +63,18 @@ class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
     """By canonical format."""
     refused: dict[str, str] = {}
     """Formats the layer cannot hold, with the reason."""
+
+
+class LayerError(Fact, frozen=True, gc=False):
+    """The error of one layer's weights in one format."""
+
+    layer: str
+    format: str
+    """Canonical."""
+    error: WeightError | None = None
+    """None where the layer cannot hold the format."""
+    refused: str = ""
+    """Why it cannot."""
 
 
 class Baseline(Fact, frozen=True, gc=False):
@@ -188,5 +204,12 @@ class Additivity(Fact, frozen=True, gc=False, kw_only=True):
 
 
 AnyFact: TypeAlias = (
-    LayerWeights | Baseline | Control | Sensitivity | Estimate | RecipeScore | Additivity
+    LayerWeights
+    | LayerError
+    | Baseline
+    | Control
+    | Sensitivity
+    | Estimate
+    | RecipeScore
+    | Additivity
 )

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.formats.grammar import Format
-from engine.quant.methods.clip import best_factors, clips
+from engine.quant.arithmetic import Arithmetic, Levels
+from engine.quant.columns import group_index
+from engine.quant.data_free.clip import best_factors, clips
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.scales import stored_scale
 from engine.quant.stored import Encoded, joined, write_rows
@@ -176,3 +178,46 @@ def _spread(scale: Tensor, shape: torch.Size, block: int | None) -> Tensor:
         return scale
     wide = scale.repeat_interleave(block, -2).repeat_interleave(block, -1)
     return wide[..., : shape[-2], : shape[-1]]
+
+
+class Float8Columns:
+    """`engine.quant.columns.Columns` of an fp8 format."""
+
+    at_once = 1
+
+    def __init__(self, W: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> None:
+        self.group = fmt.group_size if fmt.strategy == "block" else None
+        self._fmt, self._scale_dtype, self._name = fmt, scale_dtype, name
+        self._scales: list[Tensor] = []
+        self._factors: list[tuple[Tensor, Tensor]] = []
+        self._codes = torch.empty(W.shape, dtype=FLOAT8[fmt.name], device=W.device)
+        if self.group is None:
+            self.fix(W)
+
+    def fix(self, part: Tensor) -> None:
+        weights = part.T.contiguous()
+        scale, divisor = float8_scales(weights, self._fmt, self._scale_dtype, self._name)
+        self._scales.append(scale)
+        factors = (divisor.view(-1), scale.to(torch.float32).view(-1))
+        if self.group is not None:  # one for as many rows as columns
+            out = part.shape[1]
+            one, other = (each.repeat_interleave(self.group)[:out] for each in factors)
+            factors = (one, other)
+        self._factors.append(factors)
+
+    def round(self, place: int, w: Tensor) -> Tensor:
+        divisor, scale = self._factors[group_index(place, self.group)]
+        codes = float8_codes(w, divisor, self._fmt)
+        self._codes[place] = codes[0]
+        return codes.to(torch.float32).mul_(scale)
+
+    def stored(self) -> Float8:
+        return Float8(self._codes.T.contiguous(), torch.cat(self._scales, 1), self.group)
+
+
+ARITHMETIC = Arithmetic(
+    quantize=quantize_float8,
+    write=write_dequantized,
+    columns=Float8Columns,
+    levels=lambda _: Levels(),
+)

@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.errors import FormatError
 from engine.formats.grammar import Format
 from engine.quant import gguf_iq4, gguf_k, gguf_legacy
+from engine.quant.arithmetic import Arithmetic, Levels
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.stored import Encoded, joined, write_rows
 
@@ -122,3 +123,15 @@ def _tiles(matrix: Tensor) -> Iterator[Tensor]:
     step = max(1, _TILE.get(matrix.device.type, 1 << 20) // matrix.shape[1])
     for start in range(0, len(matrix), step):
         yield matrix[start : start + step]
+
+
+def _levels(fmt: Format) -> Levels | None:
+    """The scales of K-quants and ``iq4`` are searched for, weight by weight."""
+    return Levels() if fmt.name in gguf_legacy.NAMES else None
+
+
+ARITHMETIC = Arithmetic(
+    quantize=lambda weight, fmt, _dtype, name: quantize_gguf(weight, fmt, name),
+    write=lambda weight, fmt, _dtype, out, name: write_dequantized(weight, fmt, out, name),
+    levels=_levels,
+)

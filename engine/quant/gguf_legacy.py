@@ -14,6 +14,7 @@ from engine.quant.gguf_bytes import half_bytes, interleave, read_half, separate
 from engine.quant.gguf_search import fit_offsets, fit_symmetric, quotient, root, total
 
 BLOCK = 32
+NAMES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 
 
 def encode(x: Tensor, importance: Tensor | None, bits: int, offset: bool) -> Tensor:

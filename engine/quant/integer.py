@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from engine.formats.grammar import Format
-from engine.quant.methods.clip import best_factors, clips
-from engine.quant.methods.hqq import half_quadratic, splits
+from engine.quant.arithmetic import Arithmetic, Levels
+from engine.quant.columns import group_index
+from engine.quant.data_free.clip import best_factors, clips
+from engine.quant.data_free.hqq import half_quadratic, splits
 from engine.quant.quantized import Quantized, in_groups
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.scales import stored_scale
@@ -245,3 +247,72 @@ def _without_filling(groups: Tensor, width: int) -> Tensor:
     if beyond > 0:
         groups[..., -1, groups.shape[-1] - beyond :] = 0
     return groups
+
+
+class _Group(NamedTuple):
+    """What one group of columns is rounded with."""
+
+    found: Parameters
+    divisor: Tensor
+    """``[out]`` or ``[1]``, as the two below."""
+    zero: Tensor | None
+    scale: Tensor
+
+
+class IntegerColumns:
+    """`engine.quant.columns.Columns` of an integer format."""
+
+    at_once = 1
+
+    def __init__(self, W: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> None:
+        self.group = fmt.group_size
+        self._fmt, self._scale_dtype, self._name = fmt, scale_dtype, name
+        self._ends = code_range(fmt.bits)
+        self._groups: list[_Group] = []
+        self._codes = torch.empty(W.shape, dtype=torch.int8, device=W.device)
+        if self.group is None:
+            self.fix(W)
+
+    def fix(self, part: Tensor) -> None:
+        weights = part.T.unsqueeze(1).contiguous()
+        found = group_parameters(weights, len(part), self._fmt, self._scale_dtype, self._name)
+        zero = None if found.zero_point is None else found.zero_point.view(-1)
+        scale = found.scale.to(torch.float32).view(-1)
+        self._groups.append(_Group(found, found.divisor.view(-1), zero, scale))
+
+    def round(self, place: int, w: Tensor) -> Tensor:
+        group = self._groups[group_index(place, self.group)]
+        q = w / group.divisor
+        if group.zero is not None:
+            q.add_(group.zero)
+        q.clamp_(*self._ends).round_()
+        self._codes[place] = q[0]
+        if group.zero is not None:
+            q.sub_(group.zero)
+        return q.mul_(group.scale)
+
+    def stored(self) -> Quantized:
+        found = [group.found for group in self._groups]
+        points = [each.zero_point for each in found if each.zero_point is not None]
+        point = None
+        if points:
+            point = stored_zero_points(torch.cat(points, 1), self._fmt, self._scale_dtype)
+        scale = torch.cat([each.scale for each in found], 1)
+        return Quantized(self._codes.T.contiguous(), scale, point, self.group)
+
+
+def _levels(fmt: Format) -> Levels:
+    if not fmt.symmetric:
+        return Levels()
+    least, greatest = code_range(fmt.bits)
+    return Levels(tuple(float(code) for code in range(least, greatest + 1)))
+
+
+ARITHMETIC = Arithmetic(
+    quantize=quantize_integer,
+    write=write_dequantized,
+    columns=IntegerColumns,
+    levels=_levels,
+    by_row=lambda fmt: fmt.strategy in ("group", "channel"),
+    fused=True,
+)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.formats.families.kmeans import outliers_kept
 from engine.formats.grammar import Format
-from engine.formats.storage import outliers_kept
+from engine.quant.arithmetic import Arithmetic
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.scales import in_stored_dtype
 from engine.quant.stored import Encoded, joined, write_rows
@@ -212,3 +213,6 @@ def _limit(weight: Tensor, kept: int) -> tuple[float, int]:
         found = torch.cat([top, finite_and_broken(weight[rows])[0].abs().flatten()])
         top = found.topk(min(kept, len(found))).values
     return float(top[-1]), int((top == top[-1]).sum())
+
+
+ARITHMETIC = Arithmetic(quantize=quantize_kmeans, write=write_dequantized)

@@ -3,7 +3,7 @@
 The codebook is built as E8P of QuIP# (Tseng et al. 2024, arXiv 2402.04396, §4.2): 256 patterns of
 magnitudes (all 227 of half-integers with an even sum and a squared norm up to 10, and 29 of norm
 12, here the first in order, where QuIP# lists others), seven signs with the eighth from parity,
-and a shift of ± 1/4: 16 bits. The weight is rotated first (`engine.quant.methods.hadamard`), and
+and a shift of ± 1/4: 16 bits. The weight is rotated first (`engine.quant.data_free.hadamard`), and
 one float32 scale brings its root mean square to 1.03. Codes are the nearest of all codewords,
 without the adaptive rounding that QuIP# adds.
 """
@@ -17,7 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from engine.quant.methods.hadamard import rotate_back, write_rotated, write_rotated_back
+from engine.quant.arithmetic import Arithmetic
+from engine.quant.data_free.hadamard import rotate_back, write_rotated, write_rotated_back
 from engine.quant.rows import matrices, row_chunks
 
 RMS = 1.03
@@ -147,3 +148,37 @@ def _nearest_words(vectors: Tensor) -> Tensor:
             found = torch.where(error < least, codes, found)
     assert found is not None
     return found
+
+
+class LatticeColumns:
+    """`engine.quant.columns.Columns` of ``e8-2``.
+
+    Eight columns of a rotated weight at once, with one scale.
+    """
+
+    at_once = 8
+
+    def __init__(self, W: Tensor) -> None:
+        self.group: int | None = None
+        self._scale = lattice_scale(W.T)
+        self._words = codebook().to(W.device)
+        shape = (W.shape[0] // self.at_once, W.shape[1])
+        self._codes = torch.empty(shape, dtype=torch.int16, device=W.device)
+
+    def fix(self, part: Tensor) -> None:
+        raise NotImplementedError("the one scale is found when this is made")
+
+    def round(self, place: int, w: Tensor) -> Tensor:
+        codes = nearest_codewords(w.T, self._scale)[:, 0]
+        self._codes[place // self.at_once] = codes
+        return (self._words[codes.to(torch.int64) & 0xFFFF] * self._scale).T.contiguous()
+
+    def stored(self) -> Lattice:
+        return Lattice(self._codes.T.contiguous(), self._scale)
+
+
+ARITHMETIC = Arithmetic(
+    quantize=lambda weight, _fmt, _dtype, _name: quantize_lattice(weight),
+    write=lambda weight, _fmt, _dtype, out, _name: write_dequantized(weight, out),
+    columns=lambda W, _fmt, _dtype, _name: LatticeColumns(W),
+)

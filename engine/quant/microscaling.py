@@ -1,38 +1,38 @@
-"""``mxfp4``, ``mxfp8`` and ``nvfp4``: small floats with a scale for every few weights.
+"""``mxfp4`` and ``mxfp8``: small floats with an exponent for every 32.
 
 The mx formats follow the OCP Microscaling Formats specification v1.0: blocks of 32 share a power
 of two, stored as an 8-bit exponent (E8M0). As compressed-tensors 0.17.1 chooses it (``MXFP4A16``,
 ``MXFP8A16``), the exponent is that of the greatest magnitude, raised by one from 1.75 times a power
-of two on, less that of the element's greatest value (2 for E2M1, 8 for E4M3). ``nvfp4``
-(``NVFP4A16``) has an E4M3 scale for 16 weights and one float32 for the tensor,
-``448 · 6 / max|w|``, that brings those scales into the range of E4M3. All three equal
-compressed-tensors bit for bit; where its mx scales reach infinity, from ``1.75 · 2^127`` on, a
-weight is refused. With ``+clip`` a block may also have a wider range than its own: values of E2M1
-are so far apart that a greatest weight at 4 or 3 of 6 can lose less ("four over six", Cook et al.
-2025, arXiv 2512.02010).
+of two on, less that of the element's greatest value (2 for E2M1, 8 for E4M3). Both equal
+compressed-tensors bit for bit; where its scales reach infinity, from ``1.75 · 2^127`` on, a weight
+is refused. With ``+clip`` a block may also have the next wider or narrower range.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import Format
-from engine.quant.methods.clip import best_factors, clips
+from engine.quant.arithmetic import Arithmetic, Levels
+from engine.quant.columns import group_index
+from engine.quant.data_free.clip import clips
 from engine.quant.quantized import in_groups
-from engine.quant.rows import finite_and_broken, looked_up, row_chunks
-from engine.quant.stored import FOR_THE_WHOLE, Encoded, joined, write_rows
-
-E4M3 = torch.float8_e4m3fn
-E4M3_MAX = 448.0
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""The magnitudes of a 4-bit float; the fourth bit of a code is the sign."""
-
-_EMPTY_NV_SCALE = 0.125
-"""Stored for a block of zeros, as compressed-tensors does."""
+from engine.quant.rows import finite_and_broken, row_chunks
+from engine.quant.small_floats import (
+    E4M3,
+    E4M3_MAX,
+    EVEN_CODES,
+    e2m1_values,
+    lost,
+    nearest_e2m1,
+    packed,
+    unpacked,
+)
+from engine.quant.stored import Encoded, joined, write_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,27 +47,9 @@ class Microscaled:
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ = element · 2^(exponent − 127)``, worked out in float32 and cast last."""
-        values = _unpacked(self.codes) if self.codes.dtype == torch.uint8 else self.codes
+        values = unpacked(self.codes) if self.codes.dtype == torch.uint8 else self.codes
         groups = in_groups(values.to(torch.float32), 32)
         return (groups * power_of_two(self.exponent).unsqueeze(-1)).flatten(-2).to(dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class NvFloat4:
-    """A weight ``[out, in]`` or ``[experts, out, in]`` in ``nvfp4``."""
-
-    codes: Tensor
-    """uint8 ``[…, in / 2]``: two E2M1 codes a byte, the first in the low bits."""
-    scale: Tensor
-    """float8 E4M3 ``[…, in / 16]``."""
-    global_scale: Tensor = field(metadata=FOR_THE_WHOLE)
-    """float32 ``[1]``, or ``[experts, 1]``: scales are divided by it."""
-
-    def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """``Ŵ = element · (scale / global_scale)``, worked out in float32 and cast last."""
-        scale = self.scale.to(torch.float32) / self.global_scale.unsqueeze(-1)
-        groups = in_groups(_unpacked(self.codes), 16)
-        return (groups * scale.unsqueeze(-1)).flatten(-2).to(dtype)
 
 
 def quantize_microscaled(weight: Tensor, fmt: Format, name: str = "weight") -> Microscaled:
@@ -81,20 +63,9 @@ def quantize_microscaled(weight: Tensor, fmt: Format, name: str = "weight") -> M
     return joined(lambda matrix: _encoded_mx(matrix, fmt, name), weight.detach())
 
 
-def quantize_nvfp4(weight: Tensor, fmt: Format) -> NvFloat4:
-    """Round ``[out, in]`` or ``[experts, out, in]`` to ``nvfp4``; 16 divides ``in``.
-
-    Values that are not finite take no part in a range and get the code of 0.
-    """
-    return joined(lambda matrix: _encoded_nv(matrix, fmt), weight.detach())
-
-
 def write_dequantized(weight: Tensor, fmt: Format, out: Tensor, name: str = "weight") -> None:
     """Write ``Ŵ`` of ``[out, in]`` into ``out``; raises as `quantize_microscaled` does."""
-    if fmt.name == "nvfp4":
-        write_rows(weight, _encoded_nv(weight, fmt), out)
-    else:
-        write_rows(weight, _encoded_mx(weight, fmt, name), out)
+    write_rows(weight, _encoded_mx(weight, fmt, name), out)
 
 
 def _encoded_mx(weight: Tensor, fmt: Format, name: str) -> Encoded[Microscaled]:
@@ -113,7 +84,7 @@ def _encoded_mx(weight: Tensor, fmt: Format, name: str) -> Encoded[Microscaled]:
             # Scales are powers of two: no other ranges than these come out differently.
             for step in (-1, 1):
                 tried = _with_exponent(groups, (exponent + step).clamp(max=254), fmt)
-                better = _lost(tried, groups) < _lost(encoded, groups)
+                better = lost(tried, groups) < lost(encoded, groups)
                 chosen = torch.where(better, tried.exponent, encoded.exponent).to(torch.int32)
                 encoded = _with_exponent(groups, chosen + (2 if fmt.bits == 4 else 8), fmt)
         yield rows, broken, encoded
@@ -129,48 +100,6 @@ def _with_exponent(groups: Tensor, exponent: Tensor, fmt: Format) -> Microscaled
     return Microscaled(scaled.clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3), exponent)
 
 
-def _lost(encoded: Microscaled | NvFloat4, groups: Tensor) -> Tensor:
-    """The squared error of every group, float64 ``[rows, groups]``."""
-    found = encoded.approx().view_as(groups) - groups
-    return found.square_().sum(-1, dtype=torch.float64)
-
-
-def nv_global_scale(weight: Tensor) -> Tensor:
-    """``448 · 6 / max|w|`` of ``[out, in]``, float32 ``[1]``."""
-    found = [finite_and_broken(weight[rows])[0].abs().amax() for rows in row_chunks(weight)]
-    greatest = torch.stack(found).amax().clamp(min=torch.finfo(torch.float32).tiny)
-    # A product with the reciprocal, as PyTorch divides a number by a tensor: that is the reference.
-    scale = greatest.reciprocal() * (E4M3_MAX * E2M1[-1])
-    return scale.nan_to_num(posinf=1.0).reshape(1)
-
-
-def encoded_nv(groups: Tensor, global_scale: Tensor, fmt: Format) -> NvFloat4:
-    """Weights in groups, finite float32 ``[rows, groups, 16]``, in ``nvfp4``."""
-    # A tensor on the device: CUDA turns division by a Python number into a product, which differs.
-    e2m1 = torch.tensor(E2M1[-1], device=groups.device)
-
-    def encode(most: Tensor) -> NvFloat4:
-        scale = (global_scale * (most / e2m1)).clamp_(max=E4M3_MAX)
-        scale = scale.to(E4M3).to(torch.float32)
-        scale = scale.masked_fill(scale == 0, _EMPTY_NV_SCALE)
-        codes = nearest_e2m1((groups / (scale / global_scale).unsqueeze(-1)).flatten(-2))
-        return NvFloat4(packed(codes), scale.to(E4M3), global_scale)
-
-    maxima = groups.abs().amax(-1)
-    if clips(fmt):
-        maxima = maxima * best_factors(
-            lambda factors: _lost(encode(maxima * factors), groups), maxima, wider=(1.5, 2.0)
-        )
-    return encode(maxima)
-
-
-def _encoded_nv(weight: Tensor, fmt: Format) -> Encoded[NvFloat4]:
-    global_scale = nv_global_scale(weight)
-    for rows in row_chunks(weight):
-        finite, broken = finite_and_broken(weight[rows])
-        yield rows, broken, encoded_nv(in_groups(finite, 16), global_scale, fmt)
-
-
 def _biased_exponent(maxima: Tensor) -> Tensor:
     """The exponent field of float32 ``maxima``, one more from a mantissa of 1.75 on; int32."""
     return (maxima.view(torch.int32) + (1 << 21)) >> 23
@@ -182,27 +111,45 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return bits.masked_fill(exponent == 0, 1 << 22).view(torch.float32)
 
 
-def nearest_e2m1(scaled: Tensor) -> Tensor:
-    """uint8 codes of the nearest 4-bit floats, ties to even.
+class MicroscaledColumns:
+    """`engine.quant.columns.Columns` of an mx format."""
 
-    Magnitudes are steps of a half up to 2, of 1 up to 4, and of 2 from there on.
-    """
-    size = scaled.abs()
-    above = torch.where(size < 4, size.round() + 2, (size / 2).round_() + 4)
-    codes = torch.where(size < 2, (size * 2).round_(), above).clamp_(max=7).to(torch.uint8)
-    return codes | (scaled < 0).to(torch.uint8) << 3
+    at_once = 1
+
+    def __init__(self, W: Tensor, fmt: Format, name: str) -> None:
+        self.group = fmt.group_size
+        self._fmt, self._name = fmt, name
+        self._exponents: list[Tensor] = []
+        self._scales: list[Tensor] = []
+        dtype = torch.uint8 if fmt.bits == 4 else E4M3
+        self._codes = torch.empty(W.shape, dtype=dtype, device=W.device)
+
+    def fix(self, part: Tensor) -> None:
+        exponent = quantize_microscaled(part.T, self._fmt, self._name).exponent
+        self._exponents.append(exponent)
+        self._scales.append(power_of_two(exponent).view(-1))
+
+    def round(self, place: int, w: Tensor) -> Tensor:
+        scale = self._scales[group_index(place, self.group)]
+        scaled = w / scale
+        if self._fmt.bits == 4:
+            codes = nearest_e2m1(scaled)
+            values = e2m1_values(codes)
+        else:
+            codes = scaled.clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
+            values = codes.to(torch.float32)
+        self._codes[place] = codes[0]
+        return values.mul_(scale)
+
+    def stored(self) -> Microscaled:
+        codes = self._codes.T.contiguous()
+        exponent = torch.cat(self._exponents, 1)
+        return Microscaled(packed(codes) if self._fmt.bits == 4 else codes, exponent)
 
 
-def e2m1_values(codes: Tensor) -> Tensor:
-    """The 4-bit floats that uint8 codes stand for, float32."""
-    return looked_up(torch.tensor([*E2M1, *(-value for value in E2M1)]), codes)
-
-
-def packed(codes: Tensor) -> Tensor:
-    """4-bit codes ``[…, in]``, two a byte ``[…, in / 2]``."""
-    return codes[..., 0::2] | codes[..., 1::2] << 4
-
-
-def _unpacked(codes: Tensor) -> Tensor:
-    """float32 ``[…, in]`` of bytes ``[…, in / 2]``."""
-    return e2m1_values(torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2))
+ARITHMETIC = Arithmetic(
+    quantize=lambda weight, fmt, _dtype, name: quantize_microscaled(weight, fmt, name),
+    write=lambda weight, fmt, _dtype, out, name: write_dequantized(weight, fmt, out, name),
+    columns=lambda W, fmt, _dtype, name: MicroscaledColumns(W, fmt, name),
+    levels=lambda fmt: Levels(EVEN_CODES if fmt.bits == 4 else ()),
+)

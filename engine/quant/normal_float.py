@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.formats.grammar import Format
-from engine.quant.methods.clip import best_factors, clips
+from engine.quant.arithmetic import Arithmetic, Levels
+from engine.quant.data_free.clip import best_factors, clips
 from engine.quant.rows import finite_and_broken, flat_chunks, looked_up, matrices, restored
 
 # fmt: off
@@ -286,3 +287,59 @@ def pack(codes: Tensor, fmt: Format) -> Tensor:
 
 def _unpack(packed: Tensor) -> Tensor:
     return torch.stack([packed >> 4, packed & 15], dim=-1).flatten(-2)
+
+
+class NormalFloatColumns:
+    """`engine.quant.columns.Columns` of ``nf4`` and ``fp4``.
+
+    Blocks run over the flattened weight: over columns of a row where they divide it.
+
+    Otherwise, and where maxima are quantised together, they are found beforehand.
+    """
+
+    at_once = 1
+
+    def __init__(self, W: Tensor, fmt: Format) -> None:
+        self._fmt, self._size = fmt, fmt.group_size or 1
+        self._table = table(fmt.name)
+        self._shape = (W.shape[1], W.shape[0])
+        self._codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
+        self._nested: Tensor | None = None
+        self._offset: Tensor | None = None
+        self._found: list[Tensor] = []
+        """Maxima of the groups, ``[out]`` each."""
+        whole = len(W) % self._size == 0
+        self.group = self._size if whole and not fmt.options else None
+        if self.group is None:
+            self._absmax = weight_maxima(W.T, fmt)
+            self._stored, self._nested, self._offset = stored_maxima(self._absmax, fmt)
+            self._maxima = maxima_of(self._stored, self._nested, self._offset)
+            self._starts = torch.arange(self._shape[0], device=W.device) * self._shape[1]
+
+    def fix(self, part: Tensor) -> None:
+        self._found.append(block_maxima(part.T.flatten(), self._fmt))
+
+    def round(self, place: int, w: Tensor) -> Tensor:
+        if self.group is None:
+            blocks = (self._starts + place) // self._size
+            absmax, maxima = self._absmax[blocks], self._maxima[blocks]
+        else:
+            absmax = maxima = self._found[place // self.group]
+        scaled = w * absmax.clamp(min=LEAST).reciprocal()
+        codes = nearest_codes(scaled.clamp_(-1, 1), self._fmt.name)
+        self._codes[place] = codes[0]
+        return looked_up(self._table, codes).mul_(maxima)
+
+    def stored(self) -> NormalFloat:
+        absmax = torch.stack(self._found, 1).flatten() if self.group else self._stored
+        codes = pack(self._codes.T.flatten(), self._fmt)
+        name, shape = self._fmt.name, self._shape
+        return NormalFloat(codes, absmax, self._nested, self._offset, name, self._size, shape)
+
+
+ARITHMETIC = Arithmetic(
+    quantize=lambda weight, fmt, _dtype, _name: quantize_normal_float(weight, fmt),
+    write=lambda weight, fmt, _dtype, out, _name: write_dequantized(weight, fmt, out),
+    columns=lambda W, fmt, _dtype, _name: NormalFloatColumns(W, fmt),
+    levels=lambda _: Levels(),
+)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from engine.formats.grammar import Format
+from engine.quant.data_free.hadamard import rotate, rotates
 from engine.quant.methods.gptq import Solved, check, gptq
-from engine.quant.methods.hadamard import rotate, rotates
 
 
 def solved(

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from engine.errors import UsageError
+from engine.formats.family import family_of
 from engine.formats.grammar import parse_format
 from engine.formats.storage import why_not_held
 from engine.protocol import Role
@@ -146,7 +147,7 @@ def better_than(format: str) -> str:
     parsed = parse_format(format)
     if parsed.bits >= 8:
         return "kept"
-    return {"gguf": "q8_0", "float": "fp8-e4m3"}.get(parsed.family, "int8")
+    return family_of(parsed).eight_bits
 
 
 def _first_last(rows: Sequence[Row], format: str) -> list[str | None]:

@@ -12,16 +12,22 @@ from engine import protocol as p
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
+from engine.report.entry import Template
+from engine.report.figures import Context
+from engine.report.figures.registry import json_figures
 from engine.report.schema import finite
 from engine.report.sweep_parts import (
     agreement_parts,
     floor_part,
     layer_parts,
+    of_fact,
     other_formats,
     unit_parts,
 )
 from engine.session import Job, Session
 
+ERRORS = "errors.*."
+"""Where the errors of a format stand in a layer's entry."""
 _Fallen: TypeAlias = tuple[str, str, str, str]
 """A layer, the format it does not hold, why, and what it holds instead; empty: as stored."""
 
@@ -39,17 +45,16 @@ def triage_document(
         answers: to what was asked beside it about single layers.
     """
     job = job or _last(session, "triage")
-    layers = session.layers
     refused = [
         (found.layer, format, why, "")
-        for found in layers.weights
+        for found in session.layers.weights
         if found is not None
         for format, why in found.refused.items()
     ]
     return s.TriageDocument(
         model=_model(session),
         versions=session.versions,
-        layers=[_triage_layer(session, row) for row in range(len(layers.names))],
+        layers=_triage_layers(session),
         fallbacks=_fallbacks(session, refused),
         resumed=job.resumed,
         timings=_timings(job),
@@ -263,43 +268,24 @@ def _control(session: Session) -> s.ControlPart | UnsetType:
     )
 
 
-def _triage_layer(session: Session, row: int) -> s.TriageLayer:
-    layers = session.layers
-    about = s.TriageLayer(
-        name=layers.names[row],
-        kind=layers.kinds[row],
-        block=layers.blocks[row],
-        shape=layers.shapes[row],
-        dtype=layers.dtypes[row],
-    )
-    if (found := layers.weights[row]) is None:
-        return about
-    outliers = found.outliers
-    return msgspec.structs.replace(
-        about,
-        outliers=s.OutlierPart(
-            sigma=finite(outliers.sigma),
-            count=outliers.count,
-            fraction=finite(outliers.fraction),
-            max_abs=finite(outliers.max_abs),
-        ),
-        range_ratio=finite(found.range_ratio),
-        waste=finite(found.waste),
-        kurtosis=finite(found.kurtosis),
-        nan=found.nan,
-        inf=found.inf,
-        zero_rows=found.zero_rows,
-        errors={
-            format: s.ErrorPart(
-                frobenius=finite(error.frobenius),
-                relative=finite(error.relative),
-                max_abs=finite(error.max_abs),
-                mean_abs=finite(error.mean_abs),
-                sqnr_db=finite(error.sqnr_db),
-            )
-            for format, error in found.errors.items()
-        },
-    )
+def _triage_layers(session: Session) -> list[s.TriageLayer]:
+    listed = json_figures("triage", "row")
+    of_weights = json_figures("triage", "weights")
+    of_error = json_figures("triage", "error", ERRORS)
+    readers = [each.read.bind(Context(session)) for _, each in listed]
+    template = Template(s.TriageLayer, [*(path for path, _ in (*listed, *of_weights)), "errors"])
+    error_template = Template(s.ErrorPart, [path for path, _ in of_error])
+    found = []
+    for row, known in enumerate(session.layers.weights):
+        values = [read(row) for read in readers]
+        errors: dict[str, s.ErrorPart] | None = None
+        if known is not None:
+            errors = {
+                format: error_template.fill(of_fact(of_error, error, session))
+                for format, error in known.errors.items()
+            }
+        found.append(template.fill([*values, *of_fact(of_weights, known, session), errors]))
+    return found
 
 
 def _additivity(

@@ -33,6 +33,16 @@ def short(value: float, *, small: int = 2) -> str:
     return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
+def significant(value: float) -> str:
+    """A number with three figures and no zero before its point: ``.0412``, ``1.93``, ``3.1e-5``."""
+    if not math.isfinite(value):
+        return short(value)
+    mantissa, e, exponent = f"{value:.3g}".partition("e")
+    sign, digits = ("-", mantissa[1:]) if mantissa.startswith("-") else ("", mantissa)
+    digits = digits.removeprefix("0") if digits.startswith("0.") else digits
+    return f"{sign}{digits}" + (f"e{int(exponent)}" if e else "")
+
+
 def percent(share: float) -> str:
     """A share as a percentage."""
     if 0 < abs(share) < 5e-5:

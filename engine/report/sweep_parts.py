@@ -8,33 +8,32 @@ from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
 from engine.report import schema as s
-from engine.report.figures import below_floor
+from engine.report.entry import Template
+from engine.report.figures import Context, Figure, Value
+from engine.report.figures.registry import json_figures
 from engine.report.schema import finite
-from engine.session import Session, correction
+from engine.session import Session
+
+CORRECTED = "estimate.corrected_kl"
 
 
 def layer_parts(
     session: Session, formats: Sequence[str], direction: p.Direction
 ) -> list[s.SweepLayer]:
     """Every layer in every format that something is known of, in the model's order."""
-    layers = session.layers
+    keys = [p.EffectKey(direction, format) for format in formats]
+    listed = json_figures("sweep", "row")
+    bound = [[each.read.bind(Context(session, key)) for _, each in listed] for key in keys]
+    effects = _Effects(session)
+    template = Template(s.SweepLayer, [*(path for path, _ in listed), *effects.paths, "format"])
     found = []
-    for row, name in enumerate(layers.names):
-        for format in formats:
-            key = p.EffectKey(direction, format)
+    for row in range(len(session.layers.names)):
+        for key, readers in zip(keys, bound, strict=True):
             measured, estimate = session.sensitivity(row, key), session.estimate(row, key)
             if measured is None and estimate is None:
                 continue
-            found.append(
-                s.SweepLayer(
-                    name=name,
-                    kind=layers.kinds[row],
-                    block=layers.blocks[row],
-                    format=format,
-                    estimate=_estimate(session, estimate, corrected=measured is None),
-                    measured=_measured(session, measured),
-                )
-            )
+            values = [read(row) for read in readers]
+            found.append(template.fill([*values, *effects.values(measured, estimate), key.format]))
     return found
 
 
@@ -50,23 +49,17 @@ def unit_parts(
     session: Session, formats: Sequence[str], direction: p.Direction, by: p.By
 ) -> list[s.SweepUnit]:
     """What was changed as a block, a kind or a fused group."""
-    members = _members(session, by)
+    members, effects = _members(session, by), _Effects(session)
+    template = Template(s.SweepUnit, ["name", "by", "format", "layers", *effects.paths])
     found = []
     for format in formats:
         key = p.EffectKey(direction, format, by)
         measured = session.effects.units.get(key, {})
         estimated = session.effects.estimated_units.get(key, {})
         for name in dict.fromkeys((*measured, *estimated)):
-            found.append(
-                s.SweepUnit(
-                    name=name,
-                    by=by,
-                    format=format,
-                    layers=members.get(name, []),
-                    estimate=_estimate(session, estimated.get(name)),
-                    measured=_measured(session, measured.get(name)),
-                )
-            )
+            about = name, by, format, members.get(name, [])
+            values = effects.values(measured.get(name), estimated.get(name))
+            found.append(template.fill([*about, *values]))
     return found
 
 
@@ -116,37 +109,34 @@ def floor_part(session: Session) -> s.FloorPart | UnsetType:
     return s.FloorPart(kl=finite(control.floor_kl), dnll=finite(control.floor_dnll))
 
 
-def _estimate(
-    session: Session, known: p.Estimate | None, *, corrected: bool = True
-) -> s.EstimatePart | UnsetType:
-    if known is None:
-        return UNSET
-    fit = None
-    if corrected and known.by == "layer":  # of what is measured the fit knows the measurement
-        fit = correction(session, known.key)
-    return s.EstimatePart(
-        kl=finite(known.kl),
-        kl_se=finite(known.kl_se),
-        dnll=finite(known.dnll),
-        dnll_se=finite(known.dnll_se),
-        tokens=known.tokens,
-        draws=known.draws,
-        doubt=known.doubt or UNSET,
-        corrected_kl=UNSET if fit is None else finite(fit.kl(known.kl)),
-    )
+class _Effects:
+    """The figures of effects: their paths in an entry, and their values of one effect."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._measured = json_figures("sweep", "effect")
+        self._estimate = json_figures("sweep", "estimate")
+        self.paths = [path for path, _ in (*self._measured, *self._estimate)]
+        self._corrected = self.paths.index(CORRECTED)
+
+    def values(
+        self, measured: p.Sensitivity | None, estimate: p.Estimate | None
+    ) -> list[Value | None]:
+        """One a path; None for what is not known."""
+        found = of_fact(self._measured, measured, self.session)
+        found += of_fact(self._estimate, estimate, self.session)
+        if measured is not None:
+            # The fit knows the measurement: what it makes of the estimate tells nothing.
+            found[self._corrected] = None
+        return found
 
 
-def _measured(session: Session, known: p.Sensitivity | None) -> s.MeasuredPart | UnsetType:
-    if known is None:
-        return UNSET
-    return s.MeasuredPart(
-        kl=finite(known.kl),
-        kl_se=finite(known.kl_se),
-        dnll=finite(known.dnll),
-        dnll_se=finite(known.dnll_se),
-        dppl=finite(known.dppl),
-        dppl_ci95=(finite(known.dppl_low), finite(known.dppl_high)),
-        tokens=known.tokens,
-        top1_agreement=finite(known.top1),
-        below_floor=True if below_floor(session, known) else UNSET,
-    )
+def of_fact(
+    figures: Sequence[tuple[str, Figure]], fact: object, session: Session
+) -> list[Value | None]:
+    """Figures of one fact, in order; None where there is no fact."""
+    if fact is None:
+        return [None] * len(figures)
+    return [
+        None if each.read.value is None else each.read.value(fact, session) for _, each in figures
+    ]

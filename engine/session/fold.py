@@ -225,6 +225,10 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.weights[row] = _merged(session.layers.weights[row], fact)
             return "weights"
+        case p.LayerError():
+            if (row := session.index.get(fact.layer)) is not None:
+                session.layers.weights[row] = _with_error(session.layers.weights[row], fact)
+            return "weights"
         case p.Baseline():
             session.baseline = fact
             return "baseline"
@@ -268,3 +272,13 @@ def _merged(known: p.LayerWeights | None, fact: p.LayerWeights) -> p.LayerWeight
         errors={**known.errors, **fact.errors},
         refused={**known.refused, **fact.refused},
     )
+
+
+def _with_error(known: p.LayerWeights | None, fact: p.LayerError) -> p.LayerWeights | None:
+    """What is known of a layer with its error in one format more; None without its statistics."""
+    if known is None:
+        return None
+    if fact.error is None:
+        refused = {**known.refused, fact.format: fact.refused}
+        return msgspec.structs.replace(known, refused=refused)
+    return msgspec.structs.replace(known, errors={**known.errors, fact.format: fact.error})

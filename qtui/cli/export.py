@@ -8,6 +8,7 @@ import typer
 
 from engine import protocol as p
 from engine.errors import UsageError
+from engine.export.target import listed, targets
 from engine.report import documents, tables
 from qtui.cli import headless
 from qtui.cli.exit import check_destination, publish, reporting_errors
@@ -24,9 +25,6 @@ from qtui.cli.options import (
 from qtui.cli.recipe import calibrates, check_recipe, with_recipe
 from qtui.cli.run import run
 
-TARGETS = {"checkpoint": "compressed-tensors, which transformers loads"}
-"""What ``--to`` may name, and what it is."""
-
 
 @shares_options
 def export(
@@ -36,7 +34,9 @@ def export(
     to: Annotated[
         str | None,
         typer.Option(
-            "--to", metavar="TARGET", help="checkpoint: in the form of compressed-tensors"
+            "--to",
+            metavar="TARGET",
+            help="; ".join(f"{target.name}: {target.help}" for target in targets()),
         ),
     ] = None,
     output: Annotated[
@@ -58,13 +58,16 @@ def export(
     with reporting_errors(kept=headless.NOT_WHOLE):
         settings, _ = shared.resolve()
         check_recipe("export", format, recipe)
-        _check_target(to)
+        target = _checked(to)
         if not output:
             raise UsageError("qtui export takes -o PATH, the folder to write")
         check_destination(json)
         # The engine may run in another folder.
         written = p.Export(
-            out=str(expanded(output).absolute()), format=format or "kept", overwrite=overwrite
+            out=str(expanded(output).absolute()),
+            format=format or "kept",
+            to=target,
+            overwrite=overwrite,
         )
         ask = with_recipe(recipe, written)
         solves = calibrates(format, recipe)
@@ -76,9 +79,10 @@ def export(
         publish(document, tables.export_text, json)
 
 
-def _check_target(to: str | None) -> None:
-    there = ", ".join(f"{name} ({what})" for name, what in TARGETS.items())
+def _checked(to: str | None) -> str:
+    """The name of a target that there is."""
     if to is None:
-        raise UsageError(f"qtui export takes --to TARGET; there is {there}")
-    if to not in TARGETS:
-        raise not_yet(f"--to {to}", f"there is {there}")
+        raise UsageError(f"qtui export takes --to TARGET; there is {listed()}")
+    if to not in {target.name for target in targets()}:
+        raise not_yet(f"--to {to}", f"there is {listed()}")
+    return to

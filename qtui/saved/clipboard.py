@@ -28,8 +28,9 @@ import msgspec
 
 from engine.errors import UsageError
 from engine.store.files import write_whole
-from qtui.saved.figures import layers, why_not
 from qtui.saved.forms import as_tsv
+from qtui.saved.layers import layers
+from qtui.saved.tables import why_not
 from qtui.saved.view import View
 from qtui.textual_internals import driver_of, output_is_full
 from qtui.views.text import printable

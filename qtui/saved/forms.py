@@ -1,4 +1,4 @@
-"""A `Table` as CSV, JSON, tab-separated or aligned text; figures in full where machines read."""
+"""A `SavedTable` as CSV, JSON, tab-separated or aligned text; in full where machines read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine import protocol as p
 from engine.report.documents import histogram as histogram_part
 from engine.report.schema import encode, finite
 from engine.session import Session
-from qtui.saved.view import Cell, Table
+from qtui.saved.view import Cell, SavedTable
 from qtui.views.text import printable
 
 FORMULA = ("=", "+", "-", "@")
@@ -23,7 +23,7 @@ DIGITS = 6
 _TO_QUOTE = re.compile(r'[,"#\r\n]|^\s|\s$')
 
 
-class SavedTable(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TableDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A table as a JSON document; keys may be added, those here stay."""
 
     schema: str
@@ -41,7 +41,7 @@ class SavedTable(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """As in ``qtui triage --histogram``."""
 
 
-def as_csv(table: Table) -> str:
+def as_csv(table: SavedTable) -> str:
     """A heading of ``# `` lines, the names of the columns, and the rows.
 
     What is not known, or not finite, is an empty field. Every field that has a ``#`` in it is in
@@ -58,10 +58,10 @@ def as_csv(table: Table) -> str:
     return "\n".join([*lines, ""])
 
 
-def as_json(table: Table, session: Session, found: p.HistogramReady | None = None) -> bytes:
+def as_json(table: SavedTable, session: Session, found: p.HistogramReady | None = None) -> bytes:
     """One document; what is not finite is ``null``, what is not known has no key."""
     read, baseline = session.checkpoint, session.baseline
-    document = SavedTable(
+    document = TableDocument(
         schema=table.schema,
         title=table.title,
         command=table.command,
@@ -95,7 +95,7 @@ def as_json(table: Table, session: Session, found: p.HistogramReady | None = Non
     return encode(document)
 
 
-def as_tsv(table: Table) -> str:
+def as_tsv(table: SavedTable) -> str:
     """Names of the columns and the rows, with tabs between them: what a spreadsheet takes.
 
     A text that it would run as a formula has an apostrophe before it.
@@ -104,7 +104,7 @@ def as_tsv(table: Table) -> str:
     return "\n".join(["\t".join(row) for row in rows] + [""])
 
 
-def as_text(table: Table) -> str:
+def as_text(table: SavedTable) -> str:
     """Aligned columns for reading, six digits a figure; the command is the last line."""
     lines = [printable(table.title), *aligned(table), ""]
     lines += [f"{about}: {printable(said)}" for about, said in table.notes.items()]
@@ -113,7 +113,7 @@ def as_text(table: Table) -> str:
     return "\n".join([*lines, printable(table.command), ""])
 
 
-def aligned(table: Table) -> list[str]:
+def aligned(table: SavedTable) -> list[str]:
     """The names of the columns and the rows, in columns of equal width; figures to the right."""
     rows = [list(table.columns), *([_for_reading(cell) for cell in row] for row in table.rows)]
     widths = [max(_cells(row[at]) for row in rows) for at in range(len(table.columns))]

@@ -25,11 +25,11 @@ from engine.errors import UsageError
 from engine.protocol import EffectKey
 from engine.report.numbers import size
 from engine.store.files import free_name, write_new, write_whole
-from qtui.saved.figures import table_of, why_not
 from qtui.saved.forms import aligned, as_csv, as_json, as_text
 from qtui.saved.plots import histogram_svg
 from qtui.saved.recipe import recipe_toml
 from qtui.saved.svg import plain_lines, screen_svg, text_of
+from qtui.saved.tables import table_of, why_not
 from qtui.saved.view import SUBJECTS, Subject, View
 from qtui.views.reproduce import command
 from qtui.views.text import printable

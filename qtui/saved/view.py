@@ -1,4 +1,4 @@
-"""`View`: what the screen shows, as far as it can be saved; and `Table`, what is made of it."""
+"""`View`: what of the screen can be saved; and `SavedTable`, what is made of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """Colours of pictures."""
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True):
+class SavedTable(msgspec.Struct, frozen=True, kw_only=True):
     """Figures that belong together, with where they come from."""
 
     schema: str

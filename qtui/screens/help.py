@@ -10,11 +10,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 
+from engine.protocol import Settings
+from engine.report.figures.registry import column_figures, filter_figures
 from qtui.actions import Action, Group
-from qtui.views.text import Glyphs, fit
+from qtui.views.text import BELOW, DOUBT, Glyphs, fit
 from qtui.widgets.frame.status import key_names
 from qtui.widgets.line import Lines, PlainScrollBar, Words, cells
-from qtui.widgets.table.columns import BELOW, DOUBT
+from qtui.widgets.table.cells import TableStyle
+from qtui.widgets.table.headings import heading
 
 if TYPE_CHECKING:
     from qtui.screens.session_screen import SessionScreen
@@ -90,7 +93,7 @@ class Help(Overlay):
         while lines and not cells(lines[-1]):
             lines.pop()
         super().__init__(
-            [*self._here(), [], *lines, [], *_legend(self.glyphs), [], *FILTERS], self.glyphs
+            [*self._here(), [], *lines, [], *_legend(self.glyphs), [], *_filters()], self.glyphs
         )
 
     def _here(self) -> list[Words]:
@@ -121,26 +124,34 @@ class Help(Overlay):
         return [(f"{key:>8}  ", "bold $primary"), (words, "$dim" if grey else "")]
 
 
-FILTERS: list[Words] = [
-    [
-        ("Filters", "bold"),
-        ("  terms between blanks, all must hold, - turns one round", ""),
-    ],
-    [("          down  kind:q_proj  block<4  block:2-5  fmt:int4  is:changed  re:mlp.*up", "$dim")],
-    [("          kl>1e-3  dppl>.1  error>5%  outliers>.1%  params>1M", "$dim")],
-]
+def _filters() -> list[Words]:
+    """How rows are filtered, with examples: of words, then of figures."""
+    examples = [
+        f"{figure.id}{word.example}"
+        for figure in filter_figures().values()
+        if (word := figure.filter) is not None and word.common
+    ]
+    words = "down  kind:q_proj  block<4  block:2-5  fmt:int4  is:changed  re:mlp.*up"
+    return [
+        [
+            ("Filters", "bold"),
+            ("  terms between blanks, all must hold, - turns one round", ""),
+        ],
+        *([(f"{'':10}{line}", "$dim")] for line in (words, "  ".join(examples))),
+    ]
 
 
 def _legend(glyphs: Glyphs) -> list[Words]:
-    g, ppl = glyphs, "dPPL" if glyphs.ascii else "ΔPPL"
-    meanings = (
-        ("holds", "the format in your recipe; fp16 and the like are as stored"),
-        (f"KL{g.kilo}", "KL from the unchanged model, that layer alone quantised:"),
-        ("", "thousandths of a nat per token; restore: how much less of it"),
-        ("", "there is with that layer alone kept, the others quantised"),
-        (ppl, f"change of perplexity, {g.plus_minus} half of its 95% interval"),
-        ("error", "of the weights: norm of the difference over norm"),
-        (f">4{g.sigma}", "share of weights beyond so many standard deviations"),
+    """What columns and signs mean."""
+    g = glyphs
+    style = TableStyle(glyphs, "", 0.0, Settings().sigma, 0)
+    columns = [
+        (heading(figure, style).strip() if at == 0 else "", line.format(**g._asdict()))
+        for figure in column_figures()
+        if figure.column is not None
+        for at, line in enumerate(figure.column.legend)
+    ]
+    signs = (
         (f"{g.changed} {g.pending}", "changed by hand; asked for, not confirmed yet"),
         (g.finding, "a finding: an outlying input channel, NaN or Inf"),
         (g.about, "estimated, or a sum of single effects; measured has no mark"),
@@ -148,4 +159,6 @@ def _legend(glyphs: Glyphs) -> list[Words]:
         (BELOW, "measured, and less than what rounding alone may measure"),
     )
     lines: list[Words] = [[("Reading the screen", "bold")]]
-    return lines + [[(f"{mark:>8}  ", "bold"), (meaning, "$dim")] for mark, meaning in meanings]
+    return lines + [
+        [(f"{mark:>8}  ", "bold"), (meaning, "$dim")] for mark, meaning in (*columns, *signs)
+    ]

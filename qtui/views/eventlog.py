@@ -22,6 +22,8 @@ MOST = 1000
 """Entries that are kept."""
 WAVE = 2.0
 """Seconds in which fallbacks of one format are one entry."""
+OF_ONE_LAYER = p.LayerWeights | p.LayerError | p.Sensitivity | p.Estimate
+"""Facts that the table shows: there are too many of them for a log."""
 SILENT = frozenset({"AskHistogram", "AskExperts"})
 """Commands that nobody gives with a key: their refusal is nobody's news."""
 STYLES: dict[Level, str] = {"info": "$dim", "warning": "$warning", "error": "bold $error"}
@@ -106,7 +108,7 @@ class EventLog:
                 return
             case p.Learned():
                 for fact in event.facts:
-                    if not isinstance(fact, p.LayerWeights | p.Sensitivity | p.Estimate):
+                    if not isinstance(fact, OF_ONE_LAYER):
                         self._learn(fact, session, fresh=event.fresh)
             case p.Fallback():
                 self._fall_back(event)

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 from rich.cells import cell_len, set_cell_size
 
 from engine.report.characters import printable as printable
+from engine.report.numbers import decimals, short
 
 Words: TypeAlias = list[tuple[str, str]]
 """Pieces of text with a style each, such as ``$dim`` or ``bold $error``; never read as markup."""
@@ -38,6 +39,11 @@ class Glyphs(NamedTuple):
     bar_left: str = "─"
     ascii: bool = False
 
+
+DOUBT = "?"
+"""Stands behind an estimate that may not hold."""
+BELOW = "<floor"
+"""Stands in place of the bar of what is too small to be measured."""
 
 UNICODE = Glyphs()
 PLAIN = Glyphs(
@@ -127,3 +133,18 @@ def rebinned(counts: list[int], bins: int) -> list[int]:
     """The same counts in at most ``bins`` bins, each as many of the given ones joined."""
     joined = -(-len(counts) // max(1, bins))
     return [sum(counts[i : i + joined]) for i in range(0, len(counts), joined)]
+
+
+def signed_change(dppl: float, half: float, glyphs: Glyphs, *, estimated: bool = False) -> str:
+    """``+ .088 ± .031``, or ``≈+.088 ± .031``: a change of perplexity and half its interval."""
+    if not math.isfinite(dppl):
+        return short(dppl)
+    sign = "-" if dppl < 0 else "+"
+    spread = half if math.isfinite(half) else 0.0
+    fine = max(abs(dppl), spread) < 0.9995
+    value = decimals(abs(dppl), 3) if fine else short(abs(dppl))
+    shown = f"{glyphs.about}{sign}{value}".rjust(6) if estimated else f"{sign}{value:>5}"
+    if not math.isfinite(half):
+        return shown
+    error = decimals(half, 3) if fine else short(half)
+    return f"{shown} {glyphs.plus_minus}{error if glyphs.ascii else ' ' + error}"

@@ -30,17 +30,16 @@ import pytest
 import torch
 
 from engine.formats.grammar import parse_format
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import Found, estimate
 from engine.measure.evaluation.evaluate import baseline, forward_seconds
-from engine.opening.stages import open_job
 from engine.profiles import load_profile
 from engine.protocol import Settings
 from engine.store.facts import FactStore
 from engine.texts.corpora import held_out_library
-from engine.workspace import Workspace
 from tests import tiny
 from tests.bench.truth import NEAR, TOP, Truth, hold_against, machine
+from tests.drive import load
 
 SECOND = os.environ.get("QTUI_BENCH_SECOND")
 FORMATS = (
@@ -183,18 +182,16 @@ def price(
     """Open a checkpoint with nothing known, estimate all of it, and time a plain pass around it."""
     facts = FactStore(home / f"{uuid.uuid4().hex}.sqlite")
     settings = Settings(device="cpu", tokens=tokens, seq_len=seq_len, draws=draws)
-    workspace = Workspace(facts, settings)
-    for _ in open_job(workspace, source, model=True):
-        pass
-    account = Account()
+    loaded = load(source, facts, settings)
+    counts = JobCounts()
     parsed = [parse_format(text) for text in formats]
-    plain = [spent(forward_seconds(workspace))]
-    before = spent(baseline(workspace, account))
-    found, *cost = spent(estimate(workspace, parsed, "degrade", account, "bench"))
-    plain += [spent(forward_seconds(workspace)) for _ in range(2)]
+    plain = [spent(forward_seconds(loaded))]
+    before = spent(baseline(loaded, counts))
+    found, *cost = spent(estimate(loaded, parsed, "degrade", counts, "bench"))
+    plain += [spent(forward_seconds(loaded)) for _ in range(2)]
     facts.close()
     processor, clock = (statistics.median(each[at] for each in plain) for at in (1, 2))
-    quantising = account.timings.get("quantize_s", 0.0)
+    quantising = counts.timings.get("quantize_s", 0.0)
     return Price(
         found, cost[0] / processor, cost[1] / clock, quantising / clock, before[1] / processor
     )

@@ -18,31 +18,30 @@ import torch
 from engine import protocol as p
 from engine.formats.grammar import parse_format
 from engine.measure.calibration.approximate import approximation
+from engine.measure.evaluation.reference import reference_of
 from engine.measure.sweep import sweep as sensitivity
+from engine.measure.sweep.candidates import Tallies
 from engine.measure.sweep.sweep import sweep
-from engine.opening.stages import open_job
 from engine.store.facts import FactStore
-from engine.workspace import Workspace
+from engine.workspace import Loaded
 from tests import tiny
 from tests.bench.coverage import DRAWS, FEW, coverage
+from tests.drive import load
 
 FORMAT = "int4-g128"
 ROUNDS = 3
 TOP = 10
 
 
-def opened(source: str, folder: Path, text: Path | None = None, **given: object) -> Workspace:
+def opened(source: str, folder: Path, text: Path | None = None, **given: object) -> Loaded:
     """A model ready to be measured, and a store that stays empty."""
     chosen = p.Settings(text=str(text) if text else None, **given)  # type: ignore[arg-type]
-    workspace = Workspace(FactStore(folder / "facts.sqlite"), chosen)
-    for _ in open_job(workspace, source, model=True):
-        pass
-    return workspace
+    return load(source, FactStore(folder / "facts.sqlite"), chosen)
 
 
-def passes(workspace: Workspace) -> tuple[float, float, float]:
+def passes(loaded: Loaded) -> tuple[float, float, float]:
     """Seconds of the body, of head with KL, and of the model's own forward, on all windows."""
-    network, reference = workspace.need_network()
+    network, reference = loaded.network, reference_of(loaded)
     blocks, batches = len(network.blocks), range(len(reference.batches))
     for batch in batches:
         reference.run(batch)
@@ -63,12 +62,12 @@ def passes(workspace: Workspace) -> tuple[float, float, float]:
     return statistics.median(body), statistics.median(head), statistics.median(plain)
 
 
-def swept(workspace: Workspace, exact: str) -> tuple[float, float, dict[str, p.Sensitivity]]:
+def swept(loaded: Loaded, exact: str) -> tuple[float, float, dict[str, p.Sensitivity]]:
     """Seconds of the measuring alone and of it all, and the figures."""
-    workspace.tallies.clear()
+    loaded.part(Tallies, Tallies).clear()
     rows: dict[str, p.Sensitivity] = {}
     began = begun = ended = time.process_time()
-    for event in sweep(workspace, [FORMAT], "degrade", "bench", exact=exact):
+    for event in sweep(loaded, [FORMAT], "degrade", "bench", exact=exact):
         for fact in event.facts if isinstance(event, p.Learned) else ():
             if isinstance(fact, p.Control):
                 begun = time.process_time()
@@ -96,22 +95,22 @@ def order_of(known: Mapping[str, p.Sensitivity], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sensitivity, "_estimated", estimated)
 
 
-def arithmetic(workspace: Workspace, body: float, head: float) -> float:
+def arithmetic(loaded: Loaded, body: float, head: float) -> float:
     """Seconds that the suffixes of all layers take, by the share of the body that each runs."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     blocks = len(network.blocks)
     return sum(
         (blocks - max(layer.start, 0)) / blocks * body + head for layer in network.layers.values()
     )
 
 
-def told(name: str, workspace: Workspace, exact: str = "all") -> tuple[float, float]:
+def told(name: str, loaded: Loaded, exact: str = "all") -> tuple[float, float]:
     """Print what a sweep costs; its seconds, and those of one forward."""
-    before = passes(workspace)
-    spent, _, rows = swept(workspace, exact)
-    after = passes(workspace)
+    before = passes(loaded)
+    spent, _, rows = swept(loaded, exact)
+    after = passes(loaded)
     body, head, plain = (statistics.mean(pair) for pair in zip(before, after, strict=True))
-    expected = arithmetic(workspace, body, head)
+    expected = arithmetic(loaded, body, head)
     print(
         f"\n{name}: {len(rows)} layers, {exact}; head and KL {head / (body + head):.0%} of a pass;"
         f" load of the machine {psutil.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads"
@@ -142,11 +141,11 @@ def test_the_worst_ten_are_sure_long_before_the_sweep_would_end(
     tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the measured order in place of estimates."""
-    workspace = opened("demo", tmp_path, tokens=tokens, seq_len=256, batch_tokens=2048)
+    loaded = opened("demo", tmp_path, tokens=tokens, seq_len=256, batch_tokens=2048)
     order_of({}, monkeypatch)
-    whole, _, exact = swept(workspace, "all")
+    whole, _, exact = swept(loaded, "all")
     order_of(exact, monkeypatch)
-    spent, _, rough = swept(workspace, f"top:{TOP}")
+    spent, _, rough = swept(loaded, f"top:{TOP}")
     worst = sorted(exact, key=lambda name: -exact[name].kl)[:TOP]
     found = sorted(rough, key=lambda name: -rough[name].kl)[:TOP]
     share = sum(row.tokens for row in rough.values()) / sum(row.tokens for row in exact.values())
@@ -158,14 +157,14 @@ def test_the_worst_ten_are_sure_long_before_the_sweep_would_end(
 
 
 def test_intervals_over_few_windows_hold_what_all_windows_say(tmp_path: Path) -> None:
-    workspace = opened("demo", tmp_path, tokens=416 * 256, seq_len=256, batch_tokens=2048)
-    network, reference = workspace.need_network()
+    loaded = opened("demo", tmp_path, tokens=416 * 256, seq_len=256, batch_tokens=2048)
+    network, reference = loaded.network, reference_of(loaded)
     chosen = [name for name in network.layers if name.endswith(("layers.0.mlp.down_proj",
         "layers.1.self_attn.q_proj", "layers.3.self_attn.o_proj", "layers.4.mlp.down_proj",
         "layers.4.self_attn.k_proj", "lm_head"))]  # fmt: skip
     print(f"\n{DRAWS} draws of {FEW} from {reference.windows.count} windows   aim: 0.90 or more")
     for name in chosen:
-        held = {name: approximation(workspace, name, parse_format(FORMAT))}
+        held = {name: approximation(loaded, name, parse_format(FORMAT))}
         tallies = []
         for batch in range(len(reference.batches)):
             reference.run(batch)

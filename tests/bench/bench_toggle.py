@@ -20,8 +20,9 @@ from engine import protocol as p
 from engine.client import InProcess, in_process
 from engine.formats.grammar import parse_format
 from engine.measure.calibration.approximate import approximation
+from engine.measure.evaluation.reference import reference_of
 from engine.profiles import load_profile
-from engine.workspace import Workspace
+from engine.workspace import Loaded
 from tests import tiny
 from tests.bench.suffix import suffix_cost
 from tests.drive import ended, is_partial, until
@@ -68,11 +69,11 @@ def toggled(client: InProcess, layer: str, format: str) -> tuple[Spent, Spent]:
     return echoed, measured
 
 
-def suffix(workspace: Workspace, layer: str, format: str) -> Spent:
+def suffix(loaded: Loaded, layer: str, format: str) -> Spent:
     """Quantising a layer, and its suffix."""
-    network, reference = workspace.need_network()
+    network, reference = loaded.network, reference_of(loaded)
     begun = Spent.now()
-    approximation(workspace, layer, parse_format(format))
+    approximation(loaded, layer, parse_format(format))
     quantised = Spent.since(begun)
     spent = Spent(*suffix_cost(reference, network.layers[layer].start))
     return Spent(quantised.clock + spent.clock, quantised.processor + spent.processor)
@@ -87,8 +88,8 @@ def test_toggle(model: str, tmp_path: Path, prose: Path) -> None:
     try:
         client.send(p.Open(source, chosen))
         until(client, lambda event: isinstance(event, p.ModelReady))
-        workspace = client._engine._workspace
-        network, reference = workspace.need_network()
+        loaded = client._engine._workspace.need(Loaded)
+        network, reference = loaded.network, reference_of(loaded)
         body = tuple(name for name, layer in network.layers.items() if layer.block is not None)
         client.send(p.SetFormat(body, "int4-g128"))
         until(client, ended("evaluate"))
@@ -98,9 +99,9 @@ def test_toggle(model: str, tmp_path: Path, prose: Path) -> None:
         for i in range(ROUNDS):
             layer = late[i * len(late) // ROUNDS]
             format = FORMATS[i % len(FORMATS)]
-            before = suffix(workspace, layer, format)
+            before = suffix(loaded, layer, format)
             echoed, measured = toggled(client, layer, format)
-            rows.append((echoed, measured, before, suffix(workspace, layer, format)))
+            rows.append((echoed, measured, before, suffix(loaded, layer, format)))
         whole = suffix_cost(reference, -1)
     finally:
         client.close()

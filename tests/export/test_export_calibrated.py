@@ -15,12 +15,12 @@ from engine import protocol as p
 from engine.checkpoint import list_layers, open_checkpoint
 from engine.client import InProcess, in_process
 from engine.errors import FormatError
-from engine.export.checkpoint import export_checkpoint
 from engine.formats.grammar import parse_format
 from engine.quant.quantize import dequantized
 from qtui import cli
 from tests import tiny
 from tests.drive import ended, facts, settings, until
+from tests.export.exporting import export_checkpoint
 
 SEQ_LEN, TOKENS = 32, 512
 

@@ -34,12 +34,14 @@ from engine.errors import (
     InfeasibleError,
     UsageError,
 )
-from engine.export.checkpoint import NotExportable, export_checkpoint, why_not_exported
+from engine.export.compressed.plan import why_not_exported
+from engine.export.writer import NotExportable
 from engine.formats.grammar import parse_format
 from engine.quant.quantize import dequantized, scale_dtype_for
 from engine.texts.corpora import held_out_library
 from tests import tiny
 from tests.drive import ended, facts, settings, until
+from tests.export.exporting import export_checkpoint
 
 MIXED = {
     "model.layers.0.self_attn.q_proj": "int4-g32",

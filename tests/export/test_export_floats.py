@@ -29,13 +29,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint, read_layer
 from engine.client import in_process
-from engine.export.checkpoint import NotExportable, export_checkpoint, why_not_exported
-from engine.export.compressed import tensors
+from engine.export.compressed.layouts import tensors
+from engine.export.compressed.plan import why_not_exported
+from engine.export.writer import NotExportable
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits
 from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
 from tests import tiny
 from tests.drive import ended, facts, settings, until
+from tests.export.exporting import export_checkpoint
 
 WIDE = {"hidden_size": 128, "intermediate_size": 384}
 FLOATS = ("fp8-e4m3", "fp8-e4m3-tensor", "fp8-e4m3-block128")

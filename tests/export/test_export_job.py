@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -12,11 +13,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import engine.export
 from engine import protocol as p
 from engine.checkpoint import list_layers, open_checkpoint, read_layer
 from engine.client import InProcess, in_process
 from engine.demo import DEMO_PATH
+from engine.export import writer
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits
 from engine.quant.quantize import dequantized, scale_dtype_for
@@ -235,20 +236,23 @@ def test_an_export_that_is_given_up_leaves_nothing_behind_and_questions_go_on(
     client: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Given up halfway, with a folder begun; a histogram is drawn meanwhile."""
-    whole = engine.export.export_checkpoint
+    whole = writer.writer_of("checkpoint")
     begun, never = threading.Event(), threading.Event()
-    given_up = client._engine._exporter.should_stop
+    given_up = client._engine._lanes["export"].should_stop
 
-    def halting(*given: Any, on_progress: Callable[[int, int, str], None], **named: Any) -> Any:
-        def told(done: int, total: int, tensor: str) -> None:
-            on_progress(done, total, tensor)
-            if done:
-                begun.set()
-                assert any(given_up() or never.wait(0.01) for _ in range(6000))
+    class Halting:
+        check = whole.check
 
-        return whole(*given, on_progress=told, **named)
+        def write(self, request: writer.Request) -> writer.Exported:
+            def told(done: int, total: int, tensor: str) -> None:
+                request.on_progress(done, total, tensor)
+                if done:
+                    begun.set()
+                    assert any(given_up() or never.wait(0.01) for _ in range(6000))
 
-    monkeypatch.setattr(engine.export, "export_checkpoint", halting)
+            return whole.write(dataclasses.replace(request, on_progress=told))
+
+    monkeypatch.setattr(writer, "writer_of", lambda _target: Halting())
     client.send(p.Export(out=str(tmp_path / "out"), format="int8"))
     started = until(client, lambda e: isinstance(e, p.JobStarted) and e.kind == "export")[-1]
     assert isinstance(started, p.JobStarted)

@@ -76,11 +76,11 @@ def valid_methods(
     value = draw(numbers(1e-6, 1))
     online = draw(st.sampled_from(["", ":online"]))
     methods = [f"+smooth{value}{online}", f"+smooth{online}", "+hadamard", f"+awq{online}"]
-    if family in ("integer", "float") or name in ("nf4", "fp4"):
+    if family in ("integer", "float8", "microscaling", "nvfp4") or name in ("nf4", "fp4"):
         methods.append("+clip")
     if family == "integer" and not symmetric:
         methods.append("+hqq")
-    if family in ("integer", "float") or name in ("nf4", "fp4", "e8-2"):
+    if family in ("integer", "float8", "microscaling", "nvfp4") or name in ("nf4", "fp4", "e8-2"):
         orders = [""] if name == "e8-2" else ["", ":actorder"]
         if grouped and not double:
             # Only integer formats store the order of columns whose groups are found on the way.
@@ -258,7 +258,7 @@ def test_a_format_says_what_it_is() -> None:
     assert parse_format("kmeans4:sparse=.5%").options == (("sparse", 0.5),)
     assert parse_format("int8+smooth").methods == (Method("smooth", 0.5),)
     assert parse_format("q4_k").family == "gguf"
-    assert parse_format("nf4").family == "codebook"
+    assert parse_format("nf4").family == "normal-float"
     assert (parse_format("mxfp4").group_size, parse_format("nvfp4").group_size) == (32, 16)
     assert parse_format("fp16").kept
     assert parse_format("fp16").strategy is None

@@ -7,8 +7,9 @@ import torch
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 
 from engine.errors import FormatError
+from engine.export.compressed.expressed import exportable
 from engine.formats.grammar import parse_format
-from engine.formats.storage import exportable, stored_bits, why_not_held
+from engine.formats.storage import stored_bits, why_not_held
 from engine.quant.float8 import quantize_float8
 from tests.quant.adversarial import normal
 

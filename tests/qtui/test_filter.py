@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import protocol as p
+from engine.report.figures import Context
 from engine.session import Session, apply
-from qtui.views.filter import FIELDS, FilterError, parse_filter
-from qtui.views.filter_completion import complete_filter
+from qtui.views.filter import FilterError, parse_filter
+from qtui.views.filter.completion import complete_filter
+from qtui.views.filter.words import filter_fields
 from tests.qtui import replay as r
 
 DOWN = "model.layers.0.mlp.down_proj"
@@ -44,8 +46,9 @@ def session() -> Session:
 def shown(text: str, session: Session, marked: frozenset[str] = frozenset()) -> list[str]:
     names = session.layers.names
     fit = parse_filter(text)
-    rows = fit.rows(session, r.FORMAT, marked)
-    assert rows == [row for row in range(len(names)) if fit.matches(session, row, r.FORMAT, marked)]
+    context = Context(session, r.EFFECTS, marked)
+    rows = fit.rows(context)
+    assert rows == [row for row in range(len(names)) if fit.matches(context, row)]
     return [names[row] for row in rows]
 
 
@@ -201,7 +204,24 @@ def test_what_cannot_be_read_is_named_with_what_was_expected(
 
 pieces = st.lists(
     st.sampled_from(
-        [*FIELDS, ":", "<", ">", "=", "<=", "-", "!", " ", "3", "5%", "1M", "(", "[", "*", "2-5"]
+        [
+            *filter_fields(),
+            ":",
+            "<",
+            ">",
+            "=",
+            "<=",
+            "-",
+            "!",
+            " ",
+            "3",
+            "5%",
+            "1M",
+            "(",
+            "[",
+            "*",
+            "2-5",
+        ]
     )
     | st.text(max_size=4),
     max_size=12,
@@ -244,7 +264,9 @@ def test_the_end_of_the_text_is_completed(session: Session) -> None:
     assert offers("bits>").keys() == {"bits>8", "bits>="}
     assert offers("kl>1e-3") == {}
     assert offers("-").keys() >= {"-kind:", "-is:"}
-    assert offers("").keys() == {f"{name}:" for name in FIELDS[:6]} | {f"{n}>" for n in FIELDS[6:]}
+    assert offers("").keys() == {f"{name}:" for name in filter_fields()[:6]} | {
+        f"{n}>" for n in filter_fields()[6:]
+    }
 
 
 @given(pieces)

@@ -6,9 +6,10 @@ import math
 
 import pytest
 
+from engine.report.figures import Context
 from engine.session import Session
-from qtui.views.filter import OPERATORS
-from qtui.views.filter_verdict import judge_filter
+from qtui.views.filter.verdict import judge_filter
+from qtui.views.filter.words import OPERATORS
 from tests.qtui import replay as r
 
 
@@ -22,7 +23,7 @@ def largest_error(session: Session) -> float:
 
 
 def judged(text: str, session: Session) -> tuple[bool, str, str]:
-    return judge_filter(text, session, r.FORMAT)
+    return judge_filter(text, Context(session, r.EFFECTS))
 
 
 def test_a_filter_says_how_many_layers_it_leaves(session: Session) -> None:
@@ -71,7 +72,7 @@ def test_a_figure_that_is_known_of_no_layer_is_told(session: Session) -> None:
         assert says == f"0 of 37 layers; kl{sign}1: kl is not known of any layer yet"
     assert "known" not in judged("-kl>1", bare)[1]
     empty = Session()
-    assert judge_filter("kl>1", empty, r.FORMAT) == (True, "0 of 0 layers", "")
+    assert judge_filter("kl>1", Context(empty, r.EFFECTS)) == (True, "0 of 0 layers", "")
     assert math.isfinite(largest_error(session))
 
 

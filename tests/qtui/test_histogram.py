@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import protocol as p
+from engine.report.numbers import significant
 from qtui.views.text import PLAIN, UNICODE, Glyphs
 from qtui.widgets.line import Words
 from qtui.widgets.pane.histogram import Histogram
-from qtui.widgets.pane.plot import column, plot, significant
+from qtui.widgets.pane.plot import column, plot
 from tests.qtui import replay as r
 from tests.qtui.panes import staged, until
 

@@ -15,7 +15,7 @@ from textual import events
 from engine import protocol as p
 from engine.session import MAX_EXPERTS, apply
 from qtui.views.filter import parse_filter
-from qtui.widgets.table.columns import COLUMNS, GUTTER
+from qtui.widgets.table.columns import GUTTER, table_columns
 from qtui.widgets.table.layer_table import LayerTable
 from qtui.widgets.table.listing import Listing
 from tests.qtui import replay as r
@@ -101,14 +101,14 @@ async def test_columns_are_chosen_by_width_and_the_least_needed_go_first() -> No
             frame = d.table._frame()._replace(layout=layout)
             for y in (0, 1, 8):
                 assert d.table._paint(d.table._line(y, frame)).cell_length == width
-    ranks = {column.id: column.rank for column in COLUMNS}
+    ranks = {column.id: column.column.rank for column in table_columns()}
     for width, ids in titles.items():
         left_out = set(ranks) - set(ids)
         assert all(ranks[i] < ranks[o] for i in ids for o in left_out), width
-        assert ids == [column.id for column in COLUMNS if column.id in ids]
+        assert ids == [column.id for column in table_columns() if column.id in ids]
     assert titles[60] == ["layer", "holds", "kl"]
     assert titles[79] == ["layer", "holds", "kl", "dppl", "error", "outliers"]
-    assert titles[200] == [column.id for column in COLUMNS]
+    assert titles[200] == [column.id for column in table_columns()]
 
 
 async def test_a_wide_screen_shows_all_that_is_known_of_a_layer() -> None:
@@ -194,7 +194,7 @@ def figure(d: Driver, column: str, row: int) -> float | str:
     }[column]  # fmt: skip
 
 
-@pytest.mark.parametrize("column", [column.id for column in COLUMNS])
+@pytest.mark.parametrize("column", [column.id for column in table_columns()])
 async def test_every_column_sorts_both_ways(column: str) -> None:
     async with measured(size=(250, 50)) as d:
         await d.give(r.changed(d.app.session, [DOWN], "int8"))
@@ -696,7 +696,7 @@ async def test_the_wheel_scrolls_and_holds_the_rows() -> None:
 async def test_every_pair_of_filter_order_and_scope_draws() -> None:
     async with mixed(*r.swept(9), size=(80, 24), ascii=True) as d:
         for filter, column, scope in itertools.product(
-            ("", "-is:measured", "kl>1e-9", "zzz"), [c.id for c in COLUMNS],
+            ("", "-is:measured", "kl>1e-9", "zzz"), [c.id for c in table_columns()],
             ("layer", "block", "kind", "filter"),
         ):  # fmt: skip
             d.table.set_scope(scope)

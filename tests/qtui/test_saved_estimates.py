@@ -11,7 +11,7 @@ from engine import protocol as p
 from engine.session import apply, correction, predict
 from qtui.saved.forms import as_csv, as_tsv
 from qtui.saved.saving import save
-from qtui.saved.view import Table
+from qtui.saved.view import SavedTable
 from tests.qtui import replay as r
 from tests.qtui.saving import BROKEN, LAYER, lines_of_csv, session, view
 
@@ -76,7 +76,7 @@ FORMULAS = ("=HYPERLINK(1)", "+1", "-2+3", "@SUM(A1)")
 def test_text_that_a_spreadsheet_would_run_has_an_apostrophe_and_numbers_have_none(
     form: str,
 ) -> None:
-    table = Table(
+    table = SavedTable(
         schema="x/1", title="t", command="qtui", columns=("=column", "value"),
         rows=[*((text, -0.25) for text in FORMULAS), ("plain", -1), ("a-b", None)],
     )  # fmt: skip

@@ -22,8 +22,8 @@ from rich.cells import cell_len
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.recipes.file import read_recipe
+from engine.report.figures.registry import column_figures, csv_figures
 from engine.session import Session, apply
-from qtui.saved.figures import COLUMNS, IDENTITY
 from qtui.saved.saving import (
     FORMS,
     complete_path,
@@ -48,7 +48,6 @@ from qtui.saved.svg import (
 )
 from qtui.saved.view import SUBJECTS, View
 from qtui.views.eventlog import Entry
-from qtui.widgets.table.columns import BY_ID
 from tests.qtui import replay as r
 from tests.qtui.driving import driving
 from tests.qtui.saving import BROKEN, EXPERTS, GUESSED, LAYER, lines_of_csv, session, view
@@ -140,7 +139,7 @@ def test_the_filter_the_order_and_the_columns_are_those_on_the_screen() -> None:
 
 
 def test_every_column_of_the_screen_can_be_saved() -> None:
-    assert set(BY_ID) - {"layer"} <= {*COLUMNS, *IDENTITY}
+    assert {each.id for each in column_figures()} <= {each.id for each in csv_figures()}
 
 
 def test_pandas_reads_the_csv_past_its_heading() -> None:

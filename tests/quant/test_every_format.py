@@ -13,7 +13,7 @@ from engine.formats.catalogue import BASES
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits
 from engine.quant import rows
-from engine.quant.methods.hadamard import Rotated
+from engine.quant.data_free.hadamard import Rotated
 from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
 from engine.quant.stored import Stored, stored_bytes
 from tests.quant.adversarial import adversarial, normal

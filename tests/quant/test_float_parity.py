@@ -20,7 +20,8 @@ from torch import Tensor
 from engine.errors import FormatError
 from engine.formats.grammar import parse_format
 from engine.quant.float8 import Float8, quantize_float8
-from engine.quant.microscaling import quantize_microscaled, quantize_nvfp4
+from engine.quant.microscaling import quantize_microscaled
+from engine.quant.nvfp4 import quantize_nvfp4
 from engine.quant.quantize import dequantized
 from tests.quant.adversarial import adversarial
 

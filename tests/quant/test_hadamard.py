@@ -8,7 +8,7 @@ from scipy.linalg import hadamard as walsh
 from torch import Tensor
 
 from engine.formats.grammar import parse_format
-from engine.quant.methods.hadamard import Rotated, rotate, rotate_back, signs
+from engine.quant.data_free.hadamard import Rotated, rotate, rotate_back, signs
 from engine.quant.quantize import dequantized, stored_form
 from engine.quant.solve import solved
 from engine.quant.statistics import output_error

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from engine.errors import FormatError
+from engine.export.compressed.expressed import exportable
 from engine.formats.grammar import parse_format
-from engine.formats.storage import exportable, stored_bits
+from engine.formats.storage import stored_bits
 from engine.quant.quantize import dequantized, stored_form
 from engine.quant.quantized import Quantized
 from tests.quant.adversarial import adversarial, normal

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from engine.formats.grammar import parse_format
+from engine.quant.data_free.hadamard import rotate, rotate_back, signs
 from engine.quant.lattice import RMS, codebook, nearest_codewords, patterns, quantize_lattice
-from engine.quant.methods.hadamard import rotate, rotate_back, signs
 from engine.quant.quantize import dequantized
 from tests.quant.adversarial import normal
 

@@ -243,18 +243,15 @@ def test_the_dtype_it_runs_in_never_changes_the_quantised_weight(
     from engine.checkpoint import list_layers, open_checkpoint, read_layer
     from engine.formats.grammar import parse_format
     from engine.measure.calibration.approximate import approximation
-    from engine.opening.stages import open_job
     from engine.quant.quantize import dequantized
     from engine.store.facts import FactStore
-    from engine.workspace import Workspace
+    from tests.drive import load
 
     source = tiny.build("llama", tmp_path / "model", dtype=weights)
-    workspace = Workspace(FactStore(tmp_path / "f.sqlite"), settings(prose, dtype="bf16"))
-    for _ in open_job(workspace, str(source), model=True):
-        pass
+    loaded = load(source, FactStore(tmp_path / "f.sqlite"), settings(prose, dtype="bf16"))
     checkpoint = open_checkpoint(source)
     row = next(row for row in list_layers(checkpoint) if row.kind == "down_proj")
     scale_dtype = torch.bfloat16 if weights == torch.bfloat16 else torch.float16
     expected = dequantized(read_layer(checkpoint, row), parse_format("int4-g32"), scale_dtype)
-    found = approximation(workspace, row.name, parse_format("int4-g32"))
+    found = approximation(loaded, row.name, parse_format("int4-g32"))
     assert torch.equal(found, expected.to(torch.bfloat16))

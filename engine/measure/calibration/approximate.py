@@ -23,21 +23,21 @@ from engine.measure.calibration.solve import (
     scaled_inputs,
     solve,
 )
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.model.folding import fold_groups
 from engine.model.inputs import why_unseen
 from engine.model.network import Held, StandIn
 from engine.quant.methods.fold import folded, only_weights
 from engine.quant.methods.gptq import Solved
 from engine.quant.quantize import dequantized
-from engine.workspace import Workspace
+from engine.workspace import Loaded
 
 
 def approximated(
-    workspace: Workspace,
+    loaded: Loaded,
     layer: str,
     format: Format,
-    account: Account,
+    counts: JobCounts,
     recipe: RecipeInputs | None = None,
 ) -> Events[Held]:
     """What a layer computes with in a format; yields while what it takes is being gathered.
@@ -47,10 +47,10 @@ def approximated(
     found first.
 
     Args:
-        workspace: with a loaded model.
+        loaded: the model.
         layer: a name.
         format: what it holds.
-        account: of the job.
+        counts: of the job.
         recipe: that the layer and its format are a part of, by `recipe_inputs`.
 
     Raises:
@@ -58,18 +58,18 @@ def approximated(
             a method cannot work with the inputs it is given.
         TextError: the calibration text cannot be read.
     """
-    network, _ = workspace.need_network()
-    if (why := why_not_given(workspace, layer, format)) is not None:
+    network = loaded.network
+    if (why := why_not_given(loaded, layer, format)) is not None:
         raise FormatError(f"{layer}: {why}")
     if not needs_calibration(format):
         weights = only_weights(format)
-        quantize = account.timed("quantize_s", lambda: approximation(workspace, layer, weights))
+        quantize = counts.timed("quantize_s", lambda: approximation(loaded, layer, weights))
         weight = quantize()
         if method(format, "a8") is None:
             return weight
         rotated = method(format, "hadamard") is not None
         return StandIn(weight, rounded_inputs(rotated=rotated))
-    calibration = yield from need_calibration(workspace)
+    calibration = yield from need_calibration(loaded)
     start = network.layers[layer].start
     states = calibration.reference if recipe is None else recipe.of(start)
     key = (layer, str(format), states.prefix)
@@ -79,18 +79,18 @@ def approximated(
         return known
     for name in [] if recipe is None else recipe.unsettled(start):
         assert recipe is not None
-        before = yield from approximated(workspace, name, recipe.formats[name], account, recipe)
+        before = yield from approximated(loaded, name, recipe.formats[name], counts, recipe)
         recipe.settled[name] = before
         yield None
-    inputs = yield from calibration.inputs(layer, states, account)
-    scaling = yield from _scaling(workspace, calibration, layer, format, inputs, states, account)
-    scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
+    inputs = yield from calibration.inputs(layer, states, counts)
+    scaling = yield from _scaling(loaded, calibration, layer, format, inputs, states, counts)
+    scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
 
     def solved() -> Solution:
-        stored = _stored(workspace, layer).to(network.device)
+        stored = _stored(loaded, layer).to(network.device)
         return solve(stored, inputs, format, scaling, scale_dtype, layer)
 
-    solution = account.timed("quantize_s", solved)()
+    solution = counts.timed("quantize_s", solved)()
     weight = solution.weight.to(network.dtype)
     held = weight if solution.inputs is None else StandIn(weight, solution.inputs)
     calibration.solved.keep(key, held, weight.nbytes)
@@ -104,19 +104,17 @@ def approximated(
     return held
 
 
-def recipe_inputs(
-    workspace: Workspace, formats: Mapping[str, Format]
-) -> Events[RecipeInputs | None]:
+def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[RecipeInputs | None]:
     """Where inputs come from in a recipe; None where none of its formats looks at any."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     if not any(map(needs_calibration, formats.values())):
         return None
-    calibration = yield from need_calibration(workspace)
+    calibration = yield from need_calibration(loaded)
     return RecipeInputs(calibration.reference, network, calibration.batches, formats)
 
 
 def solved_codes(
-    workspace: Workspace, formats: Mapping[str, Format], account: Account
+    loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts
 ) -> Events[dict[str, Solved]]:
     """The codes that ``+gptq`` finds for the layers of a recipe, of the weights it is scored with.
 
@@ -124,33 +122,33 @@ def solved_codes(
     lie in main memory, a byte a weight.
 
     Args:
-        workspace: with a loaded model.
+        loaded: the model.
         formats: the recipe.
-        account: of the job.
+        counts: of the job.
 
     Raises:
         FormatError: as of `approximated`.
         TextError: the calibration text cannot be read.
     """
-    recipe = yield from recipe_inputs(workspace, formats)
+    recipe = yield from recipe_inputs(loaded, formats)
     if recipe is None:
         return {}
     found: dict[str, Solved] = {}
     recipe.forms, recipe.forgets = found, True
     wanted = [name for name in formats if needs_calibration(formats[name])]
-    network, _ = workspace.need_network()
+    network = loaded.network
     wanted.sort(key=lambda name: network.layers[name].start)
     for done, name in enumerate(wanted):
         yield p.Stage(f"solving {name}", done, len(wanted))
-        held = yield from approximated(workspace, name, formats[name], account, recipe)
+        held = yield from approximated(loaded, name, formats[name], counts, recipe)
         recipe.settled[name] = held
     return found
 
 
-def columns_kept(workspace: Workspace, recipe: RecipeInputs | None) -> dict[str, int]:
+def columns_kept(loaded: Loaded, recipe: RecipeInputs | None) -> dict[str, int]:
     """Input channels that ``+outlier`` keeps beside the codes of a recipe's layers, once solved."""
-    network, calibration = workspace.network, workspace.calibration
-    if recipe is None or network is None or calibration is None:
+    network, calibration = loaded.network, loaded.find(Calibration)
+    if recipe is None or calibration is None:
         return {}
     return {
         name: calibration.columns.get(
@@ -161,9 +159,9 @@ def columns_kept(workspace: Workspace, recipe: RecipeInputs | None) -> dict[str,
     }
 
 
-def why_not_given(workspace: Workspace, layer: str, format: Format) -> str | None:
+def why_not_given(loaded: Loaded, layer: str, format: Format) -> str | None:
     """Why a layer's inputs do not allow for a format that its shape does; None where they do."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     if network.layers[layer].role == "embedding":
         why = why_not_alone(format)
         return why and f"{why}, and an embedding looks rows up: it multiplies no inputs"
@@ -176,13 +174,13 @@ def why_not_given(workspace: Workspace, layer: str, format: Format) -> str | Non
 
 
 def _scaling(
-    workspace: Workspace,
+    loaded: Loaded,
     calibration: Calibration,
     layer: str,
     format: Format,
     inputs: LayerInputs,
     states: BlockInputs,
-    account: Account,
+    counts: JobCounts,
 ) -> Events[Scaling | None]:
     """The scale of the layer's fold group by all methods that ask for one; None without any.
 
@@ -197,19 +195,19 @@ def _scaling(
     key = (layers, str(format), states.prefix)
     if (known := calibration.scalings.get(key)) is not None:
         return known
-    scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
+    scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
     device = inputs.statistics.gram.device
     scale = torch.ones(inputs.statistics.width, device=device)
     online, gain = scale, scale
-    stored: torch.dtype = getattr(torch, workspace.need_checkpoint().dtype)
+    stored: torch.dtype = getattr(torch, loaded.opened.checkpoint.dtype)
     for each in wanted:
 
         def find(name: str = each.name, scale: Tensor = scale, gain: Tensor = gain) -> Tensor:
-            weights = [folded(_stored(workspace, n).to(device), scale) for n in layers]
+            weights = [folded(_stored(loaded, n).to(device), scale) for n in layers]
             there = scaled_inputs(inputs, gain)
             return find_scale(name, weights, there, format, scale_dtype, layer)
 
-        found = account.timed("quantize_s", find)()
+        found = counts.timed("quantize_s", find)()
         scale = scale * found
         if ("online", True) in each.options:
             online = online * found
@@ -226,7 +224,7 @@ def _scaling(
     return scaling
 
 
-def approximation(workspace: Workspace, layer: str, format: Format) -> Tensor:
+def approximation(loaded: Loaded, layer: str, format: Format) -> Tensor:
     """``Ŵ`` of a layer in the network's dtype and on its device, oriented ``[out, in]``.
 
     Taken from the weights as stored, so that the dtype the network runs in never changes ``Ŵ``:
@@ -236,22 +234,22 @@ def approximation(workspace: Workspace, layer: str, format: Format) -> Tensor:
         FormatError: if the format is not built, looks at inputs, or cannot hold the layer.
         EngineError: if a scale overflows; the message names the layer.
     """
-    network, _ = workspace.need_network()
-    stored = _stored(workspace, layer)
-    scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
+    network = loaded.network
+    stored = _stored(loaded, layer)
+    scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
     approx = dequantized(stored.to(network.device), format, scale_dtype, name=layer)
     return approx.to(network.dtype)
 
 
-def _stored(workspace: Workspace, layer: str) -> Tensor:
+def _stored(loaded: Loaded, layer: str) -> Tensor:
     """The weight as stored; from the network where its dtype holds every stored value."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     weight = network.weight(layer)
-    row = workspace.rows.get(layer)
+    row = loaded.rows.get(layer)
     if row is None or row.dtype not in ("float32", "float16", "bfloat16"):
         return weight  # dequantised on loading: the network's values are the reference
     stored: torch.dtype = getattr(torch, row.dtype)
     if torch.promote_types(stored, weight.dtype) == weight.dtype:
         return weight
-    read = read_layer(workspace.need_checkpoint(), row)
+    read = read_layer(loaded.opened.checkpoint, row)
     return torch.nan_to_num(read, nan=0.0, posinf=0.0, neginf=0.0)

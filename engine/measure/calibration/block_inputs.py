@@ -15,12 +15,12 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.formats.grammar import Format
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
+from engine.measure.preemption import again
 from engine.model.blocks import Forward, Reached, hidden_of
 from engine.model.network import Held, Network
 from engine.quant.methods.gptq import Solved
 from engine.session import recipe_hash
-from engine.workspace import again
 
 T = TypeVar("T")
 Events = Generator[p.AnyEvent | None, None, T]
@@ -32,7 +32,7 @@ class BlockInputs(Protocol):
     prefix: str
     """What stands for the weights of the blocks before; empty for the reference."""
 
-    def prepare(self, block: int, account: Account) -> Events[None]:
+    def prepare(self, block: int, counts: JobCounts) -> Events[None]:
         """Do what `before` of this block takes and does not do by itself."""
 
     def before(self, batch: int, block: int) -> Tensor | None:
@@ -64,7 +64,7 @@ class ReferenceInputs:
             self._every *= 2
         self._keeps = network.resumable and -(-blocks // self._every) * size <= budget
 
-    def prepare(self, block: int, account: Account) -> Events[None]:
+    def prepare(self, block: int, counts: JobCounts) -> Events[None]:
         """Nothing: states are made as they are asked for."""
         yield from ()
 
@@ -177,7 +177,7 @@ class RecipeInputs:
         layers = self._network.layers
         return {name: held for name, held in self.settled.items() if layers[name].start < block}
 
-    def walk(self, block: int, account: Account) -> Events[None]:
+    def walk(self, block: int, counts: JobCounts) -> Events[None]:
         """Run the calibration text up to a block; all layers before it are settled."""
         if not self._network.resumable or self._at == block:
             return
@@ -196,7 +196,7 @@ class RecipeInputs:
                 with torch.no_grad(), self._network.holding(between):
                     return advance(self._network, ids, start, state, block)[1]
 
-            states.append((yield from again(account.timed("calibrate_s", step))))
+            states.append((yield from again(counts.timed("calibrate_s", step))))
             yield None
         self._states, self._at = states, block
         if self.forgets:
@@ -217,8 +217,8 @@ class _InputsOfBlock:
         self._recipe, self._block = recipe, block
         self.prefix = recipe.prefix(block)
 
-    def prepare(self, block: int, account: Account) -> Events[None]:
-        yield from self._recipe.walk(block, account)
+    def prepare(self, block: int, counts: JobCounts) -> Events[None]:
+        yield from self._recipe.walk(block, counts)
 
     def before(self, batch: int, block: int) -> Tensor | None:
         return self._recipe.before(batch, block)

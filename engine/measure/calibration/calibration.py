@@ -21,12 +21,14 @@ from engine.formats.grammar import Format, needs_calibration
 from engine.measure.calibration.block_inputs import BlockInputs, Events, ReferenceInputs
 from engine.measure.calibration.solve import LayerInputs, Scaling
 from engine.measure.calibration.text import CalibrationWindows, cut_calibration
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
+from engine.measure.preemption import again
 from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
 from engine.model.network import Held, Network
 from engine.quant.statistics import InputStatistics
+from engine.store import keys
 from engine.texts.corpora import calibration_text
-from engine.workspace import Workspace, again
+from engine.workspace import Loaded
 
 SAMPLE = 512
 """Tokens of an input that are kept as they are."""
@@ -91,19 +93,23 @@ class Calibration:
         self._room = budget // 2
         self._known: Kept[LayerInputs] = Kept(self._room)
 
-    def key(self, mode: str) -> dict[str, Any]:
-        """What a figure that rests on this calibration depends on."""
-        windows = self.windows
-        return {
-            "text": windows.text.sha256,
-            "windows": windows.sha256,
-            "tokens": windows.tokens,
-            "seq_len": windows.ids.shape[1],
-            "seed": windows.seed,
-            "mode": mode,
-        }
+    def key(self, mode: str) -> keys.Calibration:
+        """What a figure that rests on this calibration depends on.
 
-    def inputs(self, layer: str, states: BlockInputs, account: Account) -> Events[LayerInputs]:
+        Args:
+            mode: ``reference`` or ``sequential``: whose inputs they are.
+        """
+        windows = self.windows
+        return keys.Calibration(
+            text=windows.text.sha256,
+            windows=windows.sha256,
+            tokens=windows.tokens,
+            seq_len=windows.ids.shape[1],
+            seed=windows.seed,
+            mode=mode,
+        )
+
+    def inputs(self, layer: str, states: BlockInputs, counts: JobCounts) -> Events[LayerInputs]:
         """What calibration tells of a layer's inputs; gathered for its whole block where it fits.
 
         Raises:
@@ -114,7 +120,7 @@ class Calibration:
         if known is not None:
             return known
         wanted = self._beside(layer)
-        found = yield from self._gather(layer, wanted, states, account)
+        found = yield from self._gather(layer, wanted, states, counts)
         for name, inputs in found.items():
             self._known.keep((states.prefix, name), inputs, inputs.bytes)
         return found[share]
@@ -135,10 +141,10 @@ class Calibration:
         return names if size <= self._room else {self.shares[layer][0]}
 
     def _gather(
-        self, layer: str, wanted: set[str], states: BlockInputs, account: Account
+        self, layer: str, wanted: set[str], states: BlockInputs, counts: JobCounts
     ) -> Events[dict[str, LayerInputs]]:
         network, block = self.network, self.network.layers[layer].start
-        yield from states.prepare(block, account)
+        yield from states.prepare(block, counts)
         found = {
             name: _Gathered(network.layers[name].shape, network.device, self.windows.seed)
             for name in sorted(wanted)
@@ -156,7 +162,7 @@ class Calibration:
                 # One that is preempted has given nothing.
                 watch_inputs(network, ids, block, state, take, states.held())
 
-            yield from again(account.timed("calibrate_s", step))
+            yield from again(counts.timed("calibrate_s", step))
             yield None
         return {name: each.result() for name, each in found.items()}
 
@@ -194,31 +200,30 @@ class _Gathered:
         return LayerInputs(self._all, sample, tuple(self._experts))
 
 
-# --- the workspace's ------------------------------------------------------------------------------
+# --- of a loaded model ---------------------------------------------------------------------------
 
 
-def need_calibration(workspace: Workspace) -> Events[Calibration]:
-    """The workspace's calibration; the first time its text is read and cut, and said which it is.
+def need_calibration(loaded: Loaded) -> Events[Calibration]:
+    """The calibration of a loaded model; its text is read, cut and announced the first time.
 
     Raises:
         TextError: the text cannot be read, or does not fill a window.
         UsageError: no token is asked for.
     """
-    if workspace.calibration is not None:
-        return workspace.calibration
-    network, reference = workspace.need_network()
-    assert workspace.path is not None
+    if (known := loaded.find(Calibration)) is not None:
+        return known
     from engine.model.load import load_tokenizer
     from engine.model.quiet import quiet
 
-    settings, told = workspace.settings, list[str]()
-    text = calibration_text(settings.calib, demo=workspace.demo, tell=told.append)
-    tokenizer = load_tokenizer(workspace.path, trust_remote_code=settings.trust_remote_code)
-    seq_len = reference.windows.seq_len
+    opened, settings, told = loaded.opened, loaded.settings, list[str]()
+    text = calibration_text(settings.calib, demo=opened.demo, tell=told.append)
+    tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
+    seq_len = loaded.windows.seq_len
     with quiet():
         windows = cut_calibration(tokenizer, text, seq_len, settings.calib_tokens, settings.seed)
-    workspace.calibration = found = Calibration(
-        network, windows, settings.batch_tokens, workspace.budget() // 4
+    budget = loaded.budget() // 4
+    found = loaded.part(
+        Calibration, lambda: Calibration(loaded.network, windows, settings.batch_tokens, budget)
     )
     for sentence in told:
         yield p.Notice("warning", sentence)
@@ -240,17 +245,16 @@ def need_calibration(workspace: Workspace) -> Events[Calibration]:
     return found
 
 
-def calibration_parts(
-    workspace: Workspace, formats: Iterable[Format], mode: str
-) -> Events[dict[str, Any]]:
-    """The part of a key that calibration is; empty where no format looks at calibration inputs.
+def calibration_key(
+    loaded: Loaded, formats: Iterable[Format], mode: str
+) -> Events[keys.Calibration | None]:
+    """The part of a key that calibration is; None where no format looks at calibration inputs.
 
     Args:
-        workspace: with a loaded model.
+        loaded: the model.
         formats: all that a figure rests on.
         mode: ``reference`` or ``sequential``: whose inputs they are.
     """
     if not any(map(needs_calibration, formats)):
-        return {}
-    calibration = yield from need_calibration(workspace)
-    return {"calibration": calibration.key(mode)}
+        return None
+    return (yield from need_calibration(loaded)).key(mode)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from engine.formats.grammar import Format, Method
+from engine.quant.data_free.hadamard import rotate_inputs, rotate_inputs_back
 from engine.quant.methods.a8 import quantized_tokens, static_scale
 from engine.quant.methods.awq import awq
 from engine.quant.methods.fold import folded, only_weights
 from engine.quant.methods.gptq import Solved
-from engine.quant.methods.hadamard import rotate_inputs, rotate_inputs_back
 from engine.quant.methods.outlier import outlier_columns
 from engine.quant.methods.smooth import smooth
 from engine.quant.quantize import dequantized

@@ -23,7 +23,7 @@ from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import approximated, why_not_given
 from engine.measure.calibration.block_inputs import Events
 from engine.measure.calibration.solve import method
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.estimate.first_order import (
     Changes,
     Moments,
@@ -39,7 +39,8 @@ from engine.measure.estimate.first_order import (
 from engine.measure.estimate.targets import less_one, uniform
 from engine.measure.evaluation.evaluate import run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
-from engine.measure.evaluation.reference import Reference
+from engine.measure.evaluation.reference import Reference, reference_of
+from engine.measure.preemption import again
 from engine.model.gradients import (
     Tap,
     Taps,
@@ -53,7 +54,7 @@ from engine.model.gradients import (
 from engine.model.memory import check_memory, memory_free, memory_needed
 from engine.model.network import Held, Preempted, StandIn
 from engine.session.artefact import OUTSIDE
-from engine.workspace import Workspace, again
+from engine.workspace import Loaded
 
 WHOLE = -2
 """The region of a network that cannot be resumed: all of it at once."""
@@ -85,22 +86,22 @@ class BackwardPass:
 
     def __init__(
         self,
-        workspace: Workspace,
+        loaded: Loaded,
         formats: Sequence[Format],
         direction: p.Direction,
-        account: Account,
+        counts: JobCounts,
         job: str,
         wanted: Sequence[tuple[str, Format]],
     ) -> None:
-        self.workspace, self.account, self.job = workspace, account, job
+        self.loaded, self.counts, self.job = loaded, counts, job
         self.formats, self.direction, self.wanted = formats, direction, wanted
-        self.network, self.reference = workspace.need_network()
-        self.draws = workspace.settings.draws
+        self.network, self.reference = loaded.network, reference_of(loaded)
+        self.draws = loaded.settings.draws
         # Losses: the text's targets, for a restore the distance from the reference, then draws.
         self.fixed = 1 if direction == "degrade" else 2
         self.losses = self.fixed + self.draws
         self.dtype = product_dtype(self.network.device, self.network.dtype)
-        self.budget = workspace.budget()
+        self.budget = loaded.budget()
         self.moments = {
             (name, format): Moments.empty(self.losses, self.reference.windows.count)
             for name, format in wanted
@@ -117,7 +118,7 @@ class BackwardPass:
         """
         reference = self.reference
         for batch in range(len(reference.batches)):
-            yield from run_reference(reference, batch, self.account)
+            yield from run_reference(reference, batch, self.counts)
         point = yield from self._point()
         regions = [WHOLE]
         if self.network.resumable:
@@ -166,7 +167,7 @@ class BackwardPass:
             def step(batch: int = batch) -> None:
                 self._step(point, region, batch, changes, last)
 
-            yield from again(self.account.timed("estimate_s", step))
+            yield from again(self.counts.timed("estimate_s", step))
             yield self._told(begun + share * done / len(part))
 
     def _told(self, share: float) -> p.Progress:
@@ -223,7 +224,7 @@ class BackwardPass:
         plain: list[Format] = []
         moved: dict[Format, StandIn] = {}
         for format in formats:
-            if self.workspace.should_stop():
+            if self.loaded.should_stop():
                 yield None
             held = yield from self._held(point, name, format)
             if isinstance(held, StandIn) and held.inputs is not None:
@@ -231,7 +232,7 @@ class BackwardPass:
                 continue
             approx = held.weight if isinstance(held, StandIn) else held
             into = deltas[len(plain)]
-            self.account.timed("estimate_s", partial(subtract, approx, weight, into))()
+            self.counts.timed("estimate_s", partial(subtract, approx, weight, into))()
             plain.append(format)
         return Changes(tuple(plain), deltas[: len(plain)], moved)
 
@@ -244,9 +245,9 @@ class BackwardPass:
         return (yield from self._quantised(name, format))
 
     def _quantised(self, name: str, format: Format) -> Events[Held]:
-        spent = self.account.timings
+        spent = self.counts.timings
         before = spent.get("quantize_s", 0.0)
-        held = yield from approximated(self.workspace, name, format, self.account)
+        held = yield from approximated(self.loaded, name, format, self.counts)
         more = spent.get("quantize_s", 0.0) - before
         spent["estimate_s"] = spent.get("estimate_s", 0.0) + more
         return held
@@ -262,7 +263,7 @@ class BackwardPass:
             for name, layer in network.layers.items()
             if layer.role not in OUTSIDE
             and why_not_held(format, layer.shape) is None
-            and why_not_given(self.workspace, name, format) is None
+            and why_not_given(self.loaded, name, format) is None
         ]
         needed = memory_needed((network.layers[name].shape for name in body), network.dtype)
         what = "every layer of the body in a format, beside the model,"
@@ -277,7 +278,7 @@ class BackwardPass:
             def run(batch: int = batch) -> None:
                 recipe.run(batch)
 
-            yield from again(self.account.timed("estimate_s", run))
+            yield from again(self.counts.timed("estimate_s", run))
             yield self._told(0.0)
         return Point(self.reference, recipe.state, held)
 
@@ -338,7 +339,7 @@ class BackwardPass:
         state = state[part]
         total: list[Tensor] = []
         for a, b in self.reference.chunks:
-            if self.workspace.should_stop():
+            if self.loaded.should_stop():
                 raise Preempted
             losses = self._losses(batch, part, a, b)
             taps, found = head_gradients(network, ids, state, (a, b), losses, held, list(changes))
@@ -358,7 +359,7 @@ class BackwardPass:
         targets = ids[:, a + 1 : b + 1]
         first = batch * reference.batches[0].shape[0] + part.start
         windows = range(first, first + len(ids))
-        seed, seq_len = self.workspace.settings.seed, reference.windows.seq_len
+        seed, seq_len = self.loaded.settings.seed, reference.windows.seq_len
         draws = [uniform(seed, draw, windows, seq_len)[:, a:b] for draw in range(self.draws)]
 
         def losses(logits: Tensor) -> list[Tensor]:

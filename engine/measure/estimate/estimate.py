@@ -30,18 +30,17 @@ from engine import protocol as p
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import why_not_given
-from engine.measure.calibration.calibration import calibration_parts
-from engine.measure.counts import Account
+from engine.measure.calibration.calibration import calibration_key
+from engine.measure.counts import JobCounts
 from engine.measure.estimate.backward_pass import BackwardPass, weights_alone
 from engine.measure.estimate.first_order import Moments, coupled
-from engine.quant import QUANTISER_VERSION
+from engine.measure.evaluation.reference import reference_of
 from engine.session.artefact import OUTSIDE
-from engine.workspace import Workspace
+from engine.store import keys
+from engine.workspace import Loaded
 
 COUPLING_PRIOR = 0.25
 """Standard deviation of the coupling about 1 that is expected before anything is seen."""
-ESTIMATOR_VERSION = 2
-"""Raised when an estimate comes to be made in another way: part of its key."""
 BEYOND = 0.05
 """Share of a small change that a quadratic model leaves out: a part of every standard error."""
 DOUBTFUL_KL = 0.1
@@ -52,20 +51,20 @@ Found = dict[str, dict[str, p.Estimate]]
 
 
 def estimate(
-    workspace: Workspace,
+    loaded: Loaded,
     formats: Sequence[Format],
     direction: p.Direction,
-    account: Account,
+    counts: JobCounts,
     job: str,
 ) -> Generator[p.AnyEvent | None, None, Found]:
     """Estimate every layer in every format.
 
     Args:
-        workspace: with a loaded model.
+        loaded: the model.
         formats: to degrade, those of the settings' ``estimate_formats`` share one coupling of each
             layer, and the others one; to restore, each is taken where all of the body holds it.
         direction: whether one layer holds the format, or all but one.
-        account: counts what is estimated; its ``estimate_s`` grows.
+        counts: of the job; its ``estimate_s`` grows.
         job: id, for progress.
 
     Yields:
@@ -77,82 +76,78 @@ def estimate(
     found: Found = {str(format): {} for format in formats}
     groups = [[format] for format in formats]
     if direction == "degrade":
-        named = set(map(parse_format, workspace.settings.estimate_formats))
+        named = set(map(parse_format, loaded.settings.estimate_formats))
         usual = [format for format in formats if format in named]
         groups = [usual, [format for format in formats if format not in usual]]
     for group in filter(None, groups):
-        yield from _estimated(workspace, group, direction, account, job, found)
+        yield from _estimated(loaded, group, direction, counts, job, found)
     return found
 
 
 def _estimated(
-    workspace: Workspace,
+    loaded: Loaded,
     formats: Sequence[Format],
     direction: p.Direction,
-    account: Account,
+    counts: JobCounts,
     job: str,
     found: Found,
 ) -> Generator[p.AnyEvent | None, None, None]:
-    network, _ = workspace.need_network()
-    keys: dict[tuple[str, Format], str] = {}
+    network = loaded.network
+    addresses: dict[tuple[str, Format], str] = {}
     for format in formats:
-        parts = yield from calibration_parts(workspace, [format], "reference")
+        calibration = yield from calibration_key(loaded, [format], "reference")
         for name, layer in network.layers.items():
             outside = direction == "restore" and layer.role in OUTSIDE
-            if (
-                outside
-                or why_not_held(format, layer.shape)
-                or why_not_given(workspace, name, format)
-            ):
+            if outside or why_not_held(format, layer.shape) or why_not_given(loaded, name, format):
                 continue
-            keys[name, format] = workspace.measured_key(
-                "estimate",
+            addresses[name, format] = keys.Estimate(
+                on=loaded.evaluation,
                 layer=name,
                 format=str(format),
-                estimator=ESTIMATOR_VERSION,
-                together=sorted(map(str, formats)),
+                together=tuple(sorted(map(str, formats))),
                 direction=direction,
-                draws=workspace.settings.draws,
-                seed=workspace.settings.seed,
-                quantiser=QUANTISER_VERSION,
-                scale_dtype=workspace.scale_dtype,
-                **parts,
-            )
-    known = workspace.known(list(keys.values()))
-    have = {at: fact for at, key in keys.items() if isinstance(fact := known.get(key), p.Estimate)}
-    yield from account.found([keys[at] for at in have], list(have.values()))
+                draws=loaded.settings.draws,
+                seed=loaded.settings.seed,
+                scale_dtype=loaded.scale_dtype,
+                calibration=calibration,
+            ).address
+    known = loaded.known(list(addresses.values()))
+    have = {
+        at: fact for at, key in addresses.items() if isinstance(fact := known.get(key), p.Estimate)
+    }
+    yield from counts.found([addresses[at] for at in have], list(have.values()))
     for (name, format), fact in have.items():
         found[str(format)][name] = fact
-    wanted = {at: key for at, key in keys.items() if at not in have}
+    wanted = {at: key for at, key in addresses.items() if at not in have}
     if not wanted:
         return
-    backward = BackwardPass(workspace, list(formats), direction, account, job, list(wanted))
+    backward = BackwardPass(loaded, list(formats), direction, counts, job, list(wanted))
     for event in backward.run():
         if not isinstance(event, dict):
             yield event
             continue
         facts = [
-            _fact(workspace, backward, name, format, moments, coupling)
+            _fact(loaded, backward, name, format, moments, coupling)
             for name, moments_of in event.items()
             for coupling in [_coupling(list(moments_of.values()), backward.fixed)]
             for format, moments in moments_of.items()
         ]
         for fact in facts:
             found[fact.format][fact.layer] = fact
-        account.measured += len(facts)
+        counts.measured += len(facts)
         at = [(name, format) for name, moments_of in event.items() for format in moments_of]
         yield p.Learned(tuple(wanted[each] for each in at), tuple(facts))
 
 
 def _fact(
-    workspace: Workspace,
+    loaded: Loaded,
     backward: BackwardPass,
     name: str,
     format: Format,
     moments: Moments,
     coupling: tuple[float, float],
 ) -> p.Estimate:
-    _, reference = workspace.need_network()
+    reference = reference_of(loaded)
     targets = reference.windows.targets
     slope = moments.total[: backward.fixed] / targets  # [losses, windows], nats per token
     curve = moments.square[backward.fixed :].mean(0) / (2 * targets)
@@ -174,14 +169,12 @@ def _fact(
         dnll=dnll_mean,
         dnll_se=dnll_se,
         tokens=reference.windows.count * targets,
-        draws=workspace.settings.draws,
-        doubt=_doubt(workspace, backward.direction, name, format, abs(kl_mean)),
+        draws=loaded.settings.draws,
+        doubt=_doubt(loaded, backward.direction, name, format, abs(kl_mean)),
     )
 
 
-def _doubt(
-    workspace: Workspace, direction: p.Direction, name: str, format: Format, kl: float
-) -> str:
+def _doubt(loaded: Loaded, direction: p.Direction, name: str, format: Format, kl: float) -> str:
     """Why a figure may not hold."""
     if not math.isfinite(kl):
         return "the gradients are not finite"
@@ -191,7 +184,7 @@ def _doubt(
         return "where all is held in 3 bits or fewer, effects are no longer quadratic"
     if direction == "restore" and any(method.name == "a8" for method in format.methods):
         return "where all inputs are rounded, gradients pass as if they were not"
-    layers = workspace.need_network()[0].layers
+    layers = loaded.network.layers
     if layers[name].role == "experts" and weights_alone(format) != format:
         return "of experts, what rounding the inputs adds is not in the estimate"
     routed = any(x.role == "experts" and x.start >= layers[name].start for x in layers.values())

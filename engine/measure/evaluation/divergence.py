@@ -1,9 +1,4 @@
-"""Windows of tokens, and what is counted over them: NLL, its change, KL.
-
-The convention of the GPTQ, AWQ and SmoothQuant papers: windows that do not overlap, the mean over
-``seq_len − 1`` targets of each. With a stride, windows overlap and only the last ``stride`` targets
-of each count. Both come from `cut`. All values are nats per token.
-"""
+"""What is counted over windows of tokens: NLL, its change, KL. All values are nats per token."""
 
 from __future__ import annotations
 
@@ -14,79 +9,6 @@ from dataclasses import dataclass
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
-
-from engine.errors import TextError, UsageError
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Evaluation text as equal windows."""
-
-    ids: Tensor
-    """``[windows, seq_len]``, int64, on the CPU."""
-    targets: int
-    """How many of the last targets of each window count."""
-
-    @property
-    def count(self) -> int:
-        """Number of windows."""
-        return self.ids.shape[0]
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens in a window."""
-        return self.ids.shape[1]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in all windows together."""
-        return self.ids.numel()
-
-    @property
-    def first(self) -> int:
-        """First position whose prediction counts; the last is ``seq_len − 2``."""
-        return self.seq_len - 1 - self.targets
-
-
-def cut(ids: Tensor, seq_len: int, tokens: int, stride: int | None = None) -> Windows:
-    """Cut a row of tokens into windows.
-
-    Args:
-        ids: ``[tokens of the text]``.
-        seq_len: tokens in a window.
-        tokens: how many to use: ``tokens // seq_len`` windows, or as many as the text has.
-        stride: None for windows side by side.
-
-    Raises:
-        TextError: if the text is shorter than one window.
-        UsageError: if stride or seq_len make no sense.
-    """
-    if seq_len < 2:
-        raise UsageError(f"a window of {seq_len} token has no target: --seq-len must be 2 or more")
-    if stride is not None and not 1 <= stride < seq_len:
-        raise UsageError(f"--stride {stride} must lie between 1 and seq_len − 1 = {seq_len - 1}")
-    have = ids.numel()
-    if have < seq_len:
-        raise TextError(
-            f"the text has {have} tokens, fewer than one window of {seq_len}: "
-            f"give a longer --text or a --seq-len of at most {max(have, 2)}"
-        )
-    step = stride or seq_len
-    fit = (have - seq_len) // step + 1
-    asked = max(1, tokens // seq_len)
-    starts = torch.arange(min(fit, asked)) * step
-    rows = torch.stack([ids[s : s + seq_len] for s in starts.tolist()])
-    return Windows(rows.to(torch.int64), stride or seq_len - 1)
-
-
-def shuffled(windows: Windows, seed: int) -> Windows:
-    """The same windows in random order: the first few are then a sample of the whole text.
-
-    What neighbours in a text have in common would make figures on a part of it look surer than
-    they are.
-    """
-    order = torch.randperm(windows.count, generator=torch.Generator().manual_seed(seed))
-    return Windows(windows.ids[order], windows.targets)
 
 
 @dataclass(frozen=True)

@@ -14,138 +14,138 @@ from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits
 from engine.measure.calibration.approximate import approximated, columns_kept, recipe_inputs
 from engine.measure.calibration.block_inputs import RecipeInputs
-from engine.measure.calibration.calibration import calibration_parts
-from engine.measure.counts import Account
+from engine.measure.calibration.calibration import calibration_key
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, mean_with_error, perplexity
 from engine.measure.evaluation.recipe_run import RecentRuns, RecipeRun
-from engine.measure.evaluation.reference import Reference
+from engine.measure.evaluation.reference import Reference, reference_of
+from engine.measure.preemption import again
 from engine.model.memory import memory_free
 from engine.model.network import Held, Network
-from engine.quant import QUANTISER_VERSION
 from engine.service.jobs import Steps
 from engine.session import recipe_hash
 from engine.session.artefact import Size, artefact_size, bits_as_stored
-from engine.workspace import Workspace, again
+from engine.store import keys
+from engine.workspace import Loaded, Opened
 
 Found = Generator[p.AnyEvent | None, None, p.RecipeScore]
 
 
-def evaluate(workspace: Workspace, layers: Mapping[str, str], job: str) -> Steps:
+def evaluate(loaded: Loaded, layers: Mapping[str, str], job: str) -> Steps:
     """Score a recipe, partial scores after every micro-batch.
 
     Args:
-        workspace: with a loaded model.
+        loaded: the model.
         layers: names of the layers that are not kept, with the format each holds.
         job: id, for progress.
 
     Yields:
         `RecipePartial`, `Progress`, at last `Learned` with a `RecipeScore`.
     """
-    account = Account(timings={"load_s": workspace.load_s})
-    nll = (yield from baseline(workspace, account)).nll
-    yield from score(workspace, layers, nll, account, job)
-    return account.outcome()
+    counts = JobCounts(timings={"load_s": loaded.load_s})
+    nll = (yield from baseline(loaded, counts)).nll
+    yield from score(loaded, layers, nll, counts, job)
+    return counts.outcome()
 
 
-def baseline(
-    workspace: Workspace, account: Account
-) -> Generator[p.AnyEvent | None, None, p.Baseline]:
+def baseline(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, None, p.Baseline]:
     """The unchanged model's score, from the store if it is there."""
-    _, reference = workspace.need_network()
-    key = workspace.measured_key("baseline")
-    known = workspace.known([key]).get(key)
+    reference = reference_of(loaded)
+    key = keys.Baseline(on=loaded.evaluation).address
+    known = loaded.known([key]).get(key)
     if isinstance(known, p.Baseline):
-        yield from account.found([key], [known])
+        yield from counts.found([key], [known])
         return known
     for batch in range(len(reference.batches)):
-        yield from run_reference(reference, batch, account)
+        yield from run_reference(reference, batch, counts)
     found = mean_with_error(reference.nll_sums(), reference.windows.targets)
     counted = reference.windows.count * reference.windows.targets
     fact = p.Baseline(found.mean, found.se, perplexity(found.mean), counted)
-    yield account.learnt(key, fact)
+    yield counts.learnt(key, fact)
     return fact
 
 
 def run_reference(
-    reference: Reference, batch: int, account: Account
+    reference: Reference, batch: int, counts: JobCounts
 ) -> Generator[None, None, None]:
     """Run the unchanged network on one micro-batch, if it was not yet."""
     if not reference.known(batch):
-        yield from again(account.timed("measure_s", lambda: reference.run(batch)))
+        yield from again(counts.timed("measure_s", lambda: reference.run(batch)))
         yield None
 
 
 def changed(
-    workspace: Workspace,
+    loaded: Loaded,
     batch: int,
     start: int,
     weights: Mapping[str, Held],
-    account: Account,
+    counts: JobCounts,
 ) -> Generator[None, None, Tally]:
     """Compare one micro-batch of the network holding ``weights`` with the reference."""
-    _, reference = workspace.need_network()
-    yield from run_reference(reference, batch, account)
-    step = account.timed("measure_s", lambda: reference.measure(batch, start, weights))
+    reference = reference_of(loaded)
+    yield from run_reference(reference, batch, counts)
+    step = counts.timed("measure_s", lambda: reference.measure(batch, start, weights))
     return (yield from again(step))
 
 
 def score(
-    workspace: Workspace, layers: Mapping[str, str], nll: float, account: Account, job: str = ""
+    loaded: Loaded, layers: Mapping[str, str], nll: float, counts: JobCounts, job: str = ""
 ) -> Found:
     """One recipe's score, from the store if it is there.
 
     Args:
-        workspace: with a loaded model.
+        loaded: the model.
         layers: names of the layers that are not kept, with the format each holds.
         nll: the unchanged model's.
-        account: counts what is measured.
+        counts: of the job; what is measured is added.
         job: with a job's id, partial scores and progress come before, and the recipe's states are
             kept for the recipe after it.
     """
-    network, reference = workspace.need_network()
+    network, reference = loaded.network, reference_of(loaded)
     unknown = [name for name in layers if name not in network.layers]
     if unknown:
         raise UsageError(f"the model has no layer {unknown[0]!r}")
     formats = {name: parse_format(text) for name, text in layers.items()}
     recipe = {name: str(format) for name, format in sorted(formats.items())}
-    parts = yield from calibration_parts(workspace, formats.values(), "sequential")
-    key = workspace.measured_key(
-        "recipe",
+    key = keys.RecipeScore(
+        on=loaded.evaluation,
         recipe=recipe,
-        quantiser=QUANTISER_VERSION,
-        scale_dtype=workspace.scale_dtype,
-        **parts,
-    )
-    known = workspace.known([key]).get(key)
+        scale_dtype=loaded.scale_dtype,
+        calibration=(yield from calibration_key(loaded, formats.values(), "sequential")),
+    ).address
+    known = loaded.known([key]).get(key)
     if isinstance(known, p.RecipeScore):
-        yield from account.found([key], [known])
+        yield from counts.found([key], [known])
         return known
 
-    if workspace.recent_runs is None:
-        workspace.recent_runs = RecentRuns()
-    recent = workspace.recent_runs if job else RecentRuns()
+    recent = loaded.part(RecentRuns, RecentRuns) if job else RecentRuns()
     run = recent.of_recipe(reference, made_from(network, formats), keep=bool(job))
     # Where all changed layers do not fit beside the model, each step quantises them again.
     together = sum(math.prod(network.layers[n].shape) for n in layers) * network.dtype.itemsize
     fits = together <= memory_free(network.device) // 2
-    states = yield from recipe_inputs(workspace, formats)
+    states = yield from recipe_inputs(loaded, formats)
     tallies: list[Tally] = []
     total = len(reference.batches)
     try:
         for batch in range(total):
-            yield from run_reference(reference, batch, account)
+            yield from run_reference(reference, batch, counts)
             if not run.known(batch):
-                yield from _run(workspace, run, recent, formats, states, batch, account)
+                yield from _run(loaded, run, recent, formats, states, batch, counts)
             if not fits:
                 run.recipe.clear()
             tallies.append(run.tally(batch))
             done = batch + 1 == total
-            size = recipe_size(workspace, formats, columns_kept(workspace, states))
+            size = recipe_size(
+                loaded.opened,
+                formats,
+                columns_kept(loaded, states),
+                tied=loaded.network.tied,
+            )
             fact = _score(recipe, size, nll, tallies, reference, done)
             if states is not None:
                 fact = msgspec.structs.replace(fact, calibration="sequential")
             if done:
-                yield account.learnt(key, fact)
+                yield counts.learnt(key, fact)
             elif job:
                 yield p.RecipePartial(fact)
                 yield p.Progress(job=job, done=batch + 1, total=total)
@@ -157,16 +157,16 @@ def score(
 
 
 def _run(
-    workspace: Workspace,
+    loaded: Loaded,
     run: RecipeRun,
     recent: RecentRuns,
     formats: Mapping[str, Format],
     states: RecipeInputs | None,
     batch: int,
-    account: Account,
+    counts: JobCounts,
 ) -> Generator[p.AnyEvent | None, None, None]:
     """Run one micro-batch from the last block up to which a recipe before was the same."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     below, start = recent.below(run, batch)
     at = below.nearest(batch, start)
     for name in sorted(formats, key=lambda name: network.layers[name].start):
@@ -177,14 +177,14 @@ def _run(
         if held is None and states is not None:
             held = states.settled.get(name)
         if held is None:
-            held = yield from approximated(workspace, name, format, account, states)
+            held = yield from approximated(loaded, name, format, counts, states)
         if states is not None:
             states.settled[name] = held
         run.recipe[name] = held
-        if workspace.should_stop():
+        if loaded.should_stop():
             yield None
     recent.make_room(run, batch, below, start)
-    step = account.timed("measure_s", lambda: run.run(batch, below, start))
+    step = counts.timed("measure_s", lambda: run.run(batch, below, start))
     yield from again(step)
 
 
@@ -210,16 +210,21 @@ def made_from(network: Network, formats: Mapping[str, Format]) -> dict[str, str]
 
 
 def recipe_size(
-    workspace: Workspace, formats: Mapping[str, Format], columns: Mapping[str, int] | None = None
+    opened: Opened,
+    formats: Mapping[str, Format],
+    columns: Mapping[str, int] | None = None,
+    *,
+    tied: bool = False,
 ) -> Size:
     """How large the artefact of a recipe is; layers that are not named are kept.
 
     Args:
-        workspace: with the checkpoint's rows.
+        opened: the checkpoint.
         formats: the recipe.
         columns: input channels that ``+outlier`` keeps, where it is known; else none are counted.
+        tied: whether the model has one tensor for head and embedding.
     """
-    rows = list(workspace.rows.values())
+    rows = list(opened.rows.values())
     bits = [
         bits_as_stored(row.shape, row.dtype)
         if (format := formats.get(row.name)) is None
@@ -231,8 +236,8 @@ def recipe_size(
         [row.shape for row in rows],
         bits,
         [row.name in formats for row in rows],
-        workspace.other_bytes,
-        tied=workspace.network is not None and workspace.network.tied,
+        opened.other_bytes,
+        tied=tied,
     )
 
 
@@ -266,14 +271,14 @@ def _score(
     )
 
 
-def forward_seconds(workspace: Workspace) -> Generator[None, None, float]:
+def forward_seconds(loaded: Loaded) -> Generator[None, None, float]:
     """Seconds of one plain forward pass over the same tokens: what other timings are held against.
 
     The model's own forward with whole logits, micro-batch by micro-batch, nothing kept.
     """
-    _, reference = workspace.need_network()
-    account = Account()
+    reference = reference_of(loaded)
+    counts = JobCounts()
     for batch in range(len(reference.batches)):
-        yield from again(account.timed("forward", lambda batch=batch: reference.plain(batch)))  # type: ignore[misc]
+        yield from again(counts.timed("forward", lambda batch=batch: reference.plain(batch)))  # type: ignore[misc]
         yield None
-    return account.timings.get("forward", 0.0)
+    return counts.timings.get("forward", 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine import protocol as p
 from engine.recipes.given import check_given, given_recipe
 from engine.service.jobs import Context, JobSpec, Resolved, Steps
-from engine.workspace import Workspace
+from engine.workspace import Loaded, Opened, Workspace
 
 
 def _accepted(context: Context[Workspace], command: p.Evaluate) -> p.Evaluate:
@@ -14,7 +14,7 @@ def _accepted(context: Context[Workspace], command: p.Evaluate) -> p.Evaluate:
 
 
 def _given(context: Context[Workspace], command: p.Evaluate) -> Resolved:
-    return given_recipe(context.session, command, tied=context.workspace.tied)
+    return given_recipe(context.session, command, tied=context.workspace.need(Opened).tied)
 
 
 def _own(context: Context[Workspace], command: p.MeasureRecipe) -> Resolved:
@@ -24,7 +24,7 @@ def _own(context: Context[Workspace], command: p.MeasureRecipe) -> Resolved:
 def _steps(context: Context[Workspace], command: p.Command) -> Steps:
     from engine.measure.evaluation.evaluate import evaluate
 
-    return (yield from evaluate(context.workspace, context.recipe, context.job))
+    return (yield from evaluate(context.workspace.need(Loaded), context.recipe, context.job))
 
 
 EVALUATE = JobSpec(

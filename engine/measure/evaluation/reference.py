@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from engine.measure.evaluation.boundary_states import BoundaryStates, CachePlan, CacheSizes, choose
-from engine.measure.evaluation.divergence import Tally, Windows, compare
+from engine.measure.evaluation.divergence import Tally, compare
 from engine.measure.evaluation.memory_tiers import KeptTensor, TieredMemory
 from engine.model.cost import cost_of
+from engine.model.memory import memory_free
 from engine.model.network import Held, Network
+from engine.texts.windows import Windows
+from engine.workspace import Loaded
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Logits of one chunk of positions, in bytes of float32: each is a pass through the model's code,
@@ -238,6 +241,18 @@ class Reference:
             self.memory.weigh(sample, time.perf_counter() - begun)
         reading = self.memory.reading if self.memory.beyond else None
         return choose(sizes, room, reading, logits=logits)
+
+
+def reference_of(loaded: Loaded) -> Reference:
+    """The reference of a loaded model on its windows; made when first asked for."""
+
+    def make() -> Reference:
+        settings = loaded.settings
+        # Of a budget that is given, the other half is for what calibrates and estimates.
+        budget = (settings.memory_budget or memory_free(loaded.network.device)) // 2
+        return Reference(loaded.network, loaded.windows, settings.batch_tokens, budget)
+
+    return loaded.part(Reference, make)
 
 
 def tiles(logits: Tensor) -> Iterator[tuple[slice, slice]]:

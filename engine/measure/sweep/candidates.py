@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +20,25 @@ from engine import protocol as p
 from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import approximated, why_not_given
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, perplexity
 from engine.measure.evaluation.evaluate import changed, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
+from engine.measure.evaluation.reference import reference_of
+from engine.measure.preemption import again
 from engine.measure.sweep.top_k import Evidence, evidence
 from engine.measure.sweep.units import Unit
 from engine.model.memory import check_memory, memory_free, memory_needed
 from engine.model.network import Held, StandIn
-from engine.quant import QUANTISER_VERSION
-from engine.workspace import Workspace, again
+from engine.store import keys
+from engine.workspace import Loaded
+
+
+class Tallies(dict[str, list[Tally]]):
+    """Tallies of measurements that have not seen all windows, by the key of the figure on all.
+
+    Kept with the model, so that another sweep goes on from there.
+    """
 
 
 @dataclass(eq=False)
@@ -42,7 +50,7 @@ class Candidate:
     key: str
     """Of the figure on all windows."""
     tallies: list[Tally]
-    """Of the micro-batches measured so far, in order; kept by the workspace until all are."""
+    """Of the micro-batches measured so far, in order; kept by the loaded until all are."""
     held: dict[str, Held] | None = None
     """The unit's weights in the format, where they are kept between two micro-batches."""
 
@@ -54,8 +62,8 @@ class SweepTable:
     format: Format
     direction: p.Direction
     by: p.By
-    calibration: dict[str, Any] = field(default_factory=dict)
-    """What calibrated methods rest on, as a part of keys; empty without any."""
+    calibration: keys.Calibration | None = None
+    """What calibrated methods rest on, as a part of keys."""
     todo: list[Candidate] = field(default_factory=list)
     """In the order in which they are to be measured."""
     found: dict[str, p.Sensitivity] = field(default_factory=dict)
@@ -64,55 +72,50 @@ class SweepTable:
     """Names of the units that are neither embedding nor head."""
 
 
-def why_not(workspace: Workspace, layer: str, format: Format) -> str | None:
+def why_not(loaded: Loaded, layer: str, format: Format) -> str | None:
     """Why a layer cannot hold a format; None if it can."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     why = why_not_held(format, network.layers[layer].shape)
-    return why or why_not_given(workspace, layer, format)
+    return why or why_not_given(loaded, layer, format)
 
 
-def figure_key(workspace: Workspace, unit: Unit, table: SweepTable, exactness: str = "") -> str:
+def figure_key(loaded: Loaded, unit: Unit, table: SweepTable, exactness: str = "") -> str:
     """Content address of a unit's figure.
 
     Args:
-        workspace: with a loaded model.
+        loaded: the model.
         unit: what is changed.
         table: its format, direction and division into units.
         exactness: what the figure was measured for, where that was not on all windows.
     """
-    parts: dict[str, object] = {"layer": unit.name, "direction": table.direction}
-    if table.by != "layer":
-        parts |= {"by": table.by, "layers": unit.layers}
-    if exactness:
-        parts["effort"] = exactness
-    if table.calibration:
-        parts["calibration"] = table.calibration
-    return workspace.measured_key(
-        "sensitivity",
+    return keys.Sensitivity(
+        on=loaded.evaluation,
+        layer=unit.name,
         format=str(table.format),
-        quantiser=QUANTISER_VERSION,
-        scale_dtype=workspace.scale_dtype,
-        **parts,
-    )
+        direction=table.direction,
+        scale_dtype=loaded.scale_dtype,
+        by=table.by,
+        layers=() if table.by == "layer" else unit.layers,
+        effort=exactness,
+        calibration=table.calibration,
+    ).address
 
 
 class Measuring:
     """Measures the candidates of one table."""
 
-    def __init__(
-        self, workspace: Workspace, table: SweepTable, nll: float, account: Account
-    ) -> None:
+    def __init__(self, loaded: Loaded, table: SweepTable, nll: float, counts: JobCounts) -> None:
         """
         Args:
-            workspace: with a loaded model.
+            loaded: the model.
             table: of the candidates.
             nll: the unchanged model's.
-            account: counts what is measured.
+            counts: of the job; what is measured is added.
         """
-        self._workspace, self._table, self._nll = workspace, table, nll
-        self._account = account
+        self._loaded, self._table, self._nll = loaded, table, nll
+        self._counts = counts
         self._everything: RecipeRun | None = None
-        network, self._reference = workspace.need_network()
+        network, self._reference = loaded.network, reference_of(loaded)
         self._room = memory_free(network.device) // 4
 
     @property
@@ -142,7 +145,7 @@ class Measuring:
         if self._table.direction == "degrade":
             held = yield from self._weights(candidate, keep=keep)
             tally = yield from changed(
-                self._workspace, batch, candidate.unit.start, held, self._account
+                self._loaded, batch, candidate.unit.start, held, self._counts
             )
         else:
             tally = yield from self._given_back(candidate, batch)
@@ -154,7 +157,7 @@ class Measuring:
             self._room += _bytes(candidate.held)
             candidate.held = None
         if len(candidate.tallies) == self.micro_batches:
-            self._workspace.tallies.pop(candidate.key, None)
+            self._loaded.part(Tallies, Tallies).pop(candidate.key, None)
 
     def figure(self, candidate: Candidate) -> p.Sensitivity:
         """What a candidate's tallies say so far."""
@@ -216,44 +219,44 @@ class Measuring:
         held: dict[str, Held] = {}
         for name in layers:
             held[name] = yield from approximated(
-                self._workspace, name, self._table.format, self._account
+                self._loaded, name, self._table.format, self._counts
             )
-            if self._workspace.should_stop():
+            if self._loaded.should_stop():
                 yield None
         return held
 
     def _given_back(
         self, candidate: Candidate, batch: int
     ) -> Generator[p.AnyEvent | None, None, Tally]:
-        network, reference = self._workspace.need_network()
-        account = self._account
-        yield from run_reference(reference, batch, account)
+        network, reference = self._loaded.network, reference_of(self._loaded)
+        counts = self._counts
+        yield from run_reference(reference, batch, counts)
         if self._everything is None:
-            layers = body_holding(self._workspace, self._table.format)
+            layers = body_holding(self._loaded, self._table.format)
             needed = memory_needed((network.layers[n].shape for n in layers), network.dtype)
             what = "every layer of the body in a format, beside the model,"
             check_memory(needed, memory_free(network.device), network.device, what=what)
             self._everything = RecipeRun(reference, (yield from self._quantised(layers)))
         everything = self._everything
         if not everything.known(batch):
-            yield from again(account.timed("measure_s", lambda: everything.run(batch)))
+            yield from again(counts.timed("measure_s", lambda: everything.run(batch)))
             yield None
         together = everything.tally(batch)
         own = {name: network.weight(name) for name in candidate.unit.layers}
-        step = account.timed(
+        step = counts.timed(
             "measure_s", lambda: everything.measure(batch, candidate.unit.start, own)
         )
         without = yield from again(step)
         return Tally(together.dnll - without.dnll, together.kl - without.kl, without.agree)
 
 
-def body_holding(workspace: Workspace, format: Format) -> tuple[str, ...]:
+def body_holding(loaded: Loaded, format: Format) -> tuple[str, ...]:
     """Layers but embedding and head that can hold a format: what a uniform recipe changes."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     return tuple(
         name
         for name, layer in network.layers.items()
-        if layer.role not in ("embedding", "head") and why_not(workspace, name, format) is None
+        if layer.role not in ("embedding", "head") and why_not(loaded, name, format) is None
     )
 
 

@@ -13,56 +13,56 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally
 from engine.measure.evaluation.evaluate import changed, run_reference
-from engine.measure.evaluation.reference import Reference
+from engine.measure.evaluation.reference import Reference, reference_of
+from engine.measure.preemption import again
 from engine.model.inputs import watching
 from engine.model.memory import memory_free
 from engine.model.network import Held, Network, StandIn
-from engine.workspace import Workspace, again
+from engine.store import keys
+from engine.workspace import Loaded
 
 FEW_TOKENS = 8
 
 
-def control(
-    workspace: Workspace, account: Account
-) -> Generator[p.AnyEvent | None, None, p.Control]:
+def control(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, None, p.Control]:
     """Swap a layer of the middle block and the head, each for itself; then measure the floor.
 
     The swap measures exactly 0 on a CPU. The floor is what the first micro-batch measures with all
     that is mathematically the same rounded in another way; where kernels may round the same product
     differently twice, running the same twice counts too.
     """
-    network, reference = workspace.need_network()
-    key = workspace.measured_key("control", floor="rounded otherwise")
-    known = workspace.known([key]).get(key)
+    network, reference = loaded.network, reference_of(loaded)
+    key = keys.Control(on=loaded.evaluation).address
+    known = loaded.known([key]).get(key)
     if isinstance(known, p.Control):
-        yield from account.found([key], [known])
+        yield from counts.found([key], [known])
         return known
     first: dict[int, str] = {}
     for name, layer in network.layers.items():
         if layer.start in (len(network.blocks) // 2, len(network.blocks)):
             first.setdefault(layer.start, name)
-    yield from run_reference(reference, 0, account)
+    yield from run_reference(reference, 0, counts)
     worst = ("", 0.0, 0.0)
     for start, name in first.items():
         same = {name: network.weight(name).clone()}
-        tally = yield from changed(workspace, 0, start, same, account)
+        tally = yield from changed(loaded, 0, start, same, counts)
         dnll, kl = _largest(reference, [tally])
         if not worst[0] or max(dnll, kl) > max(worst[1:]) or math.isnan(dnll + kl):
             worst = (name, dnll, kl)
         yield None
-    step = account.timed("measure_s", lambda: rounded_otherwise(network, reference.batches[0]))
+    step = counts.timed("measure_s", lambda: rounded_otherwise(network, reference.batches[0]))
     held = yield from again(step)
     yield None
-    tallies = [(yield from changed(workspace, 0, -1, held, account))]
+    tallies = [(yield from changed(loaded, 0, -1, held, counts))]
     yield None
     if network.device.type != "cpu":
-        tallies.append((yield from changed(workspace, 0, -1, {}, account)))
+        tallies.append((yield from changed(loaded, 0, -1, {}, counts)))
         yield None
     fact = p.Control(*worst, *_largest(reference, tallies))
-    yield account.learnt(key, fact)
+    yield counts.learnt(key, fact)
     return fact
 
 

@@ -8,7 +8,7 @@ from engine import protocol as p
 from engine.measure.sweep.exactness import parse_exactness
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
-from engine.workspace import Workspace
+from engine.workspace import Loaded, Workspace
 
 
 def _accepted(context: Context[Workspace], command: p.Sweep) -> p.Sweep:
@@ -28,7 +28,7 @@ def _steps(context: Context[Workspace], command: p.Sweep) -> Steps:
 
     return (
         yield from sweep(
-            context.workspace,
+            context.workspace.need(Loaded),
             command.formats,
             command.direction,
             context.job,

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from engine import protocol as p
 from engine.formats.grammar import Format, parse_built
-from engine.measure.calibration.calibration import calibration_parts
-from engine.measure.counts import Account
+from engine.measure.calibration.calibration import calibration_key
+from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import estimate
 from engine.measure.evaluation.evaluate import baseline, forward_seconds, score
 from engine.measure.sweep.agreement import Comparing
@@ -23,6 +23,7 @@ from engine.measure.sweep.candidates import (
     Candidate,
     Measuring,
     SweepTable,
+    Tallies,
     body_holding,
     figure_key,
     why_not,
@@ -32,9 +33,9 @@ from engine.measure.sweep.exactness import parse_exactness
 from engine.measure.sweep.progress import SweepProgress
 from engine.measure.sweep.top_k import Evidence, outside, well_known
 from engine.measure.sweep.units import units
-from engine.quant import QUANTISER_VERSION
 from engine.service.jobs import Steps
-from engine.workspace import Workspace
+from engine.store import keys
+from engine.workspace import Loaded
 
 Found = Generator[p.AnyEvent | None, None, None]
 Estimates = Mapping[str, Mapping[str, p.Estimate]]
@@ -42,7 +43,7 @@ Estimates = Mapping[str, Mapping[str, p.Estimate]]
 
 
 def sweep(
-    workspace: Workspace,
+    loaded: Loaded,
     formats: Sequence[str],
     direction: p.Direction,
     job: str,
@@ -53,7 +54,7 @@ def sweep(
     """Estimate every layer in every format, and measure those that are asked for, each alone.
 
     Args:
-        workspace: with a loaded model.
+        loaded: the model.
         formats: what layers hold. To degrade, the settings' ``estimate_formats`` are estimated
             beside them.
         direction: whether one layer is changed, or one given back where all are changed.
@@ -71,17 +72,16 @@ def sweep(
     """
     exactness = parse_exactness(exact)
     parsed = [parse_built(text) for text in formats]
-    network, _ = workspace.need_network()
-    account = Account(timings={"load_s": workspace.load_s, "quantize_s": 0.0, "estimate_s": 0.0})
-    nll = (yield from baseline(workspace, account)).nll
-    floor = (yield from control(workspace, account)).floor_kl
+    network = loaded.network
+    counts = JobCounts(timings={"load_s": loaded.load_s, "quantize_s": 0.0, "estimate_s": 0.0})
+    nll = (yield from baseline(loaded, counts)).nll
+    floor = (yield from control(loaded, counts)).floor_kl
 
     tables = [SweepTable(format, direction, by) for format in parsed]
     for table in tables:
-        parts = yield from calibration_parts(workspace, [table.format], "reference")
-        table.calibration = parts.get("calibration", {})
-        yield from _from_store(workspace, table, str(exactness) if exactness.top else "", account)
-    estimates = yield from _estimated(workspace, parsed, direction, account, job)
+        table.calibration = yield from calibration_key(loaded, [table.format], "reference")
+        yield from _from_store(loaded, table, str(exactness) if exactness.top else "", counts)
+    estimates = yield from _estimated(loaded, parsed, direction, counts, job)
     for table in tables:
         _sort(table, estimates.get(str(table.format), {}))
     # Units other than layers have no estimates to agree with.
@@ -91,30 +91,30 @@ def sweep(
     progress = SweepProgress(job, network, todo, len(todo) + known)
     for table in tables:
         if todo and table.todo:
-            measuring = Measuring(workspace, table, nll, account)
+            measuring = Measuring(loaded, table, nll, counts)
             try:
                 if exactness.top is None:
-                    yield from _measure_all(table, measuring, account, progress, comparing)
+                    yield from _measure_all(table, measuring, counts, progress, comparing)
                 else:
                     yield from _measure_top(
-                        workspace, table, exactness.top, measuring, account, progress, comparing
+                        loaded, table, exactness.top, measuring, counts, progress, comparing
                     )
             finally:
                 measuring.close()
         yield from comparing.now(str(table.format), table.found)
         if exactness.top != 0 and by == "layer" and table.body & set(table.found):
-            yield from _additivity(workspace, table, nll, account)
-    if account.measured:
-        account.timings["forward_s"] = yield from forward_seconds(workspace)
-    return account.outcome()
+            yield from _additivity(loaded, table, nll, counts)
+    if counts.measured:
+        counts.timings["forward_s"] = yield from forward_seconds(loaded)
+    return counts.outcome()
 
 
-def _from_store(workspace: Workspace, table: SweepTable, exactness: str, account: Account) -> Found:
+def _from_store(loaded: Loaded, table: SweepTable, exactness: str, counts: JobCounts) -> Found:
     """Announce what the store knows of a table, and list what is left to measure.
 
     A figure on all windows answers every question; one on fewer only the question it was for.
     """
-    network, _ = workspace.need_network()
+    network = loaded.network
     full: dict[str, str] = {}
     partial: dict[str, str] = {}
     candidates: dict[str, Candidate] = {}
@@ -124,7 +124,7 @@ def _from_store(workspace: Workspace, table: SweepTable, exactness: str, account
     for unit in wanted:
         able: list[str] = []
         for name in unit.layers:
-            if (why := why_not(workspace, name, table.format)) is None:
+            if (why := why_not(loaded, name, table.format)) is None:
                 able.append(name)
             else:
                 yield p.Fallback(layer=name, format=str(table.format), why=why)
@@ -133,41 +133,42 @@ def _from_store(workspace: Workspace, table: SweepTable, exactness: str, account
         held = replace(
             unit, layers=tuple(able), start=min(network.layers[name].start for name in able)
         )
-        key = full[unit.name] = figure_key(workspace, held, table)
+        key = full[unit.name] = figure_key(loaded, held, table)
         if exactness:
-            partial[unit.name] = figure_key(workspace, held, table, exactness)
+            partial[unit.name] = figure_key(loaded, held, table, exactness)
         candidates[unit.name] = Candidate(held, key, [])
         if unit.body:
             table.body.add(unit.name)
-    known = workspace.known([*full.values(), *partial.values()])
-    keys: list[str] = []
+    known = loaded.known([*full.values(), *partial.values()])
+    tallies = loaded.part(Tallies, Tallies)
+    found: list[str] = []
     for name, candidate in candidates.items():
         key = full[name]
         if key not in known and partial.get(name) in known:
             key = partial[name]
         if isinstance(fact := known.get(key), p.Sensitivity):
             table.found[name] = fact
-            keys.append(key)
+            found.append(key)
         else:
             # Windows that an earlier sweep measured are not measured again.
-            candidate.tallies = workspace.tallies.setdefault(key, [])
+            candidate.tallies = tallies.setdefault(key, [])
             table.todo.append(candidate)
-    yield from account.found(keys, list(table.found.values()))
+    yield from counts.found(found, list(table.found.values()))
 
 
 def _estimated(
-    workspace: Workspace,
+    loaded: Loaded,
     formats: Sequence[Format],
     direction: p.Direction,
-    account: Account,
+    counts: JobCounts,
     job: str,
 ) -> Generator[p.AnyEvent | None, None, Estimates]:
     """Estimates of all layers in the swept formats; to degrade, in the settings' too."""
     chosen: dict[str, Format] = {}
     if direction == "degrade":
-        chosen = {str(f): f for f in map(parse_built, workspace.settings.estimate_formats)}
+        chosen = {str(f): f for f in map(parse_built, loaded.settings.estimate_formats)}
     chosen |= {str(format): format for format in formats}
-    return (yield from estimate(workspace, list(chosen.values()), direction, account, job))
+    return (yield from estimate(loaded, list(chosen.values()), direction, counts, job))
 
 
 def _sort(table: SweepTable, estimates: Mapping[str, p.Estimate]) -> None:
@@ -187,7 +188,7 @@ def _sort(table: SweepTable, estimates: Mapping[str, p.Estimate]) -> None:
 def _measure_all(
     table: SweepTable,
     measuring: Measuring,
-    account: Account,
+    counts: JobCounts,
     progress: SweepProgress,
     comparing: Comparing,
 ) -> Found:
@@ -203,16 +204,16 @@ def _measure_all(
         fact = table.found[candidate.unit.name] = measuring.figure(candidate)
         measuring.drop(candidate)
         progress.finish(candidate.unit)
-        yield account.learnt(candidate.key, fact)
+        yield counts.learnt(candidate.key, fact)
         yield from comparing.growing(str(table.format), table.found)
 
 
 def _measure_top(
-    workspace: Workspace,
+    loaded: Loaded,
     table: SweepTable,
     top: int,
     measuring: Measuring,
-    account: Account,
+    counts: JobCounts,
     progress: SweepProgress,
     comparing: Comparing,
 ) -> Found:
@@ -238,7 +239,7 @@ def _measure_top(
                 first = table.found[name] = measuring.figure(candidate)
                 count = f"{seen[name].windows} windows"
                 # Shown, and replaced: no answer to any question.
-                yield p.Learned((figure_key(workspace, candidate.unit, table, count),), (first,))
+                yield p.Learned((figure_key(loaded, candidate.unit, table, count),), (first,))
                 yield from comparing.growing(text, table.found)
         gone = outside(seen, measuring.windows, top, measuring.micro_batches)
         left: list[Candidate] = []
@@ -249,22 +250,19 @@ def _measure_top(
                 left.append(candidate)
                 continue
             fact = table.found[name] = measuring.figure(candidate)
-            key = (
-                candidate.key if whole else figure_key(workspace, candidate.unit, table, exactness)
-            )
+            key = candidate.key if whole else figure_key(loaded, candidate.unit, table, exactness)
             measuring.drop(candidate)
             progress.finish(candidate.unit)
-            yield account.learnt(key, fact)
+            yield counts.learnt(key, fact)
             yield from comparing.growing(text, table.found)
         undecided = left
 
 
-def _additivity(workspace: Workspace, table: SweepTable, nll: float, account: Account) -> Found:
+def _additivity(loaded: Loaded, table: SweepTable, nll: float, counts: JobCounts) -> Found:
     """Change all body layers at once: that is the uniform recipe, kept as its score too."""
-    _, reference = workspace.need_network()
-    layers = {name: str(table.format) for name in body_holding(workspace, table.format)}
+    layers = {name: str(table.format) for name in body_holding(loaded, table.format)}
     body = [table.found[name] for name in layers if name in table.found]
-    together = yield from score(workspace, layers, nll, account)
+    together = yield from score(loaded, layers, nll, counts)
     sum_kl = math.fsum(fact.kl for fact in body)
     sum_dnll = math.fsum(fact.dnll for fact in body)
     fact = p.Additivity(
@@ -276,22 +274,16 @@ def _additivity(workspace: Workspace, table: SweepTable, nll: float, account: Ac
         together_kl=together.kl,
         sum_kl=sum_kl,
     )
-    parts: dict[str, object] = dict(
-        (yield from calibration_parts(workspace, [table.format], "sequential"))
-    )
-    if table.direction != "degrade":
-        parts["direction"] = table.direction
-    whole = reference.windows.count * reference.windows.targets
-    if fewer := sum(each.tokens for each in body if each.tokens != whole):
-        parts["fewer"] = fewer
-    key = workspace.measured_key(
-        "additivity",
+    whole = loaded.windows.count * loaded.windows.targets
+    key = keys.Additivity(
+        on=loaded.evaluation,
         recipe=layers,
-        quantiser=QUANTISER_VERSION,
-        scale_dtype=workspace.scale_dtype,
-        **parts,
-    )
-    if key in workspace.known([key]):
-        yield from account.found([key], [fact])
+        scale_dtype=loaded.scale_dtype,
+        direction=table.direction,
+        fewer=sum(each.tokens for each in body if each.tokens != whole),
+        calibration=(yield from calibration_key(loaded, [table.format], "sequential")),
+    ).address
+    if key in loaded.known([key]):
+        yield from counts.found([key], [fact])
     else:
-        yield account.learnt(key, fact)
+        yield counts.learnt(key, fact)

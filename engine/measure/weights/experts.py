@@ -15,7 +15,7 @@ from engine.formats.storage import why_not_held
 from engine.measure.weights.statistics import compare, weight_statistics
 from engine.quant.quantize import dequantized
 from engine.service.jobs import Outcome, Steps
-from engine.workspace import Workspace
+from engine.workspace import Opened
 
 
 class Expert(NamedTuple):
@@ -28,7 +28,7 @@ class Expert(NamedTuple):
     relative: dict[str, float]
 
 
-def survey_experts(workspace: Workspace, layer: DiskLayer) -> Steps:
+def survey_experts(opened: Opened, layer: DiskLayer) -> Steps:
     """Statistics of every expert of ``layer``, and errors in the settings' formats.
 
     One expert is in memory at a time, with its approximation; each is a step. Formats that are not
@@ -40,7 +40,7 @@ def survey_experts(workspace: Workspace, layer: DiskLayer) -> Steps:
     Raises:
         CheckpointError: a tensor cannot be read.
     """
-    parsed = [parse_format(text) for text in workspace.settings.formats]
+    parsed = [parse_format(text) for text in opened.settings.formats]
     formats = [
         f
         for f in parsed
@@ -48,7 +48,7 @@ def survey_experts(workspace: Workspace, layer: DiskLayer) -> Steps:
     ]
     found: list[Expert] = []
     for index in range(layer.shape[0]):
-        found.append(_expert(workspace, layer, index, formats))
+        found.append(_expert(opened, layer, index, formats))
         yield None
     yield p.ExpertsReady(
         layer=layer.name,
@@ -62,10 +62,10 @@ def survey_experts(workspace: Workspace, layer: DiskLayer) -> Steps:
 
 
 @torch.no_grad()
-def _expert(workspace: Workspace, layer: DiskLayer, index: int, formats: list[Format]) -> Expert:
-    weight = read_expert(workspace.need_checkpoint(), layer, index)
-    statistics = weight_statistics(weight, workspace.settings.sigma)
-    scale_dtype: torch.dtype = getattr(torch, workspace.scale_dtype)
+def _expert(opened: Opened, layer: DiskLayer, index: int, formats: list[Format]) -> Expert:
+    weight = read_expert(opened.checkpoint, layer, index)
+    statistics = weight_statistics(weight, opened.settings.sigma)
+    scale_dtype: torch.dtype = getattr(torch, opened.scale_dtype)
     relative: dict[str, float] = {}
     for format in formats:
         try:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.formats.grammar import Format, parse_format
 from engine.measure.weights.reconstruction import Sums, WeightErrors
+from engine.quant.arithmetic import arithmetic_of
 from engine.quant.integer import code_range
 from engine.quant.quantize import dequantized
 from engine.quant.scales import EMPTY_SCALE
@@ -58,7 +59,7 @@ def variant_for(
 
     There is one for integer formats without methods whose groups divide the row, or are the row.
     """
-    if fmt.family != "integer" or fmt.methods or fmt.strategy not in ("group", "channel"):
+    if fmt.methods or fmt.strategy not in ("group", "channel") or not arithmetic_of(fmt).fused:
         return None
     if dtype not in _DTYPES or not shape or 0 in shape:
         return None

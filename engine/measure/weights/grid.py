@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.errors import FormatError
 from engine.formats.grammar import Format, why_not_built
 from engine.formats.storage import why_not_held
-from engine.quant.microscaling import E2M1
+from engine.quant.arithmetic import Levels, arithmetic_of
 from engine.quant.quantize import dequantized
 from engine.quant.rows import row_chunks
 
@@ -38,11 +38,6 @@ SAMPLE_ROWS = 256
 
 RAMP = 4
 """Points of the ramp for each code: every level is hit, wherever its edges lie."""
-
-SEARCHED = frozenset(
-    {"q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "iq4_nl", "iq4_xs", "kmeans3", "kmeans4", "e8-2"}
-)
-"""Formats whose values follow from every weight of a group, not from its range."""
 
 
 class Grid(msgspec.Struct, frozen=True):
@@ -65,7 +60,8 @@ def format_grid(weight: Tensor, format: Format, scale_dtype: torch.dtype) -> Gri
     """
     if format.kept or why_not_built(format) or why_not_held(format, weight.shape):
         return Grid()
-    if format.methods or format.name in SEARCHED:
+    rule = arithmetic_of(format).levels(format)
+    if format.methods or rule is None:
         return Grid()
     if (format.group_size or weight.shape[-1]) < LEAST_GROUP:
         return Grid()
@@ -74,7 +70,7 @@ def format_grid(weight: Tensor, format: Format, scale_dtype: torch.dtype) -> Gri
     if matrix is None or span is None:
         return Grid()
     try:
-        levels = _levels(matrix, span, format, scale_dtype)
+        levels = _levels(matrix, span, format, rule, scale_dtype)
     except FormatError:  # a scale that its dtype cannot hold: triage says so
         return Grid()
     step = median(high - low for low, high in pairwise(levels)) if len(levels) > 1 else math.nan
@@ -118,7 +114,11 @@ def _of_finite(rows: Tensor) -> Tensor:
 
 
 def _levels(
-    matrix: Tensor, span: tuple[float, float], format: Format, scale_dtype: torch.dtype
+    matrix: Tensor,
+    span: tuple[float, float],
+    format: Format,
+    rule: Levels,
+    scale_dtype: torch.dtype,
 ) -> list[float]:
     """The values of a group with this range, ascending."""
     low, high = span
@@ -126,27 +126,17 @@ def _levels(
         # The end that sets the scale first: `q4_0` gives its sign a code more.
         low, high = (high, -high) if high > -low else (low, -low)
     groups = ramp = _ramp(low, high, format, matrix.shape[-1])
-    if format.name == "nvfp4":
+    if rule.beside_greatest:
         # Its scales are rounded beside the tensor's greatest, which another group may hold.
         loudest = torch.zeros_like(ramp[:1])
         loudest[0, 0] = _greatest(matrix)
         groups = torch.cat([ramp, loudest])
     approx = dequantized(groups, format, scale_dtype)[: len(ramp)]
     found = sorted(set(approx.flatten().tolist()))
-    codes = _even_codes(format)
     unit = min((level for level in found if level > 0), default=0.0)
-    if not codes or not unit:
+    if not rule.codes or not unit:
         return found
-    return sorted(set((torch.tensor(codes) * unit).tolist()))
-
-
-def _even_codes(format: Format) -> list[float]:
-    """All codes of a format as multiples of its least positive value, where they are that."""
-    if format.name in ("mxfp4", "nvfp4"):
-        return [sign * value / E2M1[1] for value in E2M1 for sign in (-1, 1)]
-    if format.family == "integer" and format.symmetric:
-        return [float(code) for code in range(-(1 << (format.bits - 1)), 1 << (format.bits - 1))]
-    return []
+    return sorted(set((torch.tensor(rule.codes) * unit).tolist()))
 
 
 def _greatest(matrix: Tensor) -> float:

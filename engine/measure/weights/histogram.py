@@ -10,10 +10,10 @@ from engine.formats.grammar import parse_format
 from engine.measure.weights.grid import Grid, format_grid
 from engine.measure.weights.statistics import histogram
 from engine.service.jobs import Outcome, Steps
-from engine.workspace import Workspace
+from engine.workspace import Opened
 
 
-def draw_histogram(workspace: Workspace, layer: DiskLayer, bins: int, format: str) -> Steps:
+def draw_histogram(opened: Opened, layer: DiskLayer, bins: int, format: str) -> Steps:
     """Counts of the layer's weights, and the values ``format`` gives to those of a typical group.
 
     Args:
@@ -25,11 +25,11 @@ def draw_histogram(workspace: Workspace, layer: DiskLayer, bins: int, format: st
     Raises:
         CheckpointError: a tensor cannot be read.
     """
-    weight = read_layer(workspace.need_checkpoint(), layer)
+    weight = read_layer(opened.checkpoint, layer)
     found = histogram(weight, bins)
     grid = Grid()
     if format not in ("", "kept"):
-        grid = format_grid(weight, parse_format(format), getattr(torch, workspace.scale_dtype))
+        grid = format_grid(weight, parse_format(format), getattr(torch, opened.scale_dtype))
     yield p.HistogramReady(
         layer=layer.name,
         low=found.lo,

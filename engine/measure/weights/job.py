@@ -10,7 +10,7 @@ from engine.formats.grammar import parse_format
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
 from engine.session import Session
-from engine.workspace import Workspace
+from engine.workspace import Opened, Workspace
 
 
 def _triage_accepted(context: Context[Workspace], command: p.Triage) -> p.Triage:
@@ -21,7 +21,7 @@ def _triage_accepted(context: Context[Workspace], command: p.Triage) -> p.Triage
 def _triage(context: Context[Workspace], command: p.Triage) -> Steps:
     from engine.measure.weights.triage import triage
 
-    return (yield from triage(context.workspace, command.formats, context.job))
+    return (yield from triage(context.workspace.need(Opened), command.formats, context.job))
 
 
 TRIAGE = JobSpec(
@@ -55,9 +55,9 @@ def _histogram_accepted(context: Context[Workspace], command: p.AskHistogram) ->
 def _histogram(context: Context[Workspace], command: p.AskHistogram) -> Steps:
     from engine.measure.weights.histogram import draw_histogram
 
-    workspace = context.workspace
-    layer = workspace.row(command.layer)
-    return (yield from draw_histogram(workspace, layer, command.bins, command.format))
+    opened = context.workspace.need(Opened)
+    layer = opened.row(command.layer)
+    return (yield from draw_histogram(opened, layer, command.bins, command.format))
 
 
 HISTOGRAM = JobSpec(
@@ -86,8 +86,8 @@ def _experts_accepted(context: Context[Workspace], command: p.AskExperts) -> p.A
 def _experts(context: Context[Workspace], command: p.AskExperts) -> Steps:
     from engine.measure.weights.experts import survey_experts
 
-    workspace = context.workspace
-    return (yield from survey_experts(workspace, workspace.row(command.layer)))
+    opened = context.workspace.need(Opened)
+    return (yield from survey_experts(opened, opened.row(command.layer)))
 
 
 EXPERTS = JobSpec(

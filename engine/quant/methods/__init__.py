@@ -1,1 +1,1 @@
-"""Ways to find better codes, one file each."""
+"""Methods that look at a layer's inputs, one file each; `engine.quant.data_free` has the others."""

@@ -29,8 +29,8 @@ from torch import Tensor
 from engine.errors import FormatError
 from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
-from engine.quant.columns import columns_of
-from engine.quant.methods.hadamard import rotate_back
+from engine.quant.arithmetic import columns_of
+from engine.quant.data_free.hadamard import rotate_back
 from engine.quant.stored import Stored, moved
 
 BLOCK = 128

@@ -16,18 +16,18 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import Format
-from engine.quant.integer import quantize_integer
 from engine.quant.methods.fold import only_weights
-from engine.quant.quantized import Quantized
+from engine.quant.quantize import stored_form
 from engine.quant.scales import in_stored_dtype
 from engine.quant.statistics import InputStatistics
+from engine.quant.stored import Stored
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """A weight ``[out, in]`` or ``[experts, out, in]`` with some channels beside the codes."""
 
-    rest: Quantized
+    rest: Stored
     """Codes of all channels; those kept stand for 0."""
     columns: Tensor
     """int64 ``[kept]``, ascending."""
@@ -77,4 +77,4 @@ def split_outliers(
     kept = in_stored_dtype(weight[..., columns], scale_dtype, fmt, name)
     rest = weight.to(torch.float32, copy=True)
     rest[..., columns] = 0
-    return Split(quantize_integer(rest, only_weights(fmt), scale_dtype, name), columns, kept)
+    return Split(stored_form(rest, only_weights(fmt), scale_dtype, name), columns, kept)

@@ -20,9 +20,10 @@ from qtui.saved.saving import complete_path, judge_path, save_asked
 from qtui.saved.svg import Palette, screen_lines
 from qtui.saved.view import View
 from qtui.user.remembered import recall, remember
-from qtui.views.filter import FIELDS, FilterError, parse_filter
-from qtui.views.filter_completion import complete_filter
-from qtui.views.filter_verdict import judge_filter
+from qtui.views.filter import FilterError, parse_filter
+from qtui.views.filter.completion import complete_filter
+from qtui.views.filter.verdict import judge_filter
+from qtui.views.filter.words import filter_fields
 from qtui.widgets.prompt.prompt import Completion, Prompt, Verdict, open_prompt
 
 if TYPE_CHECKING:
@@ -110,8 +111,7 @@ class Prompts:
                 except FilterError as error:
                     return Verdict(False, str(error))
                 return Verdict(True, "enter looks for it")
-            shown = bench.session, bench.format, bench.table.marked, bench.direction
-            return Verdict(*judge_filter(value, *shown))
+            return Verdict(*judge_filter(value, bench.table.context))
 
         prompt = Prompt(
             "filter",
@@ -261,7 +261,9 @@ def _saved_before(value: str, view: View) -> Sequence[tuple[str, str, bool]]:
 
 def _begins_field(term: str) -> bool:
     """Whether a term that is being typed may become one with a field and its operator."""
-    return bool(term) and any(name.startswith(term.lstrip("-!").lower()) for name in FIELDS)
+    return bool(term) and any(
+        name.startswith(term.lstrip("-!").lower()) for name in filter_fields()
+    )
 
 
 def _in_a_label(scope: str) -> str:

@@ -10,16 +10,16 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.timer import Timer
 
-from engine.protocol import Direction
+from engine.protocol import Direction, EffectKey
 from engine.report import numbers as n
+from engine.report.figures import Context
 from engine.session import Session
 from qtui.views import text as t
-from qtui.views.text import UNICODE, Glyphs, fit, printable
+from qtui.views.text import DOUBT, UNICODE, Glyphs, fit, printable
 from qtui.widgets.line import Lines, Words, cells
 from qtui.widgets.pane import effect_facts, layer_facts
 from qtui.widgets.pane.histogram import Histogram
 from qtui.widgets.pane.past import Past
-from qtui.widgets.table.columns import DOUBT
 
 LEAST_PLOT, MOST_PLOT = 7, 18
 """Lines that the histogram has."""
@@ -347,8 +347,9 @@ class Detail(Vertical):
         if known is not None and (found := layer_facts.findings(known, glyphs)):
             lines.append(found)
         lines += [[], *layer_facts.error_lines(session, row, width, glyphs)]
-        if known is not None:
-            lines += [[], *layer_facts.weight_lines(known, glyphs)]
+        context = Context(session, EffectKey(self.shown[1], self.shown[0]))
+        if weights := layer_facts.weight_lines(context, row, glyphs):
+            lines += [[], *weights]
         if history:
             lines += [[], *history]
         if control := layer_facts.control_lines(session):

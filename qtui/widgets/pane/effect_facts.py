@@ -11,11 +11,12 @@ from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits
 from engine.protocol import Direction, EffectKey, Estimate, Sensitivity
 from engine.report import numbers as n
-from engine.report.figures import below_floor
+from engine.report.figures import Figure, PaneLine
+from engine.report.figures.effects import below_floor, delta_ppl_margin
+from engine.report.figures.registry import pane_figures
 from engine.session import Session, expected
-from qtui.views.text import Glyphs, fit, printable, wrapped
+from qtui.views.text import BELOW, DOUBT, Glyphs, fit, printable, signed_change, wrapped
 from qtui.widgets.line import Words
-from qtui.widgets.table.columns import BELOW, DOUBT, dppl_half, signed_change
 
 LABEL = 10
 """Cells of a format's name, at least."""
@@ -33,9 +34,8 @@ class Effect(NamedTuple):
     """Half its 95% interval."""
     dppl: float
     dppl_half: float
-    tokens: int
     measured: bool
-    top1: float = math.nan
+    fact: Sensitivity | Estimate
     raw: float = math.nan
     """The KL as estimated, where it is corrected by what was measured; else nan."""
     doubt: str = ""
@@ -78,15 +78,16 @@ def _place(effect: Effect) -> tuple[bool, bool, float, float]:
 
 
 def _effect(session: Session, row: int, effect: Sensitivity | Estimate) -> Effect:
-    dppl, half = dppl_half(session, effect)
+    dppl, half = delta_ppl_margin(session, effect)
     found = Effect(
         effect.format, effect.direction,
         bits_per_weight(effect.format, session.layers.shapes[row]),
-        effect.kl, session.interval_factor * effect.kl_se, dppl, half, effect.tokens,
-        measured=isinstance(effect, Sensitivity), below_floor=below_floor(session, effect),
+        effect.kl, session.interval_factor * effect.kl_se, dppl, half,
+        measured=isinstance(effect, Sensitivity), fact=effect,
+        below_floor=below_floor(session, effect),
     )  # fmt: skip
     if isinstance(effect, Sensitivity):
-        return found._replace(top1=effect.top1)
+        return found
     raw = session.estimate(row, effect.key)
     corrected = raw is not None and raw.kl != effect.kl
     return found._replace(
@@ -129,23 +130,25 @@ def effect_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list
     held = session.layers.holds[row]
     for title, each in ways:
         if each or title == "effect of":
-            lines += _table(title, each, held, width, glyphs)
+            lines += _table(session, title, each, held, width, glyphs)
     if not found:
         lines.append([("not measured yet", "$dim")])
     return lines + _explained(session, found, width, glyphs)
 
 
-def _table(title: str, found: list[Effect], held: str, width: int, glyphs: Glyphs) -> list[Words]:
+def _table(
+    session: Session, title: str, found: list[Effect], held: str, width: int, glyphs: Glyphs
+) -> list[Words]:
     kl = "KL" + glyphs.kilo
     # What there is room for, the most wanted first; the rest is in the table of the layers.
     raw = any(not math.isnan(each.raw) for each in found)
     room = width - LABEL - 1 - 6 - 14 - 15 - 7 * raw
-    tokens, top1 = room >= 6, room >= 12
-    label = max(LABEL, min(max((len(x.format) for x in found), default=0),
-                           LABEL + room - 6 * tokens - 6 * top1))  # fmt: skip
+    more = _columns(room)
+    room -= sum(pane.width for _, pane in more)
+    label = max(LABEL, min(max((len(x.format) for x in found), default=0), LABEL + room))
     head = f"{title:<{label}} {'bit/w':>5} {f'   {kl}':<14}{'raw':>5}  "
     head = head if raw else head[:-7]
-    head += f"{delta(glyphs):<15}" + f"{'top-1':>6}" * top1 + f"{'tok':>6}" * tokens
+    head += f"{delta(glyphs):<15}" + "".join(f"{pane.label:>{pane.width}}" for _, pane in more)
     lines: list[Words] = [[(head, "$dim")]]
     for each in found:
         value, half = divergence(each, glyphs)
@@ -162,13 +165,27 @@ def _table(title: str, found: list[Effect], held: str, width: int, glyphs: Glyph
             shown = "" if math.isnan(each.raw) else n.short(1000 * each.raw)
             words.append((f"{shown:>5}  ", "$dim"))
         words.append((f"{change(each, glyphs):<15}", ""))
-        if top1:
-            agrees = "" if math.isnan(each.top1) else n.percent(each.top1)
-            words.append((f"{agrees:>6}", ""))
-        if tokens:
-            words.append((f"{n.count(each.tokens):>6}", "$dim"))
+        for figure, pane in more:
+            said = _said(figure, pane, each.fact, session)
+            words.append((f"{said:>{pane.width}}", "$dim" if pane.quiet else ""))
         lines.append(words)
     return lines
+
+
+def _columns(room: int) -> list[tuple[Figure, PaneLine]]:
+    """Figures of an effect that there is room for, behind those that are always there."""
+    found = []
+    for figure in pane_figures("effect"):
+        if figure.pane is None or figure.pane.width > room:
+            break
+        room -= figure.pane.width
+        found.append((figure, figure.pane))
+    return found[::-1]
+
+
+def _said(figure: Figure, pane: PaneLine, fact: Sensitivity | Estimate, session: Session) -> str:
+    value = None if figure.read.value is None else figure.read.value(fact, session)
+    return "" if value is None or value != value else (pane.text or figure.quantity.text)(value)
 
 
 def _explained(session: Session, found: list[Effect], width: int, glyphs: Glyphs) -> list[Words]:

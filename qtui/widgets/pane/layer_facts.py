@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from engine.protocol import ExpertsReady, LayerWeights
 from engine.report import numbers as n
-from engine.report.figures import OUTLIER_COLUMN
+from engine.report.figures import Context
+from engine.report.figures.effects import OUTLIER_COLUMN
+from engine.report.figures.registry import pane_figures
+from engine.report.numbers import significant
 from engine.session import Session
 from qtui.views.text import Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Words, cells
 from qtui.widgets.pane.effect_facts import bits_per_weight, here
 from qtui.widgets.pane.past import Step
-from qtui.widgets.pane.plot import significant
 
 
 def _label_width(labels: list[str], room: int) -> int:
@@ -43,27 +46,48 @@ def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def weight_lines(known: LayerWeights, glyphs: Glyphs) -> list[Words]:
-    """Outlier figures of a layer's weights."""
+def weight_lines(context: Context, row: int, glyphs: Glyphs) -> list[Words]:
+    """Figures of a layer's weights, several in a line; what is not known is left out."""
+    known = context.session.layers.weights[row]
+    lines: dict[int, list[tuple[str, str]]] = {}
+    for figure in pane_figures("weights"):
+        pane, value = figure.pane, figure.read.bind(context)(row)
+        if pane is None or value is None or (pane.unless_zero and not value):
+            continue
+        own = WEIGHT_WORDS.get(figure.id)
+        if own is None or known is None:
+            pair = pane.label, printable((pane.text or figure.quantity.text)(value))
+        elif (said := own(known, glyphs)) is not None:
+            pair = said
+        else:
+            continue
+        lines.setdefault(pane.line, []).append(pair)
+    return [_pairs(lines[number]) for number in sorted(lines)]
+
+
+def _outliers(known: LayerWeights, glyphs: Glyphs) -> tuple[str, str]:
     out = known.outliers
     beyond = f">{n.short(out.sigma, small=0)}{glyphs.sigma}"
-    first = [
-        (beyond, f"{n.percent(out.fraction)} ({out.count:,})"),
-        ("max", significant(out.max_abs)),
-        ("std", significant(known.std)),
-        ("kurtosis", n.short(known.kurtosis, small=1)),
-    ]
-    second = [
-        ("range", f"{n.short(known.range_ratio, small=1)}{glyphs.times} that without outliers"),
-        ("wasted", n.percent(known.waste)),
-    ]
-    lines = [_pairs(first), _pairs(second)]
-    if known.worst_column >= 0 and known.worst_column_sigma <= OUTLIER_COLUMN:
-        reach = f"{n.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
-        lines.append(_pairs([("largest input channel", f"{known.worst_column}, {reach}")]))
-    if known.denormals:
-        lines.append(_pairs([("denormals", f"{known.denormals:,}")]))
-    return lines
+    return beyond, f"{n.percent(out.fraction)} ({out.count:,})"
+
+
+def _range(known: LayerWeights, glyphs: Glyphs) -> tuple[str, str]:
+    return "range", f"{n.short(known.range_ratio, small=1)}{glyphs.times} that without outliers"
+
+
+def _largest_channel(known: LayerWeights, glyphs: Glyphs) -> tuple[str, str] | None:
+    if known.worst_column_sigma > OUTLIER_COLUMN:
+        return None  # it is among the findings
+    reach = f"{n.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
+    return "largest input channel", f"{known.worst_column}, {reach}"
+
+
+WEIGHT_WORDS: dict[str, Callable[[LayerWeights, Glyphs], tuple[str, str] | None]] = {
+    "outliers": _outliers,
+    "range_ratio": _range,
+    "worst_column": _largest_channel,
+}
+"""Label and text of figures that are told in words of their own, by id; None to leave one out."""
 
 
 def _pairs(pairs: list[tuple[str, str]]) -> Words:
@@ -85,8 +109,10 @@ def error_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[
     formats = [*known.errors]
     if held not in known.errors and held != session.kept(row):
         formats.append(held)
-    label = _label_width([*formats, *known.refused], width - 36)
-    title = f"{'error of':<{label}} {'bit/w':>6}{'relative':>10}{'SQNR':>10}{'largest':>10}"
+    columns = [(each, each.pane) for each in pane_figures("errors") if each.pane is not None]
+    label = _label_width([*formats, *known.refused], width - 6 - sum(p.width for _, p in columns))
+    title = f"{'error of':<{label}} {'bit/w':>6}"
+    title += "".join(f"{pane.label:>{pane.width}}" for _, pane in columns)
     lines: list[Words] = [[(title, "$dim")]]
     priced = [(bits_per_weight(format, shape), format) for format in formats]
     for bits, format in sorted(priced, key=lambda one: (math.isnan(one[0]), one)):
@@ -97,14 +123,11 @@ def error_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[
         if (error := known.errors.get(format)) is None:
             lines.append([*words, ("  error not measured", "$dim")])
             continue
-        lines.append(
-            [
-                *words,
-                (f"{n.percent(error.relative):>10}", "bold"),
-                (f"{n.short(error.sqnr_db, small=1) + ' dB':>10}", ""),
-                (f"{significant(error.max_abs):>10}", ""),
-            ]
-        )
+        for at, (figure, pane) in enumerate(columns):
+            value = None if figure.read.value is None else figure.read.value(error, session)
+            text = "" if value is None else (pane.text or figure.quantity.text)(value)
+            words.append((f"{text:>{pane.width}}", "" if at else "bold"))
+        lines.append(words)
     return lines + refusal_lines(session, row, label, width, glyphs)
 
 
@@ -184,8 +207,9 @@ def expert_lines(
     if not 0 <= expert < len(found.std):
         return [[(f"there are figures of {len(found.std)} experts, none of {expert}", "$warning")]]
     label = _label_width(list(found.relative), width - 36)
-    rows: list[tuple[str, list[float], bool]] = [
-        (f"beyond {n.short(sigma, small=0)}{glyphs.sigma}", found.outliers, True),
+    beyond = f"beyond {n.short(sigma, small=0)}{glyphs.sigma}"
+    rows: list[tuple[str, Sequence[float], bool]] = [
+        (beyond, found.outliers, True),
         ("max", found.max_abs, False),
         ("std", found.std, False),
     ]

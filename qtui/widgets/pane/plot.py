@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from engine.protocol import HistogramReady
-from engine.report.numbers import short
+from engine.report.numbers import short, significant
 from qtui.views.text import Glyphs, fit, printable
 from qtui.widgets.line import Words
 
@@ -32,16 +32,6 @@ class Marks(NamedTuple):
 
 FINE = Marks("┊", "│", ("─", "┴", "╨"))
 COARSE = Marks(":", "|", ("-", "'", '"'))
-
-
-def significant(value: float) -> str:
-    """A number with three figures and no zero before its point: ``.0412``, ``1.93``, ``3.1e-5``."""
-    if not math.isfinite(value):
-        return short(value)
-    mantissa, e, exponent = f"{value:.3g}".partition("e")
-    sign, digits = ("-", mantissa[1:]) if mantissa.startswith("-") else ("", mantissa)
-    digits = digits.removeprefix("0") if digits.startswith("0.") else digits
-    return f"{sign}{digits}" + (f"e{int(exponent)}" if e else "")
 
 
 def column(value: float, found: HistogramReady, width: int) -> int:

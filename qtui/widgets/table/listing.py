@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
+from typing import Any
 
-from engine.protocol import Direction, ExpertsReady
-from engine.report.figures import FIGURES
+from engine.protocol import Direction, EffectKey, ExpertsReady
+from engine.report.figures import Context
+from engine.report.figures.effects import kl_reader
 from engine.session import MAX_EXPERTS, Session
 from qtui.views.filter import Filter
-from qtui.widgets.table.columns import BY_ID, Column
+from qtui.widgets.table.columns import table_column
 
 LAYER = -1
 """In place of an expert's number: the line of the layer itself."""
@@ -50,14 +52,14 @@ class Listing:
         """Filter and sort anew."""
         session, self.layers = self.session, self.session.layers
         everything = range(len(session.layers.names))
-        kl = FIGURES["kl"].bind(session, self.format, self.direction)
-        self.worst = max((each for row in everything if (each := kl(row)) < inf), default=0.0)
-        self.matching = (
-            self.filter.rows(session, self.format, marked, self.direction)
-            if self.filter
-            else everything
+        context = Context(session, EffectKey(self.direction, self.format), marked)
+        kl = kl_reader(session, context.key)
+        self.worst = max(
+            (each for row in everything if (each := kl(row)) is not None and each < inf),
+            default=0.0,
         )
-        keys = BY_ID[self.column].keys(session, self.format, self.direction)
+        self.matching = self.filter.rows(context) if self.filter else everything
+        keys = table_column(self.column).keys(context)
         if self.column == "layer":
             self._order = list(self.matching if not self.falling else reversed(self.matching))
         else:
@@ -100,8 +102,7 @@ class Listing:
         if ready is None:
             return [NOT_YET]
         numbers = range(len(ready.std))
-        column: Column = BY_ID[self.column]
-        figures = column.of_experts(ready, self.format) if column.of_experts is not None else ()
+        figures = table_column(self.column).of_experts(ready, self.format)
         if len(figures) != len(ready.std):
             return list(numbers)
         return unknown_last(numbers, figures.__getitem__, falling=self.falling)
@@ -152,10 +153,8 @@ class Listing:
         return place
 
 
-def unknown_last(
-    rows: Sequence[int], keys: Callable[[int], float | str], *, falling: bool
-) -> list[int]:
-    """Rows by their keys; equal ones stay in order, and those without one (nan) end the list."""
-    by_row = {row: key for row in rows if (key := keys(row)) == key}
+def unknown_last(rows: Sequence[int], keys: Callable[[int], Any], *, falling: bool) -> list[int]:
+    """Rows by their keys; equal ones stay in order, those without one (None, nan) end the list."""
+    by_row = {row: key for row in rows if (key := keys(row)) is not None and key == key}
     known = sorted(by_row, key=by_row.__getitem__, reverse=falling)
     return known if len(known) == len(rows) else known + [r for r in rows if r not in by_row]

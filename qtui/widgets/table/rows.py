@@ -10,15 +10,13 @@ from rich.cells import cell_len
 from rich.style import Style
 
 from engine.protocol import Estimate, ExpertsReady, Sensitivity
-from engine.report.figures import OUTLIER_COLUMN, below_floor, finding
-from engine.report.numbers import percent, short
+from engine.report.figures import Figure, Reader
+from engine.report.figures.effects import below_floor, delta_ppl_margin, finding
+from engine.report.numbers import short
 from qtui.views.text import Glyphs, fit, printable
-from qtui.widgets.table.columns import GUTTER, Layout, Look, Piece, Row, dppl_half, signed_change
+from qtui.widgets.table.cells import LayerRow, Piece, TableStyle
+from qtui.widgets.table.columns import GUTTER, ColumnLayout, table_columns
 from qtui.widgets.table.listing import Listing
-
-__all__ = [
-    "OUTLIER_COLUMN", "ExpertRow", "Line", "change", "expert_row", "layer_row", "line_pieces",
-]  # fmt: skip
 
 
 class ExpertRow(NamedTuple):
@@ -35,23 +33,23 @@ class ExpertRow(NamedTuple):
 class Line(NamedTuple):
     """All that a line of the screen is drawn from: lines that are equal look the same."""
 
-    content: Row | ExpertRow | str
+    content: LayerRow | ExpertRow | str
     style: str
     """Of a text; rows have their own."""
     here: bool
     """Whether the cursor stands on it."""
-    layout: Layout
-    look: Look
+    layout: ColumnLayout
+    table: TableStyle
     base: Style
 
 
 def line_pieces(line: Line) -> list[Piece]:
     """A line as pieces of text with the names of their styles."""
-    if isinstance(line.content, Row):
-        return layer_cells(line.content, line.layout, line.look, line.here)
+    if isinstance(line.content, LayerRow):
+        return layer_cells(line.content, line.layout, line.table, line.here)
     if isinstance(line.content, ExpertRow):
-        return expert_cells(line.content, line.layout, line.look, line.here)
-    return [(fit(line.content, line.layout.width, line.look.glyphs), line.style)]
+        return expert_cells(line.content, line.layout, line.table, line.here)
+    return [(fit(line.content, line.layout.width, line.table.glyphs), line.style)]
 
 
 def layer_row(
@@ -61,12 +59,13 @@ def layer_row(
     marked: Collection[str],
     pending: Mapping[str, str],
     in_scope: bool,
-) -> Row:
+    readers: Sequence[tuple[str, Reader]],
+) -> LayerRow:
     """What the line of a layer says."""
     session, layers = listing.session, listing.session.layers
     name = layers.names[row]
-    dppl, half = dppl_half(session, effect)
-    return Row(
+    dppl, half = delta_ppl_margin(session, effect)
+    return LayerRow(
         name=name,
         block=layers.blocks[row],
         holds=pending.get(name, layers.holds[row]),
@@ -84,6 +83,7 @@ def layer_row(
         dppl=dppl,
         dppl_half=half,
         weights=layers.weights[row],
+        values={id: read(row) for id, read in readers},
     )
 
 
@@ -96,14 +96,9 @@ def expert_row(
     return ExpertRow(number, listing.session.experts.get(name), in_scope, why)
 
 
-def change(effect: Sensitivity, glyphs: Glyphs) -> str:
-    """``+ .088 ± .031``: the change of perplexity and half its interval."""
-    return signed_change(effect.dppl, (effect.dppl_high - effect.dppl_low) / 2, glyphs)
-
-
-def layer_cells(row: Row, layout: Layout, look: Look, here: bool) -> list[Piece]:
+def layer_cells(row: LayerRow, layout: ColumnLayout, style: TableStyle, here: bool) -> list[Piece]:
     """The line of a layer as pieces of text with the names of their styles."""
-    glyphs = look.glyphs
+    glyphs = style.glyphs
     fold = ("v" if row.open else "}") if glyphs.ascii else ("▾" if row.open else "▸")
     parts = [
         (_edge(here, row.in_scope, glyphs), "mark"),
@@ -112,7 +107,7 @@ def layer_cells(row: Row, layout: Layout, look: Look, here: bool) -> list[Piece]
         (fold if row.fused else " ", "dim"),
     ]
     for column, width in layout.columns:
-        drawn = column.draw(row, look, width)
+        drawn = column.draw(row, style, width)
         if column.id == "layer" and here:
             drawn = [(text, "strong") for text, _ in drawn]
         parts += drawn
@@ -132,11 +127,13 @@ def _filled(parts: list[Piece], width: int) -> list[Piece]:
     return [*parts, (" " * (width - used), "")] if used < width else parts
 
 
-def expert_cells(row: ExpertRow, layout: Layout, look: Look, here: bool) -> list[Piece]:
+def expert_cells(
+    row: ExpertRow, layout: ColumnLayout, style: TableStyle, here: bool
+) -> list[Piece]:
     """The line of an expert, under the columns of its layer where they have a meaning for it."""
-    glyphs, experts = look.glyphs, row.experts
+    glyphs, experts = style.glyphs, row.experts
     edge = (_edge(here, row.in_scope, glyphs), "mark")
-    indent = " " * (look.digits + 1)
+    indent = " " * (style.digits + 1)
     if experts is None or row.number < 0:
         words = printable(row.why_not) or f"reading{glyphs.ellipsis}"
         text = fit(f"{indent}{words}", layout.width - GUTTER, glyphs)
@@ -149,10 +146,13 @@ def expert_cells(row: ExpertRow, layout: Layout, look: Look, here: bool) -> list
     if bad:
         said.insert(0, f"{broken:.0f} NaN or inf")
     figures = {
-        "error": _at(experts.relative.get(look.format, ()), row.number),
-        "outliers": _at(experts.outliers, row.number),
+        column.id: _text(
+            column.figure, _at(column.of_experts(experts, style.format), row.number), glyphs
+        )
+        for column in table_columns()
+        if column.figure.experts is not None
     }
-    said += [f"{name} {_percent(x, glyphs)}" for name, x in figures.items() if name not in shown]
+    said += [f"{name} {text}" for name, text in figures.items() if name not in shown]
     # What is said in words takes the room of the effects, which experts have none of.
     wordy = sum(width + 1 for column, width in layout.columns if column.id in ("kl", "dppl")) - 1
     for column, width in layout.columns:
@@ -163,7 +163,7 @@ def expert_cells(row: ExpertRow, layout: Layout, look: Look, here: bool) -> list
         elif column.id == "kl":
             piece = (fit("  " + "  ".join(said), wordy, glyphs), "finding" if bad else "dim")
         elif column.id in figures:
-            piece = (f"{_percent(figures[column.id], glyphs):>{width}}", "" if here else "dim")
+            piece = (f"{figures[column.id]:>{width}}", "" if here else "dim")
         else:
             piece = (" " * width, "")
         parts += [piece, (" ", "")]
@@ -174,8 +174,8 @@ def _at(column: Sequence[float], number: int) -> float:
     return column[number] if number < len(column) else math.nan
 
 
-def _percent(share: float, glyphs: Glyphs) -> str:
-    return glyphs.unknown if math.isnan(share) else percent(share)
+def _text(figure: Figure, value: float, glyphs: Glyphs) -> str:
+    return glyphs.unknown if math.isnan(value) else figure.quantity.text(value)
 
 
 def _short(value: float, glyphs: Glyphs) -> str:

@@ -20,40 +20,42 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.timer import Timer
 
-from engine.protocol import Direction, Estimate, Sensitivity
-from engine.report.figures import effects
+from engine.protocol import Direction, EffectKey, Estimate, Sensitivity
+from engine.report.figures import Context, Reader
+from engine.report.figures.effects import effects
 from engine.session import Session
 from qtui.views.filter import Filter
 from qtui.views.text import UNICODE, Glyphs, printable
 from qtui.widgets.line import PlainScrollBar
+from qtui.widgets.table.cells import LayerRow, TableStyle
 from qtui.widgets.table.columns import (
-    BY_ID,
-    COLUMNS,
-    Layout,
-    Look,
-    Row,
+    ColumnLayout,
     block_digits,
     fit_columns,
     header,
+    table_column,
+    table_columns,
 )
 from qtui.widgets.table.listing import LAYER, Listing
 from qtui.widgets.table.rows import ExpertRow, Line, expert_row, layer_row, line_pieces
 
-PLAIN_LOOK = Look(UNICODE, "", 0.0, 0.0, 0, "")
+NO_FIGURES = TableStyle(UNICODE, "", 0.0, 0.0, 0, "")
 """Of a line with no figures in it: such a line stays as it is whatever the others show."""
 
 
 class Frame(NamedTuple):
     """What all lines of one repaint have in common."""
 
-    layout: Layout
-    look: Look
+    layout: ColumnLayout
+    style: TableStyle
     base: Style
     top: int
     """Place of the first line below the head."""
     in_scope: Callable[[int], bool] | None
     effect: Callable[[int], Sensitivity | Estimate | None]
     """What is shown of a row's effect."""
+    readers: list[tuple[str, Reader]]
+    """Of the figures that are drawn by what kind they are."""
 
 
 class Table(ScrollView, can_focus=False):
@@ -77,7 +79,7 @@ class Table(ScrollView, can_focus=False):
 
     @dataclass
     class Sorted(Message, namespace="layer_table"):
-        """A hand changed the order: ``column`` is an id of `columns.COLUMNS`."""
+        """A hand changed the order: ``column`` is the id of a column."""
 
         column: str
         falling: bool
@@ -106,7 +108,7 @@ class Table(ScrollView, can_focus=False):
         self._sort_cost = 0.0
         self._sorted_at = float("-inf")
         self._later: Timer | None = None
-        self._layout_: Layout | None = None
+        self._layout_: ColumnLayout | None = None
         self._digits = 1
         self._drawn: dict[int, Line] = {}
 
@@ -126,6 +128,12 @@ class Table(ScrollView, can_focus=False):
     def format(self) -> str:
         """Whose effects are shown."""
         return self.listing.format
+
+    @property
+    def context(self) -> Context:
+        """What figures are read in: session, effects and marks that are shown."""
+        key = EffectKey(self.listing.direction, self.listing.format)
+        return Context(self.session, key, self.marked)
 
     @property
     def rows(self) -> list[int]:
@@ -181,7 +189,8 @@ class Table(ScrollView, can_focus=False):
             if listing.stale():
                 self._unfold()
             held_anew = session.position != self._position and (
-                listing.column in ("holds", "bits") or self.filter.reads("holds")
+                table_column(listing.column).figure.read.changes == "holds"
+                or self.filter.reads("holds")
             )
             if reorder or held_anew:
                 self._sort_soon()
@@ -212,19 +221,21 @@ class Table(ScrollView, can_focus=False):
     @property
     def order_words(self) -> str:
         """What rows are sorted by, in words."""
-        column = BY_ID[self.listing.column]
-        turned = self.listing.falling != column.falling
-        return column.says + (", the other way round" if turned else "")
+        column = table_column(self.listing.column)
+        turned = self.listing.falling != column.column.falling
+        return column.figure.title + (", the other way round" if turned else "")
 
     def order_by(self, column: str, descending: bool | None = None) -> None:
         """Sort by a column, the cursor's layer still under it.
 
         Args:
-            column: an id of `columns.COLUMNS`.
+            column: the id of a column.
             descending: None takes what the column usually has: the worst first.
         """
         self.listing.column = column
-        self.listing.falling = BY_ID[column].falling if descending is None else descending
+        self.listing.falling = (
+            table_column(column).column.falling if descending is None else descending
+        )
         self._layout_ = None
         self._arrange()
         self.refresh()
@@ -239,7 +250,7 @@ class Table(ScrollView, can_focus=False):
         width = self.scrollable_content_region.width
         shown = fit_columns(width, self.session, self._digits).columns
         ids = [each.id for each, _ in shown]
-        everyone = [each.id for each in COLUMNS]
+        everyone = [each.id for each in table_columns()]
         later = everyone[everyone.index(column) + 1 :]
         return next((each for each in later if each in ids), ids[0])
 
@@ -367,7 +378,7 @@ class Table(ScrollView, can_focus=False):
         super().notify_style_update()
         self._drawn.clear()
 
-    def layout_at(self, width: int) -> Layout:
+    def layout_at(self, width: int) -> ColumnLayout:
         """The columns that a width has room for."""
         if self._layout_ is None or self._layout_.width != width:
             self._layout_ = fit_columns(width, self.session, self._digits, self.listing.column)
@@ -378,9 +389,11 @@ class Table(ScrollView, can_focus=False):
         listing, width = self.listing, self.scrollable_content_region.width
         sigma = self.session.settings.sigma
         shown = "/".join(map(str, self.shown_of_all)) if self.filter else ""
+        layout = self.layout_at(width)
+        context = self.context
         return Frame(
-            layout=self.layout_at(width),
-            look=Look(
+            layout=layout,
+            style=TableStyle(
                 self.glyphs,
                 listing.format,
                 listing.worst,
@@ -392,29 +405,34 @@ class Table(ScrollView, can_focus=False):
             base=self.rich_style,
             top=round(self.scroll_y),
             in_scope=self.scope_test(),
-            effect=effects(self.session, listing.format, listing.direction),
+            effect=effects(self.session, context.key),
+            readers=layout.plain_readers(context),
         )
 
     def _line(self, y: int, frame: Frame) -> Line:
         """All that a line of the screen is drawn from: the head, a row, or nothing."""
-        listing, layout, look = self.listing, frame.layout, frame.look
+        listing, layout, style = self.listing, frame.layout, frame.style
         if y == 0 and self.session.layers.names:
-            return Line(header(layout, look, *self.order), "head", False, layout, look, frame.base)
+            return Line(
+                header(layout, style, *self.order), "head", False, layout, style, frame.base
+            )
         if not self.rows:
             text = self._sentence(y, max(20, layout.width - 4))
-            return Line(f"  {text}", "dim", False, layout, PLAIN_LOOK, frame.base)
+            return Line(f"  {text}", "dim", False, layout, NO_FIGURES, frame.base)
         place = frame.top + y - 1
         if place >= len(self.rows):
-            return Line("", "", False, layout, PLAIN_LOOK, frame.base)
+            return Line("", "", False, layout, NO_FIGURES, frame.base)
         row, expert = self.rows[place], listing.expert(place)
         in_scope = frame.in_scope is not None and frame.in_scope(row)
-        content: Row | ExpertRow
+        content: LayerRow | ExpertRow
         if expert == LAYER:
             effect = frame.effect(row)
-            content = layer_row(listing, row, effect, self.marked, self.pending, in_scope)
+            content = layer_row(
+                listing, row, effect, self.marked, self.pending, in_scope, frame.readers
+            )
         else:
             content = expert_row(listing, row, expert, self.no_experts, in_scope)
-        return Line(content, "", place == self.cursor, layout, look, frame.base)
+        return Line(content, "", place == self.cursor, layout, style, frame.base)
 
     def _paint(self, line: Line) -> Strip:
         base = line.base + self._style("cursor") if line.here else line.base

@@ -15,14 +15,14 @@ from engine.client import in_process
 from engine.errors import FormatError, TextError, UsageError
 from engine.formats.grammar import parse_format, without_folds
 from engine.measure.calibration.approximate import approximated, columns_kept, recipe_inputs
-from engine.measure.calibration.calibration import Kept, calibration_parts, need_calibration
+from engine.measure.calibration.calibration import Kept, calibration_key, need_calibration
 from engine.measure.calibration.solve import LayerInputs, solve
 from engine.measure.calibration.text import cut_calibration
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation.evaluate import evaluate
+from engine.measure.evaluation.reference import reference_of
 from engine.model.folding import fold_groups
 from engine.model.network import Held, StandIn
-from engine.opening.stages import open_job
 from engine.quant.methods.awq import awq
 from engine.quant.methods.gptq import gptq
 from engine.quant.methods.outlier import outlier_columns
@@ -30,11 +30,12 @@ from engine.quant.methods.smooth import smooth_scale
 from engine.quant.quantize import dequantized
 from engine.quant.statistics import InputStatistics
 from engine.service.jobs import Outcome
+from engine.store import keys
 from engine.store.facts import FactStore
 from engine.texts.corpora import Text
-from engine.workspace import Workspace
+from engine.workspace import Loaded
 from tests import brute_force, tiny
-from tests.drive import ended, facts, settings, until
+from tests.drive import ended, facts, load, settings, until
 
 Q, K, V = (f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv")
 DOWN = "model.layers.1.mlp.down_proj"
@@ -60,7 +61,7 @@ def calib(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-Opened = Callable[..., Workspace]
+Opened = Callable[..., Loaded]
 
 
 @pytest.fixture
@@ -69,13 +70,10 @@ def opened(
 ) -> Iterator[Opened]:
     stores: list[FactStore] = []
 
-    def of(arch: str = "llama", **given: object) -> Workspace:
+    def of(arch: str = "llama", **given: object) -> Loaded:
         chosen = {"calib": str(calib), "calib_tokens": 1024, **given}
         stores.append(FactStore(tmp_path / f"facts{len(stores)}.sqlite"))
-        workspace = Workspace(stores[-1], settings(prose, **chosen))
-        for _ in open_job(workspace, str(folder(arch)), model=True):
-            pass
-        return workspace
+        return load(folder(arch), stores[-1], settings(prose, **chosen))
 
     yield of
     for store in stores:
@@ -92,12 +90,12 @@ def finish(steps: Any) -> tuple[list[Any], Any]:
             return told, stop.value
 
 
-def changed_alone(workspace: Workspace, layer: str, text: str) -> Held:
-    return finish(approximated(workspace, layer, parse_format(text), Account()))[1]
+def changed_alone(loaded: Loaded, layer: str, text: str) -> Held:
+    return finish(approximated(loaded, layer, parse_format(text), JobCounts()))[1]
 
 
-def windows_of(workspace: Workspace) -> Tensor:
-    calibration = finish(need_calibration(workspace))[1]
+def windows_of(loaded: Loaded) -> Tensor:
+    calibration = finish(need_calibration(loaded))[1]
     return calibration.windows.ids
 
 
@@ -158,16 +156,16 @@ def test_no_tokens_and_too_short_a_text_are_errors() -> None:
 
 
 def test_the_text_is_read_when_a_method_needs_it_and_said_once(opened: Opened) -> None:
-    workspace = opened(calib="/nowhere/at/all.txt")
-    changed_alone(workspace, Q, "int4-g32")
+    loaded = opened(calib="/nowhere/at/all.txt")
+    changed_alone(loaded, Q, "int4-g32")
     with pytest.raises(TextError, match="--calib"):
-        changed_alone(workspace, Q, "int4-g32+gptq")
-    workspace = opened()
-    told, _ = finish(approximated(workspace, Q, parse_format("int4-g32+gptq"), Account()))
+        changed_alone(loaded, Q, "int4-g32+gptq")
+    loaded = opened()
+    told, _ = finish(approximated(loaded, Q, parse_format("int4-g32+gptq"), JobCounts()))
     said = [e.message for e in told if isinstance(e, p.Notice)]
     assert said == ["calibrating on calib.txt: 1,024 tokens in 32 windows of 32"]
     assert [e.windows for e in told if isinstance(e, p.Calibrated)] == [32]
-    told, _ = finish(approximated(workspace, K, parse_format("int4-g32+gptq"), Account()))
+    told, _ = finish(approximated(loaded, K, parse_format("int4-g32+gptq"), JobCounts()))
     assert not [event for event in told if event is not None]
 
 
@@ -178,13 +176,13 @@ def test_the_text_is_read_when_a_method_needs_it_and_said_once(opened: Opened) -
 def test_gptq_is_that_of_the_gram_of_the_layers_inputs(
     arch: str, layer: str, opened: Opened, folder: Callable[[str], Path]
 ) -> None:
-    workspace = opened(arch)
-    ours = changed_alone(workspace, layer, "int3-g32+gptq:actorder")
+    loaded = opened(arch)
+    ours = changed_alone(loaded, layer, "int3-g32+gptq:actorder")
     if arch == "gpt2":
         names = brute_force.weights(brute_force.load(folder(arch)))
         assert layer in names
-    x = inputs_by_hook(folder(arch), windows_of(workspace), layer)
-    weight = workspace.need_network()[0].weight(layer)
+    x = inputs_by_hook(folder(arch), windows_of(loaded), layer)
+    weight = loaded.network.weight(layer)
     fmt = parse_format("int3-g32+gptq:actorder")
     theirs = gptq(weight, x.T @ x, fmt, torch.float16).approx()
     assert isinstance(ours, Tensor)
@@ -195,10 +193,10 @@ def test_gptq_is_that_of_the_gram_of_the_layers_inputs(
 def test_the_head_is_calibrated_on_what_it_is_given(
     opened: Opened, folder: Callable[[str], Path]
 ) -> None:
-    workspace = opened()
-    ours = changed_alone(workspace, "lm_head", "int4-g32+gptq")
-    x = inputs_by_hook(folder("llama"), windows_of(workspace), "lm_head")
-    weight = workspace.need_network()[0].weight("lm_head")
+    loaded = opened()
+    ours = changed_alone(loaded, "lm_head", "int4-g32+gptq")
+    x = inputs_by_hook(folder("llama"), windows_of(loaded), "lm_head")
+    weight = loaded.network.weight("lm_head")
     theirs = gptq(weight, x.T @ x, parse_format("int4-g32+gptq"), torch.float16).approx()
     assert isinstance(ours, Tensor)
     assert close(ours, theirs)
@@ -207,15 +205,15 @@ def test_the_head_is_calibrated_on_what_it_is_given(
 def test_awq_is_one_scale_for_all_that_share_the_input(
     opened: Opened, folder: Callable[[str], Path]
 ) -> None:
-    workspace = opened()
-    network, _ = workspace.need_network()
-    x = inputs_by_hook(folder("llama"), windows_of(workspace), Q)
+    loaded = opened()
+    network = loaded.network
+    x = inputs_by_hook(folder("llama"), windows_of(loaded), Q)
     fmt = parse_format("int3-g32+awq")
     weights = [network.weight(name) for name in (Q, K, V)]
     scale = awq(weights, gathered(x), fmt, torch.float16).scale
     assert not torch.equal(scale, torch.ones_like(scale))
     for name, weight in zip((Q, K, V), weights, strict=True):
-        ours = changed_alone(workspace, name, "int3-g32+awq")
+        ours = changed_alone(loaded, name, "int3-g32+awq")
         gain = fold_groups(network)[name].gain(scale, torch.float32)
         theirs = dequantized(weight * scale, parse_format("int3-g32"), torch.float16) * gain
         assert isinstance(ours, Tensor)
@@ -225,10 +223,10 @@ def test_awq_is_one_scale_for_all_that_share_the_input(
 def test_awq_and_gptq_together_round_the_scaled_weight_on_the_scaled_inputs(
     opened: Opened, folder: Callable[[str], Path]
 ) -> None:
-    workspace = opened()
-    network, _ = workspace.need_network()
-    ours = changed_alone(workspace, Q, "int3-g32+awq:online+gptq")
-    x = inputs_by_hook(folder("llama"), windows_of(workspace), Q)
+    loaded = opened()
+    network = loaded.network
+    ours = changed_alone(loaded, Q, "int3-g32+awq:online+gptq")
+    x = inputs_by_hook(folder("llama"), windows_of(loaded), Q)
     fmt = parse_format("int3-g32+awq:online+gptq")
     weights = [network.weight(name) for name in (Q, K, V)]
     scale = awq(weights, gathered(x), fmt, torch.float16).scale
@@ -242,10 +240,10 @@ def test_awq_and_gptq_together_round_the_scaled_weight_on_the_scaled_inputs(
 def test_int8_inputs_compute_what_a_module_written_by_hand_does(
     opened: Opened, folder: Callable[[str], Path]
 ) -> None:
-    workspace = opened()
-    network, reference = workspace.need_network()
-    held = changed_alone(workspace, Q, "int8+smooth.5:online+a8")
-    x = inputs_by_hook(folder("llama"), windows_of(workspace), Q)
+    loaded = opened()
+    network, reference = loaded.network, reference_of(loaded)
+    held = changed_alone(loaded, Q, "int8+smooth.5:online+a8")
+    x = inputs_by_hook(folder("llama"), windows_of(loaded), Q)
     weights = [network.weight(name) for name in (Q, K, V)]
     columns = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
     scale = smooth_scale(x.abs().amax(0), columns, 0.5)
@@ -271,9 +269,9 @@ def test_int8_inputs_compute_what_a_module_written_by_hand_does(
 def test_a_static_scale_is_the_greatest_calibration_input(
     opened: Opened, folder: Callable[[str], Path]
 ) -> None:
-    workspace = opened()
-    held = changed_alone(workspace, DOWN, "int8+a8:static")
-    x = inputs_by_hook(folder("llama"), windows_of(workspace), DOWN)
+    loaded = opened()
+    held = changed_alone(loaded, DOWN, "int8+a8:static")
+    x = inputs_by_hook(folder("llama"), windows_of(loaded), DOWN)
     assert isinstance(held, StandIn)
     assert held.inputs is not None
     step = x.abs().max() / 127.5
@@ -284,11 +282,11 @@ def test_a_static_scale_is_the_greatest_calibration_input(
 def test_outliers_stay_as_they_are_in_weights_and_inputs(
     opened: Opened, folder: Callable[[str], Path]
 ) -> None:
-    workspace = opened()
-    network, _ = workspace.need_network()
-    x = inputs_by_hook(folder("llama"), windows_of(workspace), DOWN)
+    loaded = opened()
+    network = loaded.network
+    x = inputs_by_hook(folder("llama"), windows_of(loaded), DOWN)
     threshold = round(float(x.abs().amax(0).median()), 3)
-    held = changed_alone(workspace, DOWN, f"int8+outlier{threshold}+a8")
+    held = changed_alone(loaded, DOWN, f"int8+outlier{threshold}+a8")
     columns = outlier_columns(x.abs().amax(0), threshold)
     assert 0 < len(columns) < x.shape[1]
     assert isinstance(held, StandIn)
@@ -306,15 +304,15 @@ def test_outliers_stay_as_they_are_in_weights_and_inputs(
 
 
 def test_each_expert_is_solved_with_its_own_tokens(opened: Opened) -> None:
-    workspace = opened("qwen3_moe")
-    network, _ = workspace.need_network()
+    loaded = opened("qwen3_moe")
+    network = loaded.network
     name = "model.layers.1.mlp.experts.down_proj"
-    ours = changed_alone(workspace, name, "int3-g32+gptq")
+    ours = changed_alone(loaded, name, "int3-g32+gptq")
     assert isinstance(ours, Tensor)
     taken: dict[int, list[Tensor]] = {}
     owner = network.slot(name).owner
     with torch.no_grad():
-        grams = _grams_of_experts(owner, network, windows_of(workspace), taken)
+        grams = _grams_of_experts(owner, network, windows_of(loaded), taken)
     assert len(grams) == network.layers[name].shape[0]
     for expert, gram in grams.items():
         weight = network.weight(name)[expert]
@@ -370,21 +368,21 @@ def test_an_expert_that_no_token_reached_is_rounded_to_nearest_and_said_so() -> 
 def test_a_recipe_is_calibrated_on_what_its_earlier_blocks_give(
     opened: Opened, folder: Callable[[str], Path]
 ) -> None:
-    workspace = opened()
-    network, _ = workspace.need_network()
+    loaded = opened()
+    network = loaded.network
     text, first = "int3-g32+gptq", "model.layers.0.mlp.down_proj"
     formats = {first: parse_format(text), DOWN: parse_format(text)}
-    account = Account()
-    _, states = finish(recipe_inputs(workspace, formats))
-    _, later = finish(approximated(workspace, DOWN, formats[DOWN], account, states))
+    counts = JobCounts()
+    _, states = finish(recipe_inputs(loaded, formats))
+    _, later = finish(approximated(loaded, DOWN, formats[DOWN], counts, states))
     earlier = states.settled[first]
-    assert torch.equal(earlier, changed_alone(workspace, first, text))
-    ids = windows_of(workspace)
+    assert torch.equal(earlier, changed_alone(loaded, first, text))
+    ids = windows_of(loaded)
     x = inputs_by_hook(folder("llama"), ids, DOWN, holding={first: earlier})
     weight = network.weight(DOWN)
     theirs = gptq(weight, x.T @ x, parse_format(text), torch.float16).approx()
     assert close(later, theirs)
-    assert not torch.equal(later, changed_alone(workspace, DOWN, text))
+    assert not torch.equal(later, changed_alone(loaded, DOWN, text))
 
 
 def test_what_did_not_change_is_not_solved_again(
@@ -392,7 +390,7 @@ def test_what_did_not_change_is_not_solved_again(
 ) -> None:
     from engine.measure.calibration import approximate
 
-    workspace = opened()
+    loaded = opened()
     solved: list[str] = []
     real = approximate.solve
 
@@ -403,37 +401,37 @@ def test_what_did_not_change_is_not_solved_again(
     monkeypatch.setattr(approximate, "solve", spy)
     text = "int4-g32+gptq"
     layers = [f"model.layers.{i}.mlp.up_proj" for i in range(3)]
-    finish(evaluate(workspace, dict.fromkeys(layers, text), "job"))
+    finish(evaluate(loaded, dict.fromkeys(layers, text), "job"))
     assert solved == layers
-    finish(evaluate(workspace, {**dict.fromkeys(layers, text), layers[1]: "int3-g32+gptq"}, "job"))
+    finish(evaluate(loaded, {**dict.fromkeys(layers, text), layers[1]: "int3-g32+gptq"}, "job"))
     assert solved[3:] == layers[1:]
     del solved[:]
-    finish(evaluate(workspace, dict.fromkeys(layers[:2], text), "job"))
+    finish(evaluate(loaded, dict.fromkeys(layers[:2], text), "job"))
     assert solved == []
 
 
 def test_kept_columns_count_in_the_size_of_a_recipe(opened: Opened) -> None:
-    workspace = opened()
-    told, _ = finish(evaluate(workspace, {DOWN: "int8+outlier2"}, "job"))
-    plain, _ = finish(evaluate(workspace, {DOWN: "int8"}, "job"))
+    loaded = opened()
+    told, _ = finish(evaluate(loaded, {DOWN: "int8+outlier2"}, "job"))
+    plain, _ = finish(evaluate(loaded, {DOWN: "int8"}, "job"))
     (ours,) = list(facts([e for e in told if e], p.RecipeScore))
     (theirs,) = list(facts([e for e in plain if e], p.RecipeScore))
     assert isinstance(ours, p.RecipeScore)
     assert isinstance(theirs, p.RecipeScore)
     formats = {DOWN: parse_format("int8+outlier2")}
-    columns = columns_kept(workspace, finish(recipe_inputs(workspace, formats))[1])[DOWN]
+    columns = columns_kept(loaded, finish(recipe_inputs(loaded, formats))[1])[DOWN]
     assert columns > 0
-    out = workspace.need_network()[0].layers[DOWN].shape[0]
+    out = loaded.network.layers[DOWN].shape[0]
     assert ours.bytes == theirs.bytes + columns * (out * 16 + 32) // 8
     assert (ours.calibration, theirs.calibration) == ("sequential", "")
 
 
 def test_a_model_that_cannot_be_resumed_is_calibrated_by_whole_forwards(opened: Opened) -> None:
-    workspace = opened("gemma4")
-    network, _ = workspace.need_network()
+    loaded = opened("gemma4")
+    network = loaded.network
     assert not network.resumable
     names = [name for name, layer in network.layers.items() if layer.kind == "o_proj"][1:3]
-    told, _ = finish(evaluate(workspace, dict.fromkeys(names, "int4-g32+gptq"), "job"))
+    told, _ = finish(evaluate(loaded, dict.fromkeys(names, "int4-g32+gptq"), "job"))
     (score,) = list(facts([e for e in told if e], p.RecipeScore))
     assert isinstance(score, p.RecipeScore)
     assert score.kl > 0
@@ -446,19 +444,19 @@ def test_a_model_that_cannot_be_resumed_is_calibrated_by_whole_forwards(opened: 
 def test_keys_change_with_text_tokens_and_seed_and_not_with_the_budget(
     opened: Opened, prose: Path
 ) -> None:
-    def part(**given: object) -> dict[str, Any]:
-        workspace = opened(**given)
-        return finish(calibration_parts(workspace, [parse_format("int4+gptq")], "reference"))[1]
+    def part(**given: object) -> keys.Calibration:
+        loaded = opened(**given)
+        return finish(calibration_key(loaded, [parse_format("int4+gptq")], "reference"))[1]
 
     usual = part()
-    assert set(usual) == {"calibration"}
+    assert isinstance(usual, keys.Calibration)
     assert part(memory_budget=1) == usual
     assert part(batch_tokens=32) == usual
     for changed in ({"calib": str(prose)}, {"calib_tokens": 512}, {"seed": 1}, {"seq_len": 16}):
         assert part(**changed) != usual, changed
-    workspace = opened(calib="/nowhere/at/all.txt")
+    loaded = opened(calib="/nowhere/at/all.txt")
     for text in ("int4", "int8+a8", "int4+clip"):
-        assert finish(calibration_parts(workspace, [parse_format(text)], "reference"))[1] == {}
+        assert finish(calibration_key(loaded, [parse_format(text)], "reference"))[1] is None
 
 
 def test_what_is_kept_changes_no_weight(opened: Opened) -> None:
@@ -482,7 +480,7 @@ def test_least_recently_used_goes_first() -> None:
 
 def test_preempted_in_the_middle_of_calibration_nothing_changes(opened: Opened) -> None:
     quiet, busy = opened(), opened()
-    network, _ = busy.need_network()
+    network = busy.network
     asked = 0
 
     def stop() -> bool:
@@ -491,7 +489,7 @@ def test_preempted_in_the_middle_of_calibration_nothing_changes(opened: Opened) 
         return asked % 5 == 0
 
     network.should_stop = stop
-    steps = approximated(busy, DOWN, parse_format("int3-g32+gptq"), Account())
+    steps = approximated(busy, DOWN, parse_format("int3-g32+gptq"), JobCounts())
     while True:
         try:
             next(steps)
@@ -504,19 +502,19 @@ def test_preempted_in_the_middle_of_calibration_nothing_changes(opened: Opened) 
 
 
 def test_cancelled_in_the_middle_of_calibration_leaves_nothing_stale(opened: Opened) -> None:
-    workspace, fresh = opened(), opened()
-    network, _ = workspace.need_network()
+    loaded, fresh = opened(), opened()
+    network = loaded.network
     layers = dict.fromkeys((Q, "model.layers.0.mlp.up_proj", DOWN), "int4-g32+gptq")
     whole = sum(1 for _ in evaluate(fresh, layers, "job"))
     for stop in range(1, whole, 7):
-        steps = evaluate(workspace, layers, "job")
+        steps = evaluate(loaded, layers, "job")
         for _ in range(stop):
             next(steps, None)
         steps.close()
         network.assert_at_rest()
     scores = [
         list(facts([e for e in finish(evaluate(w, layers, "job"))[0] if e], p.RecipeScore))
-        for w in (workspace, fresh)
+        for w in (loaded, fresh)
     ]
     assert scores[0] == scores[1]
 
@@ -565,15 +563,15 @@ def test_without_an_absorber_a_toggle_is_refused_and_a_recipe_falls_back(
     ["int4-g32+awq+gptq", "int8+smooth.5+a8", "int8+outlier3+a8", "int8+a8:static"],
 )
 def test_every_method_is_scored_on_every_architecture(arch: str, text: str, opened: Opened) -> None:
-    workspace = opened(arch)
-    network, _ = workspace.need_network()
+    loaded = opened(arch)
+    network = loaded.network
     groups, fmt = fold_groups(network), parse_format(text)
     layers = {
         name: str(without_folds(fmt) if groups[name].why_not else fmt)
         for name, layer in network.layers.items()
         if layer.block == 1
     }
-    told, outcome = finish(evaluate(workspace, layers, "job"))
+    told, outcome = finish(evaluate(loaded, layers, "job"))
     (score,) = list(facts([e for e in told if e], p.RecipeScore))
     assert isinstance(outcome, Outcome)
     assert isinstance(score, p.RecipeScore)

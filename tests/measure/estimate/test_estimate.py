@@ -14,19 +14,19 @@ from transformers import AutoModelForCausalLM
 
 from engine import protocol as p
 from engine.formats.grammar import Format, parse_format
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.estimate import backward_pass
 from engine.measure.estimate import first_order as products
 from engine.measure.estimate.backward_pass import BackwardPass
 from engine.measure.estimate.estimate import estimate
 from engine.measure.estimate.first_order import Moments, sample_of
+from engine.measure.evaluation.reference import reference_of
 from engine.model import gradients
-from engine.opening.stages import open_job
 from engine.quant.quantize import dequantized
 from engine.store.facts import FactStore
-from engine.workspace import Workspace
+from engine.workspace import Loaded
 from tests import planted, tiny
-from tests.drive import facts, settings, sweeps
+from tests.drive import facts, load, settings, sweeps
 
 ARCHITECTURES = ["llama", "gpt2", "opt", "qwen3", "gemma3", "qwen3_moe", "gemma4"]
 FORMATS = ["int4-g32", "int8"]
@@ -48,23 +48,21 @@ def drain(steps: Generator[Any, None, Any]) -> tuple[list[Any], Any]:
             return events, stop.value
 
 
-def opened(source: Path, tmp_path: Path, text: Path, **given: object) -> Workspace:
+def opened(source: Path, tmp_path: Path, text: Path, **given: object) -> Loaded:
     chosen = settings(text, **{"tokens": 128, "seq_len": 32, "batch_tokens": 64, **given})
     tmp_path.mkdir(exist_ok=True)
-    workspace = Workspace(FactStore(tmp_path / "facts.sqlite"), chosen)
-    drain(open_job(workspace, str(source), model=True))
-    return workspace
+    return load(source, FactStore(tmp_path / "facts.sqlite"), chosen)
 
 
 def walked(
-    workspace: Workspace,
+    loaded: Loaded,
     formats: list[str],
     direction: p.Direction = "degrade",
     *,
     as_drawn: bool = False,
 ) -> Any:
     """What a backward pass finds; ``as_drawn`` takes squares of the text's own labels too."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     parsed = [parse_format(format) for format in formats]
     wanted = [
         (name, format)
@@ -72,8 +70,8 @@ def walked(
         for format in parsed
         if direction == "degrade" or layer.block is not None
     ]
-    account = Account(timings={"estimate_s": 0.0})
-    backward = BackwardPass(workspace, parsed, direction, account, "job", wanted)
+    counts = JobCounts(timings={"estimate_s": 0.0})
+    backward = BackwardPass(loaded, parsed, direction, counts, "job", wanted)
     if as_drawn:
         backward.fixed = 0
     found: dict[str, dict[Format, Moments]] = {}
@@ -84,25 +82,25 @@ def walked(
     return found
 
 
-def plain(workspace: Workspace) -> Any:
+def plain(loaded: Loaded) -> Any:
     """The same checkpoint in plain transformers, its head untied."""
-    model = AutoModelForCausalLM.from_pretrained(workspace.path, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(loaded.opened.path, dtype=torch.float32).eval()
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     return model
 
 
-def parameter_of(workspace: Workspace, model: Any, name: str) -> Tensor:
-    layer = workspace.need_network()[0].layers[name]
+def parameter_of(loaded: Loaded, model: Any, name: str) -> Tensor:
+    layer = loaded.network.layers[name]
     found: Tensor = model.get_parameter(
         layer.module if layer.role == "experts" else f"{layer.module}.weight"
     )
     return found
 
 
-def delta_of(workspace: Workspace, name: str, format: str) -> Tensor:
+def delta_of(loaded: Loaded, name: str, format: str) -> Tensor:
     """``Ŵ − W`` as the parameter is stored."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     weight = network.weight(name)
     difference = dequantized(weight, parse_format(format), torch.float16) - weight
     return network.slot(name).oriented(difference)
@@ -112,10 +110,10 @@ def delta_of(workspace: Workspace, name: str, format: str) -> Tensor:
 def test_slopes_are_inner_products_with_plain_gradients(
     arch: str, tmp_path: Path, prose: Path, exact: None
 ) -> None:
-    workspace = opened(tiny.build(arch, tmp_path / arch), tmp_path, prose)
-    found = walked(workspace, FORMATS)
-    network, reference = workspace.need_network()
-    model = plain(workspace)
+    loaded = opened(tiny.build(arch, tmp_path / arch), tmp_path, prose)
+    found = walked(loaded, FORMATS)
+    network, reference = loaded.network, reference_of(loaded)
+    model = plain(loaded)
     assert set(found) == set(network.layers)
     for window, ids in enumerate(reference.windows.ids):
         logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
@@ -123,10 +121,10 @@ def test_slopes_are_inner_products_with_plain_gradients(
         model.zero_grad()
         loss.backward()
         for name in network.layers:
-            gradient = parameter_of(workspace, model, name).grad
+            gradient = parameter_of(loaded, model, name).grad
             assert gradient is not None
             for format in FORMATS:
-                delta = delta_of(workspace, name, format)
+                delta = delta_of(loaded, name, format)
                 expected = float((delta.double() * gradient.double()).sum())
                 scale = float(delta.norm() * gradient.norm())
                 total = found[name][parse_format(format)].total[0, window]
@@ -138,10 +136,10 @@ def test_squares_are_those_of_every_token(
     arch: str, tmp_path: Path, prose: Path, exact: None
 ) -> None:
     """Against the gradient of the same loss with respect to a change made for one token alone."""
-    workspace = opened(tiny.build(arch, tmp_path / arch), tmp_path, prose, tokens=32)
-    found = walked(workspace, ["int4-g32"], as_drawn=True)
-    network, reference = workspace.need_network()
-    model = plain(workspace)
+    loaded = opened(tiny.build(arch, tmp_path / arch), tmp_path, prose, tokens=32)
+    found = walked(loaded, ["int4-g32"], as_drawn=True)
+    network, reference = loaded.network, reference_of(loaded)
+    model = plain(loaded)
     ids = reference.windows.ids[0]
     for name, layer in network.layers.items():
         if layer.role not in ("linear", "head"):
@@ -156,7 +154,7 @@ def test_squares_are_those_of_every_token(
         logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
         torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").backward()
         hook.remove()
-        delta = delta_of(workspace, name, "int4-g32").double()
+        delta = delta_of(loaded, name, "int4-g32").double()
         z = torch.zeros(len(ids), dtype=torch.float64)
         for given, gave in seen:
             assert gave.grad is not None
@@ -170,10 +168,10 @@ def test_squares_are_those_of_every_token(
 def test_products_in_bfloat16_are_near_those_in_float32(
     tmp_path: Path, prose: Path, request: pytest.FixtureRequest
 ) -> None:
-    workspace = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=512)
-    coarse = walked(workspace, ["int4-g32"])
+    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=512)
+    coarse = walked(loaded, ["int4-g32"])
     request.getfixturevalue("exact")
-    fine = walked(workspace, ["int4-g32"])
+    fine = walked(loaded, ["int4-g32"])
     for name, by_format in fine.items():
         for format, moments in by_format.items():
             one, other = moments.square.sum(), coarse[name][format].square.sum()
@@ -183,14 +181,12 @@ def test_products_in_bfloat16_are_near_those_in_float32(
 def test_a_small_change_of_any_layer_is_estimated_within_its_error(
     tmp_path: Path, prose: Path
 ) -> None:
-    workspace = opened(
-        tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=2048, draws=4
-    )
-    _, reference = workspace.need_network()
-    account = Account(timings={"estimate_s": 0.0})
-    steps = estimate(workspace, [parse_format("int8")], "degrade", account, "job")
+    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=2048, draws=4)
+    reference = reference_of(loaded)
+    counts = JobCounts(timings={"estimate_s": 0.0})
+    steps = estimate(loaded, [parse_format("int8")], "degrade", counts, "job")
     found = drain(steps)[1]["int8"]
-    network, _ = workspace.need_network()
+    network = loaded.network
     off = []
     for name, layer in network.layers.items():
         weight = dequantized(network.weight(name), parse_format("int8"), torch.float16)
@@ -208,20 +204,20 @@ def test_a_small_change_of_any_layer_is_estimated_within_its_error(
 
 
 def test_what_was_estimated_is_taken_from_the_store(tmp_path: Path, prose: Path) -> None:
-    workspace = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose)
+    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose)
     formats = [parse_format(format) for format in FORMATS]
-    first, again = Account(timings={"estimate_s": 0.0}), Account(timings={"estimate_s": 0.0})
-    events, one = drain(estimate(workspace, formats, "degrade", first, "job"))
+    first, again = JobCounts(timings={"estimate_s": 0.0}), JobCounts(timings={"estimate_s": 0.0})
+    events, one = drain(estimate(loaded, formats, "degrade", first, "job"))
     for event in events:
         if isinstance(event, p.Learned):
-            workspace.facts.put(event.keys, event.facts)
-    _, other = drain(estimate(workspace, formats, "degrade", again, "job"))
+            loaded.opened.workspace.facts.put(event.keys, event.facts)
+    _, other = drain(estimate(loaded, formats, "degrade", again, "job"))
     assert other == one
-    assert first.measured == len(FORMATS) * len(workspace.need_network()[0].layers)
+    assert first.measured == len(FORMATS) * len(loaded.network.layers)
     assert again.measured == 0
-    workspace.settings = p.Settings(**{**_fields(workspace.settings), "draws": 3})
-    anew = Account(timings={"estimate_s": 0.0})
-    drain(estimate(workspace, formats, "degrade", anew, "job"))
+    loaded.opened.workspace.settings = p.Settings(**{**_fields(loaded.settings), "draws": 3})
+    anew = JobCounts(timings={"estimate_s": 0.0})
+    drain(estimate(loaded, formats, "degrade", anew, "job"))
     assert anew.measured == first.measured
 
 
@@ -229,9 +225,9 @@ def test_formats_written_in_a_short_form_are_estimated_in_the_same_walk(
     tmp_path: Path, prose: Path
 ) -> None:
     source = tiny.build("llama", tmp_path / "model")
-    workspace = opened(source, tmp_path / "home", prose, estimate_formats=("nf4", "int4-g32"))
+    loaded = opened(source, tmp_path / "home", prose, estimate_formats=("nf4", "int4-g32"))
     formats = [parse_format(text) for text in ("nf4-g64", "int4-g32")]
-    events, _ = drain(estimate(workspace, formats, "degrade", Account(), "job"))
+    events, _ = drain(estimate(loaded, formats, "degrade", JobCounts(), "job"))
     details = {event.detail for event in events if isinstance(event, p.Progress)}
     assert details == {"estimating 2 formats"}
 
@@ -253,11 +249,11 @@ def test_little_memory_changes_no_figure(tmp_path: Path, prose: Path, exact: Non
 
 
 def test_an_estimate_broken_off_leaves_the_network_at_rest(tmp_path: Path, prose: Path) -> None:
-    workspace = opened(tiny.build("qwen3_moe", tmp_path / "moe"), tmp_path, prose)
-    network, _ = workspace.need_network()
+    loaded = opened(tiny.build("qwen3_moe", tmp_path / "moe"), tmp_path, prose)
+    network = loaded.network
     for steps in (5, 9, 14):
         run = estimate(
-            workspace, [parse_format("int8")], "degrade", Account(timings={"estimate_s": 0.0}), "j"
+            loaded, [parse_format("int8")], "degrade", JobCounts(timings={"estimate_s": 0.0}), "j"
         )
         for _ in range(steps):
             next(run)
@@ -270,12 +266,10 @@ def test_an_estimate_broken_off_leaves_the_network_at_rest(tmp_path: Path, prose
 def test_changed_inputs_and_other_families_are_estimated_too(
     format: str, tmp_path: Path, prose: Path
 ) -> None:
-    workspace = opened(
-        tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=1024, draws=4
-    )
+    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=1024, draws=4)
     (parsed,) = [parse_format(format)]
-    account = Account(timings={"estimate_s": 0.0})
-    found = drain(estimate(workspace, [parsed], "degrade", account, "job"))[1][format]
+    counts = JobCounts(timings={"estimate_s": 0.0})
+    found = drain(estimate(loaded, [parsed], "degrade", counts, "job"))[1][format]
     chosen = settings(prose, tokens=1024, seq_len=32, batch_tokens=64)
     (events,) = sweeps(tmp_path / "llama", chosen, p.Sweep((format,)))
     measured = {fact.layer: fact.kl for fact in facts(events, p.Sensitivity)}
@@ -288,10 +282,10 @@ def test_changed_inputs_and_other_families_are_estimated_too(
 @pytest.mark.parametrize("format", ["int8", "int4-g32+a8", "int4-g32+hadamard+a8"])
 def test_restoring_is_estimated_with_its_slope(format: str, tmp_path: Path, prose: Path) -> None:
     folder = tiny.build("llama", tmp_path / "llama")
-    workspace = opened(folder, tmp_path, prose, tokens=1024, draws=4)
-    account = Account(timings={"estimate_s": 0.0})
+    loaded = opened(folder, tmp_path, prose, tokens=1024, draws=4)
+    counts = JobCounts(timings={"estimate_s": 0.0})
     parsed = parse_format(format)
-    found = drain(estimate(workspace, [parsed], "restore", account, "job"))[1][format]
+    found = drain(estimate(loaded, [parsed], "restore", counts, "job"))[1][format]
     chosen = settings(prose, tokens=1024, seq_len=32, batch_tokens=64)
     (events,) = sweeps(folder, chosen, p.Sweep((format,), "restore"))
     measured = {fact.layer: fact for fact in facts(events, p.Sensitivity)}
@@ -309,12 +303,12 @@ def test_formats_that_are_always_estimated_are_known_whatever_is_swept_beside_th
     tmp_path: Path, prose: Path
 ) -> None:
     folder = tiny.build("llama", tmp_path / "llama")
-    workspace = opened(folder, tmp_path, prose, estimate_formats=("nf4", "int8"))
+    loaded = opened(folder, tmp_path, prose, estimate_formats=("nf4", "int8"))
     found = []
     for beside in ("int4-g32", "int3-g32"):
-        account = Account(timings={"estimate_s": 0.0})
+        counts = JobCounts(timings={"estimate_s": 0.0})
         formats = [parse_format(text) for text in ("nf4", "int8", beside)]
-        found.append(drain(estimate(workspace, formats, "degrade", account, "job"))[1])
+        found.append(drain(estimate(loaded, formats, "degrade", counts, "job"))[1])
     assert len(found[0]["nf4-g64"]) > 10
     assert found[1]["nf4-g64"] == found[0]["nf4-g64"]
 
@@ -324,10 +318,10 @@ def test_a_planted_fault_is_ranked_first_by_the_estimate(
     arch: str, tmp_path: Path, prose: Path
 ) -> None:
     fault = planted.plant(arch, tmp_path / arch)
-    workspace = opened(tmp_path / arch, tmp_path, prose, tokens=512)
+    loaded = opened(tmp_path / arch, tmp_path, prose, tokens=512)
     formats = [parse_format(planted.FORMAT), parse_format("fp8-e4m3")]
-    account = Account(timings={"estimate_s": 0.0})
-    found = drain(estimate(workspace, formats, "degrade", account, "job"))[1]
+    counts = JobCounts(timings={"estimate_s": 0.0})
+    found = drain(estimate(loaded, formats, "degrade", counts, "job"))[1]
     assert max(found[planted.FORMAT], key=lambda n: found[planted.FORMAT][n].kl) == fault
     assert max(found["fp8-e4m3"], key=lambda n: found["fp8-e4m3"][n].kl) != fault
 
@@ -355,7 +349,7 @@ def test_giving_way_half_way_through_a_step_changes_no_figure(
     """With more blocks between two calls to stop than a step has, or it would never end."""
     folder = tiny.build(arch, tmp_path / arch)
     calm = walked(opened(folder, tmp_path / "a", prose), ["int8"])
-    workspace = opened(folder, tmp_path / "b", prose)
+    loaded = opened(folder, tmp_path / "b", prose)
     asked, given_way = 0, 0
 
     def should_stop() -> bool:
@@ -365,10 +359,10 @@ def test_giving_way_half_way_through_a_step_changes_no_figure(
         given_way += stop
         return stop
 
-    workspace.should_stop = should_stop
-    network, _ = workspace.need_network()
+    loaded.opened.workspace.should_stop = should_stop
+    network = loaded.network
     network.should_stop = should_stop
-    disturbed = walked(workspace, ["int8"])
+    disturbed = walked(loaded, ["int8"])
     assert given_way > 1
     for name, by_format in calm.items():
         for format, moments in by_format.items():
@@ -394,12 +388,12 @@ def test_of_experts_whose_inputs_are_rounded_the_weights_are_estimated_and_said_
     method: str, tmp_path: Path, prose: Path
 ) -> None:
     folder = tiny.build("qwen3_moe", tmp_path / "moe")
-    workspace = opened(folder, tmp_path, prose, tokens=256, calib=str(prose), calib_tokens=256)
+    loaded = opened(folder, tmp_path, prose, tokens=256, calib=str(prose), calib_tokens=256)
     found = {}
     for text in (f"int8{method}", "int8"):
-        steps = estimate(workspace, [parse_format(text)], "degrade", Account(), "job")
+        steps = estimate(loaded, [parse_format(text)], "degrade", JobCounts(), "job")
         found[text] = next(iter(drain(steps)[1].values()))
-    network, _ = workspace.need_network()
+    network = loaded.network
     experts = [name for name, layer in network.layers.items() if layer.role == "experts"]
     rounded, plain = found[f"int8{method}"], found["int8"]
     for name in experts:
@@ -420,12 +414,12 @@ def test_every_position_has_its_turn_in_a_sample(
 
 
 def test_quantising_gives_way_between_two_formats(tmp_path: Path, prose: Path) -> None:
-    workspace = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose)
+    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose)
     parsed = [parse_format(format) for format in FORMATS]
-    name = next(iter(workspace.need_network()[0].layers))
+    name = next(iter(loaded.network.layers))
     wanted = [(name, format) for format in parsed]
-    backward = BackwardPass(workspace, parsed, "degrade", Account(), "job", wanted)
+    backward = BackwardPass(loaded, parsed, "degrade", JobCounts(), "job", wanted)
     point = backward_pass.Point(backward.reference, backward.reference.state, {})
-    workspace.should_stop = lambda: True
+    loaded.opened.workspace.should_stop = lambda: True
     events, _ = drain(backward._changes(point, name, parsed))
     assert events == [None] * len(parsed)

@@ -19,13 +19,13 @@ from torch import Tensor
 from engine.errors import EngineError
 from engine.formats.grammar import parse_format
 from engine.measure.evaluation.boundary_states import CachePlan, CacheSizes, choose
-from engine.measure.evaluation.divergence import Windows, cut
 from engine.measure.evaluation.memory_tiers import DiskTier, KeptTensor, Room, TieredMemory
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference
 from engine.model.load import load_network
 from engine.model.network import Network
 from engine.quant.quantize import dequantized
+from engine.texts.windows import Windows, cut
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -279,7 +279,7 @@ RESIDENT = """
 import json, re, sys
 from pathlib import Path
 import torch
-from engine.measure.evaluation.divergence import cut
+from engine.texts.windows import cut
 from engine.measure.evaluation.reference import Reference
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.model.load import load_network

@@ -12,7 +12,8 @@ from scipy import stats
 from torch import Tensor
 
 from engine.errors import TextError, UsageError
-from engine.measure.evaluation.divergence import compare, cut, mean_with_error
+from engine.measure.evaluation.divergence import compare, mean_with_error
+from engine.texts.windows import cut
 
 VOCABULARY = 50
 

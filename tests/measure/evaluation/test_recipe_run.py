@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from engine.formats.grammar import parse_format
-from engine.measure.evaluation.divergence import Tally, Windows, compare, cut
+from engine.measure.evaluation.divergence import Tally, compare
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference
 from engine.model.load import load_network
 from engine.model.network import Held, Network, Preempted, StandIn
 from engine.quant.quantize import dequantized
+from engine.texts.windows import Windows, cut
 from tests import tiny
 
 ARCHITECTURES = ["llama", "gpt2", "qwen3_moe", "gemma4"]

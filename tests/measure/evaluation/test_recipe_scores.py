@@ -16,66 +16,64 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.formats.grammar import Format, parse_format
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation import evaluate as evaluation
 from engine.measure.evaluation.evaluate import evaluate, made_from
-from engine.measure.evaluation.reference import Reference
+from engine.measure.evaluation.recipe_run import RecentRuns
+from engine.measure.evaluation.reference import Reference, reference_of
 from engine.model.network import Held
-from engine.opening.stages import open_job
 from engine.quant.quantize import dequantized
 from engine.store.facts import FactStore
-from engine.workspace import Workspace
+from engine.workspace import Loaded, Workspace
 from tests import tiny
-from tests.drive import settings
+from tests.drive import load, settings
 
 Recipe = dict[str, str]
 BLOCKS, BATCHES = 6, 4
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Callable[[str], Workspace]:
-    """Workspaces with a model of six blocks; facts and states are for each test to replace."""
-    made: dict[str, Workspace] = {}
+def opened(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Callable[[str], Loaded]:
+    """Loaded models of six blocks; facts and states are for each test to replace."""
+    made: dict[str, Loaded] = {}
     sizes = {"gpt2": {"n_layer": BLOCKS}, "gemma4": {}}
 
-    def of(arch: str) -> Workspace:
+    def of(arch: str) -> Loaded:
         if arch not in made:
             folder = tmp_path_factory.mktemp("recipes") / arch
             tiny.build(arch, folder, **sizes.get(arch, {"num_hidden_layers": BLOCKS}))
-            workspace = Workspace(FactStore(folder / "facts"), settings(prose))
-            for _ in open_job(workspace, str(folder), model=True):
-                pass
-            made[arch] = workspace
+            made[arch] = load(folder, FactStore(folder / "facts"), settings(prose))
         return made[arch]
 
     return of
 
 
 @pytest.fixture
-def anew(opened: Callable[[str], Workspace], tmp_path: Path) -> Callable[..., Workspace]:
-    """A workspace that has measured nothing."""
+def anew(opened: Callable[[str], Loaded], tmp_path: Path) -> Callable[..., Loaded]:
+    """A model that has measured nothing."""
     numbers = iter(range(1000))
 
-    def of(arch: str = "llama", budget: int = 1 << 30) -> Workspace:
-        workspace = opened(arch)
-        network, before = workspace.need_network()
-        reference = Reference(network, before.windows, 128, budget)
+    def of(arch: str = "llama", budget: int = 1 << 30) -> Loaded:
+        loaded = opened(arch)
+        reference = Reference(loaded.network, loaded.windows, 128, budget)
         assert len(reference.batches) == BATCHES
         facts = FactStore(tmp_path / f"facts-{next(numbers)}")
-        return replace(workspace, facts=facts, reference=reference, recent=None)
+        workspace = Workspace(facts, loaded.settings)
+        opened_anew = replace(loaded.opened, workspace=workspace)
+        return replace(loaded, opened=opened_anew, _parts={Reference: reference})
 
     return of
 
 
-def run(workspace: Workspace, recipe: Recipe, cancel_after: int | None = None) -> p.RecipeScore:
+def run(loaded: Loaded, recipe: Recipe, cancel_after: int | None = None) -> p.RecipeScore:
     """The score of a recipe; of one cancelled after some micro-batches, the unfinished one."""
-    steps = evaluate(workspace, recipe, "job")
+    steps = evaluate(loaded, recipe, "job")
     seen: list[p.RecipeScore] = []
     for event in steps:
         if isinstance(event, p.RecipePartial):
             seen.append(event.score)
         elif isinstance(event, p.Learned):
-            workspace.facts.put(event.keys, event.facts)
+            loaded.opened.workspace.facts.put(event.keys, event.facts)
             seen += [fact for fact in event.facts if isinstance(fact, p.RecipeScore)]
         if len(seen) == cancel_after:
             steps.close()
@@ -84,9 +82,9 @@ def run(workspace: Workspace, recipe: Recipe, cancel_after: int | None = None) -
 
 
 @contextmanager
-def counted(workspace: Workspace) -> Iterator[Counter[int]]:
+def counted(loaded: Loaded) -> Iterator[Counter[int]]:
     """How often each block computes."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     runs: Counter[int] = Counter()
 
     def counting(i: int, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,9 +104,9 @@ def counted(workspace: Workspace) -> Iterator[Counter[int]]:
         network.assert_at_rest()
 
 
-def layer(workspace: Workspace, start: int) -> str:
+def layer(loaded: Loaded, start: int) -> str:
     """A layer of a block."""
-    network, _ = workspace.need_network()
+    network = loaded.network
     return next(name for name, each in network.layers.items() if each.start == start)
 
 
@@ -123,10 +121,10 @@ def layer(workspace: Workspace, start: int) -> str:
     ],
 )
 def test_any_walk_of_toggles_scores_what_each_recipe_scores_alone(
-    arch: str, budget: int, anew: Callable[..., Workspace]
+    arch: str, budget: int, anew: Callable[..., Loaded]
 ) -> None:
     walker = anew(arch, budget)
-    network, reference = walker.need_network()
+    network, reference = walker.network, reference_of(walker)
     choice = random.Random(5)
     alone: dict[str, p.RecipeScore] = {}
     recipe: Recipe = {}
@@ -154,104 +152,104 @@ def test_any_walk_of_toggles_scores_what_each_recipe_scores_alone(
     assert reference.memory.room.peak <= max(budget, 20_000)
 
 
-def test_a_toggle_in_a_late_block_runs_no_block_before_it(anew: Callable[..., Workspace]) -> None:
-    workspace = anew()
-    everywhere = {layer(workspace, i): "int4-g32" for i in range(-1, BLOCKS)}
-    run(workspace, everywhere)
-    with counted(workspace) as runs:
-        run(workspace, {**everywhere, layer(workspace, 4): "int3-g32"})
+def test_a_toggle_in_a_late_block_runs_no_block_before_it(anew: Callable[..., Loaded]) -> None:
+    loaded = anew()
+    everywhere = {layer(loaded, i): "int4-g32" for i in range(-1, BLOCKS)}
+    run(loaded, everywhere)
+    with counted(loaded) as runs:
+        run(loaded, {**everywhere, layer(loaded, 4): "int3-g32"})
     assert runs == {4: BATCHES, 5: BATCHES}
-    with counted(workspace) as runs:
-        run(workspace, {**everywhere, layer(workspace, BLOCKS): "int8"})
+    with counted(loaded) as runs:
+        run(loaded, {**everywhere, layer(loaded, BLOCKS): "int8"})
     assert runs[3] == 0  # the head and block 4 are what differs
-    with counted(workspace) as runs:
-        run(workspace, {layer(workspace, 5): "int8"})
+    with counted(loaded) as runs:
+        run(loaded, {layer(loaded, 5): "int8"})
     assert runs == {5: BATCHES}  # nearer to the reference than to any recipe before
 
 
 def test_only_what_changed_is_quantised_again(
-    anew: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+    anew: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = anew()
+    loaded = anew()
     asked: list[str] = []
     approximated = evaluation.approximated
 
     def watched(
-        workspace: Workspace, name: str, format: Format, account: Account, recipe: Any
+        loaded: Loaded, name: str, format: Format, counts: JobCounts, recipe: Any
     ) -> Generator[p.AnyEvent | None, None, Held]:
         asked.append(name)
-        return (yield from approximated(workspace, name, format, account, recipe))
+        return (yield from approximated(loaded, name, format, counts, recipe))
 
     monkeypatch.setattr(evaluation, "approximated", watched)
-    everywhere = {layer(workspace, i): "int4-g32" for i in range(-1, BLOCKS)}
-    run(workspace, everywhere)
+    everywhere = {layer(loaded, i): "int4-g32" for i in range(-1, BLOCKS)}
+    run(loaded, everywhere)
     assert sorted(asked) == sorted(everywhere)
     asked.clear()
-    run(workspace, {**everywhere, layer(workspace, 2): "int3-g32"})
-    assert asked == [layer(workspace, 2)]
+    run(loaded, {**everywhere, layer(loaded, 2): "int3-g32"})
+    assert asked == [layer(loaded, 2)]
 
 
 def test_a_cancelled_score_leaves_its_micro_batches_to_the_next(
-    anew: Callable[..., Workspace],
+    anew: Callable[..., Loaded],
 ) -> None:
-    workspace = anew()
-    everywhere = {layer(workspace, i): "int4-g32" for i in range(BLOCKS)}
-    run(workspace, everywhere)
-    first = {**everywhere, layer(workspace, 1): "int3-g32"}
-    run(workspace, first, cancel_after=1)
-    with counted(workspace) as runs:
-        run(workspace, first)
+    loaded = anew()
+    everywhere = {layer(loaded, i): "int4-g32" for i in range(BLOCKS)}
+    run(loaded, everywhere)
+    first = {**everywhere, layer(loaded, 1): "int3-g32"}
+    run(loaded, first, cancel_after=1)
+    with counted(loaded) as runs:
+        run(loaded, first)
     assert runs == dict.fromkeys(range(1, BLOCKS), BATCHES - 1)  # one was there
 
-    run(workspace, {**first, layer(workspace, 0): "int8"}, cancel_after=2)
-    with counted(workspace) as runs:
-        run(workspace, {**first, layer(workspace, 0): "int8", layer(workspace, 4): "int8"})
+    run(loaded, {**first, layer(loaded, 0): "int8"}, cancel_after=2)
+    with counted(loaded) as runs:
+        run(loaded, {**first, layer(loaded, 0): "int8", layer(loaded, 4): "int8"})
     # Two micro-batches go on from the cancelled one's block 4, two from the one before's block 0.
     assert runs == {**dict.fromkeys(range(4), BATCHES - 2), 4: BATCHES, 5: BATCHES}
 
 
 def test_many_quick_toggles_do_not_push_out_the_recipe_that_was_run_whole(
-    anew: Callable[..., Workspace],
+    anew: Callable[..., Loaded],
 ) -> None:
-    workspace = anew()
-    everywhere = {layer(workspace, i): "int4-g32" for i in range(BLOCKS)}
-    run(workspace, everywhere)
+    loaded = anew()
+    everywhere = {layer(loaded, i): "int4-g32" for i in range(BLOCKS)}
+    run(loaded, everywhere)
     for format in ("int2-g32", "int3-g32", "int5-g32", "int6-g32"):
-        run(workspace, {**everywhere, layer(workspace, 3): format}, cancel_after=1)
-    with counted(workspace) as runs:
-        run(workspace, {**everywhere, layer(workspace, 3): "int8"})
+        run(loaded, {**everywhere, layer(loaded, 3): format}, cancel_after=1)
+    with counted(loaded) as runs:
+        run(loaded, {**everywhere, layer(loaded, 3): "int8"})
     assert runs == dict.fromkeys((3, 4, 5), BATCHES)
 
 
 def test_where_the_budget_holds_one_recipe_the_next_takes_its_place(
-    anew: Callable[..., Workspace],
+    anew: Callable[..., Loaded],
 ) -> None:
-    _, reference = anew().need_network()
+    reference = reference_of(anew())
     sizes = reference.sizes
     budget = sizes.states(1) * 2 + sizes.logits + sizes.states(1) // 3
-    workspace = anew(budget=budget)
-    _, reference = workspace.need_network()
+    loaded = anew(budget=budget)
+    reference = reference_of(loaded)
     reference.memory.beyond = []  # nowhere else
-    recipe = {layer(workspace, i): "int4-g32" for i in range(BLOCKS)}
-    run(workspace, recipe)
+    recipe = {layer(loaded, i): "int4-g32" for i in range(BLOCKS)}
+    run(loaded, recipe)
     assert reference.states.every == 1
     for format in ("int3-g32", "int5-g32", "int6-g32"):
-        with counted(workspace) as runs:
-            run(workspace, recipe := {**recipe, layer(workspace, 4): format})
+        with counted(loaded) as runs:
+            run(loaded, recipe := {**recipe, layer(loaded, 4): format})
         assert sum(runs[i] for i in range(4)) <= 4, format  # one micro-batch at the most
         assert reference.memory.room.peak <= budget
 
 
 def test_weights_made_from_other_inputs_are_not_taken_for_those_of_the_same_format(
-    anew: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+    anew: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Methods calibrated block by block: an equal format, another weight."""
     current: Recipe = {}
 
     def sequential(
-        workspace: Workspace, name: str, format: Format, account: Account, recipe: Any
+        loaded: Loaded, name: str, format: Format, counts: JobCounts, recipe: Any
     ) -> Generator[None, None, Held]:
-        network, _ = workspace.need_network()
+        network = loaded.network
         start = network.layers[name].start
         before = sorted((n, f) for n, f in current.items() if network.layers[n].start < start)
         yield None
@@ -262,29 +260,29 @@ def test_weights_made_from_other_inputs_are_not_taken_for_those_of_the_same_form
 
     monkeypatch.setattr(evaluation, "approximated", sequential)
 
-    def score(workspace: Workspace, recipe: Mapping[str, str]) -> p.RecipeScore:
+    def score(loaded: Loaded, recipe: Mapping[str, str]) -> p.RecipeScore:
         current.clear()
         current.update(recipe)
-        return run(workspace, dict(recipe))
+        return run(loaded, dict(recipe))
 
-    workspace = anew()
-    recipe = {layer(workspace, i): "int4-g32+gptq" for i in range(BLOCKS)}
-    score(workspace, recipe)
+    loaded = anew()
+    recipe = {layer(loaded, i): "int4-g32+gptq" for i in range(BLOCKS)}
+    score(loaded, recipe)
     for i, format in ((1, "int3-g32"), (4, "int8"), (0, "int4-g32+gptq:damp=.02")):
-        recipe = {**recipe, layer(workspace, i): format}
-        with counted(workspace) as runs:
-            found = score(workspace, recipe)
+        recipe = {**recipe, layer(loaded, i): format}
+        with counted(loaded) as runs:
+            found = score(loaded, recipe)
         assert runs[i] == BATCHES
         assert sum(runs[j] for j in range(i)) == 0
         assert found == score(anew(), recipe)
 
 
 def test_what_a_weight_is_made_from_reaches_as_far_as_methods_look(
-    anew: Callable[..., Workspace],
+    anew: Callable[..., Loaded],
 ) -> None:
-    workspace = anew()
-    network, _ = workspace.need_network()
-    names = [layer(workspace, i) for i in range(BLOCKS)]
+    loaded = anew()
+    network = loaded.network
+    names = [layer(loaded, i) for i in range(BLOCKS)]
 
     def made(**formats: str) -> dict[str, str]:
         recipe = {names[int(key[1:])]: parse_format(text) for key, text in formats.items()}
@@ -301,16 +299,17 @@ def test_what_a_weight_is_made_from_reaches_as_far_as_methods_look(
     assert later[names[1]] == one[names[1]]
 
 
-def test_what_recipes_held_is_given_back(anew: Callable[..., Workspace]) -> None:
-    workspace = anew()
-    network, reference = workspace.need_network()
-    run(workspace, {})
+def test_what_recipes_held_is_given_back(anew: Callable[..., Loaded]) -> None:
+    loaded = anew()
+    network, reference = loaded.network, reference_of(loaded)
+    run(loaded, {})
     alone = reference.memory.room.used
     for format in ("int4-g32", "int3-g32", "int8"):
-        run(workspace, dict.fromkeys(network.layers, format))
-    assert workspace.recent_runs is not None
+        run(loaded, dict.fromkeys(network.layers, format))
+    recent = loaded.find(RecentRuns)
+    assert recent is not None
     two = reference.memory.room.used
-    run(workspace, dict.fromkeys(network.layers, "int2-g32"))
+    run(loaded, dict.fromkeys(network.layers, "int2-g32"))
     assert reference.memory.room.used == two  # never more than two recipes
     assert two > alone
 

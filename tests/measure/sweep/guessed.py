@@ -8,11 +8,22 @@ import pytest
 
 from engine import protocol as p
 from engine.formats.grammar import Format
-from engine.measure.counts import Account
+from engine.measure.counts import JobCounts
 from engine.measure.sweep import sweep as sensitivity
-from engine.workspace import Workspace
+from engine.store import keys
+from engine.workspace import Loaded
 
 Found = dict[str, dict[str, p.Estimate]]
+
+
+class Guess(keys.Key, frozen=True, kw_only=True):
+    """Key of a made-up estimate."""
+
+    kind = "guess"
+    on: keys.Evaluation
+    layer: str
+    format: str
+    to: p.Direction
 
 
 class Guesses:
@@ -28,29 +39,29 @@ class Guesses:
 
     def estimate(
         self,
-        workspace: Workspace,
+        loaded: Loaded,
         formats: Sequence[Format],
         direction: p.Direction,
-        account: Account,
+        counts: JobCounts,
         job: str,
     ) -> Generator[p.AnyEvent | None, None, Found]:
         """As the real one is called; from the store where it has them."""
         self.asked.append((tuple(map(str, formats)), direction))
-        network, _ = workspace.need_network()
+        network = loaded.network
         found: Found = {}
         for format in map(str, formats):
             found[format] = {}
             for name in network.layers:
-                key = workspace.measured_key("guess", layer=name, format=format, to=direction)
-                known = workspace.known([key]).get(key)
+                key = Guess(on=loaded.evaluation, layer=name, format=format, to=direction).address
+                known = loaded.known([key]).get(key)
                 fact = (
                     known if isinstance(known, p.Estimate) else self._made(name, format, direction)
                 )
                 found[format][name] = fact
                 if known is not None:
-                    yield from account.found([key], [fact])
+                    yield from counts.found([key], [fact])
                 else:
-                    yield account.learnt(key, fact)
+                    yield counts.learnt(key, fact)
         return found
 
     def _made(self, name: str, format: str, direction: p.Direction) -> p.Estimate:

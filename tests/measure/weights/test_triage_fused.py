@@ -27,7 +27,11 @@ def compiled_anew() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def _triage(source: Path, prose: Path) -> tuple[dict[str, p.LayerWeights], list[p.AnyEvent]]:
+Errors = dict[str, dict[str, p.WeightError]]
+"""By layer, by format."""
+
+
+def _triage(source: Path, prose: Path) -> tuple[Errors, list[p.AnyEvent]]:
     client = in_process(str(source))
     try:
         client.send(p.Open(str(source), settings(prose, fresh=True, formats=FORMATS)))
@@ -36,8 +40,12 @@ def _triage(source: Path, prose: Path) -> tuple[dict[str, p.LayerWeights], list[
         events += until(client, ended("triage"))
     finally:
         client.close()
-    found = facts(events, p.LayerWeights)
-    return {f.layer: f for f in found if isinstance(f, p.LayerWeights)}, events
+    found: Errors = {}
+    for fact in facts(events, p.LayerError):
+        assert isinstance(fact, p.LayerError)
+        assert fact.error is not None
+        found.setdefault(fact.layer, {})[fact.format] = fact.error
+    return found, events
 
 
 def test_triage_with_kernels_finds_the_errors_of_the_plain_path(
@@ -56,9 +64,9 @@ def test_triage_with_kernels_finds_the_errors_of_the_plain_path(
         pytest.skip("no compiler")
     assert len(used) >= 2 * len(plain)
     assert set(with_kernels) == set(plain)
-    for layer, fact in plain.items():
+    for layer, errors in plain.items():
         for format in FORMATS:
-            ours, theirs = with_kernels[layer].errors[format], fact.errors[format]
+            ours, theirs = with_kernels[layer][format], errors[format]
             for name in ("frobenius", "relative", "max_abs", "mean_abs", "sqnr_db"):
                 assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=2e-6)
 
@@ -84,7 +92,7 @@ def test_a_missing_compiler_is_told_once(
     monkeypatch.setattr(triage, "PAYS", 0)
     monkeypatch.setattr(fused, "TILE", 1 << 12)
     found, events = _triage(tiny.build("llama", tmp_path / "model"), prose)
-    assert all(set(fact.errors) == set(FORMATS) for fact in found.values())
+    assert all(set(errors) == set(FORMATS) for errors in found.values())
     told = [e for e in events if isinstance(e, p.Notice) and "no kernel" in e.message]
     assert len(told) == 1
     assert "g++ is not installed" in told[0].message

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.formats.family import family_of
 from engine.formats.grammar import Format
 from engine.quant.rows import finite_and_broken, matrices, restored, row_chunks
 from engine.quant.stored import Stored
@@ -39,8 +40,9 @@ class Rotated:
 
 
 def rotates(fmt: Format) -> bool:
-    """Whether a weight is rotated before its family sees it; ``e8-2`` rotates by itself."""
-    return fmt.name != "e8-2" and any(method.name == "hadamard" for method in fmt.methods)
+    """Whether a weight is rotated before its family sees it; some rotate by themselves."""
+    asked = any(method.name == "hadamard" for method in fmt.methods)
+    return asked and not family_of(fmt).rotates_itself
 
 
 def write_rotated(weight: Tensor, out: Tensor) -> None:

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from engine.report.figures import FIGURES
+from engine.report.figures.registry import filter_figures
 from engine.session import Session
-from qtui.views.filter import STATES, TERM, WORDS
+from qtui.views.filter.words import STATES, TERM, WORDS
 
 MAX_OFFERED = 50
 
@@ -37,24 +37,25 @@ def _offers(term: str, session: Session) -> list[tuple[str, str]]:
     if parts is None:
         low = term.lower()
         offers = [(f"{name}:", says) for name, says in WORDS.items() if name.startswith(low)]
-        offers += [(f"{name}>", x.says) for name, x in FIGURES.items() if name.startswith(low)]
+        figures = filter_figures().items()
+        offers += [(f"{name}>", x.help) for name, x in figures if name.startswith(low)]
         if term:
             kinds = [(f"kind:{kind}", says) for kind, says in _occurring(layers.kinds)]
             offers += [offer for offer in kinds if low in offer[0].removeprefix("kind:").lower()]
             offers += [(f"is:{state}", x) for state, x in STATES.items() if state.startswith(low)]
         return offers
     name, sign, value = parts.group(1).lower(), parts.group(2), parts.group(3).lower()
-    if name in FIGURES:
-        figure = FIGURES[name]
-        examples = [f"{name}{figure.example}"]
+    if (figure := filter_figures().get(name)) is not None and figure.filter is not None:
+        example = figure.filter.example
+        examples = [f"{name}{example}"]
         signs = ["<", "<=", ">", ">="]
         signs = [other for other in signs if other.startswith(sign) and other != sign]
         if value:
             return []
-        if not figure.example.startswith(sign):
-            examples = [name + sign + figure.example.lstrip("<>=")]
-        return [(each, figure.says) for each in examples] + [
-            (name + other, figure.says) for other in signs
+        if not example.startswith(sign):
+            examples = [name + sign + example.lstrip("<>=")]
+        return [(each, figure.help) for each in examples] + [
+            (name + other, figure.help) for other in signs
         ]
     if sign not in ":=":
         return []  # words are not compared; a block's number is typed

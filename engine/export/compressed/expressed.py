@@ -1,0 +1,81 @@
+"""Which formats compressed-tensors can hold for which weights, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.export.compressed.form import form_of
+from engine.formats.grammar import FOLDED, Format, why_not_built
+from engine.formats.storage import why_not_held
+
+_OF_CODES = {"clip", "gptq"}
+"""Methods that choose codes and scales, and leave nothing else to write."""
+
+
+def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
+    """Why compressed-tensors cannot hold a weight of ``shape`` in this format; None where it can.
+
+    `why_not_expressed` goes on from here to what qtui does not write yet.
+    """
+    if (why := why_not_held(fmt, shape)) is not None:
+        return why
+    if (why := _why_not_stored(fmt)) is not None:
+        return why
+    if not fmt.kept:
+        form = form_of(fmt)
+        if form is None:
+            return f"compressed-tensors has no {fmt.name}"
+        if (why := form.why_not(fmt, shape)) is not None:
+            return why
+    for method in fmt.methods:
+        if method.name in FOLDED:
+            return (
+                f"'+{method.name}' is folded into the layer before, and what absorbs its scale is "
+                "not written yet"
+            )
+    return why_not_built(fmt)
+
+
+def _why_not_stored(fmt: Format) -> str | None:
+    """Why a method leaves something that no checkpoint stores."""
+    for method in fmt.methods:
+        if ("online", True) in method.options:
+            return f"'+{method.name}:online' scales inputs at run time, which no checkpoint stores"
+    names = {method.name for method in fmt.methods}
+    if "hadamard" in names:
+        return (
+            "'+hadamard' rotates inputs and outputs at run time with signs of its own, for which "
+            "no serving format has a place"
+        )
+    if "hqq" in names:
+        return "'+hqq' has zero points that are not whole, which compressed-tensors cannot hold"
+    return None
+
+
+def why_not_expressed(fmt: Format, shape: Sequence[int], dtype: str) -> str | None:
+    """Why compressed-tensors has no place for a weight of ``shape`` in ``fmt``; None if it has.
+
+    Args:
+        fmt: any format.
+        shape: of the weight.
+        dtype: that of the checkpoint, in torch's name.
+    """
+    if (why := exportable(fmt, shape)) is not None:
+        return why
+    form = form_of(fmt)
+    if fmt.kept or form is None:
+        return None
+    whole = fmt.name == "int8" and fmt.symmetric and fmt.strategy in ("channel", "tensor")
+    for method in fmt.methods:
+        if method.name == "a8" and not method.options:
+            if not whole:
+                return "8-bit inputs are served with int8 per channel or tensor, symmetric"
+        elif method.name not in _OF_CODES:
+            return f"'+{method.name}' takes more than codes and scales, which is not yet written"
+    unpacked = form.unpacked_to or dtype
+    if unpacked != dtype:
+        return (
+            f"compressed-tensors unpacks {fmt.name} to {unpacked}, which does not go with the "
+            f"{dtype} of this checkpoint"
+        )
+    return None

@@ -1,0 +1,129 @@
+"""How compressed-tensors stores each format family: its name for the form, and what it refuses.
+
+``pack-quantized`` for integers (weight-only ``int8`` too, as there: its ``int-quantized`` is for
+8-bit activations), ``float-quantized`` for fp8, ``mxfp4-pack-quantized``, ``mxfp8-quantized`` and
+``nvfp4-pack-quantized``. Where it would infer ``naive-quantized`` for fp8 without activations,
+``float-quantized`` is written, which is the same tensors under the name that servers know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from engine.formats.grammar import Format
+
+
+class Form(msgspec.Struct, frozen=True):
+    """What a family is in compressed-tensors."""
+
+    name: Callable[[Format], str]
+    """What compressed-tensors calls the form of a format."""
+    layout: str | Callable[[], object]
+    """``module:NAME`` of an `engine.export.compressed.layouts.Layout`, or a function that gives
+    one: its tensors."""
+    why_not: Callable[[Format, Sequence[int]], str | None] = lambda _fmt, _shape: None
+    """Why a format, or this shape of a weight, cannot be stored so; None where it can."""
+    unpacked_to: str = ""
+    """The dtype that weights are unpacked to, in torch's name; empty for that of the model."""
+
+
+_FORMS: dict[str, Form] = {}
+
+
+def register_form(family: str, form: Form) -> None:
+    """Say how compressed-tensors stores a family; without it the target refuses its formats.
+
+    Raises:
+        ValueError: that was said already.
+    """
+    if family in _FORMS:
+        raise ValueError(f"there is a form of compressed-tensors for {family!r} already")
+    _FORMS[family] = form
+
+
+def form_of(fmt: Format) -> Form | None:
+    """How a format is stored, or None where compressed-tensors has no such family."""
+    return _FORMS.get(fmt.family)
+
+
+def rounds_inputs(fmt: Format) -> bool:
+    """Whether inputs are rounded to 8 bits as they come, and codes lie one a byte for that."""
+    return any(method.name == "a8" for method in fmt.methods)
+
+
+# --- the families that come with qtui ------------------------------------------------------------
+
+
+def _why_short_group(fmt: Format, shape: Sequence[int]) -> str | None:
+    if fmt.group_size is None or shape[-1] % fmt.group_size == 0:
+        return None
+    return (
+        f"the last group of {shape[-1] % fmt.group_size} is shorter than {fmt.group_size}: "
+        "compressed-tensors needs groups that divide the row"
+    )
+
+
+def _why_no_float8(fmt: Format, shape: Sequence[int]) -> str | None:
+    if fmt.name != "fp8-e4m3":
+        return f"compressed-tensors has no {fmt.name}"
+    return _why_blocks_mislead(fmt, shape) if fmt.strategy == "block" else None
+
+
+def _why_blocks_mislead(fmt: Format, shape: Sequence[int]) -> str | None:
+    """Why compressed-tensors would misread the blocks of fp8 when it unpacks them."""
+    size = fmt.group_size or 1
+    out, row = shape[-2:]
+    if out <= size and (row <= size or row % size == 0):
+        return None
+    if out % size or row % size:
+        return (
+            f"blocks of {size} do not divide [{out}, {row}]: compressed-tensors works out the "
+            "size of a block from the number of blocks, and would unpack other ones"
+        )
+    if row == size:
+        return f"compressed-tensors takes the scales of {out // size} blocks in a column for rows"
+    return None
+
+
+_LAYOUTS = "engine.export.compressed.layouts"
+
+register_form(
+    "integer",
+    Form(
+        name=lambda fmt: "int-quantized" if rounds_inputs(fmt) else "pack-quantized",
+        layout=f"{_LAYOUTS}:INTEGER",
+        why_not=_why_short_group,
+    ),
+)
+register_form(
+    "float8",
+    Form(name=lambda _: "float-quantized", layout=f"{_LAYOUTS}:FLOAT8", why_not=_why_no_float8),
+)
+register_form(
+    "microscaling",
+    Form(
+        name=lambda fmt: "mxfp4-pack-quantized" if fmt.bits == 4 else "mxfp8-quantized",
+        layout=f"{_LAYOUTS}:MICROSCALING",
+        unpacked_to="bfloat16",
+    ),
+)
+register_form(
+    "nvfp4",
+    Form(
+        name=lambda _: "nvfp4-pack-quantized",
+        layout=f"{_LAYOUTS}:NVFP4",
+        unpacked_to="bfloat16",
+    ),
+)
+register_form(
+    "gguf",
+    Form(
+        name=lambda fmt: fmt.name,
+        layout="",
+        why_not=lambda fmt, _: (
+            f"{fmt} is a type of GGUF files, which compressed-tensors cannot hold"
+        ),
+    ),
+)

@@ -1,0 +1,216 @@
+"""What a compressed-tensors checkpoint will hold: its tensors, shard by shard, and its config."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint import Checkpoint, DiskLayer, TensorInfo, fused_groups, list_layers
+from engine.errors import CheckpointError, UsageError
+from engine.export.compressed.config import quantization_config
+from engine.export.compressed.expressed import why_not_expressed
+from engine.export.compressed.layouts import slots, tensors
+from engine.export.modules import Modules, read_modules
+from engine.export.pieces import Piece, shard_name
+from engine.export.shards import Slot
+from engine.export.writer import Form, NotExportable, some_of
+from engine.formats.grammar import Format, parse_format
+from engine.quant.kept import DTYPES
+from engine.quant.quantize import dequantized
+
+FORM = "compressed-tensors"
+
+
+class Plan(NamedTuple):
+    config: dict[str, Any]
+    shards: dict[str, list[Piece]]
+    quantised: tuple[str, ...]
+    notes: list[str]
+
+
+def why_not_exported(
+    checkpoint: Checkpoint, recipe: Mapping[str, str], *, trust_remote_code: bool = False
+) -> dict[str, str]:
+    """The layers of ``recipe`` that cannot be exported, and why; empty where all can.
+
+    Raises:
+        UsageError: an unknown layer.
+        FormatError: a format that does not parse.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    rows, formats = _resolved(checkpoint, recipe)
+    modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
+    return _refused(rows, formats, modules, checkpoint.dtype)
+
+
+def _resolved(
+    checkpoint: Checkpoint, recipe: Mapping[str, str]
+) -> tuple[dict[str, DiskLayer], dict[str, Format]]:
+    _refuse_quantised(checkpoint)
+    rows = {row.name: row for row in list_layers(checkpoint)}
+    for layer in recipe:
+        if layer not in rows:
+            raise UsageError(f"{checkpoint.name} has no layer {layer!r}")
+    return rows, {layer: parse_format(text) for layer, text in recipe.items()}
+
+
+def _refuse_quantised(checkpoint: Checkpoint) -> None:
+    method = checkpoint.config.get("quantization_config")
+    if method is not None or checkpoint.dtype not in ("float32", "float16", "bfloat16"):
+        stored = method.get("quant_method") if isinstance(method, dict) else checkpoint.dtype
+        raise CheckpointError(
+            f"{checkpoint.folder} is quantised already ({stored}): export the checkpoint that it "
+            "was made from"
+        )
+
+
+def _refused(
+    rows: Mapping[str, DiskLayer], formats: Mapping[str, Format], modules: Modules, dtype: str
+) -> dict[str, str]:
+    refused = {}
+    for layer, fmt in formats.items():
+        why = why_not_expressed(fmt, rows[layer].shape, dtype)
+        if why is None and not fmt.kept:
+            why = modules.why_not_quantised(rows[layer])
+        if why is not None:
+            refused[layer] = f"{fmt}: {why}" if str(fmt) not in why else why
+    return refused
+
+
+def plan_of(
+    checkpoint: Checkpoint,
+    recipe: Mapping[str, str],
+    scale_dtype: torch.dtype,
+    stored: Callable[[DiskLayer, Format], Form],
+    trust_remote_code: bool,
+) -> Plan:
+    """What becomes of every tensor of the checkpoint; nothing is read yet.
+
+    Args:
+        checkpoint: what is exported.
+        recipe: formats by layer.
+        scale_dtype: the dtype that scales are stored in.
+        stored: gives the stored form of a layer, when its turn comes.
+        trust_remote_code: whether Python code of the checkpoint may be run.
+
+    Raises:
+        NotExportable: layers that cannot be written so.
+        EngineError: as `why_not_exported`.
+    """
+    rows, formats = _resolved(checkpoint, recipe)
+    modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
+    if refused := _refused(rows, formats, modules, checkpoint.dtype):
+        raise NotExportable(refused, FORM)
+    stored_as = {name: checkpoint.tensors[row.parts[0]].dtype for name, row in rows.items()}
+    changed = {
+        layer: fmt
+        for layer, fmt in formats.items()
+        if not fmt.kept or str(DTYPES[fmt.name]) != f"torch.{stored_as[layer]}"
+    }
+    tied = next((row for row in rows.values() if _is_tied(row, checkpoint)), None)
+    owners = {part: row for row in rows.values() if row is not tied for part in row.parts}
+    untied = tied is not None and (
+        tied.name in changed or any(owners[part].name in changed for part in tied.parts)
+    )
+    notes: list[str] = []
+    shards: dict[str, list[Piece]] = {}
+    files = list(checkpoint.files)
+    for number, file in enumerate(files, 1):
+        pieces: list[Piece] = []
+        for tensor in checkpoint.tensors.values():
+            if tensor.file != file:
+                continue
+            row = owners.get(tensor.name)
+            pieces.append(
+                _piece(checkpoint, tensor, tensor.name, row, changed, scale_dtype, stored)
+            )
+            if untied and tied is not None and tensor.name in tied.parts:
+                name = f"{modules.head}.weight"
+                pieces.append(_piece(checkpoint, tensor, name, tied, changed, scale_dtype, stored))
+        shards[shard_name(number, len(files))] = pieces
+    codes = {layer: fmt for layer, fmt in changed.items() if not fmt.kept}
+    if untied:
+        notes.append("the head was tied to the embedding and now has a weight of its own")
+    notes += _unlike_fellows(rows, formats)
+    config = _config(checkpoint, untied=untied)
+    if codes:
+        quantised = {modules.module(rows[layer]): fmt for layer, fmt in codes.items()}
+        kept = [name for name in modules.linear if name not in quantised]
+        config["quantization_config"] = quantization_config(quantised, kept)
+    return Plan(config, shards, tuple(codes), notes)
+
+
+def _is_tied(row: DiskLayer, checkpoint: Checkpoint) -> bool:
+    """Whether the row is a head that is absent on disk."""
+    return row.role == "head" and f"{row.name}.weight" not in checkpoint.tensors
+
+
+def _piece(
+    checkpoint: Checkpoint,
+    tensor: TensorInfo,
+    name: str,
+    row: DiskLayer | None,
+    changed: Mapping[str, Format],
+    scale_dtype: torch.dtype,
+    stored: Callable[[DiskLayer, Format], Form],
+) -> Piece:
+    """What becomes of one tensor of the source, to be called ``name``."""
+    fmt = changed.get(row.name) if row is not None else None
+    if row is None or fmt is None:
+        slot = Slot(getattr(torch, tensor.dtype), tensor.shape)
+        return Piece({name: slot}, lambda: {name: checkpoint.read(tensor.name)})
+    if fmt.kept:
+        dtype = DTYPES[fmt.name]
+
+        def cast() -> dict[str, Tensor]:
+            # Through float32, with its check that every value has a place in the dtype.
+            whole = dequantized(checkpoint.read(tensor.name), fmt, scale_dtype, row.name)
+            return {name: whole.to(dtype)}
+
+        return Piece({name: Slot(dtype, tensor.shape)}, cast)
+    prefix = name.removesuffix(".weight")
+    if (row.shape, row.transposed) != (tensor.shape, False):
+        raise AssertionError(f"{row.name} is not one plain tensor")
+
+    def quantised() -> dict[str, Tensor]:
+        return tensors(prefix, fmt, stored(row, fmt))
+
+    return Piece(slots(prefix, fmt, row.shape, scale_dtype), quantised)
+
+
+def _config(checkpoint: Checkpoint, *, untied: bool) -> dict[str, Any]:
+    """The source's config, with the dtype that its weights have on disk."""
+    config = copy.deepcopy(checkpoint.config)
+    for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
+        config[key] = checkpoint.dtype
+    if untied:
+        config["tie_word_embeddings"] = False
+        text = config.get("text_config")
+        if isinstance(text, dict):
+            text["tie_word_embeddings"] = False
+    return config
+
+
+def _unlike_fellows(rows: Mapping[str, DiskLayer], formats: Mapping[str, Format]) -> list[str]:
+    """A note on layers that servers store as one and that hold unlike formats."""
+    blocks = [-1 if row.block is None else row.block for row in rows.values()]
+    numbers = fused_groups(list(rows), blocks, [row.role for row in rows.values()])
+    held: dict[int, set[str]] = defaultdict(set)
+    members: dict[int, list[str]] = defaultdict(list)
+    for name, number in zip(rows, numbers, strict=True):
+        if number >= 0:
+            held[number].add(str(formats.get(name, "kept")))
+            members[number].append(name)
+    unlike = [members[number] for number, kinds in held.items() if len(kinds) > 1]
+    if not unlike:
+        return []
+    return [
+        f"vLLM and SGLang store {some_of(unlike[0])} as one tensor and will not serve them in "
+        f"unlike formats ({len(unlike)} such group{'s' if len(unlike) > 1 else ''}); "
+        "transformers will"
+    ]

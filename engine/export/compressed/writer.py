@@ -1,0 +1,89 @@
+"""A recipe written as a checkpoint in the form of compressed-tensors, layer by layer.
+
+What is written is the stored form that the engine measures with, so the weights that
+``transformers`` unpacks from it equal, bit for bit, those behind the figures on the screen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from engine.checkpoint import DiskLayer, read_layer
+from engine.errors import EngineError, FormatError
+from engine.export.compressed.plan import FORM, plan_of, why_not_exported
+from engine.export.folder import appearing, check_place, copied_files, copy_files
+from engine.export.pieces import bytes_of, check_room, write_json, write_shards
+from engine.export.writer import Exported, Form, NotExportable, Request
+from engine.formats.grammar import Format, needs_calibration, why_not_alone
+from engine.quant.methods.fold import only_weights
+from engine.quant.quantize import scale_dtype_for, stored_form
+
+
+def export_checkpoint(request: Request) -> Exported:
+    """Write the layers of a recipe quantised, as compressed-tensors has it, and the others as is.
+
+    ``transformers.AutoModelForCausalLM.from_pretrained(out)`` loads it where compressed-tensors is
+    installed, and unpacks it at the first forward pass. One layer and its codes are in memory at a
+    time. The folder appears when it is whole. Values that are not finite are stored as 0 in
+    quantised layers. A tied head gets a weight of its own where it or the embedding changes.
+
+    Raises:
+        NotExportable: layers that cannot be written so, all of them, with reasons.
+        UsageError: an unknown layer, or ``out`` is there already.
+        FormatError: a format that does not parse, or a scale that overflows.
+        CheckpointError: the checkpoint cannot be read, or is quantised already.
+        EngineError: the disk is too small, or cannot be written.
+    """
+    checkpoint, out = request.checkpoint, Path(request.out).expanduser().absolute()
+    check_place(out, checkpoint.folder, overwrite=request.overwrite)
+    scale_dtype = request.scale_dtype or scale_dtype_for(getattr(torch, checkpoint.dtype))
+    notes: list[str] = []
+
+    def stored(row: DiskLayer, fmt: Format) -> Form:
+        return _stored(request, row, fmt, scale_dtype, notes)
+
+    plan = plan_of(checkpoint, request.recipe, scale_dtype, stored, request.trust_remote_code)
+    beside = copied_files(checkpoint.folder)
+    total = bytes_of(plan.shards)
+    copies = sum((checkpoint.folder / file).stat().st_size for file in beside)
+    check_room(out.parent, total + copies)
+    try:
+        with appearing(out) as folder:
+            copy_files(checkpoint.folder, beside, folder)
+            write_shards(plan.shards, folder, total, request.on_progress)
+            write_json(folder / "config.json", plan.config)
+    except OSError as error:
+        raise EngineError(f"{out} cannot be written: {error.strerror or error}") from error
+    return Exported(out, total, plan.quantised, tuple(dict.fromkeys([*plan.notes, *notes])))
+
+
+def _stored(
+    request: Request, row: DiskLayer, fmt: Format, scale_dtype: torch.dtype, notes: list[str]
+) -> Form:
+    """The stored form of a layer: what calibration found, else found here."""
+    weight = read_layer(request.checkpoint, row).to(request.device)
+    if not bool(weight.abs().amax().isfinite()):
+        notes.append(f"{row.name} holds values that are NaN or infinite: stored as 0")
+    found = request.solved(row, fmt)
+    if found is not None:
+        return found
+    if needs_calibration(fmt) and (why := why_not_alone(fmt)) is not None:
+        raise FormatError(f"{row.name}: {why}, and its codes were not given")
+    return stored_form(weight, only_weights(fmt), scale_dtype, row.name)
+
+
+class _Writer:
+    def check(self, request: Request) -> None:
+        checkpoint, recipe = request.checkpoint, request.recipe
+        check_place(request.out, checkpoint.folder, overwrite=request.overwrite)
+        trusted = request.trust_remote_code
+        if refused := why_not_exported(checkpoint, recipe, trust_remote_code=trusted):
+            raise NotExportable(refused, FORM)
+
+    def write(self, request: Request) -> Exported:
+        return export_checkpoint(request)
+
+
+WRITER = _Writer()

@@ -1,0 +1,78 @@
+"""Export targets: each is declared once, in `engine.export.targets` or by a plugin.
+
+A declaration says what a target can express, in text and numbers, so that the command line and a
+plan can ask before any tensor library is imported; its `writer` names the half that writes files,
+an `engine.export.writer.Writer`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from engine.errors import UsageError
+from engine.formats.grammar import Format
+from engine.plugins import load_plugins
+
+Expresses: TypeAlias = Callable[[Format, Sequence[int], str], str | None]
+"""Why a format cannot be written for a weight of this shape, in a checkpoint of this dtype (in
+torch's name); None where it can."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A kind of file or folder that a recipe is exported to."""
+
+    name: str
+    """What ``--to`` takes."""
+    help: str
+    """What it is, and what loads it, in one line."""
+    why_not_expressed: Expresses
+    writer: str | Callable[[], object]
+    """``module:NAME`` of an `engine.export.writer.Writer`, or a function that gives one."""
+
+
+_TARGETS: dict[str, Target] = {}
+
+
+def register_target(target: Target) -> None:
+    """Make a target known to ``--to``, its help and its errors.
+
+    Raises:
+        ValueError: there is one of that name already.
+    """
+    _load_ours()
+    if target.name in _TARGETS:
+        raise ValueError(f"there is an export target {target.name!r} already")
+    _TARGETS[target.name] = target
+
+
+def targets() -> list[Target]:
+    """All targets, ours first."""
+    _load_ours()
+    load_plugins()
+    return list(_TARGETS.values())
+
+
+def target_named(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: there is none; the message lists those that there are.
+    """
+    for target in targets():
+        if target.name == name:
+            return target
+    raise UsageError(f"there is no export target {name!r}; there is {listed()}")
+
+
+def listed() -> str:
+    """All targets with what they are, as a sentence goes on: ``checkpoint (…), …``."""
+    return ", ".join(f"{target.name} ({target.help})" for target in targets())
+
+
+def _load_ours() -> None:
+    # By name: each of those modules is made of what stands in this one.
+    importlib.import_module("engine.export.targets")

@@ -1,0 +1,118 @@
+"""Effects of layers: the one that counts, its change of perplexity, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import msgspec
+
+from engine.protocol import EffectKey, Estimate, LayerWeights, Sensitivity
+from engine.session import Session, correction
+
+Effect: TypeAlias = Sensitivity | Estimate
+
+OUTLIER_COLUMN = 10.0
+"""An input channel whose largest weight is so many σ is a finding."""
+
+
+def finding(weights: LayerWeights | None) -> bool:
+    """Whether triage found something in a layer that a person should look at."""
+    return weights is not None and (
+        weights.nan > 0 or weights.inf > 0 or weights.worst_column_sigma > OUTLIER_COLUMN
+    )
+
+
+def effects(session: Session, key: EffectKey) -> Callable[[int], Effect | None]:
+    """Reader of a row's effect: the measured one, else the estimate, corrected where it can be."""
+    measured, estimated = session.effects.measured.get(key), session.effects.estimated.get(key)
+    if measured is None and estimated is None:
+        return lambda row: None
+    if estimated is None:
+        return (measured or []).__getitem__
+    fit = correction(session, key)
+
+    def read(row: int) -> Effect | None:
+        if measured is not None and (known := measured[row]) is not None:
+            return known
+        guess = estimated[row]
+        return guess if guess is None or fit is None else fit.apply(guess)
+
+    return read
+
+
+def kl_reader(session: Session, key: EffectKey) -> Callable[[int], float | None]:
+    """The KL of `effects`, with nothing else made: tables of many rows are sorted by it."""
+    measured, estimated = session.effects.measured.get(key), session.effects.estimated.get(key)
+    fit = correction(session, key)
+    if measured is None and estimated is None:
+        return lambda row: None
+
+    def read(row: int) -> float | None:
+        if measured is not None and (known := measured[row]) is not None:
+            return known.kl
+        if estimated is None or (guess := estimated[row]) is None:
+            return None
+        return guess.kl if fit is None else fit.kl(guess.kl)
+
+    return read
+
+
+def delta_ppl(session: Session, effect: Effect | None) -> float:
+    """Change of perplexity: as measured, else what an estimated change of NLL makes of it.
+
+    A layer's restoring is estimated at the quantised model, whose perplexity is another than the
+    baseline's: there it is nan.
+    """
+    if effect is None:
+        return math.nan
+    if isinstance(effect, Sensitivity):
+        return effect.dppl
+    if session.baseline is None or effect.direction != "degrade":
+        return math.nan
+    try:
+        return session.baseline.ppl * math.expm1(effect.dnll)
+    except OverflowError:
+        return math.inf
+
+
+def delta_ppl_bound(session: Session, effect: Effect, side: int) -> float:
+    """The lower (``side`` −1) or upper (+1) end of the change of perplexity's interval.
+
+    An estimate's is that of its ΔNLL.
+    """
+    if isinstance(effect, Sensitivity):
+        return effect.dppl_low if side < 0 else effect.dppl_high
+    half = session.interval_factor * effect.dnll_se
+    return delta_ppl(session, msgspec.structs.replace(effect, dnll=effect.dnll + side * half))
+
+
+def delta_ppl_margin(session: Session, effect: Effect | None) -> tuple[float, float]:
+    """A change of perplexity, and half its 95% interval; nan where not known."""
+    change = delta_ppl(session, effect)
+    if isinstance(effect, Sensitivity):
+        half = (effect.dppl_high - effect.dppl_low) / 2
+    elif effect is None or session.baseline is None:
+        return change, math.nan
+    else:
+        # The interval of exp(ΔNLL), to first order.
+        half = session.interval_factor * effect.dnll_se * (session.baseline.ppl + change)
+    # One nan for all: a new one would be unequal to the one that was drawn.
+    return change, math.nan if math.isnan(half) else half
+
+
+def below_floor(session: Session, effect: Effect | None) -> bool:
+    """Whether a measured KL is smaller than what rounding alone may measure."""
+    control = session.control
+    return (
+        control is not None
+        and isinstance(effect, Sensitivity)
+        and abs(effect.kl) < control.floor_kl
+    )
+
+
+def corrected_kl(session: Session, estimate: Estimate) -> float | None:
+    """The KL to expect by the fit of measured to estimated KL; None where there is no fit."""
+    fit = correction(session, estimate.key) if estimate.by == "layer" else None
+    return None if fit is None else fit.kl(estimate.kl)

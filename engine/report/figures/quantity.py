@@ -1,0 +1,46 @@
+"""Kinds of value a figure may be: from them follow its text, its alignment and its units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from engine.report import numbers
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A kind of value."""
+
+    id: str
+    unit: str
+    """As the documentation has it; empty for none."""
+    text: Callable[[Any], str]
+    """A value in a few characters."""
+    number: bool = True
+    """Whether it can be compared with a number, and is set to the right."""
+    share: bool = False
+    """Whether ``5%`` means .05."""
+    counted: bool = False
+    """Whether ``1M`` means 1,000,000."""
+    thousandths: bool = False
+    """Whether the screen shows it times a thousand."""
+
+
+WORD = Quantity("word", "", str, number=False)
+YES_NO = Quantity("yes or no", "", lambda value: "yes" if value else "no", number=False)
+SHAPE = Quantity("shape", "[out, in]", lambda sizes: "x".join(map(str, sizes)), number=False)
+COUNT = Quantity("count", "", numbers.count, counted=True)
+SHARE = Quantity("share", "0 to 1", numbers.percent, share=True)
+NUMBER = Quantity("number", "", numbers.short)
+NATS = Quantity(
+    "nats", "nats per token", lambda value: numbers.short(1000 * value), thousandths=True
+)
+PERPLEXITY = Quantity("perplexity", "", numbers.short)
+BITS = Quantity("bits", "bits per weight", numbers.short)
+SIZE = Quantity("size", "bits", numbers.count)
+DECIBEL = Quantity("decibel", "dB", lambda value: f"{numbers.short(value, small=1)} dB")
+WEIGHT = Quantity("weight", "as the weights", numbers.significant)
+"""A value of a weight, or a difference of two."""
+DEVIATIONS = Quantity("deviations", "standard deviations", numbers.short)

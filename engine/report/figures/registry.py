@@ -1,0 +1,164 @@
+"""The figures there are: those of qtui, then those that were registered from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from engine.plugins import load_plugins
+from engine.report.figures import layers, sensitivity, weights
+from engine.report.figures.declaration import (
+    ALWAYS,
+    Document,
+    Figure,
+    Group,
+    Source,
+)
+
+_FIGURES: dict[str, Figure] = {
+    figure.id: figure
+    for group in (
+        layers.IDENTITY, sensitivity.WHICH, layers.HOLDS, sensitivity.KL, sensitivity.NLL,
+        sensitivity.SCORES, weights.ERRORS, weights.OUTLIERS, weights.HEALTH,
+    )
+    for figure in group
+}  # fmt: skip
+"""In the order of the columns of a CSV file."""
+
+
+def register_figure(figure: Figure) -> None:
+    """Add a figure from outside, after those there are.
+
+    Called when a plugin is loaded (see `engine.plugins`), before anything is shown. Its id must be
+    a lower-case word, since it is what a filter and the keys of JSON call it.
+
+    Raises:
+        ValueError: the id is no such word, or a figure, a CSV column or a JSON key of that name is
+            there already.
+    """
+    if not (figure.id.isidentifier() and figure.id == figure.id.lower()):
+        raise ValueError(f"figure {figure.id!r}: the id must be a lower-case word")
+    if figure.id in _FIGURES:
+        raise ValueError(f"figure {figure.id!r}: a figure of that id is there already")
+    for other in _FIGURES.values():
+        if figure.csv is not None and other.csv is not None and figure.csv.name == other.csv.name:
+            raise ValueError(
+                f"figure {figure.id!r}: figure {other.id!r} has the CSV column {figure.csv.name!r}"
+            )
+        if taken := set(figure.json) & set(other.json):
+            raise ValueError(
+                f"figure {figure.id!r}: figure {other.id!r} has the key {next(iter(taken)).path!r}"
+            )
+    _FIGURES[figure.id] = figure
+    _changed()
+
+
+def unregister_figure(id: str) -> None:
+    """Take a figure out again that was registered from outside: what a test leaves behind."""
+    _FIGURES.pop(id, None)
+    _changed()
+
+
+def figures() -> tuple[Figure, ...]:
+    """All figures, in the order of the columns of a CSV file.
+
+    Raises:
+        EngineError: a plugin cannot be loaded.
+    """
+    load_plugins()
+    return _all()
+
+
+def figure(id: str) -> Figure:
+    """The figure of an id.
+
+    Raises:
+        KeyError: there is none.
+    """
+    if id not in _FIGURES:
+        load_plugins()
+    return _FIGURES[id]
+
+
+@lru_cache(maxsize=1)
+def _all() -> tuple[Figure, ...]:
+    return tuple(_FIGURES.values())
+
+
+def column_figures() -> tuple[Figure, ...]:
+    """Those with a column of the layer table, from the left."""
+    found = [(each.column, each) for each in figures() if each.column]
+    return tuple(each for _, each in sorted(found, key=lambda pair: pair[0].rank))
+
+
+def filter_figures() -> dict[str, Figure]:
+    """Those that are words of the filter, by their word, in the order they are offered."""
+    figures()
+    return _filters()
+
+
+@lru_cache(maxsize=1)
+def _filters() -> dict[str, Figure]:
+    found = [(each.filter, each) for each in _all() if each.filter]
+    return {each.id: each for _, each in sorted(found, key=lambda pair: pair[0].rank)}
+
+
+def pane_figures(group: Group) -> list[Figure]:
+    """Those that the side pane has under a heading, in order."""
+    found = [
+        (each.pane.place, each) for each in figures() if each.pane and each.pane.group == group
+    ]
+    return [each for _, each in sorted(found, key=lambda pair: pair[0])]
+
+
+def expert_figures() -> list[Figure]:
+    """Those that every expert of a fused layer has, in order."""
+    found = [(each.experts, each) for each in figures() if each.experts]
+    return [each for _, each in sorted(found, key=lambda pair: pair[0].place)]
+
+
+def csv_figures(columns: Iterable[str] = ()) -> list[Figure]:
+    """Those of a CSV file, in order.
+
+    Args:
+        columns: the columns of the table that are saved, by id; empty for every figure.
+    """
+    shown = frozenset(columns)
+    return [each for each in figures() if each.csv is not None and _is_saved(each, shown)]
+
+
+def _is_saved(figure: Figure, shown: frozenset[str]) -> bool:
+    assert figure.csv is not None
+    beside = (figure.id,) if figure.csv.beside is None else figure.csv.beside
+    return not shown or beside == ALWAYS or not shown.isdisjoint(beside)
+
+
+@lru_cache(maxsize=64)
+def _json(document: Document, source: Source, under: str) -> tuple[tuple[str, Figure], ...]:
+    return tuple(
+        (each.path.removeprefix(under), figure)
+        for figure in _all()
+        for each in figure.json
+        if each.document == document
+        and figure.read.source == source
+        and each.path.startswith(under)
+    )
+
+
+def json_figures(
+    document: Document, source: Source, under: str = ""
+) -> tuple[tuple[str, Figure], ...]:
+    """Those of a layer's entry in a document that are read from a source, with their paths.
+
+    Args:
+        document: which.
+        source: what they are read from.
+        under: a part of the entry; paths are within it.
+    """
+    figures()
+    return _json(document, source, under)
+
+
+def _changed() -> None:
+    for forget in (_all.cache_clear, _filters.cache_clear, _json.cache_clear):
+        forget()

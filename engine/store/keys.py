@@ -1,0 +1,218 @@
+"""What every kind of fact depends on: the parts of its key, declared once.
+
+A fact is stored under the hash of everything that its value depends on, so it is found again by
+whoever needs the same thing, and is never mistaken for another. One `Key` class per kind of fact
+lists these parts as typed fields: leaving one out is a type error, not a wrong figure. Budgets,
+micro-batches and threads are in no key: they change the last bits at most.
+
+To change the arithmetic of a measurement, raise its version below: older facts are then not found
+and are measured again. To add a kind of fact, subclass `Key`. To add a part to a kind that exists,
+give it a default: a field at its default is not hashed, so the older facts are still found.
+
+The hash of a key is that of its parts as JSON with sorted names, as in the version before this
+module existed; stores written by that version stay valid. The one exception is triage, which had
+one fact per layer for an ordered list of formats: `ListedWeights` finds such facts, and triage
+splits them into the new ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from engine import protocol as p
+
+MEASURE_VERSION = 1
+"""Of every measurement."""
+QUANTISER_VERSION = 1
+"""Of the arithmetic of formats and methods."""
+ESTIMATOR_VERSION = 2
+"""Of the estimate of all layers from gradients."""
+
+MEASURED: Mapping[str, Any] = {"version": MEASURE_VERSION}
+QUANTISED: Mapping[str, Any] = {**MEASURED, "quantiser": QUANTISER_VERSION}
+
+
+class Files(msgspec.Struct, frozen=True, rename={"fingerprint": "checkpoint"}):
+    """The files that a fact is about."""
+
+    fingerprint: str
+    """Hash of the checkpoint's weights and configuration."""
+    code: str = ""
+    """Hash of the Python code that came with the checkpoint, where it was trusted."""
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """The files and the windows that a fact was measured on."""
+
+    files: Files
+    protocol: Mapping[str, Any]
+    """How the text was cut and the arithmetic; see `evaluation`."""
+    windows: str
+    """Hash of the windows' tokens."""
+
+
+def evaluation(files: Files, protocol: p.Protocol, windows: str) -> Evaluation:
+    """The part of a key that the evaluation protocol is.
+
+    The text is represented by its tokens as they were cut, so its name and its own hash are not
+    part of the key. What depends on the random labels of estimates says so itself. Of the device
+    only the kind counts.
+    """
+    parts = msgspec.to_builtins(protocol)
+    del parts["text"], parts["text_sha256"], parts["draws"]
+    parts["device"] = protocol.device.split(":")[0]
+    return Evaluation(files, parts, windows)
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """The calibration text that calibrated methods saw."""
+
+    text: str
+    """Hash of the text."""
+    windows: str
+    """Hash of the windows' tokens."""
+    tokens: int
+    seq_len: int
+    seed: int
+    mode: str
+    """``reference`` or ``sequential``: whose inputs they are."""
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The parts of a fact's key.
+
+    A field at its default is left out, see the module's docstring.
+    """
+
+    on: Files | Evaluation
+    """What was measured, and on which windows where the model ran."""
+    kind: ClassVar[str]
+    constants: ClassVar[Mapping[str, Any]] = MEASURED
+    """Versions, and what else is the same for all facts of the kind."""
+
+    @property
+    def address(self) -> str:
+        """The hash under which the fact is stored."""
+        parts = msgspec.to_builtins(self)
+        on = parts.pop("on")
+        on |= on.pop("files", {})
+        whole = {"kind": self.kind, **self.constants, **on, **parts}
+        return hashlib.sha256(msgspec.json.encode(whole, order="sorted")).hexdigest()
+
+
+# --- of the files alone --------------------------------------------------------------------------
+
+
+class WeightStatistics(Key, frozen=True, kw_only=True):
+    """Statistics of one layer's weights."""
+
+    kind = "weight statistics"
+    on: Files
+    layer: str
+    sigma: float
+
+
+class WeightError(Key, frozen=True, kw_only=True):
+    """The error of one layer's weights in one format."""
+
+    kind = "weight error"
+    constants = QUANTISED
+    on: Files
+    layer: str
+    format: str
+    scale_dtype: str
+
+
+class ListedWeights(Key, frozen=True, kw_only=True):
+    """Statistics and errors of a layer in a list of formats, as the version before kept them."""
+
+    kind = "weights"
+    constants = QUANTISED
+    on: Files
+    layer: str
+    formats: tuple[str, ...]
+    sigma: float
+    scale_dtype: str
+
+
+# --- of the model on the evaluation windows ------------------------------------------------------
+
+
+class Baseline(Key, frozen=True, kw_only=True):
+    """The score of the unchanged model."""
+
+    kind = "baseline"
+    on: Evaluation
+
+
+class Control(Key, frozen=True, kw_only=True):
+    """What a change of nothing measures."""
+
+    kind = "control"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "floor": "rounded otherwise"}
+    on: Evaluation
+
+
+class Estimate(Key, frozen=True, kw_only=True):
+    """The effect of one layer in one format, estimated from gradients."""
+
+    kind = "estimate"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "estimator": ESTIMATOR_VERSION}
+    on: Evaluation
+    layer: str
+    format: str
+    together: tuple[str, ...]
+    """Formats that share one coupling of each layer, in alphabetical order."""
+    direction: p.Direction
+    draws: int
+    seed: int
+    scale_dtype: str
+    calibration: Calibration | None = None
+
+
+class Sensitivity(Key, frozen=True, kw_only=True):
+    """The measured effect of one unit in one format."""
+
+    kind = "sensitivity"
+    constants = QUANTISED
+    on: Evaluation
+    layer: str
+    """Name of the unit."""
+    format: str
+    direction: p.Direction
+    scale_dtype: str
+    by: p.By = "layer"
+    layers: tuple[str, ...] = ()
+    """Of a unit that is not a layer."""
+    effort: str = ""
+    """What the figure was measured for, where that was not on all windows."""
+    calibration: Calibration | None = None
+
+
+class RecipeScore(Key, frozen=True, kw_only=True):
+    """The score of a recipe."""
+
+    kind = "recipe"
+    constants = QUANTISED
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    calibration: Calibration | None = None
+
+
+class Additivity(Key, frozen=True, kw_only=True):
+    """How far single effects add up to that of all together."""
+
+    kind = "additivity"
+    constants = QUANTISED
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    direction: p.Direction = "degrade"
+    fewer: int = 0
+    """Tokens behind the single effects, where some were not measured on all windows."""
+    calibration: Calibration | None = None

@@ -1,0 +1,83 @@
+"""A loaded model with its evaluation windows, and what is kept of it between jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from engine import protocol as p
+from engine.checkpoint import DiskLayer
+from engine.store import keys
+from engine.workspace.opened import Opened
+
+if TYPE_CHECKING:  # torch is imported when a model is loaded, not with the engine
+    from engine.model.network import Network
+    from engine.texts.windows import Windows
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Loaded:
+    """One model that can run, on one set of windows.
+
+    Measurements keep what they reuse (the reference, calibration, recipe runs) as parts of the
+    model, by type: see `part`. So this module knows none of them.
+    """
+
+    absent: ClassVar[str] = "no model is loaded"
+
+    opened: Opened
+    network: Network
+    windows: Windows
+    protocol: p.Protocol
+    evaluation: keys.Evaluation
+    """The part of a fact's key that files, windows and arithmetic are."""
+    load_s: float = 0.0
+    """Seconds it took to load."""
+    _parts: dict[type, Any] = field(default_factory=dict)
+
+    def part(self, kind: type[T], make: Callable[[], T]) -> T:
+        """The part of a type; made the first time it is asked for."""
+        if kind not in self._parts:
+            self._parts[kind] = make()
+        found: T = self._parts[kind]
+        return found
+
+    def find(self, kind: type[T]) -> T | None:
+        """The part of a type; None if it was not made yet."""
+        return self._parts.get(kind)
+
+    @property
+    def settings(self) -> p.Settings:
+        """Of the session."""
+        return self.opened.settings
+
+    @property
+    def rows(self) -> dict[str, DiskLayer]:
+        """Layers as the files have them, by name."""
+        return self.opened.rows
+
+    @property
+    def scale_dtype(self) -> str:
+        """16-bit dtype that stored scales are rounded to."""
+        return self.opened.scale_dtype
+
+    def should_stop(self) -> bool:
+        """Whether something more urgent waits for the running step."""
+        return self.opened.workspace.should_stop()
+
+    def assert_at_rest(self) -> None:
+        """As `Network.assert_at_rest`."""
+        self.network.assert_at_rest()
+
+    def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
+        """As `Workspace.known`."""
+        return self.opened.workspace.known(keys)
+
+    def budget(self) -> int:
+        """Bytes beside the loaded model: those that were asked for, else half of what is free."""
+        from engine.model.memory import memory_free
+
+        return self.settings.memory_budget or memory_free(self.network.device) // 2

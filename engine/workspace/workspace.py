@@ -1,0 +1,81 @@
+"""What all jobs of an engine share."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol, TypeVar
+
+from engine import protocol as p
+from engine.errors import EngineError
+from engine.store.facts import FactStore
+
+
+class Openable(Protocol):
+    """A type of thing that a workspace holds."""
+
+    absent: ClassVar[str]
+    """Sentence for whoever needs one where there is none."""
+
+    def assert_at_rest(self) -> None:
+        """Fail if the step of a job left it other than it was."""
+
+
+OpenableT = TypeVar("OpenableT", bound=Openable)
+
+
+class Workspace:
+    """The store of facts, the settings, and all that is open.
+
+    It may hold several things of one type, say two checkpoints to compare. A job takes what it
+    needs by type: an `Opened` checkpoint where the files are enough, a `Loaded` model to run it.
+
+    Args:
+        facts: the store.
+        settings: of the session.
+        should_stop: whether something more urgent waits for the running step.
+    """
+
+    def __init__(
+        self,
+        facts: FactStore,
+        settings: p.Settings,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.facts, self.settings, self.should_stop = facts, settings, should_stop
+        self.begun = time.time()
+        """Under ``fresh``, facts older than this are measured anew."""
+        self._held: list[Openable] = []
+
+    def add(self, opened: Openable) -> None:
+        """Hold one thing more, which becomes the newest of its type."""
+        self._held.append(opened)
+
+    def every(self, kind: type[OpenableT]) -> list[OpenableT]:
+        """All things of a type, the oldest first."""
+        return [each for each in self._held if isinstance(each, kind)]
+
+    def need(self, kind: type[OpenableT]) -> OpenableT:
+        """The newest thing of a type.
+
+        Raises:
+            EngineError: if there is none.
+        """
+        found = self.every(kind)
+        if not found:
+            raise EngineError(kind.absent)
+        return found[-1]
+
+    def assert_at_rest(self) -> None:
+        """Between two steps of jobs nothing is open: no grad mode, no patch, reference weights."""
+        torch = sys.modules.get("torch")  # not imported before a job needs it
+        if torch is not None and hasattr(torch, "is_inference_mode_enabled"):
+            assert torch.is_grad_enabled(), "a job left gradients disabled across a yield"
+            assert not torch.is_inference_mode_enabled(), "a job left inference mode on"
+        for each in self._held:
+            each.assert_at_rest()
+
+    def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
+        """The facts the store has; under ``fresh`` those of this run alone."""
+        return self.facts.get_many(keys, since=self.begun if self.settings.fresh else 0.0)

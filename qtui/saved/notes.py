@@ -1,0 +1,71 @@
+"""What every saved table says beside its figures: the command, the protocol, the versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine import protocol as p
+from engine.report.numbers import percent
+from qtui.saved.view import View
+from qtui.views.reproduce import Verb, command, unsaid
+
+
+def under_cursor(view: View) -> tuple[str, int]:
+    """The layer under the cursor, and its row."""
+    assert view.layer is not None
+    return view.layer, view.session.index[view.layer]
+
+
+def model_name(view: View) -> str:
+    """The checkpoint's name."""
+    read = view.session.checkpoint
+    return read.name if read is not None else view.source
+
+
+def formats_option(view: View) -> tuple[str, ...]:
+    """The option that names the shown format; nothing where there is none."""
+    return ("--formats", view.format) if view.format else ()
+
+
+def measured_by(view: View, verb: Verb, extra: Sequence[str] = ()) -> str:
+    """The command that measures what is saved again."""
+    return command(view.session.settings, view.source, verb, extra)
+
+
+def notes_of(view: View, *, order: bool = False) -> dict[str, str]:
+    """What has to be known to read figures; with ``order``, how the rows were chosen too."""
+    session = view.session
+    notes: dict[str, str] = {}
+    if (read := session.checkpoint) is not None:
+        notes["checkpoint"] = f"{read.name}, {read.architecture}, fingerprint {read.fingerprint}"
+    if (model := session.model) is not None:
+        notes["protocol"] = protocol_in_words(model.protocol)
+    if (baseline := session.baseline) is not None:
+        notes["baseline"] = f"ppl {baseline.ppl!r}, nll {baseline.nll!r} nats per token"
+    key = p.EffectKey(view.direction, view.format)
+    agreement = session.effects.agreement.get(key) if order else None
+    if agreement is not None:
+        notes["estimates"] = (
+            f"rank correlation with what was measured {agreement.rank_kl!r} (KL), "
+            f"{agreement.rank_dnll!r} (dNLL) over {agreement.layers} layers, "
+            f"median of measured over estimated KL {agreement.ratio!r}"
+        )
+    if session.versions:
+        notes["versions"] = ", ".join(f"{name} {each}" for name, each in session.versions.items())
+    if order and view.order:
+        notes["order"] = view.order
+    if order and view.filter:
+        notes["filter"] = view.filter
+    if left_out := unsaid(session.settings):
+        notes["not in the command"] = "; ".join(left_out)
+    return notes
+
+
+def protocol_in_words(protocol: p.Protocol) -> str:
+    """What a perplexity stands on, in one line."""
+    return (
+        f"{protocol.text} (sha256 {protocol.text_sha256[:16]}), {protocol.tokens} tokens in "
+        f"{protocol.windows} windows of {protocol.seq_len}, stride {protocol.stride}, "
+        f"{protocol.dtype} on {protocol.device}, seed {protocol.seed}, "
+        f"intervals {percent(protocol.interval)}"
+    )
