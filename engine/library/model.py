@@ -64,18 +64,14 @@ class Model:
 
     def _open(self, command: p.Open) -> None:
         """Wait until the names of the layers are known; the model goes on loading meanwhile."""
-        read = False
         job = self._engine.start(command)
         while True:
-            event = self.receive()
-            match event:
+            match self.receive():
                 case p.LayersListed():
-                    read = True
-                case p.JobEnded(job=ended, status=status) if ended == job:
+                    return
+                case p.JobEnded(job=ended, status=status) as event if ended == job:
                     if status != "done":
                         raise JobError(event.message or "opening was cancelled", event.exit_code)
-                    return
-                case None if read:
                     return
 
     # -- what is known ---------------------------------------------------------------------------
@@ -173,9 +169,7 @@ class Model:
         command = p.Export(out=out, format=format or "kept", overwrite=overwrite)
         return self._run(ExportResult(self, self._of_recipe(command, recipe, format)))
 
-    def _of_recipe(
-        self, command: OfRecipe, recipe: Recipe | None, format: str | None
-    ) -> OfRecipe:
+    def _of_recipe(self, command: OfRecipe, recipe: Recipe | None, format: str | None) -> OfRecipe:
         if recipe is None:
             if format is None:
                 raise UsageError("give a recipe, a format, or both")
@@ -197,16 +191,20 @@ class Model:
         """Start a result's job.
 
         Raises:
-            EngineError: the command was refused.
+            JobError: the command was refused.
         """
         with self._turn:
             self._running.append(result)
-            try:
-                result.started(self._engine.start(result.command))
-            except BaseException:
-                self._running.remove(result)
-                raise
+            result.started(self._engine.start(result.command) or "")
+            if not result.job:
+                self._refusal(result)
         return result
+
+    def _refusal(self, result: Result[Any]) -> None:
+        """Raise what the engine said of a command that began no job."""
+        while not result.done:
+            self.receive()
+        result.wait()
 
     def receive(self) -> p.AnyEvent | None:
         """The next event, handed to every result that is under way; None if none came soon."""
@@ -251,11 +249,11 @@ def open_model(
     """See `engine.open`."""
     known = set(p.Settings.__struct_fields__) - {"profile"}
     if unknown := sorted(set(settings) - known):
-        raise UsageError(f"there is no setting {unknown[0]!r}: there are {', '.join(sorted(known))}")
+        there = ", ".join(sorted(known))
+        raise UsageError(f"unknown setting {unknown[0]!r}: the settings are {there}")
     chosen = load_profile(profile).settings(profile, **settings)
     try:
         checked = msgspec.convert(msgspec.to_builtins(chosen), p.Settings)
     except msgspec.ValidationError as error:
         raise UsageError(f"settings: {error}") from error
     return Model(source, checked, model=model)
-

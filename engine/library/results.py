@@ -1,4 +1,4 @@
-"""What a `Model` gives: each result can be iterated while it arrives, and waits when it is asked."""
+"""Results of a `Model`: each can be iterated while it arrives, or asked for the whole."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ class Result(Generic[D]):
     """Types of events and facts that iterating yields."""
 
     def __init__(self, model: Model, command: p.AnyCommand) -> None:
-        self.command = command
+        self.command = p.identified(command)
         self.job = ""
         """The id of the engine's job."""
         self._model = model
         self._arrived: deque[Any] = deque()
         self._ended: p.JobEnded | None = None
+        self._refused: p.Refused | None = None
         self._formats: dict[str, None] = {}
         self._document: D | None = None
 
@@ -53,6 +54,12 @@ class Result(Generic[D]):
                 self._arrived.extend(fact for fact in facts if self._is_mine(fact))
             case p.Fallback(format=format):
                 self._formats.setdefault(format)
+            case p.JobStarted(job=self.job, command=command):
+                formats = getattr(command, "formats", ())
+                self._formats.update(dict.fromkeys(formats))
+            case p.Refused(ask=self.command.ask):
+                self._refused = event
+                return True
             case p.JobEnded(job=self.job):
                 self._ended = event
                 return True
@@ -72,7 +79,7 @@ class Result(Generic[D]):
             JobError: the job failed or was cancelled.
         """
         try:
-            while self._arrived or self._ended is None:
+            while self._arrived or not self.done:
                 if self._arrived:
                     yield self._arrived.popleft()
                 else:
@@ -80,7 +87,9 @@ class Result(Generic[D]):
         except KeyboardInterrupt:
             self.cancel()
             raise
-        if self._ended.status != "done":
+        if self._refused is not None:
+            raise JobError(self._refused.message, self._refused.exit_code)
+        if self._ended is not None and self._ended.status != "done":
             said = self._ended.message or f"{self._ended.kind} was {self._ended.status}"
             raise JobError(said, self._ended.exit_code)
 
@@ -96,11 +105,11 @@ class Result(Generic[D]):
     @property
     def done(self) -> bool:
         """Whether the job has ended, as far as events were received."""
-        return self._ended is not None
+        return self._ended is not None or self._refused is not None
 
     def cancel(self) -> None:
         """End the job; what it measured is saved."""
-        if self._ended is None:
+        if not self.done:
             self._model.cancel(self.job)
 
     @property
@@ -139,21 +148,23 @@ class Result(Generic[D]):
         return list(document["layers"])
 
     def __str__(self) -> str:
-        as_text: Callable[[Any], str] = tables.TEXTS[type(self.document)]
+        as_text: Callable[[Any], str] = next(
+            make for of, make in tables.TEXTS.items() if isinstance(self.document, of)
+        )
         return as_text(self.document).rstrip("\n")
 
 
 class TriageResult(Result[schema.TriageDocument]):
-    """Weights alone. Iterating yields `LayerWeights` and `FormatError` facts."""
+    """Weights alone. Iterating yields `LayerWeights` and `LayerError` facts."""
 
-    yields = (p.LayerWeights,)
+    yields = (p.LayerWeights, p.LayerError)
 
     def _make(self, job: Job) -> schema.TriageDocument:
         return documents.triage_document(self._model.session, job)
 
 
 class SweepResult(Result[schema.SweepDocument]):
-    """The effect of every layer. Iterating yields `Estimate` and `Sensitivity` facts."""
+    """The effect of every layer. Iterating yields `Estimate`, `Sensitivity` and `Progress`."""
 
     yields = (p.Estimate, p.Sensitivity, p.Progress)
 
