@@ -29,7 +29,8 @@ def open(source: str, *, profile: str = "standard", model: bool = True, **settin
             your own.
         model: False reads the files only, which is all that a triage needs.
         settings: fields of `engine.protocol.Settings` that replace the profile's, such as
-            ``tokens=4096``, ``seq_len=512``, ``text="my.txt"``, ``device="cpu"``.
+            ``tokens=4096``, ``seq_len=512``, ``text="my.txt"``, ``device="cpu"``. Formats are
+            estimated where a sweep names them, or ``estimate_formats`` does.
 
     Raises:
         UsageError: a setting that there is not.

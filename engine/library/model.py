@@ -126,7 +126,7 @@ class Model:
         """
         wanted = tuple(formats) or self.settings.sweep_formats
         command = p.Sweep(wanted, direction=direction, exact=exact, by=by)
-        return self._run(SweepResult(self, command, others=not formats))
+        return self._run(SweepResult(self, command))
 
     def evaluate(
         self, recipe: Recipe | None = None, *, format: str | None = None
@@ -251,7 +251,9 @@ def open_model(
     if unknown := sorted(set(settings) - known):
         there = ", ".join(sorted(known))
         raise UsageError(f"unknown setting {unknown[0]!r}: the settings are {there}")
-    chosen = load_profile(profile).settings(profile, **settings)
+    # As on the command line, whoever names formats is told of those alone.
+    given = {"estimate_formats": (), **settings}
+    chosen = load_profile(profile).settings(profile, **given)
     try:
         checked = msgspec.convert(msgspec.to_builtins(chosen), p.Settings)
     except msgspec.ValidationError as error:

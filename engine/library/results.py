@@ -168,15 +168,20 @@ class SweepResult(Result[schema.SweepDocument]):
 
     yields = (p.Estimate, p.Sensitivity, p.Progress)
 
-    def __init__(self, model: Model, command: p.Sweep, *, others: bool) -> None:
+    def __init__(self, model: Model, command: p.Sweep) -> None:
         super().__init__(model, command)
-        self._sweep, self._others = command, others
+        self._sweep = command
 
     def _make(self, job: Job) -> schema.SweepDocument:
         asked = self._sweep
         formats = tuple(dict.fromkeys([*asked.formats, *self._formats]))
         return documents.sweep_document(
-            self._model.session, formats, asked.direction, job, asked.by, self._others
+            self._model.session,
+            formats,
+            asked.direction,
+            job,
+            asked.by,
+            bool(self._model.settings.estimate_formats),
         )
 
 
