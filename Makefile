@@ -7,7 +7,7 @@ TESTED := $(VENV)/.tested
 # The demo needs no test extras, and takes an environment that has them as it is.
 READY := $(if $(wildcard $(TESTED)),$(TESTED),$(RUNTIME))
 
-.PHONY: venv demo test bench table docs
+.PHONY: venv demo test soak bench table docs
 
 venv: $(TESTED)
 
@@ -31,6 +31,9 @@ test: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n logical --maxprocesses=4
+
+soak: venv
+	$(BIN)/python -m pytest -m soak
 
 bench: venv
 	$(BIN)/python -m pytest -s -o python_files='bench_*.py' tests/bench

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a failure's message; the name of its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three of some names, for a message."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
 
 class EngineError(Exception):
     """A failure told to a person. ``exit_code`` is what a command line run ends with."""

@@ -1,13 +1,14 @@
-"""The sweep as anybody would write it first: plain transformers, nothing cached, nothing shared.
+"""The sweep as anybody would write it first: plain transformers on whole windows.
 
-Every layer's weight is replaced by what compressed-tensors' functions make of it with the stored
-scale, the whole model is run on every window before and after, and log-softmaxes are subtracted in
+Nothing is cached but what the unchanged model says, for a caller that compares many changes. Every
+layer's weight is replaced by what compressed-tensors' functions make of it with the stored scale,
+the whole model is run on every window before and after, and log-softmaxes are subtracted in
 float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,41 +67,59 @@ def weights(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
+def log_probabilities(model: nn.Module, rows: Tensor, batch: int) -> Iterable[Tensor]:
+    """Of every target of each batch, ``[batch, seq_len − 1, vocabulary]`` in float64."""
+    for ids in rows.split(batch):
+        yield model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
+
+
+@torch.no_grad()
 def baseline(model: nn.Module, rows: Tensor, batch: int) -> float:
     """Mean NLL over ``seq_len − 1`` targets of each window."""
     total = 0.0
-    for ids in rows.split(batch):
-        logp = model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
+    for ids, logp in zip(rows.split(batch), log_probabilities(model, rows, batch), strict=True):
         total -= float(logp.gather(-1, ids[:, 1:, None]).sum())
     return total / (rows.shape[0] * (rows.shape[1] - 1))
 
 
-@torch.no_grad()
 def effect(
-    model: nn.Module, module: nn.Module, changed: Tensor, rows: Tensor, batch: int
+    model: nn.Module,
+    module: nn.Module,
+    changed: Tensor,
+    rows: Tensor,
+    batch: int,
+    before: Iterable[Tensor] | None = None,
 ) -> Effect:
     """The effect of one module holding ``changed``, ``[out, in]``."""
-    return together(model, {module: changed}, rows, batch)
+    return together(model, {module: changed}, rows, batch, before)
 
 
 @torch.no_grad()
 def together(
-    model: nn.Module, changes: Mapping[nn.Module, Tensor], rows: Tensor, batch: int
+    model: nn.Module,
+    changes: Mapping[nn.Module, Tensor],
+    rows: Tensor,
+    batch: int,
+    before: Iterable[Tensor] | None = None,
 ) -> Effect:
-    """The effect of several modules holding what each is changed to, ``[out, in]``, at once."""
+    """The effect of several modules holding what each is changed to, ``[out, in]``, at once.
+
+    Args:
+        before: `log_probabilities` of the model as it is, where the caller has them.
+    """
+    before = list(log_probabilities(model, rows, batch)) if before is None else before
     originals = {module: module.weight.data for module in changes}
+    for module, changed in changes.items():
+        transposed = isinstance(module, Conv1D)
+        module.weight.data = changed.t().contiguous() if transposed else changed
     dnll = kl = 0.0
-    for ids in rows.split(batch):
-        before = model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
-        for module, changed in changes.items():
-            transposed = isinstance(module, Conv1D)
-            module.weight.data = changed.t().contiguous() if transposed else changed
-        after = model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
-        for module, original in originals.items():
-            module.weight.data = original
+    afterwards = log_probabilities(model, rows, batch)
+    for ids, old, new in zip(rows.split(batch), before, afterwards, strict=True):
         targets = ids[:, 1:, None]
-        dnll += float((before.gather(-1, targets) - after.gather(-1, targets)).sum())
-        kl += float((before.exp() * (before - after)).sum())
+        dnll += float((old.gather(-1, targets) - new.gather(-1, targets)).sum())
+        kl += float((old.exp() * (old - new)).sum())
+    for module, original in originals.items():
+        module.weight.data = original
     count = rows.shape[0] * (rows.shape[1] - 1)
     return Effect(dnll / count, kl / count)
 
@@ -111,11 +130,13 @@ def restored(
     back: Collection[nn.Module],
     rows: Tensor,
     batch: int,
+    before: Iterable[Tensor] | None = None,
 ) -> Effect:
     """What giving modules back their own weights regains where all of ``changes`` is held."""
     kept = {module: changed for module, changed in changes.items() if module not in back}
-    all_of_them = together(model, changes, rows, batch)
-    all_but = together(model, kept, rows, batch)
+    before = list(log_probabilities(model, rows, batch)) if before is None else before
+    all_of_them = together(model, changes, rows, batch, before)
+    all_but = together(model, kept, rows, batch, before)
     return Effect(all_of_them.dnll - all_but.dnll, all_of_them.kl - all_but.kl)
 
 

@@ -20,6 +20,17 @@ hypothesis_settings.load_profile("untimed")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests at a time as there are cores
 leave_room()
+
+IN_MEMORY = Path("/dev/shm")
+ROOM = 4 << 30
+if (
+    "TMPDIR" not in os.environ
+    and os.access(IN_MEMORY, os.W_OK)
+    and shutil.disk_usage(IN_MEMORY).free > ROOM
+):
+    # A store waits for the disk after every commit: in memory there is nothing to wait for.
+    os.environ["TMPDIR"] = str(IN_MEMORY)
+    tempfile.tempdir = None
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

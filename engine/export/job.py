@@ -115,8 +115,12 @@ def _write(
                 raise AbandonedError("the export was cancelled")
             spent = time.perf_counter() - started
             left = spent * (total - done) / done if done else float("nan")
-            job = context.job
-            tell(p.Progress(job=job, done=done, total=total, seconds_left=left, detail=tensor))
+            tell(
+                p.Progress(
+                    job=context.job, done=done, total=total, seconds_left=left, phase="writing",
+                    subject=tensor, in_bytes=True,
+                )
+            )  # fmt: skip
 
         request = replace(
             _request(context, command),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from engine.checkpoint import open_checkpoint
-from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError
+from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
 from engine.model.architecture import model_class, read_config
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
 from engine.model.memory import check_memory, memory_free, memory_needed
@@ -53,10 +53,10 @@ class LoadStage(NamedTuple):
     """``reading config``, ``building the model``, ``loading weights`` or ``checking resume``."""
     done: int
     total: int
-    """In bytes for the weights, else 0 of 1 and 1 of 1."""
+    in_bytes: bool = False
 
 
-OnStage = Callable[[str, int, int], None]
+OnStage = Callable[[LoadStage], None]
 
 
 def load_network(
@@ -65,11 +65,11 @@ def load_network(
     device: str = "auto",
     dtype: str | None = None,
     trust_remote_code: bool = False,
-    on_stage: OnStage = lambda _name, _done, _total: None,
+    on_stage: OnStage = lambda _stage: None,
 ) -> Network:
     """Loads the checkpoint in folder ``path``.
 
-    ``on_stage`` takes the fields of :class:`LoadStage`. While weights are read it is called from
+    ``on_stage`` is told where loading stands. While weights are read it is called from
     the threads that read them, one call at a time; raising there abandons the loading.
 
     Raises:
@@ -77,7 +77,7 @@ def load_network(
         UsageError: a device or dtype that is not there.
         OutOfMemoryError: it does not fit.
     """
-    on_stage("reading config", 0, 1)
+    on_stage(LoadStage("reading config", 0, 1))
     checkpoint = open_checkpoint(path)
     with quiet():
         config = read_config(checkpoint, trust_remote_code=trust_remote_code)
@@ -86,14 +86,14 @@ def load_network(
     chosen_dtype, why_dtype = choose_dtype(dtype, stored.dtype, chosen_device)
     with quiet():
         loaded_class, config = model_class(path, config, trust_remote_code=trust_remote_code)
-    on_stage("reading config", 1, 1)
+    on_stage(LoadStage("reading config", 1, 1))
 
     what = f"loading {path.name} in {chosen_dtype}".replace("torch.", "")
     shapes = [tensor.shape for tensor in stored.tensors.values()]
     needed = memory_needed([*shapes, *_untied_shape(config)], chosen_dtype)
     check_memory(needed, memory_free(chosen_device), chosen_device, what=what)
     try:
-        on_stage("building the model", 0, 1)
+        on_stage(LoadStage("building the model", 0, 1))
         model, report = _build(loaded_class, config, stored, chosen_dtype, on_stage)
         model.config.name_or_path = str(path)
         unread = _check_report(path, model, report)
@@ -102,12 +102,12 @@ def load_network(
         made_from = _disk_names(model, stored, report)
         notes = (why_device, why_dtype, *((stored.note,) if stored.note else ()))
         if unread:
-            notes += (f"{len(unread)} tensors on disk are not part of the model: {_few(unread)}",)
-        on_stage("checking resume", 0, 1)
+            notes += (f"{len(unread)} tensors on disk are not part of the model: {few(unread)}",)
+        on_stage(LoadStage("checking resume", 0, 1))
         zeroed = _zero_what_is_not_finite(model)
         network = Network(model, made_from, tied=tied, notes=notes, zeroed=zeroed)
         check_resuming(network)
-        on_stage("checking resume", 1, 1)
+        on_stage(LoadStage("checking resume", 1, 1))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise _too_big(what, needed, chosen_device) from error
     except RuntimeError as error:
@@ -203,7 +203,7 @@ def _build(
     loaded_class: Any, config: Any, stored: CheckpointTensors, dtype: torch.dtype, on_stage: OnStage
 ) -> tuple[Any, dict[str, Any]]:
     def read(done: int, total: int) -> None:
-        on_stage("loading weights", done * dtype.itemsize, total * dtype.itemsize)
+        on_stage(LoadStage("loading weights", done * dtype.itemsize, total * dtype.itemsize, True))
 
     tensors = stored.counted(read)
     try:
@@ -239,7 +239,7 @@ def _check_report(path: Path, model: Any, report: dict[str, Any]) -> list[str]:
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise CheckpointError(
-            f"{path} lacks {len(missing)} tensors of the model: {_few(missing)}; "
+            f"{path} lacks {len(missing)} tensors of the model: {few(missing)}; "
             "a file is missing, or config.json is another model's"
         )
     unread = sorted(report["unexpected_keys"])
@@ -311,10 +311,6 @@ def _too_big(what: str, needed: int, device: str) -> OutOfMemoryError:
         f"{memory_free(device) / gib:.1f} GiB are free now; choose a 16-bit dtype "
         "(--dtype bf16), another device or a smaller model"
     )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _one_line(error: Exception) -> str:

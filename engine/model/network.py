@@ -48,6 +48,11 @@ Held = Tensor | StandIn
 """A weight alone, or with what is done to its inputs."""
 
 
+def held_bytes(held: Held) -> int:
+    """Bytes of what a layer computes with."""
+    return (held.weight if isinstance(held, StandIn) else held).nbytes
+
+
 class Preempted(Exception):
     """``should_stop`` said so at the start of a block; the network is at rest again."""
 

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, first_line
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]*[\w-])?")
 SAFE = ("*.safetensors", "*.safetensors.index.json")
@@ -66,7 +66,7 @@ def _snapshot(repo: str, trust_remote_code: bool) -> Path:
             "a private model needs `hf auth login`"
         ) from error
     except HfHubHTTPError as error:
-        raise CheckpointError(f"the hub did not send {repo}: {_first_line(error)}") from error
+        raise CheckpointError(f"the hub did not send {repo}: {first_line(error)}") from error
     except (OSError, ValueError) as error:  # not cached while offline, no network, a bad name
         if constants.is_offline_mode():
             raise CheckpointError(
@@ -75,7 +75,7 @@ def _snapshot(repo: str, trust_remote_code: bool) -> Path:
             ) from error
         raise CheckpointError(
             f"{repo} is neither a folder here nor in the local cache, "
-            f"and the hub could not be reached: {_first_line(error)}"
+            f"and the hub could not be reached: {first_line(error)}"
         ) from error
     return folder
 
@@ -86,8 +86,3 @@ def _download(repo: str, patterns: tuple[str, ...]) -> Path:
     return Path(
         snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=list(NOT_WANTED))
     )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

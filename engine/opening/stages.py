@@ -21,6 +21,7 @@ from engine.checkpoint import (
 )
 from engine.demo import DEMO_PATH
 from engine.errors import EngineError
+from engine.model.architecture import architecture_name
 from engine.model.source import resolve_model
 from engine.service.in_thread import in_thread
 from engine.service.jobs import Outcome, Steps
@@ -77,7 +78,7 @@ def _open(workspace: Workspace, source: str) -> Generator[p.AnyEvent | None, Non
     yield p.CheckpointRead(
         name="demo" if demo else checkpoint.name,
         path=str(path),
-        architecture=_architecture(checkpoint),
+        architecture=architecture_name(checkpoint.config) or "?",
         parameters=checkpoint.parameters,
         bytes=checkpoint.bytes,
         dtype=checkpoint.dtype,
@@ -87,13 +88,6 @@ def _open(workspace: Workspace, source: str) -> Generator[p.AnyEvent | None, Non
     if trusted:
         yield p.Notice("warning", f"code that comes with {checkpoint.name} may run: asked for")
     return opened
-
-
-def _architecture(checkpoint: Checkpoint) -> str:
-    names = checkpoint.config.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str):
-        return names[0]
-    return str(checkpoint.config.get("model_type", "?"))
 
 
 def _listed(opened: Opened) -> p.LayersListed:
@@ -186,7 +180,7 @@ def _network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]:
             device=settings.device,
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
-            on_stage=lambda name, done, total: tell(p.Stage(name, done, total)),
+            on_stage=lambda stage: tell(p.Stage(*stage)),
         )
 
     network = yield from in_thread("loading", load, wait=False)

@@ -54,6 +54,7 @@ from engine.protocol.events import (
     ModelReady,
     Notice,
     Opened,
+    Phase,
     Progress,
     RecipeChanged,
     RecipePartial,
@@ -61,7 +62,6 @@ from engine.protocol.events import (
     Role,
     Stage,
     Transient,
-    job_key,
 )
 from engine.protocol.facts import (
     Additivity,
@@ -147,6 +147,7 @@ __all__ = [
     "Open",
     "Opened",
     "Outliers",
+    "Phase",
     "Progress",
     "Protocol",
     "RecipeChanged",
@@ -175,7 +176,6 @@ __all__ = [
     "decode_frame",
     "encode",
     "identified",
-    "job_key",
     "register_command",
     "same_request",
 ]

@@ -13,6 +13,9 @@ from engine.protocol.settings import Protocol, Settings
 Role: TypeAlias = Literal["linear", "conv1d", "experts", "head", "embedding"]
 JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
+Phase: TypeAlias = Literal["", "reading", "estimating", "measuring", "writing"]
+"""What a job is doing: a triage reads weights, a sweep estimates and then measures, an export
+writes. Empty where there is nothing to tell apart."""
 
 
 class Event(Message, frozen=True):
@@ -30,6 +33,15 @@ class Intent(Event, frozen=True):
 
 class Transient(Message, frozen=True):
     """Something worth showing once; never kept."""
+
+    replaces: ClassVar[tuple[str, ...]] = ()
+    """Fields that it has in common with the event that it makes obsolete: of those that are alike,
+    a client that is behind gets the newest alone."""
+
+    @property
+    def slot(self) -> tuple[object, ...]:
+        """A newer event with the same slot replaces one that was not sent yet."""
+        return type(self), *(getattr(self, field) for field in self.replaces)
 
 
 class Opened(Intent, frozen=True):
@@ -203,17 +215,26 @@ class Stage(Transient, frozen=True):
     name: str
     done: int
     total: int
+    in_bytes: bool = False
 
 
 class Progress(Transient, frozen=True, kw_only=True):
     """How far a job is."""
 
+    replaces: ClassVar[tuple[str, ...]] = ("job",)
+
     job: str
     done: float
     total: int
     seconds_left: float = float("nan")
+    phase: Phase = ""
+    subject: str = ""
+    """The layer, the unit of layers or the tensor that is at hand."""
+    format: str = ""
+    """In which it is measured."""
     detail: str = ""
-    """What is being measured just now."""
+    """More, for people."""
+    in_bytes: bool = False
 
 
 class RecipePartial(Transient, frozen=True):
@@ -224,6 +245,8 @@ class RecipePartial(Transient, frozen=True):
 
 class Agreement(Transient, frozen=True, kw_only=True):
     """How well the estimates of a format agree with what was measured of it so far."""
+
+    replaces: ClassVar[tuple[str, ...]] = ("direction", "format")
 
     format: str
     direction: Direction = "degrade"
@@ -247,6 +270,8 @@ class Agreement(Transient, frozen=True, kw_only=True):
 class HistogramReady(Transient, frozen=True, kw_only=True):
     """Counts of a layer's finite weights in equal bins."""
 
+    replaces: ClassVar[tuple[str, ...]] = ("layer",)
+
     layer: str
     low: float
     high: float
@@ -265,6 +290,8 @@ class HistogramReady(Transient, frozen=True, kw_only=True):
 class ExpertsReady(Transient, frozen=True, kw_only=True):
     """Weight statistics of a fused layer's experts: columns with an entry an expert."""
 
+    replaces: ClassVar[tuple[str, ...]] = ("layer",)
+
     layer: str
     std: list[float]
     max_abs: list[float]
@@ -277,6 +304,8 @@ class ExpertsReady(Transient, frozen=True, kw_only=True):
 
 class Refused(Transient, frozen=True):
     """A command that was not carried out, and why."""
+
+    replaces: ClassVar[tuple[str, ...]] = ("command", "layers", "ask", "message")
 
     command: str
     message: str
@@ -322,20 +351,3 @@ AnyEvent: TypeAlias = (
     | Refused
     | Gauges
 )
-
-
-def job_key(event: Transient) -> str:
-    """Slot of a transient event: a newer one with the same key replaces one not yet sent."""
-    match event:
-        case Progress(job=job):
-            return f"progress {job}"
-        case HistogramReady(layer=layer):
-            return f"histogram {layer}"
-        case Agreement(format=format, direction=direction):
-            return f"agreement {direction} {format}"
-        case ExpertsReady(layer=layer):
-            return f"experts {layer}"
-        case Refused():
-            return f"refused {event.command} {event.layers} {event.ask} {event.message}"
-        case _:
-            return type(event).__name__

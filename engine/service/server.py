@@ -43,7 +43,7 @@ class _Client:
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
         self.results: deque[bytes] = deque()
-        self.newest: dict[str, bytes] = {}
+        self.newest: dict[tuple[object, ...], bytes] = {}
         self.wake = asyncio.Event()
         self.gone = False
 
@@ -51,7 +51,7 @@ class _Client:
         if self.gone:
             return
         if isinstance(event, p.Transient):
-            self.newest[p.job_key(event)] = data
+            self.newest[event.slot] = data
         else:
             self.results.append(data)
         if len(self.results) > MOST_KEPT:

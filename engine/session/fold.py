@@ -52,14 +52,14 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return frozenset({"jobs"})
         case p.Progress():
             if (job := session.jobs.get(event.job)) is not None and job.status == "running":
-                job.done, job.total = event.done, event.total
-                job.seconds_left, job.detail = event.seconds_left, event.detail
+                job.done, job.total, job.in_bytes = event.done, event.total, event.in_bytes
+                job.seconds_left, job.phase = event.seconds_left, event.phase
+                job.subject, job.format, job.detail = event.subject, event.format, event.detail
             return frozenset({"jobs"})
         case p.JobEnded():
             return _job_ended(session, event)
         case p.Fallback():
-            if event not in session.fallbacks:
-                session.fallbacks.append(event)
+            session.fallbacks.setdefault(event)
             return frozenset({"notices"})
         case p.Notice():
             session.notices = [*session.notices[-MAX_NOTICES:], event]
@@ -116,7 +116,7 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
         event.versions,
     )
     # A new engine begins: jobs of the one before are over, its recipe and its facts stay.
-    session.jobs, session.notices, session.fallbacks = {}, [], []
+    session.jobs, session.notices, session.fallbacks = {}, [], {}
     session.stage = session.gauges = None
     session.model = session.partial = session.calibration = None
     return frozenset(get_args(Dirty))

@@ -48,7 +48,12 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     """Hash of the recipe an evaluation measures."""
     done: float = 0.0
     seconds_left: float = math.nan
+    phase: p.Phase = ""
+    subject: str = ""
+    """The layer, the unit of layers or the tensor that is at hand."""
+    format: str = ""
     detail: str = ""
+    in_bytes: bool = False
     status: p.JobStatus | Literal["running"] = "running"
     message: str = ""
     exit_code: int = 0
@@ -156,7 +161,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Changes of the history in force; the rest can be made again."""
     jobs: dict[str, Job] = {}
     notices: list[p.Notice] = []
-    fallbacks: list[p.Fallback] = []
+    fallbacks: dict[p.Fallback, None] = {}
+    """Each once, in the order in which they came."""
     stage: p.Stage | None = None
     gauges: p.Gauges | None = None
     histograms: dict[str, p.HistogramReady] = {}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from engine.errors import TextError
+from engine.errors import TextError, first_line
 from engine.texts import stdlib as stdlib_text
+from engine.texts.hub import load_split
 
 Tell = Callable[[str], None]
 
@@ -146,7 +144,7 @@ def _named(asked: str, split: str = "test", option: str = "--text") -> Text:
     if looks_like_path:
         raise TextError(f"{option} {asked}: no such text file or dataset folder")
     name, _, chosen = asked.partition(":")
-    return Text(asked, JOINT.join(_texts(_from_hub(name, None, chosen or split), asked)))
+    return Text(asked, JOINT.join(_texts(load_split(name, None, chosen or split), asked)))
 
 
 def read_text_file(path: Path) -> Text:
@@ -170,32 +168,7 @@ def read_text_file(path: Path) -> Text:
 
 def _wikitext(split: str) -> Text:
     path, config = WIKITEXT
-    return Text(f"wikitext-2 {split}", JOINT.join(_texts(_from_hub(path, config, split), path)))
-
-
-def _online() -> bool:
-    """Whether the hub answers: asked first, as the libraries try for half a minute."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return False
-    hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        with socket.create_connection((hub.hostname or "", hub.port or 443), timeout=3):
-            return True
-    except OSError:
-        return False
-
-
-def _from_hub(path: str, config: str | None, split: str) -> Any:
-    online = _online()
-    if not online:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    import datasets
-
-    try:
-        return datasets.load_dataset(path, config, split=split)
-    except Exception as error:
-        why = "is not in the local cache, and the hub is out of reach" if not online else str(error)
-        raise TextError(f"the dataset {path} {why}".splitlines()[0]) from error
+    return Text(f"wikitext-2 {split}", JOINT.join(_texts(load_split(path, config, split), path)))
 
 
 def _from_disk(path: Path) -> Any:
@@ -205,7 +178,7 @@ def _from_disk(path: Path) -> Any:
         return datasets.load_from_disk(str(path))
     except Exception as error:
         raise TextError(
-            f"{path}: not a dataset saved with datasets.save_to_disk: {error}".splitlines()[0]
+            f"{path}: not a dataset saved with datasets.save_to_disk: {first_line(error)}"
         ) from error
 
 

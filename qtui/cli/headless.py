@@ -20,6 +20,7 @@ from engine.errors import EngineError, UsageError
 from engine.report.tables.parts import instead
 from engine.session import Job, Session
 from qtui.cli.progress import Meter
+from qtui.views.progress import about
 from qtui.views.sweeps import formats_of
 
 Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
@@ -33,9 +34,9 @@ Answer: TypeAlias = p.HistogramReady | p.ExpertsReady
 TICK = 0.2
 """Seconds to wait for an event before looking at the meter again."""
 FALLBACKS_SAID = 10
-"""Fallbacks that are told one by one; the rest are counted, and stand in the document."""
+"""Fallbacks that are printed one by one; the rest are counted, and appear only in JSON."""
 
-NOT_WHOLE = "a folder that is not whole is taken away"
+NOT_WHOLE = "the incomplete folder is deleted"
 """What becomes of an export that does not come to its end."""
 
 MUST_AGREE = (
@@ -101,7 +102,7 @@ def measure(
         UsageError: the engine that has the checkpoint measures with other settings, or a question
             names a layer there is not.
         EngineError: the engine cannot be reached or ended.
-        KeyboardInterrupt: after the job was told to stop; what it measured is kept.
+        KeyboardInterrupt: after the job was told to stop; its results are saved.
     """
     running = client.attached(source)
     if running is None:
@@ -207,7 +208,7 @@ class _Run:
             case p.Fallback():
                 self._fallback(event)
             case p.Stage():
-                self._meter.show(event.name, event.done, event.total)
+                self._meter.show(event.name, event.done, event.total, in_bytes=event.in_bytes)
             case p.Opened():
                 self._open = True
             case p.JobStarted(ask=self._mark):
@@ -216,8 +217,8 @@ class _Run:
                 self._formats.update(dict.fromkeys(formats_of(event.command)))
             case p.Progress(job=job) if job == self._job:
                 self._meter.show(
-                    self._label, event.done, event.total, event.seconds_left, event.detail,
-                    in_bytes=self._kind is p.Export,
+                    self._label, event.done, event.total, event.seconds_left, about(event),
+                    in_bytes=event.in_bytes,
                 )  # fmt: skip
             case p.Exported(job=job) if job == self._job:
                 self._exported = event
@@ -233,7 +234,7 @@ class _Run:
                 if event.status == "failed":
                     raise RunError(event.message or f"{kind} failed", event.exit_code)
                 if event.status == "cancelled":
-                    kept = "what it measured is kept" if kind != "export" else NOT_WHOLE
+                    kept = "its results are saved" if kind != "export" else NOT_WHOLE
                     raise RunError(f"{kind} was cancelled: {kept}", 130)
                 return event
             case _:

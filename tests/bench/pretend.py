@@ -63,7 +63,8 @@ def sweep(layers: list[str]) -> Iterator[p.AnyEvent]:
             yield p.Learned((f"s{row}",), (fact,))
             left = (len(layers) - done) * 0.01
             yield p.Progress(
-                job="3", done=done, total=len(layers), seconds_left=left, detail=layers[row]
+                job="3", done=done, total=len(layers), seconds_left=left, phase="measuring",
+                subject=layers[row],
             )  # fmt: skip
 
 

@@ -47,13 +47,14 @@ def test_the_documents_of_demo_agree_with_the_brute_force_loop() -> None:
         dict.fromkeys(row["name"] for row in document["layers"])
     )
     assert {row["name"] for row in document["layers"]} == set(modules)
+    before = list(brute_force.log_probabilities(model, ids, BATCH))
     body: dict[str, torch.Tensor] = {}
     for row in document["layers"]:
         module = modules[row["name"]]
         changed = brute_force.quantised(brute_force.oriented(module), 4, 128, torch.float16)
         if row["block"] >= 0:
             body[row["name"]] = changed
-        expected = brute_force.effect(model, module, changed, ids, BATCH)
+        expected = brute_force.effect(model, module, changed, ids, BATCH, before)
         measured = row["measured"]
         assert brute_force.close(measured["kl"], expected.kl), (row, expected)
         assert brute_force.close(measured["dnll"], expected.dnll), (row, expected)

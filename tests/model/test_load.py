@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError
 from engine.model import memory
 from engine.model.load import (
+    LoadStage,
     choose_device,
     choose_dtype,
     load_network,
@@ -151,8 +152,8 @@ def test_it_does_not_fit(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_that_runs_out_while_loading(llama: Path) -> None:
-    def on_stage(name: str, _done: int, _total: int) -> None:
-        if name == "loading weights":
+    def on_stage(stage: LoadStage) -> None:
+        if stage.name == "loading weights":
             raise MemoryError
 
     with pytest.raises(OutOfMemoryError, match="memory ran out on cpu while loading llama"):
@@ -270,11 +271,12 @@ def test_a_sixteen_bit_checkpoint_loads_as_transformers_loads_it(
 
 
 def test_stages_are_told_in_order_and_weights_in_full(llama: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    load_network(llama, on_stage=lambda *stage: seen.append(stage))
-    names = list(dict.fromkeys(name for name, _done, _total in seen))
+    seen: list[LoadStage] = []
+    load_network(llama, on_stage=seen.append)
+    names = list(dict.fromkeys(stage.name for stage in seen))
     assert names == ["reading config", "building the model", "loading weights", "checking resume"]
-    weights = [(done, total) for name, done, total in seen if name == "loading weights"]
+    weights = [(stage.done, stage.total) for stage in seen if stage.in_bytes]
+    assert {stage.name for stage in seen if stage.in_bytes} == {"loading weights"}
     assert [done for done, _ in weights] == sorted(done for done, _ in weights)
     total = sum(t.nbytes for t in load_file(llama / "model.safetensors").values())
     assert weights[-1] == (total, total)

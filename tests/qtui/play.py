@@ -91,7 +91,7 @@ class Pretender(r.Replay):
         began, *measuring = r.swept(direction=direction)
         assert isinstance(began, p.JobStarted)
         yield began
-        yield p.Progress(job=began.job, done=1, total=8, detail="estimating 9 formats")
+        yield p.Progress(job=began.job, done=1, total=8, phase="estimating", detail="9 formats")
         yield r.estimated(direction=direction)
         for done, event in enumerate(measuring):
             yield event

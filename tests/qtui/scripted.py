@@ -126,7 +126,14 @@ def exported(command: p.Export) -> Iterable[p.AnyEvent]:
     layers = command.layers or {r.names()[1]: command.format, r.names()[2]: command.format}
     yield p.Fallback(layer=r.names()[3], format=r.FORMAT, why="rows of 100")
     yield p.JobStarted(job="5", kind="export", command=p.Export(out="/out"), title="export")
-    yield p.Progress(job="5", done=1_300_000, total=2_600_000, detail=r.names()[1])
+    yield p.Progress(
+        job="5",
+        done=1_300_000,
+        total=2_600_000,
+        phase="writing",
+        subject=r.names()[1],
+        in_bytes=True,
+    )
     yield p.Exported(job="9", folder="/theirs", bytes=1, recipe={}, quantised=[],
                      bits_per_weight=1.0)  # fmt: skip
     yield p.Exported(

@@ -254,7 +254,7 @@ def test_the_line_above_the_table_never_takes_more_room_than_there_is(
 async def test_a_sweep_says_whether_it_estimates_or_measures() -> None:
     began, *measuring = r.swept(12)
     async with driving(*r.opening(), began) as d:
-        await d.give(p.Progress(job="3", done=3, total=64, detail="estimating 9 formats"))
+        await d.give(p.Progress(job="3", done=3, total=64, phase="estimating", detail="9 formats"))
         line = d.bench.scoreboard.text.splitlines()[2]
         assert line.split("━")[0].strip() == "sweep int4-g128"
         assert "estimating 9 formats" in line

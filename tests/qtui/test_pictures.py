@@ -259,7 +259,7 @@ def test_start(snap_compare: Compare, size: tuple[int, int]) -> None:
         hand = starting.Hand(app, pilot)
         await hand.until(lambda: "4 sessions" in start.head.text)
         await hand.press("down", "down")
-        await hand.until(lambda: "demo" in start._looked)
+        await hand.until(lambda: "demo" in start._inspections.known)
         await pilot.pause()
 
     assert snap_compare(app, terminal_size=size, run_before=drive)

@@ -125,33 +125,46 @@ async def test_a_score_that_gets_no_further_says_why(status: p.JobStatus) -> Non
 @pytest.mark.parametrize("glyphs", [UNICODE, PLAIN])
 async def test_the_layer_of_a_sweep_is_told_by_its_short_name(glyphs: Glyphs) -> None:
     session = told(Session(), *r.opening(), *r.swept(5))
-    progress = p.Progress(job="3", done=5, total=37, seconds_left=9.0, detail=f"{DOWN} {r.FORMAT}")
+    progress = p.Progress(
+        job="3",
+        done=5,
+        total=37,
+        seconds_left=9.0,
+        phase="measuring",
+        subject=DOWN,
+        format=r.FORMAT,
+    )
     told(session, progress, GAUGES)
     for width in (100, 120, 160):
         work = (await lines(session, width, glyphs=glyphs))[2]
         assert "model.l" not in work
         assert "0 mlp.down_proj" in work
     assert f"0 mlp.down_proj {r.FORMAT}" in work
-    told(session, msgspec.structs.replace(progress, detail="lm_head"))
+    told(session, msgspec.structs.replace(progress, subject="lm_head", format=""))
     assert "  lm_head" in (await lines(session, 120, glyphs=glyphs))[2]
-    told(session, msgspec.structs.replace(progress, detail="int4-g128 in all body layers"))
+    told(
+        session,
+        msgspec.structs.replace(
+            progress, subject="", format="", phase="", detail="int4-g128 in all body layers"
+        ),
+    )
     assert "int4-g128 in all body layers" in (await lines(session, 160, glyphs=glyphs))[2]
 
 
 @pytest.mark.parametrize(
-    ("name", "done", "total", "said"),
+    ("stage", "said"),
     [
-        ("loading weights", 8_706_944, 25_465_600, "8.7 of 25.5 MB"),
-        ("loading weights", 0, 141_000_000_000, "0 of 141 GB"),
-        ("loading weights", 3, 12, "3/12"),
-        ("cutting windows", 8_000, 20_000, "8000/20000"),
+        (p.Stage("loading weights", 8_706_944, 25_465_600, in_bytes=True), "8.7 of 25.5 MB"),
+        (p.Stage("loading weights", 0, 141_000_000_000, in_bytes=True), "0 of 141 GB"),
+        (p.Stage("loading weights", 3, 12), "3/12"),
+        (p.Stage("cutting windows", 8_000, 20_000), "8000/20000"),
     ],
 )
-async def test_what_is_loaded_is_told_in_bytes(name: str, done: int, total: int, said: str) -> None:
+async def test_what_is_loaded_is_told_in_bytes(stage: p.Stage, said: str) -> None:
     opened = p.JobStarted(job="1", kind="open", command=p.Open("demo", p.Settings()), title="open")
-    session = told(Session(), opened, p.Stage(name, done, total))
+    session = told(Session(), opened, stage)
     work = (await lines(session, 80))[2]
-    assert work.startswith(name)
+    assert work.startswith(stage.name)
     assert work.endswith(said)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import sqlite3
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.store.paths import facts_file
-from tests import tiny
+from tests import forked, tiny
 
 KILLS = 10
 
@@ -23,11 +22,12 @@ KILLS = 10
 def command(source: Path, text: Path, out: Path) -> list[str]:
     measured = ["--tokens", "4096", "--seq-len", "32", "--formats", "int4-g32"]
     where = ["--text", str(text), "--json", str(out)]
-    return [sys.executable, "-m", "qtui", "sweep", str(source), *measured, *where]
+    return ["sweep", str(source), *measured, *where]
 
 
 def run(source: Path, text: Path, out: Path) -> dict[str, object]:
-    done = subprocess.run(command(source, text, out), capture_output=True, text=True, check=False)
+    asked = [sys.executable, "-m", "qtui", *command(source, text, out)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(out.read_text()))
 
@@ -64,19 +64,18 @@ def test_ten_kills_lose_nothing_and_change_nothing(
     at = sorted(chance.sample(range(total - 1), KILLS))
     counts = []
     for wanted in at:
-        process = subprocess.Popen(
-            command(source, prose, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = forked.qtui(*command(source, prose, out))
         deadline = time.monotonic() + 120
-        while known() < wanted and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
+        while known() < wanted and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
         # Somewhere inside what comes next, not always right after a commit.
         late = time.monotonic() + chance.random() * 0.03
         while time.monotonic() < late:
             pass
-        assert process.poll() is None, "the sweep ended before it could be killed"
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.is_alive(), "the sweep ended before it could be killed"
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         counts.append(known())
     assert counts == sorted(counts), "facts were lost"
     final = run(source, prose, out)

@@ -172,8 +172,10 @@ class BackwardPass:
 
     def _told(self, share: float) -> p.Progress:
         total, count = len(self.network.layers), len(self.formats)
-        detail = f"estimating {count} format{'s' if count > 1 else ''}"
-        return p.Progress(job=self.job, done=share * total, total=total, detail=detail)
+        return p.Progress(
+            job=self.job, done=share * total, total=total, phase="estimating",
+            detail=f"{count} format{'s' if count > 1 else ''}",
+        )  # fmt: skip
 
     def _done(self, region: int) -> Done:
         done: Done = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.measure.evaluation.boundary_states import BoundaryStates
 from engine.measure.evaluation.divergence import Tally
 from engine.measure.evaluation.reference import Reference, boundary_state
-from engine.model.network import Held, StandIn
+from engine.model.network import Held, held_bytes
 
 
 class RecipeRun:
@@ -234,10 +234,10 @@ class RecentRuns:
         room = run.reference.memory.room
         used = {key for each in self._runs for key in each.made.items()}
         for key in [key for key in self._weights if key not in used]:
-            room.give(_bytes(self._weights.pop(key)))
+            room.give(held_bytes(self._weights.pop(key)))
         for name, held in recipe.items():
             key = (name, run.made[name])
-            if key not in self._weights and room.take(_bytes(held)):
+            if key not in self._weights and room.take(held_bytes(held)):
                 self._weights[key] = held
 
 
@@ -245,7 +245,3 @@ def _first(reference: Reference, names: Collection[str]) -> int:
     """First block that these layers change, as `Layer.start`."""
     network = reference.network
     return min((network.layers[name].start for name in names), default=len(network.blocks))
-
-
-def _bytes(held: Held) -> int:
-    return (held.weight if isinstance(held, StandIn) else held).nbytes

@@ -24,6 +24,8 @@ Values = NDArray[np.float64]
 
 def spearman(one: Values, other: Values) -> float:
     """Rank correlation: Pearson's of the ranks, ties sharing their mean rank; nan if all tie."""
+    # SciPy's spearmanr divides a covariance matrix twice, and is off in the last digit. These sums
+    # of products of ranks are exact, so that a saved figure does not depend on how it was summed.
     a, b = rankdata(one), rankdata(other)
     a, b = a - a.mean(), b - b.mean()
     length = math.sqrt(float((a * a).sum() * (b * b).sum()))

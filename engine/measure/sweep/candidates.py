@@ -9,7 +9,6 @@ comparisons with the reference, window by window:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 
@@ -29,7 +28,7 @@ from engine.measure.preemption import again
 from engine.measure.sweep.top_k import Evidence, evidence
 from engine.measure.sweep.units import Unit
 from engine.model.memory import check_memory, memory_free, memory_needed
-from engine.model.network import Held, StandIn
+from engine.model.network import Held, held_bytes
 from engine.store import keys
 from engine.workspace import Loaded
 
@@ -154,7 +153,7 @@ class Measuring:
     def drop(self, candidate: Candidate) -> None:
         """Let go of a candidate's weights, and of its tallies once all windows are in them."""
         if candidate.held is not None:
-            self._room += _bytes(candidate.held)
+            self._room += _size(candidate.held)
             candidate.held = None
         if len(candidate.tallies) == self.micro_batches:
             self._loaded.part(Tallies, Tallies).pop(candidate.key, None)
@@ -208,8 +207,8 @@ class Measuring:
         if candidate.held is not None:
             return candidate.held
         held = yield from self._quantised(candidate.unit.layers)
-        if keep or _bytes(held) <= self._room:
-            self._room -= _bytes(held)
+        if keep or _size(held) <= self._room:
+            self._room -= _size(held)
             candidate.held = held
         return held
 
@@ -260,6 +259,5 @@ def body_holding(loaded: Loaded, format: Format) -> tuple[str, ...]:
     )
 
 
-def _bytes(held: Mapping[str, Held]) -> int:
-    weights = [h.weight if isinstance(h, StandIn) else h for h in held.values()]
-    return sum(math.prod(w.shape) * w.element_size() for w in weights)
+def _size(held: Mapping[str, Held]) -> int:
+    return sum(map(held_bytes, held.values()))

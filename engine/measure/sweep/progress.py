@@ -45,11 +45,12 @@ class SweepProgress:
         self._left -= (1.0 - self._shares.pop(unit.name, 0.0)) * self.work(unit)
         self._finished += 1
 
-    def event(self, detail: str) -> p.Progress:
+    def event(self, unit: Unit, format: str) -> p.Progress:
         """Where the sweep stands; the time left is an upper bound where units may end early."""
         spent = time.perf_counter() - self._begun
         left = max(self._left, 0.0) * spent / self._done if self._done else math.nan
         done = min(self._finished + math.fsum(self._shares.values()), self._total)
         return p.Progress(
-            job=self._job, done=done, total=self._total, seconds_left=left, detail=detail
-        )
+            job=self._job, done=done, total=self._total, seconds_left=left, phase="measuring",
+            subject=unit.name, format=format,
+        )  # fmt: skip

@@ -194,13 +194,13 @@ def _measure_all(
 ) -> Found:
     """Measure every candidate on all windows, one after the other."""
     for candidate in table.todo:
-        detail = f"{candidate.unit.name} {table.format}"
+        unit, format = candidate.unit, str(table.format)
         progress.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
-        yield progress.event(detail)
+        yield progress.event(unit, format)
         while len(candidate.tallies) < measuring.micro_batches:
             yield from measuring.measure(candidate, keep=True)
             progress.advance(candidate.unit, 1 / measuring.micro_batches)
-            yield progress.event(detail)
+            yield progress.event(unit, format)
         fact = table.found[candidate.unit.name] = measuring.figure(candidate)
         measuring.drop(candidate)
         progress.finish(candidate.unit)
@@ -232,7 +232,7 @@ def _measure_top(
             if len(candidate.tallies) <= turn:
                 yield from measuring.measure(candidate, keep=False)
                 progress.advance(candidate.unit, 1 / measuring.micro_batches)
-                yield progress.event(f"{name} {text}")
+                yield progress.event(candidate.unit, text)
             before = seen.get(name)
             seen[name] = measuring.seen(candidate)
             if seen[name].windows > 1 and (before is None or before.windows < 2):

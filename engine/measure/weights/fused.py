@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from engine.errors import first_line
 from engine.formats.grammar import Format, parse_format
 from engine.measure.weights.reconstruction import Sums, WeightErrors
 from engine.quant.arithmetic import arithmetic_of
@@ -139,7 +140,7 @@ class Fused:
         except (RuntimeError, OSError, ImportError) as error:
             # No compiler, one that fails, a cache that cannot be written: all end here.
             self.why = (
-                f"no kernel can be compiled ({type(error).__name__}: {_first_line(error)}): "
+                f"no kernel can be compiled ({type(error).__name__}: {first_line(error)[:120]}): "
                 "weights are quantised step by step, which takes several times as long"
             )
             return False
@@ -276,8 +277,3 @@ def _probe(variant: Variant) -> Tensor:
     probe[5::9] = (torch.arange(size) % 31 - 15) / 2
     probe[6::9] = 0.3
     return probe.to(variant.dtype)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:120] if text else "no reason given"

@@ -171,8 +171,8 @@ def _measured(
     waiting: list[tuple[str, p.AnyFact]] = []
     for done, (wanted, known) in enumerate(todo):
         yield p.Progress(
-            job=job, done=total - len(todo) + done, total=total, detail=wanted.row.name,
-            seconds_left=_left(begun, done, len(todo)),
+            job=job, done=total - len(todo) + done, total=total, phase="reading",
+            subject=wanted.row.name, seconds_left=_left(begun, done, len(todo)),
         )  # fmt: skip
         with _leaving_room(opened):
             waiting += _layer(opened, wanted, known, kernels, counts)

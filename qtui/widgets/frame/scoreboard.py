@@ -10,13 +10,10 @@ from engine.protocol import Direction, ModelReady, RecipeScore, Sweep
 from engine.report import numbers as n
 from engine.session import Dirty, Job, Prediction, Session, predict
 from qtui.views import sweeps
+from qtui.views.progress import about
 from qtui.views.text import UNICODE, Glyphs, fit, printable, short_name
 from qtui.widgets.line import Lines, Words, cells, spread
 
-COUNTED = 10_000
-"""What is loaded is told in bytes from so many on."""
-PHASES = ("estimating", "measuring")
-"""What the engine's words of a sweep's phase begin with."""
 COUNT = "{}"
 """Stands in a phase for how far it is."""
 ROOM_FOR_MORE = 110
@@ -239,16 +236,17 @@ class Scoreboard(Lines):
     def _job(self, jobs: list[Job], width: int) -> Words:
         stage, job = self.session.stage, jobs[0]
         title, done, total, left = job.title, job.done, job.total, n.clock(job.seconds_left)
+        in_bytes = job.in_bytes
         if job.kind == "open" and stage is not None:
             title, done, total = stage.name, float(stage.done), stage.total
+            in_bytes = stage.in_bytes
         name = printable(title)
         words: Words = [
             (fit(name, min(cell_len(name), max(20, width // 3)), self.glyphs) + " ", "bold")
         ]
         figures = f" {done:.0f}/{total}" if total > 1 else ""
         phase = self._phase(job)
-        of_weights = job.kind == "export" or (job.kind == "open" and "weights" in title)
-        if of_weights and total > COUNTED:
+        if in_bytes and total > 1:
             figures = f" {_sizes(done, total)}"
         if total > 1:
             words += self._bar(done / total, max(6, min(40, width // 4)))
@@ -268,9 +266,9 @@ class Scoreboard(Lines):
         """What a sweep is doing: all formats are estimated, then layers are measured."""
         if not isinstance(job.command, Sweep):
             return ""
-        if job.detail.startswith(PHASES):
-            return printable(job.detail)
-        if not self._of_layer(job)[0]:
+        if job.phase == "estimating":
+            return printable(about(job))
+        if job.phase != "measuring" or self.session.row(job.subject) is None:
             return ""
         direction, formats = job.command.direction, job.command.formats
         known = (
@@ -279,20 +277,13 @@ class Scoreboard(Lines):
         )
         return f"measuring {COUNT} worst first" if any(known) else ""
 
-    def _of_layer(self, job: Job) -> tuple[str, str]:
-        """The layer that a job is about just now, and its format; empty where it is about none."""
-        if self.session.row(job.detail) is not None:
-            return job.detail, ""
-        name, _, format = job.detail.rpartition(" ")
-        return (name, format) if self.session.row(name) is not None else ("", "")
-
     def _detail(self, job: Job) -> str:
         """What a job is about just now: a layer by its short name, and its format."""
-        name, format = self._of_layer(job)
-        row = self.session.row(name)
+        row = self.session.row(job.subject)
         if row is None:
-            return job.detail
-        return f"{short_name(name, self.session.layers.blocks[row], 0).strip()} {format}".strip()
+            return about(job)
+        name = short_name(job.subject, self.session.layers.blocks[row], 0).strip()
+        return f"{name} {job.format}".strip()
 
     def _rest(self) -> Words:
         failed = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]

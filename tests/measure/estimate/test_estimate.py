@@ -228,8 +228,8 @@ def test_formats_written_in_a_short_form_are_estimated_in_the_same_walk(
     loaded = opened(source, tmp_path / "home", prose, estimate_formats=("nf4", "int4-g32"))
     formats = [parse_format(text) for text in ("nf4-g64", "int4-g32")]
     events, _ = drain(estimate(loaded, formats, "degrade", JobCounts(), "job"))
-    details = {event.detail for event in events if isinstance(event, p.Progress)}
-    assert details == {"estimating 2 formats"}
+    told = {(event.phase, event.detail) for event in events if isinstance(event, p.Progress)}
+    assert told == {("estimating", "2 formats")}
 
 
 def _fields(chosen: p.Settings) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def test_windows_are_added_in_turn_the_worst_estimate_first(
 ) -> None:
     guesses = guessed.put(monkeypatch, lambda layer, _: float(len(layer)))
     (events,) = sweeps(source, many(prose), p.Sweep(exact="top:3"))
-    told = [e.detail.split()[0] for e in events if isinstance(e, p.Progress)]
+    told = [e.subject for e in events if isinstance(e, p.Progress)]
     layers = len(figures(events))
     first = told[:layers]
     assert first == sorted(first, key=lambda name: -guesses.kl(name, ""))

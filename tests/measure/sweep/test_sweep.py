@@ -53,14 +53,15 @@ def test_sweep_equals_the_brute_force_loop(
     ids = brute_force.windows(source, prose.read_text(), 512, 32)
     (measured,) = facts(events, p.Baseline)
     assert isinstance(measured, p.Baseline)
-    assert measured.nll == pytest.approx(brute_force.baseline(model, ids, 4), abs=1e-6)
+    assert measured.nll == pytest.approx(brute_force.baseline(model, ids, 16), abs=1e-6)
 
     compared = 0
+    before = list(brute_force.log_probabilities(model, ids, 16))
     for name, module in brute_force.weights(model).items():
         if name not in rows:
             continue
         changed = brute_force.quantised(brute_force.oriented(module), 4, 32, torch.float16)
-        expected = brute_force.effect(model, module, changed, ids, 4)
+        expected = brute_force.effect(model, module, changed, ids, 16, before)
         ours = rows[name]
         assert brute_force.close(ours.kl, expected.kl), (name, ours.kl, expected.kl)
         assert brute_force.close(ours.dnll, expected.dnll), (name, ours.dnll, expected.dnll)

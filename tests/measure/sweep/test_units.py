@@ -36,6 +36,7 @@ class Loop:
     def __init__(self, source: Path, prose: Path) -> None:
         self.model = brute_force.load(source)
         self.rows = brute_force.windows(source, prose.read_text(), 256, 32)
+        self.before = list(brute_force.log_probabilities(self.model, self.rows, 8))
         self.modules = brute_force.weights(self.model)
         self.changes: dict[nn.Module, Tensor] = {
             module: brute_force.quantised(brute_force.oriented(module), 4, 32, torch.float16)
@@ -46,11 +47,11 @@ class Loop:
 
     def degraded(self, layers: list[str]) -> brute_force.Effect:
         changes = {self.modules[name]: self.changes[self.modules[name]] for name in layers}
-        return brute_force.together(self.model, changes, self.rows, 4)
+        return brute_force.together(self.model, changes, self.rows, 8, self.before)
 
     def restored(self, layers: list[str]) -> brute_force.Effect:
         back = [self.modules[name] for name in layers]
-        return brute_force.restored(self.model, self.body, back, self.rows, 4)
+        return brute_force.restored(self.model, self.body, back, self.rows, 8, self.before)
 
 
 def close(ours: float, theirs: float) -> bool:

@@ -1,0 +1,82 @@
+"""Datasets of the hub: downloaded where it answers, else taken from the local cache.
+
+The hub is asked by its own client, which knows about proxies, certificates, mirrors and
+``HF_HUB_OFFLINE``. It is asked once with a short timeout, since the libraries try again for half a
+minute before they look into their cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engine.errors import TextError, first_line
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 3.0
+"""How long the hub has to answer."""
+
+UNREACHABLE = "is not in the local cache, and the hub cannot be reached"
+
+_switching = threading.Lock()
+
+
+def load_split(path: str, config: str | None, split: str) -> Any:
+    """One split of a dataset.
+
+    Args:
+        path: the dataset's id.
+        config: one of its configurations; None where it has only one.
+        split: for example ``test``.
+
+    Raises:
+        TextError: there is no such dataset, or it is not cached and the hub cannot be reached.
+    """
+    import datasets
+
+    online = reachable()
+    try:
+        if online:
+            return datasets.load_dataset(path, config, split=split)
+        with offline():
+            return datasets.load_dataset(path, config, split=split)
+    except Exception as error:  # whatever the dataset's own reader raises
+        why = first_line(error) if online else UNREACHABLE
+        raise TextError(f"the dataset {path} {why}") from error
+
+
+def reachable() -> bool:
+    """Whether the hub answers; False where offline mode is on."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session, httpx
+
+    try:
+        answer = get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+    except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:  # offline mode is an OSError
+        log.info("the hub cannot be reached: %s", error)
+        return False
+    # A proxy that cannot reach the hub says so with one of these.
+    return bool(answer.status_code < 500)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Offline mode of the hub's client and of ``datasets``, for the time of one load.
+
+    Both read their flag at every request, so nothing is left on afterwards. Meanwhile requests of
+    other threads to the hub are refused as well.
+    """
+    import datasets.config
+    from huggingface_hub import constants
+
+    with _switching:
+        before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
