@@ -33,11 +33,15 @@ def register_figure(figure: Figure) -> None:
     a lower-case word, since it is what a filter and the keys of JSON call it.
 
     Raises:
-        ValueError: the id is no such word, or a figure, a CSV column or a JSON key of that name is
-            there already.
+        ValueError: the id is no such word; it is a word of the filter and no number; or a figure, a
+            CSV column or a JSON key of that name is there already.
     """
     if not (figure.id.isidentifier() and figure.id == figure.id.lower()):
         raise ValueError(f"figure {figure.id!r}: the id must be a lower-case word")
+    if figure.filter is not None and not figure.quantity.number:
+        raise ValueError(
+            f"figure {figure.id!r}: a filter compares numbers, not {figure.quantity.id}"
+        )
     if figure.id in _FIGURES:
         raise ValueError(f"figure {figure.id!r}: a figure of that id is there already")
     for other in _FIGURES.values():
