@@ -20,7 +20,11 @@ def imported_by(program: str) -> set[str]:
 
 
 def test_the_command_line_imports_no_tensor_library_and_no_terminal_library() -> None:
-    program = "from qtui.cli.command_line import command_line; from qtui.cli.commands import all_commands\ncommand_line(all_commands())"
+    program = (
+        "from qtui.cli.command_line import command_line\n"
+        "from qtui.cli.commands import all_commands\n"
+        "command_line(all_commands())"
+    )
     assert not imported_by(program) & (HEAVY | {"textual", "plotext"})
 
 
