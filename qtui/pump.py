@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from engine.client import Link
-from engine.protocol import AnyEvent
+from engine.protocol import AnyEvent, Sent
 from engine.session import Dirty, Session, apply
 
 EVERYTHING: frozenset[Dirty] = frozenset(get_args(Dirty))
@@ -65,16 +65,19 @@ class Pump:
         """
         began = time.perf_counter()
         while True:
-            received = await link.receive()
-            if isinstance(received, Session):
-                self.session = received
-                self.mark_dirty(EVERYTHING)
-            elif self._hear(received.event):
-                self.mark_dirty(apply(self.session, received.event, received.seq))
+            self.take(await link.receive())
             if time.perf_counter() - began > SLICE:
                 # A link with much to say may never have to wait: give way by oneself.
                 await asyncio.sleep(0)
                 began = time.perf_counter()
+
+    def take(self, received: Sent | Session) -> None:
+        """Fold an event, or show another session from now on."""
+        if isinstance(received, Session):
+            self.session = received
+            self.mark_dirty(EVERYTHING)
+        elif self._hear(received.event):
+            self.mark_dirty(apply(self.session, received.event, received.seq))
 
     def mark_dirty(self, dirty: frozenset[Dirty]) -> None:
         """Repaint these parts when the next repaint is due."""

@@ -170,11 +170,13 @@ class WorkbenchActions(SharedActions):
             held = "as stored" if format == "kept" else shown
             self.say("info", f"{bench.scope_words()}: {held} already")
             return
+        command = p.identified(p.SetFormat(layers, format))
+        bench.requested[command.ask] = changing
         bench.table.pending.update(changing)
         bench.table.redraw()
         self.say("info", bench.change(layers, [format]))
         self.app_wide("unfreeze")
-        self.ask(p.SetFormat(layers, format))
+        self.ask(command)
 
     # --- the engine ---------------------------------------------------------------------------
 
@@ -199,7 +201,6 @@ class WorkbenchActions(SharedActions):
 
     def sweep(self, format: str, direction: p.Direction | None = None) -> None:
         """Measure every layer in a format, in the direction that is shown if none is named."""
-        self.bench.asked_sweep = True
         self.say("info", f"sweep asked for: {format}")
         self.ask(p.Sweep((format,), direction or self.bench.direction))
 

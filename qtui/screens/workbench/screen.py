@@ -70,8 +70,8 @@ class Workbench(SessionScreen):
         self.effects = ShownEffects()
         self._caption: Words = []
         """What is said above the table."""
-        self.asked_sweep = False
-        """Whether a hand asked for a sweep."""
+        self.requested: dict[str, dict[str, str]] = {}
+        """Formats that are pending in the table, by layer, by the ``ask`` of their command."""
         self.histogram_requests = HistogramRequests(
             lambda: (self.session, self.table.current),
             lambda command: self.post_message(self.Ask(command)),
@@ -233,9 +233,6 @@ class Workbench(SessionScreen):
             # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
             self.histogram_requests.forget()
             return False
-        if isinstance(event, p.Refused) and event.command == "Sweep" and not self.asked_sweep:
-            # Asked for on attaching to a session that sweeps already: nobody pressed a key.
-            return False
         if isinstance(event, p.Refused) and event.command == "AskExperts":
             for layer in event.layers:
                 self.table.no_experts[layer] = event.message
@@ -246,13 +243,17 @@ class Workbench(SessionScreen):
         if self.events.version != heard:
             self._say(event)
         match event:
-            case p.Refused(layers=layers):
-                for layer in layers or tuple(self.table.pending):
-                    self.table.pending.pop(layer, None)
+            case p.Refused(ask=ask):
+                for layer, format in self.requested.pop(ask, {}).items():
+                    # A later command may have asked for another format since.
+                    if self.table.pending.get(layer) == format:
+                        del self.table.pending[layer]
                 self.table.redraw()
             case p.RecipeChanged():
                 for layer in event.layers:
                     self.table.pending.pop(layer, None)
+                if not self.table.pending:
+                    self.requested.clear()
                 if event.how != "set":
                     done = {"undo": "undone", "redo": "done again"}[event.how]
                     self.message.say("info", f"{done}: {self.change(event.layers, event.after)}")
