@@ -93,7 +93,7 @@ def plain_drawer(figure: Figure) -> Drawer:
     tone = "dim" if figure.column is not None and figure.column.quiet else ""
 
     def draw(row: LayerRow, style: TableStyle, width: int) -> list[Piece]:
-        value = row.values[id]
+        value = row.values.get(id)
         if value is None or value != value:
             return [(f"{style.glyphs.unknown:>{width}}", "dim")]
         if number:
