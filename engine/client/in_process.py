@@ -147,8 +147,9 @@ def in_process(source: str) -> InProcess:
 def own_process(source: str) -> None:
     """Set this process up for `in_process` alone, as a command line does before it.
 
-    Its log goes to the session's file, its threads leave room for others, and the garbage collector
-    rests while libraries are imported. A notebook or another program does not want that.
+    Its log goes to the session's file, its threads leave room for others, compiled kernels are kept
+    in a folder of ours, and the garbage collector rests while libraries are imported. A notebook or
+    another program does not want that.
     """
     process.own_process()
     log_to_file(session_name(source))

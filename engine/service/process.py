@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from engine.store.paths import kernel_folder
 
 SPINS = "10000"
 
@@ -34,10 +36,17 @@ _owned = False
 
 
 def own_process() -> None:
-    """Set this process up for an engine alone: its threads, and its garbage collector."""
+    """Set this process up for an engine alone: threads, garbage collector, compiled kernels."""
     global _owned
     _owned = True
     leave_room()
+    with suppress(OSError):  # the compiler's own folder will do
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_folder()))
+
+
+def is_own_process() -> bool:
+    """Whether this process runs nothing but an engine, so that it may change what is global."""
+    return _owned
 
 
 @contextmanager

@@ -11,9 +11,7 @@ A kernel is compiled for a group size and dtypes; bits and signs are arguments. 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -27,7 +25,6 @@ from engine.quant.arithmetic import arithmetic_of
 from engine.quant.integer import code_range
 from engine.quant.quantize import dequantized
 from engine.quant.scales import EMPTY_SCALE
-from engine.store.paths import kernel_folder
 
 TILE = 1 << 21
 """Weights of a tile, about: two tiles are the memory that is needed beside the weight."""
@@ -226,8 +223,6 @@ def _tile(
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., _Sums]:
-    with suppress(OSError):  # the compiler's own folder will do
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_folder()))
     options: dict[str, str | int | bool | Callable[..., object]] = {
         # Without it a scale is never rounded to 16 bits: a cast and its way back cancel out.
         "emulate_precision_casts": True,
