@@ -1,4 +1,4 @@
-"""From a command line to a running interface: theme, keys and start screen put together."""
+"""Start the interface: read themes, keys and what is remembered, then run the app."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def interface(
 ) -> int:
     """Run the interface on ``source``, or on what is chosen on its start screen.
 
-    What is wrong with a person's own themes, keys or memory is said on the screen and stops
-    nothing; what was asked for on the command line and cannot be does.
+    Problems with the user's own files (themes, keys, what is remembered) are shown on the screen; a
+    problem with an option of the command line is an error.
 
     Args:
         source: what to open; None starts with the start screen.
@@ -45,7 +45,7 @@ def interface(
         The exit code.
 
     Raises:
-        EngineError: a value of the command line that cannot be.
+        EngineError: an option has a value that is not possible.
     """
     settings, profile = resolve(profile_name)
     remembered, problem = recall()
@@ -61,15 +61,15 @@ def interface(
         problems.append(f"{error}; the usual keys are used")
 
     def start(glyphs: Glyphs) -> Screen[None]:
-        # Not imported where a model was named: its first frame does not wait for them.
+        # Imported only where there is no model: the first frame of a model does not wait for them.
         from engine.opening.hub import hub_cache
-        from engine.opening.look import look
+        from engine.opening.inspection import inspect_source
         from engine.store.past_sessions import past_sessions
         from qtui.screens.start.screen import Start
 
         return Start(
             past_sessions,
-            look,
+            inspect_source,
             load_profiles(),
             profile_name,
             hub_ids=hub_cache,

@@ -60,8 +60,11 @@ def test_the_interface_imports_no_tensor_library() -> None:
     assert not imported_by("import qtui.app") & HEAVY
 
 
-def test_a_look_at_a_checkpoint_imports_no_tensor_library() -> None:
-    program = "from engine.opening.inspect import look_at\nassert look_at('demo').layers == 37"
+def test_inspecting_a_checkpoint_imports_no_tensor_library() -> None:
+    program = (
+        "from engine.opening.inspect import inspect_headers\n"
+        "assert inspect_headers('demo').layers == 37"
+    )
     assert not imported_by(program) & HEAVY
 
 

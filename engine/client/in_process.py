@@ -82,9 +82,13 @@ class InProcess:
 
     def send(self, command: p.AnyCommand) -> None:
         """Hand a command to the engine."""
-        self._handle(command)
+        self.start(command)
 
-    def _handle(self, command: p.AnyCommand) -> str | None:
+    def start(self, command: p.AnyCommand) -> str | None:
+        """Hand a command to the engine; returns the id of the job that it began, if it did.
+
+        A refusal arrives as an event with the command's ``ask``.
+        """
         command = p.identified(command)
         job: str | None = self._engine.handle(command, lambda refused: self._take(0, refused))
         return job
@@ -109,7 +113,7 @@ class InProcess:
             JobError: it was refused, or its job failed or was cancelled.
         """
         command = p.identified(command)
-        job = self._handle(command)
+        job = self.start(command)
         running = job is not None
         try:
             while (event := self.receive(TICK if running else 0.0)) is not None or running:
@@ -147,9 +151,8 @@ def in_process(source: str) -> InProcess:
 def own_process(source: str) -> None:
     """Set this process up for `in_process` alone, as a command line does before it.
 
-    Its log goes to the session's file, its threads leave room for others, compiled kernels are kept
-    in a folder of ours, and the garbage collector rests while libraries are imported. A notebook or
-    another program does not want that.
+    Its log goes to the session's file, its threads leave room for others, and the garbage collector
+    rests while libraries are imported. A notebook or another program does not want that.
     """
     process.own_process()
     log_to_file(session_name(source))

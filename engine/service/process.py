@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-
-from engine.store.paths import kernel_folder
+from contextlib import contextmanager
 
 SPINS = "10000"
 
@@ -36,12 +34,10 @@ _owned = False
 
 
 def own_process() -> None:
-    """Set this process up for an engine alone: threads, garbage collector, compiled kernels."""
+    """Set this process up for an engine alone: its threads, and its garbage collector."""
     global _owned
     _owned = True
     leave_room()
-    with suppress(OSError):  # the compiler's own folder will do
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_folder()))
 
 
 def is_own_process() -> bool:

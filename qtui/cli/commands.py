@@ -119,5 +119,5 @@ def _top(
     """Which layers break when a checkpoint is quantised, by how much, and why.
 
     `qtui MODEL` opens the terminal interface on a folder or a hub id, `qtui demo` on the bundled
-    checkpoint. `qtui COMMAND --help` tells a command's options.
+    checkpoint. `qtui COMMAND --help` lists a command's options.
     """

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from engine import protocol as p
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 from engine.profiles import Profile
 from qtui.app import Appearance, Choice, QtuiApp
 from qtui.screens.start.screen import Start
@@ -43,11 +43,11 @@ async def opening(problem: str = "") -> AsyncIterator[Opening]:
     async def connect() -> r.Replay:
         return link
 
-    async def look(source: str) -> Looked:
+    async def inspect(source: str) -> Inspection:
         return starting.looked(source, problem=problem if source != "demo" else "")
 
     start = Start(
-        lambda: [starting.session("llama")], look, starting.PROFILES, "standard",
+        lambda: [starting.session("llama")], inspect, starting.PROFILES, "standard",
         clock=lambda: starting.NOW,
     )  # fmt: skip
     app = QtuiApp(

@@ -11,7 +11,9 @@ A kernel is compiled for a group size and dtypes; bits and signs are arguments. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,9 +27,12 @@ from engine.quant.arithmetic import arithmetic_of
 from engine.quant.integer import code_range
 from engine.quant.quantize import dequantized
 from engine.quant.scales import EMPTY_SCALE
+from engine.store.paths import kernel_folder
 
 TILE = 1 << 21
 """Weights of a tile, about: two tiles are the memory that is needed beside the weight."""
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch looks for the folder of its compiled kernels."""
 _LEAST_SQUARE = 1e-30
 """Mean squares below this are left to the plain path: float32 ends at 1e-38."""
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -154,7 +159,7 @@ def _run(variant: Variant, weight: Tensor, fmt: Format, out: Tensor | None) -> W
     kernel = _compiled()
     sums = Sums()
     sums.entries = weight.numel()
-    with torch.no_grad():
+    with _kernels_kept(), torch.no_grad():
         for start in range(0, len(flat), groups):
             tile = flat[start : start + groups]
             rows = len(tile)
@@ -219,6 +224,25 @@ def _tile(
         (x * x).sum(-1),
         stored.squeeze(-1),
     )
+
+
+@contextmanager
+def _kernels_kept() -> Iterator[None]:
+    """Have the compiler cache its kernels in our folder, unless the user named another.
+
+    torch reads the folder from the environment, and writes it there too: both are undone.
+    """
+    before = os.environ.get(CACHE_VARIABLE)
+    if before is None:
+        with suppress(OSError):  # the compiler's own folder will do
+            os.environ[CACHE_VARIABLE] = str(kernel_folder())
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(CACHE_VARIABLE, None)
+        else:
+            os.environ[CACHE_VARIABLE] = before
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from engine.errors import EngineError
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 
 GROUP = "inspect"
 
@@ -20,8 +20,8 @@ class Inspections:
     def __init__(
         self,
         screen: Screen[Any],
-        inspect: Callable[[str], Awaitable[Looked]],
-        found: Callable[[str, Looked], None],
+        inspect: Callable[[str], Awaitable[Inspection]],
+        found: Callable[[str, Inspection], None],
     ) -> None:
         """
         Args:
@@ -29,7 +29,7 @@ class Inspections:
             inspect: what a source is; cancelled when another one is chosen.
             found: is told a source and what it is.
         """
-        self.known: dict[str, Looked] = {}
+        self.known: dict[str, Inspection] = {}
         """What sources turned out to be."""
         self._screen, self._inspect, self._found = screen, inspect, found
         self._rest: Timer | None = None
@@ -60,8 +60,8 @@ class Inspections:
 
     async def _run(self, source: str) -> None:
         try:
-            looked = await self._inspect(source)
+            result = await self._inspect(source)
         except (EngineError, OSError) as error:
-            looked = Looked(source=source, problem=str(error) or type(error).__name__)
-        self.known[source] = looked
-        self._found(source, looked)
+            result = Inspection(source=source, problem=str(error) or type(error).__name__)
+        self.known[source] = result
+        self._found(source, result)

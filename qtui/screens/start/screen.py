@@ -14,7 +14,7 @@ from textual.message import Message
 from textual.screen import Screen
 
 from engine.errors import EngineError
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 from engine.profiles import Profile
 from engine.store.past_sessions import PastSession
 from qtui.background import in_thread
@@ -41,9 +41,9 @@ class Start(Screen[None]):
     """Chooses what is opened, and with which profile; knows before whether it can be."""
 
     TYPED: ClassVar[float] = 0.3
-    """Seconds after the last key before a path is looked at."""
+    """Seconds after the last key before a path is inspected."""
     RESTED: ClassVar[float] = 0.08
-    """Seconds the cursor rests on a row before its checkpoint is looked at."""
+    """Seconds the cursor rests on a row before its checkpoint is inspected."""
 
     DEFAULT_CSS = """
     Start { background: $background; }
@@ -85,7 +85,7 @@ class Start(Screen[None]):
     def __init__(
         self,
         sessions: Callable[[], Sequence[PastSession]],
-        look: Callable[[str], Awaitable[Looked]],
+        inspect: Callable[[str], Awaitable[Inspection]],
         profiles: Mapping[str, Profile],
         profile: str,
         *,
@@ -98,7 +98,7 @@ class Start(Screen[None]):
         """
         Args:
             sessions: past sessions; called in a thread, may raise `EngineError` or `OSError`.
-            look: what a source is, before it is opened; cancelled when another one is chosen.
+            inspect: finds out what a source is; cancelled when another one is chosen.
             profiles: all profiles by name.
             profile: the one that is chosen at first.
             hub_ids: models in the hub's local cache; called in a thread.
@@ -133,7 +133,7 @@ class Start(Screen[None]):
         self._used = False
         self._leaving = False
         """Whether escape was the last key, and the next one quits."""
-        self._inspections = Inspections(self, look, self._inspected)
+        self._inspections = Inspections(self, inspect, self._inspected)
         self._loud = False
         self._opening = ""
         """What is to be opened as soon as it was inspected."""
@@ -237,15 +237,15 @@ class Start(Screen[None]):
     # --- inspecting before opening ------------------------------------------------------------
 
     def _consider(self, wait: float) -> None:
-        """Show what is known of the source, and look at it once nothing has moved for a while."""
+        """Show what is known of the source, and inspect it once nothing has moved for a while."""
         self._loud, self._opening = False, ""
         self._inspections.soon(wait, lambda: self.source)
         self._tell()
 
-    def _inspected(self, source: str, looked: Looked) -> None:
+    def _inspected(self, source: str, found: Inspection) -> None:
         if self._opening == source:
             self._opening = ""
-            self._decide(source, looked)
+            self._decide(source, found)
         self._tell()
 
     def action_open(self) -> None:
@@ -257,20 +257,20 @@ class Start(Screen[None]):
         elif self._opening == source:  # asked for a second time: whoever knows better may go on
             self._choose(source)
         elif (
-            (looked := self._inspections.known.get(source))
-            and not looked.problem
+            (found := self._inspections.known.get(source))
+            and not found.problem
             and not self._inspections.running
         ):
-            self._decide(source, looked)
+            self._decide(source, found)
         else:
             # Not inspected yet; or there was a problem, which may be mended by now.
             self._opening = source
             self._inspections.now(source)
             self._tell()
 
-    def _decide(self, source: str, looked: Looked) -> None:
+    def _decide(self, source: str, found: Inspection) -> None:
         past = None if self._typing else self._session()
-        if looked.problem or (past is not None and past.problem):
+        if found.problem or (past is not None and past.problem):
             self._loud = True
             self._tell()
         else:
