@@ -42,26 +42,26 @@ AGAIN = 4.0
 
 
 class Appearance(NamedTuple):
-    """How the interface is drawn and which keys it has."""
+    """How the interface is drawn, and its keys."""
 
     ascii: bool = False
     """Draw with ASCII characters only."""
     theme: str | None = None
-    """None takes the one that suits the terminal."""
+    """None chooses one that suits the terminal."""
     remembered: Remembered = Remembered()
-    """What an earlier run left: whether the pane is shown, how histograms are drawn."""
+    """From an earlier run: whether the pane is shown, how histograms are drawn."""
     keymap: Mapping[str, str] = {}
     """Keys of actions by their ids, where they are not the usual ones."""
     problems: tuple[str, ...] = ()
-    """What is wrong with the user's own files, to be said once there is a screen."""
+    """Problems with the user's own files, shown once there is a screen."""
 
 
 DEFAULT_APPEARANCE = Appearance()
-"""As nobody said otherwise."""
+"""With no options."""
 
 
-class Choice(NamedTuple):
-    """What stands behind the start screen."""
+class StartScreen(NamedTuple):
+    """The start screen, and what it needs to open a checkpoint."""
 
     screen: Callable[[Glyphs], Screen[None]]
     """Makes the screen; it posts `Start.Chosen`."""
@@ -86,7 +86,7 @@ class QtuiApp(OneFrameApp):
         profile: Profile,
         connect: Callable[[], Awaitable[Link]] | None = None,
         appearance: Appearance = DEFAULT_APPEARANCE,
-        choice: Choice | None = None,
+        choice: StartScreen | None = None,
         shelf: ThemeShelf | None = None,
     ) -> None:
         """
@@ -112,7 +112,7 @@ class QtuiApp(OneFrameApp):
         """Exit code of a signal that ends the interface."""
         self._interrupted = float("-inf")
         if "suspend" in appearance.keymap:
-            # A person gave it another key, and may have given this one to something else.
+            # The user gave it another key, and may use this one for something else.
             unbind_key(self, "ctrl+z")
         self.shelf = shelf or ThemeShelf()
         self.shelf.register(self)
@@ -148,12 +148,12 @@ class QtuiApp(OneFrameApp):
 
     @property
     def pump(self) -> Pump:
-        """What folds the engine's events."""
+        """Folds the engine's events."""
         return self.engine.pump
 
     @property
     def session(self) -> Session:
-        """What is known."""
+        """The state of the session."""
         return self.engine.session
 
     def get_default_screen(self) -> Screen[object]:
@@ -173,8 +173,8 @@ class QtuiApp(OneFrameApp):
         self.call_after_refresh(self._begin)
 
     def on_mount(self) -> None:
-        """Follow themes and what becomes of the terminal."""
-        # What stood on the other screen is gone when the process comes back to it.
+        """Follow changed theme files, and redraw after a suspend."""
+        # The terminal was cleared meanwhile: draw everything again.
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         self.set_interval(1.0, self._follow_themes)
 
@@ -185,7 +185,7 @@ class QtuiApp(OneFrameApp):
 
     def _begin(self) -> None:
         if self.engine_link is not None and not self._begun:
-            # A start screen may be left before its own first frame stands.
+            # A start screen may be left before its own first frame is painted.
             self._begun = True
             self.engine_link.begin()
             for problem in self.appearance.problems:
@@ -201,16 +201,16 @@ class QtuiApp(OneFrameApp):
         try:
             settings, profile = self.choice.resolve(chosen.profile_name)
         except EngineError as error:
-            # The profiles were changed since they were read first.
+            # The profile file was changed since it was read first.
             self.query_one(Prompt).say(Verdict(False, str(error)), loud=True)
             return
         self.engine_link = self._link_to(chosen.source, settings, profile)
-        # Over the start screen, not in its place: a first screen cannot be taken away.
+        # Over the start screen, not in its place: Textual cannot remove a first screen.
         self.push_screen(self.screens.workbench)
         self.call_after_refresh(self._begin)
 
     async def on_start_leave(self) -> None:
-        """Go without having chosen anything."""
+        """Quit without having chosen anything."""
         await self.action_quit()
 
     def _is_behind(self) -> bool:
@@ -251,7 +251,7 @@ class QtuiApp(OneFrameApp):
                 link.freeze(False)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """What every line goes through last: a theme may want the terminal's own colours."""
+        """Filters of every line: a theme may want the terminal's own colours."""
         return self.shelf.filters(self, super().get_line_filters())
 
     def choose_theme(self, name: str) -> None:
@@ -275,7 +275,7 @@ class QtuiApp(OneFrameApp):
         self.screens.say("warning", said, AGAIN)
 
     async def action_quit(self) -> None:
-        """Stop the engine and go."""
+        """Stop the engine and quit."""
         if self._leaving:
             return
         self._leaving = True
@@ -286,7 +286,7 @@ class QtuiApp(OneFrameApp):
         self.run_worker(self._goodbye(self.engine_link), group="goodbye")
 
     def leave(self, code: int) -> None:
-        """Stop the engine and go, with this exit code; from a signal's handler."""
+        """Stop the engine and quit with this exit code; called by a signal handler."""
         loop = asyncio.get_running_loop()
         self._code = code
         loop.call_soon_threadsafe(lambda: self.call_later(self.action_quit))
@@ -302,14 +302,14 @@ def run(
     profile: Profile,
     *,
     appearance: Appearance = DEFAULT_APPEARANCE,
-    choice: Choice | None = None,
+    choice: StartScreen | None = None,
     shelf: ThemeShelf | None = None,
     started: subprocess.Popen[bytes] | None = None,
 ) -> int:
     """Run the terminal interface until a person leaves it, and return the exit code.
 
-    ``started`` is the engine that was started ahead. Whoever leaves by another way than quitting
-    (a signal, an error) takes it along.
+    ``started`` is the engine that was started ahead; it is ended too where the interface ends by
+    a signal or an error.
     """
 
     async def connect() -> Link:
@@ -323,7 +323,7 @@ def run(
         if started is not None:
             started.terminate()
 
-    # Tables of many rows live as long as the session: looking through them for rubbish is in vain.
+    # Tables of many rows live as long as the session: collecting garbage there finds nothing.
     gc.set_threshold(20_000, 20, 100)
     end_on_signals(app.leave, give_up, GOODBYE + 1.0)
     app.run()

@@ -1,4 +1,4 @@
-"""Work that may wait for a disk or a network, kept away from the screen."""
+"""Work that may wait for a disk or a network, in a thread, so that the screen never waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """What ``work`` returns or raises, done in a thread that nobody waits for when qtui ends.
+    """Run ``work`` in a thread that is not joined when qtui ends; returns or raises as it does.
 
     A folder on a server that has gone away holds a thread for minutes; the threads of asyncio's
     own pool are joined at the end, and would hold the way out with it.

@@ -14,6 +14,7 @@ from engine.client import EngineGoneError, Link
 from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.session import Dirty, Session, decode_session, encode_session
+from qtui.attaching import lacking
 from qtui.pump import EVERYTHING, Pump
 from qtui.screens.mounted import MountedScreens
 
@@ -52,7 +53,7 @@ class EngineLink:
         """Whether there is no engine, and none is being started."""
         self.said_stop = False
         self.pump = Pump(
-            Session(), self._paint, app.set_timer, profile.fps, hear=screens.hear, behind=behind
+            Session(), self._paint, app.set_timer, profile.fps, hear=self._hear, behind=behind
         )
         # What is heard before the first repaint is logged by what is known then.
         screens.take_session(self.pump.session)
@@ -60,6 +61,8 @@ class EngineLink:
         self._shown_session = self.pump.session
         """The session that was shown last, or is shown again after the display was frozen."""
         self._commands: asyncio.Queue[p.AnyCommand] = asyncio.Queue()
+        self._automatic: set[str] = set()
+        """The ``ask`` of every command that nobody pressed a key for."""
 
     @property
     def session(self) -> Session:
@@ -97,17 +100,31 @@ class EngineLink:
     # --- the engine ---------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Appearance for an engine, and have it open the checkpoint."""
+        """Look for an engine, and have it open the checkpoint."""
         self.gone = False
         self.screens.connecting()
         self._commands = asyncio.Queue()
-        self._ask_for_all()
         self.pump.mark_dirty(frozenset({"jobs"}))
         self.app.run_worker(self._run(), group="engine", exclusive=True)
 
-    def _ask_for_all(self) -> None:
-        for command in (p.Open(self.source, self.settings), p.Triage(), p.Sweep()):
-            self._commands.put_nowait(command)
+    def _lacking(self) -> list[p.Command]:
+        """What the session lacks, to be asked for."""
+        commands = [
+            p.identified(each) for each in lacking(self.session, self.source, self.settings)
+        ]
+        self._automatic.update(command.ask for command in commands)
+        return commands
+
+    def _hear(self, event: p.AnyEvent) -> bool:
+        """Pass an event on before it is folded; false where it is not to be folded."""
+        if (
+            isinstance(event, p.Refused)
+            and event.command == "Sweep"
+            and event.ask in self._automatic
+        ):
+            # Another client asked for the same sweep a moment before: nobody pressed a key.
+            return False
+        return self.screens.hear(event)
 
     async def _run(self) -> None:
         """Connect, then pass commands on and fold events until the engine ends."""
@@ -115,6 +132,10 @@ class EngineLink:
         try:
             self.link = link = await self.connect()
             self.screens.connected()
+            # The session comes first; what it lacks goes before what a person asked for meanwhile.
+            self.pump.take(await link.receive())
+            for command in self._lacking():
+                await self._pass_on(link, command)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(link))
                 tasks.create_task(self.pump.read(link))
@@ -127,14 +148,20 @@ class EngineLink:
         while True:
             command = await self._commands.get()
             try:
-                await link.send(command)
+                await self._pass_on(link, command)
             except (EngineGoneError, OSError):
                 # The reader hears of it too, and with the engine's last words.
                 await asyncio.Event().wait()
-            except EngineError as error:
-                self.screens.say("error", str(error))
             finally:
                 self._commands.task_done()
+
+    async def _pass_on(self, link: Link, command: p.AnyCommand) -> None:
+        try:
+            await link.send(command)
+        except EngineGoneError:
+            raise
+        except EngineError as error:
+            self.screens.say("error", str(error))
 
     async def _lost(self, error: BaseException) -> None:
         self.gone = True
@@ -168,7 +195,8 @@ class EngineLink:
             self.begin()
             return "starting the engine again"
         if self.open_failed():
-            self._ask_for_all()
+            for command in self._lacking():
+                self.ask(command)
             return "opening again"
         return "the engine is running"
 

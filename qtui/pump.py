@@ -1,4 +1,4 @@
-"""From the engine's events to what is drawn: folded as they come, painted a few times a second."""
+"""Folds the engine's events as they come, and repaints a few times a second."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from engine.client import Link
-from engine.protocol import AnyEvent
+from engine.protocol import AnyEvent, Sent
 from engine.session import Dirty, Session, apply
 
 EVERYTHING: frozenset[Dirty] = frozenset(get_args(Dirty))
 
 SLICE = 0.01
-"""Seconds of folding after which keys and painting have their turn."""
+"""Seconds of folding after which keys and repaints get their turn."""
 
 
 class Pump:
@@ -35,13 +35,13 @@ class Pump:
     ) -> None:
         """
         Args:
-            session: what is known; replaced when the engine sends a whole one.
-            paint: draws the parts it is given.
+            session: the state; replaced when the engine sends a whole one.
+            paint: draws these parts.
             later: calls a function after so many seconds.
             fps: repaints a second, at most.
-            hear: is told every event before it is folded; false where it is not to be folded.
-            behind: whether the terminal has not taken yet what it was sent: a slow line is sent
-                fewer frames, not the same number late.
+            hear: gets every event before it is folded; false if it must not be folded.
+            behind: whether the terminal has not taken earlier output yet: a slow line gets fewer
+                frames, not the same number late.
         """
         self.session = session
         self.painted = 0
@@ -65,16 +65,19 @@ class Pump:
         """
         began = time.perf_counter()
         while True:
-            received = await link.receive()
-            if isinstance(received, Session):
-                self.session = received
-                self.mark_dirty(EVERYTHING)
-            elif self._hear(received.event):
-                self.mark_dirty(apply(self.session, received.event, received.seq))
+            self.take(await link.receive())
             if time.perf_counter() - began > SLICE:
-                # A link with much to say may never have to wait: give way by oneself.
+                # A busy link may never have to wait, and so never give way by itself.
                 await asyncio.sleep(0)
                 began = time.perf_counter()
+
+    def take(self, received: Sent | Session) -> None:
+        """Fold an event, or show another session from now on."""
+        if isinstance(received, Session):
+            self.session = received
+            self.mark_dirty(EVERYTHING)
+        elif self._hear(received.event):
+            self.mark_dirty(apply(self.session, received.event, received.seq))
 
     def mark_dirty(self, dirty: frozenset[Dirty]) -> None:
         """Repaint these parts when the next repaint is due."""

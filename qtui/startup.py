@@ -1,4 +1,4 @@
-"""From a command line to a running interface: theme, keys and start screen put together."""
+"""Start the interface: read themes, keys and what is remembered, then run the app."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from textual.screen import Screen
 
 from engine import protocol as p
 from engine.profiles import Profile, load_profiles
-from qtui.app import Appearance, Choice, run
+from qtui.app import Appearance, StartScreen, run
 from qtui.screens.registry import known_keys
 from qtui.user.keymap import KeymapError, keymap_path, read_keymap
 from qtui.user.remembered import recall
@@ -30,8 +30,8 @@ def interface(
 ) -> int:
     """Run the interface on ``source``, or on what is chosen on its start screen.
 
-    What is wrong with a person's own themes, keys or memory is said on the screen and stops
-    nothing; what was asked for on the command line and cannot be does.
+    Problems with the user's own files (themes, keys, what is remembered) are shown on the screen; a
+    problem with an option of the command line is an error.
 
     Args:
         source: what to open; None starts with the start screen.
@@ -45,7 +45,7 @@ def interface(
         The exit code.
 
     Raises:
-        EngineError: a value of the command line that cannot be.
+        EngineError: an option has a value that is not possible.
     """
     settings, profile = resolve(profile_name)
     remembered, problem = recall()
@@ -61,15 +61,15 @@ def interface(
         problems.append(f"{error}; the usual keys are used")
 
     def start(glyphs: Glyphs) -> Screen[None]:
-        # Not imported where a model was named: its first frame does not wait for them.
+        # Imported only where there is no model: the first frame of a model does not wait for them.
         from engine.opening.hub import hub_cache
-        from engine.opening.look import look
+        from engine.opening.inspection import inspect_source
         from engine.store.past_sessions import past_sessions
         from qtui.screens.start.screen import Start
 
         return Start(
             past_sessions,
-            look,
+            inspect_source,
             load_profiles(),
             profile_name,
             hub_ids=hub_cache,
@@ -80,5 +80,5 @@ def interface(
     appearance = Appearance(ascii, chosen, remembered, keymap, tuple(problems))
     return run(
         source, settings, profile, appearance=appearance, shelf=shelf,
-        choice=Choice(start, resolve), started=started,
+        choice=StartScreen(start, resolve), started=started,
     )  # fmt: skip

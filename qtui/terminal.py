@@ -1,4 +1,4 @@
-"""The terminal as the interface drives it: what it says that is no key, and signals that end it."""
+"""The terminal: input that is no key is filtered out, and signals end the interface."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ REPLIES = re.compile(
     r"|\x1b\[[>=][\d;:]*[ -/]*[@-~]"
     r"|\x1b\[[\d;:]*(?:[ -/]+[@-~]|[cnx])"  # attributes, status
 )
-"""Answers to questions nobody here asked, whole. Textual would take them for keys."""
+"""Whole answers to queries that were not ours. Textual would take them for keys."""
 
 
 class Input:
-    """What the terminal sends, freed of what is no key."""
+    """What the terminal sends, without what is no key."""
 
     def __init__(self) -> None:
         self._decode = getincrementaldecoder("utf-8")("ignore").decode
@@ -33,7 +33,7 @@ class Input:
         self._kept = ""
 
     def clean(self, data: bytes) -> str:
-        """The text among ``data``; nothing inside a paste can be taken for a key."""
+        """The text in ``data``; nothing inside a paste can be taken for a key."""
         text = self._kept + self._decode(data)
         self._kept = ""
         done = ""
@@ -55,10 +55,10 @@ def _begun(text: str, marker: str) -> int:
 
 
 class TerminalDriver(LinuxDriver):
-    """Textual's own, but for input that is no key: other encodings, stray answers, a hang-up."""
+    """Textual's driver, robust against other encodings, stray answers and a hang-up."""
 
     def run_input_thread(self) -> None:
-        """Hand on keys until the application ends, or the terminal does."""
+        """Pass on keys until the application or the terminal ends."""
         parser, given = input_parser(self), Input()
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
@@ -69,7 +69,7 @@ class TerminalDriver(LinuxDriver):
                     except OSError:
                         data = b""
                     if not data:
-                        return  # the terminal is gone: SIGHUP tells what to do
+                        return  # the terminal is gone: SIGHUP ends the app
                     if text := given.clean(data):  # no text at all would end the parser
                         for message in parser.feed(text):
                             self.process_message(message)
@@ -78,13 +78,13 @@ class TerminalDriver(LinuxDriver):
 
 
 def end_on_signals(leave: Callable[[int], None], give_up: Callable[[], None], grace: float) -> None:
-    """Let SIGTERM and SIGHUP leave as a person does.
+    """End on SIGTERM and SIGHUP as on the quit key.
 
     Args:
         leave: begins to leave, with the exit code; called on the main thread, between two steps of
             whatever runs there.
-        give_up: the last thing that is done where leaving takes longer than ``grace`` seconds: a
-            terminal that is gone takes no bytes, and holds whoever writes to it.
+        give_up: called last where leaving takes longer than ``grace`` seconds: a terminal that is
+            gone takes no bytes, and blocks whoever writes to it.
         grace: seconds.
     """
 

@@ -21,7 +21,9 @@ def imported_by(program: str) -> set[str]:
 
 def test_the_command_line_imports_no_tensor_library_and_no_terminal_library() -> None:
     program = (
-        "from qtui.cli.commands import all_commands, command_line\ncommand_line(all_commands())"
+        "from qtui.cli.command_line import command_line\n"
+        "from qtui.cli.commands import all_commands\n"
+        "command_line(all_commands())"
     )
     assert not imported_by(program) & (HEAVY | {"textual", "plotext"})
 
@@ -29,7 +31,7 @@ def test_the_command_line_imports_no_tensor_library_and_no_terminal_library() ->
 def test_a_command_imports_no_other_command() -> None:
     program = (
         "import sys, qtui.cli\n"
-        "from qtui.cli.commands import OPEN, command_line\n"
+        "from qtui.cli.command_line import command_line; from qtui.cli.commands import OPEN\n"
         "command_line([OPEN])\n"
         "loaded = {name for name in sys.modules if name.startswith(('qtui.cli.', 'engine.'))}\n"
         "assert not loaded & {'qtui.cli.sweep', 'qtui.cli.headless', 'engine.report.documents'}"
@@ -60,8 +62,11 @@ def test_the_interface_imports_no_tensor_library() -> None:
     assert not imported_by("import qtui.app") & HEAVY
 
 
-def test_a_look_at_a_checkpoint_imports_no_tensor_library() -> None:
-    program = "from engine.opening.inspect import look_at\nassert look_at('demo').layers == 37"
+def test_inspecting_a_checkpoint_imports_no_tensor_library() -> None:
+    program = (
+        "from engine.opening.inspect import inspect_headers\n"
+        "assert inspect_headers('demo').layers == 37"
+    )
     assert not imported_by(program) & HEAVY
 
 

@@ -13,9 +13,15 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from engine.checkpoint import scaled
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
+from engine.checkpoint.quantised.reader import (
+    Reader,
+    reader_named,
+    reader_of,
+    refuse_packed,
+    scales_of,
+)
 from engine.errors import CheckpointError
 from engine.protocol import Role
 
@@ -59,7 +65,7 @@ class DiskLayer:
     ``shape`` is ``[out, in]`` or ``[experts, out, in]`` whatever the order on disk; ``transposed``
     says that there it is the other way round. ``parts`` are the tensors it is made of: for fused
     experts, expert by expert, gate before up. ``scales`` are the tensors that a weight stored in
-    eight or four bits is multiplied by, one a part, or none.
+    eight or four bits is multiplied by, one a part, or none; ``reader`` then names the layout.
     """
 
     name: str
@@ -71,6 +77,7 @@ class DiskLayer:
     transposed: bool
     role: Role
     scales: tuple[str, ...] = ()
+    reader: str = ""
 
     @property
     def parameters(self) -> int:
@@ -89,7 +96,7 @@ def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
         CheckpointError: no blocks are found, experts are missing or differ in shape, or weights
             are packed by another quantiser.
     """
-    scaled.refuse_packed(checkpoint)
+    refuse_packed(checkpoint)
     body, blocks = _find_body(checkpoint)
     tables = [
         tensor
@@ -118,13 +125,8 @@ def read_layer(checkpoint: Checkpoint, layer: DiskLayer) -> Tensor:
     """
     import torch
 
-    if layer.dtype == "mxfp4":
-        return scaled.unpacked(checkpoint, layer.parts[0], layer.scales[0])
-
     def part(i: int) -> Tensor:
-        stored = checkpoint.read(layer.parts[i])
-        if layer.scales:
-            stored = scaled.multiplied(checkpoint, stored, layer.scales[i])
+        stored = _read_part(checkpoint, layer, i)
         return stored.transpose(-1, -2) if layer.transposed else stored
 
     first = part(0)
@@ -153,22 +155,28 @@ def read_expert(checkpoint: Checkpoint, layer: DiskLayer, expert: int) -> Tensor
 
     if layer.role != "experts" or not 0 <= expert < layer.shape[0]:
         raise IndexError(f"{layer.name} of shape {list(layer.shape)} has no expert {expert}")
-    if layer.dtype == "mxfp4":
-        one = range(expert, expert + 1)
-        return scaled.unpacked(checkpoint, layer.parts[0], layer.scales[0], one)[0]
     if len(checkpoint.tensors[layer.parts[0]].shape) == 2:  # stored expert by expert
         each, found = len(layer.parts) // layer.shape[0], []
         for i in range(expert * each, (expert + 1) * each):
-            stored = checkpoint.read(layer.parts[i])
-            if layer.scales:
-                stored = scaled.multiplied(checkpoint, stored, layer.scales[i])
+            stored = _read_part(checkpoint, layer, i)
             found.append(stored.transpose(-1, -2) if layer.transposed else stored)
         return (torch.cat(found) if len(found) > 1 else found[0]).contiguous()
-    stored = checkpoint.read_rows(layer.parts[0], expert, expert + 1)
-    if layer.scales:
-        stored = scaled.multiplied(checkpoint, stored, layer.scales[0], expert)
+    stored = _read_part(checkpoint, layer, 0, expert)
     whole = stored.transpose(-1, -2) if layer.transposed else stored
     return whole[0].contiguous()
+
+
+def _read_part(
+    checkpoint: Checkpoint, layer: DiskLayer, part: int, expert: int | None = None
+) -> Tensor:
+    """One part of a layer, dequantised if it is quantised; of one expert ``[1, …]`` if given."""
+    name = layer.parts[part]
+    read = reader_named(layer.reader).read if layer.reader else None
+    if read is not None:
+        return read(checkpoint, name, layer.scales[part], expert)
+    if expert is None:
+        return checkpoint.read(name)
+    return checkpoint.read_rows(name, expert, expert + 1)
 
 
 def _setting(config: dict[str, Any], *names: str) -> object:
@@ -245,24 +253,33 @@ def _row(checkpoint: Checkpoint, tensor: TensorInfo, block: int | None, role: Ro
     turned = (role == "conv1d") or (role == "experts" and _are_turned(checkpoint, kind, tensor))
     *lead, out, inner = tensor.shape
     shape = (*lead, inner, out) if turned else tensor.shape
-    scales = scaled.scales_of(checkpoint, (tensor,))
-    return DiskLayer(name, kind, block, shape, tensor.dtype, (tensor.name,), turned, role, scales)
+    reader, scales = scales_of(checkpoint, (tensor,))
+    return DiskLayer(
+        name, kind, block, shape, tensor.dtype, (tensor.name,), turned, role, scales, reader
+    )
 
 
-def _unpacked_row(blocks: TensorInfo, scales: str, block: int) -> DiskLayer:
-    """A row of experts stored in mxfp4, which lie as ``[E, out, in]`` whatever the model does."""
-    name = blocks.name.removesuffix("_blocks")
-    experts, out, groups, _ = blocks.shape
+def _unpacked_row(
+    checkpoint: Checkpoint, codes: TensorInfo, reader: Reader, block: int
+) -> DiskLayer | None:
+    """A row of experts whose codes lie under a name and in a shape of their own, if they do.
+
+    They lie as ``[E, out, in]`` whatever the model does.
+    """
+    if reader.layer is None:
+        return None
+    name, shape = reader.layer(codes)
     return DiskLayer(
         name=name,
         kind=name.rpartition(".")[2],
         block=block,
-        shape=(experts, out, groups * 32),
-        dtype="mxfp4",
-        parts=(blocks.name,),
+        shape=shape,
+        dtype=reader.name,
+        parts=(codes.name,),
         transposed=False,
         role="experts",
-        scales=(scales,),
+        scales=reader.scales(checkpoint, (codes,)),
+        reader=reader.name,
     )
 
 
@@ -292,8 +309,10 @@ def _block_layers(
             experts[expert["home"]][expert["kind"], int(expert["index"])] = tensor
         elif _NORM.search(kind) or _routes(words, has_experts):
             continue
-        elif scales := scaled.mxfp4_scales(checkpoint, tensor):
-            rows.append(_unpacked_row(tensor, scales, index))
+        elif (reader := reader_of(checkpoint, tensor)) and (
+            row := _unpacked_row(checkpoint, tensor, reader, index)
+        ):
+            rows.append(row)
         elif len(tensor.shape) == 3 and kind in _FUSED:
             rows.append(_row(checkpoint, tensor, index, "experts"))
         elif len(tensor.shape) == 2 and weight:
@@ -374,6 +393,7 @@ def _fused_row(
     if any(part.shape[1] != width for part in parts):
         raise CheckpointError(f"{checkpoint.folder} stores the halves of {name} in unlike widths")
     out = sum(part.shape[0] for part in parts[: len(members)])
+    reader, scales = scales_of(checkpoint, tuple(parts))
     return DiskLayer(
         name=name,
         kind=name.rpartition(".")[2],
@@ -383,5 +403,6 @@ def _fused_row(
         parts=tuple(part.name for part in parts),
         transposed=False,
         role="experts",
-        scales=scaled.scales_of(checkpoint, tuple(parts)),
+        scales=scales,
+        reader=reader,
     )

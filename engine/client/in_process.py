@@ -82,9 +82,13 @@ class InProcess:
 
     def send(self, command: p.AnyCommand) -> None:
         """Hand a command to the engine."""
-        self._handle(command)
+        self.start(command)
 
-    def _handle(self, command: p.AnyCommand) -> str | None:
+    def start(self, command: p.AnyCommand) -> str | None:
+        """Hand a command to the engine; returns the id of the job that it began, if it did.
+
+        A refusal arrives as an event with the command's ``ask``.
+        """
         command = p.identified(command)
         job: str | None = self._engine.handle(command, lambda refused: self._take(0, refused))
         return job
@@ -109,7 +113,7 @@ class InProcess:
             JobError: it was refused, or its job failed or was cancelled.
         """
         command = p.identified(command)
-        job = self._handle(command)
+        job = self.start(command)
         running = job is not None
         try:
             while (event := self.receive(TICK if running else 0.0)) is not None or running:

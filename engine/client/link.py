@@ -89,7 +89,7 @@ class SocketLink:
         """See `Link`."""
         self._stopping = self._stopping or isinstance(command, p.Stop)
         try:
-            self._writer.write(frame(command))
+            self._writer.write(frame(p.identified(command)))
             await self._writer.drain()
         except ConnectionError as error:
             raise self._gone() from error

@@ -16,15 +16,16 @@ from engine.export.target import target_named
 from engine.formats.grammar import Format
 from engine.plugins import resolve
 from engine.quant.methods.gptq import Solved
-from engine.quant.stored import Stored
+from engine.quant.stored import StoredWeight
 
 _MOST_NAMED = 5
 
 OnProgress: TypeAlias = Callable[[int, int, str], None]
 """Told bytes written, bytes in all, and the tensor in hand; raising there abandons the export."""
-Form: TypeAlias = Stored | Solved
-FormOf: TypeAlias = Callable[[DiskLayer, Format], Form | None]
-"""The stored form of a layer that was found already, or None where it is to be found here."""
+Codes: TypeAlias = StoredWeight | Solved
+"""What is written of a quantised layer: rounded to nearest, or solved."""
+CodesOf: TypeAlias = Callable[[DiskLayer, Format], Codes | None]
+"""The codes of a layer that were found already, or None where they are to be found here."""
 
 
 class NotExportable(InfeasibleError):
@@ -74,7 +75,7 @@ class Request:
     """Where codes are found."""
     trust_remote_code: bool = False
     """Whether Python code of the checkpoint may be run to learn its modules."""
-    solved: FormOf = lambda _layer, _format: None
+    solved: CodesOf = lambda _layer, _format: None
     """Asked for the stored form of every quantised layer, as it comes to be written: what
     calibration found goes into the file as it was measured. With scales in ``scale_dtype``, on any
     device. What calibrates has to be among it."""

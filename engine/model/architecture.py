@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import Checkpoint
+from engine.checkpoint.quantised.reader import readable_methods
 from engine.errors import CheckpointError
 from engine.model.transformers_internals import (
     causal_classes,
@@ -16,8 +17,6 @@ from engine.model.transformers_internals import (
 )
 
 OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
-READABLE = ("fp8", "mxfp4", "compressed-tensors")
-"""Quantisers whose weights, or some of them, can be dequantised as they are read."""
 
 
 def architecture_name(config: Mapping[str, Any]) -> str:
@@ -106,7 +105,7 @@ def refuse_other_models(file: Path, raw: dict[str, Any]) -> None:
             f"{file}: {architectures[0]} is not a causal language model, and only those are read"
         )
     stored = raw.get("quantization_config")
-    if isinstance(stored, dict) and stored.get("quant_method") not in READABLE:
+    if isinstance(stored, dict) and stored.get("quant_method") not in readable_methods():
         raise CheckpointError(
             f"{file}: this checkpoint is already quantised "
             f"(quant_method {stored.get('quant_method')!r}); give the original it was made from"

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.checkpoint import Checkpoint, scaled
+from engine.checkpoint import Checkpoint
+from engine.checkpoint.quantised.reader import Reader, quant_method, readers_of
 from engine.errors import CheckpointError
-
-UNUSED = (".input_scale", ".output_scale", ".activation_scale")
-"""Scales of activations beside eight-bit weights: a reference has unquantised activations."""
 
 
 @dataclass
@@ -66,7 +64,7 @@ class CheckpointTensors:
 
 
 def checkpoint_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> CheckpointTensors:
-    """The tensors of ``checkpoint``; fp8 with scales and mxfp4 come out dequantised in float32.
+    """The tensors of ``checkpoint``; those that are quantised come out dequantised in float32.
 
     Args:
         dtype: what dequantised weights count as stored in.
@@ -74,62 +72,37 @@ def checkpoint_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint
     Raises:
         CheckpointError: weights are packed by another quantiser.
     """
-    quantization = checkpoint.config.get("quantization_config") or {}
-    method = quantization.get("quant_method")
     tensors = {
         name: LazyTensor((name,), info.shape, _reading(checkpoint, name))
         for name, info in checkpoint.tensors.items()
     }
-    if method == "mxfp4":
-        return CheckpointTensors(
-            _from_mxfp4(checkpoint, tensors), dtype, "stored in mxfp4, dequantised as reference"
-        )
-    scaled.refuse_packed(checkpoint)
-    if not any(info.dtype.startswith("float8") for info in checkpoint.tensors.values()):
+    found = readers_of(checkpoint)
+    if not found:
+        method = quant_method(checkpoint)
         if method is not None:
             raise CheckpointError(
                 f"{checkpoint.folder / 'config.json'}: this checkpoint is already quantised "
                 f"(quant_method {method!r}); open the one it was made from"
             )
         return CheckpointTensors(tensors, getattr(torch, checkpoint.dtype))
-    return CheckpointTensors(
-        _from_fp8(checkpoint, tensors), dtype, "stored in fp8, dequantised as reference"
-    )
+    for reader in found:
+        tensors = _joined(checkpoint, reader, tensors)
+    names = " and ".join(reader.name for reader in found)
+    return CheckpointTensors(tensors, dtype, f"stored in {names}, dequantised as reference")
 
 
 def _reading(checkpoint: Checkpoint, name: str) -> Callable[[], Tensor]:
     return lambda: checkpoint.read(name)
 
 
-def _from_fp8(checkpoint: Checkpoint, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    joined = {name: t for name, t in tensors.items() if not name.endswith(UNUSED)}
-    for name, info in checkpoint.tensors.items():
-        scales = scaled.scales_of(checkpoint, (info,))
-        if not scales:
-            continue
-
-        def read(name: str = name, scale: str = scales[0]) -> Tensor:
-            return scaled.multiplied(checkpoint, checkpoint.read(name), scale)
-
-        del joined[scales[0]]
-        joined[name] = LazyTensor((name, *scales), info.shape, read)
-    return joined
-
-
-def _from_mxfp4(checkpoint: Checkpoint, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Joins ``X_blocks`` [E, rows, groups, 16] and ``X_scales`` into ``X`` [E, columns, rows]."""
-    joined = dict(tensors)
-    for name, blocks in tensors.items():
-        base = name.removesuffix("_blocks")
-        scales = tensors.get(f"{base}_scales")
-        if base == name or scales is None:
-            continue
-
-        def read(blocks: LazyTensor = blocks, scales: LazyTensor = scales) -> Tensor:
-            weight = scaled.unpacked(checkpoint, blocks.names[0], scales.names[0])
-            return weight.transpose(-1, -2).contiguous()
-
-        experts, rows, groups, half = blocks.shape
-        del joined[name], joined[scales.names[0]]
-        joined[base] = LazyTensor((name, scales.names[0]), (experts, groups * half * 2, rows), read)
+def _joined(
+    checkpoint: Checkpoint, reader: Reader, tensors: dict[str, LazyTensor]
+) -> dict[str, LazyTensor]:
+    """The tensors with those that a layout quantised as the weights they stand for."""
+    joined = {name: t for name, t in tensors.items() if not name.endswith(reader.unused)}
+    for weight in reader.joined(checkpoint):
+        for name in weight.names:
+            if name != weight.name:
+                del joined[name]
+        joined[weight.name] = LazyTensor(weight.names, weight.shape, weight.read)
     return joined

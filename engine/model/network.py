@@ -210,6 +210,11 @@ class Network:
                     stack.enter_context(self.blocks.block(k))
             yield
 
+    @property
+    def streamed(self) -> bool:
+        """Whether blocks are read as a forward comes to them, and can be run one by one."""
+        return self.resumable and self.blocks.at_once < len(self.blocks)
+
     def stretches(self, start: int, until: int) -> list[range]:
         """Blocks from ``start`` to before ``until`` in stretches that are run in one forward.
 
@@ -220,7 +225,8 @@ class Network:
         """
         if start >= until:
             return []
-        ends = list(range(max(start, 0), until, self.blocks.at_once if self.resumable else until))
+        length = self.blocks.at_once if self.resumable else len(self.blocks)
+        ends = list(range(max(start, 0), until, length))
         ends = [*ends[1:], until]
         return [range(a, b) for a, b in zip([start, *ends], ends, strict=False)]
 

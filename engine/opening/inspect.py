@@ -1,6 +1,6 @@
 """What is wrong with a path or hub id, before it is opened; as a command it prints JSON.
 
-``python -P -m engine.opening.inspect SOURCE`` prints one `Looked`.
+``python -P -m engine.opening.inspect SOURCE`` prints one `Inspection`.
 
 Headers alone are read: no weights, no pickle, no network, no tensor library. What is found wrong is
 what opening would find wrong, in the same words, and before the wait.
@@ -27,13 +27,13 @@ from engine.errors import CheckpointError
 from engine.model.architecture import architecture_name, refuse_other_models
 from engine.model.source import HUB_ID
 from engine.opening.hub import hub_cache, hub_folder
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "tekken.json", "merges.txt")
 """Files by one of which a tokenizer is known; a checkpoint may also bring its own code."""
 
 
-def look_at(source: str, *, trust_remote_code: bool = False) -> Looked:
+def inspect_headers(source: str, *, trust_remote_code: bool = False) -> Inspection:
     """What ``source`` is: ``demo``, a folder, or a hub id. Never raises for what it finds."""
     folder, note = _folder(source)
     if folder is None:
@@ -42,7 +42,7 @@ def look_at(source: str, *, trust_remote_code: bool = False) -> Looked:
         found = _headers(source, folder, trust_remote_code)
     except (CheckpointError, OSError) as error:
         name = _hub_name(source) if note else Path(source).name
-        found = Looked(
+        found = Inspection(
             source=source, name=name, path=str(folder), problem=str(error), advice=_instead(folder)
         )
         if note and not _offline() and _unfinished(folder):
@@ -86,7 +86,7 @@ def _snapshot(repo: str) -> Path | None:
         return None
 
 
-def _nowhere(source: str) -> Looked:
+def _nowhere(source: str) -> Inspection:
     """There is no folder: what it is instead, and what was perhaps meant."""
     path = Path(os.path.expanduser(source))
     try:
@@ -94,34 +94,36 @@ def _nowhere(source: str) -> Looked:
     except (OSError, ValueError):
         is_file = False
     if not source.strip():
-        return Looked(source=source, problem="nothing is named: give a folder or a hub id")
+        return Inspection(source=source, problem="nothing is named: give a folder or a hub id")
     if is_file:
         return _a_file(source, path)
     if not _hub_name(source):
-        return Looked(source=source, problem=f"{source}: no such folder", advice=_near(path))
+        return Inspection(source=source, problem=f"{source}: no such folder", advice=_near(path))
     near = difflib.get_close_matches(source, hub_cache(), n=1, cutoff=0.8)
     advice = f"in the cache there is {near[0]}" if near else ""
     if _offline():
-        return Looked(
+        return Inspection(
             source=source,
             name=source,
             problem=f"{source} is not in the local cache and HF_HUB_OFFLINE forbids downloading it",
             advice=advice or "unset HF_HUB_OFFLINE, or give a folder",
         )
     note = "no folder here, and not in the hub's cache: opening it downloads it"
-    return Looked(source=source, name=source, note=note, advice=advice)
+    return Inspection(source=source, name=source, note=note, advice=advice)
 
 
-def _a_file(source: str, path: Path) -> Looked:
+def _a_file(source: str, path: Path) -> Inspection:
     if path.suffix == ".gguf":
         problem = f"{source} is a GGUF file, which is already quantised"
-        return Looked(source=source, problem=problem, advice="open the checkpoint it was made from")
+        return Inspection(
+            source=source, problem=problem, advice="open the checkpoint it was made from"
+        )
     problem = f"{source} is a file: give the folder that holds it together with its config.json"
     whole = (path.parent / "config.json").is_file()
-    return Looked(source=source, problem=problem, advice=f"open {path.parent}" if whole else "")
+    return Inspection(source=source, problem=problem, advice=f"open {path.parent}" if whole else "")
 
 
-def _headers(source: str, folder: Path, trusted: bool) -> Looked:
+def _headers(source: str, folder: Path, trusted: bool) -> Inspection:
     """A folder's headers.
 
     Raises:
@@ -144,12 +146,12 @@ def _headers(source: str, folder: Path, trusted: bool) -> Looked:
     return found
 
 
-def _safetensors(source: str, folder: Path) -> Looked:
+def _safetensors(source: str, folder: Path) -> Inspection:
     checkpoint = open_checkpoint(folder)
     rows = list_layers(checkpoint)
     stored = checkpoint.config.get("quantization_config")
     method = stored.get("quant_method") if isinstance(stored, dict) else None
-    return Looked(
+    return Inspection(
         source=source,
         name="demo" if source == "demo" else checkpoint.name,
         path=str(folder),
@@ -162,9 +164,9 @@ def _safetensors(source: str, folder: Path) -> Looked:
     )
 
 
-def _pickled(source: str, folder: Path, config: dict[str, Any]) -> Looked:
+def _pickled(source: str, folder: Path, config: dict[str, Any]) -> Inspection:
     files, _, _ = find_weights(folder)
-    return Looked(
+    return Inspection(
         source=source,
         name=_hub_name(source) or folder.name,
         path=str(folder),
@@ -176,7 +178,7 @@ def _pickled(source: str, folder: Path, config: dict[str, Any]) -> Looked:
     )
 
 
-def _without_problem(found: Looked) -> Looked:
+def _without_problem(found: Inspection) -> Inspection:
     return msgspec.structs.replace(found, problem="", advice="")
 
 
@@ -301,7 +303,7 @@ def main() -> int:
     parser.add_argument("source")
     parser.add_argument("--trust-remote-code", action="store_true")
     asked = parser.parse_args()
-    found = look_at(asked.source, trust_remote_code=asked.trust_remote_code)
+    found = inspect_headers(asked.source, trust_remote_code=asked.trust_remote_code)
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     return 0
 

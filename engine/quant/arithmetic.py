@@ -19,7 +19,7 @@ from engine.formats.grammar import Format
 from engine.plugins import resolve
 from engine.quant.columns import Columns
 from engine.quant.rows import finite_and_broken, restored, row_chunks
-from engine.quant.stored import Stored
+from engine.quant.stored import StoredWeight
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Arithmetic:
     is too large for its dtype.
     """
 
-    quantize: Callable[[Tensor, Format, torch.dtype, str], Stored]
+    quantize: Callable[[Tensor, Format, torch.dtype, str], StoredWeight]
     """The stored form of ``[out, in]``, or of ``[experts, out, in]`` with each expert on its own.
     Values that are not finite count as 0."""
     write: Callable[[Tensor, Format, torch.dtype, Tensor, str], None] | None = None

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.quant.stored import Stored
+from engine.quant.stored import StoredWeight
 
 
 class Columns(Protocol):
@@ -34,7 +34,7 @@ class Columns(Protocol):
         """
         ...
 
-    def stored(self) -> Stored:
+    def stored(self) -> StoredWeight:
         """All codes and parameters."""
         ...
 

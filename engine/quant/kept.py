@@ -9,7 +9,7 @@ from engine.errors import FormatError
 from engine.formats.grammar import Format
 from engine.quant.arithmetic import Arithmetic
 from engine.quant.rows import row_chunks
-from engine.quant.stored import Stored
+from engine.quant.stored import StoredWeight
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """By the name of a kept format."""
@@ -34,7 +34,7 @@ def write_cast(
         out[rows] = cast
 
 
-def _no_codes(weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> Stored:
+def _no_codes(weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> StoredWeight:
     raise FormatError(f"{name}: {fmt} keeps the weight, there are no codes to write")
 
 

@@ -11,7 +11,7 @@ from engine.formats.storage import why_not_held
 from engine.quant.arithmetic import arithmetic_of, write_dequantized
 from engine.quant.data_free.hadamard import Rotated, rotates, write_rotated, write_rotated_back
 from engine.quant.rows import matrices
-from engine.quant.stored import Stored
+from engine.quant.stored import StoredWeight
 
 
 def scale_dtype_for(stored: torch.dtype) -> torch.dtype:
@@ -57,7 +57,7 @@ def dequantized(
 
 def stored_form(
     weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
-) -> Stored:
+) -> StoredWeight:
     """What an export of a weight writes: codes, scales and whatever else ``fmt`` stores.
 
     ``stored_form(…).approx()`` is `dequantized` where the weight is finite, and 0 elsewhere.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.quant.rows import looked_up
-from engine.quant.stored import Stored
+from engine.quant.stored import StoredWeight
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
@@ -43,7 +43,7 @@ def unpacked(codes: Tensor) -> Tensor:
     return e2m1_values(torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2))
 
 
-def lost(encoded: Stored, groups: Tensor) -> Tensor:
+def lost(encoded: StoredWeight, groups: Tensor) -> Tensor:
     """The squared error of every group, float64 ``[rows, groups]``."""
     found = encoded.approx().view_as(groups) - groups
     return found.square_().sum(-1, dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.quant.rows import matrices, restored
 
 
-class Stored(Protocol):
+class StoredWeight(Protocol):
     """A weight as tensors that an export writes; a frozen dataclass.
 
     A field that is not a tensor, or that is `for_the_whole`, is the same in every part.
@@ -25,7 +25,7 @@ class Stored(Protocol):
         ...
 
 
-S = TypeVar("S", bound=Stored)
+S = TypeVar("S", bound=StoredWeight)
 Encoded: TypeAlias = Iterator[tuple[slice, Tensor | None, S]]
 """Rows of a weight ``[out, in]``, where they are not finite if they are not, and their codes."""
 
@@ -33,7 +33,7 @@ FOR_THE_WHOLE = {"whole": True}
 """Metadata of a field that is one for the whole weight, not a part for each of its rows."""
 
 
-def stored_bytes(stored: Stored) -> int:
+def stored_bytes(stored: StoredWeight) -> int:
     """Bytes of the tensors of a stored form, and of those of a form within it."""
     total = 0
     for field in dataclasses.fields(stored):

@@ -394,7 +394,7 @@ class Engine:
             self._lanes[name].close()
         # A load cannot be broken off everywhere; its thread is a daemon.
         self._lanes["open"].close(timeout=2.0)
-        self._journal.close()
+        self._record.close()
         self._facts.close()
 
 

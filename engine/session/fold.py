@@ -59,8 +59,7 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.JobEnded():
             return _job_ended(session, event)
         case p.Fallback():
-            if event not in session.fallbacks:
-                session.fallbacks.append(event)
+            session.fallbacks.setdefault(event)
             return frozenset({"notices"})
         case p.Notice():
             session.notices = [*session.notices[-MAX_NOTICES:], event]
@@ -117,7 +116,7 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
         event.versions,
     )
     # A new engine begins: jobs of the one before are over, its recipe and its facts stay.
-    session.jobs, session.notices, session.fallbacks = {}, [], []
+    session.jobs, session.notices, session.fallbacks = {}, [], {}
     session.stage = session.gauges = None
     session.model = session.partial = session.calibration = None
     return frozenset(get_args(Dirty))

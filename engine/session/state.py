@@ -161,7 +161,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Changes of the history in force; the rest can be made again."""
     jobs: dict[str, Job] = {}
     notices: list[p.Notice] = []
-    fallbacks: list[p.Fallback] = []
+    fallbacks: dict[p.Fallback, None] = {}
+    """Each once, in the order in which they came."""
     stage: p.Stage | None = None
     gauges: p.Gauges | None = None
     histograms: dict[str, p.HistogramReady] = {}

@@ -29,9 +29,6 @@ log = logging.getLogger(__name__)
 LOCK_SECONDS = 5.0
 """How long to wait for a session whose engine is about to end."""
 
-SNAPSHOT_EVERY = 2000
-"""Events between two snapshots of the folded session."""
-
 GROUP_SECONDS = 0.25
 """How long an event may wait to be committed with others."""
 

@@ -10,11 +10,14 @@ from engine import protocol as p
 from engine.session import Session, apply, encode_session
 from engine.store.database import StoreError
 from engine.store.facts import FactStore
-from engine.store.journal import SNAPSHOT_EVERY, Journal
+from engine.store.journal import Journal
 
 log = logging.getLogger(__name__)
 
 Announce = Callable[[int, p.AnyEvent], None]
+
+SNAPSHOT_EVERY = 2000
+"""Fewest events between two snapshots of the folded session."""
 
 
 class Record:
@@ -35,6 +38,8 @@ class Record:
         self.session: Session = journal.fold()
         # Jobs of the engine before are over, however it ended.
         self.session.jobs, self.session.stage = {}, None
+        self._tail = 0
+        """Events since the last snapshot."""
 
     def tell(self, event: p.AnyEvent) -> None:
         """Keep what is to be kept, fold it, announce it: in this order.
@@ -53,17 +58,30 @@ class Record:
                 seq = 0
             apply(self.session, event, seq)
             self._announce(seq, event)
-            if seq and seq % SNAPSHOT_EVERY == 0:
-                try:
-                    self._journal.snapshot(self.session)
-                except StoreError:  # only a short cut for the next start
-                    log.exception("a snapshot of the session could not be kept")
+            self._tail += bool(seq)
+            # A snapshot costs what the table is long: that, too, is shared by so many events.
+            if self._tail >= max(SNAPSHOT_EVERY, len(self.session.layers.names)):
+                self._keep_snapshot()
 
     def _keep(self, event: p.AnyEvent) -> int:
         if isinstance(event, p.Learned) and event.fresh:
             replace = self.session.settings.fresh
             self._facts.put(event.keys, event.facts, replace=replace)
         return 0 if isinstance(event, p.Transient) else self._journal.append(event)
+
+    def _keep_snapshot(self) -> None:
+        self._tail = 0
+        try:
+            self._journal.snapshot(self.session)
+        except StoreError:  # only a short cut for the next start
+            log.exception("a snapshot of the session could not be kept")
+
+    def close(self) -> None:
+        """Keep what waits, and let the session go."""
+        with self._lock:
+            if self._tail >= SNAPSHOT_EVERY:
+                self._keep_snapshot()
+            self._journal.close()
 
     def snapshot(self) -> tuple[int, bytes]:
         """Number of the last journalled event, and the encoded session as it stood after it."""

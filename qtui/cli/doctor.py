@@ -25,9 +25,9 @@ def doctor(
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """What this installation stands on.
+    """The installation, for a bug report.
 
-    Versions, devices, terminal and paths: one block to paste in a bug report.
+    Versions, devices, terminal and paths: one block to paste.
     """
     with reporting_errors():
         if keymap:

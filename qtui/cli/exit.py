@@ -1,4 +1,4 @@
-"""How a command ends: what it prints where, what it says went wrong, and with which exit code."""
+"""How a command ends: its output, its error messages, its exit code."""
 
 from __future__ import annotations
 
@@ -19,26 +19,30 @@ from qtui.cli.progress import put
 from qtui.views.text import printable
 
 INTERRUPTED = 130
-KEPT = "what was measured is kept, the same command goes on from there"
+KEPT = "results are saved; run the command again to resume"
 AnyDocument = TypeVar("AnyDocument", bound=msgspec.Struct)
 
 
 def check_destination(json: str | None) -> None:
-    """Refuse a document that could not be written before hours are spent on it."""
+    """Check that a document can be written, before hours are spent on it.
+
+    Raises:
+        UsageError: it cannot.
+    """
     if json is None or json == "-":
         return
     path = Path(json).expanduser()
     if path.is_dir():
-        raise UsageError(f"--json {json}: is a folder, expected a file or -")
+        raise UsageError(f"--json {json} is a folder, expected a file or -")
     folder = path.resolve().parent
     if not folder.is_dir():
         raise UsageError(f"--json {json}: there is no folder {folder}")
     if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK):
-        raise UsageError(f"--json {json}: cannot be written to")
+        raise UsageError(f"--json {json} cannot be written")
 
 
 def publish(document: AnyDocument, as_text: Callable[[AnyDocument], str], json: str | None) -> None:
-    """Print what was found; as a document too, or alone, where one was asked for."""
+    """Print the results, and write the JSON document; with ``--json -`` print that alone."""
     if json == "-":
         put(sys.stdout, schema.encode(document).decode())
         return
@@ -49,10 +53,10 @@ def publish(document: AnyDocument, as_text: Callable[[AnyDocument], str], json: 
 
 @contextmanager
 def reporting_errors(kept: str = KEPT) -> Iterator[None]:
-    """Tell what went wrong in a sentence, and exit with its code.
+    """Print an error as a sentence, and exit with its code.
 
     Args:
-        kept: what becomes of the work that an interrupt ends.
+        kept: what happens to the results of an interrupted command.
     """
     try:
         yield
@@ -63,11 +67,11 @@ def reporting_errors(kept: str = KEPT) -> Iterator[None]:
         print_error(f"interrupted: {kept}")
         raise typer.Exit(INTERRUPTED) from error
     except BrokenPipeError as error:
-        # Whoever read stdout has left; the interpreter must not find that out again at its end.
+        # The reader of stdout has left: without this the interpreter fails again as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from error
     except MemoryError as error:
-        print_error("memory ran out: lower --tokens or --memory-budget, or choose --dtype bf16")
+        print_error("out of memory: lower --tokens or --memory-budget, or choose --dtype bf16")
         raise typer.Exit(4) from error
     except OSError as error:
         print_error(str(error))
@@ -76,7 +80,7 @@ def reporting_errors(kept: str = KEPT) -> Iterator[None]:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a run as ``ctrl+c`` does, with what it measured kept."""
+    """Let SIGTERM end a run as ``ctrl+c`` does: its results are saved."""
 
     def interrupt(number: int, frame: Any) -> NoReturn:
         raise KeyboardInterrupt
@@ -89,6 +93,6 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """Say something on stderr, as the program's own words."""
+    """Print a message of the program on stderr."""
     lines = [printable(line) for line in message.splitlines()]
     put(sys.stderr, "qtui: " + "\n".join(lines) + "\n")

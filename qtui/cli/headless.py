@@ -34,9 +34,9 @@ Answer: TypeAlias = p.HistogramReady | p.ExpertsReady
 TICK = 0.2
 """Seconds to wait for an event before looking at the meter again."""
 FALLBACKS_SAID = 10
-"""Fallbacks that are told one by one; the rest are counted, and stand in the document."""
+"""Fallbacks that are printed one by one; the rest are counted, and appear only in JSON."""
 
-NOT_WHOLE = "a folder that is not whole is taken away"
+NOT_WHOLE = "the incomplete folder is deleted"
 """What becomes of an export that does not come to its end."""
 
 MUST_AGREE = (
@@ -102,7 +102,7 @@ def measure(
         UsageError: the engine that has the checkpoint measures with other settings, or a question
             names a layer there is not.
         EngineError: the engine cannot be reached or ended.
-        KeyboardInterrupt: after the job was told to stop; what it measured is kept.
+        KeyboardInterrupt: after the job was told to stop; its results are saved.
     """
     running = client.attached(source)
     if running is None:
@@ -234,7 +234,7 @@ class _Run:
                 if event.status == "failed":
                     raise RunError(event.message or f"{kind} failed", event.exit_code)
                 if event.status == "cancelled":
-                    kept = "what it measured is kept" if kind != "export" else NOT_WHOLE
+                    kept = "its results are saved" if kind != "export" else NOT_WHOLE
                     raise RunError(f"{kind} was cancelled: {kept}", 130)
                 return event
             case _:

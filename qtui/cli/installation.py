@@ -1,4 +1,4 @@
-"""What this installation stands on: one block to paste in a bug report.
+"""The installation: versions, devices, terminal and paths, to paste in a bug report.
 
 Nothing here may fail because something is missing: what is missing is the finding. No tensor
 library is imported; GPUs are asked for through the driver.
@@ -47,7 +47,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terminal(msgspec.Struct, frozen=True, kw_only=True):
-    """What it is drawn on."""
+    """The terminal it runs in."""
 
     stdout_is_terminal: bool
     size: tuple[int, int]

@@ -61,7 +61,7 @@ def triage(
             raise not_yet("--activations", "triage reads weights only")
         if (histogram or experts) and json is None:
             raise UsageError(
-                "--histogram and --experts stand in the document: give --json PATH or --json -"
+                "--histogram and --experts appear only in JSON: add --json PATH or --json -"
             )
         check_destination(json)
         wanted = split_formats(formats)

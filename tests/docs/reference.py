@@ -1,4 +1,4 @@
-"""The generated parts of ``docs/``: options of every command, keys of every JSON document.
+"""The generated parts of ``docs/``: commands, JSON documents, figures of a layer.
 
     python -m tests.docs.reference
 
@@ -19,6 +19,7 @@ import typer.main
 from typer.core import TyperArgument, TyperGroup
 
 from engine.report import schema
+from engine.report.figures import figures
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
@@ -105,7 +106,8 @@ def _escaped(text: str) -> str:
 
 def command_reference() -> str:
     """Every command with its options, as ``--help`` has them."""
-    from qtui.cli.commands import COMMANDS, command_line
+    from qtui.cli.command_line import command_line
+    from qtui.cli.commands import COMMANDS
 
     group = typer.main.get_command(command_line(COMMANDS))
     assert isinstance(group, TyperGroup)
@@ -128,7 +130,26 @@ def command_reference() -> str:
     return "\n".join(lines)
 
 
+def figure_reference() -> str:
+    """Every figure of a layer, and where it appears."""
+    lines = [
+        "| figure | what it is | unit | column | filter | JSON | CSV | experts |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in figures():
+        filter = f"`{each.id}{each.filter.example}`" if each.filter else ""
+        paths = ", ".join(f"{path.document} `{path.path}`" for path in each.json)
+        csv = f"`{each.csv.name}`" if each.csv else ""
+        row = [
+            f"`{each.id}`", each.help, each.quantity.unit, "yes" if each.column else "", filter,
+            paths, csv, "yes" if each.experts else "",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(map(_escaped, row)) + " |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "figures.md": figure_reference,
     "json.md": json_reference,
     "command-line.md": command_reference,
 }

@@ -79,6 +79,11 @@ class Driver:
         """Commands of one kind that the engine was sent."""
         return [command for command in self.link.sent if isinstance(command, kind)]
 
+    def ask(self, kind: type[p.Command], index: int = -1) -> str:
+        """What identifies a command of one kind that the engine was sent; the last if not said."""
+        pairs = zip(self.link.asks, self.link.sent, strict=True)
+        return [ask for ask, command in pairs if isinstance(command, kind)][index]
+
 
 def press_at_once(app: App[None], *keys: str) -> None:
     """Let an app find these keys in its queue, all of them before it has heard the first."""

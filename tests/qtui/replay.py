@@ -38,13 +38,17 @@ class Replay:
     name = "demo"
     log_path = "/state/sessions/demo/engine.log"
 
-    def __init__(self, events: Iterable[p.AnyEvent | Session] = ()) -> None:
+    def __init__(self, events: Iterable[p.AnyEvent] = (), session: Session | None = None) -> None:
         self.sent: list[p.AnyCommand] = []
+        """Commands without what identifies each request."""
+        self.asks: list[str] = []
+        """What identifies each request."""
         self.closed = False
         self._seq = 0
         self._waiting = False
         self._queue: asyncio.Queue[p.AnyEvent | Session | EngineGoneError] = asyncio.Queue()
-        self.give(*events)
+        # An engine says first what it knows.
+        self.give(session or Session(), *events)
 
     def give(self, *events: p.AnyEvent | Session) -> None:
         """Let the client receive these."""
@@ -60,7 +64,8 @@ class Replay:
         return self._waiting and self._queue.empty()
 
     async def send(self, command: p.AnyCommand) -> None:
-        self.sent.append(command)
+        self.asks.append(command.ask)
+        self.sent.append(msgspec.structs.replace(command, ask=""))
 
     async def receive(self) -> p.Sent | Session:
         self._waiting = True

@@ -1,4 +1,4 @@
-"""A start screen over sessions and looks of a test's own."""
+"""A start screen over sessions and inspections of a test's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from textual.app import App
 from textual.pilot import Pilot
 from textual.screen import Screen
 
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 from engine.profiles import Profile
 from engine.store.past_sessions import PastSession
 from qtui.screens.start.screen import Start
@@ -31,13 +31,13 @@ def session(name: str, source: str = "", **known: Any) -> PastSession:
     return PastSession(name=name, source=source or f"/m/{name}", **{**about, **known})
 
 
-def looked(source: str, **found: Any) -> Looked:
+def looked(source: str, **found: Any) -> Inspection:
     """A checkpoint that can be opened, but for what is said otherwise."""
     about: dict[str, Any] = {
         "architecture": "LlamaForCausalLM", "parameters": 1_100_000_000, "bytes": 2_200_000_000,
         "dtype": "bfloat16", "layers": 155,
     }  # fmt: skip
-    return Looked(source=source, **{**about, **found})
+    return Inspection(source=source, **{**about, **found})
 
 
 def profile(tokens: int = 16384) -> Profile:
@@ -113,7 +113,7 @@ class Starting(Hand):
         await self.press(*("slash" if char == "/" else char for char in text))
 
 
-async def fine(source: str) -> Looked:
+async def fine(source: str) -> Inspection:
     """Nothing is wrong with anything."""
     return looked(source)
 
@@ -122,7 +122,7 @@ async def fine(source: str) -> Looked:
 async def starting(
     sessions: Sequence[PastSession] | Callable[[], Sequence[PastSession]] = (),
     *,
-    look: Callable[[str], Awaitable[Looked]] = fine,
+    inspect: Callable[[str], Awaitable[Inspection]] = fine,
     hub_ids: Sequence[str] = (),
     size: tuple[int, int] = (80, 24),
     ascii: bool = False,
@@ -132,7 +132,7 @@ async def starting(
     """A start screen that has read its sessions."""
     read = sessions if callable(sessions) else lambda: list(sessions)
     start = Start(
-        read, look, PROFILES, "standard", hub_ids=lambda: list(hub_ids),
+        read, inspect, PROFILES, "standard", hub_ids=lambda: list(hub_ids),
         glyphs=PLAIN if ascii else UNICODE, clock=lambda: NOW, problems=problems,
     )  # fmt: skip
     app = Shell(start)

@@ -185,7 +185,7 @@ def test_an_interrupted_run_says_that_what_it_measured_is_kept(
     path = tmp_path / "never.json"
     code, out, err = run("sweep", "demo", "--json", str(path))
     assert (code, out) == (130, "")
-    assert "what was measured is kept" in err
+    assert "results are saved" in err
     assert engine.closed
     assert not path.exists()
 
@@ -203,7 +203,7 @@ def test_an_interrupted_export_is_cancelled_and_says_what_becomes_of_the_folder(
     engine = install(monkeypatch, answer)
     code, out, err = run(*EXPORT, "-o", str(tmp_path / "out"))
     assert (code, out) == (130, "")
-    assert "a folder that is not whole is taken away" in err
+    assert "the incomplete folder is deleted" in err
     assert "measured" not in err
     assert engine.sent[-1] == p.Cancel("5")
 

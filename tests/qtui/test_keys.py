@@ -78,8 +78,12 @@ async def test_marked_layers_are_toggled_together() -> None:
 async def test_what_the_engine_refuses_is_taken_back_and_said() -> None:
     async with driving(*r.opening()) as d:
         await d.pilot.press("4")
+        await d.until(lambda: d.sent(p.SetFormat))
         assert d.table.pending
-        await d.give(p.Refused("SetFormat", "model.embed_tokens cannot hold int4-g128"))
+        said = "model.embed_tokens cannot hold int4-g128"
+        await d.give(p.Refused("Undo", "nothing to undo", ask="another's"))
+        assert d.table.pending
+        await d.give(p.Refused("SetFormat", said, ask=d.ask(p.SetFormat)))
         assert not d.table.pending
         assert "model.embed_tokens cannot hold int4-g128" in d.bench.message.text
 
@@ -220,8 +224,10 @@ async def test_a_pretended_engine_answers_keys() -> None:
 async def test_a_refusal_takes_back_only_the_layers_it_is_about() -> None:
     async with driving(*r.opening()) as d:
         await d.pilot.press("4", "j", "4")
+        await d.until(lambda: len(d.sent(p.SetFormat)) == 2)
         refused, waiting = d.table.pending
-        await d.give(p.Refused("SetFormat", "cannot hold int4-g128", 2, (refused,)))
+        ask = d.ask(p.SetFormat, 0)
+        await d.give(p.Refused("SetFormat", "cannot hold int4-g128", 2, (refused,), ask))
         assert list(d.table.pending) == [waiting]
         await d.give(p.Notice("info", "by the way"))
         assert list(d.table.pending) == [waiting]

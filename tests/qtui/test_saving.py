@@ -24,16 +24,10 @@ from engine.errors import UsageError
 from engine.recipes.file import read_recipe
 from engine.report.figures.registry import column_figures, csv_figures
 from engine.session import Session, apply
-from qtui.saved.saving import (
-    FORMS,
-    complete_path,
-    judge_path,
-    read_request,
-    save,
-    save_asked,
-    subjects,
-    suggested,
-)
+from qtui.saved.completion import complete_path, judge_path
+from qtui.saved.request import read_request
+from qtui.saved.saving import save, save_asked
+from qtui.saved.subjects import FORMS, subjects, suggested
 from qtui.saved.svg import (
     CELL,
     MARGIN,

@@ -11,7 +11,7 @@ import pytest
 from textual.events import Paste
 
 from engine.errors import EngineError
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 from engine.store.past_sessions import PastSession
 from qtui.views.completion import Completion
 from qtui.views.sources import complete_path, complete_source
@@ -52,7 +52,7 @@ def test_what_is_known_of_a_session_in_words() -> None:
 
 def test_a_checkpoint_in_words_as_far_as_it_is_known() -> None:
     assert recent.sentence(looked("a")) == "Llama 1.1B, 155 layers, bf16, 2.2 GB"
-    assert recent.sentence(Looked(source="a", dtype="float8_e4m3fn")) == "float8_e4m3fn"
+    assert recent.sentence(Inspection(source="a", dtype="float8_e4m3fn")) == "float8_e4m3fn"
 
 
 # --- completing ----------------------------------------------------------------------------------
@@ -198,24 +198,24 @@ async def test_a_click_chooses_and_two_open() -> None:
         assert d.shell.chosen == [("/m/tiny", "standard")]
 
 
-# --- looking and opening -------------------------------------------------------------------------
+# --- inspecting and opening ----------------------------------------------------------------------
 
 
-async def missing(source: str) -> Looked:
+async def missing(source: str) -> Inspection:
     if "gone" in source:
         return looked(source, problem=f"{source}: no such folder", advice="mount the drive")
     return looked(source, note="from the hub's cache")
 
 
 async def test_a_row_says_what_it_is() -> None:
-    async with starting(TWO, look=missing) as d:
+    async with starting(TWO, inspect=missing) as d:
         await d.until(lambda: "155 layers" in d.screen())
         assert "Llama 1.1B, 155 layers, bf16, 2.2 GB" in d.screen()
         assert "from the hub's cache" in d.screen()
 
 
 async def test_a_problem_is_said_before_and_enter_says_it_again() -> None:
-    async with starting([session("old", "/m/gone")], look=missing) as d:
+    async with starting([session("old", "/m/gone")], inspect=missing) as d:
         await d.until(lambda: "! /m/gone: no such folder" in d.screen())
         assert "mount the drive" in d.screen()
         await d.press("enter")
@@ -226,10 +226,10 @@ async def test_a_problem_is_said_before_and_enter_says_it_again() -> None:
 async def test_a_problem_that_was_mended_is_seen_at_the_next_enter() -> None:
     broken = [True]
 
-    async def look(source: str) -> Looked:
+    async def inspect(source: str) -> Inspection:
         return looked(source, problem="no weights" if broken[0] else "")
 
-    async with starting(TWO, look=look) as d:
+    async with starting(TWO, inspect=inspect) as d:
         await d.until(lambda: "! no weights" in d.screen())
         broken[0] = False
         await d.press("enter")
@@ -243,14 +243,14 @@ async def test_a_session_that_cannot_be_read_is_not_opened() -> None:
         assert d.shell.chosen == []
 
 
-async def test_enter_waits_for_a_look_and_a_second_one_does_not() -> None:
+async def test_enter_waits_for_an_inspection_and_a_second_one_does_not() -> None:
     gate = asyncio.Event()
 
-    async def look(source: str) -> Looked:
+    async def inspect(source: str) -> Inspection:
         await gate.wait()
         return looked(source)
 
-    async with starting(TWO, look=look) as d:
+    async with starting(TWO, inspect=inspect) as d:
         await d.press("enter")
         assert d.shell.chosen == []
         assert "enter again does not wait" in d.screen()
@@ -258,11 +258,11 @@ async def test_enter_waits_for_a_look_and_a_second_one_does_not() -> None:
         assert d.shell.chosen == [("Qwen/Qwen2.5-7B", "standard")]
 
 
-async def test_a_look_is_cancelled_when_the_value_changes() -> None:
+async def test_an_inspection_is_cancelled_when_the_value_changes() -> None:
     ended: list[str] = []
     begun: list[str] = []
 
-    async def look(source: str) -> Looked:
+    async def inspect(source: str) -> Inspection:
         begun.append(source)
         try:
             if source == "/m/tiny":
@@ -272,7 +272,7 @@ async def test_a_look_is_cancelled_when_the_value_changes() -> None:
             raise
         return looked(source)
 
-    async with starting(TWO, look=look) as d:
+    async with starting(TWO, inspect=inspect) as d:
         await d.press("down")
         await d.until(lambda: "/m/tiny" in begun)
         await d.press("up")
@@ -280,11 +280,11 @@ async def test_a_look_is_cancelled_when_the_value_changes() -> None:
         await d.until(lambda: "155 layers" in d.screen())
 
 
-async def test_a_look_that_fails_is_a_problem_in_words() -> None:
-    async def look(source: str) -> Looked:
+async def test_an_inspection_that_fails_is_a_problem_in_words() -> None:
+    async def inspect(source: str) -> Inspection:
         raise EngineError("it could not\nbe started")
 
-    async with starting(look=look) as d:
+    async with starting(inspect=inspect) as d:
         await d.until(lambda: "! it could not be started" in d.screen())
 
 
@@ -292,7 +292,7 @@ async def test_a_look_that_fails_is_a_problem_in_words() -> None:
 
 
 async def test_typing_goes_to_the_line_and_opens_what_it_says() -> None:
-    async with starting(TWO, look=missing, hub_ids=["meta-llama/Llama-3.1-8B"]) as d:
+    async with starting(TWO, inspect=missing, hub_ids=["meta-llama/Llama-3.1-8B"]) as d:
         await d.type("meta")
         await d.until(lambda: d.start.prompt.offers)
         assert d.start.focused is d.start.prompt.entry

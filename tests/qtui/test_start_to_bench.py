@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from engine import protocol as p
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 from engine.profiles import Profile
-from qtui.app import Appearance, Choice, QtuiApp
+from qtui.app import Appearance, QtuiApp, StartScreen
 from qtui.screens.start.screen import Start
 from tests.qtui import replay as r
 from tests.qtui import starting
@@ -43,16 +43,16 @@ async def opening(problem: str = "") -> AsyncIterator[Opening]:
     async def connect() -> r.Replay:
         return link
 
-    async def look(source: str) -> Looked:
+    async def inspect(source: str) -> Inspection:
         return starting.looked(source, problem=problem if source != "demo" else "")
 
     start = Start(
-        lambda: [starting.session("llama")], look, starting.PROFILES, "standard",
+        lambda: [starting.session("llama")], inspect, starting.PROFILES, "standard",
         clock=lambda: starting.NOW,
     )  # fmt: skip
     app = QtuiApp(
         None, r.SETTINGS, r.PROFILE, connect, Appearance(theme="qtui-dark"),
-        Choice(lambda glyphs: start, resolve),
+        StartScreen(lambda glyphs: start, resolve),
     )  # fmt: skip
     async with app.run_test(size=(100, 30)) as pilot:
         hand = Opening(app, pilot)
@@ -129,7 +129,7 @@ async def test_keys_of_the_start_screen_are_not_those_of_the_workbench_behind_it
 
 async def test_two_enters_in_the_same_moment_open_one_workbench() -> None:
     async with opening() as hand:
-        await hand.until(lambda: "/m/llama" in hand.start._looked)
+        await hand.until(lambda: "/m/llama" in hand.start._inspections.known)
         press_at_once(hand.app, "enter", "enter", "enter")
         d = await hand.bench()
         await d.give(*r.opening())

@@ -15,7 +15,7 @@ from engine.formats.storage import stored_bits
 from engine.quant import rows
 from engine.quant.data_free.hadamard import Rotated
 from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
-from engine.quant.stored import Stored, stored_bytes
+from engine.quant.stored import StoredWeight, stored_bytes
 from tests.quant.adversarial import adversarial, normal
 
 VARIANTS = [
@@ -84,7 +84,7 @@ def test_chunks_change_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
 
 
-def _parts(found: Stored) -> list[object]:
+def _parts(found: StoredWeight) -> list[object]:
     return list(vars(found.stored if isinstance(found, Rotated) else found).values())
 
 

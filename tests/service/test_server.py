@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine import protocol as p
@@ -31,7 +32,7 @@ class Fake:
         self.handled: list[p.AnyCommand] = []
 
     def handle(self, command: p.AnyCommand, reply: Callable[[p.Refused], None]) -> None:
-        self.handled.append(command)
+        self.handled.append(msgspec.structs.replace(command, ask=""))
         if isinstance(command, p.Cancel):
             reply(p.Refused("Cancel", "there is none", ask=command.ask))
 
@@ -98,6 +99,21 @@ async def test_commands_reach_the_engine_in_order() -> None:
                 await asyncio.sleep(0)
         assert engine.handled == [p.Triage(), p.Sweep(("int8",)), p.Undo()]
         await link.close()
+
+
+async def test_a_refusal_reaches_only_the_client_that_asked() -> None:
+    async with serving() as (server, _):
+        asking, other = await attach(), await attach()
+        await asking.receive()
+        await other.receive()
+        await asking.send(p.Cancel("9", ask="mine"))
+        (sent,) = await events(asking, lambda event: True)
+        assert sent.event == p.Refused("Cancel", "there is none", ask="mine")
+        server.announce(1, p.Notice("info", "for all"))
+        (sent,) = await events(other, lambda event: True)
+        assert sent.event == p.Notice("info", "for all")
+        await asking.close()
+        await other.close()
 
 
 async def test_a_stalled_client_misses_no_result_and_gets_the_newest_progress() -> None:

@@ -20,9 +20,9 @@ from engine.quant.methods.gptq import Solved
 from engine.quant.microscaling import Microscaled
 from engine.quant.nvfp4 import NvFloat4
 from engine.quant.quantized import Quantized
-from engine.quant.stored import Stored
+from engine.quant.stored import StoredWeight
 
-S = TypeVar("S", bound=Stored)
+S = TypeVar("S", bound=StoredWeight)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Layout:
     slots: Callable[[Format, tuple[int, ...], torch.dtype], dict[str, Slot]]
     """The tensors of a weight ``[out, in]`` by the end of their names, such as ``weight_scale``,
     before there are any; given the format, the shape and the dtype of scales."""
-    tensors: Callable[[Format, Stored, Tensor | None], dict[str, Tensor]]
+    tensors: Callable[[Format, StoredWeight, Tensor | None], dict[str, Tensor]]
     """Those tensors, of a stored form, and the order of its columns where that is stored."""
     weights: dict[str, Any] | Callable[[Format], dict[str, Any]]
     """What ``weights`` of its config group says otherwise than the format itself: ``type``, and
@@ -69,7 +69,7 @@ def slots(
     return {f"{prefix}.{name}": slot for name, slot in found.items()}
 
 
-def tensors(prefix: str, fmt: Format, form: Stored | Solved) -> dict[str, Tensor]:
+def tensors(prefix: str, fmt: Format, form: StoredWeight | Solved) -> dict[str, Tensor]:
     """The tensors of `slots`, of a weight's stored form.
 
     Raises:
@@ -94,7 +94,7 @@ def reorders(fmt: Format) -> bool:
     return grouped and any("actorder" in each and "static" not in each for each in options)
 
 
-def expected(form: Stored, kind: type[S], fmt: Format) -> S:
+def expected(form: StoredWeight, kind: type[S], fmt: Format) -> S:
     """The stored form, which is of a kind.
 
     Raises:
@@ -141,7 +141,7 @@ def _integer_slots(
     return found
 
 
-def _integer_tensors(fmt: Format, form: Stored, order: Tensor | None) -> dict[str, Tensor]:
+def _integer_tensors(fmt: Format, form: StoredWeight, order: Tensor | None) -> dict[str, Tensor]:
     """Zero points are packed along the rows of the weight, those of a whole tensor not at all.
 
     Where columns were reordered they are put back, each with the number of its group.
@@ -183,7 +183,7 @@ def _float8_slots(fmt: Format, shape: tuple[int, ...], scale_dtype: torch.dtype)
     }
 
 
-def _float8_tensors(fmt: Format, form: Stored, _order: Tensor | None) -> dict[str, Tensor]:
+def _float8_tensors(fmt: Format, form: StoredWeight, _order: Tensor | None) -> dict[str, Tensor]:
     form = expected(form, Float8, fmt)
     scales = _scales_shape(fmt, tuple(form.codes.shape))
     return {"weight": form.codes, "weight_scale": form.scale.reshape(scales)}
@@ -216,7 +216,9 @@ def _microscaling_slots(
     return {**_codes_slot(fmt, shape), "weight_scale": scales}
 
 
-def _microscaling_tensors(fmt: Format, form: Stored, _order: Tensor | None) -> dict[str, Tensor]:
+def _microscaling_tensors(
+    fmt: Format, form: StoredWeight, _order: Tensor | None
+) -> dict[str, Tensor]:
     form = expected(form, Microscaled, fmt)
     codes = "weight_packed" if fmt.bits == 4 else "weight"
     return {codes: form.codes, "weight_scale": form.exponent}
@@ -237,7 +239,7 @@ def _nvfp4_slots(fmt: Format, shape: tuple[int, ...], _scale_dtype: torch.dtype)
     }
 
 
-def _nvfp4_tensors(fmt: Format, form: Stored, _order: Tensor | None) -> dict[str, Tensor]:
+def _nvfp4_tensors(fmt: Format, form: StoredWeight, _order: Tensor | None) -> dict[str, Tensor]:
     form = expected(form, NvFloat4, fmt)
     return {
         "weight_packed": form.codes,

@@ -18,7 +18,7 @@ from engine.export.compressed.layouts import slots, tensors
 from engine.export.modules import Modules, read_modules
 from engine.export.pieces import Piece, shard_name
 from engine.export.shards import Slot
-from engine.export.writer import Form, NotExportable, some_of
+from engine.export.writer import Codes, NotExportable, some_of
 from engine.formats.grammar import Format, parse_format
 from engine.quant.kept import DTYPES
 from engine.quant.quantize import dequantized
@@ -86,7 +86,7 @@ def plan_of(
     checkpoint: Checkpoint,
     recipe: Mapping[str, str],
     scale_dtype: torch.dtype,
-    stored: Callable[[DiskLayer, Format], Form],
+    stored: Callable[[DiskLayer, Format], Codes],
     trust_remote_code: bool,
 ) -> Plan:
     """What becomes of every tensor of the checkpoint; nothing is read yet.
@@ -157,7 +157,7 @@ def _piece(
     row: DiskLayer | None,
     changed: Mapping[str, Format],
     scale_dtype: torch.dtype,
-    stored: Callable[[DiskLayer, Format], Form],
+    stored: Callable[[DiskLayer, Format], Codes],
 ) -> Piece:
     """What becomes of one tensor of the source, to be called ``name``."""
     fmt = changed.get(row.name) if row is not None else None

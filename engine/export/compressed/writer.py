@@ -15,7 +15,7 @@ from engine.errors import EngineError, FormatError
 from engine.export.compressed.plan import FORM, plan_of, why_not_exported
 from engine.export.folder import appearing, check_place, copied_files, copy_files
 from engine.export.pieces import bytes_of, check_room, write_json, write_shards
-from engine.export.writer import Exported, Form, NotExportable, Request
+from engine.export.writer import Codes, Exported, NotExportable, Request
 from engine.formats.grammar import Format, needs_calibration, why_not_alone
 from engine.quant.methods.fold import only_weights
 from engine.quant.quantize import scale_dtype_for, stored_form
@@ -41,7 +41,7 @@ def export_checkpoint(request: Request) -> Exported:
     scale_dtype = request.scale_dtype or scale_dtype_for(getattr(torch, checkpoint.dtype))
     notes: list[str] = []
 
-    def stored(row: DiskLayer, fmt: Format) -> Form:
+    def stored(row: DiskLayer, fmt: Format) -> Codes:
         return _stored(request, row, fmt, scale_dtype, notes)
 
     plan = plan_of(checkpoint, request.recipe, scale_dtype, stored, request.trust_remote_code)
@@ -61,7 +61,7 @@ def export_checkpoint(request: Request) -> Exported:
 
 def _stored(
     request: Request, row: DiskLayer, fmt: Format, scale_dtype: torch.dtype, notes: list[str]
-) -> Form:
+) -> Codes:
     """The stored form of a layer: what calibration found, else found here."""
     weight = read_layer(request.checkpoint, row).to(request.device)
     if not bool(weight.abs().amax().isfinite()):

@@ -8,16 +8,18 @@ of one block all on the block as it was (Frantar et al. 2022, arXiv 2210.17323, 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from engine import protocol as p
 from engine.formats.grammar import Format
 from engine.measure.counts import JobCounts
 from engine.measure.preemption import again
-from engine.model.blocks import Forward, Reached, hidden_of
+from engine.model.boundary_states import BoundaryStates, CacheSizes, Collected, choose
+from engine.model.lanes import Lane
+from engine.model.memory_tiers import TieredMemory
 from engine.model.network import Held, Network
 from engine.quant.methods.gptq import Solved
 from engine.session import recipe_hash
@@ -43,7 +45,7 @@ class BlockInputs(Protocol):
 
 
 class ReferenceInputs:
-    """Inputs of the unchanged network's blocks, those of every k-th block kept.
+    """Inputs of the unchanged network's blocks: those asked for last, and of others what fits.
 
     Args:
         network: at its reference weights.
@@ -55,24 +57,43 @@ class ReferenceInputs:
 
     def __init__(self, network: Network, batches: list[Tensor], budget: int) -> None:
         self._network, self._batches = network, batches
-        self._kept: list[dict[int, Tensor]] = [{} for _ in batches]
         hidden = network.config.get_text_config().hidden_size
         size = sum(ids.numel() for ids in batches) * hidden * network.dtype.itemsize
-        blocks = len(network.blocks)
-        self._every = 1
-        while self._every < blocks and -(-blocks // self._every) * size > budget:
-            self._every *= 2
-        self._keeps = network.resumable and -(-blocks // self._every) * size <= budget
+        self._together = size <= budget
+        """Whether all micro-batches can stand at one boundary."""
+        room = max(0, budget - size)
+        self._states = BoundaryStates(
+            TieredMemory(network.device, room, []),
+            len(network.blocks),
+            resumable=network.resumable,
+            head_resumable=network.head_resumable,
+        )
+        sizes = CacheSizes(blocks=len(network.blocks), state=size, logits=0, head=0.0)
+        self._states.every = choose(sizes, room, None, logits=False).every
+        self._asked: dict[int, Lane] = {}
+        """Micro-batches at the block that was asked for last."""
 
     def prepare(self, block: int, counts: JobCounts) -> Events[None]:
-        """Nothing: states are made as they are asked for."""
-        yield from ()
+        """Take all micro-batches to a block, where so many states fit the budget."""
+        if not self._together or not self._network.resumable or block < 0:
+            return
+        lanes = {batch: self._lane(batch, block) for batch in range(len(self._batches))}
+        self._asked.clear()
+        start = min((lane.at for lane, _ in lanes.values()), default=block)
+        for stretch in self._network.stretches(start, block):
+            with self._network.at_hand(stretch):
+                for lane, _ in lanes.values():
+                    if lane.at < stretch.stop:
+                        step = partial(lane.advance, stretch.stop)
+                        yield from again(counts.timed("calibrate_s", step))
+                        yield None
+        for batch, (lane, passed) in lanes.items():
+            self._keep(batch, lane, passed)
 
     def held(self) -> Mapping[str, Held]:
         """Nothing: the blocks before are as they are."""
         return {}
 
-    @torch.no_grad()
     def before(self, batch: int, block: int) -> Tensor | None:
         """The input of a block; of the number of blocks, the last one's output.
 
@@ -81,43 +102,28 @@ class ReferenceInputs:
         """
         if not self._network.resumable or block < 0:
             return None
-        kept = self._kept[batch]
-        nearest = max((k for k in kept if k <= block), default=-1)
-        if nearest == block:
-            return kept[block]
-        state = kept.get(nearest)
-        passed, found = advance(self._network, self._batches[batch], nearest, state, block)
-        if self._keeps:
-            kept.update({k: each for k, each in passed.items() if k % self._every == 0})
-        return found
+        asked = self._asked.get(batch)
+        if asked is not None and asked.at == block:
+            return asked.reached()
+        lane, passed = self._lane(batch, block)
+        lane.advance(block)
+        self._keep(batch, lane, passed)
+        return lane.reached()
 
+    def _lane(self, batch: int, block: int) -> tuple[Lane, Collected]:
+        """A micro-batch at the nearest boundary up to a block, and what is kept on its way."""
+        nearest = self._states.nearest(batch, block)
+        state = self._states.read(batch, nearest)
+        asked = self._asked.get(batch)
+        if asked is not None and nearest < asked.at <= block:
+            nearest, state = asked.at, asked.reached()
+        passed = self._states.collect()
+        return Lane(self._network, self._batches[batch], nearest, state, take=passed.take), passed
 
-def advance(
-    network: Network, ids: Tensor, start: int, state: Tensor | None, block: int
-) -> tuple[dict[int, Tensor], Tensor]:
-    """The input of ``block``, from that of block ``start`` on, or from the embedding at -1.
-
-    Returns:
-        The inputs of the blocks on the way, and that of ``block``.
-    """
-    passed: dict[int, Tensor] = {}
-    if block == len(network.blocks):
-        return passed, network.final_state(ids, start, state)
-    forwards = network.resuming(max(start, 0), state)
-
-    def passing(i: int, forward: Forward) -> Forward:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            passed[i] = hidden_of(args, kwargs)
-            if i == block:
-                raise Reached
-            return forward(*args, **kwargs)
-
-        return run
-
-    for i in range(max(start + 1, 0), block + 1):
-        forwards[i] = passing(i, forwards[i])
-    network.run_until_reached(ids, forwards)
-    return passed, passed[block]
+    def _keep(self, batch: int, lane: Lane, passed: Collected) -> None:
+        self._states.keep(batch, passed, self._states, len(self._network.blocks))
+        if self._together:
+            self._asked[batch] = lane
 
 
 class RecipeInputs:
@@ -177,36 +183,40 @@ class RecipeInputs:
         layers = self._network.layers
         return {name: held for name, held in self.settled.items() if layers[name].start < block}
 
-    def walk(self, block: int, counts: JobCounts) -> Events[None]:
+    def advance(self, block: int, counts: JobCounts) -> Events[None]:
         """Run the calibration text up to a block; all layers before it are settled."""
         if not self._network.resumable or self._at == block:
             return
+        network, layers = self._network, self._network.layers
         start = self._at if 0 <= self._at < block else self._first
-        layers = self._network.layers
+        if start != self._at:
+            yield from self._reference.prepare(start, counts)
         between = {n: h for n, h in self.held(block).items() if layers[n].start >= start}
-        states: list[Tensor] = []
-        for batch, ids in enumerate(self._batches):
+        lanes: dict[int, Lane] = {}
 
-            def step(batch: int = batch, ids: Tensor = ids) -> Tensor:
-                state = None
-                if start == self._at:
-                    state = self._states[batch]
-                elif start >= 0:
-                    state = self._reference.before(batch, start)
-                with torch.no_grad(), self._network.holding(between):
-                    return advance(self._network, ids, start, state, block)[1]
+        def step(batch: int, until: int) -> None:
+            if batch not in lanes:
+                known = start == self._at
+                state = self._states[batch] if known else self._reference.before(batch, start)
+                lanes[batch] = Lane(network, self._batches[batch], start, state, between)
+            lanes[batch].advance(until)
 
-            states.append((yield from again(counts.timed("calibrate_s", step))))
-            yield None
-        self._states, self._at = states, block
+        for stretch in network.stretches(start, block):
+            with network.at_hand(stretch):
+                for batch in range(len(self._batches)):
+                    one = partial(step, batch, stretch.stop)
+                    yield from again(counts.timed("calibrate_s", one))
+                    yield None
+        self._states = [lanes[batch].reached() for batch in range(len(self._batches))]
+        self._at = block
         if self.forgets:
             self.settled = {n: h for n, h in self.settled.items() if layers[n].start >= block}
 
     def before(self, batch: int, block: int) -> Tensor | None:
-        """The input of the block that was walked to."""
+        """The input of the block that the text has come to."""
         if not self._network.resumable:
             return None
-        assert self._at == block, "a block is walked to before its input is asked for"
+        assert self._at == block, "the text comes to a block before its input is asked for"
         return self._states[batch]
 
 
@@ -218,7 +228,7 @@ class _InputsOfBlock:
         self.prefix = recipe.prefix(block)
 
     def prepare(self, block: int, counts: JobCounts) -> Events[None]:
-        yield from self._recipe.walk(block, counts)
+        yield from self._recipe.advance(block, counts)
 
     def before(self, batch: int, block: int) -> Tensor | None:
         return self._recipe.before(batch, block)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -155,15 +156,15 @@ class Calibration:
             if name in found:
                 found[name].add(inputs, expert, a_batch, name)
 
-        for batch, ids in enumerate(self.batches):
+        def step(batch: int) -> None:
+            state = states.before(batch, block)
+            # One that is preempted has given nothing.
+            watch_inputs(network, self.batches[batch], block, state, take, states.held())
 
-            def step(batch: int = batch, ids: Tensor = ids) -> None:
-                state = states.before(batch, block)
-                # One that is preempted has given nothing.
-                watch_inputs(network, ids, block, state, take, states.held())
-
-            yield from again(counts.timed("calibrate_s", step))
-            yield None
+        with network.at_hand([block]):
+            for batch in range(len(self.batches)):
+                yield from again(counts.timed("calibrate_s", partial(step, batch)))
+                yield None
         return {name: each.result() for name, each in found.items()}
 
 

@@ -37,7 +37,7 @@ from engine.measure.estimate.first_order import (
     subtract,
 )
 from engine.measure.estimate.targets import less_one, uniform
-from engine.measure.evaluation.evaluate import run_reference
+from engine.measure.evaluation.evaluate import run_recipe, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.preemption import again
@@ -91,10 +91,22 @@ class BackwardPass:
         direction: p.Direction,
         counts: JobCounts,
         job: str,
-        wanted: Sequence[tuple[str, Format]],
+        wanted: Sequence[Sequence[tuple[str, Format]]],
     ) -> None:
+        """
+        Args:
+            loaded: with a loaded model.
+            formats: that are wanted of any layer; to restore, one.
+            direction: as of a sweep.
+            counts: counts the seconds.
+            job: id, for progress.
+            wanted: layers and formats in groups, each of which is multiplied by itself: products
+                of other shapes round differently.
+        """
         self.loaded, self.counts, self.job = loaded, counts, job
-        self.formats, self.direction, self.wanted = formats, direction, wanted
+        self.formats, self.direction = formats, direction
+        self.groups = [list(group) for group in wanted]
+        self.wanted = [one for group in self.groups for one in group]
         self.network, self.reference = loaded.network, reference_of(loaded)
         self.draws = loaded.settings.draws
         # Losses: the text's targets, for a restore the distance from the reference, then draws.
@@ -104,7 +116,7 @@ class BackwardPass:
         self.budget = loaded.budget()
         self.moments = {
             (name, format): Moments.empty(self.losses, self.reference.windows.count)
-            for name, format in wanted
+            for name, format in self.wanted
         }
         self.group = group_of(self.reference.windows.count, len(self.reference.batches[0]))
         self.cotangents: dict[int, list[Tensor]] = {}
@@ -124,18 +136,29 @@ class BackwardPass:
         if self.network.resumable:
             lowest = min(self.network.layers[name].start for name, _ in self.wanted)
             regions = list(range(len(self.network.blocks), lowest - 1, -1))
+        # Parts come outside of regions: the cotangents of all windows do not fit, so that a block
+        # is needed once for each part, not once.
         parts = self._parts()
         for number, part in enumerate(parts):
             for passed, region in enumerate(regions):
-                loads = self._loads(region)
-                for at, load in enumerate(loads):
-                    share = 1 / (len(parts) * len(regions) * len(loads))
-                    begun = ((number * len(regions) + passed) * len(loads) + at) * share
-                    last = at + 1 == len(loads)
-                    yield from self._load(point, region, load, part, begun, share, last=last)
+                share = 1 / (len(parts) * len(regions))
+                begun = (number * len(regions) + passed) * share
+                with self.network.at_hand([region]):
+                    yield from self._region(point, region, part, begun, share)
                 if number + 1 == len(parts):
                     yield self._done(region)
             self.cotangents.clear()
+
+    def _region(
+        self, point: Point, region: int, part: range, begun: float, share: float
+    ) -> Events[None]:
+        """Take all changes of a region through it, on some micro-batches; see `_load`."""
+        loads = [load for group in self.groups for load in self._loads(region, group)]
+        loads = [load for load in loads if load] or [[]]  # cotangents pass through in any case
+        each = share / len(loads)
+        for at, load in enumerate(loads):
+            last = at + 1 == len(loads)
+            yield from self._load(point, region, load, part, begun + at * each, each, last=last)
 
     def _load(
         self,
@@ -195,11 +218,11 @@ class BackwardPass:
         count = len(reference.batches)
         return [range(at, min(at + fit, count)) for at in range(0, count, fit)]
 
-    def _loads(self, region: int) -> list[Load]:
-        """The changes of a region's layers, in loads that fit an eighth of the budget."""
+    def _loads(self, region: int, group: Sequence[tuple[str, Format]]) -> list[Load]:
+        """A group's changes of a region's layers, in loads that fit an eighth of the budget."""
         loads: list[Load] = [[]]
         room = full = self.budget // 8
-        for name, format in self.wanted:
+        for name, format in group:
             layer = self.network.layers[name]
             if region not in (WHOLE, layer.start):
                 continue
@@ -276,11 +299,7 @@ class BackwardPass:
             yield self._told(0.0)
         recipe = RecipeRun(self.reference, held)
         for batch in range(len(self.reference.batches)):
-
-            def run(batch: int = batch) -> None:
-                recipe.run(batch)
-
-            yield from again(self.counts.timed("estimate_s", run))
+            yield from run_recipe(recipe, batch, self.counts, "estimate_s")
             yield self._told(0.0)
         return Point(self.reference, recipe.state, held)
 

@@ -79,19 +79,27 @@ def estimate(
         named = set(map(parse_format, loaded.settings.estimate_formats))
         usual = [format for format in formats if format in named]
         groups = [usual, [format for format in formats if format not in usual]]
-    for group in filter(None, groups):
-        yield from _estimated(loaded, group, direction, counts, job, found)
+    wanted: list[dict[tuple[str, Format], str]] = []
+    for together in filter(None, groups):
+        wanted.append((yield from _unknown(loaded, together, direction, counts, found)))
+    # To degrade, all formats go through a block together; to restore, each has a network of its
+    # own, all of whose body holds it: its states and cotangents are its own, too.
+    passes = [wanted] if direction == "degrade" else [[group] for group in wanted]
+    for one in passes:
+        yield from _estimated(
+            loaded, [group for group in one if group], direction, counts, job, found
+        )
     return found
 
 
-def _estimated(
+def _unknown(
     loaded: Loaded,
     formats: Sequence[Format],
     direction: p.Direction,
     counts: JobCounts,
-    job: str,
     found: Found,
-) -> Generator[p.AnyEvent | None, None, None]:
+) -> Generator[p.AnyEvent | None, None, dict[tuple[str, Format], str]]:
+    """Announce what the store knows of formats that share a coupling; addresses of the rest."""
     network = loaded.network
     addresses: dict[tuple[str, Format], str] = {}
     for format in formats:
@@ -118,25 +126,40 @@ def _estimated(
     yield from counts.found([addresses[at] for at in have], list(have.values()))
     for (name, format), fact in have.items():
         found[str(format)][name] = fact
-    wanted = {at: key for at, key in addresses.items() if at not in have}
+    return {at: address for at, address in addresses.items() if at not in have}
+
+
+def _estimated(
+    loaded: Loaded,
+    wanted: Sequence[dict[tuple[str, Format], str]],
+    direction: p.Direction,
+    counts: JobCounts,
+    job: str,
+    found: Found,
+) -> Generator[p.AnyEvent | None, None, None]:
+    """Estimate what is wanted in one backward pass, a coupling for each group."""
     if not wanted:
         return
-    backward = BackwardPass(loaded, list(formats), direction, counts, job, list(wanted))
+    formats = list(dict.fromkeys(format for group in wanted for _, format in group))
+    groups = [list(group) for group in wanted]
+    backward = BackwardPass(loaded, formats, direction, counts, job, groups)
     for event in backward.run():
         if not isinstance(event, dict):
             yield event
             continue
-        facts = [
-            _fact(loaded, backward, name, format, moments, coupling)
-            for name, moments_of in event.items()
-            for coupling in [_coupling(list(moments_of.values()), backward.fixed)]
-            for format, moments in moments_of.items()
-        ]
-        for fact in facts:
-            found[fact.format][fact.layer] = fact
-        counts.measured += len(facts)
-        at = [(name, format) for name, moments_of in event.items() for format in moments_of]
-        yield p.Learned(tuple(wanted[each] for each in at), tuple(facts))
+        for group in wanted:
+            facts: dict[str, p.Estimate] = {}
+            for name, of_layer in event.items():
+                moments_of = {f: m for f, m in of_layer.items() if (name, f) in group}
+                if not moments_of:
+                    continue
+                coupling = _coupling(list(moments_of.values()), backward.fixed)
+                for format, moments in moments_of.items():
+                    fact = _fact(loaded, backward, name, format, moments, coupling)
+                    facts[group[name, format]] = found[str(format)][name] = fact
+            if facts:
+                counts.measured += len(facts)
+                yield p.Learned(tuple(facts), tuple(facts.values()))
 
 
 def _fact(

@@ -12,6 +12,7 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits
+from engine.measure.block_loop import cross
 from engine.measure.calibration.approximate import approximated, columns_kept, recipe_inputs
 from engine.measure.calibration.block_inputs import RecipeInputs
 from engine.measure.calibration.calibration import calibration_key
@@ -68,10 +69,23 @@ def baseline(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, 
 def run_reference(
     reference: Reference, batch: int, counts: JobCounts
 ) -> Generator[None, None, None]:
-    """Run the unchanged network on one micro-batch, if it was not yet."""
+    """Run the unchanged network on one micro-batch, if it was not yet, and on those with it."""
     if not reference.known(batch):
-        yield from again(counts.timed("measure_s", lambda: reference.run(batch)))
-        yield None
+        unknown = [each for each in reference.together(batch) if not reference.known(each)]
+        yield from cross(reference.network, list(map(reference.set_out, unknown)), counts)
+
+
+def run_recipe(
+    run: RecipeRun, batch: int, counts: JobCounts, timing: str = "measure_s"
+) -> Generator[None, None, None]:
+    """Run a recipe whose weights are all there on one micro-batch, and on those with it."""
+    if not run.known(batch):
+        unknown = [each for each in run.reference.together(batch) if not run.known(each)]
+        for each in unknown:
+            yield from run_reference(run.reference, each, counts)
+        run.plan()
+        crossings = [run.set_out(each) for each in unknown]
+        yield from cross(run.reference.network, crossings, counts, timing)
 
 
 def changed(
@@ -130,7 +144,7 @@ def score(
         for batch in range(total):
             yield from run_reference(reference, batch, counts)
             if not run.known(batch):
-                yield from _run(loaded, run, recent, formats, states, batch, counts)
+                yield from _run(loaded, run, recent, formats, states, batch, counts, fits=fits)
             if not fits:
                 run.recipe.clear()
             tallies.append(run.tally(batch))
@@ -164,28 +178,58 @@ def _run(
     states: RecipeInputs | None,
     batch: int,
     counts: JobCounts,
+    *,
+    fits: bool,
 ) -> Generator[p.AnyEvent | None, None, None]:
-    """Run one micro-batch from the last block up to which a recipe before was the same."""
-    network = loaded.network
-    below, start = recent.below(run, batch)
-    at = below.nearest(batch, start)
-    for name in sorted(formats, key=lambda name: network.layers[name].start):
-        format = formats[name]
-        if name in run.recipe or network.layers[name].start < at:
-            continue
-        held = recent.weight(run, name)
-        if held is None and states is not None:
-            held = states.settled.get(name)
-        if held is None:
-            held = yield from approximated(loaded, name, format, counts, states)
-        if states is not None:
-            states.settled[name] = held
-        run.recipe[name] = held
-        if loaded.should_stop():
-            yield None
-    recent.make_room(run, batch, below, start)
-    step = counts.timed("measure_s", lambda: run.run(batch, below, start))
-    yield from again(step)
+    """Run a micro-batch, and those that go with it, from where a recipe before parts from this."""
+    network, reference = loaded.network, reference_of(loaded)
+    batches = [each for each in reference.together(batch) if not run.known(each)]
+    for each in batches:
+        yield from run_reference(reference, each, counts)
+    parts = {each: recent.below(run, each) for each in batches}
+    lowest = min(below.nearest(each, start) for each, (below, start) in parts.items())
+    end = len(network.blocks)
+
+    def settle(stretch: range) -> Generator[p.AnyEvent | None, None, None]:
+        if network.streamed and not fits:
+            run.drop_before(stretch.start)
+        for name in sorted(formats, key=lambda name: network.layers[name].start):
+            start = network.layers[name].start
+            here = start in stretch or (start == end and stretch.stop == end)
+            if here and name not in run.recipe:
+                yield from _settle(loaded, run, recent, name, formats[name], states, counts)
+                if loaded.should_stop():
+                    yield None
+
+    stretches = network.stretches(lowest, end) or [range(end, end)]
+    with network.at_hand(stretches[0]):
+        yield from settle(stretches[0])
+        # Only now: a toggle that is taken back while its weights are made leaves all states.
+        for each, (below, start) in parts.items():
+            recent.make_room(run, each, below, start)
+        run.plan()
+        crossings = [run.set_out(each, *parts[each]) for each in batches]
+        yield from cross(network, crossings, counts, prepare=settle)
+
+
+def _settle(
+    loaded: Loaded,
+    run: RecipeRun,
+    recent: RecentRuns,
+    name: str,
+    format: Format,
+    states: RecipeInputs | None,
+    counts: JobCounts,
+) -> Generator[p.AnyEvent | None, None, None]:
+    """Give a run the weight of a layer: that of a recipe before, or a new one."""
+    held = recent.weight(run, name)
+    if held is None and states is not None:
+        held = states.settled.get(name)
+    if held is None:
+        held = yield from approximated(loaded, name, format, counts, states)
+    if states is not None:
+        states.settled[name] = held
+    run.recipe[name] = held
 
 
 def made_from(network: Network, formats: Mapping[str, Format]) -> dict[str, str]:

@@ -6,14 +6,17 @@ states that recipe had below; a layer given back in a quantised network from its
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from engine.measure.evaluation.boundary_states import BoundaryStates
+from engine.measure.block_loop import Crossing
 from engine.measure.evaluation.divergence import Tally
 from engine.measure.evaluation.reference import Reference, boundary_state
+from engine.model.boundary_states import BoundaryStates
+from engine.model.lanes import Lane
 from engine.model.network import Held, held_bytes
 
 
@@ -81,33 +84,40 @@ class RecipeRun:
         """
         if self.known(batch):
             return
+        self.plan()
+        crossing = self.set_out(batch, below, start)
+        crossing.lane.advance(len(self.reference.network.blocks))
+        crossing.arrive()
+
+    def plan(self) -> None:
+        """Decide which states are kept, by the room there is now; once."""
+        if self._planned:
+            return
+        self.room = max(self.room, self.reference.memory.room.left)
+        every = self.reference.choose(self.room, logits=False).every
+        self.states.every = every if self._keep else 0
+        self._planned = True
+
+    def set_out(
+        self, batch: int, below: BoundaryStates | None = None, start: int | None = None
+    ) -> Crossing:
+        """One micro-batch where this recipe and what is below part; the arguments are `run`'s.
+
+        It holds the recipe's weights as they are when it comes to their blocks.
+        """
         reference = self.reference
-        network, ids = reference.network, reference.batches[batch]
-        if not self._planned:
-            self.room = max(self.room, reference.memory.room.left)
-            every = reference.choose(self.room, logits=False).every
-            self.states.every = every if self._keep else 0
-            self._planned = True
         below = reference.states if below is None else below
-        start = self.start if start is None else start
-        at = below.nearest(batch, start)
-        state = below.read(batch, at)
+        at = below.nearest(batch, self.start if start is None else start)
         collected = self.states.collect()
-        final: list[Tensor] = []
+        ids, state = reference.batches[batch], below.read(batch, at)
+        lane = Lane(reference.network, ids, at, state, self.recipe, collected.take)
 
-        def take(k: int, state: Tensor) -> None:
-            collected.take(k, state)
-            if k == len(network.blocks):
-                final.append(state)
+        def arrive() -> None:
+            tally = reference.tally(batch, lane.reached(), self._from(at))
+            self.states.keep(batch, collected, below, at)
+            self._tallies[batch] = tally
 
-        if at == len(network.blocks) and state is not None:
-            final.append(state)
-        else:
-            with network.holding(self._from(at)):
-                network.visit(ids, at, state, take)
-        tally = reference.tally(batch, final[0], self._from(at))
-        self.states.keep(batch, collected, below, at)
-        self._tallies[batch] = tally
+        return Crossing(lane, arrive)
 
     def tally(self, batch: int) -> Tally:
         """The recipe compared with the reference on one micro-batch, run if it was not before.
@@ -153,6 +163,33 @@ class RecipeRun:
         with network.holding(weights):
             last = network.final_state(self.reference.batches[batch], at, state)
         return self.reference.tally(batch, last, weights)
+
+    def changed(
+        self,
+        batch: int,
+        start: int,
+        changed: dict[str, Held],
+        take: Callable[[Tally], None],
+    ) -> Crossing:
+        """What `measure` does, to be taken through the blocks together with others.
+
+        Args:
+            changed: may be added until the lane comes to their blocks.
+            take: is given what was measured.
+            batch, start: as of `measure`.
+        """
+        at = self.states.nearest(batch, start)
+        state = self.states.read(batch, at)
+        weights = ChainMap(changed, self._from(at))  # a view: the changes come as it goes
+        ids = self.reference.batches[batch]
+        lane = Lane(self.reference.network, ids, at, state, weights)
+        return Crossing(lane, lambda: take(self.reference.tally(batch, lane.reached(), weights)))
+
+    def drop_before(self, block: int) -> None:
+        """Let go of the weights of blocks before one; a run that goes on needs them no more."""
+        layers = self.reference.network.layers
+        for name in [name for name in self.recipe if 0 <= layers[name].start < block]:
+            del self.recipe[name]
 
     def _from(self, start: int) -> dict[str, Held]:
         """What the recipe holds in the blocks from ``start`` on, and in the head."""

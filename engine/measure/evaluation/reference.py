@@ -8,16 +8,25 @@ is kept changes how long a measurement takes, never its value.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from engine.measure.evaluation.boundary_states import BoundaryStates, CachePlan, CacheSizes, choose
+from engine.measure.block_loop import Crossing
 from engine.measure.evaluation.divergence import Tally, compare
-from engine.measure.evaluation.memory_tiers import KeptTensor, TieredMemory
+from engine.model.boundary_states import (
+    BoundaryStates,
+    CachePlan,
+    CacheSizes,
+    Collected,
+    choose,
+)
 from engine.model.cost import cost_of
+from engine.model.lanes import Lane
 from engine.model.memory import memory_free
+from engine.model.memory_tiers import KeptTensor, TieredMemory
 from engine.model.network import Held, Network
 from engine.texts.windows import Windows
 from engine.workspace import Loaded
@@ -94,25 +103,46 @@ class Reference:
         """
         if self.known(batch):
             return
+        crossing = self.set_out(batch)
+        crossing.lane.advance(len(self.network.blocks))
+        crossing.arrive()
+
+    def set_out(self, batch: int) -> Crossing:
+        """One micro-batch before the embedding; once it has arrived it is known."""
         if self.plan is None:
             room = self.memory.room.left
             room -= min(room // FOR_RECIPES, self.sizes.states(1))
             self.plan = self.choose(room, logits=True)
             self.states.every = self.plan.every
-        ids, blocks = self.batches[batch], len(self.network.blocks)
         collected = self.states.collect()
-        final: list[Tensor] = []
+        lane = Lane(self.network, self.batches[batch], -1, None, take=collected.take)
+        return Crossing(lane, partial(self._arrive, batch, lane, collected))
 
-        def take(k: int, state: Tensor) -> None:
-            collected.take(k, state)
-            if k == blocks:
-                final.append(state)
+    def together(self, batch: int) -> range:
+        """Micro-batches that go through the blocks together, from this one on.
 
-        self.network.visit(ids, -1, None, take)
+        It alone where blocks are resident: its figures come as early as they can, and only its
+        states are in memory. Where blocks are read for it, as many as `lanes`.
+        """
+        return range(batch, min(batch + self.lanes, len(self.batches)))
+
+    @property
+    def lanes(self) -> int:
+        """How many micro-batches may be alive at once: one where blocks are resident, else as many
+        as an eighth of the budget holds states of."""
+        if not self.network.streamed:
+            return 1
+        state = self.sizes.state // len(self.batches)
+        return max(1, self.memory.room.limit // 8 // max(1, state))
+
+    @torch.no_grad()
+    def _arrive(self, batch: int, lane: Lane, collected: Collected) -> None:
+        assert self.plan is not None
+        ids = self.batches[batch]
         nll = torch.zeros(ids.shape[0], dtype=torch.float64)
         lses, logits, first = {}, {}, {}
         for chunk, (a, b) in enumerate(self.chunks):
-            z = self.network.logits(ids, final[0], (a, b)).float()
+            z = self.network.logits(ids, lane.reached(), (a, b)).float()
             lse = torch.logsumexp(z, -1)
             target = z.gather(-1, ids[:, a + 1 : b + 1, None]).squeeze(-1)
             nll += (lse - target).double().sum(-1).cpu()
@@ -168,6 +198,26 @@ class Reference:
         with self.network.holding(weights):
             last = self.network.final_state(self.batches[batch], at, state)
         return self.tally(batch, last, weights)
+
+    def changed(
+        self,
+        batch: int,
+        start: int,
+        weights: dict[str, Held],
+        take: Callable[[Tally], None],
+    ) -> Crossing:
+        """What `measure` does, to be taken through the blocks together with others.
+
+        Args:
+            weights: may be added until the lane comes to their blocks, and taken away after them;
+                those of the head stay.
+            take: is given what was measured.
+            batch, start: as of `measure`.
+        """
+        at = self.states.nearest(batch, start)
+        state = self.states.read(batch, at)
+        lane = Lane(self.network, self.batches[batch], at, state, weights)
+        return Crossing(lane, lambda: take(self.tally(batch, lane.reached(), weights)))
 
     @torch.no_grad()
     def tally(self, batch: int, last: Tensor, weights: Mapping[str, Held]) -> Tally:

@@ -9,7 +9,7 @@ comparisons with the reference, window by window:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,12 +18,13 @@ import torch
 from engine import protocol as p
 from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
+from engine.measure.block_loop import Crossing, cross
 from engine.measure.calibration.approximate import approximated, why_not_given
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, perplexity
-from engine.measure.evaluation.evaluate import changed, run_reference
+from engine.measure.evaluation.evaluate import changed, run_recipe, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
-from engine.measure.evaluation.reference import reference_of
+from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.preemption import again
 from engine.measure.sweep.top_k import Evidence, evidence
 from engine.measure.sweep.units import Unit
@@ -127,28 +128,53 @@ class Measuring:
         """How many there are."""
         return self._reference.windows.count
 
+    def groups(self, candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
+        """Candidates that are measured side by side.
+
+        One where blocks are resident: its figure is there before the next one is begun, and only
+        its weights are in memory. Where blocks are read, as many as there may be lanes.
+        """
+        size = self._reference.lanes
+        for at in range(0, len(candidates), size):
+            yield candidates[at : at + size]
+
+    def turns(self, group: Sequence[Candidate], until: int) -> Iterator[Sequence[Candidate]]:
+        """Who of a group is measured next on a micro-batch, until all have seen so many.
+
+        A candidate is named once for each micro-batch; those named together are measured together.
+        """
+        due = [each for each in group for _ in range(len(each.tallies), until)]
+        size = self._reference.lanes
+        for at in range(0, len(due), size):
+            yield due[at : at + size]
+
     def measure(
-        self, candidate: Candidate, *, keep: bool
+        self, due: Sequence[Candidate], *, keep: bool
     ) -> Generator[p.AnyEvent | None, None, None]:
-        """Measure a candidate on its next micro-batch.
+        """Measure candidates on their next micro-batches.
 
         Args:
-            candidate: gets one tally more.
-            keep: whether its weights are kept whatever they take; else only where there is room.
+            due: each gets one tally more for every time it is named; see `turns`.
+            keep: whether weights are kept whatever they take; else only where there is room. Where
+                blocks are read none is: it is made while its block is at hand.
 
         Raises:
             FormatError: as `approximated` does.
             OutOfMemoryError: all of the body, quantised, does not fit beside the model.
         """
-        batch = len(candidate.tallies)
-        if self._table.direction == "degrade":
-            held = yield from self._weights(candidate, keep=keep)
-            tally = yield from changed(
-                self._loaded, batch, candidate.unit.start, held, self._counts
-            )
-        else:
-            tally = yield from self._given_back(candidate, batch)
-        candidate.tallies.append(tally)
+        if self._loaded.network.streamed:
+            yield from self._together(due)
+            return
+        for candidate in due:
+            batch = len(candidate.tallies)
+            if self._table.direction == "degrade":
+                held = yield from self._weights(candidate, keep=keep)
+                tally = yield from changed(
+                    self._loaded, batch, candidate.unit.start, held, self._counts
+                )
+            else:
+                tally = yield from self._given_back(candidate, batch)
+            candidate.tallies.append(tally)
 
     def drop(self, candidate: Candidate) -> None:
         """Let go of a candidate's weights, and of its tallies once all windows are in them."""
@@ -224,29 +250,99 @@ class Measuring:
                 yield None
         return held
 
-    def _given_back(
-        self, candidate: Candidate, batch: int
-    ) -> Generator[p.AnyEvent | None, None, Tally]:
-        network, reference = self._loaded.network, reference_of(self._loaded)
-        counts = self._counts
-        yield from run_reference(reference, batch, counts)
+    def _together(self, due: Sequence[Candidate]) -> Generator[p.AnyEvent | None, None, None]:
+        """Measure candidates in one pass over the blocks, each unit's weights made on the way."""
+        network, reference = self._loaded.network, self._reference
+        ways: list[_Way] = []
+        seen: dict[str, int] = {}
+        for candidate in due:
+            name = candidate.unit.name
+            batch = seen[name] = seen.get(name, len(candidate.tallies) - 1) + 1
+            yield from run_reference(reference, batch, self._counts)
+            base: RecipeRun | Reference = reference
+            if self._table.direction == "restore":
+                base = yield from self._quantised_body(batch)
+            ways.append(_Way(candidate, batch, base))
+        held: dict[str, dict[str, Held]] = {candidate.unit.name: {} for candidate in due}
+        units = {candidate.unit.name: candidate.unit for candidate in due}
+        end = len(network.blocks)
+
+        def settle(stretch: range) -> Generator[p.AnyEvent | None, None, None]:
+            for name, unit in units.items():
+                own = held[name]
+                for layer in [each for each in own if network.layers[each].start >= 0]:
+                    del own[layer]  # its block was passed
+                for layer in unit.layers:
+                    start = network.layers[layer].start
+                    if start in stretch or (start == end and stretch.stop == end):
+                        own[layer] = yield from self._own_weight(layer)
+
+        crossings = [each.set_out(held[each.candidate.unit.name]) for each in ways]
+        if all(crossing.lane.at == end for crossing in crossings):
+            yield from settle(range(end, end))
+        yield from cross(network, crossings, self._counts, prepare=settle)
+        for each in ways:
+            each.candidate.tallies.append(each.tally())
+
+    def _own_weight(self, layer: str) -> Generator[p.AnyEvent | None, None, Held]:
+        """What a candidate changes a layer to: the format, or back to what it was."""
+        if self._table.direction == "restore":
+            return self._loaded.network.weight(layer)
+        return (yield from self._quantised((layer,)))[layer]
+
+    def _quantised_body(self, batch: int) -> Generator[p.AnyEvent | None, None, RecipeRun]:
+        """The network with all of its body in the format, run on a micro-batch."""
+        network, reference = self._loaded.network, self._reference
         if self._everything is None:
             layers = body_holding(self._loaded, self._table.format)
             needed = memory_needed((network.layers[n].shape for n in layers), network.dtype)
             what = "every layer of the body in a format, beside the model,"
             check_memory(needed, memory_free(network.device), network.device, what=what)
             self._everything = RecipeRun(reference, (yield from self._quantised(layers)))
-        everything = self._everything
-        if not everything.known(batch):
-            yield from again(counts.timed("measure_s", lambda: everything.run(batch)))
-            yield None
+        yield from run_recipe(self._everything, batch, self._counts)
+        return self._everything
+
+    def _given_back(
+        self, candidate: Candidate, batch: int
+    ) -> Generator[p.AnyEvent | None, None, Tally]:
+        network, reference = self._loaded.network, self._reference
+        counts = self._counts
+        yield from run_reference(reference, batch, counts)
+        everything = yield from self._quantised_body(batch)
         together = everything.tally(batch)
         own = {name: network.weight(name) for name in candidate.unit.layers}
         step = counts.timed(
             "measure_s", lambda: everything.measure(batch, candidate.unit.start, own)
         )
         without = yield from again(step)
-        return Tally(together.dnll - without.dnll, together.kl - without.kl, without.agree)
+        return gained(together, without)
+
+
+class _Way:
+    """A candidate on one micro-batch, on its way through the blocks with others."""
+
+    def __init__(self, candidate: Candidate, batch: int, base: RecipeRun | Reference) -> None:
+        self.candidate, self.batch, self.base = candidate, batch, base
+        self._found: Tally | None = None
+
+    def set_out(self, own: dict[str, Held]) -> Crossing:
+        """Where the candidate's change begins; ``own`` gets its weights as their blocks come."""
+        return self.base.changed(self.batch, self.candidate.unit.start, own, self._take)
+
+    def _take(self, tally: Tally) -> None:
+        self._found = tally
+
+    def tally(self) -> Tally:
+        """What was measured, once it has arrived."""
+        assert self._found is not None, "it has not arrived"
+        if isinstance(self.base, RecipeRun):
+            return gained(self.base.tally(self.batch), self._found)
+        return self._found
+
+
+def gained(together: Tally, without: Tally) -> Tally:
+    """What giving a unit back gains: all quantised, less all but the unit."""
+    return Tally(together.dnll - without.dnll, together.kl - without.kl, without.agree)
 
 
 def body_holding(loaded: Loaded, format: Format) -> tuple[str, ...]:

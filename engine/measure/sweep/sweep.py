@@ -193,19 +193,21 @@ def _measure_all(
     comparing: Comparing,
 ) -> Found:
     """Measure every candidate on all windows, one after the other."""
-    for candidate in table.todo:
-        unit, format = candidate.unit, str(table.format)
-        progress.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
-        yield progress.event(unit, format)
-        while len(candidate.tallies) < measuring.micro_batches:
-            yield from measuring.measure(candidate, keep=True)
-            progress.advance(candidate.unit, 1 / measuring.micro_batches)
-            yield progress.event(unit, format)
-        fact = table.found[candidate.unit.name] = measuring.figure(candidate)
-        measuring.drop(candidate)
-        progress.finish(candidate.unit)
-        yield counts.learnt(candidate.key, fact)
-        yield from comparing.growing(str(table.format), table.found)
+    for group in measuring.groups(table.todo):
+        for candidate in group:
+            progress.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
+            yield progress.event(candidate.unit, str(table.format))
+        for due in measuring.turns(group, measuring.micro_batches):
+            yield from measuring.measure(due, keep=True)
+            for candidate in due:
+                progress.advance(candidate.unit, 1 / measuring.micro_batches)
+                yield progress.event(candidate.unit, str(table.format))
+        for candidate in group:
+            fact = table.found[candidate.unit.name] = measuring.figure(candidate)
+            measuring.drop(candidate)
+            progress.finish(candidate.unit)
+            yield counts.learnt(candidate.key, fact)
+            yield from comparing.growing(str(table.format), table.found)
 
 
 def _measure_top(
@@ -227,15 +229,18 @@ def _measure_top(
     for candidate in undecided:
         progress.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
     for turn in range(measuring.micro_batches):
-        for candidate in undecided:
-            name = candidate.unit.name
-            if len(candidate.tallies) <= turn:
-                yield from measuring.measure(candidate, keep=False)
-                progress.advance(candidate.unit, 1 / measuring.micro_batches)
-                yield progress.event(candidate.unit, text)
-            before = seen.get(name)
-            seen[name] = measuring.seen(candidate)
-            if seen[name].windows > 1 and (before is None or before.windows < 2):
+        for group in measuring.groups(undecided):
+            for due in measuring.turns(group, turn + 1):
+                yield from measuring.measure(due, keep=False)
+                for candidate in due:
+                    progress.advance(candidate.unit, 1 / measuring.micro_batches)
+                    yield progress.event(candidate.unit, text)
+            for candidate in group:
+                name = candidate.unit.name
+                before = seen.get(name)
+                seen[name] = measuring.seen(candidate)
+                if seen[name].windows < 2 or (before is not None and before.windows > 1):
+                    continue
                 first = table.found[name] = measuring.figure(candidate)
                 count = f"{seen[name].windows} windows"
                 # Shown, and replaced: no answer to any question.

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ from engine.store.paths import kernel_folder
 
 TILE = 1 << 21
 """Weights of a tile, about: two tiles are the memory that is needed beside the weight."""
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch looks for the folder of its compiled kernels."""
 _LEAST_SQUARE = 1e-30
 """Mean squares below this are left to the plain path: float32 ends at 1e-38."""
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -157,7 +159,7 @@ def _run(variant: Variant, weight: Tensor, fmt: Format, out: Tensor | None) -> W
     kernel = _compiled()
     sums = Sums()
     sums.entries = weight.numel()
-    with torch.no_grad():
+    with _kernels_kept(), torch.no_grad():
         for start in range(0, len(flat), groups):
             tile = flat[start : start + groups]
             rows = len(tile)
@@ -224,10 +226,27 @@ def _tile(
     )
 
 
+@contextmanager
+def _kernels_kept() -> Iterator[None]:
+    """Have the compiler cache its kernels in our folder, unless the user named another.
+
+    torch reads the folder from the environment, and writes it there too: both are undone.
+    """
+    before = os.environ.get(CACHE_VARIABLE)
+    if before is None:
+        with suppress(OSError):  # the compiler's own folder will do
+            os.environ[CACHE_VARIABLE] = str(kernel_folder())
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(CACHE_VARIABLE, None)
+        else:
+            os.environ[CACHE_VARIABLE] = before
+
+
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., _Sums]:
-    with suppress(OSError):  # the compiler's own folder will do
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_folder()))
     options: dict[str, str | int | bool | Callable[..., object]] = {
         # Without it a scale is never rounded to 16 bits: a cast and its way back cancel out.
         "emulate_precision_casts": True,

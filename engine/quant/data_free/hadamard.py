@@ -21,14 +21,14 @@ from torch import Tensor
 from engine.formats.family import family_of
 from engine.formats.grammar import Format
 from engine.quant.rows import finite_and_broken, matrices, restored, row_chunks
-from engine.quant.stored import Stored
+from engine.quant.stored import StoredWeight
 
 
 @dataclass(frozen=True, eq=False)
 class Rotated:
     """A weight ``[out, in]`` or ``[experts, out, in]`` that was rotated before it was rounded."""
 
-    stored: Stored
+    stored: StoredWeight
     """The rotated weight, as its family stores it."""
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -31,7 +31,7 @@ from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
 from engine.quant.arithmetic import columns_of
 from engine.quant.data_free.hadamard import rotate_back
-from engine.quant.stored import Stored, moved
+from engine.quant.stored import StoredWeight, moved
 
 BLOCK = 128
 """Columns whose errors are passed on to the rest at once."""
@@ -46,7 +46,7 @@ _MOST_DAMPING = 100.0
 class Solved:
     """Codes found by GPTQ."""
 
-    stored: Stored
+    stored: StoredWeight
     """Codes in the order they are stored in."""
     order: Tensor | None
     """int64 ``[in]``: the input channel of every stored column; None if they are as they were.

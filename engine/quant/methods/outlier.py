@@ -20,14 +20,14 @@ from engine.quant.methods.fold import only_weights
 from engine.quant.quantize import stored_form
 from engine.quant.scales import in_stored_dtype
 from engine.quant.statistics import InputStatistics
-from engine.quant.stored import Stored
+from engine.quant.stored import StoredWeight
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """A weight ``[out, in]`` or ``[experts, out, in]`` with some channels beside the codes."""
 
-    rest: Stored
+    rest: StoredWeight
     """Codes of all channels; those kept stand for 0."""
     columns: Tensor
     """int64 ``[kept]``, ascending."""

@@ -3,7 +3,19 @@
 One file a document. Nothing here knows a terminal: a notebook prints the same text.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+from engine.report import schema
 from engine.report.tables.evaluation import eval_text as eval_text
 from engine.report.tables.export import export_text as export_text
 from engine.report.tables.sweep import sweep_text as sweep_text
 from engine.report.tables.triage import triage_text as triage_text
+
+TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
+    schema.TriageDocument: triage_text,
+    schema.SweepDocument: sweep_text,
+    schema.EvalDocument: eval_text,
+    schema.ExportDocument: export_text,
+}
+"""How each document is printed."""

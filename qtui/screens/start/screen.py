@@ -12,14 +12,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
-from textual.timer import Timer
 
 from engine.errors import EngineError
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 from engine.profiles import Profile
 from engine.store.past_sessions import PastSession
 from qtui.background import in_thread
 from qtui.screens.help import Overlay
+from qtui.screens.start.inspection import Inspections
 from qtui.screens.start.texts import help_lines, key_line, problem_line
 from qtui.views.sources import complete_source
 from qtui.views.text import UNICODE, Glyphs, printable
@@ -41,9 +41,9 @@ class Start(Screen[None]):
     """Chooses what is opened, and with which profile; knows before whether it can be."""
 
     TYPED: ClassVar[float] = 0.3
-    """Seconds after the last key before a path is looked at."""
+    """Seconds after the last key before a path is inspected."""
     RESTED: ClassVar[float] = 0.08
-    """Seconds the cursor rests on a row before its checkpoint is looked at."""
+    """Seconds the cursor rests on a row before its checkpoint is inspected."""
 
     DEFAULT_CSS = """
     Start { background: $background; }
@@ -85,7 +85,7 @@ class Start(Screen[None]):
     def __init__(
         self,
         sessions: Callable[[], Sequence[PastSession]],
-        look: Callable[[str], Awaitable[Looked]],
+        inspect: Callable[[str], Awaitable[Inspection]],
         profiles: Mapping[str, Profile],
         profile: str,
         *,
@@ -98,7 +98,7 @@ class Start(Screen[None]):
         """
         Args:
             sessions: past sessions; called in a thread, may raise `EngineError` or `OSError`.
-            look: what a source is, before it is opened; cancelled when another one is chosen.
+            inspect: finds out what a source is; cancelled when another one is chosen.
             profiles: all profiles by name.
             profile: the one that is chosen at first.
             hub_ids: models in the hub's local cache; called in a thread.
@@ -106,7 +106,7 @@ class Start(Screen[None]):
             problems: what is wrong with the user's own files: keys, themes, what was remembered.
         """
         super().__init__(id=id, classes="-ascii" if glyphs.ascii else None)
-        self._read_sessions, self._look_at, self._read_ids = sessions, look, hub_ids
+        self._read_sessions, self._read_ids = sessions, hub_ids
         self.glyphs, self.clock = glyphs, clock
         self.past: list[PastSession] = []
         self._ids: Sequence[str] = ()
@@ -130,14 +130,13 @@ class Start(Screen[None]):
         self.keys = Lines(id="keys")
         self._typing = False
         """Whether the line was the last of list and line to be in use."""
-        self._touched = False
+        self._used = False
         self._leaving = False
         """Whether escape was the last key, and the next one quits."""
-        self._looked: dict[str, Looked] = {}
+        self._inspections = Inspections(self, inspect, self._inspected)
         self._loud = False
         self._opening = ""
-        """What is to be opened as soon as it was looked at."""
-        self._rest: Timer | None = None
+        """What is to be opened as soon as it was inspected."""
 
     def compose(self) -> ComposeResult:
         """The widgets from top to bottom."""
@@ -190,7 +189,7 @@ class Start(Screen[None]):
             said = printable(" ".join(str(error).split()))
             self.head.set_lines([[(f"! past sessions cannot be read: {said}", "$warning")]])
             return
-        under = self._under() if self._touched else ""
+        under = self._under() if self._used else ""
         self.past = sorted(found, key=lambda past: (not past.running, -past.when))
         sources = [past.source for past in self.past]
         rows = sources if DEMO in sources else [*sources, DEMO]
@@ -235,30 +234,18 @@ class Start(Screen[None]):
             return self.past[place] if place < len(self.past) else None
         return next((past for past in self.past if past.source == self.source), None)
 
-    # --- looking before opening ---------------------------------------------------------------
+    # --- inspecting before opening ------------------------------------------------------------
 
     def _consider(self, wait: float) -> None:
-        """Show what is known of the source, and look at it once nothing has moved for a while."""
+        """Show what is known of the source, and inspect it once nothing has moved for a while."""
         self._loud, self._opening = False, ""
-        self.workers.cancel_group(self, "look")
-        if self._rest is not None:
-            self._rest.stop()
-        self._rest = self.set_timer(wait, self._look)
+        self._inspections.soon(wait, lambda: self.source)
         self._tell()
 
-    def _look(self) -> None:
-        if self.source:
-            self.run_worker(self._looking(self.source), group="look", exclusive=True)
-
-    async def _looking(self, source: str) -> None:
-        try:
-            looked = await self._look_at(source)
-        except (EngineError, OSError) as error:
-            looked = Looked(source=source, problem=str(error) or type(error).__name__)
-        self._looked[source] = looked
+    def _inspected(self, source: str, found: Inspection) -> None:
         if self._opening == source:
             self._opening = ""
-            self._decide(source, looked)
+            self._decide(source, found)
         self._tell()
 
     def action_open(self) -> None:
@@ -269,22 +256,21 @@ class Start(Screen[None]):
             self._tell()
         elif self._opening == source:  # asked for a second time: whoever knows better may go on
             self._choose(source)
-        elif (looked := self._looked.get(source)) and not looked.problem and not self._is_looking():
-            self._decide(source, looked)
+        elif (
+            (found := self._inspections.known.get(source))
+            and not found.problem
+            and not self._inspections.running
+        ):
+            self._decide(source, found)
         else:
-            # Not looked at yet; or there was a problem, which may be mended by now.
+            # Not inspected yet; or there was a problem, which may be mended by now.
             self._opening = source
-            if self._rest is not None:
-                self._rest.stop()
-            self._look()
+            self._inspections.now(source)
             self._tell()
 
-    def _is_looking(self) -> bool:
-        return any(worker.group == "look" and worker.is_running for worker in self.workers)
-
-    def _decide(self, source: str, looked: Looked) -> None:
+    def _decide(self, source: str, found: Inspection) -> None:
         past = None if self._typing else self._session()
-        if looked.problem or (past is not None and past.problem):
+        if found.problem or (past is not None and past.problem):
             self._loud = True
             self._tell()
         else:
@@ -300,7 +286,7 @@ class Start(Screen[None]):
         """Say what is known of the source."""
         self.about.show(
             self.source,
-            self._looked.get(self.source),
+            self._inspections.known.get(self.source),
             self._session(),
             loud=self._loud,
             waits=bool(self._opening),
@@ -310,7 +296,7 @@ class Start(Screen[None]):
 
     def on_key(self, event: events.Key) -> None:
         """Letters that are no keys here go to the line; so do all once the line has the focus."""
-        self._touched = True
+        self._used = True
         if event.key != "escape":
             self._stay()
         bound = event.key in self.active_bindings and self.focused is not self.prompt.entry
@@ -367,7 +353,7 @@ class Start(Screen[None]):
     def on_choices_moved(self) -> None:
         """Show the session under the cursor."""
         self._stay()
-        self._touched = True
+        self._used = True
         self._typing = False
         self._consider(self.RESTED)
 

@@ -105,7 +105,7 @@ class WorkbenchActions(SharedActions):
                 if self._unfinished() is None:
                     return "nothing has failed, and no sweep was left unfinished"
                 return ""
-            case "format" if len(bench.swept()) < 2:
+            case "format" if len(bench.effects.swept(session)) < 2:
                 sweeps = bench.key("sweep_format")
                 return f"no more than one format was swept: {sweeps} sweeps another"
             case "pane_up" | "pane_down" if not bench.detail.can_scroll:
@@ -170,11 +170,13 @@ class WorkbenchActions(SharedActions):
             held = "as stored" if format == "kept" else shown
             self.say("info", f"{bench.scope_words()}: {held} already")
             return
+        command = p.identified(p.SetFormat(layers, format))
+        bench.requested[command.ask] = changing
         bench.table.pending.update(changing)
         bench.table.redraw()
         self.say("info", bench.change(layers, [format]))
         self.app_wide("unfreeze")
-        self.ask(p.SetFormat(layers, format))
+        self.ask(command)
 
     # --- the engine ---------------------------------------------------------------------------
 
@@ -194,12 +196,11 @@ class WorkbenchActions(SharedActions):
 
     def sweep_and_show(self, format: str) -> None:
         """Measure every layer in a format, and show its effects as they come."""
-        self.bench.asked_format = format
+        self.bench.effects.wanted = format
         self.sweep(format)
 
     def sweep(self, format: str, direction: p.Direction | None = None) -> None:
         """Measure every layer in a format, in the direction that is shown if none is named."""
-        self.bench.asked_sweep = True
         self.say("info", f"sweep asked for: {format}")
         self.ask(p.Sweep((format,), direction or self.bench.direction))
 

@@ -16,7 +16,8 @@ from engine.formats.storage import why_not_held
 from engine.store.paths import session_folder, session_name
 from qtui.background import in_thread
 from qtui.saved.clipboard import copy, what_to_copy
-from qtui.saved.saving import complete_path, judge_path, save_asked
+from qtui.saved.completion import complete_path, judge_path
+from qtui.saved.saving import save_asked
 from qtui.saved.svg import Palette, screen_lines
 from qtui.saved.view import View
 from qtui.user.remembered import recall, remember

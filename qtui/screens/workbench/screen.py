@@ -14,10 +14,10 @@ from engine import protocol as p
 from engine.session import Dirty, Session
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext
+from qtui.screens.workbench.effects import ShownEffects
+from qtui.screens.workbench.histogram_requests import HistogramRequests
 from qtui.screens.workbench.layout import CSS, apply_layout
-from qtui.screens.workbench.queries import HistogramRequests
 from qtui.user.remembered import remember
-from qtui.views import sweeps
 from qtui.views.scope import Scope, describe
 from qtui.views.text import printable, short_name
 from qtui.widgets.frame.banner import Banner
@@ -29,7 +29,7 @@ from qtui.widgets.table.caption import caption
 from qtui.widgets.table.layer_table import LayerTable
 
 if TYPE_CHECKING:
-    from qtui.screens.workbench.host import WorkbenchHandler
+    from qtui.screens.workbench.handler import WorkbenchHandler
     from qtui.views.filter import Filter
     from qtui.widgets.prompt.prompt import Prompt
 
@@ -67,15 +67,11 @@ class Workbench(SessionScreen):
         self.events = context.events
         self.log_pane = LogPane(self.events, glyphs, id="log")
         self.banner = Banner(id="banner")
-        self.format = ""
-        self.direction: p.Direction = "degrade"
-        """Which effects are shown."""
+        self.effects = ShownEffects()
         self._caption: Words = []
         """What is said above the table."""
-        self.asked_sweep = False
-        """Whether a hand asked for a sweep."""
-        self.asked_format = ""
-        """A format whose effects are shown from the first one on; empty once they are."""
+        self.requested: dict[str, dict[str, str]] = {}
+        """Formats that are pending in the table, by layer, by the ``ask`` of their command."""
         self.histogram_requests = HistogramRequests(
             lambda: (self.session, self.table.current),
             lambda command: self.post_message(self.Ask(command)),
@@ -166,7 +162,7 @@ class Workbench(SessionScreen):
     def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
         """Draw the parts of the session that changed; ``anew`` where an engine sent it whole."""
         self.session = session
-        self.format = self._shown_format()
+        self.effects.update(session)
         self.scoreboard.shown = self.format, self.direction
         if anew:
             self.table.pending.clear()
@@ -187,31 +183,25 @@ class Workbench(SessionScreen):
             self.histogram_requests.soon()
         self.log_pane.show()
 
-    def swept(self) -> list[str]:
-        """Formats whose effects are known in the shown direction, measured or estimated."""
-        return sweeps.swept(self.session, self.direction)
+    @property
+    def format(self) -> str:
+        """The format whose effects are shown."""
+        return self.effects.format
 
-    def _shown_format(self) -> str:
-        swept, wanted = self.swept(), self.session.settings.sweep_formats
-        if (asked := self.asked_format) in swept:
-            self.asked_format = ""
-            return asked
-        if self.format in (*swept, *sweeps.swept(self.session, sweeps.OTHER[self.direction])):
-            return self.format
-        return next((f for f in wanted if f in swept), (swept or list(wanted) or [""])[0])
+    @property
+    def direction(self) -> p.Direction:
+        """The direction of the effects that are shown."""
+        return self.effects.direction
 
     def next_format(self) -> None:
         """Show the effects of the next format that was swept."""
-        swept = self.swept()
-        at = swept.index(self.format) if self.format in swept else -1
-        self.format = swept[(at + 1) % len(swept)]
+        self.effects.next_format(self.session)
         self._show_effects()
         self.message.say("info", f"effects of {printable(self.format)}")
 
     def turn(self) -> None:
         """Show the effects of the other direction: of quantising a layer alone, of keeping it."""
-        back = self.direction
-        self.direction = sweeps.OTHER[back]
+        back = self.effects.turn()
         self.keybar.show(
             [each._replace(word=back) if each.id == "sweep" else each for each in self.actions]
         )
@@ -243,9 +233,6 @@ class Workbench(SessionScreen):
             # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
             self.histogram_requests.forget()
             return False
-        if isinstance(event, p.Refused) and event.command == "Sweep" and not self.asked_sweep:
-            # Asked for on attaching to a session that sweeps already: nobody pressed a key.
-            return False
         if isinstance(event, p.Refused) and event.command == "AskExperts":
             for layer in event.layers:
                 self.table.no_experts[layer] = event.message
@@ -256,13 +243,17 @@ class Workbench(SessionScreen):
         if self.events.version != heard:
             self._say(event)
         match event:
-            case p.Refused(layers=layers):
-                for layer in layers or tuple(self.table.pending):
-                    self.table.pending.pop(layer, None)
+            case p.Refused(ask=ask):
+                for layer, format in self.requested.pop(ask, {}).items():
+                    # A later command may have asked for another format since.
+                    if self.table.pending.get(layer) == format:
+                        del self.table.pending[layer]
                 self.table.redraw()
             case p.RecipeChanged():
                 for layer in event.layers:
                     self.table.pending.pop(layer, None)
+                if not self.table.pending:
+                    self.requested.clear()
                 if event.how != "set":
                     done = {"undo": "undone", "redo": "done again"}[event.how]
                     self.message.say("info", f"{done}: {self.change(event.layers, event.after)}")

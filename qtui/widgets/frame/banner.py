@@ -45,7 +45,7 @@ class Banner(Lines):
             lines.append([("Its log is ", ""), (printable(log_path), "$primary")])
         lines.append(
             [(retry, "bold $primary"), (" starts it again where it was; ", ""),
-             (leave, "bold $primary"), (" quits. What was measured is kept.", "")]
+             (leave, "bold $primary"), (" quits. Results are saved.", "")]
         )  # fmt: skip
         self.set_lines(lines)
         self.add_class("-shown")

@@ -8,10 +8,9 @@ from statistics import median
 
 from engine.protocol import ExpertsReady, LayerWeights
 from engine.report import numbers as n
-from engine.report.figures import Context
+from engine.report.figures import Context, Figure
 from engine.report.figures.effects import OUTLIER_COLUMN
 from engine.report.figures.registry import pane_figures
-from engine.report.numbers import significant
 from engine.session import Session
 from qtui.views.text import Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Words, cells
@@ -207,33 +206,42 @@ def expert_lines(
     if not 0 <= expert < len(found.std):
         return [[(f"there are figures of {len(found.std)} experts, none of {expert}", "$warning")]]
     label = _label_width(list(found.relative), width - 36)
-    beyond = f"beyond {n.short(sigma, small=0)}{glyphs.sigma}"
-    rows: list[tuple[str, Sequence[float], bool]] = [
-        (beyond, found.outliers, True),
-        ("max", found.max_abs, False),
-        ("std", found.std, False),
-    ]
-    rows += [(f"{format}", values, True) for format, values in found.relative.items()]
     title = f"{'of this expert':<{label}} {'':>8}{'median':>10}{'rank':>16}"
     lines: list[Words] = [[(title, "$dim")]]
-    for at, (name, values, share) in enumerate(rows):
-        if at == 3:
-            lines.append([("error of", "$dim")])
-        if expert >= len(values):
-            continue
-        value, shown = values[expert], n.percent if share else significant
-        finite = [other for other in values if math.isfinite(other)]
-        middle = shown(median(finite)) if finite else glyphs.unknown
-        rank = 1 + sum(other > value for other in finite)
-        lines.append(
-            [
-                (fit(printable(name), max(label, 14), glyphs), ""),
-                (f" {shown(value):>8}", "bold"),
-                (f"{middle:>10}", "$dim"),
-                (f"{f'{rank} of {len(finite)}':>16}", "$dim" if rank > 1 else "$finding"),
-            ]
-        )
+    for figure in pane_figures("weights"):
+        if figure.pane is not None and (each := figure.experts) is not None:
+            name = figure.pane.label
+            if figure.id == "outliers":
+                name = f"beyond {n.short(sigma, small=0)}{glyphs.sigma}"
+            values = each.read(found, "")
+            lines += _of_expert(name, values, expert, figure, label, glyphs)
+    for figure in pane_figures("errors"):
+        if (each := figure.experts) is not None and found.relative:
+            lines.append([(f"{figure.id} of", "$dim")])
+            for format in found.relative:
+                values = each.read(found, format)
+                lines += _of_expert(format, values, expert, figure, label, glyphs)
     if found.nonfinite[expert]:
         mark = f"{glyphs.finding} {found.nonfinite[expert]:,} NaN or Inf"
         lines.append([(mark, "$finding")])
     return lines
+
+
+def _of_expert(
+    name: str, values: Sequence[float], expert: int, figure: Figure, label: int, glyphs: Glyphs
+) -> list[Words]:
+    """A figure of one expert, beside the median of all; nothing where it is not known."""
+    if expert >= len(values):
+        return []
+    value, shown = values[expert], figure.quantity.text
+    finite = [other for other in values if math.isfinite(other)]
+    middle = shown(median(finite)) if finite else glyphs.unknown
+    rank = 1 + sum(other > value for other in finite)
+    return [
+        [
+            (fit(printable(name), max(label, 14), glyphs), ""),
+            (f" {shown(value):>8}", "bold"),
+            (f"{middle:>10}", "$dim"),
+            (f"{f'{rank} of {len(finite)}':>16}", "$dim" if rank > 1 else "$finding"),
+        ]
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 from engine.store.past_sessions import PastSession
 from qtui.views.text import UNICODE, Glyphs, fit, printable
 from qtui.widgets.line import Lines, Words
@@ -21,7 +21,7 @@ class About(Lines):
     def show(
         self,
         source: str,
-        looked: Looked | None,
+        found: Inspection | None,
         past: PastSession | None,
         *,
         loud: bool = False,
@@ -31,10 +31,10 @@ class About(Lines):
 
         Args:
             source: what was chosen or typed; may be nothing.
-            looked: what looking at it found; None while it is looked at.
+            found: what inspecting it found; None while that goes on.
             past: its session, if it has one.
             loud: somebody wanted to open it, and it cannot be.
-            waits: somebody wants to open it, and it is looked at.
+            waits: somebody wants to open it, and it is being inspected.
         """
         width = max(20, self.content_size.width)
         said = past.problem if past is not None else ""
@@ -48,16 +48,16 @@ class About(Lines):
         home = os.path.expanduser("~")
         where = "~" + source[len(home) :] if source.startswith(f"{home}/") else source
         lines: list[Words] = [[(fit(printable(where), width, self.glyphs, end=False), "bold")]]
-        if looked is None:
+        if found is None:
             wait = "looking, then it opens; enter again does not wait"
             lines.append([(wait if waits else f"looking{self.glyphs.ellipsis}", "$dim")])
-        elif looked.problem:
-            lines.append(self._bad(looked.problem, loud))
-            lines.append([(_line(looked.advice), "")])
+        elif found.problem:
+            lines.append(self._bad(found.problem, loud))
+            lines.append([(_line(found.advice), "")])
         else:
-            lines.append([(recent.sentence(looked) or "nothing is known of it yet", "")])
-            lines.append([(_line(looked.note), "$dim")])
-        if past is not None and looked is not None and not looked.problem:
+            lines.append([(recent.sentence(found) or "nothing is known of it yet", "")])
+            lines.append([(_line(found.note), "$dim")])
+        if past is not None and found is not None and not found.problem:
             known = [(recent.known(past, self.glyphs, width), "$dim")]
             lines.append(self._bad(said, loud) if said else known)
         self.set_lines([line for line in lines if any(text for text, _ in line)])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rich.cells import cell_len
 
-from engine.opening.look import Looked
+from engine.opening.inspection import Inspection
 from engine.report import numbers as n
 from engine.store.past_sessions import PastSession
 from qtui.views.completion import Completion
@@ -148,7 +148,7 @@ def demo_row(glyphs: Glyphs, width: int) -> Words:
     ]
 
 
-def sentence(seen: Looked) -> str:
+def sentence(seen: Inspection) -> str:
     """``Llama 1.1B, 155 layers, bf16, 2.2 GB``, as far as it is known."""
     dtype = printable(seen.dtype)
     parts = [

@@ -71,7 +71,7 @@ def walked(
         if direction == "degrade" or layer.block is not None
     ]
     counts = JobCounts(timings={"estimate_s": 0.0})
-    backward = BackwardPass(loaded, parsed, direction, counts, "job", wanted)
+    backward = BackwardPass(loaded, parsed, direction, counts, "job", [wanted])
     if as_drawn:
         backward.fixed = 0
     found: dict[str, dict[Format, Moments]] = {}
@@ -418,7 +418,7 @@ def test_quantising_gives_way_between_two_formats(tmp_path: Path, prose: Path) -
     parsed = [parse_format(format) for format in FORMATS]
     name = next(iter(loaded.network.layers))
     wanted = [(name, format) for format in parsed]
-    backward = BackwardPass(loaded, parsed, "degrade", JobCounts(), "job", wanted)
+    backward = BackwardPass(loaded, parsed, "degrade", JobCounts(), "job", [wanted])
     point = backward_pass.Point(backward.reference, backward.reference.state, {})
     loaded.opened.workspace.should_stop = lambda: True
     events, _ = drain(backward._changes(point, name, parsed))

@@ -1,4 +1,4 @@
-"""A look at a path before it is opened: what it is, or what is wrong, from headers alone."""
+"""An inspection of a path before it is opened: what it is, or what is wrong, from headers alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.demo import DEMO_PATH
-from engine.opening.inspect import known_models, look_at
-from engine.opening.look import Looked, look
+from engine.opening.inspect import inspect_headers, known_models
+from engine.opening.inspection import Inspection, inspect_source
 from tests import tiny
 from tests.opening.test_opening import (
     absent_shard,
@@ -52,14 +52,14 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def printed(source: str) -> Looked:
+def printed(source: str) -> Inspection:
     told = subprocess.run(
         [sys.executable, "-P", "-m", "engine.opening.inspect", "--", source],
         capture_output=True, check=True, timeout=60,
     )  # fmt: skip
     assert told.stdout.count(b"\n") == 1
     assert told.stderr == b""
-    return msgspec.json.decode(told.stdout, type=Looked)
+    return msgspec.json.decode(told.stdout, type=Inspection)
 
 
 def test_a_sound_checkpoint_is_described(model: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_demo_is_itself_whatever_lies_here(
 ) -> None:
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
-    found = look_at("demo")
+    found = inspect_headers("demo")
     assert (found.name, found.path, found.problem) == ("demo", str(DEMO_PATH), "")
 
 
@@ -92,14 +92,14 @@ def test_the_demo_is_itself_whatever_lies_here(
 )  # fmt: skip
 def test_what_opening_would_refuse_is_named(spoil, model: Path) -> None:  # type: ignore[no-untyped-def]
     named = spoil(model)
-    found = look_at(str(model))
+    found = inspect_headers(str(model))
     assert named in found.problem
     assert "\n" not in found.problem
 
 
 def spoilt(model: Path, **config: object) -> str:
     edit_config(model, **config)
-    return look_at(str(model)).problem
+    return inspect_headers(str(model)).problem
 
 
 def test_a_config_that_names_no_language_model_is_refused(model: Path) -> None:
@@ -123,13 +123,13 @@ def test_what_is_quantised_already_is_refused(model: Path) -> None:
 
 def test_trusted_code_is_no_problem(model: Path) -> None:
     remote_code(model)
-    assert look_at(str(model), trust_remote_code=True).problem == ""
+    assert inspect_headers(str(model), trust_remote_code=True).problem == ""
 
 
 def test_pickles_are_not_opened(model: Path) -> None:
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(b"would be read only when it is opened")
-    found = look_at(str(model))
+    found = inspect_headers(str(model))
     assert found.problem == ""
     assert "pickle" in found.note
     assert "safetensors" in found.advice
@@ -137,33 +137,33 @@ def test_pickles_are_not_opened(model: Path) -> None:
 
 
 def test_a_file_leads_to_its_folder(model: Path, tmp_path: Path) -> None:
-    found = look_at(str(model / "model.safetensors"))
+    found = inspect_headers(str(model / "model.safetensors"))
     assert "is a file" in found.problem
     assert str(model) in found.advice
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
-    assert "GGUF" in look_at(str(tmp_path / "some.gguf")).problem
+    assert "GGUF" in inspect_headers(str(tmp_path / "some.gguf")).problem
 
 
 def test_a_folder_of_gguf_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
-    assert "GGUF" in look_at(str(tmp_path)).problem
+    assert "GGUF" in inspect_headers(str(tmp_path)).problem
 
 
 def test_a_folder_above_a_checkpoint_leads_into_it(model: Path) -> None:
-    found = look_at(str(model.parent))
+    found = inspect_headers(str(model.parent))
     assert "config.json is missing" in found.problem
     assert found.advice == f"open {model}"
 
 
 def test_a_misspelt_folder_leads_to_its_neighbour(model: Path, tmp_path: Path) -> None:
-    found = look_at(str(tmp_path / "modle" / "deeper"))
+    found = inspect_headers(str(tmp_path / "modle" / "deeper"))
     assert "no such folder" in found.problem
     assert str(model) in found.advice
 
 
 @pytest.mark.parametrize("source", ["", " ", "a" * 5000, "/a\0b", "no/such/thing", "~nobody-x/y"])
 def test_any_text_is_answered_with_a_sentence(source: str) -> None:
-    found = look_at(source)
+    found = inspect_headers(source)
     assert found.problem
     assert found.source == source
 
@@ -186,7 +186,7 @@ def cached(hub: Path, sound: Path, *, refs: bool = True) -> Path:
 @pytest.mark.parametrize("refs", [True, False])
 def test_a_hub_id_in_the_cache_is_described(no_cache: Path, sound: Path, refs: bool) -> None:
     snapshot = cached(no_cache, sound, refs=refs)
-    found = look_at("org/tiny-llama")
+    found = inspect_headers("org/tiny-llama")
     assert (found.name, found.path, found.problem) == ("org/tiny-llama", str(snapshot), "")
     assert "in the hub's cache" in found.note
     assert found.layers == 23
@@ -197,9 +197,9 @@ def test_a_hub_id_that_is_not_in_the_cache_would_be_downloaded(
 ) -> None:
     cached(no_cache, sound)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "HF_HUB_OFFLINE" in look_at("org/tiny-lama").problem
+    assert "HF_HUB_OFFLINE" in inspect_headers("org/tiny-lama").problem
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    found = look_at("org/tiny-lama")
+    found = inspect_headers("org/tiny-lama")
     assert found.problem == ""
     assert "opening it downloads it" in found.note
     assert "org/tiny-llama" in found.advice
@@ -210,9 +210,9 @@ def test_a_download_that_was_broken_off_is_a_problem_only_offline(
 ) -> None:
     (cached(no_cache, sound) / "model.safetensors").unlink()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "no weights" in look_at("org/tiny-llama").problem
+    assert "no weights" in inspect_headers("org/tiny-llama").problem
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    found = look_at("org/tiny-llama")
+    found = inspect_headers("org/tiny-llama")
     assert found.problem == ""
     assert "downloads the rest" in found.note
 
@@ -228,7 +228,7 @@ def test_the_table_of_known_models_is_that_of_transformers() -> None:
 
 @pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
 def test_every_architecture_that_is_read_is_supported(arch: str, tmp_path: Path) -> None:
-    found = look_at(str(tiny.build(arch, tmp_path)))
+    found = inspect_headers(str(tiny.build(arch, tmp_path)))
     assert found.problem == ""
     assert found.layers
 
@@ -237,21 +237,21 @@ def test_every_architecture_that_is_read_is_supported(arch: str, tmp_path: Path)
 
 
 async def test_the_look_comes_from_a_process_of_its_own(model: Path) -> None:
-    assert await look(str(model)) == look_at(str(model))
-    assert (await look("--no-option")).problem
+    assert await inspect_source(str(model)) == inspect_headers(str(model))
+    assert (await inspect_source("--no-option")).problem
 
 
 async def test_what_goes_wrong_with_the_process_is_the_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert "/nowhere/python" in (await look("demo")).problem
+    assert "/nowhere/python" in (await inspect_source("demo")).problem
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    assert "exit code 1" in (await look("demo")).problem
+    assert "exit code 1" in (await inspect_source("demo")).problem
 
 
 def sleeper(tmp_path: Path) -> Path:
-    """Stands for a Python whose look never ends; it writes its number down."""
+    """Stands for a Python whose inspection never ends; it writes its number down."""
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid.new\n"
                        f"mv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 600\n")  # fmt: skip
@@ -268,7 +268,7 @@ async def test_a_look_that_takes_too_long_ends_with_its_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(sleeper(tmp_path)))
-    found = await look("demo", timeout=1.0)
+    found = await inspect_source("demo", timeout=1.0)
     assert "within 1 s" in found.problem
     assert_dead(tmp_path)
 
@@ -277,7 +277,7 @@ async def test_a_look_that_is_cancelled_ends_with_its_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(sleeper(tmp_path)))
-    looking = asyncio.create_task(look("demo", timeout=600))
+    looking = asyncio.create_task(inspect_source("demo", timeout=600))
     async with asyncio.timeout(60):
         while not (tmp_path / "pid").exists():
             await asyncio.sleep(0)

@@ -101,7 +101,11 @@ async def test_a_refused_toggle_of_a_layer_leaves_what_it_holds_and_says_why() -
         d.table.move_to(place(d, FUSED))
         await d.pilot.press("4")
         await d.until(lambda: d.sent(p.SetFormat))
-        await d.give(p.Refused("SetFormat", f"{FUSED}: experts stay as stored", 2, (FUSED,)))
+        await d.give(
+            p.Refused(
+                "SetFormat", f"{FUSED}: experts stay as stored", 2, (FUSED,), d.ask(p.SetFormat)
+            )
+        )
         assert "experts stay as stored" in d.bench.message.text
         assert "○int4-g128" not in d.screen()
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.formats.grammar import parse_format
-from engine.measure.evaluation.boundary_states import CachePlan, CacheSizes, choose
-from engine.measure.evaluation.memory_tiers import DiskTier, KeptTensor, Room, TieredMemory
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference
+from engine.model.boundary_states import CachePlan, CacheSizes, choose
 from engine.model.load import load_network
+from engine.model.memory_tiers import DiskTier, KeptTensor, Room, TieredMemory
 from engine.model.network import Network
 from engine.quant.quantize import dequantized
 from engine.texts.windows import Windows, cut

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.measure.evaluation.memory_tiers import KeptTensor, TieredMemory
+from engine.model.memory_tiers import KeptTensor, TieredMemory
 
 
 @dataclass(frozen=True)

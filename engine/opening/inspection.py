@@ -1,6 +1,6 @@
-"""A look at a path or a hub id before it is opened: nothing is loaded or downloaded for it.
+"""What is found out about a path or a hub id before it is opened; nothing is downloaded for it.
 
-The look is taken by a process of its own, `engine.opening.inspect`: no library is imported here.
+A process of its own does it, `engine.opening.inspect`: no library is imported here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import sys
 
 import msgspec
 
-LOOK_SECONDS = 20.0
-"""How long a look at a path may take; headers on a slow network drive need their time."""
+INSPECTION_SECONDS = 20.0
+"""How long an inspection may take; headers on a slow network drive need their time."""
 
 
-class Looked(msgspec.Struct, frozen=True, kw_only=True):
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """What a path or a hub id turned out to be, from headers alone."""
 
     source: str
@@ -35,10 +35,10 @@ class Looked(msgspec.Struct, frozen=True, kw_only=True):
     """What to do instead, where that can be told."""
 
 
-async def look(
-    source: str, *, trust_remote_code: bool = False, timeout: float = LOOK_SECONDS
-) -> Looked:
-    """What ``source`` is, found out by a process of its own, which ends with this call.
+async def inspect_source(
+    source: str, *, trust_remote_code: bool = False, timeout: float = INSPECTION_SECONDS
+) -> Inspection:
+    """Inspect ``source`` in a process of its own, which ends with this call.
 
     Never raises but for cancellation: what went wrong is the ``problem``.
     """
@@ -52,12 +52,12 @@ async def look(
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        return Looked(source=source, problem=f"{source} cannot be looked at: {error}")
+        return Inspection(source=source, problem=f"{source} cannot be inspected: {error}")
     try:
         async with asyncio.timeout(timeout):
             told, complaint = await process.communicate()
     except TimeoutError:
-        return Looked(
+        return Inspection(
             source=source,
             problem=f"{source} could not be read within {timeout:.0f} s",
             advice="the drive it lies on may be slow or gone; opening it waits longer",
@@ -67,8 +67,8 @@ async def look(
             process.kill()
             await process.wait()
     try:
-        return msgspec.json.decode(told, type=Looked)
+        return msgspec.json.decode(told, type=Inspection)
     except msgspec.DecodeError:
         lines = complaint.decode(errors="replace").strip().splitlines()
         why = lines[-1] if lines else f"exit code {process.returncode}"
-        return Looked(source=source, problem=f"{source} could not be looked at: {why}")
+        return Inspection(source=source, problem=f"{source} could not be inspected: {why}")

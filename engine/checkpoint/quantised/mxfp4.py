@@ -1,0 +1,85 @@
+"""mxfp4: experts of gpt-oss in four bits, ``X_blocks`` beside ``X_scales``.
+
+Blocks are ``[E, out, in / 32, 16]`` bytes. A byte holds two numbers of four bits, the first in its
+low half; a scale is an exponent of two plus 127 (OCP Microscaling Formats, E2M1 and E8M0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.headers import TensorInfo
+from engine.checkpoint.quantised.reader import Joined, Reader, quant_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_BLOCKS, _SCALES = "_blocks", "_scales"
+
+
+def _recognises(checkpoint: Checkpoint, tensor: TensorInfo) -> bool:
+    return tensor.name.endswith(_BLOCKS) and "float" not in tensor.dtype
+
+
+def _scales(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[str, ...]:
+    found = tuple(_scales_beside(checkpoint, part) for part in parts)
+    return tuple(name for name in found if name) if all(found) else ()
+
+
+def _scales_beside(checkpoint: Checkpoint, blocks: TensorInfo) -> str:
+    """The tensor of scales, if ``blocks`` is one of mxfp4 and they fit it."""
+    if quant_method(checkpoint) != "mxfp4":
+        return ""
+    name = blocks.name.removesuffix(_BLOCKS) + _SCALES
+    scales = checkpoint.tensors.get(name)
+    fits = scales and scales.shape == blocks.shape[:-1] and scales.dtype == "uint8"
+    good = blocks.dtype == "uint8" and len(blocks.shape) == 4 and blocks.shape[3] == 16
+    return name if fits and good else ""
+
+
+def _layer(blocks: TensorInfo) -> tuple[str, tuple[int, ...]]:
+    experts, out, groups, _ = blocks.shape
+    return blocks.name.removesuffix(_BLOCKS), (experts, out, groups * 32)
+
+
+def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> Tensor:
+    """The weight ``[E, out, in]`` in float32, worked out one expert at a time."""
+    import torch
+
+    values = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
+    count, out, groups, _ = checkpoint.tensors[name].shape
+    experts = range(count) if expert is None else range(expert, expert + 1)
+    weight = torch.empty(len(experts), out, groups * 32)
+    for place, e in enumerate(experts):
+        packed = checkpoint.read_rows(name, e, e + 1)[0]
+        exponent = checkpoint.read_rows(scale, e, e + 1)[0].to(torch.int32) - 127
+        codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
+        weight[place] = torch.ldexp(values[codes.int()], exponent[..., None]).flatten(-2)
+    return weight
+
+
+def _joined(checkpoint: Checkpoint) -> Iterator[Joined]:
+    """Each ``X`` lies as ``[E, in, out]`` in the model."""
+    for blocks in checkpoint.tensors.values():
+        if not _recognises(checkpoint, blocks) or not (scale := _scales_beside(checkpoint, blocks)):
+            continue
+
+        def read(name: str = blocks.name, scale: str = scale) -> Tensor:
+            return _read(checkpoint, name, scale, None).transpose(-1, -2).contiguous()
+
+        name, (experts, out, row) = _layer(blocks)
+        yield Joined(name, (blocks.name, scale), (experts, row, out), read)
+
+
+READER = Reader(
+    name="mxfp4",
+    recognises=_recognises,
+    methods=("mxfp4",),
+    scales=_scales,
+    read=_read,
+    layer=_layer,
+    joined=_joined,
+)

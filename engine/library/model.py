@@ -1,0 +1,261 @@
+"""`Model`: a checkpoint that is open in this process, and what can be asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import msgspec
+
+from engine import protocol as p
+from engine.client.in_process import InProcess, JobError, in_process
+from engine.errors import EngineError, UsageError
+from engine.library.results import (
+    EvaluationResult,
+    ExportResult,
+    Result,
+    SweepResult,
+    TriageResult,
+)
+from engine.profiles import DEFAULT_PROFILE, load_profile
+from engine.recipes.file import built_in, names_file, read_recipe
+from engine.session import Session
+
+WAIT = 0.2
+"""Seconds of a wait for an event, so that it can be interrupted."""
+
+Recipe = str | Path | Mapping[str, str]
+"""The name of a built-in recipe, a recipe file, or layer names with the format each holds."""
+OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export)
+R = TypeVar("R", bound=Result[Any])
+
+
+class Model:
+    """A checkpoint that is open. Close it, or use it in a ``with`` block.
+
+    Jobs run on the engine's own thread: a result can be iterated while it arrives, or asked for
+    its table, rows or document, which waits for the end. Results are saved in the fact store, so
+    that nothing is measured twice.
+    """
+
+    def __init__(self, source: str, settings: p.Settings, *, model: bool = True) -> None:
+        """
+        Args:
+            source: ``demo``, a folder, or a hub id.
+            settings: how everything is measured.
+            model: False reads the files only, which is all that a triage needs.
+
+        Raises:
+            EngineError: the checkpoint cannot be read, or another engine has it open.
+        """
+        self.settings = settings
+        self._engine: InProcess = in_process(source)
+        self._running: list[Result[Any]] = []
+        self._turn = threading.RLock()
+        try:
+            self._open(p.Open(source, settings, model=model, take_up=False))
+        except BaseException:
+            self._engine.close()
+            raise
+
+    def _open(self, command: p.Open) -> None:
+        """Wait until the names of the layers are known; the model goes on loading meanwhile."""
+        job = self._engine.start(command)
+        while True:
+            match self.receive():
+                case p.LayersListed():
+                    return
+                case p.JobEnded(job=ended, status=status) as event if ended == job:
+                    if status != "done":
+                        raise JobError(event.message or "opening was cancelled", event.exit_code)
+                    return
+
+    # -- what is known ---------------------------------------------------------------------------
+
+    @property
+    def session(self) -> Session:
+        """Everything known about the checkpoint, as the engine's events tell it."""
+        return self._engine.session
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers, in the model's order."""
+        return list(self.session.layers.names)
+
+    def __repr__(self) -> str:
+        read = self.session.checkpoint
+        about = "" if read is None else f", {read.architecture}, {read.parameters:,} parameters"
+        return f"<qtui model {self.session.source}{about}, {len(self.layers)} layers>"
+
+    # -- what can be asked -----------------------------------------------------------------------
+
+    def triage(self, formats: Sequence[str] = ()) -> TriageResult:
+        """Outliers, faults and every format's weight error, from the files alone.
+
+        Args:
+            formats: whose errors to measure; the profile's if empty.
+
+        Raises:
+            FormatError: a format that does not parse.
+        """
+        return self._run(TriageResult(self, p.Triage(tuple(formats))))
+
+    def sweep(
+        self,
+        formats: Sequence[str] = (),
+        *,
+        direction: p.Direction = "degrade",
+        exact: str = "all",
+        by: p.By = "layer",
+    ) -> SweepResult:
+        """The effect of every layer, quantised alone or kept alone.
+
+        Args:
+            formats: to measure; the profile's if empty.
+            direction: ``degrade`` quantises one layer at a time, ``restore`` all but one.
+            exact: ``all``, ``top:K`` or ``none``: which are measured after all were estimated.
+            by: what is changed at once: ``layer``, ``block``, ``kind`` or ``group``.
+
+        Raises:
+            FormatError: a format that does not parse.
+            UsageError: ``exact``, ``direction`` or ``by`` is not one of these.
+        """
+        wanted = tuple(formats) or self.settings.sweep_formats
+        command = p.Sweep(wanted, direction=direction, exact=exact, by=by)
+        return self._run(SweepResult(self, command))
+
+    def evaluate(
+        self, recipe: Recipe | None = None, *, format: str | None = None
+    ) -> EvaluationResult:
+        """Perplexity and KL of a recipe, against the unchanged model.
+
+        Args:
+            recipe: a built-in name, a recipe file, or layers with formats.
+            format: what the layers of the body hold that the recipe does not name.
+
+        Raises:
+            UsageError: neither is given, or the recipe cannot be read.
+            FormatError: a format that does not parse.
+        """
+        command = self._of_recipe(p.Evaluate(format=format or "kept"), recipe, format)
+        return self._run(EvaluationResult(self, command, name=_name(recipe, format)))
+
+    def export(
+        self,
+        path: str | Path,
+        recipe: Recipe | None = None,
+        *,
+        to: str = "checkpoint",
+        format: str | None = None,
+        overwrite: bool = False,
+    ) -> ExportResult:
+        """Write a recipe as a checkpoint that another program loads.
+
+        Args:
+            path: the folder to write; it appears when it is whole.
+            recipe: as of `evaluate`.
+            to: the export target.
+            format: as of `evaluate`.
+            overwrite: whether a checkpoint in ``path`` may be replaced.
+
+        Raises:
+            UsageError: no such target, or as `evaluate`.
+        """
+        out = str(Path(path).expanduser().absolute())
+        command = p.Export(out=out, format=format or "kept", to=to, overwrite=overwrite)
+        return self._run(ExportResult(self, self._of_recipe(command, recipe, format)))
+
+    def _of_recipe(self, command: OfRecipe, recipe: Recipe | None, format: str | None) -> OfRecipe:
+        if recipe is None:
+            if format is None:
+                raise UsageError("give a recipe, a format, or both")
+            return command
+        if isinstance(recipe, Mapping):
+            return msgspec.structs.replace(command, layers=dict(recipe))
+        if isinstance(recipe, str) and not names_file(recipe):
+            return msgspec.structs.replace(command, recipe=built_in(recipe))
+        if format is not None:
+            raise UsageError("a recipe file has a default of its own: leave format out")
+        read = read_recipe(Path(recipe).expanduser())
+        return msgspec.structs.replace(
+            command, format=read.default, layers=read.resolve(self.session), recipe=read.recipe
+        )
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def _run(self, result: R) -> R:
+        """Start a result's job.
+
+        Raises:
+            JobError: the command was refused.
+        """
+        with self._turn:
+            self._running.append(result)
+            result.started(self._engine.start(result.command) or "")
+            if not result.job:
+                self._refusal(result)
+        return result
+
+    def _refusal(self, result: Result[Any]) -> None:
+        """Raise what the engine said of a command that began no job."""
+        while not result.done:
+            self.receive()
+        result.wait()
+
+    def receive(self) -> p.AnyEvent | None:
+        """The next event, handed to every result that is under way; None if none came soon."""
+        with self._turn:
+            event = self._engine.receive(WAIT)
+            if event is not None:
+                for result in list(self._running):
+                    if result.take(event):
+                        self._running.remove(result)
+            return event
+
+    def cancel(self, job: str) -> None:
+        """End a job; what it measured is saved."""
+        with contextlib.suppress(EngineError):
+            self._engine.send(p.Cancel(job))
+
+    def close(self) -> None:
+        """End every job and leave the checkpoint; results are saved."""
+        self._engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _name(recipe: Recipe | None, format: str | None) -> str:
+    """What a person calls a recipe."""
+    given = "" if recipe is None else "layers" if isinstance(recipe, Mapping) else str(recipe)
+    return " ".join(word for word in (given, format or "") if word)
+
+
+def open_model(
+    source: str, *, profile: str = DEFAULT_PROFILE, model: bool = True, **settings: Any
+) -> Model:
+    """See `engine.open`."""
+    known = set(p.Settings.__struct_fields__) - {"profile"}
+    if unknown := sorted(set(settings) - known):
+        there = ", ".join(sorted(known))
+        raise UsageError(f"unknown setting {unknown[0]!r}: the settings are {there}")
+    # As on the command line, whoever names formats is told of those alone.
+    given = {"estimate_formats": (), **settings}
+    chosen = load_profile(profile).settings(profile, **given)
+    try:
+        checked = msgspec.convert(msgspec.to_builtins(chosen), p.Settings)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"settings: {error}") from error
+    return Model(source, checked, model=model)

@@ -1,0 +1,254 @@
+"""Results of a `Model`: each can be iterated while it arrives, or asked for the whole."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from engine import protocol as p
+from engine.client.in_process import JobError
+from engine.report import documents, schema, tables
+from engine.session import Job
+
+if TYPE_CHECKING:
+    from engine.library.model import Model
+
+D = TypeVar("D", bound=schema.Document)
+
+
+class Result(Generic[D]):
+    """The outcome of one command, complete or on its way.
+
+    Iterating yields what arrives: facts, partial scores, progress. ``print`` shows a table;
+    `rows`, `to_dict` and `document` wait for the end. Interrupting an iteration cancels the job;
+    what it measured is saved.
+    """
+
+    yields: tuple[type[p.AnyEvent] | type[p.AnyFact], ...] = ()
+    """Types of events and facts that iterating yields."""
+
+    def __init__(self, model: Model, command: p.AnyCommand) -> None:
+        self.command = p.identified(command)
+        self.job = ""
+        """The id of the engine's job."""
+        self._model = model
+        self._arrived: deque[Any] = deque()
+        self._ended: p.JobEnded | None = None
+        self._refused: p.Refused | None = None
+        self._formats: dict[str, None] = {}
+        self._document: D | None = None
+
+    # -- the engine's side -----------------------------------------------------------------------
+
+    def started(self, job: str) -> None:
+        """The job was accepted under this id."""
+        self.job = job
+
+    def take(self, event: p.AnyEvent) -> bool:
+        """Take notice of an event; whether it was the last."""
+        match event:
+            case p.Learned(facts=facts):
+                self._arrived.extend(fact for fact in facts if self._is_mine(fact))
+            case p.Fallback(format=format):
+                self._formats.setdefault(format)
+            case p.JobStarted(job=self.job, command=command):
+                formats = getattr(command, "formats", ())
+                self._formats.update(dict.fromkeys(formats))
+            case p.Refused(ask=self.command.ask):
+                self._refused = event
+                return True
+            case p.JobEnded(job=self.job):
+                self._ended = event
+                return True
+            case _ if isinstance(event, self.yields) and getattr(event, "job", "") == self.job:
+                self._arrived.append(event)
+        return False
+
+    def _is_mine(self, fact: p.AnyFact) -> bool:
+        return isinstance(fact, self.yields)
+
+    # -- the caller's side -----------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what has arrived since the last iteration, then what arrives, until the end.
+
+        Raises:
+            JobError: the job failed or was cancelled.
+        """
+        try:
+            while self._arrived or not self.done:
+                if self._arrived:
+                    yield self._arrived.popleft()
+                else:
+                    self._model.receive()
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        if self._refused is not None:
+            raise JobError(self._refused.message, self._refused.exit_code)
+        if self._ended is not None and self._ended.status != "done":
+            said = self._ended.message or f"{self._ended.kind} was {self._ended.status}"
+            raise JobError(said, self._ended.exit_code)
+
+    def wait(self) -> None:
+        """Wait for the end.
+
+        Raises:
+            JobError: the job failed or was cancelled.
+        """
+        for _ in self:
+            pass
+
+    @property
+    def done(self) -> bool:
+        """Whether the job has ended, as far as events were received."""
+        return self._ended is not None or self._refused is not None
+
+    def cancel(self) -> None:
+        """End the job; what it measured is saved."""
+        if not self.done:
+            self._model.cancel(self.job)
+
+    @property
+    def document(self) -> D:
+        """The document that the command writes with ``--json``, as a typed Struct.
+
+        Raises:
+            JobError: the job failed or was cancelled.
+        """
+        if self._document is None:
+            self.wait()
+            self._document = self._make(self._model.session.jobs[self.job])
+        return self._document
+
+    def _make(self, job: Job) -> D:
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of the command: what is not finite is None, what is not known missing.
+
+        Raises:
+            JobError: the job failed or was cancelled.
+        """
+        made: dict[str, Any] = msgspec.json.decode(schema.encode(self.document))
+        return made
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat dict a layer and format, for a data frame; keys are paths of the JSON document.
+
+        Raises:
+            JobError: the job failed or was cancelled.
+        """
+        return [flat(each) for each in self._parts(self.to_dict())]
+
+    def _parts(self, document: dict[str, Any]) -> list[dict[str, Any]]:
+        return list(document["layers"])
+
+    def __str__(self) -> str:
+        as_text: Callable[[Any], str] = next(
+            make for of, make in tables.TEXTS.items() if isinstance(self.document, of)
+        )
+        return as_text(self.document).rstrip("\n")
+
+
+class TriageResult(Result[schema.TriageDocument]):
+    """Weights alone. Iterating yields `LayerWeights` and `LayerError` facts."""
+
+    yields = (p.LayerWeights, p.LayerError)
+
+    def _make(self, job: Job) -> schema.TriageDocument:
+        return documents.triage_document(self._model.session, job)
+
+
+class SweepResult(Result[schema.SweepDocument]):
+    """The effect of every layer. Iterating yields `Estimate`, `Sensitivity` and `Progress`."""
+
+    yields = (p.Estimate, p.Sensitivity, p.Progress)
+
+    def __init__(self, model: Model, command: p.Sweep) -> None:
+        super().__init__(model, command)
+        self._sweep = command
+
+    def _make(self, job: Job) -> schema.SweepDocument:
+        asked = self._sweep
+        formats = tuple(dict.fromkeys([*asked.formats, *self._formats]))
+        return documents.sweep_document(
+            self._model.session,
+            formats,
+            asked.direction,
+            job,
+            asked.by,
+            bool(self._model.settings.estimate_formats),
+        )
+
+
+class EvaluationResult(Result[schema.EvalDocument]):
+    """A recipe's score. Iterating yields `RecipeScore`; it narrows until ``done`` is true."""
+
+    yields = (p.RecipeScore,)
+
+    def __init__(self, model: Model, command: p.Evaluate, *, name: str) -> None:
+        super().__init__(model, command)
+        self._name = name
+        self._recipe = ""
+
+    def take(self, event: p.AnyEvent) -> bool:
+        """See `Result`."""
+        match event:
+            case p.JobStarted(job=self.job):
+                self._recipe = event.recipe
+            case p.RecipePartial(score=score) if self._is_mine(score):
+                self._arrived.append(score)
+        return super().take(event)
+
+    def _is_mine(self, fact: p.AnyFact) -> bool:
+        return isinstance(fact, p.RecipeScore) and fact.recipe == self._recipe
+
+    def _make(self, job: Job) -> schema.EvalDocument:
+        session = self._model.session
+        if (score := session.scores.get(job.recipe)) is None:
+            raise JobError("the evaluation ended without a score", 1)
+        return documents.eval_document(session, score, self._name, tuple(self._formats), job)
+
+    def _parts(self, document: dict[str, Any]) -> list[dict[str, Any]]:
+        return [document["recipe"]]
+
+
+class ExportResult(Result[schema.ExportDocument]):
+    """A recipe that was written as a checkpoint. Iterating yields `Progress`, then `Exported`."""
+
+    yields = (p.Progress, p.Exported)
+
+    def __init__(self, model: Model, command: p.Export) -> None:
+        super().__init__(model, command)
+        self._exported: p.Exported | None = None
+
+    def take(self, event: p.AnyEvent) -> bool:
+        """See `Result`."""
+        if isinstance(event, p.Exported) and event.job == self.job:
+            self._exported = event
+        return super().take(event)
+
+    def _make(self, job: Job) -> schema.ExportDocument:
+        if self._exported is None:
+            raise JobError("the export ended without telling what it wrote", 1)
+        return documents.export_document(
+            self._model.session, self._exported, tuple(self._formats), job
+        )
+
+    def _parts(self, document: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"name": name, "format": format} for name, format in document["recipe"].items()]
+
+
+def flat(part: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """A nested object as one of a single level, its keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in part.items():
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{path}{key}."))
+        else:
+            found[path + key] = value
+    return found

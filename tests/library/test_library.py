@@ -1,0 +1,155 @@
+"""The library: the same results as the command line, live, and nothing global changed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import engine
+import qtui
+from engine import protocol as p
+from engine.client.in_process import JobError
+from engine.errors import CheckpointError, UsageError
+from engine.library.model import Model
+
+SMALL = {"tokens": 512, "seq_len": 64, "device": "cpu"}
+
+
+@pytest.fixture
+def model(own_folders: Path) -> Iterator[Model]:
+    with engine.open("demo", **SMALL) as opened:
+        yield opened
+
+
+def by_command(*arguments: str) -> object:
+    """The document that a command prints, from a process of its own with the same facts."""
+    given = ["--tokens", "512", "--seq-len", "64", "--device", "cpu", "--json", "-"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "qtui", *arguments, *given],
+        capture_output=True, text=True, check=True, timeout=200,
+    )  # fmt: skip
+    return json.loads(ran.stdout)
+
+
+def without_timings(document: object) -> object:
+    assert isinstance(document, dict)
+    return {key: part for key, part in document.items() if key not in ("timings", "resumed")}
+
+
+def test_results_are_live_typed_and_equal_to_the_documents_of_commands(model: Model) -> None:
+    triage = model.triage(["int4-g128"])
+    sweep = model.sweep(["int4-g128"], exact="top:2")
+    evaluation = model.evaluate("Q4_K_M")
+
+    weights = [fact.layer for fact in triage if isinstance(fact, p.LayerWeights)]
+    assert sorted(weights) == sorted(model.layers)
+    seen = [type(fact) for fact in sweep]
+    assert seen.index(p.Estimate) < seen.index(p.Sensitivity)
+    scores = list(evaluation)
+    assert scores[-1].done
+    assert evaluation.document.recipe.kl == scores[-1].kl
+
+    rows = sweep.rows()
+    assert len(rows) == 37
+    assert {"name", "format", "estimate.kl", "estimate.kl_se"} <= rows[0].keys()
+    assert str(sweep).splitlines()[0].startswith("demo: 5.5M parameters")
+    assert "Q4_K_M" in str(evaluation)
+    model.close()
+
+    for result, arguments in (
+        (triage, ("triage", "demo", "--formats", "int4-g128")),
+        (sweep, ("sweep", "demo", "--formats", "int4-g128", "--exact", "top:2")),
+        (evaluation, ("eval", "demo", "--recipe", "Q4_K_M")),
+    ):
+        document = result.to_dict()
+        assert without_timings(document) == without_timings(by_command(*arguments))
+
+
+def test_an_export_writes_the_folder(model: Model, tmp_path: Path) -> None:
+    exported = model.export(tmp_path / "out", {"lm_head": "int8"})
+    assert isinstance(list(exported)[-1], p.Exported)
+    assert (tmp_path / "out" / "config.json").exists()
+    assert exported.rows() == [{"name": "lm_head", "format": "int8"}]
+
+
+def test_a_recipe_file_is_read_as_the_command_line_reads_it(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('schema = "qtui.recipe/1"\n[layers]\nlm_head = "int4-g128"\n')
+    from_file = model.evaluate(path)
+    from_layers = model.evaluate({"lm_head": "int4-g128"})
+    assert from_file.document.recipe.nll == from_layers.document.recipe.nll
+
+
+def test_what_cannot_be_asked_is_an_error_at_once(model: Model) -> None:
+    with pytest.raises(JobError, match="unknown format 'int99'"):
+        model.evaluate(format="int99")
+    with pytest.raises(UsageError, match="give a recipe, a format, or both"):
+        model.evaluate()
+    with pytest.raises(JobError, match="no_such_layer"):
+        model.evaluate({"no_such_layer": "int8"}).wait()
+    with pytest.raises(UsageError, match="unknown setting 'tokns'"):
+        engine.open("demo", tokns=5)
+    with pytest.raises(UsageError, match="tokens"):
+        engine.open("demo", tokens="many")
+
+
+def test_a_path_without_a_checkpoint_is_an_error(own_folders: Path) -> None:
+    with pytest.raises((CheckpointError, JobError), match="nothing-here"):
+        engine.open(str(own_folders / "nothing-here"))
+
+
+def test_a_cancelled_result_says_so(model: Model) -> None:
+    sweep = model.sweep(["int3-g128"])
+    sweep.cancel()
+    with pytest.raises(JobError, match="cancelled"):
+        sweep.wait()
+
+
+def test_qtui_open_is_engine_open() -> None:
+    assert qtui.open is engine.open
+
+
+NOTHING_GLOBAL = """
+import gc, logging, os, signal, threading, sys
+import torch, transformers, datasets, huggingface_hub
+
+def state():
+    return {
+        "environment": dict(os.environ),
+        "handlers": [list(logging.getLogger(n).handlers) for n in ("", "engine", "qtui")],
+        "levels": [logging.getLogger(n).level for n in ("", "engine", "transformers", "datasets")],
+        "propagate": logging.getLogger("engine").propagate,
+        "verbosity": transformers.logging.get_verbosity(),
+        "bars": transformers.utils.logging.is_progress_bar_enabled(),
+        "gc": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
+        "threads": torch.get_num_threads(),
+        "grad": torch.is_grad_enabled(),
+        "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],
+        "offline": (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE),
+        "nice": os.nice(0),
+        "hook": sys.excepthook,
+    }
+
+before = state()
+import engine
+with engine.open("demo", tokens=256, seq_len=64, device="cpu", text="wikitext") as model:
+    model.triage(["int4-g128"]).wait()
+    model.evaluate(format="int8").wait()
+after = state()
+changed = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+assert not changed, changed
+"""
+
+
+def test_using_it_changes_nothing_global(own_folders: Path, prose: Path) -> None:
+    program = NOTHING_GLOBAL.replace('"wikitext"', repr(str(prose)))
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ran.stderr == ""

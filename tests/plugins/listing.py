@@ -1,0 +1,53 @@
+"""An export target as a package from outside would add it: a text file that lists the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.export.target import Target, register_target
+from engine.formats.grammar import Format
+
+
+def _why_not(fmt: Format, shape: Sequence[int], dtype: str) -> str | None:
+    return "a listing has no word for floats" if fmt.name.startswith("fp8") else None
+
+
+def _writer() -> object:
+    from engine.export.folder import appearing, check_place
+    from engine.export.writer import Exported, NotExportable, Request
+    from engine.formats.grammar import parse_format
+
+    class Listing:
+        def check(self, request: Request) -> None:
+            check_place(request.out, request.checkpoint.folder, overwrite=request.overwrite)
+            dtype = request.checkpoint.dtype
+            found = {
+                layer: why
+                for layer, text in request.recipe.items()
+                if (why := _why_not(parse_format(text), (), dtype)) is not None
+            }
+            if found:
+                raise NotExportable(found, "a listing")
+
+        def write(self, request: Request) -> Exported:
+            self.check(request)
+            text = "".join(f"{layer} {held}\n" for layer, held in request.recipe.items())
+            with appearing(request.out) as folder:
+                (folder / "layers.txt").write_text(text, encoding="utf-8")
+                (folder / "config.json").write_text("{}", encoding="utf-8")
+            request.on_progress(len(text), len(text), "")
+            return Exported(request.out, len(text), tuple(request.recipe), ("only a listing",))
+
+    return Listing()
+
+
+TARGET = Target(
+    name="listing",
+    help="a text file, which people read",
+    why_not_expressed=_why_not,
+    writer=_writer,
+)
+
+
+def register() -> None:
+    register_target(TARGET)

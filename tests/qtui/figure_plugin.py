@@ -1,0 +1,36 @@
+"""A package from outside that adds a figure: how far the mean of a layer's weights is from zero."""
+
+from __future__ import annotations
+
+from engine.protocol import LayerWeights
+from engine.report.figures import (
+    Column,
+    CsvName,
+    Figure,
+    FilterWord,
+    JsonPath,
+    PaneLine,
+    register_figure,
+)
+from engine.report.figures.quantity import SHARE
+from engine.report.figures.reading import of_weights
+from engine.session import Session
+
+
+def skew(known: LayerWeights, session: Session) -> float | None:
+    """Size of the mean over the standard deviation."""
+    return abs(known.mean) / known.std if known.std else None
+
+
+SKEW = Figure(
+    id="skew", title="asymmetry", help="size of the mean over the standard deviation",
+    quantity=SHARE, read=of_weights(skew),
+    column=Column("skew", width=6, legend=("mean over standard deviation",)),
+    filter=FilterWord(">.5%", common=True), pane=PaneLine("weights", "asymmetry"),
+    json=(JsonPath("triage", "figures.skew"),), csv=CsvName("skew"),
+)  # fmt: skip
+
+
+def register() -> None:
+    """What the entry point names."""
+    register_figure(SKEW)
