@@ -173,7 +173,7 @@ class BackwardPass:
         *,
         last: bool,
     ) -> Events[None]:
-        """Take the changes of one chosen through a region, on some micro-batches.
+        """Take changes that are in memory together through a region, on some micro-batches.
 
         Args:
             begun: share of the pass that is done.
