@@ -6,7 +6,8 @@ A package names itself in its own ``pyproject.toml``::
     mine = "my_package.qtui"
 
 The module is imported, or if the entry point is a function it is called; either registers what it
-adds (`engine.formats.family.register_family`, `engine.export.targets.register_target`, …). The
+adds (`engine.formats.family.register_family`, `engine.export.target.register_target`,
+`qtui.cli.commands.register_command`, `qtui.screens.registry.register_screen`, …). The
 client and the engine each do so in their own process, so a plugin must import no tensor library at
 that moment: the registrations name what is imported later. Modules in the environment variable
 ``QTUI_PLUGINS``, separated by commas, are loaded too, which needs no installed package.

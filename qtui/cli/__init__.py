@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from engine.errors import EngineError, UsageError
-from qtui.cli.commands import OPEN, PLANNED, all_commands, command_line, find_command
-from qtui.cli.exit import print_error
+from qtui.cli.commands import OPEN, PLANNED, all_commands, find_command
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit; a first argument that names no command is a MODEL."""
+    # Here, for a plugin that registers a command imports this package in the engine's process too.
+    from qtui.cli.command_line import command_line
+    from qtui.cli.exit import print_error
+
     given = list(sys.argv[1:] if argv is None else argv)
     first = given[0] if given else ""
     if first in PLANNED:

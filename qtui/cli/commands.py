@@ -2,20 +2,15 @@
 
 A command is one file here, with a function whose parameters are `typer` options, and its line in
 `COMMANDS`. A plugin calls `register_command`. The function is imported when the command is used,
-or listed by ``--help``.
+or listed by ``--help``. This module imports nothing heavy: plugins are loaded by the engine too.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterable
-from typing import Annotated, NamedTuple, cast
+from typing import NamedTuple
 
-import typer
-
-from engine.plugins import load_plugins, resolve
-from qtui.cli.progress import put
+from engine.plugins import load_plugins
 
 
 class Command(NamedTuple):
@@ -84,40 +79,3 @@ def find_command(word: str) -> Command | None:
     if not word or word.startswith("-") or os.sep in word or os.path.exists(word):
         return None
     return next((command for command in all_commands() if command.name == word), None)
-
-
-def command_line(of: Iterable[Command]) -> typer.Typer:
-    """A `typer` application of these commands."""
-    app = typer.Typer(
-        add_completion=False,
-        no_args_is_help=False,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(_top)
-    for command in of:
-        function = cast(Callable[..., None], resolve(command.function))
-        app.command(command.name, hidden=command.hidden)(function)
-    return app
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        put(sys.stdout, f"qtui {version('qtui')}\n")
-        raise typer.Exit
-
-
-def _top(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version"),
-    ] = False,
-) -> None:
-    """Which layers break when a checkpoint is quantised, by how much, and why.
-
-    `qtui MODEL` opens the terminal interface on a folder or a hub id, `qtui demo` on the bundled
-    checkpoint. `qtui COMMAND --help` lists a command's options.
-    """

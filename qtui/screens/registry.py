@@ -1,54 +1,69 @@
 """Which screens a session has: declared in their own folders, named here.
 
-A screen is one folder in `qtui.screens` with a `ScreenSpec` called ``SCREEN``, and its module's
-name in `MODULES`. A plugin calls `register_screen`.
+A screen is one folder in `qtui.screens` with a `ScreenSpec` called ``SCREEN``, and its line in
+`SCREENS`. A plugin calls `register_screen`; this module imports nothing of Textual, for plugins are
+loaded by the engine too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
-from qtui.actions import ACTIONS, Action, toggles
-from qtui.screens.spec import ScreenSpec
+from engine.errors import EngineError
+from engine.plugins import load_plugins, resolve
+
+if TYPE_CHECKING:
+    from qtui.actions import Action
+    from qtui.screens.spec import ScreenSpec
 
 WORKBENCH = "workbench"
 """The screen that a session begins with, and that every other one returns to."""
-MODULES = ("qtui.screens.workbench",)
-"""Modules with a ``SCREEN``; imported when the first of them is needed."""
+SCREENS = ("qtui.screens.workbench:SCREEN",)
+"""Where each screen is declared; imported when the first of them is needed."""
 
-_registered: dict[str, ScreenSpec] = {}
+_registered: list[str] = []
 
 
-def register_screen(spec: ScreenSpec) -> None:
+def register_screen(reference: str) -> None:
     """Add a screen to every session that is opened from now on.
 
-    Raises:
-        ValueError: an action has that id already.
+    Args:
+        reference: ``module:NAME`` of its `ScreenSpec`.
     """
-    taken = {action.id for action in ACTIONS} | screens().keys()
-    if spec.action.id in taken:
-        raise ValueError(f"an action is called {spec.action.id!r} already: choose another id")
-    _registered[spec.action.id] = spec
-
-
-def forget_screen(id: str) -> None:
-    """Take a registered screen away."""
-    _registered.pop(id, None)
+    if reference not in _registered:
+        _registered.append(reference)
 
 
 def screens() -> dict[str, ScreenSpec]:
-    """Every screen by the id of the action that shows it, the workbench first."""
-    declared: list[ScreenSpec] = [import_module(name).SCREEN for name in MODULES]
-    return {spec.action.id: spec for spec in declared} | _registered
+    """Every screen by the id of the action that shows it, the workbench first.
+
+    Raises:
+        EngineError: a plugin cannot be loaded, or two actions have one id.
+    """
+    from qtui.actions import ACTIONS
+
+    load_plugins()
+    taken = {action.id for action in ACTIONS}
+    found: dict[str, ScreenSpec] = {}
+    for reference in (*SCREENS, *_registered):
+        spec = cast("ScreenSpec", resolve(reference))
+        for action in (spec.action, *spec.actions):
+            if action.id in taken:
+                raise EngineError(f"{reference}: an action {action.id!r} is there already")
+            taken.add(action.id)
+        found[spec.action.id] = spec
+    return found
 
 
 def actions_of(spec: ScreenSpec, keys: Mapping[str, str]) -> list[Action]:
     """Every action that a screen has, with its usual keys; ``keys`` are a profile's.
 
-    The workbench has all of `ACTIONS` and the profile's toggles, another screen those that are
-    everywhere, and its own. The actions that show screens come after them.
+    The workbench has all of `qtui.actions.ACTIONS` and the profile's toggles, another screen those
+    that are everywhere, and its own. The actions that show screens come after them.
     """
+    from qtui.actions import ACTIONS, toggles
+
     home = spec.action.id == WORKBENCH
     found = [action for action in ACTIONS if home or action.everywhere]
     found += spec.actions

@@ -106,7 +106,8 @@ def _escaped(text: str) -> str:
 
 def command_reference() -> str:
     """Every command with its options, as ``--help`` has them."""
-    from qtui.cli.commands import COMMANDS, command_line
+    from qtui.cli.command_line import command_line
+    from qtui.cli.commands import COMMANDS
 
     group = typer.main.get_command(command_line(COMMANDS))
     assert isinstance(group, TyperGroup)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,11 +12,13 @@ import pytest
 from textual.app import ComposeResult
 
 from engine import protocol as p
+from engine.errors import EngineError
 from engine.session import Dirty, Session
 from qtui.actions import Action
 from qtui.pump import EVERYTHING
+from qtui.screens import registry
 from qtui.screens.help import Help
-from qtui.screens.registry import forget_screen, known_keys, register_screen
+from qtui.screens.registry import known_keys, register_screen, screens
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.shared_actions import SharedActions
 from qtui.screens.spec import ScreenContext, ScreenSpec
@@ -81,11 +85,10 @@ MAP = ScreenSpec(
 
 
 @pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     MADE.clear()
-    register_screen(MAP)
-    yield
-    forget_screen("map")
+    monkeypatch.setattr(registry, "_registered", [])
+    register_screen(f"{__name__}:MAP")
 
 
 async def shown_map(d: Driver) -> Map:
@@ -246,6 +249,21 @@ def test_a_keymap_may_change_its_keys_and_screens_may_share_one(tmp_path: Path) 
         read_keymap(path, *screens.values())
 
 
+TAKEN = MAP._replace(action=Action("undo", "", "Undo", "View"))
+
+
 def test_a_screen_cannot_take_the_id_of_an_action() -> None:
-    with pytest.raises(ValueError, match="'undo'"):
-        register_screen(MAP._replace(action=Action("undo", "", "Undo", "View")))
+    register_screen(f"{__name__}:TAKEN")
+    with pytest.raises(EngineError, match="'undo'"):
+        screens()
+
+
+def test_registering_imports_no_textual_and_no_typer() -> None:
+    program = (
+        "import sys\n"
+        "from qtui.cli.commands import register_command\n"
+        "from qtui.screens.registry import register_screen\n"
+        "register_command('count', 'counting:count'), register_screen('counting:MAP')\n"
+        "sys.exit(bool({'textual', 'typer', 'rich'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

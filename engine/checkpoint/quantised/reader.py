@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
 from engine.errors import CheckpointError
+from engine.plugins import load_plugins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,10 +71,11 @@ def register_reader(reader: Reader) -> None:
 
 
 def readers() -> list[Reader]:
-    """All layouts that are recognised."""
+    """All layouts that are recognised, first those that can be read."""
     # By name: each of those modules is made of what stands in this one.
     importlib.import_module("engine.checkpoint.quantised")
-    return list(_READERS.values())
+    load_plugins()
+    return sorted(_READERS.values(), key=lambda reader: reader.read is None)
 
 
 def reader_named(name: str) -> Reader:

@@ -35,7 +35,7 @@ PAYS = 1 << 31
 """Weights, once for each format, from which on a kernel is worth the seconds of compiling it."""
 CHUNK = 1 << 19
 """Weights that are approximated at a time where nothing is compiled."""
-LAYERS_AT_ONCE = 500
+LAYERS_AT_ONCE = 200
 """Layers looked up in the store in one step."""
 ANNOUNCE_SECONDS = 0.1
 """Results of small layers are announced together: every event is written to disk."""
@@ -53,7 +53,7 @@ class Wanted:
     """Key of the statistics."""
     errors: dict[Format, str]
     """Key of the error in each format."""
-    listed: str
+    listed: keys.ListedWeights
     """Key of all of them together, in the version before."""
 
     @property
@@ -111,7 +111,7 @@ def _wanted(opened: Opened, row: DiskLayer, formats: Sequence[Format]) -> Wanted
         errors={each: error(str(each)).address for each in formats},
         listed=keys.ListedWeights(
             on=on, layer=name, formats=texts, sigma=sigma, scale_dtype=scale_dtype
-        ).address,
+        ),
     )
 
 
@@ -126,10 +126,10 @@ def _from_store(
     yield from _announced([(key, known[key]) for each in whole for key in each.addresses], False)
 
     # Facts of the version before are split, and kept as those of this version from now on.
-    old = opened.known([each.listed for each in partly])
+    old = opened.known(listed := [each.listed.address for each in partly])
     split: list[tuple[str, p.AnyFact]] = []
-    for each in partly:
-        fact = old.get(each.listed)
+    for each, address in zip(partly, listed, strict=True):
+        fact = old.get(address)
         if isinstance(fact, p.LayerWeights):
             split += _split(each, fact)
             counts.known += 1

@@ -91,13 +91,19 @@ def _all() -> tuple[Figure, ...]:
 
 def column_figures() -> tuple[Figure, ...]:
     """Those with a column of the layer table, from the left."""
-    found = [(each.column, each) for each in figures() if each.column]
+    load_plugins()
+    return _columns()
+
+
+@lru_cache(maxsize=1)
+def _columns() -> tuple[Figure, ...]:
+    found = [(each.column, each) for each in _all() if each.column]
     return tuple(each for _, each in sorted(found, key=lambda pair: pair[0].rank))
 
 
 def filter_figures() -> dict[str, Figure]:
     """Those that are words of the filter, by their word, in the order they are offered."""
-    figures()
+    load_plugins()
     return _filters()
 
 
@@ -159,10 +165,10 @@ def json_figures(
         source: what they are read from.
         under: a part of the entry; paths are within it.
     """
-    figures()
+    load_plugins()
     return _json(document, source, under)
 
 
 def _changed() -> None:
-    for forget in (_all.cache_clear, _filters.cache_clear, _json.cache_clear):
-        forget()
+    for cached in (_all, _columns, _filters, _json):
+        cached.cache_clear()

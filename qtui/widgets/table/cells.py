@@ -89,16 +89,16 @@ def drawer(figure: Figure) -> Drawer | None:
 
 def plain_drawer(figure: Figure) -> Drawer:
     """Of a figure that is drawn by what kind it is: its text, dim where it is not known."""
-    quiet = figure.column is not None and figure.column.quiet
+    id, said, number = figure.id, figure.quantity.text, figure.quantity.number
+    tone = "dim" if figure.column is not None and figure.column.quiet else ""
 
     def draw(row: LayerRow, style: TableStyle, width: int) -> list[Piece]:
-        value = row.values.get(figure.id)
+        value = row.values.get(id)
         if value is None or value != value:
-            return _right(style.glyphs.unknown, width, "dim")
-        text, name = printable(figure.quantity.text(value)), "dim" if quiet else ""
-        if figure.quantity.number:
-            return _right(text, width, name)
-        return [(fit(text, width, style.glyphs), name)]
+            return [(f"{style.glyphs.unknown:>{width}}", "dim")]
+        if number:
+            return [(f"{said(value):>{width}}", tone)]
+        return [(fit(printable(said(value)), width, style.glyphs), tone)]
 
     return draw
 

@@ -28,16 +28,13 @@ LESSER = 4
 class TableColumn(NamedTuple):
     """A figure as a column."""
 
+    id: str
+    """The figure's."""
     figure: Figure
     column: Column
     draw: Drawer
     plain: bool
     """Whether it is drawn by what kind of figure it is."""
-
-    @property
-    def id(self) -> str:
-        """The figure's."""
-        return self.figure.id
 
     def keys(self, context: Context) -> Callable[[int], Any]:
         """What rows are sorted by; None or nan where it is not known."""
@@ -73,7 +70,8 @@ def _made(figures: tuple[Figure, ...]) -> tuple[TableColumn, ...]:
     for each in figures:
         assert each.column is not None
         own = drawer(each)
-        found.append(TableColumn(each, each.column, own or plain_drawer(each), own is None))
+        draw = own or plain_drawer(each)
+        found.append(TableColumn(each.id, each, each.column, draw, plain=own is None))
     return tuple(found)
 
 
