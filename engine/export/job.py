@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine import protocol as p
 from engine.errors import InfeasibleError, UsageError
+from engine.export.target import target_named
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import check_given, formats_given, given_recipe
 from engine.service.in_thread import AbandonedError, in_thread
@@ -33,6 +34,7 @@ def calibrates(command: p.Export) -> bool:
 def _accepted(context: Context[Workspace], command: p.Export) -> p.Export:
     if not Path(command.out).is_absolute():
         raise UsageError(f"{command.out!r} is no absolute path: an export needs one")
+    target_named(command.to)
     check_given(command)
     return command
 

@@ -166,7 +166,7 @@ class Model:
             UsageError: no such target, or as `evaluate`.
         """
         out = str(Path(path).expanduser().absolute())
-        command = p.Export(out=out, format=format or "kept", overwrite=overwrite)
+        command = p.Export(out=out, format=format or "kept", to=to, overwrite=overwrite)
         return self._run(ExportResult(self, self._of_recipe(command, recipe, format)))
 
     def _of_recipe(self, command: OfRecipe, recipe: Recipe | None, format: str | None) -> OfRecipe:

@@ -40,6 +40,11 @@ def own_process() -> None:
     leave_room()
 
 
+def is_own_process() -> bool:
+    """Whether this process runs nothing but an engine, so that it may change what is global."""
+    return _owned
+
+
 @contextmanager
 def without_collecting() -> Iterator[None]:
     """Keep the garbage collector off, in a process of the engine's own; elsewhere change nothing.

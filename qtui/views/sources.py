@@ -36,8 +36,16 @@ def complete_path(typed: str, *, files: bool = False) -> list[Completion]:
         found = _named(Path(way or ".").expanduser(), leaf, files)
     except (OSError, RuntimeError, ValueError):  # no folder, not ours to read; ~nobody; a null byte
         return []
-    offers = [_offer(way, entry) for entry in found]
-    return sorted(offers, key=lambda offer: not offer.says.startswith("checkpoint"))
+    checkpoints: list[Completion] = []
+    others: list[Completion] = []
+    for entry in found:
+        weights = _weights(entry.path) if _is_dir(entry) else None
+        if weights is None:
+            others.append(_other(way, entry))
+        else:
+            says = f"checkpoint  {size(weights)}" if weights else "checkpoint, no weights"
+            checkpoints.append(Completion(way + entry.name, says))
+    return checkpoints + others
 
 
 def _named(folder: Path, leaf: str, files: bool) -> list[os.DirEntry[str]]:
@@ -71,14 +79,10 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _offer(way: str, entry: os.DirEntry[str]) -> Completion:
+def _other(way: str, entry: os.DirEntry[str]) -> Completion:
+    """A folder that holds no checkpoint, or a file."""
     text = way + entry.name
-    if not _is_dir(entry):
-        return Completion(text, _file_size(entry))
-    weights = _weights(entry.path)
-    if weights is None:
-        return Completion(f"{text}/")
-    return Completion(text, f"checkpoint  {size(weights)}" if weights else "checkpoint, no weights")
+    return Completion(f"{text}/") if _is_dir(entry) else Completion(text, _file_size(entry))
 
 
 def _file_size(entry: os.DirEntry[str]) -> str:

@@ -167,6 +167,10 @@ def test_a_target_writes_what_it_can_express(client: InProcess, tmp_path: Path) 
     assert "1 layer of this recipe cannot be written in the form of a listing" in end.message
     assert f"{LAYER}: a listing has no word for floats" in end.message
     assert not refused.exists()
+    client.send(p.Export(out=str(refused), layers={LAYER: "int8"}, to="listng"))
+    answer = until(client, lambda event: isinstance(event, p.Refused))[-1]
+    assert isinstance(answer, p.Refused)
+    assert "no export target 'listng'" in answer.message
 
 
 def test_targets_are_listed_and_unknown_ones_refused() -> None:

@@ -28,6 +28,7 @@ from engine.measure.weights.statistics import WeightStatistics, weight_statistic
 from engine.quant.arithmetic import arithmetic_of
 from engine.quant.quantize import dequantized
 from engine.service.jobs import Steps
+from engine.service.process import is_own_process
 from engine.store import keys
 from engine.workspace import Loaded, Opened
 
@@ -188,7 +189,10 @@ def _measured(
 
 @contextmanager
 def _leaving_room(opened: Opened) -> Iterator[None]:
-    """Compute on one thread while the model library is being imported beside."""
+    """Compute on one thread less while the model library is imported, in an engine's process."""
+    if not is_own_process():
+        yield
+        return
     threads = torch.get_num_threads()
     if not opened.workspace.every(Loaded) and threads > 1:
         torch.set_num_threads(max(1, threads - 1))
