@@ -33,7 +33,7 @@ _LOCK = RLock()
 
 
 def load_plugins() -> None:
-    """Load what is installed and what the environment names; only the first call does anything.
+    """Load what is installed and what the environment names; once they are loaded it does nothing.
 
     Raises:
         EngineError: a plugin cannot be imported, or fails as it registers.
@@ -43,11 +43,14 @@ def load_plugins() -> None:
         if _looked:
             return
         _looked = True
+        installed = entry_points(group=GROUP)
         named = [name.strip() for name in os.environ.get(VARIABLE, "").split(",")]
-        for entry in entry_points(group=GROUP):
-            load_plugin(entry.value)
-        for name in filter(None, named):
-            load_plugin(name)
+        try:
+            for value in (*(entry.value for entry in installed), *filter(None, named)):
+                load_plugin(value)
+        except EngineError:
+            _looked = False  # said again at the next look, rather than left out in silence
+            raise
 
 
 def load_plugin(value: str) -> None:
@@ -63,7 +66,8 @@ def load_plugin(value: str) -> None:
         found = EntryPoint(value, value, GROUP).load()
         if callable(found):
             found()
-    except Exception as error:  # noqa: BLE001: whatever code of others raises, name the plugin
+    except Exception as error:
+        # Whatever the code of others raises, the plugin is named.
         _loaded.discard(value)
         raise EngineError(
             f"the plugin {value!r} cannot be loaded ({type(error).__name__}: {error}); "

@@ -60,7 +60,7 @@ DEFAULT_APPEARANCE = Appearance()
 """With no options."""
 
 
-class Choice(NamedTuple):
+class StartScreen(NamedTuple):
     """The start screen, and what it needs to open a checkpoint."""
 
     screen: Callable[[Glyphs], Screen[None]]
@@ -86,7 +86,7 @@ class QtuiApp(OneFrameApp):
         profile: Profile,
         connect: Callable[[], Awaitable[Link]] | None = None,
         appearance: Appearance = DEFAULT_APPEARANCE,
-        choice: Choice | None = None,
+        choice: StartScreen | None = None,
         shelf: ThemeShelf | None = None,
     ) -> None:
         """
@@ -302,7 +302,7 @@ def run(
     profile: Profile,
     *,
     appearance: Appearance = DEFAULT_APPEARANCE,
-    choice: Choice | None = None,
+    choice: StartScreen | None = None,
     shelf: ThemeShelf | None = None,
     started: subprocess.Popen[bytes] | None = None,
 ) -> int:

@@ -10,7 +10,7 @@ from textual.screen import Screen
 
 from engine import protocol as p
 from engine.profiles import Profile, load_profiles
-from qtui.app import Appearance, Choice, run
+from qtui.app import Appearance, StartScreen, run
 from qtui.screens.registry import known_keys
 from qtui.user.keymap import KeymapError, keymap_path, read_keymap
 from qtui.user.remembered import recall
@@ -80,5 +80,5 @@ def interface(
     appearance = Appearance(ascii, chosen, remembered, keymap, tuple(problems))
     return run(
         source, settings, profile, appearance=appearance, shelf=shelf,
-        choice=Choice(start, resolve), started=started,
+        choice=StartScreen(start, resolve), started=started,
     )  # fmt: skip

@@ -26,8 +26,9 @@ def leave_room() -> None:
     threads = cores - 1 if cores > 2 else cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, str(threads))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # Where the two differ, torch computes with as many threads as MKL has.
+    os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 
 _owned = False

@@ -12,7 +12,7 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.profiles import Profile, load_profile
 from qtui import startup as opening
-from qtui.app import Appearance, Choice
+from qtui.app import Appearance, StartScreen
 from qtui.cli import interface
 from qtui.cli.options import size_in_bytes
 from qtui.screens.start.screen import Start
@@ -38,7 +38,7 @@ class Shown(NamedTuple):
     settings: p.Settings
     profile: Profile
     appearance: Appearance
-    choice: Choice
+    choice: StartScreen
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
         *,
         appearance: Appearance,
         shelf: object,
-        choice: Choice,
+        choice: StartScreen,
         started: object,
     ) -> int:
         assert started == (None if source is None else f"engine of {source}")

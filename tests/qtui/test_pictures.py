@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 
 from engine import protocol as p
 from engine.session import recipe_hash
-from qtui.app import Appearance, Choice, QtuiApp
+from qtui.app import Appearance, QtuiApp, StartScreen
 from qtui.screens.start.screen import Start
 from qtui.widgets.frame.status import Message
 from qtui.widgets.table.layer_table import LayerTable
@@ -250,7 +250,7 @@ def test_start(snap_compare: Compare, size: tuple[int, int]) -> None:
     start = Start(
         lambda: past, starting.fine, starting.PROFILES, "standard", clock=lambda: starting.NOW
     )
-    choice = Choice(lambda glyphs: start, lambda name: (r.SETTINGS, r.PROFILE))
+    choice = StartScreen(lambda glyphs: start, lambda name: (r.SETTINGS, r.PROFILE))
     app = QtuiApp(
         None, r.SETTINGS, r.PROFILE, appearance=Appearance(theme="qtui-dark"), choice=choice
     )

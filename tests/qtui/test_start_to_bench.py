@@ -10,7 +10,7 @@ import msgspec
 from engine import protocol as p
 from engine.opening.inspection import Inspection
 from engine.profiles import Profile
-from qtui.app import Appearance, Choice, QtuiApp
+from qtui.app import Appearance, QtuiApp, StartScreen
 from qtui.screens.start.screen import Start
 from tests.qtui import replay as r
 from tests.qtui import starting
@@ -52,7 +52,7 @@ async def opening(problem: str = "") -> AsyncIterator[Opening]:
     )  # fmt: skip
     app = QtuiApp(
         None, r.SETTINGS, r.PROFILE, connect, Appearance(theme="qtui-dark"),
-        Choice(lambda glyphs: start, resolve),
+        StartScreen(lambda glyphs: start, resolve),
     )  # fmt: skip
     async with app.run_test(size=(100, 30)) as pilot:
         hand = Opening(app, pilot)

@@ -15,8 +15,8 @@ from engine.session import Dirty, Session
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext
 from qtui.screens.workbench.effects import ShownEffects
+from qtui.screens.workbench.histogram_requests import HistogramRequests
 from qtui.screens.workbench.layout import CSS, apply_layout
-from qtui.screens.workbench.queries import HistogramRequests
 from qtui.user.remembered import remember
 from qtui.views.scope import Scope, describe
 from qtui.views.text import printable, short_name
@@ -29,7 +29,7 @@ from qtui.widgets.table.caption import caption
 from qtui.widgets.table.layer_table import LayerTable
 
 if TYPE_CHECKING:
-    from qtui.screens.workbench.host import WorkbenchHandler
+    from qtui.screens.workbench.handler import WorkbenchHandler
     from qtui.views.filter import Filter
     from qtui.widgets.prompt.prompt import Prompt
 

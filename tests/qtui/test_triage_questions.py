@@ -1,4 +1,4 @@
-"""HistogramRequests about one layer beside a triage: asked in time, answered in the document."""
+"""Questions about one layer beside a triage: asked in time, answered in the document."""
 
 from __future__ import annotations
 
