@@ -117,7 +117,7 @@ class BoundaryStates:
         self._kept[batch] = {**mine, **collected.stored}
 
     def forget(self, batch: int, above: int) -> None:
-        """Let go of the states of a micro-batch after boundary ``above``."""
+        """Free the states of a micro-batch after boundary ``above``."""
         kept = self._kept.get(batch, {})
         self._kept[batch] = {k: stored for k, stored in kept.items() if k <= above}
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from engine.model.network import Held, Network
 
 Take = Callable[[int, Tensor], None]
-"""Is given a boundary and the state there: the input of that block, or the last one's output."""
+"""Takes a boundary and the state there: the input of that block, or the last one's output."""
 
 
 def _ignore(_k: int, _state: Tensor) -> None:
@@ -46,7 +46,7 @@ class Lane:
     held: Mapping[str, Held] = field(default_factory=dict)
     """What the network holds for it, by layer; weights of a block may be added until it comes."""
     take: Take = _ignore
-    """Is told of the states on the way, of one boundary again where a stretch was broken off."""
+    """Is given the states on the way; one boundary's again where a stretch was interrupted."""
 
     @torch.no_grad()
     def advance(self, until: int) -> None:

@@ -252,12 +252,12 @@ class Network:
         take: Callable[[int, Tensor], None],
         until: int | None = None,
     ) -> None:
-        """Tell the input of every block after ``k`` and the output of the last, as they come about.
+        """Run from block ``k``; ``take`` gets every later block's input and the last one's output.
 
         Args:
             ids: ``[batch, tokens]``.
             k: the block that is given ``state``; ``-1``, no state, or a model that is not resumable
-                runs from the embedding, and tells the input of block 0 too.
+                runs from the embedding, and gives the input of block 0 too.
             state: the input of block ``k``.
             take: is given *i* and the input of block *i*; of ``n_blocks`` the last one's output.
             until: the last *i* that is wanted, above ``k``; nothing is run beyond it.
@@ -271,7 +271,7 @@ class Network:
         until = n if until is None else until
         assert k < until <= n, f"nothing lies between {k} and {until}"
 
-        def telling(i: int, forward: Forward) -> Forward:
+        def passing(i: int, forward: Forward) -> Forward:
             def run(*args: Any, **kwargs: Any) -> Any:
                 if i > k:
                     take(i, self._kept(hidden_of(args, kwargs)))
@@ -286,8 +286,8 @@ class Network:
             return run
 
         forwards = self.resuming(max(k, 0), state)
-        told = [telling(i, run) if i >= k else run for i, run in enumerate(forwards)]
-        self.run_until_reached(ids, told)
+        watched = [passing(i, run) if i >= k else run for i, run in enumerate(forwards)]
+        self.run_until_reached(ids, watched)
 
     def final_state(self, ids: Tensor, k: int, state: Tensor | None) -> Tensor:
         """The output of the last block, from the input ``state`` of block ``k`` on.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written to in place: tells a weight or a state that was changed."""
+    """How often a tensor was written to in place: shows that a weight or a state was changed."""
     return tensor._version
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from engine.model.folding import fold_groups
 from engine.model.gradients import block_gradients, layers_of
 from engine.model.inputs import watch_inputs
 from engine.model.lanes import Lane
-from engine.model.network import Network
+from engine.model.network import Network, Preempted
 from engine.model.selfcheck import check_resuming
 from tests import tiny
 from tests.model.streamed import streamed
@@ -107,8 +105,6 @@ def test_stretches_cover_every_block_once(network: Network) -> None:
 
 @pytest.mark.parametrize("network", ["llama"], indirect=True)
 def test_a_lane_that_is_pre_empted_stays_where_it_was(network: Network) -> None:
-    from engine.model.network import Preempted
-
     ids = tiny.ids(1, 16)
     lane = Lane(network, ids, -1, None)
     network.should_stop = lambda: True
@@ -117,6 +113,6 @@ def test_a_lane_that_is_pre_empted_stays_where_it_was(network: Network) -> None:
     assert lane.at == -1
     network.should_stop = None
     for until in (1, 2, 1):
-        partial(lane.advance, until)()
+        lane.advance(until)
     assert lane.at == 2
     assert torch.equal(lane.reached(), network.states(ids)[2])

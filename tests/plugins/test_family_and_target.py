@@ -188,9 +188,14 @@ def test_what_is_there_already_is_refused() -> None:
         listing.register()
 
 
-def test_a_plugin_that_fails_is_named() -> None:
+def test_a_plugin_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match=r"'tests.plugins.absent' cannot be loaded"):
         plugins.load_plugin("tests.plugins.absent")
+    monkeypatch.setattr(plugins, "_looked", False)
+    monkeypatch.setenv(plugins.VARIABLE, "tests.plugins.absent")
+    for _ in range(2):  # it is not left out in silence the second time
+        with pytest.raises(EngineError, match=plugins.VARIABLE):
+            plugins.load_plugins()
 
 
 def test_the_environment_names_plugins_and_they_import_no_tensor_library() -> None:

@@ -152,8 +152,8 @@ class RecipeInputs:
         self.forms: dict[str, Solved] | None = None
         """Where an export asks for them, the codes that ``+gptq`` finds, in main memory."""
         self.forgets = False
-        """Whether what blocks compute with is let go of once the text has passed them: for who
-        goes from the first block to the last, once."""
+        """Whether weights are freed once the text has passed their blocks: for a caller that goes
+        from the first block to the last, once."""
         self._first = min(network.layers[name].start for name in formats)
         self._at = -2
         self._states: list[Tensor] = []

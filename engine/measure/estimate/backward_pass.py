@@ -75,7 +75,7 @@ class Point:
         return {name: held for name, held in self.held.items() if layers[name].start == region}
 
 
-Load = list[tuple[str, Format]]
+ChangeSet = list[tuple[str, Format]]
 """Changes that are in memory together."""
 Done = dict[str, dict[Format, Moments]]
 """What was found of a region's layers, by layer and format."""
@@ -152,34 +152,36 @@ class BackwardPass:
     def _region(
         self, point: Point, region: int, part: range, begun: float, share: float
     ) -> Events[None]:
-        """Take all changes of a region through it, on some micro-batches; see `_load`."""
-        loads = [load for group in self.groups for load in self._loads(region, group)]
-        loads = [load for load in loads if load] or [[]]  # cotangents pass through in any case
-        each = share / len(loads)
-        for at, load in enumerate(loads):
-            last = at + 1 == len(loads)
-            yield from self._load(point, region, load, part, begun + at * each, each, last=last)
+        """Take all changes of a region through it, on some micro-batches; see `_take_through`."""
+        sets = [chosen for group in self.groups for chosen in self._change_sets(region, group)]
+        sets = [chosen for chosen in sets if chosen] or [[]]  # cotangents pass through in any case
+        each = share / len(sets)
+        for at, chosen in enumerate(sets):
+            last = at + 1 == len(sets)
+            yield from self._take_through(
+                point, region, chosen, part, begun + at * each, each, last=last
+            )
 
-    def _load(
+    def _take_through(
         self,
         point: Point,
         region: int,
-        load: Load,
+        chosen: ChangeSet,
         part: range,
         begun: float,
         share: float,
         *,
         last: bool,
     ) -> Events[None]:
-        """Take the changes of one load through a region, on some micro-batches.
+        """Take changes that are in memory together through a region, on some micro-batches.
 
         Args:
             begun: share of the pass that is done.
             share: what this is of it.
-            point, region, load, part, last: as of `run` and `_step`.
+            point, region, chosen, part, last: as of `run` and `_step`.
         """
         formats: dict[str, list[Format]] = {}
-        for name, format in load:
+        for name, format in chosen:
             formats.setdefault(name, []).append(format)
         changes: dict[str, Changes] = {}
         for name, of_layer in formats.items():
@@ -191,9 +193,9 @@ class BackwardPass:
                 self._step(point, region, batch, changes, last)
 
             yield from again(self.counts.timed("estimate_s", step))
-            yield self._told(begun + share * done / len(part))
+            yield self._progress(begun + share * done / len(part))
 
-    def _told(self, share: float) -> p.Progress:
+    def _progress(self, share: float) -> p.Progress:
         total, count = len(self.network.layers), len(self.formats)
         return p.Progress(
             job=self.job, done=share * total, total=total, phase="estimating",
@@ -218,9 +220,9 @@ class BackwardPass:
         count = len(reference.batches)
         return [range(at, min(at + fit, count)) for at in range(0, count, fit)]
 
-    def _loads(self, region: int, group: Sequence[tuple[str, Format]]) -> list[Load]:
-        """A group's changes of a region's layers, in loads that fit an eighth of the budget."""
-        loads: list[Load] = [[]]
+    def _change_sets(self, region: int, group: Sequence[tuple[str, Format]]) -> list[ChangeSet]:
+        """A group's changes of a region's layers, in sets that fit an eighth of the budget."""
+        sets: list[ChangeSet] = [[]]
         room = full = self.budget // 8
         for name, format in group:
             layer = self.network.layers[name]
@@ -228,12 +230,12 @@ class BackwardPass:
                 continue
             dtype = self.network.dtype if self._is_moved(name, format) else self.dtype
             size = math.prod(layer.shape) * dtype.itemsize
-            if size > room and loads[-1]:
-                loads.append([])
+            if size > room and sets[-1]:
+                sets.append([])
                 room = full
-            loads[-1].append((name, format))
+            sets[-1].append((name, format))
             room -= size
-        return loads
+        return sets
 
     def _is_moved(self, name: str, format: Format) -> bool:
         """Whether the inputs of a layer change too, and are told apart where they do.
@@ -296,11 +298,11 @@ class BackwardPass:
         held: dict[str, Held] = {}
         for name in body:
             held[name] = yield from self._quantised(name, format)
-            yield self._told(0.0)
+            yield self._progress(0.0)
         recipe = RecipeRun(self.reference, held)
         for batch in range(len(self.reference.batches)):
             yield from run_recipe(recipe, batch, self.counts, "estimate_s")
-            yield self._told(0.0)
+            yield self._progress(0.0)
         return Point(self.reference, recipe.state, held)
 
     # -- one micro-batch of one region -------------------------------------------------------------

@@ -186,7 +186,7 @@ class RecipeRun:
         return Crossing(lane, lambda: take(self.reference.tally(batch, lane.reached(), weights)))
 
     def drop_before(self, block: int) -> None:
-        """Let go of the weights of blocks before one; a run that goes on needs them no more."""
+        """Free the weights of blocks that all of a run has passed."""
         layers = self.reference.network.layers
         for name in [name for name in self.recipe if 0 <= layers[name].start < block]:
             del self.recipe[name]
@@ -245,9 +245,9 @@ class RecentRuns:
         return states, apart
 
     def make_room(self, run: RecipeRun, batch: int, below: BoundaryStates, start: int) -> None:
-        """Let go of what recipes before kept of a micro-batch that is about to be run.
+        """Free what earlier recipes kept of a micro-batch that is about to be run.
 
-        Where the budget holds both nothing is let go; and never what is needed to run it.
+        Nothing is freed where the budget holds both, nor what is needed to run it.
         """
         reference = run.reference
         wanted = reference.sizes.states(1) // len(reference.batches)

@@ -177,7 +177,7 @@ class Measuring:
             candidate.tallies.append(tally)
 
     def drop(self, candidate: Candidate) -> None:
-        """Let go of a candidate's weights, and of its tallies once all windows are in them."""
+        """Free a candidate's weights, and its tallies once they cover all windows."""
         if candidate.held is not None:
             self._room += _size(candidate.held)
             candidate.held = None
@@ -224,7 +224,7 @@ class Measuring:
         return Evidence(fact.kl, fact.kl_se, fact.tokens // self._reference.windows.targets)
 
     def close(self) -> None:
-        """Let go of what all candidates share."""
+        """Free what all candidates share."""
         self._everything = None
 
     def _weights(

@@ -30,7 +30,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Network]
 
     def of(arch: str) -> Network:
         if arch not in made:
-            folder = tiny.build(arch, tmp_path_factory.mktemp("standing") / arch)
+            folder = tiny.build(arch, tmp_path_factory.mktemp("recipe_runs") / arch)
             made[arch] = load_network(folder, device="cpu")
         return made[arch]
 

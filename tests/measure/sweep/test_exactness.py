@@ -29,7 +29,7 @@ def many(prose: Path, **given: object) -> p.Settings:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small layers whose sizes differ, so that some are soon outside."""
-    return tiny.build("llama", tmp_path_factory.mktemp("effort") / "llama", num_hidden_layers=2)
+    return tiny.build("llama", tmp_path_factory.mktemp("exactness") / "llama", num_hidden_layers=2)
 
 
 class Counted:

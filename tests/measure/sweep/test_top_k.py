@@ -144,7 +144,7 @@ def test_an_effort_prints_as_it_is_typed(text: str) -> None:
     assert str(parse_exactness(text)) == text
 
 
-def test_efforts_mean_what_they_say() -> None:
+def test_exactness_means_what_it_says() -> None:
     assert [parse_exactness(t) for t in ("all", "none", "top:7")] == [
         Exactness(None),
         Exactness(0),
