@@ -134,6 +134,9 @@ class EngineLink:
             self.screens.connected()
             # The session comes first; what it lacks goes before what a person asked for meanwhile.
             self.pump.take(await link.receive())
+            if not self._shown_session.layers.names:
+                # What is heard before the first repaint is logged by what is known then.
+                self.screens.take_session(self.pump.session)
             for command in self._lacking():
                 await self._pass_on(link, command)
             async with asyncio.TaskGroup() as tasks:

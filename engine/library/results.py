@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from engine import protocol as p
 from engine.client.in_process import JobError
 from engine.report import documents, schema, tables
-from engine.session import Job
-
-if TYPE_CHECKING:
-    from engine.library.model import Model
+from engine.session import Job, Session
 
 D = TypeVar("D", bound=schema.Document)
+
+
+class Source(Protocol):
+    """What a result needs of the model that it comes from."""
+
+    settings: p.Settings
+
+    @property
+    def session(self) -> Session:
+        """What is known."""
+
+    def receive(self) -> p.AnyEvent | None:
+        """Wait a moment for the next event, which every result under way takes."""
+
+    def cancel(self, job: str) -> None:
+        """End a job."""
 
 
 class Result(Generic[D]):
@@ -30,7 +43,7 @@ class Result(Generic[D]):
     yields: tuple[type[p.AnyEvent] | type[p.AnyFact], ...] = ()
     """Types of events and facts that iterating yields."""
 
-    def __init__(self, model: Model, command: p.AnyCommand) -> None:
+    def __init__(self, model: Source, command: p.AnyCommand) -> None:
         self.command = p.identified(command)
         self.job = ""
         """The id of the engine's job."""
@@ -168,7 +181,7 @@ class SweepResult(Result[schema.SweepDocument]):
 
     yields = (p.Estimate, p.Sensitivity, p.Progress)
 
-    def __init__(self, model: Model, command: p.Sweep) -> None:
+    def __init__(self, model: Source, command: p.Sweep) -> None:
         super().__init__(model, command)
         self._sweep = command
 
@@ -190,7 +203,7 @@ class EvaluationResult(Result[schema.EvalDocument]):
 
     yields = (p.RecipeScore,)
 
-    def __init__(self, model: Model, command: p.Evaluate, *, name: str) -> None:
+    def __init__(self, model: Source, command: p.Evaluate, *, name: str) -> None:
         super().__init__(model, command)
         self._name = name
         self._recipe = ""
@@ -222,7 +235,7 @@ class ExportResult(Result[schema.ExportDocument]):
 
     yields = (p.Progress, p.Exported)
 
-    def __init__(self, model: Model, command: p.Export) -> None:
+    def __init__(self, model: Source, command: p.Export) -> None:
         super().__init__(model, command)
         self._exported: p.Exported | None = None
 

@@ -47,16 +47,16 @@ def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
         OutOfMemoryError: it does not fit.
     """
     yield p.Stage("reading headers", 0, 1)
-    opened = yield from _open(workspace, source)
+    opened = yield from _open_files(workspace, source)
     load_s = 0.0
     if model:
         with without_collecting():
-            loaded = yield from _load(opened)
+            loaded = yield from _load_model(opened)
         load_s = loaded.load_s
     return Outcome(timings={"load_s": load_s})
 
 
-def _open(workspace: Workspace, source: str) -> Generator[p.AnyEvent | None, None, Opened]:
+def _open_files(workspace: Workspace, source: str) -> Generator[p.AnyEvent | None, None, Opened]:
     """Read the headers, and list the layers."""
     demo, trusted = source == "demo", workspace.settings.trust_remote_code
     path = DEMO_PATH if demo else resolve_model(source, trust_remote_code=trusted)
@@ -84,13 +84,13 @@ def _open(workspace: Workspace, source: str) -> Generator[p.AnyEvent | None, Non
         dtype=checkpoint.dtype,
         fingerprint=checkpoint.fingerprint,
     )
-    yield _listed(opened)
+    yield _layer_list(opened)
     if trusted:
         yield p.Notice("warning", f"code that comes with {checkpoint.name} may run: asked for")
     return opened
 
 
-def _listed(opened: Opened) -> p.LayersListed:
+def _layer_list(opened: Opened) -> p.LayersListed:
     rows = list(opened.rows.values())
     names = [row.name for row in rows]
     blocks = [-1 if row.block is None else row.block for row in rows]
@@ -118,11 +118,11 @@ def _tied(row: DiskLayer) -> bool:
     return row.role == "head" and row.parts != (f"{row.name}.weight",)
 
 
-def _load(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
+def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     """Load the model, and cut the evaluation text into windows."""
     begun = time.perf_counter()
-    network = yield from _network(opened)
-    text, windows = yield from _windows(opened, network)
+    network = yield from _load_network(opened)
+    text, windows = yield from _cut_windows(opened, network)
     from engine.measure.evaluation.divergence import MeanWithError
     from engine.model.folding import fold_groups
 
@@ -145,7 +145,7 @@ def _load(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     loaded = Loaded(opened, network, windows, protocol, evaluation)
     network.should_stop = loaded.should_stop
     opened.workspace.add(loaded)  # from now on it is to be at rest between any job's steps
-    if (listed := _renamed(opened, network)) is not None:
+    if (listed := _renamed_layers(opened, network)) is not None:
         yield listed
     loaded.load_s = time.perf_counter() - begun
     device_reason, dtype_reason, *_ = network.notes
@@ -167,7 +167,7 @@ def _load(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     return loaded
 
 
-def _network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]:
+def _load_network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]:
     """Load the model on a thread of its own, and say what is special about it."""
     yield p.Stage("importing transformers", 0, 1)
     from engine.model.load import load_network
@@ -194,7 +194,7 @@ def _network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]:
     return network
 
 
-def _windows(
+def _cut_windows(
     opened: Opened, network: Network
 ) -> Generator[p.AnyEvent | None, None, tuple[Text, Windows]]:
     """Read the evaluation text, and cut it into windows."""
@@ -213,7 +213,7 @@ def _windows(
         yield p.Notice("warning", sentence)
     yield p.Stage("cutting windows", 0, 1)
     tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
-    seq_len, why = _window(network.config, settings.seq_len)
+    seq_len, why = _window_length(network.config, settings.seq_len)
     if why:
         yield p.Notice("info", why)
     with quiet():  # a text longer than the model's window is what windows are cut from
@@ -238,7 +238,7 @@ def _windows(
     return text, windows
 
 
-def _window(config: Any, asked: int) -> tuple[int, str]:
+def _window_length(config: Any, asked: int) -> tuple[int, str]:
     """Tokens in a window, and a sentence where the model takes fewer than were asked for."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(longest, int) and 2 <= longest < asked:
@@ -246,7 +246,7 @@ def _window(config: Any, asked: int) -> tuple[int, str]:
     return asked, ""
 
 
-def _renamed(opened: Opened, network: Network) -> p.LayersListed | None:
+def _renamed_layers(opened: Opened, network: Network) -> p.LayersListed | None:
     """The table again where the model's layers are not the files' rows; None if they are."""
     if list(network.layers) == list(opened.rows):
         return None
@@ -266,4 +266,4 @@ def _renamed(opened: Opened, network: Network) -> p.LayersListed | None:
         rows[name] = row
     opened.rows = rows
     opened.other_bytes = _other_bytes(checkpoint, list(rows.values()))
-    return _listed(opened)
+    return _layer_list(opened)

@@ -1,1 +1,1 @@
-"""Documents of what was found: JSON, tables, figures of a layer by name."""
+"""What was found, for people and scripts: figures of a layer, JSON documents, tables as text."""

@@ -32,6 +32,8 @@ Group: TypeAlias = Literal["effect", "errors", "weights"]
 
 ALWAYS: tuple[str, ...] = ("*",)
 """In a CSV file whatever columns are chosen."""
+EFFECTS: tuple[str, ...] = ("effects",)
+"""In a CSV file where any column of an effect is chosen."""
 
 
 class Context(NamedTuple):
@@ -125,8 +127,8 @@ class CsvName:
     name: str
     """With the unit where there is one: ``kl_nats_per_token``."""
     beside: tuple[str, ...] | None = None
-    """Columns of the table with which it is saved: its own where None, all where `ALWAYS`; where
-    empty it is saved when every figure is asked for."""
+    """Columns of the table with which it is saved: its own where None, all where `ALWAYS`, those of
+    effects where `EFFECTS`; where empty it is saved when every figure is asked for."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from engine.report.figures.declaration import (
     Column,
     Context,
     CsvName,
+    Document,
     Figure,
     FilterWord,
     JsonPath,
@@ -60,10 +61,8 @@ def _params(context: Context) -> Reader:
     return lambda row: math.prod(shapes[row])
 
 
-def _json(key: str, *documents: str) -> tuple[JsonPath, ...]:
-    return tuple(
-        JsonPath("triage" if document == "triage" else "sweep", key) for document in documents
-    )
+def _json(key: str, *documents: Document) -> tuple[JsonPath, ...]:
+    return tuple(JsonPath(document, key) for document in documents)
 
 
 IDENTITY: tuple[Figure, ...] = (

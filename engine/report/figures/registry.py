@@ -9,6 +9,7 @@ from engine.plugins import load_plugins
 from engine.report.figures import layers, sensitivity, weights
 from engine.report.figures.declaration import (
     ALWAYS,
+    EFFECTS,
     Document,
     Figure,
     Group,
@@ -24,6 +25,9 @@ _FIGURES: dict[str, Figure] = {
     for figure in group
 }  # fmt: skip
 """In the order of the columns of a CSV file."""
+
+
+OF_EFFECTS: tuple[Source, ...] = ("effect", "estimate")
 
 
 def register_figure(figure: Figure) -> None:
@@ -140,6 +144,8 @@ def csv_figures(columns: Iterable[str] = ()) -> list[Figure]:
 def _is_saved(figure: Figure, shown: frozenset[str]) -> bool:
     assert figure.csv is not None
     beside = (figure.id,) if figure.csv.beside is None else figure.csv.beside
+    if beside == EFFECTS:
+        beside = tuple(each.id for each in _columns() if each.read.source in OF_EFFECTS)
     return not shown or beside == ALWAYS or not shown.isdisjoint(beside)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.protocol import Sensitivity
 from engine.report.figures.declaration import (
+    EFFECTS,
     Column,
     CsvName,
     Figure,
@@ -24,9 +25,6 @@ from engine.report.figures.effects import (
 from engine.report.figures.quantity import COUNT, NATS, PERPLEXITY, SHARE, WORD, YES_NO
 from engine.report.figures.reading import of_effect, of_estimate, of_measured
 
-OF_EFFECTS = ("kl", "dnll", "dppl", "top1")
-"""Columns of the table that show an effect."""
-
 
 def _json(*paths: str) -> tuple[JsonPath, ...]:
     return tuple(JsonPath("sweep", path) for path in paths)
@@ -40,22 +38,22 @@ WHICH: tuple[Figure, ...] = (
     Figure(
         id="format", title="format", help="the format whose effect it is",
         quantity=WORD, read=of_effect(lambda effect, _: effect.format),
-        csv=CsvName("format", OF_EFFECTS),
+        csv=CsvName("format", EFFECTS),
     ),
     Figure(
         id="direction", title="direction", help="degrade: quantised alone; restore: kept alone",
         quantity=WORD, read=of_effect(lambda effect, _: effect.direction),
-        csv=CsvName("direction", OF_EFFECTS),
+        csv=CsvName("direction", EFFECTS),
     ),
     Figure(
         id="source", title="source", help="whether the effect was measured or estimated",
-        quantity=WORD, read=of_effect(_source), csv=CsvName("source", OF_EFFECTS),
+        quantity=WORD, read=of_effect(_source), csv=CsvName("source", EFFECTS),
     ),
     Figure(
         id="tokens", title="tokens", help="targets behind the figures",
         quantity=COUNT, read=of_effect(lambda effect, _: effect.tokens),
         pane=PaneLine("effect", "tok", 0, width=6, quiet=True),
-        json=_json("measured.tokens"), csv=CsvName("tokens", OF_EFFECTS),
+        json=_json("measured.tokens"), csv=CsvName("tokens", EFFECTS),
     ),
 )  # fmt: skip
 

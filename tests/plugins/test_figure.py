@@ -21,9 +21,9 @@ from engine.session import Session, apply
 from qtui.saved.saving import save
 from qtui.views.filter import FilterError, parse_filter
 from qtui.views.filter.completion import complete_filter
+from tests.plugins.skew import SKEW, register, skew
 from tests.qtui import replay as r
 from tests.qtui.driving import driving
-from tests.qtui.figure_plugin import SKEW, register, skew
 from tests.qtui.saving import lines_of_csv, view
 
 
@@ -133,5 +133,5 @@ def test_a_plugin_named_in_the_environment_is_loaded_when_figures_are_looked_up(
         "from qtui.widgets.table.columns import table_columns\n"
         "assert figures()[-1].id == 'skew' and table_columns()[-1].id == 'skew'"
     )
-    environment = os.environ | {"QTUI_PLUGINS": "tests.qtui.figure_plugin:register"}
+    environment = os.environ | {"QTUI_PLUGINS": "tests.plugins.skew:register"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
