@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,29 @@ def test_a_cancelled_result_says_so(model: Model) -> None:
     sweep.cancel()
     with pytest.raises(JobError, match="cancelled"):
         sweep.wait()
+
+
+def test_closing_ends_every_result_and_whatever_is_asked_after_it(own_folders: Path) -> None:
+    model = engine.open("demo", **SMALL)
+    under_way = model.triage(["int4-g128"])
+    # Both wait for the model, which is loading yet; the second is announced only then.
+    waiting = [model.sweep(["int4-g128"]), model.evaluate(format="int8")]
+    model.close()
+    model.close()
+    for result in waiting:
+        with pytest.raises(JobError, match="cancelled"):
+            result.wait()
+    with suppress(JobError):  # it may have come to its end
+        under_way.wait()
+    with pytest.raises(JobError, match="closed"):
+        model.triage()
+
+
+def test_a_result_that_waits_for_the_model_can_be_cancelled(model: Model) -> None:
+    evaluation = model.evaluate(format="int8")
+    evaluation.cancel()
+    with pytest.raises(JobError, match="cancelled"):
+        evaluation.wait()
 
 
 def test_qtui_open_is_engine_open() -> None:
