@@ -30,7 +30,7 @@ test: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n logical --maxprocesses=4
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 soak: venv
 	$(BIN)/python -m pytest -m soak

@@ -37,6 +37,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SENTENCE = "the quick brown fox jumps over a lazy dog while seven boxers sleep"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, but no more than four: tests of the interface mostly wait."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """XDG folders of this test alone; the runtime folder is short, as socket paths must be."""

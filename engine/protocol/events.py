@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from engine.protocol.commands import AnyCommand
 from engine.protocol.facts import AnyFact, RecipeScore
@@ -167,6 +167,8 @@ class JobEnded(Event, frozen=True, kw_only=True):
     """Number of facts taken from the store instead of measured."""
     measured: int = 0
     timings: dict[str, float] = {}
+    result: dict[str, Any] = {}
+    """The Struct that the job returned, as a map; empty where it returned none."""
 
 
 class Fallback(Event, frozen=True, kw_only=True):

@@ -209,6 +209,7 @@ def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
         )
     job.status, job.message, job.exit_code = event.status, event.message, event.exit_code
     job.resumed, job.measured, job.timings = event.resumed, event.measured, event.timings
+    job.result = event.result
     if event.status == "done":
         job.done = job.total
     job.seconds_left = 0.0

@@ -11,12 +11,14 @@ import hashlib
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from engine import protocol as p
 from engine.session.artefact import Size, StoredSums
+
+Result = TypeVar("Result", bound=msgspec.Struct)
 
 KEPT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """The format of a layer that is left as stored."""
@@ -60,6 +62,16 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     resumed: int = 0
     measured: int = 0
     timings: dict[str, float] = {}
+    result: dict[str, Any] = {}
+    """What it returned, as a map; see `read`."""
+
+    def read(self, kind: type[Result]) -> Result:
+        """What the job returned, as the Struct that it is.
+
+        Raises:
+            msgspec.ValidationError: it returned another, or none.
+        """
+        return msgspec.convert(self.result, kind)
 
 
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

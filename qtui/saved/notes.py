@@ -1,4 +1,4 @@
-"""What every saved table says beside its figures: the command, the protocol, the versions."""
+"""The notes of a saved table: the command, the protocol, the versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which table is saved of which subject, and why there is none now."""
+"""The table of each subject, or why there is none now."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from textual.app import App
-from textual.events import Key
+from textual.events import Key, Paste
 from textual.pilot import Pilot
 
 from engine import protocol as p
@@ -50,6 +50,11 @@ class Driver:
     def at_once(self, *keys: str) -> None:
         """Press keys faster than any of them is heard, as they come over a slow line."""
         press_at_once(self.app, *keys)
+
+    async def paste(self, text: str) -> None:
+        """Paste into what has the focus: a path is long to type."""
+        self.app.post_message(Paste(text))
+        await self.settled()
 
     def still(self) -> bool:
         """Whether everything that is known is drawn: rows in their order, the plot, the past."""

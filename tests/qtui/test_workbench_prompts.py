@@ -333,7 +333,9 @@ async def test_files_are_offered_in_the_folder_where_the_last_one_was_saved(
     tmp_path: Path,
 ) -> None:
     async with driving(*r.opening(), *r.triaged()) as d:
-        await d.pilot.press("w", *f"table {tmp_path}/a.csv", "enter")
+        await d.pilot.press("w")
+        await d.paste(f"table {tmp_path}/a.csv")
+        await d.pilot.press("enter")
         await d.until(lambda: (tmp_path / "a.csv").exists())
         await d.until(lambda: recall()[0].folder == str(tmp_path))
         await d.pilot.press("w")
@@ -346,7 +348,8 @@ async def test_layers_listed_anew_while_a_path_is_typed_are_those_that_are_saved
     tmp_path: Path,
 ) -> None:
     async with driving(*r.opening(), *r.triaged()) as d:
-        await d.pilot.press("w", *f"table {tmp_path}/a.csv")
+        await d.pilot.press("w")
+        await d.paste(f"table {tmp_path}/a.csv")
         await d.give(r.listed(r.names()[:5]))
         await d.pilot.press("enter")
         await d.until(lambda: (tmp_path / "a.csv").exists())

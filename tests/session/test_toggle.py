@@ -39,16 +39,29 @@ def sensitivities(events: list[p.AnyEvent]) -> dict[str, p.Sensitivity]:
     return {f.layer: f for f in facts(events, p.Sensitivity) if isinstance(f, p.Sensitivity)}
 
 
+LONG = {"fresh": True, "tokens": 2048}
+"""A sweep that is still going on when a toggle comes."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    source: Path, prose: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, p.Sensitivity]:
+    """Figures of a sweep that nobody disturbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("undisturbed")))
+        with engine(in_process, source) as client:
+            client.send(p.Open(str(source), settings(prose, **LONG)))
+            client.send(p.Sweep())
+            return sensitivities(until(client, ended("sweep")))
+
+
 @pytest.mark.parametrize("start", [in_process, spawned])
 def test_toggle_is_measured_within_two_micro_batches_and_changes_no_sweep_figure(
-    start: Start, source: Path, prose: Path
+    start: Start, source: Path, prose: Path, undisturbed: dict[str, p.Sensitivity]
 ) -> None:
-    chosen = settings(prose, fresh=True, tokens=2048)
+    chosen = settings(prose, **LONG)
     layer, format = "model.layers.1.mlp.down_proj", "int3-g32"
-    with engine(start, source) as client:
-        client.send(p.Open(str(source), chosen))
-        client.send(p.Sweep())
-        undisturbed = sensitivities(until(client, ended("sweep")))
     with engine(start, source) as client:
         client.send(p.Open(str(source), chosen))
         client.send(p.Sweep())

@@ -173,7 +173,7 @@ def _table(
 
 
 def _columns(room: int) -> list[tuple[Figure, PaneLine]]:
-    """Figures of an effect that there is room for, behind those that are always there."""
+    """Further figures of an effect that there is room for."""
     found = []
     for figure in pane_figures("effect"):
         if figure.pane is None or figure.pane.width > room:

@@ -1,4 +1,4 @@
-"""What is known of one layer, in words and figures: the lines of the pane."""
+"""The lines of the pane: what is known of one layer."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ WEIGHT_WORDS: dict[str, Callable[[LayerWeights, Glyphs], tuple[str, str] | None]
     "range_ratio": _range,
     "worst_column": _largest_channel,
 }
-"""Label and text of figures that are told in words of their own, by id; None to leave one out."""
+"""Label and text of figures that have their own, by id; None leaves one out."""
 
 
 def _pairs(pairs: list[tuple[str, str]]) -> Words:

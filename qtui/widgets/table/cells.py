@@ -1,4 +1,4 @@
-"""The cells of a layer's line: by what kind of figure it is, or by a drawer of the figure's own."""
+"""The cells of a layer's line: drawn by a figure's quantity, or by a drawer of its own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LayerRow(NamedTuple):
     """Half its interval."""
     weights: p.LayerWeights | None
     values: dict[str, Value | None]
-    """Of the columns that are drawn by what kind of figure they are, by figure."""
+    """Of the figures without a drawer of their own, by id."""
 
     @property
     def effect(self) -> p.Sensitivity | p.Estimate | None:
@@ -83,12 +83,12 @@ def heat(kl: float, worst: float) -> int:
 
 
 def drawer(figure: Figure) -> Drawer | None:
-    """The drawer of a figure's own; None for one that is drawn by what kind it is."""
+    """A figure's own drawer; None where its quantity says how it is drawn."""
     return DRAWERS.get(figure.id)
 
 
 def plain_drawer(figure: Figure) -> Drawer:
-    """Of a figure that is drawn by what kind it is: its text, dim where it is not known."""
+    """Draws the text that a figure's quantity has; a dim sign where it is not known."""
     id, said, number = figure.id, figure.quantity.text, figure.quantity.number
     tone = "dim" if figure.column is not None and figure.column.quiet else ""
 

@@ -34,7 +34,7 @@ class TableColumn(NamedTuple):
     column: Column
     draw: Drawer
     plain: bool
-    """Whether it is drawn by what kind of figure it is."""
+    """Whether its quantity says how it is drawn."""
 
     def keys(self, context: Context) -> Callable[[int], Any]:
         """What rows are sorted by; None or nan where it is not known."""
@@ -82,7 +82,7 @@ class ColumnLayout(NamedTuple):
     columns: tuple[tuple[TableColumn, int], ...]
 
     def plain_readers(self, context: Context) -> list[tuple[str, Reader]]:
-        """Readers of the figures that are drawn by what kind they are."""
+        """Readers of the figures without a drawer of their own."""
         return [(each.id, each.figure.read.bind(context)) for each, _ in self.columns if each.plain]
 
     def at(self, x: int) -> TableColumn | None:

@@ -55,7 +55,7 @@ class Frame(NamedTuple):
     effect: Callable[[int], Sensitivity | Estimate | None]
     """What is shown of a row's effect."""
     readers: list[tuple[str, Reader]]
-    """Of the figures that are drawn by what kind they are."""
+    """Of the figures without a drawer of their own."""
 
 
 class Table(ScrollView, can_focus=False):
