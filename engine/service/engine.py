@@ -359,6 +359,7 @@ class Engine:
                 resumed=outcome.resumed,
                 measured=outcome.measured,
                 timings=outcome.timings,
+                result={} if outcome.result is None else msgspec.to_builtins(outcome.result),
             )
         )
 
