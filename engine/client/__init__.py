@@ -8,6 +8,7 @@ from engine.client.in_process import Client, InProcess, JobError, in_process, ow
 from engine.client.launch import launch, start_ahead, start_engine
 from engine.client.link import EngineGoneError, Link, SocketLink, connect
 from engine.client.log import log_file, log_to_file
+from engine.client.needs import needs_model
 
 __all__ = [
     "Attached",
@@ -23,6 +24,7 @@ __all__ = [
     "launch",
     "log_file",
     "log_to_file",
+    "needs_model",
     "own_process",
     "spawned",
     "start_ahead",

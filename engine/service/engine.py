@@ -371,6 +371,7 @@ class Engine:
                 resumed=outcome.resumed,
                 measured=outcome.measured,
                 timings=outcome.timings,
+                result={} if outcome.result is None else msgspec.to_builtins(outcome.result),
             )
         )
 

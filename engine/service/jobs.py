@@ -49,6 +49,12 @@ class Outcome(msgspec.Struct, frozen=True):
     measured: int = 0
     resumed: int = 0
     timings: dict[str, float] = {}
+    result: msgspec.Struct | None = None
+    """What the job found, where that is no fact; clients read it with `engine.session.Job.read`."""
+
+    def __post_init__(self) -> None:
+        # What cannot be sent fails the job here, rather than the engine when it announces the end.
+        msgspec.to_builtins(self.result)
 
 
 class OnLane(NamedTuple):
