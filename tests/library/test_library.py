@@ -71,6 +71,27 @@ def test_results_are_live_typed_and_equal_to_the_documents_of_commands(model: Mo
         assert without_timings(document) == without_timings(by_command(*arguments))
 
 
+def test_results_under_way_at_once_keep_to_what_each_was_asked(model: Model) -> None:
+    first = model.sweep(["int4"], exact="none")
+    other = model.sweep(["int8+awq"], direction="restore", exact="none")
+    blocks = model.sweep(["int4"], by="block")
+    triages = [model.triage([format]) for format in ("int4", "int8")]
+
+    assert {(fact.direction, fact.format) for fact in other if isinstance(fact, p.Estimate)} == {
+        ("restore", "int8+awq")
+    }
+    assert {fact.by for fact in blocks if isinstance(fact, p.Sensitivity)} == {"block"}
+    assert {fact.format for fact in first if isinstance(fact, p.Estimate)} == {"int4-g128"}
+    assert other.to_dict()["fallbacks"]
+    assert blocks.to_dict()["fallbacks"] == first.to_dict()["fallbacks"] == []
+    for triage, format in zip(triages, ("int4-g128", "int8"), strict=True):
+        facts = list(triage)
+        assert sorted(fact.layer for fact in facts if isinstance(fact, p.LayerWeights)) == sorted(
+            model.layers
+        )
+        assert {fact.format for fact in facts if isinstance(fact, p.LayerError)} == {format}
+
+
 def test_an_export_writes_the_folder(model: Model, tmp_path: Path) -> None:
     exported = model.export(tmp_path / "out", {"lm_head": "int8"})
     assert isinstance(list(exported)[-1], p.Exported)
