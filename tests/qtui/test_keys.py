@@ -24,7 +24,7 @@ async def test_orders_go_round() -> None:
         while seen.count("kl") < 2:
             await d.pilot.press("o")
             seen.append(d.table.order[0])
-            assert f"order: {d.table.order_words}" in d.bench.message.text
+            assert f"sorted by {d.table.order_words}" in d.bench.message.text
         assert seen[:4] == ["kl", "dppl", "error", "outliers"]
         assert {"layer", "holds"} <= set(seen)
         assert d.table.session.layers.names[d.table.rows[0]] == "lm_head"
@@ -114,7 +114,7 @@ async def test_what_cannot_be_done_says_why_and_asks_nothing_of_the_engine() -> 
         for key, why in (
             ("u", "nothing to undo"),
             ("U", "nothing to redo"),
-            ("S", "a sweep is running already"),
+            ("S", "a sweep is already running"),
             ("r", "nothing has failed"),
             ("enter", "not made of experts"),
             ("c", "no more than one format"),
@@ -249,7 +249,7 @@ async def test_one_interrupt_asks_and_two_quit() -> None:
     async with driving(*r.opening()) as d:
         await d.pilot.press("ctrl+c")
         await d.pilot.pause()
-        assert "ctrl+c again quits" in d.bench.message.text
+        assert "ctrl+c again to quit" in d.bench.message.text
         assert d.app.return_code is None
         await d.pilot.press("ctrl+c")
         await d.until(lambda: d.app.return_code is not None)
@@ -265,8 +265,8 @@ async def test_help_explains_the_marks_and_fits_its_columns() -> None:
         assert "95% interval" in screen
         for words in (
             "Sweep: degrade or restore",
-            "To the shell, fg returns",
-            "Mark, and go on",
+            "Suspend (fg resumes)",
+            "Mark, and move down",
         ):
             assert words in screen
         assert any("Move" in line and "Recipe" in line for line in screen.splitlines())

@@ -147,7 +147,7 @@ async def test_a_small_ascii_terminal_shows_all_of_it() -> None:
         screen = d.screen()
         assert screen.isascii()
         assert "\x1b" not in screen
-        assert "enter does it" in screen
+        assert "enter runs it" in screen
         await d.press("up")
         assert "F12" in d.screen()
         assert d.palette.query_one(Choices).region.bottom <= 18

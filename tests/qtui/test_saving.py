@@ -513,7 +513,7 @@ def test_a_disk_that_is_full_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("subject", "path", "said"),
     [
-        ("table", "a", "a: has no ending, the table is saved as .csv .json .svg .txt"),
+        ("table", "a", "a: has no extension, the table is saved as .csv .json .svg .txt"),
         ("table", "a.xlsx", "ends in .xlsx, the table is saved as .csv"),
         ("table", "a.toml", "ends in .toml, the table is saved as .csv .json .svg .txt; "
          ".toml is for recipe"),

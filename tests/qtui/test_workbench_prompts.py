@@ -138,7 +138,7 @@ async def test_the_beginning_of_a_format_is_no_error_until_it_is_handed_in() -> 
     async with driving(*r.opening()) as d:
         await d.pilot.press("equals_sign", "i")
         await d.pilot.pause()
-        assert d.screen().splitlines()[-1].strip() == "i begins a format: tab completes it"
+        assert d.screen().splitlines()[-1].strip() == "i is the start of a format: tab completes it"
         await d.pilot.press("enter")
         await d.pilot.pause()
         assert "x unknown format 'i'" in d.screen()
@@ -154,7 +154,7 @@ async def test_a_filter_beyond_every_layer_says_so_and_one_that_is_begun_is_hint
         assert d.screen().splitlines()[-1].strip().startswith("kind: and last part of the name")
         await d.pilot.press("enter")
         await d.pilot.pause()
-        assert "x filter term 'kind:': nothing stands after ':'" in d.screen().splitlines()[-1]
+        assert "x filter term 'kind:': nothing after ':'" in d.screen().splitlines()[-1]
         await d.pilot.press("ctrl+u", *"kl>1")
         await d.pilot.pause()
         foot = d.screen().splitlines()[-1]
