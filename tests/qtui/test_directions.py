@@ -173,7 +173,7 @@ async def test_what_is_below_the_floor_is_marked_and_explained() -> None:
         shown = [line for line in d.screen().splitlines() if "<floor" in line]
         assert len(shown) >= len(small)
         pane = " ".join(d.bench.detail.figures.text.split())
-        assert "<floor below .50, what rounding alone may measure" in pane
+        assert "<floor below .50, which rounding alone can cause" in pane
 
 
 async def test_the_pane_says_what_each_format_would_cost_here() -> None:

@@ -189,7 +189,7 @@ def test_a_wave_of_fallbacks_is_one_line_with_their_count() -> None:
 def test_the_same_twice_is_one_line_with_its_count() -> None:
     log = EventLog()
     for _ in range(3):
-        log.say("warning", "ctrl+c again\n quits")
+        log.say("warning", "ctrl+c again\n to quit")
     assert [(e.text, e.times) for e in log.entries] == [("ctrl+c again to quit", 3)]
     assert "".join(piece for piece, _ in log.lines(UNICODE)[0]).endswith("ctrl+c again to quit  ×3")
 

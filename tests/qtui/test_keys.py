@@ -116,8 +116,8 @@ async def test_what_cannot_be_done_says_why_and_asks_nothing_of_the_engine() -> 
             ("U", "nothing to redo"),
             ("S", "a sweep is already running"),
             ("r", "nothing has failed"),
-            ("enter", "not made of experts"),
-            ("c", "no more than one format"),
+            ("enter", "has no experts"),
+            ("c", "fewer than two formats"),
         ):
             await d.pilot.press(key)
             assert why in d.bench.message.text, key
@@ -153,7 +153,7 @@ async def test_help_and_key_bar_list_the_keys_as_they_are_bound() -> None:
         await d.pilot.pause()
         lines = [line for line in d.screen().splitlines() if "degrade or restore" in line]
         assert " W " in lines[0]
-        assert "Hold int4-g128" in d.screen()
+        assert "Set int4-g128" in d.screen()
         await d.pilot.press("escape")
         await d.pilot.press("W")
         await d.until(lambda: len(d.sent(p.Sweep)) == 2)
@@ -173,7 +173,7 @@ async def test_every_binding_can_be_remapped() -> None:
 async def test_a_format_on_a_key_that_is_taken_is_left_out_and_said() -> None:
     profile = msgspec.structs.replace(r.PROFILE, keys={"s": "int8", "4": "int4-g128"})
     async with driving(profile=profile) as d:
-        assert "'s' is taken" in d.bench.message.text
+        assert "'s' is already taken" in d.bench.message.text
 
 
 async def test_the_effects_of_another_swept_format_can_be_shown() -> None:

@@ -107,7 +107,7 @@ async def test_what_cannot_be_done_says_why_and_stays() -> None:
 async def test_nothing_found_is_said_and_enter_does_nothing() -> None:
     async with asking() as d:
         await d.press(*"zzz", "enter", "down")
-        assert "nothing is called that" in d.screen()
+        assert "no match" in d.screen()
         assert d.given == []
 
 

@@ -667,7 +667,7 @@ def test_the_verdict_says_what_will_happen() -> None:
     ok, says = judge_path("a.csv", view())
     assert ok
     assert "a-2.csv" in says
-    assert "! at the end" in says
+    assert "add ! to replace it" in says
     assert judge_path("a.csv!", view()) == (
         True, f"table replaces {Path('a.csv').absolute()} (4 B)"
     )  # fmt: skip

@@ -229,7 +229,7 @@ def test_monochrome_has_no_hue() -> None:
         (DARK, "[colors]", "[colors", "not valid TOML"),
         (TERMINAL, '"ansi_yellow"\nerror', '"ansi_orange"\nerror', "`warning` is 'ansi_orange'"),
         (TERMINAL, '"ansi_yellow"\nerror', '"ansi_red loud"\nerror', "any of bold, dim"),
-        (TERMINAL, '"ansi_yellow"\nerror', '"#ff0000"\nerror', "expected as `ansi` is true"),
+        (TERMINAL, '"ansi_yellow"\nerror', '"#ff0000"\nerror', "since `ansi` is true"),
         (TERMINAL, 'd = "ansi_default"\ns', 'd = "ansi_blue"\ns', "`background` is 'ansi_blue'"),
     ],
 )

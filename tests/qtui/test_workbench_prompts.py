@@ -173,7 +173,7 @@ async def test_an_engine_that_is_lost_leaves_the_prompt_and_what_is_typed() -> N
         await d.pilot.pause()
         assert d.table.filter.text == "down"
         await d.pilot.press("enter", "equals_sign", *"int8", "enter")
-        await d.until(lambda: "there is no engine" in said(d))
+        await d.until(lambda: "no engine is running" in said(d))
         assert not d.table.pending
 
 
@@ -302,7 +302,7 @@ async def test_a_filter_that_is_set_can_be_changed_and_escape_restores_it() -> N
 
 async def test_a_prompt_in_place_of_a_filter_restores_what_was_shown() -> None:
     async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
-        await d.pilot.press("slash", *"down", "ctrl+p", *"any format", "enter")
+        await d.pilot.press("slash", *"down", "ctrl+p", *"set a format", "enter")
         await d.until(lambda: d.app.screen is d.bench)
         await d.pilot.press("escape")
         await d.pilot.pause()
