@@ -23,10 +23,10 @@ from qtui.cli.progress import Meter
 from qtui.views.progress import about
 from qtui.views.sweeps import formats_of
 
-Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
 OfRecipe: TypeAlias = p.Evaluate | p.Export
-Ask: TypeAlias = Measure | Callable[[Session], OfRecipe]
-"""What to do. A recipe is a function of the opened session: its layers have to be known."""
+Ask: TypeAlias = p.Command | Callable[[Session], OfRecipe]
+"""What to do: a command that has a job, a plugin's too. A recipe is a function of the opened
+session: its layers have to be known."""
 Question: TypeAlias = p.AskHistogram | p.AskExperts
 """What is asked about one layer beside a triage."""
 Answer: TypeAlias = p.HistogramReady | p.ExpertsReady
@@ -49,7 +49,8 @@ MUST_AGREE_OF_FILES: dict[type[p.Command], tuple[str, ...]] = {
     p.Triage: ("sigma", "trust_remote_code"),
     p.Export: ("trust_remote_code",),
 }
-"""The ones among them that matter to what reads the files alone, and loads no model."""
+"""The ones among them that matter to what reads the files alone, and loads no model; all of them
+matter to a command that is not here."""
 
 
 class RunError(EngineError):
@@ -108,8 +109,11 @@ def measure(
     if running is None:
         client.own_process(source)
     with closing(running or client.in_process(source)) as engine:
-        kind: type[Measure] = of if callable(ask) else type(ask)
-        of_files = kind in MUST_AGREE_OF_FILES and not calibrates
+        kind: type[p.Command]
+        if callable(ask):
+            kind, of_files = of, of is p.Export and not calibrates
+        else:
+            kind, of_files = type(ask), not client.needs_model(ask)
         run = _Run(
             engine,
             ask,
@@ -130,7 +134,7 @@ class _Run:
         engine: client.Client,
         ask: Ask,
         meter: Meter,
-        kind: type[Measure],
+        kind: type[p.Command],
         questions: tuple[Question, ...] = (),
         *,
         attached: bool,
@@ -144,7 +148,7 @@ class _Run:
         self._exported: p.Exported | None = None
         self._open = False
         self._mark = uuid.uuid4().hex
-        self._sent: Measure | None = None
+        self._sent: p.Command | None = None
         self._job: str | None = None
         self._label = ""
         """The job's kind, beside its progress."""
@@ -184,14 +188,14 @@ class _Run:
         if not (self._open or (self._attached and session.source)):
             return
         if self._attached:
-            those = MUST_AGREE_OF_FILES[self._kind] if self._of_files else MUST_AGREE
-            _agree(session, settings, those)
+            names = MUST_AGREE_OF_FILES.get(self._kind, MUST_AGREE)
+            _agree(session, settings, names if self._of_files else MUST_AGREE)
         if self._questions and not _names_are_listed(session):
             return
         for question in self._questions:
             _known_layer(session, question.layer)
         if not callable(self._ask):
-            asked: Measure = self._ask
+            asked: p.Command = self._ask
         elif (_names_are_listed if self._of_files else _names_are_final)(session):
             asked = self._ask(session)
         else:
