@@ -21,20 +21,20 @@ __all__ = ["open"]
 def open(source: str, *, profile: str = "standard", model: bool = True, **settings: Any) -> Model:
     """Open a checkpoint in this process.
 
-    Returns as soon as the names of the layers are known; the model goes on loading meanwhile.
+    Returns as soon as the layer names are known; the model keeps loading in the background.
 
     Args:
         source: ``demo``, a folder in the Hugging Face layout, or a hub id.
         profile: how thoroughly to measure, by name: ``quick``, ``standard``, ``thorough`` or one of
             your own.
-        model: False reads the files only, which is all that a triage needs.
-        settings: fields of `engine.protocol.Settings` that replace the profile's, such as
+        model: False reads only the files, which is enough for a triage.
+        settings: fields of `engine.protocol.Settings` that override the profile's, such as
             ``tokens=4096``, ``seq_len=512``, ``text="my.txt"``, ``device="cpu"``. Formats are
-            estimated where a sweep names them, or ``estimate_formats`` does.
+            estimated if a sweep or ``estimate_formats`` names them.
 
     Raises:
-        UsageError: a setting that there is not.
-        ProfileError: a profile that there is not.
+        UsageError: a setting does not exist.
+        ProfileError: a profile does not exist.
         EngineError: the checkpoint cannot be read, or another engine has it open.
     """
     from engine.library.model import open_model

@@ -1,4 +1,4 @@
-"""Runs an engine for one session: ``python -m engine SESSION``. Clients start it; see `client`."""
+"""Runs the engine of one session: ``python -m engine SESSION``. Started by `engine.client`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from engine.store.journal import Journal
 from engine.store.paths import facts_file, session_folder, socket_file
 
 IDLE_SECONDS = 600.0
-"""An engine with neither client nor job for so long ends itself."""
+"""An engine without clients and jobs exits after this long."""
 
 
 def step_back(nice: int) -> None:
-    """Leave other processes, the terminal interface first, their share of the processor."""
+    """Lower this process's priority, so that others (the interface first) get the processor."""
     os.nice(max(0, nice - os.nice(0)))
-    # Triage computes in small pieces while a model library is imported on another thread: at the
-    # default of 5 ms it would wait that long for the interpreter after every piece.
+    # Triage computes in small steps while another thread imports a model library: at the default
+    # switch interval of 5 ms it would wait that long for the interpreter after every step.
     sys.setswitchinterval(0.0005)
     own_process()
 
 
 async def serve(session: str) -> None:
-    """Hold the session, listen, and run its engine until a client says stop."""
+    """Lock the session, listen, and run its engine until a client stops it."""
     facts = FactStore(facts_file())
     journal = Journal(session_folder(session), facts)
     server = Server(socket_file(session), session)
@@ -74,7 +74,7 @@ def main() -> int:
     except EngineError as error:
         logging.getLogger("engine").error("%s", error)
         return error.exit_code
-    # Threads that a library left behind, or a load that cannot be broken off, do not hold it.
+    # Threads left by a library, or a load that cannot be interrupted, must not keep it alive.
     logging.shutdown()
     os._exit(0)
 

@@ -1,16 +1,16 @@
-"""Packages that add to qtui from outside: they are imported once, when something is looked up.
+"""Plugins: packages that extend qtui, imported once, before the first lookup.
 
 A package names itself in its own ``pyproject.toml``::
 
     [project.entry-points."qtui.plugins"]
     mine = "my_package.qtui"
 
-The module is imported, or if the entry point is a function it is called; either registers what it
-adds (`engine.formats.family.register_family`, `engine.export.target.register_target`,
-`qtui.cli.commands.register_command`, `qtui.screens.registry.register_screen`, …). The
-client and the engine each do so in their own process, so a plugin must import no tensor library at
-that moment: the registrations name what is imported later. Modules in the environment variable
-``QTUI_PLUGINS``, separated by commas, are loaded too, which needs no installed package.
+The module is imported; if the entry point is a function, it is called. Either way it registers what
+it adds (`engine.formats.family.register_family`, `engine.export.target.register_target`,
+`qtui.cli.commands.register_command`, `qtui.screens.registry.register_screen`, …). The client and
+the engine each load plugins in their own process. A plugin must not import a tensor library while
+it loads: registrations refer by name to what is imported later. Modules listed in the environment
+variable ``QTUI_PLUGINS``, separated by commas, are loaded too; they need not be installed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ GROUP = "qtui.plugins"
 VARIABLE = "QTUI_PLUGINS"
 
 _loaded: set[str] = set()
-"""The plugins that were loaded, or are being loaded, by ``module`` or ``module:function``."""
+"""Plugins that are loaded or being loaded, as ``module`` or ``module:function``."""
 _looked = False
 _LOCK = RLock()
-"""Held while plugins load: a plugin may look something up meanwhile, another thread waits."""
+"""Held while plugins load: a plugin may look something up meanwhile; other threads wait."""
 
 
 def load_plugins() -> None:
-    """Load what is installed and what the environment names; once they are loaded it does nothing.
+    """Load the installed plugins and those the environment names; later calls do nothing.
 
     Raises:
-        EngineError: a plugin cannot be imported, or fails as it registers.
+        EngineError: a plugin cannot be imported, or fails while it registers.
     """
     global _looked
     with _LOCK:
@@ -50,7 +50,7 @@ def load_plugins() -> None:
             for value in (*installed, *filter(None, named)):
                 load_plugin(value)
         except EngineError:
-            _looked = False  # said again at the next look, rather than left out in silence
+            _looked = False  # report it again at the next lookup instead of silently leaving it out
             raise
 
 
@@ -72,10 +72,10 @@ def _installed() -> list[str]:
 
 
 def load_plugin(value: str) -> None:
-    """Load one plugin, ``module`` or ``module:function``, unless it was loaded before.
+    """Load one plugin, ``module`` or ``module:function``, unless it is loaded already.
 
     Raises:
-        EngineError: it cannot be imported, or fails as it registers.
+        EngineError: it cannot be imported, or fails while it registers.
     """
     if value in _loaded:
         return
@@ -87,20 +87,20 @@ def load_plugin(value: str) -> None:
         if callable(found):
             found()
     except Exception as error:
-        # Whatever the code of others raises, the plugin is named.
+        # A plugin's code may raise anything: the error names the plugin.
         _loaded.discard(value)
         raise EngineError(
             f"the plugin {value!r} cannot be loaded ({type(error).__name__}: {error}); "
-            f"uninstall it, or take it out of {VARIABLE}"
+            f"uninstall it, or remove it from {VARIABLE}"
         ) from error
 
 
 def resolve(reference: str) -> object:
-    """What ``module:NAME`` stands for, importing the module.
+    """The object that ``module:NAME`` refers to, importing the module.
 
     Raises:
-        ImportError: there is no such module.
-        AttributeError: it has no such name.
+        ImportError: the module does not exist.
+        AttributeError: the module has no such name.
     """
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""Profiles: ``profiles.toml`` and the user's own over it, read strictly into Structs."""
+"""Profiles: the bundled ``profiles.toml`` overridden by the user's, strictly validated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One profile of ``profiles.toml``; the file itself says what each key means."""
+    """One profile of ``profiles.toml``; comments in that file explain each key."""
 
     tokens: int
     seq_len: int
@@ -37,7 +37,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     keys: dict[str, str]
 
     def settings(self, name: str, **given: Any) -> Settings:
-        """The profile's settings with whatever was given (not None) laid over them."""
+        """The profile's settings, overridden by the given values that are not None."""
         chosen: dict[str, Any] = {
             "profile": name,
             "tokens": self.tokens,
@@ -56,16 +56,16 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """A value of a profile, and where it was written."""
+    """A value of a profile, and where it is defined."""
 
     value: Any
     path: Path
     profile: str
-    """The table it stands in: another than its own where that one is laid over it."""
+    """The table that defines it; another profile than its own if the value is inherited."""
 
 
 Origins = dict[str, Origin]
-"""By key, ``keys.4`` for an entry of ``keys``."""
+"""By key; ``keys.4`` for an entry of ``keys``."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "tokens": (2, 1 << 40),
@@ -78,7 +78,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "fps": (1, 60),
     "nice": (0, 19),
 }
-"""Least and greatest value, both allowed."""
+"""Smallest and largest value, both allowed."""
 
 _TYPES = get_type_hints(Profile)
 _KEY = re.compile(r"[^,\s]|f\d{1,2}")
@@ -91,15 +91,15 @@ def bundled_path() -> Path:
 
 
 def user_path() -> Path:
-    """Where the user's own profiles are looked for."""
+    """Path of the user's own profiles."""
     return Path(platformdirs.user_config_dir("qtui")) / "profiles.toml"
 
 
 def load_profiles() -> dict[str, Profile]:
     """All profiles by name.
 
-    A user's profile of a known name is laid over the bundled one, key by key; one of a new name
-    is laid over ``standard``.
+    A user's profile with the name of a bundled one overrides it key by key; one with a new name
+    overrides ``standard``.
 
     Raises:
         ProfileError: naming the file, the profile and the key at fault.
@@ -111,13 +111,13 @@ def load_profile(name: str = DEFAULT_PROFILE) -> Profile:
     """One profile.
 
     Raises:
-        ProfileError: if there is none of that name; the message lists those there are.
+        ProfileError: no profile has this name; the message lists the known ones.
     """
     return _named(load_profiles(), name)
 
 
 def origins(name: str = DEFAULT_PROFILE) -> Origins:
-    """Where each value of a profile was written, in the order of `Profile`.
+    """Where each value of a profile is defined, in the field order of `Profile`.
 
     Raises:
         ProfileError: as `load_profile` does.
@@ -128,7 +128,7 @@ def origins(name: str = DEFAULT_PROFILE) -> Origins:
 def _named(known: dict[str, T], name: str) -> T:
     if name not in known:
         raise ProfileError(
-            f"no profile named {name!r}: there are {', '.join(known)} (see {user_path()})"
+            f"no profile named {name!r}: known are {', '.join(known)} (see {user_path()})"
         )
     return known[name]
 
@@ -148,7 +148,7 @@ def _all_origins() -> dict[str, Origins]:
         if path == user_path() and not path.exists():
             continue
         tables = _read(path)
-        # A new profile stands on `standard` as the same file leaves it, wherever that comes.
+        # A new profile inherits `standard` as this file leaves it, even if that is further down.
         for name in sorted(tables, key=lambda name: name not in merged):
             table = tables[name]
             if not isinstance(table, dict):
@@ -159,7 +159,7 @@ def _all_origins() -> dict[str, Origins]:
 
 
 def _flat(path: Path, profile: str, table: dict[str, Any]) -> Origins:
-    """The values of one table, checked; entries of ``keys`` each on its own.
+    """The values of one table, validated; each entry of ``keys`` becomes a key of its own.
 
     Raises:
         ProfileError: naming file, profile and key.
@@ -168,7 +168,7 @@ def _flat(path: Path, profile: str, table: dict[str, Any]) -> Origins:
     for key, value in table.items():
         if key not in _TYPES:
             known = ", ".join(_TYPES)
-            raise ProfileError(f"{path}: [{profile}] `{key}` is unknown: there are {known}")
+            raise ProfileError(f"{path}: [{profile}] `{key}` is unknown: known are {known}")
         if key != "keys":
             found[key] = Origin(_checked(path, profile, key, value), path, profile)
             continue
@@ -222,5 +222,5 @@ def _profile(found: Origins) -> Profile:
         if key.startswith("keys.")
     }
     if missing := [key for key in _TYPES if key not in values and key != "keys"]:
-        raise ProfileError(f"{bundled_path()} lacks `{missing[0]}`: install qtui again")
+        raise ProfileError(f"{bundled_path()} lacks `{missing[0]}`: reinstall qtui")
     return Profile(**values, keys=keys)

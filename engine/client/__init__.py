@@ -1,6 +1,6 @@
-"""The way to an engine: a `Link` over its socket, or `in_process` with no socket at all.
+"""Clients of an engine: a `Link` over its socket, or `in_process` without one.
 
-Nothing here imports a tensor library; `in_process` loads the engine by name, when called.
+Nothing here imports a tensor library; `in_process` imports the engine by name when called.
 """
 
 from engine.client.attached import Attached, attached, spawned
@@ -8,6 +8,7 @@ from engine.client.in_process import Client, InProcess, JobError, in_process, ow
 from engine.client.launch import launch, start_ahead, start_engine
 from engine.client.link import EngineGoneError, Link, SocketLink, connect
 from engine.client.log import log_file, log_to_file
+from engine.client.needs import needs_model
 
 __all__ = [
     "Attached",
@@ -23,6 +24,7 @@ __all__ = [
     "launch",
     "log_file",
     "log_to_file",
+    "needs_model",
     "own_process",
     "spawned",
     "start_ahead",

@@ -1,11 +1,11 @@
-"""Every command and event that crosses between engine and client: the one contract.
+"""Every command and event between engine and client: the one contract.
 
-Commands say what a person wants. Events say what happened. Three kinds of event are kept in a
-session's journal: *intents* (what a person did), *states* (what was found when opening) and
-`Learned`, which carries *facts*. The rest (`Transient`) is sent and forgotten.
+Commands are requests. Events report what happened. Three kinds of event are kept in a session's
+journal: *intents* (what a person did), *states* (what was found on opening) and `Learned`, which
+carries *facts*. The others (`Transient`) are sent once and not stored.
 
 Everything is a frozen `msgspec.Struct`, encoded as MessagePack. Units are nats per token for NLL
-and KL, bytes for sizes, seconds for times; ``nan`` stands for a number that is not known.
+and KL, bytes for sizes, seconds for times; ``nan`` means unknown.
 """
 
 from __future__ import annotations

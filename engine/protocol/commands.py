@@ -1,8 +1,8 @@
-"""What a client can ask the engine for: the commands of qtui, and those that plugins register.
+"""Commands: what a client can ask the engine for, and how plugins register their own.
 
-A command from outside is a `Command` of its own, registered once with `register_command` (which
-`engine.service.commands.register` does for the command of a job). From then on it travels on the
-wire, and in `JobStarted`, like any other. Where its plugin is not installed it reads as `Unknown`.
+A plugin's command is a subclass of `Command`, registered once with `register_command` (which
+`engine.service.commands.register` does for the command of a job). It then travels on the wire, and
+in `JobStarted`, like any other. Where its plugin is not installed it decodes as `Unknown`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from engine.protocol.settings import Settings
 
 
 class _Registered:
-    """A field of this type holds any registered command: msgspec has `command_hook` read it."""
+    """Marks a field that holds any registered command: msgspec decodes it with `command_hook`."""
 
     __slots__ = ()
 
 
 class Command(Message, _Registered, frozen=True, kw_only=True):
-    """Asks the engine for something."""
+    """A request to the engine."""
 
     ask: str = ""
-    """Identifies the request: it comes back in `JobStarted` and `Refused`. See `identified`."""
+    """Identifies the request; `JobStarted` and `Refused` repeat it. See `identified`."""
 
 
 if TYPE_CHECKING:
@@ -38,111 +38,111 @@ else:
 
 
 class Open(Command, frozen=True):
-    """Read a checkpoint, load its model, and make its evaluation text ready."""
+    """Read a checkpoint, load its model, and prepare the evaluation text."""
 
     source: str
     """``demo``, a folder, or a hub id."""
     settings: Settings
     model: bool = True
-    """False reads the checkpoint only: triage needs no model."""
+    """False reads only the checkpoint; triage needs no model."""
     take_up: bool = True
-    """Measure the recipe that an earlier run of the session left, once the model is ready."""
+    """Once the model is ready, measure the recipe left by an earlier run of the session."""
 
 
 class Triage(Command, frozen=True):
     """Weight statistics and errors of every layer, from the files alone."""
 
     formats: tuple[str, ...] = ()
-    """Empty takes the settings' formats."""
+    """Empty means the formats of the settings."""
 
 
 class Sweep(Command, frozen=True):
-    """The effect of every layer, changed alone."""
+    """Measure the effect of every layer, changed alone."""
 
     formats: tuple[str, ...] = ()
     direction: Direction = "degrade"
     exact: str = "all"
-    """Which layers are measured after all were estimated, the worst first: ``all``, each on all
-    windows; ``top:K``, on no more windows than it takes to be sure of the K worst; ``none``."""
+    """Which layers are measured once all are estimated, worst first: ``all``, each on all windows;
+    ``top:K``, on as few windows as it takes to identify the K worst; ``none``."""
     by: By = "layer"
 
 
 class Evaluate(Command, frozen=True):
-    """Measure a recipe; the session's own stays as it is."""
+    """Measure a recipe without changing the session's."""
 
     format: str = "kept"
-    """What the body's layers hold where ``layers`` does not name them; one that cannot hold it is
-    kept and told of as a `Fallback`. Head and embedding are kept unless named."""
+    """Format of the body layers that ``layers`` does not name. A layer that cannot hold it is kept
+    and reported as a `Fallback`. Head and embedding are kept unless named."""
     layers: dict[str, str] = {}
-    """Exact layer names with the format each holds."""
+    """Formats by exact layer name."""
     recipe: str = ""
-    """A built-in recipe by its name, over which ``layers`` are laid. ``format`` goes with
-    ``first-last`` alone: the others say themselves what all layers hold."""
+    """Name of a built-in recipe that ``layers`` overrides. Only ``first-last`` takes a ``format``:
+    the others define the format of every layer."""
 
 
 class MeasureRecipe(Command, frozen=True):
-    """Measure the session's own recipe; the engine asks itself for this after every change."""
+    """Measure the session's own recipe; the engine sends this to itself after every change."""
 
 
 class Export(Command, frozen=True, kw_only=True):
-    """Write a recipe as a checkpoint; the session's own recipe stays as it is."""
+    """Write a recipe as a checkpoint without changing the session's recipe."""
 
     out: str
-    """The folder to write, an absolute path on the engine's machine."""
+    """Folder to write: an absolute path on the engine's machine."""
     format: str = "kept"
-    """As of `Evaluate`."""
+    """See `Evaluate`."""
     layers: dict[str, str] = {}
     recipe: str = ""
-    """As of `Evaluate`."""
+    """See `Evaluate`."""
     to: str = "checkpoint"
-    """The name of an export target."""
+    """Name of an export target."""
     overwrite: bool = False
-    """Whether a checkpoint that lies there may be replaced."""
+    """Whether an existing checkpoint may be replaced."""
 
 
 class SetFormat(Command, frozen=True):
-    """Let layers hold a format in the session's recipe, and measure the outcome."""
+    """Set the format of layers in the session's recipe, and measure the result."""
 
     layers: tuple[str, ...]
     format: str
-    """A format of the grammar; ``kept`` is the 16- or 32-bit dtype the layer is stored in."""
+    """A format of the grammar; ``kept`` is the 16- or 32-bit dtype of the checkpoint."""
 
 
 class Undo(Command, frozen=True):
-    """Take back the last change of the recipe."""
+    """Undo the last change of the recipe."""
 
 
 class Redo(Command, frozen=True):
-    """Make the last change that was taken back again."""
+    """Redo the last change that was undone."""
 
 
 class Cancel(Command, frozen=True):
-    """End a job; what it measured stays."""
+    """Cancel a job; its results are kept."""
 
     job: str
 
 
 class AskHistogram(Command, frozen=True):
-    """Counts of a layer's weights, for drawing. Answered by `HistogramReady`."""
+    """Ask for a histogram of a layer's weights. Answered by `HistogramReady`."""
 
     layer: str
     bins: int = 120
     format: str = ""
-    """Whose grid to draw on it; empty for none."""
+    """Format whose grid to return with it; empty for none."""
 
 
 class AskExperts(Command, frozen=True):
-    """Weight statistics of every expert of a fused layer. Answered by `ExpertsReady`."""
+    """Ask for weight statistics of every expert of a fused layer. Answered by `ExpertsReady`."""
 
     layer: str
 
 
 class Stop(Command, frozen=True):
-    """End the engine, unless another client is still attached."""
+    """Stop the engine, unless another client is attached."""
 
 
 class Unknown(Command, frozen=True):
-    """A command of a plugin that is not installed here. It can be shown, and not carried out."""
+    """A command of a plugin that is not installed here. It can be shown but not run."""
 
     name: str
 
@@ -159,10 +159,10 @@ _types: dict[str, type[Command]] = {
 
 
 def register_command(kind: type[Command]) -> None:
-    """Let a type of command be sent and read; registering it again changes nothing.
+    """Make a type of command known to the wire; registering it again does nothing.
 
     Raises:
-        ValueError: another type of this name is registered.
+        ValueError: another type with this name is registered.
     """
     known = _types.setdefault(kind.__name__, kind)
     if known is not kind:
@@ -170,25 +170,25 @@ def register_command(kind: type[Command]) -> None:
 
 
 def command_types() -> Mapping[str, type[Command]]:
-    """All registered types of command, by name; the name is the tag on the wire."""
+    """All registered command types by name; the name is the tag on the wire."""
     return _types
 
 
 def identified(command: C) -> C:
-    """The command with an ``ask`` of its own, unless it has one."""
+    """The command with a unique ``ask``, unless it has one."""
     return command if command.ask else msgspec.structs.replace(command, ask=uuid4().hex)
 
 
 def same_request(one: Command, other: Command) -> bool:
-    """Whether two commands ask for the same, whoever sent them."""
+    """Whether two commands ask for the same thing, ignoring ``ask``."""
     return msgspec.structs.replace(one, ask="") == msgspec.structs.replace(other, ask="")
 
 
 def read_command(fields: Any) -> Command:
-    """The command that a decoded MessagePack map holds; `Unknown` where its type is not registered.
+    """The command in a decoded MessagePack map; `Unknown` if its type is not registered.
 
     Raises:
-        msgspec.ValidationError: it is no command.
+        msgspec.ValidationError: it is not a command.
     """
     name = fields.get("type") if isinstance(fields, dict) else None
     if isinstance(name, str) and name not in _types:

@@ -1,8 +1,8 @@
-"""What happened: events that a session's journal keeps, and transient ones that are sent once."""
+"""Events: what happened. Some are kept in a session's journal, transient ones are sent once."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from engine.protocol.commands import AnyCommand
 from engine.protocol.facts import AnyFact, RecipeScore
@@ -15,28 +15,29 @@ JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
 Phase: TypeAlias = Literal["", "reading", "estimating", "measuring", "writing"]
 """What a job is doing: a triage reads weights, a sweep estimates and then measures, an export
-writes. Empty where there is nothing to tell apart."""
+writes. Empty if there is nothing to distinguish."""
 
 
 class Event(Message, frozen=True):
     """Something that happened; kept in the journal."""
 
     deferrable: ClassVar[bool] = True
-    """Whether it may be written a moment later, with others: what a crash loses is found again."""
+    """Whether it may be committed later, in a group: a crash may lose it, since it can be found
+    again."""
 
 
 class Intent(Event, frozen=True):
-    """What a person did: written before anybody hears of it."""
+    """What a person did; committed before it is announced."""
 
     deferrable: ClassVar[bool] = False
 
 
 class Transient(Message, frozen=True):
-    """Something worth showing once; never kept."""
+    """Something worth showing once; never stored."""
 
     replaces: ClassVar[tuple[str, ...]] = ()
-    """Fields that it has in common with the event that it makes obsolete: of those that are alike,
-    a client that is behind gets the newest alone."""
+    """Fields that identify the slot of the event. A client that is behind gets only the newest
+    event of each slot."""
 
     @property
     def slot(self) -> tuple[object, ...]:
@@ -61,12 +62,13 @@ class CheckpointRead(Event, frozen=True, kw_only=True):
     parameters: int
     bytes: int
     dtype: str
-    """The dtype most weights are stored in, in torch's name: what ``kept`` means."""
+    """The dtype most weights are stored in, by torch's name: what ``kept`` means."""
     fingerprint: str
 
 
 class LayersListed(Event, frozen=True, kw_only=True):
-    """The rows of the table, as columns of equal length; again when the model corrects them."""
+    """The rows of the table, as columns of equal length; sent again when the model corrects
+    them."""
 
     names: list[str]
     kinds: list[str]
@@ -76,14 +78,14 @@ class LayersListed(Event, frozen=True, kw_only=True):
     shapes: list[tuple[int, ...]]
     dtypes: list[str]
     other_bytes: int
-    """Bytes of the checkpoint that belong to no layer: norms, biases, routers."""
+    """Bytes of the checkpoint outside of layers: norms, biases, routers."""
     groups: list[int] = []
-    """Layers of one number are one fused group: what serving engines store as one tensor (q, k and
-    v; gate and up; the experts of a block). -1 for a layer in none; empty where not known."""
+    """Fused group of each layer: what serving engines store as one tensor (q, k and v; gate and up;
+    the experts of a block). -1 for a layer in none; empty if not known."""
 
 
 class ModelReady(Event, frozen=True, kw_only=True):
-    """The network is loaded and its text is cut into windows."""
+    """The network is loaded and the text is cut into windows."""
 
     device: str
     device_reason: str
@@ -98,34 +100,34 @@ class ModelReady(Event, frozen=True, kw_only=True):
     interval_factor: float = 1.96
     """Half a 95% interval in standard errors: Student's t over the windows."""
     memory: int
-    """Bytes the model's weights take."""
+    """Bytes of the model's weights."""
     why_not_folded: dict[str, str] = {}
-    """Layers whose inputs no operation can scale beforehand, as ``+awq`` and ``+smooth`` ask, with
-    the reason."""
+    """Layers whose inputs no preceding operation can scale, as ``+awq`` and ``+smooth`` require,
+    with the reason."""
 
 
 class Calibrated(Event, frozen=True, kw_only=True):
-    """A text was cut into windows that methods look at a layer's inputs of."""
+    """The calibration text was cut into windows."""
 
     text: str
     text_sha256: str
     tokens: int
-    """In all windows together."""
+    """Tokens in all windows."""
     seq_len: int
     windows: int
     seed: int
-    """Which windows of the text these are."""
+    """How the windows were chosen from the text."""
 
 
 class RecipeChanged(Intent, frozen=True, kw_only=True):
-    """Layers hold other formats now. Columns of equal length."""
+    """Layers changed their formats. Columns of equal length."""
 
     how: Literal["set", "undo", "redo"]
     layers: list[str]
     before: list[str]
     after: list[str]
     bits: list[int]
-    """Stored bits of each layer in its new format, scales and zero points included."""
+    """Stored bits of each layer in its new format, including scales and zero points."""
 
 
 class JobStarted(Event, frozen=True, kw_only=True):
@@ -134,24 +136,24 @@ class JobStarted(Event, frozen=True, kw_only=True):
     job: str
     kind: str
     title: str
-    """For people; what the job is about says `command`."""
+    """For display only; `command` says what the job does."""
     command: AnyCommand
-    """What was asked for, as it was accepted: formats are canonical."""
+    """The command as accepted, with canonical formats."""
     urgency: int = 1
-    """Lower runs first, and is shown first."""
+    """Jobs with a lower number run first, and are shown first."""
     total: int = 0
-    """Steps, for a bar: layers, tensors or windows; 0 where progress will tell."""
+    """Number of steps, for a progress bar: layers, tensors or windows; 0 if `Progress` will say."""
     recipe: str = ""
-    """Hash of the recipe that it is about."""
+    """Hash of the recipe that it measures or exports."""
 
     @property
     def ask(self) -> str:
-        """Of the command that asked for it."""
+        """The ``ask`` of the command that started it."""
         return self.command.ask
 
 
 class JobEnded(Event, frozen=True, kw_only=True):
-    """A job is over."""
+    """A job has ended."""
 
     deferrable: ClassVar[bool] = False
 
@@ -159,50 +161,52 @@ class JobEnded(Event, frozen=True, kw_only=True):
     kind: str
     status: JobStatus
     message: str = ""
-    """Why it failed, in a sentence."""
+    """Why it failed, as a sentence."""
     exit_code: int = 0
     resumed: int = 0
-    """Facts taken from the store instead of measured."""
+    """Number of facts taken from the store instead of measured."""
     measured: int = 0
     timings: dict[str, float] = {}
+    result: dict[str, Any] = {}
+    """The Struct that the job returned, as a map; empty where it returned none."""
 
 
 class Fallback(Event, frozen=True, kw_only=True):
-    """A layer does not hold what was asked for everywhere: never silent."""
+    """A layer that does not get the format that was asked for everywhere; never silent."""
 
     layer: str
     format: str
     why: str
     holds: str = ""
-    """The format it has instead; empty where it is kept, or not measured."""
+    """The format it has instead; empty if it is kept, or not measured."""
 
 
 class Notice(Event, frozen=True):
-    """Something a person should know: a fallback, a device chosen, a finding about the text."""
+    """Something the user should know: a fallback, a device chosen, a finding about the text."""
 
     level: Level
     message: str
 
 
 class Exported(Event, frozen=True, kw_only=True):
-    """A recipe was written as a checkpoint: the folder is whole."""
+    """A recipe was written as a checkpoint; the folder is complete."""
 
     job: str
     folder: str
     bytes: int
-    """Of all tensors."""
+    """Bytes of all tensors."""
     recipe: dict[str, str]
     """Layers that are not kept, with canonical formats."""
     quantised: list[str]
-    """Those of them that are stored as codes."""
+    """How many of them are stored as codes."""
     bits_per_weight: float
-    """As of `RecipeScore`."""
+    """See `RecipeScore`."""
     notes: list[str] = []
-    """What is not as one might expect, in sentences."""
+    """Sentences about anything unexpected."""
 
 
 class Learned(Event, frozen=True):
-    """Facts, fresh from a measurement or found in the store. Journalled by their keys alone."""
+    """New facts, measured or found in the store. The journal keeps only their keys."""
 
     keys: tuple[str, ...]
     facts: tuple[AnyFact, ...]
@@ -210,7 +214,7 @@ class Learned(Event, frozen=True):
 
 
 class Stage(Transient, frozen=True):
-    """Where a load stands, or the solving before an export: one named stage at a time."""
+    """Progress of a load, or of solving before an export: one named stage at a time."""
 
     name: str
     done: int
@@ -219,7 +223,7 @@ class Stage(Transient, frozen=True):
 
 
 class Progress(Transient, frozen=True, kw_only=True):
-    """How far a job is."""
+    """Progress of a job."""
 
     replaces: ClassVar[tuple[str, ...]] = ("job",)
 
@@ -229,11 +233,11 @@ class Progress(Transient, frozen=True, kw_only=True):
     seconds_left: float = float("nan")
     phase: Phase = ""
     subject: str = ""
-    """The layer, the unit of layers or the tensor that is at hand."""
+    """The layer, unit or tensor being processed."""
     format: str = ""
-    """In which it is measured."""
+    """Format being processed."""
     detail: str = ""
-    """More, for people."""
+    """More detail, for display."""
     in_bytes: bool = False
 
 
@@ -244,31 +248,32 @@ class RecipePartial(Transient, frozen=True):
 
 
 class Agreement(Transient, frozen=True, kw_only=True):
-    """How well the estimates of a format agree with what was measured of it so far."""
+    """How well the estimates of a format agree with its measurements so far."""
 
     replaces: ClassVar[tuple[str, ...]] = ("direction", "format")
 
     format: str
     direction: Direction = "degrade"
     layers: int
-    """That are both estimated and measured."""
+    """Number of layers that are both estimated and measured."""
     rank_kl: float
     """Spearman's rank correlation of KL."""
     rank_dnll: float
     ratio: float
     """Median of measured over estimated KL."""
     estimated: list[float] = []
-    """Knots of the monotone fit of measured to estimated KL, ascending; empty where too few."""
+    """Knots of the monotone fit of measured to estimated KL, ascending; empty if there are too
+    few."""
     measured: list[float] = []
 
     @property
     def key(self) -> EffectKey:
-        """Among which effects it belongs."""
+        """The effects it is about."""
         return EffectKey(self.direction, self.format)
 
 
 class HistogramReady(Transient, frozen=True, kw_only=True):
-    """Counts of a layer's finite weights in equal bins."""
+    """Histogram of a layer's finite weights, in equal bins."""
 
     replaces: ClassVar[tuple[str, ...]] = ("layer",)
 
@@ -279,16 +284,16 @@ class HistogramReady(Transient, frozen=True, kw_only=True):
     mean: float
     std: float
     format: str = ""
-    """Whose grid this is; empty for none."""
+    """Format of the grid; empty for none."""
     grid: list[float] = []
-    """Values that weights of a typical group take in that format, ascending; empty where they are
-    too many to be drawn."""
+    """Values that the weights of a typical group can take in that format, ascending; empty if there
+    are too many to draw."""
     step: float = float("nan")
-    """Median distance between two neighbours of such a grid."""
+    """Median distance between neighbouring values of the grid."""
 
 
 class ExpertsReady(Transient, frozen=True, kw_only=True):
-    """Weight statistics of a fused layer's experts: columns with an entry an expert."""
+    """Weight statistics of a fused layer's experts: columns with one entry per expert."""
 
     replaces: ClassVar[tuple[str, ...]] = ("layer",)
 
@@ -296,14 +301,14 @@ class ExpertsReady(Transient, frozen=True, kw_only=True):
     std: list[float]
     max_abs: list[float]
     outliers: list[float]
-    """Share of weights beyond the settings' sigma, of the expert's own standard deviation."""
+    """Share of weights beyond the settings' sigma, by the expert's own standard deviation."""
     nonfinite: list[int]
     relative: dict[str, list[float]] = {}
     """``‖W − Ŵ‖ / ‖W‖`` by canonical format."""
 
 
 class Refused(Transient, frozen=True):
-    """A command that was not carried out, and why."""
+    """A command was refused, and why."""
 
     replaces: ClassVar[tuple[str, ...]] = ("command", "layers", "ask", "message")
 
@@ -311,16 +316,16 @@ class Refused(Transient, frozen=True):
     message: str
     exit_code: int = 2
     layers: tuple[str, ...] = ()
-    """Layers the command was about."""
+    """Layers named by the command."""
     ask: str = ""
-    """Of the command that was not carried out."""
+    """The ``ask`` of the refused command."""
 
 
 class Gauges(Transient, frozen=True, kw_only=True):
     """Load and memory of the engine's machine; sent only while a job runs."""
 
     cpu: float
-    """Share of the whole machine's processors, 0 to 1."""
+    """Load over all processors, 0 to 1."""
     rss: int
     memory_free: int
     gpu_name: str = ""

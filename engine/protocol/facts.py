@@ -1,4 +1,4 @@
-"""Measurements: written once, under a key made of all they depend on, never changed."""
+"""Facts: measurements, stored once under a key made of everything they depend on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from engine.protocol.message import Message
 
 
 class Fact(Message, frozen=True, gc=False):
-    """A measurement: written once under a key made of all it depends on, never changed.
+    """A measurement: stored once under a key made of everything it depends on, never changed.
 
-    None is part of a circle: without ``gc``, tables of many are not walked again and again.
+    Facts contain no reference cycles: with ``gc=False`` the collector skips large tables of them.
     """
 
 
 class Outliers(msgspec.Struct, frozen=True, gc=False):
-    """Weights beyond ``sigma`` standard deviations of the layer's own."""
+    """Weights beyond ``sigma`` standard deviations of their layer."""
 
     sigma: float
     count: int
@@ -27,7 +27,7 @@ class Outliers(msgspec.Struct, frozen=True, gc=False):
 
 
 class WeightError(msgspec.Struct, frozen=True, gc=False):
-    """Distance between a weight and its quantised value."""
+    """Difference between a weight and its quantised value."""
 
     frobenius: float
     relative: float
@@ -38,10 +38,10 @@ class WeightError(msgspec.Struct, frozen=True, gc=False):
 
 
 class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
-    """What triage found in one layer's weights.
+    """Statistics of one layer's weights, from triage.
 
-    As a fact, statistics alone: errors are facts of their own, one a format, but in facts of the
-    version before. In a session, the errors in all formats that are known stand beside them.
+    A stored fact holds only the statistics: each error is a fact of its own, except in facts of the
+    previous version. In a session, ``errors`` holds all formats that are known.
     """
 
     layer: str
@@ -57,7 +57,7 @@ class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
     mean: float = 0.0
     std: float = 0.0
     worst_column: int = -1
-    """Input channel with the largest weights, and how many σ its largest is."""
+    """Input channel with the largest weights, and its largest weight in σ."""
     worst_column_sigma: float = 0.0
     errors: dict[str, WeightError] = {}
     """By canonical format."""
@@ -72,13 +72,13 @@ class LayerError(Fact, frozen=True, gc=False):
     format: str
     """Canonical."""
     error: WeightError | None = None
-    """None where the layer cannot hold the format."""
+    """None if the layer cannot hold the format."""
     refused: str = ""
-    """Why it cannot."""
+    """Why it cannot hold the format."""
 
 
 class Baseline(Fact, frozen=True, gc=False):
-    """The unchanged model's score."""
+    """The score of the unchanged model."""
 
     nll: float
     nll_se: float
@@ -87,25 +87,25 @@ class Baseline(Fact, frozen=True, gc=False):
 
 
 class Control(Fact, frozen=True, gc=False):
-    """A layer swapped for itself: what a change of nothing measures; and what rounding measures."""
+    """A no-op: a layer swapped for itself, and the floor: what rounding alone measures."""
 
     layer: str
     max_abs_dnll: float
-    """0 on a CPU; elsewhere at most about the floor."""
+    """0 on a CPU; elsewhere about the floor at most."""
     max_abs_kl: float
     floor_dnll: float = 0.0
-    """Largest difference of a window between evaluations that are mathematically the same and
-    rounded differently: products added up in two orders, what goes into layers rounded anew where
-    it has 16 bits, off a CPU also the same run twice. A figure below it says nothing."""
+    """Largest difference in any window between evaluations that are mathematically the same but
+    round differently: sums in another order, 16-bit layer inputs rounded once more, and off a CPU
+    the same run repeated. A figure below it says nothing."""
     floor_kl: float = 0.0
 
 
 class Sensitivity(Fact, frozen=True, gc=False, kw_only=True):
-    """The effect of one layer changed alone, or to restore, of one left as it is among all changed.
+    """The effect of one layer: changed alone, or for restore, kept alone while all others change.
 
-    To degrade, figures are of the network with the layer changed against the reference. To restore,
-    they are of the network with all of the body changed less those of the same network with the
-    layer given back: a layer that hurts has positive ones in both directions.
+    Degrade: the network with the layer changed, against the reference. Restore: the network with
+    the whole body changed, minus the same network with this layer restored. A layer that hurts has
+    positive figures in both directions.
     """
 
     layer: str
@@ -113,31 +113,31 @@ class Sensitivity(Fact, frozen=True, gc=False, kw_only=True):
     direction: Direction = "degrade"
     kl: float
     kl_se: float
-    """Over windows; to restore, over the windows' differences."""
+    """Over windows; for restore, over the windows' differences."""
     dnll: float
     dnll_se: float
     dppl: float
-    """Perplexity with the layer changed less without; to restore ``exp(nll) − exp(nll − dnll)``
-    with the NLL of all changed."""
+    """Perplexity with the change minus without; for restore ``exp(nll) − exp(nll − dnll)``, where
+    ``nll`` is that of the whole body changed."""
     dppl_low: float
     dppl_high: float
     tokens: int
-    """Targets behind the figures: fewer than the protocol has where fewer were enough."""
+    """Targets behind the figures; fewer than the protocol has if fewer were enough."""
     by: By = "layer"
-    """What was changed at once; ``layer`` names it then: a block by its number, a kind, or the
-    first layer of a fused group."""
+    """What was changed at once. Unless ``layer``, the field ``layer`` holds a block number, a kind,
+    or the first layer of a fused group."""
     top1: float = float("nan")
-    """Share of positions where both models' first choice is the same; to restore, the reference's
-    and that of the network with the layer given back."""
+    """Share of positions where both models have the same top token; for restore, the reference and
+    the network with the layer restored."""
 
     @property
     def key(self) -> EffectKey:
-        """Among which effects it belongs."""
+        """The effects it belongs to."""
         return EffectKey(self.direction, self.format, self.by)
 
 
 class Estimate(Fact, frozen=True, gc=False, kw_only=True):
-    """The effect of one layer changed alone, from gradients: not measured."""
+    """The effect of one layer changed alone, estimated from gradients, not measured."""
 
     layer: str
     format: str
@@ -151,16 +151,17 @@ class Estimate(Fact, frozen=True, gc=False, kw_only=True):
     """Draws of labels from the model's own distribution."""
     by: By = "layer"
     doubt: str = ""
-    """Why the figure may not hold: where the quadratic model ends; empty where it holds."""
+    """Why the estimate may be wrong, such as an effect too large for a quadratic; empty if
+    trusted."""
 
     @property
     def key(self) -> EffectKey:
-        """Among which effects it belongs."""
+        """The effects it belongs to."""
         return EffectKey(self.direction, self.format, self.by)
 
 
 class RecipeScore(Fact, frozen=True, gc=False, kw_only=True):
-    """The effect of a whole recipe. Sent unfinished too, with ``done=False``."""
+    """The effect of a whole recipe. Also sent while incomplete, with ``done=False``."""
 
     recipe: str
     """Hash of the layers that are not kept, with their formats."""
@@ -175,18 +176,19 @@ class RecipeScore(Fact, frozen=True, gc=False, kw_only=True):
     top1: float
     tokens: int
     bits_per_weight: float
-    """Stored bits over weights, of the body and of whatever else is quantised."""
+    """Stored bits per weight, of the body and of anything else that is quantised."""
     bytes: int
     """Size of the whole artefact."""
     done: bool = True
     calibration: Literal["", "sequential"] = ""
-    """Where methods looked at inputs: those that the blocks before give as the recipe has them."""
+    """``sequential`` if methods used the outputs of the quantised blocks before; empty without
+    them."""
 
 
 class Additivity(Fact, frozen=True, gc=False, kw_only=True):
     """Effect of all body layers together over the sum of their single effects.
 
-    To restore, the single effects are what giving back each alone regains.
+    For restore, a single effect is what restoring that layer alone regains.
     """
 
     format: str
@@ -199,7 +201,7 @@ class Additivity(Fact, frozen=True, gc=False, kw_only=True):
 
     @property
     def key(self) -> EffectKey:
-        """Among which effects it belongs."""
+        """The effects it belongs to."""
         return EffectKey(self.direction, self.format)
 
 

@@ -1,4 +1,4 @@
-"""What travels on the wire: frames, and how they are encoded."""
+"""Frames on the wire, and how they are encoded."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from engine.protocol.facts import AnyFact
 from engine.protocol.message import Message
 
 WIRE_VERSION = 5
-"""Raised when a change makes an older client or engine misread a newer one."""
+"""Raised when a change would make an older client or engine misread a newer one."""
 
 MAX_FRAME = 1 << 20
 """Longest frame on the wire, in bytes."""
 
 
 class Hello(Message, frozen=True):
-    """First frame in both directions: a client says what it has seen, an engine who it is."""
+    """First frame in both directions: what the client has seen, which engine this is."""
 
     wire: int = WIRE_VERSION
     session: str = ""
@@ -36,14 +36,14 @@ class Sent(Message, frozen=True):
 
 
 class Snapshot(Message, frozen=True):
-    """The encoded `Session` as it stood after event ``seq``: the first thing a client gets."""
+    """The encoded `Session` after event ``seq``: the first thing a client receives."""
 
     seq: int
     data: bytes
 
 
 class Fragment(Message, frozen=True):
-    """A piece of a message that is longer than `MAX_FRAME`; pieces follow each other."""
+    """Part of a message longer than `MAX_FRAME`; the parts follow each other."""
 
     data: bytes
     last: bool
@@ -57,10 +57,10 @@ decode_fact = msgspec.msgpack.Decoder(AnyFact).decode
 
 
 def decode_frame(data: bytes) -> AnyFrame:
-    """A message of the wire; a command that is not registered here reads as `Unknown`.
+    """Decode a message; a command that is not registered here decodes as `Unknown`.
 
     Raises:
-        msgspec.MsgspecError: it is no message.
+        msgspec.MsgspecError: it is not a message.
     """
     try:
         return _frames(len(command_types())).decode(data)
@@ -76,6 +76,6 @@ _KNOWN = {"Hello", "Sent", "Snapshot", "Fragment"}
 
 @lru_cache(maxsize=1)
 def _frames(commands: int) -> msgspec.msgpack.Decoder[AnyFrame]:
-    """The decoder for so many registered types of command: made anew when there is one more."""
+    """The decoder for this number of command types: rebuilt when another is registered."""
     kinds = (Hello, Sent, Snapshot, Fragment, *command_types().values())
     return msgspec.msgpack.Decoder(Union[kinds], dec_hook=command_hook)  # noqa: UP007

@@ -1,4 +1,4 @@
-"""What identifies a figure: typed keys, never strings that are spelled by hand."""
+"""Typed keys of figures, instead of strings put together by hand."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import msgspec
 
 Direction: TypeAlias = Literal["degrade", "restore"]
 By: TypeAlias = Literal["layer", "block", "kind", "group"]
-"""What is changed at once: a layer; all of a block, of a kind, or of a fused group."""
+"""What is changed at once: one layer, or all layers of a block, a kind or a fused group."""
 
 
 class EffectKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Which effects: of what is quantised or kept, in which format, how much of it at once.
+    """Identifies a set of effects: degraded or restored, in which format, by which unit.
 
-    Hashable; a dict that it is a key of goes through MessagePack as it is, but not through JSON.
+    Hashable. As a key of a dict it can be encoded as MessagePack, but not as JSON.
     """
 
     direction: Direction

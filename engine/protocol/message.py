@@ -1,4 +1,4 @@
-"""The base of every Struct that crosses the wire or is kept in a journal."""
+"""The base of every Struct on the wire or in a journal."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import msgspec
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """Frozen, tagged with its own name; a field that is not known is an error."""
+    """Frozen, tagged with its class name; an unknown field is an error."""

@@ -1,8 +1,8 @@
 """`Session`: what is known about one checkpoint, as the fold of its journal.
 
 `apply` is the only place where a session changes. The engine uses it to resume, the terminal
-interface as its whole state, and headless runs to write their documents. No tensor library is
-imported here.
+interface as its whole state, and headless runs to write their documents. It imports no tensor
+library.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How large the artefact of a recipe is, from columns with one entry a layer."""
+"""Size of a recipe's artefact, from columns with one entry per layer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 from engine.protocol import Role
 
 OUTSIDE = ("head", "embedding")
-"""Roles of layers that are no part of the body."""
+"""Roles of layers outside the body."""
 
 
 class Size(msgspec.Struct, frozen=True):
-    """How large a recipe's artefact is."""
+    """Size of a recipe's artefact."""
 
     bits_per_weight: float
     bytes: int
@@ -29,18 +29,17 @@ def artefact_size(
     *,
     tied: bool,
 ) -> Size:
-    """Bits per weight and bytes of an artefact; columns have one entry a layer.
+    """Bits per weight and bytes of an artefact; columns have one entry per layer.
 
-    Bits per weight counts codes, scales and zero points of the body, and of head and embedding
-    where they are quantised. A tied head is stored once, with the embedding, as long as both are
-    kept.
+    Bits per weight counts codes, scales and zero points of the body, and of head and embedding if
+    they are quantised. A tied head is stored once, with the embedding, while both are kept.
 
     Args:
         roles: of each layer.
         shapes: of each layer.
         bits: stored bits of each layer in the format it holds.
-        quantised: whether it is not kept.
-        other_bytes: bytes of what is no layer.
+        quantised: whether each layer is quantised rather than kept.
+        other_bytes: bytes outside of layers.
         tied: whether head and embedding are one tensor in the checkpoint.
     """
     counted = [i for i, role in enumerate(roles) if role not in OUTSIDE or quantised[i]]
@@ -54,9 +53,9 @@ def artefact_size(
 
 
 class StoredSums:
-    """Sums over all layers as stored, made once, from which the size of a recipe follows quickly.
+    """Sums over all layers as stored, computed once, so that the size of a recipe is quick to find.
 
-    Gives what `artefact_size` gives, at a cost that goes with the layers that are changed.
+    Equals `artefact_size`, at a cost proportional to the number of changed layers.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class StoredSums:
         shapes: Sequence[tuple[int, ...]],
         dtypes: Sequence[str],
     ) -> None:
-        """The arguments are those of `artefact_size`, with the dtypes that layers are stored in."""
+        """Takes the arguments of `artefact_size`, and the dtype that each layer is stored in."""
         self._weights = [math.prod(shape) for shape in shapes]
         self._bits = [bits_as_stored(s, d) for s, d in zip(shapes, dtypes, strict=True)]
         self._roles = roles
@@ -76,7 +75,7 @@ class StoredSums:
         self._head_bits = sum(self._bits[row] for row, role in enumerate(roles) if role == "head")
 
     def size(self, changed: Mapping[int, int], other_bytes: int, *, tied: bool) -> Size:
-        """The size where these rows take so many bits, and all others are as stored."""
+        """The size if these rows take this many bits and all others are as stored."""
         weights, counted, stored = self._body_weights, self._body_bits, self._all_bits
         once = tied
         for row, bits in changed.items():

@@ -1,8 +1,8 @@
-"""A monotone fit of measured to estimated KL, applied to estimates: no tensors, no numpy.
+"""A monotone fit of measured to estimated KL, applied to estimates; no tensors, no numpy.
 
-Where the quadratic model ends an estimate is too small or too large by a factor that grows with
-the effect. What was measured of some layers tells the factor for the others: `Agreement` brings
-the knots of the fit, this module draws the line through them.
+Where the quadratic model fails, an estimate is off by a factor that grows with the effect. The
+layers that were measured show this factor for the others: `Agreement` holds the knots of the fit,
+this module interpolates between them.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ import msgspec
 from engine.protocol import Agreement, Estimate
 
 LEAST_PAIRS = 8
-"""Layers that have to be both estimated and measured before estimates are corrected."""
+"""Layers that must be both estimated and measured before estimates are corrected."""
 
 
 class Correction(msgspec.Struct, frozen=True):
-    """A monotone map of estimated to expected KL: a line in log-log between knots."""
+    """A monotone map from estimated to expected KL: straight lines between knots in log-log."""
 
     estimated: tuple[float, ...]
     """Knots, in nats per token, above 0 and ascending."""
     measured: tuple[float, ...]
-    """What was measured there, above 0 and never falling."""
+    """Measured KL at each knot, above 0 and never falling."""
 
     def kl(self, estimate: float) -> float:
-        """The KL to expect of an estimated one.
+        """The KL to expect for an estimated one.
 
-        Outside the knots the ratio is that of the end knot, so that 0 stays 0 and a sign stays.
+        Outside the knots the ratio of the nearest knot applies, so that 0 stays 0 and the sign is
+        kept.
         """
         x, y = self.estimated, self.measured
         if not estimate > x[0]:
@@ -43,10 +44,10 @@ class Correction(msgspec.Struct, frozen=True):
         return y[at - 1] * math.pow(y[at] / y[at - 1], share)
 
     def apply(self, estimate: Estimate) -> Estimate:
-        """An estimate with the KL to expect, its standard error to scale.
+        """An estimate with the expected KL, and its standard error scaled alike.
 
-        ΔNLL is a part of first order in the weights and KL: where a layer is degraded it moves by
-        as much as the KL. Of a restored layer it is left as it is.
+        ΔNLL is KL plus a term of first order in the weights: for a degraded layer it shifts by as
+        much as KL does. For a restored layer it is unchanged.
         """
         kl = self.kl(estimate.kl)
         scale = kl / estimate.kl if estimate.kl else 1.0
@@ -57,7 +58,7 @@ class Correction(msgspec.Struct, frozen=True):
 
 
 def fitted(agreement: Agreement | None) -> Correction | None:
-    """The fit that an agreement brings; None while it rests on fewer than `LEAST_PAIRS` layers."""
+    """The fit of an agreement; None if it is based on fewer than `LEAST_PAIRS` layers."""
     if agreement is None or agreement.layers < LEAST_PAIRS:
         return None
     knots = _ascending(agreement.estimated, agreement.measured)
@@ -67,7 +68,7 @@ def fitted(agreement: Agreement | None) -> Correction | None:
 
 
 def _ascending(estimated: Sequence[float], measured: Sequence[float]) -> list[tuple[float, float]]:
-    """The knots that a logarithm can be taken of, each estimate once and above the last."""
+    """The knots above 0, with each estimate once, ascending."""
     found: list[tuple[float, float]] = []
     for x, y in zip(estimated, measured, strict=False):
         if 0 < x < math.inf and 0 < y < math.inf and (not found or x > found[-1][0]):

@@ -1,4 +1,4 @@
-"""`apply`: how a session changes with every event, the only place where it does."""
+"""`apply`: how each event changes a session; nothing else changes it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
                 dirty.add(_learn(session, fact))
             return frozenset(dirty)
         case p.Stage():
-            # A transient may come late: after the end of what it tells of it says nothing.
+            # A transient may arrive after the job it is about has ended: ignore it.
             if any(j.kind == "open" and j.status == "running" for j in session.jobs.values()):
                 session.stage = event
             return frozenset({"stage"})
@@ -115,7 +115,7 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
         event.settings,
         event.versions,
     )
-    # A new engine begins: jobs of the one before are over, its recipe and its facts stay.
+    # A new engine: jobs of the previous one are over, its recipe and facts remain.
     session.jobs, session.notices, session.fallbacks = {}, [], {}
     session.stage = session.gauges = None
     session.model = session.partial = session.calibration = None
@@ -126,7 +126,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     before, session.checkpoint = session.checkpoint, event
     if before is None or before.fingerprint == event.fingerprint:
         return frozenset({"checkpoint"})
-    # Another checkpoint lies in the same place: what was known is not about it.
+    # Another checkpoint at the same path: results of the old one do not apply.
     session.layers.weights = [None] * len(session.layers.names)
     session.histograms, session.experts = {}, {}
     session.baseline = session.control = session.partial = None
@@ -170,7 +170,8 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
 
 def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     session.model, session.stage = event, None
-    # Facts of another protocol do not belong beside this one's; the store gives its own again.
+    # Facts of another protocol are not comparable with this one's; the store sends matching ones
+    # again.
     session.baseline = session.control = session.partial = None
     session.effects, session.scores = Effects(), {}
     return frozenset({"model", "stage", "baseline", "measured", "recipe"})
@@ -180,7 +181,7 @@ def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty
     for layer, held, bits in zip(event.layers, event.after, event.bits, strict=True):
         row = session.index.get(layer)
         if row is None:
-            continue  # the model has no such layer after all
+            continue  # the model does not have this layer after all
         session.layers.holds[row] = held
         session.layers.bits[row] = bits
         if held == session.kept(row):
@@ -208,6 +209,7 @@ def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
         )
     job.status, job.message, job.exit_code = event.status, event.message, event.exit_code
     job.resumed, job.measured, job.timings = event.resumed, event.measured, event.timings
+    job.result = event.result
     if event.status == "done":
         job.done = job.total
     job.seconds_left = 0.0
@@ -264,7 +266,7 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
 
 
 def _merged(known: p.LayerWeights | None, fact: p.LayerWeights) -> p.LayerWeights:
-    """Errors in other formats that were known already stay known."""
+    """Keep errors in other formats that were known already."""
     if known is None or known.outliers.sigma != fact.outliers.sigma:
         return fact
     return msgspec.structs.replace(
@@ -275,7 +277,7 @@ def _merged(known: p.LayerWeights | None, fact: p.LayerWeights) -> p.LayerWeight
 
 
 def _with_error(known: p.LayerWeights | None, fact: p.LayerError) -> p.LayerWeights | None:
-    """What is known of a layer with its error in one format more; None without its statistics."""
+    """A layer's weights with one more error; None if its statistics are not known."""
     if known is None:
         return None
     if fact.error is None:

@@ -1,4 +1,4 @@
-"""What is expected of layers and of a recipe before it is measured."""
+"""Predicted effects of layers and of a recipe, before they are measured."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from engine.session.state import Session
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """The sum of known single effects of the layers that are changed."""
+    """The sum of the known single effects of the changed layers."""
 
     dnll: float
     kl: float
     ppl: float
     missing: int
-    """Changed layers whose effect is not known yet, and is not in the sum."""
+    """Changed layers whose effect is unknown, and not in the sum."""
 
 
 def correction(session: Session, key: p.EffectKey) -> Correction | None:
-    """How estimates are corrected by what was measured; None where they are not."""
+    """The correction of estimates from measurements; None if there is none."""
     return fitted(session.effects.agreement.get(key))
 
 
 def expected(session: Session, row: int, key: p.EffectKey) -> p.Estimate | None:
-    """The estimated effect of one layer, corrected by what was measured of others."""
+    """The estimated effect of one layer, corrected by measurements of others."""
     estimate = session.estimate(row, key)
     if estimate is None or (fit := correction(session, key)) is None:
         return estimate
@@ -35,7 +35,7 @@ def expected(session: Session, row: int, key: p.EffectKey) -> p.Estimate | None:
 
 
 def predict(session: Session) -> Prediction | None:
-    """What the current recipe should score, None before the baseline is known."""
+    """Predicted score of the current recipe; None until the baseline is known."""
     if session.baseline is None:
         return None
     dnll = kl = 0.0

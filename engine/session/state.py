@@ -1,8 +1,8 @@
-"""`Session`: what is known about one checkpoint. `engine.session.fold` says how it comes about.
+"""`Session`: everything known about one checkpoint. `engine.session.fold` updates it.
 
-Layers are rows; everything known about them stands in columns of the table's length. A snapshot of
-another version, with fields that are not known here, is an error: it must not read as a session
-that lacks what they held.
+Layers are rows, and everything known about them is in columns as long as the table. A snapshot of
+another version with unknown fields is an error: it must not decode as a session that lacks their
+contents.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ import hashlib
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from engine import protocol as p
 from engine.session.artefact import Size, StoredSums
 
+Result = TypeVar("Result", bound=msgspec.Struct)
+
 KEPT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-"""The format a layer holds while it is left as stored."""
+"""The format of a layer that is left as stored."""
 
 
 def kept_format(dtype: str) -> str:
-    """The kept format of a stored dtype; what is stored in 8 bits or fewer is kept as ``bf16``."""
+    """The kept format of a stored dtype; weights stored in 8 bits or fewer are kept as ``bf16``."""
     return KEPT.get(dtype, "bf16")
 
 
 def recipe_hash(layers: Mapping[str, str]) -> str:
-    """Content address of a recipe: its layers that are not kept, with canonical formats."""
+    """Content address of a recipe: its quantised layers with canonical formats."""
     lines = "\n".join(f"{name}={layers[name]}" for name in sorted(layers))
     return hashlib.sha256(lines.encode()).hexdigest()[:32]
 
@@ -39,18 +41,18 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     id: str
     kind: str
     title: str
-    """For people; what the job is about says `command`."""
+    """For display only; `command` says what the job does."""
     command: p.AnyCommand
     urgency: int = 1
-    """Of the most urgent job first."""
+    """The most urgent job has the lowest."""
     total: int = 0
     recipe: str = ""
-    """Hash of the recipe an evaluation measures."""
+    """Hash of the recipe that an evaluation measures."""
     done: float = 0.0
     seconds_left: float = math.nan
     phase: p.Phase = ""
     subject: str = ""
-    """The layer, the unit of layers or the tensor that is at hand."""
+    """The layer, unit or tensor being processed."""
     format: str = ""
     detail: str = ""
     in_bytes: bool = False
@@ -60,6 +62,16 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     resumed: int = 0
     measured: int = 0
     timings: dict[str, float] = {}
+    result: dict[str, Any] = {}
+    """What it returned, as a map; see `read`."""
+
+    def read(self, kind: type[Result]) -> Result:
+        """What the job returned, as the Struct that it is.
+
+        Raises:
+            msgspec.ValidationError: it returned another, or none.
+        """
+        return msgspec.convert(self.result, kind)
 
 
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +83,7 @@ class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
-    """The table: one entry a layer in every column."""
+    """The table: one entry per layer in every column."""
 
     names: list[str] = []
     kinds: list[str] = []
@@ -80,7 +92,7 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
     shapes: list[tuple[int, ...]] = []
     dtypes: list[str] = []
     holds: list[str] = []
-    """Canonical format the current recipe gives each layer."""
+    """Canonical format of each layer in the current recipe."""
     bits: list[int] = []
     """Stored bits in that format."""
     weights: list[p.LayerWeights | None] = []
@@ -93,34 +105,34 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
 
     @cached_property
     def as_stored(self) -> StoredSums:
-        """Sums over the columns that never change in a listing: made when first asked for."""
+        """Sums over the columns that only a new listing changes; computed on first use."""
         return StoredSums(self.roles, self.shapes, self.dtypes)
 
 
 class Effects(msgspec.Struct, forbid_unknown_fields=True):
-    """Effects of layers, and of what was changed together, under one checkpoint and protocol."""
+    """Effects of single layers and of units, under one checkpoint and protocol."""
 
     measured: dict[p.EffectKey, list[p.Sensitivity | None]] = {}
-    """Of layers changed alone: a column of the table's length."""
+    """Of single layers: a column as long as the table."""
     estimated: dict[p.EffectKey, list[p.Estimate | None]] = {}
-    """As `measured`, from gradients."""
+    """Like `measured`, from gradients."""
     units: dict[p.EffectKey, dict[str, p.Sensitivity]] = {}
-    """What was changed as a block, kind or group, by its name."""
+    """Measured effects of a block, kind or group, by its name."""
     estimated_units: dict[p.EffectKey, dict[str, p.Estimate]] = {}
-    """As `units`, from gradients."""
+    """Like `units`, from gradients."""
     agreement: dict[p.EffectKey, p.Agreement] = {}
     additivity: dict[p.EffectKey, p.Additivity] = {}
 
     def known(self, direction: p.Direction | None = None) -> list[p.EffectKey]:
-        """Of layers whose effects are known, in one direction or both; measured ones come first."""
+        """Keys with known effects of single layers; measured ones first."""
         known = dict.fromkeys((*self.measured, *self.estimated))
         return [key for key in known if direction in (None, key.direction)]
 
     def relisted(self, rows: list[int | None]) -> Effects:
-        """The same for a new listing of the layers.
+        """The effects for a new listing of the layers.
 
         Args:
-            rows: of each row, which one it was; None for a new layer.
+            rows: for each new row, its old row; None for a new layer.
         """
         return msgspec.structs.replace(
             self,
@@ -144,7 +156,7 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     checkpoint: p.CheckpointRead | None = None
     model: p.ModelReady | None = None
     calibration: p.Calibrated | None = None
-    """The text that methods looked at inputs of; None while none did."""
+    """The calibration text; None until a method needs it."""
     layers: Layers = msgspec.field(default_factory=Layers)
     other_bytes: int = 0
     baseline: p.Baseline | None = None
@@ -158,20 +170,20 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Layers of the current recipe that are not kept, with their formats."""
     history: list[Change] = []
     position: int = 0
-    """Changes of the history in force; the rest can be made again."""
+    """Number of changes in effect; those after it can be redone."""
     jobs: dict[str, Job] = {}
     notices: list[p.Notice] = []
     fallbacks: dict[p.Fallback, None] = {}
-    """Each once, in the order in which they came."""
+    """Each once, in order of arrival."""
     stage: p.Stage | None = None
     gauges: p.Gauges | None = None
     histograms: dict[str, p.HistogramReady] = {}
     experts: dict[str, p.ExpertsReady] = {}
     """By fused layer."""
     seq: int = 0
-    """Number of the last journalled event that was applied."""
+    """Number of the last journalled event applied."""
     index: dict[str, int] = {}
-    """Row of each layer's name."""
+    """Row of each layer, by name."""
 
     @property
     def interval_factor(self) -> float:
@@ -179,11 +191,11 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         return self.model.interval_factor if self.model is not None else math.nan
 
     def row(self, layer: str) -> int | None:
-        """Row of a layer, None where there is none of that name."""
+        """Row of a layer; None if no layer has this name."""
         return self.index.get(layer)
 
     def kept(self, row: int) -> str:
-        """The format a row has while it is left as stored."""
+        """The format of a row that is left as stored."""
         return kept_format(self.layers.dtypes[row])
 
     def recipe(self) -> dict[str, str]:
@@ -191,7 +203,7 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         return dict(self.changed)
 
     def score(self) -> p.RecipeScore | None:
-        """The current recipe's measured score, finished or narrowing; None before there is one."""
+        """The current recipe's measured score, complete or partial; None if there is none yet."""
         key = recipe_hash(self.changed)
         if key in self.scores:
             return self.scores[key]
@@ -203,12 +215,12 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         return column[row] if column is not None else None
 
     def estimate(self, row: int, key: p.EffectKey) -> p.Estimate | None:
-        """The estimated effect of one layer changed alone, as the gradients have it."""
+        """The estimated effect of one layer changed alone, uncorrected."""
         column = self.effects.estimated.get(key)
         return column[row] if column is not None else None
 
     def bits_per_weight(self) -> float:
-        """Stored bits over weights, of the body and of whatever else is quantised; nan if empty."""
+        """Stored bits per weight, of body and other quantised layers; nan if empty."""
         return self.size().bits_per_weight
 
     def artefact_bytes(self) -> int:
@@ -216,7 +228,7 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         return self.size().bytes
 
     def size(self) -> Size:
-        """What the artefact holds."""
+        """Size of the current recipe's artefact."""
         bits = self.layers.bits
         changed = {row: bits[row] for row in (self.index[name] for name in self.changed)}
         tied = self.model is not None and self.model.tied
@@ -229,5 +241,5 @@ def encode_session(session: Session) -> bytes:
 
 
 def decode_session(data: bytes) -> Session:
-    """The session a snapshot was taken of."""
+    """The session in a snapshot."""
     return msgspec.msgpack.decode(data, type=Session, dec_hook=p.command_hook)

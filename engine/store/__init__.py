@@ -1,1 +1,1 @@
-"""On disk: facts, journals, past sessions, where they lie."""
+"""On disk: facts, journals, past sessions, and their paths."""

@@ -1,4 +1,4 @@
-"""Files of SQLite: how they are opened, and how an error of theirs is told."""
+"""SQLite files: opening them, transactions, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class StoreError(EngineError):
 
 
 def connect(path: Path, schema: str) -> sqlite3.Connection:
-    """A connection to a file that is made if absent; what is committed outlives a power cut.
+    """Connect to a file, created if absent; commits survive a power cut.
 
     Raises:
-        StoreError: if it is no database.
+        StoreError: it is not a database.
     """
     try:
         connection = sqlite3.connect(
@@ -28,12 +28,12 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=FULL")
         connection.executescript(schema)
     except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path}: {error}: move the file away to begin a new one") from error
+        raise StoreError(f"{path}: {error}: move the file away to start a new one") from error
     return connection
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """A connection that writes nothing and gives up soon where the file is locked."""
+    """Connect without writing; fails soon if the file is locked."""
     try:
         return sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=ro",
@@ -45,7 +45,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """All or nothing of what is executed inside.
+    """A transaction: all of the statements inside take effect, or none.
 
     Raises:
         StoreError: naming the file.
@@ -62,7 +62,7 @@ def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the database inside are told as `StoreError`, naming the file."""
+    """Raise database errors as `StoreError`, naming the file."""
     try:
         yield
     except sqlite3.DatabaseError as error:

@@ -1,4 +1,4 @@
-"""The store of facts: each measurement once, by the key of all it depends on.
+"""The fact store: each measurement once, under the key of everything it depends on.
 
 A fact is committed before it is announced.
 """
@@ -24,10 +24,10 @@ class FactStore:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """
         Args:
-            read_only: neither make the file nor write to it.
+            read_only: neither create the file nor write to it.
 
         Raises:
-            StoreError: if ``path`` is not a store.
+            StoreError: ``path`` is not a fact store.
         """
         self.path = path
         self._lock = threading.Lock()
@@ -41,11 +41,11 @@ class FactStore:
         )
 
     def get(self, key: str) -> p.AnyFact | None:
-        """The fact of a key, None if it was never measured."""
+        """The fact of a key; None if it was never measured."""
         return self.get_many([key]).get(key)
 
     def get_many(self, keys: Sequence[str], *, since: float = 0.0) -> dict[str, p.AnyFact]:
-        """The facts there are for these keys, written at ``since`` (epoch seconds) or later."""
+        """The facts of these keys written at ``since`` (epoch seconds) or later."""
         found: dict[str, p.AnyFact] = {}
         with self._lock:
             for at in range(0, len(keys), 500):
@@ -61,7 +61,7 @@ class FactStore:
                     except msgspec.DecodeError as error:
                         raise StoreError(
                             f"{self.path}: fact {key} cannot be read ({error}): "
-                            "--fresh measures it anew"
+                            "use --fresh to measure it again"
                         ) from error
         return found
 
@@ -74,7 +74,7 @@ class FactStore:
     def put(
         self, keys: Sequence[str], facts: Sequence[p.AnyFact], *, replace: bool = False
     ) -> None:
-        """Commit facts; one already there stays, unless ``replace`` measures anew."""
+        """Commit facts; one that exists stays, unless ``replace``."""
         verb = "REPLACE" if replace else "IGNORE"
         now = time.time()
         rows = [(k, now, VERSION, p.encode(f)) for k, f in zip(keys, facts, strict=True)]

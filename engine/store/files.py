@@ -1,4 +1,4 @@
-"""Files written whole: a reader finds the old one or the new one, never a half."""
+"""Atomic file writes: a reader finds the old file or the new one, never part of one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 TRIES = 1000
-"""Numbers that are tried beside a name that is taken."""
+"""Numbered names to try if a name is taken."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put a file in place of whatever was there.
+    """Replace a file's content atomically.
 
-    A pipe or a device is written to, not replaced; a link stays one, and its target is replaced.
+    A pipe or a device is written to, not replaced; of a symbolic link the target is replaced.
 
     Raises:
-        OSError: if it cannot be written; what was there stays.
+        OSError: it cannot be written; the old file remains.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
@@ -33,17 +33,17 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_new(path: Path, content: Callable[[Path], bytes]) -> Path:
-    """Write a file under a name that nothing has yet: ``a.csv``, else ``a-2.csv``, ``a-3.csv``, …
+    """Write a file under an unused name: ``a.csv``, else ``a-2.csv``, ``a-3.csv``, …
 
     Args:
-        path: the name that is wanted.
-        content: what to write; it is told the name, since it may say it.
+        path: the preferred name.
+        content: returns what to write, given the chosen name, which the content may mention.
 
     Returns:
         The path it was written to.
 
     Raises:
-        OSError: if it cannot be written, or if too many of these names are taken.
+        OSError: it cannot be written, or too many of these names are taken.
     """
     beside = _beside(path)
     try:
@@ -51,7 +51,7 @@ def write_new(path: Path, content: Callable[[Path], bytes]) -> Path:
             free = free_name(path)
             beside.write_bytes(content(free))
             try:
-                # A link is refused where the name is taken, so two writers never meet.
+                # Linking fails if the name is taken, so two writers cannot overwrite each other.
                 os.link(beside, free)
             except FileExistsError:
                 continue
@@ -67,7 +67,7 @@ def write_new(path: Path, content: Callable[[Path], bytes]) -> Path:
 
 
 def free_name(path: Path) -> Path:
-    """The first of ``a.csv``, ``a-2.csv``, … that nothing has, a broken link included.
+    """The first unused name of ``a.csv``, ``a-2.csv``, …; a broken link counts as used.
 
     Raises:
         OSError: if too many are taken.
@@ -76,9 +76,9 @@ def free_name(path: Path) -> Path:
         wanted = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         if not os.path.lexists(wanted):
             return wanted
-    raise FileExistsError(errno.EEXIST, f"{TRIES} files of that name are there", str(path))
+    raise FileExistsError(errno.EEXIST, f"{TRIES} files with this name exist", str(path))
 
 
 def _beside(path: Path) -> Path:
-    # The name is cut: with what is put around it, it must not grow too long for a folder.
+    # Truncated: with the affixes the name must not exceed the file system's limit.
     return path.with_name(f".{path.name[:32]}.{os.getpid()}.{uuid.uuid4().hex[:8]}")

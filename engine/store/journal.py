@@ -1,9 +1,9 @@
-"""Each session's journal of events, from which the session is folded.
+"""A session's journal of events, from which the session is folded.
 
-Events are written in order. An intent is committed before it is echoed, and what a job did with its
-end. Other events wait a moment to be committed in groups: what a crash loses of them can be found
-again, by opening and measuring again. A journal holds a `Learned`
-event by the keys of its facts alone; the facts are in the store that every session shares.
+Events are written in order. An intent is committed before it is announced, and a job's events with
+its end. Other events wait briefly and are committed in groups: what a crash loses of them can be
+found again by opening and measuring again. The journal holds a `Learned` event as the keys of its
+facts; the facts themselves are in the store that all sessions share.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from engine.store.upcasters import VERSION, upcast
 log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 5.0
-"""How long to wait for a session whose engine is about to end."""
+"""How long to wait for a session whose engine is about to exit."""
 
 GROUP_SECONDS = 0.25
-"""How long an event may wait to be committed with others."""
+"""How long an event may wait to be committed in a group."""
 
 GROUP_EVENTS = 1000
-"""How many may wait."""
+"""How many events may wait."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, time REAL NOT NULL,
@@ -56,7 +56,7 @@ def _rows(db: sqlite3.Connection, path: Path, after: int) -> list[_Row]:
 def _events(
     rows: Sequence[_Row], path: Path, facts: FactStore | None
 ) -> Iterator[tuple[int, p.AnyEvent]]:
-    """The events of some rows; what they learned is asked for at once, not event by event."""
+    """Decode rows to events; all facts they refer to are fetched in one query."""
     events: list[tuple[int, p.AnyEvent]] = []
     for seq, version, data in rows:
         try:
@@ -64,7 +64,7 @@ def _events(
         except msgspec.DecodeError as error:
             raise StoreError(
                 f"{path}: event {seq} cannot be read ({error}): "
-                "move the file away to begin a new history; measurements are kept elsewhere"
+                "move the file away to start a new history; results are stored separately and kept"
             ) from error
     wanted = [key for _, event in events if isinstance(event, p.Learned) for key in event.keys]
     found = facts.get_many(wanted) if facts is not None else {}
@@ -76,7 +76,7 @@ def _events(
 
 
 def _newest_snapshot(db: sqlite3.Connection, path: Path) -> Session:
-    """The newest snapshot, or an empty session: it is only a short cut to fold from."""
+    """The newest snapshot, or an empty session; snapshots only shorten the fold."""
     with naming(path):
         row = db.execute("SELECT version, bytes FROM snapshots ORDER BY seq DESC LIMIT 1")
         newest = row.fetchone()
@@ -89,12 +89,12 @@ def _newest_snapshot(db: sqlite3.Connection, path: Path) -> Session:
 
 
 def peek(folder: Path, facts: FactStore | None) -> tuple[Session, float]:
-    """The session in ``folder`` and the time of its last event, without holding it.
+    """The session in ``folder`` and the time of its last event, without locking it.
 
-    Nothing is written or waited for: its engine may run meanwhile.
+    Writes nothing and waits for nothing: its engine may be running.
 
     Args:
-        facts: a store, which may be open for reading only; None for a session without facts.
+        facts: a store, possibly read-only; None for a session without facts.
 
     Raises:
         StoreError: the journal cannot be read; the message names the file.
@@ -103,7 +103,7 @@ def peek(folder: Path, facts: FactStore | None) -> tuple[Session, float]:
     db = connect_to_read(path)
     try:
         with naming(path):
-            db.execute("BEGIN")  # snapshot and events as they stood at one moment
+            db.execute("BEGIN")  # snapshot and events of the same moment
             session = _newest_snapshot(db, path)
             rows = _rows(db, path, session.seq)
             (when,) = db.execute("SELECT MAX(time) FROM events").fetchone()
@@ -115,25 +115,25 @@ def peek(folder: Path, facts: FactStore | None) -> tuple[Session, float]:
 
 
 class Journal:
-    """A session's events in order. Holding one holds the session: one engine at a time."""
+    """A session's events in order. An open journal locks the session: one engine at a time."""
 
     def __init__(self, folder: Path, facts: FactStore, patience: float = LOCK_SECONDS) -> None:
         """
         Args:
             folder: of the session.
             facts: the store.
-            patience: seconds to wait for an engine that is about to end.
+            patience: seconds to wait for an engine that is about to exit.
 
         Raises:
-            SessionBusyError: if another engine holds the session.
-            StoreError: if the journal cannot be read.
+            SessionBusyError: another engine has the session open.
+            StoreError: the journal cannot be read.
         """
         self.folder, self.facts = folder, facts
         self.path = folder / "journal.sqlite"
         self._guard = take(folder / "lock", patience)
         self._lock = threading.Lock()
         self._waiting: list[tuple[int, float, str, int, bytes]] = []
-        """Rows that are not committed yet."""
+        """Rows not committed yet."""
         self._timer: threading.Timer | None = None
         try:
             self._db = connect(self.path, SCHEMA)
@@ -148,13 +148,13 @@ class Journal:
             raise
 
     def append(self, event: p.Event) -> int:
-        """Take one event and return its number, counted from 1; it is committed now, or soon.
+        """Add one event and return its number, counted from 1; it is committed now or soon.
 
         Raises:
-            StoreError: it could not be kept, or events before it could not.
+            StoreError: it could not be written, or an earlier event could not.
         """
         if isinstance(event, p.Learned):
-            # Facts are in the store already: keys alone.
+            # The facts are in the store already: write only their keys.
             event = p.Learned(event.keys, (), event.fresh)
         now, data = time.time(), p.encode(event)
         with self._lock:
@@ -176,10 +176,10 @@ class Journal:
             return self._seq
 
     def commit(self) -> None:
-        """Write what waits.
+        """Write the waiting events.
 
         Raises:
-            StoreError: it could not be written; it goes on waiting.
+            StoreError: they could not be written; they keep waiting.
         """
         with self._lock:
             self._commit()
@@ -196,8 +196,8 @@ class Journal:
             self._timer = None
             try:
                 self._commit()
-            except StoreError:  # they go on waiting: whoever appends next is told
-                log.exception("events could not be kept yet")
+            except StoreError:  # they keep waiting; the next append raises
+                log.exception("events could not be written yet")
 
     def read(self, after: int = 0) -> Iterator[tuple[int, p.AnyEvent]]:
         """Events numbered over ``after``, facts filled in from the store."""
@@ -207,7 +207,7 @@ class Journal:
         yield from _events(rows, self.path, self.facts)
 
     def fold(self) -> Session:
-        """The session as the journal tells it."""
+        """The session folded from the journal."""
         with self._lock:
             session = _newest_snapshot(self._db, self.path)
         for seq, event in self.read(session.seq):
@@ -215,7 +215,7 @@ class Journal:
         return session
 
     def snapshot(self, session: Session) -> None:
-        """Keep a folded session, so that the next fold begins there."""
+        """Store a folded session, so that the next fold starts from it."""
         row = (session.seq, VERSION, encode_session(session))
         with self._lock:
             self._commit()
@@ -224,9 +224,9 @@ class Journal:
                 self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?)", row)
 
     def clear(self) -> None:
-        """Begin the history anew; facts stay in the store.
+        """Start a new history; facts stay in the store.
 
-        Numbers go on, so that a client that is attached takes no new event for one it has seen.
+        Numbering continues, so that an attached client does not mistake a new event for an old one.
         """
         with self._lock, transaction(self._db, self.path):
             self._db.execute("DELETE FROM events")
@@ -234,13 +234,13 @@ class Journal:
             self._waiting.clear()
 
     def close(self) -> None:
-        """Commit what waits, close the file and let the session go."""
+        """Commit waiting events, close the file and unlock the session."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
             try:
                 self._commit()
             except StoreError:
-                log.exception("the last events could not be kept")
+                log.exception("the last events could not be written")
             self._db.close()
             self._guard.close()

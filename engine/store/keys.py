@@ -1,7 +1,7 @@
-"""What every kind of fact depends on: the parts of its key, declared once.
+"""Keys of facts: what each kind of fact depends on, declared once.
 
-A fact is stored under the hash of everything that its value depends on, so it is found again by
-whoever needs the same thing, and is never mistaken for another. One `Key` class per kind of fact
+A fact is stored under the hash of everything its value depends on, so any session that needs the
+same measurement finds it, and it is never mistaken for another. One `Key` class per kind of fact
 lists these parts as typed fields: leaving one out is a type error, not a wrong figure. Budgets,
 micro-batches and threads are in no key: they change the last bits at most.
 
@@ -10,7 +10,7 @@ and are measured again. To add a kind of fact, subclass `Key`. To add a part to 
 give it a default: a field at its default is not hashed, so the older facts are still found.
 
 The hash of a key is that of its parts as JSON with sorted names, as in the version before this
-module existed; stores written by that version stay valid. The one exception is triage, which had
+module existed, so stores written by that version stay valid. The one exception is triage, which had
 one fact per layer for an ordered list of formats: `ListedWeights` finds such facts, and triage
 splits them into the new ones.
 """
@@ -26,11 +26,11 @@ import msgspec
 from engine import protocol as p
 
 MEASURE_VERSION = 1
-"""Of every measurement."""
+"""Version of every measurement."""
 QUANTISER_VERSION = 1
-"""Of the arithmetic of formats and methods."""
+"""Version of the arithmetic of formats and methods."""
 ESTIMATOR_VERSION = 2
-"""Of the estimate of all layers from gradients."""
+"""Version of the estimates from gradients."""
 
 MEASURED: Mapping[str, Any] = {"version": MEASURE_VERSION}
 QUANTISED: Mapping[str, Any] = {**MEASURED, "quantiser": QUANTISER_VERSION}
@@ -56,11 +56,10 @@ class Evaluation(msgspec.Struct, frozen=True):
 
 
 def evaluation(files: Files, protocol: p.Protocol, windows: str) -> Evaluation:
-    """The part of a key that the evaluation protocol is.
+    """The part of a key that describes the evaluation.
 
-    The text is represented by its tokens as they were cut, so its name and its own hash are not
-    part of the key. What depends on the random labels of estimates says so itself. Of the device
-    only the kind counts.
+    The tokens stand for the text, so its name and its hash are not part of the key. Facts that
+    depend on the random labels of estimates add them themselves. Only the kind of device counts.
     """
     parts = msgspec.to_builtins(protocol)
     del parts["text"], parts["text_sha256"], parts["draws"]
@@ -69,7 +68,7 @@ def evaluation(files: Files, protocol: p.Protocol, windows: str) -> Evaluation:
 
 
 class Calibration(msgspec.Struct, frozen=True):
-    """The calibration text that calibrated methods saw."""
+    """The calibration text that methods used."""
 
     text: str
     """Hash of the text."""
@@ -79,20 +78,20 @@ class Calibration(msgspec.Struct, frozen=True):
     seq_len: int
     seed: int
     mode: str
-    """``reference`` or ``sequential``: whose inputs they are."""
+    """``reference`` or ``sequential``: which model's inputs were used."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The parts of a fact's key.
 
-    A field at its default is left out, see the module's docstring.
+    A field at its default is left out; see the module's docstring.
     """
 
     on: Files | Evaluation
-    """What was measured, and on which windows where the model ran."""
+    """What was measured; and on which windows, if the model ran."""
     kind: ClassVar[str]
     constants: ClassVar[Mapping[str, Any]] = MEASURED
-    """Versions, and what else is the same for all facts of the kind."""
+    """Versions, and other parts that all facts of the kind share."""
 
     @property
     def address(self) -> str:
@@ -128,7 +127,7 @@ class WeightError(Key, frozen=True, kw_only=True):
 
 
 class ListedWeights(Key, frozen=True, kw_only=True):
-    """Statistics and errors of a layer in a list of formats, as the version before kept them."""
+    """Statistics and errors in a list of formats, as the previous version stored them."""
 
     kind = "weights"
     constants = QUANTISED
@@ -150,7 +149,7 @@ class Baseline(Key, frozen=True, kw_only=True):
 
 
 class Control(Key, frozen=True, kw_only=True):
-    """What a change of nothing measures."""
+    """What a no-op measures."""
 
     kind = "control"
     constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "floor": "rounded otherwise"}
@@ -187,9 +186,9 @@ class Sensitivity(Key, frozen=True, kw_only=True):
     scale_dtype: str
     by: p.By = "layer"
     layers: tuple[str, ...] = ()
-    """Of a unit that is not a layer."""
+    """For units other than a layer."""
     effort: str = ""
-    """What the figure was measured for, where that was not on all windows."""
+    """What the figure was measured for, if not on all windows."""
     calibration: Calibration | None = None
 
 
@@ -205,7 +204,7 @@ class RecipeScore(Key, frozen=True, kw_only=True):
 
 
 class Additivity(Key, frozen=True, kw_only=True):
-    """How far single effects add up to that of all together."""
+    """How far single effects add up to the effect of all together."""
 
     kind = "additivity"
     constants = QUANTISED
@@ -214,5 +213,5 @@ class Additivity(Key, frozen=True, kw_only=True):
     scale_dtype: str
     direction: p.Direction = "degrade"
     fewer: int = 0
-    """Tokens behind the single effects, where some were not measured on all windows."""
+    """Tokens behind the single effects, if some were not measured on all windows."""
     calibration: Calibration | None = None

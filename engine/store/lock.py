@@ -1,4 +1,4 @@
-"""One engine a session: the lock in the session's folder."""
+"""One engine per session: the lock file in the session's folder."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from engine.errors import EngineError
 
 
 class SessionBusyError(EngineError):
-    """Another engine holds the session."""
+    """Another engine has the session open."""
 
 
 def take(path: Path, patience: float) -> IO[str]:
-    """Hold a lock file for as long as it stays open; the system frees it when a process dies.
+    """Lock a file until it is closed; the system releases the lock when the process dies.
 
     Args:
-        path: of the lock.
-        patience: seconds to wait for an engine that is about to end.
+        path: of the lock file.
+        patience: seconds to wait for an engine that is about to exit.
 
     Raises:
-        SessionBusyError: if another process holds it.
+        SessionBusyError: another process holds the lock.
     """
     handle = path.open("a+")
     deadline = time.monotonic() + patience
@@ -39,8 +39,8 @@ def take(path: Path, patience: float) -> IO[str]:
             holder = handle.read().strip() or "unknown"
             handle.close()
             raise SessionBusyError(
-                f"another run (process {holder}) holds the session {path.parent.name}: "
-                "wait for its end, or stop that process"
+                f"another run (process {holder}) has the session {path.parent.name} open: "
+                "wait until it ends, or stop that process"
             ) from error
     handle.truncate(0)
     handle.write(str(os.getpid()))
@@ -49,14 +49,14 @@ def take(path: Path, patience: float) -> IO[str]:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether an engine holds the session in ``folder``."""
+    """Whether an engine has the session in ``folder`` open."""
     try:
         with (folder / "lock").open() as lock:
             os.kill(int(lock.read().strip() or "x"), 0)
-            # The lock is tried only where its holder's number is alive: it may be another's now.
+            # Try the lock only if that process is alive; its number may have been reused.
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except BlockingIOError:
         return True
-    except (OSError, ValueError):  # no lock, no number in it, no such process
+    except (OSError, ValueError):  # no lock file, no process id in it, or no such process
         return False

@@ -1,7 +1,7 @@
-"""Past sessions, as their journals tell them.
+"""Past sessions, read from their journals.
 
-They are read without being held, nor anything started: an engine that runs meanwhile is not
-disturbed, and no tensor library is imported.
+They are read without locking them or starting anything: a running engine is not disturbed, and no
+tensor library is imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.store.paths import facts_file, state_folder
 
 
 class PastSession(msgspec.Struct, frozen=True, kw_only=True):
-    """One session as its journal tells it; NaN and 0 stand for what it does not tell."""
+    """One session, read from its journal; NaN and 0 mean unknown."""
 
     name: str
     source: str = ""
@@ -30,28 +30,28 @@ class PastSession(msgspec.Struct, frozen=True, kw_only=True):
     when: float = 0.0
     """Time of its last event, in seconds since 1970."""
     running: bool = False
-    """Whether an engine holds it now."""
+    """Whether an engine has it open now."""
     checkpoint: str = ""
     """The checkpoint's name."""
     architecture: str = ""
     parameters: int = 0
     layers: int = 0
     changed: int = 0
-    """Layers that its recipe does not keep."""
+    """Number of layers that its recipe quantises."""
     measured: int = 0
-    """Layers with a measured sensitivity in some format."""
+    """Number of layers with a measured sensitivity in some format."""
     ppl_reference: float = float("nan")
     ppl_recipe: float = float("nan")
     """The recipe's measured perplexity."""
     bits_per_weight: float = float("nan")
     problem: str = ""
-    """Why it cannot be read, or opened again, in a sentence."""
+    """Why it cannot be read or opened again, as a sentence."""
 
 
 def past_sessions(limit: int = 50) -> list[PastSession]:
-    """The sessions of this user, the last used first.
+    """The user's sessions, most recently used first.
 
-    One that cannot be read is among them with its ``problem``.
+    A session that cannot be read is included, with its ``problem``.
     """
     found: list[tuple[float, Path]] = []
     try:
@@ -73,7 +73,7 @@ def past_sessions(limit: int = 50) -> list[PastSession]:
 def _facts() -> Iterator[FactStore | None]:
     try:
         facts = FactStore(facts_file(), read_only=True)
-    except EngineError:  # none was measured yet
+    except EngineError:  # nothing was measured yet
         yield None
         return
     try:
@@ -93,7 +93,7 @@ def _past(folder: Path, touched: float, facts: FactStore | None) -> PastSession:
         reason = " ".join(str(error).split())
         problem = (
             f"{folder / 'journal.sqlite'} cannot be read ({type(error).__name__}: {reason}): "
-            "move the file away to begin a new history; measurements are kept elsewhere"
+            "move the file away to start a new history; results are stored separately and kept"
         )
     return PastSession(name=folder.name, when=touched, running=running, problem=problem)
 
@@ -116,7 +116,7 @@ def _told(name: str, session: Session, when: float, running: bool) -> PastSessio
         ppl_reference=session.baseline.ppl if session.baseline is not None else float("nan"),
         ppl_recipe=score.ppl if score is not None else float("nan"),
         bits_per_weight=session.bits_per_weight(),
-        problem=f"{session.source} is no longer there" if gone else "",
+        problem=f"{session.source} no longer exists" if gone else "",
     )
 
 

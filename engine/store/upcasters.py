@@ -1,4 +1,4 @@
-"""The version that events and facts are written in, and how rows of earlier ones are read."""
+"""The version of stored rows, and how rows of earlier versions are read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import msgspec
 from engine.store.database import StoreError
 
 VERSION = 2
-"""Of journal rows, snapshots and facts; raised when a Struct changes so that old rows do not read.
+"""Of journal rows, snapshots and facts; raised when a Struct changes so that old rows cannot be
+read.
 
 2: `JobStarted` carries its command; a session finds effects by `EffectKey`.
 """
 
 
 def _commands_in_jobs(data: bytes) -> bytes:
-    """1 → 2: `JobStarted` carries its command. Version 1 told of it by title, formats and ask."""
+    """1 → 2: `JobStarted` carries its command. Version 1 had title, formats and ask instead."""
     if b"JobStarted" not in data[:32]:  # the tag comes first; most rows are facts
         return data
     event: dict[str, Any] = msgspec.msgpack.decode(data)
@@ -44,7 +45,7 @@ def _command_of(kind: str, title: str, formats: list[str]) -> dict[str, Any]:
                 "exact": exact[0] if exact else "all",
             }  # fmt: skip
         case "export":
-            return {"type": "Export", "out": ""}  # it was not told where to
+            return {"type": "Export", "out": ""}  # version 1 did not record the path
         case _:
             return {"type": "MeasureRecipe"}
 
@@ -54,12 +55,12 @@ UPCASTERS: dict[int, Callable[[bytes], bytes]] = {1: _commands_in_jobs}
 
 
 def upcast(data: bytes, version: int, where: object) -> bytes:
-    """A row as this version writes it.
+    """Convert a row to the current version.
 
     Args:
         data: an encoded event or fact.
-        version: that wrote it.
-        where: the file, for an error.
+        version: the version that wrote it.
+        where: the file, for the error message.
 
     Raises:
         StoreError: it was written by a newer version.

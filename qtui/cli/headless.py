@@ -23,10 +23,10 @@ from qtui.cli.progress import Meter
 from qtui.views.progress import about
 from qtui.views.sweeps import formats_of
 
-Measure: TypeAlias = p.Triage | p.Sweep | p.Evaluate | p.Export
 OfRecipe: TypeAlias = p.Evaluate | p.Export
-Ask: TypeAlias = Measure | Callable[[Session], OfRecipe]
-"""What to do. A recipe is a function of the opened session: its layers have to be known."""
+Ask: TypeAlias = p.Command | Callable[[Session], OfRecipe]
+"""What to do: a command that has a job, a plugin's too. A recipe is a function of the opened
+session: its layers have to be known."""
 Question: TypeAlias = p.AskHistogram | p.AskExperts
 """What is asked about one layer beside a triage."""
 Answer: TypeAlias = p.HistogramReady | p.ExpertsReady
@@ -49,7 +49,8 @@ MUST_AGREE_OF_FILES: dict[type[p.Command], tuple[str, ...]] = {
     p.Triage: ("sigma", "trust_remote_code"),
     p.Export: ("trust_remote_code",),
 }
-"""The ones among them that matter to what reads the files alone, and loads no model."""
+"""The ones among them that matter to what reads the files alone, and loads no model; all of them
+matter to a command that is not here."""
 
 
 class RunError(EngineError):
@@ -108,8 +109,11 @@ def measure(
     if running is None:
         client.own_process(source)
     with closing(running or client.in_process(source)) as engine:
-        kind: type[Measure] = of if callable(ask) else type(ask)
-        of_files = kind in MUST_AGREE_OF_FILES and not calibrates
+        kind: type[p.Command]
+        if callable(ask):
+            kind, of_files = of, of is p.Export and not calibrates
+        else:
+            kind, of_files = type(ask), not client.needs_model(ask)
         run = _Run(
             engine,
             ask,
@@ -130,7 +134,7 @@ class _Run:
         engine: client.Client,
         ask: Ask,
         meter: Meter,
-        kind: type[Measure],
+        kind: type[p.Command],
         questions: tuple[Question, ...] = (),
         *,
         attached: bool,
@@ -144,7 +148,7 @@ class _Run:
         self._exported: p.Exported | None = None
         self._open = False
         self._mark = uuid.uuid4().hex
-        self._sent: Measure | None = None
+        self._sent: p.Command | None = None
         self._job: str | None = None
         self._label = ""
         """The job's kind, beside its progress."""
@@ -176,7 +180,7 @@ class _Run:
         finally:
             self._meter.clear()
             if len(self._fallbacks) > FALLBACKS_SAID:
-                self._meter.say(f"fallbacks: {len(self._fallbacks)} in all")
+                self._meter.say(f"fallbacks: {len(self._fallbacks)} in total")
 
     def _send_if_ready(self, settings: p.Settings) -> None:
         session = self._engine.session
@@ -184,14 +188,14 @@ class _Run:
         if not (self._open or (self._attached and session.source)):
             return
         if self._attached:
-            those = MUST_AGREE_OF_FILES[self._kind] if self._of_files else MUST_AGREE
-            _agree(session, settings, those)
+            names = MUST_AGREE_OF_FILES.get(self._kind, MUST_AGREE)
+            _agree(session, settings, names if self._of_files else MUST_AGREE)
         if self._questions and not _names_are_listed(session):
             return
         for question in self._questions:
             _known_layer(session, question.layer)
         if not callable(self._ask):
-            asked: Measure = self._ask
+            asked: p.Command = self._ask
         elif (_names_are_listed if self._of_files else _names_are_final)(session):
             asked = self._ask(session)
         else:
@@ -256,7 +260,7 @@ class _Run:
                 if job.status == "running" and p.same_request(job.command, self._sent):
                     self._label = job.kind
                     self._job, self._following = job.id, True
-                    self._meter.say("that sweep is running already: following it")
+                    self._meter.say("this sweep is already running: following it")
                     return
         raise RunError(event.message, event.exit_code)
 
@@ -282,7 +286,7 @@ class _Run:
             if score is None:
                 raise RunError("the evaluation ended without a score", 1)
         if self._kind is p.Export and self._exported is None:
-            raise RunError("the export ended without telling what it wrote", 1)
+            raise RunError("the export ended without reporting its output", 1)
         return Outcome(
             session=session,
             job=session.jobs[ended.job],
@@ -321,7 +325,7 @@ def _known_layer(session: Session, layer: str) -> None:
         difflib.get_close_matches(layer, names, n=3, cutoff=0.5)
         or [name for name in names if layer.lower() in name.lower()][:3]
     )
-    meant = f"did you mean {' or '.join(near)}?" if near else f"names are like {names[-1]}"
+    meant = f"did you mean {' or '.join(near)}?" if near else f"layer names look like {names[-1]}"
     raise UsageError(f"{session.source} has no layer {layer!r}: {meant}")
 
 
@@ -334,15 +338,15 @@ def _agree(session: Session, settings: p.Settings, names: Sequence[str]) -> None
     """Refuse an engine that would answer with figures of another protocol."""
     if settings.fresh:
         raise UsageError(
-            f"--fresh needs an engine of its own, and one has {session.source} open: "
-            "leave the interface that uses it first"
+            f"--fresh needs its own engine, but one already has {session.source} open: "
+            "close the interface that uses it first"
         )
     for name in names:
         theirs, ours = getattr(session.settings, name), getattr(settings, name)
         if theirs != ours:
             raise UsageError(
-                f"an engine has {session.source} open with {name} {theirs}, not {ours}: "
-                "ask for the same, or leave the interface that uses it first"
+                f"an engine already has {session.source} open with {name} {theirs}, not {ours}: "
+                "use the same value, or close the interface that uses it first"
             )
 
 

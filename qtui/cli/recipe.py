@@ -27,8 +27,8 @@ def check_recipe(command: str, format: str | None, recipe: str | None) -> None:
         return
     if both or (format is None and recipe is None):
         raise UsageError(
-            f"qtui {command} takes one of --format F and --recipe FILE|NAME, and both with "
-            f"--recipe {FIRST_LAST}"
+            f"qtui {command} needs either --format F or --recipe FILE|NAME; only --recipe "
+            f"{FIRST_LAST} takes both"
         )
 
 
@@ -57,7 +57,7 @@ def _from_file(path: Path, command: OfRecipe) -> Callable[[Session], OfRecipe]:
     def ask(session: Session) -> OfRecipe:
         name = session.checkpoint.name if session.checkpoint is not None else session.source
         if recipe.checkpoint not in (None, name, session.source):
-            print_error(f"{path} was written for {recipe.checkpoint}: here it is used on {name}")
+            print_error(f"{path} was written for {recipe.checkpoint} and is used on {name}")
         return msgspec.structs.replace(
             command, format=recipe.default, layers=recipe.resolve(session), recipe=recipe.recipe
         )

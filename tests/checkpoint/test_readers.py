@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.checkpoint import Checkpoint, TensorInfo, list_layers, open_checkpoint, read_layer
+from engine.checkpoint import list_layers, open_checkpoint, read_layer
 from engine.checkpoint.quantised import reader
-from engine.checkpoint.quantised.reader import Reader, readable_methods, register_reader
+from engine.checkpoint.quantised.reader import readable_methods
 from engine.errors import CheckpointError
 from tests.checkpoint.test_disk_layers import save
+from tests.plugins.example import layout
 
 NAME = "model.layers.0.self_attn.q_proj"
 
@@ -47,32 +48,16 @@ def test_what_is_recognised_and_not_read_is_refused(
 
 def test_a_layout_from_outside_is_read(tmp_path: Path) -> None:
     """LLM.int8() of bitsandbytes, which is recognised only without it."""
-
-    def scales(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[str, ...]:
-        names = tuple(part.name.removesuffix("weight") + "SCB" for part in parts)
-        return names if all(name in checkpoint.tensors for name in names) else ()
-
-    def read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> Tensor:
-        return checkpoint.read(name).float() * checkpoint.read(scale).unsqueeze(-1) / 127
-
     codes = torch.randint(-127, 128, (5, 7), dtype=torch.int8)
     absmax = torch.rand(5)
     folder = save(tmp_path, {f"{NAME}.weight": codes, f"{NAME}.SCB": absmax})
     with pytest.raises(CheckpointError, match="packed in int8"):
         list_layers(open_checkpoint(folder))
-    register_reader(
-        Reader(
-            name="llm.int8",
-            recognises=lambda _, tensor: tensor.dtype == "int8" and tensor.name.endswith(".weight"),
-            methods=("bitsandbytes",),
-            scales=scales,
-            read=read,
-        )
-    )
+    layout.register()
     checkpoint = open_checkpoint(folder)
     (row,) = list_layers(checkpoint)
     assert (row.name, row.scales, row.reader) == (NAME, (f"{NAME}.SCB",), "llm.int8")
     assert torch.equal(read_layer(checkpoint, row), codes.float() * absmax[:, None] / 127)
     assert "bitsandbytes" in readable_methods()
     with pytest.raises(ValueError, match=r"a reader of 'llm.int8' already"):
-        register_reader(reader.reader_named("llm.int8"))
+        layout.register()

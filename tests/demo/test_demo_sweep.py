@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from engine.demo import DEMO_PATH
 from engine.texts.corpora import held_out_library
 from tests import brute_force
 
-TOKENS = int(os.environ.get("QTUI_TEST_TOKENS", "4096"))
+TOKENS = int(os.environ.get("QTUI_TEST_TOKENS", "2048"))
 SEQ_LEN, BATCH = 256, 8
+PROFILE = "[standard]\nbatch_tokens = 1024\n"
+"""Two micro-batches at least, as any longer text has."""
 
 
 def qtui(*arguments: str) -> dict[str, Any]:
@@ -31,7 +34,9 @@ def qtui(*arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_the_documents_of_demo_agree_with_the_brute_force_loop() -> None:
+def test_the_documents_of_demo_agree_with_the_brute_force_loop(own_folders: Path) -> None:
+    (own_folders / "config" / "qtui").mkdir()
+    (own_folders / "config" / "qtui" / "profiles.toml").write_text(PROFILE)
     document = qtui("sweep", "demo")
     model = brute_force.load(DEMO_PATH)
     ids = brute_force.windows(DEMO_PATH, held_out_library().content, TOKENS, SEQ_LEN)

@@ -20,7 +20,6 @@ from engine.checkpoint import list_layers, open_checkpoint, read_layer
 from engine.client import InProcess, in_process
 from engine.errors import EngineError, FormatError, UsageError
 from engine.export import target
-from engine.export.compressed import form
 from engine.formats import catalogue, family
 from engine.formats.completion import complete_format, explain_format
 from engine.formats.grammar import parse_format
@@ -33,16 +32,7 @@ from tests.drive import ended, facts, settings, until
 LAYER = "model.layers.0.self_attn.q_proj"
 
 
-@pytest.fixture(autouse=True)
-def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both plugins, for one test."""
-    list(catalogue.BASES), target.targets()
-    monkeypatch.setattr(plugins, "_loaded", set(plugins._loaded))
-    for module, name in ((family, "_FAMILIES"), (target, "_TARGETS"), (form, "_FORMS")):
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
-    monkeypatch.setattr(catalogue._FORMATS, "found", dict(catalogue._FORMATS.found))
-    plugins.load_plugin("tests.plugins.ternary:register")
-    plugins.load_plugin("tests.plugins.listing:register")
+pytestmark = pytest.mark.usefixtures("example")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +97,7 @@ def test_its_formats_are_read_printed_and_refused_with_reasons() -> None:
         "ternary-g1": "at least two",
         "ternary-sym": "takes -gN, -channel",
         "ternary+hqq": "only integer formats have",
-        "ternary+gptq": "a search of its own",
+        "ternary+gptq": "its own search",
         "ternery": "did you mean 'ternary'",
     }.items():
         with pytest.raises(FormatError, match=why):
@@ -208,7 +198,8 @@ def test_targets_are_listed_and_unknown_ones_refused() -> None:
 
 
 def test_what_is_there_already_is_refused() -> None:
-    from tests.plugins import listing, ternary
+    from tests.plugins.example import family as ternary
+    from tests.plugins.example import target as listing
 
     with pytest.raises(ValueError, match="a format family 'ternary' already"):
         ternary.register()
@@ -235,6 +226,6 @@ def test_the_environment_names_plugins_and_they_import_no_tensor_library() -> No
         "assert 'listing' in [target.name for target in targets()]\n"
         "assert 'torch' not in sys.modules"
     )
-    named = "tests.plugins.ternary:register, tests.plugins.listing:register"
+    named = "tests.plugins.example.family:register, tests.plugins.example.target:register"
     environment = {**os.environ, plugins.VARIABLE: named}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=120)

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,17 +20,10 @@ from engine.session import Session, apply
 from qtui.saved.saving import save
 from qtui.views.filter import FilterError, parse_filter
 from qtui.views.filter.completion import complete_filter
-from tests.plugins.skew import SKEW, register, skew
+from tests.plugins.example.figure import SKEW, register, skew
 from tests.qtui import replay as r
 from tests.qtui.driving import driving
 from tests.qtui.saving import lines_of_csv, view
-
-
-@pytest.fixture
-def outside() -> Iterator[None]:
-    register()
-    yield
-    unregister_figure("skew")
 
 
 def read() -> Session:
@@ -49,7 +41,7 @@ def skews(session: Session) -> list[float]:
     ]
 
 
-@pytest.mark.usefixtures("outside")
+@pytest.mark.usefixtures("example")
 async def test_it_is_a_column_a_line_of_the_pane_and_explained_in_help() -> None:
     async with driving(*r.opening(), *r.triaged(), size=(200, 50)) as d:
         session = d.app.session
@@ -72,7 +64,7 @@ async def test_it_is_a_column_a_line_of_the_pane_and_explained_in_help() -> None
         assert "mean over standard deviation" in drawn
 
 
-@pytest.mark.usefixtures("outside")
+@pytest.mark.usefixtures("example")
 async def test_its_column_shows_where_there_is_room_and_never_pushes_one_of_qtui_out() -> None:
     async with driving(*r.opening(), *r.triaged(), size=(120, 40)) as d:
         narrow = [column.id for column, _ in d.table.layout_at(90).columns]
@@ -81,7 +73,7 @@ async def test_its_column_shows_where_there_is_room_and_never_pushes_one_of_qtui
     assert wide[-1] == "skew"
 
 
-@pytest.mark.usefixtures("outside")
+@pytest.mark.usefixtures("example")
 def test_it_is_a_word_of_the_filter_with_completion() -> None:
     session = read()
     middle = sorted(skews(session))[20]
@@ -96,7 +88,7 @@ def test_its_word_is_none_once_it_is_gone() -> None:
         parse_filter("skew>1")
 
 
-@pytest.mark.usefixtures("outside")
+@pytest.mark.usefixtures("example")
 def test_it_has_its_key_in_json_and_the_others_stay() -> None:
     session = read()
     document = json.loads(schema.encode(triage_document(session)))
@@ -107,7 +99,7 @@ def test_it_has_its_key_in_json_and_the_others_stay() -> None:
     register()
 
 
-@pytest.mark.usefixtures("outside")
+@pytest.mark.usefixtures("example")
 def test_it_has_its_column_in_csv(tmp_path: Path) -> None:
     session = read()
     saved = save("table", str(tmp_path / "rows.csv"), view(session))
@@ -133,5 +125,5 @@ def test_a_plugin_named_in_the_environment_is_loaded_when_figures_are_looked_up(
         "from qtui.widgets.table.columns import table_columns\n"
         "assert figures()[-1].id == 'skew' and table_columns()[-1].id == 'skew'"
     )
-    environment = os.environ | {"QTUI_PLUGINS": "tests.plugins.skew:register"}
+    environment = os.environ | {"QTUI_PLUGINS": "tests.plugins.example.figure:register"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)

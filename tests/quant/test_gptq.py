@@ -64,8 +64,8 @@ def brain_surgeon(
         codes[:, q] = exact.clamp(-half, half - 1).round().float()
         ties[:, q] = (exact - exact.floor() - 0.5).abs()
         approx[:, q] = (codes[:, q] - zero) * scale
-        W -= torch.outer((W[:, q] - approx[:, q]) / inverse[q, q], inverse[q])
-        inverse = inverse - torch.outer(inverse[:, q], inverse[q]) / inverse[q, q]
+        W.addr_((W[:, q] - approx[:, q]) / inverse[q, q], inverse[q], alpha=-1)
+        inverse.addr_(inverse[:, q] / inverse[q, q], inverse[q].clone(), alpha=-1)
     return codes.to(torch.int8), approx, ties, order
 
 

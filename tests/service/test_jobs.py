@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine import protocol as p
@@ -192,4 +193,20 @@ def test_a_job_that_breaks_itself_off_was_cancelled() -> None:
     told.scheduler.submit(Job("broken", "export", 0, broken()))
     job, outcome, error = told.end()
     assert (job, outcome, error) == ("broken", None, None)
+    told.scheduler.close()
+
+
+def test_a_result_that_cannot_be_sent_fails_its_own_job() -> None:
+    class Found(msgspec.Struct):
+        value: object
+
+    def work() -> Steps:
+        yield None
+        return Outcome(result=Found(threading.Lock()))
+
+    told = Told()
+    told.scheduler.submit(Job("unsendable", "export", 0, work()))
+    _, outcome, error = told.end()
+    assert outcome is None
+    assert isinstance(error, TypeError)
     told.scheduler.close()

@@ -232,7 +232,7 @@ def test_without_the_store_of_facts_the_rest_is_told(written: Written) -> None:
 
 def test_a_checkpoint_that_is_gone_is_said(written: Written) -> None:
     Path(only().source).rmdir()
-    assert "no longer there" in only().problem
+    assert "no longer exists" in only().problem
     assert only().layers == 3
 
 

@@ -1,4 +1,4 @@
-"""An export target as a package from outside would add it: a text file that lists the recipe."""
+"""An export target: a text file that lists the recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _why_not(fmt: Format, shape: Sequence[int], dtype: str) -> str | None:
 
 
 def _writer() -> object:
-    from engine.export.folder import appearing, check_place
+    from engine.export.folder import appearing, check_place  # when something is exported
     from engine.export.writer import Exported, NotExportable, Request
     from engine.formats.grammar import parse_format
 
@@ -21,17 +21,16 @@ def _writer() -> object:
         def check(self, request: Request) -> None:
             check_place(request.out, request.checkpoint.folder, overwrite=request.overwrite)
             dtype = request.checkpoint.dtype
-            found = {
-                layer: why
-                for layer, text in request.recipe.items()
-                if (why := _why_not(parse_format(text), (), dtype)) is not None
+            reasons = {
+                layer: _why_not(parse_format(format), (), dtype)
+                for layer, format in request.recipe.items()
             }
-            if found:
-                raise NotExportable(found, "a listing")
+            if refused := {layer: why for layer, why in reasons.items() if why is not None}:
+                raise NotExportable(refused, "a listing")
 
         def write(self, request: Request) -> Exported:
             self.check(request)
-            text = "".join(f"{layer} {held}\n" for layer, held in request.recipe.items())
+            text = "".join(f"{layer} {format}\n" for layer, format in request.recipe.items())
             with appearing(request.out) as folder:
                 (folder / "layers.txt").write_text(text, encoding="utf-8")
                 (folder / "config.json").write_text("{}", encoding="utf-8")

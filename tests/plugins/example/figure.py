@@ -1,4 +1,4 @@
-"""A package from outside that adds a figure: how far the mean of a layer's weights is from zero."""
+"""A figure: how far the mean of a layer's weights is from zero."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ from engine.session import Session
 
 
 def skew(known: LayerWeights, session: Session) -> float | None:
-    """Size of the mean over the standard deviation."""
+    """Absolute mean over the standard deviation; None where all weights are equal."""
     return abs(known.mean) / known.std if known.std else None
 
 
 SKEW = Figure(
-    id="skew", title="asymmetry", help="size of the mean over the standard deviation",
-    quantity=SHARE, read=of_weights(skew),
+    id="skew",
+    title="asymmetry",
+    help="absolute mean over the standard deviation",
+    quantity=SHARE,
+    read=of_weights(skew),
     column=Column("skew", width=6, legend=("mean over standard deviation",)),
-    filter=FilterWord(">.5%", common=True), pane=PaneLine("weights", "asymmetry"),
-    json=(JsonPath("triage", "figures.skew"),), csv=CsvName("skew"),
-)  # fmt: skip
+    filter=FilterWord(">.5%", common=True),
+    pane=PaneLine("weights", "asymmetry"),
+    json=(JsonPath("triage", "figures.skew"),),
+    csv=CsvName("skew"),
+)
 
 
 def register() -> None:
-    """What the entry point names."""
     register_figure(SKEW)

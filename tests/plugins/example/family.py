@@ -1,4 +1,4 @@
-"""A format family as a package from outside would add it: three values, in groups or per channel.
+"""A format family: three values, in groups or per channel.
 
 TWN (Li et al. 2016, arXiv 1605.04711, equations 5 and 6): weights beyond ``0.7 · mean|w|`` become
 ``±scale``, the mean magnitude of those; all others 0. compressed-tensors can hold it as 2-bit
@@ -14,7 +14,7 @@ from engine.formats.grammar import Format
 
 
 def _arithmetic() -> object:
-    import torch
+    import torch  # when a weight is quantised, not when the plugin is loaded
     from torch import Tensor
 
     from engine.quant.arithmetic import Arithmetic
@@ -35,18 +35,20 @@ def _arithmetic() -> object:
 
 
 def _why_no_groups(name: str, strategy: str | None, group_size: int | None) -> str | None:
-    if (strategy, group_size) == ("channel", None):
-        return None
-    if strategy == "group" and group_size is not None and group_size >= 2:
-        return None
-    return f"{name} has groups of at least two, not {group_size}"
+    if strategy == "group" and (group_size or 0) < 2:
+        return f"{name} has groups of at least two, not {group_size}"
+    return None
 
 
 FAMILY = Family(
     name="ternary",
     formats={
         "ternary": Base(
-            2, "group", 64, options=("gN", "channel"), keys={}, why_no_groups=_why_no_groups
+            bits=2,
+            strategy="group",
+            group_size=64,
+            options=("gN", "channel"),
+            why_no_groups=_why_no_groups,
         )
     },
     stored_bits=lambda fmt, out, row: 2 * out * row + SCALE_BITS * scales_of(fmt, out, row),
@@ -62,6 +64,7 @@ FORM = Form(
         else None
     ),
 )
+"""How ``--to checkpoint`` stores it; without this it can be measured, and not exported there."""
 
 
 def register() -> None:

@@ -1,0 +1,34 @@
+"""A layout of quantised weights on disk: LLM.int8(), a scale in ``SCB`` for each output channel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.headers import TensorInfo
+from engine.checkpoint.quantised.reader import Reader, register_reader
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _scales(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[str, ...]:
+    names = tuple(part.name.removesuffix("weight") + "SCB" for part in parts)
+    return names if all(name in checkpoint.tensors for name in names) else ()
+
+
+def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> Tensor:
+    return checkpoint.read(name).float() * checkpoint.read(scale).unsqueeze(-1) / 127
+
+
+READER = Reader(
+    name="llm.int8",
+    recognises=lambda _, tensor: tensor.dtype == "int8" and tensor.name.endswith(".weight"),
+    methods=("bitsandbytes",),
+    scales=_scales,
+    read=_read,
+)
+
+
+def register() -> None:
+    register_reader(READER)
