@@ -45,14 +45,18 @@ def register(spec: Spec) -> None:
 
 
 def load() -> None:
-    """Import every declaration, ours and those of plugins; only the first call does anything."""
+    """Import every declaration, ours and those of plugins; once all are loaded it does nothing.
+
+    Raises:
+        EngineError: a plugin cannot be loaded, each time until it can be.
+    """
     with _lock:
         if p.Open not in _specs:
             for reference in DECLARED:
                 spec = resolve(reference)
                 assert isinstance(spec, JobSpec | ChangeSpec), reference
                 _specs[spec.command] = spec
-            load_plugins()
+    load_plugins()
 
 
 def spec_of(command: p.Command) -> Spec:

@@ -26,6 +26,7 @@ from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits, why_not_held
 from engine.quant.quantize import dequantized, stored_form
 from engine.recipes.mixes import better_than
+from engine.service import commands
 from tests import tiny
 from tests.drive import ended, facts, settings, until
 
@@ -215,6 +216,8 @@ def test_a_plugin_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):  # it is not left out in silence the second time
         with pytest.raises(EngineError, match=plugins.VARIABLE):
             plugins.load_plugins()
+        with pytest.raises(EngineError, match=plugins.VARIABLE):
+            commands.load()
 
 
 def test_the_environment_names_plugins_and_they_import_no_tensor_library() -> None:

@@ -66,7 +66,7 @@ async def test_a_dead_engine_is_said_and_r_starts_another_that_goes_on() -> None
         assert not d.bench.banner.has_class("-shown")
         await d.until(lambda: d.app.session is session)
         second.give(*r.swept())
-        await d.until(lambda: any(job.status == "done" for job in session.jobs.values()))
+        await d.until(lambda: "3" in session.jobs and session.jobs["3"].status == "done")
 
 
 async def test_an_engine_that_cannot_start_is_said_too() -> None:
