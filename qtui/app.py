@@ -19,7 +19,7 @@ from engine.client import Link, launch
 from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.session import Session
-from qtui.engine_link import GOODBYE, EngineLink
+from qtui.engine_link import STOP_SECONDS, EngineLink
 from qtui.pump import Pump
 from qtui.screens.mounted import MountedScreens
 from qtui.screens.session_screen import SessionScreen
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 UNASKED = (p.AskHistogram, p.AskExperts)
 """Commands that are sent with no key pressed."""
-AGAIN = 4.0
+CONFIRM_SECONDS = 4.0
 """Seconds in which a second ``ctrl+c`` quits."""
 
 
@@ -181,7 +181,7 @@ class QtuiApp(OneFrameApp):
     def _follow_themes(self) -> None:
         for problem in self.shelf.poll(self):
             if self.engine_link is not None:
-                self.screens.tell("warning", problem)
+                self.screens.say_and_log("warning", problem)
 
     def _begin(self) -> None:
         if self.engine_link is not None and not self._begun:
@@ -189,7 +189,7 @@ class QtuiApp(OneFrameApp):
             self._begun = True
             self.engine_link.begin()
             for problem in self.appearance.problems:
-                self.screens.tell("warning", problem)
+                self.screens.say_and_log("warning", problem)
 
     def on_start_chosen(self, chosen: Start.Chosen) -> None:
         """Open what was chosen on the start screen, once however often enter was pressed."""
@@ -261,18 +261,18 @@ class QtuiApp(OneFrameApp):
         about = dict(self.shelf.listed()).get(name, "")
         self.screens.say("info", f"theme {name}: {about}")
         if problem:
-            self.screens.tell("warning", problem)
+            self.screens.say_and_log("warning", problem)
 
     async def action_interrupt(self) -> None:
-        """``ctrl+c``: twice in `AGAIN` seconds quits, so that one stray press ends nothing."""
+        """Handle ``ctrl+c``: pressed twice within `CONFIRM_SECONDS`, it quits."""
         now = time.monotonic()
-        if now - self._interrupted < AGAIN or self.engine_link is None:
+        if now - self._interrupted < CONFIRM_SECONDS or self.engine_link is None:
             await self.action_quit()
             return
         self._interrupted = now
         cancels = self.screens.shown.key("cancel")
         said = f"press ctrl+c again to quit; {cancels} cancels the running job"
-        self.screens.say("warning", said, AGAIN)
+        self.screens.say("warning", said, CONFIRM_SECONDS)
 
     async def action_quit(self) -> None:
         """Stop the engine and quit."""
@@ -283,7 +283,7 @@ class QtuiApp(OneFrameApp):
             self.exit(return_code=self._code or 0)
             return
         self.screens.say("info", "stopping the engine")
-        self.run_worker(self._goodbye(self.engine_link), group="goodbye")
+        self.run_worker(self._shut_down(self.engine_link), group="shutdown")
 
     def leave(self, code: int) -> None:
         """Stop the engine and quit with this exit code; called by a signal handler."""
@@ -291,7 +291,7 @@ class QtuiApp(OneFrameApp):
         self._code = code
         loop.call_soon_threadsafe(lambda: self.call_later(self.action_quit))
 
-    async def _goodbye(self, link: EngineLink) -> None:
+    async def _shut_down(self, link: EngineLink) -> None:
         await link.end()
         self.exit(return_code=link.open_failed() if self._code is None else self._code)
 
@@ -325,7 +325,7 @@ def run(
 
     # Tables of many rows live as long as the session: collecting garbage there finds nothing.
     gc.set_threshold(20_000, 20, 100)
-    end_on_signals(app.leave, give_up, GOODBYE + 1.0)
+    end_on_signals(app.leave, give_up, STOP_SECONDS + 1.0)
     app.run()
     if started is not None and (app.engine_link is None or not app.engine_link.said_stop):
         started.terminate()

@@ -29,11 +29,11 @@ async def in_thread(work: Callable[[], T]) -> T:
             result = work()
         except Exception as error:  # noqa: BLE001 - raised again where the result is awaited
             failed = error
-            tell(lambda: done.set_exception(failed))
+            deliver(lambda: done.set_exception(failed))
         else:
-            tell(lambda: done.set_result(result))
+            deliver(lambda: done.set_result(result))
 
-    def tell(set_it: Callable[[], None]) -> None:
+    def deliver(set_it: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
             loop.call_soon_threadsafe(settle, set_it)
 

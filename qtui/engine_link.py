@@ -18,7 +18,7 @@ from qtui.attaching import lacking
 from qtui.pump import EVERYTHING, Pump
 from qtui.screens.mounted import MountedScreens
 
-GOODBYE = 3.0
+STOP_SECONDS = 3.0
 """Seconds to wait until the engine has been told to stop."""
 
 
@@ -53,7 +53,12 @@ class EngineLink:
         """Whether there is no engine, and none is being started."""
         self.said_stop = False
         self.pump = Pump(
-            Session(), self._paint, app.set_timer, profile.fps, hear=self._hear, behind=behind
+            Session(),
+            self._paint,
+            app.set_timer,
+            profile.fps,
+            before_fold=self._before_fold,
+            behind=behind,
         )
         # What is heard before the first repaint is logged by what is known then.
         screens.take_session(self.pump.session)
@@ -87,8 +92,8 @@ class EngineLink:
         if not self.app.is_running or self.leaving:
             return
         if self._frozen_session is None:
-            anew, self._shown_session = self.session is not self._shown_session, self.session
-            self.screens.paint(self.session, dirty, anew=anew)
+            whole, self._shown_session = self.session is not self._shown_session, self.session
+            self.screens.paint(self.session, dirty, whole=whole)
         elif dirty == EVERYTHING:
             self.screens.paint(self._frozen_session, dirty)
         elif answers := dirty & {"histogram", "experts"}:
@@ -115,7 +120,7 @@ class EngineLink:
         self._automatic.update(command.ask for command in commands)
         return commands
 
-    def _hear(self, event: p.AnyEvent) -> bool:
+    def _before_fold(self, event: p.AnyEvent) -> bool:
         """Pass an event on before it is folded; false where it is not to be folded."""
         if (
             isinstance(event, p.Refused)
@@ -124,7 +129,7 @@ class EngineLink:
         ):
             # Another client asked for the same sweep a moment before: nobody pressed a key.
             return False
-        return self.screens.hear(event)
+        return self.screens.before_fold(event)
 
     async def _run(self) -> None:
         """Connect, then pass commands on and fold events until the engine ends."""
@@ -209,10 +214,10 @@ class EngineLink:
         return (opens[-1].exit_code or 1) if opens and opens[-1].status == "failed" else 0
 
     async def end(self) -> None:
-        """Tell the engine to stop; this takes `GOODBYE` seconds at most."""
+        """Tell the engine to stop; this takes `STOP_SECONDS` seconds at most."""
         self.leaving = True
         with contextlib.suppress(EngineError, OSError, TimeoutError):
-            async with asyncio.timeout(GOODBYE):
+            async with asyncio.timeout(STOP_SECONDS):
                 while self.link is None and not self.gone:
                     await asyncio.sleep(0.02)
                 if self.link is not None:

@@ -30,7 +30,7 @@ class Pump:
         paint: Callable[[frozenset[Dirty]], None],
         later: Callable[[float, Callable[[], None]], Any],
         fps: int,
-        hear: Callable[[AnyEvent], bool] = lambda event: True,
+        before_fold: Callable[[AnyEvent], bool] = lambda event: True,
         behind: Callable[[], bool] = lambda: False,
     ) -> None:
         """
@@ -39,14 +39,19 @@ class Pump:
             paint: draws these parts.
             later: calls a function after so many seconds.
             fps: repaints a second, at most.
-            hear: gets every event before it is folded; false if it must not be folded.
+            before_fold: gets every event before it is folded; false if it must not be folded.
             behind: whether the terminal has not taken earlier output yet: a slow line gets fewer
                 frames, not the same number late.
         """
         self.session = session
         self.painted = 0
         """Repaints so far."""
-        self._paint, self._later, self._hear, self._period = paint, later, hear, 1 / fps
+        self._paint, self._later, self._before_fold, self._period = (
+            paint,
+            later,
+            before_fold,
+            1 / fps,
+        )
         self._behind = behind
         self._dirty: set[Dirty] = set()
         self._last = float("-inf")
@@ -76,7 +81,7 @@ class Pump:
         if isinstance(received, Session):
             self.session = received
             self.mark_dirty(EVERYTHING)
-        elif self._hear(received.event):
+        elif self._before_fold(received.event):
             self.mark_dirty(apply(self.session, received.event, received.seq))
 
     def mark_dirty(self, dirty: frozenset[Dirty]) -> None:

@@ -19,7 +19,7 @@ from qtui.cli.progress import put
 from qtui.views.text import printable
 
 INTERRUPTED = 130
-KEPT = "results are saved; run the command again to resume"
+RESUME_HINT = "results are saved; run the command again to resume"
 AnyDocument = TypeVar("AnyDocument", bound=msgspec.Struct)
 
 
@@ -52,7 +52,7 @@ def publish(document: AnyDocument, as_text: Callable[[AnyDocument], str], json: 
 
 
 @contextmanager
-def reporting_errors(kept: str = KEPT) -> Iterator[None]:
+def reporting_errors(kept: str = RESUME_HINT) -> Iterator[None]:
     """Print an error as a sentence, and exit with its code.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from engine import protocol as p
 from engine.report.numbers import percent
 from qtui.saved.view import View
-from qtui.views.reproduce import Verb, command, unsaid
+from qtui.views.reproduce import Verb, command, not_in_command
 
 
 def under_cursor(view: View) -> tuple[str, int]:
@@ -56,7 +56,7 @@ def notes_of(view: View, *, order: bool = False) -> dict[str, str]:
         notes["order"] = view.order
     if order and view.filter:
         notes["filter"] = view.filter
-    if left_out := unsaid(session.settings):
+    if left_out := not_in_command(session.settings):
         notes["not in the command"] = "; ".join(left_out)
     return notes
 

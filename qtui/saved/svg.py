@@ -178,7 +178,7 @@ def _line(line: Line, top: float, palette: Palette) -> list[str]:
             here = left + cell_len(run.text[: found.start()]) * CELL
             spans.append(
                 f'<tspan x="{_px(here)}" textLength="{_px(cell_len(found[0]) * CELL)}" '
-                f'lengthAdjust="spacingAndGlyphs"{_look(run, palette)}>{written(found[0])}</tspan>'
+                f'lengthAdjust="spacingAndGlyphs"{_attributes(run, palette)}>{written(found[0])}</tspan>'
             )
     if not spans:
         return grounds
@@ -186,7 +186,7 @@ def _line(line: Line, top: float, palette: Palette) -> list[str]:
     return [*grounds, text]
 
 
-def _look(run: Run, palette: Palette) -> str:
+def _attributes(run: Run, palette: Palette) -> str:
     look = f' fill="{run.foreground or palette.foreground}"'
     if run.bold:
         look += ' font-weight="bold"'

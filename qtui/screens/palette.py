@@ -166,7 +166,7 @@ class Palette(ModalScreen[str | None]):
         """Take as many lines as there are entries, or room."""
         room = event.size.height * 9 // 10 - 7 - 1
         self.choices.styles.height = max(3, min(len(self.entries), room))
-        self.call_after_refresh(self._tell)
+        self.call_after_refresh(self._describe)
 
     # --- what is asked for --------------------------------------------------------------------
 
@@ -178,14 +178,14 @@ class Palette(ModalScreen[str | None]):
         self._first_of_group = {sum(starts[:n]) for n in range(len(starts))}
         self.choices.top = 0
         self.choices.show(len(self.found), 0)
-        self._tell()
+        self._describe()
 
     @property
     def current(self) -> PaletteEntry | None:
         """The entry under the cursor."""
         return self.found[self.choices.cursor][0] if self.found else None
 
-    def _tell(self, *, loud: bool = False) -> None:
+    def _describe(self, *, loud: bool = False) -> None:
         """Say why the chosen one cannot be done; ``loud`` where that was asked for."""
         entry = self.current
         if entry is not None and entry.why_not:
@@ -203,7 +203,7 @@ class Palette(ModalScreen[str | None]):
     def _run(self) -> None:
         entry = self.current
         if entry is None or entry.why_not:
-            self._tell(loud=True)
+            self._describe(loud=True)
         else:
             self.dismiss(entry.id)
 
@@ -218,7 +218,7 @@ class Palette(ModalScreen[str | None]):
 
     def on_choices_moved(self) -> None:
         """Say what there is to say of another entry."""
-        self._tell()
+        self._describe()
 
     def on_choices_clicked(self) -> None:
         """Do what was clicked."""

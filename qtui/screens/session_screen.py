@@ -86,11 +86,11 @@ class SessionScreen(Screen[None]):
 
     # --- what the engine's link says -----------------------------------------------------------
 
-    def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
-        """Draw the parts of the session that changed; ``anew`` where an engine sent it whole."""
+    def show(self, session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
+        """Draw the parts of the session that changed; ``whole`` where an engine sent it whole."""
         raise NotImplementedError
 
-    def hear(self, event: p.AnyEvent) -> bool:
+    def before_fold(self, event: p.AnyEvent) -> bool:
         """Notice an event before it is folded, shown or not; false if it must not be folded."""
         return True
 
@@ -100,9 +100,9 @@ class SessionScreen(Screen[None]):
     def connected(self) -> None:
         """There is an engine; it knows nothing of what the one before was asked."""
 
-    def lost(self, said: str, log_path: str) -> None:
-        """The engine is gone; ``said`` is why."""
-        first = said.splitlines()[0] if said else "the engine ended"
+    def lost(self, reason: str, log_path: str) -> None:
+        """The engine is gone; ``reason`` is why."""
+        first = reason.splitlines()[0] if reason else "the engine ended"
         self.say("error", f"{first}: {self.key('retry')} restarts it")
 
     def refused(self) -> None:
@@ -118,7 +118,7 @@ class SessionScreen(Screen[None]):
         """Show a message at the foot; ``lasts`` seconds, or what is usual."""
         self.message.say(level, words, lasts)
 
-    def tell(self, level: p.Level, words: str) -> None:
+    def say_and_log(self, level: p.Level, words: str) -> None:
         """Show a message at the foot, and keep it in the log where this screen has one."""
         self.say(level, words)
 

@@ -39,7 +39,7 @@ class ThemeWatch:
         """Files that could not be read once: perhaps an editor was still writing them."""
         self.themes: dict[str, ThemeFile] = {}
         self.problems: list[str] = []
-        self._look(patient=False)
+        self._reload(patient=False)
         self._arrange()
 
     def changed(self) -> tuple[list[ThemeFile], list[str]]:
@@ -47,7 +47,7 @@ class ThemeWatch:
 
         The colours of a file that was spoilt stay what they were until it can be read again.
         """
-        if not self._look(patient=True):
+        if not self._reload(patient=True):
             return [], []
         before, known = self.themes, self.problems
         self._arrange()
@@ -59,7 +59,7 @@ class ThemeWatch:
         self.themes, clashes = arrange(files)
         self.problems = [*self._bad.values(), *clashes]
 
-    def _look(self, patient: bool) -> bool:
+    def _reload(self, patient: bool) -> bool:
         """Read what is new; true where anything is not as it was."""
         stamps = self._scan()
         stale = {path for path, stamp in stamps.items() if self._stamps.get(path) != stamp}
@@ -137,19 +137,19 @@ class ThemeShelf:
     def register(self, app: App[Any]) -> None:
         """Make all of them known to an app."""
         for theme in self.watch.themes.values():
-            self._put(app, theme)
+            self._register(app, theme)
 
     def poll(self, app: App[Any]) -> list[str]:
         """Take up what was saved; what is returned is wrong with it, a sentence each."""
         fresh, problems = self.watch.changed()
         for theme in fresh:
-            self._put(app, theme)
+            self._register(app, theme)
             if app.theme == theme.name:
                 # The name is as it was: watchers are called only if told to.
                 app.mutate_reactive(App.theme)
         return problems
 
-    def _put(self, app: App[Any], theme: ThemeFile) -> None:
+    def _register(self, app: App[Any], theme: ThemeFile) -> None:
         self._registered[theme.name] = theme
         app.register_theme(theme.theme())
 

@@ -56,7 +56,7 @@ class _Wave(NamedTuple):
 class EventLog:
     """The last `MOST` things that happened.
 
-    `hear` is given every event, before or after it is folded; it costs about a microsecond for the
+    `add` is given every event, before or after it is folded; it costs about a microsecond for the
     many that are not logged.
     """
 
@@ -86,7 +86,7 @@ class EventLog:
         """Log something that is no event of the engine: that it was started, or lost."""
         self._add(Entry(self._clock(), level, " ".join(text.split())))
 
-    def take_up(self, session: Session) -> None:
+    def add_earlier(self, session: Session) -> None:
         """Log what a session was told before this terminal was attached, and is not here yet."""
         here = {entry.text for entry in self._entries}
         waves: dict[tuple[str, str], list[str]] = {}
@@ -101,7 +101,7 @@ class EventLog:
             if text not in here:
                 self._add(Entry(None, level, text))
 
-    def hear(self, event: p.AnyEvent, session: Session) -> None:
+    def add(self, event: p.AnyEvent, session: Session) -> None:
         """Log an event, if it is of the kind that is logged."""
         match event:
             case p.Progress() | p.RecipePartial() | p.Gauges() | p.Stage():
@@ -109,9 +109,9 @@ class EventLog:
             case p.Learned():
                 for fact in event.facts:
                     if not isinstance(fact, OF_ONE_LAYER):
-                        self._learn(fact, session, fresh=event.fresh)
+                        self._log_fact(fact, session, fresh=event.fresh)
             case p.Fallback():
-                self._fall_back(event)
+                self._log_fallback(event)
             case p.Notice():
                 self.say(event.level, event.message)
             case p.Exported():
@@ -186,7 +186,7 @@ class EventLog:
                 found.append(f"largest: {name} {kl}")
         return found
 
-    def _learn(self, fact: p.AnyFact, session: Session, *, fresh: bool) -> None:
+    def _log_fact(self, fact: p.AnyFact, session: Session, *, fresh: bool) -> None:
         known = "" if fresh else ", saved earlier"
         match fact:
             case p.Baseline() if fact != session.baseline:
@@ -227,7 +227,7 @@ class EventLog:
         said = f"PPL {n.perplexity(ppl)}"
         return said if math.isnan(half) else f"{said} {self.glyphs.plus_minus} {n.margin(half)}"
 
-    def _fall_back(self, event: p.Fallback) -> None:
+    def _log_fallback(self, event: p.Fallback) -> None:
         """One entry for all fallbacks of a format that come together."""
         now, wave = self._clock(), self._wave
         if wave is None or wave.format != event.format or now - wave.latest > WAVE:

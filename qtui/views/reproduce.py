@@ -71,7 +71,7 @@ def command(settings: Settings, source: str, verb: Verb, extra: Sequence[str] = 
     return " ".join(map(quoted, [*words, *extra]))
 
 
-def unsaid(settings: Settings) -> tuple[str, ...]:
+def not_in_command(settings: Settings) -> tuple[str, ...]:
     """What no option can say and the profile, as it stands now, says otherwise; in words."""
     plain = _of_the_profile(settings.profile)
     if plain is None:

@@ -48,7 +48,7 @@ def total(session: Session, direction: Direction) -> int:
     return len(blocks) if direction == "degrade" else sum(block >= 0 for block in blocks)
 
 
-def whole(session: Session, format: str, direction: Direction) -> bool:
+def is_complete(session: Session, format: str, direction: Direction) -> bool:
     """Whether every layer was measured that can hold the format."""
     if EffectKey(direction, format) in session.effects.additivity:
         return True
@@ -64,15 +64,15 @@ def unfinished(session: Session, format: str, direction: Direction) -> tuple[str
     looked_at: list[tuple[str, Direction]] = [(format, direction)]
     looked_at += [(each, "degrade") for each in session.settings.sweep_formats]
     for each, way in looked_at:
-        begun = measured(session, each, way) > 0 or _broken_off(session, each, way)
+        begun = measured(session, each, way) > 0 or _was_interrupted(session, each, way)
         # Nothing is measured of restoring but by hand: an empty table says how to go on.
         begun = begun or (way == "restore" and bool(each))
-        if begun and not whole(session, each, way) and sweeping(session, each, way) is None:
+        if begun and not is_complete(session, each, way) and sweeping(session, each, way) is None:
             return each, way
     return None
 
 
-def _broken_off(session: Session, format: str, direction: Direction) -> bool:
+def _was_interrupted(session: Session, format: str, direction: Direction) -> bool:
     """Whether a sweep of a format and direction was cancelled, or failed."""
     return any(
         job.status in ("cancelled", "failed") and is_sweep_of(job.command, format, direction)

@@ -172,7 +172,7 @@ class Start(Screen[None]):
             here = f"This terminal has {width} and {height}."
             line = self.query_one("#too-small", Lines)
             line.set_lines([[(wanted, "bold")], [(here, "$dim")]])
-        self.call_after_refresh(self._tell)
+        self.call_after_refresh(self._show_source)
         self.call_after_refresh(self._write_keys)
 
     # --- what there is to choose from ---------------------------------------------------------
@@ -240,20 +240,20 @@ class Start(Screen[None]):
         """Show what is known of the source, and inspect it once nothing has moved for a while."""
         self._loud, self._opening = False, ""
         self._inspections.soon(wait, lambda: self.source)
-        self._tell()
+        self._show_source()
 
     def _inspected(self, source: str, found: Inspection) -> None:
         if self._opening == source:
             self._opening = ""
             self._decide(source, found)
-        self._tell()
+        self._show_source()
 
     def action_open(self) -> None:
         """Open the source, once it is known that it can be."""
         source = self.source
         if not source:
             self._loud = True
-            self._tell()
+            self._show_source()
         elif self._opening == source:  # asked for a second time: whoever knows better may go on
             self._choose(source)
         elif (
@@ -266,13 +266,13 @@ class Start(Screen[None]):
             # Not inspected yet; or there was a problem, which may be mended by now.
             self._opening = source
             self._inspections.now(source)
-            self._tell()
+            self._show_source()
 
     def _decide(self, source: str, found: Inspection) -> None:
         past = None if self._typing else self._session()
         if found.problem or (past is not None and past.problem):
             self._loud = True
-            self._tell()
+            self._show_source()
         else:
             self._choose(source)
 
@@ -282,7 +282,7 @@ class Start(Screen[None]):
             remember(self.app, self.prompt.kind, self.prompt.value)
         self.post_message(self.Chosen(source, self.profile.chosen))
 
-    def _tell(self) -> None:
+    def _show_source(self) -> None:
         """Say what is known of the source."""
         self.about.show(
             self.source,

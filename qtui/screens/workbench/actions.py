@@ -58,7 +58,7 @@ class WorkbenchActions(SharedActions):
         "mark_others": lambda do: do.mark(do.bench.table.invert_marks),
         "unmark": lambda do: do.unmark(),
         "hold": lambda do: do.prompts.format(),
-        "sweep": lambda do: do.turn(),
+        "sweep": lambda do: do.switch_direction(),
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
         "format": lambda do: do.bench.next_format(),
         "pane": lambda do: do.bench.toggle_pane(),
@@ -180,12 +180,12 @@ class WorkbenchActions(SharedActions):
 
     # --- the engine ---------------------------------------------------------------------------
 
-    def turn(self) -> None:
+    def switch_direction(self) -> None:
         """Show the effects of the other direction, and measure what is not known of them."""
         bench, session = self.bench, self.session
-        bench.turn()
+        bench.switch_direction()
         format, direction = bench.format, bench.direction
-        known = sweeps.whole(session, format, direction)
+        known = sweeps.is_complete(session, format, direction)
         after = ""
         if format and not known and sweeps.sweeping(session, format, direction) is None:
             cancels = bench.key("cancel")

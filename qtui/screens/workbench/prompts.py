@@ -38,7 +38,7 @@ def ignore(value: str) -> None:
     """For what nobody needs to hear."""
 
 
-class Asked(NamedTuple):
+class OpenPrompt(NamedTuple):
     """A prompt that is open, and who hears what becomes of it."""
 
     prompt: Prompt
@@ -52,14 +52,14 @@ class Prompts:
 
     def __init__(self, bench: Workbench, hold: Callable[[str], None]) -> None:
         self.bench, self.hold = bench, hold
-        self._asked: Asked | None = None
+        self._asked: OpenPrompt | None = None
 
     @property
     def open(self) -> bool:
         """Whether there is a line to type in."""
         return self._asked is not None
 
-    def _open(self, asked: Asked) -> None:
+    def _open(self, asked: OpenPrompt) -> None:
         open_prompt(self.bench, asked.prompt)
         self._asked = asked
 
@@ -123,7 +123,7 @@ class Prompts:
             placeholder="kind:q_proj block<4 kl>1e-3 -is:kept",
             glyphs=bench.glyphs,
         )
-        self._open(Asked(prompt, read, follow, lambda value: bench.set_filter(before)))
+        self._open(OpenPrompt(prompt, read, follow, lambda value: bench.set_filter(before)))
 
     # --- any format ---------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class Prompts:
             placeholder="int4-g64, int3-channel-sym, fp8-e4m3, ...",
             glyphs=bench.glyphs,
         )
-        self._open(Asked(prompt, lambda value: self.hold(explain_format(value)[0] or value)))
+        self._open(OpenPrompt(prompt, lambda value: self.hold(explain_format(value)[0] or value)))
 
     def sweep(self, sweep: Callable[[str], None]) -> None:
         """Ask for a format, and measure every layer in it."""
@@ -172,7 +172,7 @@ class Prompts:
             placeholder="int3-g128, nf4, q4_k, ...",
             glyphs=self.bench.glyphs,
         )
-        self._open(Asked(prompt, lambda value: sweep(explain_format(value)[0] or value)))
+        self._open(OpenPrompt(prompt, lambda value: sweep(explain_format(value)[0] or value)))
 
     # --- out of the screen --------------------------------------------------------------------
 
@@ -213,12 +213,12 @@ class Prompts:
                 try:
                     saved = await in_thread(lambda: save_asked(value, view))
                 except EngineError as error:
-                    bench.tell("error", str(error))
+                    bench.say_and_log("error", str(error))
                 except (OSError, LookupError, ValueError) as error:
-                    bench.tell("error", f"not saved: {type(error).__name__}: {error}")
+                    bench.say_and_log("error", f"not saved: {type(error).__name__}: {error}")
                 else:
                     remember(folder=str(saved.path.resolve().parent))
-                    bench.tell("info", saved.says)
+                    bench.say_and_log("info", saved.says)
 
             bench.run_worker(writing(), group="save")
 
@@ -232,7 +232,7 @@ class Prompts:
             glyphs=bench.glyphs,
             placeholder="[table|histogram|layer|experts|log|screen|recipe] FILE",
         )
-        self._open(Asked(prompt, write))
+        self._open(OpenPrompt(prompt, write))
 
     def copy(self, *, whole: bool) -> None:
         """Copy rows, or the table, to the terminal's clipboard and to a file."""
@@ -243,9 +243,9 @@ class Prompts:
                 text = await in_thread(lambda: what_to_copy(view, whole))
                 folder = session_folder(session_name(bench.source))
             except (EngineError, OSError) as error:
-                bench.tell("error", str(error))
+                bench.say_and_log("error", str(error))
                 return
-            bench.tell("info", copy(bench.app, text, folder).how)
+            bench.say_and_log("info", copy(bench.app, text, folder).how)
 
         bench.run_worker(copying(), group="save")
 

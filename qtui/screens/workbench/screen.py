@@ -102,7 +102,9 @@ class Workbench(SessionScreen):
         self.table.way_out = f"{change} changes the filter, {clear} clears it"
         self.scoreboard.show(self.session)
         for key in self.refused_keys:
-            self.tell("warning", f"profile: key {key!r} is already taken; its format gets no key")
+            self.say_and_log(
+                "warning", f"profile: key {key!r} is already taken; its format gets no key"
+            )
 
     def on_resize(self, event: events.Resize) -> None:
         """Choose the layout for the new size."""
@@ -133,13 +135,13 @@ class Workbench(SessionScreen):
         self.table.pending.clear()
         self.histogram_requests.soon()
 
-    def lost(self, said: str, log_path: str) -> None:
+    def lost(self, reason: str, log_path: str) -> None:
         """The engine is gone."""
         self.scoreboard.state = "no engine"
         self.table.pending.clear()
         self.message.clear()
-        self.events.say("error", said.splitlines()[0] if said else "the engine ended")
-        self.banner.show(said, log_path, self.key("retry"), self.key("quit"))
+        self.events.say("error", reason.splitlines()[0] if reason else "the engine ended")
+        self.banner.show(reason, log_path, self.key("retry"), self.key("quit"))
 
     def refused(self) -> None:
         """A command went nowhere: there is no engine."""
@@ -151,7 +153,7 @@ class Workbench(SessionScreen):
         """The display is frozen, or follows the session again."""
         self.scoreboard.frozen = frozen
 
-    def tell(self, level: p.Level, words: str) -> None:
+    def say_and_log(self, level: p.Level, words: str) -> None:
         """Say something at the foot, and keep it in the log."""
         self.events.say(level, words)
         self.message.say(level, words)
@@ -159,14 +161,14 @@ class Workbench(SessionScreen):
 
     # --- drawing ------------------------------------------------------------------------------
 
-    def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
-        """Draw the parts of the session that changed; ``anew`` where an engine sent it whole."""
+    def show(self, session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
+        """Draw the parts of the session that changed; ``whole`` where an engine sent it whole."""
         self.session = session
         self.effects.update(session)
         self.scoreboard.shown = self.format, self.direction
-        if anew:
+        if whole:
             self.table.pending.clear()
-            self.events.take_up(session)
+            self.events.add_earlier(session)
             if session.model is not None and not running(session):
                 self.scoreboard.state = "ready"
         if dirty - {"histogram", "notices", "experts"}:
@@ -199,9 +201,9 @@ class Workbench(SessionScreen):
         self._show_effects()
         self.message.say("info", f"showing effects of {printable(self.format)}")
 
-    def turn(self) -> None:
+    def switch_direction(self) -> None:
         """Show the effects of the other direction: of quantising a layer alone, of keeping it."""
-        back = self.effects.turn()
+        back = self.effects.switch_direction()
         self.keybar.show(
             [each._replace(word=back) if each.id == "sweep" else each for each in self.actions]
         )
@@ -225,7 +227,7 @@ class Workbench(SessionScreen):
         where = self.table.current, self.table.current_expert
         self.detail.show(self.session, *where, (self.format, self.direction))
 
-    def hear(self, event: p.AnyEvent) -> bool:
+    def before_fold(self, event: p.AnyEvent) -> bool:
         """Take notice of an event before it is folded; false where it is not to be folded."""
         if isinstance(event, p.HistogramReady):
             self.histogram_requests.answered(event.layer, event.format)
@@ -239,7 +241,7 @@ class Workbench(SessionScreen):
             self.table.redraw()
             return False
         heard = self.events.version
-        self.events.hear(event, self.session)
+        self.events.add(event, self.session)
         if self.events.version != heard:
             self._say(event)
         match event:

@@ -210,7 +210,7 @@ class Scoreboard(Lines):
             frozen.append(("  ", ""))
             width -= cells(frozen)
         if not jobs:
-            return frozen + self._rest()
+            return frozen + self._idle()
         gauges = self._gauges(width)
         return frozen + spread(
             self._job(jobs, width - cells(gauges) - 2 * bool(gauges)), gauges, width
@@ -285,7 +285,7 @@ class Scoreboard(Lines):
         name = short_name(job.subject, self.session.layers.blocks[row], 0).strip()
         return f"{name} {job.format}".strip()
 
-    def _rest(self) -> Words:
+    def _idle(self) -> Words:
         failed = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
         if failed and failed[0].status == "failed":
             return [("not open: ", "bold $error"), (printable(failed[0].message), "$error")]

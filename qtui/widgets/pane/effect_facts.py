@@ -166,7 +166,7 @@ def _table(
             words.append((f"{shown:>5}  ", "$dim"))
         words.append((f"{change(each, glyphs):<15}", ""))
         for figure, pane in more:
-            said = _said(figure, pane, each.fact, session)
+            said = _text(figure, pane, each.fact, session)
             words.append((f"{said:>{pane.width}}", "$dim" if pane.quiet else ""))
         lines.append(words)
     return lines
@@ -183,7 +183,7 @@ def _columns(room: int) -> list[tuple[Figure, PaneLine]]:
     return found[::-1]
 
 
-def _said(figure: Figure, pane: PaneLine, fact: Sensitivity | Estimate, session: Session) -> str:
+def _text(figure: Figure, pane: PaneLine, fact: Sensitivity | Estimate, session: Session) -> str:
     value = None if figure.read.value is None else figure.read.value(fact, session)
     return "" if value is None or value != value else (pane.text or figure.quantity.text)(value)
 

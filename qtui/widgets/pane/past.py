@@ -33,7 +33,7 @@ class _Recipe(NamedTuple):
     """Layers that are not kept."""
 
 
-class Past:
+class LayerHistory:
     """Reads the history of one session, keeping what it worked out while the history grows."""
 
     def __init__(self) -> None:

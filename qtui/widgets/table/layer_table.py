@@ -12,7 +12,7 @@ from textual.message import Message
 
 from engine.session import Layers
 from qtui.views.scope import (
-    Here,
+    ScopeContext,
     Scope,
     Shared,
     in_scope,
@@ -123,14 +123,14 @@ class LayerTable(Table, can_focus=False):
     # --- what a toggle acts on ----------------------------------------------------------------
 
     @property
-    def here(self) -> Here:
+    def here(self) -> ScopeContext:
         """Where the cursor stands, and what is marked and filtered."""
         layers = self.session.layers
         if self._shared is None or self._shared[0] is not layers:
             self._shared = layers, index_layers(layers)
         row = self.rows[self.cursor] if self.rows else None
         text, matching = self.filter.text, self.listing.matching if self.filter else ()
-        return Here(self.session, self._shared[1], row, self.marked, text, matching)
+        return ScopeContext(self.session, self._shared[1], row, self.marked, text, matching)
 
     @property
     def scope(self) -> Scope:
@@ -200,7 +200,7 @@ class LayerTable(Table, can_focus=False):
 
         With no filter these are all but head and embedding, which are seldom meant.
         """
-        names = self._meant()
+        names = self._rows_to_mark()
         self.marked |= names
         self._marks_changed()
         return len(names)
@@ -211,7 +211,7 @@ class LayerTable(Table, can_focus=False):
         Returns:
             How many layers are marked now.
         """
-        meant = self._meant()
+        meant = self._rows_to_mark()
         if not self.filter:
             # A marked head loses its mark all the same.
             meant |= self.marked
@@ -225,7 +225,7 @@ class LayerTable(Table, can_focus=False):
         self._anchor = None
         self._marks_changed()
 
-    def _meant(self) -> set[str]:
+    def _rows_to_mark(self) -> set[str]:
         here, names = self.here, self.session.layers.names
         meant = {names[row] for row in self.listing.matching}
         if not self.filter:

@@ -141,7 +141,7 @@ class Table(ScrollView, can_focus=False):
         layer's."""
         if self.listing.layers is not self.session.layers:
             # Layers were listed anew, and a key or a repaint came before `show`.
-            self._listed_anew()
+            self._relisted()
             self._arrange()
         return self.listing.rows
 
@@ -176,27 +176,27 @@ class Table(ScrollView, can_focus=False):
     ) -> None:
         """Draw what changed in the session; ``reorder`` where effects or rows may have moved."""
         listing = self.listing
-        listed_anew = session.layers is not listing.layers
+        listed_again = session.layers is not listing.layers
         shown = listing.session, listing.format, listing.direction
-        anew = listed_anew or session is not shown[0] or (format, direction) != shown[1:]
+        relisted = listed_again or session is not shown[0] or (format, direction) != shown[1:]
         listing.session, listing.format, listing.direction = session, format, direction
-        if listed_anew:
-            self._listed_anew()
-        if anew:
+        if listed_again:
+            self._relisted()
+        if relisted:
             self._layout_ = None
             self._arrange()
         else:
             if listing.stale():
                 self._unfold()
-            held_anew = session.position != self._position and (
+            holds_changed = session.position != self._position and (
                 table_column(listing.column).figure.read.changes == "holds"
                 or self.filter.reads("holds")
             )
-            if reorder or held_anew:
+            if reorder or holds_changed:
                 self._sort_soon()
         self.redraw()
 
-    def _listed_anew(self) -> None:
+    def _relisted(self) -> None:
         """Forget what was of layers that are no more."""
         self._layout_ = None
         self._digits = block_digits(self.session)
@@ -305,9 +305,9 @@ class Table(ScrollView, can_focus=False):
             self.cursor = min(self.cursor, last) if place is None else place
             if 0 <= line < self.page:
                 self.scroll_to(y=self.cursor - line, animate=False, immediate=True)
-        self._tell()
+        self._post_moved()
 
-    def _tell(self) -> None:
+    def _post_moved(self) -> None:
         before, self._under = self._under, (self.current, self.current_expert)
         if self._under != before and self.current is not None:
             self.post_message(self.Moved(self.current, self.current_expert))
@@ -328,7 +328,7 @@ class Table(ScrollView, can_focus=False):
             self.redraw()
         for place in (old, self.cursor):
             self.refresh(Region(0, place - round(self.scroll_y) + 1, self.size.width, 1))
-        self._tell()
+        self._post_moved()
 
     def stay(self) -> None:
         """Keep the cursor on its row from now on, as if a hand had moved it there."""
