@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from engine import protocol as p
 from engine.profiles import load_profile
 from qtui.cli.options import FormatsOption, Shared, shares_options, split_formats
-from qtui.views.reproduce import command, quoted, not_in_command
+from qtui.views.reproduce import command, not_in_command, quoted
 
 app = typer.Typer(pretty_exceptions_enable=False)
 heard: list[tuple[str, tuple[str, ...], p.Settings]] = []

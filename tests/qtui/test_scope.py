@@ -11,8 +11,8 @@ from engine import protocol as p
 from engine.session import Session, apply
 from qtui.views.scope import (
     SCOPES,
-    ScopeContext,
     Scope,
+    ScopeContext,
     describe,
     in_scope,
     index_layers,

@@ -12,8 +12,8 @@ from textual.message import Message
 
 from engine.session import Layers
 from qtui.views.scope import (
-    ScopeContext,
     Scope,
+    ScopeContext,
     Shared,
     in_scope,
     index_layers,

@@ -141,7 +141,7 @@ class Table(ScrollView, can_focus=False):
         layer's."""
         if self.listing.layers is not self.session.layers:
             # Layers were listed anew, and a key or a repaint came before `show`.
-            self._relisted()
+            self._forget_old_layers()
             self._arrange()
         return self.listing.rows
 
@@ -181,7 +181,7 @@ class Table(ScrollView, can_focus=False):
         relisted = listed_again or session is not shown[0] or (format, direction) != shown[1:]
         listing.session, listing.format, listing.direction = session, format, direction
         if listed_again:
-            self._relisted()
+            self._forget_old_layers()
         if relisted:
             self._layout_ = None
             self._arrange()
@@ -196,8 +196,8 @@ class Table(ScrollView, can_focus=False):
                 self._sort_soon()
         self.redraw()
 
-    def _relisted(self) -> None:
-        """Forget what was of layers that are no more."""
+    def _forget_old_layers(self) -> None:
+        """Drop marks and state of layers that no longer exist."""
         self._layout_ = None
         self._digits = block_digits(self.session)
         index = self.session.index
