@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from qtui.screens.start.screen import Start
 
 UNASKED = (p.AskHistogram, p.AskExperts)
-"""Commands that are sent with no key pressed."""
+"""Commands that are sent without a key press."""
 CONFIRM_SECONDS = 4.0
-"""Seconds in which a second ``ctrl+c`` quits."""
+"""A second ``ctrl+c`` within this many seconds quits."""
 
 
 class Appearance(NamedTuple):
@@ -70,7 +70,7 @@ class StartScreen(NamedTuple):
 
 
 class QtuiApp(OneFrameApp):
-    """Shows a session and sends commands; never waits for the engine."""
+    """Show a session and send commands, without ever waiting for the engine."""
 
     ENABLE_COMMAND_PALETTE = False
     TITLE = "qtui"
@@ -91,10 +91,10 @@ class QtuiApp(OneFrameApp):
     ) -> None:
         """
         Args:
-            source: ``demo``, a folder, or a hub id; None lets a person choose first.
+            source: ``demo``, a folder, or a hub id; None opens the start screen.
             settings: how everything is measured.
             profile: keys and repaints a second.
-            connect: gives a link to an engine; None starts one.
+            connect: returns a link to an engine; None starts one.
             appearance: how it is drawn.
             choice: the start screen; needed where there is no source.
             shelf: the themes; None reads them.
@@ -112,7 +112,7 @@ class QtuiApp(OneFrameApp):
         """Exit code of a signal that ends the interface."""
         self._interrupted = float("-inf")
         if "suspend" in appearance.keymap:
-            # The user gave it another key, and may use this one for something else.
+            # The user rebound it, and may use this key for another action.
             unbind_key(self, "ctrl+z")
         self.shelf = shelf or ThemeShelf()
         self.shelf.register(self)
@@ -164,7 +164,7 @@ class QtuiApp(OneFrameApp):
         return self.screens.workbench  # type: ignore[return-value]
 
     def on_ready(self) -> None:
-        """Paint the first frame once: by then every widget has made use of its room."""
+        """Paint the first frame once, when every widget is laid out."""
         self.call_after_refresh(self._first_frame)
 
     def _first_frame(self) -> None:
@@ -174,7 +174,7 @@ class QtuiApp(OneFrameApp):
 
     def on_mount(self) -> None:
         """Follow changed theme files, and redraw after a suspend."""
-        # The terminal was cleared meanwhile: draw everything again.
+        # The shell has drawn over the screen: draw everything again.
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         self.set_interval(1.0, self._follow_themes)
 
@@ -192,7 +192,7 @@ class QtuiApp(OneFrameApp):
                 self.screens.say_and_log("warning", problem)
 
     def on_start_chosen(self, chosen: Start.Chosen) -> None:
-        """Open what was chosen on the start screen, once however often enter was pressed."""
+        """Open what was chosen on the start screen, only once even if enter was pressed twice."""
         from qtui.widgets.prompt.prompt import Prompt, Verdict
 
         if self.engine_link is not None:
@@ -210,11 +210,11 @@ class QtuiApp(OneFrameApp):
         self.call_after_refresh(self._begin)
 
     async def on_start_leave(self) -> None:
-        """Quit without having chosen anything."""
+        """Quit from the start screen."""
         await self.action_quit()
 
     def _is_behind(self) -> bool:
-        """Whether the terminal has frames to take yet."""
+        """Whether the terminal has not yet accepted earlier frames."""
         return frames_waiting(self) > 1
 
     def get_key_display(self, binding: Binding) -> str:
@@ -255,7 +255,7 @@ class QtuiApp(OneFrameApp):
         return self.shelf.filters(self, super().get_line_filters())
 
     def choose_theme(self, name: str) -> None:
-        """Draw in another theme from now on, and remember it for terminals like this one."""
+        """Switch the theme, and remember it for terminals of this colour depth."""
         self.theme = name
         problem = remember_theme(name, depth(os.environ))
         about = dict(self.shelf.listed()).get(name, "")
@@ -306,7 +306,7 @@ def run(
     shelf: ThemeShelf | None = None,
     started: subprocess.Popen[bytes] | None = None,
 ) -> int:
-    """Run the terminal interface until a person leaves it, and return the exit code.
+    """Run the terminal interface until the user quits, and return the exit code.
 
     ``started`` is the engine that was started ahead; it is ended too where the interface ends by
     a signal or an error.

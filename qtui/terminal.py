@@ -1,4 +1,4 @@
-"""The terminal: input that is no key is filtered out, and signals end the interface."""
+"""Terminal input without stray answers, and signals that end the interface."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ AnyDocument = TypeVar("AnyDocument", bound=msgspec.Struct)
 
 
 def check_destination(json: str | None) -> None:
-    """Check that a document can be written, before hours are spent on it.
+    """Check that the JSON file can be written, before spending hours on a run.
 
     Raises:
         UsageError: it cannot.
@@ -67,7 +67,7 @@ def reporting_errors(kept: str = RESUME_HINT) -> Iterator[None]:
         print_error(f"interrupted: {kept}")
         raise typer.Exit(INTERRUPTED) from error
     except BrokenPipeError as error:
-        # The reader of stdout has left: without this the interpreter fails again as it exits.
+        # The reader of stdout is gone: without this the interpreter fails again as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from error
     except MemoryError as error:
@@ -80,7 +80,7 @@ def reporting_errors(kept: str = RESUME_HINT) -> Iterator[None]:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a run as ``ctrl+c`` does: its results are saved."""
+    """Treat SIGTERM like ``ctrl+c``: the results are saved."""
 
     def interrupt(number: int, frame: Any) -> NoReturn:
         raise KeyboardInterrupt

@@ -178,7 +178,7 @@ def _line(line: Line, top: float, palette: Palette) -> list[str]:
             here = left + cell_len(run.text[: found.start()]) * CELL
             spans.append(
                 f'<tspan x="{_px(here)}" textLength="{_px(cell_len(found[0]) * CELL)}" '
-                f'lengthAdjust="spacingAndGlyphs"{_attributes(run, palette)}>{written(found[0])}</tspan>'
+                f'lengthAdjust="spacingAndGlyphs"{_style(run, palette)}>{written(found[0])}</tspan>'
             )
     if not spans:
         return grounds
@@ -186,16 +186,16 @@ def _line(line: Line, top: float, palette: Palette) -> list[str]:
     return [*grounds, text]
 
 
-def _attributes(run: Run, palette: Palette) -> str:
-    look = f' fill="{run.foreground or palette.foreground}"'
+def _style(run: Run, palette: Palette) -> str:
+    style = f' fill="{run.foreground or palette.foreground}"'
     if run.bold:
-        look += ' font-weight="bold"'
+        style += ' font-weight="bold"'
     if run.italic:
-        look += ' font-style="italic"'
+        style += ' font-style="italic"'
     lines = [
         name for name, on in (("underline", run.underline), ("line-through", run.strike)) if on
     ]
-    return look + (f' text-decoration="{" ".join(lines)}"' if lines else "")
+    return style + (f' text-decoration="{" ".join(lines)}"' if lines else "")
 
 
 def _run(text: str, style: Style, theme: TerminalTheme) -> Run:

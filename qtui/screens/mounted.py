@@ -1,4 +1,4 @@
-"""The screens of a session that is open: which is shown, and what the others have still to draw."""
+"""The screens of an open session: which one is shown, and what the others must still repaint."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from qtui.screens.spec import ScreenContext
 
 @dataclass
 class _Unpainted:
-    """What changed since a screen was painted."""
+    """What changed since a screen was last painted."""
 
     dirty: set[Dirty] = field(default_factory=set)
     whole: bool = False
-    """Whether an engine sent the session whole meanwhile."""
+    """Whether the whole session was replaced meanwhile."""
 
 
 class MountedScreens:
-    """Makes screens when they are first shown, paints the one that is shown, and tells all of them.
+    """Create screens when first shown, paint the visible one, and pass events to all.
 
-    A screen that was made stays, with its cursor and what is typed in it.
+    A screen stays once created, with its cursor and its input.
     """
 
     def __init__(self, app: App[None], context: ScreenContext) -> None:
@@ -83,13 +83,13 @@ class MountedScreens:
     # --- what the engine's link says -----------------------------------------------------------
 
     def take_session(self, session: Session) -> None:
-        """Use another session for what is heard before the first repaint."""
+        """Set the session for events that arrive before the first repaint."""
         self._session = session
         for screen in self._made.values():
             screen.session = session
 
     def paint(self, session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
-        """Paint what changed on the screen that is shown, and keep it in mind for the others."""
+        """Paint what changed on the visible screen, and record it for the others."""
         self._session = session
         for unpainted in self._unpainted.values():
             unpainted.dirty |= dirty
@@ -102,7 +102,7 @@ class MountedScreens:
             self.shown.show(self._session, frozenset(unpainted.dirty), whole=unpainted.whole)
 
     def before_fold(self, event: p.AnyEvent) -> bool:
-        """Tell every screen about an event before it is folded; false if it must not be folded."""
+        """Pass an event to every screen before it is folded; false if it must not be folded."""
         folded = [screen.before_fold(event) for screen in self._made.values()]
         if isinstance(event, p.JobEnded) and event.kind == "open":
             self._set_failed(event.status == "failed")
@@ -139,11 +139,11 @@ class MountedScreens:
     # --- messages ------------------------------------------------------------------------------
 
     def say(self, level: p.Level, words: str, lasts: float | None = None) -> None:
-        """Show a message at the foot of the screen that is shown."""
+        """Show a message at the bottom of the visible screen."""
         self.shown.say(level, words, lasts)
 
     def say_and_log(self, level: p.Level, words: str) -> None:
-        """Show a message, and keep it in the log."""
+        """Show a message, and log it."""
         self.workbench.say_and_log(level, words)
         if self._shown != WORKBENCH:
             self.say(level, words)

@@ -1,4 +1,4 @@
-"""The command palette: everything that can be done, found by a few letters of its name."""
+"""The command palette: fuzzy search over every action."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qtui.widgets.prompt.entry import Entry
 
 
 class PaletteEntry(NamedTuple):
-    """Something that can be done, or why it cannot be done now."""
+    """An action, with the reason if it is unavailable."""
 
     id: str
     title: str
@@ -30,7 +30,7 @@ class PaletteEntry(NamedTuple):
     """The key that does it too."""
     group: str = ""
     why_not: str = ""
-    """Why it cannot be done now; empty where it can."""
+    """Why it is unavailable; empty if it is available."""
 
 
 class Found(NamedTuple):
@@ -99,12 +99,12 @@ def answers(query: str, entries: Sequence[PaletteEntry]) -> list[tuple[PaletteEn
             found.append((entry, title))
         elif by_id is not None:
             found.append((entry, Found(by_id.score / 2)))
-    # What can be done stands before what cannot, unless that is found much better.
+    # Available actions come first, unless an unavailable one matches much better.
     return sorted(found, key=lambda each: -each[1].score * (0.5 if each[0].why_not else 1))
 
 
 class Palette(ModalScreen[str | None]):
-    """Every action in a list that typing narrows; gives the id of the one that is to be done."""
+    """A searchable list of every action; returns the id of the chosen one."""
 
     DEFAULT_CSS = """
     Palette { align: center top; background: $background 60%; }
@@ -142,7 +142,7 @@ class Palette(ModalScreen[str | None]):
         self._group_width = min(10, max((cell_len(entry.group) for entry in entries), default=0))
 
     def compose(self) -> ComposeResult:
-        """The query, what answers it, and what is said of the chosen one."""
+        """The query, the matches, and a line about the selected one."""
         with Vertical(id="box"):
             with Horizontal(id="query"):
                 ask = Lines(id="ask")
@@ -157,7 +157,7 @@ class Palette(ModalScreen[str | None]):
         self._search(self.entry.value)
 
     def on_key(self, event: events.Key) -> None:
-        """Letters that come before the line stands are for the line too."""
+        """Letters typed before the input is mounted go to the input too."""
         if self.focused is None and event.is_printable and event.character:
             event.stop().prevent_default()
             self.entry.insert_text_at_cursor(event.character)
@@ -186,7 +186,7 @@ class Palette(ModalScreen[str | None]):
         return self.found[self.choices.cursor][0] if self.found else None
 
     def _describe(self, *, loud: bool = False) -> None:
-        """Say why the chosen one cannot be done; ``loud`` where that was asked for."""
+        """Say why the selected action is unavailable; ``loud`` if the user tried to run it."""
         entry = self.current
         if entry is not None and entry.why_not:
             style = "bold $error" if loud else "$warning"
@@ -225,7 +225,7 @@ class Palette(ModalScreen[str | None]):
         self._run()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Nobody above needs to hear the line's own messages."""
+        """Stop the input's own messages here."""
         event.stop()
 
     # --- drawing ------------------------------------------------------------------------------

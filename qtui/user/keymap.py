@@ -1,4 +1,4 @@
-"""Keys of a person's own: ``keymap.toml``, read strictly against the actions there are.
+"""The user's keys: ``keymap.toml``, checked against the known actions.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The themes at hand while the interface runs: changed by a key, and by saving a file."""
+"""The themes of a running interface: switched by a key, reloaded when a file is saved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_COLOR = NoColor()
 
 
 class ThemeWatch:
-    """Reads themes, and again what was saved since. Asked once a second, it costs one `scandir`."""
+    """Reads themes, and rereads saved files. Polled once a second, it costs one `scandir`."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """
@@ -43,7 +43,7 @@ class ThemeWatch:
         self._arrange()
 
     def changed(self) -> tuple[list[ThemeFile], list[str]]:
-        """Themes that are not what they were, and what is wrong with files since saved.
+        """Themes that changed, and what is wrong with files saved since.
 
         The colours of a file that was spoilt stay what they were until it can be read again.
         """
@@ -60,7 +60,7 @@ class ThemeWatch:
         self.problems = [*self._bad.values(), *clashes]
 
     def _reload(self, patient: bool) -> bool:
-        """Read what is new; true where anything is not as it was."""
+        """Read changed files; true if any theme changed."""
         stamps = self._scan()
         stale = {path for path, stamp in stamps.items() if self._stamps.get(path) != stamp}
         gone = self._stamps.keys() - stamps.keys()
@@ -140,7 +140,7 @@ class ThemeShelf:
             self._register(app, theme)
 
     def poll(self, app: App[Any]) -> list[str]:
-        """Take up what was saved; what is returned is wrong with it, a sentence each."""
+        """Reload saved themes; return their problems, a sentence each."""
         fresh, problems = self.watch.changed()
         for theme in fresh:
             self._register(app, theme)

@@ -1,4 +1,4 @@
-"""Themes: ``themes/*.toml`` and the user's own, read strictly, and which of them to begin with."""
+"""Themes: ``themes/*.toml`` and the user's own, validated, and the choice of the first one."""
 
 from __future__ import annotations
 
@@ -281,10 +281,10 @@ def choose_theme(
     remembered: Mapping[Depth, str],
     known: Iterable[str],
 ) -> tuple[str, str]:
-    """The theme to begin with, and what is wrong with the one that was wished for, or nothing.
+    """The theme to start with, and what is wrong with the requested one, or nothing.
 
-    What was given on the command line goes first, then ``QTUI_THEME``, then what was last chosen in
-    a terminal of as many colours, then the terminal's default.
+    The command line comes first, then ``QTUI_THEME``, then the last choice in a terminal with as
+    many colours, then the terminal's default.
 
     Raises:
         UsageError: if the given theme is none of those known.

@@ -1,4 +1,4 @@
-"""What happened, in words and in order: every event that a person may want to look up later."""
+"""The event log: everything that a user may want to look up later, in order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAVE = 2.0
 OF_ONE_LAYER = p.LayerWeights | p.LayerError | p.Sensitivity | p.Estimate
 """Facts that the table shows: there are too many of them for a log."""
 SILENT = frozenset({"AskHistogram", "AskExperts"})
-"""Commands that nobody gives with a key: their refusal is nobody's news."""
+"""Commands that no key sends: their refusals are not logged."""
 STYLES: dict[Level, str] = {"info": "$dim", "warning": "$warning", "error": "bold $error"}
 SIGNS: dict[Level, str] = {"info": " ", "warning": "!", "error": "x"}
 BEFORE = "before"
@@ -56,8 +56,8 @@ class _Wave(NamedTuple):
 class EventLog:
     """The last `MOST` things that happened.
 
-    `add` is given every event, before or after it is folded; it costs about a microsecond for the
-    many that are not logged.
+    `add` gets every event, before or after it is folded; events that are not logged cost about a
+    microsecond.
     """
 
     def __init__(self, glyphs: Glyphs = UNICODE, clock: Callable[[], float] = time.time) -> None:
@@ -87,7 +87,7 @@ class EventLog:
         self._add(Entry(self._clock(), level, " ".join(text.split())))
 
     def add_earlier(self, session: Session) -> None:
-        """Log what a session was told before this terminal was attached, and is not here yet."""
+        """Log what happened in the session before this terminal attached, once."""
         here = {entry.text for entry in self._entries}
         waves: dict[tuple[str, str], list[str]] = {}
         for fallback in session.fallbacks:

@@ -1,4 +1,4 @@
-"""The command line that measures the same again: it stands beside whatever leaves the screen."""
+"""The command line that reproduces a measurement, stored with every saved file."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def command(settings: Settings, source: str, verb: Verb, extra: Sequence[str] = 
 
 
 def not_in_command(settings: Settings) -> tuple[str, ...]:
-    """What no option can say and the profile, as it stands now, says otherwise; in words."""
+    """Settings that no option can set and that the profile has changed since, as sentences."""
     plain = _of_the_profile(settings.profile)
     if plain is None:
         return (f"profile {settings.profile!r} no longer exists",)

@@ -1,4 +1,4 @@
-"""What a toggle acts on: the layer under the cursor, or a set of layers that it stands for."""
+"""The scope of a toggle: the layer under the cursor, or a set of layers around it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Shared(NamedTuple):
 
 
 class ScopeContext(NamedTuple):
-    """Where a person stands: all that a scope depends on."""
+    """Everything that a scope depends on: cursor, marks, filter."""
 
     session: Session
     shared: Shared
@@ -57,7 +57,7 @@ def index_layers(layers: Layers) -> Shared:
 
 
 def why_not(scope: Scope, here: ScopeContext) -> str:
-    """Why a scope makes no sense now; empty where it does."""
+    """Why a scope is unavailable now; empty if it is available."""
     layers, row = here.session.layers, here.row
     if scope == "marks":
         return "" if here.marked else "no layer is marked"
@@ -77,19 +77,19 @@ def why_not(scope: Scope, here: ScopeContext) -> str:
 
 
 def possible(scope: Scope, here: ScopeContext) -> Scope:
-    """``scope`` where it makes sense now, else the layer under the cursor."""
+    """``scope`` if it is available now, else the layer under the cursor."""
     return "layer" if why_not(scope, here) else scope
 
 
 def next_scope(scope: Scope, here: ScopeContext, step: int = 1) -> Scope:
-    """The scope after this one, or before it, that makes sense now."""
+    """The next available scope after this one, or before it."""
     at = SCOPES.index(scope)
     round_ = (SCOPES[(at + step * i) % len(SCOPES)] for i in range(1, len(SCOPES) + 1))
     return next((other for other in round_ if not why_not(other, here)), "layer")
 
 
 def _rows_of_group(scope: Scope, here: ScopeContext) -> Sequence[int]:
-    """Rows of the block, kind or fused group that the cursor stands in."""
+    """Rows of the cursor's block, kind or fused group."""
     layers, row = here.session.layers, here.row
     if row is None:
         return ()
@@ -144,7 +144,7 @@ def _within(row: int, rows: Sequence[int]) -> bool:
 def describe(scope: Scope, here: ScopeContext, glyphs: Glyphs = UNICODE) -> str:
     """The scope in words: ``block 3: 7 layers``.
 
-    Head and embedding are named where they are among many: they are seldom meant.
+    Head and embedding are named if they are among many: they are rarely intended.
     """
     layers, row = here.session.layers, here.row
     if scope == "marks":

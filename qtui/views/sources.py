@@ -1,4 +1,4 @@
-"""What may be typed where a checkpoint or a file is asked for, completed."""
+"""Completion of checkpoints and paths."""
 
 from __future__ import annotations
 

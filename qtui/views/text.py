@@ -1,4 +1,4 @@
-"""Words and figures as they are drawn: foreign text made harmless, numbers made short."""
+"""Text and numbers as they are drawn: glyphs, fitting, bars, short names."""
 
 from __future__ import annotations
 

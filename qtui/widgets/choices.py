@@ -1,4 +1,4 @@
-"""A list to choose from: only the rows on the screen are drawn, only those that change are sent."""
+"""A selection list that draws only visible rows and sends only those that changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Widgets of one or a few lines whose text is made elsewhere."""
+"""Widgets of a few lines of styled text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PlainScrollBar(ScrollBarRender):
 
 
 class Lines(Widget):
-    """Lines of text, drawn anew only where they changed."""
+    """Lines of text, redrawn only where they changed."""
 
     DEFAULT_CSS = """
     Lines { height: 1; background: $background; color: $foreground; }

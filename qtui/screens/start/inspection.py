@@ -1,4 +1,4 @@
-"""Sources inspected before they are opened: one at a time, once nothing has moved for a while."""
+"""Inspect sources before they are opened: one at a time, debounced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start screen: what was open before, a line for anything else, and how to measure it."""
+"""The start screen: past sessions, an input for any other source, and the profile."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LEAST = (60, 18)
 
 
 class Start(Screen[None]):
-    """Chooses what is opened, and with which profile; knows before whether it can be."""
+    """Choose what to open and with which profile; a source is inspected before it is opened."""
 
     TYPED: ClassVar[float] = 0.3
     """Seconds after the last key before a path is inspected."""
@@ -80,7 +80,7 @@ class Start(Screen[None]):
         profile_name: str
 
     class Leave(Message):
-        """A person wants to go."""
+        """The user quits."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Start(Screen[None]):
         yield self.keys
 
     def on_mount(self) -> None:
-        """Show the demo at once; the rest is read beside."""
+        """Show the demo at once; the rest is read in the background."""
         self.choices.show(1)
         self.action_reload()
         self.run_worker(self._load_ids(), group="ids")
@@ -193,7 +193,7 @@ class Start(Screen[None]):
         self.past = sorted(found, key=lambda past: (not past.running, -past.when))
         sources = [past.source for past in self.past]
         rows = sources if DEMO in sources else [*sources, DEMO]
-        # A hand that has moved meanwhile finds the cursor where it put it.
+        # Keep the cursor where the user moved it meanwhile.
         self.choices.show(len(rows), rows.index(under) if under in rows else 0)
         self.head.set_lines([recent.headline(self.past, self.glyphs)])
         self._consider(self.RESTED)
@@ -254,7 +254,7 @@ class Start(Screen[None]):
         if not source:
             self._loud = True
             self._show_source()
-        elif self._opening == source:  # asked for a second time: whoever knows better may go on
+        elif self._opening == source:  # enter pressed again: open without waiting
             self._choose(source)
         elif (
             (found := self._inspections.known.get(source))
@@ -263,7 +263,7 @@ class Start(Screen[None]):
         ):
             self._decide(source, found)
         else:
-            # Not inspected yet; or there was a problem, which may be mended by now.
+            # Not inspected yet, or there was a problem that may be fixed by now.
             self._opening = source
             self._inspections.now(source)
             self._show_source()
@@ -320,7 +320,7 @@ class Start(Screen[None]):
         self.profile.step(places)
 
     def action_leave(self) -> None:
-        """Empty the line; then ask, so that one escape too many ends nothing; then quit."""
+        """Clear the line; then ask to press again, against accidental quits; then quit."""
         if self.prompt.value:
             self.on_prompt_cancelled()
         elif self._leaving:
@@ -339,7 +339,7 @@ class Start(Screen[None]):
         self.app.push_screen(Overlay(help_lines(bound_keys(self), self.problems), self.glyphs))
 
     def on_descendant_focus(self) -> None:
-        """Show what is chosen where the hand is now."""
+        """Show what is chosen in the focused widget."""
         self._leaving = False
         before = self._typing
         if self.focused is self.prompt.entry:

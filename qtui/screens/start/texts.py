@@ -1,4 +1,4 @@
-"""What the start screen says of its keys, and of the user's own files."""
+"""Texts of the start screen: its keys, and problems with the user's own files."""
 
 from __future__ import annotations
 

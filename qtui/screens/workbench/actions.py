@@ -1,4 +1,4 @@
-"""What the workbench does when a key is pressed, an entry of the palette chosen, a word clicked."""
+"""The workbench's actions, run by key, palette or click."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class WorkbenchActions(SharedActions):
     # --- the recipe ---------------------------------------------------------------------------
 
     def hold(self, format: str) -> None:
-        """Let the layers in scope hold a format."""
+        """Set the format of the layers in scope."""
         bench, session = self.bench, self.session
         layers = bench.layers_in_scope()
         if not layers:
@@ -208,7 +208,7 @@ class WorkbenchActions(SharedActions):
         return sweeps.unfinished(self.session, self.bench.format, self.bench.direction)
 
     def retry(self) -> None:
-        """Try again what failed, else go on with a sweep that was left unfinished."""
+        """Retry what failed, else resume an unfinished sweep."""
         left = None if self.bench.failed else self._unfinished()
         if left is None:
             super().retry()

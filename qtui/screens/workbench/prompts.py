@@ -1,4 +1,4 @@
-"""What is typed at the foot of the workbench: a filter, a format, where to save."""
+"""The workbench's prompts: filter, format, save."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _SEARCHES = re.compile(r"(?:^|\s)[-!]?re:")
 
 
 def ignore(value: str) -> None:
-    """For what nobody needs to hear."""
+    """Ignore a value."""
 
 
 class OpenPrompt(NamedTuple):
-    """A prompt that is open, and who hears what becomes of it."""
+    """An open prompt, and the callbacks for its value."""
 
     prompt: Prompt
     submitted: Callable[[str], None]
@@ -48,7 +48,7 @@ class OpenPrompt(NamedTuple):
 
 
 class Prompts:
-    """Opens the workbench's prompts and hands on what is typed."""
+    """Opens the workbench's prompts and handles their values."""
 
     def __init__(self, bench: Workbench, hold: Callable[[str], None]) -> None:
         self.bench, self.hold = bench, hold
@@ -64,7 +64,7 @@ class Prompts:
         self._asked = asked
 
     def _begin(self) -> None:
-        """Cancel a prompt that is open, and keep the cursor where it is: it is asked about."""
+        """Cancel an open prompt, and keep the cursor on its layer: the prompt is about it."""
         asked, self._asked = self._asked, None
         if asked is not None:
             asked.cancelled(asked.prompt.value)
@@ -90,7 +90,7 @@ class Prompts:
     # --- the filter ---------------------------------------------------------------------------
 
     def filter(self) -> None:
-        """Ask for a filter, and show what it leaves as it is typed."""
+        """Prompt for a filter, and apply it while it is typed."""
         self._begin()
         bench = self.bench
         before = bench.table.filter
@@ -100,7 +100,7 @@ class Prompts:
 
         def follow(value: str) -> None:
             if _SEARCHES.search(value):
-                return  # half an expression may take for ever: it is tried when it is handed in
+                return  # an unfinished regular expression may take forever: wait for enter
             # The beginning of a field's name would empty the table for a moment.
             *terms, last = value.split(" ")
             bench.set_filter(parse_filter(" ".join(terms) if _begins_field(last) else value))
@@ -128,7 +128,7 @@ class Prompts:
     # --- any format ---------------------------------------------------------------------------
 
     def format(self) -> None:
-        """Ask for a format, and let the layers in scope hold it."""
+        """Prompt for a format, and set it on the layers in scope."""
         self._begin()
         bench = self.bench
         layers = bench.layers_in_scope()
@@ -154,7 +154,7 @@ class Prompts:
         self._open(OpenPrompt(prompt, lambda value: self.hold(explain_format(value)[0] or value)))
 
     def sweep(self, sweep: Callable[[str], None]) -> None:
-        """Ask for a format, and measure every layer in it."""
+        """Prompt for a format, and sweep it."""
         self._begin()
 
         def judge(value: str) -> Verdict:
@@ -198,12 +198,12 @@ class Prompts:
         )
 
     def save(self) -> None:
-        """Ask where to, and save a table, a plot, a recipe or the screen there."""
+        """Prompt for a path, and save a table, a plot, a recipe or the screen there."""
         self._begin()
         bench, screen = self.bench, tuple(screen_lines(self.bench.app))
 
         def now() -> View:
-            # Layers may be listed anew while the prompt is open; the screen is the one before it.
+            # Layers may be listed again while the prompt is open; the screen is the earlier one.
             return msgspec.structs.replace(self.view(), screen=screen)
 
         def write(value: str) -> None:
@@ -251,7 +251,7 @@ class Prompts:
 
 
 def _saved_before(value: str, view: View) -> Sequence[tuple[str, str, bool]]:
-    """Ways to go on; where nothing is typed yet, in the folder where the last file was saved."""
+    """Completions; for an empty line, in the folder where the last file was saved."""
     offers = complete_path(value, view)
     folder = recall()[0].folder
     if value or not folder or Path(folder) == Path.cwd():
@@ -279,7 +279,7 @@ def _complete_format(value: str, shape: Sequence[int] | None = None) -> Sequence
 
 
 def _going_on(value: str, says: str) -> str:
-    """What to say of the beginning of a format while it is typed."""
+    """The message for the start of a format while it is typed."""
     typed = value.strip().lower()
     if not typed:
         return says
@@ -289,7 +289,7 @@ def _going_on(value: str, says: str) -> str:
 
 
 def _held_by(format: str, shapes: Sequence[Sequence[int]], says: str) -> Verdict:
-    """Whether layers of several shapes can all hold a format; a toggle is for all or none."""
+    """Whether layers of all these shapes can use a format; a toggle sets all or none."""
     parsed = parse_format(format)
     reasons = [why for shape in shapes if (why := why_not_held(parsed, shape)) is not None]
     if reasons:

@@ -1,4 +1,4 @@
-"""The workbench: the score above, the layers below it, and all about one of them beside."""
+"""The workbench: score at the top, layer table below, details of one layer in the side pane."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Workbench(SessionScreen):
         self._caption: Words = []
         """What is said above the table."""
         self.requested: dict[str, dict[str, str]] = {}
-        """Formats that are pending in the table, by layer, by the ``ask`` of their command."""
+        """Pending formats by layer, for the ``ask`` of each unconfirmed command."""
         self.histogram_requests = HistogramRequests(
             lambda: (self.session, self.table.current),
             lambda command: self.post_message(self.Ask(command)),
@@ -154,7 +154,7 @@ class Workbench(SessionScreen):
         self.scoreboard.frozen = frozen
 
     def say_and_log(self, level: p.Level, words: str) -> None:
-        """Say something at the foot, and keep it in the log."""
+        """Show a message at the bottom, and log it."""
         self.events.say(level, words)
         self.message.say(level, words)
         self.log_pane.show()
@@ -162,7 +162,7 @@ class Workbench(SessionScreen):
     # --- drawing ------------------------------------------------------------------------------
 
     def show(self, session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
-        """Draw the parts of the session that changed; ``whole`` where an engine sent it whole."""
+        """Draw the parts of the session that changed; ``whole`` if all of it was replaced."""
         self.session = session
         self.effects.update(session)
         self.scoreboard.shown = self.format, self.direction
@@ -228,7 +228,7 @@ class Workbench(SessionScreen):
         self.detail.show(self.session, *where, (self.format, self.direction))
 
     def before_fold(self, event: p.AnyEvent) -> bool:
-        """Take notice of an event before it is folded; false where it is not to be folded."""
+        """Handle an event before it is folded; false if it must not be folded."""
         if isinstance(event, p.HistogramReady):
             self.histogram_requests.answered(event.layer, event.format)
         if isinstance(event, p.Refused) and event.command == "AskHistogram":
@@ -264,7 +264,7 @@ class Workbench(SessionScreen):
         return True
 
     def _say(self, event: p.AnyEvent) -> None:
-        """Say at the foot what was logged, where the rest of the screen does not show it."""
+        """Show a logged event at the bottom, unless the screen shows it elsewhere."""
         last = self.events.last
         ended = isinstance(event, p.JobEnded) and (
             event.status == "cancelled" or event.kind == "sweep"
@@ -276,7 +276,7 @@ class Workbench(SessionScreen):
             self.message.say(last.level, last.text)
 
     def change(self, layers: Sequence[str], formats: Sequence[str]) -> str:
-        """Layers with the formats they hold now, in few words."""
+        """A short description of layers and their new formats."""
         row = self.session.row(layers[0]) if layers else None
         if row is None or len(layers) > 1:
             who = f"{len(layers)} layers"
@@ -307,7 +307,7 @@ class Workbench(SessionScreen):
         way = self.format, self.direction
         words = caption(self.session, *way, filtered, width, self.glyphs)
         if words != self._caption:
-            # A title set anew sends all that stands under it to the terminal.
+            # Setting a title resends everything below it to the terminal.
             self._caption = words
             self.query_one("#main").border_title = content(words)
 
@@ -326,7 +326,7 @@ class Workbench(SessionScreen):
         return describe(self.table.scope, self.table.here, self.glyphs)
 
     def show_scope(self) -> None:
-        """Show the scope at the foot."""
+        """Show the scope at the bottom."""
         words = self.scope_words() if self.session.layers.names else ""
         self.message.show_scope(words, self.table.scope != "layer")
 
@@ -347,26 +347,26 @@ class Workbench(SessionScreen):
         self.message.say("info", f"sorted by {self.table.order_words}")
 
     def on_layer_table_expanded(self, expanded: LayerTable.Expanded) -> None:
-        """Ask for the experts of a row that was opened."""
+        """Request the experts of an expanded row."""
         if expanded.layer not in self.session.experts:
             self.post_message(self.Ask(p.AskExperts(expanded.layer)))
 
     # --- keys ---------------------------------------------------------------------------------
 
     def on_prompt_changed(self, event: Prompt.Changed) -> None:
-        """Another value in the line at the foot."""
+        """The value of the open prompt changed."""
         self.handler.prompts.changed(event)
 
     def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
-        """What was typed at the foot is wanted."""
+        """The prompt was submitted."""
         self.handler.prompts.submitted(event)
 
     def on_prompt_cancelled(self, event: Prompt.Cancelled) -> None:
-        """What was typed at the foot is not wanted."""
+        """The prompt was cancelled."""
         self.handler.prompts.cancelled(event)
 
     def toggle_pane(self) -> None:
-        """Show the pane, or fold it."""
+        """Show or hide the side pane."""
         if self.has_class("-narrow"):
             self.toggle_class("-pane")
         else:

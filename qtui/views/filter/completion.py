@@ -1,4 +1,4 @@
-"""What a filter that is being typed could become."""
+"""Completions of the filter."""
 
 from __future__ import annotations
 

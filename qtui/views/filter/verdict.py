@@ -1,4 +1,4 @@
-"""What a filter that is being typed leaves, or why it leaves nothing."""
+"""How many rows a filter matches while it is typed, or why none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of the screen: what the model is, what it scores, and what is being done about it."""
+"""The top of the screen: the model, its score, and the running job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The foot of the screen: the last message, the scope of a toggle, and the keys."""
+"""The bottom of the screen: the last message, the scope of a toggle, and the key bar."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Message(Lines):
     """One line: what happened last, or what the table's marks mean; the scope of a toggle."""
 
     LINGER: ClassVar[float] = 8.0
-    """Seconds after which a message gives way; a warning lasts three times as long, an error stays
-    until the next one."""
+    """Seconds that a message stays; a warning stays three times as long, an error until the next
+    message."""
 
     DEFAULT_CSS = """
     Message { padding: 0 1; background: $surface; }

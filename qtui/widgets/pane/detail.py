@@ -30,10 +30,10 @@ BESIDE = (90, 28)
 
 
 class Detail(Vertical):
-    """The layer's name and shape, its histogram, its effects, its errors and its past.
+    """The layer's name and shape, histogram, effects, errors and history.
 
-    With the class ``-small`` it shows the most important in three lines. Where there is no room for
-    all of it the histogram becomes lower, and the figures below it can be scrolled.
+    With the class ``-small`` it shows the most important in three lines. If the terminal is too
+    small for everything, the histogram shrinks, and the figures below it can be scrolled.
     """
 
     WHEEL: ClassVar[int] = 3

@@ -1,4 +1,4 @@
-"""What a layer held before: its steps in the recipe's history, each with the recipe's score."""
+"""The history of a layer: its format changes, each with the recipe's score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line to type in: no blinking, no control characters, never more than one line."""
+"""A one-line input: no blinking cursor, no control characters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
 
 
 class Harmless(Highlighter):
-    """Draws one ``?`` for every character that could steer a terminal; the value keeps it."""
+    """Draws ``?`` for every control character; the value keeps it."""
 
     def highlight(self, text: Text) -> None:
         """Put the marks in their places."""
@@ -33,7 +33,7 @@ class Harmless(Highlighter):
 
 
 class Entry(Input):
-    """One line of input; whoever holds it hears of every change at once."""
+    """One line of input; every change is reported at once."""
 
     DEFAULT_CSS = """
     Entry, Entry:focus {
@@ -108,9 +108,9 @@ class Entry(Input):
             super().action_cursor_right(select)
 
     def action_delete_left_all(self) -> None:
-        """Empty the line."""
+        """Clear the line."""
         self.value = ""
 
     async def action_submit(self) -> None:
-        """Hand the line in."""
+        """Submit the line."""
         self._submit()

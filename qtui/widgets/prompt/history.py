@@ -1,4 +1,4 @@
-"""Lines that were handed in before, for as long as the app runs."""
+"""The history of submitted lines, for as long as the app runs."""
 
 from __future__ import annotations
 

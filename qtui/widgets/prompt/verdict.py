@@ -1,4 +1,4 @@
-"""What a typed value means, or what is wrong with it, told below the line it is typed in."""
+"""What a typed value means, or what is wrong with it, shown below the input."""
 
 from __future__ import annotations
 

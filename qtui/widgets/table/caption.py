@@ -1,4 +1,4 @@
-"""The words in the line above the table: the filter, what is swept, how far estimates hold."""
+"""The line above the table: the filter, what is swept, how well estimates agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the layer table shows rows: an order, a cursor, and drawing of what changed alone.
+"""How the layer table shows rows: sorting, cursor, and redrawing only what changed.
 
 Only the rows on the screen are drawn, and of these only the ones that changed are sent to the
 terminal, so that fifty thousand experts cost what fifty layers cost.
@@ -61,9 +61,9 @@ class Frame(NamedTuple):
 class Table(ScrollView, can_focus=False):
     """Rows of layers with their effects, in an order of their own, under a cursor.
 
-    The cursor stays on its layer, and on its line of the screen, when rows change places. Rows do
-    not change places, come or go for `HOLD` seconds after a hand moved the cursor. Until one does,
-    the cursor stays in the first row: the layer that hurts most.
+    The cursor stays on its layer, and on its line of the screen, when rows are sorted again. Rows
+    are not rearranged for `HOLD` seconds after the user moved the cursor. Until then, the cursor
+    stays in the first row: the worst layer.
     """
 
     ALLOW_SELECT: ClassVar[bool] = False
@@ -79,7 +79,7 @@ class Table(ScrollView, can_focus=False):
 
     @dataclass
     class Sorted(Message, namespace="layer_table"):
-        """A hand changed the order: ``column`` is the id of a column."""
+        """The user changed the order: ``column`` is the id of a column."""
 
         column: str
         falling: bool
@@ -103,7 +103,7 @@ class Table(ScrollView, can_focus=False):
         self._pinned: tuple[str, int] | None = None
         """What stays under the cursor when rows change places; None for the first row."""
         self._under: tuple[str | None, int | None] = (None, None)
-        """What was under the cursor when it was last told of."""
+        """What was under the cursor when `Moved` was last posted."""
         self._moved_at = float("-inf")
         self._sort_cost = 0.0
         self._sorted_at = float("-inf")
@@ -140,7 +140,7 @@ class Table(ScrollView, can_focus=False):
         """The session's row of every line, in the order they are shown; experts have their
         layer's."""
         if self.listing.layers is not self.session.layers:
-            # Layers were listed anew, and a key or a repaint came before `show`.
+            # Layers were listed again, and a key or a repaint came before `show`.
             self._forget_old_layers()
             self._arrange()
         return self.listing.rows
@@ -312,10 +312,10 @@ class Table(ScrollView, can_focus=False):
         if self._under != before and self.current is not None:
             self.post_message(self.Moved(self.current, self.current_expert))
 
-    # --- the hand -----------------------------------------------------------------------------
+    # --- the cursor ---------------------------------------------------------------------------
 
     def move_to(self, place: int) -> None:
-        """Set the cursor, by hand."""
+        """Move the cursor, as the user does."""
         if not self.rows:
             return
         old, self.cursor = self.cursor, max(0, min(place, len(self.rows) - 1))
@@ -331,11 +331,11 @@ class Table(ScrollView, can_focus=False):
         self._post_moved()
 
     def stay(self) -> None:
-        """Keep the cursor on its row from now on, as if a hand had moved it there."""
+        """Keep the cursor on its row from now on, as if the user had moved it there."""
         self._pin()
 
     def _pin(self) -> None:
-        """A hand is on the row under the cursor: it stays there."""
+        """The user is on this row: keep the cursor on it."""
         self._moved_at = time.monotonic()
         if self.current is not None:
             self._pinned = self.current, self.listing.expert(self.cursor)
@@ -362,7 +362,7 @@ class Table(ScrollView, can_focus=False):
                 self.scroll_to(y=top, animate=False, immediate=True)
 
     def redraw(self) -> None:
-        """Send the visible lines that are not what they were."""
+        """Send the visible lines that changed."""
         frame = self._frame()
         for y in range(self.size.height):
             if self._drawn.get(y) != self._line(y, frame):
