@@ -10,8 +10,9 @@ import msgspec
 
 from engine import protocol as p
 from engine.errors import UsageError
+from engine.formats.catalogue import KEPT
 from engine.formats.grammar import needs_calibration, parse_format
-from engine.recipes.file import KEPT, built_in, names_file, read_recipe
+from engine.recipes.file import built_in, names_file, read_recipe
 from engine.recipes.mixes import FIRST_LAST
 from engine.session import Session
 from qtui.cli.exit import print_error
