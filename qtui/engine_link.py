@@ -113,7 +113,7 @@ class EngineLink:
         self.app.run_worker(self._run(), group="engine", exclusive=True)
 
     def _lacking(self) -> list[p.Command]:
-        """What the session lacks, to be asked for."""
+        """Commands for what the session lacks."""
         commands = [
             p.identified(each) for each in lacking(self.session, self.source, self.settings)
         ]

@@ -25,8 +25,8 @@ from qtui.views.sweeps import formats_of
 
 OfRecipe: TypeAlias = p.Evaluate | p.Export
 Ask: TypeAlias = p.Command | Callable[[Session], OfRecipe]
-"""A command that has a job, from a plugin too. With a recipe, a function of the opened session, which
-knows the layers."""
+"""A command that has a job, from a plugin too. With a recipe, a function of the opened session,
+which knows the layers."""
 Question: TypeAlias = p.AskHistogram | p.AskExperts
 """A question about one layer, in addition to a triage."""
 Answer: TypeAlias = p.HistogramReady | p.ExpertsReady

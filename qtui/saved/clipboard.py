@@ -162,7 +162,7 @@ def _to_terminal(app: Terminal, text: str, path: Path | None, environ: Mapping[s
 
 
 def _to_tmux(path: Path, environ: Mapping[str, str]) -> None:
-    """Let tmux read the file and set the clipboard; nobody waits for it."""
+    """Let tmux read the file and set the clipboard, without waiting for it."""
     program = shutil.which("tmux", path=environ.get("PATH"))
     if program is None:
         return

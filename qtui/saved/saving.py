@@ -47,9 +47,9 @@ def save(subject: Subject, path: str, view: View, *, replace: bool = False) -> S
 
     Args:
         subject: what to save.
-        path: where; ``~`` is the home folder, a folder stands for the suggested name in it.
+        path: where; ``~`` is the home folder, a folder means the suggested name in it.
         view: what is shown.
-        replace: put it in place of a file of that name; otherwise the next free name is taken.
+        replace: overwrite a file of that name; otherwise the next free name is used.
 
     Raises:
         UsageError: the path cannot be written, its ending is unknown, or there is nothing of that

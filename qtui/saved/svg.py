@@ -29,7 +29,7 @@ SIZE, CELL, LEADING = 14.0, 8.43, 17.0
 between two lines, in pixels."""
 MARGIN = 12.0
 _GAPS = re.compile(" {2,}|(?:(?! {2}).)+", re.DOTALL)
-"""Gaps of two spaces and more, and what stands between them."""
+"""Gaps of two spaces and more, and the text between them."""
 _NOT_XML = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -107,7 +107,7 @@ def screen_svg(lines: Sequence[Line], *, title: str, command: str, palette: Pale
     Args:
         lines: from top to bottom.
         title: what it shows; viewers say it where the mouse rests.
-        command: what reproduces it; stands in ``<desc>`` whole.
+        command: what reproduces it; written in full to ``<desc>``.
         palette: colours of whatever has none.
     """
     columns = max([*(sum(cell_len(run.text) for run in line) for line in lines), 40])

@@ -43,7 +43,7 @@ class Found(NamedTuple):
 def search(query: str, text: str) -> Found | None:
     """Find each word of a query in a text, in any order; None where one is not there.
 
-    A word is there as it stands (best at the beginning of a word of the text), or letter by letter
+    A word matches as a substring (best at the beginning of a word of the text), or letter by letter
     in order. Each letter is looked for once, so that no text can make the search slow.
     """
     lowered = text.lower()
@@ -168,12 +168,12 @@ class Palette(ModalScreen[str | None]):
         self.choices.styles.height = max(3, min(len(self.entries), room))
         self.call_after_refresh(self._describe)
 
-    # --- what is asked for --------------------------------------------------------------------
+    # --- searching ----------------------------------------------------------------------------
 
     def _search(self, query: str) -> None:
         self.found = answers(query, self.entries)
         self.choices.empty = [("no match; ctrl+u clears the line", "$dim")]
-        # Groups stand side by side only while nothing is asked for.
+        # Groups are kept together only while the query is empty.
         starts = [len(list(run)) for _, run in groupby(self.found, lambda each: each[0].group)]
         self._first_of_group = {sum(starts[:n]) for n in range(len(starts))}
         self.choices.top = 0
@@ -250,7 +250,7 @@ class Palette(ModalScreen[str | None]):
 
 
 def _lit(text: str, places: frozenset[int], style: str) -> Words:
-    """A text with the characters at some places told apart."""
+    """A text with the characters at some places highlighted."""
     runs = groupby(range(len(text)), lambda place: place in places)
     words: Words = []
     for lit, run in runs:

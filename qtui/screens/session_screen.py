@@ -75,7 +75,7 @@ class SessionScreen(Screen[None]):
         self.refused_keys: list[str] = []
         """Keys of the profile that an action has already."""
         self.handler: ActionHandler | None = None
-        """Runs the actions; set by whoever makes the screen."""
+        """Runs the actions; set by the creator of the screen."""
         if glyphs.ascii:
             self.add_class("-ascii")
 

@@ -145,7 +145,7 @@ class ThemeShelf:
         for theme in fresh:
             self._register(app, theme)
             if app.theme == theme.name:
-                # The name is as it was: watchers are called only if told to.
+                # The name is unchanged, so watchers must be called explicitly.
                 app.mutate_reactive(App.theme)
         return problems
 

@@ -29,7 +29,7 @@ OPTIONS = (
 )
 """Settings with the options that say them."""
 FROM_FORMATS: dict[Verb, str] = {"triage": "formats", "sweep": "sweep_formats"}
-"""The setting that ``--formats`` stands in for, by command."""
+"""The setting that ``--formats`` overrides, by command."""
 FROM_THE_PROFILE = ("batch_tokens", "sigma")
 """Settings that have no option: the profile alone says them."""
 
@@ -66,7 +66,7 @@ def command(settings: Settings, source: str, verb: Verb, extra: Sequence[str] = 
         if plain is None or asked != getattr(plain, formats):
             words += ["--formats", ",".join(asked)]
     if source.startswith("-"):
-        # What stands after -- is no option, whatever it begins with.
+        # Whatever follows -- is not an option.
         return " ".join(map(quoted, [*words, *extra, "--", source]))
     return " ".join(map(quoted, [*words, *extra]))
 

@@ -15,7 +15,7 @@ class HistogramRequests:
     """Requests a missing or outdated histogram, one request at a time."""
 
     REST: ClassVar[float] = 0.08
-    """Seconds the cursor rests on a layer before its histogram is asked for."""
+    """Seconds the cursor rests on a layer before its histogram is requested."""
 
     def __init__(
         self,

@@ -76,13 +76,13 @@ class Prompts:
             self._asked.changed(event.value)
 
     def submitted(self, event: Prompt.Submitted) -> None:
-        """A value was handed in."""
+        """A value was submitted."""
         if self._asked is not None and event.prompt is self._asked.prompt:
             asked, self._asked = self._asked, None
             asked.submitted(event.value)
 
     def cancelled(self, event: Prompt.Cancelled) -> None:
-        """Nothing was handed in."""
+        """The prompt was cancelled."""
         if self._asked is not None and event.prompt is self._asked.prompt:
             asked, self._asked = self._asked, None
             asked.cancelled(event.prompt.value)

@@ -232,7 +232,7 @@ class Workbench(SessionScreen):
         if isinstance(event, p.HistogramReady):
             self.histogram_requests.answered(event.layer, event.format)
         if isinstance(event, p.Refused) and event.command == "AskHistogram":
-            # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
+            # Requested too early, or for a layer that cannot be read; no key was pressed.
             self.histogram_requests.forget()
             return False
         if isinstance(event, p.Refused) and event.command == "AskExperts":
@@ -247,7 +247,7 @@ class Workbench(SessionScreen):
         match event:
             case p.Refused(ask=ask):
                 for layer, format in self.requested.pop(ask, {}).items():
-                    # A later command may have asked for another format since.
+                    # A later command may have requested another format.
                     if self.table.pending.get(layer) == format:
                         del self.table.pending[layer]
                 self.table.redraw()

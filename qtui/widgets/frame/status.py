@@ -48,7 +48,7 @@ class Message(Lines):
         self._write()
 
     def say(self, level: Level, message: str, lasts: float | None = None) -> None:
-        """Show a message in place of the one before; ``lasts`` seconds, or what is usual."""
+        """Replace the message; it stays ``lasts`` seconds, or the usual time."""
         self.said = level, " ".join(message.split())
         if self._later is not None:
             self._later.stop()

@@ -14,7 +14,7 @@ from qtui.textual_internals import suggest
 from qtui.views.text import printable
 
 NAMED = frozenset({"slash", "backslash", "at", "minus", "plus", "underscore", "space"})
-"""Keys that type a character which cannot be told from their names."""
+"""Keys whose names do not show which character they type."""
 
 
 def one_line(text: str) -> str:
@@ -56,7 +56,7 @@ class Entry(Input):
     ) -> None:
         """
         Args:
-            heard: told of every new value, before the next key is looked at.
+            heard: called with every new value, before the next key is handled.
             submit: what enter does.
             accept: what the right arrow does at the end of the line; false lets it pass.
         """
@@ -76,7 +76,7 @@ class Entry(Input):
         self._heard(value)
 
     def set_value(self, value: str) -> None:
-        """Put a value in place of what is there, the cursor at its end."""
+        """Replace the value, with the cursor at its end."""
         self.value = value
         self.cursor_position = len(value)
 
@@ -95,7 +95,7 @@ class Entry(Input):
         self.paste(self.app.clipboard)
 
     def paste(self, text: str) -> None:
-        """Put the first line of a text where the cursor is, or in place of what is selected."""
+        """Insert the first line of a text at the cursor, or replace the selection."""
         text = one_line(text)
         if self.selection.is_empty:
             self.insert_text_at_cursor(text)

@@ -107,15 +107,15 @@ class Prompt(Widget):
     ) -> None:
         """
         Args:
-            label: what is asked for, in a word or two.
+            label: the prompt's label, a word or two.
             complete: ways to go on from a value.
             judge: what a value means, or what is wrong with it; quick, for it is asked at each key.
-            value: what stands in the line at first.
+            value: the initial value.
             live: post `Changed` as the line is typed.
             slow: ``complete`` may wait for a disk, and is called in a thread.
-            stays: part of a screen, in place of a line that comes and goes.
+            stays: part of a screen, not a prompt that opens and closes.
             kind: lines of the same kind are recalled with the up arrow; the label if empty.
-            placeholder: what stands in the empty line.
+            placeholder: shown in the empty line.
         """
         super().__init__(id=id, classes="" if stays else "-over")
         self.can_focus = not stays
@@ -155,8 +155,8 @@ class Prompt(Widget):
         yield self._says
 
     def on_mount(self) -> None:
-        """Offer and judge what stands in the line at first."""
-        if self.closed:  # handed in before it stood
+        """Complete and check the initial value."""
+        if self.closed:  # submitted before it was mounted
             return
         self.entry.cursor_position = len(self.entry.value)
         if self.can_focus:
@@ -166,7 +166,7 @@ class Prompt(Widget):
 
     @property
     def value(self) -> str:
-        """What stands in the line."""
+        """The current value."""
         return self.entry.value
 
     # --- what is typed ------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class Prompt(Widget):
             self._taking = False
 
     def choose(self, place: int | None) -> None:
-        """Let a completion stand in the line, or what was typed."""
+        """Put a completion into the line, or what was typed."""
         if self._recalled is not None:
             self._stem, self._recalled = self.value, None
         self._take(self._stem if place is None else self.offers[place].text)
@@ -281,7 +281,7 @@ class Prompt(Widget):
             self.choose(len(self.offers) - 1)
 
     def action_choose(self, step: int) -> None:
-        """Go through the completions and what was typed, or through what was handed in before."""
+        """Step through the completions and what was typed, or through earlier lines."""
         recalling = self._recalled is not None and self.chosen is None
         if (recalling or (step < 0 and not self.value)) and (self._recall(step) or recalling):
             return
@@ -292,7 +292,7 @@ class Prompt(Widget):
             (self.screen.focus_previous if step < 0 else self.screen.focus_next)()
 
     def _recall(self, step: int) -> bool:
-        """Put an earlier line, or a later one, in place of this one; false where there is none."""
+        """Replace the line by an earlier or later one; false if there is none."""
         lines = history(self.app, self.kind)
         place = (len(lines) if self._recalled is None else self._recalled) + step
         if not 0 <= place <= len(lines) or (self._recalled is None and step > 0):
