@@ -1,6 +1,6 @@
-"""The way to an engine: a `Link` over its socket, or `in_process` with no socket at all.
+"""Clients of an engine: a `Link` over its socket, or `in_process` without one.
 
-Nothing here imports a tensor library; `in_process` loads the engine by name, when called.
+Nothing here imports a tensor library; `in_process` imports the engine by name when called.
 """
 
 from engine.client.attached import Attached, attached, spawned

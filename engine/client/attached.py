@@ -1,4 +1,4 @@
-"""An engine in another process with `Client`'s interface: its link, driven from a thread."""
+"""An engine in another process behind the `Client` interface: its link, driven from a thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Attached:
-    """A running engine, with `Client`'s interface: its link, driven from a thread."""
+    """A running engine behind the `Client` interface: its link, driven from a thread."""
 
     def __init__(self, link: SocketLink, loop: asyncio.AbstractEventLoop) -> None:
         self.session = Session()
@@ -51,7 +51,7 @@ class Attached:
             return found.event
 
     async def _next(self, timeout: float | None) -> p.Sent | Session | None:
-        # A wait that times out must not lose half a frame: the read itself goes on.
+        # A wait that times out must not lose half a frame: the read itself continues.
         if self._pending is None:
             self._pending = asyncio.ensure_future(self._link.receive())
         done, _ = await asyncio.wait({self._pending}, timeout=timeout)
@@ -89,7 +89,7 @@ def _attach(name: str, start: bool = False, source: str = "", nice: int = 10) ->
 
 
 def spawned(source: str, *, nice: int = 10) -> Attached:
-    """An engine in a process of its own, started if there is none, with `Client`'s interface."""
+    """An engine in its own process, started if needed, behind the `Client` interface."""
     found = _attach(session_name(source), start=True, source=source, nice=nice)
     assert found is not None
     return found

@@ -1,7 +1,7 @@
-"""An engine in this process: no socket, and nothing global is changed.
+"""An engine in this process: no socket, and no global setting changes.
 
-Logging, threads and the garbage collector are left as they are. A process that does nothing else
-calls `own_process` before.
+Logging, threads and the garbage collector are left alone. A process that does nothing else calls
+`own_process` first.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from engine.session import Session, apply
 from engine.store.paths import facts_file, session_folder, session_name
 
 TICK = 0.2
-"""Seconds of a wait for an event, so that it can be interrupted."""
+"""Seconds to wait for an event at a time, so that the wait can be interrupted."""
 
 
 class Client(Protocol):
-    """An engine as headless runs and tests use it: nothing to await."""
+    """A blocking interface to an engine, for headless runs and tests."""
 
     session: Session
-    """The fold of what was received."""
+    """The session, folded from the received events."""
 
     def send(self, command: p.AnyCommand) -> None:
-        """Hand a command to the engine."""
+        """Send a command to the engine."""
 
     def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
-        """The next event, already folded into ``session``; None if none came in time."""
+        """The next event, already folded into ``session``; None on timeout."""
 
     def close(self) -> None:
-        """Leave; results are saved."""
+        """Detach; results are saved."""
 
 
 class JobError(EngineError):
-    """A command was refused, or its job failed or was cancelled; with the engine's exit code."""
+    """A command was refused, or its job failed or was cancelled; has the engine's exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class JobError(EngineError):
 
 
 class InProcess:
-    """An engine in this process, driven by the same commands and giving the same events."""
+    """An engine in this process, with the same commands and events."""
 
     def __init__(self, name: str) -> None:
         """
@@ -55,7 +55,7 @@ class InProcess:
             name: of the session.
 
         Raises:
-            SessionBusyError: another engine holds this session.
+            SessionBusyError: another engine has this session open.
         """
         from engine.store.facts import FactStore
         from engine.store.journal import Journal
@@ -81,11 +81,11 @@ class InProcess:
         self._events.put((seq, event))
 
     def send(self, command: p.AnyCommand) -> None:
-        """Hand a command to the engine."""
+        """Send a command to the engine."""
         self.start(command)
 
     def start(self, command: p.AnyCommand) -> str | None:
-        """Hand a command to the engine; returns the id of the job that it began, if it did.
+        """Send a command to the engine; returns the id of the job that it started, if any.
 
         A refusal arrives as an event with the command's ``ask``.
         """
@@ -94,7 +94,7 @@ class InProcess:
         return job
 
     def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
-        """The next event, already folded into ``session``; None if none came in time."""
+        """The next event, already folded into ``session``; None on timeout."""
         try:
             seq, event = self._events.get(timeout=timeout)
         except queue.Empty:
@@ -103,11 +103,11 @@ class InProcess:
         return event
 
     def run(self, command: p.AnyCommand) -> Iterator[p.AnyEvent]:
-        """Carry one command out, yielding every event until its job has ended.
+        """Run one command, yielding every event until its job has ended.
 
-        Events of other jobs that run meanwhile are among them. To leave early (``close`` of this
-        iterator, or a break out of its loop) cancels the job. A command that has no job, such as a
-        checkpoint that is open already or a change that changes nothing, ends at once.
+        Events of other jobs running meanwhile are included. Leaving early (``close`` of this
+        iterator, or a break out of its loop) cancels the job. A command without a job, such as
+        opening a checkpoint that is open or a change that changes nothing, ends at once.
 
         Raises:
             JobError: it was refused, or its job failed or was cancelled.
@@ -143,16 +143,16 @@ def in_process(source: str) -> InProcess:
     """Run an engine for the source's session in this process, with no socket.
 
     Raises:
-        SessionBusyError: another engine holds this session.
+        SessionBusyError: another engine has this session open.
     """
     return InProcess(session_name(source))
 
 
 def own_process(source: str) -> None:
-    """Set this process up for `in_process` alone, as a command line does before it.
+    """Set this process up for `in_process` alone, as the command line does.
 
-    Its log goes to the session's file, its threads leave room for others, and the garbage collector
-    rests while libraries are imported. A notebook or another program does not want that.
+    The log goes to the session's file, threads leave room for other processes, and the garbage
+    collector is off while libraries are imported. Do not call it in a notebook or another program.
     """
     process.own_process()
     log_to_file(session_name(source))

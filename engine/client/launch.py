@@ -1,4 +1,4 @@
-"""Starting a session's engine in a process of its own, and attaching to it."""
+"""Start a session's engine in its own process, and attach to it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ START_SECONDS = 30.0
 
 
 def start_ahead(source: str, *, nice: int = 10) -> subprocess.Popen[bytes] | None:
-    """Start the source's engine for a `launch` to come, unless one seems to be there.
+    """Start the source's engine for a later `launch`, unless one seems to be running.
 
-    Its interpreter starts while the caller's imports go on; it loads no library before it is told
-    to open something. Where another engine holds the session it ends by itself.
+    Its interpreter starts while the caller keeps importing; it imports no library before it is
+    asked to open something. If another engine has the session open, it exits.
     """
     name = session_name(source)
     return None if socket_file(name).exists() else start_engine(name, nice)
@@ -36,8 +36,8 @@ async def launch(
 
     Args:
         source: ``demo``, a folder, or a hub id.
-        nice: how far a new engine steps back for other processes.
-        started: what `start_ahead` gave.
+        nice: niceness of a new engine.
+        started: result of `start_ahead`.
 
     Raises:
         EngineGoneError: the engine did not start; the message has the end of its log.
@@ -52,7 +52,7 @@ async def launch(
         link.process = process
         return link
     except BaseException:
-        # Nobody will talk to it: not even to tell it to stop.
+        # No client will attach to it, so nothing else would stop it.
         process.terminate()
         raise
 
@@ -63,7 +63,7 @@ async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
         if (link := await connect(name)) is not None:
             return link
         if process.poll() is not None:
-            # Another one may have come first and hold the session.
+            # Another engine may have started first and have the session open.
             if (link := await connect(name)) is not None:
                 return link
             raise EngineGoneError(f"the engine did not start{log_tail(name)}")
@@ -72,12 +72,12 @@ async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
 
 
 def start_engine(name: str, nice: int) -> subprocess.Popen[bytes]:
-    """Start a session's engine in a process group of its own, its output in the session's log."""
+    """Start a session's engine in its own process group, with its output in the session's log."""
     log = log_file(name)
     mode = "wb" if log.exists() and log.stat().st_size > MAX_LOG else "ab"
     with log.open(mode) as output:
         return subprocess.Popen(
-            # -P: a folder named engine where the user stands must not be taken for ours.
+            # -P: do not import a folder named engine in the working directory.
             [sys.executable, "-P", "-m", "engine", name, "--nice", str(nice)],
             stdin=subprocess.DEVNULL,
             stdout=output,

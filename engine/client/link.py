@@ -16,21 +16,21 @@ from engine.session import Session, decode_session
 from engine.store.paths import session_folder, socket_file
 
 GREET_SECONDS = 10.0
-"""How long an engine may take to answer; it does so while it computes."""
+"""Seconds an engine may take to answer; it answers while it computes."""
 
 STOP_SECONDS = 2.0
-"""How long a client that said stop waits for the engine to hang up."""
+"""Seconds a client that sent `Stop` waits for the engine to close the connection."""
 
 ENDED_SECONDS = 0.05
-"""How long a client that started an engine waits to hear how it ended."""
+"""Seconds a client that started an engine waits for its exit code."""
 
 
 class EngineGoneError(EngineError):
-    """The engine ended while a client was listening; the message has its last log lines."""
+    """The engine exited while a client was attached; the message has the last lines of its log."""
 
 
 class Link(Protocol):
-    """What a screen needs of an engine. A test's engine that replays events has it too."""
+    """What a screen needs of an engine; in tests, a replayer of events implements it too."""
 
     name: str
     """The session's name."""
@@ -38,21 +38,21 @@ class Link(Protocol):
     """Path of the engine's log."""
 
     async def send(self, command: p.AnyCommand) -> None:
-        """Hand a command to the engine; returns once it is on its way."""
+        """Send a command; returns once it is written."""
 
     async def receive(self) -> p.Sent | Session:
-        """The next event, or a whole session that replaces what is known (first, on attaching).
+        """The next event, or a whole session that replaces the known one (first, on attaching).
 
         Raises:
-            EngineGoneError: the engine ended.
+            EngineGoneError: the engine exited.
         """
 
     async def close(self) -> None:
-        """Leave the engine; it is told to stop by `Stop` alone."""
+        """Detach; only `Stop` stops the engine."""
 
 
 class SocketLink:
-    """A `Link` to an engine in a process of its own."""
+    """A `Link` to an engine in its own process."""
 
     def __init__(
         self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -61,7 +61,7 @@ class SocketLink:
         self.log_path = str(log_file(name))
         self.pid = 0
         self.process: subprocess.Popen[bytes] | None = None
-        """The engine, where this client started it."""
+        """The engine process, if this client started it."""
         self._reader, self._writer = reader, writer
         self._seen = 0
         self._stopping = self._receiving = False
@@ -71,7 +71,7 @@ class SocketLink:
         """Exchange hellos.
 
         Raises:
-            EngineError: the engine speaks another version.
+            EngineError: the engine has another wire version.
         """
         self._writer.write(frame(p.Hello()))
         await self._writer.drain()
@@ -80,7 +80,7 @@ class SocketLink:
             raise EngineGoneError(f"the engine of {self.name} did not answer{log_tail(self.name)}")
         if hello.wire != p.WIRE_VERSION:
             raise EngineError(
-                f"the engine of {self.name} (process {hello.pid}) is of another version of qtui: "
+                f"the engine of {self.name} (process {hello.pid}) runs another version of qtui: "
                 f"stop it with `kill {hello.pid}` and start again"
             )
         self.pid = hello.pid
@@ -114,7 +114,7 @@ class SocketLink:
                     return decode_session(message.data)
                 case p.Sent():
                     if message.seq and message.seq <= self._seen:
-                        continue  # the snapshot had it
+                        continue  # already in the snapshot
                     return message
                 case _:
                     continue
@@ -126,7 +126,7 @@ class SocketLink:
     async def close(self) -> None:
         """See `Link`."""
         if self._stopping and not self._ended.is_set():
-            # To hang up while the engine still writes would lose the word to stop on its way.
+            # Closing while the engine still writes would lose the `Stop` on its way.
             with contextlib.suppress(TimeoutError, ConnectionError, OSError):
                 async with asyncio.timeout(STOP_SECONDS):
                     if self._receiving:
@@ -140,7 +140,7 @@ class SocketLink:
 
 
 def _how_ended(process: subprocess.Popen[bytes] | None) -> str:
-    """What became of an engine, as far as whoever started it can tell."""
+    """How an engine process ended, if this client can know."""
     try:
         code = None if process is None else process.wait(ENDED_SECONDS)
     except subprocess.TimeoutExpired:
@@ -166,7 +166,7 @@ async def connect(name: str) -> SocketLink | None:
         holder = (session_folder(name) / "lock").read_text().strip() or "unknown"
         raise EngineGoneError(
             f"the engine of {name} (process {holder}) does not answer: stop that process, "
-            "what it measured is kept"
+            "results are saved"
         ) from error
     except ConnectionError as error:
         writer.close()

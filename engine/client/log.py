@@ -1,4 +1,4 @@
-"""The log that the engine of a session writes, and its last lines where an engine ended."""
+"""The log of a session's engine, and its last lines for error messages."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from engine.store.paths import session_folder
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_LINES = 12
-"""Lines of the log that are shown where an engine ended."""
+"""Lines of the log to show when an engine exited."""
 STARTS = "engine starts"
-"""First words of an engine in its log."""
+"""Marks the start of an engine in its log."""
 MAX_LOG = 4 << 20
 
 
@@ -21,22 +21,22 @@ def log_file(name: str) -> Path:
 
 
 def log_tail(name: str) -> str:
-    """The last lines of a session's log, as the end of a sentence."""
+    """The last lines of a session's log, to append to a sentence."""
     path = log_file(name)
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return ""
-    # Not those of an engine before it.
+    # Skip lines of earlier engines.
     starts = [at for at, line in enumerate(lines) if STARTS in line]
     lines = lines[starts[-1] if starts else 0 :][-LOG_LINES:]
     return f"; the end of {path}:\n" + "\n".join(lines) if lines else f"; its log is {path}"
 
 
 def log_to_file(name: str) -> None:
-    """Let an engine in this process write its log where one in a process of its own does.
+    """Make an engine in this process log to the session's file, as one in its own process does.
 
-    This sets up the logger ``engine``, for the whole process.
+    Sets up the logger ``engine`` for the whole process.
     """
     logger = logging.getLogger("engine")
     for handler in list(logger.handlers):

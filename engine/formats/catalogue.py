@@ -1,7 +1,7 @@
-"""Every format and method there is a name for, what each takes, and what cannot go together.
+"""All formats and methods: what each takes, and which combinations are impossible.
 
-Rules of the grammar, no tensors: `engine.formats.grammar` reads and prints by these tables. The
-formats come from the families in `engine.formats.families` and from plugins.
+The rules of the grammar, without tensors: `engine.formats.grammar` parses and prints by these
+tables. Formats come from the families in `engine.formats.families` and from plugins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.plugins import load_plugins
 
 Strategy: TypeAlias = Literal["group", "channel", "tensor", "block"]
 Value: TypeAlias = float | bool
-"""What a key holds: a number, or True for a key that is only present or absent."""
+"""Value of a key: a number, or True for a flag."""
 
 
 class Number(msgspec.Struct, frozen=True):
@@ -33,46 +33,46 @@ Keys: TypeAlias = dict[str, Number | None]
 """Keys in printing order; None is a flag."""
 
 GroupRule: TypeAlias = Callable[[str, Strategy | None, int | None], str | None]
-"""Why a format (by name) cannot have a strategy and group size; None where it can."""
+"""Why a format (by name) cannot have a strategy and group size; None if it can."""
 
 
 class Base(msgspec.Struct, frozen=True):
-    """What a format is before options and methods, and the rules of the grammar for it."""
+    """A format before options and methods, and its rules in the grammar."""
 
     bits: int
     """Bits of one code."""
     strategy: Strategy | None = None
-    """What shares a scale unless said otherwise; None where nothing is scaled."""
+    """What shares a scale by default; None if nothing is scaled."""
     group_size: int | None = None
     symmetric: bool = True
-    """Whether codes lie evenly about 0, with no offset stored."""
+    """Whether codes are symmetric about 0, with no zero point stored."""
     options: tuple[str, ...] = ()
     """The ``-options`` it takes: ``channel``, ``tensor``, ``sym``, ``asym``, ``gN`` for any group
     size, ``blockN`` with a number for square blocks of that size."""
     keys: Keys = {}
     methods: tuple[str, ...] = ()
-    """The methods it can have beside those that go with every format."""
+    """Methods it can have in addition to those that go with every format."""
     needs: str = ""
-    """A method that it is no format without."""
+    """A method that it requires."""
     needs_because: str = ""
     kept: bool = False
     """Whether weights are only cast, not quantised."""
     why_no_groups: GroupRule | None = None
-    """Which strategies and group sizes there are; None if only its own."""
+    """Rejects strategies and group sizes; None if it has only its default."""
     fixing: tuple[str, ...] = ()
     """Keys with which all scales are found together, before any column is rounded."""
     stores_order: bool = False
-    """Whether the order of columns can be stored, where GPTQ changed it."""
+    """Whether a column order chosen by GPTQ can be stored."""
     why_no_order: str = ""
-    """Why GPTQ cannot take its columns in another order; empty where it can."""
+    """Why GPTQ cannot reorder its columns; empty if it can."""
     row_multiple: int = 1
-    """Weights that a row must be a multiple of."""
+    """The row length must be a multiple of this."""
     family: str = ""
-    """The family it belongs to; filled in when that is registered."""
+    """Its family; set by `register_family`."""
 
 
 class MethodRule(msgspec.Struct, frozen=True):
-    """What a method takes, and whether every format can have it."""
+    """The keys a method takes, and whether every format can have it."""
 
     why: str = ""
     """Why a format that does not list it in `Base.methods` cannot have it; empty if all can."""
@@ -87,7 +87,7 @@ METHODS: dict[str, MethodRule] = {
     "clip": MethodRule("it has no range that a search could narrow"),
     "hqq": MethodRule("it moves zero points, which only integer formats have"),
     "gptq": MethodRule(
-        "it settles the codes of a row by a search of its own",
+        "it chooses the codes of a row by its own search",
         keys={"damp": Number(1e-6, 1, default=0.01), "actorder": None, "static": None},
     ),
     "outlier": MethodRule(
@@ -96,11 +96,11 @@ METHODS: dict[str, MethodRule] = {
     ),
     "a8": MethodRule("8-bit integer activations multiply integer weights", keys={"static": None}),
 }
-"""In the order in which they are applied, and printed."""
+"""In the order in which they are applied and printed."""
 
 
 class _Formats(Mapping[str, Base]):
-    """All formats by name; families and plugins are loaded when one is first looked for."""
+    """All formats by name; families and plugins are loaded on the first lookup."""
 
     def __init__(self) -> None:
         self.found: dict[str, Base] = {}
@@ -125,7 +125,7 @@ class _Formats(Mapping[str, Base]):
 
     @staticmethod
     def _load() -> None:
-        # By name: the families are made of what stands in this module.
+        # By name: the families import this module.
         importlib.import_module("engine.formats.families")
         load_plugins()
 
@@ -136,17 +136,17 @@ BASES: Mapping[str, Base] = _FORMATS
 
 
 def add_formats(family: str, formats: Mapping[str, Base]) -> None:
-    """Give names of formats their meaning; `engine.formats.family.register_family` calls it.
+    """Add the formats of a family; called by `engine.formats.family.register_family`.
 
     Raises:
-        ValueError: a name is taken, or the grammar cannot read it.
+        ValueError: a name is taken, or the grammar cannot parse it.
     """
     for name in formats:
         if name in _FORMATS.found:
             raise ValueError(f"there is a format {name!r} already")
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"{name!r} cannot be the name of a format: small letters, digits, '_' and '.', "
+                f"{name!r} cannot be the name of a format: use small letters, digits, '_' and '.', "
                 "and at most one '-'"
             )
     for name, base in formats.items():
@@ -161,15 +161,15 @@ def why_impossible(
     methods: Sequence[tuple[str, Sequence[str]]],
     options: Sequence[str] = (),
 ) -> str | None:
-    """The reason why these parts make no format, or None where they do.
+    """Why these parts make no format; None if they do.
 
     Args:
         name: A key of `BASES`.
         strategy: What shares a scale.
         group_size: Weights that share a scale, where the strategy is a group or a block.
-        symmetric: Whether codes lie evenly about 0.
-        methods: The methods' names, each with the keys it is given.
-        options: The keys the format itself is given.
+        symmetric: Whether codes are symmetric about 0.
+        methods: Keys of each method, by its name.
+        options: Keys of the format itself.
     """
     base = BASES[name]
     if (why := _why_no_such_groups(name, strategy, group_size)) is not None:
@@ -178,7 +178,7 @@ def why_impossible(
         return f"{name} has no choice between symmetric and asymmetric"
     names = [method for method, _ in methods]
     if base.kept and names:
-        return f"{name} keeps the weights as they are, so '+{names[0]}' has nothing to work on"
+        return f"{name} does not quantise weights, so '+{names[0]}' has no effect"
     for method, keys in methods:
         rule = METHODS[method]
         if rule.why and method not in base.methods:
@@ -188,7 +188,7 @@ def why_impossible(
             if why is not None:
                 return why
     if "clip" in names and "hqq" in names:
-        return "'+clip' and '+hqq' both set the range of a group: take one of them"
+        return "'+clip' and '+hqq' both set the range of a group: use one of them"
     if "hqq" in names and symmetric:
         return "'+hqq' moves zero points, and a symmetric format has none: add '-asym'"
     if base.needs and base.needs not in names:
@@ -204,17 +204,17 @@ def _why_not_solved(
     groups = strategy in ("group", "block")
     fixing = next((key for key in options if key in base.fixing), None)
     if "static" in keys and not groups:
-        return "'+gptq:static' fixes the scales of groups beforehand, and there are no groups"
+        return "'+gptq:static' fixes the scales of groups in advance, and there are no groups"
     if "static" in keys and fixing is not None:
         return (
-            f"':{fixing}' fixes all maxima beforehand, being quantised together: "
+            f"':{fixing}' needs all maxima in advance, since they are quantised together: "
             "leave ':static' out"
         )
     if "actorder" in keys and base.why_no_order:
         return f"'+gptq:actorder' reorders columns, and {base.why_no_order}"
     moving = groups and "static" not in keys and fixing is None
     if "actorder" in keys and moving and not base.stores_order:
-        return f"{name} stores no order of columns: write '+gptq:actorder:static'"
+        return f"{name} stores no column order: write '+gptq:actorder:static'"
     return None
 
 

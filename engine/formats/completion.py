@@ -1,4 +1,4 @@
-"""Completing and explaining a format while it is typed. Pure text: no tensors."""
+"""Completes and explains a format while it is typed. Text only, no tensors."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from engine.formats.grammar import parse_format, why_not_built
 from engine.formats.storage import stored_bits, why_not_held
 
 KEPT = "kept"
-"""The word for the dtype a layer is stored in; a prompt takes it beside the grammar."""
+"""The word for the checkpoint's own dtype; prompts accept it in addition to the grammar."""
 
 TYPICAL = (4096, 4096)
-"""Shape for which a completion tells its bits per weight."""
+"""Shape for which a completion shows bits per weight."""
 
 NOT_BUILT = "not built yet"
 
 _GROUPS = ("-g32", "-g64", "-g128", "-g256")
 """Offered for a format that takes any group size."""
 _FIRST = ("int4", "int8", "int3", "int6", "int5", "int2", "int7", KEPT, "bf16", "fp16", "fp32")
-"""What is asked for most; all other formats follow in the order of their families."""
+"""Offered first; all other formats follow in the order of their families."""
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """One way to go on."""
+    """One completion."""
 
     text: str
-    """The whole text with it."""
+    """The completed text."""
     says: str
-    """In few words: bits per weight, what is to be typed next, or why it cannot be used."""
+    """In few words: bits per weight, what to type next, or why it cannot be used."""
     usable: bool = True
-    """Whether a layer could hold it as it stands, or once a number follows."""
+    """Whether a layer can hold it as is, or once a number follows."""
 
 
 def complete_format(
     text: str, limit: int = 12, shape: Sequence[int] | None = None
 ) -> list[Completion]:
-    """Ways to go on at the end of ``text``, what can be used first, at most ``limit``.
+    """Completions of ``text``, usable ones first, at most ``limit``.
 
-    Each is a format, or begins one. What is typed comes first if it is one already; nothing comes
-    where no format begins so.
+    Each is a format or the beginning of one. The text itself comes first if it is a format; the
+    list is empty if no format begins like this.
 
     Args:
         text: as typed.
         limit: completions at most.
-        shape: of the layers that would hold it, ``[out, in]`` or ``[experts, out, in]``, for which
-            bits per weight are told; None for a layer of `TYPICAL` shape.
+        shape: of the layers that would hold it, ``[out, in]`` or ``[experts, out, in]``, used to
+            compute bits per weight; None uses `TYPICAL`.
     """
     typed = text.strip().lower()
     found: dict[str, tuple[tuple[bool, bool, bool], Completion]] = {}
     for candidate in _candidates(typed):
         if candidate not in found and (judged := _judged(candidate, shape)) is not None:
             usable, says = judged
-            # Of those that are alike the order of the grammar stays: sorting is stable.
+            # Sorting is stable: among equals the order of the grammar stays.
             rank = (candidate != typed, not usable, not candidate.startswith(typed))
             completion = Completion(candidate, says, usable or candidate.endswith("="))
             found[candidate] = (rank, completion)
@@ -65,21 +65,21 @@ def complete_format(
 
 
 def explain_format(text: str, shape: Sequence[int] | None = None) -> tuple[str | None, str]:
-    """What a text means as a format, in a sentence.
+    """What a text means as a format, as a sentence.
 
     Args:
         text: as typed.
         shape: of the layer that would hold it, ``[out, in]`` or ``[experts, out, in]``; None for
-            no layer in particular.
+            no particular layer.
 
     Returns:
-        The canonical text and the bits a weight takes; or None, and why it cannot be used.
+        The canonical text and its bits per weight; or None, and why it cannot be used.
     """
     typed = text.strip().lower()
     if not typed:
         return None, "type a format, such as int4-g128"
     if typed == KEPT:
-        return KEPT, "left in the dtype it is stored in"
+        return KEPT, "left in the checkpoint's dtype"
     try:
         format = parse_format(typed)
         if (why := why_not_built(format)) is not None:
@@ -99,7 +99,7 @@ def _bits(bits: float) -> str:
 
 
 def _judged(candidate: str, shape: Sequence[int] | None) -> tuple[bool, str] | None:
-    """Whether a candidate can be used, and what to say of it; None where no format begins so."""
+    """Whether a candidate can be used, and its description; None if no format begins like this."""
     if candidate == KEPT:
         return True, "as stored"
     try:
@@ -108,18 +108,18 @@ def _judged(candidate: str, shape: Sequence[int] | None) -> tuple[bool, str] | N
         return _begun(candidate)
     sizes = TYPICAL if shape is None else tuple(shape)
     if (why := why_not_held(format, sizes)) is not None:
-        # What a typical layer holds is named: somebody may look for it here.
+        # Name what a typical layer holds: a user may look for it here.
         return None if why_not_held(format, TYPICAL) is not None else (False, why)
     try:
         size = _bits(stored_bits(format, sizes) / prod(sizes))
     except FormatError:
-        size = "size not known beforehand"
+        size = "size not known in advance"
     usable = why_not_built(format) is None
     return usable, size if usable else f"{size}, {NOT_BUILT}"
 
 
 def _begun(candidate: str) -> tuple[bool, str] | None:
-    """What to say of a text that something must follow."""
+    """Description of a text that is incomplete."""
     if not candidate.endswith("="):
         return None
     owner = candidate.rpartition("+")[2] if "+" in candidate else candidate
@@ -139,7 +139,7 @@ def _begun(candidate: str) -> tuple[bool, str] | None:
 
 
 def _candidates(typed: str) -> Iterator[str]:
-    """Texts that may go on from ``typed``, in the order of the grammar; not all are formats."""
+    """Texts that may continue ``typed``, in the order of the grammar; not all are formats."""
     yield typed
     names = [*_FIRST, *(name for name in BASES if name not in _FIRST)]
     for name in names:
@@ -155,7 +155,7 @@ def _candidates(typed: str) -> Iterator[str]:
 
 
 def _splits(typed: str) -> Iterator[tuple[str, str]]:
-    """What stands, and what is still being typed behind it: what a mark begins, or nothing."""
+    """Pairs of what is complete and what is still being typed: after a mark, or nothing."""
     last = max(typed.rfind(mark) for mark in "-:+")
     if last > 0:
         yield typed[:last], typed[last:]
@@ -163,7 +163,7 @@ def _splits(typed: str) -> Iterator[tuple[str, str]]:
 
 
 def _going_on(stem: str) -> Iterator[str]:
-    """Options, keys and methods that may stand behind ``stem``."""
+    """Options, keys and methods that may follow ``stem``."""
     last = stem.rpartition("+")[2]
     if last == stem:
         yield from _options_of(stem)
@@ -173,19 +173,19 @@ def _going_on(stem: str) -> Iterator[str]:
 
 
 def _options_of(spelled: str) -> Iterator[str]:
-    """The options of a format, whatever stands behind its name."""
+    """The options of a format, ignoring what follows its name."""
     name = _longest(spelled, BASES)
     for option in BASES[name].options if name else ():
         yield from _GROUPS if option == "gN" else (f"-{option}",)
 
 
 def _keys_of(spelled: str) -> Keys:
-    """The keys of a method or a format, whatever value or options stand behind its name."""
+    """The keys of a method or a format, ignoring the value or options after its name."""
     tables = {name: rule.keys for name, rule in METHODS.items()}
     tables |= {name: base.keys for name, base in BASES.items()}
     return tables.get(_longest(spelled, tables), {})
 
 
 def _longest(spelled: str, names: Iterable[str]) -> str:
-    """The longest name that a text begins with; none if there is no such name."""
+    """The longest of the names that a text begins with; empty if there is none."""
     return max((each for each in names if spelled.startswith(each)), key=len, default="")

@@ -1,9 +1,9 @@
-"""Format families: each is declared once, and every list of formats is made from that.
+"""Format families: each is declared once, and every list of formats comes from the declarations.
 
-A declaration has two halves. `Family` is text and numbers, which completion, recipes and the table
-of layers need before any tensor library is imported; its `arithmetic` names the other half, an
-`engine.quant.arithmetic.Arithmetic`, which is imported when the first weight is quantised. A family
-of a plugin is declared in one file in the same way and given to `register_family`.
+A declaration has two halves. `Family` is text and numbers, which completion, recipes and the layer
+table need before any tensor library is imported. Its `arithmetic` names the other half, an
+`engine.quant.arithmetic.Arithmetic`, which is imported when the first weight is quantised. A plugin
+declares a family in the same way, in one file, and passes it to `register_family`.
 """
 
 from __future__ import annotations
@@ -22,34 +22,35 @@ SCALE_BITS = 16
 
 
 class Family(msgspec.Struct, frozen=True):
-    """Formats that are stored and computed in one way."""
+    """Formats with the same storage and arithmetic."""
 
     name: str
     formats: dict[str, Base]
     """By name, in the order of lists."""
     stored_bits: Callable[[Format, int, int], int]
-    """Bits that one weight ``[out, in]`` takes: codes, scales, zero points; of the format, ``out``
+    """Bits of one weight ``[out, in]``: codes, scales, zero points. Called with the format, ``out``
     and ``in``."""
     arithmetic: str | Callable[[], object]
-    """``module:NAME`` of an `engine.quant.arithmetic.Arithmetic`, or a function that gives one."""
+    """``module:NAME`` of an `engine.quant.arithmetic.Arithmetic`, or of a function that returns
+    one."""
     eight_bits: str = "int8"
-    """The format that a mix takes where a layer of this family should have more bits."""
+    """The format that a mix uses when a layer of this family should have more bits."""
     rotates_itself: bool = False
-    """Whether its arithmetic does the rotation of ``+hadamard``."""
+    """Whether its arithmetic handles the rotation of ``+hadamard``."""
     place: int = 1000
-    """Where its formats stand in lists: families with a lower number come first."""
+    """Its position in lists: lower numbers first."""
 
 
 _FAMILIES: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> None:
-    """Make the formats of a family known to the grammar, and the family to everything else.
+    """Register a family, and its formats with the grammar.
 
     Raises:
-        ValueError: the family, or a format of that name, is there already.
+        ValueError: the family, or one of its formats, exists already.
     """
-    _load_ours()  # so that a plugin's formats come after them, whoever is first
+    _load_ours()  # so that formats of plugins come after ours, whichever is registered first
     if family.name in _FAMILIES:
         raise ValueError(f"there is a format family {family.name!r} already")
     add_formats(family.name, family.formats)
@@ -64,7 +65,7 @@ def families() -> list[Family]:
 
 
 def _load_ours() -> None:
-    # By name: each of those modules is made of what stands in this one.
+    # By name: those modules import this one.
     importlib.import_module("engine.formats.families")
 
 
@@ -74,7 +75,7 @@ def family_of(fmt: Format) -> Family:
 
 
 def scales_of(fmt: Format, out: int, row: int) -> int:
-    """How many scales a weight ``[out, in]`` has, from its strategy and group size."""
+    """Number of scales of a weight ``[out, in]``, from its strategy and group size."""
     size = fmt.group_size or 1
     if fmt.strategy == "tensor":
         return 1

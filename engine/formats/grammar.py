@@ -1,8 +1,8 @@
-"""The grammar of formats: what a person types, what recipes and tables show.
+"""The grammar of formats: what users type, and what recipes and tables show.
 
 ``FORMAT[-option…][:key[=value]…][+method[value][:key[=value]…]…]``, for example ``int4-g128``,
 ``int8-asym``, ``nf4-g64:dq`` or ``int4-g128+gptq:damp=.02:actorder``. A `Format` parses, checks
-and prints itself; it has one printed form, with defaults left out but the group size and a
+and prints itself. It has one printed form, which omits defaults except the group size and a
 method's value. No tensors here: `engine.quant.quantize` applies a format to a weight.
 """
 
@@ -35,7 +35,7 @@ _BLOCK = re.compile(r"block([0-9]{1,7})")
 FOLDED = ("smooth", "awq")
 """Methods that scale input channels."""
 CALIBRATED = (*FOLDED, "gptq", "outlier")
-"""Methods that look at calibration inputs; ``+a8:static`` does too."""
+"""Methods that use calibration inputs; ``+a8:static`` does too."""
 
 
 class Method(msgspec.Struct, frozen=True):
@@ -55,10 +55,10 @@ class Method(msgspec.Struct, frozen=True):
 class Format(msgspec.Struct, frozen=True):
     """How a weight is stored, and the methods that find its codes.
 
-    Made by `parse_format`; ``str(format)`` is the canonical text, and parses to an equal format.
+    Created by `parse_format`; ``str(format)`` is the canonical text, and parses to an equal format.
 
     Raises:
-        FormatError: The parts do not go together; the message says why.
+        FormatError: The combination is impossible; the message says why.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Format(msgspec.Struct, frozen=True):
     group_size: int | None = None
     """Weights that share a scale, where that is a number: of a group or a block."""
     symmetric: bool = True
-    """Whether codes lie evenly about 0, with no zero point."""
+    """Whether codes are symmetric about 0, with no zero point."""
     options: tuple[tuple[str, Value], ...] = ()
     """Keys of the format that differ from their defaults; ``sparse`` is in percent."""
     methods: tuple[Method, ...] = ()
@@ -123,11 +123,11 @@ class Format(msgspec.Struct, frozen=True):
 
 
 def parse_format(text: str) -> Format:
-    """Read a format; upper and lower case are the same, blanks around it are ignored.
+    """Parse a format, ignoring case and surrounding blanks.
 
     Raises:
-        FormatError: The text names no format, or one whose parts do not go together. The
-            message says what is wrong and, for a misspelt name, which known one is nearest.
+        FormatError: Not a format, or an impossible combination. The message says what is wrong, and
+            for a misspelt name which known one is nearest.
     """
     head, *tails = text.strip().lower().split("+")
     spelled, *keys = head.split(":")
@@ -151,7 +151,7 @@ def parse_format(text: str) -> Format:
 
 
 def why_not_built(fmt: Format) -> str | None:
-    """Why this version cannot quantise to ``fmt``; None where it can."""
+    """Why this version cannot quantise to ``fmt``; None if it can."""
     names = {method.name: dict(method.options) for method in fmt.methods}
     missing = ""
     if "hadamard" in names and "outlier" in names:
@@ -162,7 +162,7 @@ def why_not_built(fmt: Format) -> str | None:
 
 
 def folds(fmt: Format) -> bool:
-    """Whether the operation before the layer has to absorb a scale per channel."""
+    """Whether the operation before the layer must absorb a scale per channel."""
     return any(
         method.name in FOLDED and ("online", True) not in method.options for method in fmt.methods
     )
@@ -179,7 +179,7 @@ def without_folds(fmt: Format) -> Format:
 
 
 def needs_calibration(fmt: Format) -> bool:
-    """Whether calibration inputs decide what a layer in this format computes."""
+    """Whether calibration inputs affect what a layer in this format computes."""
     return any(
         method.name in CALIBRATED or (method.name == "a8" and ("static", True) in method.options)
         for method in fmt.methods
@@ -187,15 +187,15 @@ def needs_calibration(fmt: Format) -> bool:
 
 
 def why_not_alone(fmt: Format) -> str | None:
-    """Why a weight without inputs does not say what it becomes; None where it does."""
+    """Why a weight without inputs does not determine the result; None if it does."""
     for method in fmt.methods:
         if method.name in CALIBRATED or method.name == "a8":
-            return f"'+{method.name}' of {fmt} is about a layer's inputs, not its weights alone"
+            return f"'+{method.name}' of {fmt} depends on a layer's inputs, not only on its weights"
     return None
 
 
 def parse_built(text: str) -> Format:
-    """Read a format that this version can quantise to.
+    """Parse a format that this version can quantise to.
 
     Raises:
         FormatError: It does not parse, or is not built.
@@ -206,7 +206,7 @@ def parse_built(text: str) -> Format:
     return fmt
 
 
-# --- reading -------------------------------------------------------------------------------------
+# --- parsing -------------------------------------------------------------------------------------
 
 
 def _split_name(spelled: str) -> tuple[str, list[str]]:

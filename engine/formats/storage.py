@@ -1,4 +1,4 @@
-"""What a format asks of a weight's shape, and the bits that it takes.
+"""Which shapes a format can hold, and the bits it takes.
 
 Shapes are ``[out, in]``, or ``[experts, out, in]`` where each expert is a weight of its own.
 """
@@ -18,11 +18,11 @@ COLUMN_BITS = 32
 
 
 def why_not_held(fmt: Format, shape: Sequence[int]) -> str | None:
-    """Why a weight of ``shape`` cannot take the format; None where it can.
+    """Why a weight of ``shape`` cannot take the format; None if it can.
 
-    Where a family stores whole blocks (`Base.row_multiple`: GGUF, mx, nv), they must divide the
-    row. Integer formats end in a shorter group, and ``nf4`` and ``fp4`` run over the flattened
-    weight. Kept formats hold any shape.
+    Where a family stores whole blocks (`Base.row_multiple`: GGUF, mx, nv), the block size must
+    divide the row. Integer formats end in a shorter group, and ``nf4`` and ``fp4`` run over the
+    flattened weight. Kept formats hold any shape.
     """
     if fmt.kept:
         return None
@@ -37,16 +37,16 @@ def why_not_held(fmt: Format, shape: Sequence[int]) -> str | None:
 
 
 def stored_bits(fmt: Format, shape: Sequence[int], columns: int = 0) -> int:
-    """Bits that a weight takes: its codes, scales and zero points.
+    """Bits of a weight: its codes, scales and zero points.
 
-    Each family in `engine.formats.families` says what it counts. What methods add beside the
-    weight (an online scale, the column order of GPTQ) is not counted.
+    Each family in `engine.formats.families` defines what it counts. What methods store in addition
+    (an online scale, GPTQ's column order) is not counted.
 
     Args:
         fmt: The format.
         shape: Of the weight.
-        columns: Input channels that ``+outlier`` keeps in 16 bits beside the codes, of all experts
-            together. Calibration tells how many: with 0 the bits are the least it can be.
+        columns: Input channels that ``+outlier`` keeps in 16 bits, of all experts together. Only
+            calibration can tell how many; with 0 the result is a lower bound.
 
     Raises:
         FormatError: The weight cannot take the format.

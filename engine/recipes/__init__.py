@@ -1,1 +1,1 @@
-"""The recipe as commands change it, built-in recipes by name, recipe files: no tensors."""
+"""Recipes: changes and their history, built-in recipes, recipe files. No tensors."""

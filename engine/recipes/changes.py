@@ -1,4 +1,4 @@
-"""The session's recipe as commands change it: formats checked, bits counted, history walked."""
+"""Changes of the session's recipe: formats checked, bits counted, undo and redo."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from engine.session.artefact import bits_as_stored
 
 
 def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChanged | None:
-    """What letting ``layers`` hold ``format`` changes; None where they hold it already.
+    """The event of setting ``layers`` to ``format``; None if nothing changes.
 
     Raises:
         UsageError: an unknown layer.
-        FormatError: a format that does not parse, is not built yet, or cannot hold a layer: its
-            shape, or its inputs.
+        FormatError: a format that does not parse, is not built yet, or cannot hold a layer because
+            of its shape or its inputs.
     """
     rows = [_row(session, layer) for layer in layers]
     wanted = [session.kept(row) if format == "kept" else format for row in rows]
@@ -49,10 +49,10 @@ def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChan
 
 
 def undo(session: Session) -> p.RecipeChanged:
-    """What taking back the last change changes.
+    """The event of undoing the last change.
 
     Raises:
-        InfeasibleError: there is nothing to take back.
+        InfeasibleError: nothing to undo.
     """
     if not session.position:
         raise InfeasibleError("nothing to undo")
@@ -61,10 +61,10 @@ def undo(session: Session) -> p.RecipeChanged:
 
 
 def redo(session: Session) -> p.RecipeChanged:
-    """What making the last change that was taken back again changes.
+    """The event of redoing the last undone change.
 
     Raises:
-        InfeasibleError: there is none.
+        InfeasibleError: nothing to redo.
     """
     if session.position >= len(session.history):
         raise InfeasibleError("nothing to redo")
@@ -80,18 +80,18 @@ def resolve(
     *,
     tied: bool = False,
 ) -> tuple[dict[str, str], list[p.Fallback]]:
-    """A recipe by a default for the body, or a built-in recipe, and formats of named layers.
+    """A recipe from a format for the body, or a built-in recipe, and formats of named layers.
 
     Args:
         session: whose layers it is for.
-        format: what the body holds, or ``kept``; with a built-in recipe what that makes of it.
-        layers: formats by layer, which go before all else.
+        format: of the body, or ``kept``; with a built-in recipe, what that recipe makes of it.
+        layers: formats by layer, which override everything else.
         named: a built-in recipe, or empty.
         tied: whether head and embedding are one tensor.
 
     Returns:
-        Layers that are not kept, with canonical formats; and those that do not hold what they were
-        to: kept, or in another format, or without a scale that nothing can absorb.
+        Layers that are not kept, with canonical formats; and the layers that do not get the format
+        asked for: kept, in another format, or without a scale that nothing can absorb.
 
     Raises:
         UsageError: an unknown layer, an unknown built-in recipe, or one that takes no format.
@@ -129,7 +129,7 @@ def resolve(
 
 
 def _asked(session: Session, format: str, named: str, *, tied: bool) -> Sequence[str | None]:
-    """What every layer is to hold that is not named, None where it is kept."""
+    """The format asked for each layer that is not named; None if it is kept."""
     table = session.layers
     if named:
         columns = (table.names, table.kinds, table.blocks, table.roles, table.shapes)
@@ -149,11 +149,11 @@ def canonical(formats: Sequence[str], *, alone: bool = False) -> tuple[str, ...]
 
     Args:
         formats: as typed.
-        alone: for weights without inputs.
+        alone: whether they are for weights without inputs.
 
     Raises:
-        FormatError: one that does not parse or is not built yet, or with ``alone`` one that is
-            about inputs.
+        FormatError: one does not parse or is not built yet, or with ``alone`` one depends on
+            inputs.
     """
     parsed = [_built(text) for text in formats]
     for format in parsed if alone else ():
@@ -162,7 +162,7 @@ def canonical(formats: Sequence[str], *, alone: bool = False) -> tuple[str, ...]
     return tuple(dict.fromkeys(map(str, parsed)))
 
 
-# A change may be of every layer of tens of thousands, in a few formats and shapes.
+# Cached: a change may cover tens of thousands of layers, in a few formats and shapes.
 
 
 _built = lru_cache(maxsize=1024)(parse_built)
@@ -174,7 +174,7 @@ def _why_not(format: Format, shape: tuple[int, ...]) -> str | None:
 
 
 def _why_not_row(session: Session, row: int, format: Format) -> str | None:
-    """Why a layer cannot hold a format: by its shape, or by its inputs."""
+    """Why a layer cannot hold a format, because of its shape or its inputs."""
     layers = session.layers
     if (why := _why_not(format, layers.shapes[row])) is not None:
         return why
@@ -183,11 +183,9 @@ def _why_not_row(session: Session, row: int, format: Format) -> str | None:
     if not _folds(format):
         return None
     if session.model is None:
-        return (
-            f"whether anything can absorb the scale of {format} is known once the model is loaded"
-        )
+        return f"the model must be loaded to know whether anything can absorb the scale of {format}"
     why = session.model.why_not_folded.get(layers.names[row])
-    return why and f"{why}, so nothing absorbs the scale of {format} (':online' needs nothing to)"
+    return why and f"{why}, so nothing absorbs the scale of {format} (use ':online')"
 
 
 @lru_cache(maxsize=1024)
@@ -198,7 +196,7 @@ def _folds(format: Format) -> bool:
 @lru_cache(maxsize=1024)
 def _why_not_alone(format: Format) -> str | None:
     why = why_not_alone(format)
-    return why and f"{why}, and an embedding looks rows up: it multiplies no inputs"
+    return why and f"{why}, and an embedding is a lookup: it multiplies no inputs"
 
 
 @lru_cache(maxsize=1024)
@@ -209,7 +207,7 @@ def _bits(held: str, shape: tuple[int, ...]) -> int:
 def _there(
     session: Session, layers: Sequence[str], held: Sequence[str]
 ) -> tuple[list[int], list[str]]:
-    """Rows and formats of the layers that the table still has."""
+    """Rows and formats of the layers that are still in the table."""
     pairs = [
         (row, format)
         for name, format in zip(layers, held, strict=True)

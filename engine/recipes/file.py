@@ -1,6 +1,6 @@
-"""A recipe written by hand: TOML that gives layers formats, by exact name or by ``re:`` pattern.
+"""Recipe files: TOML that gives layers formats, by exact name or by ``re:`` pattern.
 
-``recipe = "Q4_K_M"`` lays the lines over a built-in recipe.
+With ``recipe = "Q4_K_M"`` its lines override a built-in recipe.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ KEPT = "kept"
 
 
 class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A recipe file as it stands; formats are the engine's to read."""
+    """A recipe file as written; the engine parses its formats."""
 
     path: Path
     checkpoint: str | None = None
-    """What it was written for; said to a person, never enforced."""
+    """The checkpoint it was written for; shown to the user, never enforced."""
     default: str = KEPT
-    """Format of the body's layers that no line names."""
+    """Format of body layers that no line names."""
     recipe: str = ""
-    """The built-in recipe that the lines are laid over; empty for none."""
+    """The built-in recipe that the lines override; empty for none."""
     lines: tuple[tuple[str, str], ...] = ()
     """Exact name or ``re:`` pattern with its format; the first match from the top wins."""
 
     def resolve(self, session: Session) -> dict[str, str]:
         """The layers that lines name, each with the format of its first matching line.
 
-        The default holds for the rest of the body. A pattern has to match from the beginning of a
+        The default applies to the rest of the body. A pattern must match from the beginning of a
         name.
 
         Raises:
@@ -67,9 +67,9 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def names_file(given: str) -> bool:
-    """Whether what was given for a recipe is a file: it has a path separator or a suffix.
+    """Whether a recipe option names a file: it has a path separator or a suffix.
 
-    Anything else is the name of a built-in recipe, whatever lies in this folder.
+    Anything else is the name of a built-in recipe, even if a file with this name exists.
     """
     path = Path(given)
     return path.name != given or bool(path.suffix)
@@ -79,8 +79,8 @@ def built_in(given: str) -> str:
     """The built-in recipe of a name.
 
     Raises:
-        UsageError: there is none, with the nearest one, or with how to name the file that lies
-            there.
+        UsageError: there is none; the message has the nearest name, or how to write the path of
+            a file with this name.
     """
     try:
         return recipe_named(given)

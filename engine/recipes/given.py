@@ -1,4 +1,4 @@
-"""The recipe that a command gives: a format for the body, a built-in recipe, named layers."""
+"""The recipe that a command names: a format for the body, a built-in recipe, layer formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OfRecipe: TypeAlias = p.Evaluate | p.Export
 
 
 def check_given(command: OfRecipe) -> None:
-    """Check what can be checked of a command's recipe before its layers are known.
+    """Check a command's recipe as far as possible before its layers are known.
 
     Raises:
         FormatError: a format that does not parse or is not built yet.
@@ -36,7 +36,7 @@ def given_recipe(
 
     Args:
         session: whose layers it is for.
-        command: that gives the recipe.
+        command: names the recipe.
         tied: whether head and embedding are one tensor.
     """
     return resolve(session, command.format, command.layers, command.recipe, tied=tied)

@@ -1,16 +1,16 @@
 """Built-in recipes: llama.cpp's mixes of GGUF types, and ``first-last``.
 
-A mix gives every tensor a type by its class, its place among the blocks, and the model's heads and
+A mix gives every tensor a type by its class, its block's position, and the model's heads and
 experts: the rules of ``llama_tensor_get_type`` in ``src/llama-quant.cpp`` of llama.cpp, as of
-llama-cpp-python 0.3.36 and without an importance matrix. What llama.cpp gives to head and embedding
-is part of a mix. Where the blocks of a type do not divide the row, llama.cpp takes another type, as
-``tensor_type_fallback`` there has it; such layers are told of.
+llama-cpp-python 0.3.36 and without an importance matrix. The types of head and embedding are part
+of a mix. If the block size of a type does not divide the row, llama.cpp uses another type, as in
+its ``tensor_type_fallback``; such layers are reported as fallbacks.
 
-Two things are otherwise after a conversion. DeepSeek's ``kv_b_proj`` is one layer here and two
-tensors there, one of them transposed: it holds the mix's own type. A tied head is one tensor there,
-and here a copy in the same type.
+Two things differ from a converted model. DeepSeek's ``kv_b_proj`` is one layer here and two tensors
+there, one of them transposed: it gets the mix's own type. A tied head is one tensor there, and here
+a copy in the same type.
 
-No tensors: names, roles and shapes alone.
+No tensors: only names, roles and shapes.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from engine.protocol import Role
 
 FIRST_LAST = "first-last"
 FIRST_LAST_FORMAT = "int4-g128"
-"""What the body holds under ``first-last`` where no format is given."""
+"""Format of the body under ``first-last`` if none is given."""
 
 DEFAULTS = {
     "Q2_K": "q2_k", "Q3_K_S": "q3_k", "Q3_K_M": "q3_k", "Q3_K_L": "q3_k", "Q4_K_S": "q4_k",
     "Q4_K_M": "q4_k", "Q5_K_S": "q5_k", "Q5_K_M": "q5_k", "Q6_K": "q6_k", "Q8_0": "q8_0",
     "Q4_0": "q4_0",
 }  # fmt: skip
-"""Every mix, with the type of the tensors that no rule singles out."""
+"""Every mix, with the type of tensors that no rule matches."""
 NAMES = (*DEFAULTS, FIRST_LAST)
 
 FALLBACKS = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
-"""What llama.cpp takes for a row that blocks of 256 do not divide."""
+"""llama.cpp's type for a row that blocks of 256 do not divide."""
 
 TensorClass: TypeAlias = Literal[
     "output", "token_embd", "attn_v", "attn_k", "attn_output", "ffn_down", "other", "left"
 ]
-"""The classes of llama.cpp that its mixes tell apart; ``left`` is never quantised."""
+"""The tensor classes of llama.cpp that its mixes distinguish; ``left`` is never quantised."""
 
 _ATTENTION = ("attn", "attention", "self_attn", "self_attention")
 _V = {"v_proj", "wv", "v_lin"}
 _QKV = {"qkv_proj", "query_key_value", "c_attn", "wqkv", "qkv", "in_proj_qkv"}
-"""One tensor of queries, keys and values: llama.cpp treats it as it does the values."""
+"""One tensor of queries, keys and values, which llama.cpp treats like the values."""
 _K = {"k_proj", "wk", "k_lin"}
 _OUT = {"o_proj", "attn_out", "out_lin"}
 _OUT_OF_ATTENTION = {"out_proj", "dense", "c_proj", "wo"}
@@ -61,37 +61,37 @@ _LEFT = {"per_layer_model_projection"}
 
 _FALCON = ("FalconForCausalLM", "RWForCausalLM")
 _SEVENTY = {"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM"}
-"""Models that llama.cpp takes for one of 70 billion parameters where they have 80 blocks."""
+"""Models that llama.cpp treats as one of 70 billion parameters if they have 80 blocks."""
 
 
 class Row(NamedTuple):
-    """A layer, as the table has it."""
+    """A layer, from the table."""
 
     name: str
     kind: str
     block: int
-    """-1 for what stands outside of blocks."""
+    """-1 outside of blocks."""
     role: Role
     shape: tuple[int, ...]
 
 
 class Traits(NamedTuple):
-    """What the rules ask about a model."""
+    """Properties of a model that the rules use."""
 
     blocks: int
     experts: int
     """0 for a dense model."""
     queries_per_key: int
-    """Heads of queries to one of keys and values, rounded down."""
+    """Query heads per key-value head, rounded down."""
     falcon: bool
     seventy: bool
 
 
 def recipe_named(text: str) -> str:
-    """The name of a built-in recipe as it is printed; upper and lower case are the same.
+    """The printed name of a built-in recipe, ignoring case.
 
     Raises:
-        UsageError: there is none of that name; the message has the nearest one.
+        UsageError: there is none; the message has the nearest name.
     """
     by_spelling = {name.lower(): name for name in NAMES}
     spelled = text.strip().lower()
@@ -106,29 +106,29 @@ def recipe_named(text: str) -> str:
 def asked_of(
     name: str, rows: Sequence[Row], *, architecture: str = "", tied: bool = False, format: str = ""
 ) -> list[str | None]:
-    """The format that a built-in recipe asks of each layer, whatever its shape; None to keep it.
+    """The format that a built-in recipe gives each layer, ignoring its shape; None to keep it.
 
     Args:
         name: one of `NAMES`.
         rows: the layers, in the order of the model.
         architecture: the name of its class, as ``config.json`` has it.
         tied: whether head and embedding are one tensor.
-        format: what the body holds under ``first-last``, a format of the grammar.
+        format: of the body under ``first-last``, a format of the grammar.
 
     Raises:
-        UsageError: no such recipe, or a format for one that has its own.
+        UsageError: no such recipe, or a format for one that defines its own.
         FormatError: a format that does not parse.
     """
     name = recipe_named(name)
     if name == FIRST_LAST:
         return _first_last(rows, format or FIRST_LAST_FORMAT)
     if format:
-        raise UsageError(f"the recipe {name} says itself what every layer holds: give no format")
+        raise UsageError(f"the recipe {name} sets the format of every layer: leave the format out")
     return mixed(name, rows, architecture, tied=tied)
 
 
 def held_instead(name: str, format: str, shape: Sequence[int]) -> str:
-    """What a layer holds where it cannot hold what ``name`` asks of it; empty where it is kept."""
+    """The format of a layer that cannot hold the one of ``name``; empty if it is kept."""
     if recipe_named(name) == FIRST_LAST:
         return ""
     instead = FALLBACKS.get(format, "")
@@ -139,7 +139,7 @@ def held_instead(name: str, format: str, shape: Sequence[int]) -> str:
 
 
 def better_than(format: str) -> str:
-    """A step up: 8 bits in the family of a format of fewer, and ``kept`` from 8 bits on.
+    """A step up: the 8-bit format of the same family, or ``kept`` from 8 bits on.
 
     Raises:
         FormatError: a format that does not parse.
@@ -167,7 +167,7 @@ def _first_last(rows: Sequence[Row], format: str) -> list[str | None]:
 def mixed(
     name: str, rows: Sequence[Row], architecture: str = "", *, tied: bool = False
 ) -> list[str | None]:
-    """The type that a mix wants for each layer, whatever its shape; None for one that it leaves."""
+    """The type of each layer in a mix, ignoring its shape; None for a layer that it leaves."""
     traits = traits_of(rows, architecture)
     classes = [tensor_class(row.name, row.kind, row.role) for row in rows]
     values = classes.count("attn_v")
@@ -197,7 +197,7 @@ def mixed(
 
 
 def tensor_class(name: str, kind: str, role: Role) -> TensorClass:
-    """llama.cpp's class of a layer, from the names that transformers gives."""
+    """llama.cpp's class of a layer, from its name in transformers."""
     if role == "head":
         return "output"
     if role == "embedding":
@@ -217,15 +217,15 @@ def tensor_class(name: str, kind: str, role: Role) -> TensorClass:
 
 
 def traits_of(rows: Sequence[Row], architecture: str) -> Traits:
-    """What the rules ask about a model, from its layers.
+    """Properties of a model that the rules use, from its layers.
 
-    The heads are told by the first block that has attention: rows that the output projection reads,
-    for rows of values.
+    The ratio of heads comes from the first block with attention: inputs of the output projection
+    over outputs of the value projection.
     """
     blocks = 1 + max((row.block for row in rows), default=-1)
     experts = max((row.shape[0] for row in rows if row.role == "experts"), default=0)
     shared = _queries_per_key(rows)
-    # A Llama of 80 blocks without shared keys is the one of 65 billion.
+    # A Llama with 80 blocks and without shared keys is the one of 65 billion.
     seventy = architecture in _SEVENTY and blocks == 80
     if architecture != "Qwen2ForCausalLM":
         seventy = seventy and shared > 1
@@ -256,7 +256,7 @@ def more_bits(block: int, blocks: int) -> bool:
 
 
 def _value(name: str, traits: Traits, number: int, values: int) -> str:
-    """Of ``attn_v``, or of a tensor that holds it; ``number`` among as many ``values``."""
+    """Type of ``attn_v``, or of a tensor that contains it; ``number`` out of ``values``."""
     wanted = DEFAULTS[name]
     if name == "Q2_K":
         wanted = "q4_k" if traits.queries_per_key >= 4 else "q3_k"
@@ -282,7 +282,7 @@ def _attention_output(name: str, traits: Traits) -> str:
 
 
 def _down(name: str, traits: Traits, number: int) -> str:
-    """Of ``ffn_down``, the ``number``th; with experts, of that block."""
+    """Type of ``ffn_down``, the ``number``th; with experts, of that block."""
     blocks, falcon = traits.blocks, traits.falcon
     if name == "Q2_K":
         return "q3_k"

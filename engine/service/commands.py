@@ -1,7 +1,7 @@
-"""The table of commands: where each is declared, by name, so that no library is imported here.
+"""The command table: names where each command is declared, so that no library is imported here.
 
-To add a command of qtui's own, declare its job beside its code and name it in `DECLARED`. A plugin
-calls `register` instead.
+To add a command to qtui, declare its job beside its code and name it in `DECLARED`. A plugin calls
+`register` instead.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ DECLARED = (
     "engine.recipes.commands:UNDO",
     "engine.recipes.commands:REDO",
 )
-"""``module:NAME`` of every `JobSpec` and `ChangeSpec`; the modules import no tensor library."""
+"""``module:NAME`` of every `JobSpec` and `ChangeSpec`; these modules import no tensor library."""
 
 _specs: dict[type[p.Command], Spec] = {}
 _lock = threading.RLock()
 
 
 def register(spec: Spec) -> None:
-    """Let the engine carry out a command from outside, and the wire pass it on.
+    """Register a command from a plugin with the engine and the wire.
 
     Raises:
-        ValueError: there is a command of this name already.
+        ValueError: a command with this name exists.
     """
     p.register_command(spec.command)
     known = _specs.setdefault(spec.command, spec)
@@ -45,7 +45,7 @@ def register(spec: Spec) -> None:
 
 
 def load() -> None:
-    """Import every declaration, ours and those of plugins; the first call alone does something."""
+    """Import every declaration, ours and those of plugins; only the first call does anything."""
     with _lock:
         if p.Open not in _specs:
             for reference in DECLARED:
@@ -59,11 +59,11 @@ def spec_of(command: p.Command) -> Spec:
     """How a command is carried out.
 
     Raises:
-        UsageError: nothing is declared for it.
+        UsageError: the command is not declared.
     """
     load()
     spec = _specs.get(type(command))
     if spec is None:
         name = command.name if isinstance(command, p.Unknown) else type(command).__name__
-        raise UsageError(f"this engine knows no command {name}: its plugin has to be installed")
+        raise UsageError(f"this engine has no command {name}: install its plugin")
     return spec

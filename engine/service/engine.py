@@ -1,8 +1,8 @@
-"""The engine: takes commands from any thread, queues their jobs, answers with events.
+"""The engine: accepts commands from any thread, queues their jobs, answers with events.
 
-It knows no job by name: what a command needs, where its job runs and how urgent it is say the
-declarations in `engine.service.commands`. It owns the session's journal, the workspace and the
-threads that jobs run on.
+It knows no job by name: the declarations in `engine.service.commands` say what a command needs,
+where its job runs and how urgent it is. The engine owns the session's journal, the workspace and
+the threads that run jobs.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from engine.store.recorder import Announce, Record
 log = logging.getLogger(__name__)
 
 Reply: TypeAlias = Callable[[p.Refused], None]
-"""Tells the client that sent a command why it was refused; must not block."""
+"""Sends a refusal to the client that sent the command; must not block."""
 
 GAUGE_SECONDS = 1.0
 
 
 @dataclass(eq=False)
 class _Task:
-    """A command on its way: accepted, perhaps announced, perhaps running."""
+    """A command in progress: accepted, perhaps announced, perhaps running."""
 
     id: str
     spec: JobSpec[Any]
@@ -57,12 +57,12 @@ class _Task:
     context: Context[Any]
     announced: bool = False
     job: Job | None = None
-    """Once it was given to a lane."""
+    """Set once it is queued on a lane."""
     lane: Lane | None = None
 
 
 def _nobody(refused: p.Refused) -> None:
-    """The reply to a command that the engine gave itself."""
+    """The reply to a command that the engine sent to itself."""
     log.warning("%s: %s", refused.command, refused.message)
 
 
@@ -72,10 +72,10 @@ class Engine:
     def __init__(self, journal: Journal, facts: FactStore, announce: Announce) -> None:
         """
         Args:
-            journal: of the session; what it tells is taken up again.
+            journal: of the session, which is resumed from it.
             facts: the store of measurements.
-            announce: takes every event with its number (0 for transient ones), in order, on
-                whichever thread it came about; must not block.
+            announce: receives every event with its number (0 for transient ones), in order, on the
+                thread that recorded it; must not block.
         """
         load()
         self._journal, self._facts = journal, facts
@@ -85,10 +85,10 @@ class Engine:
         self.session: Session = self._record.session
         self._workspace: Workspace | None = None
         self._opening: tuple[OpenSpec, p.Open, str] | None = None
-        """How and what was opened, and the job that does it."""
+        """What was opened with which settings, and the job that opens it."""
         self._have: set[Needs] = {"nothing"}
         self._tasks: dict[str, _Task] = {}
-        """All that did not end, by the job's id, in order of arrival."""
+        """Jobs that have not ended, by id, in order of arrival."""
         self._numbers = itertools.count(1)
         self._lanes: dict[Lane, Scheduler] = {
             lane: Scheduler(
@@ -106,15 +106,15 @@ class Engine:
     # -- commands ------------------------------------------------------------------------------
 
     def handle(self, command: p.Command, reply: Reply) -> str | None:
-        """Carry a command out; returns before any computing is done.
+        """Handle a command; returns before any computation is done.
 
         Args:
             command: of any registered type.
-            reply: is told if the command is refused: now, or when what it waits for will not be.
+            reply: called if the command is refused: now, or when what it waits for fails.
 
         Returns:
-            The job that it began, which ends with `JobEnded` or with a refusal. None where there is
-            none, or none that is announced.
+            The id of the job that it started, which ends with `JobEnded` or a refusal. None if it
+            started no job, or one that is not announced.
         """
         try:
             with self._lock:
@@ -127,7 +127,7 @@ class Engine:
 
     def _handle(self, command: p.Command, reply: Reply) -> str | None:
         if isinstance(command, p.Stop):
-            raise UsageError("an engine in this process is stopped by closing it")
+            raise UsageError("stop an engine in this process by closing it")
         if self._opening is None and not isinstance(command, p.Open):
             raise UsageError("no checkpoint is open: open one first")
         if isinstance(command, p.Cancel):
@@ -149,12 +149,12 @@ class Engine:
     def _open(self, spec: OpenSpec, command: p.Open, reply: Reply) -> str | None:
         if self._opening is not None and self._open_failed() is None:
             if command.source == self.session.source:
-                # Another client of the same session: it is open, or opening.
+                # Another client of the same session: the checkpoint is open, or opening.
                 notice = spec.differing(self.session.settings, command.settings)
                 if notice is not None:
                     self._tell(notice)
                 return None
-            raise UsageError(f"this engine has {self.session.source} open: start another one")
+            raise UsageError(f"this engine has {self.session.source} open: start another engine")
         if command.settings.fresh:
             self._journal.clear()
         should_stop = self._lanes["compute"].should_stop
@@ -168,7 +168,7 @@ class Engine:
     def _cancel(self, job: str) -> None:
         task = self._tasks.get(job)
         if task is None or not task.announced:
-            raise UsageError(f"there is no job {job!r} running")
+            raise UsageError(f"no job {job!r} is running")
         if task.job is None:
             self._end(task, "cancelled")
         else:
@@ -178,7 +178,7 @@ class Engine:
     # -- from a command to a job ---------------------------------------------------------------
 
     def _admit(self, spec: JobSpec[Any], command: p.Command, reply: Reply) -> _Task:
-        """Queue a command's job, or keep it until what it needs is there."""
+        """Queue a command's job, or hold it until what it needs is open."""
         context = Context(self._workspace, self.session)
         command = spec.accept(context, command)
         if (joined := self._repeated(spec, command, reply)) is not None:
@@ -199,7 +199,7 @@ class Engine:
         return task
 
     def _repeated(self, spec: JobSpec[Any], command: p.Command, reply: Reply) -> _Task | None:
-        """The job under way that answers this command too, if there is one."""
+        """A running job that answers this command too, if there is one."""
         under_way = [task for task in self._tasks.values() if task.spec is spec]
         if spec.repeated == "replace":
             for task in under_way:
@@ -209,12 +209,12 @@ class Engine:
         if not same or spec.repeated == "run":
             return None
         if spec.repeated == "refuse":
-            raise UsageError(f"that {spec.kind} is running already")
+            raise UsageError(f"a {spec.kind} is already running")
         same[0].replies.append(reply)
         return same[0]
 
     def _announce(self, task: _Task) -> None:
-        """Resolve the recipe that a job is about, and tell of its start."""
+        """Resolve the recipe of a job, and announce its start."""
         spec, recipe = task.spec, ""
         if spec.recipe is not None:
             task.context.recipe, fallbacks = spec.recipe(task.context, task.command)
@@ -235,7 +235,7 @@ class Engine:
             task.announced = True
 
     def _begin(self, task: _Task) -> None:
-        """Give a job to its lane."""
+        """Queue a job on its lane."""
         spec = task.spec
         if not task.announced:
             try:
@@ -249,7 +249,7 @@ class Engine:
         self._lanes[task.lane].submit(task.job)
 
     def _open_failed(self) -> tuple[str, int] | None:
-        """Why the checkpoint could not be opened, with an exit code; None if it is, or may be."""
+        """Why opening failed, with an exit code; None if the checkpoint is open or opening."""
         job = self._open_job()
         if job is None or job.status in ("running", "done"):
             return None
@@ -259,7 +259,7 @@ class Engine:
         return None if self._opening is None else self.session.jobs.get(self._opening[2])
 
     def _why_not(self, needs: Needs) -> tuple[str, int] | None:
-        """Why a job that needs this will never run; None while it may."""
+        """Why a job with these needs can never run; None while it may."""
         if needs in self._have:
             return None
         if (failed := self._open_failed()) is not None:
@@ -270,7 +270,7 @@ class Engine:
         return None
 
     def _release(self, needs: Needs) -> None:
-        """Begin what waited for this."""
+        """Start the jobs that waited for this."""
         self._have.add(needs)
         for task in list(self._tasks.values()):
             if task.job is None and task.needs == needs:
@@ -297,14 +297,14 @@ class Engine:
                     self.handle(then, _nobody)
 
     def _renew(self) -> None:
-        """Begin anew what is about the session as it is: its layers may have other names now."""
+        """Restart jobs that depend on the layer names: a new listing may have renamed them."""
         alive = (t for t in self._tasks.values() if t.job is None or not t.job.cancelled)
         newest = {task.spec: task for task in alive if task.spec.repeated == "replace"}
         for task in newest.values():
             self.handle(task.command, task.replies[0])
 
     def _move(self, job: Job, lane: Lane) -> None:
-        """Let a job go on on another lane."""
+        """Move a job to another lane."""
         with self._lock:
             task = self._tasks[job.id]
             assert task.lane is not None
@@ -327,7 +327,7 @@ class Engine:
                 self._fail_waiting()
 
     def _fail_waiting(self) -> None:
-        """End what waits for something that was not opened."""
+        """End jobs that wait for something that failed to open."""
         for task in list(self._tasks.values()):
             if task.job is None and (why := self._why_not(task.needs)) is not None:
                 self._end(task, "failed", *why)
@@ -340,7 +340,7 @@ class Engine:
         exit_code: int = 0,
         outcome: Outcome | None = None,
     ) -> None:
-        """Tell that a job is over; of one that was not announced, only that it failed."""
+        """Announce the end of a job; for an unannounced one, only a failure."""
         if not task.announced:
             if status == "failed":
                 self._refuse(task, message, exit_code)
@@ -369,7 +369,7 @@ class Engine:
             reply(_refused(task.command, message, exit_code))
 
     def _at_rest(self) -> None:
-        """Between two steps nothing is open: no grad mode, no patch, reference weights."""
+        """Check that a step left no grad mode or patch, and the reference weights in place."""
         if self._workspace is not None:
             self._workspace.assert_at_rest()
 
@@ -393,14 +393,14 @@ class Engine:
         self._closing.set()
         for name in ("compute", "questions", "export"):
             self._lanes[name].close()
-        # A load cannot be broken off everywhere; its thread is a daemon.
+        # Not every load can be interrupted; its thread is a daemon.
         self._lanes["open"].close(timeout=2.0)
         self._record.close()
         self._facts.close()
 
 
 class _Refusal(EngineError):
-    """A command that is refused with an exit code that comes from elsewhere."""
+    """A command refused with the exit code of another failure."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

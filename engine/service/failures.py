@@ -1,4 +1,4 @@
-"""A failure of a job or a command, in the words and the exit code that a client is given."""
+"""A failure as the sentence and exit code that a client receives."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def describe(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
-            f"memory ran out ({' '.join(str(error).split())[:200]}): lower batch_tokens, "
-            "--memory-budget or --tokens, or choose --dtype bf16",
+            f"out of memory ({' '.join(str(error).split())[:200]}): lower batch_tokens, "
+            "--memory-budget or --tokens, or use --dtype bf16",
             4,
         )
     if isinstance(error, msgspec.ValidationError):
-        return f"what the store holds cannot be read: {error}", 1
+        return f"stored results cannot be read: {error}", 1
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__, 1

@@ -13,7 +13,7 @@ from engine.protocol import Gauges
 
 @functools.cache
 def _gpu() -> Any:
-    """NVML's handle of the first GPU, None where there is none."""
+    """NVML's handle of the first GPU; None if there is none."""
     try:
         import pynvml
 
@@ -29,13 +29,13 @@ def _process() -> psutil.Process:
 
 
 def read_gauges() -> Gauges:
-    """One reading; processor load is since the reading before."""
+    """One reading; processor load is measured since the previous reading."""
     gpu = _gpu()
     extra: dict[str, Any] = {}
     if gpu is not None:
         import pynvml
 
-        # Each on its own: a partition of a GPU tells its memory, not its load.
+        # Each on its own: a GPU partition reports its memory but not its load.
         with suppress(pynvml.NVMLError):
             name = pynvml.nvmlDeviceGetName(gpu)
             extra["gpu_name"] = name if isinstance(name, str) else name.decode()

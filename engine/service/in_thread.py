@@ -1,4 +1,4 @@
-"""Work of a job that goes on in a thread of its own, while the job yields its progress."""
+"""Run part of a job in a thread of its own, while the job yields its progress."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ T = TypeVar("T")
 AnyAdvance = TypeVar("AnyAdvance", p.Stage, p.Progress)
 
 TELL_SECONDS = 0.1
-"""Least time between two events of such work."""
+"""Minimum seconds between two progress events."""
 
 
 class AbandonedError(EngineError):
-    """Work was broken off since nobody wants it any more: a job that raises it was cancelled."""
+    """Raised inside the work when its job was cancelled, to interrupt it."""
 
 
 def in_thread(
     name: str, work: Callable[[Callable[[AnyAdvance], None]], T], *, wait: bool
 ) -> Generator[AnyAdvance, None, T]:
-    """Do work in a thread of its own, yielding its progress as it comes.
+    """Run work in a thread of its own, yielding its progress.
 
-    Use as ``value = yield from in_thread("loading", lambda tell: ..., wait=False)`` inside a
-    job. Once the job is closed, ``tell`` raises `AbandonedError` in the work.
+    Use as ``value = yield from in_thread("loading", lambda report: ..., wait=False)`` inside a
+    job. Once the job is closed, ``report`` raises `AbandonedError` in the work.
 
     Args:
         name: of the thread.
         work: called with a function that takes its progress, as often as it likes.
-        wait: whether a job that is closed waits until the work has ended.
+        wait: whether closing the job waits for the work to end.
 
     Raises:
-        BaseException: whatever the work raised.
+        BaseException: any error of the work.
     """
     told: queue.SimpleQueue[AnyAdvance | None] = queue.SimpleQueue()
     result: list[T] = []
@@ -62,7 +62,7 @@ def in_thread(
     try:
         while (event := told.get()) is not None:
             now = time.monotonic()
-            # Some tell of every tensor: ten times a second is enough to watch.
+            # Some report every tensor: ten times a second is enough to watch.
             if event.done in (0, event.total) or now - last > TELL_SECONDS:
                 last = now
                 yield event

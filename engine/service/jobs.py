@@ -1,8 +1,8 @@
-"""What a job is, and how one is declared: once, beside its own code.
+"""What a job is, and how to declare one: once, beside its own code.
 
-A job is a generator of events, its `Steps`: it yields between two small pieces of work, where a
-more urgent one may run, and returns an `Outcome`. A `JobSpec` says which command asks for it, what
-it needs, where it runs and how urgent it is::
+A job is a generator of events, its `Steps`: it yields between small pieces of work, where a more
+urgent job may run, and returns an `Outcome`. A `JobSpec` says which command starts it, what it
+needs, where it runs and how urgent it is::
 
     class Rank(p.Command, frozen=True):
         formats: tuple[str, ...] = ()
@@ -17,12 +17,12 @@ it needs, where it runs and how urgent it is::
         title=lambda command: " ".join(["rank", *command.formats]),
     )
 
-The module of a declaration imports no tensor library, so that taking a command never waits for one:
-what ``steps`` needs is imported at its first step. A job of ours is named in the table
-`engine.service.commands`; one from outside is passed to `engine.service.commands.register` by a
-plugin (see `engine.plugins`), which makes its command known to the wire as well.
+The module of a declaration imports no tensor library, so that accepting a command never waits for
+one: what ``steps`` needs is imported at its first step. Our jobs are named in the table
+`engine.service.commands`; a plugin passes its job to `engine.service.commands.register` (see
+`engine.plugins`), which also makes the command known to the wire.
 
-`ChangeSpec` declares a command that is carried out at once, as a change of the recipe is.
+`ChangeSpec` declares a command that takes effect at once, such as a change of the recipe.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from engine.session import Session
 from engine.store.facts import FactStore
 
 Needs: TypeAlias = Literal["nothing", "checkpoint", "model"]
-"""What has to be opened before a job can begin."""
+"""What must be open before a job can start."""
 Lane: TypeAlias = Literal["compute", "open", "questions", "export"]
-"""A thread that jobs run on, one step at a time. All that runs the network runs on ``compute``."""
+"""A thread that runs jobs, one step at a time. Anything that runs the network uses ``compute``."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -58,17 +58,17 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class OnLane(NamedTuple):
-    """Yielded by a job whose next steps belong on another lane."""
+    """Yielded by a job to continue on another lane."""
 
     lane: Lane
 
 
 Steps = Generator[p.AnyEvent | OnLane | None, None, Outcome]
-"""A job: yields an event, or None for a step with nothing to tell, and returns its outcome."""
+"""A job: yields an event, or None for a step without one, and returns its outcome."""
 
 
 class Workspace(Protocol):
-    """What the engine itself asks of the workspace that it hands to jobs."""
+    """What the engine itself requires of the workspace that it passes to jobs."""
 
     def assert_at_rest(self) -> None:
         """Fail if a step left something open that must not be open between two steps."""
@@ -84,17 +84,17 @@ class Context(Generic[W]):
 
     workspace: W
     session: Session
-    """What is known. To be read while a command is accepted only: other threads change it."""
+    """The session. Read it only while the command is accepted: other threads change it later."""
     job: str = ""
     """The job's id, for `Progress`."""
     recipe: Mapping[str, str] = field(default_factory=dict)
-    """Layers that are not kept with their formats, of a job whose spec has a ``recipe``."""
+    """Formats of the layers that are not kept, for a job whose spec has a ``recipe``."""
     should_stop: Callable[[], bool] = lambda: False
-    """Whether the job should come to its next yield soon; may be called from any thread."""
+    """Whether the job should yield soon; may be called from any thread."""
 
 
 Resolved: TypeAlias = tuple[Mapping[str, str], Sequence[p.Fallback]]
-"""A recipe, and the layers that do not hold what was asked for."""
+"""A recipe, and the layers that do not get the format that was asked for."""
 
 
 def _as_it_came(context: Context[Any], command: C) -> C:
@@ -103,77 +103,77 @@ def _as_it_came(context: Context[Any], command: C) -> C:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec(Generic[C]):
-    """One job, and the command that asks for it."""
+    """A job, and the command that starts it."""
 
     command: type[C]
     kind: str
-    """One word for the job: in its id, in `JobStarted`, and for people."""
+    """One word for the job: used in its id, in `JobStarted`, and for display."""
     title: Callable[[C], str]
-    """A line for people; nothing reads it back."""
+    """A line for display; nothing parses it."""
     steps: Callable[[Context[Any], C], Steps]
-    """The work; a generator function, called once what it needs is there."""
+    """The work: a generator function, called once what it needs is open."""
     needs: Needs | Callable[[C], Needs] = "checkpoint"
     lane: Lane | Callable[[C], Lane] = "compute"
     urgency: int
-    """Lower runs first."""
+    """Jobs with a lower number run first."""
     newest_first: bool = False
-    """Whether of several that wait on a lane the newest runs first, before all others there."""
+    """Whether the newest of several that wait on a lane runs first, before all others there."""
     accept: Callable[[Context[Any], C], C] = _as_it_came
-    """Checks a command as it comes, and returns it with canonical formats.
+    """Checks a command on arrival, and returns it with canonical formats.
 
     Raises:
-        EngineError: it makes no sense; the client is told at once.
+        EngineError: it is invalid; the client gets the refusal at once.
     """
     recipe: Callable[[Context[Any], C], Resolved] | None = None
-    """The recipe that the job is about, as the layers are named when it is announced."""
+    """The recipe of the job, resolved against the layer names when the job is announced."""
     announced: Literal["at once", "when ready", "never"] = "at once"
     """When `JobStarted` is sent. ``when ready``: the command waits silently until what it needs is
-    there, as only then names of layers are final. ``never``: the job answers a question, with an
-    event of its own or `Refused`."""
+    open, since layer names are final only then. ``never``: the job answers a question with an event
+    of its own, or `Refused`."""
     repeated: Literal["run", "refuse", "join", "replace"] = "run"
-    """What becomes of a command whose job is under way already: it runs too, is refused, or is
-    answered by that one. ``replace`` cancels whichever job of this spec is under way."""
+    """What to do with a command whose job is running already: run both, refuse it, or let the
+    running job answer it. ``replace`` cancels any running job of this spec."""
 
     def needs_of(self, command: C) -> Needs:
         """What this command's job needs."""
         return self.needs(command) if callable(self.needs) else self.needs
 
     def lane_of(self, command: C) -> Lane:
-        """Where this command's job begins."""
+        """The lane that this command's job starts on."""
         return self.lane(command) if callable(self.lane) else self.lane
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenSpec(JobSpec[p.Open]):
-    """The job that opens a checkpoint: all others work on the workspace that it fills.
+    """The job that opens a checkpoint: other jobs use the workspace that it fills.
 
-    `LayersListed` among its events lets those run that need the checkpoint, `ModelReady` those that
-    need the model.
+    When it yields `LayersListed`, jobs that need the checkpoint start; when it yields `ModelReady`,
+    those that need the model.
     """
 
     workspace: Callable[[FactStore, p.Settings, Callable[[], bool]], Workspace]
-    """Makes an empty one; the function says whether something more urgent waits to compute."""
+    """Creates an empty workspace; the function says whether a more urgent job waits for compute."""
     versions: Callable[[], dict[str, str]]
     """Versions of libraries that figures may depend on."""
     differing: Callable[[p.Settings, p.Settings], p.Notice | None]
-    """A warning where the known settings are not those that another client asks for."""
+    """A warning if the session's settings differ from those another client asks for."""
     then: Callable[[Session, p.Open], p.Command | None]
-    """What is asked for once the model is there."""
+    """The command to send once the model is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeSpec(Generic[C]):
-    """A command that is carried out at once: what a person did, as an event of the journal."""
+    """A command that takes effect at once, recorded as an intent in the journal."""
 
     command: type[C]
     change: Callable[[Session, C], p.AnyEvent | None]
-    """The event that records it; None where nothing changes.
+    """The event that records the change; None if nothing changes.
 
     Raises:
-        EngineError: it cannot be done.
+        EngineError: the change is not possible.
     """
     then: p.Command
-    """What is asked for after every change."""
+    """The command to send after every change."""
 
 
 Spec: TypeAlias = JobSpec[Any] | ChangeSpec[Any]

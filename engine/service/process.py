@@ -1,4 +1,4 @@
-"""What a process sets for itself that runs nothing but an engine; nobody else calls this."""
+"""Process-wide settings of an engine process; never called in a notebook or another program."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ SPINS = "10000"
 
 
 def leave_room() -> None:
-    """Set the environment of OpenMP so that other processes get their share; what is set stays.
+    """Set OpenMP's environment so that other processes get processor time; it stays set.
 
-    To be called before torch is imported.
+    Call it before torch is imported.
 
-    Threads that wait for each other spin for some microseconds, then sleep: with one other busy
-    process on two cores, threads that spin on made a forward pass more than ten times as long. On
-    more than two cores one is left free; on two, niceness alone makes room.
+    Waiting threads spin for some microseconds, then sleep: with another busy process on two cores,
+    threads that kept spinning made a forward pass more than ten times slower. On more than two
+    cores one is left free; on two, niceness alone is enough.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -27,7 +27,7 @@ def leave_room() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    # Where the two differ, torch computes with as many threads as MKL has.
+    # If the two differ, torch uses as many threads as MKL.
     os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 
@@ -35,22 +35,22 @@ _owned = False
 
 
 def own_process() -> None:
-    """Set this process up for an engine alone: its threads, and its garbage collector."""
+    """Set this process up for an engine alone: its threads and its garbage collector."""
     global _owned
     _owned = True
     leave_room()
 
 
 def is_own_process() -> bool:
-    """Whether this process runs nothing but an engine, so that it may change what is global."""
+    """Whether this process runs only an engine, so that it may change global settings."""
     return _owned
 
 
 @contextmanager
 def without_collecting() -> Iterator[None]:
-    """Keep the garbage collector off, in a process of the engine's own; elsewhere change nothing.
+    """Disable the garbage collector in an engine process; elsewhere do nothing.
 
-    Importing makes a million objects and no garbage: to look for it takes a fifth longer.
+    Importing creates a million objects and no garbage: collecting makes it a fifth slower.
     """
     if not _owned:
         yield

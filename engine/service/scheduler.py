@@ -1,7 +1,7 @@
 """One thread that steps the most urgent job.
 
-A job is a generator of events. Between two of its yields another, more urgent one may run; what is
-measured is the same. The scheduler knows no job by name and no mathematics.
+A job is a generator of events. Between two of its yields a more urgent job may run; the results are
+the same. The scheduler knows no job by name and no mathematics.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Job:
 
 
 class Scheduler:
-    """Steps jobs on a thread of its own, the most urgent first, in order of arrival else."""
+    """Steps jobs on a thread of its own: the most urgent first, then in order of arrival."""
 
     def __init__(
         self,
@@ -48,10 +48,10 @@ class Scheduler:
         """
         Args:
             name: of the thread.
-            deliver: takes each event, on the scheduler's thread.
-            ended: takes the outcome; both None for a cancelled job; or what it raised.
+            deliver: receives each event, on the scheduler's thread.
+            ended: receives the outcome, or the exception; both are None for a cancelled job.
             at_rest: called after each step; raises if the step left something open.
-            move: takes a job that wants to go on elsewhere; it calls `release`.
+            move: receives a job that continues on another lane; it calls `release`.
         """
         self._deliver, self._ended, self._at_rest = deliver, ended, at_rest
         self._move = move
@@ -69,7 +69,7 @@ class Scheduler:
             self._wake.notify_all()
 
     def cancel(self, job_id: str) -> bool:
-        """End a job at its next yield; False if there is none of that id."""
+        """End a job at its next yield; False if no job has this id."""
         with self._wake:
             for job in self._jobs:
                 if job.id == job_id:
@@ -79,7 +79,7 @@ class Scheduler:
         return False
 
     def release(self, job: Job) -> None:
-        """Forget a job that goes on in another scheduler."""
+        """Remove a job that continues in another scheduler."""
         with self._wake:
             self._jobs.remove(job)
 
@@ -89,7 +89,7 @@ class Scheduler:
         return bool(self._jobs)
 
     def should_stop(self) -> bool:
-        """Whether the running job should come to its next yield soon: the pre-emption flag."""
+        """The pre-emption flag: whether the running job should yield soon."""
         running = self._running
         if running is None:
             return False
@@ -154,4 +154,4 @@ class Scheduler:
         try:
             self._ended(job, outcome, error)
         except Exception:
-            log.exception("telling that job %s ended failed", job.id)
+            log.exception("announcing the end of job %s failed", job.id)

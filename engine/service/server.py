@@ -1,8 +1,8 @@
-"""The engine's socket: every client gets a snapshot of the session, then events as they come.
+"""The engine's socket: every client gets a snapshot of the session, then events as they happen.
 
-The loop never waits for a computation, nor for a client. What is journalled is kept for each
-client until it is read; of what is transient only the newest of its kind: a stalled connection
-costs one slot a kind, and misses no result.
+The loop never waits for a computation or a client. Journalled events are queued for each client
+until it reads them; of transient events only the newest of each slot is queued. A stalled
+connection costs one queue entry per slot, and misses no result.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from engine.service.wire import frame, read_frame
 log = logging.getLogger(__name__)
 
 MOST_KEPT = 20_000
-"""Journalled events a stalled client may be behind; it is let go beyond, and attaches anew."""
+"""Journalled events a stalled client may be behind; beyond that it is disconnected and
+reattaches."""
 
 
 class Engine(Protocol):
-    """What the server needs of an engine."""
+    """What the server requires of the engine."""
 
     def handle(self, command: p.AnyCommand, reply: Callable[[p.Refused], None]) -> object:
-        """Carry out a command, or reply why not; quick."""
+        """Handle a command, or reply with a refusal; returns quickly."""
 
     def snapshot(self) -> tuple[int, bytes]:
         """Number of the last journalled event, and the encoded session."""
@@ -55,7 +56,7 @@ class _Client:
         else:
             self.results.append(data)
         if len(self.results) > MOST_KEPT:
-            log.warning("a client is %d events behind: it is let go", MOST_KEPT)
+            log.warning("a client is %d events behind: disconnecting it", MOST_KEPT)
             self.gone = True
             self.results.clear()
             self.newest.clear()
@@ -65,7 +66,7 @@ class _Client:
         self.wake.set()
 
     async def write(self) -> None:
-        """Send what there is, for as long as the client takes it."""
+        """Send what is queued, as fast as the client reads."""
         while not self.gone:
             await self.wake.wait()
             self.wake.clear()
@@ -84,8 +85,8 @@ class Server:
     def __init__(self, path: Path, session: str) -> None:
         """
         Args:
-            path: of the socket; its folder may be entered by its owner alone.
-            session: name told to clients.
+            path: of the socket; only the owner may enter its folder.
+            session: name sent to clients.
         """
         self.path, self.session = path, session
         self._clients: list[_Client] = []
@@ -94,7 +95,7 @@ class Server:
         self._engine: Engine | None = None
 
     def announce(self, seq: int, event: p.AnyEvent) -> None:
-        """Hand an event to every client; from any thread, never blocking."""
+        """Queue an event for every client; from any thread, never blocking."""
         loop = self._loop
         if loop is None or loop.is_closed():
             return
@@ -102,7 +103,7 @@ class Server:
         loop.call_soon_threadsafe(self._give, seq, event, data)
 
     def _reply(self, client: _Client) -> Callable[[p.Refused], None]:
-        """A function that tells one client of a refusal, from any thread."""
+        """A function that sends a refusal to one client, from any thread."""
 
         def reply(refused: p.Refused) -> None:
             loop = self._loop
@@ -120,8 +121,8 @@ class Server:
         """Listen, then make the engine, and serve until stopped.
 
         Args:
-            make: called once the socket is there, so that clients may connect meanwhile.
-            idle_seconds: end by itself after so long with neither client nor job.
+            make: called once the socket exists, so that clients can connect meanwhile.
+            idle_seconds: exit after this long without clients and jobs.
         """
         self._loop = asyncio.get_running_loop()
         self.path.unlink(missing_ok=True)
@@ -149,7 +150,7 @@ class Server:
                 return
             except TimeoutError:
                 idle = 0 if self._clients or self._engine.busy() else idle + 1
-        log.info("neither client nor job for %.0f seconds: ending", idle_seconds)
+        log.info("no client and no job for %.0f seconds: exiting", idle_seconds)
 
     def stop(self) -> None:
         """End `run`."""
@@ -166,8 +167,8 @@ class Server:
                 await writer.drain()
                 return
             writer.write(frame(p.Hello(session=self.session, pid=os.getpid())))
-            # Events announced from here on are kept for this client; those the snapshot holds
-            # already are left out below by their number.
+            # Events announced from here on are queued for this client; those already in the
+            # snapshot are skipped below by their number.
             self._clients.append(client)
             engine = self._engine
             seq, data = await asyncio.to_thread(engine.snapshot)

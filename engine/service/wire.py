@@ -1,4 +1,4 @@
-"""Messages on the socket: each with its length before it, long ones in pieces."""
+"""Messages on the socket: each with a length prefix, long ones as fragments."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PIECE_OVERHEAD = 64
 
 
 async def read_frame(reader: asyncio.StreamReader) -> p.AnyFrame | None:
-    """The next message, put together from its pieces; None at the end of the stream.
+    """The next message, joined from its fragments; None at the end of the stream.
 
     Raises:
-        ConnectionError: what came is no message of ours.
+        ConnectionError: the bytes are not a message of ours.
     """
     pieces: list[bytes] = []
     try:
@@ -35,11 +35,11 @@ async def read_frame(reader: asyncio.StreamReader) -> p.AnyFrame | None:
     except asyncio.IncompleteReadError:
         return None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConnectionError(f"a frame that does not read: {error}") from error
+        raise ConnectionError(f"a frame that cannot be decoded: {error}") from error
 
 
 def frame(message: p.AnyFrame) -> bytes:
-    """A message with its length before it, in pieces where it is longer than a frame may be."""
+    """A message with its length prefix, as fragments if it is longer than a frame may be."""
     data = p.encode(message)
     if len(data) <= p.MAX_FRAME:
         return LENGTH.pack(len(data)) + data

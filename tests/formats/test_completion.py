@@ -116,7 +116,7 @@ def test_no_more_than_asked_for_and_in_lower_case() -> None:
         ("", None, None, "int4-g128"),
         ("int44", None, None, "int44"),
         ("int8+hadamard+outlier6", None, None, "not yet built"),
-        ("int4+clip+hqq", None, None, "take one of them"),
+        ("int4+clip+hqq", None, None, "use one of them"),
         ("int4", (0, 4), None, "no values"),
         ("int4", (4,), None, "[4]"),
     ],

@@ -69,7 +69,7 @@ def test_its_formats_are_read_printed_and_refused_with_reasons() -> None:
         "ternary-g1": "at least two",
         "ternary-sym": "takes -gN, -channel",
         "ternary+hqq": "only integer formats have",
-        "ternary+gptq": "a search of its own",
+        "ternary+gptq": "its own search",
         "ternery": "did you mean 'ternary'",
     }.items():
         with pytest.raises(FormatError, match=why):

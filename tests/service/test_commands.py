@@ -122,7 +122,7 @@ def test_a_command_that_nobody_here_knows_is_refused_and_breaks_nothing(
 
     read = p.decode_frame(p.encode(Elsewhere(2, ask="mine")))
     assert read == p.Unknown("Elsewhere", ask="mine")
-    with pytest.raises(JobError, match="no command Elsewhere: its plugin has to be installed"):
+    with pytest.raises(JobError, match="no command Elsewhere: install its plugin"):
         list(client.run(p.Unknown("Elsewhere")))
     event = p.JobStarted(job="1", kind="x", title="x", command=Elsewhere(2))
     read_event = p.decode_event(p.encode(event))

@@ -1,4 +1,4 @@
-"""The families of formats that come with qtui: each file here declares one, as `FAMILY`."""
+"""The format families of qtui: each file here declares one, as `FAMILY`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _BLOCK_BYTES = {
     "iq4_nl": 18,
     "iq4_xs": 136,
 }
-"""What a block of 32 or 256 weights takes."""
+"""Bytes of a block of 32 or 256 weights."""
 
 
 def _base(bits: int, block: int, *, symmetric: bool = True) -> Base:

@@ -1,4 +1,4 @@
-"""``int2`` to ``int8``: codes on an even grid, with a scale per group, channel or tensor."""
+"""``int2`` to ``int8``: codes on a uniform grid, with a scale per group, channel or tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _why_no_groups(name: str, strategy: Strategy | None, group_size: int | None)
 
 
 def _stored_bits(fmt: Format, out: int, row: int) -> int:
-    """Zero points take as many bits as a code; with ``+hqq``, where they are not whole, 16."""
+    """Zero points take as many bits as a code; with ``+hqq`` they are fractional and take 16."""
     real = any(method.name == "hqq" for method in fmt.methods)
     zero_point = 0 if fmt.symmetric else SCALE_BITS if real else fmt.bits
     return fmt.bits * out * row + (SCALE_BITS + zero_point) * scales_of(fmt, out, row)

@@ -14,7 +14,7 @@ _COUNT_BITS = 32
 
 
 def outliers_kept(fmt: Format, weights: int) -> int:
-    """How many of the weights of one expert or weight ``:sparse`` keeps beside the codes."""
+    """How many weights of a matrix ``:sparse`` keeps as outliers in addition to the codes."""
     percent = dict(fmt.options).get("sparse", 0)
     return math.floor(percent / 100 * weights + 0.5)
 

@@ -20,9 +20,9 @@ def _why_no_groups(name: str, strategy: Strategy | None, group_size: int | None)
 
 
 def _stored_bits(fmt: Format, out: int, row: int) -> int:
-    """A float32 maximum per block, or 8 bits with ``:dq``; the last byte of codes is filled up.
+    """A float32 maximum per block, or 8 bits with ``:dq``; the last byte of codes is padded.
 
-    As bitsandbytes stores them; the tables that it writes beside every weight are not counted.
+    As bitsandbytes stores them; the tables it writes with every weight are not counted.
     """
     codes = 8 * -(-out * row // 2)
     blocks = -(-out * row // (fmt.group_size or 1))
