@@ -10,7 +10,9 @@ import msgspec
 
 from engine import protocol as p
 from engine.client.in_process import JobError
+from engine.formats.grammar import parse_format
 from engine.report import documents, schema, tables
+from engine.report.json import encode
 from engine.session import Job, Session
 
 D = TypeVar("D", bound=schema.Document)
@@ -52,6 +54,11 @@ class Result(Generic[D]):
         self._ended: p.JobEnded | None = None
         self._refused: p.Refused | None = None
         self._formats: dict[str, None] = {}
+        """Canonical formats that were asked for, or that some layer could not hold."""
+        self._just_fell_back: dict[str, None] = {}
+        """Formats of fallbacks that nothing else has followed yet."""
+        self._seen: set[str] = set()
+        """Keys of facts that have arrived: another job may tell of the same ones."""
         self._document: D | None = None
 
     # -- the engine's side -----------------------------------------------------------------------
@@ -62,14 +69,16 @@ class Result(Generic[D]):
 
     def take(self, event: p.AnyEvent) -> bool:
         """Take notice of an event; whether it was the last."""
+        # What a recipe falls back to is told just before its job starts.
+        fell_back, self._just_fell_back = self._just_fell_back, {}
         match event:
-            case p.Learned(facts=facts):
-                self._arrived.extend(fact for fact in facts if self._is_mine(fact))
+            case p.Learned():
+                self._learn(event)
             case p.Fallback(format=format):
-                self._formats.setdefault(format)
+                self._just_fell_back = {**fell_back, format: None}
             case p.JobStarted(job=self.job, command=command):
                 formats = getattr(command, "formats", ())
-                self._formats.update(dict.fromkeys(formats))
+                self._formats.update(dict.fromkeys([*formats, *fell_back]))
             case p.Refused(ask=self.command.ask):
                 self._refused = event
                 return True
@@ -80,8 +89,15 @@ class Result(Generic[D]):
                 self._arrived.append(event)
         return False
 
-    def _is_mine(self, fact: p.AnyFact) -> bool:
-        return isinstance(fact, self.yields)
+    def _learn(self, event: p.Learned) -> None:
+        for key, fact in zip(event.keys, event.facts, strict=True):
+            if key not in self._seen and isinstance(fact, self.yields) and self._is_mine(fact):
+                self._seen.add(key)
+                self._arrived.append(fact)
+
+    def _is_mine(self, fact: Any) -> bool:
+        """Whether a fact of a type in `yields` is what was asked for: other jobs run meanwhile."""
+        return True
 
     # -- the caller's side -----------------------------------------------------------------------
 
@@ -146,7 +162,7 @@ class Result(Generic[D]):
         Raises:
             JobError: the job failed or was cancelled.
         """
-        made: dict[str, Any] = msgspec.json.decode(schema.encode(self.document))
+        made: dict[str, Any] = msgspec.json.decode(encode(self.document))
         return made
 
     def rows(self) -> list[dict[str, Any]]:
@@ -172,6 +188,9 @@ class TriageResult(Result[schema.TriageDocument]):
 
     yields = (p.LayerWeights, p.LayerError)
 
+    def _is_mine(self, fact: p.LayerWeights | p.LayerError) -> bool:
+        return isinstance(fact, p.LayerWeights) or fact.format in self._formats
+
     def _make(self, job: Job) -> schema.TriageDocument:
         return documents.triage_document(self._model.session, job)
 
@@ -184,13 +203,24 @@ class SweepResult(Result[schema.SweepDocument]):
     def __init__(self, model: Source, command: p.Sweep) -> None:
         super().__init__(model, command)
         self._sweep = command
+        estimated = model.settings.estimate_formats
+        self._beside = {str(parse_format(format)) for format in estimated}
+        """Canonical formats that are estimated beside those asked for."""
+
+    def _is_mine(self, fact: p.Sensitivity | p.Estimate) -> bool:
+        # To estimate what is changed together begins with its layers.
+        alone = isinstance(fact, p.Estimate) and fact.by == "layer"
+        return (
+            fact.direction == self._sweep.direction
+            and (alone or fact.by == self._sweep.by)
+            and (fact.format in self._formats or (alone and fact.format in self._beside))
+        )
 
     def _make(self, job: Job) -> schema.SweepDocument:
         asked = self._sweep
-        formats = tuple(dict.fromkeys([*asked.formats, *self._formats]))
         return documents.sweep_document(
             self._model.session,
-            formats,
+            tuple(self._formats),
             asked.direction,
             job,
             asked.by,
@@ -213,12 +243,12 @@ class EvaluationResult(Result[schema.EvalDocument]):
         match event:
             case p.JobStarted(job=self.job):
                 self._recipe = event.recipe
-            case p.RecipePartial(score=score) if self._is_mine(score):
+            case p.RecipePartial(score=score) if score.recipe == self._recipe:
                 self._arrived.append(score)
         return super().take(event)
 
-    def _is_mine(self, fact: p.AnyFact) -> bool:
-        return isinstance(fact, p.RecipeScore) and fact.recipe == self._recipe
+    def _is_mine(self, fact: p.RecipeScore) -> bool:
+        return fact.recipe == self._recipe
 
     def _make(self, job: Job) -> schema.EvalDocument:
         session = self._model.session
