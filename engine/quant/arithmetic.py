@@ -57,7 +57,7 @@ class Arithmetic:
     """Whether no scale is shared by rows, so that a few rows at a time give the same ``Ŵ``."""
     fused: bool = False
     """Whether it is the arithmetic of `engine.quant.integer`, which
-    `engine.measure.weights.fused` has a compiled kernel for."""
+    `engine.measure.weights.compiled_kernel` has a compiled kernel for."""
 
 
 def arithmetic_of(fmt: Format) -> Arithmetic:

@@ -1,4 +1,4 @@
-"""The JSON that scripts read, schema 1, as Structs, and how it is written.
+"""The JSON that scripts read, schema 1, as Structs; `engine.report.json` writes it.
 
 Keys may be added; those here stay. A number that is not finite is ``null``; what was not measured
 has no key. NLL and KL are in nats per token, sizes in bytes, times in seconds; ``se`` is a
@@ -7,15 +7,12 @@ standard error over windows.
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
-from engine.store.files import write_whole
 
 Number: TypeAlias = float | None
 """A figure; None where it is NaN or infinite."""
@@ -321,22 +318,3 @@ class ExportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
 
 
 Document: TypeAlias = TriageDocument | SweepDocument | EvalDocument | ExportDocument
-
-
-def finite(value: float) -> Number:
-    """The number, None where it is NaN or infinite."""
-    return value if math.isfinite(value) else None
-
-
-def encode(document: msgspec.Struct) -> bytes:
-    """A document as JSON, indented, with a newline at its end."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-
-
-def write(document: msgspec.Struct, path: Path) -> None:
-    """Write a document so that a reader finds the old file or the new one, whole.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    write_whole(path, encode(document))
