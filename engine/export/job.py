@@ -105,7 +105,7 @@ def _write(
     """Write the folder in a thread of its own, one layer in memory at a time."""
     opened, recipe = context.workspace.need(Opened), context.recipe
 
-    def write(tell: Callable[[p.Progress], None]) -> Exported:
+    def write(report: Callable[[p.Progress], None]) -> Exported:
         from engine.export.writer import writer_of
         from engine.model.load import choose_device
 
@@ -117,7 +117,7 @@ def _write(
                 raise AbandonedError("the export was cancelled")
             spent = time.perf_counter() - started
             left = spent * (total - done) / done if done else float("nan")
-            tell(
+            report(
                 p.Progress(
                     job=context.job, done=done, total=total, seconds_left=left, phase="writing",
                     subject=tensor, in_bytes=True,

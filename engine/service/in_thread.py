@@ -43,14 +43,14 @@ def in_thread(
     failure: list[BaseException] = []
     abandoned = threading.Event()
 
-    def tell(event: AnyAdvance) -> None:
+    def report(event: AnyAdvance) -> None:
         if abandoned.is_set():
             raise AbandonedError(f"{name} was abandoned")
         told.put(event)
 
     def run() -> None:
         try:
-            result.append(work(tell))
+            result.append(work(report))
         except BaseException as error:  # noqa: BLE001 - raised again on the other thread
             failure.append(error)
         finally:

@@ -217,7 +217,7 @@ def need_calibration(loaded: Loaded) -> Events[Calibration]:
     from engine.model.quiet import quiet
 
     opened, settings, told = loaded.opened, loaded.settings, list[str]()
-    text = calibration_text(settings.calib, demo=opened.demo, tell=told.append)
+    text = calibration_text(settings.calib, demo=opened.demo, notify=told.append)
     tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
     seq_len = loaded.windows.seq_len
     with quiet():
