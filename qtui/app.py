@@ -76,7 +76,7 @@ class QtuiApp(OneFrameApp):
     TITLE = "qtui"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c", "interrupt", "Quit", show=False, priority=True),
-        Binding("ctrl+z", "suspend_process", "To the shell", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", "Suspend", show=False, priority=True),
     ]
 
     def __init__(
@@ -271,7 +271,7 @@ class QtuiApp(OneFrameApp):
             return
         self._interrupted = now
         cancels = self.screens.shown.key("cancel")
-        said = f"ctrl+c again quits; {cancels} cancels what is running"
+        said = f"press ctrl+c again to quit; {cancels} cancels the running job"
         self.screens.say("warning", said, AGAIN)
 
     async def action_quit(self) -> None:

@@ -196,12 +196,12 @@ class EngineLink:
         """Start an engine where there is none, or open again; returns what was done, in words."""
         if self.gone:
             self.begin()
-            return "starting the engine again"
+            return "restarting the engine"
         if self.open_failed():
             for command in self._lacking():
                 self.ask(command)
-            return "opening again"
-        return "the engine is running"
+            return "reopening the checkpoint"
+        return "the engine is already running"
 
     def open_failed(self) -> int:
         """Exit code of the last attempt to open, 0 where it did not fail."""

@@ -58,7 +58,7 @@ def interface(
     try:
         keymap = read_keymap(keymap_path(), *known_keys(profile.keys).values())
     except KeymapError as error:
-        problems.append(f"{error}; the usual keys are used")
+        problems.append(f"{error}; the default keys are used")
 
     def start(glyphs: Glyphs) -> Screen[None]:
         # Imported only where there is no model: the first frame of a model does not wait for them.

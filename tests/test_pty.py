@@ -68,7 +68,7 @@ def help_shown(screen: list[str]) -> bool:
 
 def resumed(screen: list[str]) -> int:
     """How many results of a sweep that ended were known before it."""
-    found = re.search(r"sweep \S+: done, .*?(\d+) known before", "\n".join(screen))
+    found = re.search(r"sweep \S+: done, .*?(\d+) saved earlier", "\n".join(screen))
     return int(found[1]) if found else 0
 
 
@@ -229,7 +229,7 @@ def test_an_engine_that_is_killed_is_told_of_and_r_starts_another() -> None:
         )
         shown = "\n".join(terminal.screen)
         assert "engine.log" in shown
-        assert "starts it again" in shown
+        assert "restarts it" in shown
         facts = known(home)
         assert facts > 0
         terminal.press("r")

@@ -130,6 +130,11 @@ class _Formats(Mapping[str, Base]):
         load_plugins()
 
 
+KEPT = "kept"
+"""The word for the checkpoint's own dtype; prompts accept it in addition to the grammar."""
+GROUP = re.compile(r"g([0-9]{1,7})")
+"""How the option ``gN`` is written."""
+
 _NAME = re.compile(r"[a-z0-9_.]+(-[a-z0-9_.]+)?")
 _FORMATS = _Formats()
 BASES: Mapping[str, Base] = _FORMATS
@@ -139,18 +144,30 @@ def add_formats(family: str, formats: Mapping[str, Base]) -> None:
     """Add the formats of a family; called by `engine.formats.family.register_family`.
 
     Raises:
-        ValueError: a name is taken, or the grammar cannot parse it.
+        ValueError: a name is taken, means something else already, or the grammar cannot parse it.
     """
+    known = {**_FORMATS.found, **formats}
     for name in formats:
         if name in _FORMATS.found:
             raise ValueError(f"there is a format {name!r} already")
+        if name == KEPT:
+            raise ValueError(f"{name!r} is the word for a layer that is left as it is stored")
         if not _NAME.fullmatch(name):
             raise ValueError(
                 f"{name!r} cannot be the name of a format: use small letters, digits, '_' and '.', "
                 "and at most one '-'"
             )
+    for name in known:
+        stem, _, option = name.partition("-")
+        if option and stem in known and takes_option(known[stem], option):
+            raise ValueError(f"{name!r} would be two formats: {stem} takes the option '-{option}'")
     for name, base in formats.items():
         _FORMATS.found[name] = msgspec.structs.replace(base, family=family)
+
+
+def takes_option(base: Base, word: str) -> bool:
+    """Whether ``-word`` is an option of a format."""
+    return ("gN" if GROUP.fullmatch(word) else word) in base.options and word != "gN"
 
 
 def why_impossible(

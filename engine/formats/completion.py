@@ -8,12 +8,9 @@ from math import prod
 import msgspec
 
 from engine.errors import FormatError
-from engine.formats.catalogue import BASES, METHODS, Keys
+from engine.formats.catalogue import BASES, KEPT, METHODS, Keys
 from engine.formats.grammar import parse_format, why_not_built
 from engine.formats.storage import stored_bits, why_not_held
-
-KEPT = "kept"
-"""The word for the checkpoint's own dtype; prompts accept it in addition to the grammar."""
 
 TYPICAL = (4096, 4096)
 """Shape for which a completion shows bits per weight."""

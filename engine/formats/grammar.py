@@ -18,17 +18,18 @@ import msgspec
 from engine.errors import FormatError
 from engine.formats.catalogue import (
     BASES,
+    GROUP,
     METHODS,
     Base,
     Keys,
     Number,
     Strategy,
     Value,
+    takes_option,
     why_impossible,
 )
 
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?")
-_GROUP = re.compile(r"g([0-9]{1,7})")
 _BLOCK = re.compile(r"block([0-9]{1,7})")
 
 
@@ -223,8 +224,8 @@ def _read_options(
     strategy, group_size, symmetric = base.strategy, base.group_size, base.symmetric
     seen: dict[str, str] = {}
     for word in words:
-        group = _GROUP.fullmatch(word)
-        if ("gN" if group else word) not in base.options or word == "gN":
+        group = GROUP.fullmatch(word)
+        if not takes_option(base, word):
             raise FormatError(_unknown_option(name, "-", word, base.options))
         concern = "sign" if word in ("sym", "asym") else "strategy"
         if concern in seen:

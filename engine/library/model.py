@@ -74,8 +74,7 @@ class Model:
                         raise JobError(event.message or "opening was cancelled", event.exit_code)
                     return
 
-    # -- state
-    # ---------------------------------------------------------------------------------------
+    # -- state ------------------------------------------------------------------------------------
 
     @property
     def session(self) -> Session:
@@ -92,8 +91,7 @@ class Model:
         about = "" if read is None else f", {read.architecture}, {read.parameters:,} parameters"
         return f"<qtui model {self.session.source}{about}, {len(self.layers)} layers>"
 
-    # -- jobs
-    # ----------------------------------------------------------------------------------------
+    # -- jobs -------------------------------------------------------------------------------------
 
     def triage(self, formats: Sequence[str] = ()) -> TriageResult:
         """Outliers, faults, and the weight error of every format, from the files alone.

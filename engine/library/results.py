@@ -10,6 +10,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.client.in_process import JobError
+from engine.formats.grammar import parse_format
 from engine.report import documents, schema, tables
 from engine.session import Job, Session
 
@@ -52,10 +53,14 @@ class Result(Generic[D]):
         self._ended: p.JobEnded | None = None
         self._refused: p.Refused | None = None
         self._formats: dict[str, None] = {}
+        """Canonical formats that were requested, or that some layer could not hold."""
+        self._just_fell_back: dict[str, None] = {}
+        """Formats of fallbacks that nothing else has followed yet."""
+        self._seen: set[str] = set()
+        """Keys of facts that have arrived: another job may announce the same ones."""
         self._document: D | None = None
 
-    # -- called by the model
-    # -------------------------------------------------------------------------
+    # -- called by the model ----------------------------------------------------------------------
 
     def started(self, job: str) -> None:
         """Called when the job was accepted."""
@@ -63,14 +68,16 @@ class Result(Generic[D]):
 
     def take(self, event: p.AnyEvent) -> bool:
         """Handle an event; returns whether it was the last."""
+        # The fallbacks of a recipe are announced just before its job starts.
+        fell_back, self._just_fell_back = self._just_fell_back, {}
         match event:
-            case p.Learned(facts=facts):
-                self._arrived.extend(fact for fact in facts if self._is_mine(fact))
+            case p.Learned():
+                self._learn(event)
             case p.Fallback(format=format):
-                self._formats.setdefault(format)
+                self._just_fell_back = {**fell_back, format: None}
             case p.JobStarted(job=self.job, command=command):
                 formats = getattr(command, "formats", ())
-                self._formats.update(dict.fromkeys(formats))
+                self._formats.update(dict.fromkeys([*formats, *fell_back]))
             case p.Refused(ask=self.command.ask):
                 self._refused = event
                 return True
@@ -81,11 +88,17 @@ class Result(Generic[D]):
                 self._arrived.append(event)
         return False
 
-    def _is_mine(self, fact: p.AnyFact) -> bool:
-        return isinstance(fact, self.yields)
+    def _learn(self, event: p.Learned) -> None:
+        for key, fact in zip(event.keys, event.facts, strict=True):
+            if key not in self._seen and isinstance(fact, self.yields) and self._is_mine(fact):
+                self._seen.add(key)
+                self._arrived.append(fact)
 
-    # -- for the caller
-    # ------------------------------------------------------------------------------
+    def _is_mine(self, fact: Any) -> bool:
+        """Whether a fact of a type in `yields` belongs to this result: other jobs may be running."""
+        return True
+
+    # -- for the caller ---------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
         """Yield what arrived since the last iteration, then new events until the end.
@@ -174,6 +187,9 @@ class TriageResult(Result[schema.TriageDocument]):
 
     yields = (p.LayerWeights, p.LayerError)
 
+    def _is_mine(self, fact: p.LayerWeights | p.LayerError) -> bool:
+        return isinstance(fact, p.LayerWeights) or fact.format in self._formats
+
     def _make(self, job: Job) -> schema.TriageDocument:
         return documents.triage_document(self._model.session, job)
 
@@ -186,13 +202,24 @@ class SweepResult(Result[schema.SweepDocument]):
     def __init__(self, model: Source, command: p.Sweep) -> None:
         super().__init__(model, command)
         self._sweep = command
+        estimated = model.settings.estimate_formats
+        self._beside = {str(parse_format(format)) for format in estimated}
+        """Canonical formats that are estimated beside those asked for."""
+
+    def _is_mine(self, fact: p.Sensitivity | p.Estimate) -> bool:
+        # To estimate what is changed together begins with its layers.
+        alone = isinstance(fact, p.Estimate) and fact.by == "layer"
+        return (
+            fact.direction == self._sweep.direction
+            and (alone or fact.by == self._sweep.by)
+            and (fact.format in self._formats or (alone and fact.format in self._beside))
+        )
 
     def _make(self, job: Job) -> schema.SweepDocument:
         asked = self._sweep
-        formats = tuple(dict.fromkeys([*asked.formats, *self._formats]))
         return documents.sweep_document(
             self._model.session,
-            formats,
+            tuple(self._formats),
             asked.direction,
             job,
             asked.by,
@@ -215,12 +242,12 @@ class EvaluationResult(Result[schema.EvalDocument]):
         match event:
             case p.JobStarted(job=self.job):
                 self._recipe = event.recipe
-            case p.RecipePartial(score=score) if self._is_mine(score):
+            case p.RecipePartial(score=score) if score.recipe == self._recipe:
                 self._arrived.append(score)
         return super().take(event)
 
-    def _is_mine(self, fact: p.AnyFact) -> bool:
-        return isinstance(fact, p.RecipeScore) and fact.recipe == self._recipe
+    def _is_mine(self, fact: p.RecipeScore) -> bool:
+        return fact.recipe == self._recipe
 
     def _make(self, job: Job) -> schema.EvalDocument:
         session = self._model.session

@@ -13,11 +13,11 @@ import msgspec
 import tomli
 
 from engine.errors import UsageError
+from engine.formats.catalogue import KEPT
 from engine.recipes.mixes import recipe_named
 from engine.session import Session
 
 SCHEMA = "qtui.recipe/1"
-KEPT = "kept"
 
 
 class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):

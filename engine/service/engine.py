@@ -101,6 +101,8 @@ class Engine:
             for lane in ("compute", "open", "questions", "export")
         }
         self._closing = threading.Event()
+        self._closed = False
+        """Whether the journal is closed: nothing is told any more."""
         threading.Thread(target=self._watch, name="gauges", daemon=True).start()
 
     # -- commands ------------------------------------------------------------------------------
@@ -126,6 +128,8 @@ class Engine:
             return None
 
     def _handle(self, command: p.Command, reply: Reply) -> str | None:
+        if self._closing.is_set():
+            raise UsageError("this engine was closed: open the checkpoint again")
         if isinstance(command, p.Stop):
             raise UsageError("stop an engine in this process by closing it")
         if self._opening is None and not isinstance(command, p.Open):
@@ -167,13 +171,17 @@ class Engine:
 
     def _cancel(self, job: str) -> None:
         task = self._tasks.get(job)
-        if task is None or not task.announced:
+        if task is None:
             raise UsageError(f"no job {job!r} is running")
+        self._withdraw(task)
+
+    def _withdraw(self, task: _Task) -> None:
+        """End a task: at once while it waits, else at its job's next yield."""
         if task.job is None:
             self._end(task, "cancelled")
         else:
             assert task.lane is not None
-            self._lanes[task.lane].cancel(job)
+            self._lanes[task.lane].cancel(task.id)
 
     # -- from a command to a job ---------------------------------------------------------------
 
@@ -203,7 +211,7 @@ class Engine:
         under_way = [task for task in self._tasks.values() if task.spec is spec]
         if spec.repeated == "replace":
             for task in under_way:
-                self._cancel(task.id)
+                self._withdraw(task)
             return None
         same = [task for task in under_way if p.same_request(task.command, command)]
         if not same or spec.repeated == "run":
@@ -285,6 +293,8 @@ class Engine:
 
     def _deliver(self, job: Job, event: p.AnyEvent) -> None:
         with self._lock:
+            if self._closed:
+                return
             self._emit(event)
             if isinstance(event, p.LayersListed):
                 self._release("checkpoint")
@@ -314,6 +324,8 @@ class Engine:
 
     def _ended(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> None:
         with self._lock:
+            if self._closed:
+                return  # it was told of as cancelled
             task = self._tasks[job.id]
             if error is not None and not isinstance(error, EngineError):
                 log.error("job %s failed", job.id, exc_info=error)
@@ -340,12 +352,12 @@ class Engine:
         exit_code: int = 0,
         outcome: Outcome | None = None,
     ) -> None:
-        """Announce the end of a job; for an unannounced one, only a failure."""
+        """Announce the end of a job; an unannounced one is refused, unless it is done."""
         if not task.announced:
-            if status == "failed":
-                self._refuse(task, message, exit_code)
-            else:
+            if status == "done":
                 self._tasks.pop(task.id, None)
+            else:
+                self._refuse(task, message or f"{task.spec.kind} was cancelled", exit_code or 1)
             return
         self._tasks.pop(task.id, None)
         outcome = outcome or Outcome()
@@ -389,14 +401,25 @@ class Engine:
         return any(task.announced for task in list(self._tasks.values()))
 
     def close(self) -> None:
-        """End every job; results are saved."""
-        self._closing.set()
+        """End every job; results are saved. To close it again changes nothing.
+
+        After this, commands are refused. Jobs that still wait end as cancelled, so that no client
+        waits for them forever.
+        """
+        with self._lock:
+            if self._closing.is_set():
+                return
+            self._closing.set()
         for name in ("compute", "questions", "export"):
             self._lanes[name].close()
         # Not every load can be interrupted; its thread is a daemon.
         self._lanes["open"].close(timeout=2.0)
-        self._recorder.close()
-        self._facts.close()
+        with self._lock:
+            for task in list(self._tasks.values()):
+                self._end(task, "cancelled")
+            self._closed = True
+            self._recorder.close()
+            self._facts.close()
 
 
 class _Refusal(EngineError):

@@ -136,7 +136,8 @@ class Scheduler:
             event = next(job.steps)
             self._at_rest()
             if isinstance(event, OnLane):
-                self._move(job, event.lane)
+                if not job.cancelled:  # else it ends here: the other lane may be closed already
+                    self._move(job, event.lane)
             elif event is not None:
                 self._deliver(job, event)
         except StopIteration as stop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engine.errors import EngineError
@@ -55,8 +55,9 @@ def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
         yield
         db.execute("COMMIT")
     except sqlite3.DatabaseError as error:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
+        with suppress(sqlite3.ProgrammingError):  # it is closed: nothing is open in it
+            if db.in_transaction:
+                db.execute("ROLLBACK")
         raise StoreError(f"{path}: {error}") from error
 
 

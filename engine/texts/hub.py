@@ -54,9 +54,12 @@ def reachable() -> bool:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session, httpx
 
+    # Offline mode is an OSError. A client is not even made with a proxy that is misspelt
+    # (ValueError), or a SOCKS proxy without the package for it (ImportError).
+    failures = (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError)
     try:
         answer = get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
-    except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:  # offline mode is an OSError
+    except failures as error:
         log.info("the hub cannot be reached: %s", error)
         return False
     # A proxy that cannot reach the hub answers with one of these.

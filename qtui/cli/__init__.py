@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if argv is None else argv)
     first = given[0] if given else ""
     if first in PLANNED:
-        print_error(f"`qtui {first}` cannot be used yet")
+        print_error(f"`qtui {first}` is not available yet")
         sys.exit(UsageError.exit_code)
     try:
         if first in ("-h", "--help", "--version"):

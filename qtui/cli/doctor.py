@@ -17,17 +17,20 @@ def doctor(
     profile: Annotated[
         str | None,
         typer.Option(
-            "--profile", "-P", metavar="NAME", help="each value of a profile, and who wrote it"
+            "--profile",
+            "-P",
+            metavar="NAME",
+            help="show a profile's values and where each is set",
         ),
     ] = None,
     keymap: Annotated[
-        bool, typer.Option("--keymap", help="every action with its keys, as a keymap.toml")
+        bool, typer.Option("--keymap", help="print every action and its keys as a keymap.toml")
     ] = False,
     json: JsonOption = None,
 ) -> None:
     """The installation, for a bug report.
 
-    Versions, devices, terminal and paths: one block to paste.
+    Prints versions, devices, terminal and paths as one block to paste.
     """
     with reporting_errors():
         if keymap:

@@ -29,10 +29,11 @@ def evaluate(
 ) -> None:
     """Perplexity and KL of a recipe.
 
-    --recipe takes a file (with a suffix or a slash in its name) or the name of a built-in one:
-    llama.cpp's mixes Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_0, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K and
-    Q8_0, head and embedding included; or first-last, which gives the first and the last block a
-    better format than --format F (int4-g128 unless given) has for the rest of the body.
+    --recipe takes a file (its name has a suffix or a slash) or the name of a built-in recipe.
+    Built in are llama.cpp's mixes Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_0, Q4_K_S, Q4_K_M, Q5_K_S,
+    Q5_K_M, Q6_K and Q8_0, which include head and embedding; and first-last, which gives the first
+    and the last block a better format than the rest of the body, whose format --format F sets
+    (default: int4-g128).
     """
     with reporting_errors():
         settings, _ = shared.resolve()

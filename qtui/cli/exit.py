@@ -36,7 +36,7 @@ def check_destination(json: str | None) -> None:
         raise UsageError(f"--json {json} is a folder, expected a file or -")
     folder = path.resolve().parent
     if not folder.is_dir():
-        raise UsageError(f"--json {json}: there is no folder {folder}")
+        raise UsageError(f"--json {json}: folder {folder} does not exist")
     if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK):
         raise UsageError(f"--json {json} cannot be written")
 

@@ -43,24 +43,24 @@ def export(
         str | None, typer.Option("-o", "--output", metavar="PATH", help="the folder to write")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace the checkpoint that lies there")
+        bool, typer.Option("--overwrite", help="replace an existing checkpoint")
     ] = False,
     json: JsonOption = None,
     *,
     shared: Shared,
 ) -> None:
-    """A recipe as a checkpoint that other programs load.
+    """Write a recipe as a checkpoint that other programs load.
 
-    What is written is what was measured, weight for weight. Reads the files alone, one layer in
-    memory at a time; formats with +gptq load the model and calibrate as qtui eval does with the
-    same options. The folder appears when it is whole.
+    The weights written are exactly the ones measured. Only the files are read, one layer at a time;
+    formats with +gptq load the model and calibrate as qtui eval does with the same options. The
+    folder appears only once it is complete.
     """
     with reporting_errors(kept=headless.NOT_WHOLE):
         settings, _ = shared.resolve()
         check_recipe("export", format, recipe)
         target = _checked(to)
         if not output:
-            raise UsageError("qtui export takes -o PATH, the folder to write")
+            raise UsageError("qtui export needs -o PATH, the folder to write")
         check_destination(json)
         # The engine may run in another folder.
         written = p.Export(
@@ -80,9 +80,9 @@ def export(
 
 
 def _checked(to: str | None) -> str:
-    """The name of a target that there is."""
+    """Check that the target exists."""
     if to is None:
-        raise UsageError(f"qtui export takes --to TARGET; there is {listed()}")
+        raise UsageError(f"qtui export needs --to TARGET, one of {listed()}")
     if to not in {target.name for target in targets()}:
-        raise not_yet(f"--to {to}", f"there is {listed()}")
+        raise not_yet(f"--to {to}", f"targets are {listed()}")
     return to

@@ -180,7 +180,7 @@ class _Run:
         finally:
             self._meter.clear()
             if len(self._fallbacks) > FALLBACKS_SAID:
-                self._meter.say(f"fallbacks: {len(self._fallbacks)} in all")
+                self._meter.say(f"fallbacks: {len(self._fallbacks)} in total")
 
     def _send_if_ready(self, settings: p.Settings) -> None:
         session = self._engine.session
@@ -260,7 +260,7 @@ class _Run:
                 if job.status == "running" and p.same_request(job.command, self._sent):
                     self._label = job.kind
                     self._job, self._following = job.id, True
-                    self._meter.say("that sweep is running already: following it")
+                    self._meter.say("this sweep is already running: following it")
                     return
         raise RunError(event.message, event.exit_code)
 
@@ -286,7 +286,7 @@ class _Run:
             if score is None:
                 raise RunError("the evaluation ended without a score", 1)
         if self._kind is p.Export and self._exported is None:
-            raise RunError("the export ended without telling what it wrote", 1)
+            raise RunError("the export ended without reporting its output", 1)
         return Outcome(
             session=session,
             job=session.jobs[ended.job],
@@ -325,7 +325,7 @@ def _known_layer(session: Session, layer: str) -> None:
         difflib.get_close_matches(layer, names, n=3, cutoff=0.5)
         or [name for name in names if layer.lower() in name.lower()][:3]
     )
-    meant = f"did you mean {' or '.join(near)}?" if near else f"names are like {names[-1]}"
+    meant = f"did you mean {' or '.join(near)}?" if near else f"layer names look like {names[-1]}"
     raise UsageError(f"{session.source} has no layer {layer!r}: {meant}")
 
 
@@ -338,15 +338,15 @@ def _agree(session: Session, settings: p.Settings, names: Sequence[str]) -> None
     """Refuse an engine that would answer with figures of another protocol."""
     if settings.fresh:
         raise UsageError(
-            f"--fresh needs an engine of its own, and one has {session.source} open: "
-            "leave the interface that uses it first"
+            f"--fresh needs its own engine, but one already has {session.source} open: "
+            "close the interface that uses it first"
         )
     for name in names:
         theirs, ours = getattr(session.settings, name), getattr(settings, name)
         if theirs != ours:
             raise UsageError(
-                f"an engine has {session.source} open with {name} {theirs}, not {ours}: "
-                "ask for the same, or leave the interface that uses it first"
+                f"an engine already has {session.source} open with {name} {theirs}, not {ours}: "
+                "use the same value, or close the interface that uses it first"
             )
 
 

@@ -35,7 +35,7 @@ def open_model(
     *,
     shared: Shared,
 ) -> None:
-    """The terminal interface on MODEL, or on one chosen on its start screen."""
+    """Open MODEL in the terminal interface; without MODEL, its start screen."""
     with reporting_errors():
         _show(model, shared, ascii=ascii, theme=theme, fps=fps)
 
@@ -48,7 +48,7 @@ def demo(
     *,
     shared: Shared,
 ) -> None:
-    """The terminal interface on the bundled checkpoint."""
+    """Open the bundled checkpoint in the terminal interface."""
     with reporting_errors():
         _show("demo", shared, ascii=ascii, theme=theme, fps=fps)
 
@@ -64,7 +64,7 @@ def _show(
     if not has_terminal():
         name = "MODEL" if model is None else printable(model)
         raise UsageError(
-            f"there is no terminal to draw on: use `qtui triage {name}`, `qtui sweep {name}` or "
+            f"no terminal to draw on: use `qtui triage {name}`, `qtui sweep {name}` or "
             f"`qtui eval {name} --format F`"
         )
     source = None if model is None else located_model(model)

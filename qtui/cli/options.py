@@ -32,22 +32,24 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="demo, a folder, or a hub id", show_default=False)
 ]
 FormatsOption = Annotated[
-    str | None, typer.Option("--formats", metavar="A,B", help="formats; the profile's if not given")
+    str | None, typer.Option("--formats", metavar="A,B", help="formats (default: the profile's)")
 ]
 FormatOption = Annotated[
     str | None,
-    typer.Option("--format", metavar="F", help="F everywhere, head and embedding kept"),
+    typer.Option("--format", metavar="F", help="one format for all layers but head and embedding"),
 ]
 RecipeOption = Annotated[
     str | None,
-    typer.Option("--recipe", metavar="FILE|NAME", help="a recipe file, or Q4_K_M and its kin"),
+    typer.Option(
+        "--recipe", metavar="FILE|NAME", help="a recipe file, or a built-in such as Q4_K_M"
+    ),
 ]
 DirectionOption = Annotated[
     str,
     typer.Option(
         "--direction",
         metavar="|".join(DIRECTIONS),
-        help="quantise each layer alone, or all but that one",
+        help="quantise one layer at a time, or all layers but one",
     ),
 ]
 ExactOption = Annotated[
@@ -55,28 +57,31 @@ ExactOption = Annotated[
     typer.Option(
         "--exact",
         metavar="|".join(EXACT),
-        help="what is measured, the worst first, after all is estimated",
+        help="layers to measure after the estimates, worst first",
     ),
 ]
 ByOption = Annotated[
     str,
-    typer.Option("--by", metavar="|".join(UNITS), help="what is changed at once"),
+    typer.Option("--by", metavar="|".join(UNITS), help="unit to change at once"),
 ]
 DrawsOption = Annotated[
     int | None,
-    typer.Option("--draws", metavar="N", help="draws of labels behind an estimate, 1 to 64"),
+    typer.Option("--draws", metavar="N", help="label samples per estimate, 1 to 64"),
 ]
 JsonOption = Annotated[
     str | None,
-    typer.Option("--json", metavar="PATH|-", help="write a JSON document; - prints it alone"),
+    typer.Option("--json", metavar="PATH|-", help="write JSON to a file; - prints only JSON"),
 ]
 AsciiOption = Annotated[bool, typer.Option("--ascii", help="draw with ASCII characters only")]
 ThemeOption = Annotated[
-    str | None, typer.Option("--theme", metavar="NAME", help="colours; `qtui doctor` lists them")
+    str | None,
+    typer.Option("--theme", metavar="NAME", help="colour theme; `qtui doctor` lists them"),
 ]
 FpsOption = Annotated[
     int | None,
-    typer.Option("--fps", metavar="N", min=1, max=60, help="repaints a second; the profile's"),
+    typer.Option(
+        "--fps", metavar="N", min=1, max=60, help="repaints per second (default: profile's)"
+    ),
 ]
 
 
@@ -102,31 +107,31 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         int | None, typer.Option("--tokens", metavar="N", help="tokens of evaluation text")
     ] = None
     seq_len: Annotated[
-        int | None, typer.Option("--seq-len", metavar="N", help="tokens in a window")
+        int | None, typer.Option("--seq-len", metavar="N", help="tokens per window")
     ] = None
     stride: Annotated[
         int | None,
-        typer.Option("--stride", metavar="N", help="overlapping windows, N targets of each count"),
+        typer.Option("--stride", metavar="N", help="overlapping windows, scoring N tokens of each"),
     ] = None
     device: Annotated[
-        str | None, typer.Option("--device", metavar="cpu|cuda:N|auto", help="where to run")
+        str | None, typer.Option("--device", metavar="cpu|cuda:N|auto", help="device to run on")
     ] = None
     dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="|".join(DTYPES), help="what to run in")
+        str | None, typer.Option("--dtype", metavar="|".join(DTYPES), help="dtype to compute in")
     ] = None
     memory_budget: Annotated[
         str | None,
         typer.Option(
             "--memory-budget",
             metavar="8GiB",
-            help="beside the model: kept states, calibration, estimates",
+            help="memory beyond the model: caches, calibration, estimates",
         ),
     ] = None
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N")] = None
-    fresh: Annotated[bool, typer.Option("--fresh", help="measure anew what is known")] = False
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="random seed")] = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="ignore saved results")] = False
     trust_remote_code: Annotated[
         bool,
-        typer.Option("--trust-remote-code", help="let code that comes with the checkpoint run"),
+        typer.Option("--trust-remote-code", help="run code that comes with the checkpoint"),
     ] = False
 
     def resolve(self) -> tuple[Settings, Profile]:
@@ -201,7 +206,7 @@ def shares_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def not_yet(what: str, why: str) -> UsageError:
     """What is planned and not there, as an error."""
-    return UsageError(f"{what} cannot be used yet: {why}")
+    return UsageError(f"{what} is not available yet: {why}")
 
 
 def sweep_asked(formats: Sequence[str], direction: str, exact: str, by: str) -> Sweep:
@@ -229,7 +234,7 @@ def exact_of(given: str) -> str:
         if number.isascii() and number.isdecimal() and int(number) > 0:
             return f"top:{int(number)}"
         raise UsageError(
-            f"--exact is {given!r}: how many layers has to be a number from 1, as in top:10"
+            f"--exact is {given!r}: expected a number of layers from 1 up, as in top:10"
         )
     if colon:
         word = given
@@ -269,7 +274,7 @@ def split_formats(given: str | None) -> tuple[str, ...]:
         return ()
     formats = [part.strip() for part in given.split(",")]
     if not all(formats):
-        raise UsageError(f"--formats is {given!r}, expected formats with commas between them")
+        raise UsageError(f"--formats is {given!r}, expected formats separated by commas")
     return tuple(dict.fromkeys(formats))
 
 
@@ -288,7 +293,7 @@ def expanded(given: str) -> Path:
     try:
         return Path(given).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"{given}: there is no such user's home folder") from error
+        raise UsageError(f"{given}: there is no such user") from error
 
 
 def located_model(given: str) -> str:

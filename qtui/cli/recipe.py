@@ -10,8 +10,9 @@ import msgspec
 
 from engine import protocol as p
 from engine.errors import UsageError
+from engine.formats.catalogue import KEPT
 from engine.formats.grammar import needs_calibration, parse_format
-from engine.recipes.file import KEPT, built_in, names_file, read_recipe
+from engine.recipes.file import built_in, names_file, read_recipe
 from engine.recipes.mixes import FIRST_LAST
 from engine.session import Session
 from qtui.cli.exit import print_error
@@ -26,8 +27,8 @@ def check_recipe(command: str, format: str | None, recipe: str | None) -> None:
         return
     if both or (format is None and recipe is None):
         raise UsageError(
-            f"qtui {command} takes one of --format F and --recipe FILE|NAME, and both with "
-            f"--recipe {FIRST_LAST}"
+            f"qtui {command} needs either --format F or --recipe FILE|NAME; only --recipe "
+            f"{FIRST_LAST} takes both"
         )
 
 
@@ -56,7 +57,7 @@ def _from_file(path: Path, command: OfRecipe) -> Callable[[Session], OfRecipe]:
     def ask(session: Session) -> OfRecipe:
         name = session.checkpoint.name if session.checkpoint is not None else session.source
         if recipe.checkpoint not in (None, name, session.source):
-            print_error(f"{path} was written for {recipe.checkpoint}: here it is used on {name}")
+            print_error(f"{path} was written for {recipe.checkpoint} and is used on {name}")
         return msgspec.structs.replace(
             command, format=recipe.default, layers=recipe.resolve(session), recipe=recipe.recipe
         )

@@ -37,9 +37,9 @@ def sweep(
 ) -> None:
     """Sensitivity of every layer.
 
-    All layers and formats are estimated from a few passes; then layers are measured exactly, the
-    worst first: perplexity and KL beside the unchanged model's with that layer alone quantised, or
-    what keeping it alone wins back.
+    Estimates every layer in every format from a few passes, then measures layers exactly, worst
+    first. Degrade: how perplexity and KL change when only that layer is quantised. Restore: what
+    is regained when all layers are quantised but that one.
     """
     with reporting_errors():
         settings, _ = shared.resolve()

@@ -28,14 +28,14 @@ def triage(
     model: ModelArgument,
     formats: FormatsOption = None,
     activations: Annotated[
-        bool, typer.Option("--activations", help="activations too (not yet)")
+        bool, typer.Option("--activations", help="activations too (not available yet)")
     ] = False,
     histogram: Annotated[
         str | None,
         typer.Option(
             "--histogram",
             metavar="LAYER",
-            help="a layer's histogram, in the document; with --formats the grid of the first",
+            help="add a layer's histogram to the JSON, with the grid of the first format",
         ),
     ] = None,
     bins: Annotated[
@@ -44,7 +44,7 @@ def triage(
     experts: Annotated[
         str | None,
         typer.Option(
-            "--experts", metavar="LAYER", help="every expert of a fused layer, in the document"
+            "--experts", metavar="LAYER", help="add every expert of a fused layer to the JSON"
         ),
     ] = None,
     json: JsonOption = None,
@@ -53,7 +53,7 @@ def triage(
 ) -> None:
     """Outliers, faults and errors of every layer's weights.
 
-    Reads the files alone: no forward pass, and one layer in memory at a time.
+    Reads only the files: no forward pass, one layer in memory at a time.
     """
     with reporting_errors():
         settings, _ = shared.resolve()

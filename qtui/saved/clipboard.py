@@ -84,7 +84,7 @@ def copy(app: Terminal, text: str, folder: Path, environ: Mapping[str, str] = os
         return Copied(None, f"not copied: {trouble}", False)
     said = f"copied {count} to {' and '.join(where)}"
     if size > MOST_BYTES:
-        said += f", not to the clipboard: terminals take {MOST_BYTES:,} bytes"
+        said += f", not to the clipboard: terminals accept {MOST_BYTES:,} bytes"
     if trouble:
         said += f"; {trouble}"
     return Copied(path, said, sent)

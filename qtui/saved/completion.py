@@ -32,7 +32,7 @@ def complete_path(text: str, view: View) -> list[tuple[str, str, bool]]:
         if not first:
             return found
     if meant := misspelt(text):
-        return [(f"{meant} {rest.strip()}", f"{printable(first)} is nothing to save", False)]
+        return [(f"{meant} {rest.strip()}", f"{printable(first)} cannot be saved", False)]
     named = space and first in SUBJECTS
     lead, typed = (f"{first} ", rest.lstrip()) if named else ("", text.strip())
     quote = typed[:1] if typed[:1] in QUOTES else ""
@@ -62,7 +62,7 @@ def judge_path(text: str, view: View) -> tuple[bool, str]:
         if asked.replace:
             return True, f"{asked.subject} replaces {shown} ({size(target.stat().st_size)})"
         free = printable(free_name(target).name)
-        return True, f"{asked.subject} to {free}: {shown} is there; ! at the end replaces it"
+        return True, f"{asked.subject} to {free}: {shown} exists; add ! to replace it"
     except UsageError as error:
         return False, str(error)
     except OSError as error:
@@ -84,7 +84,7 @@ def _paths(typed: str, subject: Subject) -> list[tuple[str, str]]:
                 if entry.is_dir():
                     found.append((f"{folder}{entry.name}/", "folder"))
                 elif Path(entry.name).suffix.lower() in FORMS[subject]:
-                    found.append((f"{folder}{entry.name}", "is there"))
+                    found.append((f"{folder}{entry.name}", "exists"))
     except (OSError, RuntimeError, ValueError):
         found = []
     found = sorted(each for each in found if each[0].isprintable())[:LISTED]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from engine.recipes.file import KEPT, SCHEMA
+from engine.formats.catalogue import KEPT
+from engine.recipes.file import SCHEMA
 from engine.session import predict
 from qtui.saved.view import View
 from qtui.views.reproduce import command

@@ -42,8 +42,8 @@ def read_request(text: str, view: View) -> Request:
         subject, text = first, rest.strip()
     elif meant := misspelt(text):
         raise UsageError(
-            f"{printable(first)}: there is nothing of that name to save: did you mean {meant}? "
-            "If it begins a file's name, put the name in quotes"
+            f"{printable(first)}: cannot be saved: did you mean {meant}? If it is part of "
+            "a file name, put the name in quotes"
         )
     path = text.removesuffix("!").rstrip()
     replace = text.endswith("!")

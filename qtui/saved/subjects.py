@@ -13,7 +13,7 @@ Form: TypeAlias = Literal[".csv", ".json", ".svg", ".txt", ".toml"]
 FORM_WORDS: dict[Form, str] = {
     ".csv": "comma-separated, full precision",
     ".json": "one document, full precision",
-    ".svg": "a picture whose text is text",
+    ".svg": "a picture with selectable text",
     ".txt": "aligned text",
     ".toml": "a recipe file",
 }

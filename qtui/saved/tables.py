@@ -19,7 +19,7 @@ def why_not(subject: Subject, view: View) -> str:
         return "there is no layer under the cursor"
     match subject:
         case "table" if not session.layers.names:
-            return "there are no layers yet: wait until the checkpoint is read"
+            return "no layers yet: wait until the checkpoint is read"
         case "table" if not view.rows:
             return f"no layer matches the filter {view.filter!r}: there is no row to save"
         case "histogram" if view.layer not in session.histograms:

@@ -32,7 +32,7 @@ def target_path(subject: Subject, given: str, view: View) -> Path:
         raise UsageError(f"{shown}: cannot be a path: {said}") from error
     forms = FORMS[subject]
     if path.suffix.lower() not in forms:
-        ending = f"ends in {printable(path.suffix)}" if path.suffix else "has no ending"
+        ending = f"ends in {printable(path.suffix)}" if path.suffix else "has no extension"
         where = [each for each in SUBJECTS if path.suffix.lower() in FORMS[each]]
         hint = f"; {path.suffix.lower()} is for {', '.join(where)}" if where else ""
         raise UsageError(f"{shown}: {ending}, the {subject} is saved as {' '.join(forms)}{hint}")
@@ -44,7 +44,7 @@ def target_path(subject: Subject, given: str, view: View) -> Path:
     folder = path.parent
     if not folder.is_dir():
         raise UsageError(
-            f"{shown}: there is no folder {printable(str(folder))}: make it, or name another"
+            f"{shown}: there is no folder {printable(str(folder))}: create it, or name another"
         )
     if not plain:
         raise UsageError(f"{shown}: is not a file: name another")

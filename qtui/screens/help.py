@@ -69,7 +69,7 @@ class LogScreen(Overlay):
     """
 
     def __init__(self, lines: list[Words], glyphs: Glyphs) -> None:
-        super().__init__(lines or [[("nothing happened yet", "$dim")]], glyphs, at_end=True)
+        super().__init__(lines or [[("no events yet", "$dim")]], glyphs, at_end=True)
 
 
 class Help(Overlay):
@@ -80,8 +80,8 @@ class Help(Overlay):
     def __init__(self, screen: SessionScreen) -> None:
         self.about, self.glyphs = screen, screen.glyphs
         parts = {group: self._group(group) for group in get_args(Group)}
-        left = parts["Move"] + parts["Choose"] + parts["Engine"]
-        right = parts["Recipe"] + parts["View"] + parts["Keep"]
+        left = parts["Move"] + parts["Select"] + parts["Engine"]
+        right = parts["Recipe"] + parts["View"] + parts["Save"]
         if screen.app.size.width < self.LEFT + self.RIGHT + 5:
             lines = [line for part in parts.values() for line in part]
         else:
@@ -135,7 +135,7 @@ def _filters() -> list[Words]:
     return [
         [
             ("Filters", "bold"),
-            ("  terms between blanks, all must hold, - turns one round", ""),
+            ("  terms separated by spaces; all must match; - negates a term", ""),
         ],
         *([(f"{'':10}{line}", "$dim")] for line in (words, "  ".join(examples))),
     ]
@@ -152,11 +152,11 @@ def _legend(glyphs: Glyphs) -> list[Words]:
         for at, line in enumerate(figure.column.legend)
     ]
     signs = (
-        (f"{g.changed} {g.pending}", "changed by hand; asked for, not confirmed yet"),
-        (g.finding, "a finding: an outlying input channel, NaN or Inf"),
-        (g.about, "estimated, or a sum of single effects; measured has no mark"),
-        (DOUBT, "an estimate that may not hold: the pane says why"),
-        (BELOW, "measured, and less than what rounding alone may measure"),
+        (f"{g.changed} {g.pending}", "changed by hand; requested, not confirmed yet"),
+        (g.finding, "a finding: an outlier input channel, NaN or Inf"),
+        (g.about, "estimated, or a sum of single effects; measured has no sign"),
+        (DOUBT, "an unreliable estimate: the pane says why"),
+        (BELOW, "measured, but below what rounding alone can cause"),
     )
     lines: list[Words] = [[("Reading the screen", "bold")]]
     return lines + [

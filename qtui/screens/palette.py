@@ -136,7 +136,7 @@ class Palette(ModalScreen[str | None]):
         self.choices.can_focus = False
         self.foot = Lines(id="foot", wrap=True)
         self.entry = Entry(
-            placeholder="what to do", heard=self._search, submit=self._run, id="entry"
+            placeholder="search actions", heard=self._search, submit=self._run, id="entry"
         )
         self._key_width = min(14, max((cell_len(entry.key) for entry in entries), default=0))
         self._group_width = min(10, max((cell_len(entry.group) for entry in entries), default=0))
@@ -172,7 +172,7 @@ class Palette(ModalScreen[str | None]):
 
     def _search(self, query: str) -> None:
         self.found = answers(query, self.entries)
-        self.choices.empty = [("nothing is called that; ctrl+u empties the line", "$dim")]
+        self.choices.empty = [("no match; ctrl+u clears the line", "$dim")]
         # Groups stand side by side only while nothing is asked for.
         starts = [len(list(run)) for _, run in groupby(self.found, lambda each: each[0].group)]
         self._first_of_group = {sum(starts[:n]) for n in range(len(starts))}
@@ -196,7 +196,7 @@ class Palette(ModalScreen[str | None]):
         else:
             count = f"{len(self.found)} of {len(self.entries)}"
             width = self.foot.content_size.width or 56
-            keys: Words = [("enter", "bold $primary"), (" does it   ", "$dim"),
+            keys: Words = [("enter", "bold $primary"), (" runs it   ", "$dim"),
                            ("escape", "bold $primary"), (" closes", "$dim")]  # fmt: skip
             self.foot.set_lines([spread(keys, [(count, "$dim")], width)])
 

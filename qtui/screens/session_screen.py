@@ -103,11 +103,11 @@ class SessionScreen(Screen[None]):
     def lost(self, said: str, log_path: str) -> None:
         """The engine is gone; ``said`` is why."""
         first = said.splitlines()[0] if said else "the engine ended"
-        self.say("error", f"{first}: {self.key('retry')} starts it again")
+        self.say("error", f"{first}: {self.key('retry')} restarts it")
 
     def refused(self) -> None:
         """A command went nowhere: there is no engine."""
-        self.say("warning", f"there is no engine: {self.key('retry')} starts it again")
+        self.say("warning", f"no engine is running: {self.key('retry')} restarts it")
 
     def freeze(self, frozen: bool) -> None:
         """The display is frozen, or follows the session again."""

@@ -80,13 +80,13 @@ def key_name(written: str) -> str:
     name = last if last in NAMES else character_to_key(last) if len(last) == 1 else last
     if modifiers == ["shift"] and len(last) == 1:
         if not last.isalpha():
-            raise ValueError(f"{written!r}: write the character that shift makes of {last}")
+            raise ValueError(f"{written!r}: write the character that shift+{last} types")
         return last.upper()
     if modifiers and len(last) == 1 and last.isupper():
         raise ValueError(f"{written!r} is not a key: write {written.lower()!r}")
     name = "+".join([*sorted(modifiers), name])
     if name in SAME:
-        raise ValueError(f"{written!r} cannot be told from {SAME[name]!r} in a terminal")
+        raise ValueError(f"{written!r} is the same key as {SAME[name]!r} in a terminal")
     return name
 
 
@@ -102,7 +102,7 @@ def _no_such_key(written: str) -> str:
     if not near and "," in written.strip(","):
         parts = ", ".join(f'"{part.strip()}"' for part in written.split(","))
         return f"{written!r} is not a key: for several, write a list: [{parts}]"
-    hint = f": was {near!r} meant?" if near else ", expected one like s, S, ?, f5, pageup or ctrl+x"
+    hint = f": did you mean {near!r}?" if near else ", expected e.g. s, S, ?, f5, pageup or ctrl+x"
     return f"{written!r} is not a key{hint}"
 
 
@@ -142,8 +142,10 @@ def read_keymap(path: Path, *screens: Mapping[str, str]) -> dict[str, str]:
     for action, keys in _flat(table):
         if action not in actions:
             near = difflib.get_close_matches(action, list(actions), 1)
-            meant = f": was `{near[0]}` meant?" if near else f", expected one of {_list(actions)}"
-            raise KeymapError(f"{path}: [keys] `{action}` is no action{meant}")
+            meant = (
+                f": did you mean `{near[0]}`?" if near else f", expected one of {_list(actions)}"
+            )
+            raise KeymapError(f"{path}: [keys] `{action}` is not an action{meant}")
         given[action] = _keys(path, action, keys)
     for screen in screens:
         here = {action: keys for action, keys in given.items() if action in screen}
@@ -184,7 +186,7 @@ def _keys(path: Path, action: str, written: object) -> list[str]:
         found.append(name)
     for fixed, key in ALWAYS.items():
         if action == fixed and key not in found:
-            raise KeymapError(f"{where} must keep {key!r}: it is the way out that always works")
+            raise KeymapError(f"{where} must keep {key!r}: that key must always work")
         if action != fixed and key in found:
             raise KeymapError(f"{where}: {key!r} always quits, expected another key")
     return found
@@ -233,9 +235,9 @@ def keymap_template(*screens: Mapping[str, str]) -> str:
     """A keymap with every action of these screens and its keys, all of it commented out."""
     actions = _all(screens)
     lines = [
-        "# Keys of your own, in ~/.config/qtui/keymap.toml: take away the # before a line and",
-        '# change it. A key is a character as it is typed ("s", "S", "?"), a name ("f5", "pageup",',
-        '# "space"), or one with ctrl+, alt+ or shift+ before it. [] stands for no key.',
+        "# Your keys, for ~/.config/qtui/keymap.toml: uncomment a line and change it.",
+        '# A key is a character ("s", "S", "?"), a name ("f5", "pageup", "space"), or either with',
+        "# ctrl+, alt+ or shift+ before it. [] means no key.",
         "",
         "[keys]",
     ]

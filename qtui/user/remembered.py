@@ -49,8 +49,8 @@ def recall() -> tuple[Remembered, str]:
         aside = path.with_suffix(".json.broken")
         with contextlib.suppress(OSError):
             path.replace(aside)
-            return Remembered(), f"{path}: {error}; it was set aside as {aside.name}"
-        return Remembered(), f"{path}: {error}; nothing of it is used"
+            return Remembered(), f"{path}: {error}; moved to {aside.name}"
+        return Remembered(), f"{path}: {error}; the file is ignored"
     values: dict[str, Any] = {}
     problems = []
     for field in msgspec.structs.fields(Remembered):
@@ -83,9 +83,9 @@ def remember(**changes: Any) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
     except OSError as error:
-        return f"{path}: cannot be written, nothing is remembered: {error.strerror or error}"
+        return f"{path}: cannot be written, settings are not saved: {error.strerror or error}"
     except UnicodeError as error:
-        return f"{path}: not everything can be written as UTF-8, nothing is remembered: {error}"
+        return f"{path}: not everything can be written as UTF-8, settings are not saved: {error}"
     return ""
 
 

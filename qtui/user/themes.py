@@ -84,7 +84,7 @@ class ThemeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             where = f"heat` at {key[-1]}" if key.startswith("heat-") else f"{key}`"
             if self.ansi and not ANSI_COLOR.fullmatch(color):
                 raise ValueError(
-                    f"`{where} is {color!r}, expected as `ansi` is true: a name like ansi_red or "
+                    f"`{where} is {color!r}, expected a name since `ansi` is true: ansi_red or "
                     "ansi_default, then any of bold, dim, underline, reverse"
                 )
             if not self.ansi and not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
@@ -95,8 +95,8 @@ class ThemeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 )
         if self.ansi and self.colors.background != "ansi_default":
             raise ValueError(
-                f"`background` is {self.colors.background!r}, expected ansi_default as `ansi` is "
-                "true: the terminal's own"
+                f"`background` is {self.colors.background!r}, expected ansi_default since `ansi` "
+                "is true: the terminal's own"
             )
 
     def theme(self) -> Theme:
@@ -190,7 +190,7 @@ def _nearest(message: str) -> str:
     found = re.search(r"unknown field `([^`]*)`", message)
     known = [*ThemeFile.__struct_fields__, *Colors.__struct_fields__]
     near = difflib.get_close_matches(found[1], known, 1) if found else []
-    return f"{message}: was `{near[0]}` meant?" if near else message
+    return f"{message}: did you mean `{near[0]}`?" if near else message
 
 
 def theme_files(folder: Path) -> list[Path]:
@@ -214,7 +214,7 @@ def arrange(files: Iterable[tuple[Path, ThemeFile]]) -> tuple[dict[str, ThemeFil
         before = places.get(theme.name)
         if before is not None and before.parent == path.parent:
             problems.append(
-                f"{path}: `name` is {theme.name!r}, as in {before}: expected a name of its own"
+                f"{path}: `name` is {theme.name!r}, already used in {before}: choose another"
             )
             continue
         themes[theme.name], places[theme.name] = theme, path
@@ -302,13 +302,13 @@ def choose_theme(
     last = remembered.get(depth(environ), "")
     chosen = last if last in names else default
     if wished:
-        problem = f"QTUI_THEME: {_unknown(wished, names)}; {chosen} is shown"
+        problem = f"QTUI_THEME: {_unknown(wished, names)}; {chosen} is used"
     elif last and last not in names:
-        problem = f"the theme {last!r} of last time is gone; {chosen} is shown"
+        problem = f"the last theme, {last!r}, is gone; {chosen} is used"
     return chosen, problem
 
 
 def _unknown(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, 1)
-    meant = f" (was {near[0]} meant?)" if near else ""
+    meant = f" (did you mean {near[0]}?)" if near else ""
     return f"no theme named {name!r}{meant}: there are {', '.join(names)}"

@@ -145,7 +145,7 @@ class EventLog:
 
     def change(self, event: p.RecipeChanged, session: Session) -> str:
         """A change of the recipe: ``0 mlp.down_proj: bf16 → int4-g128``."""
-        how = {"set": "", "undo": "undone, ", "redo": "done again, "}[event.how]
+        how = {"set": "", "undo": "undone, ", "redo": "redone, "}[event.how]
         many = len(event.layers)
         who = _short(event.layers[0], session) if many == 1 else f"{many:,} layers"
         before, after = _one(event.before), _one(event.after)
@@ -156,7 +156,7 @@ class EventLog:
         title = event.kind if job is None else job.title
         began = self._began.pop(event.job, None)
         if event.status == "failed":
-            self.say("error", f"{title}: failed: {event.message or 'no reason was given'}")
+            self.say("error", f"{title}: failed: {event.message or 'no reason given'}")
             return
         if event.kind == "evaluate":
             return
@@ -165,7 +165,7 @@ class EventLog:
             # A sweep's are estimates too.
             figures.append(f"{event.measured:,} {'new' if event.kind == 'sweep' else 'measured'}")
         if event.resumed:
-            figures.append(f"{event.resumed:,} known before")
+            figures.append(f"{event.resumed:,} saved earlier")
         if began is not None:
             figures.append(f"in {n.clock(max(0.0, self._clock() - began))}")
         if event.kind == "sweep" and event.status == "done":
@@ -187,7 +187,7 @@ class EventLog:
         return found
 
     def _learn(self, fact: p.AnyFact, session: Session, *, fresh: bool) -> None:
-        known = "" if fresh else ", known before"
+        known = "" if fresh else ", saved earlier"
         match fact:
             case p.Baseline() if fact != session.baseline:
                 score = self._ppl(fact.ppl, session.interval_factor * fact.ppl * fact.nll_se)
@@ -304,6 +304,6 @@ def _one(formats: Sequence[str]) -> str:
 def _not_held(layer: str, layers: int, format: str, why: str, other_reasons: int) -> str:
     """A wave of fallbacks in one sentence."""
     if layers == 1:
-        return f"{layer} does not hold {format}: {why}"
+        return f"{layer} cannot use {format}: {why}"
     also = f", {other_reasons:,} for other reasons" if other_reasons else ""
-    return f"{layers:,} layers do not hold {format}: {why}{also}"
+    return f"{layers:,} layers cannot use {format}: {why}{also}"

@@ -75,10 +75,10 @@ def unsaid(settings: Settings) -> tuple[str, ...]:
     """What no option can say and the profile, as it stands now, says otherwise; in words."""
     plain = _of_the_profile(settings.profile)
     if plain is None:
-        return (f"there is no profile {settings.profile!r} any more",)
+        return (f"profile {settings.profile!r} no longer exists",)
     return tuple(
-        f"{name} was {getattr(settings, name)}, profile {settings.profile!r} says "
-        f"{getattr(plain, name)} now"
+        f"{name} was {getattr(settings, name)}, profile {settings.profile!r} now "
+        f"has {getattr(plain, name)}"
         for name in FROM_THE_PROFILE
         if getattr(settings, name) != getattr(plain, name)
     )

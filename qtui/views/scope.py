@@ -153,7 +153,7 @@ def describe(scope: Scope, here: Here, glyphs: Glyphs = UNICODE) -> str:
         if here.filter:
             shown = set(here.matching)
             hidden = sum(here.session.index.get(name) not in shown for name in here.marked)
-            words += f", {hidden} not shown" if hidden else ""
+            words += f", {hidden} hidden" if hidden else ""
     elif scope == "filter":
         quotes = '""' if glyphs.ascii else "“”"
         asked = printable(here.filter)
@@ -174,7 +174,7 @@ def describe(scope: Scope, here: Here, glyphs: Glyphs = UNICODE) -> str:
             words = f"{_fused(here, rows, glyphs)}: {_number(len(rows))}"
     test = scope_test(scope, here)
     outside = list(dict.fromkeys(layers.roles[row] for row in here.shared.outside if test(row)))
-    return f"{words}, {' and '.join(outside)} among them" if outside else words
+    return f"{words}, including {' and '.join(outside)}" if outside else words
 
 
 def _number(layers: int) -> str:

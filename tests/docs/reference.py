@@ -1,16 +1,18 @@
-"""The generated parts of ``docs/``: commands, JSON documents, figures of a layer.
+"""The generated parts of the documentation: commands, JSON documents, figures, excerpts of code.
 
     python -m tests.docs.reference
 
-writes them between the markers of the pages; a test compares.
+writes them between the markers of the pages; a test compares. An excerpt is marked by
+``<!-- from PATH: NAME, NAME -->`` before its block, and is the source of these names in the file.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -22,7 +24,10 @@ from engine.report import schema
 from engine.report.figures import figures
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+CONTRIBUTING = DOCS.parent / "CONTRIBUTING.md"
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
+
+EXCERPT = re.compile(r"(<!-- from (\S+): ([\w, ]+) -->\n```python\n).*?(?=^```)", re.M | re.S)
 
 PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
@@ -162,11 +167,43 @@ def with_reference(page: str, made: str) -> str:
     return f"{before}{BEGIN}\n\n{made.rstrip()}\n\n{END}{after}"
 
 
+def excerpt(path: Path, names: Iterable[str]) -> str:
+    """The source of functions, classes and assignments of a module, in the order of ``names``.
+
+    Raises:
+        KeyError: the module has none of that name.
+    """
+    source = path.read_text("utf-8")
+    lines = source.splitlines()
+    found: dict[str, str] = {}
+    for node in ast.parse(source).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                begin = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                begin = node.lineno
+            case _:
+                continue
+        found[name] = "\n".join(lines[begin - 1 : node.end_lineno])
+    return "\n\n\n".join(found[name] for name in names)
+
+
+def with_excerpts(page: str) -> str:
+    """A page with its excerpts as the sources have them."""
+
+    def block(marked: re.Match[str]) -> str:
+        head, path, names = marked.groups()
+        return f"{head}# {path}\n{excerpt(DOCS.parent / path, names.split(', '))}\n"
+
+    return EXCERPT.sub(block, page)
+
+
 def main() -> None:
     """Write every page."""
     for name, make in PAGES.items():
         path = DOCS / name
         path.write_text(with_reference(path.read_text("utf-8"), make()), "utf-8")
+    CONTRIBUTING.write_text(with_excerpts(CONTRIBUTING.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

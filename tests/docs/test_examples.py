@@ -1,4 +1,4 @@
-"""The examples in the README and the page of the library run as they are printed."""
+"""The Python examples of the README and of pages in ``docs/`` run as they are printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.docs.reference import DOCS
 
-PAGES = (DOCS / "library.md", DOCS.parent / "README.md")
+PAGES = (DOCS / "library.md", DOCS / "jobs.md", DOCS.parent / "README.md")
 PROFILE = "[standard]\ntokens = 512\nseq_len = 64\n"
 
 
@@ -26,4 +26,5 @@ def test_examples_run(page: Path, own_folders: Path, monkeypatch: pytest.MonkeyP
         for number, block in enumerate(blocks):
             exec(compile(block, f"{page.name}, example {number + 1}", "exec"), names)
     finally:
-        names["model"].close()  # type: ignore[attr-defined]
+        for name in {"model"} & names.keys():
+            names[name].close()  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,27 @@ def test_results_are_live_typed_and_equal_to_the_documents_of_commands(model: Mo
         assert without_timings(document) == without_timings(by_command(*arguments))
 
 
+def test_results_under_way_at_once_keep_to_what_each_was_asked(model: Model) -> None:
+    first = model.sweep(["int4"], exact="none")
+    other = model.sweep(["int8+awq"], direction="restore", exact="none")
+    blocks = model.sweep(["int4"], by="block")
+    triages = [model.triage([format]) for format in ("int4", "int8")]
+
+    assert {(fact.direction, fact.format) for fact in other if isinstance(fact, p.Estimate)} == {
+        ("restore", "int8+awq")
+    }
+    assert {fact.by for fact in blocks if isinstance(fact, p.Sensitivity)} == {"block"}
+    assert {fact.format for fact in first if isinstance(fact, p.Estimate)} == {"int4-g128"}
+    assert other.to_dict()["fallbacks"]
+    assert blocks.to_dict()["fallbacks"] == first.to_dict()["fallbacks"] == []
+    for triage, format in zip(triages, ("int4-g128", "int8"), strict=True):
+        facts = list(triage)
+        assert sorted(fact.layer for fact in facts if isinstance(fact, p.LayerWeights)) == sorted(
+            model.layers
+        )
+        assert {fact.format for fact in facts if isinstance(fact, p.LayerError)} == {format}
+
+
 def test_an_export_writes_the_folder(model: Model, tmp_path: Path) -> None:
     exported = model.export(tmp_path / "out", {"lm_head": "int8"})
     assert isinstance(list(exported)[-1], p.Exported)
@@ -108,6 +130,29 @@ def test_a_cancelled_result_says_so(model: Model) -> None:
     sweep.cancel()
     with pytest.raises(JobError, match="cancelled"):
         sweep.wait()
+
+
+def test_closing_ends_every_result_and_whatever_is_asked_after_it(own_folders: Path) -> None:
+    model = engine.open("demo", **SMALL)
+    under_way = model.triage(["int4-g128"])
+    # Both wait for the model, which is loading yet; the second is announced only then.
+    waiting = [model.sweep(["int4-g128"]), model.evaluate(format="int8")]
+    model.close()
+    model.close()
+    for result in waiting:
+        with pytest.raises(JobError, match="cancelled"):
+            result.wait()
+    with suppress(JobError):  # it may have come to its end
+        under_way.wait()
+    with pytest.raises(JobError, match="closed"):
+        model.triage()
+
+
+def test_a_result_that_waits_for_the_model_can_be_cancelled(model: Model) -> None:
+    evaluation = model.evaluate(format="int8")
+    evaluation.cancel()
+    with pytest.raises(JobError, match="cancelled"):
+        evaluation.wait()
 
 
 def test_qtui_open_is_engine_open() -> None:

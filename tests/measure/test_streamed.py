@@ -122,6 +122,15 @@ def test_a_recipe_reads_each_block_once_beside_the_reference(
     assert reads == [2] * BLOCKS  # the unchanged network's pass, and the recipe's
 
 
+def test_a_recipe_has_one_block_at_hand_at_a_time(anew: Callable[[str], Loaded]) -> None:
+    loaded = anew("llama")
+    network = loaded.network
+    names = [n for n, layer in network.layers.items() if layer.block is not None]
+    with streamed(network) as source:
+        learnt(evaluate(loaded, dict.fromkeys(names, "int4-g32"), "job"))
+    assert source.most == source.at_once == 1
+
+
 def test_exact_measurements_of_all_layers_read_each_block_once(
     anew: Callable[[str], Loaded],
 ) -> None:

@@ -18,6 +18,8 @@ class StreamedBlocks:
         self.modules, self.at_once = modules, at_once
         self.reads = [0] * len(modules)
         """How often each block was read."""
+        self.most = 0
+        """How many blocks had their weights together."""
         self._open = [0] * len(modules)
         self._own = [list(module.parameters()) for module in modules]
         self._values = {p: p.data for parameters in self._own for p in parameters}
@@ -35,6 +37,7 @@ class StreamedBlocks:
             for parameter in self._own[k]:
                 parameter.data = self._values[parameter]
         self._open[k] += 1
+        self.most = max(self.most, sum(map(bool, self._open)))
         try:
             yield self.modules[k]
         finally:

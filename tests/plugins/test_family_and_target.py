@@ -48,6 +48,34 @@ def client(source: Path, prose: Path) -> Iterator[InProcess]:
     found.close()
 
 
+@pytest.mark.parametrize(
+    ("formats", "why"),
+    [
+        ({"int4-g128": {}}, "would be two formats: int4 takes the option '-g128'"),
+        ({"int8-channel": {}}, "would be two formats: int8 takes the option '-channel'"),
+        ({"odd-sym": {}, "odd": {"options": ("sym",)}}, "odd takes the option '-sym'"),
+        ({"kept": {}}, "the word for a layer that is left as it is stored"),
+        ({"int4": {}}, "there is a format 'int4' already"),
+        ({"Odd": {}}, "cannot be the name of a format"),
+    ],
+)
+def test_a_family_cannot_take_what_another_format_is_written_as(
+    formats: dict[str, dict[str, tuple[str, ...]]], why: str
+) -> None:
+    """Figures of both would be kept under one text."""
+    before = list(catalogue.BASES)
+    odd = family.Family(
+        name="odd",
+        formats={name: catalogue.Base(4, **fields) for name, fields in formats.items()},
+        stored_bits=lambda fmt, out, row: fmt.bits * out * row,
+        arithmetic=lambda: None,
+    )
+    with pytest.raises(ValueError, match=why):
+        family.register_family(odd)
+    assert list(catalogue.BASES) == before
+    assert parse_format("int4-g128").family == "integer"
+
+
 def ternarised(weight: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """By a loop over groups."""
     found = torch.zeros(weight.shape)

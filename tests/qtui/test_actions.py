@@ -131,5 +131,5 @@ async def test_what_became_impossible_while_the_palette_was_open_says_why() -> N
         sweeps = len(d.sent(p.Sweep))
         await d.pilot.press("enter")
         await d.until(lambda: d.app.screen is d.bench)
-        assert "a sweep is running already" in d.bench.message.text
+        assert "a sweep is already running" in d.bench.message.text
         assert len(d.sent(p.Sweep)) == sweeps

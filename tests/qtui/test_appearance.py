@@ -123,7 +123,7 @@ async def test_a_frozen_display_says_so_and_how_to_go_on() -> None:
     async with driving(*r.opening(), *r.swept(5), keymap={"freeze": "F"}) as d:
         await d.pilot.press("F")
         await d.settled()
-        assert "display frozen, F goes on" in d.screen()
+        assert "display frozen, F resumes" in d.screen()
         await d.pilot.press("F")
         await d.settled()
         assert "frozen" not in d.screen()

@@ -124,7 +124,7 @@ def test_more_than_terminals_take_goes_to_the_file_alone(tmp_path: Path) -> None
     assert len(driver.wrote) == 1
     assert more.path is not None
     assert more.path.read_text() == "é" * (MOST_BYTES // 2 + 1)
-    assert "not to the clipboard: terminals take 74,994 bytes" in more.how
+    assert "not to the clipboard: terminals accept 74,994 bytes" in more.how
 
 
 def test_a_dumb_terminal_is_left_alone(tmp_path: Path) -> None:

@@ -365,7 +365,7 @@ async def test_an_expert_has_figures_of_its_own() -> None:
     assert "25k weights" in waiting
     assert "16.00 bit/w  49.2 kB" in waiting
     assert "16.00 bit/w  197 kB" in whole
-    assert "figures of the experts are being read" in waiting
+    assert "reading the experts" in waiting
     told(session, p.ExpertsReady(
         layer=EXPERTS, std=[0.01, 0.02, 0.04, 0.03], max_abs=[1.0, 2.0, 3.0, 4.0],
         outliers=[0.1, 0.2, 0.004, 0.3], nonfinite=[0, 0, 7, 0],
@@ -377,7 +377,7 @@ async def test_an_expert_has_figures_of_its_own() -> None:
     assert line(said, "beyond 4σ").split()[2:] == [".40%", "15.0%", "4", "of", "4"]
     assert line(said, INT4).split() == [INT4, "11.0%", "6.5%", "1", "of", "4"]
     assert "▲ 7 NaN or Inf" in said
-    assert "there are figures of 4 experts, none of 9" in await words(session, EXPERTS, expert=9)
+    assert "no figures of expert 9, only of 4 experts" in await words(session, EXPERTS, expert=9)
 
 
 async def test_three_lines_say_the_most_important() -> None:

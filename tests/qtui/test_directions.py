@@ -48,7 +48,7 @@ async def test_s_shows_the_other_direction_and_sweeps_it_once() -> None:
         await d.pilot.press("s")
         await d.until(lambda: sweeps_sent(d) == [restore])
         await d.settled()
-        assert "won back" in d.screen().splitlines()[4]
+        assert "regained" in d.screen().splitlines()[4]
         assert "restore: all layers in int4-g128, each kept in turn" in title(d)
         assert "s degrade" in d.bench.keybar.text
         assert f"{1000 * kl:.2f}" not in table(d), "what it costs is not what it wins back"
@@ -67,7 +67,7 @@ async def test_a_sweep_that_waits_behind_another_is_not_asked_for_twice() -> Non
     async with driving(*r.opening(), *r.swept(3)) as d:
         await d.pilot.press("s")
         await d.until(lambda: len(sweeps_sent(d)) == 1)
-        assert "after the sweep that runs (x ends it)" in d.bench.message.text
+        assert "after the running sweep (x cancels it)" in d.bench.message.text
         await d.give(next(iter(r.swept(direction="restore"))))
         await d.pilot.press("s", "s")
         await d.settled()
@@ -77,12 +77,12 @@ async def test_a_sweep_that_waits_behind_another_is_not_asked_for_twice() -> Non
 async def test_retry_goes_on_with_the_sweep_that_is_shown() -> None:
     async with driving(*r.opening(), *r.swept()) as d:
         await d.pilot.press("r")
-        assert "nothing has failed, and no sweep was left unfinished" in d.bench.message.text
+        assert "nothing has failed and no sweep is unfinished" in d.bench.message.text
         await d.pilot.press("s")
         await d.give(*r.swept(5, direction="restore"))
         await d.give(p.JobEnded(job="6", kind="sweep", status="cancelled"))
         # Head and embedding are kept in either case.
-        assert "restore int4-g128: 5 of 35 layers measured, r goes on" in d.screen()
+        assert "restore int4-g128: 5 of 35 layers measured, r resumes" in d.screen()
         await d.pilot.press("r")
         await d.until(lambda: len(sweeps_sent(d)) == 2)
         assert sweeps_sent(d)[1] == p.Sweep((r.FORMAT,), "restore")
@@ -173,7 +173,7 @@ async def test_what_is_below_the_floor_is_marked_and_explained() -> None:
         shown = [line for line in d.screen().splitlines() if "<floor" in line]
         assert len(shown) >= len(small)
         pane = " ".join(d.bench.detail.figures.text.split())
-        assert "<floor below .50, what rounding alone may measure" in pane
+        assert "<floor below .50, which rounding alone can cause" in pane
 
 
 async def test_the_pane_says_what_each_format_would_cost_here() -> None:
@@ -193,7 +193,7 @@ async def test_the_pane_says_what_each_format_would_cost_here() -> None:
         assert by_format[INT3][2].startswith("≈"), "estimated"
         raw = d.app.session.estimate(row, INT3_EFFECTS)
         assert f"{1000 * raw.kl:.2f}".lstrip("0") in by_format[INT3][5]
-        assert "corrected by what 24 layers measured" in " ".join(lines)
+        assert "corrected by measuring 24 layers" in " ".join(lines)
 
 
 # --- the line above the table --------------------------------------------------------------------
@@ -260,7 +260,7 @@ async def test_a_sweep_says_whether_it_estimates_or_measures() -> None:
         assert "estimating 9 formats" in line
         await d.give(r.estimated([r.FORMAT]), *measuring)
         line = d.bench.scoreboard.text.splitlines()[2]
-        assert "measuring 12/37 worst first" in line
+        assert "measuring 12/37, worst first" in line
         await d.pilot.resize_terminal(80, 24)
         await d.settled()
         line = d.bench.scoreboard.text.splitlines()[2]

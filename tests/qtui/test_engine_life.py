@@ -53,7 +53,7 @@ async def test_a_dead_engine_is_said_and_r_starts_another_that_goes_on() -> None
         assert "sweep int4-g128 ━" not in screen
         await d.pilot.press("j", "4")
         await d.pilot.pause()
-        assert "there is no engine" in d.bench.message.text
+        assert "no engine is running" in d.bench.message.text
         assert not d.table.pending
         # An engine that starts knows the session from its journal, and no job of it.
         session = decode_session(encode_session(d.app.session))
@@ -108,7 +108,7 @@ async def test_a_checkpoint_that_cannot_be_read_is_a_sentence_and_the_app_lives(
     ) as d:
         assert d.screen().count(why) >= 2
         assert f"not open: {why}" in d.bench.scoreboard.text
-        assert "r tries again" in d.screen()
+        assert "r retries" in d.screen()
         await d.pilot.press("r")
         await d.until(lambda: len(d.sent(p.Open)) == 2)
         await d.pilot.press("q")

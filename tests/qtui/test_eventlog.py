@@ -67,7 +67,7 @@ def test_changes_of_the_recipe_are_told_in_words() -> None:
     back = undone(session)
     assert heard(log, session, back) == ["undone, 3 layers: int8 → bf16"]
     mixed = msgspec.structs.replace(r.changed(session, [DOWN, names[0]], "int8"), how="redo")
-    assert heard(log, session, mixed) == ["done again, 2 layers: 2 formats → int8"]
+    assert heard(log, session, mixed) == ["redone, 2 layers: 2 formats → int8"]
 
 
 def test_a_recipe_s_score_is_told_and_not_while_it_narrows() -> None:
@@ -79,7 +79,7 @@ def test_a_recipe_s_score_is_told_and_not_while_it_narrows() -> None:
     known = p.Learned(("k",), (score,), fresh=False)
     assert heard(log, session, partial, p.Learned(("k",), (score,)), known) == [
         "recipe: PPL 26.42 ± .05, KL·10³ 10.0, 4.25 bit/weight",
-        "recipe: PPL 26.42 ± .05, KL·10³ 10.0, 4.25 bit/weight, known before",
+        "recipe: PPL 26.42 ± .05, KL·10³ 10.0, 4.25 bit/weight, saved earlier",
     ]
 
 
@@ -112,7 +112,7 @@ def test_a_baseline_has_no_interval_before_the_model_is_known() -> None:
     """Student's factor comes with the model: facts of the store may come before it."""
     log, session = EventLog(), Session()
     learned = p.Learned(("b",), (r.BASELINE,), fresh=False)
-    assert heard(log, session, learned) == ["baseline: PPL 26.17, known before"]
+    assert heard(log, session, learned) == ["baseline: PPL 26.17, saved earlier"]
 
 
 def test_a_score_says_whose_it_is() -> None:
@@ -170,16 +170,14 @@ def test_a_wave_of_fallbacks_is_one_line_with_their_count() -> None:
 
     fall(3)
     name = session.layers.names[3]
-    assert [e.text for e in log.entries] == [
-        f"{name} does not hold q4_k: rows of 128 do not divide"
-    ]
+    assert [e.text for e in log.entries] == [f"{name} cannot use q4_k: rows of 128 do not divide"]
     for layer in range(4, 24):
         fall(layer)
         clock.now += 0.3
     fall(24, why="there is no absorber")
     assert [(e.level, e.text) for e in log.entries] == [
         ("warning",
-         "22 layers do not hold q4_k: rows of 128 do not divide, 1 for other reasons"),
+         "22 layers cannot use q4_k: rows of 128 do not divide, 1 for other reasons"),
     ]  # fmt: skip
     fall(3, format="mxfp4")
     assert len(log.entries) == 2
@@ -191,9 +189,9 @@ def test_a_wave_of_fallbacks_is_one_line_with_their_count() -> None:
 def test_the_same_twice_is_one_line_with_its_count() -> None:
     log = EventLog()
     for _ in range(3):
-        log.say("warning", "ctrl+c again\n quits")
-    assert [(e.text, e.times) for e in log.entries] == [("ctrl+c again quits", 3)]
-    assert "".join(piece for piece, _ in log.lines(UNICODE)[0]).endswith("ctrl+c again quits  ×3")
+        log.say("warning", "ctrl+c again\n to quit")
+    assert [(e.text, e.times) for e in log.entries] == [("ctrl+c again to quit", 3)]
+    assert "".join(piece for piece, _ in log.lines(UNICODE)[0]).endswith("ctrl+c again to quit  ×3")
 
 
 def test_what_a_session_was_told_before_is_marked_and_told_once() -> None:
@@ -206,7 +204,7 @@ def test_what_a_session_was_told_before_is_marked_and_told_once() -> None:
     log.take_up(session)
     lines = ["".join(piece for piece, _ in line) for line in log.lines(UNICODE)]
     assert re.fullmatch(r"\d\d:\d\d:\d\d   engine started", lines[0])
-    assert lines[1] == "before   ! 5 layers do not hold q4_k: too short"
+    assert lines[1] == "before   ! 5 layers cannot use q4_k: too short"
     assert lines[-1] == "before   x no such text"
     assert len(lines) == 4
 

@@ -69,7 +69,7 @@ def test_a_figure_that_is_known_of_no_layer_is_told(session: Session) -> None:
     bare = r.folded(*r.opening())
     for sign in OPERATORS:
         says = judged(f"kl{sign}1", bare)[1]
-        assert says == f"0 of 37 layers; kl{sign}1: kl is not known of any layer yet"
+        assert says == f"0 of 37 layers; kl{sign}1: kl is not known for any layer yet"
     assert "known" not in judged("-kl>1", bare)[1]
     empty = Session()
     assert judge_filter("kl>1", Context(empty, r.EFFECTS)) == (True, "0 of 0 layers", "")

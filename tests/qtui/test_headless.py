@@ -280,7 +280,7 @@ def test_warnings_and_fallbacks_are_said_and_many_are_counted(
     text = said.getvalue()
     assert "warning: the network is \\x1b[31mdown\n" in text
     assert text.count("is kept, not q4_k: rows of 100") == 10
-    assert f"fallbacks: {len(r.names())} in all" in text
+    assert f"fallbacks: {len(r.names())} in total" in text
     assert set(outcome.formats) == {"q4_k", r.FORMAT}
 
 

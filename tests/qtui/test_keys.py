@@ -24,7 +24,7 @@ async def test_orders_go_round() -> None:
         while seen.count("kl") < 2:
             await d.pilot.press("o")
             seen.append(d.table.order[0])
-            assert f"order: {d.table.order_words}" in d.bench.message.text
+            assert f"sorted by {d.table.order_words}" in d.bench.message.text
         assert seen[:4] == ["kl", "dppl", "error", "outliers"]
         assert {"layer", "holds"} <= set(seen)
         assert d.table.session.layers.names[d.table.rows[0]] == "lm_head"
@@ -114,10 +114,10 @@ async def test_what_cannot_be_done_says_why_and_asks_nothing_of_the_engine() -> 
         for key, why in (
             ("u", "nothing to undo"),
             ("U", "nothing to redo"),
-            ("S", "a sweep is running already"),
+            ("S", "a sweep is already running"),
             ("r", "nothing has failed"),
-            ("enter", "not made of experts"),
-            ("c", "no more than one format"),
+            ("enter", "has no experts"),
+            ("c", "fewer than two formats"),
         ):
             await d.pilot.press(key)
             assert why in d.bench.message.text, key
@@ -153,7 +153,7 @@ async def test_help_and_key_bar_list_the_keys_as_they_are_bound() -> None:
         await d.pilot.pause()
         lines = [line for line in d.screen().splitlines() if "degrade or restore" in line]
         assert " W " in lines[0]
-        assert "Hold int4-g128" in d.screen()
+        assert "Set int4-g128" in d.screen()
         await d.pilot.press("escape")
         await d.pilot.press("W")
         await d.until(lambda: len(d.sent(p.Sweep)) == 2)
@@ -173,7 +173,7 @@ async def test_every_binding_can_be_remapped() -> None:
 async def test_a_format_on_a_key_that_is_taken_is_left_out_and_said() -> None:
     profile = msgspec.structs.replace(r.PROFILE, keys={"s": "int8", "4": "int4-g128"})
     async with driving(profile=profile) as d:
-        assert "'s' is taken" in d.bench.message.text
+        assert "'s' is already taken" in d.bench.message.text
 
 
 async def test_the_effects_of_another_swept_format_can_be_shown() -> None:
@@ -249,7 +249,7 @@ async def test_one_interrupt_asks_and_two_quit() -> None:
     async with driving(*r.opening()) as d:
         await d.pilot.press("ctrl+c")
         await d.pilot.pause()
-        assert "ctrl+c again quits" in d.bench.message.text
+        assert "ctrl+c again to quit" in d.bench.message.text
         assert d.app.return_code is None
         await d.pilot.press("ctrl+c")
         await d.until(lambda: d.app.return_code is not None)
@@ -265,8 +265,8 @@ async def test_help_explains_the_marks_and_fits_its_columns() -> None:
         assert "95% interval" in screen
         for words in (
             "Sweep: degrade or restore",
-            "To the shell, fg returns",
-            "Mark, and go on",
+            "Suspend (fg resumes)",
+            "Mark, and move down",
         ):
             assert words in screen
         assert any("Move" in line and "Recipe" in line for line in screen.splitlines())

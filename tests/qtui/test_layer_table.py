@@ -288,7 +288,7 @@ async def test_a_filter_that_nothing_fits_says_so_and_how_to_get_out() -> None:
     async with measured(size=(80, 24)) as d:
         d.table.set_filter(parse_filter("kl>1"))
         await d.pilot.pause()
-        assert "no layer fits the filter: kl>1" in d.screen()
+        assert "no layer matches the filter: kl>1" in d.screen()
         assert "esc clears it" in d.screen()
         assert "layer 0/37" in d.screen()
         assert d.table.current is None

@@ -366,12 +366,12 @@ async def test_a_verdict_has_as_many_lines_as_its_words_need() -> None:
 
 
 async def test_what_is_only_not_finished_is_hinted_at_until_it_is_handed_in() -> None:
-    unfinished = Verdict(False, "nothing stands after ':'", "kind: and a name")
+    unfinished = Verdict(False, "nothing after ':'", "kind: and a name")
     async with prompting(Prompt("x", judge=lambda value: unfinished)) as d:
         await d.press("k")
         assert d.screen().splitlines()[-1].strip() == "kind: and a name"
         await d.press("enter")
-        assert "x nothing stands after ':'" in d.screen().splitlines()[-1]
+        assert "x nothing after ':'" in d.screen().splitlines()[-1]
         await d.press("i")
         assert d.screen().splitlines()[-1].strip() == "kind: and a name"
 

@@ -64,7 +64,7 @@ def test_bytes_that_are_no_text_are_set_aside() -> None:
     put("").write_bytes(b'{"folder": "\xff\xfe"}')
     known, problem = recall()
     assert known == Remembered()
-    assert "set aside" in problem
+    assert "moved to interface.json.broken" in problem
 
 
 def test_a_wrong_value_is_left_out_and_the_others_kept() -> None:

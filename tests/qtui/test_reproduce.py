@@ -104,7 +104,7 @@ def test_overlapping_windows_of_a_profile_can_be_taken_back(
     assert parsed(command(apart, "demo", "sweep"))[2] == apart
     assert unsaid(apart) == ()
     (said,) = unsaid(msgspec.structs.replace(plain, sigma=3.0))
-    assert said == "sigma was 3.0, profile 'close' says 5.0 now"
+    assert said == "sigma was 3.0, profile 'close' now has 5.0"
 
 
 def test_a_profile_that_is_gone_is_said_in_full() -> None:
@@ -112,7 +112,7 @@ def test_a_profile_that_is_gone_is_said_in_full() -> None:
     line = command(gone, "demo", "sweep")
     assert "--profile mine --tokens 4096 --seq-len 2048 --stride 0" in line
     assert "--formats int4-g128" in line
-    assert unsaid(gone) == ("there is no profile 'mine' any more",)
+    assert unsaid(gone) == ("profile 'mine' no longer exists",)
 
 
 def test_formats_that_are_said_are_not_said_twice() -> None:

@@ -513,7 +513,7 @@ def test_a_disk_that_is_full_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("subject", "path", "said"),
     [
-        ("table", "a", "a: has no ending, the table is saved as .csv .json .svg .txt"),
+        ("table", "a", "a: has no extension, the table is saved as .csv .json .svg .txt"),
         ("table", "a.xlsx", "ends in .xlsx, the table is saved as .csv"),
         ("table", "a.toml", "ends in .toml, the table is saved as .csv .json .svg .txt; "
          ".toml is for recipe"),
@@ -667,7 +667,7 @@ def test_the_verdict_says_what_will_happen() -> None:
     ok, says = judge_path("a.csv", view())
     assert ok
     assert "a-2.csv" in says
-    assert "! at the end" in says
+    assert "add ! to replace it" in says
     assert judge_path("a.csv!", view()) == (
         True, f"table replaces {Path('a.csv').absolute()} (4 B)"
     )  # fmt: skip

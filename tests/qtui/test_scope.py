@@ -85,7 +85,7 @@ def test_words_say_what_and_how_many() -> None:
     words = [describe(scope, EVERYTHING) for scope in SCOPES]
     assert words == [
         "3 self_attn.q_proj",
-        "3 marked layers, 2 not shown, head among them",
+        "3 marked layers, 2 hidden, including head",
         "block 3: 7 layers",
         "kind q_proj: 5 layers",
         "3 q+k+v: 3 layers",
@@ -95,7 +95,7 @@ def test_words_say_what_and_how_many() -> None:
     assert describe("marks", here(Q3, (Q3,))) == "1 marked layer"
     assert describe("group", here("model.layers.0.mlp.up_proj")) == "0 gate+up: 2 layers"
     ends = here(Q3, ("lm_head", "model.embed_tokens"))
-    assert describe("marks", ends) == "2 marked layers, embedding and head among them"
+    assert describe("marks", ends) == "2 marked layers, including embedding and head"
 
 
 def test_words_are_ascii_where_the_terminal_is_and_cannot_steer_it() -> None:

@@ -1,4 +1,4 @@
-"""Scope of a toggle, chosen with keys and mouse: what the foot says is what the engine gets."""
+"""Next scope, chosen with keys and mouse: what the foot says is what the engine gets."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_a_filter_is_a_scope_and_head_and_embedding_are_named_where_they_a
         await d.pilot.press("slash", *"params>1", "enter")
         await scope_to(d, "filter")
         await d.settled()
-        assert "37 layers, embedding and head among them" in scope_words(d)
+        assert "37 layers, including embedding and head" in scope_words(d)
 
 
 async def test_t_passes_over_scopes_that_make_no_sense_and_comes_round() -> None:
@@ -161,9 +161,9 @@ async def test_a_format_that_is_held_already_is_not_asked_for_again() -> None:
     async with listed() as d:
         await d.give(r.changed(d.app.session, [d.table.current or ""], "int8"))
         await d.pilot.press("8")
-        assert "int8 already" in d.bench.message.said[1]
+        assert "already int8" in d.bench.message.said[1]
         await d.pilot.press("j", "f")
-        assert "as stored already" in d.bench.message.said[1]
+        assert "already as stored" in d.bench.message.said[1]
         assert not d.sent(p.SetFormat)
 
 
@@ -188,7 +188,7 @@ async def test_marked_layers_that_a_filter_hides_are_in_scope_too() -> None:
     async with listed() as d:
         await d.pilot.press("j", "space", "slash", *"down", "enter", "4")
         await d.settled()
-        assert scope_words(d) == "1 marked layer, 1 not shown"
+        assert scope_words(d) == "1 marked layer, 1 hidden"
         assert (await sent(d)).layers == (NAMES[1],)
 
 
@@ -241,7 +241,7 @@ async def test_clicks_sort_and_mark() -> None:
         head = d.table.render_line(0).text
         await d.pilot.click(LayerTable, offset=(head.index("holds") + 1, 0))
         assert d.table.order[0] == "holds"
-        assert "order: " in d.bench.message.text
+        assert "sorted by " in d.bench.message.text
         await d.pilot.click(LayerTable, offset=(head.index("layer") + 1, 0))
         first = [NAMES[row] for row in d.table.rows]
         await d.pilot.click(LayerTable, offset=(8, 2))

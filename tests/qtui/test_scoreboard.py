@@ -222,7 +222,7 @@ async def test_an_idle_engine_s_gauges_repaint_nothing(monkeypatch: pytest.Monke
 
 async def test_a_frozen_display_says_so_with_a_job_and_without() -> None:
     for session in (whole(), measuring()):
-        assert (await lines(session, 80, frozen=True))[2].startswith("display frozen, z goes on")
+        assert (await lines(session, 80, frozen=True))[2].startswith("display frozen, z resumes")
         assert "frozen" not in (await lines(session, 80))[2]
 
 

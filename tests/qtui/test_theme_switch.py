@@ -131,9 +131,9 @@ async def test_an_open_overlay_follows_and_so_does_what_lies_under_it(
         driver.app.theme = "qtui-light"
         light = read_theme(themes_folder() / "qtui-light.toml")
         await driver.until(
-            lambda: style_of(driver, "Hold int8").bgcolor.triplet.hex == light.colors.surface
+            lambda: style_of(driver, "Set int8").bgcolor.triplet.hex == light.colors.surface
         )
-        assert style_of(driver, "Hold int8").color.triplet.hex == light.colors.foreground
+        assert style_of(driver, "Set int8").color.triplet.hex == light.colors.foreground
         await driver.pilot.press("escape")
         await driver.settled()
         assert_wears(driver, light)

@@ -221,7 +221,7 @@ def test_monochrome_has_no_hue() -> None:
         (DARK, 'dim = "#8893a3"', "", "missing required field `dim`"),
         (DARK, 'dim = "#8893a3"', 'dim = "ansi_red"', "need `ansi = true`"),
         (DARK, 'dim = "#8893a3"', 'dim = "#8893a3"\nshade = "#000000"', "unknown field `shade`"),
-        (DARK, 'held = "#7fb4ea"', 'hold = "#7fb4ea"', "was `held` meant?"),
+        (DARK, 'held = "#7fb4ea"', 'hold = "#7fb4ea"', "did you mean `held`?"),
         (DARK, '"#6f8799", ', "", "`heat` has 4 colours, expected 5"),
         (DARK, '"#6f8799", ', '"#6f879", ', "`heat` at 1 is '#6f879'"),
         (DARK, "dark = true", 'dark = "yes"', "Expected `bool`, got `str` - at `$.dark`"),
@@ -229,7 +229,7 @@ def test_monochrome_has_no_hue() -> None:
         (DARK, "[colors]", "[colors", "not valid TOML"),
         (TERMINAL, '"ansi_yellow"\nerror', '"ansi_orange"\nerror', "`warning` is 'ansi_orange'"),
         (TERMINAL, '"ansi_yellow"\nerror', '"ansi_red loud"\nerror', "any of bold, dim"),
-        (TERMINAL, '"ansi_yellow"\nerror', '"#ff0000"\nerror', "expected as `ansi` is true"),
+        (TERMINAL, '"ansi_yellow"\nerror', '"#ff0000"\nerror', "since `ansi` is true"),
         (TERMINAL, 'd = "ansi_default"\ns', 'd = "ansi_blue"\ns', "`background` is 'ansi_blue'"),
     ],
 )
@@ -337,7 +337,7 @@ def test_what_was_chosen_in_another_kind_of_terminal_is_not_remembered_here() ->
 def test_an_unknown_theme_given_is_a_wrong_request_that_lists_those_there_are() -> None:
     with pytest.raises(UsageError) as caught:
         choose_theme("qtui-drak", COLOURFUL, {}, BUNDLED)
-    assert "was qtui-dark meant?" in str(caught.value)
+    assert "did you mean qtui-dark?" in str(caught.value)
     assert all(name in str(caught.value) for name in BUNDLED)
 
 

@@ -96,7 +96,7 @@ def test_a_triage_without_questions_has_no_such_key(monkeypatch: pytest.MonkeyPa
     [
         ("model.layers.0.mlp.down_prj", f"did you mean {LAYER}"),
         ("down_proj", "did you mean model.layers.0.mlp.down_proj or model.layers.1.mlp.down_proj"),
-        ("zzz", "names are like lm_head"),
+        ("zzz", "layer names look like lm_head"),
     ],
 )
 def test_a_layer_there_is_not_is_said_before_anything_is_measured(

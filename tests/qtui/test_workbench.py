@@ -203,7 +203,7 @@ async def test_names_from_a_checkpoint_cannot_steer_the_terminal() -> None:
 async def test_fallbacks_are_never_silent() -> None:
     async with driving(*r.opening(), size=(80, 24)) as d:
         await d.give(p.Fallback(layer=GATE, format="q4_k", why="768 is not a multiple of 256"))
-        assert "does not hold q4_k: 768" in d.bench.message.text
+        assert "cannot use q4_k: 768" in d.bench.message.text
         await d.pilot.press("n")
         await d.pilot.pause()
         # The line goes on in the next: its last word is on the screen.
@@ -257,7 +257,7 @@ async def test_no_color_takes_the_colours_alone(monkeypatch: pytest.MonkeyPatch)
 async def test_what_became_of_a_job_is_said() -> None:
     async with driving(*r.opening(), *r.swept(3)) as d:
         await d.give(p.JobEnded(job="3", kind="sweep", status="cancelled", resumed=2))
-        assert d.bench.message.said[1].startswith("sweep int4-g128: cancelled, 2 known before")
+        assert d.bench.message.said[1].startswith("sweep int4-g128: cancelled, 2 saved earlier")
         await d.pilot.press("x")
         assert d.bench.message.said[1] == "nothing is running"
 
@@ -320,14 +320,14 @@ async def test_a_session_taken_up_says_so_until_its_model_is_there() -> None:
             )
         )
         await d.give(*again)
-        assert "PPL once the model is loaded" in d.screen()
-        assert "recipe of before: 2 layers changed" in d.screen()
+        assert "PPL appears once the model is loaded" in d.screen()
+        assert "earlier recipe: 2 layers changed" in d.screen()
 
 
 async def test_a_sweep_that_was_cancelled_says_how_far_it_came() -> None:
     async with driving(*r.opening(), *r.swept(5)) as d:
         await d.give(p.JobEnded(job="3", kind="sweep", status="cancelled"))
-        assert "int4-g128: 5 of 37 layers measured, r goes on" in d.screen()
+        assert "int4-g128: 5 of 37 layers measured, r resumes" in d.screen()
 
 
 async def test_the_kl_of_the_recipe_stands_beside_its_perplexity() -> None:

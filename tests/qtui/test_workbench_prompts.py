@@ -138,7 +138,7 @@ async def test_the_beginning_of_a_format_is_no_error_until_it_is_handed_in() -> 
     async with driving(*r.opening()) as d:
         await d.pilot.press("equals_sign", "i")
         await d.pilot.pause()
-        assert d.screen().splitlines()[-1].strip() == "i begins a format: tab completes it"
+        assert d.screen().splitlines()[-1].strip() == "i is the start of a format: tab completes it"
         await d.pilot.press("enter")
         await d.pilot.pause()
         assert "x unknown format 'i'" in d.screen()
@@ -154,7 +154,7 @@ async def test_a_filter_beyond_every_layer_says_so_and_one_that_is_begun_is_hint
         assert d.screen().splitlines()[-1].strip().startswith("kind: and last part of the name")
         await d.pilot.press("enter")
         await d.pilot.pause()
-        assert "x filter term 'kind:': nothing stands after ':'" in d.screen().splitlines()[-1]
+        assert "x filter term 'kind:': nothing after ':'" in d.screen().splitlines()[-1]
         await d.pilot.press("ctrl+u", *"kl>1")
         await d.pilot.pause()
         foot = d.screen().splitlines()[-1]
@@ -173,7 +173,7 @@ async def test_an_engine_that_is_lost_leaves_the_prompt_and_what_is_typed() -> N
         await d.pilot.pause()
         assert d.table.filter.text == "down"
         await d.pilot.press("enter", "equals_sign", *"int8", "enter")
-        await d.until(lambda: "there is no engine" in said(d))
+        await d.until(lambda: "no engine is running" in said(d))
         assert not d.table.pending
 
 
@@ -302,7 +302,7 @@ async def test_a_filter_that_is_set_can_be_changed_and_escape_restores_it() -> N
 
 async def test_a_prompt_in_place_of_a_filter_restores_what_was_shown() -> None:
     async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
-        await d.pilot.press("slash", *"down", "ctrl+p", *"any format", "enter")
+        await d.pilot.press("slash", *"down", "ctrl+p", *"set a format", "enter")
         await d.until(lambda: d.app.screen is d.bench)
         await d.pilot.press("escape")
         await d.pilot.pause()

@@ -109,6 +109,18 @@ def test_a_hub_behind_a_proxy_is_asked_through_it(
     assert not hub.reachable()
 
 
+@pytest.mark.parametrize("proxy", ["nonsense://proxy", "socks5://127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_no_way_to_the_hub(
+    proxy: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client refuses to be made: with a scheme it does not know, or without its SOCKS part."""
+    at(monkeypatch, server.url)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    close_session()
+    assert not hub.reachable()
+    assert not server.asked
+
+
 def test_a_host_excepted_from_the_proxy_is_asked_directly(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

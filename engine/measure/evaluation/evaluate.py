@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Generator, Mapping
+from contextlib import ExitStack
 
 import msgspec
 
@@ -202,14 +203,20 @@ def _run(
                     yield None
 
     stretches = network.stretches(lowest, end) or [range(end, end)]
-    with network.at_hand(stretches[0]):
+    with ExitStack() as first:
+        first.enter_context(network.at_hand(stretches[0]))
+
+        def prepare(stretch: range) -> Generator[p.AnyEvent | None, None, None]:
+            first.close()  # the loop has its blocks at hand by itself
+            yield from settle(stretch)
+
         yield from settle(stretches[0])
         # Only now: a toggle that is taken back while its weights are made leaves all states.
         for each, (below, start) in parts.items():
             recent.make_room(run, each, below, start)
         run.plan()
         crossings = [run.set_out(each, *parts[each]) for each in batches]
-        yield from cross(network, crossings, counts, prepare=settle)
+        yield from cross(network, crossings, counts, prepare=prepare)
 
 
 def _settle(

@@ -65,10 +65,10 @@ class Start(Screen[None]):
         Binding("enter", "open", "Open", id="open"),
         Binding("tab", "app.focus_next", "Next field", id="next"),
         Binding("right", "profile(1)", "Next profile", id="profile.next"),
-        Binding("left", "profile(-1)", "Profile before", id="profile.back"),
-        Binding("f5", "reload", "Read past sessions again", id="reload"),
+        Binding("left", "profile(-1)", "Previous profile", id="profile.back"),
+        Binding("f5", "reload", "Reload past sessions", id="reload"),
         Binding("question_mark", "help", "Help", id="help"),
-        Binding("escape", "leave", "Quit, when pressed twice", id="leave"),
+        Binding("escape", "leave", "Quit (press twice)", id="leave"),
     ]
     AUTO_FOCUS = "#recent"
 

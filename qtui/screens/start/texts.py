@@ -10,17 +10,17 @@ from qtui.widgets.line import Words, cells
 KEYS = (
     ("help", "help"), ("leave", "quit"), ("open", "open"), ("type", "a path or hub id"),
     ("profile.next", "profile"), ("next", "next field"), ("theme", "theme"),
-    ("prompt.complete", "completes"), ("prompt.down", "choose"), ("prompt.cancel", "to the list"),
+    ("prompt.complete", "complete"), ("prompt.down", "choose"), ("prompt.cancel", "back to list"),
 )  # fmt: skip
 """Ids of bindings and what is said of them, the one that is wanted most first."""
 LAST = ("help", "leave")
 """Those that stand at the right."""
 LINE = (
-    ("tab", "completes: folders, checkpoints, the hub's cache, past sessions"),
-    ("up down", "go through the completions; up in the empty line recalls what was opened"),
-    ("right", "takes the one that is shown grey"),
-    ("ctrl+u", "empties the line"),
-    ("escape", "back to the list"),
+    ("tab", "complete folders, checkpoints, the hub's cache, past sessions"),
+    ("up down", "choose a completion; up in an empty line recalls earlier sources"),
+    ("right", "accept the grey completion"),
+    ("ctrl+u", "clear the line"),
+    ("escape", "back to the list of sessions"),
 )
 """Keys of the line and what they do."""
 
@@ -47,7 +47,7 @@ def key_line(
         asks = id == "leave" and leaving
         words: Words = [(key, "bold $primary"), (f" {said}  ", "$dim")]
         if asks:
-            words = [(f"{key} again quits  ", "bold $warning")]
+            words = [(f"{key} again to quit  ", "bold $warning")]
         if key and sum(map(cells, shown.values())) + cells(words) <= width:
             shown[id] = words
     order = [id for id in shown if id not in LAST] + [id for id in LAST if id in shown]
@@ -62,9 +62,9 @@ def help_lines(bound: Mapping[str, tuple[str, str]], problems: Sequence[str]) ->
         lines += [[(f"! {one_line(problem)}", "$warning")] for problem in problems]
         lines.append([])
     lines.append([("Keys", "bold")])
-    for key, said in (*bound.values(), ("ctrl+c", "Quit at once")):
+    for key, said in (*bound.values(), ("ctrl+c", "Quit immediately")):
         lines.append([(f"{key:>12}  ", "bold $primary"), (said, "")])
-    lines += [[], [("In the line: every letter goes there", "bold")]]
+    lines += [[], [("In the input line: typing goes there", "bold")]]
     for key, said in LINE:
         lines.append([(f"{key:>12}  ", "bold $primary"), (said, "")])
     return lines

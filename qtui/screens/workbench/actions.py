@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from qtui.screens.workbench.prompts import Prompts
 
 WAYS: dict[p.Direction, str] = {
-    "degrade": "a layer quantised alone",
-    "restore": "a layer kept alone, the others quantised",
+    "degrade": "one layer quantised at a time",
+    "restore": "all layers quantised but one",
 }
 """What is measured, by direction."""
-NO_LAYERS = "there are no layers yet"
+NO_LAYERS = "no layers yet"
 NEEDS_LAYERS = frozenset(
     {"filter", "scope", "mark", "mark_range", "mark_shown", "mark_others", "hold", "copy"}
     | {"unmark", "sweep", "sweep_format"}
@@ -96,20 +96,20 @@ class WorkbenchActions(SharedActions):
             return NO_LAYERS
         match id:
             case "expand" if table.current is None or not table.expandable(table.current):
-                return "this layer is not made of experts"
+                return "this layer has no experts"
             case "undo" if table.pending:
                 return ""
             case "sweep_format" if any(job.kind == "sweep" for job in running(session)):
-                return f"a sweep is running already: {bench.key('cancel')} cancels it"
+                return f"a sweep is already running: {bench.key('cancel')} cancels it"
             case "retry" if not bench.failed:
                 if self._unfinished() is None:
-                    return "nothing has failed, and no sweep was left unfinished"
+                    return "nothing has failed and no sweep is unfinished"
                 return ""
             case "format" if len(bench.effects.swept(session)) < 2:
                 sweeps = bench.key("sweep_format")
-                return f"no more than one format was swept: {sweeps} sweeps another"
+                return f"fewer than two formats swept: {sweeps} sweeps another"
             case "pane_up" | "pane_down" if not bench.detail.can_scroll:
-                return "the pane shows all there is"
+                return "the pane has nothing to scroll"
         return super().why_not(id)
 
     # --- moving and choosing ------------------------------------------------------------------
@@ -156,7 +156,7 @@ class WorkbenchActions(SharedActions):
         bench, session = self.bench, self.session
         layers = bench.layers_in_scope()
         if not layers:
-            self.say("warning", f"no layer is in scope: {bench.scope_words()}")
+            self.say("warning", f"no layer in scope: {bench.scope_words()}")
             return
         bench.table.stay()
         shown = format if format == "kept" else str(parse_format(format))
@@ -168,7 +168,7 @@ class WorkbenchActions(SharedActions):
                 changing[layer] = after
         if not changing:
             held = "as stored" if format == "kept" else shown
-            self.say("info", f"{bench.scope_words()}: {held} already")
+            self.say("info", f"{bench.scope_words()}: already {held}")
             return
         command = p.identified(p.SetFormat(layers, format))
         bench.requested[command.ask] = changing
@@ -191,7 +191,7 @@ class WorkbenchActions(SharedActions):
             cancels = bench.key("cancel")
             waits = any(job.kind == "sweep" for job in running(session))
             self.sweep(format)
-            after = f", after the sweep that runs ({cancels} ends it)" if waits else ", asked for"
+            after = f", after the running sweep ({cancels} cancels it)" if waits else ", requested"
         self.say("info", f"{direction} {format}: {WAYS[direction]}{after}")
 
     def sweep_and_show(self, format: str) -> None:
@@ -201,7 +201,7 @@ class WorkbenchActions(SharedActions):
 
     def sweep(self, format: str, direction: p.Direction | None = None) -> None:
         """Measure every layer in a format, in the direction that is shown if none is named."""
-        self.say("info", f"sweep asked for: {format}")
+        self.say("info", f"sweep requested: {format}")
         self.ask(p.Sweep((format,), direction or self.bench.direction))
 
     def _unfinished(self) -> tuple[str, p.Direction] | None:
@@ -222,5 +222,5 @@ class WorkbenchActions(SharedActions):
         histogram = self.bench.detail.histogram
         histogram.toggle_log()
         remember(log_counts=histogram.by_log)
-        shown = "logarithm of the counts" if histogram.by_log else "counts"
+        shown = "log of the counts" if histogram.by_log else "counts"
         self.say("info", f"histogram: {shown}")

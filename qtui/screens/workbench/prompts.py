@@ -111,7 +111,7 @@ class Prompts:
                     parse_filter(value)
                 except FilterError as error:
                     return Verdict(False, str(error))
-                return Verdict(True, "enter looks for it")
+                return Verdict(True, "enter searches")
             return Verdict(*judge_filter(value, bench.table.context))
 
         prompt = Prompt(
@@ -160,7 +160,7 @@ class Prompts:
         def judge(value: str) -> Verdict:
             canonical, says = explain_format(value)
             if canonical == "kept" or (canonical is not None and parse_format(canonical).kept):
-                return Verdict(False, "left as stored a layer has no effect: type another format")
+                return Verdict(False, "a layer kept as stored has no effect: type another format")
             return Verdict(canonical is not None, says)
 
         way = self.bench.direction
@@ -285,7 +285,7 @@ def _going_on(value: str, says: str) -> str:
         return says
     offers = complete_format(typed, 1)
     begins = bool(offers) and offers[0].text != typed
-    return f"{value.strip()} begins a format: tab completes it" if begins else ""
+    return f"{value.strip()} is the start of a format: tab completes it" if begins else ""
 
 
 def _held_by(format: str, shapes: Sequence[Sequence[int]], says: str) -> Verdict:
@@ -293,7 +293,5 @@ def _held_by(format: str, shapes: Sequence[Sequence[int]], says: str) -> Verdict
     parsed = parse_format(format)
     reasons = [why for shape in shapes if (why := why_not_held(parsed, shape)) is not None]
     if reasons:
-        return Verdict(
-            False, f"{len(reasons)} of {len(shapes)} layers cannot hold it: {reasons[0]}"
-        )
+        return Verdict(False, f"{len(reasons)} of {len(shapes)} layers cannot use it: {reasons[0]}")
     return Verdict(True, says)

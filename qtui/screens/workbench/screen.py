@@ -102,7 +102,7 @@ class Workbench(SessionScreen):
         self.table.way_out = f"{change} changes the filter, {clear} clears it"
         self.scoreboard.show(self.session)
         for key in self.refused_keys:
-            self.tell("warning", f"profile: the key {key!r} is taken, its format is left out")
+            self.tell("warning", f"profile: key {key!r} is already taken; its format gets no key")
 
     def on_resize(self, event: events.Resize) -> None:
         """Choose the layout for the new size."""
@@ -197,7 +197,7 @@ class Workbench(SessionScreen):
         """Show the effects of the next format that was swept."""
         self.effects.next_format(self.session)
         self._show_effects()
-        self.message.say("info", f"effects of {printable(self.format)}")
+        self.message.say("info", f"showing effects of {printable(self.format)}")
 
     def turn(self) -> None:
         """Show the effects of the other direction: of quantising a layer alone, of keeping it."""
@@ -217,7 +217,7 @@ class Workbench(SessionScreen):
     def _empty(self) -> str:
         failed = [job for job in self.session.jobs.values() if job.status == "failed"]
         if failed and self.session.checkpoint is None:
-            keys = f"{self.key('retry')} tries again, {self.key('quit')} quits"
+            keys = f"{self.key('retry')} retries, {self.key('quit')} quits"
             return f"{printable(failed[0].message)}\n{keys}"
         return "reading" + self.glyphs.ellipsis
 
@@ -255,7 +255,7 @@ class Workbench(SessionScreen):
                 if not self.table.pending:
                     self.requested.clear()
                 if event.how != "set":
-                    done = {"undo": "undone", "redo": "done again"}[event.how]
+                    done = {"undo": "undone", "redo": "redone"}[event.how]
                     self.message.say("info", f"{done}: {self.change(event.layers, event.after)}")
             case p.JobEnded(kind="open", status=status):
                 self.scoreboard.state = "ready" if status == "done" else "not open"
@@ -280,7 +280,7 @@ class Workbench(SessionScreen):
             who = f"{len(layers)} layers"
         else:
             who = short_name(layers[0], self.session.layers.blocks[row], 0).strip()
-        shown = formats[0] if len(set(formats)) == 1 else "what they held"
+        shown = formats[0] if len(set(formats)) == 1 else "their earlier formats"
         return f"{who} {self.glyphs.arrow} {shown}"
 
     # --- the scope of a toggle ----------------------------------------------------------------
@@ -342,7 +342,7 @@ class Workbench(SessionScreen):
 
     def on_layer_table_sorted(self) -> None:
         """Say how rows are sorted now, by key or by a click."""
-        self.message.say("info", f"order: {self.table.order_words}")
+        self.message.say("info", f"sorted by {self.table.order_words}")
 
     def on_layer_table_expanded(self, expanded: LayerTable.Expanded) -> None:
         """Ask for the experts of a row that was opened."""

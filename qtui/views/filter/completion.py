@@ -50,8 +50,8 @@ def _offers(term: str, session: Session) -> list[tuple[str, str]]:
         examples = [f"{name}{example}"]
         signs = ["<", "<=", ">", ">="]
         signs = [other for other in signs if other.startswith(sign) and other != sign]
-        if value:
-            return []
+        if value or sign == ":":
+            return []  # a number is typed, and never follows a colon
         if not example.startswith(sign):
             examples = [name + sign + example.lstrip("<>=")]
         return [(each, figure.help) for each in examples] + [

@@ -99,8 +99,8 @@ def _term(text: str, start: int) -> Term:
         return FilterError(text, start, why, hint)
 
     if not body:
-        after = f"write a condition behind '{text}', as in {text}is:kept"
-        raise fail(f"nothing stands after '{text}': {after}", after)
+        after = f"write a condition after '{text}', as in {text}is:kept"
+        raise fail(f"nothing after '{text}': {after}", after)
     if body.startswith("re:"):
         return Term(text, negated, terms.regex(body[3:], fail), "names")
     parts = TERM.fullmatch(body)
@@ -108,13 +108,11 @@ def _term(text: str, start: int) -> Term:
         return Term(text, negated, terms.name_has(body), "names")
     name, sign, value = parts.group(1).lower(), parts.group(2), parts.group(3)
     if name.endswith("!") and sign == "=":
-        raise fail(f"there is no '!=': turn a condition round with -, as in -{name[:-1]}={value}")
+        raise fail(f"there is no '!=': negate a condition with -, as in -{name[:-1]}={value}")
     if name not in filter_fields():
         raise fail(unknown_field(name))
     if not value:
-        raise fail(
-            f"nothing stands after '{sign}': expected {expected_after(name)}", expected_after(name)
-        )
+        raise fail(f"nothing after '{sign}': expected {expected_after(name)}", expected_after(name))
     if (figure := filter_figures().get(name)) is not None:
         if sign == ":":
             raise fail(f"{name} is a number: expected {expected_after(name)}")
@@ -123,7 +121,7 @@ def _term(text: str, start: int) -> Term:
     if name == "block":
         return Term(text, negated, terms.block(sign, value, fail), "names")
     if sign not in ":=" or name == "re":
-        raise fail(f"'{sign}' does not go with {name}: expected {expected_after(name)}")
+        raise fail(f"'{sign}' does not apply to {name}: expected {expected_after(name)}")
     of_word = OF_WORDS[name]
     return Term(
         text, negated, of_word(value.lower(), sign == "=", fail), _reads(f"{name}:{value.lower()}")

@@ -64,7 +64,7 @@ def regex(pattern: str, fail: Fail) -> Bind:
     """Names in which a regular expression is found."""
     if not pattern:
         hint = "a regular expression, as in re:down_proj$"
-        raise fail(f"nothing stands after 're:': expected {hint}", f"re: and {hint}")
+        raise fail(f"nothing after 're:': expected {hint}", f"re: and {hint}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what a later Python may read in another way
@@ -201,9 +201,9 @@ def comparison(name: str, sign: str, value: str, fail: Fail) -> Comparison:
     unit = parts.group(2).lower()
     if unit == "%" and not quantity.share:
         after = expected_after(name)
-        raise fail(f"{name} is no share, so '%' does not go with it: expected {after}")
+        raise fail(f"{name} is not a share, so '%' does not apply: expected {after}")
     if unit in UNITS and not quantity.counted:
-        raise fail(f"'{parts.group(2)}' does not go with {name}: expected {expected_after(name)}")
+        raise fail(f"'{parts.group(2)}' does not apply to {name}: expected {expected_after(name)}")
     wanted = float(parts.group(1)) * (0.01 if unit == "%" else UNITS.get(unit, 1.0))
     if not math.isfinite(wanted):
         raise fail(f"{value!r} is too large a number")

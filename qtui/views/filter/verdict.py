@@ -35,7 +35,7 @@ def _out_of_reach(term: Term, context: Context) -> str:
     values = [read(row) for row in range(len(context.session.layers.names))]
     known = [value for value in values if value is not None and not math.isnan(value)]
     if not known:
-        return f"{term.text}: {asked.figure} is not known of any layer yet"
+        return f"{term.text}: {asked.figure} is not known for any layer yet"
     largest = max(known)
     if asked.sign in ("<", "<=") or asked.wanted < largest:
         return ""

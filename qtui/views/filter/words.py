@@ -14,20 +14,20 @@ from engine.report.figures.registry import filter_figures
 
 ROLES: tuple[str, ...] = get_args(Role)
 STATES: dict[str, str] = {
-    "changed": "holds another format than it is stored in",
+    "changed": "its format was changed",
     "kept": "as stored",
     "marked": "marked for the next toggle",
     "measured": "its effect was measured in the shown format",
     "estimated": "its effect is estimated, not measured",
-    "finding": "NaN, infinities or an input channel far out",
+    "finding": "NaN, Inf or an outlier input channel",
 }
 WORDS: dict[str, str] = {
     "kind": "last part of the name, or a pattern with *",
     "block": "number, or a range such as 2-5",
-    "fmt": "format held now, or how it begins",
+    "fmt": "current format, or its beginning",
     "role": "linear, conv1d, experts, head, embedding",
     "is": "changed, kept, marked, measured, estimated, finding",
-    "re": "regular expression found in the full name",
+    "re": "regular expression, searched in the full name",
 }
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -55,7 +55,7 @@ def unknown_field(name: str) -> str:
     """What to say of a name that is no field."""
     fields = filter_fields()
     if not name:
-        return f"no field stands before the operator; fields are {', '.join(fields)}"
+        return f"no field before the operator; fields are {', '.join(fields)}"
     near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
     guess = f", did you mean {near[0]!r}?" if near else ";"
     return f"there is no field {name!r}{guess} fields are {', '.join(fields)}"

@@ -42,9 +42,9 @@ class Banner(Lines):
             lines = [[("The engine ended: ", "bold $error"), (printable(cause), "bold")]]
         lines += [[("  " + printable(line), "$dim")] for line in log[-LOG_LINES:]]
         if log_path:
-            lines.append([("Its log is ", ""), (printable(log_path), "$primary")])
+            lines.append([("Log: ", ""), (printable(log_path), "$primary")])
         lines.append(
-            [(retry, "bold $primary"), (" starts it again where it was; ", ""),
+            [(retry, "bold $primary"), (" restarts it and resumes; ", ""),
              (leave, "bold $primary"), (" quits. Results are saved.", "")]
         )  # fmt: skip
         self.set_lines(lines)

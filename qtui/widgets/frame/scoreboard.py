@@ -130,10 +130,10 @@ class Scoreboard(Lines):
     def _score(self, width: int) -> Words:
         session, model = self.session, self.session.model
         if model is None:
-            words: Words = [("PPL once the model is loaded", "$dim")]
+            words: Words = [("PPL appears once the model is loaded", "$dim")]
             if self._changed:
                 layers = "1 layer" if self._changed == 1 else f"{self._changed} layers"
-                words.append((f"   recipe of before: {layers} changed", "$held"))
+                words.append((f"   earlier recipe: {layers} changed", "$held"))
             return words if running(session) or session.checkpoint is None else [("", "")]
         base = session.baseline
         if base is None:
@@ -206,7 +206,7 @@ class Scoreboard(Lines):
         jobs = running(self.session)
         frozen: Words = []
         if self.frozen:
-            frozen = [(f" display frozen, {self.freeze_key} goes on ", "bold reverse $warning")]
+            frozen = [(f" display frozen, {self.freeze_key} resumes ", "bold reverse $warning")]
             frozen.append(("  ", ""))
             width -= cells(frozen)
         if not jobs:
@@ -257,7 +257,7 @@ class Scoreboard(Lines):
         words.append((figures + clock, ""))
         rest = width - cells(words) - 2
         detail = "" if phase and COUNT not in phase else self._detail(job)
-        others = printable(f"then {jobs[1].title}" if len(jobs) > 1 else detail)
+        others = printable(f"next: {jobs[1].title}" if len(jobs) > 1 else detail)
         if others and rest > 8:
             words.append(("  " + fit(others, min(cell_len(others), rest), self.glyphs), "$dim"))
         return words
@@ -275,7 +275,7 @@ class Scoreboard(Lines):
             key.direction == direction and key.format in formats
             for key in self.session.effects.estimated
         )
-        return f"measuring {COUNT} worst first" if any(known) else ""
+        return f"measuring {COUNT}, worst first" if any(known) else ""
 
     def _detail(self, job: Job) -> str:
         """What a job is about just now: a layer by its short name, and its format."""
@@ -311,7 +311,7 @@ class Scoreboard(Lines):
         done = sweeps.measured(self.session, format, direction)
         way = "" if direction == "degrade" else f"{direction} "
         said = f"{done} of {sweeps.total(self.session, direction)} layers measured"
-        return f"{way}{printable(format)}: {said}, {self.retry_key} goes on"
+        return f"{way}{printable(format)}: {said}, {self.retry_key} resumes"
 
     def _bar(self, share: float, width: int) -> Words:
         full = round(min(max(share, 0.0), 1.0) * width)

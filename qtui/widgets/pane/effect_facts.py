@@ -124,7 +124,7 @@ def effect_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list
     found = effects(session, row)
     ways = (
         ("effect of", [each for each in found if each.direction == "degrade"]),
-        ("won back", [each for each in found if each.direction == "restore"]),
+        ("regained", [each for each in found if each.direction == "restore"]),
     )
     lines: list[Words] = []
     held = session.layers.holds[row]
@@ -199,12 +199,12 @@ def _explained(session: Session, found: list[Effect], width: int, glyphs: Glyphs
         said.append((DOUBT, f"{', '.join(labels)}: {' '.join(doubt.split())}"))
     if any(each.below_floor for each in found) and session.control is not None:
         floor = n.short(1000 * session.control.floor_kl)
-        said.append((BELOW, f"below {floor}, what rounding alone may measure: no effect to tell"))
+        said.append((BELOW, f"below {floor}, which rounding alone can cause: no measurable effect"))
     corrected = [each for each in found if not math.isnan(each.raw)]
     if corrected:
         keys = (EffectKey(each.direction, each.format) for each in corrected)
         layers = max(session.effects.agreement[key].layers for key in keys)
-        said.append((glyphs.about, f"corrected by what {layers} layers measured; raw: estimated"))
+        said.append((glyphs.about, f"corrected by measuring {layers} layers; raw: estimated"))
     lines: list[Words] = []
     for sign, text in said:
         for at, piece in enumerate(wrapped(printable(text), max(20, width - len(sign) - 1))):

@@ -37,7 +37,7 @@ def findings(known: LayerWeights, glyphs: Glyphs, *, brief: bool = False) -> Wor
     if known.zero_rows:
         words.append(f"{_counted(known.zero_rows, 'row')} all zero")
     if known.dead_columns:
-        words.append(f"{_counted(known.dead_columns, 'input')} ignored")
+        words.append(_counted(known.dead_columns, "dead input"))
     return [(f"{glyphs.finding} {'; '.join(words)}", "$finding")] if words else []
 
 
@@ -202,9 +202,9 @@ def expert_lines(
 ) -> list[Words]:
     """Figures of one expert, beside the median of all; what is not there yet is said."""
     if found is None:
-        return [[(f"figures of the experts are being read{glyphs.ellipsis}", "$dim")]]
+        return [[(f"reading the experts{glyphs.ellipsis}", "$dim")]]
     if not 0 <= expert < len(found.std):
-        return [[(f"there are figures of {len(found.std)} experts, none of {expert}", "$warning")]]
+        return [[(f"no figures of expert {expert}, only of {len(found.std)} experts", "$warning")]]
     label = _label_width(list(found.relative), width - 36)
     title = f"{'of this expert':<{label}} {'':>8}{'median':>10}{'rank':>16}"
     lines: list[Words] = [[(title, "$dim")]]

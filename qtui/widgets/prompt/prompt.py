@@ -48,7 +48,7 @@ class Prompt(Widget):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab", "complete", "Complete, then the next completion", id="prompt.complete"),
-        Binding("shift+tab", "back", "The completion before", id="prompt.back"),
+        Binding("shift+tab", "back", "Previous completion", id="prompt.back"),
         Binding("up", "choose(-1)", "Earlier line, or completion above", id="prompt.up"),
         Binding("down", "choose(1)", "Completion below, or later line", id="prompt.down"),
         Binding("escape", "cancel", "Close", id="prompt.cancel"),

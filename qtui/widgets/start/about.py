@@ -39,7 +39,7 @@ class About(Lines):
         width = max(20, self.content_size.width)
         said = past.problem if past is not None else ""
         if not source:
-            asked = "! nothing is typed: " if loud else ""
+            asked = "! type a source: " if loud else ""
             hint = "a folder with a config.json, a hub id as org/name, or demo"
             nothing: Words = [(asked, "$warning"), (hint, "$dim")]
             named: Words = [(printable(past.name), "bold")] if past is not None else []
@@ -49,13 +49,13 @@ class About(Lines):
         where = "~" + source[len(home) :] if source.startswith(f"{home}/") else source
         lines: list[Words] = [[(fit(printable(where), width, self.glyphs, end=False), "bold")]]
         if found is None:
-            wait = "looking, then it opens; enter again does not wait"
-            lines.append([(wait if waits else f"looking{self.glyphs.ellipsis}", "$dim")])
+            wait = "checking before opening; press enter again to open now"
+            lines.append([(wait if waits else f"checking{self.glyphs.ellipsis}", "$dim")])
         elif found.problem:
             lines.append(self._bad(found.problem, loud))
             lines.append([(_line(found.advice), "")])
         else:
-            lines.append([(recent.sentence(found) or "nothing is known of it yet", "")])
+            lines.append([(recent.sentence(found) or "nothing is known about it yet", "")])
             lines.append([(_line(found.note), "$dim")])
         if past is not None and found is not None and not found.problem:
             known = [(recent.known(past, self.glyphs, width), "$dim")]

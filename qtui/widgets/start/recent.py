@@ -120,10 +120,10 @@ def headline(past: Sequence[PastSession], glyphs: Glyphs) -> Words:
     number, running = len(past), sum(each.running for each in past)
     if not number:
         return [
-            ("Nothing was open here yet: ", "bold"),
+            ("No sessions yet: ", "bold"),
             ("enter opens the demo, or type a path or hub id", ""),
         ]
-    words: Words = [(f"{number} session{'s' if number > 1 else ''}, the last one first", "$dim")]
+    words: Words = [(f"{number} session{'s' if number > 1 else ''}, newest first", "$dim")]
     if running:
         words.append((f"   {glyphs.changed} {running} running", "$success"))
     return words

@@ -35,7 +35,7 @@ def kl_titles(style: TableStyle) -> tuple[str, ...]:
         return ("",)
     if style.direction == "degrade":
         return f" of {shown}", f" {shown}", ""
-    return f" won back by keeping it from {shown}", " won back by keeping", " won back", ""
+    return f" regained by keeping it from {shown}", " regained by keeping", " regained", ""
 
 
 def _dnll(style: TableStyle) -> str:

@@ -223,7 +223,7 @@ class Table(ScrollView, can_focus=False):
         """What rows are sorted by, in words."""
         column = table_column(self.listing.column)
         turned = self.listing.falling != column.column.falling
-        return column.figure.title + (", the other way round" if turned else "")
+        return column.figure.title + (", reversed" if turned else "")
 
     def order_by(self, column: str, descending: bool | None = None) -> None:
         """Sort by a column, the cursor's layer still under it.
@@ -444,7 +444,7 @@ class Table(ScrollView, can_focus=False):
         """A line of what stands in place of rows."""
         said = self.empty
         if self.session.layers.names:
-            said = f"no layer fits the filter: {printable(self.filter.text)}\n{self.way_out}"
+            said = f"no layer matches the filter: {printable(self.filter.text)}\n{self.way_out}"
         lines = [part for line in said.split("\n") for part in textwrap.wrap(line, room)]
         at = y - min(2, self.size.height - 1)
         return lines[at] if 0 <= at < len(lines) else ""
