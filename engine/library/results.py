@@ -95,7 +95,7 @@ class Result(Generic[D]):
                 self._arrived.append(fact)
 
     def _is_mine(self, fact: Any) -> bool:
-        """Whether a fact of a type in `yields` belongs to this result: other jobs may be running."""
+        """Whether a fact of a type in `yields` belongs to this result, not to another job."""
         return True
 
     # -- for the caller ---------------------------------------------------------------------------
