@@ -55,7 +55,7 @@ async def inspect_source(
         return Inspection(source=source, problem=f"{source} cannot be inspected: {error}")
     try:
         async with asyncio.timeout(timeout):
-            told, complaint = await process.communicate()
+            output, complaint = await process.communicate()
     except TimeoutError:
         return Inspection(
             source=source,
@@ -67,7 +67,7 @@ async def inspect_source(
             process.kill()
             await process.wait()
     try:
-        return msgspec.json.decode(told, type=Inspection)
+        return msgspec.json.decode(output, type=Inspection)
     except msgspec.DecodeError:
         lines = complaint.decode(errors="replace").strip().splitlines()
         why = lines[-1] if lines else f"exit code {process.returncode}"

@@ -325,7 +325,7 @@ class Engine:
     def _ended(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> None:
         with self._lock:
             if self._closed:
-                return  # it was told of as cancelled
+                return  # announced as cancelled already
             task = self._tasks[job.id]
             if error is not None and not isinstance(error, EngineError):
                 log.error("job %s failed", job.id, exc_info=error)

@@ -124,7 +124,7 @@ def test_a_missing_head_of_an_untied_model_is_an_error(llama: Path) -> None:
 def test_a_tensor_of_another_shape(llama: Path) -> None:
     edit(llama, intermediate_size=96)
     sentence = (
-        r"mlp\.down_proj\.weight has shape \[64, 128\] on disk and config\.json makes it \[64, 96\]"
+        r"mlp\.down_proj\.weight has shape \[64, 128\] on disk, but \[64, 96\] by config\.json"
     )
     with pytest.raises(CheckpointError, match=sentence):
         load_network(llama)
@@ -156,7 +156,7 @@ def test_memory_that_runs_out_while_loading(llama: Path) -> None:
         if stage.name == "loading weights":
             raise MemoryError
 
-    with pytest.raises(OutOfMemoryError, match="memory ran out on cpu while loading llama"):
+    with pytest.raises(OutOfMemoryError, match="out of memory on cpu while loading llama"):
         load_network(llama, on_stage=on_stage)
 
 
