@@ -3,7 +3,7 @@
 from engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from engine.checkpoint.groups import fused_groups
 from engine.checkpoint.headers import TensorInfo, read_header
-from engine.checkpoint.layout import DiskLayer, list_layers, read_expert, read_layer
+from engine.checkpoint.layers import DiskLayer, list_layers, read_expert, read_layer
 
 __all__ = [
     "Checkpoint",

@@ -11,7 +11,7 @@ from torch import nn
 
 from engine.checkpoint import Checkpoint, DiskLayer
 from engine.errors import CheckpointError
-from engine.model.architecture import model_class, read_config
+from engine.model.config import model_class, read_config
 from engine.model.names import join_names
 from engine.model.quiet import quiet
 

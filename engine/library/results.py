@@ -12,6 +12,7 @@ from engine import protocol as p
 from engine.client.in_process import JobError
 from engine.formats.grammar import parse_format
 from engine.report import documents, schema, tables
+from engine.report.json import encode
 from engine.session import Job, Session
 
 D = TypeVar("D", bound=schema.Document)
@@ -161,7 +162,7 @@ class Result(Generic[D]):
         Raises:
             JobError: the job failed or was cancelled.
         """
-        made: dict[str, Any] = msgspec.json.decode(schema.encode(self.document))
+        made: dict[str, Any] = msgspec.json.decode(encode(self.document))
         return made
 
     def rows(self) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from torch import nn
 
 from engine.checkpoint import open_checkpoint
 from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
-from engine.model.architecture import model_class, read_config
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
+from engine.model.config import model_class, read_config
 from engine.model.memory import check_memory, memory_free, memory_needed
 from engine.model.names import check_covered, join_names
 from engine.model.network import Network

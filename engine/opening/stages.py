@@ -21,7 +21,7 @@ from engine.checkpoint import (
 )
 from engine.demo import DEMO_PATH
 from engine.errors import EngineError
-from engine.model.architecture import architecture_name
+from engine.model.config import architecture_name
 from engine.model.source import resolve_model
 from engine.service.in_thread import in_thread
 from engine.service.jobs import Outcome, Steps
@@ -124,7 +124,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     network = yield from _load_network(opened)
     text, windows = yield from _cut_windows(opened, network)
     from engine.measure.evaluation.divergence import MeanWithError
-    from engine.model.folding import fold_groups
+    from engine.model.fold_groups import fold_groups
 
     why_not_folded = {
         name: group.why_not for name, group in fold_groups(network).items() if group.why_not

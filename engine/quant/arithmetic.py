@@ -57,7 +57,7 @@ class Arithmetic:
     """Whether rows share no scale, so that a few rows at a time give the same ``Ŵ``."""
     fused: bool = False
     """Whether it is the arithmetic of `engine.quant.integer`, for which
-    `engine.measure.weights.fused` has a compiled kernel."""
+    `engine.measure.weights.compiled_kernel` has a compiled kernel."""
 
 
 def arithmetic_of(fmt: Format) -> Arithmetic:

@@ -15,7 +15,7 @@ from engine.report import schema as s
 from engine.report.entry import Template
 from engine.report.figures import Context
 from engine.report.figures.registry import json_figures
-from engine.report.schema import finite
+from engine.report.json import finite
 from engine.report.sweep_parts import (
     agreement_parts,
     floor_part,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from math import isfinite
 from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 from msgspec import UNSET
 
+from engine.report.json import finite
 from engine.report.schema import Part
 
 Entry = TypeVar("Entry", bound=Part)
@@ -68,7 +68,7 @@ class Template(Generic[Entry]):
 
 
 def _json(value: object) -> object:
-    return None if isinstance(value, float) and not isfinite(value) else value
+    return finite(value) if isinstance(value, float) else value
 
 
 def _part_at(base: type[Part], name: str) -> type[Part]:

@@ -1,4 +1,4 @@
-"""The JSON documents that scripts read, schema 1, as Structs, and how they are written.
+"""The JSON documents that scripts read, schema 1, as Structs; `engine.report.json` writes them.
 
 Keys may be added; those here stay. A number that is not finite is ``null``; what was not measured
 is missing. NLL and KL are in nats per token, sizes in bytes, times in seconds; ``se`` is a standard
@@ -7,15 +7,12 @@ error over windows.
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
-from engine.store.files import write_whole
 
 Number: TypeAlias = float | None
 """A figure; None if it is NaN or infinite."""
@@ -447,22 +444,3 @@ class ExportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
 
 
 Document: TypeAlias = TriageDocument | SweepDocument | EvalDocument | ExportDocument
-
-
-def finite(value: float) -> Number:
-    """The number; None if it is NaN or infinite."""
-    return value if math.isfinite(value) else None
-
-
-def encode(document: msgspec.Struct) -> bytes:
-    """A document as indented JSON, ending in a newline."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-
-
-def write(document: msgspec.Struct, path: Path) -> None:
-    """Write a document atomically.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    write_whole(path, encode(document))

@@ -11,7 +11,7 @@ from engine.report import schema as s
 from engine.report.entry import Template
 from engine.report.figures import Context, Figure, Value
 from engine.report.figures.registry import json_figures
-from engine.report.schema import finite
+from engine.report.json import finite
 from engine.session import Session
 
 CORRECTED = "estimate.corrected_kl"

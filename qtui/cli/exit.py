@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from engine.errors import EngineError, UsageError
-from engine.report import schema
+from engine.report import json as json_output
 from qtui.cli.progress import put
 from qtui.views.text import printable
 
@@ -44,10 +44,10 @@ def check_destination(json: str | None) -> None:
 def publish(document: AnyDocument, as_text: Callable[[AnyDocument], str], json: str | None) -> None:
     """Print the results, and write the JSON document; with ``--json -`` print that alone."""
     if json == "-":
-        put(sys.stdout, schema.encode(document).decode())
+        put(sys.stdout, json_output.encode(document).decode())
         return
     if json is not None:
-        schema.write(document, Path(json).expanduser())
+        json_output.write(document, Path(json).expanduser())
     put(sys.stdout, as_text(document))
 
 

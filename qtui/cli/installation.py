@@ -19,7 +19,7 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.profiles import bundled_path, load_profile, load_profiles, origins, user_path
-from engine.report.numbers import size
+from engine.report.wording import size
 from engine.store import paths
 from qtui.bundled import themes_folder
 from qtui.views.text import printable

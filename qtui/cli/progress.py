@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from engine.report.numbers import clock, size
+from engine.report.wording import clock, size
 from qtui.views.text import PLAIN, UNICODE, fit, printable
 
 EVERY = 5.0

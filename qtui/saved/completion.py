@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from engine.errors import UsageError
-from engine.report.numbers import size
+from engine.report.wording import size
 from engine.store.files import free_name
 from qtui.saved.request import QUOTES, misspelt, read_request
 from qtui.saved.subjects import FORM_WORDS, FORMS, subjects

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine import protocol as p
-from engine.report.numbers import percent
+from engine.report.wording import percent
 from qtui.saved.view import View
 from qtui.views.reproduce import Verb, command, unsaid
 

@@ -13,7 +13,7 @@ from engine.errors import FormatError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import why_not_held
 from engine.protocol import Level
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.session import Layers, Session, recipe_hash
 from qtui.views.sweeps import formats_of
 from qtui.views.text import UNICODE, Glyphs, Words, printable, short_name

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from engine.report.numbers import size
+from engine.report.wording import size
 from qtui.views.completion import Completion
 
 SCANNED = 5_000

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 from rich.cells import cell_len, set_cell_size
 
 from engine.report.characters import printable as printable
-from engine.report.numbers import decimals, short
+from engine.report.wording import decimals, short
 
 Words: TypeAlias = list[tuple[str, str]]
 """Pieces of text with a style each, such as ``$dim`` or ``bold $error``; never read as markup."""

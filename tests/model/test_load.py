@@ -247,7 +247,7 @@ def test_dtypes() -> None:
         bf16,
         "bf16: the default on cuda for weights stored in float32",
     )
-    assert choose_dtype("fp16", fp32, "cpu") == (fp16, "fp16: asked for")
+    assert choose_dtype("fp16", fp32, "cpu") == (fp16, "fp16: requested")
     with pytest.raises(UsageError, match="'int8' is unknown; give fp32, fp16, bf16"):
         choose_dtype("int8", fp32, "cpu")
 

@@ -24,7 +24,7 @@ import engine
 from engine import plugins
 from engine import protocol as p
 from engine.client import JobError, in_process, spawned
-from engine.report import schema
+from engine.report import json as json_output
 from engine.report.documents import triage_document
 from engine.report.figures import Context
 from engine.session import Session
@@ -314,7 +314,7 @@ def test_its_figure_is_in_json_and_in_csv(triaged: list[p.AnyEvent], tmp_path: P
     session = r.folded(*triaged)
     rows = range(len(session.layers.names))
     expected = [SKEW.read.bind(Context(session))(row) for row in rows]
-    document = json.loads(schema.encode(triage_document(session)))
+    document = json.loads(json_output.encode(triage_document(session)))
     assert [layer["figures"]["skew"] for layer in document["layers"]] == expected
     shown = view(session, rows=tuple(rows), layer=LAYER, format=FORMAT)
     _, lines = lines_of_csv(save("table", str(tmp_path / "rows.csv"), shown).path)

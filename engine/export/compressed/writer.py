@@ -17,7 +17,7 @@ from engine.export.folder import atomic_folder, check_destination, copied_files,
 from engine.export.tensor_groups import bytes_of, check_room, write_json, write_shards
 from engine.export.writer import Codes, Exported, NotExportable, Request
 from engine.formats.grammar import Format, needs_calibration, why_not_alone
-from engine.quant.methods.fold import only_weights
+from engine.quant.methods.channel_scales import only_weights
 from engine.quant.quantize import scale_dtype_for, stored_form
 
 

@@ -24,10 +24,10 @@ from engine.measure.calibration.solve import (
     solve,
 )
 from engine.measure.counts import JobCounts
-from engine.model.folding import fold_groups
+from engine.model.fold_groups import fold_groups
 from engine.model.inputs import why_unseen
 from engine.model.network import Held, StandIn
-from engine.quant.methods.fold import folded, only_weights
+from engine.quant.methods.channel_scales import folded, only_weights
 from engine.quant.methods.gptq import Solved
 from engine.quant.quantize import dequantized
 from engine.workspace import Loaded

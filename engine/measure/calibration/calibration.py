@@ -25,7 +25,7 @@ from engine.measure.counts import JobCounts
 from engine.measure.preemption import repeated
 from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
 from engine.model.network import Held, Network
-from engine.quant.statistics import InputStatistics
+from engine.quant.input_statistics import InputStatistics
 from engine.store import keys
 from engine.texts.corpora import calibration_text
 from engine.workspace import Loaded

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from engine.formats.grammar import Format, Method
 from engine.quant.data_free.hadamard import rotate_inputs, rotate_inputs_back
+from engine.quant.input_statistics import InputStatistics
 from engine.quant.methods.a8 import quantized_tokens, static_scale
 from engine.quant.methods.awq import awq
-from engine.quant.methods.fold import folded, only_weights
+from engine.quant.methods.channel_scales import folded, only_weights
 from engine.quant.methods.gptq import Solved
 from engine.quant.methods.outlier import outlier_columns
 from engine.quant.methods.smooth import smooth
@@ -27,7 +28,6 @@ from engine.quant.quantize import dequantized
 from engine.quant.rows import matrices
 from engine.quant.scales import in_stored_dtype
 from engine.quant.solve import solved_form
-from engine.quant.statistics import InputStatistics
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from engine.formats.grammar import Format, parse_format, why_not_alone
 from engine.formats.grammar import why_not_built as not_built
 from engine.formats.storage import why_not_held as not_held
 from engine.measure.counts import FACTS_IN_ONE_EVENT, JobCounts
-from engine.measure.weights.fused import Fused, Variant, variant_for
+from engine.measure.weights.compiled_kernel import Fused, Variant, variant_for
 from engine.measure.weights.reconstruction import WeightErrors, compare, weight_errors
 from engine.measure.weights.statistics import WeightStatistics, weight_statistics
 from engine.quant.arithmetic import arithmetic_of

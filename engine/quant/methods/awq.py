@@ -17,8 +17,8 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import Format
-from engine.quant.methods.fold import Folded, check_group, fold_error
-from engine.quant.statistics import InputStatistics
+from engine.quant.input_statistics import InputStatistics
+from engine.quant.methods.channel_scales import Folded, check_group, fold_error
 
 STEPS = 20
 """Exponents from 0 to .95 that are tried."""

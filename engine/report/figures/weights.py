@@ -13,7 +13,7 @@ from engine.report.figures.declaration import (
 )
 from engine.report.figures.quantity import COUNT, DECIBEL, DEVIATIONS, NUMBER, SHARE, WEIGHT
 from engine.report.figures.reading import of_error, of_weights
-from engine.report.numbers import short
+from engine.report.wording import short
 
 UNSHOWN: tuple[str, ...] = ()
 """Saved only when every figure is requested, with no column of the table."""

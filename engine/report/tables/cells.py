@@ -7,7 +7,7 @@ import math
 from msgspec import UnsetType
 
 from engine.report import schema as s
-from engine.report.numbers import perplexity, short
+from engine.report.wording import perplexity, short
 
 NOT_KNOWN = "-"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from msgspec import UnsetType
 
 from engine.report import schema as s
-from engine.report.numbers import size
 from engine.report.tables.cells import figure, ppl, share
 from engine.report.tables.layout import named, paragraphs
 from engine.report.tables.parts import about, fallback_lines, protocol_lines, spent
+from engine.report.wording import size
 
 
 def eval_text(document: s.EvalDocument) -> str:

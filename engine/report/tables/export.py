@@ -6,10 +6,10 @@ from collections import Counter
 
 from engine.report import schema as s
 from engine.report.characters import printable
-from engine.report.numbers import size
 from engine.report.tables.cells import figure
 from engine.report.tables.layout import named, paragraphs
 from engine.report.tables.parts import about, fallback_lines, spent
+from engine.report.wording import size
 
 
 def export_text(document: s.ExportDocument) -> str:

@@ -9,8 +9,8 @@ from msgspec import UnsetType
 from engine import protocol as p
 from engine.report import schema as s
 from engine.report.characters import printable
-from engine.report.numbers import clock, count, size
 from engine.report.tables.cells import figure, ppl
+from engine.report.wording import clock, count, size
 
 
 def about(model: s.Model) -> str:

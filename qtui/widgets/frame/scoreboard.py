@@ -7,7 +7,7 @@ import math
 from rich.cells import cell_len
 
 from engine.protocol import Direction, ModelReady, RecipeScore, Sweep
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.session import Dirty, Job, Prediction, Session, predict
 from qtui.views import sweeps
 from qtui.views.progress import about

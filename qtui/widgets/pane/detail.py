@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.timer import Timer
 
 from engine.protocol import Direction, EffectKey
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.report.figures import Context
 from engine.session import Session
 from qtui.views import text as t

@@ -10,7 +10,7 @@ from engine.errors import FormatError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits
 from engine.protocol import Direction, EffectKey, Estimate, Sensitivity
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.report.figures import Figure, PaneLine
 from engine.report.figures.effects import below_floor, delta_ppl_margin
 from engine.report.figures.registry import pane_figures

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from engine.protocol import HistogramReady
-from engine.report.numbers import short, significant
+from engine.report.wording import short, significant
 from qtui.views.text import Glyphs, fit, printable
 from qtui.widgets.line import Words
 

@@ -9,7 +9,7 @@ from textual import events
 from textual.binding import Binding, BindingType
 
 from engine.profiles import Profile
-from engine.report.numbers import count
+from engine.report.wording import count
 from qtui.views.text import UNICODE, Glyphs, printable
 from qtui.widgets.line import Lines, Words, cells
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from engine.protocol import Direction, EffectKey
-from engine.report.numbers import decimals
+from engine.report.wording import decimals
 from engine.session import Session, correction
 from qtui.views.text import Glyphs, printable
 from qtui.widgets.line import Words, cells

@@ -21,14 +21,14 @@ from engine.measure.calibration.text import cut_calibration
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.evaluate import evaluate
 from engine.measure.evaluation.reference import reference_of
-from engine.model.folding import fold_groups
+from engine.model.fold_groups import fold_groups
 from engine.model.network import Held, StandIn
+from engine.quant.input_statistics import InputStatistics
 from engine.quant.methods.awq import awq
 from engine.quant.methods.gptq import gptq
 from engine.quant.methods.outlier import outlier_columns
 from engine.quant.methods.smooth import smooth_scale
 from engine.quant.quantize import dequantized
-from engine.quant.statistics import InputStatistics
 from engine.service.jobs import Outcome
 from engine.store import keys
 from engine.store.facts import FactStore

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.report.characters import cell_width
 from qtui.views import text as t
 

@@ -20,8 +20,8 @@ from qtui.widgets.table.layer_table import LayerTable
 from qtui.widgets.table.listing import Listing
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
-from tests.qtui.test_filter import estimate
-from tests.qtui.test_scope import grouped
+from tests.qtui.views.test_filter import estimate
+from tests.qtui.views.test_scope import grouped
 
 DOWN = "model.layers.0.mlp.down_proj"
 NAMES = r.names()

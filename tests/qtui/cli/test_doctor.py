@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from engine.errors import ProfileError
-from engine.report import schema
+from engine.report import json as json_output
 from qtui.cli import installation as doctor
 from qtui.user import themes
 
@@ -25,7 +25,7 @@ def test_the_report_finds_what_is_bundled() -> None:
     assert places["bundled themes"].found
     assert places["sockets"].found
     assert report.problems == []
-    assert msgspec.json.decode(schema.encode(report), type=doctor.Report) == report
+    assert msgspec.json.decode(json_output.encode(report), type=doctor.Report) == report
 
 
 def test_what_is_missing_is_said_and_breaks_nothing(
@@ -101,11 +101,11 @@ def test_a_profile_is_shown_value_by_value_with_its_files(tmp_path: Path) -> Non
     assert ["fps", f"4  ({own} [mine])"] in lines
     assert ["tokens", "16384  (bundled [standard])"] in lines
     assert ["formats", "int3-g128, int4-g128, int8  (bundled [standard])"] in lines
-    assert msgspec.json.decode(schema.encode(report), type=doctor.Report) == report
+    assert msgspec.json.decode(json_output.encode(report), type=doctor.Report) == report
 
 
 def test_without_a_profile_the_report_has_no_such_key() -> None:
-    assert b'"profile"' not in schema.encode(doctor.examine())
+    assert b'"profile"' not in json_output.encode(doctor.examine())
 
 
 def test_an_unknown_profile_is_an_error_and_a_broken_file_a_problem(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from engine import protocol as p
 from engine.errors import UsageError
+from engine.report import json as json_output
 from engine.report import schema
 from engine.report.documents import triage_document
 from engine.session import Session
@@ -37,8 +38,8 @@ def answering(*events: p.AnyEvent) -> Answer:
 def triage(*questions: p.AskHistogram | p.AskExperts) -> dict[str, object]:
     outcome = measure("demo", r.SETTINGS, p.Triage(), Meter(io.StringIO()), questions)
     document = triage_document(outcome.session, outcome.job, outcome.answers)
-    found = json.loads(schema.encode(document), parse_constant=pytest.fail)
-    assert msgspec.json.decode(schema.encode(document), type=schema.TriageDocument) == document
+    found = json.loads(json_output.encode(document), parse_constant=pytest.fail)
+    assert msgspec.json.decode(json_output.encode(document), type=schema.TriageDocument) == document
     assert isinstance(found, dict)
     return found
 

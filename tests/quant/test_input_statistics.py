@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from engine.errors import FormatError
-from engine.quant import statistics
-from engine.quant.statistics import InputStatistics, output_error
+from engine.quant import input_statistics as statistics
+from engine.quant.input_statistics import InputStatistics, output_error
 from tests.quant.adversarial import normal
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from engine.formats.grammar import parse_format
 from engine.quant.data_free.hadamard import Rotated, rotate, rotate_back, signs
+from engine.quant.input_statistics import output_error
 from engine.quant.quantize import dequantized, stored_form
 from engine.quant.solve import solved
-from engine.quant.statistics import output_error
 from tests.quant.adversarial import normal
 from tests.quant.correlated import correlated
 

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.report import schema, tables
+from engine.report import json as json_output
+from engine.report import tables
 from engine.report.documents import eval_document, export_document, sweep_document, triage_document
 from engine.report.tables import sweep_text
 from engine.session import Session, apply
@@ -29,7 +30,7 @@ def folded(*commands: p.AnyCommand) -> Session:
 
 
 def as_json(document: msgspec.Struct) -> dict[str, Any]:
-    text = schema.encode(document)
+    text = json_output.encode(document)
     assert msgspec.json.decode(text, type=type(document)) == document
     found: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
     return found
@@ -212,13 +213,13 @@ def test_a_document_replaces_an_older_one_whole(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"
     path.write_text("old")
     document = sweep_document(folded(p.Sweep()), [r.FORMAT])
-    schema.write(document, path)
+    json_output.write(document, path)
     assert path.read_text().startswith('{\n  "schema": "qtui.sweep/1",')
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["sweep.json"]
 
 
 def test_a_document_goes_through_a_link_to_its_file(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
-    schema.write(sweep_document(folded(p.Sweep()), [r.FORMAT]), tmp_path / "link.json")
+    json_output.write(sweep_document(folded(p.Sweep()), [r.FORMAT]), tmp_path / "link.json")
     assert (tmp_path / "link.json").is_symlink()
     assert (tmp_path / "real.json").is_file()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UsageError
-from engine.model.folding import FoldGroup, absorbed, fold_groups
+from engine.model.fold_groups import FoldGroup, absorbed, fold_groups
 from engine.model.load import load_network
 from engine.model.network import Network, Preempted, StandIn
 from tests import tiny

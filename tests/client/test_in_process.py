@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from tests import tiny
 
@@ -51,22 +48,3 @@ def test_an_engine_in_a_notebook_changes_nothing_global(tmp_path: Path, prose: P
         capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert told.stdout.strip().endswith("nothing changed"), told.stderr
-
-
-def _examples() -> list[str]:
-    page = Path(__file__).parents[2] / "docs" / "jobs.md"
-    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_examples_of_the_page_run(number: int) -> None:
-    from engine import protocol as p
-    from engine.service import commands
-
-    space: dict[str, object] = {"__name__": "example"}
-    try:
-        exec(compile(_examples()[number], "docs/jobs.md", "exec"), space)
-    finally:
-        if isinstance(kind := space.get("CountKind"), type):
-            p.commands._types.pop(kind.__name__, None)
-            commands._specs.pop(kind, None)

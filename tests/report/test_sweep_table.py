@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.report import schema
+from engine.report import json as json_output
 from engine.report.documents import sweep_document
 from engine.report.tables import sweep_text
 from engine.session import Session, apply, correction
@@ -24,7 +24,7 @@ def swept(*events: p.AnyEvent) -> Session:
 
 def as_json(session: Session, *args: Any) -> dict[str, Any]:
     document = sweep_document(session, *args)
-    text = schema.encode(document)
+    text = json_output.encode(document)
     assert msgspec.json.decode(text, type=type(document)) == document
     found: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
     return found

@@ -10,7 +10,7 @@ import torch
 
 from engine import protocol as p
 from engine.client import in_process
-from engine.measure.weights import fused, triage
+from engine.measure.weights import compiled_kernel, triage
 from tests import tiny
 from tests.drive import ended, facts, settings, until
 
@@ -19,7 +19,7 @@ FORMATS = ("int4-g32", "int3-g32-sym", "int8-tensor")
 
 @pytest.fixture(autouse=True)
 def compiled_anew() -> Iterator[None]:
-    compiled = fused._compiled
+    compiled = compiled_kernel._compiled
     compiled.cache_clear()
     torch.compiler.reset()
     yield
@@ -54,11 +54,13 @@ def test_triage_with_kernels_finds_the_errors_of_the_plain_path(
     source = tiny.build("llama", tmp_path / "model", dtype=torch.float16)
     plain, _ = _triage(source, prose)
     assert plain
-    used: list[fused.Variant] = []
-    run = fused._run
-    monkeypatch.setattr(fused, "_run", lambda *given: (used.append(given[0]), run(*given))[1])
+    used: list[compiled_kernel.Variant] = []
+    run = compiled_kernel._run
+    monkeypatch.setattr(
+        compiled_kernel, "_run", lambda *given: (used.append(given[0]), run(*given))[1]
+    )
     monkeypatch.setattr(triage, "PAYS", 0)
-    monkeypatch.setattr(fused, "TILE", 1 << 12)
+    monkeypatch.setattr(compiled_kernel, "TILE", 1 << 12)
     with_kernels, events = _triage(source, prose)
     if any("no kernel" in e.message for e in events if isinstance(e, p.Notice)):
         pytest.skip("no compiler")
@@ -77,7 +79,7 @@ def test_small_checkpoints_are_not_worth_a_compiler(
     def never() -> None:
         raise AssertionError("compiled")
 
-    monkeypatch.setattr(fused, "_compiled", never)
+    monkeypatch.setattr(compiled_kernel, "_compiled", never)
     found, _ = _triage(tiny.build("llama", tmp_path / "model"), prose)
     assert found
 
@@ -88,9 +90,9 @@ def test_a_missing_compiler_is_told_once(
     def no_compiler(*_given: object) -> None:
         raise RuntimeError("g++ is not installed")
 
-    monkeypatch.setattr(fused, "_compiled", lambda: no_compiler)
+    monkeypatch.setattr(compiled_kernel, "_compiled", lambda: no_compiler)
     monkeypatch.setattr(triage, "PAYS", 0)
-    monkeypatch.setattr(fused, "TILE", 1 << 12)
+    monkeypatch.setattr(compiled_kernel, "TILE", 1 << 12)
     found, events = _triage(tiny.build("llama", tmp_path / "model"), prose)
     assert all(set(errors) == set(FORMATS) for errors in found.values())
     told = [e for e in events if isinstance(e, p.Notice) and "no kernel" in e.message]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.formats.grammar import parse_format
-from engine.measure.weights import fused
-from engine.measure.weights.fused import Fused, variant_for
+from engine.measure.weights import compiled_kernel
+from engine.measure.weights.compiled_kernel import Fused, variant_for
 from engine.measure.weights.reconstruction import compare
 from engine.quant.quantize import dequantized
 from tests.quant.adversarial import adversarial, normal
@@ -26,14 +26,14 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fused]:
     """One set of kernels over small tiles, compiled once for this file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
-        patch.setattr(fused, "TILE", 1 << 13)
-        fused._compiled.cache_clear()
+        patch.setattr(compiled_kernel, "TILE", 1 << 13)
+        compiled_kernel._compiled.cache_clear()
         found = Fused()
         found.errors(normal(4, 256), parse_format("int4-g128"), FLOAT16)
         if "compile" in found.why:
             pytest.skip(found.why)
         yield found
-        fused._compiled.cache_clear()
+        compiled_kernel._compiled.cache_clear()
 
 
 def _same(kernels: Fused, weight: Tensor, text: str, scale_dtype: torch.dtype, what: str) -> None:
@@ -125,25 +125,25 @@ def test_with_no_compiler_the_reason_is_told_and_nothing_is_found(
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
-    monkeypatch.setattr(fused, "TILE", 1 << 12)
-    fused._compiled.cache_clear()
+    monkeypatch.setattr(compiled_kernel, "TILE", 1 << 12)
+    compiled_kernel._compiled.cache_clear()
     torch.compiler.reset()
     kernels = Fused()
     try:
         assert kernels.errors(normal(8, 256), parse_format("int4-g128"), FLOAT16) is None
     finally:
-        fused._compiled.cache_clear()
+        compiled_kernel._compiled.cache_clear()
         torch.compiler.reset()
     assert "no kernel can be compiled" in kernels.why
 
 
 def test_a_kernel_that_rounds_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def otherwise(weight: Tensor, approx: Tensor, *rest: object) -> object:
-        sums = fused._tile(weight, approx, *rest)  # type: ignore[arg-type]
+        sums = compiled_kernel._tile(weight, approx, *rest)  # type: ignore[arg-type]
         approx[7].add_(1e-6)
         return sums
 
-    monkeypatch.setattr(fused, "_compiled", lambda: otherwise)
+    monkeypatch.setattr(compiled_kernel, "_compiled", lambda: otherwise)
     kernels = Fused()
     assert kernels.errors(normal(8, 256), parse_format("int4-g128"), FLOAT16) is None
     assert "rounds otherwise" in kernels.why

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import Format
+from engine.quant.input_statistics import InputStatistics, output_error
 from engine.quant.quantize import dequantized
 from engine.quant.rows import matrices, row_chunks
-from engine.quant.statistics import InputStatistics, output_error
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import protocol as p
-from engine.report.numbers import significant
+from engine.report.wording import significant
 from qtui.views.text import PLAIN, UNICODE, Glyphs
 from qtui.widgets.line import Words
 from qtui.widgets.pane.histogram import Histogram

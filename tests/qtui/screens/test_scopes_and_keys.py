@@ -14,7 +14,7 @@ from qtui.widgets.frame.status import KeyBar
 from qtui.widgets.table.layer_table import LayerTable
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
-from tests.qtui.test_scope import grouped
+from tests.qtui.views.test_scope import grouped
 
 NAMES = r.names()
 Q1 = "model.layers.1.self_attn.q_proj"

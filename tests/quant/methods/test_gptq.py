@@ -11,10 +11,10 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import parse_format
+from engine.quant.input_statistics import output_error
 from engine.quant.methods.gptq import gptq
 from engine.quant.quantize import dequantized
 from engine.quant.quantized import Quantized
-from engine.quant.statistics import output_error
 from tests.quant.adversarial import normal
 from tests.quant.correlated import correlated
 

@@ -15,7 +15,7 @@ from qtui.user.remembered import recall
 from qtui.widgets.prompt.prompt import Prompt
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
-from tests.qtui.test_scope import grouped
+from tests.qtui.views.test_scope import grouped
 
 NAMES = r.names()
 DOWN = "model.layers.0.mlp.down_proj"

@@ -11,13 +11,13 @@ from torch import Tensor
 from engine.formats.grammar import Format, parse_format
 from engine.quant.data_free.hadamard import rotate, rotate_back
 from engine.quant.float8 import FLOAT8
+from engine.quant.input_statistics import output_error
 from engine.quant.lattice import codebook, lattice_scale
 from engine.quant.methods.gptq import Solved, gptq
 from engine.quant.normal_float import NF4
 from engine.quant.quantize import dequantized, stored_form
 from engine.quant.small_floats import E2M1
 from engine.quant.solve import solved, solved_form
-from engine.quant.statistics import output_error
 from engine.quant.stored import stored_bytes
 from tests.quant.adversarial import normal
 from tests.quant.correlated import correlated

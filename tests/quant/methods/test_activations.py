@@ -13,10 +13,10 @@ from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
 from engine.errors import FormatError
 from engine.formats.grammar import parse_format
+from engine.quant.input_statistics import InputStatistics
 from engine.quant.methods.a8 import quantized_tokens, static_scale
 from engine.quant.methods.outlier import outlier_columns, split_outliers
 from engine.quant.quantize import dequantized
-from engine.quant.statistics import InputStatistics
 from tests.quant.adversarial import adversarial, normal
 
 TOKEN = QuantizationArgs(num_bits=8, type="int", strategy="token", symmetric=True, dynamic=True)

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import parse_format
+from engine.quant.input_statistics import InputStatistics
 from engine.quant.methods.a8 import quantized_tokens
 from engine.quant.methods.awq import STEPS, awq, awq_scale
-from engine.quant.methods.fold import folded, unfolded
+from engine.quant.methods.channel_scales import folded, unfolded
 from engine.quant.methods.smooth import smooth, smooth_scale
 from engine.quant.quantize import dequantized
-from engine.quant.statistics import InputStatistics
 from tests.quant.adversarial import normal
 
 
