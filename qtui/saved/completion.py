@@ -1,4 +1,4 @@
-"""While a path is typed to save to: how it could go on, and what would be saved."""
+"""Completions and verdict of a path to save to."""
 
 from __future__ import annotations
 

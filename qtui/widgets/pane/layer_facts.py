@@ -1,4 +1,4 @@
-"""The lines of the pane: what is known of one layer."""
+"""The lines of the side pane: everything known about one layer."""
 
 from __future__ import annotations
 

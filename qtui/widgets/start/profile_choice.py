@@ -1,4 +1,4 @@
-"""The line that says how thoroughly everything will be measured, and lets that be changed."""
+"""The profile selector of the start screen."""
 
 from __future__ import annotations
 

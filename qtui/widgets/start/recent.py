@@ -1,4 +1,4 @@
-"""What was open before, in words: one row a session, and what looking at a checkpoint found."""
+"""Past sessions as rows, and a summary of an inspected checkpoint."""
 
 from __future__ import annotations
 

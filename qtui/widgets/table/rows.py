@@ -1,4 +1,4 @@
-"""The words of one line of the layer table: a layer's, or one of its experts'."""
+"""One line of the layer table: a layer or one of its experts."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Map(SessionScreen):
         yield self.lines
         yield from self.foot()
 
-    def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
+    def show(self, session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
         self.session = session
         self.shown.append(dirty)
         columns = session.effects.measured.values()
@@ -50,7 +50,7 @@ class Map(SessionScreen):
         self.lines.set_lines([[(f"map of {len(session.layers.names)} layers", "")],
                               [(f"{effects} effects", "")]])  # fmt: skip
 
-    def hear(self, event: p.AnyEvent) -> bool:
+    def before_fold(self, event: p.AnyEvent) -> bool:
         self.heard.append(event)
         return True
 
@@ -104,9 +104,9 @@ def record_shows(d: Driver, monkeypatch: pytest.MonkeyPatch) -> list[frozenset[D
     drawn: list[frozenset[Dirty]] = []
     show = d.bench.show
 
-    def record(session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
+    def record(session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
         drawn.append(dirty)
-        show(session, dirty, anew=anew)
+        show(session, dirty, whole=whole)
 
     monkeypatch.setattr(d.bench, "show", record)
     return drawn

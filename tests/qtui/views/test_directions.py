@@ -108,12 +108,12 @@ async def test_the_worst_to_lose_and_the_best_to_keep_have_orders_and_filters_of
 
 def test_what_is_whole_counts_layers_that_cannot_hold_the_format() -> None:
     session = r.folded(*r.opening(), *r.swept(36))
-    assert not sweeps.whole(session, r.FORMAT, "degrade")
+    assert not sweeps.is_complete(session, r.FORMAT, "degrade")
     names = session.layers.names
     left = next(x for row, x in enumerate(names) if session.sensitivity(row, r.EFFECTS) is None)
     apply(session, p.Fallback(layer=left, format=r.FORMAT, why="its rows are odd"))
-    assert sweeps.whole(session, r.FORMAT, "degrade")
-    assert not sweeps.whole(session, r.FORMAT, "restore")
+    assert sweeps.is_complete(session, r.FORMAT, "degrade")
+    assert not sweeps.is_complete(session, r.FORMAT, "restore")
 
 
 # --- estimates -----------------------------------------------------------------------------------

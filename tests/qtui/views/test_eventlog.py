@@ -32,7 +32,7 @@ def heard(log: EventLog, session: Session, *events: p.AnyEvent) -> list[str]:
     """What the log says of events that are folded as they come."""
     before = len(log.entries)
     for event in events:
-        log.hear(event, session)
+        log.add(event, session)
         apply(session, event)
     return [entry.text for entry in log.entries[before:]]
 
@@ -200,8 +200,8 @@ def test_what_a_session_was_told_before_is_marked_and_told_once() -> None:
     for layer in session.layers.names[:5]:
         told(session, p.Fallback(layer=layer, format="q4_k", why="too short"))
     log.say("info", "engine started")
-    log.take_up(session)
-    log.take_up(session)
+    log.add_earlier(session)
+    log.add_earlier(session)
     lines = ["".join(piece for piece, _ in line) for line in log.lines(UNICODE)]
     assert re.fullmatch(r"\d\d:\d\d:\d\d   engine started", lines[0])
     assert lines[1] == "before   ! 5 layers cannot use q4_k: too short"
@@ -223,9 +223,9 @@ def test_ten_thousand_events_that_are_not_logged_leave_nothing_behind() -> None:
     version = log.version
     fact = r.sensitivity(DOWN, 7)
     for done in range(10_000):
-        log.hear(p.Progress(job="3", done=done, total=10_000), session)
-        log.hear(p.Learned(("s",), (fact,)), session)
-        log.hear(p.Gauges(cpu=0.5, rss=1, memory_free=1), session)
+        log.add(p.Progress(job="3", done=done, total=10_000), session)
+        log.add(p.Learned(("s",), (fact,)), session)
+        log.add(p.Gauges(cpu=0.5, rss=1, memory_free=1), session)
     assert (log.version, log.entries, log._began) == (version, [], {})
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from engine import protocol as p
 from engine.profiles import load_profile
 from qtui.cli.options import FormatsOption, Shared, shares_options, split_formats
-from qtui.views.reproduce import command, quoted, unsaid
+from qtui.views.reproduce import command, not_in_command, quoted
 
 app = typer.Typer(pretty_exceptions_enable=False)
 heard: list[tuple[str, tuple[str, ...], p.Settings]] = []
@@ -102,8 +102,8 @@ def test_overlapping_windows_of_a_profile_can_be_taken_back(
     apart = msgspec.structs.replace(plain, stride=None)
     assert command(apart, "demo", "sweep") == "qtui sweep demo --profile close --stride 0"
     assert parsed(command(apart, "demo", "sweep"))[2] == apart
-    assert unsaid(apart) == ()
-    (said,) = unsaid(msgspec.structs.replace(plain, sigma=3.0))
+    assert not_in_command(apart) == ()
+    (said,) = not_in_command(msgspec.structs.replace(plain, sigma=3.0))
     assert said == "sigma was 3.0, profile 'close' now has 5.0"
 
 
@@ -112,7 +112,7 @@ def test_a_profile_that_is_gone_is_said_in_full() -> None:
     line = command(gone, "demo", "sweep")
     assert "--profile mine --tokens 4096 --seq-len 2048 --stride 0" in line
     assert "--formats int4-g128" in line
-    assert unsaid(gone) == ("profile 'mine' no longer exists",)
+    assert not_in_command(gone) == ("profile 'mine' no longer exists",)
 
 
 def test_formats_that_are_said_are_not_said_twice() -> None:

@@ -11,8 +11,8 @@ from engine import protocol as p
 from engine.session import Session, apply
 from qtui.views.scope import (
     SCOPES,
-    Here,
     Scope,
+    ScopeContext,
     describe,
     in_scope,
     index_layers,
@@ -38,12 +38,14 @@ def grouped(names: list[str] | None = None) -> p.LayersListed:
     return msgspec.structs.replace(listed, groups=groups)
 
 
-def here(layer: str | None, marked: tuple[str, ...] = (), filter: str = "", *fit: str) -> Here:
+def here(
+    layer: str | None, marked: tuple[str, ...] = (), filter: str = "", *fit: str
+) -> ScopeContext:
     session = Session()
     apply(session, grouped())
     row = None if layer is None else session.index[layer]
     rows = sorted(session.index[name] for name in fit)
-    return Here(session, index_layers(session.layers), row, set(marked), filter, rows)
+    return ScopeContext(session, index_layers(session.layers), row, set(marked), filter, rows)
 
 
 Q3 = "model.layers.3.self_attn.q_proj"
@@ -76,7 +78,7 @@ def test_each_scope_is_what_its_name_says() -> None:
         here(Q3, (), "nothing"),
     ],
 )
-def test_single_rows_are_tested_for_what_is_listed(scope: Scope, at: Here) -> None:
+def test_single_rows_are_tested_for_what_is_listed(scope: Scope, at: ScopeContext) -> None:
     test = scope_test(scope, at)
     assert tuple(name for row, name in enumerate(NAMES) if test(row)) == in_scope(scope, at)
 
@@ -105,7 +107,7 @@ def test_words_are_ascii_where_the_terminal_is_and_cannot_steer_it() -> None:
 
 
 def test_the_next_scope_passes_over_those_that_make_no_sense() -> None:
-    def cycle(at: Here) -> list[Scope]:
+    def cycle(at: ScopeContext) -> list[Scope]:
         scopes: list[Scope] = ["layer"]
         while (following := next_scope(scopes[-1], at)) != "layer":
             scopes.append(following)

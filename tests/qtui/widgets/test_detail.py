@@ -12,7 +12,7 @@ from engine import protocol as p
 from engine.session import Session, recipe_hash
 from qtui.views.text import PLAIN
 from qtui.widgets.pane.detail import Detail
-from qtui.widgets.pane.past import Past
+from qtui.widgets.pane.past import LayerHistory
 from tests.qtui import replay as r
 from tests.qtui.panes import Stage, holding, staged, told, undone, until, whole
 
@@ -202,7 +202,7 @@ async def test_of_a_long_past_the_last_steps_are_shown() -> None:
 
 def test_scores_of_the_past_are_found_however_it_is_walked() -> None:
     """Against recipes that are kept as they were made, with undo, redo and a new branch."""
-    session, past = whole(), Past()
+    session, past = whole(), LayerHistory()
     recipes: list[dict[str, str]] = []
 
     def check() -> None:
@@ -234,7 +234,7 @@ def test_scores_of_the_past_are_found_however_it_is_walked() -> None:
     check()
     hold([GATE, DOWN], INT3)
     # The same without anything kept from before.
-    past = Past()
+    past = LayerHistory()
     check()
 
 
@@ -243,7 +243,7 @@ def test_a_long_recipe_is_hashed_a_step_at_a_time_once_the_cursor_rests() -> Non
     session = told(Session(), *r.opening(layers))
     holding(session, layers, INT4, ppl=30.0)
     holding(session, layers[:2], INT8, ppl=29.0)
-    past = Past()
+    past = LayerHistory()
 
     def scores(layer: str, rested: bool) -> list[float | None]:
         steps = past.steps(session, layer, rested=rested)[1]
