@@ -133,7 +133,7 @@ def test_a_tensor_of_another_shape(llama: Path) -> None:
 def test_a_bias_the_model_has_no_place_for(llama: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.bias"
     rewrite(llama, lambda tensors: tensors.update({name: torch.ones(64)}))
-    with pytest.raises(CheckpointError, match=r"q_proj\.bias is on disk.*without it"):
+    with pytest.raises(CheckpointError, match=r"q_proj\.bias is on disk.*does not have it"):
         load_network(llama)
 
 
