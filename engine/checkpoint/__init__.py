@@ -1,4 +1,4 @@
-"""Bytes on disk: safetensors headers, shards, lazy tensors; what is wrong with them."""
+"""Reads checkpoints on disk: safetensors headers, shards, lazy tensors; reports what is wrong."""
 
 from engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from engine.checkpoint.groups import fused_groups

@@ -1,8 +1,8 @@
-"""Which tensors of a checkpoint are layers, from their names and shapes alone.
+"""Which tensors of a checkpoint are layers, from their names and shapes.
 
-It runs before a model exists and before torch is imported, so that the table of layers stands at
-once. Where transformers fuses experts on load, the rows bear the names that the model in memory
-will have, so that these rows and the model's are the same rows.
+This runs before a model exists and before torch is imported, so that the layer table is there at
+once. Where transformers fuses experts on load, rows have the names of the model in memory, so that
+these rows and the model's are the same.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _GATE_UP = {"w1": "gate", "w3": "up", "gate_proj": "gate", "up_proj": "up"}
 _DOWN = {"w2", "down_proj"}
 _ROUTER = re.compile(r"router|expert_gate$")
 _ROUTER_BESIDE_EXPERTS = {"gate", "wg"}
-_OUTSIDE = {"project_in", "project_out", "per_layer_model_projection"}  # linear, of no block
+_OUTSIDE = {"project_in", "project_out", "per_layer_model_projection"}  # linear, outside of blocks
 _NORM = re.compile(r"norm|^ln_")
 _OTHER_SENSE = re.compile(r"vision|visual|audio|image|speech|projector|^mtp$")
 _EMBEDDING = {
@@ -43,11 +43,11 @@ _EMBEDDING = {
 }
 _HEAD = {"lm_head", "embed_out", "output", "output_layer", "head", "unembed"}
 _FUSED = {"gate_up_proj", "down_proj", "up_proj", "input_linear", "output_linear"}
-# GPT-2 and its kin keep these transposed; GPTBigCode has the names but not the habit.
+# GPT-2 and similar models store these transposed; GPTBigCode has the names but does not.
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "decision_transformer", "imagegpt"}
 _CONV1D = {"c_attn", "q_attn", "c_proj", "c_fc"}
 _TRANSPOSED_EXPERTS = {"gpt_oss", "llama4", "llama4_text"}
-# The path through a block, for the order of rows: attention and what stands for it, then the rest.
+# Order of rows in a block: attention and its replacements, then the rest.
 _ATTENTION = re.compile(r"attn|attention|mixer|temporal|conv")
 _FLOW = (
     *("q_proj", "k_proj", "v_proj", "qkv_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa"),
@@ -60,12 +60,12 @@ _FLOW = (
 
 @dataclass(frozen=True)
 class DiskLayer:
-    """One quantisable weight as it lies on disk.
+    """One quantisable weight as stored on disk.
 
     ``shape`` is ``[out, in]`` or ``[experts, out, in]`` whatever the order on disk; ``transposed``
-    says that there it is the other way round. ``parts`` are the tensors it is made of: for fused
-    experts, expert by expert, gate before up. ``scales`` are the tensors that a weight stored in
-    eight or four bits is multiplied by, one a part, or none; ``reader`` then names the layout.
+    means the reverse order on disk. ``parts`` are its tensors: for fused experts, expert by expert,
+    gate before up. ``scales`` are the tensors that multiply an 8-bit or 4-bit weight, one per part,
+    or none; ``reader`` then names the layout.
     """
 
     name: str
@@ -81,16 +81,16 @@ class DiskLayer:
 
     @property
     def parameters(self) -> int:
-        """How many numbers it holds."""
+        """Number of weights."""
         return prod(self.shape)
 
 
 def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
-    """The layers of ``checkpoint``: embedding, blocks in order, what stands outside them, head.
+    """The layers of ``checkpoint``: embedding, blocks in order, those outside of blocks, head.
 
     Norms, biases, routers, convolutions, position tables, vision and audio towers are not layers,
-    nor are blocks beyond the config's number (extra heads that transformers does not load). A head
-    that is tied to the embedding and absent on disk is a row named ``lm_head``.
+    nor are blocks beyond the number in the config (extra heads that transformers does not load). A
+    head that is tied to the embedding and absent on disk is a row named ``lm_head``.
 
     Raises:
         CheckpointError: no blocks are found, experts are missing or differ in shape, or weights
@@ -120,8 +120,8 @@ def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
 def read_layer(checkpoint: Checkpoint, layer: DiskLayer) -> Tensor:
     """The weight of ``layer`` on the CPU: ``[out, in]`` or ``[experts, out, in]``, contiguous.
 
-    As stored, except that a weight in eight or four bits comes out times its scales, in float32.
-    No more than one part is held beside the result.
+    As stored, except that an 8-bit or 4-bit weight is multiplied by its scales, in float32. Holds
+    at most one part in addition to the result.
     """
     import torch
 
@@ -131,7 +131,7 @@ def read_layer(checkpoint: Checkpoint, layer: DiskLayer) -> Tensor:
 
     first = part(0)
     if len(layer.parts) == 1:
-        return first.contiguous().view(layer.shape)  # a lone expert may lie as [out, in]
+        return first.contiguous().view(layer.shape)  # a single expert may be stored as [out, in]
     whole = torch.empty(layer.shape, dtype=first.dtype)
     room = whole.view(-1, layer.shape[-1])
     filled = 0
@@ -143,9 +143,9 @@ def read_layer(checkpoint: Checkpoint, layer: DiskLayer) -> Tensor:
 
 
 def read_expert(checkpoint: Checkpoint, layer: DiskLayer, expert: int) -> Tensor:
-    """One expert ``[out, in]`` of a layer ``[experts, out, in]``, as `read_layer` gives it.
+    """One expert ``[out, in]`` of a layer ``[experts, out, in]``; see `read_layer`.
 
-    No other expert is read, but from a pickled checkpoint.
+    Other experts are not read, except from a pickled checkpoint.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -196,7 +196,7 @@ def _model_types(config: dict[str, Any]) -> set[object]:
 
 
 def _block_of(name: str) -> tuple[str, int] | None:
-    """The outermost list that a tensor lies in, and where: ``model.layers.3.x`` -> 3 of that."""
+    """The outermost list of a tensor, and its index: ``model.layers.3.x`` → 3 of that."""
     words = name.split(".")
     for i, word in enumerate(words[1:-1], 1):
         if word.isascii() and word.isdigit() and len(word) < 7:
@@ -205,12 +205,12 @@ def _block_of(name: str) -> tuple[str, int] | None:
 
 
 def _is_other_sense(tensor: TensorInfo) -> bool:
-    """Whether it belongs to a vision or audio tower, or to extra heads beside the model."""
+    """Whether it belongs to a vision or audio tower, or to extra heads."""
     return any(_OTHER_SENSE.search(word) for word in tensor.name.split(".")[:-2])
 
 
 def _find_body(checkpoint: Checkpoint) -> tuple[str, dict[int, list[TensorInfo]]]:
-    """The list of blocks that holds most parameters: its name, and its tensors by block."""
+    """The list of blocks with most parameters: its name, and its tensors by block."""
     lists: dict[str, dict[int, list[TensorInfo]]] = defaultdict(lambda: defaultdict(list))
     sizes: dict[str, int] = defaultdict(int)
     for tensor in checkpoint.tensors.values():
@@ -221,8 +221,8 @@ def _find_body(checkpoint: Checkpoint) -> tuple[str, dict[int, list[TensorInfo]]
             sizes[name] += tensor.elements
     if not lists:
         raise CheckpointError(
-            f"{checkpoint.folder} holds no numbered blocks of weights, such as model.layers.0; "
-            "it is not a causal language model that can be read"
+            f"{checkpoint.folder} has no numbered blocks of weights, such as model.layers.0; "
+            "it is not a causal language model that qtui can read"
         )
     body = max(sizes, key=lambda name: sizes[name])
     count = _setting(checkpoint.config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -237,7 +237,7 @@ def _is_weight(tensor: TensorInfo, kinds: set[str]) -> bool:
 
 
 def _find_embedding(checkpoint: Checkpoint, tables: list[TensorInfo]) -> TensorInfo | None:
-    """The input embedding: by its usual names, else the only table with a row for each token."""
+    """The input embedding: by its usual names, else the only table with a row per token."""
     named = [t for t in tables if _is_weight(t, _EMBEDDING)]
     if named:
         return max(named, key=lambda t: t.elements)
@@ -247,7 +247,7 @@ def _find_embedding(checkpoint: Checkpoint, tables: list[TensorInfo]) -> TensorI
 
 
 def _row(checkpoint: Checkpoint, tensor: TensorInfo, block: int | None, role: Role) -> DiskLayer:
-    """A row made of one tensor, whose shape it takes in the order ``[.., out, in]``."""
+    """A row for one tensor, with its shape in the order ``[.., out, in]``."""
     name = tensor.name.removesuffix(".weight")
     kind = name.rpartition(".")[2]
     turned = (role == "conv1d") or (role == "experts" and _are_turned(checkpoint, kind, tensor))
@@ -262,9 +262,9 @@ def _row(checkpoint: Checkpoint, tensor: TensorInfo, block: int | None, role: Ro
 def _unpacked_row(
     checkpoint: Checkpoint, codes: TensorInfo, reader: Reader, block: int
 ) -> DiskLayer | None:
-    """A row of experts whose codes lie under a name and in a shape of their own, if they do.
+    """A row of experts whose codes have a name and a shape of their own, or None.
 
-    They lie as ``[E, out, in]`` whatever the model does.
+    They are stored as ``[E, out, in]`` whatever the model uses.
     """
     if reader.layer is None:
         return None
@@ -284,7 +284,7 @@ def _unpacked_row(
 
 
 def _are_turned(checkpoint: Checkpoint, kind: str, tensor: TensorInfo) -> bool:
-    """Whether experts lie as ``[E, in, out]``: told by the hidden size, else by the model."""
+    """Whether experts are stored as ``[E, in, out]``: by the hidden size, else by the model."""
     hidden = _setting(checkpoint.config, "hidden_size")
     _, first, second = tensor.shape
     if (first == hidden) != (second == hidden):
@@ -296,7 +296,7 @@ def _are_turned(checkpoint: Checkpoint, kind: str, tensor: TensorInfo) -> bool:
 def _block_layers(
     checkpoint: Checkpoint, index: int, tensors: list[TensorInfo], skip: int
 ) -> list[DiskLayer]:
-    """The layers of one block; ``skip`` is the length of the names' common head."""
+    """The layers of one block; ``skip`` is the length of the names' common prefix."""
     rows: list[DiskLayer] = []
     experts: dict[str, dict[tuple[str, int], TensorInfo]] = defaultdict(dict)
     has_experts = any(".experts." in tensor.name for tensor in tensors)
@@ -320,18 +320,18 @@ def _block_layers(
             rows.append(_row(checkpoint, tensor, index, "conv1d" if turned else "linear"))
     for home, found in experts.items():
         rows += _fuse(checkpoint, home, found, index)
-    return sorted(rows, key=lambda row: _place(row.name[skip:] or row.name))
+    return sorted(rows, key=lambda row: _computation_order(row.name[skip:] or row.name))
 
 
 def _routes(words: list[str], has_experts: bool) -> bool:
-    """Whether the tensor chooses among experts: ``gate`` does so only where there are some."""
+    """Whether the tensor is a router: ``gate`` is one only if there are experts."""
     if has_experts and not _ROUTER_BESIDE_EXPERTS.isdisjoint(words):
         return True
     return any(_ROUTER.search(word) for word in words)
 
 
-def _place(path: str) -> tuple[bool, bool, int, str]:
-    """Where in the flow of a block the layer at ``path`` stands."""
+def _computation_order(path: str) -> tuple[bool, bool, int, str]:
+    """Sort key of the layer at ``path``, by the order of computation in a block."""
     home, _, kind = path.rpartition(".")
     attends = _ATTENTION.search(home) is not None
     return not attends, "expert" in home, _FLOW.index(kind) if kind in _FLOW else -1, path
@@ -340,7 +340,7 @@ def _place(path: str) -> tuple[bool, bool, int, str]:
 def _fuse(
     checkpoint: Checkpoint, home: str, found: dict[tuple[str, int], TensorInfo], block: int
 ) -> list[DiskLayer]:
-    """The rows of experts that are stored one by one and fused by transformers on load."""
+    """Rows for experts that are stored one by one and fused by transformers on load."""
     kinds = {kind for kind, _ in found}
     gate_up = sorted(kinds & set(_GATE_UP), key=lambda kind: _GATE_UP[kind])
     count = 1 + max(index for _, index in found)
@@ -372,7 +372,7 @@ def _fused_row(
     found: dict[tuple[str, int], TensorInfo],
     block: int,
 ) -> DiskLayer:
-    """One fused row: for each of ``count`` experts its ``members``, one below the other."""
+    """One fused row: for each of ``count`` experts its ``members``, stacked."""
     parts = []
     for index in range(count):
         for kind in members:
@@ -391,7 +391,7 @@ def _fused_row(
             parts.append(part)
     width = parts[0].shape[1]
     if any(part.shape[1] != width for part in parts):
-        raise CheckpointError(f"{checkpoint.folder} stores the halves of {name} in unlike widths")
+        raise CheckpointError(f"{checkpoint.folder} stores halves of {name} with different widths")
     out = sum(part.shape[0] for part in parts[: len(members)])
     reader, scales = scales_of(checkpoint, tuple(parts))
     return DiskLayer(

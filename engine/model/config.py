@@ -1,4 +1,4 @@
-"""Which model class a folder's config.json asks for, and whether it can be run here."""
+"""The model class that a folder's config.json names, and whether it can run here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def architecture_name(config: Mapping[str, Any]) -> str:
 
 
 def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
-    """The config as transformers has it, once it is known to name a causal language model.
+    """The config as parsed by transformers, checked to be a causal language model.
 
     Raises:
         CheckpointError: an unknown architecture, code of its own that was not asked for, not a
@@ -90,7 +90,7 @@ def _refuse_foreign_code(file: Path, raw: dict[str, Any], trusted: bool) -> None
 
 
 def refuse_other_models(file: Path, raw: dict[str, Any]) -> None:
-    """Refuse what the config itself says is not a causal language model, or packed already.
+    """Refuse a config that is not a causal language model, or is quantised already.
 
     Args:
         file: of the config, for messages.

@@ -1,9 +1,9 @@
 """Fold groups: layers that share an input, and what before them absorbs a scale per channel.
 
-``x Wᵀ = (x / s)(W · diag(s))ᵀ``: a scale in front of a quantised weight costs nothing where the
-operation that makes ``x`` can be stored divided by ``s``: a norm, or the projection whose output
-channels the inputs are. AWQ and SmoothQuant live on it. Nothing here goes by names: see
-`engine.model.absorbers` for how groups are found and verified.
+``x Wᵀ = (x / s)(W · diag(s))ᵀ``: a scale in front of a quantised weight is free if the operation
+that makes ``x`` can be stored divided by ``s``: a norm, or the projection whose output channels the
+inputs are. AWQ and SmoothQuant depend on it. Names play no role here: see `engine.model.absorbers`
+for how groups are found and verified.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _groups: WeakKeyDictionary[Network, dict[str, FoldGroup]] = WeakKeyDictionary()
 
 @dataclass(frozen=True, eq=False)
 class FoldGroup:
-    """Layers that are given one tensor, and what absorbs ``1 / s`` in front of them."""
+    """Layers that share an input, and what absorbs ``1 / s`` before them."""
 
     layers: tuple[str, ...]
     absorber: str
-    """A norm's name in the model, or a layer; empty where there is none."""
+    """A norm's name in the model, or a layer; empty if there is none."""
     why_not: str
-    """A sentence, where there is none."""
+    """Why there is none, as a sentence."""
     kind: Literal["norm", "layer", "none"]
     channels: Tensor | None = None
     """Of a layer that absorbs: the output channel that each input channel is, int64 ``[in]``."""
@@ -56,7 +56,7 @@ class FoldGroup:
             dtype: of the checkpoint that the norm is written to.
 
         Raises:
-            UsageError: nothing absorbs a scale; or the shape of ``scale`` is another.
+            UsageError: nothing absorbs a scale, or ``scale`` has the wrong shape.
         """
         scale = self._checked(scale)
         if self.weight is None:
@@ -90,7 +90,7 @@ class FoldGroup:
         assert of is not None
         if scale.shape != of.shape:
             raise UsageError(
-                f"{self.layers[0]}: a scale of shape {list(scale.shape)}; {list(of.shape)} is right"
+                f"{self.layers[0]}: a scale of shape {list(scale.shape)}, expected {list(of.shape)}"
             )
         return scale.to(of.device, torch.float32)
 
@@ -119,7 +119,7 @@ def fold_groups(network: Network) -> dict[str, FoldGroup]:
         groups |= dict.fromkeys(found.layers, group)
     for name, layer in network.layers.items():
         if layer.role != "embedding" and name not in groups:
-            groups[name] = FoldGroup((name,), "", f"{name} stands outside of the blocks", "none")
+            groups[name] = FoldGroup((name,), "", f"{name} is outside of the blocks", "none")
     _groups[network] = groups
     return groups
 
@@ -127,7 +127,7 @@ def fold_groups(network: Network) -> dict[str, FoldGroup]:
 def absorbed(
     network: Network, group: FoldGroup, scale: Tensor, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """What the absorber is stored as once ``1 / s`` is folded into it.
+    """The absorber's parameters with ``1 / s`` folded in.
 
     Returns:
         By name in the model's ``state_dict``, in ``dtype``, as the model orients it.

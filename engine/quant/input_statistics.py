@@ -1,8 +1,8 @@
-"""What methods need from calibration: sums over the tokens that a layer is given.
+"""Calibration statistics of a layer's inputs: sums and maxima over tokens.
 
-``X Xᵀ`` (GPTQ, AWQ), and the greatest and the mean magnitude of every input channel (SmoothQuant,
-AWQ, LLM.int8()). Each is a sum or a maximum, so that texts can be taken in one after another, and
-parts that were gathered apart can be put together.
+``X Xᵀ`` (GPTQ, AWQ), and the largest and the mean magnitude of every input channel (SmoothQuant,
+AWQ, LLM.int8()). Each is a sum or a maximum, so texts can be added one after another, and
+separately gathered statistics can be merged.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ TOKENS = 4096
 
 @dataclass(eq=False)
 class InputStatistics:
-    """Of the inputs ``[tokens, in]`` of one layer, or of layers that share an input.
+    """Statistics of the inputs ``[tokens, in]`` of one layer, or of layers that share an input.
 
-    Takes ``4 · in²`` bytes, and while it takes in, a float32 copy of `TOKENS` tokens.
+    Takes ``4 · in²`` bytes, and temporarily a float32 copy of `TOKENS` tokens.
     """
 
     gram: Tensor
@@ -36,7 +36,7 @@ class InputStatistics:
 
     @classmethod
     def empty(cls, width: int, device: torch.device | str = "cpu") -> InputStatistics:
-        """Of no tokens yet, for inputs of ``width`` channels."""
+        """Statistics of no tokens yet, for inputs of ``width`` channels."""
         return cls(
             torch.zeros(width, width, device=device),
             torch.zeros(width, device=device),
@@ -45,24 +45,24 @@ class InputStatistics:
 
     @property
     def width(self) -> int:
-        """Input channels."""
+        """Number of input channels."""
         return len(self.maximum)
 
     def mean(self, name: str = "layer") -> Tensor:
         """Mean ``|x|`` of every channel, float32 ``[in]``.
 
         Raises:
-            FormatError: No token was taken in.
+            FormatError: No tokens were added.
         """
         self.check(name)
         return (self.magnitude / self.tokens).to(torch.float32)
 
     def add(self, inputs: Tensor, name: str = "layer") -> None:
-        """Take in tokens ``[…, in]`` of any floating dtype, a few at a time.
+        """Add tokens ``[…, in]`` of any floating dtype, a few at a time.
 
         Raises:
-            FormatError: They have another width, or values that are not finite; nothing of them
-                is taken in then.
+            FormatError: They have another width, or non-finite values; in that case none of them is
+                added.
         """
         if inputs.dim() == 0 or inputs.shape[-1] != self.width:
             raise FormatError(
@@ -87,10 +87,10 @@ class InputStatistics:
         self.tokens += len(rows)
 
     def merge(self, other: InputStatistics, name: str = "layer") -> None:
-        """Take in what was gathered apart: as if its tokens had been taken in here.
+        """Add separately gathered statistics, as if their tokens had been added here.
 
         Raises:
-            FormatError: It is of another width.
+            FormatError: The width differs.
         """
         if other.width != self.width:
             raise FormatError(
@@ -102,11 +102,11 @@ class InputStatistics:
         self.tokens += other.tokens
 
     def check(self, name: str = "layer", width: int | None = None) -> None:
-        """See that there is something to calibrate with.
+        """Check that there are statistics to calibrate with.
 
         Raises:
-            FormatError: No token was taken in, a sum is not finite, or the layer is of another
-                ``width``.
+            FormatError: No tokens were added, a sum is not finite, or the layer's ``width``
+                differs.
         """
         if self.tokens == 0:
             raise FormatError(

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them in a table or a line: short, with their unit where it helps."""
+"""Numbers for display in a table or a line: short, with a unit where it helps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def decimals(value: float, places: int) -> str:
 def short(value: float, *, small: int = 2) -> str:
     """A number of at most five characters where possible; ``small`` places below ten.
 
-    What would be nothing but zeros in so many places is told by its power of ten: ``3e-4``.
+    A number that would show as zeros only is written with a power of ten: ``3e-4``.
     """
     size = abs(value)
     if math.isnan(value):
@@ -58,7 +58,7 @@ def perplexity(value: float) -> str:
 
 
 def margin(half: float) -> str:
-    """Half an interval of a perplexity: two figures, not finer than a hundredth by much."""
+    """Half an interval of a perplexity: two digits, rarely finer than a hundredth."""
     if not math.isfinite(half):
         return short(half)
     places = 3 if half < 0.0095 else 2 if half < 9.995 else 1 if half < 99.95 else 0
@@ -77,7 +77,7 @@ def count(number: float) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes in a unit that reads well: ``2.6 MB``, powers of a thousand."""
+    """Bytes in a suitable unit: ``2.6 MB``, powers of a thousand."""
     for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= step * 0.9995:
             scaled = number / step

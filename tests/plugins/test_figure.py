@@ -109,7 +109,7 @@ def test_it_has_its_column_in_csv(tmp_path: Path) -> None:
 
 def test_what_cannot_be_registered_says_why() -> None:
     for change, why in (
-        ({"id": "kl"}, "of that id"),
+        ({"id": "kl"}, "with this id"),
         ({"id": "Not a word"}, "lower-case"),
         ({"csv": CsvName("kurtosis")}, "CSV column 'kurtosis'"),
         ({"json": (JsonPath("triage", "kurtosis"),)}, "key 'kurtosis'"),

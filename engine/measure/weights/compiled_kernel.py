@@ -1,11 +1,12 @@
-"""Quantise, dequantise and compare in one compiled pass over the weight, tile by tile.
+"""Quantises, dequantises and compares a weight in one compiled pass, tile by tile.
 
-``engine.quant.integer`` goes through memory once for every step of its arithmetic; here
-``torch.compile`` makes one loop of it, for a tile of groups at a time. Ŵ equals the other path bit
-for bit, which a probe checks before the first use: where it does not, or where nothing can be
-compiled, the caller takes the other path and says why.
+``engine.quant.integer`` goes through memory once per step of its arithmetic; here ``torch.compile``
+fuses them into one loop over a tile of groups. Ŵ equals the other path bit for bit, which a probe
+checks before the first use. If it does not, or if nothing can be compiled, the caller uses the
+other path and reports why.
 
-A kernel is compiled for a group size and dtypes; bits and signs are arguments. It is kept on disk.
+A kernel is compiled for a group size and dtypes; bits and signs are arguments. It is cached on
+disk.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _Sums = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Variant(NamedTuple):
-    """What a kernel is compiled for."""
+    """What a kernel is specialised for."""
 
     dtype: torch.dtype
     """Of the weight."""
@@ -58,7 +59,7 @@ class Variant(NamedTuple):
 def variant_for(
     shape: tuple[int, ...], dtype: torch.dtype, fmt: Format, scale_dtype: torch.dtype
 ) -> Variant | None:
-    """The kernel that serves a weight ``[…, out, in]`` in a format; None if there is none.
+    """The kernel for a weight ``[…, out, in]`` in a format; None if there is none.
 
     There is one for integer formats without methods whose groups divide the row, or are the row.
     """
@@ -79,7 +80,7 @@ class Fused:
         variants: the kernels that may be compiled; all if None.
 
     Attributes:
-        why: why nothing more is compiled, in a sentence; empty as long as all is well.
+        why: why compiling stopped, as a sentence; empty while it works.
     """
 
     def __init__(self, variants: Collection[Variant] | None = None) -> None:
@@ -94,7 +95,7 @@ class Fused:
         scale_dtype: torch.dtype,
         out: Tensor | None = None,
     ) -> WeightErrors | None:
-        """Errors of ``weight`` in ``fmt``; None where the other path has to find them.
+        """Errors of ``weight`` in ``fmt``; None if the other path has to compute them.
 
         They equal those of `compare` to six digits: a group is summed in float32, groups in
         float64.
@@ -133,7 +134,7 @@ class Fused:
                     found, dequantized(probe, fmt, variant.scale_dtype)
                 ):
                     self.why = (
-                        "the compiled kernel rounds otherwise than the plain one on this machine, "
+                        "the compiled kernel rounds differently from the plain one on this machine "
                         "and is not used"
                     )
                     return False

@@ -1,4 +1,4 @@
-"""``+awq``: larger weights for the channels whose inputs are larger.
+"""``+awq``: scale up the weights of channels with larger inputs.
 
 AWQ (Lin et al. 2023, arXiv 2306.00978, equations 4 and 5): ``s = mean|x|^α``, with the α out of
 twenty that changes the output on calibration inputs least. Scales are brought around 1 as in

@@ -1,8 +1,8 @@
-"""One scale per input channel for weights that share an input, and what it does to their outputs.
+"""Scaling input channels of weights that share an input, and its effect on their outputs.
 
 ``x Wᵀ = (x / s)(W · diag(s))ᵀ``: the operation before absorbs ``1 / s``, and the weights are
 rounded after they were multiplied. `engine.quant.methods.awq` and `engine.quant.methods.smooth`
-choose ``s``; whoever has the model folds it.
+choose ``s``; the caller that has the model folds it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from engine.quant.rows import matrices, row_chunks
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """The scale that was chosen for a fold group."""
+    """The scale chosen for a fold group."""
 
     scale: Tensor
     """``s``, float32 ``[in]``: weights are multiplied by it, inputs divided."""
     strength: float
-    """The exponent that it comes from; 0 where it is 1 throughout."""
+    """Its exponent; 0 if the scale is 1 throughout."""
     error: float
     """The squared output error over the calibration tokens, summed over the weights."""
     plain: float
@@ -41,7 +41,7 @@ def folded(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def only_weights(fmt: Format) -> Format:
-    """The format that multiplied weights are rounded to: of its methods, what needs no inputs."""
+    """The format that scaled weights are rounded to: only methods that need no inputs."""
     stays = ("hadamard", "clip", "hqq")
     return msgspec.structs.replace(
         fmt, methods=tuple(method for method in fmt.methods if method.name in stays)
@@ -51,7 +51,7 @@ def only_weights(fmt: Format) -> Format:
 def unfolded(
     weight: Tensor, scale: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str
 ) -> Tensor:
-    """``Q(W · diag(s)) · diag(s)⁻¹``: rounded, and back to what inputs as they were meet."""
+    """``Q(W · diag(s)) · diag(s)⁻¹``: rounded, then scaled back for the original inputs."""
     return dequantized(folded(weight, scale), only_weights(fmt), scale_dtype, name) / scale
 
 
@@ -73,16 +73,16 @@ def fold_error(
 
 
 def check_group(weights: Sequence[Tensor], statistics: InputStatistics, name: str) -> None:
-    """See that weights and statistics belong together and are finite.
+    """Check that weights and statistics match and are finite.
 
     Raises:
         FormatError: There is no weight, one has another width, or something is not finite.
     """
     if not weights:
-        raise FormatError(f"{name}: a fold group has at least one weight")
+        raise FormatError(f"{name}: a fold group needs at least one weight")
     for weight in weights:
         if weight.dim() not in (2, 3):
-            raise FormatError(f"{name}: a weight is [out, in], not {list(weight.shape)}")
+            raise FormatError(f"{name}: a weight must be [out, in], not {list(weight.shape)}")
         statistics.check(name, weight.shape[-1])
         for matrix in matrices(weight.detach()):
             if not all(bool(matrix[rows].isfinite().all()) for rows in row_chunks(matrix)):

@@ -1,4 +1,4 @@
-"""Kinds of value a figure may be: from them follow its text, its alignment and its units."""
+"""Kinds of value a figure can have; they determine its text, alignment and unit."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Quantity:
 
     id: str
     unit: str
-    """As the documentation has it; empty for none."""
+    """The unit in the documentation; empty for none."""
     text: Callable[[Any], str]
     """A value in a few characters."""
     number: bool = True
-    """Whether it can be compared with a number, and is set to the right."""
+    """Whether it can be compared with a number, and is aligned right."""
     share: bool = False
     """Whether ``5%`` means .05."""
     counted: bool = False
     """Whether ``1M`` means 1,000,000."""
     thousandths: bool = False
-    """Whether the screen shows it times a thousand."""
+    """Whether the screen shows it multiplied by a thousand."""
 
 
 WORD = Quantity("word", "", str, number=False)

@@ -1,4 +1,4 @@
-"""An evaluation as lines: the recipe beside the unchanged model."""
+"""An evaluation as lines: the recipe compared with the unchanged model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.report.wording import size
 
 
 def eval_text(document: s.EvalDocument) -> str:
-    """An evaluation: the recipe beside the unchanged model."""
+    """An evaluation: the recipe compared with the unchanged model."""
     recipe = document.recipe
     low, high = (ppl(each) for each in recipe.ppl_ci95)
     lines = [

@@ -1,4 +1,4 @@
-"""An export as lines: what was written where, and how large it is."""
+"""An export as lines: what was written where, and its size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.report.wording import size
 
 
 def export_text(document: s.ExportDocument) -> str:
-    """An export: what was written where, and how large it is."""
+    """An export: what was written where, and its size."""
     held = Counter(document.recipe.values())
     formats = ", ".join(f"{many} in {format}" for format, many in held.most_common())
     bits = figure(document.bits_per_weight, 2)

@@ -349,7 +349,7 @@ def test_an_expert_that_no_token_reached_is_rounded_to_nearest_and_said_so() -> 
     fmt, plain = parse_format("int3-g32+gptq"), parse_format("int3-g32")
     found = solve(weight, inputs, fmt, None, torch.float16, "experts")
     assert found.notes == (
-        "experts: 1 of 3 experts were reached by no calibration token, and are rounded to nearest",
+        "experts: 1 of 3 experts received no calibration token, and are rounded to nearest",
     )
     assert torch.equal(found.weight[1], dequantized(weight[1], plain, torch.float16))
     for expert in (0, 2):

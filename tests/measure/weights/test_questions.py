@@ -73,7 +73,7 @@ def test_a_histogram_without_a_grid_is_no_error(client: InProcess, format: str) 
         (p.AskHistogram(QUERY, format="int44"), "int44"),
         (p.AskHistogram(QUERY, bins=0), "at least one bin"),
         (p.AskExperts("no.such.layer"), "no.such.layer"),
-        (p.AskExperts(QUERY), "holds no experts"),
+        (p.AskExperts(QUERY), "has no experts"),
     ],
 )
 def test_what_cannot_be_answered_names_command_and_layer(

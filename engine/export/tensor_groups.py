@@ -1,4 +1,4 @@
-"""Tensors of an export, made one after another as their shards are written."""
+"""Writes the tensors of an export to shards, one layer at a time."""
 
 from __future__ import annotations
 
@@ -16,62 +16,62 @@ from engine.export.shards import ShardWriter, Slot
 from engine.export.writer import OnProgress
 
 
-class Piece(NamedTuple):
-    """Tensors that are made together, from one layer or tensor of the source."""
+class TensorGroup(NamedTuple):
+    """Tensors that are computed together, from one layer or tensor of the source."""
 
     slots: dict[str, Slot]
     make: Callable[[], dict[str, Tensor]]
 
 
-Shards = Mapping[str, Sequence[Piece]]
-"""What goes into each file, by its name."""
+Shards = Mapping[str, Sequence[TensorGroup]]
+"""The contents of each file, by file name."""
 
 
 def bytes_of(shards: Shards) -> int:
-    """Of all tensors."""
-    return sum(slot.bytes for piece in _all(shards) for slot in piece.slots.values())
+    """Bytes of all tensors."""
+    return sum(slot.bytes for group in _all(shards) for slot in group.slots.values())
 
 
 def shard_name(number: int, count: int) -> str:
-    """The name that transformers gives the file with this number, from 1."""
+    """transformers' name of the file with this number, counted from 1."""
     return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raise where the disk of a folder has less room than that many bytes.
+    """Raise if a disk has less free space than needed.
 
     Raises:
-        EngineError: it has.
+        EngineError: it has less.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise EngineError(
-            f"{folder} has {free / 2**30:.2f} GiB free and the checkpoint takes "
+            f"{folder} has {free / 2**30:.2f} GiB free and the checkpoint needs "
             f"{needed / 2**30:.2f} GiB; give a path on another disk"
         )
 
 
 @torch.no_grad()
 def write_shards(shards: Shards, folder: Path, total: int, on_progress: OnProgress) -> None:
-    """Make every piece and write it, one in memory at a time; then the index, if there are several.
+    """Compute and write every tensor, one group in memory at a time; then the index, if needed.
 
     Args:
-        shards: what goes where.
+        shards: what goes into which file.
         folder: to write to.
         total: `bytes_of` them.
-        on_progress: told how far it has come.
+        on_progress: called with the bytes written so far.
     """
     done = 0
     places: dict[str, str] = {}
-    for file, pieces in shards.items():
-        slots = {name: slot for piece in pieces for name, slot in piece.slots.items()}
+    for file, groups in shards.items():
+        slots = {name: slot for group in groups for name, slot in group.slots.items()}
         with ShardWriter(folder / file, slots) as shard:
-            for piece in pieces:
-                on_progress(done, total, next(iter(piece.slots)))
-                made = piece.make()
+            for group in groups:
+                on_progress(done, total, next(iter(group.slots)))
+                made = group.make()
                 for name in list(made):
                     shard.write(name, made.pop(name))
-                done += sum(slot.bytes for slot in piece.slots.values())
+                done += sum(slot.bytes for slot in group.slots.values())
             shard.finish()
         places |= dict.fromkeys(slots, file)
     on_progress(done, total, "")
@@ -86,6 +86,6 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def _all(shards: Shards) -> Iterator[Piece]:
-    for pieces in shards.values():
-        yield from pieces
+def _all(shards: Shards) -> Iterator[TensorGroup]:
+    for groups in shards.values():
+        yield from groups
