@@ -19,7 +19,7 @@ from engine.client import Link, launch
 from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.session import Session
-from qtui.engine_link import GOODBYE, EngineLink
+from qtui.engine_link import STOP_SECONDS, EngineLink
 from qtui.pump import Pump
 from qtui.screens.mounted import MountedScreens
 from qtui.screens.session_screen import SessionScreen
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from qtui.screens.start.screen import Start
 
 UNASKED = (p.AskHistogram, p.AskExperts)
-"""Commands that are sent with no key pressed."""
-AGAIN = 4.0
-"""Seconds in which a second ``ctrl+c`` quits."""
+"""Commands that are sent without a key press."""
+CONFIRM_SECONDS = 4.0
+"""A second ``ctrl+c`` within this many seconds quits."""
 
 
 class Appearance(NamedTuple):
@@ -70,7 +70,7 @@ class StartScreen(NamedTuple):
 
 
 class QtuiApp(OneFrameApp):
-    """Shows a session and sends commands; never waits for the engine."""
+    """Show a session and send commands, without ever waiting for the engine."""
 
     ENABLE_COMMAND_PALETTE = False
     TITLE = "qtui"
@@ -91,10 +91,10 @@ class QtuiApp(OneFrameApp):
     ) -> None:
         """
         Args:
-            source: ``demo``, a folder, or a hub id; None lets a person choose first.
+            source: ``demo``, a folder, or a hub id; None opens the start screen.
             settings: how everything is measured.
             profile: keys and repaints a second.
-            connect: gives a link to an engine; None starts one.
+            connect: returns a link to an engine; None starts one.
             appearance: how it is drawn.
             choice: the start screen; needed where there is no source.
             shelf: the themes; None reads them.
@@ -112,7 +112,7 @@ class QtuiApp(OneFrameApp):
         """Exit code of a signal that ends the interface."""
         self._interrupted = float("-inf")
         if "suspend" in appearance.keymap:
-            # The user gave it another key, and may use this one for something else.
+            # The user rebound it, and may use this key for another action.
             unbind_key(self, "ctrl+z")
         self.shelf = shelf or ThemeShelf()
         self.shelf.register(self)
@@ -164,7 +164,7 @@ class QtuiApp(OneFrameApp):
         return self.screens.workbench  # type: ignore[return-value]
 
     def on_ready(self) -> None:
-        """Paint the first frame once: by then every widget has made use of its room."""
+        """Paint the first frame once, when every widget is laid out."""
         self.call_after_refresh(self._first_frame)
 
     def _first_frame(self) -> None:
@@ -174,14 +174,14 @@ class QtuiApp(OneFrameApp):
 
     def on_mount(self) -> None:
         """Follow changed theme files, and redraw after a suspend."""
-        # The terminal was cleared meanwhile: draw everything again.
+        # The shell has drawn over the screen: draw everything again.
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         self.set_interval(1.0, self._follow_themes)
 
     def _follow_themes(self) -> None:
         for problem in self.shelf.poll(self):
             if self.engine_link is not None:
-                self.screens.tell("warning", problem)
+                self.screens.say_and_log("warning", problem)
 
     def _begin(self) -> None:
         if self.engine_link is not None and not self._begun:
@@ -189,10 +189,10 @@ class QtuiApp(OneFrameApp):
             self._begun = True
             self.engine_link.begin()
             for problem in self.appearance.problems:
-                self.screens.tell("warning", problem)
+                self.screens.say_and_log("warning", problem)
 
     def on_start_chosen(self, chosen: Start.Chosen) -> None:
-        """Open what was chosen on the start screen, once however often enter was pressed."""
+        """Open what was chosen on the start screen, only once even if enter was pressed twice."""
         from qtui.widgets.prompt.prompt import Prompt, Verdict
 
         if self.engine_link is not None:
@@ -210,11 +210,11 @@ class QtuiApp(OneFrameApp):
         self.call_after_refresh(self._begin)
 
     async def on_start_leave(self) -> None:
-        """Quit without having chosen anything."""
+        """Quit from the start screen."""
         await self.action_quit()
 
     def _is_behind(self) -> bool:
-        """Whether the terminal has frames to take yet."""
+        """Whether the terminal has not yet accepted earlier frames."""
         return frames_waiting(self) > 1
 
     def get_key_display(self, binding: Binding) -> str:
@@ -255,24 +255,24 @@ class QtuiApp(OneFrameApp):
         return self.shelf.filters(self, super().get_line_filters())
 
     def choose_theme(self, name: str) -> None:
-        """Draw in another theme from now on, and remember it for terminals like this one."""
+        """Switch the theme, and remember it for terminals of this colour depth."""
         self.theme = name
         problem = remember_theme(name, depth(os.environ))
         about = dict(self.shelf.listed()).get(name, "")
         self.screens.say("info", f"theme {name}: {about}")
         if problem:
-            self.screens.tell("warning", problem)
+            self.screens.say_and_log("warning", problem)
 
     async def action_interrupt(self) -> None:
-        """``ctrl+c``: twice in `AGAIN` seconds quits, so that one stray press ends nothing."""
+        """Handle ``ctrl+c``: pressed twice within `CONFIRM_SECONDS`, it quits."""
         now = time.monotonic()
-        if now - self._interrupted < AGAIN or self.engine_link is None:
+        if now - self._interrupted < CONFIRM_SECONDS or self.engine_link is None:
             await self.action_quit()
             return
         self._interrupted = now
         cancels = self.screens.shown.key("cancel")
         said = f"press ctrl+c again to quit; {cancels} cancels the running job"
-        self.screens.say("warning", said, AGAIN)
+        self.screens.say("warning", said, CONFIRM_SECONDS)
 
     async def action_quit(self) -> None:
         """Stop the engine and quit."""
@@ -283,7 +283,7 @@ class QtuiApp(OneFrameApp):
             self.exit(return_code=self._code or 0)
             return
         self.screens.say("info", "stopping the engine")
-        self.run_worker(self._goodbye(self.engine_link), group="goodbye")
+        self.run_worker(self._shut_down(self.engine_link), group="shutdown")
 
     def leave(self, code: int) -> None:
         """Stop the engine and quit with this exit code; called by a signal handler."""
@@ -291,7 +291,7 @@ class QtuiApp(OneFrameApp):
         self._code = code
         loop.call_soon_threadsafe(lambda: self.call_later(self.action_quit))
 
-    async def _goodbye(self, link: EngineLink) -> None:
+    async def _shut_down(self, link: EngineLink) -> None:
         await link.end()
         self.exit(return_code=link.open_failed() if self._code is None else self._code)
 
@@ -306,7 +306,7 @@ def run(
     shelf: ThemeShelf | None = None,
     started: subprocess.Popen[bytes] | None = None,
 ) -> int:
-    """Run the terminal interface until a person leaves it, and return the exit code.
+    """Run the terminal interface until the user quits, and return the exit code.
 
     ``started`` is the engine that was started ahead; it is ended too where the interface ends by
     a signal or an error.
@@ -325,7 +325,7 @@ def run(
 
     # Tables of many rows live as long as the session: collecting garbage there finds nothing.
     gc.set_threshold(20_000, 20, 100)
-    end_on_signals(app.leave, give_up, GOODBYE + 1.0)
+    end_on_signals(app.leave, give_up, STOP_SECONDS + 1.0)
     app.run()
     if started is not None and (app.engine_link is None or not app.engine_link.said_stop):
         started.terminate()

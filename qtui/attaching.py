@@ -1,4 +1,4 @@
-"""What is asked of an engine on attaching to it: only what its session lacks."""
+"""The commands to send when attaching to an engine: only for what its session lacks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from engine.session import Session
 
 
 def lacking(session: Session, source: str, settings: p.Settings) -> list[p.Command]:
-    """Commands that open the checkpoint, survey its weights and sweep it, where this is not done.
+    """Commands that open the checkpoint, run triage and sweep it, where this is not done yet.
 
-    A job counts that runs, waits or is done; one that failed or was cancelled is asked for again.
+    A running, queued or finished job counts as done; a failed or cancelled one is sent again.
     An engine that just started has no jobs: what its store knows is then found and not measured.
 
     Args:

@@ -1,4 +1,4 @@
-"""Work that may wait for a disk or a network, in a thread, so that the screen never waits."""
+"""Run blocking work (disk, network) in a thread, so that the screen never waits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 async def in_thread(work: Callable[[], T]) -> T:
     """Run ``work`` in a thread that is not joined when qtui ends; returns or raises as it does.
 
-    A folder on a server that has gone away holds a thread for minutes; the threads of asyncio's
-    own pool are joined at the end, and would hold the way out with it.
+    A folder on an unreachable server can block a thread for minutes. The threads of asyncio's own
+    pool are joined at exit, which would then block too.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -29,11 +29,11 @@ async def in_thread(work: Callable[[], T]) -> T:
             result = work()
         except Exception as error:  # noqa: BLE001 - raised again where the result is awaited
             failed = error
-            tell(lambda: done.set_exception(failed))
+            deliver(lambda: done.set_exception(failed))
         else:
-            tell(lambda: done.set_result(result))
+            deliver(lambda: done.set_result(result))
 
-    def tell(set_it: Callable[[], None]) -> None:
+    def deliver(set_it: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
             loop.call_soon_threadsafe(settle, set_it)
 

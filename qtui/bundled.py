@@ -1,4 +1,4 @@
-"""Where data that comes with the program lies."""
+"""Paths of the data bundled with the program."""
 
 from __future__ import annotations
 

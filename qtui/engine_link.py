@@ -18,12 +18,12 @@ from qtui.attaching import lacking
 from qtui.pump import EVERYTHING, Pump
 from qtui.screens.mounted import MountedScreens
 
-GOODBYE = 3.0
-"""Seconds to wait until the engine has been told to stop."""
+STOP_SECONDS = 3.0
+"""Seconds to wait for the stop command to be sent."""
 
 
 class EngineLink:
-    """Connects the screens of a session to an engine, and to the next one where that ends."""
+    """Connects the screens of a session to an engine, and reconnects when it ends."""
 
     def __init__(
         self,
@@ -53,20 +53,25 @@ class EngineLink:
         """Whether there is no engine, and none is being started."""
         self.said_stop = False
         self.pump = Pump(
-            Session(), self._paint, app.set_timer, profile.fps, hear=self._hear, behind=behind
+            Session(),
+            self._paint,
+            app.set_timer,
+            profile.fps,
+            before_fold=self._before_fold,
+            behind=behind,
         )
-        # What is heard before the first repaint is logged by what is known then.
+        # Events before the first repaint are logged against this session.
         screens.take_session(self.pump.session)
         self._frozen_session: Session | None = None
         self._shown_session = self.pump.session
         """The session that was shown last, or is shown again after the display was frozen."""
         self._commands: asyncio.Queue[p.AnyCommand] = asyncio.Queue()
         self._automatic: set[str] = set()
-        """The ``ask`` of every command that nobody pressed a key for."""
+        """The ``ask`` of every command sent without a key press."""
 
     @property
     def session(self) -> Session:
-        """What is known."""
+        """The state of the session."""
         return self.pump.session
 
     # --- drawing ------------------------------------------------------------------------------
@@ -77,7 +82,7 @@ class EngineLink:
         return self._frozen_session is not None
 
     def freeze(self, frozen: bool) -> None:
-        """Freeze the display on what is known now, or follow again."""
+        """Freeze the display, or follow the session again."""
         if frozen != self.frozen:
             self._frozen_session = decode_session(encode_session(self.session)) if frozen else None
             self.screens.freeze(frozen)
@@ -87,12 +92,12 @@ class EngineLink:
         if not self.app.is_running or self.leaving:
             return
         if self._frozen_session is None:
-            anew, self._shown_session = self.session is not self._shown_session, self.session
-            self.screens.paint(self.session, dirty, anew=anew)
+            whole, self._shown_session = self.session is not self._shown_session, self.session
+            self.screens.paint(self.session, dirty, whole=whole)
         elif dirty == EVERYTHING:
             self.screens.paint(self._frozen_session, dirty)
         elif answers := dirty & {"histogram", "experts"}:
-            # What a person asks about a layer is answered while the display is frozen, too.
+            # Questions about a layer are answered even while the display is frozen.
             self._frozen_session.histograms = self.session.histograms
             self._frozen_session.experts = self.session.experts
             self.screens.paint(self._frozen_session, frozenset(answers))
@@ -108,34 +113,34 @@ class EngineLink:
         self.app.run_worker(self._run(), group="engine", exclusive=True)
 
     def _lacking(self) -> list[p.Command]:
-        """What the session lacks, to be asked for."""
+        """Commands for what the session lacks."""
         commands = [
             p.identified(each) for each in lacking(self.session, self.source, self.settings)
         ]
         self._automatic.update(command.ask for command in commands)
         return commands
 
-    def _hear(self, event: p.AnyEvent) -> bool:
-        """Pass an event on before it is folded; false where it is not to be folded."""
+    def _before_fold(self, event: p.AnyEvent) -> bool:
+        """Pass an event to the screens before it is folded; false if it must not be folded."""
         if (
             isinstance(event, p.Refused)
             and event.command == "Sweep"
             and event.ask in self._automatic
         ):
-            # Another client asked for the same sweep a moment before: nobody pressed a key.
+            # Another client requested the same sweep a moment earlier; no key was pressed here.
             return False
-        return self.screens.hear(event)
+        return self.screens.before_fold(event)
 
     async def _run(self) -> None:
-        """Connect, then pass commands on and fold events until the engine ends."""
+        """Connect, then send commands and fold events until the engine ends."""
         self.link = None
         try:
             self.link = link = await self.connect()
             self.screens.connected()
-            # The session comes first; what it lacks goes before what a person asked for meanwhile.
+            # The session comes first; what it lacks is requested before the user's own commands.
             self.pump.take(await link.receive())
             if not self._shown_session.layers.names:
-                # What is heard before the first repaint is logged by what is known then.
+                # Events before the first repaint are logged against this session.
                 self.screens.take_session(self.pump.session)
             for command in self._lacking():
                 await self._pass_on(link, command)
@@ -153,7 +158,7 @@ class EngineLink:
             try:
                 await self._pass_on(link, command)
             except (EngineGoneError, OSError):
-                # The reader hears of it too, and with the engine's last words.
+                # The reader fails as well, with the engine's last output.
                 await asyncio.Event().wait()
             finally:
                 self._commands.task_done()
@@ -174,7 +179,7 @@ class EngineLink:
                 await self.link.close()
         self.link = None
         self.freeze(False)
-        # What it measured is in the store; to measure all of it anew was asked for only once.
+        # Its results are in the store; --fresh applies to the first engine only.
         self.settings = msgspec.structs.replace(self.settings, fresh=False)
         for job in self.session.jobs.values():
             if job.status == "running":
@@ -193,7 +198,7 @@ class EngineLink:
         return not self.gone
 
     def retry(self) -> str:
-        """Start an engine where there is none, or open again; returns what was done, in words."""
+        """Restart the engine or reopen the checkpoint; return a message saying which."""
         if self.gone:
             self.begin()
             return "restarting the engine"
@@ -209,10 +214,10 @@ class EngineLink:
         return (opens[-1].exit_code or 1) if opens and opens[-1].status == "failed" else 0
 
     async def end(self) -> None:
-        """Tell the engine to stop; this takes `GOODBYE` seconds at most."""
+        """Ask the engine to stop; wait at most `STOP_SECONDS`."""
         self.leaving = True
         with contextlib.suppress(EngineError, OSError, TimeoutError):
-            async with asyncio.timeout(GOODBYE):
+            async with asyncio.timeout(STOP_SECONDS):
                 while self.link is None and not self.gone:
                     await asyncio.sleep(0.02)
                 if self.link is not None:

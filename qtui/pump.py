@@ -1,4 +1,4 @@
-"""Folds the engine's events as they come, and repaints a few times a second."""
+"""Fold the engine's events as they arrive, and repaint a few times a second."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from engine.session import Dirty, Session, apply
 EVERYTHING: frozenset[Dirty] = frozenset(get_args(Dirty))
 
 SLICE = 0.01
-"""Seconds of folding after which keys and repaints get their turn."""
+"""Seconds of folding after which keys and repaints are handled."""
 
 
 class Pump:
     """Folds events into `session` and asks for a repaint of what they changed.
 
-    Nothing is asked for while nothing changes, and never more than ``fps`` times a second however
-    many events come.
+    Nothing is repainted while nothing changes, and never more than ``fps`` times a second.
     """
 
     def __init__(
@@ -30,7 +29,7 @@ class Pump:
         paint: Callable[[frozenset[Dirty]], None],
         later: Callable[[float, Callable[[], None]], Any],
         fps: int,
-        hear: Callable[[AnyEvent], bool] = lambda event: True,
+        before_fold: Callable[[AnyEvent], bool] = lambda event: True,
         behind: Callable[[], bool] = lambda: False,
     ) -> None:
         """
@@ -39,14 +38,19 @@ class Pump:
             paint: draws these parts.
             later: calls a function after so many seconds.
             fps: repaints a second, at most.
-            hear: gets every event before it is folded; false if it must not be folded.
-            behind: whether the terminal has not taken earlier output yet: a slow line gets fewer
-                frames, not the same number late.
+            before_fold: gets every event before it is folded; false if it must not be folded.
+            behind: whether the terminal has not accepted earlier output: a slow connection gets
+                fewer frames, not late ones.
         """
         self.session = session
         self.painted = 0
         """Repaints so far."""
-        self._paint, self._later, self._hear, self._period = paint, later, hear, 1 / fps
+        self._paint, self._later, self._before_fold, self._period = (
+            paint,
+            later,
+            before_fold,
+            1 / fps,
+        )
         self._behind = behind
         self._dirty: set[Dirty] = set()
         self._last = float("-inf")
@@ -67,7 +71,7 @@ class Pump:
         while True:
             self.take(await link.receive())
             if time.perf_counter() - began > SLICE:
-                # A busy link may never have to wait, and so never give way by itself.
+                # A busy link may never have to wait, and so would never yield by itself.
                 await asyncio.sleep(0)
                 began = time.perf_counter()
 
@@ -76,7 +80,7 @@ class Pump:
         if isinstance(received, Session):
             self.session = received
             self.mark_dirty(EVERYTHING)
-        elif self._hear(received.event):
+        elif self._before_fold(received.event):
             self.mark_dirty(apply(self.session, received.event, received.seq))
 
     def mark_dirty(self, dirty: frozenset[Dirty]) -> None:

@@ -1,4 +1,4 @@
-"""The terminal: input that is no key is filtered out, and signals end the interface."""
+"""Terminal input without stray answers, and signals that end the interface."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def end_on_signals(leave: Callable[[int], None], give_up: Callable[[], None], gr
         leave: begins to leave, with the exit code; called on the main thread, between two steps of
             whatever runs there.
         give_up: called last where leaving takes longer than ``grace`` seconds: a terminal that is
-            gone takes no bytes, and blocks whoever writes to it.
+            gone accepts no bytes, so a write to it blocks.
         grace: seconds.
     """
 

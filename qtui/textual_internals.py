@@ -61,7 +61,7 @@ def character_to_key(character: str) -> str:
 
 
 def bind_key(node: DOMNode, binding: Binding) -> None:
-    """Bind a key on one widget or screen, in place of what it is bound to there."""
+    """Bind a key on one widget or screen, replacing its binding there."""
     node._bindings.key_to_bindings[binding.key] = [binding]
 
 

@@ -1,9 +1,9 @@
-"""Bytes on disk: safetensors headers, shards, lazy tensors; what is wrong with them."""
+"""Reads checkpoints on disk: safetensors headers, shards, lazy tensors; reports what is wrong."""
 
 from engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from engine.checkpoint.groups import fused_groups
 from engine.checkpoint.headers import TensorInfo, read_header
-from engine.checkpoint.layout import DiskLayer, list_layers, read_expert, read_layer
+from engine.checkpoint.layers import DiskLayer, list_layers, read_expert, read_layer
 
 __all__ = [
     "Checkpoint",

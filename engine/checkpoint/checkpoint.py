@@ -1,8 +1,8 @@
-"""A checkpoint folder: its config, its tensors over all shards, read one at a time.
+"""A checkpoint folder: its config, and its tensors over all shards, read one at a time.
 
-Opening reads headers only, so a table of layers stands before a byte of weight is read, whatever
-the size. Tensors are read with plain file reads, not through a memory map: a file that is cut
-short while we read it is then an error with a name, not a bus error.
+Opening reads only headers, so the layer table is complete before any weights are read, whatever the
+size. Tensors are read with plain file reads, not through a memory map: a file that is truncated
+while we read it is then an error that names it, not a bus error.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WHOLE = 256 * 2**20
-"""Files up to this many bytes are fingerprinted by their whole content."""
+"""Files up to this many bytes are hashed in full for the fingerprint."""
 SAMPLES, SAMPLE = 64, 4096
-"""Larger ones by this many evenly spaced pieces of this many bytes."""
+"""Of larger files this many evenly spaced samples of this many bytes are hashed."""
 
 _BUFFER = re.compile(r"(\.attn\.(masked_)?bias|\.inv_freq)$")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of weights, opened and checked; ``open_checkpoint`` makes one.
+    """A folder of weights, opened and checked; created by ``open_checkpoint``.
 
-    ``tensors`` are in the order of shards and offsets. ``pickled`` says that the weights are
-    ``.bin`` files, whose offsets mean nothing.
+    ``tensors`` are in the order of shards and offsets. ``pickled`` means that the weights are
+    ``.bin`` files, whose offsets are not used.
     """
 
     folder: Path
@@ -54,9 +54,9 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Floating-point numbers stored, two to a byte of an mxfp4 block.
+        """Number of floating-point parameters; an mxfp4 byte holds two.
 
-        Without the masks and tables that old files carry.
+        Excludes the masks and tables that old files contain.
         """
         packed = (t for t in self.tensors.values() if t.name.endswith("_blocks"))
         halves = sum(2 * t.elements for t in packed if t.dtype == "uint8")
@@ -64,7 +64,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype that most of the weights are stored in, as torch names it."""
+        """The dtype that most of the weights are stored in, by torch's name."""
         counts = Counter[str]()
         for tensor in self._weights or list(self.tensors.values()):
             counts[tensor.dtype] += tensor.elements
@@ -83,9 +83,9 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """SHA-256 over ``config.json`` and every weight file, in hexadecimal.
 
-        The folder's path does not enter. A file above ``WHOLE`` bytes enters by its header, size,
-        time of last change and ``SAMPLES`` evenly spaced pieces: to edit such a file in place and
-        set its clock back is to deceive oneself.
+        The folder's path is not included. A file above ``WHOLE`` bytes is represented by its
+        header, size, modification time and ``SAMPLES`` evenly spaced samples. Editing such a file
+        in place and resetting its time would go unnoticed.
         """
         total = hashlib.sha256(self._config_sha256.encode())
         for file in sorted(self.files, key=self._relative):
@@ -100,7 +100,7 @@ class Checkpoint:
         return file.relative_to(self.folder).as_posix()
 
     def read(self, name: str) -> Tensor:
-        """Tensor ``name`` as stored, on the CPU, in memory of its own.
+        """Tensor ``name`` as stored, copied to CPU memory.
 
         Raises:
             CheckpointError: no such tensor, or its file has changed since it was opened.
@@ -123,7 +123,7 @@ class Checkpoint:
         try:
             return self.tensors[name]
         except KeyError:
-            raise CheckpointError(f"{self.folder} holds no tensor {name!r}") from None
+            raise CheckpointError(f"{self.folder} has no tensor {name!r}") from None
 
     def _read(self, found: TensorInfo, start: int, end: int, shape: tuple[int, ...]) -> Tensor:
         import torch
@@ -149,7 +149,7 @@ class Checkpoint:
 
 
 def _fill(stream: BinaryIO, room: memoryview) -> None:
-    """Read until ``room`` is full; the system may give less than asked in one go."""
+    """Read until ``room`` is full; one system call may return less than requested."""
     while room:
         got = stream.readinto(room)  # type: ignore[attr-defined]
         if not got:
@@ -174,15 +174,15 @@ def _file_digest(file: Path) -> bytes:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open the checkpoint in ``folder``, reading ``config.json`` and the headers of its weights.
 
-    The weights are, in the order in which transformers looks for them, ``model.safetensors``, the
-    shards of ``model.safetensors.index.json``, ``pytorch_model.bin`` or the shards of its index.
+    Looks for weights in the order of transformers: ``model.safetensors``, the shards of
+    ``model.safetensors.index.json``, ``pytorch_model.bin``, the shards of its index.
 
     Raises:
-        CheckpointError: whatever is missing, cut short, contradictory or unsafe, by name.
+        CheckpointError: something is missing, truncated, contradictory or unsafe; names it.
     """
     folder = Path(folder).expanduser().absolute()
     if not folder.exists():
-        raise CheckpointError(f"{folder} does not exist; give a folder that holds a checkpoint")
+        raise CheckpointError(f"{folder} does not exist; give a folder with a checkpoint")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give the folder that holds it")
     config, config_sha256 = read_config(folder)
@@ -199,7 +199,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for name, shard_name in claimed.items():
         if name not in tensors or tensors[name].file != folder / shard_name:
             raise CheckpointError(
-                f"{folder / shard_name} does not hold {name!r}, which the index says it does; "
+                f"{folder / shard_name} does not hold {name!r}, although the index lists it there; "
                 "download the index and this shard again"
             )
     if not tensors:
@@ -216,7 +216,7 @@ def _name(folder: Path) -> str:
 
 
 def _read_json(file: Path) -> tuple[dict[str, Any], str]:
-    """The object that ``file`` holds, and the SHA-256 of its bytes."""
+    """The JSON object in ``file``, and the SHA-256 of its bytes."""
     try:
         text = file.read_bytes()
         found = json.loads(text.decode("utf-8"))
@@ -228,35 +228,34 @@ def _read_json(file: Path) -> tuple[dict[str, Any], str]:
         ) from error
     if not isinstance(found, dict):
         raise CheckpointError(
-            f"{file} holds a {type(found).__name__} where an object is expected; "
-            "download or save it again"
+            f"{file} holds a {type(found).__name__} instead of an object; download or save it again"
         )
     return found, hashlib.sha256(text).hexdigest()
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], str]:
-    """What ``config.json`` holds, and the SHA-256 of its bytes.
+    """The contents of ``config.json``, and the SHA-256 of its bytes.
 
     Raises:
-        CheckpointError: it is missing or is no JSON object.
+        CheckpointError: it is missing or not a JSON object.
     """
     file = folder / "config.json"
     if not file.is_file():
         if any(folder.glob("*.gguf")):
             raise CheckpointError(
-                f"{folder} holds GGUF files and no config.json; open the checkpoint that they "
-                "were made from"
+                f"{folder} has GGUF files and no config.json; open the checkpoint that they were "
+                "made from"
             )
-        raise CheckpointError(f"{file} is missing; give a folder as transformers saves it")
+        raise CheckpointError(f"{file} is missing; give a folder as saved by transformers")
     check_link(folder, file)
     return _read_json(file)
 
 
 def find_weights(folder: Path) -> tuple[list[Path], dict[str, str], bool]:
-    """Weight files, what an index claims of them (tensor -> file name), and whether pickled.
+    """Weight files, the index's claims (tensor → file name), and whether they are pickles.
 
     Raises:
-        CheckpointError: there are none, or one is missing or lies outside the folder.
+        CheckpointError: there are none, or one is missing or outside of the folder.
     """
     for name, pickled in (("model.safetensors", False), ("pytorch_model.bin", True)):
         file, index = folder / name, folder / f"{name}.index.json"
@@ -293,7 +292,7 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _shard(folder: Path, index: Path, name: str) -> Path:
-    """The path of a shard that an index names, which must not lead out of the folder."""
+    """The path of a shard named in an index, which must not lead out of the folder."""
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or name.startswith("/") or re.search(r'[\\\0:*?"<>|]', name):
         raise CheckpointError(
@@ -314,7 +313,7 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
 
 
 def check_link(folder: Path, file: Path) -> None:
-    """Refuse a link out of the folder, but for the hub's cache, whose files lie in ``blobs/``."""
+    """Refuse a link out of the folder, except in the hub's cache, whose files are in ``blobs/``."""
     real, home = file.resolve(), folder.resolve()
     if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
         home = home.parent.parent

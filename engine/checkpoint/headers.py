@@ -1,8 +1,8 @@
-"""Parse and distrust the header of one safetensors file; no byte of weight is read, nor torch.
+"""Parses and validates the header of a safetensors file, without reading weights or torch.
 
 The format: eight bytes of little-endian length, that many bytes of JSON, then the tensors' bytes
-laid end to end. Everything in the header is a claim by a stranger: each is held against the size
-of the file and against the others before it is believed.
+end to end. The header is untrusted: every entry is checked against the size of the file and against
+the other entries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NoReturn
 from engine.errors import CheckpointError
 
 LONGEST_HEADER = 100_000_000
-"""Bytes; the limit that safetensors' own reader keeps."""
+"""Bytes; the same limit as safetensors' own reader."""
 
 DTYPES: dict[str, tuple[str, int]] = {
     "F64": ("float64", 8),
@@ -40,7 +40,7 @@ DTYPES: dict[str, tuple[str, int]] = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
-"""The header's word for a dtype -> torch's name, bytes per element."""
+"""Dtype name in the header → torch's name, bytes per element."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TensorInfo:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds; 1 for a scalar."""
+        """Number of elements; 1 for a scalar."""
         return prod(self.shape)
 
     @property
@@ -66,11 +66,11 @@ class TensorInfo:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, by name, in the order in which their bytes lie.
+    """The tensors of one safetensors file, by name, in the order of their bytes.
 
     Raises:
-        CheckpointError: the file cannot be opened, is shorter than it says, or its header
-            contradicts itself or the file; the message names the file and the tensor.
+        CheckpointError: the file cannot be opened, is shorter than its header says, or its header
+            is inconsistent; the message names the file and the tensor.
     """
     try:
         size = file.stat().st_size
@@ -80,7 +80,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                 _refuse(file, f"is {len(head)} bytes long, too short for a safetensors header")
             length = int.from_bytes(head, "little")
             if length < 2:
-                _refuse(file, f"says that its header is {length} bytes long, which cannot be")
+                _refuse(file, f"says that its header is {length} bytes long, which is impossible")
             if length > LONGEST_HEADER:
                 _refuse(file, f"says that its header is {length} bytes long, beyond any real one")
             if 8 + length > size:
@@ -99,7 +99,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice!r} appears twice")
     return found
 
 
@@ -110,7 +110,7 @@ def _parse(file: Path, text: bytes, room: int, offset: int) -> dict[str, TensorI
     except UnicodeDecodeError:
         _refuse(file, "has a header that is not UTF-8")
     except RecursionError:
-        _refuse(file, "has a header nested too deep to be one")
+        _refuse(file, "has a header that is nested too deeply")
     except ValueError as error:
         _refuse(file, f"has a header that is not valid JSON ({error})")
     if not isinstance(header, dict):

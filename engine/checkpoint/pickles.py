@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def listing(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of a ``.bin`` file; their offsets count from 0 and mean nothing but a size."""
+    """The tensors of a ``.bin`` file; their offsets start at 0 and only give sizes."""
     return {
         name: TensorInfo(
             name,
@@ -30,7 +30,7 @@ def listing(file: Path) -> dict[str, TensorInfo]:
 
 
 def load(file: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.bin`` file by name, mapped from the file where its form allows it.
+    """The tensors of a ``.bin`` file by name, memory-mapped if possible.
 
     Raises:
         CheckpointError: the file holds anything but tensors in plain containers, or is damaged.
@@ -44,14 +44,14 @@ def _load(file: Path, size: int, changed: int) -> dict[str, Tensor]:
     import torch
 
     try:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        # Files from before torch 1.6 are not zip archives and cannot be mapped.
         with file.open("rb") as stream:
             zipped = stream.read(4) == b"PK\x03\x04"
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} is a pickle that is damaged or would run code when opened; it was not "
-            "opened: convert the checkpoint to safetensors where you trust it"
+            "opened: convert the checkpoint to safetensors on a machine you trust it on"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(

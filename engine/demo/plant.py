@@ -1,9 +1,9 @@
-"""Give the demo checkpoint the outlier channels that large models grow by themselves.
+"""Give the demo checkpoint outlier channels, which large models develop by themselves.
 
 A channel between two linear maps is scaled up by a power of two on one side and down by the same
-on the other, so the function stays what it was (exactly, but for numbers that fall below float16's
-normal range). What changes is how hard one layer is to quantise: one input channel then spoils the
-scale of every group it lies in. ``python -m engine.demo.plant FOLDER`` rescales a folder in place.
+factor on the other, so the function is unchanged (exactly, except for numbers below float16's
+normal range). But one layer becomes harder to quantise: one input channel now spoils the scale of
+every group that contains it. ``python -m engine.demo.plant FOLDER`` rescales a folder in place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 FACTOR = 8.0
-"""A power of two: multiplying by it rounds nothing."""
+"""A power of two: multiplying by it is exact."""
 
 HEAD_DIM = 32
 QUERIES_PER_KEY = 2
@@ -54,11 +54,12 @@ def _mlp(block: int, row: int) -> Planted:
 
 
 PLANTED = (_attention(0, 37), _mlp(2, 211), _mlp(4, 500), _mlp(4, 77))
-"""The first block's attention, a middle block, the last block's ``down_proj`` (two channels)."""
+"""The first block's attention, a middle block, and the last block's ``down_proj`` (two
+channels)."""
 
 
 def rescale(state: dict[str, Tensor], factor: float) -> None:
-    """Scale every planted channel by ``factor``, in place; ``1 / FACTOR`` takes it back.
+    """Scale every planted channel by ``factor``, in place; ``1 / FACTOR`` reverses it.
 
     Args:
         state: weights by name, with ``.weight``; a Llama of the demo's configuration.

@@ -5,7 +5,7 @@
 A Llama of 5 blocks (hidden 256, intermediate 768, 8 heads over 4 key-value heads) over a
 byte-level BPE, trained for a given number of minutes. The learning rate follows the clock, not the
 step, so that a busy machine trains less but never stops half way down the schedule.
-Afterwards `plant` gives three layers the outlier channels that large models grow by themselves.
+Afterwards `plant` adds outlier channels to three layers, as large models develop by themselves.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def train_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
 
 
 def configuration() -> LlamaConfig:
-    """Widths that every format's groups and blocks divide."""
+    """A configuration whose widths the groups and blocks of every format divide."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -75,7 +75,7 @@ def configuration() -> LlamaConfig:
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> torch.Tensor:
-    """All texts as one row of ids ``[tokens]``, an end mark after each."""
+    """All texts as one row of ids ``[tokens]``, with an end token after each."""
     end = tokenizer.eos_token_id
     ids: list[int] = []
     for text in corpus:
@@ -86,7 +86,7 @@ def token_ids(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> torch.Te
 
 @torch.inference_mode()
 def perplexity(model: PreTrainedModel, ids: torch.Tensor, windows: int) -> float:
-    """Perplexity over the first non-overlapping windows of ``ids``, each target but the first."""
+    """Perplexity over the first non-overlapping windows of ``ids``, ``WINDOW − 1`` targets each."""
     model.eval()
     rows = ids[: windows * WINDOW].view(-1, WINDOW)
     total = 0.0
@@ -100,7 +100,7 @@ def perplexity(model: PreTrainedModel, ids: torch.Tensor, windows: int) -> float
 
 
 def learning_rate(done: float, peak: float) -> float:
-    """Trapezoid over the share of time spent: 1% up, level to 40%, then down to 2% of the peak."""
+    """Trapezoid over the time spent: 1% warm-up, constant to 40%, then down to 2% of peak."""
     if done < 0.01:
         return peak * max(done / 0.01, 0.02)
     return peak * max(0.02, min(1.0, (1 - done) / 0.6))

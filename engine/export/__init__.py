@@ -1,4 +1,4 @@
-"""A recipe as files that other programs load: `targets` has one file a target.
+"""Writes recipes as files that other programs load; `targets` has one file per target.
 
-Nothing is imported here, so that the interface can list the targets without a tensor library.
+Nothing is imported here, so that the interface can list targets without a tensor library.
 """

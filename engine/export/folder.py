@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and the files that go into it unchanged."""
+"""A folder that appears complete or not at all, and the files copied into it."""
 
 from __future__ import annotations
 
@@ -17,38 +17,36 @@ COPIED = (
     *("additional_chat_templates/*", "*processor_config.json", "*.py"),
     *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
 )
-"""Files that a checkpoint needs beside config and weights, and those that must go with it."""
+"""Files that a checkpoint needs besides config and weights, or that must accompany it."""
 
 
-def check_place(out: Path, source: Path, *, overwrite: bool) -> None:
-    """Raise where an export to ``out`` would destroy something.
+def check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
+    """Raise if an export to ``out`` would destroy something.
 
     Raises:
-        UsageError: ``out`` is there and was not to be overwritten, is no checkpoint, or holds the
-            one that is exported.
-        EngineError: the folder that it goes into is missing or cannot be written.
+        UsageError: ``out`` exists and may not be overwritten, is not a checkpoint, or is the one
+            being exported.
+        EngineError: the parent folder is missing or cannot be written to.
     """
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise EngineError(f"{out.parent} is no folder that can be written to; give another path")
+        raise EngineError(f"{out.parent} is not a writable folder; give another path")
     if source.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"{out} holds the checkpoint that is exported; give another path")
+        raise UsageError(f"{out} is the checkpoint being exported; give another path")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UsageError(f"{out} is there and is no folder; give another path")
+        raise UsageError(f"{out} exists and is not a folder; give another path")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
-        raise UsageError(
-            f"{out} is there already; give another path, or overwrite it (--overwrite)"
-        )
+        raise UsageError(f"{out} exists already; give another path, or overwrite it (--overwrite)")
     if not (out / "config.json").is_file():
         raise UsageError(
-            f"{out} holds files and no config.json: it is no checkpoint, and is not overwritten"
+            f"{out} has files but no config.json: it is not a checkpoint, and is not overwritten"
         )
 
 
 @contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place on success and vanishes on failure."""
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that replaces ``out`` on success and is removed on failure."""
     partial = out.parent / f".{out.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

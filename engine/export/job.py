@@ -1,6 +1,6 @@
-"""The export as a job: solved on calibration inputs where a format asks for it, then written.
+"""The export job: solves on calibration inputs if a format needs them, then writes.
 
-What the work needs is imported at its first step: this module is imported by every engine.
+What the work needs is imported at its first step: every engine imports this module.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def calibrates(command: p.Export) -> bool:
-    """Whether an export needs the model, and calibration text."""
+    """Whether an export needs the model and calibration text."""
     formats = [held for held in formats_given(command) if held != "kept"]
     return any(needs_calibration(parse_format(held)) for held in formats)
 
 
 def _accepted(context: Context[Workspace], command: p.Export) -> p.Export:
     if not Path(command.out).is_absolute():
-        raise UsageError(f"{command.out!r} is no absolute path: an export needs one")
+        raise UsageError(f"{command.out!r} is not an absolute path: an export needs one")
     target_named(command.to)
     check_given(command)
     return command
@@ -55,15 +55,15 @@ def _steps(context: Context[Workspace], command: p.Export) -> Steps:
     """Solve and write.
 
     Yields:
-        `Progress` in bytes, at last `Exported`.
+        `Progress` in bytes, finally `Exported`.
 
     Raises:
-        InfeasibleError: the target cannot express the recipe, or nothing would be changed.
+        InfeasibleError: the target cannot express the recipe, or nothing would change.
         AbandonedError: it was cancelled; nothing is left behind.
-        EngineError: what the target's `Writer` or `solved_codes` raises.
+        EngineError: see the target's `Writer` and `solved_codes`.
     """
     if not context.recipe:
-        raise InfeasibleError("the recipe keeps every layer as it is: there is nothing to export")
+        raise InfeasibleError("the recipe keeps every layer as it is: nothing to export")
     begun = time.perf_counter()
     codes: dict[str, Solved] = {}
     timings: dict[str, float] = {}
@@ -78,13 +78,13 @@ def _steps(context: Context[Workspace], command: p.Export) -> Steps:
 def _calibrate(
     context: Context[Workspace], command: p.Export, codes: dict[str, Solved]
 ) -> Generator[p.AnyEvent | None, None, dict[str, float]]:
-    """Fill ``codes`` by layer, on the compute lane; what cannot be written is refused before.
+    """Fill ``codes`` by layer, on the compute lane; first refuse layers that cannot be written.
 
     Returns:
         Seconds by what they were spent on.
 
     Raises:
-        NotExportable: layers that cannot be written.
+        NotExportable: some layers cannot be written.
     """
     from engine.export.writer import writer_of
     from engine.measure.calibration.approximate import solved_codes
@@ -105,19 +105,20 @@ def _write(
     """Write the folder in a thread of its own, one layer in memory at a time."""
     opened, recipe = context.workspace.need(Opened), context.recipe
 
-    def write(tell: Callable[[p.Progress], None]) -> Exported:
+    def write(report: Callable[[p.Progress], None]) -> Exported:
         from engine.export.writer import writer_of
         from engine.model.load import choose_device
 
         started = time.perf_counter()
 
         def on_progress(done: int, total: int, tensor: str) -> None:
-            # The job's own thread waits for this one: a cancelled job is not closed meanwhile.
+            # The job's own thread waits for this one, so cancelling does not close the job
+            # meanwhile.
             if context.should_stop():
                 raise AbandonedError("the export was cancelled")
             spent = time.perf_counter() - started
             left = spent * (total - done) / done if done else float("nan")
-            tell(
+            report(
                 p.Progress(
                     job=context.job, done=done, total=total, seconds_left=left, phase="writing",
                     subject=tensor, in_bytes=True,

@@ -1,4 +1,4 @@
-"""The modules of a checkpoint's model, from its config alone: which can be quantised, by name."""
+"""The modules of a checkpoint's model, from its config: which can be quantised, by name."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import nn
 
 from engine.checkpoint import Checkpoint, DiskLayer
 from engine.errors import CheckpointError
-from engine.model.architecture import model_class, read_config
+from engine.model.config import model_class, read_config
 from engine.model.names import join_names
 from engine.model.quiet import quiet
 
 
 @dataclass(frozen=True)
 class Modules:
-    """Modules of a model as transformers names them, which may differ from the names on disk."""
+    """Modules of a model as named in transformers, which may differ from the names on disk."""
 
     by_tensor: Mapping[str, str]
-    """Name of a module by the name on disk of its weight, where one tensor is one weight."""
+    """Module name by the weight's name on disk, if one tensor is one weight."""
     kinds: Mapping[str, type[nn.Module]]
     head: str
     """The output embedding."""
@@ -32,18 +32,18 @@ class Modules:
         return [name for name, kind in self.kinds.items() if issubclass(kind, nn.Linear)]
 
     def module(self, row: DiskLayer) -> str:
-        """The module that holds a layer."""
+        """The module of a layer."""
         return self.head if row.role == "head" else self.by_tensor[row.parts[0]]
 
     def why_not_quantised(self, row: DiskLayer) -> str | None:
-        """Why compressed-tensors cannot quantise the layer's module; None where it can.
+        """Why compressed-tensors cannot quantise the layer's module; None if it can.
 
-        It knows ``nn.Linear`` and ``nn.Embedding`` and those derived from them; but transformers
-        does not load an embedding that has no ``weight``.
+        It supports ``nn.Linear`` and ``nn.Embedding`` and their subclasses; but transformers does
+        not load an embedding without a ``weight``.
         """
         if row.role == "experts":
             return (
-                "transformers holds the experts as one fused tensor, and compressed-tensors "
+                "transformers fuses the experts into one tensor, and compressed-tensors "
                 "quantises linear modules only"
             )
         if row.role == "conv1d":
@@ -51,16 +51,16 @@ class Modules:
         name = self.head if row.role == "head" else self.by_tensor.get(row.parts[0], "")
         kind = self.kinds.get(name)
         if kind is None:
-            return "transformers makes no module of this tensor alone"
+            return "transformers has no module for this tensor alone"
         if issubclass(kind, nn.Embedding):
-            return "transformers cannot load an embedding that is stored as codes"
+            return "transformers cannot load an embedding stored as codes"
         if not issubclass(kind, nn.Linear):
             return f"it is a {kind.__name__}, and compressed-tensors quantises linear modules only"
         return None
 
 
 def read_modules(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Modules:
-    """Build the checkpoint's model without weights, and look at its modules.
+    """Build the checkpoint's model without weights, and list its modules.
 
     Raises:
         CheckpointError: transformers cannot build a model from the config.

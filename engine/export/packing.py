@@ -1,4 +1,4 @@
-"""Integer codes packed into 32-bit words, as compressed-tensors' ``pack-quantized`` has them."""
+"""Packs integer codes into 32-bit words, like compressed-tensors' ``pack-quantized``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def codes_per_word(bits: int) -> int:
-    """How many codes a 32-bit word holds; the bits left over, at the top, are 0."""
+    """How many codes fit into a 32-bit word; unused bits, at the top, are 0."""
     return 32 // bits
 
 
 def words_for(codes: int, bits: int) -> int:
-    """How many words so many codes fill; the places left over in the last one are 0."""
+    """How many words this many codes need; unused places in the last one are 0."""
     return -(-codes // codes_per_word(bits))
 
 

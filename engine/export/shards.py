@@ -1,4 +1,4 @@
-"""A safetensors file written one tensor at a time: the header first, from shapes alone."""
+"""Writes a safetensors file one tensor at a time: the header first, from shapes alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORDS = {getattr(torch, name): word for word, (name, _) in DTYPES.items()}
 
 
 class Slot(NamedTuple):
-    """A tensor to come."""
+    """Dtype and shape of a tensor to be written."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -30,13 +30,13 @@ class Slot(NamedTuple):
 
 
 class ShardWriter:
-    """One safetensors file in the making; tensors may come in any order, each once.
+    """Writes one safetensors file; tensors may come in any order, each once.
 
-    They lie as safetensors itself lays them: widest dtype first, then by name, so that each begins
-    at a multiple of its own width.
+    They are laid out as safetensors does: widest dtype first, then by name, so that each is aligned
+    to its own width.
 
     Args:
-        file: to write; there must be none yet.
+        file: to write; it must not exist yet.
         slots: every tensor, by name.
     """
 
@@ -73,10 +73,10 @@ class ShardWriter:
         self._stream.close()
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor where the header says that it lies.
+        """Write one tensor at its place in the header.
 
         Raises:
-            ValueError: it is not what its slot says, or was written before.
+            ValueError: it does not match its slot, or was written before.
         """
         slot = self._missing.pop(name, None)
         if slot is None or slot != (tensor.dtype, tuple(tensor.shape)):
@@ -86,7 +86,7 @@ class ShardWriter:
         self._stream.write(raw.numpy().data)
 
     def finish(self) -> None:
-        """Bring the file to disk.
+        """Flush the file to disk.
 
         Raises:
             ValueError: a tensor was never written.

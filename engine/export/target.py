@@ -1,8 +1,8 @@
 """Export targets: each is declared once, in `engine.export.targets` or by a plugin.
 
-A declaration says what a target can express, in text and numbers, so that the command line and a
-plan can ask before any tensor library is imported; its `writer` names the half that writes files,
-an `engine.export.writer.Writer`.
+A declaration says what a target can express, in text and numbers, so that the command line can ask
+before any tensor library is imported. Its `writer` names the half that writes files, an
+`engine.export.writer.Writer`.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from engine.formats.grammar import Format
 from engine.plugins import load_plugins
 
 Expresses: TypeAlias = Callable[[Format, Sequence[int], str], str | None]
-"""Why a format cannot be written for a weight of this shape, in a checkpoint of this dtype (in
-torch's name); None where it can."""
+"""Why a format cannot be written for a weight of this shape, in a checkpoint of this dtype (by
+torch's name); None if it can."""
 
 
 class Target(msgspec.Struct, frozen=True):
     """A kind of file or folder that a recipe is exported to."""
 
     name: str
-    """What ``--to`` takes."""
+    """Value of ``--to``."""
     help: str
-    """What it is, and what loads it, in one line."""
+    """One line: what it is, and what loads it."""
     why_not_expressed: Expresses
     writer: str | Callable[[], object]
-    """``module:NAME`` of an `engine.export.writer.Writer`, or a function that gives one."""
+    """``module:NAME`` of an `engine.export.writer.Writer`, or of a function that returns one."""
 
 
 _TARGETS: dict[str, Target] = {}
 
 
 def register_target(target: Target) -> None:
-    """Make a target known to ``--to``, its help and its errors.
+    """Register a target for ``--to``, its help and its errors.
 
     Raises:
-        ValueError: there is one of that name already.
+        ValueError: a target with this name exists.
     """
     _load_ours()
     if target.name in _TARGETS:
@@ -57,22 +57,22 @@ def targets() -> list[Target]:
 
 
 def target_named(name: str) -> Target:
-    """The target of that name.
+    """The target with this name.
 
     Raises:
-        UsageError: there is none; the message lists those that there are.
+        UsageError: no target has this name; the message lists all.
     """
     for target in targets():
         if target.name == name:
             return target
-    raise UsageError(f"there is no export target {name!r}; there is {listed()}")
+    raise UsageError(f"unknown export target {name!r}: known are {listed()}")
 
 
 def listed() -> str:
-    """All targets with what they are, as a sentence goes on: ``checkpoint (…), …``."""
+    """All targets with their descriptions, to end a sentence: ``checkpoint (…), …``."""
     return ", ".join(f"{target.name} ({target.help})" for target in targets())
 
 
 def _load_ours() -> None:
-    # By name: each of those modules is made of what stands in this one.
+    # By name: those modules import this one.
     importlib.import_module("engine.export.targets")

@@ -1,4 +1,4 @@
-"""What writes an export: the half of a target that needs torch, and what all of them share."""
+"""The writing half of a target, which needs torch, and what all targets share."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from engine.quant.stored import StoredWeight
 _MOST_NAMED = 5
 
 OnProgress: TypeAlias = Callable[[int, int, str], None]
-"""Told bytes written, bytes in all, and the tensor in hand; raising there abandons the export."""
+"""Called with bytes written, total bytes, and the current tensor; raising abandons the export."""
 Codes: TypeAlias = StoredWeight | Solved
-"""What is written of a quantised layer: rounded to nearest, or solved."""
+"""The stored form of a quantised layer: rounded to nearest, or solved."""
 CodesOf: TypeAlias = Callable[[DiskLayer, Format], Codes | None]
-"""The codes of a layer that were found already, or None where they are to be found here."""
+"""Codes of a layer from calibration; None if they are to be computed while writing."""
 
 
 class NotExportable(InfeasibleError):
-    """Layers that a target, or what loads its files, cannot hold as the recipe asks."""
+    """Layers that a target, or a program that loads its files, cannot store in their formats."""
 
     def __init__(self, refused: Mapping[str, str], form: str) -> None:
         self.refused = dict(refused)
-        """Why, by layer."""
+        """Reasons by layer."""
         alike: dict[str, list[str]] = defaultdict(list)
         for layer, why in refused.items():
             alike[why].append(layer)
         lines = [f"  {some_of(layers)}: {why}" for why, layers in alike.items()]
         count = f"{len(refused)} layer{'s' if len(refused) > 1 else ''}"
         super().__init__(
-            f"{count} of this recipe cannot be written in the form of {form}; "
+            f"{count} of this recipe cannot be written as {form}; "
             "give them another format or keep them\n" + "\n".join(lines)
         )
 
@@ -51,36 +51,36 @@ class Exported:
 
     folder: Path
     bytes: int
-    """Of all tensors."""
+    """Bytes of all tensors."""
     quantised: tuple[str, ...]
-    """Layers that are stored as codes."""
+    """Layers stored as codes."""
     notes: tuple[str, ...]
-    """What is not as one might expect, in sentences."""
+    """Sentences about anything unexpected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What an export is asked for."""
+    """The parameters of an export."""
 
     checkpoint: Checkpoint
-    """Not quantised already."""
+    """The checkpoint; not quantised."""
     recipe: Mapping[str, str]
-    """Formats by layer, as `list_layers` names them; layers that are not named are kept."""
+    """Formats by layer, named as by `list_layers`; other layers are kept."""
     out: Path
     scale_dtype: torch.dtype | None = None
-    """The dtype that scales are stored in; that of `scale_dtype_for` if None."""
+    """The dtype that scales are stored in; `scale_dtype_for` if None."""
     overwrite: bool = False
-    """Whether an export in ``out`` may be replaced."""
+    """Whether an existing export in ``out`` may be replaced."""
     device: str | torch.device = "cpu"
-    """Where codes are found."""
+    """Where codes are computed."""
     trust_remote_code: bool = False
-    """Whether Python code of the checkpoint may be run to learn its modules."""
+    """Whether the checkpoint's Python code may run, to list its modules."""
     solved: CodesOf = lambda _layer, _format: None
-    """Asked for the stored form of every quantised layer, as it comes to be written: what
-    calibration found goes into the file as it was measured. With scales in ``scale_dtype``, on any
-    device. What calibrates has to be among it."""
+    """Called for every quantised layer when it is written: codes from calibration go into the file
+    as they were measured. With scales in ``scale_dtype``, on any device. Must return those of
+    layers that need calibration."""
     on_progress: OnProgress = lambda _done, _total, _tensor: None
-    """Told how far it has come."""
+    """Called with the progress."""
 
 
 @runtime_checkable
@@ -88,29 +88,29 @@ class Writer(Protocol):
     """Writes the files of one target."""
 
     def check(self, request: Request) -> None:
-        """Refuse at once what `write` would refuse, before anything is calibrated for it.
+        """Raise at once what `write` would raise, before anything is calibrated.
 
         Raises:
-            NotExportable: layers that cannot be written, all of them, with reasons.
-            UsageError: an unknown layer, or ``out`` is there already.
+            NotExportable: some layers cannot be written; names all of them, with reasons.
+            UsageError: an unknown layer, or ``out`` exists.
             FormatError: a format that does not parse.
-            CheckpointError: the checkpoint cannot be read, or is quantised already.
+            CheckpointError: the checkpoint cannot be read, or is already quantised.
             EngineError: ``out`` cannot be written to.
         """
         ...
 
     def write(self, request: Request) -> Exported:
-        """Write it; what is there when this returns is whole, and on failure nothing is there.
+        """Write the files: complete when this returns, removed on failure.
 
         Raises:
-            FormatError: a scale that overflows.
-            EngineError: the disk is too small, or cannot be written; and as `check`.
+            FormatError: a scale overflows.
+            EngineError: the disk is too small, or cannot be written to; and as `check`.
         """
         ...
 
 
 def writer_of(target: str) -> Writer:
-    """What writes a target.
+    """The writer of a target.
 
     Raises:
         UsageError: there is no such target.
@@ -118,11 +118,11 @@ def writer_of(target: str) -> Writer:
     declared = target_named(target).writer
     found = resolve(declared) if isinstance(declared, str) else declared()
     if not isinstance(found, Writer):
-        raise TypeError(f"{declared!r} is no engine.export.writer.Writer, but {found!r}")
+        raise TypeError(f"{declared!r} is not an engine.export.writer.Writer, but {found!r}")
     return found
 
 
 def some_of(names: list[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of others."""
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

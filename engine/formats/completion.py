@@ -144,7 +144,7 @@ def _candidates(typed: str) -> Iterator[str]:
             needs = BASES[name].needs if name in BASES else ""
             yield f"{name}+{needs}" if needs else name
     for stem, partial in _splits(typed):
-        for option in _going_on(stem):
+        for option in _continuations(stem):
             if option.startswith(partial):
                 yield stem + option
     if typed and not any(mark in typed for mark in ":+"):
@@ -159,7 +159,7 @@ def _splits(typed: str) -> Iterator[tuple[str, str]]:
     yield typed, ""
 
 
-def _going_on(stem: str) -> Iterator[str]:
+def _continuations(stem: str) -> Iterator[str]:
     """Options, keys and methods that may follow ``stem``."""
     last = stem.rpartition("+")[2]
     if last == stem:

@@ -1,4 +1,4 @@
-"""qtui as a library: a checkpoint that is open, and typed results of what is asked of it.
+"""qtui as a library: an open checkpoint, and typed results of its jobs.
 
 Nothing global is changed: no logging setup, no environment variable, no thread settings.
 """

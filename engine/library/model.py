@@ -1,4 +1,4 @@
-"""`Model`: a checkpoint that is open in this process, and what can be asked of it."""
+"""`Model`: an open checkpoint in this process, and its jobs."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from engine.recipes.file import built_in, names_file, read_recipe
 from engine.session import Session
 
 WAIT = 0.2
-"""Seconds of a wait for an event, so that it can be interrupted."""
+"""Seconds to wait for an event at a time, so that the wait can be interrupted."""
 
 Recipe = str | Path | Mapping[str, str]
-"""The name of a built-in recipe, a recipe file, or layer names with the format each holds."""
+"""The name of a built-in recipe, a recipe file, or formats by layer name."""
 OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export)
 R = TypeVar("R", bound=Result[Any])
 
 
 class Model:
-    """A checkpoint that is open. Close it, or use it in a ``with`` block.
+    """An open checkpoint. Close it, or use it in a ``with`` block.
 
-    Jobs run on the engine's own thread: a result can be iterated while it arrives, or asked for
-    its table, rows or document, which waits for the end. Results are saved in the fact store, so
-    that nothing is measured twice.
+    Jobs run on the engine's own thread. Iterate a result while it arrives, or ask for its table,
+    rows or document, which waits for the end. Results are saved in the fact store, so nothing is
+    measured twice.
     """
 
     def __init__(self, source: str, settings: p.Settings, *, model: bool = True) -> None:
@@ -47,7 +47,7 @@ class Model:
         Args:
             source: ``demo``, a folder, or a hub id.
             settings: how everything is measured.
-            model: False reads the files only, which is all that a triage needs.
+            model: False reads only the files, which is enough for a triage.
 
         Raises:
             EngineError: the checkpoint cannot be read, or another engine has it open.
@@ -63,7 +63,7 @@ class Model:
             raise
 
     def _open(self, command: p.Open) -> None:
-        """Wait until the names of the layers are known; the model goes on loading meanwhile."""
+        """Wait until the layer names are known; the model keeps loading in the background."""
         job = self._engine.start(command)
         while True:
             match self.receive():
@@ -74,11 +74,11 @@ class Model:
                         raise JobError(event.message or "opening was cancelled", event.exit_code)
                     return
 
-    # -- what is known ---------------------------------------------------------------------------
+    # -- state ------------------------------------------------------------------------------------
 
     @property
     def session(self) -> Session:
-        """Everything known about the checkpoint, as the engine's events tell it."""
+        """Everything known about the checkpoint, folded from the engine's events."""
         return self._engine.session
 
     @property
@@ -91,16 +91,16 @@ class Model:
         about = "" if read is None else f", {read.architecture}, {read.parameters:,} parameters"
         return f"<qtui model {self.session.source}{about}, {len(self.layers)} layers>"
 
-    # -- what can be asked -----------------------------------------------------------------------
+    # -- jobs -------------------------------------------------------------------------------------
 
     def triage(self, formats: Sequence[str] = ()) -> TriageResult:
-        """Outliers, faults and every format's weight error, from the files alone.
+        """Outliers, faults, and the weight error of every format, from the files alone.
 
         Args:
-            formats: whose errors to measure; the profile's if empty.
+            formats: formats to quantise to; the profile's if empty.
 
         Raises:
-            FormatError: a format that does not parse.
+            FormatError: a format does not parse.
         """
         return self._run(TriageResult(self, p.Triage(tuple(formats))))
 
@@ -117,12 +117,12 @@ class Model:
         Args:
             formats: to measure; the profile's if empty.
             direction: ``degrade`` quantises one layer at a time, ``restore`` all but one.
-            exact: ``all``, ``top:K`` or ``none``: which are measured after all were estimated.
+            exact: ``all``, ``top:K`` or ``none``: which layers are measured once all are estimated.
             by: what is changed at once: ``layer``, ``block``, ``kind`` or ``group``.
 
         Raises:
-            FormatError: a format that does not parse.
-            UsageError: ``exact``, ``direction`` or ``by`` is not one of these.
+            FormatError: a format does not parse.
+            UsageError: ``exact``, ``direction`` or ``by`` has another value.
         """
         wanted = tuple(formats) or self.settings.sweep_formats
         command = p.Sweep(wanted, direction=direction, exact=exact, by=by)
@@ -134,12 +134,12 @@ class Model:
         """Perplexity and KL of a recipe, against the unchanged model.
 
         Args:
-            recipe: a built-in name, a recipe file, or layers with formats.
-            format: what the layers of the body hold that the recipe does not name.
+            recipe: the name of a built-in recipe, a recipe file, or formats by layer name.
+            format: of the body layers that the recipe does not name.
 
         Raises:
             UsageError: neither is given, or the recipe cannot be read.
-            FormatError: a format that does not parse.
+            FormatError: a format does not parse.
         """
         command = self._of_recipe(p.Evaluate(format=format or "kept"), recipe, format)
         return self._run(EvaluationResult(self, command, name=_name(recipe, format)))
@@ -153,17 +153,17 @@ class Model:
         format: str | None = None,
         overwrite: bool = False,
     ) -> ExportResult:
-        """Write a recipe as a checkpoint that another program loads.
+        """Write a recipe as a checkpoint that other programs can load.
 
         Args:
-            path: the folder to write; it appears when it is whole.
-            recipe: as of `evaluate`.
+            path: the folder to write; it appears once it is complete.
+            recipe: see `evaluate`.
             to: the export target.
-            format: as of `evaluate`.
-            overwrite: whether a checkpoint in ``path`` may be replaced.
+            format: see `evaluate`.
+            overwrite: whether an existing checkpoint in ``path`` may be replaced.
 
         Raises:
-            UsageError: no such target, or as `evaluate`.
+            UsageError: the target does not exist, or see `evaluate`.
         """
         out = str(Path(path).expanduser().absolute())
         command = p.Export(out=out, format=format or "kept", to=to, overwrite=overwrite)
@@ -179,7 +179,7 @@ class Model:
         if isinstance(recipe, str) and not names_file(recipe):
             return msgspec.structs.replace(command, recipe=built_in(recipe))
         if format is not None:
-            raise UsageError("a recipe file has a default of its own: leave format out")
+            raise UsageError("a recipe file sets its own default: leave format out")
         read = read_recipe(Path(recipe).expanduser())
         return msgspec.structs.replace(
             command, format=read.default, layers=read.resolve(self.session), recipe=read.recipe
@@ -201,13 +201,13 @@ class Model:
         return result
 
     def _refusal(self, result: Result[Any]) -> None:
-        """Raise what the engine said of a command that began no job."""
+        """Raise the engine's refusal of a command that started no job."""
         while not result.done:
             self.receive()
         result.wait()
 
     def receive(self) -> p.AnyEvent | None:
-        """The next event, handed to every result that is under way; None if none came soon."""
+        """The next event, passed to every running result; None if none arrived soon."""
         with self._turn:
             event = self._engine.receive(WAIT)
             if event is not None:
@@ -217,12 +217,12 @@ class Model:
             return event
 
     def cancel(self, job: str) -> None:
-        """End a job; what it measured is saved."""
+        """Cancel a job; its results are saved."""
         with contextlib.suppress(EngineError):
             self._engine.send(p.Cancel(job))
 
     def close(self) -> None:
-        """End every job and leave the checkpoint; results are saved."""
+        """End every job and close the checkpoint; results are saved."""
         self._engine.close()
 
     def __enter__(self) -> Model:
@@ -238,7 +238,7 @@ class Model:
 
 
 def _name(recipe: Recipe | None, format: str | None) -> str:
-    """What a person calls a recipe."""
+    """How the user named a recipe."""
     given = "" if recipe is None else "layers" if isinstance(recipe, Mapping) else str(recipe)
     return " ".join(word for word in (given, format or "") if word)
 
@@ -251,7 +251,7 @@ def open_model(
     if unknown := sorted(set(settings) - known):
         there = ", ".join(sorted(known))
         raise UsageError(f"unknown setting {unknown[0]!r}: the settings are {there}")
-    # As on the command line, whoever names formats is told of those alone.
+    # As on the command line: naming formats means only those.
     given = {"estimate_formats": (), **settings}
     chosen = load_profile(profile).settings(profile, **given)
     try:

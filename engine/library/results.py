@@ -1,4 +1,4 @@
-"""Results of a `Model`: each can be iterated while it arrives, or asked for the whole."""
+"""Results of a `Model`: iterate each while it arrives, or ask for the whole."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from engine import protocol as p
 from engine.client.in_process import JobError
 from engine.formats.grammar import parse_format
 from engine.report import documents, schema, tables
+from engine.report.json import encode
 from engine.session import Job, Session
 
 D = TypeVar("D", bound=schema.Document)
 
 
 class Source(Protocol):
-    """What a result needs of the model that it comes from."""
+    """What a result requires of its model."""
 
     settings: p.Settings
 
     @property
     def session(self) -> Session:
-        """What is known."""
+        """The model's session."""
 
     def receive(self) -> p.AnyEvent | None:
-        """Wait a moment for the next event, which every result under way takes."""
+        """Wait a moment for the next event, which is passed to every running result."""
 
     def cancel(self, job: str) -> None:
-        """End a job."""
+        """Cancel a job."""
 
 
 class Result(Generic[D]):
-    """The outcome of one command, complete or on its way.
+    """The outcome of one command, complete or still running.
 
-    Iterating yields what arrives: facts, partial scores, progress. ``print`` shows a table;
+    Iterating yields facts, partial scores and progress as they arrive. ``print`` shows a table;
     `rows`, `to_dict` and `document` wait for the end. Interrupting an iteration cancels the job;
-    what it measured is saved.
+    its results are saved.
     """
 
     yields: tuple[type[p.AnyEvent] | type[p.AnyFact], ...] = ()
-    """Types of events and facts that iterating yields."""
+    """Types of events and facts that iteration yields."""
 
     def __init__(self, model: Source, command: p.AnyCommand) -> None:
         self.command = p.identified(command)
@@ -53,22 +54,22 @@ class Result(Generic[D]):
         self._ended: p.JobEnded | None = None
         self._refused: p.Refused | None = None
         self._formats: dict[str, None] = {}
-        """Canonical formats that were asked for, or that some layer could not hold."""
+        """Canonical formats that were requested, or that some layer could not hold."""
         self._just_fell_back: dict[str, None] = {}
         """Formats of fallbacks that nothing else has followed yet."""
         self._seen: set[str] = set()
-        """Keys of facts that have arrived: another job may tell of the same ones."""
+        """Keys of facts that have arrived: another job may announce the same ones."""
         self._document: D | None = None
 
-    # -- the engine's side -----------------------------------------------------------------------
+    # -- called by the model ----------------------------------------------------------------------
 
     def started(self, job: str) -> None:
-        """The job was accepted under this id."""
+        """Called when the job was accepted."""
         self.job = job
 
     def take(self, event: p.AnyEvent) -> bool:
-        """Take notice of an event; whether it was the last."""
-        # What a recipe falls back to is told just before its job starts.
+        """Handle an event; returns whether it was the last."""
+        # The fallbacks of a recipe are announced just before its job starts.
         fell_back, self._just_fell_back = self._just_fell_back, {}
         match event:
             case p.Learned():
@@ -95,13 +96,13 @@ class Result(Generic[D]):
                 self._arrived.append(fact)
 
     def _is_mine(self, fact: Any) -> bool:
-        """Whether a fact of a type in `yields` is what was asked for: other jobs run meanwhile."""
+        """Whether a fact of a type in `yields` belongs to this result, not to another job."""
         return True
 
-    # -- the caller's side -----------------------------------------------------------------------
+    # -- for the caller ---------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield what has arrived since the last iteration, then what arrives, until the end.
+        """Yield what arrived since the last iteration, then new events until the end.
 
         Raises:
             JobError: the job failed or was cancelled.
@@ -132,17 +133,17 @@ class Result(Generic[D]):
 
     @property
     def done(self) -> bool:
-        """Whether the job has ended, as far as events were received."""
+        """Whether the job has ended, by the events received so far."""
         return self._ended is not None or self._refused is not None
 
     def cancel(self) -> None:
-        """End the job; what it measured is saved."""
+        """Cancel the job; its results are saved."""
         if not self.done:
             self._model.cancel(self.job)
 
     @property
     def document(self) -> D:
-        """The document that the command writes with ``--json``, as a typed Struct.
+        """The document of the command's ``--json`` option, as a typed Struct.
 
         Raises:
             JobError: the job failed or was cancelled.
@@ -156,16 +157,16 @@ class Result(Generic[D]):
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of the command: what is not finite is None, what is not known missing.
+        """The JSON document of the command; non-finite numbers are None, unknown ones are missing.
 
         Raises:
             JobError: the job failed or was cancelled.
         """
-        made: dict[str, Any] = msgspec.json.decode(schema.encode(self.document))
+        made: dict[str, Any] = msgspec.json.decode(encode(self.document))
         return made
 
     def rows(self) -> list[dict[str, Any]]:
-        """A flat dict a layer and format, for a data frame; keys are paths of the JSON document.
+        """A flat dict per layer and format, for a data frame; keys are paths of the JSON document.
 
         Raises:
             JobError: the job failed or was cancelled.
@@ -183,7 +184,7 @@ class Result(Generic[D]):
 
 
 class TriageResult(Result[schema.TriageDocument]):
-    """Weights alone. Iterating yields `LayerWeights` and `LayerError` facts."""
+    """Weight statistics and errors. Iterating yields `LayerWeights` and `LayerError` facts."""
 
     yields = (p.LayerWeights, p.LayerError)
 
@@ -228,7 +229,7 @@ class SweepResult(Result[schema.SweepDocument]):
 
 
 class EvaluationResult(Result[schema.EvalDocument]):
-    """A recipe's score. Iterating yields `RecipeScore`; it narrows until ``done`` is true."""
+    """A recipe's score. Iterating yields `RecipeScore`, which narrows until ``done`` is true."""
 
     yields = (p.RecipeScore,)
 
@@ -260,7 +261,7 @@ class EvaluationResult(Result[schema.EvalDocument]):
 
 
 class ExportResult(Result[schema.ExportDocument]):
-    """A recipe that was written as a checkpoint. Iterating yields `Progress`, then `Exported`."""
+    """A recipe written as a checkpoint. Iterating yields `Progress`, then `Exported`."""
 
     yields = (p.Progress, p.Exported)
 
@@ -276,7 +277,7 @@ class ExportResult(Result[schema.ExportDocument]):
 
     def _make(self, job: Job) -> schema.ExportDocument:
         if self._exported is None:
-            raise JobError("the export ended without telling what it wrote", 1)
+            raise JobError("the export ended without an `Exported` event", 1)
         return documents.export_document(
             self._model.session, self._exported, tuple(self._formats), job
         )
@@ -286,7 +287,7 @@ class ExportResult(Result[schema.ExportDocument]):
 
 
 def flat(part: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """A nested object as one of a single level, its keys joined by dots."""
+    """A nested object flattened to one level, its keys joined by dots."""
     found: dict[str, Any] = {}
     for key, value in part.items():
         if isinstance(value, Mapping):

@@ -1,1 +1,1 @@
-"""Numbers about layers: their weights, their activations, and what quantising them costs."""
+"""Measurements of layers: their weights, their activations, and the cost of quantising them."""

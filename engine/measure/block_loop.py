@@ -1,7 +1,7 @@
-"""Loops over blocks, as jobs run them: all that is alive in a block while the block is at hand.
+"""Loops over blocks for jobs: everything that needs a block runs while the block is in memory.
 
-Windows, recipes and layers changed alone are lanes of one loop. Where blocks are resident a loop is
-one stretch, and each lane one forward; where they are read, a block is read once for all lanes.
+Windows, recipes and layers changed alone are lanes of one loop. With resident blocks the loop is
+one stretch, and each lane one forward; with streamed blocks, a block is read once for all lanes.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from engine.measure.counts import JobCounts
-from engine.measure.preemption import again
+from engine.measure.preemption import repeated
 from engine.model.lanes import Lane
 from engine.model.network import Network
 
 Prepare = Callable[[range], Generator[Any, None, None]]
-"""Is given the blocks of a stretch while they are at hand, before the lanes go through."""
+"""Called with the blocks of a stretch while they are in memory, before the lanes run them."""
 
 
 class Crossing(NamedTuple):
-    """A micro-batch that is to go through all blocks, and what comes afterwards."""
+    """A micro-batch to run through all blocks, and what to do at the end."""
 
     lane: Lane
     arrive: Callable[[], None]
-    """Head and comparison, once the lane is at the end; called again if it raises Preempted."""
+    """Runs head and comparison once the lane is at the end; called again after `Preempted`."""
 
 
 def through_blocks(
@@ -35,15 +35,15 @@ def through_blocks(
     timing: str,
     prepare: Prepare | None = None,
 ) -> Generator[Any, None, None]:
-    """Take lanes to boundary ``until``, all of them through one stretch of blocks after the other.
+    """Advance lanes to boundary ``until``, all of them through one stretch of blocks at a time.
 
     Args:
-        network: at rest between two steps; the blocks at hand stay so over a yield.
+        network: at rest between two steps; blocks in memory stay there over a yield.
         lanes: of this network.
-        until: a boundary; lanes that are beyond stay where they are.
-        counts: counts the seconds.
+        until: a boundary; lanes beyond it stay where they are.
+        counts: accumulates the seconds.
         timing: the name they are counted under.
-        prepare: what is done with a stretch first, such as quantising its layers.
+        prepare: called with each stretch first, for example to quantise its layers.
     """
     start = min((lane.at for lane in lanes), default=until)
     for stretch in network.stretches(start, until):
@@ -53,7 +53,7 @@ def through_blocks(
             for lane in lanes:
                 if lane.at < stretch.stop:
                     step = counts.timed(timing, partial(lane.advance, stretch.stop))
-                    yield from again(step)
+                    yield from repeated(step)
                     yield None
 
 
@@ -64,12 +64,12 @@ def cross(
     timing: str = "measure_s",
     prepare: Prepare | None = None,
 ) -> Generator[Any, None, None]:
-    """Take micro-batches through all blocks, and do what comes afterwards; see `through_blocks`.
+    """Run micro-batches through all blocks, and what follows; see `through_blocks`.
 
-    Where nothing has to be run (all lanes are at the end), ``prepare`` is not called.
+    If nothing needs to run (all lanes are at the end), ``prepare`` is not called.
     """
     lanes = [crossing.lane for crossing in crossings]
     yield from through_blocks(network, lanes, len(network.blocks), counts, timing, prepare)
     for crossing in crossings:
-        yield from again(counts.timed(timing, crossing.arrive))
+        yield from repeated(counts.timed(timing, crossing.arrive))
         yield None

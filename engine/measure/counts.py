@@ -1,4 +1,4 @@
-"""What a job counts as it goes: facts measured and found, seconds by what they were spent on."""
+"""Counts of a job: facts measured, facts found in the store, and seconds by activity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class JobCounts:
     timings: dict[str, float] = field(default_factory=dict)
 
     def timed(self, name: str, step: Callable[[], T]) -> Callable[[], T]:
-        """The same step, its seconds added under ``name``, also when it is abandoned."""
+        """Wrap a step to add its seconds under ``name``, even if it is abandoned."""
 
         def run() -> T:
             begun = time.perf_counter()

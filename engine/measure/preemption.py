@@ -1,4 +1,4 @@
-"""A step that something more urgent may interrupt, repeated until it is done."""
+"""Repeats a step that a more urgent job interrupted, until it is done."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from engine.model.network import Preempted
 T = TypeVar("T")
 
 
-def again(step: Callable[[], T]) -> Generator[None, None, T]:
-    """Run a step, and again after a yield whenever something more urgent made it stop.
+def repeated(step: Callable[[], T]) -> Generator[None, None, T]:
+    """Run a step, and repeat it after a yield each time a more urgent job preempts it.
 
-    Use as ``value = yield from again(lambda: ...)`` inside a job.
+    Use as ``value = yield from repeated(lambda: ...)`` inside a job.
     """
     while True:
         try:

@@ -1,1 +1,1 @@
-"""A live transformers model, seen as blocks and layers; resuming, swapping weights, memory."""
+"""A loaded transformers model as blocks and layers: resuming, swapping weights, memory."""

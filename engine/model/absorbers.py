@@ -1,4 +1,4 @@
-"""What absorbs a scale per channel: found by the identity of tensors, verified by numbers.
+"""Finds what absorbs a scale per channel: by the identity of tensors, verified numerically.
 
 One block runs on a few tokens. A norm is a candidate where the tensor that it returns is the
 tensor that the layers are given. A projection is one where the layers' input is its output channel
@@ -25,7 +25,7 @@ from engine.model.trial import ROUNDING_32, Trace, Trial
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What was found for the layers that are given one tensor."""
+    """What was found for layers that share an input."""
 
     layers: tuple[str, ...]
     absorber: str = ""
@@ -35,7 +35,7 @@ class Found:
     channels: Tensor | None = None
     """Of a layer: its output channel for each input channel."""
     source: tuple[str, Tensor] | None = None
-    """The layer that the input is made of channel by channel, also where it absorbs nothing."""
+    """The layer whose output channels make up the input, even if it cannot absorb a scale."""
 
 
 def block_groups(
@@ -113,15 +113,15 @@ def _candidates(
     before: Mapping[int, Sequence[Found]],
 ) -> list[tuple[str, Tensor | None]]:
     """Layers that run before these, the latest first, with their channels where they are known."""
-    network, place = run.network, [_place(run.network, name) for name in layers]
+    network, place = run.network, [_in_block(run.network, name) for name in layers]
     order = list(seen.inputs)
     earlier = order[: min(order.index(name) for name in layers)]
     for found in (one for groups in before.values() for one in groups):
-        if [_place(network, name) for name in found.layers] == place:
+        if [_in_block(network, name) for name in found.layers] == place:
             if found.source is None:
                 return []
             source, channels = found.source
-            same = [n for n in earlier if _place(network, n) == _place(network, source)]
+            same = [n for n in earlier if _in_block(network, n) == _in_block(network, source)]
             return [(name, channels) for name in same]
     width = network.layers[layers[0]].shape[-1]
     outputs = {name: network.layers[name].shape[-2] for name in earlier}
@@ -129,7 +129,7 @@ def _candidates(
     return [(name, None) for name in fit]
 
 
-def _place(network: Network, name: str) -> str:
+def _in_block(network: Network, name: str) -> str:
     """Its name without the block's index."""
     layer = network.layers[name]
     return layer.module.replace(f".{layer.block}.", ".", 1)

@@ -1,8 +1,8 @@
-"""Where a block's weights come from when it runs: resident in memory, or read for the time being.
+"""Where a block's weights come from when it runs: resident in memory, or streamed from disk.
 
-A model's blocks are modules that are always there: hooks and forwards go on them, and names point
-into them. Their weights are another matter: only inside `BlockSource.block` may a block be run or
-its parameters be read.
+A model's blocks are modules that always exist: hooks and forwards attach to them, and names refer
+to them. Their weights may come and go: only inside `BlockSource.block` may a block be run or its
+parameters be read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class BlockSource(Protocol):
-    """The blocks of one model, and the way to their weights.
+    """The blocks of one model, with access to their weights.
 
     A source that reads weights fills the parameters that the modules have (their ``data``), and
     empties them afterwards: the parameters themselves stay the same objects, of the same dtype and
@@ -23,27 +23,27 @@ class BlockSource(Protocol):
     """
 
     modules: Sequence[nn.Module]
-    """The blocks in order, with their weights or without."""
+    """The blocks in order, with or without their weights."""
     at_once: int
-    """How many blocks can have their weights together: a loop over blocks runs so many in one
-    forward, and all that needs them before it goes on to the next."""
+    """How many blocks can have their weights at once: a loop over blocks runs this many in one
+    forward, and finishes everything that needs them before the next ones."""
 
     def __len__(self) -> int:
-        """How many blocks there are."""
+        """Number of blocks."""
 
     def block(self, k: int) -> AbstractContextManager[nn.Module]:
-        """Block ``k`` with its weights, ready to run; they may be gone afterwards.
+        """Block ``k`` with its weights, ready to run; they may be freed afterwards.
 
-        To enter a block again inside costs nothing. It may stay open over a job's yield: a block
-        that is at hand is memory, not a change of the network.
+        Entering a block again inside costs nothing. It may stay open over a job's yield: a loaded
+        block is memory, not a change of the network.
         """
 
     def reference(self, k: int, parameter: nn.Parameter) -> Tensor:
-        """The values of a parameter of block ``k``, whether the block is at hand or not."""
+        """The values of a parameter of block ``k``, whether it is loaded or not."""
 
 
 class ResidentBlocks:
-    """Blocks whose weights are in memory as long as the model is."""
+    """Blocks whose weights are in memory as long as the model."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = modules
@@ -53,9 +53,9 @@ class ResidentBlocks:
         return len(self.modules)
 
     def block(self, k: int) -> AbstractContextManager[nn.Module]:
-        """The block as it is."""
+        """The block itself."""
         return nullcontext(self.modules[k])
 
     def reference(self, k: int, parameter: nn.Parameter) -> Tensor:
-        """The parameter as it is."""
+        """The parameter itself."""
         return parameter

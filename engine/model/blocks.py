@@ -1,4 +1,4 @@
-"""The decoder's blocks, and what goes in and comes out of one."""
+"""The decoder's blocks, and the inputs and outputs of one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Forward = Callable[..., Any]
 
 
 class Reached(Exception):
-    """Ends a forward whose wanted state has been recorded."""
+    """Ends a forward once the wanted state is recorded."""
 
 
 def find_blocks(model: Any) -> tuple[str, list[nn.Module]]:
     """The shallowest ModuleList of the decoder that holds most parameters, and its name.
 
     Raises:
-        CheckpointError: the model has no such list, or one module stands in it twice.
+        CheckpointError: the model has no such list, or one module appears in it twice.
     """
     root = model.get_decoder()  # a hint: some models return themselves
     lists = [
@@ -58,7 +58,7 @@ def with_hidden(
 
 
 def split_output(output: Any) -> tuple[Tensor, tuple[Any, ...] | None]:
-    """The hidden state a block returned, and what stood beside it (None: it stood alone)."""
+    """The hidden state a block returned, and its other outputs (None: it returned a tensor)."""
     if isinstance(output, Tensor):
         return output, None
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
@@ -73,7 +73,7 @@ def join_output(hidden: Tensor, beside: tuple[Any, ...] | None) -> Any:
 
 @contextmanager
 def patched(blocks: Sequence[nn.Module], forwards: Sequence[Forward]) -> Iterator[None]:
-    """Block *i* runs ``forwards[i]`` inside; on every exit what was there is there again."""
+    """Inside, block *i* runs ``forwards[i]``; every exit restores the previous forwards."""
     before = [block.__dict__.get("forward") for block in blocks]
     try:
         for block, forward in zip(blocks, forwards, strict=True):

@@ -1,8 +1,8 @@
-"""Boundary states kept within a budget: on the device, else in the host's memory, else on disk.
+"""Boundary states cached within a budget: on the device, in host memory, or on disk.
 
-A state is the input of a block, or the output of the last, on one micro-batch. What is not kept is
-computed again from the nearest state below: where a state lies, or whether it does, changes how
-long a measurement takes, never its value.
+A state is the input of a block, or the output of the last, on one micro-batch. States that are not
+cached are recomputed from the nearest one below: where a state is, or whether it is cached, changes
+how long a measurement takes, never its value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.model.memory_tiers import KeptTensor, TieredMemory
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What is kept on the device."""
+    """What to cache on the device."""
 
     every: int
     """States of every ``every``-th block, and the last; 0 keeps none anywhere."""
@@ -25,7 +25,7 @@ class CachePlan:
 
 @dataclass(frozen=True)
 class CacheSizes:
-    """What a plan is made from."""
+    """The sizes that a plan is made from."""
 
     blocks: int
     state: int
@@ -42,15 +42,15 @@ class CacheSizes:
 
 
 def choose(sizes: CacheSizes, room: int, reading: float | None, *, logits: bool) -> CachePlan:
-    """The plan under which one measurement costs least.
+    """The plan with the lowest cost per measurement.
 
-    Without the logits the reference's head is run again for each; with states of every *k*-th
-    block, ``(k − 1) / 2`` blocks on average, or one state is read from elsewhere.
+    Without cached logits the reference's head runs again for each measurement; with states of every
+    *k*-th block, ``(k − 1) / 2`` blocks on average, or one state is read from another tier.
 
     Args:
         sizes: of the model and its windows.
         room: bytes on the device.
-        reading: what reading a state from elsewhere costs, in blocks; None: there is nowhere.
+        reading: cost of reading a state from another tier, in blocks; None if there is none.
         logits: whether logits are wanted.
     """
     steps = [1]
@@ -70,7 +70,7 @@ def choose(sizes: CacheSizes, room: int, reading: float | None, *, logits: bool)
 
 
 class BoundaryStates:
-    """Boundary states of one set of weights, by micro-batch and block.
+    """Cached boundary states of one set of weights, by micro-batch and block.
 
     Args:
         memory: where they are kept.
@@ -98,13 +98,13 @@ class BoundaryStates:
         return None if stored is None else stored.read()
 
     def collect(self) -> Collected:
-        """States to be kept of a forward under way: all of them together, or none."""
+        """States to cache from a running forward: all of them together, or none."""
         return Collected(self)
 
     def keep(
         self, batch: int, collected: Collected, below: BoundaryStates | None = None, upto: int = -1
     ) -> None:
-        """Keep what a forward gave.
+        """Cache the states of a forward.
 
         Args:
             batch: the micro-batch it ran.
@@ -122,7 +122,7 @@ class BoundaryStates:
         self._kept[batch] = {k: stored for k, stored in kept.items() if k <= above}
 
     def store(self, k: int, state: Tensor) -> KeptTensor | None:
-        """Keep one state somewhere if it is of use; see `collect`."""
+        """Cache one state if it is useful; see `collect`."""
         last = k == self._blocks
         if not self.every or k <= 0 or not (self._head_resumable if last else self._resumable):
             return None
@@ -130,13 +130,13 @@ class BoundaryStates:
 
 
 class Collected:
-    """States of one forward, kept once it has ended."""
+    """States of one forward, cached once it has ended."""
 
     def __init__(self, states: BoundaryStates) -> None:
         self._states = states
         self.stored: dict[int, KeptTensor] = {}
 
     def take(self, k: int, state: Tensor) -> None:
-        """Keep the state before block ``k``, where there is room."""
+        """Cache the state before block ``k``, if there is room."""
         if (stored := self._states.store(k, state)) is not None:
             self.stored[k] = stored

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as a model asks for them: read one at a time, dequantised on the way."""
+"""A checkpoint's tensors for loading a model: read one at a time, dequantised on the fly."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from engine.errors import CheckpointError
 
 @dataclass
 class LazyTensor:
-    """One tensor of the model as the checkpoint has it; indexing it reads it."""
+    """One tensor of a checkpoint, under the model's name; indexing it reads it."""
 
     names: tuple[str, ...]
-    """What it is made from on disk: one name, or weight and scales where it is dequantised."""
+    """Its tensors on disk: one, or weight and scales if it is dequantised."""
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
     after: Callable[[LazyTensor], None] = field(default=lambda _tensor: None)
@@ -39,16 +39,16 @@ class LazyTensor:
 
 @dataclass
 class CheckpointTensors:
-    """All tensors of a checkpoint, by the names transformers would look for on disk."""
+    """All tensors of a checkpoint, by the names transformers expects on disk."""
 
     tensors: dict[str, LazyTensor]
     dtype: torch.dtype
     """What most of the weights are stored in; the config's dtype where they are dequantised."""
     note: str | None = None
-    """Said to the person when what is on disk is not what is measured."""
+    """Shown to the user if what is on disk is not what is measured."""
 
     def counted(self, on_read: Callable[[int, int], None]) -> dict[str, LazyTensor]:
-        """The tensors, telling elements read so far and in all, one call at a time."""
+        """The tensors, reporting elements read so far and in total, one call at a time."""
         total = sum(tensor.elements for tensor in self.tensors.values())
         done, lock = 0, Lock()
 

@@ -1,7 +1,7 @@
-"""Arithmetic of a forward: what a token is multiplied with in every block, and in the head.
+"""Arithmetic cost of a forward: multiplications per token in every block, and in the head.
 
-Products with weights alone are counted. Of experts those that a token is routed to count, or an
-open mixture would seem to have blocks many times dearer than they are.
+Only products with weights are counted. Of experts only those that a token is routed to count, or a
+mixture would seem to have blocks many times as expensive as they are.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ EXPERTS_PER_TOKEN = (
     "moe_top_k",
     "moe_topk",
 )
-"""Names that configs have for how many experts a token is routed to."""
+"""Config names for the number of experts a token is routed to."""
 LOGITS = 2
-"""The head's product, and softmax and KL, which read the logits several times: about as much."""
+"""The head's product, and softmax and KL, which read the logits several times at similar cost."""
 
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """Multiplications a token."""
+    """Multiplications per token."""
 
     blocks: tuple[float, ...]
     """Of each block."""
@@ -37,12 +37,12 @@ class ForwardCost:
 
     @property
     def head_in_blocks(self) -> float:
-        """The head, in blocks of middling cost; 1 where blocks have no layers."""
+        """Cost of the head, in blocks of average cost; 1 if blocks have no layers."""
         body = math.fsum(self.blocks)
         return self.head * len(self.blocks) / body if body else 1.0
 
     def resumed(self, start: int) -> float:
-        """A forward from block ``start`` on, to the loss; -1 is the whole of it."""
+        """Cost of a forward from block ``start`` to the loss; -1 for all of it."""
         return math.fsum(self.blocks[max(start, 0) :]) + self.head
 
 
@@ -73,7 +73,7 @@ def cost_of(network: Network) -> ForwardCost:
 
 
 def experts_per_token(config: Any) -> int:
-    """How many experts a token is routed to; 1 where the config does not say."""
+    """How many experts a token is routed to; 1 if the config does not say."""
     text = config.get_text_config()
     for part in (text, getattr(text, "ffn_config", None)):
         for name in EXPERTS_PER_TOKEN:

@@ -1,9 +1,9 @@
-"""Fused experts computed one by one, so that what each is given can be seen and changed.
+"""Fused experts computed one by one, so that the inputs of each can be seen and changed.
 
-A model runs its experts in one grouped product whose inputs no hook sees. The forwards here take
-its place for as long as somebody watches or changes inputs. They follow the grouped implementation
-of ``transformers.integrations.moe`` step by step (same sorting, same sum over a token's experts):
-on CPU the outputs are equal bit for bit, elsewhere within the rounding of one product.
+A model runs its experts in one grouped product whose inputs no hook sees. The forwards here replace
+it while inputs are watched or changed. They follow the grouped implementation of
+``transformers.integrations.moe`` step by step (same sorting, same sum over a token's experts): on
+CPU the outputs are bitwise equal, elsewhere within the rounding of one product.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from engine.model.blocks import Forward
 from engine.model.transformers_internals import gated, has_grouped_experts
 
 Change = Callable[[Tensor], Tensor]
-"""What becomes of the inputs ``[tokens, in]`` of one expert."""
+"""A change of the inputs ``[tokens, in]`` of one expert."""
 TakeExpert = Callable[[str, int, Tensor], None]
-"""Is given the parameter's name, the expert's index and its inputs before they are changed."""
+"""Called with the parameter's name, the expert's index and its inputs before any change."""
 
 
 def why_fused(module: nn.Module) -> str | None:
-    """Why the inputs of this module's experts cannot be told apart; None where they can."""
+    """Why the inputs of this module's experts cannot be separated; None if they can."""
     kind = type(module).__name__
     if (
         has_grouped_experts(module)
@@ -32,7 +32,7 @@ def why_fused(module: nn.Module) -> str | None:
         or kind.endswith("ParallelExperts")
     ):
         return None
-    return f"{kind} computes its experts in a way of its own, so their inputs cannot be seen"
+    return f"{kind} has its own implementation of experts, so their inputs cannot be seen"
 
 
 def forward_by_expert(

@@ -1,4 +1,4 @@
-"""What reaches every layer of one region of a network, forwards and backwards.
+"""Inputs and output gradients of every layer in one region of a network.
 
 A region is the head, one block, or what lies before the first block. It is run alone from the
 hidden state before it, with a graph, and gone through backwards once for each cotangent of its
@@ -26,7 +26,7 @@ from engine.model.processor import has_matrix_units
 
 @dataclass(frozen=True, eq=False)
 class Tap:
-    """What one layer was given at one of its calls, and how much the loss hangs on what it gave."""
+    """Inputs of one call of a layer, and the gradients of its outputs."""
 
     layer: str
     inputs: Tensor

@@ -1,4 +1,4 @@
-"""What the layers of one block are given: their inputs, handed out as the block runs."""
+"""Watches the inputs of the layers of one block while it runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.model.selfcheck import some_ids
 from engine.model.torch_internals import version_of
 
 Take = Callable[[str, int | None, Tensor], None]
-"""Is given a layer, an expert of it (None: it has none) and inputs ``[tokens, in]``."""
+"""Called with a layer, its expert (None: it has none) and inputs ``[tokens, in]``."""
 Call = Callable[[str, Tensor], None]
 
 
@@ -38,7 +38,7 @@ def watch_inputs(
     take: Take,
     held: Mapping[str, Held] = {},
 ) -> Tensor | None:
-    """Runs block ``block`` alone and hands what its layers are given to ``take``.
+    """Run block ``block`` alone, and pass the inputs of its layers to ``take``.
 
     A call that was preempted has given nothing to ``take``. Inputs are the model's own tensors or
     views of them, before what a `StandIn` does to them: not to be written, not to be kept.
@@ -83,7 +83,7 @@ def watch_inputs(
 
 
 def watched_layers(network: Network, block: int) -> list[str]:
-    """The layers whose inputs :func:`watch_inputs` gives for this block."""
+    """The layers whose inputs :func:`watch_inputs` provides for this block."""
     return [
         name
         for name, layer in network.layers.items()
@@ -92,7 +92,7 @@ def watched_layers(network: Network, block: int) -> list[str]:
 
 
 def why_unseen(network: Network, layer: str) -> str | None:
-    """Why a layer's inputs cannot be watched or changed; None where they can."""
+    """Why a layer's inputs cannot be watched or changed; None if they can."""
     if network.layers[layer].role == "embedding":
         return f"{layer} is given tokens, not a hidden state"
     if why := _why_fused(network, layer):
@@ -103,7 +103,7 @@ def why_unseen(network: Network, layer: str) -> str | None:
 
 
 def shared_inputs(network: Network) -> dict[str, tuple[str, ...]]:
-    """For every layer but the embedding all layers that are given the very same input tensor.
+    """For every layer but the embedding, all layers with the very same input tensor.
 
     Itself included, in the model's order. Told by running a few tokens and comparing where tensors
     lie in memory, views counting as the same. Experts see their own tokens only, and share with

@@ -1,4 +1,4 @@
-"""Micro-batches on their way through the blocks, each with what the network holds for it.
+"""Lanes: micro-batches on their way through the blocks, each with the weights held for it.
 
 A loop over blocks takes all its lanes through one stretch of blocks before it goes on to the next:
 windows, recipes and layers changed alone are lanes like any other, and a block is read once for all
@@ -7,7 +7,7 @@ of them. What each lane computes is what it would compute by itself.
     for stretch in network.stretches(start, until):
         with network.at_hand(stretch):
             for lane in lanes:
-                yield from again(lambda lane=lane: lane.advance(stretch.stop))
+                yield from repeated(lambda lane=lane: lane.advance(stretch.stop))
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _ignore(_k: int, _state: Tensor) -> None:
 
 @dataclass(eq=False)
 class Lane:
-    """One micro-batch, as far as it has come.
+    """One micro-batch, at the boundary it has reached.
 
     A network that cannot be resumed is run from the embedding for every lane, and only once: see
     `Network.stretches`.
@@ -50,10 +50,10 @@ class Lane:
 
     @torch.no_grad()
     def advance(self, until: int) -> None:
-        """Go on to boundary ``until``; nothing where it was reached already.
+        """Advance to boundary ``until``; nothing if it was reached already.
 
         Raises:
-            Preempted: something more urgent came; the lane is where it was.
+            Preempted: a more urgent job waits; the lane stays where it was.
         """
         if self.at >= until:
             return
@@ -69,7 +69,7 @@ class Lane:
         self.at, self.state = until, found[0]
 
     def reached(self) -> Tensor:
-        """The state at the boundary it has come to."""
+        """The state at the boundary it has reached."""
         assert self.state is not None, "it has not set out"
         return self.state
 

@@ -1,4 +1,4 @@
-"""The layers of a model: every weight that could be quantised on its own."""
+"""The layers of a model: every weight that can be quantised on its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Layer:
 
 
 class Slot(NamedTuple):
-    """Where a layer's weight lives."""
+    """Where a layer's weight is in the model."""
 
     owner: nn.Module
     attribute: str

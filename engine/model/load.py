@@ -1,4 +1,4 @@
-"""From a folder to a Network: config, device, dtype, memory, weights, names, self-check."""
+"""Loads a folder into a `Network`: config, device, dtype, memory, weights, names, self-check."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 
 from engine.checkpoint import open_checkpoint
 from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
-from engine.model.architecture import model_class, read_config
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
+from engine.model.config import model_class, read_config
 from engine.model.memory import check_memory, memory_free, memory_needed
 from engine.model.names import check_covered, join_names
 from engine.model.network import Network
@@ -47,7 +47,7 @@ TOKENIZER_FILES = (
 
 
 class LoadStage(NamedTuple):
-    """How far loading has come."""
+    """Progress of loading."""
 
     name: str
     """``reading config``, ``building the model``, ``loading weights`` or ``checking resume``."""
@@ -69,12 +69,12 @@ def load_network(
 ) -> Network:
     """Loads the checkpoint in folder ``path``.
 
-    ``on_stage`` is told where loading stands. While weights are read it is called from
-    the threads that read them, one call at a time; raising there abandons the loading.
+    ``on_stage`` is called with the progress. While weights are read it is called from the threads
+    that read them, one call at a time; raising there abandons the loading.
 
     Raises:
         CheckpointError: the checkpoint cannot be read; file or tensor is named.
-        UsageError: a device or dtype that is not there.
+        UsageError: the device or dtype is not available.
         OutOfMemoryError: it does not fit.
     """
     on_stage(LoadStage("reading config", 0, 1))
@@ -146,12 +146,12 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
 def choose_device(asked: str) -> tuple[str, str]:
     """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, and a sentence why."""
     if asked == "cpu":
-        return "cpu", "cpu: asked for"
+        return "cpu", "cpu: requested"
     if asked == "auto" and not torch.cuda.is_available():
         return "cpu", "cpu: no CUDA device is visible"
     if asked in ("auto", "cuda"):
         if not torch.cuda.is_available():
-            raise UsageError("cuda was asked for and no CUDA device is visible; use --device cpu")
+            raise UsageError("cuda was requested but no CUDA device is visible; use --device cpu")
         count = torch.cuda.device_count()
         best = max(range(count), key=lambda i: torch.cuda.mem_get_info(i)[0])
         many = f", the one of {count} with most free memory" if count > 1 else ""
@@ -161,8 +161,8 @@ def choose_device(asked: str) -> tuple[str, str]:
         raise UsageError(f"device {asked!r} is unknown; give auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(match[1]) >= count:
-        raise UsageError(f"{asked} was asked for and {count} CUDA devices are visible")
-    return asked, f"{asked}: asked for"
+        raise UsageError(f"{asked} was requested but {count} CUDA devices are visible")
+    return asked, f"{asked}: requested"
 
 
 def choose_dtype(asked: str | None, stored: torch.dtype, device: str) -> tuple[torch.dtype, str]:
@@ -173,7 +173,7 @@ def choose_dtype(asked: str | None, stored: torch.dtype, device: str) -> tuple[t
     if asked is not None:
         if asked not in DTYPES:
             raise UsageError(f"dtype {asked!r} is unknown; give {', '.join(DTYPES)}")
-        return DTYPES[asked], f"{asked}: asked for"
+        return DTYPES[asked], f"{asked}: requested"
     if device == "cpu":
         return torch.float32, "fp32: the default on cpu"
     if stored in (torch.float16, torch.bfloat16):
@@ -233,8 +233,8 @@ def _check_report(path: Path, model: Any, report: dict[str, Any]) -> list[str]:
     for mismatch in sorted(report["mismatched_keys"]):
         key, on_disk, expected = mismatch[0], list(mismatch[1]), list(mismatch[2])
         raise CheckpointError(
-            f"{path}: {key} has shape {on_disk} on disk and config.json makes it {expected}; "
-            "the two do not belong together"
+            f"{path}: {key} has shape {on_disk} on disk, but {expected} by config.json; "
+            "the two do not match"
         )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -247,8 +247,8 @@ def _check_report(path: Path, model: Any, report: dict[str, Any]) -> list[str]:
         parent = _submodule(model, key.rpartition(".")[0])
         if parent is not None and any(True for _ in parent.parameters(recurse=False)):
             raise CheckpointError(
-                f"{path}: {key} is on disk and config.json makes a model without it; "
-                "the two do not belong together"
+                f"{path}: {key} is on disk, but the model of config.json does not have it; "
+                "the two do not match"
             )
     return unread
 
@@ -262,7 +262,7 @@ def _submodule(model: Any, name: str) -> nn.Module | None:
 
 
 def _untie_head(model: Any) -> bool:
-    """Gives a tied head a weight of its own; true if it was tied."""
+    """Give a tied head its own weight; returns whether it was tied."""
     head, weight = model.get_output_embeddings(), model.get_input_embeddings().weight
     own = getattr(head, "weight", None)
     if own is None or own is not weight:
@@ -274,7 +274,7 @@ def _untie_head(model: Any) -> bool:
 
 
 def _zero_what_is_not_finite(model: Any) -> tuple[str, ...]:
-    """Sets NaN and infinite weights to 0, and says which: one of them makes every logit NaN."""
+    """Set NaN and infinite weights to 0, and report them: a single one makes every logit NaN."""
     said = []
     for name, tensor in model.named_parameters():
         # One reduction finds a fault; counting comes only then.
@@ -282,10 +282,7 @@ def _zero_what_is_not_finite(model: Any) -> tuple[str, ...]:
             continue
         bad = int((~torch.isfinite(tensor)).sum())
         tensor.data.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        said.append(
-            f"{name} holds {bad} values that are NaN or infinite: "
-            "measured around, with 0 in their place"
-        )
+        said.append(f"{name} has {bad} NaN or infinite values: measured with 0 in their place")
     return tuple(said)
 
 
@@ -307,7 +304,7 @@ def _disk_names(
 def _too_big(what: str, needed: int, device: str) -> OutOfMemoryError:
     gib = 1024**3
     return OutOfMemoryError(
-        f"memory ran out on {device} while {what}: its weights need {needed / gib:.1f} GiB and "
+        f"out of memory on {device} while {what}: its weights need {needed / gib:.1f} GiB and "
         f"{memory_free(device) / gib:.1f} GiB are free now; choose a 16-bit dtype "
         "(--dtype bf16), another device or a smaller model"
     )

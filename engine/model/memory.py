@@ -1,4 +1,4 @@
-"""How much memory a model needs, and how much there is."""
+"""How much memory a model needs, and how much is free."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_memory(needed: int, free: int, device: str | torch.device, *, what: st
         raise OutOfMemoryError(
             f"{what} needs {needed / GIB:.1f} GiB and {device} has {free / GIB:.1f} GiB free: "
             "choose a 16-bit dtype (--dtype bf16), another device or a smaller model, "
-            "or end what holds the memory"
+            "or end the process that uses the memory"
         )
 
 

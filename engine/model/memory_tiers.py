@@ -1,4 +1,4 @@
-"""Where tensors are kept within a budget: on the device, in the host's memory, on disk."""
+"""Memory tiers for cached tensors, within a budget: the device, host memory, disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Room:
-    """Bytes of one kind of memory: how many may be used, and are."""
+    """A budget of bytes of one kind of memory, and how many are used."""
 
     limit: int
     used: int = 0
@@ -45,28 +45,28 @@ class Room:
         return True
 
     def give(self, size: int) -> None:
-        """Use ``size`` bytes less."""
+        """Release ``size`` bytes."""
         self.used -= size
 
 
 class KeptTensor(Protocol):
-    """One tensor that lies somewhere; its bytes are given back when nothing refers to it."""
+    """A tensor in some tier; its bytes are released when nothing refers to it."""
 
     def read(self) -> Tensor:
         """The tensor on its device; not to be written to."""
 
 
 class MemoryTier(Protocol):
-    """Somewhere tensors can be put."""
+    """A place for cached tensors."""
 
     name: str
     room: Room
 
     def put(self, tensor: Tensor) -> KeptTensor | None:
-        """Keep a tensor; None where there is no room."""
+        """Store a tensor; None if there is no room."""
 
     def seconds(self, sample: Tensor) -> float:
-        """How long reading such a tensor takes, tried; infinite where it cannot be kept."""
+        """Measured time to read such a tensor; infinite if it cannot be stored."""
 
 
 class _Held:
@@ -81,7 +81,7 @@ class _Held:
 
 
 class DeviceTier:
-    """The memory the network computes in."""
+    """The memory that the network computes in."""
 
     name = "memory"
 
@@ -138,10 +138,10 @@ class HostTier:
 
 
 class DiskTier:
-    """A file without a name: nobody else can open it, and it ends with the process, however.
+    """An anonymous file: no other process can open it, and it disappears with this one.
 
-    It is read and written by calls, not mapped: pages of a mapping count as resident, and would be
-    what the budget is there to bound.
+    It is read and written by calls, not mapped: pages of a mapping count as resident memory, which
+    the budget is there to limit.
     """
 
     name = "disk"
@@ -204,7 +204,7 @@ class DiskTier:
         return tensor.to(self.device)
 
     def give(self, at: int, size: int) -> None:
-        """Let what was written at ``at`` be written over."""
+        """Release what was written at ``at``."""
         self.room.give(size)
         self._free[size].append(at)
 
@@ -231,13 +231,13 @@ def _write(file: int, tensor: Tensor, at: int) -> None:
 
 
 class TieredMemory:
-    """The places of one network's states, shared by all who keep some.
+    """The tiers for one network's states, shared by all caches.
 
     Args:
         device: the network's.
         budget: bytes on the device.
-        beyond: where states go that find no room there, the quickest first; None takes pinned
-            memory of a CUDA device's host, half of what is free, then half of what a disk has free.
+        beyond: tiers for states that do not fit there, the fastest first; None uses pinned host
+            memory of a CUDA device, half of what is free, then half of a disk's free space.
     """
 
     def __init__(
@@ -246,17 +246,17 @@ class TieredMemory:
         self.device = DeviceTier(device, budget)
         self._tiers = list(_beyond(device) if beyond is None else beyond)
         self.beyond: list[MemoryTier] | None = None
-        """Those that are worth it; None before that was asked."""
+        """The tiers that are worth using; None until measured."""
         self.reading = 0.0
-        """How long reading a state from the first of them takes, as a share of a block."""
+        """Time to read a state from the first of them, as a share of a block."""
 
     @property
     def room(self) -> Room:
-        """What the budget bounds."""
+        """The room on the device, which the budget limits."""
         return self.device.room
 
     def weigh(self, sample: Tensor, block_seconds: float) -> None:
-        """Find the places a state is sooner read from than one block is run; once.
+        """Find, once, the tiers from which reading a state is faster than running a block.
 
         Args:
             sample: a state.
@@ -277,11 +277,11 @@ class TieredMemory:
             )
 
     def put(self, state: Tensor, *, on_device: bool = True) -> KeptTensor | None:
-        """Keep a state where there is room; None where there is none.
+        """Store a state; None if there is no room.
 
         Args:
             state: any tensor of the network's device; not to be written to afterwards.
-            on_device: False tries the places beyond only.
+            on_device: False tries only the other tiers.
         """
         stored = self.device.put(state) if on_device else None
         for tier in self.beyond or ():
@@ -300,7 +300,7 @@ def _beyond(device: torch.device) -> Iterable[MemoryTier]:
 
 
 def _is_memory(folder: Path) -> bool:
-    """Whether a folder lies in memory itself."""
+    """Whether a folder is in memory itself."""
     folder = folder.resolve()
     mounts = [m for m in psutil.disk_partitions(all=True) if folder.is_relative_to(m.mountpoint)]
     nearest = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)

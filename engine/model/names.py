@@ -1,4 +1,4 @@
-"""The model's own tensor names joined to the names on disk.
+"""Maps the model's tensor names to the names on disk.
 
 transformers renames and fuses tensors when it loads them, by a table (`conversion_of`); the order
 of the steps here is that of

@@ -1,4 +1,4 @@
-"""One loaded model: its blocks, its layers, forwards resumed at any block, weights swapped.
+"""`Network`: a loaded model: its blocks and layers, resumed forwards, swapped weights.
 
 Between two calls the network is at rest: reference weights, no patched forward, gradients as
 they were. Every method computes under ``no_grad`` (not inference mode: its tensors could not be
@@ -40,12 +40,12 @@ class StandIn:
     weight: Tensor
     """Oriented as :attr:`Layer.shape`."""
     inputs: Callable[[Tensor], Tensor] | None = None
-    """What becomes of the layer's inputs ``[…, in]`` first; None leaves them as they are. Experts:
-    of each expert's own tokens, one call an expert."""
+    """Applied first to the layer's inputs ``[…, in]``; None leaves them unchanged. For experts, one
+    call per expert with its own tokens."""
 
 
 Held = Tensor | StandIn
-"""A weight alone, or with what is done to its inputs."""
+"""A weight alone, or with a change of its inputs."""
 
 
 def held_bytes(held: Held) -> int:
@@ -54,7 +54,7 @@ def held_bytes(held: Held) -> int:
 
 
 class Preempted(Exception):
-    """``should_stop`` said so at the start of a block; the network is at rest again."""
+    """Raised at the start of a block when ``should_stop`` says so; the network is at rest again."""
 
 
 class Network:
@@ -64,7 +64,7 @@ class Network:
         model: a transformers model whose head is not tied to its embedding.
         made_from: for every ``state_dict`` key the disk names it is made from.
         tied: the head was tied on disk.
-        notes: sentences a person should see about how it was loaded.
+        notes: sentences for the user about how it was loaded.
         zeroed: sentences about weights that were not finite, and are 0 here.
         source: makes the source of the blocks' weights from their modules.
     """
@@ -127,7 +127,7 @@ class Network:
 
     @contextmanager
     def holding(self, weights: Mapping[str, Held]) -> Iterator[None]:
-        """The model computes with ``weights`` inside; on every exit the reference is back.
+        """Inside, the model computes with ``weights``; every exit restores the reference.
 
         Args:
             weights: by layer name, oriented as in :attr:`Layer.shape`; cast to the dtype and
@@ -192,17 +192,17 @@ class Network:
             UsageError: it is no layer of this model.
         """
         if name not in self._slots:
-            raise UsageError(f"{name!r} is no layer of this model")
+            raise UsageError(f"{name!r} is not a layer of this model")
         return self._slots[name]
 
     # -- blocks --------------------------------------------------------------------------------
 
     @contextmanager
     def at_hand(self, blocks: Iterable[int]) -> Iterator[None]:
-        """These blocks have their weights inside, whoever runs them; see `BlockSource.block`.
+        """Inside, these blocks have their weights, whoever runs them; see `BlockSource.block`.
 
-        Numbers that are no block's (-1, the number of blocks) ask for nothing: what stands before
-        and after the blocks is always there.
+        Numbers outside of the blocks (-1, the number of blocks) do nothing: what is before and
+        after the blocks is always loaded.
         """
         with ExitStack() as stack:
             for k in blocks:
@@ -212,11 +212,11 @@ class Network:
 
     @property
     def streamed(self) -> bool:
-        """Whether blocks are read as a forward comes to them, and can be run one by one."""
+        """Whether blocks are read when a forward reaches them, and can be run one by one."""
         return self.resumable and self.blocks.at_once < len(self.blocks)
 
     def stretches(self, start: int, until: int) -> list[range]:
-        """Blocks from ``start`` to before ``until`` in stretches that are run in one forward.
+        """Blocks from ``start`` to ``until`` (exclusive) in stretches that run in one forward.
 
         As many together as can have their weights at once: all where they are resident. A model
         that is not resumable is run from the embedding to the end or not at all: one stretch,
@@ -339,7 +339,8 @@ class Network:
         forwards = self.resuming(0, None) if whole else self.resuming(k, state)
         return self.run(ids, forwards, **kwargs)
 
-    # -- what the above is made of ---------------------------------------------------------------
+    # -- building blocks
+    # -----------------------------------------------------------------------------
 
     def run(
         self, ids: Tensor, forwards: list[Forward] | None, *, grad: bool = False, **kwargs: Any
@@ -375,7 +376,7 @@ class Network:
         return reached[0]
 
     def resuming(self, k: int, state: Tensor | None) -> list[Forward]:
-        """Blocks before ``k`` hand on what they are given, block ``k`` is given ``state``.
+        """Forwards that skip blocks before ``k`` and pass ``state`` to block ``k``.
 
         With ``k == n_blocks`` the last block returns ``state``. A state of None changes nothing.
         """
@@ -406,7 +407,7 @@ class Network:
     # -- checks --------------------------------------------------------------------------------
 
     def assert_at_rest(self) -> None:
-        """Raises AssertionError unless the network is as it was opened."""
+        """Raise AssertionError unless the network is as it was opened."""
         assert not self._holding, "weights are held"
         for name, slot in self._slots.items():
             parameter, reference = slot.parameter, self._reference[name]
@@ -421,7 +422,7 @@ class Network:
         assert not torch.is_inference_mode_enabled(), "inference mode is left on"
         assert not self.model.training, "the model is in training mode"
 
-    # -- inside --------------------------------------------------------------------------------
+    # -- internals -----------------------------------------------------------------------------
 
     def _range(self, positions: slice | tuple[int, int], tokens: int) -> tuple[int, int]:
         if isinstance(positions, slice):

@@ -1,4 +1,4 @@
-"""What the processor is good at."""
+"""Capabilities of the processor."""
 
 from __future__ import annotations
 

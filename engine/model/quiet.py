@@ -1,4 +1,4 @@
-"""transformers kept off the terminal: what it would say there is raised, or said, by us."""
+"""Keeps transformers' output off the terminal; we raise or report what matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a model can be resumed at every block: tried on a few tokens when it is opened."""
+"""Checks on opening whether a model can be resumed at every block, on a few tokens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from engine.model.torch_internals import version_of
 
 TOKENS = 16
 CANNOT_RUN = (LookupError, TypeError, AttributeError, ValueError, RuntimeError)
-"""What a model raises that misses what skipped blocks would have left."""
+"""Errors of a model that needs what skipped blocks would have left behind."""
 
 
 class Findings(NamedTuple):
-    """What the trial showed."""
+    """Results of the check."""
 
     reason: str | None
     """Why the model cannot be resumed, or None."""
@@ -75,7 +75,7 @@ def try_resuming(network: Network) -> Findings:
 
 
 def some_ids(network: Network) -> Tensor:
-    """A few random tokens ``[1, tokens]`` that the model knows."""
+    """A few random token ids of the model, ``[1, tokens]``."""
     vocabulary = network.model.get_input_embeddings().weight.shape[0]
     longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""From what a person typed to a folder on this machine."""
+"""Resolves a folder or hub id to a folder on this machine."""
 
 from __future__ import annotations
 

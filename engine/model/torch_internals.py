@@ -1,4 +1,4 @@
-"""All that we use of torch beyond its public interface, each with what it is used for.
+"""Everything we use of torch beyond its public interface, with what it is used for.
 
 torch may rename any of it: `tests/model/test_internals.py` names each one and what stops working
 without it.

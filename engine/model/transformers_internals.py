@@ -1,4 +1,4 @@
-"""All that we use of transformers beyond its public interface, each with what it is used for.
+"""Everything we use of transformers beyond its public interface, with what it is used for.
 
 transformers may rename any of it in a minor release: `tests/model/test_internals.py` names each one
 and what stops working without it.

@@ -1,4 +1,4 @@
-"""One block run on a few tokens, again and again: as it is, and with some outputs scaled."""
+"""Runs one block on a few tokens repeatedly: unchanged, and with some outputs scaled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROUNDING_32 = 2.0**-17
 
 @dataclass(eq=False)
 class Trace:
-    """What one run of a block showed."""
+    """Observations from one run of a block."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     """Of every layer that was called, in the order of calls; rows of experts one after another."""
@@ -39,7 +39,7 @@ class Trace:
 
 
 class Trial:
-    """One block on a few tokens, to be run again and again."""
+    """One block on a few tokens, to be run repeatedly."""
 
     def __init__(self, network: Network, ids: Tensor, block: int, state: Tensor) -> None:
         self.network, self.ids, self.block, self.state = network, ids, block, state

@@ -1,4 +1,4 @@
-"""The local cache of the hub's client, found without importing that."""
+"""The local cache of the hub's client, located without importing the client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def hub_folder() -> Path:
-    """Where the hub's client keeps what it downloaded, by its own environment variables."""
+    """The folder of the hub's downloads, by the client's own environment variables."""
     given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     if given:
         return Path(os.path.expandvars(given)).expanduser()
@@ -17,7 +17,7 @@ def hub_folder() -> Path:
 
 
 def hub_cache() -> list[str]:
-    """Ids of the models in the local cache, in alphabetical order; whole or not."""
+    """Ids of the models in the local cache, in alphabetical order; possibly incomplete."""
     found = []
     try:
         for folder in hub_folder().iterdir():

@@ -1,9 +1,9 @@
-"""What is wrong with a path or hub id, before it is opened; as a command it prints JSON.
+"""Checks a path or hub id before it is opened; as a command it prints JSON.
 
 ``python -P -m engine.opening.inspect SOURCE`` prints one `Inspection`.
 
-Headers alone are read: no weights, no pickle, no network, no tensor library. What is found wrong is
-what opening would find wrong, in the same words, and before the wait.
+Only headers are read: no weights, no pickle, no network, no tensor library. Problems are those that
+opening would report, in the same words, without the wait.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from engine.checkpoint import list_layers, open_checkpoint
 from engine.checkpoint.checkpoint import find_weights, read_config
 from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
-from engine.model.architecture import architecture_name, refuse_other_models
+from engine.model.config import architecture_name, refuse_other_models
 from engine.model.source import HUB_ID
 from engine.opening.hub import hub_cache, hub_folder
 from engine.opening.inspection import Inspection
 
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "tekken.json", "merges.txt")
-"""Files by one of which a tokenizer is known; a checkpoint may also bring its own code."""
+"""Files that identify a tokenizer; a checkpoint may also bring its own code."""
 
 
 def inspect_headers(source: str, *, trust_remote_code: bool = False) -> Inspection:
-    """What ``source`` is: ``demo``, a folder, or a hub id. Never raises for what it finds."""
+    """Inspect ``source``: ``demo``, a folder, or a hub id. Problems are returned, never raised."""
     folder, note = _folder(source)
     if folder is None:
         return _nowhere(source)
@@ -52,7 +52,7 @@ def inspect_headers(source: str, *, trust_remote_code: bool = False) -> Inspecti
 
 
 def _folder(source: str) -> tuple[Path | None, str]:
-    """The folder that holds ``source``, if it is on this machine; a note if it is in the cache."""
+    """The folder of ``source`` if it is on this machine; and a note if it is in the cache."""
     if source == "demo":
         return DEMO_PATH, ""
     path = Path(os.path.expanduser(source))
@@ -61,7 +61,7 @@ def _folder(source: str) -> tuple[Path | None, str]:
             return path, ""
         if path.exists() or not _hub_name(source):
             return None, ""
-    except (OSError, ValueError):  # too long for a path, or holds a null
+    except (OSError, ValueError):  # too long for a path, or contains a null character
         return None, ""
     return _snapshot(source), "in the hub's cache"
 
@@ -72,14 +72,14 @@ def _hub_name(source: str) -> str:
 
 
 def _snapshot(repo: str) -> Path | None:
-    """The cached snapshot that the hub's client would take: of ``main``, else the newest."""
+    """The cached snapshot that the hub's client would use: of ``main``, else the newest."""
     home = hub_folder() / f"models--{repo.replace('/', '--')}"
     try:
         commit = (home / "refs" / "main").read_text().strip()
         if commit and (home / "snapshots" / commit).is_dir():
             return home / "snapshots" / commit
     except (OSError, ValueError):
-        pass  # a cache that was copied by hand has no refs
+        pass  # a cache that was copied manually has no refs
     try:
         return max((home / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime)
     except (OSError, ValueError):
@@ -87,20 +87,20 @@ def _snapshot(repo: str) -> Path | None:
 
 
 def _nowhere(source: str) -> Inspection:
-    """There is no folder: what it is instead, and what was perhaps meant."""
+    """No folder exists: what the source is instead, or a similar name that exists."""
     path = Path(os.path.expanduser(source))
     try:
         is_file = path.is_file()
     except (OSError, ValueError):
         is_file = False
     if not source.strip():
-        return Inspection(source=source, problem="nothing is named: give a folder or a hub id")
+        return Inspection(source=source, problem="the name is empty: give a folder or a hub id")
     if is_file:
         return _a_file(source, path)
     if not _hub_name(source):
         return Inspection(source=source, problem=f"{source}: no such folder", advice=_near(path))
     near = difflib.get_close_matches(source, hub_cache(), n=1, cutoff=0.8)
-    advice = f"in the cache there is {near[0]}" if near else ""
+    advice = f"the cache has {near[0]}" if near else ""
     if _offline():
         return Inspection(
             source=source,
@@ -108,7 +108,7 @@ def _nowhere(source: str) -> Inspection:
             problem=f"{source} is not in the local cache and HF_HUB_OFFLINE forbids downloading it",
             advice=advice or "unset HF_HUB_OFFLINE, or give a folder",
         )
-    note = "no folder here, and not in the hub's cache: opening it downloads it"
+    note = "not a folder here, and not in the hub's cache: opening it downloads it"
     return Inspection(source=source, name=source, note=note, advice=advice)
 
 
@@ -124,10 +124,10 @@ def _a_file(source: str, path: Path) -> Inspection:
 
 
 def _headers(source: str, folder: Path, trusted: bool) -> Inspection:
-    """A folder's headers.
+    """Inspect the headers of a folder.
 
     Raises:
-        CheckpointError: whatever is wrong with them.
+        CheckpointError: the headers have a problem.
     """
     config, _ = read_config(folder)
     file = folder / "config.json"
@@ -140,8 +140,8 @@ def _headers(source: str, folder: Path, trusted: bool) -> Inspection:
     if not own_code and not any(next(folder.glob(each), None) for each in TOKENIZERS):
         return msgspec.structs.replace(
             found,
-            problem=f"{folder} holds no tokenizer, without which no perplexity can be measured",
-            advice="copy tokenizer.json of the original beside the weights",
+            problem=f"{folder} has no tokenizer, which is needed to measure perplexity",
+            advice="copy the original's tokenizer.json into this folder",
         )
     return found
 
@@ -173,8 +173,8 @@ def _pickled(source: str, folder: Path, config: dict[str, Any]) -> Inspection:
         architecture=architecture_name(config),
         bytes=sum(file.stat().st_size for file in files),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
-        note=f"{files[0].name} is a pickle: it is opened only as far as it holds plain tensors",
-        advice="convert it to safetensors: it then opens faster, and can run no code",
+        note=f"{files[0].name} is a pickle: it is opened only if it holds only plain tensors",
+        advice="convert it to safetensors, which opens faster and cannot run code",
     )
 
 
@@ -183,7 +183,7 @@ def _without_problem(found: Inspection) -> Inspection:
 
 
 def _unfinished(folder: Path) -> bool:
-    """Whether the cache lacks files of a snapshot, which its client would fetch."""
+    """Whether the cached snapshot lacks files that the hub's client would download."""
     try:
         read_config(folder)
         find_weights(folder)
@@ -196,11 +196,11 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-# --- what was perhaps meant ----------------------------------------------------------------------
+# --- suggestions ---------------------------------------------------------------------------------
 
 
 def _near(path: Path) -> str:
-    """A folder with a name like this one's, beside where the path stops to exist."""
+    """A folder with a similar name, where the path stops existing."""
     below = path.absolute()
     while not below.parent.is_dir():
         below = below.parent
@@ -213,7 +213,7 @@ def _near(path: Path) -> str:
 
 
 def _instead(folder: Path) -> str:
-    """A checkpoint that lies inside a folder that is none."""
+    """A checkpoint inside a folder that is not one itself."""
     if (folder / "config.json").is_file():
         return ""
     try:
@@ -224,17 +224,17 @@ def _instead(folder: Path) -> str:
     return f"open {newest.parent}" if newest is not None else ""
 
 
-# --- what transformers knows ---------------------------------------------------------------------
+# --- what transformers supports ------------------------------------------------------------------
 
 
 def why_not_supported(config: dict[str, Any], trusted: bool) -> str | None:
     """Why the installed transformers has no causal language model for a config; None if it may.
 
-    Its tables are read as text: importing them takes seconds, and a tensor library.
+    Its tables are parsed as text: importing them takes seconds, and a tensor library.
     """
     kind = config.get("model_type")
     if kind is None:
-        return "there is no model_type, by which transformers knows the architecture"
+        return "there is no model_type, which tells transformers the architecture"
     known, causal = known_models()
     if not isinstance(kind, str) or not known or not causal:
         return None
@@ -258,7 +258,7 @@ def why_not_supported(config: dict[str, Any], trusted: bool) -> str | None:
 def known_models() -> tuple[dict[str, str], dict[str, str]]:
     """Config class by model type, and causal language model by model type.
 
-    Empty where the installed transformers keeps its tables otherwise.
+    Empty if the installed transformers stores its tables differently.
     """
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
@@ -271,7 +271,7 @@ def known_models() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _table(file: Path, name: str) -> dict[str, str]:
-    """The names that a table of this name gives in a Python file: whatever literals are added."""
+    """The entries of a table in a Python file, from every literal assigned or added to it."""
     found: dict[str, str] = {}
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""What is found out about a path or a hub id before it is opened; nothing is downloaded for it.
+"""The result of inspecting a path or hub id before it is opened; nothing is downloaded.
 
-A process of its own does it, `engine.opening.inspect`: no library is imported here.
+The process `engine.opening.inspect` does the work: no library is imported here.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ import sys
 import msgspec
 
 INSPECTION_SECONDS = 20.0
-"""How long an inspection may take; headers on a slow network drive need their time."""
+"""Timeout of an inspection, in seconds; headers on a slow network drive take time."""
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """What a path or a hub id turned out to be, from headers alone."""
+    """What a path or a hub id is, from headers only."""
 
     source: str
     name: str = ""
     path: str = ""
-    """The folder; empty where there is none yet."""
+    """The folder; empty if there is none yet."""
     architecture: str = ""
     parameters: int = 0
-    """0 where only reading the weights would tell."""
+    """0 if it cannot be known without reading the weights."""
     bytes: int = 0
     dtype: str = ""
     layers: int = 0
     note: str = ""
-    """Something to know that stops nothing: from the cache, to be downloaded, stored in fp8."""
+    """Information that prevents nothing: from the cache, to be downloaded, stored in fp8."""
     problem: str = ""
-    """Why it cannot be opened, in a sentence; empty where nothing is known against it."""
+    """Why it cannot be opened, as a sentence; empty if no problem was found."""
     advice: str = ""
-    """What to do instead, where that can be told."""
+    """What to do instead, if known."""
 
 
 async def inspect_source(
@@ -40,7 +40,7 @@ async def inspect_source(
 ) -> Inspection:
     """Inspect ``source`` in a process of its own, which ends with this call.
 
-    Never raises but for cancellation: what went wrong is the ``problem``.
+    Raises nothing except on cancellation: any error becomes the ``problem``.
     """
     words = [sys.executable, "-P", "-m", "engine.opening.inspect"]
     words += ["--trust-remote-code"] if trust_remote_code else []
@@ -55,19 +55,19 @@ async def inspect_source(
         return Inspection(source=source, problem=f"{source} cannot be inspected: {error}")
     try:
         async with asyncio.timeout(timeout):
-            told, complaint = await process.communicate()
+            output, complaint = await process.communicate()
     except TimeoutError:
         return Inspection(
             source=source,
             problem=f"{source} could not be read within {timeout:.0f} s",
-            advice="the drive it lies on may be slow or gone; opening it waits longer",
+            advice="its drive may be slow or disconnected; opening it waits longer",
         )
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     try:
-        return msgspec.json.decode(told, type=Inspection)
+        return msgspec.json.decode(output, type=Inspection)
     except msgspec.DecodeError:
         lines = complaint.decode(errors="replace").strip().splitlines()
         why = lines[-1] if lines else f"exit code {process.returncode}"

@@ -1,4 +1,4 @@
-"""Opening a checkpoint as a job."""
+"""The job that opens a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _then(session: Session, command: p.Open) -> p.Command | None:
 
 
 def differing(known: p.Settings, wanted: p.Settings) -> p.Notice | None:
-    """A warning where a session keeps other settings than those asked for; None where it does not.
+    """A warning if a session's settings differ from those asked for; None if they are the same.
 
     Args:
-        known: what the session was opened with.
-        wanted: what another client asked for.
+        known: the settings the session was opened with.
+        wanted: the settings another client asks for.
     """
     fields = [
         field
@@ -39,8 +39,8 @@ def differing(known: p.Settings, wanted: p.Settings) -> p.Notice | None:
         return None
     return p.Notice(
         "warning",
-        f"this session runs already, with profile {known.profile}: what was asked for now "
-        f"({', '.join(fields) or '--fresh'}) is not used; quit it everywhere to open it anew",
+        f"this session is running with profile {known.profile}: the settings asked for now "
+        f"({', '.join(fields) or '--fresh'}) are ignored; quit it everywhere to apply them",
     )
 
 

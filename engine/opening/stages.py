@@ -1,7 +1,7 @@
-"""Opening a checkpoint: headers, then model, text and windows, in named stages.
+"""Opens a checkpoint in named stages: headers, then model, text and windows.
 
-The table of layers stands as soon as the headers are read, before a model library is imported.
-Loading runs on a thread of its own, off the compute thread.
+The layer table is complete once the headers are read, before a model library is imported. Loading
+runs on a thread of its own, not on the compute thread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.checkpoint import (
 )
 from engine.demo import DEMO_PATH
 from engine.errors import EngineError
-from engine.model.architecture import architecture_name
+from engine.model.config import architecture_name
 from engine.model.source import resolve_model
 from engine.service.in_thread import in_thread
 from engine.service.jobs import Outcome, Steps
@@ -40,11 +40,11 @@ def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
     """Read a checkpoint's headers and, with ``model``, load it and cut its text.
 
     Yields:
-        `Stage`, `CheckpointRead`, `LayersListed`, `Notice`, at last `ModelReady`.
+        `Stage`, `CheckpointRead`, `LayersListed`, `Notice`, finally `ModelReady`.
 
     Raises:
         UnreadableError: the checkpoint or the text cannot be read.
-        OutOfMemoryError: it does not fit.
+        OutOfMemoryError: the model does not fit into memory.
     """
     yield p.Stage("reading headers", 0, 1)
     opened = yield from _open_files(workspace, source)
@@ -62,7 +62,7 @@ def _open_files(workspace: Workspace, source: str) -> Generator[p.AnyEvent | Non
     path = DEMO_PATH if demo else resolve_model(source, trust_remote_code=trusted)
     checkpoint = open_checkpoint(path)
     rows = list_layers(checkpoint)
-    # Hashing comes before any fact is asked for; small files take no time.
+    # Hash before any fact is looked up; small files take no time.
     yield p.Stage("hashing weights", 0, 1)
     code = [file.read_bytes() for file in sorted(path.glob("*.py"))] if trusted else []
     opened = Opened(
@@ -74,7 +74,7 @@ def _open_files(workspace: Workspace, source: str) -> Generator[p.AnyEvent | Non
         other_bytes=_other_bytes(checkpoint, rows),
         code_sha256=hashlib.sha256(b"\0".join(code)).hexdigest() if code else "",
     )
-    workspace.add(opened)  # before it is announced: jobs begin as soon as layers are listed
+    workspace.add(opened)  # before it is announced: jobs start as soon as layers are listed
     yield p.CheckpointRead(
         name="demo" if demo else checkpoint.name,
         path=str(path),
@@ -86,7 +86,7 @@ def _open_files(workspace: Workspace, source: str) -> Generator[p.AnyEvent | Non
     )
     yield _layer_list(opened)
     if trusted:
-        yield p.Notice("warning", f"code that comes with {checkpoint.name} may run: asked for")
+        yield p.Notice("warning", f"code that comes with {checkpoint.name} may run, as you allowed")
     return opened
 
 
@@ -108,13 +108,13 @@ def _layer_list(opened: Opened) -> p.LayersListed:
 
 
 def _other_bytes(checkpoint: Checkpoint, rows: Sequence[DiskLayer]) -> int:
-    """Bytes of the checkpoint that belong to no layer."""
+    """Bytes of the checkpoint outside of layers."""
     in_layers = sum(bits_as_stored(row.shape, row.dtype) // 8 for row in rows if not _tied(row))
     return max(0, checkpoint.bytes - in_layers)
 
 
 def _tied(row: DiskLayer) -> bool:
-    """A head that is absent on disk: its tensor is the embedding's."""
+    """Whether this is a head that is absent on disk: its tensor is the embedding's."""
     return row.role == "head" and row.parts != (f"{row.name}.weight",)
 
 
@@ -124,7 +124,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     network = yield from _load_network(opened)
     text, windows = yield from _cut_windows(opened, network)
     from engine.measure.evaluation.divergence import MeanWithError
-    from engine.model.folding import fold_groups
+    from engine.model.fold_groups import fold_groups
 
     why_not_folded = {
         name: group.why_not for name, group in fold_groups(network).items() if group.why_not
@@ -144,7 +144,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     evaluation = keys.evaluation(opened.files, protocol, windows.sha256)
     loaded = Loaded(opened, network, windows, protocol, evaluation)
     network.should_stop = loaded.should_stop
-    opened.workspace.add(loaded)  # from now on it is to be at rest between any job's steps
+    opened.workspace.add(loaded)  # from now on it is checked to be at rest after every step
     if (listed := _renamed_layers(opened, network)) is not None:
         yield listed
     loaded.load_s = time.perf_counter() - begun
@@ -168,19 +168,19 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
 
 
 def _load_network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]:
-    """Load the model on a thread of its own, and say what is special about it."""
+    """Load the model on a thread of its own, with notices about anything special."""
     yield p.Stage("importing transformers", 0, 1)
     from engine.model.load import load_network
 
     settings = opened.settings
 
-    def load(tell: Callable[[p.Stage], None]) -> Network:
+    def load(report: Callable[[p.Stage], None]) -> Network:
         return load_network(
             opened.path,
             device=settings.device,
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
-            on_stage=lambda stage: tell(p.Stage(*stage)),
+            on_stage=lambda stage: report(p.Stage(*stage)),
         )
 
     network = yield from in_thread("loading", load, wait=False)
@@ -208,7 +208,7 @@ def _cut_windows(
     settings = opened.settings
     yield p.Stage("reading text", 0, 1)
     notices: list[str] = []
-    text = evaluation_text(settings.text, demo=opened.demo, tell=notices.append)
+    text = evaluation_text(settings.text, demo=opened.demo, notify=notices.append)
     for sentence in notices:
         yield p.Notice("warning", sentence)
     yield p.Stage("cutting windows", 0, 1)
@@ -216,38 +216,38 @@ def _cut_windows(
     seq_len, why = _window_length(network.config, settings.seq_len)
     if why:
         yield p.Notice("info", why)
-    with quiet():  # a text longer than the model's window is what windows are cut from
+    with quiet():  # the tokenizer warns of texts longer than the model's window; we cut them
         ids = first_tokens(tokenizer, text.content, max(settings.tokens, seq_len))
     windows = cut(torch.tensor(ids), seq_len, settings.tokens, settings.stride)
     windows = shuffled(windows, settings.seed)
     vocabulary = network.config.get_text_config().vocab_size
     if int(windows.ids.max()) >= vocabulary:
         raise EngineError(
-            f"the tokenizer gives token {int(windows.ids.max())} and the model has {vocabulary}: "
-            "tokenizer and model do not belong together"
+            f"the tokenizer produces token {int(windows.ids.max())}, but the model has only "
+            f"{vocabulary} tokens: tokenizer and model do not match"
         )
     if windows.tokens < settings.tokens - settings.tokens % seq_len:
         yield p.Notice(
-            "info", f"the text gives {windows.tokens} tokens in windows of {seq_len}, "
-            f"of {settings.tokens} asked for"
+            "info", f"the text has only {windows.tokens} tokens in windows of {seq_len}, "
+            f"instead of {settings.tokens}"
         )  # fmt: skip
     if windows.tokens > settings.tokens:
         yield p.Notice(
-            "info", f"one window of {seq_len} tokens, not the {settings.tokens} asked for"
+            "info", f"using one window of {seq_len} tokens, instead of {settings.tokens} tokens"
         )
     return text, windows
 
 
 def _window_length(config: Any, asked: int) -> tuple[int, str]:
-    """Tokens in a window, and a sentence where the model takes fewer than were asked for."""
+    """Tokens in a window, and a sentence if the model takes fewer than requested."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(longest, int) and 2 <= longest < asked:
-        return longest, f"windows of {longest} tokens: the model takes no more ({asked} asked for)"
+        return longest, f"windows of {longest} tokens: the model takes no more ({asked} requested)"
     return asked, ""
 
 
 def _renamed_layers(opened: Opened, network: Network) -> p.LayersListed | None:
-    """The table again where the model's layers are not the files' rows; None if they are."""
+    """A new listing if the model's layers differ from the files' rows; else None."""
     if list(network.layers) == list(opened.rows):
         return None
     rows: dict[str, DiskLayer] = {}

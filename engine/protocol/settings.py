@@ -47,15 +47,24 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     """What a perplexity depends on: the text, how it was cut, and the arithmetic."""
 
     text: str
+    """Name of the evaluation text."""
     text_sha256: str
+    """Hash of the text."""
     tokens: int
     """Tokens in all windows; figures come from the targets that count."""
     seq_len: int
+    """Tokens in a window."""
     stride: int
     """Targets that count in each window."""
     windows: int
+    """Number of windows."""
     dtype: str
+    """The model's dtype, by torch's name."""
     device: str
+    """Device that ran the model."""
     seed: int = 0
+    """Seed of everything random."""
     draws: int = 0
+    """Draws of labels behind an estimate."""
     interval: float = 0.95
+    """Coverage of the confidence intervals."""

@@ -1,7 +1,7 @@
-"""What a format family computes with tensors: the half of its declaration that needs torch.
+"""`Arithmetic`: the half of a format family that needs torch.
 
 `engine.formats.family.Family` is the other half and names this one; `arithmetic_of` finds it for a
-format. Whoever quantises a weight goes through here, so that no list of families is kept elsewhere.
+format. All quantisation goes through here, so that no list of families is kept elsewhere.
 """
 
 from __future__ import annotations
@@ -24,51 +24,51 @@ from engine.quant.stored import StoredWeight
 
 @dataclass(frozen=True)
 class Levels:
-    """Of a format whose values in a group follow from the range of that group alone."""
+    """For formats whose values in a group follow from the range of that group alone."""
 
     codes: tuple[float, ...] = ()
-    """All codes as multiples of the least positive value, where they lie evenly about 0; empty
-    where those that a ramp over the range reaches are all there are."""
+    """All codes as multiples of the smallest positive value, if they are symmetric about 0; empty
+    if they are a uniform ramp over the range."""
     beside_greatest: bool = False
-    """Whether a scale is rounded beside the greatest magnitude of the tensor."""
+    """Whether scales are rounded relative to the largest magnitude of the tensor."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a family rounds weights; only `quantize` has to be given.
+    """How a family rounds weights; only `quantize` is required.
 
-    Everything is worked out in float32. A function is given the format, the dtype that scales are
-    stored in, and the name of the tensor for error messages; it raises `FormatError` where a scale
-    is too large for its dtype.
+    Everything is computed in float32. Functions take the format, the dtype that scales are stored
+    in, and the name of the tensor for error messages; they raise `FormatError` if a scale is too
+    large for its dtype.
     """
 
     quantize: Callable[[Tensor, Format, torch.dtype, str], StoredWeight]
     """The stored form of ``[out, in]``, or of ``[experts, out, in]`` with each expert on its own.
-    Values that are not finite count as 0."""
+    Non-finite values count as 0."""
     write: Callable[[Tensor, Format, torch.dtype, Tensor, str], None] | None = None
-    """Writes ``Ŵ`` of ``[out, in]`` into the float32 tensor that comes before the name, a few rows
-    at a time; values that are not finite are copied. If None, by way of `quantize`."""
+    """Writes ``Ŵ`` of ``[out, in]`` into the float32 tensor before the name, a few rows at a time;
+    non-finite values are copied. None means through `quantize`."""
     columns: Callable[[Tensor, Format, torch.dtype, str], Columns] | None = None
-    """The columns of a finite float32 weight ``[in, out]`` before anything is rounded, for solvers
-    such as ``+gptq``; None for a family that is not solved."""
+    """The columns of a finite float32 weight ``[in, out]`` before rounding, for solvers such as
+    ``+gptq``; None for a family without a solver."""
     levels: Callable[[Format], Levels | None] = lambda _: None
-    """How the values of a group follow from its range; None where every weight decides."""
+    """How the values of a group follow from its range; None if every weight matters."""
     by_row: Callable[[Format], bool] = lambda _: False
-    """Whether no scale is shared by rows, so that a few rows at a time give the same ``Ŵ``."""
+    """Whether rows share no scale, so that a few rows at a time give the same ``Ŵ``."""
     fused: bool = False
-    """Whether it is the arithmetic of `engine.quant.integer`, which
-    `engine.measure.weights.fused` has a compiled kernel for."""
+    """Whether it is the arithmetic of `engine.quant.integer`, for which
+    `engine.measure.weights.compiled_kernel` has a compiled kernel."""
 
 
 def arithmetic_of(fmt: Format) -> Arithmetic:
-    """The arithmetic of a format's family, imported when it is first asked for."""
+    """The arithmetic of a format's family, imported on first use."""
     return _loaded(family_of(fmt).arithmetic)
 
 
 def write_dequantized(
     weight: Tensor, fmt: Format, scale_dtype: torch.dtype, out: Tensor, name: str
 ) -> None:
-    """Write ``Ŵ`` of ``[out, in]`` into ``out``; values that are not finite are copied."""
+    """Write ``Ŵ`` of ``[out, in]`` into ``out``; non-finite values are copied."""
     arithmetic = arithmetic_of(fmt)
     if arithmetic.write is not None:
         arithmetic.write(weight, fmt, scale_dtype, out, name)
@@ -80,17 +80,17 @@ def write_dequantized(
 
 
 def columns_of(W: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> Columns:
-    """The columns of a weight as it is before anything is rounded, ``[in, out]``.
+    """The columns of a weight before anything is rounded, ``[in, out]``.
 
     Args:
-        W: float32, finite; only looked at.
-        fmt: The format; its ``+clip`` and ``+hqq`` are followed.
+        W: float32, finite; not modified.
+        fmt: The format; its ``+clip`` and ``+hqq`` are applied.
         scale_dtype: The dtype that scales are stored in.
         name: The tensor, for messages.
 
     Raises:
-        FormatError: A scale is too large for its dtype, as `Columns.fix` raises too; or the
-            family is not rounded column by column.
+        FormatError: A scale is too large for its dtype, as in `Columns.fix`; or the family is not
+            rounded column by column.
     """
     columns = arithmetic_of(fmt).columns
     if columns is None:
@@ -102,5 +102,5 @@ def columns_of(W: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> C
 def _loaded(reference: str | Callable[[], object]) -> Arithmetic:
     found = resolve(reference) if isinstance(reference, str) else reference()
     if not isinstance(found, Arithmetic):
-        raise TypeError(f"{reference!r} is no engine.quant.arithmetic.Arithmetic, but {found!r}")
+        raise TypeError(f"{reference!r} is not an Arithmetic, but {found!r}")
     return found

@@ -1,9 +1,9 @@
-"""A weight rounded one column after the other, as `engine.quant.methods.gptq` asks for it.
+"""`Columns`: a weight rounded column by column, for `engine.quant.methods.gptq`.
 
-A family says how many columns are rounded at once, how many share parameters, what the parameters
-of a group are, and what a column is rounded to; it gathers the codes in the form it stores. Weights
-are transposed here, ``[in, out]``, so that a column is contiguous. Parameters and codes are those
-of rounding to nearest, found by the same functions.
+A family defines how many columns are rounded at once, how many share parameters, the parameters of
+a group, and what a column is rounded to; it collects the codes in its stored form. Weights are
+transposed here, ``[in, out]``, so that a column is contiguous. Parameters and codes come from the
+same functions as rounding to nearest.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from engine.quant.stored import StoredWeight
 
 
 class Columns(Protocol):
-    """The columns of one weight, and what has been found of them so far."""
+    """The columns of one weight, and the parameters and codes found so far."""
 
     group: int | None
-    """Columns that share parameters; None where those were found when this was made."""
+    """Columns that share parameters; None if those were found on construction."""
     at_once: int
     """Columns that are rounded together."""
 
@@ -30,7 +30,7 @@ class Columns(Protocol):
     def round(self, place: int, w: Tensor) -> Tensor:
         """The values ``[at_once, out]`` that ``w`` is rounded to; codes are stored at ``place``.
 
-        The group that the place lies in must have been fixed.
+        The group of ``place`` must have been fixed.
         """
         ...
 
@@ -40,5 +40,5 @@ class Columns(Protocol):
 
 
 def group_index(place: int, group: int | None) -> int:
-    """The group that a column is in; 0 where all columns share their parameters."""
+    """The group of a column; 0 if all columns share their parameters."""
     return 0 if group is None else place // group

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.quant.gguf_bytes import half_bytes, interleave, read_half, separate
 from engine.quant.gguf_search import SMALLEST, quotient, root, total
-from engine.quant.rows import looked_up
+from engine.quant.rows import table_lookup
 
 TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """``kvalues_iq4nl``."""
@@ -56,7 +56,7 @@ def decode(blocks: Tensor, super_block: int) -> Tensor:
     """float32 ``[blocks, super_block]`` of blocks of bytes."""
     codes = separate(blocks[:, -super_block // 2 :], 16, 4)
     table = torch.tensor(TABLE, dtype=torch.float32)
-    values = looked_up(table, codes).view(len(blocks), -1, _BLOCK)
+    values = table_lookup(table, codes).view(len(blocks), -1, _BLOCK)
     d = read_half(blocks[:, :2])
     if super_block > _BLOCK:
         high, low = separate(blocks[:, 2:4], 1, 2), separate(blocks[:, 4:8], 1, 4)
@@ -70,7 +70,7 @@ def _fit(x: Tensor, weights: Tensor) -> Tensor:
     table = torch.tensor(TABLE, dtype=torch.float32)
 
     def sums(inverse: Tensor) -> tuple[Tensor, Tensor]:
-        values = looked_up(table, _nearest(inverse * x))
+        values = table_lookup(table, _nearest(inverse * x))
         weighted = weights * values
         return total(weighted * x), total(weighted * values)
 
@@ -93,9 +93,9 @@ def _nearest(scaled: Tensor) -> Tensor:
     """
     halves = torch.arange(-256, 256, dtype=torch.float32) / 2
     values = torch.tensor(TABLE, dtype=torch.float32)
-    lookup = torch.bucketize(halves, (values[:-1] + values[1:]) / 2, right=True, out_int32=True)
+    nearest = torch.bucketize(halves, (values[:-1] + values[1:]) / 2, right=True, out_int32=True)
     places = (scaled * 2).nan_to_num_(0).floor_().clamp_(-256, 255).to(torch.int32) + 256
-    return looked_up(lookup, places)
+    return table_lookup(nearest, places)
 
 
 def _inverse(scale: Tensor) -> Tensor:

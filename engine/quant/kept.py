@@ -12,13 +12,13 @@ from engine.quant.rows import row_chunks
 from engine.quant.stored import StoredWeight
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""By the name of a kept format."""
+"""torch dtype by the name of a kept format."""
 
 
 def write_cast(
     weight: Tensor, fmt: Format, scale_dtype: torch.dtype, out: Tensor, name: str = "weight"
 ) -> None:
-    """Write a weight ``[out, in]`` into ``out`` by way of the dtype of ``fmt``.
+    """Write a weight ``[out, in]`` into ``out``, cast through the dtype of ``fmt``.
 
     Raises:
         FormatError: A finite value is too large for that dtype.

@@ -25,7 +25,7 @@ from torch.nn import functional
 from engine.formats.grammar import Format
 from engine.quant.arithmetic import Arithmetic, Levels
 from engine.quant.data_free.clip import best_factors, clips
-from engine.quant.rows import finite_and_broken, flat_chunks, looked_up, matrices, restored
+from engine.quant.rows import finite_and_broken, flat_chunks, matrices, restored, table_lookup
 
 # fmt: off
 NF4 = (
@@ -64,7 +64,7 @@ class NormalFloat:
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ = table[code] · absmax``, worked out in float32 and cast last."""
-        values = looked_up(table(self.table), _unpack(self.codes))
+        values = table_lookup(table(self.table), _unpack(self.codes))
         count = math.prod(self.shape[-2:])
         maxima = self.maxima().repeat_interleave(self.block_size, -1)[..., :count]
         return (values[..., :count] * maxima).reshape(self.shape).to(dtype)
@@ -136,7 +136,7 @@ def _approx(
     maxima = maxima_of(*stored_maxima(absmax, fmt))
     for part, broken, codes, _ in _encoded(weight, fmt, absmax):
         used = maxima[part.start // size : -(-part.stop // size)]
-        yield part, broken, looked_up(values, codes) * used.repeat_interleave(size)[: len(codes)]
+        yield part, broken, table_lookup(values, codes) * used.repeat_interleave(size)[: len(codes)]
 
 
 def _encoded(
@@ -167,7 +167,7 @@ def maxima_of(absmax: Tensor, nested: Tensor | None, offset: Tensor | None) -> T
     if nested is None or offset is None:
         return absmax
     spread = nested.repeat_interleave(NESTED_BLOCK, -1)
-    values = looked_up(dynamic_table(), absmax)
+    values = table_lookup(dynamic_table(), absmax)
     return values * spread[..., : values.shape[-1]] + offset
 
 
@@ -175,7 +175,7 @@ def nearest_codes(scaled: Tensor, name: str) -> Tensor:
     """uint8 codes of the nearest values of a table, for numbers from −1 to 1."""
     order, bounds = _bounds(name)
     places = torch.bucketize(scaled, bounds.to(scaled.device), out_int32=True)
-    return looked_up(order, places)
+    return table_lookup(order, places)
 
 
 @cache
@@ -217,7 +217,7 @@ def _clipped(finite: Tensor, absmax: Tensor, fmt: Format) -> Tensor:
 
     def error(factors: Tensor) -> Tensor:
         most = absmax * factors
-        found = looked_up(values, _nearest(finite, most, fmt))
+        found = table_lookup(values, _nearest(finite, most, fmt))
         squares = (found * most.repeat_interleave(size)[: len(finite)] - finite).square_()
         squares = functional.pad(squares, (0, -len(finite) % size))
         return squares.view(-1, size).sum(1, dtype=torch.float64)
@@ -270,7 +270,7 @@ def _nearest_dynamic(scaled: Tensor) -> Tensor:
     steps = -1 + (2 * torch.arange(1 << 16, dtype=torch.float32)) / 65535
     nearest = torch.searchsorted((values[:-1] + values[1:]) / 2, steps).to(torch.uint8)
     place = ((scaled + 1) * 0.5 * 65535 + 0.5).to(torch.int32)
-    return looked_up(nearest, place)
+    return table_lookup(nearest, place)
 
 
 def _together(parts: Sequence[Tensor], weight: Tensor) -> Tensor:
@@ -328,7 +328,7 @@ class NormalFloatColumns:
         scaled = w * absmax.clamp(min=LEAST).reciprocal()
         codes = nearest_codes(scaled.clamp_(-1, 1), self._fmt.name)
         self._codes[place] = codes[0]
-        return looked_up(self._table, codes).mul_(maxima)
+        return table_lookup(self._table, codes).mul_(maxima)
 
     def stored(self) -> NormalFloat:
         absmax = torch.stack(self._found, 1).flatten() if self.group else self._stored

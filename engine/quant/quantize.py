@@ -1,4 +1,4 @@
-"""A weight as it is after quantisation: the one entry for every family."""
+"""Quantises a weight: the entry point for every family."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def scale_dtype_for(stored: torch.dtype) -> torch.dtype:
 def dequantized(
     weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
 ) -> Tensor:
-    """``Ŵ``: the float32 weight that the stored form of ``fmt`` stands for.
+    """``Ŵ``: the float32 weight that the stored form of ``fmt`` dequantises to.
 
-    Worked out in float32, so that the dtype a weight comes in changes nothing. Values that are
-    not finite come back as they are and count for no range.
+    Computed in float32, so that the weight's dtype changes nothing. Non-finite values are returned
+    as they are and affect no range.
 
     Args:
         weight: ``[out, in]``, or ``[experts, out, in]`` with each expert on its own; any floating
@@ -58,9 +58,9 @@ def dequantized(
 def stored_form(
     weight: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
 ) -> StoredWeight:
-    """What an export of a weight writes: codes, scales and whatever else ``fmt`` stores.
+    """The stored form of a weight, as exported: codes, scales and whatever else ``fmt`` stores.
 
-    ``stored_form(…).approx()`` is `dequantized` where the weight is finite, and 0 elsewhere.
+    ``stored_form(…).approx()`` equals `dequantized` where the weight is finite, and is 0 elsewhere.
 
     Args:
         weight: ``[out, in]``, or ``[experts, out, in]`` with each expert on its own.

@@ -1,4 +1,4 @@
-"""A weight as integer codes with their scales and zero points: what an export stores."""
+"""A weight as integer codes with scales and zero points, as an export stores it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.nn import functional
 def in_groups(matrix: Tensor, group_size: int | None) -> Tensor:
     """View ``[..., in]`` as ``[..., groups, group_size]``; None makes the row one group.
 
-    A row that the group does not divide is filled up with zeros first, which widens no range
-    that holds 0 and needs cutting off afterwards.
+    A row that the group does not divide is padded with zeros, which widen no range that includes 0
+    and must be cut off afterwards.
     """
     size = group_size or matrix.shape[-1]
     missing = -matrix.shape[-1] % size

@@ -1,4 +1,4 @@
-"""Walking through a weight a few rows at a time, so that temporaries stay small."""
+"""Iterates over a weight a few rows at a time, so that temporaries stay small."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 16 << 20
-"""float32 bytes of the rows that are worked on at a time."""
+"""float32 bytes of the rows processed at a time."""
 
 
 def matrices(weight: Tensor) -> Iterator[Tensor]:
@@ -23,7 +23,7 @@ def matrices(weight: Tensor) -> Iterator[Tensor]:
 def row_chunks(matrix: Tensor, multiple: int = 1) -> Iterator[slice]:
     """Slices of the rows of ``[out, in]`` that hold `CHUNK_BYTES` as float32.
 
-    Every slice but the last holds a multiple of ``multiple`` rows, and at least so many.
+    Every slice except the last has a multiple of ``multiple`` rows, and at least that many.
     """
     out, row = matrix.shape
     step = max(1, CHUNK_BYTES // (4 * max(row, 1)) // multiple) * multiple
@@ -34,8 +34,8 @@ def row_chunks(matrix: Tensor, multiple: int = 1) -> Iterator[slice]:
 def flat_chunks(matrix: Tensor, multiple: int) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the flattened ``[out, in]`` that hold `CHUNK_BYTES` as float32, with their values.
 
-    Every slice but the last holds a multiple of ``multiple`` values, and at least so many. Only
-    the rows that a slice touches are copied where the matrix is not contiguous.
+    Every slice except the last has a multiple of ``multiple`` values, and at least that many. Only
+    the rows of a slice are copied if the matrix is not contiguous.
     """
     row = matrix.shape[1]
     step = max(1, CHUNK_BYTES // 4 // multiple) * multiple
@@ -47,7 +47,7 @@ def flat_chunks(matrix: Tensor, multiple: int) -> Iterator[tuple[slice, Tensor]]
 
 
 def finite_and_broken(rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The rows in float32 with 0 for values that are not finite, and where those are, if any."""
+    """The rows in float32 with 0 for non-finite values, and the positions of those, if any."""
     rows = rows.to(torch.float32)
     lo, hi = rows.aminmax()
     if lo.isfinite() and hi.isfinite():
@@ -57,10 +57,10 @@ def finite_and_broken(rows: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def restored(approx: Tensor, broken: Tensor | None, rows: Tensor) -> Tensor:
-    """``approx`` with the values of ``rows`` that are not finite put back where they were."""
+    """``approx`` with the non-finite values of ``rows`` put back in place."""
     return approx if broken is None else torch.where(broken, rows.to(torch.float32), approx)
 
 
-def looked_up(table: Tensor, codes: Tensor) -> Tensor:
-    """``table[codes]`` of a table of one dimension, about five times as fast as indexing."""
+def table_lookup(table: Tensor, codes: Tensor) -> Tensor:
+    """``table[codes]`` for a one-dimensional table, about five times as fast as indexing."""
     return table.to(codes.device).index_select(0, codes.flatten().to(torch.int32)).view(codes.shape)

@@ -1,4 +1,4 @@
-"""Scales as they are stored: rounded to 16 bits, never 0, never infinite."""
+"""Rounds scales to their stored dtype: never 0, never infinite."""
 
 from __future__ import annotations
 

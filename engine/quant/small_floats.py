@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.quant.rows import looked_up
+from engine.quant.rows import table_lookup
 from engine.quant.stored import StoredWeight
 
 E4M3 = torch.float8_e4m3fn
@@ -30,7 +30,7 @@ def nearest_e2m1(scaled: Tensor) -> Tensor:
 
 def e2m1_values(codes: Tensor) -> Tensor:
     """The 4-bit floats that uint8 codes stand for, float32."""
-    return looked_up(torch.tensor([*E2M1, *(-value for value in E2M1)]), codes)
+    return table_lookup(torch.tensor([*E2M1, *(-value for value in E2M1)]), codes)
 
 
 def packed(codes: Tensor) -> Tensor:

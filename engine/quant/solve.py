@@ -1,8 +1,8 @@
-"""A weight rounded with regard to its inputs: the one entry for what needs ``H = X Xᵀ``.
+"""Rounds a weight using its inputs: the entry point for methods that need ``H = X Xᵀ``.
 
-``+gptq``, with ``+hadamard``, ``+clip`` and ``+hqq`` where the format has them. Methods that scale
-inputs (``+smooth``, ``+awq``) come before it: the weight and ``H`` are multiplied first, and what
-is found is divided afterwards, by whoever has their scale.
+Handles ``+gptq``, with ``+hadamard``, ``+clip`` and ``+hqq`` if the format has them. Methods that
+scale inputs (``+smooth``, ``+awq``) come first: the caller that has their scale multiplies the
+weight and ``H`` before, and divides the result after.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from engine.quant.methods.gptq import Solved, check, gptq
 def solved(
     weight: Tensor, gram: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str = "weight"
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """``Ŵ`` float32 ``[out, in]``, and what a person should know of how it was found.
+    """``Ŵ`` float32 ``[out, in]``, and notes for the user.
 
-    See `solved_form`, whose stored form it stands for.
+    See `solved_form` for its stored form.
     """
     found = solved_form(weight, gram, fmt, scale_dtype, name)
     return found.approx(), found.notes
@@ -36,8 +36,8 @@ def solved_form(
     Args:
         weight: ``[out, in]``, any floating dtype; not modified.
         gram: ``H = X Xᵀ`` over the calibration inputs, ``[in, in]``, up to a factor; not modified.
-        fmt: A format with ``+gptq``; of the other methods ``+hadamard``, ``+clip`` and ``+hqq``
-            are followed, and ``+a8``, which leaves weights alone, is passed over.
+        fmt: A format with ``+gptq``; ``+hadamard``, ``+clip`` and ``+hqq`` are applied, and ``+a8``
+            is ignored, since it does not change weights.
         scale_dtype: The dtype that scales are stored in.
         name: The tensor, for messages.
 

@@ -1,4 +1,4 @@
-"""What every stored form has in common: parts of rows that are joined, experts that are stacked."""
+"""The protocol of stored forms: joining parts of rows, stacking experts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.quant.rows import matrices, restored
 class StoredWeight(Protocol):
     """A weight as tensors that an export writes; a frozen dataclass.
 
-    A field that is not a tensor, or that is `for_the_whole`, is the same in every part.
+    A field that is not a tensor, or is marked `for_the_whole`, is the same in every part.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -27,10 +27,10 @@ class StoredWeight(Protocol):
 
 S = TypeVar("S", bound=StoredWeight)
 Encoded: TypeAlias = Iterator[tuple[slice, Tensor | None, S]]
-"""Rows of a weight ``[out, in]``, where they are not finite if they are not, and their codes."""
+"""Rows of a weight ``[out, in]``, the positions of non-finite values if any, and their codes."""
 
 FOR_THE_WHOLE = {"whole": True}
-"""Metadata of a field that is one for the whole weight, not a part for each of its rows."""
+"""Metadata of a field that exists once per weight, not per part of its rows."""
 
 
 def stored_bytes(stored: StoredWeight) -> int:

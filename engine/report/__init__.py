@@ -1,1 +1,1 @@
-"""What was found, for people and scripts: figures of a layer, JSON documents, tables as text."""
+"""Results for people and scripts: figures of a layer, JSON documents, tables as text."""

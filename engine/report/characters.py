@@ -1,4 +1,4 @@
-"""Text as a terminal shows it: foreign characters made harmless, and how many cells they take."""
+"""Text for a terminal: control characters escaped, and the number of cells it takes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _WIDE_SINCE_16 = (
 
 @lru_cache(maxsize=8192)
 def printable(text: str) -> str:
-    """Text from a checkpoint with everything that could steer a terminal written out.
+    """Escape everything in a text from a checkpoint that could control a terminal.
 
-    Control characters, line and paragraph separators, marks that reverse the direction of writing,
-    lone surrogates and unassigned code points become ``\\x1b`` and the like; combining marks that
-    could pile up on what stands before them are written out too. Markup needs no escaping: nothing
-    drawn here is ever read as markup.
+    Control characters, line and paragraph separators, marks that reverse the writing direction,
+    lone surrogates and unassigned code points become ``\\x1b`` and the like; so do combining marks
+    that would pile up on the character before them. Markup is not escaped: nothing drawn here is
+    parsed as markup.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -40,7 +40,7 @@ def printable(text: str) -> str:
 def cell_width(text: str) -> int:
     """Cells that printable text takes in a terminal.
 
-    East Asian wide characters take two (UAX #11); vowels and finals of Hangul join the consonant
+    East Asian wide characters take two (UAX #11); Hangul vowels and finals join the consonant
     before them and take none.
     """
     if text.isascii():
@@ -49,7 +49,7 @@ def cell_width(text: str) -> int:
 
 
 def padded(text: str, width: int, *, left: bool = True) -> str:
-    """Text filled up with blanks to ``width`` cells, the text at the left or at the right."""
+    """Text padded with blanks to ``width`` cells, aligned left or right."""
     blanks = " " * (width - cell_width(text))
     return text + blanks if left else blanks + text
 

@@ -1,4 +1,4 @@
-"""What a command found, as the documents of `engine.report.schema`, made from a `Session` alone."""
+"""Results of a command as the documents of `engine.report.schema`, made from a `Session`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.report import schema as s
 from engine.report.entry import Template
 from engine.report.figures import Context
 from engine.report.figures.registry import json_figures
-from engine.report.schema import finite
+from engine.report.json import finite
 from engine.report.sweep_parts import (
     agreement_parts,
     floor_part,
@@ -27,9 +27,9 @@ from engine.report.sweep_parts import (
 from engine.session import Job, Session
 
 ERRORS = "errors.*."
-"""Where the errors of a format stand in a layer's entry."""
+"""Path of a format's errors in a layer's entry."""
 _Fallen: TypeAlias = tuple[str, str, str, str]
-"""A layer, the format it does not hold, why, and what it holds instead; empty: as stored."""
+"""A layer, the format it does not get, why, and its format instead; empty: as stored."""
 
 
 def triage_document(
@@ -37,12 +37,12 @@ def triage_document(
     job: Job | None = None,
     answers: Sequence[p.HistogramReady | p.ExpertsReady] = (),
 ) -> s.TriageDocument:
-    """What triage found.
+    """The document of a triage.
 
     Args:
         session: in which a triage has ended.
         job: its job; the session's last triage if not given.
-        answers: to what was asked beside it about single layers.
+        answers: replies about single layers: a histogram, experts.
     """
     job = job or _last(session, "triage")
     refused = [
@@ -64,7 +64,7 @@ def triage_document(
 
 
 def histogram(found: p.HistogramReady) -> s.HistogramPart:
-    """A histogram, with the grid of a format where one was asked for."""
+    """A histogram, with the grid of a format if one was requested."""
     part = s.HistogramPart(
         layer=found.layer,
         low=finite(found.low),
@@ -84,7 +84,7 @@ def histogram(found: p.HistogramReady) -> s.HistogramPart:
 
 
 def experts(found: p.ExpertsReady) -> s.ExpertsPart:
-    """Every expert of a fused layer."""
+    """Statistics of every expert of a fused layer."""
     return s.ExpertsPart(
         layer=found.layer,
         std=[finite(value) for value in found.std],
@@ -105,15 +105,15 @@ def sweep_document(
     by: p.By = "layer",
     others: bool = True,
 ) -> s.SweepDocument:
-    """What a sweep found, layers in the model's order.
+    """The document of a sweep, layers in the model's order.
 
     Args:
         session: in which a sweep has ended.
-        formats: canonical ones, in the order in which they were asked for.
-        direction: whether layers were changed or restored, each alone.
+        formats: canonical, in the order requested.
+        direction: whether layers were degraded or restored.
         job: its job; the session's last sweep if not given.
-        by: what was changed at once.
-        others: whether formats that were estimated beside those asked for stand there too.
+        by: the unit that was changed at once.
+        others: whether to include formats that were only estimated.
     """
     job = job or _last(session, "sweep")
     further = other_formats(session, formats, direction) if others else ()
@@ -144,12 +144,12 @@ def eval_document(
     formats: Sequence[str] = (),
     job: Job | None = None,
 ) -> s.EvalDocument:
-    """A recipe's score.
+    """The document of an evaluation.
 
     Args:
         session: in which an evaluation has ended.
         score: what it measured.
-        name: what a person calls the recipe: a format or a file.
+        name: how the user named the recipe: a format or a file.
         formats: those that some layer could not hold.
         job: its job; the session's last evaluation if not given.
     """
@@ -185,11 +185,11 @@ def export_document(
     formats: Sequence[str] = (),
     job: Job | None = None,
 ) -> s.ExportDocument:
-    """What an export wrote.
+    """The document of an export.
 
     Args:
         session: in which an export has ended.
-        written: what it told.
+        written: its event.
         formats: those that some layer could not hold.
         job: its job; the session's last export if not given.
     """

@@ -1,15 +1,15 @@
-"""Parts of a document made from values by their paths in it, keys of figures from outside too."""
+"""Parts of a document filled from values by path, with keys for figures of plugins."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from math import isfinite
 from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 from msgspec import UNSET
 
+from engine.report.json import finite
 from engine.report.schema import Part
 
 Entry = TypeVar("Entry", bound=Part)
@@ -18,12 +18,11 @@ _ELEMENT = re.compile(r"(\w+)\[\d+\]")
 
 
 class Template(Generic[Entry]):
-    """Makes a part of a document, for many layers, from values in one order.
+    """Fills a part of a document for many layers, from values in a fixed order.
 
     Args:
-        base: what it makes. Keys that it does not have, of figures registered from outside, are
-            added.
-        paths: of the values in a part: ``kurtosis``, ``outliers.count``, ``dppl_ci95[0]``.
+        base: the Struct to make. Keys of figures that plugins registered are added to it.
+        paths: of the values: ``kurtosis``, ``outliers.count``, ``dppl_ci95[0]``.
     """
 
     def __init__(self, base: type[Entry], paths: Sequence[str]) -> None:
@@ -48,10 +47,10 @@ class Template(Generic[Entry]):
         )
 
     def fill(self, values: Sequence[object]) -> Entry:
-        """The part with these values, one a path.
+        """The part with these values, one per path.
 
-        What is None has no key, nor has a part of which everything is; a number that is not finite
-        is ``null``.
+        A value of None is left out, and so is a part whose values are all None; a number that is
+        not finite is ``null``.
         """
         fields: dict[str, Any] = {}
         for name, at in self._leaves:
@@ -69,11 +68,11 @@ class Template(Generic[Entry]):
 
 
 def _json(value: object) -> object:
-    return None if isinstance(value, float) and not isfinite(value) else value
+    return finite(value) if isinstance(value, float) else value
 
 
 def _part_at(base: type[Part], name: str) -> type[Part]:
-    """The Struct that a field holds; a bare one for a key that is not declared."""
+    """The Struct of a field; a bare one for a key that is not declared."""
     for each in get_args(get_type_hints(base).get(name)):
         if isinstance(each, type) and issubclass(each, Part):
             return each

@@ -1,24 +1,21 @@
-"""The JSON that scripts read, schema 1, as Structs, and how it is written.
+"""The JSON documents that scripts read, schema 1, as Structs; `engine.report.json` writes them.
 
 Keys may be added; those here stay. A number that is not finite is ``null``; what was not measured
-has no key. NLL and KL are in nats per token, sizes in bytes, times in seconds; ``se`` is a
-standard error over windows.
+is missing. NLL and KL are in nats per token, sizes in bytes, times in seconds; ``se`` is a standard
+error over windows.
 """
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
-from engine.store.files import write_whole
 
 Number: TypeAlias = float | None
-"""A figure; None where it is NaN or infinite."""
+"""A figure; None if it is NaN or infinite."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,189 +26,266 @@ class Model(Part, frozen=True, kw_only=True):
     """The checkpoint."""
 
     name: str
+    """Folder name or hub id."""
     params: int
+    """Number of parameters stored."""
     bytes: int
+    """Bytes of all tensors as stored."""
     fingerprint: str
+    """SHA-256 of configuration and weights."""
 
 
 class LayerFallback(Part, frozen=True, kw_only=True):
-    """A layer that does not hold what was asked for everywhere."""
+    """A layer that does not get the format that was asked for everywhere."""
 
     layer: str
+    """The layer's name."""
     format: str
+    """The format asked for."""
     why: str
+    """Why the layer does not get it."""
     holds: str | UnsetType = UNSET
-    """What it holds instead; it is kept, or not measured, where this is missing."""
+    """Its format instead; missing if it is kept, or not measured."""
 
 
 class OutlierPart(Part, frozen=True, kw_only=True):
     """Weights beyond ``sigma`` standard deviations."""
 
     sigma: Number
+    """The bound, in standard deviations of the layer."""
     count: int
+    """Number of weights beyond it."""
     fraction: Number
+    """Share of weights beyond it, 0 to 1."""
     max_abs: Number
+    """Largest absolute weight."""
 
 
 class ErrorPart(Part, frozen=True, kw_only=True):
-    """Distance between a weight and its quantised value."""
+    """Difference between a weight and its quantised value."""
 
     frobenius: Number
+    """``‖W − Ŵ‖``, Frobenius norm."""
     relative: Number
+    """``‖W − Ŵ‖ / ‖W‖``."""
     max_abs: Number
+    """Largest absolute error of a weight."""
     mean_abs: Number
+    """Mean absolute error of a weight."""
     sqnr_db: Number
+    """Signal to quantisation noise ratio, decibels."""
 
 
 class TriageLayer(Part, frozen=True, kw_only=True):
     """One layer's weights."""
 
     name: str
+    """The layer's name."""
     kind: str
+    """Last part of the name, such as ``q_proj``."""
     block: int
     """-1 for the embedding and the head."""
     shape: tuple[int, ...]
+    """``[out, in]`` or ``[experts, out, in]``."""
     dtype: str
+    """Stored dtype, by torch's name."""
     outliers: OutlierPart | UnsetType = UNSET
+    """Weights far from the mean."""
     range_ratio: Number | UnsetType = UNSET
+    """Range of the weights over the range without outliers."""
     waste: Number | UnsetType = UNSET
+    """Share of a uniform grid spent on outliers, 0 to 1."""
     kurtosis: Number | UnsetType = UNSET
+    """Excess kurtosis of the weights."""
     nan: int | UnsetType = UNSET
+    """Number of weights that are NaN."""
     inf: int | UnsetType = UNSET
+    """Number of weights that are infinite."""
     zero_rows: int | UnsetType = UNSET
+    """Number of rows that are all zero."""
     errors: dict[str, ErrorPart] | UnsetType = UNSET
+    """Quantisation errors by format."""
 
 
 class HistogramPart(Part, frozen=True, kw_only=True):
-    """Counts of one layer's finite weights in equal bins between ``low`` and ``high``."""
+    """Histogram of one layer's finite weights, in equal bins between ``low`` and ``high``."""
 
     layer: str
+    """The layer's name."""
     low: Number
+    """Lower end of the first bin."""
     high: Number
+    """Upper end of the last bin."""
     counts: list[int]
+    """Number of weights in each bin."""
     mean: Number
+    """Mean of the weights."""
     std: Number
+    """Standard deviation of the weights."""
     format: str | UnsetType = UNSET
-    """Whose grid this is."""
+    """Format of the grid."""
     grid: list[Number] | UnsetType = UNSET
-    """Values that weights of a typical group take in that format, ascending."""
+    """Values that the weights of a typical group can take in that format, ascending."""
     step: Number | UnsetType = UNSET
-    """Median distance between two neighbours of such a grid."""
+    """Median distance between neighbouring values of the grid."""
 
 
 class ExpertsPart(Part, frozen=True, kw_only=True):
-    """Weights of one fused layer's experts: lists with an entry an expert."""
+    """Weights of one fused layer's experts: lists with one entry per expert."""
 
     layer: str
+    """The fused layer's name."""
     std: list[Number]
+    """Standard deviation of the weights."""
     max_abs: list[Number]
+    """Largest absolute weight."""
     outliers: list[Number]
-    """Share of weights beyond the run's sigma, of the expert's own standard deviation."""
+    """Share of weights beyond the run's sigma, by the expert's own standard deviation."""
     nonfinite: list[int]
+    """Number of weights that are NaN or infinite."""
     relative: dict[str, list[Number]]
     """``‖W − Ŵ‖ / ‖W‖`` by format."""
 
 
 class TriageDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.triage/1"):
-    """Weights alone, with no forward pass."""
+    """Weight statistics and errors, without a forward pass."""
 
     model: Model
+    """The checkpoint."""
     versions: dict[str, str]
+    """Versions of libraries that figures may depend on, by name."""
     layers: list[TriageLayer]
+    """All layers, in the model's order."""
     fallbacks: list[LayerFallback]
+    """Layers that cannot hold a format."""
     resumed: int
+    """Number of results taken from the cache."""
     timings: dict[str, Number]
+    """Seconds by what they were spent on."""
     histogram: HistogramPart | UnsetType = UNSET
-    """Of the layer that ``--histogram`` names."""
+    """Histogram of the layer that ``--histogram`` names."""
     experts: ExpertsPart | UnsetType = UNSET
-    """Of the layer that ``--experts`` names."""
+    """Experts of the layer that ``--experts`` names."""
 
 
 class BaselinePart(Part, frozen=True, kw_only=True):
-    """The unchanged model's score."""
+    """The score of the unchanged model."""
 
     nll: Number
+    """Mean negative log-likelihood, nats per token."""
     ppl: Number
+    """Perplexity, ``exp(nll)``."""
 
 
 class ControlPart(Part, frozen=True, kw_only=True):
-    """A layer swapped for itself, and what rounding alone may measure."""
+    """A layer swapped for itself, and what rounding alone may cause."""
 
     max_abs_dnll: Number
+    """Largest absolute change of NLL of a no-op, nats per token."""
     max_abs_kl: Number
+    """Largest KL of a no-op, nats per token."""
     floor_dnll: Number
+    """Largest change of NLL that rounding alone may cause, nats per token."""
     floor_kl: Number
+    """Largest KL that rounding alone may cause, nats per token."""
 
 
 class FloorPart(Part, frozen=True, kw_only=True):
-    """What rounding alone may measure: figures below it tell nothing."""
+    """What rounding alone may cause: figures below it say nothing."""
 
     kl: Number
+    """Nats per token."""
     dnll: Number
+    """Nats per token."""
 
 
 class EstimatePart(Part, frozen=True, kw_only=True):
-    """The effect of one layer changed alone, as gradients have it."""
+    """The effect of one layer changed alone, estimated from gradients."""
 
     kl: Number
+    """KL divergence from the unchanged model, nats per token."""
     kl_se: Number
+    """Standard error of ``kl`` over windows."""
     dnll: Number
+    """Change of NLL, nats per token."""
     dnll_se: Number
+    """Standard error of ``dnll`` over windows."""
     tokens: int
+    """Number of targets behind the estimate."""
     draws: int
-    """Draws of labels behind it."""
+    """Draws of labels behind the estimate."""
     doubt: str | UnsetType = UNSET
-    """Why the figure may not hold."""
+    """Why the estimate may be wrong."""
     corrected_kl: Number | UnsetType = UNSET
-    """What to expect by the fit of measured to estimated KL of the other layers."""
+    """KL expected by the fit of measured to estimated KL of the other layers, in nats per token."""
 
 
 class MeasuredPart(Part, frozen=True, kw_only=True):
-    """The effect of one layer changed alone."""
+    """The measured effect of one layer changed alone."""
 
     kl: Number
+    """KL divergence from the unchanged model, nats per token; for restore, KL regained."""
     kl_se: Number
+    """Standard error of ``kl`` over windows."""
     dnll: Number
+    """Change of NLL, nats per token."""
     dnll_se: Number
+    """Standard error of ``dnll`` over windows."""
     dppl: Number
+    """Change of perplexity."""
     dppl_ci95: tuple[Number, Number]
+    """95% interval of ``dppl``."""
     tokens: int
+    """Number of targets behind the figures."""
     top1_agreement: Number
+    """Share of positions where both models have the same top token, 0 to 1."""
     below_floor: bool | UnsetType = UNSET
-    """True where the KL is less than the numeric floor."""
+    """True if the KL is below the numeric floor."""
 
 
 class SweepLayer(Part, frozen=True, kw_only=True):
     """One layer in one format."""
 
     name: str
+    """The layer's name."""
     kind: str
+    """Last part of the name, such as ``q_proj``."""
     block: int
+    """-1 for the embedding and the head."""
     format: str
+    """Canonical format."""
     estimate: EstimatePart | UnsetType = UNSET
+    """Missing if not estimated."""
     measured: MeasuredPart | UnsetType = UNSET
+    """Missing if not measured."""
 
 
 class SweepUnit(Part, frozen=True, kw_only=True):
     """Layers that were changed at once, in one format."""
 
     name: str
-    """Of a block its number, of a kind its name, of a fused group its first layer."""
+    """A block number, the name of a kind, or the first layer of a fused group."""
     by: p.By
+    """What was changed at once."""
     format: str
+    """Canonical format."""
     layers: list[str]
+    """Names of the layers in the unit."""
     estimate: EstimatePart | UnsetType = UNSET
+    """Missing if not estimated."""
     measured: MeasuredPart | UnsetType = UNSET
+    """Missing if not measured."""
 
 
 class AgreementPart(Part, frozen=True, kw_only=True):
-    """How well the estimates of a format agree with what was measured of it."""
+    """How well the estimates of a format agree with its measurements."""
 
     layers: int
-    """That are both estimated and measured."""
+    """Number of layers that are both estimated and measured."""
     rank_kl: Number
     """Spearman's rank correlation of KL."""
     rank_dnll: Number
+    """Spearman's rank correlation of the change of NLL."""
     ratio: Number
     """Median of measured over estimated KL."""
 
@@ -220,123 +294,153 @@ class FormatAdditivity(Part, frozen=True, kw_only=True):
     """Effect of all body layers together over the sum of their single effects."""
 
     kl: Number
+    """Ratio of KL."""
     dnll: Number
+    """Ratio of the changes of NLL."""
     layers: int
+    """Number of layers in the sum."""
 
 
 class AdditivityPart(Part, frozen=True, kw_only=True):
-    """The first format's ratio, and every format's."""
+    """The first format's ratio, and that of every format."""
 
     kl: Number
+    """Ratio of KL."""
     dnll: Number
+    """Ratio of the changes of NLL."""
     by_format: dict[str, FormatAdditivity]
+    """Ratios by format."""
 
 
 class CalibrationPart(Part, frozen=True, kw_only=True):
-    """The text that methods looked at a layer's inputs of; empty where none did."""
+    """The calibration text of methods that use inputs; empty if there were none."""
 
     text: str | UnsetType = UNSET
+    """Name of the text."""
     text_sha256: str | UnsetType = UNSET
+    """Hash of the text."""
     tokens: int | UnsetType = UNSET
+    """Tokens in all windows."""
     seq_len: int | UnsetType = UNSET
+    """Tokens in a window."""
     seed: int | UnsetType = UNSET
+    """Seed that chose the windows."""
     mode: Literal["reference", "sequential"] | UnsetType = UNSET
-    """Whether inputs are those of the unchanged model, or those that the blocks before give as the
-    recipe has them."""
+    """Whether inputs come from the unchanged model (``reference``) or from the already quantised
+    blocks before (``sequential``)."""
 
 
 class SweepDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.sweep/1"):
     """The sensitivity of every layer."""
 
     direction: p.Direction
+    """``degrade``: each quantised alone; ``restore``: each kept alone."""
     resumed: int
+    """Number of results taken from the cache."""
     model: Model
+    """The checkpoint."""
     protocol: p.Protocol
+    """Text, windows and arithmetic behind the figures."""
     calibration: CalibrationPart
+    """The calibration text."""
     versions: dict[str, str]
+    """Versions of libraries that figures may depend on, by name."""
     baseline: BaselinePart | UnsetType = UNSET
+    """The score of the unchanged model."""
     control: ControlPart | UnsetType = UNSET
+    """The no-op control."""
     floor: FloorPart | UnsetType = UNSET
+    """The numeric floor."""
     layers: list[SweepLayer]
-    """In the formats that were asked for."""
+    """Layers in the formats that were asked for."""
     estimated: list[SweepLayer] | UnsetType = UNSET
-    """In further formats that the profile has estimated."""
+    """Layers in further formats, which the profile estimates."""
     units: list[SweepUnit] | UnsetType = UNSET
-    """Of a sweep by block, kind or group."""
+    """Units of a sweep by block, kind or group."""
     fallbacks: list[LayerFallback]
+    """Layers that do not get a format asked for."""
     agreement: dict[str, AgreementPart] | UnsetType = UNSET
-    """By format."""
+    """Agreement by format."""
     additivity: AdditivityPart | UnsetType = UNSET
+    """Effect of all layers together over the sum of single effects."""
     timings: dict[str, Number]
+    """Seconds by what they were spent on."""
 
 
 class RecipePart(Part, frozen=True, kw_only=True):
     """A recipe's score and its size."""
 
     name: str
+    """How the user named the recipe."""
     nll: Number
+    """Mean negative log-likelihood, nats per token."""
     ppl: Number
+    """Perplexity, ``exp(nll)``."""
     ppl_ci95: tuple[Number, Number]
+    """95% interval of ``ppl``."""
     dnll: Number
+    """Change of NLL, nats per token."""
     dnll_se: Number
+    """Standard error of ``dnll`` over windows."""
     kl: Number
+    """KL divergence from the unchanged model, nats per token."""
     kl_se: Number
+    """Standard error of ``kl`` over windows."""
     top1_agreement: Number
+    """Share of positions where both models have the same top token, 0 to 1."""
     bits_per_weight: Number | UnsetType = UNSET
+    """Stored bits per weight of the body and of anything else that is quantised."""
     bytes: int | UnsetType = UNSET
+    """Size of the whole artefact."""
 
 
 class EvalDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.eval/1"):
     """Perplexity and KL of one recipe."""
 
     resumed: int
+    """Number of results taken from the cache."""
     model: Model
+    """The checkpoint."""
     protocol: p.Protocol
+    """Text, windows and arithmetic behind the figures."""
     calibration: CalibrationPart
+    """The calibration text."""
     versions: dict[str, str]
+    """Versions of libraries that figures may depend on, by name."""
     baseline: BaselinePart | UnsetType = UNSET
+    """The score of the unchanged model."""
     recipe: RecipePart
+    """The recipe's score and size."""
     fallbacks: list[LayerFallback]
+    """Layers that do not get a format asked for."""
     timings: dict[str, Number]
+    """Seconds by what they were spent on."""
 
 
 class ExportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.export/1"):
-    """A recipe that was written as a checkpoint."""
+    """A recipe written as a checkpoint."""
 
     checkpoint: Model
+    """The checkpoint that was exported."""
     recipe: dict[str, str]
     """Layers that are not kept, with canonical formats."""
     folder: str
+    """Path of the written folder."""
     bytes: int
-    """Of all tensors as they lie on disk, padding to 32-bit words included."""
+    """Bytes of all tensors on disk, including padding to 32-bit words."""
     bits_per_weight: Number
-    """As of an evaluation: codes, scales and zero points, of what is body or quantised."""
+    """Bits per weight as in an evaluation: codes, scales and zero points of the body and of
+    anything else that is quantised."""
     layers: int
-    """How many are stored as codes."""
+    """Number of layers stored as codes."""
     fallbacks: list[LayerFallback]
+    """Layers that do not get a format asked for."""
     notes: list[str]
-    """What is not as one might expect, in sentences."""
+    """Sentences about anything unexpected."""
     versions: dict[str, str]
+    """Versions of libraries that figures may depend on, by name."""
     timings: dict[str, Number]
+    """Seconds by what they were spent on."""
 
 
 Document: TypeAlias = TriageDocument | SweepDocument | EvalDocument | ExportDocument
-
-
-def finite(value: float) -> Number:
-    """The number, None where it is NaN or infinite."""
-    return value if math.isfinite(value) else None
-
-
-def encode(document: msgspec.Struct) -> bytes:
-    """A document as JSON, indented, with a newline at its end."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-
-
-def write(document: msgspec.Struct, path: Path) -> None:
-    """Write a document so that a reader finds the old file or the new one, whole.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    write_whole(path, encode(document))

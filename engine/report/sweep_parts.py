@@ -1,4 +1,4 @@
-"""The parts of a sweep's document: layers, units, and how far the figures hold."""
+"""Parts of a sweep's document: layers, units, and the reliability of the figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.report import schema as s
 from engine.report.entry import Template
 from engine.report.figures import Context, Figure, Value
 from engine.report.figures.registry import json_figures
-from engine.report.schema import finite
+from engine.report.json import finite
 from engine.session import Session
 
 CORRECTED = "estimate.corrected_kl"
@@ -20,7 +20,7 @@ CORRECTED = "estimate.corrected_kl"
 def layer_parts(
     session: Session, formats: Sequence[str], direction: p.Direction
 ) -> list[s.SweepLayer]:
-    """Every layer in every format that something is known of, in the model's order."""
+    """Every layer in every format with known effects, in the model's order."""
     keys = [p.EffectKey(direction, format) for format in formats]
     listed = json_figures("sweep", "row")
     bound = [[each.read.bind(Context(session, key)) for _, each in listed] for key in keys]
@@ -40,7 +40,7 @@ def layer_parts(
 def other_formats(
     session: Session, formats: Sequence[str], direction: p.Direction
 ) -> tuple[str, ...]:
-    """Formats that were estimated beside those that were asked for."""
+    """Formats that were estimated in addition to those asked for."""
     known = (key.format for key in session.effects.estimated if key.direction == direction)
     return tuple(format for format in known if format not in formats)
 
@@ -48,7 +48,7 @@ def other_formats(
 def unit_parts(
     session: Session, formats: Sequence[str], direction: p.Direction, by: p.By
 ) -> list[s.SweepUnit]:
-    """What was changed as a block, a kind or a fused group."""
+    """The effects of blocks, kinds or fused groups."""
     members, effects = _members(session, by), _Effects(session)
     template = Template(s.SweepUnit, ["name", "by", "format", "layers", *effects.paths])
     found = []
@@ -64,7 +64,7 @@ def unit_parts(
 
 
 def _members(session: Session, by: p.By) -> dict[str, list[str]]:
-    """Layers by the name of their unit, as `Sensitivity.by` has it."""
+    """Layers by the name of their unit; see `Sensitivity.by`."""
     layers = session.layers
     keys: list[str]
     if by == "block":
@@ -103,14 +103,14 @@ def agreement_parts(
 
 
 def floor_part(session: Session) -> s.FloorPart | UnsetType:
-    """What rounding alone may measure."""
+    """What rounding alone may cause."""
     if (control := session.control) is None:
         return UNSET
     return s.FloorPart(kl=finite(control.floor_kl), dnll=finite(control.floor_dnll))
 
 
 class _Effects:
-    """The figures of effects: their paths in an entry, and their values of one effect."""
+    """Figures of effects: their paths in an entry, and their values for one effect."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -122,11 +122,11 @@ class _Effects:
     def values(
         self, measured: p.Sensitivity | None, estimate: p.Estimate | None
     ) -> list[Value | None]:
-        """One a path; None for what is not known."""
+        """One value per path; None if not known."""
         found = of_fact(self._measured, measured, self.session)
         found += of_fact(self._estimate, estimate, self.session)
         if measured is not None:
-            # The fit knows the measurement: what it makes of the estimate tells nothing.
+            # The fit includes this measurement: its corrected estimate says nothing new.
             found[self._corrected] = None
         return found
 
@@ -134,7 +134,7 @@ class _Effects:
 def of_fact(
     figures: Sequence[tuple[str, Figure]], fact: object, session: Session
 ) -> list[Value | None]:
-    """Figures of one fact, in order; None where there is no fact."""
+    """Figures of one fact, in order; None for each if there is no fact."""
     if fact is None:
         return [None] * len(figures)
     return [

@@ -35,7 +35,7 @@ from engine.service.scheduler import Job, Scheduler
 from engine.session import Session, recipe_hash
 from engine.store.facts import FactStore
 from engine.store.journal import Journal
-from engine.store.recorder import Announce, Record
+from engine.store.recorder import Announce, Recorder
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +80,9 @@ class Engine:
         load()
         self._journal, self._facts = journal, facts
         self._lock = threading.RLock()
-        self._record = Record(journal, facts, announce, self._lock)
-        self._tell, self.snapshot = self._record.tell, self._record.snapshot
-        self.session: Session = self._record.session
+        self._recorder = Recorder(journal, facts, announce, self._lock)
+        self._emit, self.snapshot = self._recorder.emit, self._recorder.snapshot
+        self.session: Session = self._recorder.session
         self._workspace: Workspace | None = None
         self._opening: tuple[OpenSpec, p.Open, str] | None = None
         """What was opened with which settings, and the job that opens it."""
@@ -145,7 +145,7 @@ class Engine:
             event = spec.change(self.session, command)
             if event is None:
                 return None
-            self._tell(event)
+            self._emit(event)
             return self._handle(msgspec.structs.replace(spec.then, ask=command.ask), reply)
         task = self._admit(spec, command, reply)
         return None if spec.announced == "never" else task.id
@@ -156,7 +156,7 @@ class Engine:
                 # Another client of the same session: the checkpoint is open, or opening.
                 notice = spec.differing(self.session.settings, command.settings)
                 if notice is not None:
-                    self._tell(notice)
+                    self._emit(notice)
                 return None
             raise UsageError(f"this engine has {self.session.source} open: start another engine")
         if command.settings.fresh:
@@ -164,7 +164,7 @@ class Engine:
         should_stop = self._lanes["compute"].should_stop
         self._workspace = spec.workspace(self._facts, command.settings, should_stop)
         self._have = {"nothing"}
-        self._tell(p.Opened(command.source, command.settings, spec.versions()))
+        self._emit(p.Opened(command.source, command.settings, spec.versions()))
         task = self._admit(spec, command, reply)
         self._opening = spec, command, task.id
         return task.id
@@ -228,9 +228,9 @@ class Engine:
             task.context.recipe, fallbacks = spec.recipe(task.context, task.command)
             recipe = recipe_hash(task.context.recipe)
             for fallback in fallbacks:
-                self._tell(fallback)
+                self._emit(fallback)
         if spec.announced != "never":
-            self._tell(
+            self._emit(
                 p.JobStarted(
                     job=task.id,
                     kind=spec.kind,
@@ -295,7 +295,7 @@ class Engine:
         with self._lock:
             if self._closed:
                 return
-            self._tell(event)
+            self._emit(event)
             if isinstance(event, p.LayersListed):
                 self._release("checkpoint")
                 self._renew()
@@ -325,7 +325,7 @@ class Engine:
     def _ended(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> None:
         with self._lock:
             if self._closed:
-                return  # it was told of as cancelled
+                return  # announced as cancelled already
             task = self._tasks[job.id]
             if error is not None and not isinstance(error, EngineError):
                 log.error("job %s failed", job.id, exc_info=error)
@@ -361,7 +361,7 @@ class Engine:
             return
         self._tasks.pop(task.id, None)
         outcome = outcome or Outcome()
-        self._tell(
+        self._emit(
             p.JobEnded(
                 job=task.id,
                 kind=task.spec.kind,
@@ -391,7 +391,7 @@ class Engine:
         while not self._closing.wait(GAUGE_SECONDS):
             if self.busy():
                 try:
-                    self._tell(read_gauges())
+                    self._emit(read_gauges())
                 except Exception:
                     log.exception("the gauges cannot be read")
                     return
@@ -418,7 +418,7 @@ class Engine:
             for task in list(self._tasks.values()):
                 self._end(task, "cancelled")
             self._closed = True
-            self._record.close()
+            self._recorder.close()
             self._facts.close()
 
 

@@ -38,29 +38,29 @@ def in_thread(
     Raises:
         BaseException: any error of the work.
     """
-    told: queue.SimpleQueue[AnyAdvance | None] = queue.SimpleQueue()
+    events: queue.SimpleQueue[AnyAdvance | None] = queue.SimpleQueue()
     result: list[T] = []
     failure: list[BaseException] = []
     abandoned = threading.Event()
 
-    def tell(event: AnyAdvance) -> None:
+    def report(event: AnyAdvance) -> None:
         if abandoned.is_set():
             raise AbandonedError(f"{name} was abandoned")
-        told.put(event)
+        events.put(event)
 
     def run() -> None:
         try:
-            result.append(work(tell))
+            result.append(work(report))
         except BaseException as error:  # noqa: BLE001 - raised again on the other thread
             failure.append(error)
         finally:
-            told.put(None)
+            events.put(None)
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     last = 0.0
     try:
-        while (event := told.get()) is not None:
+        while (event := events.get()) is not None:
             now = time.monotonic()
             # Some report every tensor: ten times a second is enough to watch.
             if event.done in (0, event.total) or now - last > TELL_SECONDS:

@@ -145,7 +145,7 @@ class Scheduler:
         except AbandonedError:
             job.steps.close()
             self._finish(job, None, None)
-        except BaseException as error:  # noqa: BLE001 - a job's failure is told, whatever it is
+        except BaseException as error:  # noqa: BLE001 - any failure of a job is announced
             job.steps.close()
             self._finish(job, None, error)
 

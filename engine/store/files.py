@@ -24,12 +24,12 @@ def write_whole(path: Path, content: bytes) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
-    beside = _beside(path)
+    temporary = _temporary_name(path)
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
+        temporary.write_bytes(content)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_new(path: Path, content: Callable[[Path], bytes]) -> Path:
@@ -45,14 +45,14 @@ def write_new(path: Path, content: Callable[[Path], bytes]) -> Path:
     Raises:
         OSError: it cannot be written, or too many of these names are taken.
     """
-    beside = _beside(path)
+    temporary = _temporary_name(path)
     try:
         while True:
             free = free_name(path)
-            beside.write_bytes(content(free))
+            temporary.write_bytes(content(free))
             try:
                 # Linking fails if the name is taken, so two writers cannot overwrite each other.
-                os.link(beside, free)
+                os.link(temporary, free)
             except FileExistsError:
                 continue
             except OSError:  # a file system without links
@@ -60,10 +60,10 @@ def write_new(path: Path, content: Callable[[Path], bytes]) -> Path:
                     os.close(os.open(free, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
                 except FileExistsError:
                     continue
-                beside.replace(free)
+                temporary.replace(free)
             return free
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def free_name(path: Path) -> Path:
@@ -79,6 +79,6 @@ def free_name(path: Path) -> Path:
     raise FileExistsError(errno.EEXIST, f"{TRIES} files with this name exist", str(path))
 
 
-def _beside(path: Path) -> Path:
+def _temporary_name(path: Path) -> Path:
     # Truncated: with the affixes the name must not exceed the file system's limit.
     return path.with_name(f".{path.name[:32]}.{os.getpid()}.{uuid.uuid4().hex[:8]}")

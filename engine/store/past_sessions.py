@@ -86,7 +86,7 @@ def _past(folder: Path, touched: float, facts: FactStore | None) -> PastSession:
     running = is_running(folder)
     try:
         session, when = peek(folder, facts)
-        return _told(folder.name, session, when, running)
+        return _summary(folder.name, session, when, running)
     except StoreError as error:
         problem = str(error)
     except Exception as error:  # noqa: BLE001 - one broken journal must not hide the others
@@ -98,7 +98,7 @@ def _past(folder: Path, touched: float, facts: FactStore | None) -> PastSession:
     return PastSession(name=folder.name, when=touched, running=running, problem=problem)
 
 
-def _told(name: str, session: Session, when: float, running: bool) -> PastSession:
+def _summary(name: str, session: Session, when: float, running: bool) -> PastSession:
     checkpoint, score = session.checkpoint, session.score()
     columns = list(session.effects.measured.values())
     gone = session.source.startswith("/") and not Path(session.source).exists()

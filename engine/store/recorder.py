@@ -20,7 +20,7 @@ SNAPSHOT_EVERY = 2000
 """Fewest events between two snapshots of the session."""
 
 
-class Record:
+class Recorder:
     """A session, with the journal it is folded from."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Record:
         self._tail = 0
         """Events since the last snapshot."""
 
-    def tell(self, event: p.AnyEvent) -> None:
+    def emit(self, event: p.AnyEvent) -> None:
         """Write the event if it is journalled, fold it, announce it: in this order.
 
         Raises:

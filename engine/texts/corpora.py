@@ -1,4 +1,4 @@
-"""Text in, token ids out: text files, datasets, the standard library of this machine."""
+"""Evaluation and calibration texts: files, datasets, this machine's standard library."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from engine.errors import TextError, first_line
 from engine.texts import stdlib as stdlib_text
 from engine.texts.hub import load_split
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 JOINT = "\n\n"
-"""What stands between two texts of a set."""
+"""Separator of the texts of a set."""
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 
@@ -25,7 +25,7 @@ class Text:
     """A text to evaluate or calibrate on."""
 
     name: str
-    """As shown beside every perplexity."""
+    """Shown with every perplexity."""
     content: str
 
     @property
@@ -34,17 +34,17 @@ class Text:
         return hashlib.sha256(self.content.encode()).hexdigest()
 
 
-def evaluation_text(asked: str | None, *, demo: bool, tell: Tell) -> Text:
-    """The text a session is scored on.
+def evaluation_text(asked: str | None, *, demo: bool, notify: Notify) -> Text:
+    """The text that a session is evaluated on.
 
     Args:
-        asked: a text file, a dataset on disk or its name; None takes the default: the held-out
-            standard library for the demo, WikiText-2's raw test set else.
-        demo: whether the bundled checkpoint is scored.
-        tell: takes a sentence about what was chosen instead of what.
+        asked: a text file, a dataset on disk or its name; None for the default: the held-out
+            standard library for the demo, otherwise WikiText-2's raw test set.
+        demo: whether the bundled checkpoint is evaluated.
+        notify: called with a sentence if another text is used instead.
 
     Raises:
-        TextError: if it cannot be read.
+        TextError: the text cannot be read.
     """
     if asked is not None:
         return _named(asked)
@@ -53,21 +53,21 @@ def evaluation_text(asked: str | None, *, demo: bool, tell: Tell) -> Text:
     try:
         return _wikitext("test")
     except TextError as error:
-        tell(f"{error}; scoring on this machine's Python standard library instead")
+        notify(f"{error}; evaluating on this machine's Python standard library instead")
         return standard_library()
 
 
-def calibration_text(asked: str | None, *, demo: bool, tell: Tell) -> Text:
-    """The text that methods look at inputs of: never the one that is scored unless it is named.
+def calibration_text(asked: str | None, *, demo: bool, notify: Notify) -> Text:
+    """The calibration text; never the evaluation text, unless it is named.
 
     Args:
-        asked: a text file, a dataset on disk or its name; None takes the default: the modules of
-            the standard library that the demo learnt from, WikiText-2's raw training set else.
+        asked: a text file, a dataset on disk or its name; None for the default: the standard
+            library modules that the demo was trained on, otherwise WikiText-2's raw training set.
         demo: whether the bundled checkpoint is calibrated.
-        tell: takes a sentence about what was chosen instead of what.
+        notify: called with a sentence if another text is used instead.
 
     Raises:
-        TextError: if it cannot be read.
+        TextError: the text cannot be read.
     """
     if asked is not None:
         return _named(asked, "train", option="--calib")
@@ -76,27 +76,27 @@ def calibration_text(asked: str | None, *, demo: bool, tell: Tell) -> Text:
     try:
         return _wikitext("train")
     except TextError as error:
-        tell(f"{error}; calibrating on this machine's Python standard library instead")
+        notify(f"{error}; calibrating on this machine's Python standard library instead")
         return learnt_library()
 
 
 def learnt_library() -> Text:
-    """Modules of the standard library that the demo has seen, the last first.
+    """Standard library modules that the demo was trained on, the last first.
 
-    A text that is scored on the standard library reads them in the other direction, if it comes to
-    them at all.
+    An evaluation on the standard library reads them in the other direction, if it reaches them at
+    all.
     """
     modules = [text for _, text in stdlib_text.modules("train")]
     return _library("stdlib train", modules[::-1], option="--calib")
 
 
 def held_out_library() -> Text:
-    """Modules of the standard library that the demo has not seen."""
+    """Standard library modules that the demo was not trained on."""
     return _library("stdlib held-out", [text for _, text in stdlib_text.modules("held-out")])
 
 
 def standard_library() -> Text:
-    """All modules of the standard library, code, after ``pydoc``'s topics, prose."""
+    """All of the standard library: ``pydoc``'s topics (prose), then its modules (code)."""
     prose = [text for split in ("train", "held-out") for _, text in stdlib_text.topics(split)]
     code = [text for split in ("held-out", "train") for _, text in stdlib_text.modules(split)]
     mixed = [text for pair in zip(code, prose, strict=False) for text in pair]
@@ -104,17 +104,17 @@ def standard_library() -> Text:
 
 
 SURE_CHARACTERS = 10
-"""Characters tokenised for each token that is wanted; text has three to five a token."""
+"""Characters to tokenise for each token wanted; text has three to five per token."""
 
 UNSURE_TOKENS = 512
-"""Tokens before a cut that may differ from those of the whole text, generously."""
+"""Tokens before a cut that may differ from those of the whole text; a generous bound."""
 
 
 def first_tokens(tokenizer: Any, content: str, wanted: int) -> list[int]:
-    """At least the first ``wanted`` ids of a text, as tokenising all of it in one call gives them.
+    """At least the first ``wanted`` ids of a text, equal to those from tokenising all of it.
 
-    Where the tokenizer splits text into words first, a beginning of the text has the same first
-    tokens; the rest of a long text is then left alone. Elsewhere all of it is tokenised.
+    If the tokenizer splits text into words first, a prefix of the text has the same first tokens,
+    and the rest of a long text is skipped. Otherwise all of it is tokenised.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     length = wanted * SURE_CHARACTERS
@@ -151,7 +151,7 @@ def read_text_file(path: Path) -> Text:
     """A file as one text.
 
     Raises:
-        TextError: if it is not UTF-8, or empty.
+        TextError: it is not UTF-8, or empty.
     """
     try:
         content = path.read_text(encoding="utf-8")
@@ -188,5 +188,5 @@ def _texts(dataset: Any, name: str) -> list[str]:
     columns = list(dataset.column_names)
     column = "text" if "text" in columns else columns[0] if columns else ""
     if not column or not isinstance(dataset[0][column], str):
-        raise TextError(f"{name} has no column of text: its columns are {', '.join(columns)}")
+        raise TextError(f"{name} has no text column: its columns are {', '.join(columns)}")
     return list(dataset[column])

@@ -1,8 +1,8 @@
-"""Datasets of the hub: downloaded where it answers, else taken from the local cache.
+"""Datasets of the hub: downloaded if it is reachable, otherwise from the local cache.
 
-The hub is asked by its own client, which knows about proxies, certificates, mirrors and
-``HF_HUB_OFFLINE``. It is asked once with a short timeout, since the libraries try again for half a
-minute before they look into their cache.
+The hub's own client makes the request, since it handles proxies, certificates, mirrors and
+``HF_HUB_OFFLINE``. It makes one request with a short timeout, since the libraries retry for half a
+minute before they use their cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.errors import TextError, first_line
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 3.0
-"""How long the hub has to answer."""
+"""Timeout of the request, in seconds."""
 
 UNREACHABLE = "is not in the local cache, and the hub cannot be reached"
 
@@ -31,10 +31,10 @@ def load_split(path: str, config: str | None, split: str) -> Any:
     Args:
         path: the dataset's id.
         config: one of its configurations; None where it has only one.
-        split: for example ``test``.
+        split: such as ``test``.
 
     Raises:
-        TextError: there is no such dataset, or it is not cached and the hub cannot be reached.
+        TextError: the dataset does not exist, or it is not cached and the hub is unreachable.
     """
     import datasets
 
@@ -44,13 +44,13 @@ def load_split(path: str, config: str | None, split: str) -> Any:
             return datasets.load_dataset(path, config, split=split)
         with offline():
             return datasets.load_dataset(path, config, split=split)
-    except Exception as error:  # whatever the dataset's own reader raises
+    except Exception as error:  # the dataset's own reader may raise anything
         why = first_line(error) if online else UNREACHABLE
         raise TextError(f"the dataset {path} {why}") from error
 
 
 def reachable() -> bool:
-    """Whether the hub answers; False where offline mode is on."""
+    """Whether the hub answers; False in offline mode."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session, httpx
 
@@ -62,16 +62,16 @@ def reachable() -> bool:
     except failures as error:
         log.info("the hub cannot be reached: %s", error)
         return False
-    # A proxy that cannot reach the hub says so with one of these.
+    # A proxy that cannot reach the hub answers with one of these.
     return bool(answer.status_code < 500)
 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Offline mode of the hub's client and of ``datasets``, for the time of one load.
+    """Offline mode of the hub's client and of ``datasets``, during one load.
 
-    Both read their flag at every request, so nothing is left on afterwards. Meanwhile requests of
-    other threads to the hub are refused as well.
+    Both read their flag at every request, so offline mode ends with the load. Meanwhile it also
+    applies to requests of other threads.
     """
     import datasets.config
     from huggingface_hub import constants

@@ -1,7 +1,7 @@
-"""The Python standard library of this machine, as text: what the demo learnt from and is scored on.
+"""This machine's Python standard library as text: the demo is trained and evaluated on it.
 
-Modules are split by a hash of their name, so that the same modules are held out on every machine,
-whatever its Python version. Nothing here imports a model library.
+Modules are split by a hash of their name, so that the same modules are held out on every machine
+and with every Python version. Nothing here imports a model library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Split = Literal["train", "held-out"]
 
 HELD_OUT_ONE_IN = 16
 _SKIPPED = frozenset(
-    # Tests and bundled copies are not the library; `encodings` is tables of code points.
+    # Tests and bundled copies are not the library; `encodings` holds tables of code points.
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings"}
     | {"ensurepip", "_bundled", "lib2to3", "turtledemo", "pydoc_data"}
 )
@@ -30,15 +30,15 @@ def name_hash(name: str) -> int:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a module, named with dots, was kept out of the demo's training text."""
+    """Whether a module, by its dotted name, was held out of the demo's training text."""
     return name_hash(name) % HELD_OUT_ONE_IN == 0
 
 
 def modules(split: Split, root: Path | None = None) -> Iterator[tuple[str, str]]:
     """Yield ``(dotted name, source)`` of one side of the split, in the order of the name's hash.
 
-    The order is fixed by names alone and mixes packages, so that a short prefix is varied.
-    Modules that do not decode are left out.
+    The names alone fix the order, which mixes packages, so that a short prefix is varied.
+    Modules that cannot be decoded are skipped.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     found: list[tuple[int, str, Path]] = []

@@ -1,4 +1,4 @@
-"""Token ids of a text as equal windows.
+"""A text's token ids as equal windows.
 
 The convention of the GPTQ, AWQ and SmoothQuant papers: windows that do not overlap, the mean over
 ``seq_len − 1`` targets of each. With a stride, windows overlap and only the last ``stride`` targets
@@ -58,16 +58,16 @@ def cut(ids: Tensor, seq_len: int, tokens: int, stride: int | None = None) -> Wi
         ids: ``[tokens of the text]``.
         seq_len: tokens in a window.
         tokens: how many to use: ``tokens // seq_len`` windows, or as many as the text has.
-        stride: None for windows side by side.
+        stride: None for windows that do not overlap.
 
     Raises:
-        TextError: if the text is shorter than one window.
-        UsageError: if stride or seq_len make no sense.
+        TextError: the text is shorter than one window.
+        UsageError: stride or seq_len is out of range.
     """
     if seq_len < 2:
         raise UsageError(f"a window of {seq_len} token has no target: --seq-len must be 2 or more")
     if stride is not None and not 1 <= stride < seq_len:
-        raise UsageError(f"--stride {stride} must lie between 1 and seq_len − 1 = {seq_len - 1}")
+        raise UsageError(f"--stride {stride} must be between 1 and seq_len − 1 = {seq_len - 1}")
     have = ids.numel()
     if have < seq_len:
         raise TextError(
@@ -83,10 +83,10 @@ def cut(ids: Tensor, seq_len: int, tokens: int, stride: int | None = None) -> Wi
 
 
 def shuffled(windows: Windows, seed: int) -> Windows:
-    """The same windows in random order: the first few are then a sample of the whole text.
+    """The same windows in random order, so that the first few are a sample of the whole text.
 
-    What neighbours in a text have in common would make figures on a part of it look surer than
-    they are.
+    Neighbouring windows resemble each other: on part of a text in order, figures would look more
+    certain than they are.
     """
     order = torch.randperm(windows.count, generator=torch.Generator().manual_seed(seed))
     return Windows(windows.ids[order], windows.targets)

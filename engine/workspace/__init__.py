@@ -1,4 +1,4 @@
-"""What is open: checkpoints and loaded models, handed to the jobs that need them."""
+"""What is open: checkpoints and loaded models, passed to the jobs that need them."""
 
 from engine.workspace.loaded import Loaded
 from engine.workspace.opened import Opened

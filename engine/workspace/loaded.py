@@ -1,4 +1,4 @@
-"""A loaded model with its evaluation windows, and what is kept of it between jobs."""
+"""A loaded model with its evaluation windows, and what jobs cache with it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Loaded:
-    """One model that can run, on one set of windows.
+    """One loaded model, on one set of windows.
 
-    Measurements keep what they reuse (the reference, calibration, recipe runs) as parts of the
-    model, by type: see `part`. So this module knows none of them.
+    Measurements cache what they reuse (the reference, calibration, recipe runs) as parts of the
+    model, by type: see `part`. This module knows none of these types.
     """
 
     absent: ClassVar[str] = "no model is loaded"
@@ -33,30 +33,30 @@ class Loaded:
     windows: Windows
     protocol: p.Protocol
     evaluation: keys.Evaluation
-    """The part of a fact's key that files, windows and arithmetic are."""
+    """The part of a fact's key for files, windows and arithmetic."""
     load_s: float = 0.0
-    """Seconds it took to load."""
+    """Seconds that loading took."""
     _parts: dict[type, Any] = field(default_factory=dict)
 
     def part(self, kind: type[T], make: Callable[[], T]) -> T:
-        """The part of a type; made the first time it is asked for."""
+        """The part of a type; created on first use."""
         if kind not in self._parts:
             self._parts[kind] = make()
         found: T = self._parts[kind]
         return found
 
     def find(self, kind: type[T]) -> T | None:
-        """The part of a type; None if it was not made yet."""
+        """The part of a type; None if it does not exist yet."""
         return self._parts.get(kind)
 
     @property
     def settings(self) -> p.Settings:
-        """Of the session."""
+        """The session's settings."""
         return self.opened.settings
 
     @property
     def rows(self) -> dict[str, DiskLayer]:
-        """Layers as the files have them, by name."""
+        """Layers in the files, by name."""
         return self.opened.rows
 
     @property
@@ -65,19 +65,19 @@ class Loaded:
         return self.opened.scale_dtype
 
     def should_stop(self) -> bool:
-        """Whether something more urgent waits for the running step."""
+        """Whether a more urgent job waits for the running step."""
         return self.opened.workspace.should_stop()
 
     def assert_at_rest(self) -> None:
-        """As `Network.assert_at_rest`."""
+        """See `Network.assert_at_rest`."""
         self.network.assert_at_rest()
 
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
-        """As `Workspace.known`."""
+        """See `Workspace.known`."""
         return self.opened.workspace.known(keys)
 
     def budget(self) -> int:
-        """Bytes beside the loaded model: those that were asked for, else half of what is free."""
+        """Bytes available in addition to the model: as set, else half of the free memory."""
         from engine.model.memory import memory_free
 
         return self.settings.memory_budget or memory_free(self.network.device) // 2

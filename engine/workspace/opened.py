@@ -16,7 +16,7 @@ from engine.workspace.workspace import Workspace
 
 @dataclass(eq=False)
 class Opened:
-    """The files of one checkpoint: what jobs on weights alone take."""
+    """The files of one checkpoint: all that jobs on weights need."""
 
     absent: ClassVar[str] = "no checkpoint is open"
 
@@ -24,21 +24,21 @@ class Opened:
     path: Path
     checkpoint: Checkpoint
     rows: dict[str, DiskLayer]
-    """Layers by name; replaced as a whole where the loaded model names them otherwise."""
+    """Layers by name; replaced as a whole if the loaded model names them differently."""
     demo: bool = False
     other_bytes: int = 0
-    """Bytes of the checkpoint that belong to no layer."""
+    """Bytes of the checkpoint outside of layers."""
     code_sha256: str = ""
-    """Hash of the code that came with the checkpoint, where it was trusted."""
+    """Hash of the code that came with the checkpoint, if it was trusted."""
     files: keys.Files = field(init=False)
-    """The part of a fact's key that these files are."""
+    """The part of a fact's key for these files."""
 
     def __post_init__(self) -> None:
         self.files = keys.Files(self.checkpoint.fingerprint, self.code_sha256)
 
     @property
     def settings(self) -> p.Settings:
-        """Of the session."""
+        """The session's settings."""
         return self.workspace.settings
 
     @property
@@ -48,7 +48,7 @@ class Opened:
 
     @property
     def tied(self) -> bool:
-        """Whether the files hold one tensor for head and embedding."""
+        """Whether head and embedding are one tensor in the files."""
         parts = {row.role: row.parts for row in self.rows.values()}
         return "head" in parts and parts["head"] == parts.get("embedding")
 
@@ -56,7 +56,7 @@ class Opened:
         """A layer by name.
 
         Raises:
-            UsageError: there is none of this name.
+            UsageError: no layer has this name.
         """
         row = self.rows.get(layer)
         if row is None:
@@ -64,8 +64,8 @@ class Opened:
         return row
 
     def assert_at_rest(self) -> None:
-        """Files are only read."""
+        """Does nothing: files are only read."""
 
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
-        """As `Workspace.known`."""
+        """See `Workspace.known`."""
         return self.workspace.known(keys)

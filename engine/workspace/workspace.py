@@ -1,4 +1,4 @@
-"""What all jobs of an engine share."""
+"""The workspace that all jobs of an engine share."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from engine.store.facts import FactStore
 
 
 class Openable(Protocol):
-    """A type of thing that a workspace holds."""
+    """Something a workspace can hold."""
 
     absent: ClassVar[str]
-    """Sentence for whoever needs one where there is none."""
+    """Error message if a job needs one and there is none."""
 
     def assert_at_rest(self) -> None:
-        """Fail if the step of a job left it other than it was."""
+        """Fail if a job's step left it changed."""
 
 
 OpenableT = TypeVar("OpenableT", bound=Openable)
 
 
 class Workspace:
-    """The store of facts, the settings, and all that is open.
+    """The fact store, the settings, and everything that is open.
 
-    It may hold several things of one type, say two checkpoints to compare. A job takes what it
-    needs by type: an `Opened` checkpoint where the files are enough, a `Loaded` model to run it.
+    It may hold several objects of one type, such as two checkpoints to compare. A job asks for what
+    it needs by type: `Opened` if the files are enough, `Loaded` to run the model.
 
     Args:
         facts: the store.
         settings: of the session.
-        should_stop: whether something more urgent waits for the running step.
+        should_stop: whether a more urgent job waits for the running step.
     """
 
     def __init__(
@@ -45,22 +45,22 @@ class Workspace:
     ) -> None:
         self.facts, self.settings, self.should_stop = facts, settings, should_stop
         self.begun = time.time()
-        """Under ``fresh``, facts older than this are measured anew."""
+        """With ``fresh``, facts older than this are measured again."""
         self._held: list[Openable] = []
 
     def add(self, opened: Openable) -> None:
-        """Hold one thing more, which becomes the newest of its type."""
+        """Add an object, which becomes the newest of its type."""
         self._held.append(opened)
 
     def every(self, kind: type[OpenableT]) -> list[OpenableT]:
-        """All things of a type, the oldest first."""
+        """All objects of a type, oldest first."""
         return [each for each in self._held if isinstance(each, kind)]
 
     def need(self, kind: type[OpenableT]) -> OpenableT:
-        """The newest thing of a type.
+        """The newest object of a type.
 
         Raises:
-            EngineError: if there is none.
+            EngineError: there is none.
         """
         found = self.every(kind)
         if not found:
@@ -77,5 +77,5 @@ class Workspace:
             each.assert_at_rest()
 
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
-        """The facts the store has; under ``fresh`` those of this run alone."""
+        """The stored facts of these keys; with ``fresh`` only those of this run."""
         return self.facts.get_many(keys, since=self.begun if self.settings.fresh else 0.0)

@@ -24,7 +24,7 @@ class Command(NamedTuple):
 
 
 OPEN = Command("open", "qtui.cli.interface:open_model", hidden=True)
-"""What ``qtui MODEL`` stands for."""
+"""The command behind ``qtui MODEL``."""
 COMMANDS = (
     OPEN,
     Command("demo", "qtui.cli.interface:demo"),

@@ -14,17 +14,17 @@ import msgspec
 import typer
 
 from engine.errors import EngineError, UsageError
-from engine.report import schema
+from engine.report import json as json_output
 from qtui.cli.progress import put
 from qtui.views.text import printable
 
 INTERRUPTED = 130
-KEPT = "results are saved; run the command again to resume"
+RESUME_HINT = "results are saved; run the command again to resume"
 AnyDocument = TypeVar("AnyDocument", bound=msgspec.Struct)
 
 
 def check_destination(json: str | None) -> None:
-    """Check that a document can be written, before hours are spent on it.
+    """Check that the JSON file can be written, before spending hours on a run.
 
     Raises:
         UsageError: it cannot.
@@ -44,15 +44,15 @@ def check_destination(json: str | None) -> None:
 def publish(document: AnyDocument, as_text: Callable[[AnyDocument], str], json: str | None) -> None:
     """Print the results, and write the JSON document; with ``--json -`` print that alone."""
     if json == "-":
-        put(sys.stdout, schema.encode(document).decode())
+        put(sys.stdout, json_output.encode(document).decode())
         return
     if json is not None:
-        schema.write(document, Path(json).expanduser())
+        json_output.write(document, Path(json).expanduser())
     put(sys.stdout, as_text(document))
 
 
 @contextmanager
-def reporting_errors(kept: str = KEPT) -> Iterator[None]:
+def reporting_errors(kept: str = RESUME_HINT) -> Iterator[None]:
     """Print an error as a sentence, and exit with its code.
 
     Args:
@@ -67,7 +67,7 @@ def reporting_errors(kept: str = KEPT) -> Iterator[None]:
         print_error(f"interrupted: {kept}")
         raise typer.Exit(INTERRUPTED) from error
     except BrokenPipeError as error:
-        # The reader of stdout has left: without this the interpreter fails again as it exits.
+        # The reader of stdout is gone: without this the interpreter fails again as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from error
     except MemoryError as error:
@@ -80,7 +80,7 @@ def reporting_errors(kept: str = KEPT) -> Iterator[None]:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a run as ``ctrl+c`` does: its results are saved."""
+    """Treat SIGTERM like ``ctrl+c``: the results are saved."""
 
     def interrupt(number: int, frame: Any) -> NoReturn:
         raise KeyboardInterrupt

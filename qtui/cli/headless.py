@@ -1,6 +1,6 @@
-"""One command run to its end with no screen: events in, an outcome out, everything said on stderr.
+"""Run one command without a screen: events in, an outcome out, messages on stderr.
 
-A run attaches to the engine that already has the checkpoint; where there is none it runs one in
+A run attaches to the engine that already has the checkpoint open; if there is none, it runs one in
 this process. Both look the same from here.
 """
 
@@ -25,10 +25,10 @@ from qtui.views.sweeps import formats_of
 
 OfRecipe: TypeAlias = p.Evaluate | p.Export
 Ask: TypeAlias = p.Command | Callable[[Session], OfRecipe]
-"""What to do: a command that has a job, a plugin's too. A recipe is a function of the opened
-session: its layers have to be known."""
+"""A command that has a job, from a plugin too. With a recipe, a function of the opened session,
+which knows the layers."""
 Question: TypeAlias = p.AskHistogram | p.AskExperts
-"""What is asked about one layer beside a triage."""
+"""A question about one layer, in addition to a triage."""
 Answer: TypeAlias = p.HistogramReady | p.ExpertsReady
 
 TICK = 0.2
@@ -37,24 +37,23 @@ FALLBACKS_SAID = 10
 """Fallbacks that are printed one by one; the rest are counted, and appear only in JSON."""
 
 NOT_WHOLE = "the incomplete folder is deleted"
-"""What becomes of an export that does not come to its end."""
+"""What happens to an export that does not finish."""
 
 MUST_AGREE = (
     "text", "calib", "calib_tokens", "tokens", "seq_len", "stride", "sigma", "device", "dtype",
     "seed", "draws",
     "trust_remote_code",
 )  # fmt: skip
-"""Settings that figures depend on: an engine that runs with others cannot answer for these."""
+"""Settings that results depend on: an engine with different ones cannot be used."""
 MUST_AGREE_OF_FILES: dict[type[p.Command], tuple[str, ...]] = {
     p.Triage: ("sigma", "trust_remote_code"),
     p.Export: ("trust_remote_code",),
 }
-"""The ones among them that matter to what reads the files alone, and loads no model; all of them
-matter to a command that is not here."""
+"""Those that matter to commands that only read files; all of them matter to commands not listed."""
 
 
 class RunError(EngineError):
-    """A run that did not come to its end, with the exit code the engine gave."""
+    """A run that did not finish, with the engine's exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -62,7 +61,7 @@ class RunError(EngineError):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that came to its end."""
+    """A finished run."""
 
     session: Session
     job: Job
@@ -93,17 +92,17 @@ def measure(
         settings: how everything is measured.
         ask: what to measure.
         meter: where progress is shown.
-        questions: about single layers, asked once the measuring is done; their layers are looked
-            for before it begins.
+        questions: about single layers, asked after the measurement; their layers are checked
+            before it begins.
         of: type of the command, where ``ask`` is a function of the session.
         calibrates: whether an export needs the model, with calibration text.
 
     Raises:
-        RunError: it was refused, failed, or somebody ended it.
+        RunError: it was refused, failed, or was cancelled.
         UsageError: the engine that has the checkpoint measures with other settings, or a question
-            names a layer there is not.
+            names an unknown layer.
         EngineError: the engine cannot be reached or ended.
-        KeyboardInterrupt: after the job was told to stop; its results are saved.
+        KeyboardInterrupt: after the job was cancelled; its results are saved.
     """
     running = client.attached(source)
     if running is None:
@@ -127,7 +126,7 @@ def measure(
 
 
 class _Run:
-    """One command on its way."""
+    """One command while it runs."""
 
     def __init__(
         self,
@@ -158,7 +157,7 @@ class _Run:
         self._fallbacks: set[tuple[str, str]] = set()
 
     def follow(self, source: str, settings: p.Settings) -> Outcome:
-        """Send what is asked for and take events until it has ended."""
+        """Send the command and process events until its job has ended."""
         self._engine.send(p.Open(source, settings, model=not self._of_files, take_up=False))
         ended: p.JobEnded | None = None
         try:
@@ -184,7 +183,7 @@ class _Run:
 
     def _send_if_ready(self, settings: p.Settings) -> None:
         session = self._engine.session
-        # What an earlier run left in the session does not count as open.
+        # State that an earlier run left in the session does not count as open.
         if not (self._open or (self._attached and session.source)):
             return
         if self._attached:
@@ -200,12 +199,12 @@ class _Run:
             asked = self._ask(session)
         else:
             return
-        # Others may ask the same engine for the same kind of thing: ours comes back by its mark.
+        # Other clients may send the same command: ours is recognised by its mark.
         self._sent = msgspec.structs.replace(asked, ask=self._mark)
         self._engine.send(self._sent)
 
     def _take(self, event: p.AnyEvent) -> p.JobEnded | None:
-        """Tell a person about an event; the end of our job is returned."""
+        """Report an event on stderr; return the end of our job."""
         match event:
             case p.Notice():
                 self._meter.say(event.message if event.level == "info" else _warned(event))
@@ -246,7 +245,7 @@ class _Run:
         return None
 
     def _refused(self, event: p.Refused) -> None:
-        """Somebody's running sweep of the same kind is followed; any other refusal is the end."""
+        """Follow another client's equal sweep if one is running; any other refusal is an error."""
         asked = any(
             type(question).__name__ == event.command
             and (not event.layers or question.layer in event.layers)
@@ -298,16 +297,16 @@ class _Run:
 
 
 def _names_are_listed(session: Session) -> bool:
-    """Whether opening has come so far that every layer has its name."""
+    """Whether opening has listed every layer by name."""
     opening = any(job.kind == "open" and job.status == "running" for job in session.jobs.values())
     return bool(session.layers.names) and not opening
 
 
 def _answers(event: Answer, question: Question) -> bool:
-    """Whether this is what was asked for; an engine tells every client what any of them asked."""
+    """Whether this answers the question; an engine sends all answers to every client."""
     match question, event:
         case p.AskHistogram(), p.HistogramReady():
-            # The answer names its format in the canonical way.
+            # The answer has the canonical name of the format.
             same_grid = bool(question.format) == bool(event.format)
             same = same_grid and len(event.counts) == question.bins
             return same and event.layer == question.layer
@@ -330,12 +329,12 @@ def _known_layer(session: Session, layer: str) -> None:
 
 
 def _names_are_final(session: Session) -> bool:
-    """Whether the model has had its say on the names of the layers."""
+    """Whether the loaded model has confirmed the names of the layers."""
     return session.model is not None and _names_are_listed(session)
 
 
 def _agree(session: Session, settings: p.Settings, names: Sequence[str]) -> None:
-    """Refuse an engine that would answer with figures of another protocol."""
+    """Refuse an engine whose settings differ in these names."""
     if settings.fresh:
         raise UsageError(
             f"--fresh needs its own engine, but one already has {session.source} open: "

@@ -1,7 +1,7 @@
 """The installation: versions, devices, terminal and paths, to paste in a bug report.
 
 Nothing here may fail because something is missing: what is missing is the finding. No tensor
-library is imported; GPUs are asked for through the driver.
+library is imported; GPUs are queried through the driver.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.profiles import bundled_path, load_profile, load_profiles, origins, user_path
-from engine.report.numbers import size
+from engine.report.wording import size
 from engine.store import paths
 from qtui.bundled import themes_folder
 from qtui.views.text import printable
@@ -76,13 +76,13 @@ class ProfileValue(msgspec.Struct, frozen=True, kw_only=True):
     value: str | int | float | list[str]
     path: str
     profile: str
-    """The table it stands in."""
+    """The table that contains it."""
     own: bool
     """Whether that is the user's file."""
 
 
 class ChosenProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """The profile that was asked for, value by value."""
+    """The requested profile, value by value."""
 
     name: str
     values: list[ProfileValue]
@@ -102,7 +102,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=
     themes: list[str]
     problems: list[str]
     profile: ChosenProfile | msgspec.UnsetType = msgspec.UNSET
-    """Absent where none was asked for, or none can be read."""
+    """Absent if none was requested, or none can be read."""
 
 
 def examine(profile: str | None = None) -> Report:
@@ -155,7 +155,7 @@ def _profile(name: str) -> ChosenProfile:
 def _themes_and_keys(problems: list[str], profiles: list[str]) -> list[str]:
     """Names of the themes; what is wrong with these, or with a person's keys, is a problem."""
     if importlib.util.find_spec("textual") is None:
-        return []  # told of as missing; the others can still be looked at
+        return []  # reported as missing; the rest can still be checked
     from qtui.screens.registry import known_keys
     from qtui.user.keymap import keymap_path, read_keymap
     from qtui.user.themes import read_themes
@@ -168,7 +168,7 @@ def _themes_and_keys(problems: list[str], profiles: list[str]) -> list[str]:
     except EngineError as error:
         problems.append(str(error))
     try:
-        keys = load_profile().keys if profiles else {}  # what is wrong with those is told already
+        keys = load_profile().keys if profiles else {}  # their problems are already reported
         read_keymap(keymap_path(), *known_keys(keys).values())
     except EngineError as error:
         problems.append(str(error))

@@ -1,4 +1,4 @@
-"""Options that every measuring command shares, and what they say about `Settings`."""
+"""Options that every measuring command shares, and the `Settings` they give."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ FpsOption = Annotated[
 
 
 class Shared(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be given to any command that measures; None where it was not."""
+    """Options of every command that measures; None where not given."""
 
     profile: Annotated[
         str, typer.Option("--profile", "-P", metavar="NAME", help="how thoroughly to measure")
@@ -135,10 +135,10 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
 
     def resolve(self) -> tuple[Settings, Profile]:
-        """The profile's settings with what was given laid over them, and the profile itself.
+        """The profile's settings overridden by the given options, and the profile itself.
 
         Raises:
-            UsageError: a value that cannot be; the message names the option.
+            UsageError: a value is out of range; the message names the option.
         """
         for option, value, least in (
             ("--tokens", self.tokens, 2),
@@ -175,7 +175,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shares_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every option of `Shared`; it takes them as its last parameter, ``shared``."""
+    """Add every option of `Shared` to a command, which gets them as ``shared``."""
     hints = get_type_hints(command, include_extras=True)
     shared_hints = get_type_hints(Shared, include_extras=True)
     own = [
@@ -205,7 +205,7 @@ def shares_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def not_yet(what: str, why: str) -> UsageError:
-    """What is planned and not there, as an error."""
+    """The error for a feature that is planned but not available."""
     return UsageError(f"{what} is not available yet: {why}")
 
 
@@ -213,7 +213,7 @@ def sweep_asked(formats: Sequence[str], direction: str, exact: str, by: str) -> 
     """The command of a sweep.
 
     Raises:
-        UsageError: a value that cannot be; the message names the option and the nearest value.
+        UsageError: a value is unknown; the message names the option and the nearest value.
     """
     return Sweep(
         tuple(formats),
@@ -227,7 +227,7 @@ def exact_of(given: str) -> str:
     """Which layers a sweep measures: ``all``, ``top:K`` or ``none``.
 
     Raises:
-        UsageError: it is none of these, or K is no number above 0.
+        UsageError: it is none of these, or K is not a positive integer.
     """
     word, colon, number = given.strip().lower().partition(":")
     if word == "top" and (colon or not number):
@@ -245,7 +245,7 @@ def with_draws(settings: Settings, draws: int | None) -> Settings:
     """The settings with as many draws of labels.
 
     Raises:
-        UsageError: a number of draws that cannot be.
+        UsageError: the number of draws is out of range.
     """
     low, high = RANGES["draws"]
     if draws is None:
@@ -268,7 +268,7 @@ def split_formats(given: str | None) -> tuple[str, ...]:
     """``A,B`` as formats, each once; empty if none were given.
 
     Raises:
-        UsageError: nothing stands between two commas.
+        UsageError: a format is empty.
     """
     if given is None:
         return ()
@@ -288,7 +288,7 @@ def expanded(given: str) -> Path:
     """A path with ``~`` written out.
 
     Raises:
-        UsageError: it names the home of a user there is not.
+        UsageError: it names the home of an unknown user.
     """
     try:
         return Path(given).expanduser()
@@ -297,7 +297,7 @@ def expanded(given: str) -> Path:
 
 
 def located_model(given: str) -> str:
-    """As `located`; ``demo`` stays the bundled checkpoint whatever lies in this folder."""
+    """Like `located`, but ``demo`` is always the bundled checkpoint."""
     return given if given == "demo" else located(given)
 
 

@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress on stderr: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from engine.report.numbers import clock, size
+from engine.report.wording import clock, size
 from qtui.views.text import PLAIN, UNICODE, fit, printable
 
 EVERY = 5.0
@@ -20,7 +20,7 @@ BAR = 30
 
 
 class Meter:
-    """The line that shows progress, and what is said above it."""
+    """The progress line, with messages printed above it."""
 
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
         """
@@ -46,7 +46,7 @@ class Meter:
         *,
         in_bytes: bool = False,
     ) -> None:
-        """Show where a run stands, if it is time to; ``in_bytes`` if its steps are bytes."""
+        """Show progress, if it is time to; ``in_bytes`` if its steps are bytes."""
         now = self._now()
         if now - self._shown < (FRAME if self._live else EVERY):
             return
@@ -67,12 +67,12 @@ class Meter:
             self._last = line
 
     def say(self, sentence: str) -> None:
-        """Say something once, above the bar."""
+        """Print a message above the bar."""
         self.clear()
         self._write(f"{printable(sentence)}\n")
 
     def clear(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._painted:
             self._write("\r\x1b[K")
             self._painted = False
@@ -86,7 +86,7 @@ class Meter:
 
 
 def put(stream: TextIO, text: str) -> None:
-    """Write text to a stream whose encoding may not have all of it."""
+    """Write text to a stream, escaping what its encoding lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()

@@ -21,7 +21,7 @@ OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export)
 
 
 def check_recipe(command: str, format: str | None, recipe: str | None) -> None:
-    """Refuse what is no recipe, or is two."""
+    """Check that exactly one recipe was given (``first-last`` may have a format too)."""
     both = format is not None and recipe is not None
     if both and not names_file(str(recipe)) and built_in(str(recipe)) == FIRST_LAST:
         return
@@ -33,7 +33,7 @@ def check_recipe(command: str, format: str | None, recipe: str | None) -> None:
 
 
 def calibrates(format: str | None, recipe: str | None) -> bool:
-    """Whether a format, or one of a recipe file, looks at calibration inputs."""
+    """Whether a format, or one of a recipe file, needs calibration inputs."""
     formats = [format]
     if recipe is not None and names_file(recipe):
         read = read_recipe(Path(recipe).expanduser())
@@ -51,7 +51,7 @@ def with_recipe(given: str | None, command: OfRecipe) -> OfRecipe | Callable[[Se
 
 
 def _from_file(path: Path, command: OfRecipe) -> Callable[[Session], OfRecipe]:
-    """The command with the recipe of a file, once it is known what the layers are called."""
+    """The command with the recipe of a file, resolved once the layers are known."""
     recipe = read_recipe(path)
 
     def ask(session: Session) -> OfRecipe:

@@ -1,4 +1,4 @@
-"""What every measuring command does with the model it is given: measure, progress on stderr."""
+"""Run a measuring command on a MODEL, with progress on stderr."""
 
 from __future__ import annotations
 

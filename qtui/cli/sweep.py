@@ -47,7 +47,7 @@ def sweep(
         check_destination(json)
         wanted = split_formats(formats)
         if wanted:
-            # Who names formats wants to know of these alone.
+            # With --formats only those are wanted.
             settings = msgspec.structs.replace(settings, estimate_formats=())
         ask = sweep_asked(wanted or settings.sweep_formats, direction, exact, by)
         outcome = run(model, settings, ask)

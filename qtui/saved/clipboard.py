@@ -1,7 +1,7 @@
 """Copying: to the terminal's clipboard by OSC 52, and to a file that is always there.
 
-Nobody answers OSC 52, so what is said is what was sent. Three ways are taken at once, since none
-of them does harm where it does nothing:
+OSC 52 has no reply, so qtui can only report what it sent. Three ways are used at once, since each
+is harmless where it has no effect:
 
 - the plain sequence, for terminals, and for tmux with ``set-clipboard on``;
 - inside tmux, ``tmux load-buffer -w`` on the file: tmux ignores the plain sequence as it comes
@@ -10,7 +10,7 @@ of them does harm where it does nothing:
   (tmux: with ``allow-passthrough on``).
 
 Widely used terminals drop a sequence of more than 100,000 bytes, which holds 74,994 bytes of text:
-more than that goes to the file alone, and a person is told.
+a longer text goes to the file only, and qtui says so.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Terminal(Protocol):
 
 
 class Copied(msgspec.Struct, frozen=True):
-    """What became of a copy."""
+    """The result of a copy."""
 
     path: Path | None
     """The file that holds the text; None where it could not be written."""
@@ -162,7 +162,7 @@ def _to_terminal(app: Terminal, text: str, path: Path | None, environ: Mapping[s
 
 
 def _to_tmux(path: Path, environ: Mapping[str, str]) -> None:
-    """Let tmux read the file and set the clipboard; nobody waits for it."""
+    """Let tmux read the file and set the clipboard, without waiting for it."""
     program = shutil.which("tmux", path=environ.get("PATH"))
     if program is None:
         return

@@ -1,4 +1,4 @@
-"""While a path is typed to save to: how it could go on, and what would be saved."""
+"""Completions and verdict of a path to save to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from engine.errors import UsageError
-from engine.report.numbers import size
+from engine.report.wording import size
 from engine.store.files import free_name
 from qtui.saved.request import QUOTES, misspelt, read_request
 from qtui.saved.subjects import FORM_WORDS, FORMS, subjects

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from engine import protocol as p
 from engine.report.documents import histogram as histogram_part
-from engine.report.schema import encode, finite
+from engine.report.json import encode, finite
 from engine.session import Session
 from qtui.saved.view import Cell, SavedTable
 from qtui.views.text import printable

@@ -1,4 +1,4 @@
-"""The table of what happened."""
+"""The event log as a table."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine import protocol as p
-from engine.report.numbers import percent
+from engine.report.wording import percent
 from qtui.saved.view import View
-from qtui.views.reproduce import Verb, command, unsaid
+from qtui.views.reproduce import Verb, command, not_in_command
 
 
 def under_cursor(view: View) -> tuple[str, int]:
@@ -56,13 +56,13 @@ def notes_of(view: View, *, order: bool = False) -> dict[str, str]:
         notes["order"] = view.order
     if order and view.filter:
         notes["filter"] = view.filter
-    if left_out := unsaid(session.settings):
+    if left_out := not_in_command(session.settings):
         notes["not in the command"] = "; ".join(left_out)
     return notes
 
 
 def protocol_in_words(protocol: p.Protocol) -> str:
-    """What a perplexity stands on, in one line."""
+    """The protocol behind a perplexity, in one line."""
     return (
         f"{protocol.text} (sha256 {protocol.text_sha256[:16]}), {protocol.tokens} tokens in "
         f"{protocol.windows} windows of {protocol.seq_len}, stride {protocol.stride}, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from engine import protocol as p
-from engine.report.numbers import short
+from engine.report.wording import short
 from qtui.saved.svg import CELL, SIZE, Palette, caption, folded, opening, written
 
 WIDTH, HEIGHT = 760.0, 420.0

@@ -1,4 +1,4 @@
-"""What is typed to save something: ``[SUBJECT] PATH[!]``.
+"""Parse what is typed to save something: ``[SUBJECT] PATH[!]``.
 
 A path may have blanks in it; where its first word could be taken for a subject it is put in
 quotes, or after the subject: ``"tables of May.csv"``, ``table tables of May.csv``.

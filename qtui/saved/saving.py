@@ -1,7 +1,7 @@
 """Save what the workbench shows: any table, plot, recipe or the screen, by the ending of a path.
 
-A file that is there is never replaced unasked: the next free name is taken (``demo-2.csv``) and
-said; ``!`` after the path replaces it. Whatever is saved carries the command that gives it again.
+An existing file is not replaced: the next free name is used (``demo-2.csv``) and reported; ``!``
+after the path replaces it. Every file contains the command that reproduces it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Saved(msgspec.Struct, frozen=True):
     what: str
     """What is in it, in a few words."""
     command: str
-    """The command that gives it again."""
+    """The command that reproduces it."""
 
     @property
     def says(self) -> str:
@@ -47,9 +47,9 @@ def save(subject: Subject, path: str, view: View, *, replace: bool = False) -> S
 
     Args:
         subject: what to save.
-        path: where; ``~`` is the home folder, a folder stands for the suggested name in it.
+        path: where; ``~`` is the home folder, a folder means the suggested name in it.
         view: what is shown.
-        replace: put it in place of a file of that name; otherwise the next free name is taken.
+        replace: overwrite a file of that name; otherwise the next free name is used.
 
     Raises:
         UsageError: the path cannot be written, its ending is unknown, or there is nothing of that

@@ -29,7 +29,7 @@ SIZE, CELL, LEADING = 14.0, 8.43, 17.0
 between two lines, in pixels."""
 MARGIN = 12.0
 _GAPS = re.compile(" {2,}|(?:(?! {2}).)+", re.DOTALL)
-"""Gaps of two spaces and more, and what stands between them."""
+"""Gaps of two spaces and more, and the text between them."""
 _NOT_XML = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -107,7 +107,7 @@ def screen_svg(lines: Sequence[Line], *, title: str, command: str, palette: Pale
     Args:
         lines: from top to bottom.
         title: what it shows; viewers say it where the mouse rests.
-        command: what reproduces it; stands in ``<desc>`` whole.
+        command: what reproduces it; written in full to ``<desc>``.
         palette: colours of whatever has none.
     """
     columns = max([*(sum(cell_len(run.text) for run in line) for line in lines), 40])
@@ -178,7 +178,7 @@ def _line(line: Line, top: float, palette: Palette) -> list[str]:
             here = left + cell_len(run.text[: found.start()]) * CELL
             spans.append(
                 f'<tspan x="{_px(here)}" textLength="{_px(cell_len(found[0]) * CELL)}" '
-                f'lengthAdjust="spacingAndGlyphs"{_look(run, palette)}>{written(found[0])}</tspan>'
+                f'lengthAdjust="spacingAndGlyphs"{_style(run, palette)}>{written(found[0])}</tspan>'
             )
     if not spans:
         return grounds
@@ -186,16 +186,16 @@ def _line(line: Line, top: float, palette: Palette) -> list[str]:
     return [*grounds, text]
 
 
-def _look(run: Run, palette: Palette) -> str:
-    look = f' fill="{run.foreground or palette.foreground}"'
+def _style(run: Run, palette: Palette) -> str:
+    style = f' fill="{run.foreground or palette.foreground}"'
     if run.bold:
-        look += ' font-weight="bold"'
+        style += ' font-weight="bold"'
     if run.italic:
-        look += ' font-style="italic"'
+        style += ' font-style="italic"'
     lines = [
         name for name, on in (("underline", run.underline), ("line-through", run.strike)) if on
     ]
-    return look + (f' text-decoration="{" ".join(lines)}"' if lines else "")
+    return style + (f' text-decoration="{" ".join(lines)}"' if lines else "")
 
 
 def _run(text: str, style: Style, theme: TerminalTheme) -> Run:

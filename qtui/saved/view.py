@@ -1,4 +1,4 @@
-"""`View`: what of the screen can be saved; and `SavedTable`, what is made of it."""
+"""`View`, what is shown and can be saved, and `SavedTable`, the table made from it."""
 
 from __future__ import annotations
 

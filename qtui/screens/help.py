@@ -1,4 +1,4 @@
-"""Overlays with something to read: the keys, and all that happened."""
+"""Overlays to read: the help and the event log."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Overlay(ModalScreen[None]):
             yield text
 
     def on_mount(self) -> None:
-        """Begin where the newest is, where that stands last."""
+        """Scroll to the newest line if it is the last."""
         if self.at_end:
             self.query_one(VerticalScroll).scroll_end(animate=False)
 
 
 class LogScreen(Overlay):
-    """Everything that happened, newest at the foot."""
+    """The event log, newest at the bottom."""
 
     DEFAULT_CSS = """
     LogScreen > VerticalScroll { width: 95%; }
@@ -73,7 +73,7 @@ class LogScreen(Overlay):
 
 
 class Help(Overlay):
-    """Where a person stands, the keys as they are bound now, and what columns and marks mean."""
+    """The current scope, the keys as they are bound, and what columns and signs mean."""
 
     LEFT, RIGHT = 37, 37
 
@@ -97,7 +97,7 @@ class Help(Overlay):
         )
 
     def _here(self) -> list[Words]:
-        """What the keys would do where the cursor stands."""
+        """What the keys would change now."""
         about = self.about
         here, possible = about.here()
         lines: list[Words] = [[("Here: ", "bold"), (here, "" if possible else "$dim")]]

@@ -1,4 +1,4 @@
-"""The screens of a session that is open: which is shown, and what the others have still to draw."""
+"""The screens of an open session: which one is shown, and what the others must still repaint."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from qtui.screens.spec import ScreenContext
 
 
 @dataclass
-class _Owed:
-    """What changed since a screen was painted."""
+class _Unpainted:
+    """What changed since a screen was last painted."""
 
     dirty: set[Dirty] = field(default_factory=set)
-    anew: bool = False
-    """Whether an engine sent the session whole meanwhile."""
+    whole: bool = False
+    """Whether the whole session was replaced meanwhile."""
 
 
 class MountedScreens:
-    """Makes screens when they are first shown, paints the one that is shown, and tells all of them.
+    """Create screens when first shown, paint the visible one, and pass events to all.
 
-    A screen that was made stays, with its cursor and what is typed in it.
+    A screen stays once created, with its cursor and its input.
     """
 
     def __init__(self, app: App[None], context: ScreenContext) -> None:
@@ -40,7 +40,7 @@ class MountedScreens:
         self._session = Session()
         self._failed = self._frozen = False
         self._made: dict[str, SessionScreen] = {}
-        self._owed: dict[str, _Owed] = {}
+        self._unpainted: dict[str, _Unpainted] = {}
         self._shown = WORKBENCH
         self.workbench = self._screen(WORKBENCH)
 
@@ -61,7 +61,7 @@ class MountedScreens:
             screen.session, screen.failed = self._session, self._failed
             screen.freeze(self._frozen)
             self._made[id] = screen
-            self._owed[id] = _Owed(set(EVERYTHING) if id != WORKBENCH else set())
+            self._unpainted[id] = _Unpainted(set(EVERYTHING) if id != WORKBENCH else set())
             if id != WORKBENCH:
                 # Textual removes a screen that is taken from the stack, unless it is installed.
                 self._app.install_screen(screen, id)
@@ -83,27 +83,27 @@ class MountedScreens:
     # --- what the engine's link says -----------------------------------------------------------
 
     def take_session(self, session: Session) -> None:
-        """Use another session for what is heard before the first repaint."""
+        """Set the session for events that arrive before the first repaint."""
         self._session = session
         for screen in self._made.values():
             screen.session = session
 
-    def paint(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
-        """Paint what changed on the screen that is shown, and keep it in mind for the others."""
+    def paint(self, session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
+        """Paint what changed on the visible screen, and record it for the others."""
         self._session = session
-        for owed in self._owed.values():
-            owed.dirty |= dirty
-            owed.anew |= anew
+        for unpainted in self._unpainted.values():
+            unpainted.dirty |= dirty
+            unpainted.whole |= whole
         self._paint_shown()
 
     def _paint_shown(self) -> None:
-        owed, self._owed[self._shown] = self._owed[self._shown], _Owed()
-        if owed.dirty:
-            self.shown.show(self._session, frozenset(owed.dirty), anew=owed.anew)
+        unpainted, self._unpainted[self._shown] = self._unpainted[self._shown], _Unpainted()
+        if unpainted.dirty:
+            self.shown.show(self._session, frozenset(unpainted.dirty), whole=unpainted.whole)
 
-    def hear(self, event: p.AnyEvent) -> bool:
-        """Tell every screen about an event before it is folded; false if it must not be folded."""
-        folded = [screen.hear(event) for screen in self._made.values()]
+    def before_fold(self, event: p.AnyEvent) -> bool:
+        """Pass an event to every screen before it is folded; false if it must not be folded."""
+        folded = [screen.before_fold(event) for screen in self._made.values()]
         if isinstance(event, p.JobEnded) and event.kind == "open":
             self._set_failed(event.status == "failed")
         return all(folded)
@@ -119,11 +119,11 @@ class MountedScreens:
         for screen in self._made.values():
             screen.connected()
 
-    def lost(self, said: str, log_path: str) -> None:
-        """The engine is gone; ``said`` is why."""
+    def lost(self, reason: str, log_path: str) -> None:
+        """The engine is gone; ``reason`` is why."""
         self._set_failed(True)
         for screen in self._made.values():
-            screen.lost(said, log_path)
+            screen.lost(reason, log_path)
 
     def _set_failed(self, failed: bool) -> None:
         self._failed = failed
@@ -139,11 +139,11 @@ class MountedScreens:
     # --- messages ------------------------------------------------------------------------------
 
     def say(self, level: p.Level, words: str, lasts: float | None = None) -> None:
-        """Show a message at the foot of the screen that is shown."""
+        """Show a message at the bottom of the visible screen."""
         self.shown.say(level, words, lasts)
 
-    def tell(self, level: p.Level, words: str) -> None:
-        """Show a message, and keep it in the log."""
-        self.workbench.tell(level, words)
+    def say_and_log(self, level: p.Level, words: str) -> None:
+        """Show a message, and log it."""
+        self.workbench.say_and_log(level, words)
         if self._shown != WORKBENCH:
             self.say(level, words)

@@ -1,4 +1,4 @@
-"""The command palette: everything that can be done, found by a few letters of its name."""
+"""The command palette: fuzzy search over every action."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qtui.widgets.prompt.entry import Entry
 
 
 class PaletteEntry(NamedTuple):
-    """Something that can be done, or why it cannot be done now."""
+    """An action, with the reason if it is unavailable."""
 
     id: str
     title: str
@@ -30,7 +30,7 @@ class PaletteEntry(NamedTuple):
     """The key that does it too."""
     group: str = ""
     why_not: str = ""
-    """Why it cannot be done now; empty where it can."""
+    """Why it is unavailable; empty if it is available."""
 
 
 class Found(NamedTuple):
@@ -43,7 +43,7 @@ class Found(NamedTuple):
 def search(query: str, text: str) -> Found | None:
     """Find each word of a query in a text, in any order; None where one is not there.
 
-    A word is there as it stands (best at the beginning of a word of the text), or letter by letter
+    A word matches as a substring (best at the beginning of a word of the text), or letter by letter
     in order. Each letter is looked for once, so that no text can make the search slow.
     """
     lowered = text.lower()
@@ -99,12 +99,12 @@ def answers(query: str, entries: Sequence[PaletteEntry]) -> list[tuple[PaletteEn
             found.append((entry, title))
         elif by_id is not None:
             found.append((entry, Found(by_id.score / 2)))
-    # What can be done stands before what cannot, unless that is found much better.
+    # Available actions come first, unless an unavailable one matches much better.
     return sorted(found, key=lambda each: -each[1].score * (0.5 if each[0].why_not else 1))
 
 
 class Palette(ModalScreen[str | None]):
-    """Every action in a list that typing narrows; gives the id of the one that is to be done."""
+    """A searchable list of every action; returns the id of the chosen one."""
 
     DEFAULT_CSS = """
     Palette { align: center top; background: $background 60%; }
@@ -142,7 +142,7 @@ class Palette(ModalScreen[str | None]):
         self._group_width = min(10, max((cell_len(entry.group) for entry in entries), default=0))
 
     def compose(self) -> ComposeResult:
-        """The query, what answers it, and what is said of the chosen one."""
+        """The query, the matches, and a line about the selected one."""
         with Vertical(id="box"):
             with Horizontal(id="query"):
                 ask = Lines(id="ask")
@@ -157,7 +157,7 @@ class Palette(ModalScreen[str | None]):
         self._search(self.entry.value)
 
     def on_key(self, event: events.Key) -> None:
-        """Letters that come before the line stands are for the line too."""
+        """Letters typed before the input is mounted go to the input too."""
         if self.focused is None and event.is_printable and event.character:
             event.stop().prevent_default()
             self.entry.insert_text_at_cursor(event.character)
@@ -166,27 +166,27 @@ class Palette(ModalScreen[str | None]):
         """Take as many lines as there are entries, or room."""
         room = event.size.height * 9 // 10 - 7 - 1
         self.choices.styles.height = max(3, min(len(self.entries), room))
-        self.call_after_refresh(self._tell)
+        self.call_after_refresh(self._describe)
 
-    # --- what is asked for --------------------------------------------------------------------
+    # --- searching ----------------------------------------------------------------------------
 
     def _search(self, query: str) -> None:
         self.found = answers(query, self.entries)
         self.choices.empty = [("no match; ctrl+u clears the line", "$dim")]
-        # Groups stand side by side only while nothing is asked for.
+        # Groups are kept together only while the query is empty.
         starts = [len(list(run)) for _, run in groupby(self.found, lambda each: each[0].group)]
         self._first_of_group = {sum(starts[:n]) for n in range(len(starts))}
         self.choices.top = 0
         self.choices.show(len(self.found), 0)
-        self._tell()
+        self._describe()
 
     @property
     def current(self) -> PaletteEntry | None:
         """The entry under the cursor."""
         return self.found[self.choices.cursor][0] if self.found else None
 
-    def _tell(self, *, loud: bool = False) -> None:
-        """Say why the chosen one cannot be done; ``loud`` where that was asked for."""
+    def _describe(self, *, loud: bool = False) -> None:
+        """Say why the selected action is unavailable; ``loud`` if the user tried to run it."""
         entry = self.current
         if entry is not None and entry.why_not:
             style = "bold $error" if loud else "$warning"
@@ -203,7 +203,7 @@ class Palette(ModalScreen[str | None]):
     def _run(self) -> None:
         entry = self.current
         if entry is None or entry.why_not:
-            self._tell(loud=True)
+            self._describe(loud=True)
         else:
             self.dismiss(entry.id)
 
@@ -218,14 +218,14 @@ class Palette(ModalScreen[str | None]):
 
     def on_choices_moved(self) -> None:
         """Say what there is to say of another entry."""
-        self._tell()
+        self._describe()
 
     def on_choices_clicked(self) -> None:
         """Do what was clicked."""
         self._run()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Nobody above needs to hear the line's own messages."""
+        """Stop the input's own messages here."""
         event.stop()
 
     # --- drawing ------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class Palette(ModalScreen[str | None]):
 
 
 def _lit(text: str, places: frozenset[int], style: str) -> Words:
-    """A text with the characters at some places told apart."""
+    """A text with the characters at some places highlighted."""
     runs = groupby(range(len(text)), lambda place: place in places)
     words: Words = []
     for lit, run in runs:

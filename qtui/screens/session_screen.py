@@ -1,4 +1,4 @@
-"""A screen that shows a session: what the pump paints, and what actions need of it."""
+"""Base class of the screens that show a session: painted by the pump, driven by actions."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class SessionScreen(Screen[None]):
         self.refused_keys: list[str] = []
         """Keys of the profile that an action has already."""
         self.handler: ActionHandler | None = None
-        """Runs the actions; set by whoever makes the screen."""
+        """Runs the actions; set by the creator of the screen."""
         if glyphs.ascii:
             self.add_class("-ascii")
 
@@ -86,27 +86,27 @@ class SessionScreen(Screen[None]):
 
     # --- what the engine's link says -----------------------------------------------------------
 
-    def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
-        """Draw the parts of the session that changed; ``anew`` where an engine sent it whole."""
+    def show(self, session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
+        """Draw the parts of the session that changed; ``whole`` if all of it was replaced."""
         raise NotImplementedError
 
-    def hear(self, event: p.AnyEvent) -> bool:
-        """Notice an event before it is folded, shown or not; false if it must not be folded."""
+    def before_fold(self, event: p.AnyEvent) -> bool:
+        """Handle an event before it is folded, visible or not; false if it must not be folded."""
         return True
 
     def connecting(self) -> None:
         """An engine is being started."""
 
     def connected(self) -> None:
-        """There is an engine; it knows nothing of what the one before was asked."""
+        """An engine is connected; it knows nothing of commands sent to the previous one."""
 
-    def lost(self, said: str, log_path: str) -> None:
-        """The engine is gone; ``said`` is why."""
-        first = said.splitlines()[0] if said else "the engine ended"
+    def lost(self, reason: str, log_path: str) -> None:
+        """The engine is gone; ``reason`` is why."""
+        first = reason.splitlines()[0] if reason else "the engine ended"
         self.say("error", f"{first}: {self.key('retry')} restarts it")
 
     def refused(self) -> None:
-        """A command went nowhere: there is no engine."""
+        """A command could not be sent: there is no engine."""
         self.say("warning", f"no engine is running: {self.key('retry')} restarts it")
 
     def freeze(self, frozen: bool) -> None:
@@ -118,8 +118,8 @@ class SessionScreen(Screen[None]):
         """Show a message at the foot; ``lasts`` seconds, or what is usual."""
         self.message.say(level, words, lasts)
 
-    def tell(self, level: p.Level, words: str) -> None:
-        """Show a message at the foot, and keep it in the log where this screen has one."""
+    def say_and_log(self, level: p.Level, words: str) -> None:
+        """Show a message at the bottom, and log it if this screen has a log."""
         self.say(level, words)
 
     # --- actions and their keys ----------------------------------------------------------------
@@ -153,7 +153,7 @@ class SessionScreen(Screen[None]):
         return next(iter(key_names(self.app, action)), "the palette")
 
     def here(self) -> tuple[str, bool]:
-        """What the keys act on now, for the help, and whether there is anything at all."""
+        """What the keys act on now, for the help, and whether there is anything to act on."""
         return "the session", bool(self.session.layers.names)
 
     def why_not(self, id: str) -> str:

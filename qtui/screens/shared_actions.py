@@ -15,7 +15,7 @@ from qtui.widgets.frame.status import key_names
 
 
 class SharedActions:
-    """Runs the actions of a screen by their ids; one that is not possible says why.
+    """Run the actions of a screen by their ids, or say why one is unavailable.
 
     A screen with actions of its own has a subclass with their `HANDLERS`.
     """
@@ -79,7 +79,7 @@ class SharedActions:
         self.screen.post_message(SessionScreen.AppWideAction(what))
 
     def step(self, command: p.Undo | p.Redo) -> None:
-        """Go back or forth in the recipe's history."""
+        """Undo or redo a change of the recipe."""
         self.app_wide("unfreeze")
         self.ask(command)
 
@@ -88,7 +88,7 @@ class SharedActions:
         self.app_wide("retry")
 
     def cancel(self) -> None:
-        """End the job that is shown."""
+        """Cancel the job that is shown."""
         job = running(self.session)[0]
         self.say("info", f"cancelling {job.title}")
         self.ask(p.Cancel(job.id))

@@ -1,4 +1,4 @@
-"""Keys of a person's own: ``keymap.toml``, read strictly against the actions there are.
+"""The user's keys: ``keymap.toml``, checked against the known actions.
 
 ::
 
@@ -25,7 +25,7 @@ UNBOUND = "<unbound>"
 """A key that no keyboard has: Textual leaves an action its own keys where it is given none. Its
 ``<ignore>`` will not do, for that one is pressed by sequences that a terminal sends unasked."""
 ALWAYS = {"interrupt": "ctrl+c"}
-"""Actions with the key nobody can take from them, so that there is always a way out."""
+"""Actions with a key that cannot be unbound, so that the user can always leave."""
 WAYS_OUT = ("help", "quit")
 """Of these, one at least has a key."""
 NAMES = frozenset(

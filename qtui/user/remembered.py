@@ -1,4 +1,4 @@
-"""What the interface remembers from one run to the next: looks, and where files were saved."""
+"""Settings remembered between runs: appearance, and where files were saved."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ CARRIERS = lru_cache(maxsize=64)(Carriers)
 
 
 class Attributes(LineFilter):
-    """Puts the terminal's colours and attributes in place of carriers."""
+    """Replaces carriers by the terminal's colours and attributes."""
 
     def __init__(self, carriers: Carriers) -> None:
         super().__init__()

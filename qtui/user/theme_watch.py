@@ -1,4 +1,4 @@
-"""The themes at hand while the interface runs: changed by a key, and by saving a file."""
+"""The themes of a running interface: switched by a key, reloaded when a file is saved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_COLOR = NoColor()
 
 
 class ThemeWatch:
-    """Reads themes, and again what was saved since. Asked once a second, it costs one `scandir`."""
+    """Reads themes, and rereads saved files. Polled once a second, it costs one `scandir`."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """
@@ -39,15 +39,15 @@ class ThemeWatch:
         """Files that could not be read once: perhaps an editor was still writing them."""
         self.themes: dict[str, ThemeFile] = {}
         self.problems: list[str] = []
-        self._look(patient=False)
+        self._reload(patient=False)
         self._arrange()
 
     def changed(self) -> tuple[list[ThemeFile], list[str]]:
-        """Themes that are not what they were, and what is wrong with files since saved.
+        """Themes that changed, and what is wrong with files saved since.
 
         The colours of a file that was spoilt stay what they were until it can be read again.
         """
-        if not self._look(patient=True):
+        if not self._reload(patient=True):
             return [], []
         before, known = self.themes, self.problems
         self._arrange()
@@ -59,8 +59,8 @@ class ThemeWatch:
         self.themes, clashes = arrange(files)
         self.problems = [*self._bad.values(), *clashes]
 
-    def _look(self, patient: bool) -> bool:
-        """Read what is new; true where anything is not as it was."""
+    def _reload(self, patient: bool) -> bool:
+        """Read changed files; true if any theme changed."""
         stamps = self._scan()
         stale = {path for path, stamp in stamps.items() if self._stamps.get(path) != stamp}
         gone = self._stamps.keys() - stamps.keys()
@@ -137,19 +137,19 @@ class ThemeShelf:
     def register(self, app: App[Any]) -> None:
         """Make all of them known to an app."""
         for theme in self.watch.themes.values():
-            self._put(app, theme)
+            self._register(app, theme)
 
     def poll(self, app: App[Any]) -> list[str]:
-        """Take up what was saved; what is returned is wrong with it, a sentence each."""
+        """Reload saved themes; return their problems, a sentence each."""
         fresh, problems = self.watch.changed()
         for theme in fresh:
-            self._put(app, theme)
+            self._register(app, theme)
             if app.theme == theme.name:
-                # The name is as it was: watchers are called only if told to.
+                # The name is unchanged, so watchers must be called explicitly.
                 app.mutate_reactive(App.theme)
         return problems
 
-    def _put(self, app: App[Any], theme: ThemeFile) -> None:
+    def _register(self, app: App[Any], theme: ThemeFile) -> None:
         self._registered[theme.name] = theme
         app.register_theme(theme.theme())
 

@@ -1,4 +1,4 @@
-"""Themes: ``themes/*.toml`` and the user's own, read strictly, and which of them to begin with."""
+"""Themes: ``themes/*.toml`` and the user's own, validated, and the choice of the first one."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class ThemeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.ansi:
             # What lies under text stays the terminal's, unless the theme says otherwise.
             c["background"] = "ansi_default"
-        # Textual's own names stand here too: it would have them a little beside what the file says.
+        # Set Textual's own names too: it would derive slightly different colours.
         own = c | {"ink": c["foreground"]}
         return Theme(
             name=self.name,
@@ -204,7 +204,7 @@ def theme_files(folder: Path) -> list[Path]:
 def arrange(files: Iterable[tuple[Path, ThemeFile]]) -> tuple[dict[str, ThemeFile], list[str]]:
     """Themes by name out of files, bundled ones first, and what is wrong among them.
 
-    A user's theme stands over the bundled one of its name. Of two of the user's own, the first by
+    A user's theme replaces the bundled one of its name. Of two of the user's own, the first by
     file name stays.
     """
     themes: dict[str, ThemeFile] = {}
@@ -239,7 +239,7 @@ def read_themes() -> tuple[dict[str, ThemeFile], list[str]]:
 
 
 def load_themes() -> dict[str, ThemeFile]:
-    """All themes by name; the user's stand over the bundled ones of the same name.
+    """All themes by name; the user's replace the bundled ones of the same name.
 
     Raises:
         ThemeError: naming the first file and the key at fault.
@@ -281,10 +281,10 @@ def choose_theme(
     remembered: Mapping[Depth, str],
     known: Iterable[str],
 ) -> tuple[str, str]:
-    """The theme to begin with, and what is wrong with the one that was wished for, or nothing.
+    """The theme to start with, and what is wrong with the requested one, or nothing.
 
-    What was given on the command line goes first, then ``QTUI_THEME``, then what was last chosen in
-    a terminal of as many colours, then the terminal's default.
+    The command line comes first, then ``QTUI_THEME``, then the last choice in a terminal with as
+    many colours, then the terminal's default.
 
     Raises:
         UsageError: if the given theme is none of those known.

@@ -1,4 +1,4 @@
-"""Ways to go on with what is being typed."""
+"""Completions of an input line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Completion(NamedTuple):
-    """One way to go on."""
+    """One completion."""
 
     text: str
     """The whole new value of the line."""

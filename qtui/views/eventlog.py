@@ -1,4 +1,4 @@
-"""What happened, in words and in order: every event that a person may want to look up later."""
+"""The event log: everything that a user may want to look up later, in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.errors import FormatError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import why_not_held
 from engine.protocol import Level
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.session import Layers, Session, recipe_hash
 from qtui.views.sweeps import formats_of
 from qtui.views.text import UNICODE, Glyphs, Words, printable, short_name
@@ -25,7 +25,7 @@ WAVE = 2.0
 OF_ONE_LAYER = p.LayerWeights | p.LayerError | p.Sensitivity | p.Estimate
 """Facts that the table shows: there are too many of them for a log."""
 SILENT = frozenset({"AskHistogram", "AskExperts"})
-"""Commands that nobody gives with a key: their refusal is nobody's news."""
+"""Commands that no key sends: their refusals are not logged."""
 STYLES: dict[Level, str] = {"info": "$dim", "warning": "$warning", "error": "bold $error"}
 SIGNS: dict[Level, str] = {"info": " ", "warning": "!", "error": "x"}
 BEFORE = "before"
@@ -56,8 +56,8 @@ class _Wave(NamedTuple):
 class EventLog:
     """The last `MOST` things that happened.
 
-    `hear` is given every event, before or after it is folded; it costs about a microsecond for the
-    many that are not logged.
+    `add` gets every event, before or after it is folded; events that are not logged cost about a
+    microsecond.
     """
 
     def __init__(self, glyphs: Glyphs = UNICODE, clock: Callable[[], float] = time.time) -> None:
@@ -86,8 +86,8 @@ class EventLog:
         """Log something that is no event of the engine: that it was started, or lost."""
         self._add(Entry(self._clock(), level, " ".join(text.split())))
 
-    def take_up(self, session: Session) -> None:
-        """Log what a session was told before this terminal was attached, and is not here yet."""
+    def add_earlier(self, session: Session) -> None:
+        """Log what happened in the session before this terminal attached, once."""
         here = {entry.text for entry in self._entries}
         waves: dict[tuple[str, str], list[str]] = {}
         for fallback in session.fallbacks:
@@ -101,7 +101,7 @@ class EventLog:
             if text not in here:
                 self._add(Entry(None, level, text))
 
-    def hear(self, event: p.AnyEvent, session: Session) -> None:
+    def add(self, event: p.AnyEvent, session: Session) -> None:
         """Log an event, if it is of the kind that is logged."""
         match event:
             case p.Progress() | p.RecipePartial() | p.Gauges() | p.Stage():
@@ -109,9 +109,9 @@ class EventLog:
             case p.Learned():
                 for fact in event.facts:
                     if not isinstance(fact, OF_ONE_LAYER):
-                        self._learn(fact, session, fresh=event.fresh)
+                        self._log_fact(fact, session, fresh=event.fresh)
             case p.Fallback():
-                self._fall_back(event)
+                self._log_fallback(event)
             case p.Notice():
                 self.say(event.level, event.message)
             case p.Exported():
@@ -186,7 +186,7 @@ class EventLog:
                 found.append(f"largest: {name} {kl}")
         return found
 
-    def _learn(self, fact: p.AnyFact, session: Session, *, fresh: bool) -> None:
+    def _log_fact(self, fact: p.AnyFact, session: Session, *, fresh: bool) -> None:
         known = "" if fresh else ", saved earlier"
         match fact:
             case p.Baseline() if fact != session.baseline:
@@ -227,7 +227,7 @@ class EventLog:
         said = f"PPL {n.perplexity(ppl)}"
         return said if math.isnan(half) else f"{said} {self.glyphs.plus_minus} {n.margin(half)}"
 
-    def _fall_back(self, event: p.Fallback) -> None:
+    def _log_fallback(self, event: p.Fallback) -> None:
         """One entry for all fallbacks of a format that come together."""
         now, wave = self._clock(), self._wave
         if wave is None or wave.format != event.format or now - wave.latest > WAVE:

@@ -1,4 +1,4 @@
-"""What a job is doing just now, in words."""
+"""What a job is doing now, as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line that measures the same again: it stands beside whatever leaves the screen."""
+"""The command line that reproduces a measurement, stored with every saved file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONS = (
 )
 """Settings with the options that say them."""
 FROM_FORMATS: dict[Verb, str] = {"triage": "formats", "sweep": "sweep_formats"}
-"""The setting that ``--formats`` stands in for, by command."""
+"""The setting that ``--formats`` overrides, by command."""
 FROM_THE_PROFILE = ("batch_tokens", "sigma")
 """Settings that have no option: the profile alone says them."""
 
@@ -66,13 +66,13 @@ def command(settings: Settings, source: str, verb: Verb, extra: Sequence[str] = 
         if plain is None or asked != getattr(plain, formats):
             words += ["--formats", ",".join(asked)]
     if source.startswith("-"):
-        # What stands after -- is no option, whatever it begins with.
+        # Whatever follows -- is not an option.
         return " ".join(map(quoted, [*words, *extra, "--", source]))
     return " ".join(map(quoted, [*words, *extra]))
 
 
-def unsaid(settings: Settings) -> tuple[str, ...]:
-    """What no option can say and the profile, as it stands now, says otherwise; in words."""
+def not_in_command(settings: Settings) -> tuple[str, ...]:
+    """Settings that no option can set and that the profile has changed since, as sentences."""
     plain = _of_the_profile(settings.profile)
     if plain is None:
         return (f"profile {settings.profile!r} no longer exists",)

@@ -1,4 +1,4 @@
-"""What a toggle acts on: the layer under the cursor, or a set of layers that it stands for."""
+"""The scope of a toggle: the layer under the cursor, or a set of layers around it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Shared(NamedTuple):
     """Head and embedding."""
 
 
-class Here(NamedTuple):
-    """Where a person stands: all that a scope depends on."""
+class ScopeContext(NamedTuple):
+    """Everything that a scope depends on: cursor, marks, filter."""
 
     session: Session
     shared: Shared
@@ -56,8 +56,8 @@ def index_layers(layers: Layers) -> Shared:
     return Shared(kinds, blocks, groups, outside)
 
 
-def why_not(scope: Scope, here: Here) -> str:
-    """Why a scope makes no sense now; empty where it does."""
+def why_not(scope: Scope, here: ScopeContext) -> str:
+    """Why a scope is unavailable now; empty if it is available."""
     layers, row = here.session.layers, here.row
     if scope == "marks":
         return "" if here.marked else "no layer is marked"
@@ -71,25 +71,25 @@ def why_not(scope: Scope, here: Here) -> str:
         return "this layer is in no block"
     if scope == "group" and layers.groups[row] < 0:
         return "this layer is in no fused group"
-    if scope in ("block", "kind", "group") and len(_together(scope, here)) < 2:
+    if scope in ("block", "kind", "group") and len(_rows_of_group(scope, here)) < 2:
         return f"this layer is alone in its {'fused group' if scope == 'group' else scope}"
     return ""
 
 
-def possible(scope: Scope, here: Here) -> Scope:
-    """``scope`` where it makes sense now, else the layer under the cursor."""
+def possible(scope: Scope, here: ScopeContext) -> Scope:
+    """``scope`` if it is available now, else the layer under the cursor."""
     return "layer" if why_not(scope, here) else scope
 
 
-def next_scope(scope: Scope, here: Here, step: int = 1) -> Scope:
-    """The scope after this one, or before it, that makes sense now."""
+def next_scope(scope: Scope, here: ScopeContext, step: int = 1) -> Scope:
+    """The next available scope after this one, or before it."""
     at = SCOPES.index(scope)
     round_ = (SCOPES[(at + step * i) % len(SCOPES)] for i in range(1, len(SCOPES) + 1))
     return next((other for other in round_ if not why_not(other, here)), "layer")
 
 
-def _together(scope: Scope, here: Here) -> Sequence[int]:
-    """Rows of the block, kind or fused group that the cursor stands in."""
+def _rows_of_group(scope: Scope, here: ScopeContext) -> Sequence[int]:
+    """Rows of the cursor's block, kind or fused group."""
     layers, row = here.session.layers, here.row
     if row is None:
         return ()
@@ -100,7 +100,7 @@ def _together(scope: Scope, here: Here) -> Sequence[int]:
     return here.shared.groups.get(layers.groups[row], ())
 
 
-def rows_in_scope(scope: Scope, here: Here) -> Sequence[int]:
+def rows_in_scope(scope: Scope, here: ScopeContext) -> Sequence[int]:
     """Rows in scope, in the model's order."""
     if scope == "layer":
         return () if here.row is None else (here.row,)
@@ -109,16 +109,16 @@ def rows_in_scope(scope: Scope, here: Here) -> Sequence[int]:
         return sorted(row for row in rows if row is not None)
     if scope == "filter":
         return here.matching if here.filter else ()
-    return _together(scope, here)
+    return _rows_of_group(scope, here)
 
 
-def in_scope(scope: Scope, here: Here) -> tuple[str, ...]:
+def in_scope(scope: Scope, here: ScopeContext) -> tuple[str, ...]:
     """Layers in scope, in the model's order."""
     names = here.session.layers.names
     return tuple(names[row] for row in rows_in_scope(scope, here))
 
 
-def scope_test(scope: Scope, here: Here) -> Callable[[int], bool]:
+def scope_test(scope: Scope, here: ScopeContext) -> Callable[[int], bool]:
     """Test whether a row is in scope, without listing all that are."""
     layers, row = here.session.layers, here.row
     if scope == "marks":
@@ -141,10 +141,10 @@ def _within(row: int, rows: Sequence[int]) -> bool:
     return at < len(rows) and rows[at] == row
 
 
-def describe(scope: Scope, here: Here, glyphs: Glyphs = UNICODE) -> str:
+def describe(scope: Scope, here: ScopeContext, glyphs: Glyphs = UNICODE) -> str:
     """The scope in words: ``block 3: 7 layers``.
 
-    Head and embedding are named where they are among many: they are seldom meant.
+    Head and embedding are named if they are among many: they are rarely intended.
     """
     layers, row = here.session.layers, here.row
     if scope == "marks":
@@ -165,7 +165,7 @@ def describe(scope: Scope, here: Here, glyphs: Glyphs = UNICODE) -> str:
     elif scope == "layer":
         return printable(short_name(layers.names[row], layers.blocks[row], 0).strip())
     else:
-        rows = _together(scope, here)
+        rows = _rows_of_group(scope, here)
         if scope == "block":
             words = f"block {layers.blocks[row]}: {_number(len(rows))}"
         elif scope == "kind":
@@ -181,7 +181,7 @@ def _number(layers: int) -> str:
     return f"{layers} layer{'' if layers == 1 else 's'}"
 
 
-def _fused(here: Here, rows: Sequence[int], glyphs: Glyphs) -> str:
+def _fused(here: ScopeContext, rows: Sequence[int], glyphs: Glyphs) -> str:
     """``0 q+k+v``: the block, and the kinds without the end they have in common."""
     layers = here.session.layers
     if not rows:

@@ -1,4 +1,4 @@
-"""What may be typed where a checkpoint or a file is asked for, completed."""
+"""Completion of checkpoints and paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from engine.report.numbers import size
+from engine.report.wording import size
 from qtui.views.completion import Completion
 
 SCANNED = 5_000
@@ -114,7 +114,7 @@ def complete_source(
     """Ways to go on from what was typed as a checkpoint: known sources, the hub's cache, folders.
 
     Args:
-        typed: what stands in the line; nothing is offered for nothing.
+        typed: the input; there are no completions of an empty one.
         known: sources that were open before, with what is said of them.
         hub_ids: models in the hub's local cache.
     """

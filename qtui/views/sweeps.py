@@ -1,4 +1,4 @@
-"""What was swept so far, and what is being swept: by format and direction."""
+"""Progress of sweeps, by format and direction."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def measured(session: Session, format: str, direction: Direction) -> int:
 
 def total(session: Session, direction: Direction) -> int:
     """How many layers a sweep is of: head and embedding are never quantised with all the others,
-    so that there is nothing to win back by keeping them."""
+    so keeping them regains nothing."""
     blocks = session.layers.blocks
     return len(blocks) if direction == "degrade" else sum(block >= 0 for block in blocks)
 
 
-def whole(session: Session, format: str, direction: Direction) -> bool:
+def is_complete(session: Session, format: str, direction: Direction) -> bool:
     """Whether every layer was measured that can hold the format."""
     if EffectKey(direction, format) in session.effects.additivity:
         return True
@@ -57,22 +57,22 @@ def whole(session: Session, format: str, direction: Direction) -> bool:
 
 
 def unfinished(session: Session, format: str, direction: Direction) -> tuple[str, Direction] | None:
-    """The first sweep that was begun, is not whole and is not running any more.
+    """The first sweep that was started, is incomplete and not running.
 
-    Looked at are what is shown, and the formats that are swept on opening.
+    Checks what is shown, and the formats that are swept on opening.
     """
     looked_at: list[tuple[str, Direction]] = [(format, direction)]
     looked_at += [(each, "degrade") for each in session.settings.sweep_formats]
     for each, way in looked_at:
-        begun = measured(session, each, way) > 0 or _broken_off(session, each, way)
-        # Nothing is measured of restoring but by hand: an empty table says how to go on.
+        begun = measured(session, each, way) > 0 or _was_interrupted(session, each, way)
+        # Restore sweeps are only started by the user: an empty table says how.
         begun = begun or (way == "restore" and bool(each))
-        if begun and not whole(session, each, way) and sweeping(session, each, way) is None:
+        if begun and not is_complete(session, each, way) and sweeping(session, each, way) is None:
             return each, way
     return None
 
 
-def _broken_off(session: Session, format: str, direction: Direction) -> bool:
+def _was_interrupted(session: Session, format: str, direction: Direction) -> bool:
     """Whether a sweep of a format and direction was cancelled, or failed."""
     return any(
         job.status in ("cancelled", "failed") and is_sweep_of(job.command, format, direction)

@@ -1,4 +1,4 @@
-"""Words and figures as they are drawn: foreign text made harmless, numbers made short."""
+"""Text and numbers as they are drawn: glyphs, fitting, bars, short names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 from rich.cells import cell_len, set_cell_size
 
 from engine.report.characters import printable as printable
-from engine.report.numbers import decimals, short
+from engine.report.wording import decimals, short
 
 Words: TypeAlias = list[tuple[str, str]]
 """Pieces of text with a style each, such as ``$dim`` or ``bold $error``; never read as markup."""
@@ -43,7 +43,7 @@ class Glyphs(NamedTuple):
 DOUBT = "?"
 """Stands behind an estimate that may not hold."""
 BELOW = "<floor"
-"""Stands in place of the bar of what is too small to be measured."""
+"""Shown instead of a bar for effects too small to be measured."""
 
 UNICODE = Glyphs()
 PLAIN = Glyphs(
@@ -61,11 +61,11 @@ def only_ascii(environ: Mapping[str, str]) -> bool:
 
     Where nothing is said about a locale, as in most containers, terminals draw UTF-8.
     """
-    told = {key: environ[key] for key in ("LC_ALL", "LC_CTYPE", "LANG") if environ.get(key)}
-    if told.get("LANG") in ("C", "POSIX") and told.get("LC_CTYPE") in COERCED:
-        # Python sets it so by itself where the locale is C (PEP 538): nobody said it.
-        del told["LC_CTYPE"]
-    named = next(iter(told.values()), "")
+    locales = {key: environ[key] for key in ("LC_ALL", "LC_CTYPE", "LANG") if environ.get(key)}
+    if locales.get("LANG") in ("C", "POSIX") and locales.get("LC_CTYPE") in COERCED:
+        # Python sets it by itself if the locale is C (PEP 538); the user did not.
+        del locales["LC_CTYPE"]
+    named = next(iter(locales.values()), "")
     utf8 = not named or "utf" in named.lower()
     return not utf8 or environ.get("TERM") in ("linux", "dumb")
 

@@ -1,1 +1,1 @@
-"""One file a widget."""
+"""The widgets, one file each, by part of the screen."""

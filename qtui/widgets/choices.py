@@ -1,4 +1,4 @@
-"""A list to choose from: only the rows on the screen are drawn, only those that change are sent."""
+"""A selection list that draws only visible rows and sends only those that changed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Choices(Widget, can_focus=True):
 
     @dataclass
     class Moved(Message):
-        """The cursor stands on another row."""
+        """The cursor moved to another row."""
 
         row: int
 
@@ -62,10 +62,10 @@ class Choices(Widget, can_focus=True):
         self.cursor = 0
         self.top = 0
         self.empty: Words = []
-        """What stands in place of rows while there are none."""
+        """Shown while there are no rows."""
 
     def show(self, count: int, cursor: int | None = None) -> None:
-        """Draw so many rows anew, the cursor where it was or on another row."""
+        """Redraw with this many rows, the cursor where it was or on another row."""
         self.count = count
         self.cursor = max(0, min(self.cursor if cursor is None else cursor, count - 1))
         self._follow()
@@ -135,7 +135,7 @@ class Choices(Widget, can_focus=True):
             self.post_message(self.Clicked(row, event.chain))
 
     def render(self) -> Content:
-        """The rows on the screen, and where in the list they stand."""
+        """The visible rows, and their position in the list."""
         width, height = self.content_size
         if not self.count:
             return content([("  ", ""), *self.empty]).truncate(width)

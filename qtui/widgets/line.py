@@ -1,4 +1,4 @@
-"""Widgets of one or a few lines whose text is made elsewhere."""
+"""Widgets of a few lines of styled text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PlainScrollBar(ScrollBarRender):
 
 
 class Lines(Widget):
-    """Lines of text, drawn anew only where they changed."""
+    """Lines of text, redrawn only where they changed."""
 
     DEFAULT_CSS = """
     Lines { height: 1; background: $background; color: $foreground; }
@@ -45,10 +45,10 @@ class Lines(Widget):
         super().__init__(id=id)
         self.lines: list[Words] = []
         self.wrap = wrap
-        """Whether long lines go on in the next one, in place of losing their end."""
+        """Whether long lines wrap instead of being cut."""
 
     def set_lines(self, lines: list[Words]) -> None:
-        """Show these lines; the screen is laid out anew only where they need other room."""
+        """Show these lines; the screen is laid out again only if their height changed."""
         if lines != self.lines:
             before, self.lines = self.lines, lines
             height = self.styles.height

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=bench_estimate.STANDARD_DRAWS)
     given = parser.parse_args()
     print(f"{machine()}\n")
-    text = evaluation_text(None, demo=True, tell=print)
+    text = evaluation_text(None, demo=True, notify=print)
     row = torch.tensor(first_tokens(load_tokenizer(DEMO_PATH), text.content, given.tokens))
     windows = row[: given.tokens - given.tokens % SEQ_LEN].view(-1, SEQ_LEN)
     with tempfile.TemporaryDirectory() as folder:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from engine.formats.grammar import parse_format
+from engine.quant.input_statistics import output_error
 from engine.quant.quantize import dequantized
-from engine.quant.statistics import output_error
 from engine.service.process import SPINS
 
 WIDTH = int(os.environ.get("GPTQ_WIDTH", "4096"))

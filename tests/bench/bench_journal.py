@@ -12,7 +12,7 @@ import pytest
 from engine import protocol as p
 from engine.store.facts import FactStore
 from engine.store.journal import Journal
-from engine.store.recorder import Record
+from engine.store.recorder import Recorder
 
 ROWS = 50_000
 NAMES = [f"model.layers.{row // 64}.mlp.experts.{row % 64}.up_proj" for row in range(ROWS)]
@@ -33,12 +33,12 @@ def learned(rows: int, *, fresh: bool) -> Iterator[p.Learned]:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Iterator[Record]:
+def record(tmp_path: Path) -> Iterator[Recorder]:
     facts = FactStore(tmp_path / "facts.sqlite")
     journal = Journal(tmp_path, facts)
-    found = Record(journal, facts, lambda _seq, _event: None, threading.RLock())
-    found.tell(p.Opened("x", p.Settings(), {}))
-    found.tell(
+    found = Recorder(journal, facts, lambda _seq, _event: None, threading.RLock())
+    found.emit(p.Opened("x", p.Settings(), {}))
+    found.emit(
         p.LayersListed(
             names=NAMES, kinds=["up_proj"] * ROWS, blocks=[row // 64 for row in range(ROWS)],
             roles=["linear"] * ROWS, shapes=[(8, 8)] * ROWS, dtypes=["float16"] * ROWS,
@@ -50,11 +50,11 @@ def record(tmp_path: Path) -> Iterator[Record]:
     facts.close()
 
 
-def told(record: Record, name: str, events: Iterable[p.AnyEvent]) -> None:
+def told(record: Recorder, name: str, events: Iterable[p.AnyEvent]) -> None:
     begun, longest = time.perf_counter(), 0.0
     for event in events:
         before = time.perf_counter()
-        record.tell(event)
+        record.emit(event)
         longest = max(longest, time.perf_counter() - before)
     spent = time.perf_counter() - begun
     print(
@@ -63,7 +63,7 @@ def told(record: Record, name: str, events: Iterable[p.AnyEvent]) -> None:
     )
 
 
-def test_fifty_thousand_rows(record: Record) -> None:
+def test_fifty_thousand_rows(record: Recorder) -> None:
     print()
     told(record, "found in the store, a row an event", learned(1, fresh=False))
     told(record, "measured, 500 rows an event", learned(500, fresh=True))

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from engine.formats.grammar import parse_format
-from engine.measure.weights import fused
-from engine.measure.weights.fused import Fused
+from engine.measure.weights import compiled_kernel
+from engine.measure.weights.compiled_kernel import Fused
 from engine.measure.weights.reconstruction import compare, weight_errors
 from engine.measure.weights.triage import CHUNK
 from engine.quant.quantize import dequantized
@@ -35,7 +35,7 @@ FORMAT = parse_format(TEXT)
 FIRST_USE = """
 import json, sys, time
 import torch
-from engine.measure.weights.fused import Fused
+from engine.measure.weights.compiled_kernel import Fused
 from engine.formats.grammar import parse_format
 weight = torch.zeros(16, 11008, dtype=torch.float16)
 begun = time.perf_counter()
@@ -129,7 +129,7 @@ def test_quantise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             f"{name:14} median {middle * 1e3:7.1f} ms, least {min(seconds) * 1e3:7.1f}"
             f"   {base / middle:5.1f} × (by rounds {min(ratios):.1f} to {max(ratios):.1f})   {aim}"
         )
-    tiles = 4 * fused.TILE + 2 * fused.TILE
+    tiles = 4 * compiled_kernel.TILE + 2 * compiled_kernel.TILE
     print(
         f"memory of the kernel: two tiles, {tiles / 2**20:.0f} MiB (weight {weight.nbytes >> 20})"
     )

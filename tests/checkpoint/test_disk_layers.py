@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import list_layers, open_checkpoint, read_layer
-from engine.checkpoint.layout import DiskLayer
+from engine.checkpoint.layers import DiskLayer
 from engine.errors import CheckpointError
 from engine.model.load import load_network
 from tests import tiny

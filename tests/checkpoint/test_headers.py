@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[object, int, str]] = {
     "a list": ([1], 0, "not an object"),
     "nested deep": (b"[" * 100_000, 0, "nested"),
     "a huge integer": (b'{"w":' + b"9" * 5000 + b"}", 0, "not valid JSON"),
-    "a key twice": (b'{"w":{},"w":{}}', 0, "'w' stands there twice"),
+    "a key twice": (b'{"w":{},"w":{}}', 0, "'w' appears twice"),
     "metadata of numbers": ({"__metadata__": {"a": 1}}, 0, "__metadata__"),
     "an entry that is a list": ({"w": []}, 0, "'w'"),
     "a missing key": ({"w": {"dtype": "F32", "shape": [2]}}, 8, "'w'"),

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.checkpoint import Checkpoint, list_layers, open_checkpoint, read_expert, read_layer
-from engine.checkpoint.layout import DiskLayer
+from engine.checkpoint.layers import DiskLayer
 from tests import tiny
 
 

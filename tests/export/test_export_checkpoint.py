@@ -363,7 +363,7 @@ def test_values_that_are_not_finite_are_stored_as_zero_and_told(tmp_path: Path) 
         ("llama", "model.layers.0.self_attn.q_proj", "q8_0", "GGUF"),
         ("llama", "model.layers.0.self_attn.q_proj", "fp8-e5m2", "no fp8-e5m2"),
         ("llama", "model.layers.0.self_attn.q_proj", "int4-g32+awq", "layer before"),
-        ("llama", "model.layers.0.self_attn.q_proj", "int8+a8:static", "not yet written"),
+        ("llama", "model.layers.0.self_attn.q_proj", "int8+a8:static", "not implemented yet"),
         ("llama", "model.layers.0.self_attn.q_proj", "int4-g32+a8", "per channel or tensor"),
         ("gpt2", "transformer.h.0.attn.c_attn", "int8+gptq", "Conv1D"),
     ],
@@ -438,7 +438,7 @@ def test_the_source_and_foreign_folders_are_never_overwritten(tmp_path: Path) ->
     folder = tiny.build("llama", tmp_path / "models" / "in", dtype=torch.float16)
     checkpoint = open_checkpoint(folder)
     for out in (folder, tmp_path / "models"):
-        with pytest.raises(UsageError, match="holds the checkpoint"):
+        with pytest.raises(UsageError, match="is the checkpoint being exported"):
             export_checkpoint(checkpoint, MIXED, out, overwrite=True)
     letters = tmp_path / "letters"
     letters.mkdir()
@@ -447,7 +447,7 @@ def test_the_source_and_foreign_folders_are_never_overwritten(tmp_path: Path) ->
         export_checkpoint(checkpoint, MIXED, letters, overwrite=True)
     with pytest.raises(UsageError, match="no folder"):
         export_checkpoint(checkpoint, MIXED, letters / "a.txt", overwrite=True)
-    with pytest.raises(EngineError, match="no folder that can be written"):
+    with pytest.raises(EngineError, match="not a writable folder"):
         export_checkpoint(checkpoint, MIXED, tmp_path / "nowhere" / "out")
 
 

@@ -112,7 +112,7 @@ def test_no_more_than_asked_for_and_in_lower_case() -> None:
     [
         ("INT4 ", None, "int4-g128", "4.16 bit"),
         ("int4", (8, 100), "int4-g128", "4.20 bit"),
-        ("kept", (8, 100), "kept", "stored"),
+        ("kept", (8, 100), "kept", "left in the checkpoint's dtype"),
         ("", None, None, "int4-g128"),
         ("int44", None, None, "int44"),
         ("int8+hadamard+outlier6", None, None, "not yet built"),

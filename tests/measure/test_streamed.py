@@ -136,7 +136,12 @@ def test_exact_measurements_of_all_layers_read_each_block_once(
 ) -> None:
     """Blocks are read for the reference, and once for all candidates on all windows together."""
     from engine.formats.grammar import parse_format
-    from engine.measure.sweep.candidates import Candidate, Measuring, SweepTable, figure_key
+    from engine.measure.sweep.candidates import (
+        Candidate,
+        CandidateMeasurement,
+        SweepTable,
+        figure_key,
+    )
     from engine.measure.sweep.units import units
 
     def job(loaded: Loaded) -> Generator[Any, None, Any]:
@@ -144,7 +149,7 @@ def test_exact_measurements_of_all_layers_read_each_block_once(
         table = SweepTable(parse_format("int4-g32"), "degrade", "layer")
         wanted = [unit for unit in units(network.layers, "layer") if unit.body]
         todo = [Candidate(unit, figure_key(loaded, unit, table), []) for unit in wanted]
-        measuring = Measuring(loaded, table, 0.0, JobCounts())
+        measuring = CandidateMeasurement(loaded, table, 0.0, JobCounts())
         for group in measuring.groups(todo):
             for due in measuring.turns(group, measuring.micro_batches):
                 yield from measuring.measure(due, keep=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.model.folding import fold_groups
+from engine.model.fold_groups import fold_groups
 from engine.model.gradients import block_gradients, layers_of
 from engine.model.inputs import watch_inputs
 from engine.model.lanes import Lane

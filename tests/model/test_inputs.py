@@ -302,6 +302,8 @@ def test_experts_of_a_way_of_their_own_are_refused_with_the_reason(
     monkeypatch.setattr(type(module), "_apply_gate", None)
     monkeypatch.delattr(type(module), "_apply_gate")
     name = next(n for n, layer in network.layers.items() if layer.role == "experts")
-    with pytest.raises(UsageError, match=rf"experts.*{type(module).__name__} computes its experts"):
+    with pytest.raises(
+        UsageError, match=rf"experts.*{type(module).__name__} has its own implementation of experts"
+    ):
         network.holding({name: StandIn(network.weight(name), torch.clone)}).__enter__()
     assert name not in watched_layers(network, 0)

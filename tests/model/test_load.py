@@ -124,7 +124,7 @@ def test_a_missing_head_of_an_untied_model_is_an_error(llama: Path) -> None:
 def test_a_tensor_of_another_shape(llama: Path) -> None:
     edit(llama, intermediate_size=96)
     sentence = (
-        r"mlp\.down_proj\.weight has shape \[64, 128\] on disk and config\.json makes it \[64, 96\]"
+        r"mlp\.down_proj\.weight has shape \[64, 128\] on disk, but \[64, 96\] by config\.json"
     )
     with pytest.raises(CheckpointError, match=sentence):
         load_network(llama)
@@ -133,7 +133,7 @@ def test_a_tensor_of_another_shape(llama: Path) -> None:
 def test_a_bias_the_model_has_no_place_for(llama: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.bias"
     rewrite(llama, lambda tensors: tensors.update({name: torch.ones(64)}))
-    with pytest.raises(CheckpointError, match=r"q_proj\.bias is on disk.*without it"):
+    with pytest.raises(CheckpointError, match=r"q_proj\.bias is on disk.*does not have it"):
         load_network(llama)
 
 
@@ -156,7 +156,7 @@ def test_memory_that_runs_out_while_loading(llama: Path) -> None:
         if stage.name == "loading weights":
             raise MemoryError
 
-    with pytest.raises(OutOfMemoryError, match="memory ran out on cpu while loading llama"):
+    with pytest.raises(OutOfMemoryError, match="out of memory on cpu while loading llama"):
         load_network(llama, on_stage=on_stage)
 
 
@@ -247,7 +247,7 @@ def test_dtypes() -> None:
         bf16,
         "bf16: the default on cuda for weights stored in float32",
     )
-    assert choose_dtype("fp16", fp32, "cpu") == (fp16, "fp16: asked for")
+    assert choose_dtype("fp16", fp32, "cpu") == (fp16, "fp16: requested")
     with pytest.raises(UsageError, match="'int8' is unknown; give fp32, fp16, bf16"):
         choose_dtype("int8", fp32, "cpu")
 

@@ -268,7 +268,7 @@ def test_nan_and_inf_are_flagged_and_measured_around(model: Path, prose: Path) -
     assert (row.nan, row.inf) == (1, 1)
     assert sum(f.nan + f.inf for f in flagged.values()) == 2
     notices = [e.message for e in events if isinstance(e, p.Notice)]
-    assert any("model.layers.1.mlp.up_proj.weight holds 2" in m for m in notices), notices
+    assert any("model.layers.1.mlp.up_proj.weight has 2" in m for m in notices), notices
     measured = [f for f in facts(events, p.Sensitivity) if isinstance(f, p.Sensitivity)]
     assert len(measured) == len(flagged)
     assert all(f.kl == f.kl and f.kl >= 0 for f in measured)

@@ -183,18 +183,20 @@ def test_a_target_writes_what_it_can_express(client: InProcess, tmp_path: Path) 
     client.send(p.Export(out=str(refused), layers={LAYER: "fp8-e4m3"}, to="listing"))
     end = until(client, ended("export"))[-1]
     assert isinstance(end, p.JobEnded)
-    assert "1 layer of this recipe cannot be written in the form of a listing" in end.message
+    assert "1 layer of this recipe cannot be written as a listing" in end.message
     assert f"{LAYER}: a listing has no word for floats" in end.message
     assert not refused.exists()
     client.send(p.Export(out=str(refused), layers={LAYER: "int8"}, to="listng"))
     answer = until(client, lambda event: isinstance(event, p.Refused))[-1]
     assert isinstance(answer, p.Refused)
-    assert "no export target 'listng'" in answer.message
+    assert "unknown export target 'listng'" in answer.message
 
 
 def test_targets_are_listed_and_unknown_ones_refused() -> None:
     assert "listing (a text file, which people read)" in target.listed()
-    with pytest.raises(UsageError, match=r"no export target 'listng'; there is checkpoint \("):
+    with pytest.raises(
+        UsageError, match=r"unknown export target 'listng': known are checkpoint \("
+    ):
         target.target_named("listng")
 
 

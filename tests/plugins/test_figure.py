@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.report import schema
+from engine.report import json as json_output
 from engine.report.documents import triage_document
 from engine.report.figures import Context, CsvName, FilterWord, JsonPath, register_figure
 from engine.report.figures.quantity import WORD
@@ -91,11 +91,11 @@ def test_its_word_is_none_once_it_is_gone() -> None:
 @pytest.mark.usefixtures("example")
 def test_it_has_its_key_in_json_and_the_others_stay() -> None:
     session = read()
-    document = json.loads(schema.encode(triage_document(session)))
+    document = json.loads(json_output.encode(triage_document(session)))
     found = [layer.pop("figures")["skew"] for layer in document["layers"]]
     assert found == skews(session)
     unregister_figure("skew")
-    assert document == json.loads(schema.encode(triage_document(session)))
+    assert document == json.loads(json_output.encode(triage_document(session)))
     register()
 
 
@@ -109,7 +109,7 @@ def test_it_has_its_column_in_csv(tmp_path: Path) -> None:
 
 def test_what_cannot_be_registered_says_why() -> None:
     for change, why in (
-        ({"id": "kl"}, "of that id"),
+        ({"id": "kl"}, "with this id"),
         ({"id": "Not a word"}, "lower-case"),
         ({"csv": CsvName("kurtosis")}, "CSV column 'kurtosis'"),
         ({"json": (JsonPath("triage", "kurtosis"),)}, "key 'kurtosis'"),

@@ -70,7 +70,7 @@ class Driver:
             self.link.heard()
             and not self.app.pump.due
             and table._later is None
-            and not detail._past.pending
+            and not detail._history.pending
             and plotted
         )
 

@@ -45,7 +45,7 @@ class Replay:
         """What identifies each request."""
         self.closed = False
         self._seq = 0
-        self._waiting = False
+        self._waiting = self._died = False
         self._queue: asyncio.Queue[p.AnyEvent | Session | EngineGoneError] = asyncio.Queue()
         # An engine says first what it knows.
         self.give(session or Session(), *events)
@@ -68,10 +68,14 @@ class Replay:
         self.sent.append(msgspec.structs.replace(command, ask=""))
 
     async def receive(self) -> p.Sent | Session:
+        if self._died:  # whoever listens again listens to another engine
+            self._died = False
+            return Session()
         self._waiting = True
         event = await self._queue.get()
         self._waiting = False
         if isinstance(event, EngineGoneError):
+            self._died = True
             raise event
         if isinstance(event, Session):
             return event

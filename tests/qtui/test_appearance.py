@@ -9,7 +9,7 @@ from qtui.app import Appearance, QtuiApp
 from qtui.user.remembered import recall
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
-from tests.qtui.test_scopes_and_keys import NAMES
+from tests.qtui.screens.test_scopes_and_keys import NAMES
 
 DOWN = "model.layers.0.mlp.down_proj"
 

@@ -251,7 +251,7 @@ def test_first_last_of_no_format_is_that_of_int4() -> None:
 
 def test_a_format_goes_with_first_last_alone() -> None:
     rows = MODELS["three blocks"].rows()
-    with pytest.raises(UsageError, match="Q4_K_M says itself"):
+    with pytest.raises(UsageError, match="Q4_K_M sets the format"):
         resolve_named("Q4_K_M", rows, format="int4")
     with pytest.raises(FormatError, match="int9"):
         resolve_named("first-last", rows, format="int9")

@@ -64,7 +64,7 @@ def test_one_that_cannot_change_leaves_all_as_they_are() -> None:
         recipes.change(found, [*found.layers.names, "no such"], "int4")
     with pytest.raises(FormatError, match="not yet built"):
         recipes.change(found, found.layers.names, "int8+hadamard+outlier6")
-    with pytest.raises(FormatError, match="once the model is loaded"):
+    with pytest.raises(FormatError, match="the model must be loaded to know"):
         recipes.change(found, found.layers.names, "int4-g128+awq")
     assert recipes.change(found, found.layers.names, "kept") is None
 

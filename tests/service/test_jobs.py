@@ -145,9 +145,9 @@ def test_gradient_modes_left_open_across_a_yield_are_caught(leave: str, tmp_path
 
 
 def test_work_that_goes_on_aside_tells_and_returns() -> None:
-    def work(tell: Callable[[p.Stage], None]) -> str:
-        tell(p.Stage("weights", 0, 2))
-        tell(p.Stage("weights", 2, 2))
+    def work(report: Callable[[p.Stage], None]) -> str:
+        report(p.Stage("weights", 0, 2))
+        report(p.Stage("weights", 2, 2))
         return threading.current_thread().name
 
     steps = in_thread("loading", work, wait=True)
@@ -158,7 +158,7 @@ def test_work_that_goes_on_aside_tells_and_returns() -> None:
 
 
 def test_a_failure_aside_is_a_failure_of_the_job() -> None:
-    def work(tell: Callable[[p.Stage], None]) -> None:
+    def work(report: Callable[[p.Stage], None]) -> None:
         raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
@@ -168,12 +168,12 @@ def test_a_failure_aside_is_a_failure_of_the_job() -> None:
 def test_work_aside_is_broken_off_and_waited_for_when_its_job_is_closed() -> None:
     going_on, cleaned = threading.Event(), []
 
-    def work(tell: Callable[[p.Stage], None]) -> None:
+    def work(report: Callable[[p.Stage], None]) -> None:
         try:
-            tell(p.Stage("weights", 0, 2))
+            report(p.Stage("weights", 0, 2))
             assert going_on.wait(60)
             while True:  # until it is abandoned
-                tell(p.Stage("weights", 1, 2))
+                report(p.Stage("weights", 1, 2))
         finally:
             cleaned.append(True)
 

@@ -190,5 +190,5 @@ def test_a_default_text_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPat
     with serving() as gone:
         at(monkeypatch, gone.url)
     told: list[str] = []
-    assert evaluation_text(None, demo=False, tell=told.append).name == "stdlib"
-    assert "the hub cannot be reached; scoring on this machine's Python" in told[0]
+    assert evaluation_text(None, demo=False, notify=told.append).name == "stdlib"
+    assert "the hub cannot be reached; evaluating on this machine's Python" in told[0]

@@ -1,8 +1,8 @@
-"""Layouts of quantised weights on disk: one file a layout, each declared as `READER`.
+"""Layouts of quantised weights on disk: one file per layout, each declared as `READER`.
 
-A layout is told from the headers and from ``quantization_config``. Some are read as the weights
-that they dequantise to; others are recognised only, so that a person is told what a file is rather
-than shown codes as weights.
+A layout is recognised from the headers and ``quantization_config``. Some are read and dequantised;
+others are only recognised, so that the error says what the file is instead of showing codes as
+weights.
 """
 
 from __future__ import annotations

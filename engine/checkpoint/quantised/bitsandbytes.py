@@ -1,4 +1,4 @@
-"""bitsandbytes in four bits: ``P.weight.absmax`` and ``P.weight.quant_state.…``. Not read."""
+"""bitsandbytes 4-bit: ``P.weight.absmax`` and ``P.weight.quant_state.…``. Not read."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""fp8: weights in eight bits, ``W.weight`` beside ``W.weight_scale_inv`` or ``W.weight_scale``.
+"""fp8: 8-bit weights, ``W.weight`` with ``W.weight_scale_inv`` or ``W.weight_scale``.
 
-Of DeepSeek, of ``quant_method: fp8`` and of compressed-tensors' ``float-quantized``. The scale is a
-number, a column, or one number for each block of a grid; blocks at the edges may be cut short.
-(DeepSeek-V3's ``weight_scale_inv`` is a factor too, despite its name.)
+Used by DeepSeek, ``quant_method: fp8`` and compressed-tensors' ``float-quantized``. The scale is
+one number, a column, or one number per block; blocks at the edges may be smaller. (DeepSeek-V3's
+``weight_scale_inv`` is a factor too, despite its name.)
 """
 
 from __future__ import annotations
@@ -109,6 +109,6 @@ READER = Reader(
     read=_read,
     joined=_joined,
     bare=True,
-    # Scales of activations beside eight-bit weights: a reference has unquantised activations.
+    # Scales of activations: the reference has unquantised activations.
     unused=(".input_scale", ".output_scale", ".activation_scale"),
 )

@@ -1,4 +1,4 @@
-"""GPTQ, AWQ and AutoRound: ``P.qweight``, words of several codes each. Recognised, not read."""
+"""GPTQ, AWQ and AutoRound: ``P.qweight``, several codes per word. Recognised, not read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``P.weight`` in integers: one byte a code, or several packed in each. Recognised, not read.
+"""Integer ``P.weight``: one code per byte, or several. Recognised, not read.
 
-bitsandbytes and compressed-tensors in eight bits, ModelOpt, MLX and BitNet store weights so.
+Used by bitsandbytes and compressed-tensors 8-bit, ModelOpt, MLX and BitNet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""mxfp4: experts of gpt-oss in four bits, ``X_blocks`` beside ``X_scales``.
+"""mxfp4: 4-bit experts of gpt-oss, ``X_blocks`` with ``X_scales``.
 
-Blocks are ``[E, out, in / 32, 16]`` bytes. A byte holds two numbers of four bits, the first in its
-low half; a scale is an exponent of two plus 127 (OCP Microscaling Formats, E2M1 and E8M0).
+Blocks are ``[E, out, in / 32, 16]`` bytes. A byte holds two 4-bit numbers, the first in its low
+half; a scale is a power-of-two exponent plus 127 (OCP Microscaling Formats, E2M1 and E8M0).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def _recognises(checkpoint: Checkpoint, tensor: TensorInfo) -> bool:
 
 
 def _scales(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[str, ...]:
-    found = tuple(_scales_beside(checkpoint, part) for part in parts)
+    found = tuple(_scales_of(checkpoint, part) for part in parts)
     return tuple(name for name in found if name) if all(found) else ()
 
 
-def _scales_beside(checkpoint: Checkpoint, blocks: TensorInfo) -> str:
-    """The tensor of scales, if ``blocks`` is one of mxfp4 and they fit it."""
+def _scales_of(checkpoint: Checkpoint, blocks: TensorInfo) -> str:
+    """The tensor of scales, if ``blocks`` is an mxfp4 tensor and they match."""
     if quant_method(checkpoint) != "mxfp4":
         return ""
     name = blocks.name.removesuffix(_BLOCKS) + _SCALES
@@ -46,7 +46,7 @@ def _layer(blocks: TensorInfo) -> tuple[str, tuple[int, ...]]:
 
 
 def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> Tensor:
-    """The weight ``[E, out, in]`` in float32, worked out one expert at a time."""
+    """The weight ``[E, out, in]`` in float32, computed one expert at a time."""
     import torch
 
     values = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
@@ -62,9 +62,9 @@ def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> 
 
 
 def _joined(checkpoint: Checkpoint) -> Iterator[Joined]:
-    """Each ``X`` lies as ``[E, in, out]`` in the model."""
+    """Each ``X`` is ``[E, in, out]`` in the model."""
     for blocks in checkpoint.tensors.values():
-        if not _recognises(checkpoint, blocks) or not (scale := _scales_beside(checkpoint, blocks)):
+        if not _recognises(checkpoint, blocks) or not (scale := _scales_of(checkpoint, blocks)):
             continue
 
         def read(name: str = blocks.name, scale: str = scale) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a layout of quantised weights is recognised and read, and the registry of them."""
+"""Readers: how a layout of quantised weights is recognised and read, and their registry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Joined:
-    """A weight as a model looks for it, made of several tensors on disk."""
+    """A weight as the model loads it, made of several tensors on disk."""
 
     name: str
     names: tuple[str, ...]
@@ -31,39 +31,39 @@ class Joined:
 class Reader:
     """One layout of quantised weights.
 
-    `read` is None of a layout that is recognised and cannot be read; nothing more is then given.
+    If a layout is recognised but cannot be read, `read` and all that follows are None or empty.
     """
 
     name: str
-    """What it is called in sentences: ``fp8``, ``mxfp4``."""
+    """Its name in messages: ``fp8``, ``mxfp4``."""
     recognises: Callable[[Checkpoint, TensorInfo], bool]
     """Whether a tensor holds codes in this layout."""
     methods: tuple[str, ...] = ()
-    """The ``quant_method`` of configs under which weights lie so, or some of them."""
+    """The ``quant_method`` values of configs that use this layout for some or all weights."""
     scales: Callable[[Checkpoint, tuple[TensorInfo, ...]], tuple[str, ...]] = lambda _c, _t: ()
-    """The tensor of scales beside each tensor of codes; none if any has none that fits."""
+    """The tensor of scales for each tensor of codes; empty if any has no matching one."""
     read: Callable[[Checkpoint, str, str, int | None], Tensor] | None = None
-    """What codes and scales stand for, by their names, float32 ``[.., out, in]``; with the number
-    of an expert that one alone, ``[1, out, in]``."""
+    """Dequantise codes and scales, by name, to float32 ``[.., out, in]``; with the number of an
+    expert only that one, ``[1, out, in]``."""
     layer: Callable[[TensorInfo], tuple[str, tuple[int, ...]]] | None = None
-    """Name and shape ``[experts, out, in]`` of the layer that a tensor of codes stands for; None
-    where codes have the name and the shape of their weight."""
+    """Name and shape ``[experts, out, in]`` of the layer for a tensor of codes; None if codes have
+    the name and the shape of their weight."""
     joined: Callable[[Checkpoint], Iterator[Joined]] = lambda _: iter(())
-    """The weights of a whole checkpoint, as transformers would look for them on disk."""
+    """The weights of a whole checkpoint, as transformers would find them on disk."""
     bare: bool = False
-    """Whether codes without scales are numbers as they are, not something that cannot be read."""
+    """Whether codes without scales are plain numbers rather than unreadable."""
     unused: tuple[str, ...] = ()
-    """Ends of the names of tensors that no model looks for, such as scales of activations."""
+    """Name suffixes of tensors that no model loads, such as scales of activations."""
 
 
 _READERS: dict[str, Reader] = {}
 
 
 def register_reader(reader: Reader) -> None:
-    """Make a layout known.
+    """Register a layout.
 
     Raises:
-        ValueError: there is one of that name already.
+        ValueError: a reader with this name exists.
     """
     if reader.name in _READERS:
         raise ValueError(f"there is a reader of {reader.name!r} already")
@@ -71,25 +71,25 @@ def register_reader(reader: Reader) -> None:
 
 
 def readers() -> list[Reader]:
-    """All layouts that are recognised, first those that can be read."""
-    # By name: each of those modules is made of what stands in this one.
+    """All layouts, readable ones first."""
+    # By name: those modules import this one.
     importlib.import_module("engine.checkpoint.quantised")
     load_plugins()
     return sorted(_READERS.values(), key=lambda reader: reader.read is None)
 
 
 def reader_named(name: str) -> Reader:
-    """The layout of that name."""
+    """The layout with this name."""
     return next(reader for reader in readers() if reader.name == name)
 
 
 def readable_methods() -> frozenset[str]:
-    """The values of ``quant_method`` under which weights, or some of them, can be read."""
+    """The values of ``quant_method`` whose weights can be read, at least in part."""
     return frozenset(method for reader in readers() if reader.read for method in reader.methods)
 
 
 def reader_of(checkpoint: Checkpoint, tensor: TensorInfo) -> Reader | None:
-    """The layout of a tensor of codes that can be read; None of any other tensor."""
+    """The layout of a tensor of codes that can be read; None for any other tensor."""
     for reader in readers():
         if reader.recognises(checkpoint, tensor):
             return reader if reader.scales(checkpoint, (tensor,)) else None
@@ -97,7 +97,7 @@ def reader_of(checkpoint: Checkpoint, tensor: TensorInfo) -> Reader | None:
 
 
 def scales_of(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[str, tuple[str, ...]]:
-    """The layout of parts that make a layer, by name, and the scales beside each; or nothing."""
+    """The layout of a layer's parts, by name, and the scales of each; or empty."""
     for reader in readers():
         if reader.recognises(checkpoint, parts[0]) and (found := reader.scales(checkpoint, parts)):
             return reader.name, found
@@ -105,7 +105,7 @@ def scales_of(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[st
 
 
 def readers_of(checkpoint: Checkpoint) -> list[Reader]:
-    """The layouts of a checkpoint's weights, or of some; none where all are as they were trained.
+    """The layouts of a checkpoint's weights; empty if none are quantised.
 
     Raises:
         CheckpointError: weights are packed in a layout that cannot be read.
@@ -120,10 +120,10 @@ def readers_of(checkpoint: Checkpoint) -> list[Reader]:
 
 
 def refuse_packed(checkpoint: Checkpoint) -> None:
-    """Raise if weights are packed in a layout that is recognised and cannot be read.
+    """Raise if weights are packed in a layout that is recognised but cannot be read.
 
     Raises:
-        CheckpointError: naming the quantiser and a tensor that it packed.
+        CheckpointError: names the quantiser and a tensor that it packed.
     """
     known = readers()
     for name, tensor in checkpoint.tensors.items():
@@ -138,11 +138,11 @@ def refuse_packed(checkpoint: Checkpoint) -> None:
 
 
 def quant_method(checkpoint: Checkpoint) -> object:
-    """The quantiser that ``config.json`` names; None where it names none."""
+    """The quantiser named in ``config.json``; None if it names none."""
     return quantization_config(checkpoint).get("quant_method")
 
 
 def quantization_config(checkpoint: Checkpoint) -> dict[str, object]:
-    """What ``config.json`` says of quantisation; empty where that is nothing."""
+    """The ``quantization_config`` of ``config.json``; empty if there is none."""
     config = checkpoint.config.get("quantization_config")
     return config if isinstance(config, dict) else {}

@@ -1,4 +1,4 @@
-"""What ``config.json`` of a compressed-tensors checkpoint says of its quantised modules."""
+"""The ``quantization_config`` of a compressed-tensors checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.export.compressed.layouts import layout_of, reorders
 from engine.formats.grammar import Format
 
 VERSION = "0.17.1"
-"""The version of compressed-tensors whose forms these are."""
+"""The version of compressed-tensors that defines these forms."""
 
 _INPUTS = {
     "type": "int",
@@ -22,11 +22,11 @@ _INPUTS = {
 
 
 def quantization_config(formats: Mapping[str, Format], ignore: Iterable[str]) -> dict[str, Any]:
-    """What ``config.json`` holds under ``quantization_config``.
+    """The ``quantization_config`` entry of ``config.json``.
 
     Args:
-        formats: of the modules that are quantised, by their exact names.
-        ignore: names of the other linear modules; servers want every one to be named.
+        formats: of the quantised modules, by exact name.
+        ignore: names of the other linear modules; servers require all of them.
     """
     groups: dict[Format, list[str]] = {}
     for name, fmt in formats.items():

@@ -1,4 +1,4 @@
-"""Which formats compressed-tensors can hold for which weights, and why not the others."""
+"""Which formats compressed-tensors can store for which weights, and why not the others."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from engine.formats.grammar import FOLDED, Format, why_not_built
 from engine.formats.storage import why_not_held
 
 _OF_CODES = {"clip", "gptq"}
-"""Methods that choose codes and scales, and leave nothing else to write."""
+"""Methods that only choose codes and scales, with nothing else to write."""
 
 
 def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
-    """Why compressed-tensors cannot hold a weight of ``shape`` in this format; None where it can.
+    """Why compressed-tensors cannot store a weight of ``shape`` in this format; None if it can.
 
-    `why_not_expressed` goes on from here to what qtui does not write yet.
+    `why_not_expressed` also covers what qtui does not write yet.
     """
     if (why := why_not_held(fmt, shape)) is not None:
         return why
@@ -30,35 +30,35 @@ def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
     for method in fmt.methods:
         if method.name in FOLDED:
             return (
-                f"'+{method.name}' is folded into the layer before, and what absorbs its scale is "
-                "not written yet"
+                f"'+{method.name}' is folded into the layer before, and writing its scale is "
+                "not implemented yet"
             )
     return why_not_built(fmt)
 
 
 def _why_not_stored(fmt: Format) -> str | None:
-    """Why a method leaves something that no checkpoint stores."""
+    """Why a method needs something that no checkpoint stores."""
     for method in fmt.methods:
         if ("online", True) in method.options:
             return f"'+{method.name}:online' scales inputs at run time, which no checkpoint stores"
     names = {method.name for method in fmt.methods}
     if "hadamard" in names:
         return (
-            "'+hadamard' rotates inputs and outputs at run time with signs of its own, for which "
-            "no serving format has a place"
+            "'+hadamard' rotates inputs and outputs at run time with signs of its own, which no "
+            "serving format supports"
         )
     if "hqq" in names:
-        return "'+hqq' has zero points that are not whole, which compressed-tensors cannot hold"
+        return "'+hqq' has fractional zero points, which compressed-tensors cannot store"
     return None
 
 
 def why_not_expressed(fmt: Format, shape: Sequence[int], dtype: str) -> str | None:
-    """Why compressed-tensors has no place for a weight of ``shape`` in ``fmt``; None if it has.
+    """Why compressed-tensors cannot store a weight of ``shape`` in ``fmt``; None if it can.
 
     Args:
         fmt: any format.
         shape: of the weight.
-        dtype: that of the checkpoint, in torch's name.
+        dtype: of the checkpoint, by torch's name.
     """
     if (why := exportable(fmt, shape)) is not None:
         return why
@@ -69,13 +69,13 @@ def why_not_expressed(fmt: Format, shape: Sequence[int], dtype: str) -> str | No
     for method in fmt.methods:
         if method.name == "a8" and not method.options:
             if not whole:
-                return "8-bit inputs are served with int8 per channel or tensor, symmetric"
+                return "8-bit inputs require int8 per channel or tensor, symmetric"
         elif method.name not in _OF_CODES:
-            return f"'+{method.name}' takes more than codes and scales, which is not yet written"
+            return f"'+{method.name}' needs more than codes and scales: not implemented yet"
     unpacked = form.unpacked_to or dtype
     if unpacked != dtype:
         return (
-            f"compressed-tensors unpacks {fmt.name} to {unpacked}, which does not go with the "
-            f"{dtype} of this checkpoint"
+            f"compressed-tensors unpacks {fmt.name} to {unpacked}, but this checkpoint is in "
+            f"{dtype}"
         )
     return None

@@ -1,9 +1,9 @@
-"""How compressed-tensors stores each format family: its name for the form, and what it refuses.
+"""How compressed-tensors stores each format family, and what it refuses.
 
-``pack-quantized`` for integers (weight-only ``int8`` too, as there: its ``int-quantized`` is for
-8-bit activations), ``float-quantized`` for fp8, ``mxfp4-pack-quantized``, ``mxfp8-quantized`` and
-``nvfp4-pack-quantized``. Where it would infer ``naive-quantized`` for fp8 without activations,
-``float-quantized`` is written, which is the same tensors under the name that servers know.
+``pack-quantized`` for integers (also for weight-only ``int8``: its ``int-quantized`` is for 8-bit
+activations), ``float-quantized`` for fp8, ``mxfp4-pack-quantized``, ``mxfp8-quantized`` and
+``nvfp4-pack-quantized``. For fp8 without activations it would infer ``naive-quantized``; we write
+``float-quantized``, which has the same tensors under the name that servers know.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from engine.formats.grammar import Format
 
 
 class Form(msgspec.Struct, frozen=True):
-    """What a family is in compressed-tensors."""
+    """How compressed-tensors stores a family."""
 
     name: Callable[[Format], str]
-    """What compressed-tensors calls the form of a format."""
+    """The name compressed-tensors has for the form of a format."""
     layout: str | Callable[[], object]
-    """``module:NAME`` of an `engine.export.compressed.layouts.Layout`, or a function that gives
-    one: its tensors."""
+    """``module:NAME`` of an `engine.export.compressed.layouts.Layout`, or of a function that
+    returns one: its tensors."""
     why_not: Callable[[Format, Sequence[int]], str | None] = lambda _fmt, _shape: None
-    """Why a format, or this shape of a weight, cannot be stored so; None where it can."""
+    """Why a format, or a weight of this shape, cannot be stored like this; None if it can."""
     unpacked_to: str = ""
-    """The dtype that weights are unpacked to, in torch's name; empty for that of the model."""
+    """The dtype that weights are unpacked to, by torch's name; empty for the model's dtype."""
 
 
 _FORMS: dict[str, Form] = {}
 
 
 def register_form(family: str, form: Form) -> None:
-    """Say how compressed-tensors stores a family; without it the target refuses its formats.
+    """Register how compressed-tensors stores a family; otherwise the target refuses its formats.
 
     Raises:
-        ValueError: that was said already.
+        ValueError: the family is registered already.
     """
     if family in _FORMS:
         raise ValueError(f"there is a form of compressed-tensors for {family!r} already")
@@ -44,12 +44,12 @@ def register_form(family: str, form: Form) -> None:
 
 
 def form_of(fmt: Format) -> Form | None:
-    """How a format is stored, or None where compressed-tensors has no such family."""
+    """How a format is stored; None if compressed-tensors has no such family."""
     return _FORMS.get(fmt.family)
 
 
 def rounds_inputs(fmt: Format) -> bool:
-    """Whether inputs are rounded to 8 bits as they come, and codes lie one a byte for that."""
+    """Whether inputs are rounded to 8 bits at run time, which needs one code per byte."""
     return any(method.name == "a8" for method in fmt.methods)
 
 
@@ -79,11 +79,11 @@ def _why_blocks_mislead(fmt: Format, shape: Sequence[int]) -> str | None:
         return None
     if out % size or row % size:
         return (
-            f"blocks of {size} do not divide [{out}, {row}]: compressed-tensors works out the "
-            "size of a block from the number of blocks, and would unpack other ones"
+            f"blocks of {size} do not divide [{out}, {row}]: compressed-tensors derives the "
+            "block size from the number of blocks, and would unpack wrong ones"
         )
     if row == size:
-        return f"compressed-tensors takes the scales of {out // size} blocks in a column for rows"
+        return f"compressed-tensors would read scales of {out // size} blocks in a column as rows"
     return None
 
 

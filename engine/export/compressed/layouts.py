@@ -1,4 +1,4 @@
-"""The tensors and the config entry that compressed-tensors has for each format family."""
+"""The tensors and the config entry of each format family in compressed-tensors."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ S = TypeVar("S", bound=StoredWeight)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a family lies in a compressed-tensors checkpoint."""
+    """How a family is stored in a compressed-tensors checkpoint."""
 
     slots: Callable[[Format, tuple[int, ...], torch.dtype], dict[str, Slot]]
-    """The tensors of a weight ``[out, in]`` by the end of their names, such as ``weight_scale``,
-    before there are any; given the format, the shape and the dtype of scales."""
+    """The slots of a weight ``[out, in]`` by name suffix, such as ``weight_scale``, from the
+    format, the shape and the dtype of scales."""
     tensors: Callable[[Format, StoredWeight, Tensor | None], dict[str, Tensor]]
-    """Those tensors, of a stored form, and the order of its columns where that is stored."""
+    """Those tensors, from a stored form and the order of its columns, if that is stored."""
     weights: dict[str, Any] | Callable[[Format], dict[str, Any]]
-    """What ``weights`` of its config group says otherwise than the format itself: ``type``, and
-    where they differ ``strategy``, ``block_structure``, ``scale_dtype``, ``zp_dtype``."""
+    """What ``weights`` of its config group adds to the format: ``type``, and if they differ
+    ``strategy``, ``block_structure``, ``scale_dtype``, ``zp_dtype``."""
 
 
 def layout_of(fmt: Format) -> Layout:
-    """The layout of a format that can be expressed."""
+    """The layout of a format that can be stored."""
     form = form_of(fmt)
     assert form is not None, fmt
     return _loaded(form)
@@ -50,18 +50,18 @@ def layout_of(fmt: Format) -> Layout:
 def _loaded(form: Form) -> Layout:
     found = resolve(form.layout) if isinstance(form.layout, str) else form.layout()
     if not isinstance(found, Layout):
-        raise TypeError(f"{form.layout!r} is no layout of compressed-tensors, but {found!r}")
+        raise TypeError(f"{form.layout!r} is not a layout of compressed-tensors, but {found!r}")
     return found
 
 
 def slots(
     prefix: str, fmt: Format, shape: tuple[int, ...], scale_dtype: torch.dtype
 ) -> dict[str, Slot]:
-    """The tensors that stand for a weight ``[out, in]``, by name, before there are any.
+    """The slots of the tensors that store a weight ``[out, in]``, by name.
 
     Args:
         prefix: the layer's name on disk, without ``.weight``.
-        fmt: a format that can be expressed.
+        fmt: a format that can be stored.
         shape: of the weight.
         scale_dtype: the dtype that scales of integer formats and of fp8 are stored in.
     """
@@ -70,7 +70,7 @@ def slots(
 
 
 def tensors(prefix: str, fmt: Format, form: StoredWeight | Solved) -> dict[str, Tensor]:
-    """The tensors of `slots`, of a weight's stored form.
+    """The tensors for `slots`, from a weight's stored form.
 
     Raises:
         TypeError: the stored form is not that of ``fmt``.
@@ -79,7 +79,7 @@ def tensors(prefix: str, fmt: Format, form: StoredWeight | Solved) -> dict[str, 
     if isinstance(form, Solved):
         order, form = form.order, form.stored
     if (order is not None) != reorders(fmt):
-        raise TypeError(f"{prefix}: its columns do not lie as those of {fmt} are stored")
+        raise TypeError(f"{prefix}: its column order is not the one {fmt} is stored in")
     try:
         found = layout_of(fmt).tensors(fmt, form, order)
     except TypeError as error:
@@ -88,17 +88,17 @@ def tensors(prefix: str, fmt: Format, form: StoredWeight | Solved) -> dict[str, 
 
 
 def reorders(fmt: Format) -> bool:
-    """Whether groups are of columns in another order, which is then stored beside the codes."""
+    """Whether columns are grouped in another order, which is then stored with the codes."""
     options = [dict(method.options) for method in fmt.methods if method.name == "gptq"]
     grouped = fmt.strategy == "group"
     return grouped and any("actorder" in each and "static" not in each for each in options)
 
 
 def expected(form: StoredWeight, kind: type[S], fmt: Format) -> S:
-    """The stored form, which is of a kind.
+    """The stored form, checked to be of a kind.
 
     Raises:
-        TypeError: it is of another.
+        TypeError: it is of another kind.
     """
     if not isinstance(form, kind):
         raise TypeError(f"{type(form).__name__} is not how {fmt} is stored")
@@ -142,9 +142,9 @@ def _integer_slots(
 
 
 def _integer_tensors(fmt: Format, form: StoredWeight, order: Tensor | None) -> dict[str, Tensor]:
-    """Zero points are packed along the rows of the weight, those of a whole tensor not at all.
+    """Zero points are packed along the rows of the weight, or not at all for a whole tensor.
 
-    Where columns were reordered they are put back, each with the number of its group.
+    Reordered columns are put back in place, each with the number of its group.
     """
     form = expected(form, Quantized, fmt)
     scales = _scales_shape(fmt, tuple(form.shape))

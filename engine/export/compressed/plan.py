@@ -1,4 +1,4 @@
-"""What a compressed-tensors checkpoint will hold: its tensors, shard by shard, and its config."""
+"""Plans a compressed-tensors checkpoint: its tensors, shard by shard, and its config."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from engine.export.compressed.config import quantization_config
 from engine.export.compressed.expressed import why_not_expressed
 from engine.export.compressed.layouts import slots, tensors
 from engine.export.modules import Modules, read_modules
-from engine.export.pieces import Piece, shard_name
 from engine.export.shards import Slot
+from engine.export.tensor_groups import TensorGroup, shard_name
 from engine.export.writer import Codes, NotExportable, some_of
 from engine.formats.grammar import Format, parse_format
 from engine.quant.kept import DTYPES
@@ -28,7 +28,7 @@ FORM = "compressed-tensors"
 
 class Plan(NamedTuple):
     config: dict[str, Any]
-    shards: dict[str, list[Piece]]
+    shards: dict[str, list[TensorGroup]]
     quantised: tuple[str, ...]
     notes: list[str]
 
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 def why_not_exported(
     checkpoint: Checkpoint, recipe: Mapping[str, str], *, trust_remote_code: bool = False
 ) -> dict[str, str]:
-    """The layers of ``recipe`` that cannot be exported, and why; empty where all can.
+    """The layers of ``recipe`` that cannot be exported, with reasons; empty if all can.
 
     Raises:
         UsageError: an unknown layer.
@@ -64,8 +64,8 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
     if method is not None or checkpoint.dtype not in ("float32", "float16", "bfloat16"):
         stored = method.get("quant_method") if isinstance(method, dict) else checkpoint.dtype
         raise CheckpointError(
-            f"{checkpoint.folder} is quantised already ({stored}): export the checkpoint that it "
-            "was made from"
+            f"{checkpoint.folder} is already quantised ({stored}): export the checkpoint it was "
+            "made from"
         )
 
 
@@ -89,18 +89,18 @@ def plan_of(
     stored: Callable[[DiskLayer, Format], Codes],
     trust_remote_code: bool,
 ) -> Plan:
-    """What becomes of every tensor of the checkpoint; nothing is read yet.
+    """Plan what happens to every tensor of the checkpoint, before anything is read.
 
     Args:
-        checkpoint: what is exported.
+        checkpoint: the checkpoint to export.
         recipe: formats by layer.
         scale_dtype: the dtype that scales are stored in.
-        stored: gives the stored form of a layer, when its turn comes.
+        stored: returns the stored form of a layer when it is written.
         trust_remote_code: whether Python code of the checkpoint may be run.
 
     Raises:
-        NotExportable: layers that cannot be written so.
-        EngineError: as `why_not_exported`.
+        NotExportable: some layers cannot be written.
+        EngineError: see `why_not_exported`.
     """
     rows, formats = _resolved(checkpoint, recipe)
     modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
@@ -118,24 +118,26 @@ def plan_of(
         tied.name in changed or any(owners[part].name in changed for part in tied.parts)
     )
     notes: list[str] = []
-    shards: dict[str, list[Piece]] = {}
+    shards: dict[str, list[TensorGroup]] = {}
     files = list(checkpoint.files)
     for number, file in enumerate(files, 1):
-        pieces: list[Piece] = []
+        groups: list[TensorGroup] = []
         for tensor in checkpoint.tensors.values():
             if tensor.file != file:
                 continue
             row = owners.get(tensor.name)
-            pieces.append(
-                _piece(checkpoint, tensor, tensor.name, row, changed, scale_dtype, stored)
+            groups.append(
+                _tensor_group(checkpoint, tensor, tensor.name, row, changed, scale_dtype, stored)
             )
             if untied and tied is not None and tensor.name in tied.parts:
                 name = f"{modules.head}.weight"
-                pieces.append(_piece(checkpoint, tensor, name, tied, changed, scale_dtype, stored))
-        shards[shard_name(number, len(files))] = pieces
+                groups.append(
+                    _tensor_group(checkpoint, tensor, name, tied, changed, scale_dtype, stored)
+                )
+        shards[shard_name(number, len(files))] = groups
     codes = {layer: fmt for layer, fmt in changed.items() if not fmt.kept}
     if untied:
-        notes.append("the head was tied to the embedding and now has a weight of its own")
+        notes.append("the head was tied to the embedding and now has its own weight")
     notes += _unlike_fellows(rows, formats)
     config = _config(checkpoint, untied=untied)
     if codes:
@@ -150,7 +152,7 @@ def _is_tied(row: DiskLayer, checkpoint: Checkpoint) -> bool:
     return row.role == "head" and f"{row.name}.weight" not in checkpoint.tensors
 
 
-def _piece(
+def _tensor_group(
     checkpoint: Checkpoint,
     tensor: TensorInfo,
     name: str,
@@ -158,21 +160,21 @@ def _piece(
     changed: Mapping[str, Format],
     scale_dtype: torch.dtype,
     stored: Callable[[DiskLayer, Format], Codes],
-) -> Piece:
-    """What becomes of one tensor of the source, to be called ``name``."""
+) -> TensorGroup:
+    """Plan one tensor of the source, to be written as ``name``."""
     fmt = changed.get(row.name) if row is not None else None
     if row is None or fmt is None:
         slot = Slot(getattr(torch, tensor.dtype), tensor.shape)
-        return Piece({name: slot}, lambda: {name: checkpoint.read(tensor.name)})
+        return TensorGroup({name: slot}, lambda: {name: checkpoint.read(tensor.name)})
     if fmt.kept:
         dtype = DTYPES[fmt.name]
 
         def cast() -> dict[str, Tensor]:
-            # Through float32, with its check that every value has a place in the dtype.
+            # Through float32, with its check that every value fits into the dtype.
             whole = dequantized(checkpoint.read(tensor.name), fmt, scale_dtype, row.name)
             return {name: whole.to(dtype)}
 
-        return Piece({name: Slot(dtype, tensor.shape)}, cast)
+        return TensorGroup({name: Slot(dtype, tensor.shape)}, cast)
     prefix = name.removesuffix(".weight")
     if (row.shape, row.transposed) != (tensor.shape, False):
         raise AssertionError(f"{row.name} is not one plain tensor")
@@ -180,11 +182,11 @@ def _piece(
     def quantised() -> dict[str, Tensor]:
         return tensors(prefix, fmt, stored(row, fmt))
 
-    return Piece(slots(prefix, fmt, row.shape, scale_dtype), quantised)
+    return TensorGroup(slots(prefix, fmt, row.shape, scale_dtype), quantised)
 
 
 def _config(checkpoint: Checkpoint, *, untied: bool) -> dict[str, Any]:
-    """The source's config, with the dtype that its weights have on disk."""
+    """The source's config, with the dtype of its weights on disk."""
     config = copy.deepcopy(checkpoint.config)
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
         config[key] = checkpoint.dtype
@@ -197,7 +199,7 @@ def _config(checkpoint: Checkpoint, *, untied: bool) -> dict[str, Any]:
 
 
 def _unlike_fellows(rows: Mapping[str, DiskLayer], formats: Mapping[str, Format]) -> list[str]:
-    """A note on layers that servers store as one and that hold unlike formats."""
+    """A note about layers that servers store as one tensor but that have different formats."""
     blocks = [-1 if row.block is None else row.block for row in rows.values()]
     numbers = fused_groups(list(rows), blocks, [row.role for row in rows.values()])
     held: dict[int, set[str]] = defaultdict(set)
@@ -210,7 +212,7 @@ def _unlike_fellows(rows: Mapping[str, DiskLayer], formats: Mapping[str, Format]
     if not unlike:
         return []
     return [
-        f"vLLM and SGLang store {some_of(unlike[0])} as one tensor and will not serve them in "
-        f"unlike formats ({len(unlike)} such group{'s' if len(unlike) > 1 else ''}); "
-        "transformers will"
+        f"vLLM and SGLang store {some_of(unlike[0])} as one tensor and cannot serve them in "
+        f"different formats ({len(unlike)} such group{'s' if len(unlike) > 1 else ''}); "
+        "transformers can"
     ]

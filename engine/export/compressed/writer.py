@@ -1,7 +1,7 @@
-"""A recipe written as a checkpoint in the form of compressed-tensors, layer by layer.
+"""Writes a recipe as a compressed-tensors checkpoint, layer by layer.
 
-What is written is the stored form that the engine measures with, so the weights that
-``transformers`` unpacks from it equal, bit for bit, those behind the figures on the screen.
+It writes the stored form that the engine measures with, so the weights that ``transformers``
+unpacks equal, bit for bit, those behind the figures on the screen.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import torch
 from engine.checkpoint import DiskLayer, read_layer
 from engine.errors import EngineError, FormatError
 from engine.export.compressed.plan import FORM, plan_of, why_not_exported
-from engine.export.folder import appearing, check_place, copied_files, copy_files
-from engine.export.pieces import bytes_of, check_room, write_json, write_shards
+from engine.export.folder import atomic_folder, check_destination, copied_files, copy_files
+from engine.export.tensor_groups import bytes_of, check_room, write_json, write_shards
 from engine.export.writer import Codes, Exported, NotExportable, Request
 from engine.formats.grammar import Format, needs_calibration, why_not_alone
-from engine.quant.methods.fold import only_weights
+from engine.quant.methods.channel_scales import only_weights
 from engine.quant.quantize import scale_dtype_for, stored_form
 
 
 def export_checkpoint(request: Request) -> Exported:
-    """Write the layers of a recipe quantised, as compressed-tensors has it, and the others as is.
+    """Write the layers of a recipe quantised, for compressed-tensors, and the others as is.
 
-    ``transformers.AutoModelForCausalLM.from_pretrained(out)`` loads it where compressed-tensors is
+    ``transformers.AutoModelForCausalLM.from_pretrained(out)`` loads it if compressed-tensors is
     installed, and unpacks it at the first forward pass. One layer and its codes are in memory at a
-    time. The folder appears when it is whole. Values that are not finite are stored as 0 in
-    quantised layers. A tied head gets a weight of its own where it or the embedding changes.
+    time. The folder appears once it is complete. Non-finite values are stored as 0 in quantised
+    layers. A tied head gets its own weight if it or the embedding changes.
 
     Raises:
-        NotExportable: layers that cannot be written so, all of them, with reasons.
-        UsageError: an unknown layer, or ``out`` is there already.
+        NotExportable: some layers cannot be written; names all of them, with reasons.
+        UsageError: an unknown layer, or ``out`` exists.
         FormatError: a format that does not parse, or a scale that overflows.
-        CheckpointError: the checkpoint cannot be read, or is quantised already.
-        EngineError: the disk is too small, or cannot be written.
+        CheckpointError: the checkpoint cannot be read, or is already quantised.
+        EngineError: the disk is too small, or cannot be written to.
     """
     checkpoint, out = request.checkpoint, Path(request.out).expanduser().absolute()
-    check_place(out, checkpoint.folder, overwrite=request.overwrite)
+    check_destination(out, checkpoint.folder, overwrite=request.overwrite)
     scale_dtype = request.scale_dtype or scale_dtype_for(getattr(torch, checkpoint.dtype))
     notes: list[str] = []
 
@@ -50,7 +50,7 @@ def export_checkpoint(request: Request) -> Exported:
     copies = sum((checkpoint.folder / file).stat().st_size for file in beside)
     check_room(out.parent, total + copies)
     try:
-        with appearing(out) as folder:
+        with atomic_folder(out) as folder:
             copy_files(checkpoint.folder, beside, folder)
             write_shards(plan.shards, folder, total, request.on_progress)
             write_json(folder / "config.json", plan.config)
@@ -62,10 +62,10 @@ def export_checkpoint(request: Request) -> Exported:
 def _stored(
     request: Request, row: DiskLayer, fmt: Format, scale_dtype: torch.dtype, notes: list[str]
 ) -> Codes:
-    """The stored form of a layer: what calibration found, else found here."""
+    """The stored form of a layer: from calibration if available, else computed here."""
     weight = read_layer(request.checkpoint, row).to(request.device)
     if not bool(weight.abs().amax().isfinite()):
-        notes.append(f"{row.name} holds values that are NaN or infinite: stored as 0")
+        notes.append(f"{row.name} has NaN or infinite values: stored as 0")
     found = request.solved(row, fmt)
     if found is not None:
         return found
@@ -77,7 +77,7 @@ def _stored(
 class _Writer:
     def check(self, request: Request) -> None:
         checkpoint, recipe = request.checkpoint, request.recipe
-        check_place(request.out, checkpoint.folder, overwrite=request.overwrite)
+        check_destination(request.out, checkpoint.folder, overwrite=request.overwrite)
         trusted = request.trust_remote_code
         if refused := why_not_exported(checkpoint, recipe, trust_remote_code=trusted):
             raise NotExportable(refused, FORM)

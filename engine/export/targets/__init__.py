@@ -1,4 +1,4 @@
-"""The export targets that come with qtui: each file here declares one, as `TARGET`."""
+"""The export targets of qtui: each file here declares one, as `TARGET`."""
 
 from __future__ import annotations
 

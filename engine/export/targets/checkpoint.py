@@ -1,4 +1,4 @@
-"""``--to checkpoint``: a folder in the form of compressed-tensors, which transformers loads."""
+"""``--to checkpoint``: a compressed-tensors folder, which transformers loads."""
 
 from __future__ import annotations
 

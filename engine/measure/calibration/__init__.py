@@ -1,1 +1,1 @@
-"""Inputs gathered for methods that need them, and layers quantised with them."""
+"""Calibration: gathers inputs for methods that need them, and quantises layers with them."""

@@ -1,4 +1,4 @@
-"""What a layer computes with in a format: the weight as the artefact would dequantise it."""
+"""What a layer computes with in a format: the weight that the artefact dequantises to."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from engine.measure.calibration.solve import (
     solve,
 )
 from engine.measure.counts import JobCounts
-from engine.model.folding import fold_groups
+from engine.model.fold_groups import fold_groups
 from engine.model.inputs import why_unseen
 from engine.model.network import Held, StandIn
-from engine.quant.methods.fold import folded, only_weights
+from engine.quant.methods.channel_scales import folded, only_weights
 from engine.quant.methods.gptq import Solved
 from engine.quant.quantize import dequantized
 from engine.workspace import Loaded
@@ -40,22 +40,21 @@ def approximated(
     counts: JobCounts,
     recipe: RecipeInputs | None = None,
 ) -> Events[Held]:
-    """What a layer computes with in a format; yields while what it takes is being gathered.
+    """What a layer computes with in a format; yields while the calibration inputs are gathered.
 
-    Methods that look at inputs are given those of the unchanged network. With a recipe they are
-    given those that the blocks before give as the recipe has them, and what these compute with is
-    found first.
+    Methods that need inputs get those of the unchanged network. With a recipe they get the outputs
+    of the blocks before as the recipe quantises them, so those blocks are quantised first.
 
     Args:
         loaded: the model.
         layer: a name.
-        format: what it holds.
+        format: the format to quantise to.
         counts: of the job.
-        recipe: that the layer and its format are a part of, by `recipe_inputs`.
+        recipe: contains the layer and its format; from `recipe_inputs`.
 
     Raises:
-        FormatError: as `approximation` does; nothing absorbs the scale that the format asks for;
-            a method cannot work with the inputs it is given.
+        FormatError: see `approximation`; or nothing absorbs the scale that the format needs, or a
+            method cannot use the inputs.
         TextError: the calibration text cannot be read.
     """
     network = loaded.network
@@ -105,7 +104,7 @@ def approximated(
 
 
 def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[RecipeInputs | None]:
-    """Where inputs come from in a recipe; None where none of its formats looks at any."""
+    """Where inputs come from in a recipe; None if none of its formats needs them."""
     network = loaded.network
     if not any(map(needs_calibration, formats.values())):
         return None
@@ -116,10 +115,10 @@ def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[Recip
 def solved_codes(
     loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts
 ) -> Events[dict[str, Solved]]:
-    """The codes that ``+gptq`` finds for the layers of a recipe, of the weights it is scored with.
+    """The codes that ``+gptq`` finds for the layers of a recipe, for the weights it is scored with.
 
-    Everything is solved in the order of the blocks, each on what the recipe gives before it. Codes
-    lie in main memory, a byte a weight.
+    Layers are solved in the order of the blocks, each on the outputs of the quantised blocks
+    before. Codes are in main memory, one byte per weight.
 
     Args:
         loaded: the model.
@@ -127,7 +126,7 @@ def solved_codes(
         counts: of the job.
 
     Raises:
-        FormatError: as of `approximated`.
+        FormatError: see `approximated`.
         TextError: the calibration text cannot be read.
     """
     recipe = yield from recipe_inputs(loaded, formats)
@@ -146,7 +145,7 @@ def solved_codes(
 
 
 def columns_kept(loaded: Loaded, recipe: RecipeInputs | None) -> dict[str, int]:
-    """Input channels that ``+outlier`` keeps beside the codes of a recipe's layers, once solved."""
+    """Input channels that ``+outlier`` keeps in 16 bits in a recipe's layers, once solved."""
     network, calibration = loaded.network, loaded.find(Calibration)
     if recipe is None or calibration is None:
         return {}
@@ -160,13 +159,13 @@ def columns_kept(loaded: Loaded, recipe: RecipeInputs | None) -> dict[str, int]:
 
 
 def why_not_given(loaded: Loaded, layer: str, format: Format) -> str | None:
-    """Why a layer's inputs do not allow for a format that its shape does; None where they do."""
+    """Why a layer's inputs rule out a format that its shape allows; None if they do not."""
     network = loaded.network
     if network.layers[layer].role == "embedding":
         why = why_not_alone(format)
-        return why and f"{why}, and an embedding looks rows up: it multiplies no inputs"
+        return why and f"{why}, and an embedding is a lookup: it multiplies no inputs"
     if why_not_alone(format) is not None and (why := why_unseen(network, layer)) is not None:
-        return f"{why}, and {format} looks at them"
+        return f"{why}, and {format} needs them"
     if not folds(format):
         return None
     why = fold_groups(network)[layer].why_not
@@ -182,9 +181,9 @@ def _scaling(
     states: BlockInputs,
     counts: JobCounts,
 ) -> Events[Scaling | None]:
-    """The scale of the layer's fold group by all methods that ask for one; None without any.
+    """The combined scale of the layer's fold group for all methods that need one; None without any.
 
-    It is one for all weights that share the input, each taken in this layer's format.
+    It is shared by all weights with this input, each quantised to this layer's format.
     """
     wanted = [each for each in format.methods if each.name in FOLDED]
     if not wanted:
@@ -227,12 +226,12 @@ def _scaling(
 def approximation(loaded: Loaded, layer: str, format: Format) -> Tensor:
     """``Ŵ`` of a layer in the network's dtype and on its device, oriented ``[out, in]``.
 
-    Taken from the weights as stored, so that the dtype the network runs in never changes ``Ŵ``:
-    only the cast at the end does.
+    Computed from the weights as stored, so that the dtype of the network never changes ``Ŵ``: it is
+    only cast at the end.
 
     Raises:
-        FormatError: if the format is not built, looks at inputs, or cannot hold the layer.
-        EngineError: if a scale overflows; the message names the layer.
+        FormatError: the format is not built, needs inputs, or cannot hold the layer.
+        EngineError: a scale overflows; the message names the layer.
     """
     network = loaded.network
     stored = _stored(loaded, layer)
@@ -242,7 +241,7 @@ def approximation(loaded: Loaded, layer: str, format: Format) -> Tensor:
 
 
 def _stored(loaded: Loaded, layer: str) -> Tensor:
-    """The weight as stored; from the network where its dtype holds every stored value."""
+    """The weight as stored; taken from the network if its dtype holds every stored value."""
     network = loaded.network
     weight = network.weight(layer)
     row = loaded.rows.get(layer)

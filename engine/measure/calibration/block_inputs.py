@@ -1,8 +1,8 @@
-"""Where the inputs of a layer's block come from when its inputs are gathered.
+"""Where the inputs of a block come from during calibration.
 
-A sweep calibrates on the unchanged network. A whole recipe calibrates block after block, each on
-what the blocks before give as the recipe has them: what GPTQ calls true sequential, with the layers
-of one block all on the block as it was (Frantar et al. 2022, arXiv 2210.17323, section 4).
+A sweep calibrates on the unchanged network. A whole recipe calibrates block by block, each on the
+outputs of the quantised blocks before: GPTQ's "true sequential", except that the layers of one
+block all use the unquantised block (Frantar et al. 2022, arXiv 2210.17323, section 4).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from engine import protocol as p
 from engine.formats.grammar import Format
 from engine.measure.counts import JobCounts
-from engine.measure.preemption import again
+from engine.measure.preemption import repeated
 from engine.model.boundary_states import BoundaryStates, CacheSizes, Collected, choose
 from engine.model.lanes import Lane
 from engine.model.memory_tiers import TieredMemory
@@ -32,20 +32,20 @@ class BlockInputs(Protocol):
     """Where the input of a block comes from."""
 
     prefix: str
-    """What stands for the weights of the blocks before; empty for the reference."""
+    """Identifies the weights of the blocks before; empty for the reference."""
 
     def prepare(self, block: int, counts: JobCounts) -> Events[None]:
-        """Do what `before` of this block takes and does not do by itself."""
+        """Do the work that `before` of this block needs but does not do itself."""
 
     def before(self, batch: int, block: int) -> Tensor | None:
-        """The input of a block on one micro-batch; None where only whole forwards give it."""
+        """The input of a block on one micro-batch; None if it needs a whole forward."""
 
     def held(self) -> Mapping[str, Held]:
-        """What the blocks before hold, where the whole forward is run."""
+        """The weights of the blocks before, for a whole forward."""
 
 
 class ReferenceInputs:
-    """Inputs of the unchanged network's blocks: those asked for last, and of others what fits.
+    """Inputs of the unchanged network's blocks: the last block asked for, and others that fit.
 
     Args:
         network: at its reference weights.
@@ -60,7 +60,7 @@ class ReferenceInputs:
         hidden = network.config.get_text_config().hidden_size
         size = sum(ids.numel() for ids in batches) * hidden * network.dtype.itemsize
         self._together = size <= budget
-        """Whether all micro-batches can stand at one boundary."""
+        """Whether the states of all micro-batches at one boundary fit."""
         room = max(0, budget - size)
         self._states = BoundaryStates(
             TieredMemory(network.device, room, []),
@@ -71,10 +71,10 @@ class ReferenceInputs:
         sizes = CacheSizes(blocks=len(network.blocks), state=size, logits=0, head=0.0)
         self._states.every = choose(sizes, room, None, logits=False).every
         self._asked: dict[int, Lane] = {}
-        """Micro-batches at the block that was asked for last."""
+        """Micro-batches at the block asked for last."""
 
     def prepare(self, block: int, counts: JobCounts) -> Events[None]:
-        """Take all micro-batches to a block, where so many states fit the budget."""
+        """Advance all micro-batches to a block, if their states fit the budget."""
         if not self._together or not self._network.resumable or block < 0:
             return
         lanes = {batch: self._lane(batch, block) for batch in range(len(self._batches))}
@@ -85,20 +85,20 @@ class ReferenceInputs:
                 for lane, _ in lanes.values():
                     if lane.at < stretch.stop:
                         step = partial(lane.advance, stretch.stop)
-                        yield from again(counts.timed("calibrate_s", step))
+                        yield from repeated(counts.timed("calibrate_s", step))
                         yield None
         for batch, (lane, passed) in lanes.items():
             self._keep(batch, lane, passed)
 
     def held(self) -> Mapping[str, Held]:
-        """Nothing: the blocks before are as they are."""
+        """Nothing: the blocks before are unchanged."""
         return {}
 
     def before(self, batch: int, block: int) -> Tensor | None:
-        """The input of a block; of the number of blocks, the last one's output.
+        """The input of a block; for the number of blocks, the output of the last.
 
         Raises:
-            Preempted: something more urgent waits.
+            Preempted: a more urgent job waits.
         """
         if not self._network.resumable or block < 0:
             return None
@@ -111,7 +111,7 @@ class ReferenceInputs:
         return lane.reached()
 
     def _lane(self, batch: int, block: int) -> tuple[Lane, Collected]:
-        """A micro-batch at the nearest boundary up to a block, and what is kept on its way."""
+        """A micro-batch at the nearest boundary up to a block, and the states cached on its way."""
         nearest = self._states.nearest(batch, block)
         state = self._states.read(batch, nearest)
         asked = self._asked.get(batch)
@@ -129,10 +129,10 @@ class ReferenceInputs:
 class RecipeInputs:
     """Inputs of blocks with a recipe in the blocks before, from the first to the last.
 
-    Only as far as the recipe leaves them alone are they those of the reference.
+    They equal the reference's up to the first changed block.
 
     Args:
-        reference: the unchanged network's.
+        reference: inputs of the unchanged network.
         network: at its reference weights.
         batches: micro-batches of the calibration text.
         formats: the recipe.
@@ -148,18 +148,18 @@ class RecipeInputs:
         self._reference, self._network, self._batches = reference, network, batches
         self.formats = dict(formats)
         self.settled: dict[str, Held] = {}
-        """What layers compute with, where it is known."""
+        """What layers compute with, as far as known."""
         self.forms: dict[str, Solved] | None = None
-        """Where an export asks for them, the codes that ``+gptq`` finds, in main memory."""
+        """If an export needs them, the codes that ``+gptq`` finds, in main memory."""
         self.forgets = False
         """Whether weights are freed once the text has passed their blocks: for a caller that goes
-        from the first block to the last, once."""
+        once from the first block to the last."""
         self._first = min(network.layers[name].start for name in formats)
         self._at = -2
         self._states: list[Tensor] = []
 
     def unsettled(self, block: int) -> list[str]:
-        """Layers before a block of which it is not known, the first blocks' first."""
+        """Layers before a block that are not quantised yet, first blocks first."""
         layers = self._network.layers
         passed = self._at if self.forgets else -2
         names = [
@@ -168,7 +168,7 @@ class RecipeInputs:
         return sorted(names, key=lambda name: layers[name].start)
 
     def of(self, block: int) -> BlockInputs:
-        """Those that lead to this block."""
+        """The inputs of this block."""
         if block <= self._first:
             return self._reference
         return _InputsOfBlock(self, block)
@@ -184,7 +184,7 @@ class RecipeInputs:
         return {name: held for name, held in self.settled.items() if layers[name].start < block}
 
     def advance(self, block: int, counts: JobCounts) -> Events[None]:
-        """Run the calibration text up to a block; all layers before it are settled."""
+        """Run the calibration text up to a block; all layers before it must be quantised."""
         if not self._network.resumable or self._at == block:
             return
         network, layers = self._network, self._network.layers
@@ -205,7 +205,7 @@ class RecipeInputs:
             with network.at_hand(stretch):
                 for batch in range(len(self._batches)):
                     one = partial(step, batch, stretch.stop)
-                    yield from again(counts.timed("calibrate_s", one))
+                    yield from repeated(counts.timed("calibrate_s", one))
                     yield None
         self._states = [lanes[batch].reached() for batch in range(len(self._batches))]
         self._at = block
@@ -213,15 +213,15 @@ class RecipeInputs:
             self.settled = {n: h for n, h in self.settled.items() if layers[n].start >= block}
 
     def before(self, batch: int, block: int) -> Tensor | None:
-        """The input of the block that the text has come to."""
+        """The input of the block that the text has reached."""
         if not self._network.resumable:
             return None
-        assert self._at == block, "the text comes to a block before its input is asked for"
+        assert self._at == block, "the text must reach a block before its input is asked for"
         return self._states[batch]
 
 
 class _InputsOfBlock:
-    """The states of a recipe that lead to one block."""
+    """The states of a recipe before one block."""
 
     def __init__(self, recipe: RecipeInputs, block: int) -> None:
         self._recipe, self._block = recipe, block

@@ -1,9 +1,8 @@
-"""Inputs of layers over the calibration text, gathered when a method asks for them.
+"""Calibration inputs of layers, gathered when a method needs them, and their cache.
 
-States before blocks are kept within a budget of bytes and made again from the nearest one kept.
-What was gathered of a layer's inputs is kept too, and so are weights that were solved, the least
-recently used dropped first. What is kept changes how long calibrating takes, never what comes of
-it.
+States before blocks are cached within a budget of bytes and recomputed from the nearest cached one.
+Statistics of inputs and solved weights are cached too, the least recently used evicted first. The
+cache changes how long calibrating takes, never its result.
 """
 
 from __future__ import annotations
@@ -23,36 +22,36 @@ from engine.measure.calibration.block_inputs import BlockInputs, Events, Referen
 from engine.measure.calibration.solve import LayerInputs, Scaling
 from engine.measure.calibration.text import CalibrationWindows, cut_calibration
 from engine.measure.counts import JobCounts
-from engine.measure.preemption import again
+from engine.measure.preemption import repeated
 from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
 from engine.model.network import Held, Network
-from engine.quant.statistics import InputStatistics
+from engine.quant.input_statistics import InputStatistics
 from engine.store import keys
 from engine.texts.corpora import calibration_text
 from engine.workspace import Loaded
 
 SAMPLE = 512
-"""Tokens of an input that are kept as they are."""
+"""Tokens of an input that are kept as samples."""
 
 T = TypeVar("T")
 
 
 class Kept(Generic[T]):
-    """Values by key within a budget of bytes, the least recently used dropped first."""
+    """A cache of values by key within a budget of bytes; evicts the least recently used."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._values: OrderedDict[Any, tuple[T, int]] = OrderedDict()
 
     def get(self, key: object) -> T | None:
-        """What is kept under a key."""
+        """The cached value of a key."""
         if key not in self._values:
             return None
         self._values.move_to_end(key)
         return self._values[key][0]
 
     def keep(self, key: object, value: T, size: int) -> None:
-        """Keep a value of so many bytes; one beyond the whole budget is not kept."""
+        """Cache a value of this many bytes, unless it exceeds the whole budget."""
         self._values.pop(key, None)
         if size > self._budget:
             return
@@ -81,24 +80,24 @@ class Calibration:
         self.batches = [ids.to(network.device) for ids in torch.split(windows.ids, rows)]
         self.reference = ReferenceInputs(network, self.batches, budget // 4)
         self.shares = shared_inputs(network)
-        """For every layer those that are given the same input: what is gathered of the first is
-        what all of them are given."""
+        """For every layer those with the same input, the first of which stands for all of them in
+        what is gathered."""
         self.solved: Kept[Held] = Kept(budget // 4)
-        """By layer, format and the states' prefix: what the layer computes with."""
+        """What layers compute with, by layer, format and the states' prefix."""
         self.columns: dict[tuple[str, str, str], int] = {}
-        """As `solved`: input channels that ``+outlier`` keeps beside the codes."""
+        """Input channels that ``+outlier`` keeps in 16 bits, by the same keys as `solved`."""
         self.scalings: Kept[Scaling] = Kept(budget // 16)
         """By fold group, format and prefix."""
         self.said: set[str] = set()
-        """Notes that were told."""
+        """Notes already reported."""
         self._room = budget // 2
         self._known: Kept[LayerInputs] = Kept(self._room)
 
     def key(self, mode: str) -> keys.Calibration:
-        """What a figure that rests on this calibration depends on.
+        """The part of a key for figures that use this calibration.
 
         Args:
-            mode: ``reference`` or ``sequential``: whose inputs they are.
+            mode: ``reference`` or ``sequential``: which model's inputs were used.
         """
         windows = self.windows
         return keys.Calibration(
@@ -111,7 +110,7 @@ class Calibration:
         )
 
     def inputs(self, layer: str, states: BlockInputs, counts: JobCounts) -> Events[LayerInputs]:
-        """What calibration tells of a layer's inputs; gathered for its whole block where it fits.
+        """Statistics of a layer's inputs; gathered for its whole block if they fit.
 
         Raises:
             FormatError: an input is not finite.
@@ -120,14 +119,14 @@ class Calibration:
         known = self._known.get((states.prefix, share))
         if known is not None:
             return known
-        wanted = self._beside(layer)
+        wanted = self._gathered_together(layer)
         found = yield from self._gather(layer, wanted, states, counts)
         for name, inputs in found.items():
             self._known.keep((states.prefix, name), inputs, inputs.bytes)
         return found[share]
 
-    def _beside(self, layer: str) -> set[str]:
-        """The inputs of the layer's block, or its own alone where all together take too much."""
+    def _gathered_together(self, layer: str) -> set[str]:
+        """The inputs of the layer's block, or only its own if all together take too much memory."""
         layers = self.network.layers
         start = layers[layer].start
         names = {
@@ -158,18 +157,18 @@ class Calibration:
 
         def step(batch: int) -> None:
             state = states.before(batch, block)
-            # One that is preempted has given nothing.
+            # A preempted one has added nothing.
             watch_inputs(network, self.batches[batch], block, state, take, states.held())
 
         with network.at_hand([block]):
             for batch in range(len(self.batches)):
-                yield from again(counts.timed("calibrate_s", partial(step, batch)))
+                yield from repeated(counts.timed("calibrate_s", partial(step, batch)))
                 yield None
         return {name: each.result() for name, each in found.items()}
 
 
 class _Gathered:
-    """Sums over the tokens of one input, as they come."""
+    """Running sums over the tokens of one input."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device, seed: int) -> None:
         width = shape[-1]
@@ -201,23 +200,23 @@ class _Gathered:
         return LayerInputs(self._all, sample, tuple(self._experts))
 
 
-# --- of a loaded model ---------------------------------------------------------------------------
+# --- for a loaded model --------------------------------------------------------------------------
 
 
 def need_calibration(loaded: Loaded) -> Events[Calibration]:
-    """The calibration of a loaded model; its text is read, cut and announced the first time.
+    """The calibration of a loaded model; its text is read, cut and announced on first use.
 
     Raises:
         TextError: the text cannot be read, or does not fill a window.
-        UsageError: no token is asked for.
+        UsageError: the number of tokens is 0.
     """
     if (known := loaded.find(Calibration)) is not None:
         return known
     from engine.model.load import load_tokenizer
     from engine.model.quiet import quiet
 
-    opened, settings, told = loaded.opened, loaded.settings, list[str]()
-    text = calibration_text(settings.calib, demo=opened.demo, tell=told.append)
+    opened, settings, notices = loaded.opened, loaded.settings, list[str]()
+    text = calibration_text(settings.calib, demo=opened.demo, notify=notices.append)
     tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
     seq_len = loaded.windows.seq_len
     with quiet():
@@ -226,14 +225,14 @@ def need_calibration(loaded: Loaded) -> Events[Calibration]:
     found = loaded.part(
         Calibration, lambda: Calibration(loaded.network, windows, settings.batch_tokens, budget)
     )
-    for sentence in told:
+    for sentence in notices:
         yield p.Notice("warning", sentence)
     count = len(windows.ids)
     cut = f"{count} window{'' if count == 1 else 's'} of {seq_len}"
     said = f"calibrating on {text.name}: {windows.tokens:,} tokens in {cut}"
     short = windows.tokens < settings.calib_tokens - settings.calib_tokens % seq_len
     if short or windows.tokens > settings.calib_tokens:
-        said += f", not the {settings.calib_tokens:,} asked for"
+        said += f", instead of {settings.calib_tokens:,}"
     yield p.Notice("info", said)
     yield p.Calibrated(
         text=text.name,
@@ -249,12 +248,12 @@ def need_calibration(loaded: Loaded) -> Events[Calibration]:
 def calibration_key(
     loaded: Loaded, formats: Iterable[Format], mode: str
 ) -> Events[keys.Calibration | None]:
-    """The part of a key that calibration is; None where no format looks at calibration inputs.
+    """The calibration part of a key; None if no format needs calibration inputs.
 
     Args:
         loaded: the model.
-        formats: all that a figure rests on.
-        mode: ``reference`` or ``sequential``: whose inputs they are.
+        formats: all that the figure depends on.
+        mode: ``reference`` or ``sequential``: which model's inputs were used.
     """
     if not any(map(needs_calibration, formats)):
         return None

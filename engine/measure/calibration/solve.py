@@ -1,8 +1,8 @@
-"""What a layer computes with in a format whose methods look at inputs: tensors in, tensors out.
+"""Quantises a layer with methods that need inputs: tensors in, tensors out.
 
-Methods are followed in the grammar's order: ``+smooth`` and ``+awq`` scale the input channels of
-all weights that share an input, ``+outlier`` takes channels out, ``+gptq`` or plain rounding finds
-the codes, ``+a8`` rounds what comes in.
+Methods are applied in the grammar's order: ``+smooth`` and ``+awq`` scale the input channels of all
+weights that share an input, ``+outlier`` takes channels out, ``+gptq`` or plain rounding finds the
+codes, ``+a8`` rounds the inputs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from engine.formats.grammar import Format, Method
 from engine.quant.data_free.hadamard import rotate_inputs, rotate_inputs_back
+from engine.quant.input_statistics import InputStatistics
 from engine.quant.methods.a8 import quantized_tokens, static_scale
 from engine.quant.methods.awq import awq
-from engine.quant.methods.fold import folded, only_weights
+from engine.quant.methods.channel_scales import folded, only_weights
 from engine.quant.methods.gptq import Solved
 from engine.quant.methods.outlier import outlier_columns
 from engine.quant.methods.smooth import smooth
@@ -27,23 +28,22 @@ from engine.quant.quantize import dequantized
 from engine.quant.rows import matrices
 from engine.quant.scales import in_stored_dtype
 from engine.quant.solve import solved_form
-from engine.quant.statistics import InputStatistics
 
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """What calibration tells of the inputs of layers that share one."""
+    """Calibration statistics of the inputs of layers that share one."""
 
     statistics: InputStatistics
-    """Of all tokens that came; of experts together, each token once for every expert it met."""
+    """Over all tokens; for experts together, each token once per expert it was routed to."""
     sample: Tensor
-    """Some of the tokens, ``[tokens, in]``."""
+    """Sample tokens, ``[tokens, in]``."""
     experts: tuple[InputStatistics, ...] = ()
-    """Of each expert's own tokens; none where all weights see the same."""
+    """Statistics of each expert's own tokens; empty if all weights see the same."""
 
     @property
     def bytes(self) -> int:
-        """Bytes held."""
+        """Bytes in memory."""
         tensors = [self.sample]
         for each in (self.statistics, *self.experts):
             tensors += [each.gram, each.maximum, each.magnitude]
@@ -56,17 +56,17 @@ class LayerInputs:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """What becomes of a layer's input channels before it, and of its weight for that."""
+    """A scale of a layer's input channels, and its effect on inputs and weight."""
 
     scale: Tensor
     """``s``, float32 ``[in]``: the weight is multiplied by it."""
     gain: Tensor
-    """What inputs are multiplied by: ``1 / s``, as near as what absorbs it is stored."""
+    """Factor on the inputs: ``1 / s``, as rounded in the operation that absorbs it."""
     offset: Tensor | None = None
-    """What they are given besides: how far a norm's bias is rounded otherwise; None for 0."""
+    """Added to the inputs: the rounding of a norm's bias; None for 0."""
 
     def applied(self, inputs: Tensor) -> Tensor:
-        """Inputs ``[…, in]`` as what absorbs the scale makes them."""
+        """Inputs ``[…, in]`` after the absorbing operation applies the scale."""
         return _moved(inputs.to(torch.float32), self.gain, self.offset).to(inputs.dtype)
 
 
@@ -81,11 +81,11 @@ class Solution:
     """Input channels that ``+outlier`` keeps in 16 bits, of all experts together."""
     notes: tuple[str, ...] = ()
     form: Solved | None = None
-    """The codes behind a weight ``[out, in]`` that ``+gptq`` found; None of any other."""
+    """The codes of a weight ``[out, in]`` found by ``+gptq``; None otherwise."""
 
 
 def method(fmt: Format, name: str) -> Method | None:
-    """The method of that name, None where the format has none."""
+    """The method with this name; None if the format lacks it."""
     return next((each for each in fmt.methods if each.name == name), None)
 
 
@@ -100,15 +100,15 @@ def find_scale(
     """The scale of weights that share an input, by ``+smooth`` or ``+awq``: float32 ``[in]``.
 
     Args:
-        by: ``smooth`` or ``awq``; where a format has both, what comes to awq is smoothed already.
+        by: ``smooth`` or ``awq``; if a format has both, awq gets smoothed inputs.
         weights: all of them, ``[…, out, in]``.
         inputs: of all of them.
-        fmt: with the method.
+        fmt: a format with this method.
         scale_dtype: the dtype that scales are stored in.
         name: a layer of them, for messages.
 
     Raises:
-        FormatError: as of `smooth` and `awq`.
+        FormatError: see `smooth` and `awq`.
     """
     if by == "smooth":
         sample = inputs.sample if method(fmt, "a8") is not None else None
@@ -117,7 +117,7 @@ def find_scale(
 
 
 def scaled_inputs(inputs: LayerInputs, gain: Tensor) -> LayerInputs:
-    """As if inputs had been multiplied by ``gain``, channel by channel."""
+    """The statistics as if inputs had been multiplied by ``gain``, channel by channel."""
     return LayerInputs(
         _scaled(inputs.statistics, gain),
         inputs.sample * gain.to(inputs.sample.device),
@@ -134,20 +134,20 @@ def solve(
     scale_dtype: torch.dtype,
     name: str,
 ) -> Solution:
-    """Find what a layer computes with, in the place of its weight, on inputs as they were.
+    """Quantise a layer's weight, given its inputs before any scale.
 
-    An expert that no token reached is rounded to nearest, and noted.
+    An expert that no token reached is rounded to nearest, with a note.
 
     Args:
         weight: ``[out, in]`` or ``[experts, out, in]``; not modified.
-        inputs: as they were, before any scale.
-        fmt: the format; a scale that its methods ask for is found already.
+        inputs: before any scale.
+        fmt: the format; the scale of its methods is already known.
         scaling: that scale; None without one.
         scale_dtype: the dtype that scales are stored in.
         name: the layer, for messages.
 
     Raises:
-        FormatError: as of the methods.
+        FormatError: see the methods.
     """
     if scaling is not None:
         weight, inputs = folded(weight, scaling.scale), scaled_inputs(inputs, scaling.gain)
@@ -168,7 +168,7 @@ def solve(
         notes += said
     if idle:
         notes.append(
-            f"{name}: {idle} of {len(inputs.experts)} experts were reached by no calibration "
+            f"{name}: {idle} of {len(inputs.experts)} experts received no calibration "
             "token, and are rounded to nearest"
         )
     change = None
@@ -200,7 +200,7 @@ def _solve_matrix(
     name: str,
     out: Tensor,
 ) -> tuple[Tensor, Sequence[str], Solved | None]:
-    """Write what ``[out, in]`` becomes; returns the columns kept, notes, and what GPTQ found."""
+    """Quantise ``[out, in]`` in place; returns the columns kept, notes, and GPTQ's result."""
     outlier, columns = method(fmt, "outlier"), torch.empty(0, dtype=torch.int64)
     notes: Sequence[str] = ()
     found: Solved | None = None
@@ -213,7 +213,7 @@ def _solve_matrix(
         matrix = matrix.to(torch.float32, copy=True)
         matrix[:, columns] = 0
         if method(fmt, "gptq") is not None and len(columns):
-            # Columns that stand for 0 take no part: inputs of their own, of middling size.
+            # Columns kept in 16 bits are excluded: give them unrelated inputs of medium size.
             H = H.clone()
             H[columns] = 0
             H[:, columns] = 0
@@ -239,14 +239,14 @@ def rounded_inputs(
     *,
     rotated: bool = False,
 ) -> Callable[[Tensor], Tensor]:
-    """What ``+a8`` makes of inputs: scaled, and rounded but for the channels kept in 16 bits.
+    """Simulate ``+a8`` on inputs: scaled, and rounded except for channels kept in 16 bits.
 
     Args:
-        gain: what they are multiplied by first, float32 ``[in]``.
-        offset: what they are given besides.
-        columns: channels that are not rounded and count for no range.
-        fixed: the scale of all tokens; None for one of each.
-        rotated: whether they are rotated before, and rotated back after, they are rounded.
+        gain: factor on the inputs, float32 ``[in]``.
+        offset: added to the inputs.
+        columns: channels that are not rounded and affect no range.
+        fixed: the scale of all tokens; None for one per token.
+        rotated: whether they are rotated before and rotated back after rounding.
     """
 
     def change(x: Tensor) -> Tensor:
@@ -264,10 +264,10 @@ def rounded_inputs(
 
 
 class _Rounded(torch.autograd.Function):
-    """`quantized_tokens` with the slope of what it stands for, 1: that of rounding is 0.
+    """`quantized_tokens` with gradient 1, since that of rounding is 0.
 
     The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432, section 2.3). Without it no
-    gradient would reach the layers before one whose inputs are rounded.
+    gradient would reach the layers before one with rounded inputs.
     """
 
     @staticmethod
@@ -277,7 +277,7 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Any) -> Any:
-        """Hand on what came."""
+        """Pass the gradient through."""
         return gradients[0], None
 
 

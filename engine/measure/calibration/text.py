@@ -1,4 +1,4 @@
-"""The text that methods look at inputs of, cut into windows."""
+"""The calibration text, cut into windows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.texts.corpora import SURE_CHARACTERS, Text
 
 @dataclass(frozen=True, eq=False)
 class CalibrationWindows:
-    """Windows of a text, drawn by a seed."""
+    """Windows of a text, chosen by a seed."""
 
     text: Text
     ids: Tensor
@@ -26,7 +26,7 @@ class CalibrationWindows:
 
     @property
     def tokens(self) -> int:
-        """In all windows together."""
+        """Tokens in all windows."""
         return self.ids.numel()
 
     @property
@@ -40,26 +40,26 @@ def cut_calibration(
 ) -> CalibrationWindows:
     """``tokens // seq_len`` windows from all over a text, at least one, fewer if it has no more.
 
-    The text is cut into pieces of which each certainly gives a window, in an order drawn by the
-    seed; the first window of every piece is taken, then the second, and so on. So windows do not
-    overlap, and a long text is not tokenised whole. No token is added that is not in the text: a
-    window from the middle of a text has none at its beginning either.
+    The text is split into excerpts that are each long enough for a window, in an order shuffled by
+    the seed; the first window of every excerpt is taken, then the second, and so on. So windows do
+    not overlap, and a long text is not tokenised whole. No special token is added: a window from
+    the middle of a text does not begin with one either.
 
     Raises:
-        UsageError: no token is asked for.
+        UsageError: the number of tokens is 0.
         TextError: the text does not fill a window.
     """
     if tokens < 1:
-        raise UsageError(f"{tokens} calibration tokens are asked for: give at least one window")
+        raise UsageError(f"{tokens} calibration tokens requested: use at least one window")
     wanted = max(1, tokens // seq_len)
-    pieces = _pieces(text.content, seq_len * SURE_CHARACTERS)
-    random.Random(seed).shuffle(pieces)
+    excerpts = _excerpts(text.content, seq_len * SURE_CHARACTERS)
+    random.Random(seed).shuffle(excerpts)
     windows: list[Sequence[int]] = []
     later: list[list[int]] = []
-    for piece in pieces:
+    for excerpt in excerpts:
         if len(windows) == wanted:
             break
-        ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(excerpt, add_special_tokens=False)["input_ids"]
         if len(ids) >= seq_len:
             windows.append(ids[:seq_len])
             later.append(ids[seq_len:])
@@ -75,15 +75,15 @@ def cut_calibration(
     return CalibrationWindows(text, torch.tensor(windows), seed)
 
 
-def _pieces(content: str, length: int) -> list[str]:
-    """The text in pieces of about ``length`` characters, cut where a line ends if one does."""
-    pieces = []
+def _excerpts(content: str, length: int) -> list[str]:
+    """Split the text into excerpts of about ``length`` characters, at line ends if possible."""
+    excerpts = []
     start = 0
     while start < len(content):
         end = start + length
         if end < len(content):
             line = content.find("\n", end, end + length)
             end = end if line < 0 else line + 1
-        pieces.append(content[start:end])
+        excerpts.append(content[start:end])
         start = end
-    return pieces
+    return excerpts

@@ -1,1 +1,1 @@
-"""Effects of all layers and formats from gradients."""
+"""Estimates the effects of all layers and formats from gradients."""

@@ -1,9 +1,9 @@
 """A backward pass from the head to the embedding: first-order effects of many changes.
 
-Regions come one after another; each block is run again from its kept input with a graph of its own,
-for all windows, and every change of its layers is quantised once. Beside the quantising this costs
-the reference's pass, one more forward, for each loss one backward without weight gradients, and the
-products of `engine.measure.estimate.first_order`.
+Regions are processed one at a time. Each block is run again from its cached input with its own
+graph, for all windows, and every change of its layers is quantised once. In addition to the
+quantising this costs the reference's pass, one more forward, one backward per loss without weight
+gradients, and the products of `engine.measure.estimate.first_order`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from engine.measure.estimate.targets import less_one, uniform
 from engine.measure.evaluation.evaluate import run_recipe, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
-from engine.measure.preemption import again
+from engine.measure.preemption import repeated
 from engine.model.gradients import (
     Tap,
     Taps,
@@ -57,28 +57,28 @@ from engine.session.artefact import OUTSIDE
 from engine.workspace import Loaded
 
 WHOLE = -2
-"""The region of a network that cannot be resumed: all of it at once."""
+"""The single region of a network that cannot be resumed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Where gradients are taken: the reference network, or one that holds a recipe."""
+    """The network that gradients are taken at: the reference, or one that holds a recipe."""
 
     reference: Reference
     state: Callable[[int, int], Tensor]
-    """The input of a block on a micro-batch; of ``n_blocks`` the output of the last."""
+    """The input of a block on a micro-batch; for ``n_blocks`` the output of the last."""
     held: Mapping[str, Held]
 
     def held_in(self, region: int) -> dict[str, Held]:
-        """What is held in a region."""
+        """The weights held in a region."""
         layers = self.reference.network.layers
         return {name: held for name, held in self.held.items() if layers[name].start == region}
 
 
 ChangeSet = list[tuple[str, Format]]
-"""Changes that are in memory together."""
+"""Changes that are in memory at the same time."""
 Done = dict[str, dict[Format, Moments]]
-"""What was found of a region's layers, by layer and format."""
+"""Results for a region's layers, by layer and format."""
 
 
 class BackwardPass:
@@ -95,13 +95,13 @@ class BackwardPass:
     ) -> None:
         """
         Args:
-            loaded: with a loaded model.
-            formats: that are wanted of any layer; to restore, one.
+            loaded: the loaded model.
+            formats: all formats wanted; for restore, one.
             direction: as of a sweep.
             counts: counts the seconds.
             job: id, for progress.
-            wanted: layers and formats in groups, each of which is multiplied by itself: products
-                of other shapes round differently.
+            wanted: groups of layers and formats. Each group is multiplied on its own, since
+                products of other shapes round differently.
         """
         self.loaded, self.counts, self.job = loaded, counts, job
         self.formats, self.direction = formats, direction
@@ -109,7 +109,7 @@ class BackwardPass:
         self.wanted = [one for group in self.groups for one in group]
         self.network, self.reference = loaded.network, reference_of(loaded)
         self.draws = loaded.settings.draws
-        # Losses: the text's targets, for a restore the distance from the reference, then draws.
+        # Losses: the text's targets (for restore, the distance from the reference), then draws.
         self.fixed = 1 if direction == "degrade" else 2
         self.losses = self.fixed + self.draws
         self.dtype = product_dtype(self.network.device, self.network.dtype)
@@ -123,10 +123,10 @@ class BackwardPass:
         """Of the state before the region, by micro-batch."""
 
     def run(self) -> Generator[p.AnyEvent | Done | None, None, None]:
-        """Go through the network.
+        """Run the pass.
 
         Yields:
-            Progress, and what was found of the layers of a region as the pass leaves it.
+            Progress, and the results for a region's layers when the pass leaves it.
         """
         reference = self.reference
         for batch in range(len(reference.batches)):
@@ -136,8 +136,8 @@ class BackwardPass:
         if self.network.resumable:
             lowest = min(self.network.layers[name].start for name, _ in self.wanted)
             regions = list(range(len(self.network.blocks), lowest - 1, -1))
-        # Parts come outside of regions: the cotangents of all windows do not fit, so that a block
-        # is needed once for each part, not once.
+        # The outer loop is over parts: the cotangents of all windows do not fit, so that a block
+        # is needed once per part, not once.
         parts = self._parts()
         for number, part in enumerate(parts):
             for passed, region in enumerate(regions):
@@ -152,9 +152,9 @@ class BackwardPass:
     def _region(
         self, point: Point, region: int, part: range, begun: float, share: float
     ) -> Events[None]:
-        """Take all changes of a region through it, on some micro-batches; see `_take_through`."""
+        """Process all changes of a region, on some micro-batches; see `_take_through`."""
         sets = [chosen for group in self.groups for chosen in self._change_sets(region, group)]
-        sets = [chosen for chosen in sets if chosen] or [[]]  # cotangents pass through in any case
+        sets = [chosen for chosen in sets if chosen] or [[]]  # cotangents must pass in any case
         each = share / len(sets)
         for at, chosen in enumerate(sets):
             last = at + 1 == len(sets)
@@ -173,12 +173,12 @@ class BackwardPass:
         *,
         last: bool,
     ) -> Events[None]:
-        """Take changes that are in memory together through a region, on some micro-batches.
+        """Process changes that are in memory together in a region, on some micro-batches.
 
         Args:
-            begun: share of the pass that is done.
-            share: what this is of it.
-            point, region, chosen, part, last: as of `run` and `_step`.
+            begun: share of the pass already done.
+            share: share of the pass that this call is.
+            point, region, chosen, part, last: see `run` and `_step`.
         """
         formats: dict[str, list[Format]] = {}
         for name, format in chosen:
@@ -192,7 +192,7 @@ class BackwardPass:
             def step(batch: int = batch) -> None:
                 self._step(point, region, batch, changes, last)
 
-            yield from again(self.counts.timed("estimate_s", step))
+            yield from repeated(self.counts.timed("estimate_s", step))
             yield self._progress(begun + share * done / len(part))
 
     def _progress(self, share: float) -> p.Progress:
@@ -209,7 +209,7 @@ class BackwardPass:
                 done.setdefault(name, {})[format] = self.moments.pop((name, format))
         return done
 
-    # -- what is in memory at once ---------------------------------------------------------------
+    # -- memory ----------------------------------------------------------------------------------
 
     def _parts(self) -> list[range]:
         """Micro-batches whose cotangents fit an eighth of the budget."""
@@ -238,9 +238,9 @@ class BackwardPass:
         return sets
 
     def _is_moved(self, name: str, format: Format) -> bool:
-        """Whether the inputs of a layer change too, and are told apart where they do.
+        """Whether the format also changes the layer's inputs, and gradients can account for it.
 
-        Of experts only the gradient of the weight is known: there the weight alone is changed.
+        For experts only the gradient of the weight is known: there only the weight changes.
         """
         return method(format, "a8") is not None and self.network.layers[name].role != "experts"
 
@@ -264,11 +264,11 @@ class BackwardPass:
         return Changes(tuple(plain), deltas[: len(plain)], moved)
 
     def _held(self, point: Point, name: str, format: Format) -> Events[Held]:
-        """What a layer computes with in a format; of experts, on inputs as they are."""
+        """What a layer computes with in a format; for experts, with unchanged inputs."""
         if self.network.layers[name].role == "experts":
             format = weights_alone(format)
         elif (held := point.held.get(name)) is not None:
-            return held  # to restore there is one format, and all of the body holds it
+            return held  # for restore there is one format, and the whole body holds it
         return (yield from self._quantised(name, format))
 
     def _quantised(self, name: str, format: Format) -> Events[Held]:
@@ -280,7 +280,7 @@ class BackwardPass:
         return held
 
     def _point(self) -> Events[Point]:
-        """Where gradients are taken."""
+        """The network that gradients are taken at."""
         if self.direction == "degrade":
             return Point(self.reference, self.reference.state, {})
         (format,) = self.formats
@@ -310,7 +310,7 @@ class BackwardPass:
     def _step(
         self, point: Point, region: int, batch: int, changes: Mapping[str, Changes], last: bool
     ) -> None:
-        """Go through a region; with ``last`` the cotangents move on to the state before it."""
+        """Process a region; with ``last`` the cotangents move on to the state before it."""
         network, ids = self.network, self.reference.batches[batch]
         watched = list(changes)
         first = batch * self.reference.batches[0].shape[0]
@@ -319,7 +319,7 @@ class BackwardPass:
         if region == WHOLE or needs_single_windows(network, region):
             rows = 1
         for name, of_layer in changes.items():
-            # A step that was given up half way, to be done again, leaves nothing in the sums.
+            # A step that was preempted and will be repeated must leave nothing in the sums.
             for format in (*of_layer.formats, *of_layer.moved):
                 self.moments[name, format].forget(slice(first, first + len(ids)))
         state = point.state(batch, region) if region >= 0 else None
@@ -371,7 +371,7 @@ class BackwardPass:
         return total
 
     def _losses(self, batch: int, part: slice, a: int, b: int) -> Callable[[Tensor], list[Tensor]]:
-        """What makes the cotangents of logits at positions from ``a`` to before ``b``."""
+        """Returns the cotangents of logits at positions ``a`` to ``b`` (exclusive)."""
         reference, network = self.reference, self.network
         ids = reference.batches[batch][part]
         soft: Tensor | None = None
@@ -410,7 +410,7 @@ class BackwardPass:
         windows: slice,
         span: tuple[int, int] | None = None,
     ) -> None:
-        """Add taps to the moments; ``span`` are the positions they are of, if not all."""
+        """Add taps to the moments; ``span`` gives their positions, if not all."""
         part = Part(
             windows,
             [self._sample(window, span) for window in range(windows.start, windows.stop)],
@@ -436,7 +436,7 @@ class BackwardPass:
         return sample_of(window, count * len(self.reference.chunks), span[1] - span[0])
 
     def _embed(self, tap: Tap | WeightTap) -> Callable[[Tensor], Tensor] | None:
-        """How an embedding turns a change of its weight into one of its output."""
+        """Maps a change of an embedding's weight to one of its output."""
         if isinstance(tap, WeightTap) or tap.inputs.is_floating_point():
             return None
         ids, module = tap.inputs, self.network.slot(tap.layer).owner
@@ -450,6 +450,6 @@ class BackwardPass:
 
 
 def weights_alone(format: Format) -> Format:
-    """The format without what it does to inputs."""
+    """The format without its changes of inputs."""
     left = tuple(each for each in format.methods if each.name != "a8")
     return msgspec.structs.replace(format, methods=left)

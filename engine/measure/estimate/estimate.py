@@ -1,21 +1,22 @@
-"""Every layer in every format from a few passes: KL and ΔNLL to second order, not measured.
+"""Estimates every layer in every format from a few passes: KL and ΔNLL to second order.
 
 For a window *s* and a change ``ΔW`` of one layer, ``z = ⟨ΔW, G_s⟩`` with ``G_s`` the gradient of
 the window's summed loss. With targets drawn from the model's own distribution the loss has the
 Fisher information as its curvature, the Gauss–Newton matrix of KL (Martens 2014, arXiv 1412.1193,
 section 9): ``KL ≈ E[z²] / 2T`` nats per token. With the text's targets ``ΔNLL ≈ z / T + KL``.
 
-``z = Σ_t z_t`` over the tokens the layer is given. Errors of rounding on different tokens are next
-to uncorrelated, so that ``E[z²] ≈ E[Σ z_t²]``; and the sum of squares is known far better than the
-square of the sum: a window gives one draw of the latter and many terms of the former. So the
-estimate is ``coupling · Σ z_t² / 2T``, where ``coupling = E[z²] / E[Σ z_t²]`` comes from all of a
-layer's formats together, drawn towards 1 by as much as it is uncertain (`COUPLING_PRIOR`). Its
-bias: a format whose errors couple tokens unlike the others' gets the coupling of all.
+``z = Σ_t z_t`` over the layer's tokens. Rounding errors on different tokens are nearly
+uncorrelated,
+so that ``E[z²] ≈ E[Σ z_t²]``; and the sum of squares is known far better than the square of the
+sum: a window gives one draw of the latter and many terms of the former. So the estimate is
+``coupling · Σ z_t² / 2T``, where ``coupling = E[z²] / E[Σ z_t²]`` is estimated from all of a
+layer's formats together, shrunk towards 1 by its uncertainty (`COUPLING_PRIOR`). Its bias: a format
+whose errors couple tokens differently gets the coupling of all.
 
-To restore a layer where all are quantised, KL has a slope: ``KL(all) − KL(all but one)`` is about
+For restore, where all layers are quantised, KL has a slope: ``KL(all) − KL(all but one)`` is about
 ``⟨ΔW, ∇KL(ref ‖ quantised)⟩ − E[z²] / 2T``, gradients and targets of the quantised network.
 
-`backward_pass` goes through the network; this makes figures of what it finds.
+`backward_pass` runs through the network; this module turns its sums into figures.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from engine.store import keys
 from engine.workspace import Loaded
 
 COUPLING_PRIOR = 0.25
-"""Standard deviation of the coupling about 1 that is expected before anything is seen."""
+"""Prior standard deviation of the coupling about 1."""
 BEYOND = 0.05
-"""Share of a small change that a quadratic model leaves out: a part of every standard error."""
+"""Relative error of the quadratic model for small changes: part of every standard error."""
 DOUBTFUL_KL = 0.1
-"""Nats per token beyond which a change is no small one."""
+"""Nats per token beyond which a change is not small."""
 
 Found = dict[str, dict[str, p.Estimate]]
 """By format, by layer."""
@@ -61,17 +62,17 @@ def estimate(
 
     Args:
         loaded: the model.
-        formats: to degrade, those of the settings' ``estimate_formats`` share one coupling of each
-            layer, and the others one; to restore, each is taken where all of the body holds it.
+        formats: for degrade, those of the settings' ``estimate_formats`` share one coupling per
+            layer, and the others another; for restore, each is taken with the whole body in it.
         direction: whether one layer holds the format, or all but one.
-        counts: of the job; its ``estimate_s`` grows.
+        counts: of the job; adds to its ``estimate_s``.
         job: id, for progress.
 
     Yields:
         `Learned` with `Estimate` facts as the backward pass reaches the layers, and `Progress`.
 
     Returns:
-        What is known, by format and layer; layers that cannot hold a format are left out.
+        Known estimates, by format and layer; layers that cannot hold a format are left out.
     """
     found: Found = {str(format): {} for format in formats}
     groups = [[format] for format in formats]
@@ -82,8 +83,8 @@ def estimate(
     wanted: list[dict[tuple[str, Format], str]] = []
     for together in filter(None, groups):
         wanted.append((yield from _unknown(loaded, together, direction, counts, found)))
-    # To degrade, all formats go through a block together; to restore, each has a network of its
-    # own, all of whose body holds it: its states and cotangents are its own, too.
+    # For degrade, all formats go through a block together; for restore, each has its own network
+    # with the whole body quantised, and so its own states and cotangents.
     passes = [wanted] if direction == "degrade" else [[group] for group in wanted]
     for one in passes:
         yield from _estimated(
@@ -99,7 +100,8 @@ def _unknown(
     counts: JobCounts,
     found: Found,
 ) -> Generator[p.AnyEvent | None, None, dict[tuple[str, Format], str]]:
-    """Announce what the store knows of formats that share a coupling; addresses of the rest."""
+    """Announce the stored estimates of formats that share a coupling; return the other
+    addresses."""
     network = loaded.network
     addresses: dict[tuple[str, Format], str] = {}
     for format in formats:
@@ -137,7 +139,7 @@ def _estimated(
     job: str,
     found: Found,
 ) -> Generator[p.AnyEvent | None, None, None]:
-    """Estimate what is wanted in one backward pass, a coupling for each group."""
+    """Estimate what is wanted in one backward pass, with one coupling per group."""
     if not wanted:
         return
     formats = list(dict.fromkeys(format for group in wanted for _, format in group))
@@ -198,26 +200,26 @@ def _fact(
 
 
 def _doubt(loaded: Loaded, direction: p.Direction, name: str, format: Format, kl: float) -> str:
-    """Why a figure may not hold."""
+    """Why an estimate may be wrong; empty if trusted."""
     if not math.isfinite(kl):
         return "the gradients are not finite"
     if kl > DOUBTFUL_KL:
-        return "a change this large is beyond what a quadratic model tells"
+        return "a change this large is beyond a quadratic model"
     if direction == "restore" and format.bits <= 3:
-        return "where all is held in 3 bits or fewer, effects are no longer quadratic"
+        return "with all layers in 3 bits or fewer, effects are no longer quadratic"
     if direction == "restore" and any(method.name == "a8" for method in format.methods):
-        return "where all inputs are rounded, gradients pass as if they were not"
+        return "with all inputs rounded, gradients pass as if they were not"
     layers = loaded.network.layers
     if layers[name].role == "experts" and weights_alone(format) != format:
-        return "of experts, what rounding the inputs adds is not in the estimate"
+        return "for experts, the rounding of inputs is not in the estimate"
     routed = any(x.role == "experts" and x.start >= layers[name].start for x in layers.values())
     if routed and kl > DOUBTFUL_KL / 10:
-        return "routing may flip, which the estimate takes as fixed"
+        return "routing may flip, which the estimate assumes fixed"
     return ""
 
 
 def _coupling(found: Sequence[Moments], fixed: int) -> tuple[float, float]:
-    """``E[z²] / E[Σ z_t²]`` of a layer, drawn towards 1, and its standard error."""
+    """``E[z²] / E[Σ z_t²]`` of a layer, shrunk towards 1, and its standard error."""
     some = coupled(found[0].total.shape[-1])
     whole = torch.zeros(int(some.sum()), dtype=torch.float64)
     parts = torch.zeros_like(whole)
@@ -239,12 +241,12 @@ def _coupling(found: Sequence[Moments], fixed: int) -> tuple[float, float]:
 
 
 def _grouped(values: Tensor, group: int) -> Tensor:
-    """Means over groups of windows that follow each other."""
+    """Means over groups of consecutive windows."""
     return values.reshape(-1, group).mean(-1)
 
 
 def _mean(values: Tensor, extra: float) -> tuple[float, float]:
-    """Mean over windows, and its standard error together with one that all windows share."""
+    """Mean over windows, and its standard error combined with a shared one."""
     if len(values) < 2:
         return float(values.mean()), math.nan
     return float(values.mean()), math.hypot(float(values.std()) / math.sqrt(len(values)), extra)

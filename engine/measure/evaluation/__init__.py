@@ -1,1 +1,1 @@
-"""Scores of recipes: divergence, the reference, recipe runs, cached boundary states."""
+"""Scores recipes: divergence, the reference, recipe runs, cached boundary states."""

@@ -1,4 +1,4 @@
-"""What is counted over windows of tokens: NLL, its change, KL. All values are nats per token."""
+"""NLL, its change, and KL over windows of tokens, in nats per token."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def mean_with_error(sums: Tensor, targets: int) -> MeanWithError:
 
     Args:
         sums: ``[windows]``, sums over the counted targets of each window.
-        targets: how many those are.
+        targets: counted targets of each window.
     """
     values = sums / targets
     windows = values.numel()
@@ -99,7 +99,7 @@ def mean_with_error(sums: Tensor, targets: int) -> MeanWithError:
 
 @dataclass(frozen=True)
 class Difference:
-    """Estimates of what a change does, over all windows measured so far."""
+    """Estimated effect of a change, over all windows measured so far."""
 
     dnll: MeanWithError
     kl: MeanWithError
@@ -107,7 +107,7 @@ class Difference:
 
 
 def difference(tallies: Sequence[Tally], targets: int) -> Difference:
-    """What the tallies of some micro-batches together say of a change.
+    """The effect of a change, from the tallies of some micro-batches.
 
     Args:
         tallies: of micro-batches, in order.
@@ -121,7 +121,7 @@ def difference(tallies: Sequence[Tally], targets: int) -> Difference:
 
 
 def perplexity(nll: float) -> float:
-    """``exp(nll)``; infinite where that overflows, nan where nll is."""
+    """``exp(nll)``; infinite on overflow, nan if nll is."""
     try:
         return math.exp(nll)
     except OverflowError:

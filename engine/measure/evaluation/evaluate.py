@@ -1,4 +1,4 @@
-"""A recipe's score: NLL, perplexity and KL of the network with several layers changed at once."""
+"""Scores a recipe: NLL, perplexity and KL of the network with several layers changed at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, mean_with_error, perplexity
 from engine.measure.evaluation.recipe_run import RecentRuns, RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
-from engine.measure.preemption import again
+from engine.measure.preemption import repeated
 from engine.model.memory import memory_free
 from engine.model.network import Held, Network
 from engine.service.jobs import Steps
@@ -34,15 +34,15 @@ Found = Generator[p.AnyEvent | None, None, p.RecipeScore]
 
 
 def evaluate(loaded: Loaded, layers: Mapping[str, str], job: str) -> Steps:
-    """Score a recipe, partial scores after every micro-batch.
+    """Score a recipe, with partial scores after every micro-batch.
 
     Args:
         loaded: the model.
-        layers: names of the layers that are not kept, with the format each holds.
+        layers: formats by name of the layers that are not kept.
         job: id, for progress.
 
     Yields:
-        `RecipePartial`, `Progress`, at last `Learned` with a `RecipeScore`.
+        `RecipePartial`, `Progress`, finally `Learned` with a `RecipeScore`.
     """
     counts = JobCounts(timings={"load_s": loaded.load_s})
     nll = (yield from baseline(loaded, counts)).nll
@@ -70,7 +70,7 @@ def baseline(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, 
 def run_reference(
     reference: Reference, batch: int, counts: JobCounts
 ) -> Generator[None, None, None]:
-    """Run the unchanged network on one micro-batch, if it was not yet, and on those with it."""
+    """Run the unchanged network on one micro-batch and those that go with it, if not yet run."""
     if not reference.known(batch):
         unknown = [each for each in reference.together(batch) if not reference.known(each)]
         yield from cross(reference.network, list(map(reference.set_out, unknown)), counts)
@@ -79,7 +79,7 @@ def run_reference(
 def run_recipe(
     run: RecipeRun, batch: int, counts: JobCounts, timing: str = "measure_s"
 ) -> Generator[None, None, None]:
-    """Run a recipe whose weights are all there on one micro-batch, and on those with it."""
+    """Run a recipe with known weights on one micro-batch and those that go with it."""
     if not run.known(batch):
         unknown = [each for each in run.reference.together(batch) if not run.known(each)]
         for each in unknown:
@@ -100,7 +100,7 @@ def changed(
     reference = reference_of(loaded)
     yield from run_reference(reference, batch, counts)
     step = counts.timed("measure_s", lambda: reference.measure(batch, start, weights))
-    return (yield from again(step))
+    return (yield from repeated(step))
 
 
 def score(
@@ -110,11 +110,11 @@ def score(
 
     Args:
         loaded: the model.
-        layers: names of the layers that are not kept, with the format each holds.
-        nll: the unchanged model's.
-        counts: of the job; what is measured is added.
-        job: with a job's id, partial scores and progress come before, and the recipe's states are
-            kept for the recipe after it.
+        layers: formats by name of the layers that are not kept.
+        nll: of the unchanged model.
+        counts: of the job.
+        job: with a job's id, partial scores and progress are yielded, and the recipe's states are
+            cached for the next recipe.
     """
     network, reference = loaded.network, reference_of(loaded)
     unknown = [name for name in layers if name not in network.layers]
@@ -135,7 +135,7 @@ def score(
 
     recent = loaded.part(RecentRuns, RecentRuns) if job else RecentRuns()
     run = recent.of_recipe(reference, made_from(network, formats), keep=bool(job))
-    # Where all changed layers do not fit beside the model, each step quantises them again.
+    # If all changed layers do not fit in addition to the model, each step quantises them again.
     together = sum(math.prod(network.layers[n].shape) for n in layers) * network.dtype.itemsize
     fits = together <= memory_free(network.device) // 2
     states = yield from recipe_inputs(loaded, formats)
@@ -166,7 +166,7 @@ def score(
                 yield p.Progress(job=job, done=batch + 1, total=total)
             else:
                 yield None
-    finally:  # cancelled too: what it has run serves the next one
+    finally:  # also when cancelled: the next run reuses what this one computed
         recent.remember(run)
     return fact
 
@@ -182,7 +182,7 @@ def _run(
     *,
     fits: bool,
 ) -> Generator[p.AnyEvent | None, None, None]:
-    """Run a micro-batch, and those that go with it, from where a recipe before parts from this."""
+    """Run a micro-batch and those that go with it, from the first block that differs."""
     network, reference = loaded.network, reference_of(loaded)
     batches = [each for each in reference.together(batch) if not run.known(each)]
     for each in batches:
@@ -211,7 +211,7 @@ def _run(
             yield from settle(stretch)
 
         yield from settle(stretches[0])
-        # Only now: a toggle that is taken back while its weights are made leaves all states.
+        # Only now: undoing a toggle while its weights are computed leaves all states.
         for each, (below, start) in parts.items():
             recent.make_room(run, each, below, start)
         run.plan()
@@ -228,7 +228,7 @@ def _settle(
     states: RecipeInputs | None,
     counts: JobCounts,
 ) -> Generator[p.AnyEvent | None, None, None]:
-    """Give a run the weight of a layer: that of a recipe before, or a new one."""
+    """Set the weight of a layer in a run: that of an earlier recipe, or a new one."""
     held = recent.weight(run, name)
     if held is None and states is not None:
         held = states.settled.get(name)
@@ -240,10 +240,10 @@ def _settle(
 
 
 def made_from(network: Network, formats: Mapping[str, Format]) -> dict[str, str]:
-    """What each layer's weight in a recipe is made from beside the one it has, as a word.
+    """Identifies how each layer's weight in a recipe is made, in addition to its stored weight.
 
-    Its format alone; but from the first block on in which a format has methods, all formats up to
-    the layer's block: a method may look at what comes in there, and at the layers beside it.
+    By its format alone; but from the first block that uses methods on, by all formats up to the
+    layer's block, since a method may use the inputs there and the other layers of the block.
     """
     by_start: dict[int, list[str]] = {}
     for name in sorted(formats):
@@ -267,12 +267,12 @@ def recipe_size(
     *,
     tied: bool = False,
 ) -> Size:
-    """How large the artefact of a recipe is; layers that are not named are kept.
+    """Size of a recipe's artefact; layers that are not named are kept.
 
     Args:
         opened: the checkpoint.
         formats: the recipe.
-        columns: input channels that ``+outlier`` keeps, where it is known; else none are counted.
+        columns: input channels that ``+outlier`` keeps, if known; otherwise none are counted.
         tied: whether the model has one tensor for head and embedding.
     """
     rows = list(opened.rows.values())
@@ -323,13 +323,13 @@ def _score(
 
 
 def forward_seconds(loaded: Loaded) -> Generator[None, None, float]:
-    """Seconds of one plain forward pass over the same tokens: what other timings are held against.
+    """Seconds of one plain forward pass over the same tokens, as a unit for other timings.
 
-    The model's own forward with whole logits, micro-batch by micro-batch, nothing kept.
+    Uses the model's own forward with all logits, micro-batch by micro-batch, and caches nothing.
     """
     reference = reference_of(loaded)
     counts = JobCounts()
     for batch in range(len(reference.batches)):
-        yield from again(counts.timed("forward", lambda batch=batch: reference.plain(batch)))  # type: ignore[misc]
+        yield from repeated(counts.timed("forward", lambda batch=batch: reference.plain(batch)))  # type: ignore[misc]
         yield None
     return counts.timings.get("forward", 0.0)

@@ -1,4 +1,4 @@
-"""Evaluations as jobs: of a recipe that is given, and of the session's own."""
+"""Evaluation jobs: of a given recipe, and of the session's own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EVALUATE = JobSpec(
     needs="model",
     lane="compute",
     urgency=0,
-    announced="when ready",  # the model has the last word on the names of layers
+    announced="when ready",  # layer names are final only once the model is loaded
     accept=_accepted,
     recipe=_given,
     steps=_steps,

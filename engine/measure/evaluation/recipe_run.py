@@ -1,7 +1,7 @@
-"""A network that holds a recipe: its own boundary states, and what changes from there.
+"""A network that holds a recipe: its boundary states, and changes on top of it.
 
-A toggle is measured from the first block in which the recipe differs from one before, with the
-states that recipe had below; a layer given back in a quantised network from its own block on.
+A toggle is measured from the first block in which the recipe differs from an earlier one, with that
+recipe's states below; a layer restored in a quantised network from its own block on.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from engine.model.network import Held, held_bytes
 
 
 class RecipeRun:
-    """The network holding a recipe, on the windows of the reference, and compared with it.
+    """The network holding a recipe, on the windows of the reference, compared with it.
 
-    Every figure is exactly that of a forward from the embedding with all of the recipe held.
+    Every figure equals that of a forward from the embedding with the whole recipe held.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class RecipeRun:
     ) -> None:
         """
         Args:
-            reference: of the unchanged network; its micro-batches are run before those of this.
-            recipe: weights by layer. With ``made``, some may come later: a forward needs those of
-                the blocks that it runs.
-            made: what the weight of each layer of the recipe is made from: where the words of two
-                recipes are equal, so are the weights.
-            keep: whether boundary states are kept, within what is left of the budget.
-            room: bytes that will be left, where that is more than are now.
+            reference: of the unchanged network; it must run a micro-batch before this does.
+            recipe: weights by layer. With ``made``, some may be added later: a forward needs those
+                of the blocks that it runs.
+            made: identifies how each layer's weight is made: if two recipes have equal values, the
+                weights are equal.
+            keep: whether boundary states are cached, within what is left of the budget.
+            room: bytes that will be available, if more than now.
         """
         self.reference, self.recipe = reference, dict(recipe)
         self.made = dict(made or {})
@@ -60,7 +60,7 @@ class RecipeRun:
 
     @property
     def batches(self) -> int:
-        """How many micro-batches have been run."""
+        """Number of micro-batches that have been run."""
         return len(self._tallies)
 
     @property
@@ -72,15 +72,15 @@ class RecipeRun:
     def run(
         self, batch: int, below: BoundaryStates | None = None, start: int | None = None
     ) -> None:
-        """Run one micro-batch and keep what the budget allows; nothing if it was run before.
+        """Run one micro-batch and cache what fits; nothing if it was run before.
 
         Args:
             batch: index of the micro-batch.
             below: states of a network that differs from ``start`` on; the reference's if None.
-            start: as of `Reference.measure`; the recipe's own if None.
+            start: see `Reference.measure`; the recipe's own if None.
 
         Raises:
-            Preempted: something more urgent came; nothing is kept of it.
+            Preempted: a more urgent job waits; nothing of this call is cached.
         """
         if self.known(batch):
             return
@@ -90,7 +90,7 @@ class RecipeRun:
         crossing.arrive()
 
     def plan(self) -> None:
-        """Decide which states are kept, by the room there is now; once."""
+        """Decide once which states to cache, by the memory available now."""
         if self._planned:
             return
         self.room = max(self.room, self.reference.memory.room.left)
@@ -101,9 +101,9 @@ class RecipeRun:
     def set_out(
         self, batch: int, below: BoundaryStates | None = None, start: int | None = None
     ) -> Crossing:
-        """One micro-batch where this recipe and what is below part; the arguments are `run`'s.
+        """One micro-batch at the block where this recipe departs from ``below``; see `run`.
 
-        It holds the recipe's weights as they are when it comes to their blocks.
+        It uses the recipe's weights as they are when it reaches their blocks.
         """
         reference = self.reference
         below = reference.states if below is None else below
@@ -123,40 +123,39 @@ class RecipeRun:
         """The recipe compared with the reference on one micro-batch, run if it was not before.
 
         Raises:
-            Preempted: something more urgent came.
+            Preempted: a more urgent job waits.
         """
         self.run(batch)
         return self._tallies[batch]
 
     @torch.no_grad()
     def state(self, batch: int, k: int) -> Tensor:
-        """The input of block ``k``, or the output of the last for ``n_blocks``; kept or made again.
+        """The input of block ``k`` (``n_blocks``: the output of the last), cached or recomputed.
 
         Raises:
             ValueError: there is no such boundary.
-            Preempted: something more urgent came.
+            Preempted: a more urgent job waits.
         """
         with self.reference.network.holding(self._from(self.states.nearest(batch, k))):
             return boundary_state(self.reference, self.states, batch, k)
 
     @torch.no_grad()
     def measure(self, batch: int, start: int, changed: Mapping[str, Held]) -> Tally:
-        """Compare the network holding the recipe and ``changed`` over it with the reference.
+        """Compare the network holding the recipe, overridden by ``changed``, with the reference.
 
         Args:
-            batch: index of the micro-batch, run before by the reference; from the embedding on if
-                it was not by this.
-            start: first block that ``changed`` changes, as of `Reference.measure`.
-            changed: weights by layer, in place of the recipe's; `Network.weight` gives a layer its
-                own back.
+            batch: index of the micro-batch, already run by the reference; starts from the embedding
+                if this run has not run it.
+            start: first block that ``changed`` changes; see `Reference.measure`.
+            changed: weights by layer, in place of the recipe's; `Network.weight` restores a layer.
 
         Raises:
             ValueError: ``changed`` changes a block before ``start``.
-            Preempted: something more urgent came.
+            Preempted: a more urgent job waits.
         """
         network = self.reference.network
         if early := [name for name in changed if network.layers[name].start < start]:
-            raise ValueError(f"{early[0]} stands before block {start}")
+            raise ValueError(f"{early[0]} is before block {start}")
         at = self.states.nearest(batch, start)
         state = self.states.read(batch, at)
         weights = {**self._from(at), **changed}
@@ -171,12 +170,12 @@ class RecipeRun:
         changed: dict[str, Held],
         take: Callable[[Tally], None],
     ) -> Crossing:
-        """What `measure` does, to be taken through the blocks together with others.
+        """Like `measure`, as a crossing that goes through the blocks together with others.
 
         Args:
-            changed: may be added until the lane comes to their blocks.
-            take: is given what was measured.
-            batch, start: as of `measure`.
+            changed: may be extended until the lane reaches their blocks.
+            take: called with the result.
+            batch, start: see `measure`.
         """
         at = self.states.nearest(batch, start)
         state = self.states.read(batch, at)
@@ -186,22 +185,22 @@ class RecipeRun:
         return Crossing(lane, lambda: take(self.reference.tally(batch, lane.reached(), weights)))
 
     def drop_before(self, block: int) -> None:
-        """Free the weights of blocks that all of a run has passed."""
+        """Free the weights of blocks that all micro-batches of a run have passed."""
         layers = self.reference.network.layers
         for name in [name for name in self.recipe if 0 <= layers[name].start < block]:
             del self.recipe[name]
 
     def _from(self, start: int) -> dict[str, Held]:
-        """What the recipe holds in the blocks from ``start`` on, and in the head."""
+        """The recipe's weights in the blocks from ``start`` on, and in the head."""
         layers = self.reference.network.layers
         return {name: held for name, held in self.recipe.items() if layers[name].start >= start}
 
 
 class RecentRuns:
-    """Runs of the recipes scored last, so that the next goes on from where it differs.
+    """Runs of the last recipes, so that the next one resumes where it differs.
 
-    Two are remembered: the last, and of those before it the one with most micro-batches. Their
-    weights are too, where the budget has room for them.
+    Two are kept: the last, and among the earlier ones the one with most micro-batches. Their
+    weights are kept too, if the budget allows.
     """
 
     def __init__(self) -> None:
@@ -211,12 +210,12 @@ class RecentRuns:
     def of_recipe(
         self, reference: Reference, made: Mapping[str, str], *, keep: bool = True
     ) -> RecipeRun:
-        """That of a recipe, with the micro-batches it was left with; a new one if there is none.
+        """The run of a recipe, with the micro-batches it already has; a new one if there is none.
 
         Args:
             reference: of the unchanged network.
-            made: as of `RecipeRun`.
-            keep: as of `RecipeRun`.
+            made: see `RecipeRun`.
+            keep: see `RecipeRun`.
         """
         for known in self._runs:
             if known.reference is reference and known.made == made:
@@ -225,10 +224,10 @@ class RecentRuns:
         return RecipeRun(reference, {}, made, keep=keep, room=room)
 
     def below(self, run: RecipeRun, batch: int) -> tuple[BoundaryStates, int]:
-        """Whose states leave out most of one micro-batch's forward, and where both part.
+        """The states that save most of one micro-batch's forward, and the block to resume at.
 
         Returns:
-            States of the reference or of a recipe before, and the first block that differs.
+            States of the reference or of an earlier recipe, and the first block that differs.
         """
         reference = run.reference
         found: list[tuple[int, BoundaryStates, int]] = []
@@ -245,9 +244,9 @@ class RecentRuns:
         return states, apart
 
     def make_room(self, run: RecipeRun, batch: int, below: BoundaryStates, start: int) -> None:
-        """Free what earlier recipes kept of a micro-batch that is about to be run.
+        """Free what earlier recipes cached of a micro-batch that is about to run.
 
-        Nothing is freed where the budget holds both, nor what is needed to run it.
+        Nothing is freed if the budget holds both, nor what is needed to run it.
         """
         reference = run.reference
         wanted = reference.sizes.states(1) // len(reference.batches)
@@ -256,11 +255,11 @@ class RecentRuns:
                 other.states.forget(batch, start if other.states is below else -1)
 
     def weight(self, run: RecipeRun, name: str) -> Held | None:
-        """The weight of a layer as a recipe before had it, if it was made from the same."""
+        """The weight of a layer from an earlier recipe, if it was made in the same way."""
         return self._weights.get((name, run.made[name]))
 
     def remember(self, run: RecipeRun) -> None:
-        """Keep what a run measured and, where there is room, its weights."""
+        """Keep a run's results and, if there is memory, its weights."""
         recipe, run.recipe = run.recipe, {}
         if not run.batches:
             return

@@ -1,8 +1,8 @@
-"""What the unchanged network gives on every micro-batch, kept within a budget of bytes.
+"""Outputs of the unchanged network on every micro-batch, cached within a budget of bytes.
 
-A change at block *k* is measured from the hidden state before block *k* on, against the
-reference's logits. States and logits that find no room are made again when they are needed: what
-is kept changes how long a measurement takes, never its value.
+A change at block *k* is measured from the hidden state before block *k*, against the reference's
+logits. States and logits that do not fit are recomputed when needed: the cache changes how long a
+measurement takes, never its value.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from engine.texts.windows import Windows
 from engine.workspace import Loaded
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
-"""Logits of one chunk of positions, in bytes of float32: each is a pass through the model's code,
-which a fast device would wait for."""
+"""Logits of one chunk of positions, in bytes of float32. Each chunk is a pass through the model's
+Python code, which a fast device would wait for."""
 TILE_BYTES = 1 << 19
-"""Logits compared at once on a CPU, in bytes of float32: what is made of them fits a cache."""
+"""Logits compared at once on a CPU, in bytes of float32: intermediate results fit a cache."""
 CHUNK_MULTIPLE = 16
 """Positions come in multiples of this: odd sizes round differently."""
 FOR_RECIPES = 4
-"""One part in so many of the budget is left for the states of recipes, where it would not hold
-theirs anyway."""
+"""This fraction of the budget is reserved for the states of recipes, if they would not all fit
+anyway."""
 
 
 class Reference:
     """The unchanged network on one set of windows.
 
-    Batch and chunk shapes are fixed here once, and are the same for reference and candidates.
+    Batch and chunk shapes are fixed here, and are the same for reference and candidates.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Reference:
             network: at its reference weights.
             windows: the evaluation text.
             batch_tokens: tokens in a micro-batch; at least one window.
-            budget: bytes for kept states and logits together, recipes' included. A few bytes a
-                token are kept in any case.
-            memory: where they are kept, of that budget; None takes what the machine has.
+            budget: bytes for cached states and logits together, including those of recipes. A few
+                bytes per token are kept in any case.
+            memory: where they are cached, within that budget; None uses what the machine has.
         """
         self.network, self.windows = network, windows
         self.memory = memory or TieredMemory(network.device, budget)
@@ -83,7 +83,7 @@ class Reference:
             head=cost_of(network).head_in_blocks,
         )
         self.plan: CachePlan | None = None
-        """What is kept, once the first micro-batch was run."""
+        """What to cache; known once the first micro-batch was run."""
         self.states = self.new_states()
         self._logits: dict[tuple[int, int], KeptTensor | None] = {}
         self._lse: dict[tuple[int, int], Tensor] = {}
@@ -96,10 +96,10 @@ class Reference:
 
     @torch.no_grad()
     def run(self, batch: int) -> None:
-        """Run one micro-batch and keep what the budget allows; nothing if it was run before.
+        """Run one micro-batch and cache what fits; nothing if it was run before.
 
         Raises:
-            Preempted: something more urgent came; nothing is kept of it.
+            Preempted: a more urgent job waits; nothing of this call is cached.
         """
         if self.known(batch):
             return
@@ -108,7 +108,7 @@ class Reference:
         crossing.arrive()
 
     def set_out(self, batch: int) -> Crossing:
-        """One micro-batch before the embedding; once it has arrived it is known."""
+        """One micro-batch before the embedding, to be run through all blocks."""
         if self.plan is None:
             room = self.memory.room.left
             room -= min(room // FOR_RECIPES, self.sizes.states(1))
@@ -119,17 +119,19 @@ class Reference:
         return Crossing(lane, partial(self._arrive, batch, lane, collected))
 
     def together(self, batch: int) -> range:
-        """Micro-batches that go through the blocks together, from this one on.
+        """Micro-batches that go through the blocks together, starting with this one.
 
-        It alone where blocks are resident: its figures come as early as they can, and only its
-        states are in memory. Where blocks are read for it, as many as `lanes`.
+        Only this one if blocks are resident: its figures come early, and only its states are in
+        memory. If blocks are streamed, as many as `lanes`.
         """
         return range(batch, min(batch + self.lanes, len(self.batches)))
 
     @property
     def lanes(self) -> int:
-        """How many micro-batches may be alive at once: one where blocks are resident, else as many
-        as an eighth of the budget holds states of."""
+        """How many micro-batches may be in progress at once.
+
+        One if blocks are resident, otherwise as many as an eighth of the budget holds states of.
+        """
         if not self.network.streamed:
             return 1
         state = self.sizes.state // len(self.batches)
@@ -150,7 +152,7 @@ class Reference:
             first[batch, chunk] = z.argmax(-1, keepdim=True)
             if self.plan.logits:
                 logits[batch, chunk] = self.memory.device.put(z)
-        # All at once, so that a forward abandoned half way leaves nothing behind.
+        # All at once, so that an abandoned forward leaves nothing behind.
         for table in (*lses.values(), *first.values()):
             self.memory.room.take(table.nbytes, always=True)
         self._lse.update(lses)
@@ -161,7 +163,7 @@ class Reference:
 
     @torch.no_grad()
     def plain(self, batch: int) -> None:
-        """The model's own forward on one micro-batch with whole logits, nothing kept."""
+        """The model's own forward on one micro-batch with all logits; caches nothing."""
         self.network.run(self.batches[batch], None)
 
     def nll_sums(self) -> Tensor:
@@ -169,14 +171,13 @@ class Reference:
         return torch.cat([self._nll[batch] for batch in range(len(self.batches))])
 
     def state(self, batch: int, k: int) -> Tensor:
-        """The input of block ``k``, or the output of the last for ``n_blocks``; kept or made again.
+        """The input of block ``k`` (``n_blocks``: the output of the last), cached or recomputed.
 
-        Both are equal to the last bit on a CPU. ``[windows, seq_len, hidden]``, not to be written
-        to.
+        Both are bitwise equal on a CPU. ``[windows, seq_len, hidden]``, read-only.
 
         Raises:
-            ValueError: there is no such boundary; before the embedding there are tokens only.
-            Preempted: something more urgent came.
+            ValueError: there is no such boundary; before the embedding there are only tokens.
+            Preempted: a more urgent job waits.
         """
         return boundary_state(self, self.states, batch, k)
 
@@ -191,7 +192,7 @@ class Reference:
             weights: layers' weights by name, oriented as `Network.weight` gives them.
 
         Raises:
-            Preempted: something more urgent came.
+            Preempted: a more urgent job waits.
         """
         at = self.states.nearest(batch, start)
         state = self.states.read(batch, at)
@@ -206,13 +207,13 @@ class Reference:
         weights: dict[str, Held],
         take: Callable[[Tally], None],
     ) -> Crossing:
-        """What `measure` does, to be taken through the blocks together with others.
+        """Like `measure`, as a crossing that goes through the blocks together with others.
 
         Args:
-            weights: may be added until the lane comes to their blocks, and taken away after them;
-                those of the head stay.
-            take: is given what was measured.
-            batch, start: as of `measure`.
+            weights: may be added until the lane reaches their blocks, and removed after them; those
+                of the head stay.
+            take: called with the result.
+            batch, start: see `measure`.
         """
         at = self.states.nearest(batch, start)
         state = self.states.read(batch, at)
@@ -221,15 +222,15 @@ class Reference:
 
     @torch.no_grad()
     def tally(self, batch: int, last: Tensor, weights: Mapping[str, Held]) -> Tally:
-        """Compare what follows from a last state with the reference on one micro-batch.
+        """Compare the logits of a final hidden state with the reference on one micro-batch.
 
         Args:
             batch: index of the micro-batch, run before.
             last: output of the last block of the network holding ``weights``.
-            weights: all that it holds.
+            weights: all weights that it holds.
         """
         network, ids = self.network, self.batches[batch]
-        if network.head_resumable:  # no block is run again: to hold what is theirs is for nothing
+        if network.head_resumable:  # no block runs again, so weights of blocks need not be held
             blocks = len(network.blocks)
             weights = {n: held for n, held in weights.items() if network.layers[n].start == blocks}
         final: Tensor | None = None
@@ -255,10 +256,10 @@ class Reference:
                     total[rows] += part.cpu()
         return Tally(*sums)
 
-    # -- what recipes' states are kept by --------------------------------------------------------
+    # -- caching the states of recipes ------------------------------------------------------------
 
     def new_states(self) -> BoundaryStates:
-        """Room for states of these windows, of any weights."""
+        """An empty cache for states of these windows, of any weights."""
         network = self.network
         return BoundaryStates(
             self.memory,
@@ -269,12 +270,12 @@ class Reference:
 
     @torch.no_grad()
     def choose(self, room: int, *, logits: bool) -> CachePlan:
-        """What to keep within ``room`` bytes, by what it takes to read a state or run a block.
+        """What to cache within ``room`` bytes, by the cost of reading a state or running a block.
 
-        Where not all of it fits, both are tried out, once.
+        If not all of it fits, both are timed, once.
 
         Raises:
-            Preempted: something more urgent came.
+            Preempted: a more urgent job waits.
         """
         network, sizes = self.network, self.sizes
         needed = sizes.states(1) + (sizes.logits if logits else 0)
@@ -294,11 +295,11 @@ class Reference:
 
 
 def reference_of(loaded: Loaded) -> Reference:
-    """The reference of a loaded model on its windows; made when first asked for."""
+    """The reference of a loaded model on its windows; created on first use."""
 
     def make() -> Reference:
         settings = loaded.settings
-        # Of a budget that is given, the other half is for what calibrates and estimates.
+        # If a budget is set, the other half is for calibration and estimates.
         budget = (settings.memory_budget or memory_free(loaded.network.device)) // 2
         return Reference(loaded.network, loaded.windows, settings.batch_tokens, budget)
 
@@ -306,7 +307,7 @@ def reference_of(loaded: Loaded) -> Reference:
 
 
 def tiles(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Windows and positions that are compared at once, of a chunk ``[windows, positions, …]``."""
+    """Windows and positions to compare at once, of a chunk ``[windows, positions, …]``."""
     windows, positions, vocabulary = logits.shape
     count = windows * positions
     if logits.device.type == "cpu":
@@ -318,11 +319,11 @@ def tiles(logits: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def boundary_state(reference: Reference, states: BoundaryStates, batch: int, k: int) -> Tensor:
-    """The state before block ``k`` from those kept; call it holding the weights they belong to.
+    """The state before block ``k`` from cached states; call it holding their weights.
 
     Raises:
         ValueError: there is no such boundary.
-        Preempted: something more urgent came.
+        Preempted: a more urgent job waits.
     """
     network = reference.network
     if not 0 <= k <= len(network.blocks):

@@ -1,1 +1,1 @@
-"""Every layer changed alone: candidates, exact measurement, top-k, agreement."""
+"""Sweeps: every layer changed alone; candidates, exact measurement, top-k, agreement."""

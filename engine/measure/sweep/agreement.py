@@ -1,4 +1,4 @@
-"""How well estimates agree with what was measured: ranks, the median ratio, a monotone fit."""
+"""How well estimates agree with measurements: ranks, the median ratio, a monotone fit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from scipy.stats import rankdata
 from engine import protocol as p
 
 SECONDS = 1.0
-"""Least time between two that are told of one format."""
+"""Minimum seconds between two events about one format."""
 
 FEWEST = 3
-"""Layers from which on a rank says something."""
+"""Fewest layers for a meaningful rank correlation."""
 
 Values = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ def monotone_fit(estimated: Values, measured: Values) -> tuple[list[float], list
         measured: as ``estimated``.
 
     Returns:
-        Estimated values, strictly ascending, and what is measured there.
+        Estimated values, strictly ascending, and the fitted measurement at each.
     """
     places, index = np.unique(estimated, return_inverse=True)
     weights = np.bincount(index).astype(np.float64)
@@ -61,13 +61,13 @@ def agreement(
     measured: Mapping[str, p.Sensitivity],
     floor: float = 0.0,
 ) -> p.Agreement | None:
-    """How well the estimates of one format agree with what was measured of it.
+    """How well the estimates of one format agree with its measurements.
 
-    Figures that are not finite count nowhere. KL that is not above ``floor``, which rounding alone
-    may measure, is left out of ratio and fit: estimates know nothing of that rounding.
+    Non-finite figures are ignored. KL not above ``floor``, which rounding alone may cause, is left
+    out of ratio and fit: estimates do not include that rounding.
 
     Returns:
-        None where fewer than `FEWEST` layers are both estimated and measured.
+        None if fewer than `FEWEST` layers are both estimated and measured.
     """
     both = [
         (estimates[name], measured[name])
@@ -104,8 +104,8 @@ def agreement(
     )
 
 
-class Comparing:
-    """Agreement of the layers' estimates with what a sweep has measured so far."""
+class AgreementTracker:
+    """Agreement of estimates with the measurements of a sweep so far."""
 
     def __init__(
         self,
@@ -116,15 +116,15 @@ class Comparing:
         """
         Args:
             direction: of the sweep.
-            estimates: by format, by layer; empty compares nothing.
-            floor: KL that rounding alone may measure.
+            estimates: by format, by layer; empty disables the comparison.
+            floor: KL that rounding alone may cause.
         """
         self._direction: p.Direction = direction
         self._estimates, self._floor = estimates, floor
         self._last = -math.inf
 
     def now(self, format: str, measured: Mapping[str, p.Sensitivity]) -> Iterator[p.Agreement]:
-        """The agreement as it stands, if there is one."""
+        """The current agreement, if there is one."""
         estimates = self._estimates.get(format)
         if not estimates:
             return
@@ -134,6 +134,6 @@ class Comparing:
             yield found
 
     def growing(self, format: str, measured: Mapping[str, p.Sensitivity]) -> Iterator[p.Agreement]:
-        """As `now`, but at most about once a second."""
+        """Like `now`, but at most about once a second."""
         if time.monotonic() - self._last >= SECONDS:
             yield from self.now(format, measured)

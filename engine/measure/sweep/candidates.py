@@ -1,8 +1,8 @@
-"""Units in a format, measured micro-batch by micro-batch: what a sweep goes through.
+"""Candidates of a sweep: units in a format, measured micro-batch by micro-batch.
 
-To *degrade* is to change one unit of the reference network. To *restore* is to give one unit its
-own weights back where all of the body holds the format; what is gained is the difference of two
-comparisons with the reference, window by window:
+*Degrade* changes one unit of the reference network. *Restore* gives one unit its own weights back
+while the rest of the body holds the format; the gain is the difference of two comparisons with the
+reference, window by window:
 
     ΔKL = KL(ref ‖ all quantised) − KL(ref ‖ all but the unit),   ΔNLL = NLL(all) − NLL(all but it)
 """
@@ -25,7 +25,7 @@ from engine.measure.evaluation.divergence import Tally, difference, perplexity
 from engine.measure.evaluation.evaluate import changed, run_recipe, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
-from engine.measure.preemption import again
+from engine.measure.preemption import repeated
 from engine.measure.sweep.top_k import Evidence, evidence
 from engine.measure.sweep.units import Unit
 from engine.model.memory import check_memory, memory_free, memory_needed
@@ -35,41 +35,42 @@ from engine.workspace import Loaded
 
 
 class Tallies(dict[str, list[Tally]]):
-    """Tallies of measurements that have not seen all windows, by the key of the figure on all.
+    """Tallies of measurements that have not seen all windows, by the key of the full figure.
 
-    Kept with the model, so that another sweep goes on from there.
+    Cached with the model, so that another sweep resumes them.
     """
 
 
 @dataclass(eq=False)
 class Candidate:
-    """A unit to be measured in a format."""
+    """A unit to measure in a format."""
 
     unit: Unit
     """Those of its layers that can hold the format."""
     key: str
-    """Of the figure on all windows."""
+    """Key of the figure on all windows."""
     tallies: list[Tally]
-    """Of the micro-batches measured so far, in order; kept by the loaded until all are."""
+    """Tallies of the micro-batches measured so far, in order; cached with the model until
+    complete."""
     held: dict[str, Held] | None = None
-    """The unit's weights in the format, where they are kept between two micro-batches."""
+    """The unit's weights in the format, if they are kept between two micro-batches."""
 
 
 @dataclass(eq=False)
 class SweepTable:
-    """All units in one format: what is known, and what is not."""
+    """All units in one format: known figures, and candidates still to measure."""
 
     format: Format
     direction: p.Direction
     by: p.By
     calibration: keys.Calibration | None = None
-    """What calibrated methods rest on, as a part of keys."""
+    """The calibration part of keys."""
     todo: list[Candidate] = field(default_factory=list)
-    """In the order in which they are to be measured."""
+    """In the order in which to measure them."""
     found: dict[str, p.Sensitivity] = field(default_factory=dict)
-    """Figures of this sweep, measured or from the store, by the unit's name."""
+    """Figures of this sweep, measured or from the store, by unit name."""
     body: set[str] = field(default_factory=set)
-    """Names of the units that are neither embedding nor head."""
+    """Names of the units other than embedding and head."""
 
 
 def why_not(loaded: Loaded, layer: str, format: Format) -> str | None:
@@ -86,7 +87,7 @@ def figure_key(loaded: Loaded, unit: Unit, table: SweepTable, exactness: str = "
         loaded: the model.
         unit: what is changed.
         table: its format, direction and division into units.
-        exactness: what the figure was measured for, where that was not on all windows.
+        exactness: what the figure was measured for, if not on all windows.
     """
     return keys.Sensitivity(
         on=loaded.evaluation,
@@ -101,7 +102,7 @@ def figure_key(loaded: Loaded, unit: Unit, table: SweepTable, exactness: str = "
     ).address
 
 
-class Measuring:
+class CandidateMeasurement:
     """Measures the candidates of one table."""
 
     def __init__(self, loaded: Loaded, table: SweepTable, nll: float, counts: JobCounts) -> None:
@@ -109,8 +110,8 @@ class Measuring:
         Args:
             loaded: the model.
             table: of the candidates.
-            nll: the unchanged model's.
-            counts: of the job; what is measured is added.
+            nll: of the unchanged model.
+            counts: of the job.
         """
         self._loaded, self._table, self._nll = loaded, table, nll
         self._counts = counts
@@ -120,28 +121,28 @@ class Measuring:
 
     @property
     def micro_batches(self) -> int:
-        """How many there are."""
+        """Number of micro-batches."""
         return len(self._reference.batches)
 
     @property
     def windows(self) -> int:
-        """How many there are."""
+        """Number of windows."""
         return self._reference.windows.count
 
     def groups(self, candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
         """Candidates that are measured side by side.
 
-        One where blocks are resident: its figure is there before the next one is begun, and only
-        its weights are in memory. Where blocks are read, as many as there may be lanes.
+        One if blocks are resident: its figure is complete before the next one starts, and only its
+        weights are in memory. If blocks are streamed, as many as there may be lanes.
         """
         size = self._reference.lanes
         for at in range(0, len(candidates), size):
             yield candidates[at : at + size]
 
     def turns(self, group: Sequence[Candidate], until: int) -> Iterator[Sequence[Candidate]]:
-        """Who of a group is measured next on a micro-batch, until all have seen so many.
+        """Which of a group to measure next on a micro-batch, until all have seen ``until`` of them.
 
-        A candidate is named once for each micro-batch; those named together are measured together.
+        A candidate is listed once per micro-batch; those listed together are measured together.
         """
         due = [each for each in group for _ in range(len(each.tallies), until)]
         size = self._reference.lanes
@@ -154,13 +155,13 @@ class Measuring:
         """Measure candidates on their next micro-batches.
 
         Args:
-            due: each gets one tally more for every time it is named; see `turns`.
-            keep: whether weights are kept whatever they take; else only where there is room. Where
-                blocks are read none is: it is made while its block is at hand.
+            due: each gets one more tally every time it is listed; see `turns`.
+            keep: whether weights are always kept; otherwise only if there is memory. If blocks are
+                streamed none are: they are computed while the block is in memory.
 
         Raises:
-            FormatError: as `approximated` does.
-            OutOfMemoryError: all of the body, quantised, does not fit beside the model.
+            FormatError: see `approximated`.
+            OutOfMemoryError: the whole body, quantised, does not fit in addition to the model.
         """
         if self._loaded.network.streamed:
             yield from self._together(due)
@@ -185,7 +186,7 @@ class Measuring:
             self._loaded.part(Tallies, Tallies).pop(candidate.key, None)
 
     def figure(self, candidate: Candidate) -> p.Sensitivity:
-        """What a candidate's tallies say so far."""
+        """The figure from a candidate's tallies so far."""
         targets = self._reference.windows.targets
         found = difference(candidate.tallies, targets)
         dnll, kl = found.dnll, found.kl
@@ -220,7 +221,7 @@ class Measuring:
         return evidence(sums.numpy().astype(np.float64) / self._reference.windows.targets)
 
     def known(self, fact: p.Sensitivity) -> Evidence:
-        """What a figure from the store says."""
+        """The evidence of a figure from the store."""
         return Evidence(fact.kl, fact.kl_se, fact.tokens // self._reference.windows.targets)
 
     def close(self) -> None:
@@ -251,9 +252,10 @@ class Measuring:
         return held
 
     def _together(self, due: Sequence[Candidate]) -> Generator[p.AnyEvent | None, None, None]:
-        """Measure candidates in one pass over the blocks, each unit's weights made on the way."""
+        """Measure candidates in one pass over the blocks; each unit's weights are computed on the
+        way."""
         network, reference = self._loaded.network, self._reference
-        ways: list[_Way] = []
+        ways: list[_CandidateRun] = []
         seen: dict[str, int] = {}
         for candidate in due:
             name = candidate.unit.name
@@ -262,7 +264,7 @@ class Measuring:
             base: RecipeRun | Reference = reference
             if self._table.direction == "restore":
                 base = yield from self._quantised_body(batch)
-            ways.append(_Way(candidate, batch, base))
+            ways.append(_CandidateRun(candidate, batch, base))
         held: dict[str, dict[str, Held]] = {candidate.unit.name: {} for candidate in due}
         units = {candidate.unit.name: candidate.unit for candidate in due}
         end = len(network.blocks)
@@ -285,18 +287,18 @@ class Measuring:
             each.candidate.tallies.append(each.tally())
 
     def _own_weight(self, layer: str) -> Generator[p.AnyEvent | None, None, Held]:
-        """What a candidate changes a layer to: the format, or back to what it was."""
+        """What a candidate sets a layer to: the format, or its original weight."""
         if self._table.direction == "restore":
             return self._loaded.network.weight(layer)
         return (yield from self._quantised((layer,)))[layer]
 
     def _quantised_body(self, batch: int) -> Generator[p.AnyEvent | None, None, RecipeRun]:
-        """The network with all of its body in the format, run on a micro-batch."""
+        """The network with its whole body in the format, run on a micro-batch."""
         network, reference = self._loaded.network, self._reference
         if self._everything is None:
             layers = body_holding(self._loaded, self._table.format)
             needed = memory_needed((network.layers[n].shape for n in layers), network.dtype)
-            what = "every layer of the body in a format, beside the model,"
+            what = "every layer of the body in a format, in addition to the model,"
             check_memory(needed, memory_free(network.device), network.device, what=what)
             self._everything = RecipeRun(reference, (yield from self._quantised(layers)))
         yield from run_recipe(self._everything, batch, self._counts)
@@ -314,26 +316,27 @@ class Measuring:
         step = counts.timed(
             "measure_s", lambda: everything.measure(batch, candidate.unit.start, own)
         )
-        without = yield from again(step)
+        without = yield from repeated(step)
         return gained(together, without)
 
 
-class _Way:
-    """A candidate on one micro-batch, on its way through the blocks with others."""
+class _CandidateRun:
+    """A candidate on one micro-batch, going through the blocks with others."""
 
     def __init__(self, candidate: Candidate, batch: int, base: RecipeRun | Reference) -> None:
         self.candidate, self.batch, self.base = candidate, batch, base
         self._found: Tally | None = None
 
     def set_out(self, own: dict[str, Held]) -> Crossing:
-        """Where the candidate's change begins; ``own`` gets its weights as their blocks come."""
+        """Where the candidate's change begins; ``own`` gets its weights as their blocks are
+        reached."""
         return self.base.changed(self.batch, self.candidate.unit.start, own, self._take)
 
     def _take(self, tally: Tally) -> None:
         self._found = tally
 
     def tally(self) -> Tally:
-        """What was measured, once it has arrived."""
+        """The result, once it has reached the end."""
         assert self._found is not None, "it has not arrived"
         if isinstance(self.base, RecipeRun):
             return gained(self.base.tally(self.batch), self._found)
@@ -341,12 +344,12 @@ class _Way:
 
 
 def gained(together: Tally, without: Tally) -> Tally:
-    """What giving a unit back gains: all quantised, less all but the unit."""
+    """The gain of restoring a unit: all quantised, minus all but the unit."""
     return Tally(together.dnll - without.dnll, together.kl - without.kl, without.agree)
 
 
 def body_holding(loaded: Loaded, format: Format) -> tuple[str, ...]:
-    """Layers but embedding and head that can hold a format: what a uniform recipe changes."""
+    """Layers except embedding and head that can hold a format: what a uniform recipe changes."""
     network = loaded.network
     return tuple(
         name

@@ -1,6 +1,6 @@
-"""What a change of nothing measures, and how far rounding alone moves a figure.
+"""The control (what a no-op measures) and the floor (what rounding alone may cause).
 
-Below that floor a figure says nothing: another order of the same additions would have given it.
+Below the floor a figure says nothing: another order of the same additions would have produced it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally
 from engine.measure.evaluation.evaluate import changed, run_reference
 from engine.measure.evaluation.reference import Reference, reference_of
-from engine.measure.preemption import again
+from engine.measure.preemption import repeated
 from engine.model.inputs import watching
 from engine.model.memory import memory_free
 from engine.model.network import Held, Network, StandIn
@@ -30,9 +30,9 @@ FEW_TOKENS = 8
 def control(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, None, p.Control]:
     """Swap a layer of the middle block and the head, each for itself; then measure the floor.
 
-    The swap measures exactly 0 on a CPU. The floor is what the first micro-batch measures with all
-    that is mathematically the same rounded in another way; where kernels may round the same product
-    differently twice, running the same twice counts too.
+    The swap measures exactly 0 on a CPU. The floor is measured on the first micro-batch with
+    everything rounded differently that is mathematically the same; where kernels may round the same
+    product differently twice, repeating the same run counts too.
     """
     network, reference = loaded.network, reference_of(loaded)
     key = keys.Control(on=loaded.evaluation).address
@@ -54,7 +54,7 @@ def control(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, N
             worst = (name, dnll, kl)
         yield None
     step = counts.timed("measure_s", lambda: rounded_otherwise(network, reference.batches[0]))
-    held = yield from again(step)
+    held = yield from repeated(step)
     yield None
     tallies = [(yield from changed(loaded, 0, -1, held, counts))]
     yield None
@@ -67,22 +67,22 @@ def control(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, N
 
 
 def rounded_otherwise(network: Network, ids: Tensor) -> dict[str, Held]:
-    """Every layer with its inputs, and the columns of its weight, in another order.
+    """Every layer with its input columns in another order.
 
     The same products are added in another order: mathematically nothing changes. In 16 bits they
-    are added in 32 and rounded once, to the same value mostly; there every input is rounded anew as
-    well, as it is once anything before it has changed.
+    are added in 32 and rounded once, mostly to the same value; there every input is also rounded
+    once more, as happens once anything before it has changed.
 
-    Embeddings add nothing up and are left out, as are experts, and layers whose weight a kernel
-    takes without calling them; of the others as many as half of the free memory holds, the last
-    first.
+    Embeddings are left out since they add nothing up, as are experts, and layers whose weight a
+    kernel uses without calling them; of the others as many as half of the free memory holds, the
+    last first.
 
     Args:
         network: at its reference weights.
-        ids: ``[batch, tokens]``, of which a few tell which layers are called.
+        ids: ``[batch, tokens]``; a few of them show which layers are called.
 
     Raises:
-        Preempted: something more urgent came.
+        Preempted: a more urgent job waits.
     """
     called: set[str] = set()
 
@@ -103,12 +103,12 @@ def rounded_otherwise(network: Network, ids: Tensor) -> dict[str, Held]:
         if (room := room - weight.nbytes) < 0:
             break
         order = torch.randperm(layer.shape[-1], generator=_seeded(weight)).to(weight.device)
-        held[name] = StandIn(weight[:, order], partial(_rounded_anew, order))
+        held[name] = StandIn(weight[:, order], partial(_rounded_again, order))
     return held
 
 
-def _rounded_anew(order: Tensor, inputs: Tensor) -> Tensor:
-    """Inputs in another order; in 16 bits moved by up to half of ``eps``, relative."""
+def _rounded_again(order: Tensor, inputs: Tensor) -> Tensor:
+    """Inputs in another order; in 16 bits also changed by up to half of ``eps``, relative."""
     if inputs.element_size() < 4:
         chance = torch.rand(inputs.shape, generator=_seeded(inputs))
         moved = 1 + (chance - 0.5) * torch.finfo(inputs.dtype).eps
@@ -117,7 +117,7 @@ def _rounded_anew(order: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _seeded(inputs: Tensor) -> torch.Generator:
-    """The same for all that has this width, as projections of one input have."""
+    """The same generator for all inputs of this width, since projections share inputs."""
     return torch.Generator().manual_seed(inputs.shape[-1])
 
 

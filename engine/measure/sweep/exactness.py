@@ -1,4 +1,4 @@
-"""How much a sweep measures exactly, once every layer was estimated: the text of ``--exact``."""
+"""``--exact``: how much a sweep measures once every layer is estimated."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from engine.errors import UsageError
 
 @dataclass(frozen=True)
 class Exactness:
-    """All layers, none, or as much as it takes to be sure of the worst."""
+    """All layers, none, or as many as it takes to identify the worst."""
 
     top: int | None
-    """How many of the worst to be sure of; 0 measures nothing, None every layer on all windows."""
+    """How many of the worst to identify; 0 measures nothing, None every layer on all windows."""
 
     def __str__(self) -> str:
         if self.top is None:
@@ -34,5 +34,5 @@ def parse_exactness(text: str) -> Exactness:
     if name == "top" and number.isascii() and number.isdigit() and int(number):
         return Exactness(int(number))
     raise UsageError(
-        f"{text!r} does not say which layers to measure: write all, none or top:K, such as top:10"
+        f"{text!r} does not say which layers to measure: use all, none or top:K, such as top:10"
     )

@@ -1,4 +1,4 @@
-"""The sweep as a job."""
+"""The sweep job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress of a sweep in layers, and the time left by how long a unit of work has taken."""
+"""Progress of a sweep in layers, and the time left from the cost of the remaining work."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from engine.model.network import Network
 
 
 class SweepProgress:
-    """What is done of a sweep; work is counted in multiplications."""
+    """Progress of a sweep; work is counted in multiplications."""
 
     def __init__(self, job: str, network: Network, todo: Iterable[Unit], total: int) -> None:
         """
         Args:
             job: id of the sweep.
             network: whose layers are measured.
-            todo: what is to be measured, once for every format.
-            total: with what is known already.
+            todo: units to measure, once per format.
+            total: including those known already.
         """
         self._cost = cost_of(network)
         left = [self.work(unit) for unit in todo]
@@ -31,22 +31,22 @@ class SweepProgress:
         self._begun = time.perf_counter()
 
     def work(self, unit: Unit) -> float:
-        """What measuring a unit takes: the forward from its first block on."""
+        """Cost of measuring a unit: the forward from its first block on."""
         return self._cost.resumed(unit.start)
 
     def advance(self, unit: Unit, share: float) -> None:
-        """A share of a unit's windows was measured."""
+        """Record that a share of a unit's windows was measured."""
         self._left -= share * self.work(unit)
         self._done += share * self.work(unit)
         self._shares[unit.name] = self._shares.get(unit.name, 0.0) + share
 
     def finish(self, unit: Unit) -> None:
-        """Nothing more of a unit is going to be measured."""
+        """Record that a unit needs no more measurements."""
         self._left -= (1.0 - self._shares.pop(unit.name, 0.0)) * self.work(unit)
         self._finished += 1
 
     def event(self, unit: Unit, format: str) -> p.Progress:
-        """Where the sweep stands; the time left is an upper bound where units may end early."""
+        """The current progress; the time left is an upper bound if units may end early."""
         spent = time.perf_counter() - self._begun
         left = max(self._left, 0.0) * spent / self._done if self._done else math.nan
         done = min(self._finished + math.fsum(self._shares.values()), self._total)

@@ -1,9 +1,9 @@
-"""The sweep: every layer, block, kind or group changed alone, estimated first, then measured.
+"""Sweeps: every layer, block, kind or group changed alone, estimated first, then measured.
 
 A control comes first: a layer swapped for itself must measure nothing (exactly 0 on a CPU). Then
-every layer is estimated, and what is asked for measured, the worst estimate first. At the end all
-body layers are changed together: the ratio of that effect to the sum of the single ones says how
-far single effects may be added up. What the store knows is not measured again.
+every layer is estimated, and those asked for are measured, the worst estimate first. At the end all
+body layers are changed together: the ratio of that effect to the sum of the single ones shows how
+far single effects add up. Results in the store are not measured again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import estimate
 from engine.measure.evaluation.evaluate import baseline, forward_seconds, score
-from engine.measure.sweep.agreement import Comparing
+from engine.measure.sweep.agreement import AgreementTracker
 from engine.measure.sweep.candidates import (
     Candidate,
-    Measuring,
+    CandidateMeasurement,
     SweepTable,
     Tallies,
     body_holding,
@@ -51,15 +51,15 @@ def sweep(
     exact: str = "all",
     by: p.By = "layer",
 ) -> Steps:
-    """Estimate every layer in every format, and measure those that are asked for, each alone.
+    """Estimate every layer in every format, and measure those asked for, each alone.
 
     Args:
         loaded: the model.
-        formats: what layers hold. To degrade, the settings' ``estimate_formats`` are estimated
-            beside them.
-        direction: whether one layer is changed, or one given back where all are changed.
+        formats: formats to measure. For degrade, the settings' ``estimate_formats`` are estimated
+            in addition.
+        direction: whether one layer is changed, or one restored while all others are changed.
         job: id, for progress.
-        exact: as of `protocol.Sweep`.
+        exact: see `protocol.Sweep`.
         by: what is changed at once.
 
     Yields:
@@ -67,7 +67,7 @@ def sweep(
         `Fallback` for layers a format cannot hold, `Agreement` and `Progress`.
 
     Raises:
-        UsageError: ``exact`` says nothing.
+        UsageError: ``exact`` is not valid.
         FormatError: a format does not parse or is not built.
     """
     exactness = parse_exactness(exact)
@@ -84,14 +84,14 @@ def sweep(
     estimates = yield from _estimated(loaded, parsed, direction, counts, job)
     for table in tables:
         _sort(table, estimates.get(str(table.format), {}))
-    # Units other than layers have no estimates to agree with.
-    comparing = Comparing(direction, estimates if by == "layer" else {}, floor)
+    # Units other than layers have no estimates to compare with.
+    comparing = AgreementTracker(direction, estimates if by == "layer" else {}, floor)
     todo = [] if exactness.top == 0 else [each.unit for table in tables for each in table.todo]
     known = sum(len(table.found) for table in tables)
     progress = SweepProgress(job, network, todo, len(todo) + known)
     for table in tables:
         if todo and table.todo:
-            measuring = Measuring(loaded, table, nll, counts)
+            measuring = CandidateMeasurement(loaded, table, nll, counts)
             try:
                 if exactness.top is None:
                     yield from _measure_all(table, measuring, counts, progress, comparing)
@@ -110,9 +110,9 @@ def sweep(
 
 
 def _from_store(loaded: Loaded, table: SweepTable, exactness: str, counts: JobCounts) -> Found:
-    """Announce what the store knows of a table, and list what is left to measure.
+    """Announce the stored figures of a table, and list what is left to measure.
 
-    A figure on all windows answers every question; one on fewer only the question it was for.
+    A figure on all windows answers every request; one on fewer only the request it was made for.
     """
     network = loaded.network
     full: dict[str, str] = {}
@@ -163,7 +163,7 @@ def _estimated(
     counts: JobCounts,
     job: str,
 ) -> Generator[p.AnyEvent | None, None, Estimates]:
-    """Estimates of all layers in the swept formats; to degrade, in the settings' too."""
+    """Estimates of all layers in the swept formats; for degrade, in the settings' too."""
     chosen: dict[str, Format] = {}
     if direction == "degrade":
         chosen = {str(f): f for f in map(parse_built, loaded.settings.estimate_formats)}
@@ -172,7 +172,7 @@ def _estimated(
 
 
 def _sort(table: SweepTable, estimates: Mapping[str, p.Estimate]) -> None:
-    """The worst estimate first; with no estimates what costs least, so that the table fills."""
+    """Sort by the worst estimate; without estimates by cost, so that the table fills quickly."""
     if not estimates:
         table.todo.sort(key=lambda each: -each.unit.start)
         return
@@ -187,10 +187,10 @@ def _sort(table: SweepTable, estimates: Mapping[str, p.Estimate]) -> None:
 
 def _measure_all(
     table: SweepTable,
-    measuring: Measuring,
+    measuring: CandidateMeasurement,
     counts: JobCounts,
     progress: SweepProgress,
-    comparing: Comparing,
+    comparing: AgreementTracker,
 ) -> Found:
     """Measure every candidate on all windows, one after the other."""
     for group in measuring.groups(table.todo):
@@ -214,14 +214,14 @@ def _measure_top(
     loaded: Loaded,
     table: SweepTable,
     top: int,
-    measuring: Measuring,
+    measuring: CandidateMeasurement,
     counts: JobCounts,
     progress: SweepProgress,
-    comparing: Comparing,
+    comparing: AgreementTracker,
 ) -> Found:
-    """Measure all candidates a micro-batch at a time, until each is known well or surely outside.
+    """Measure all candidates a micro-batch at a time, until each is precise or ruled out.
 
-    Each has a first figure as soon as two windows were seen, and its last once it is decided.
+    Each has a first figure after two windows, and its final one once it is decided.
     """
     exactness, text = f"top:{top}", str(table.format)
     seen: dict[str, Evidence] = {name: measuring.known(f) for name, f in table.found.items()}
@@ -243,7 +243,7 @@ def _measure_top(
                     continue
                 first = table.found[name] = measuring.figure(candidate)
                 count = f"{seen[name].windows} windows"
-                # Shown, and replaced: no answer to any question.
+                # For display only, replaced later: not stored.
                 yield p.Learned((figure_key(loaded, candidate.unit, table, count),), (first,))
                 yield from comparing.growing(text, table.found)
         gone = outside(seen, measuring.windows, top, measuring.micro_batches)
@@ -264,7 +264,7 @@ def _measure_top(
 
 
 def _additivity(loaded: Loaded, table: SweepTable, nll: float, counts: JobCounts) -> Found:
-    """Change all body layers at once: that is the uniform recipe, kept as its score too."""
+    """Change all body layers at once: the uniform recipe, whose score is stored too."""
     layers = {name: str(table.format) for name in body_holding(loaded, table.format)}
     body = [table.found[name] for name in layers if name in table.found]
     together = yield from score(loaded, layers, nll, counts)

@@ -1,4 +1,4 @@
-"""What a sweep changes at once: a layer, or all of a block, of a kind, of a fused group."""
+"""Units: what a sweep changes at once: a layer, or a whole block, kind or fused group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Unit:
     layers: tuple[str, ...]
     """In the model's order."""
     start: int
-    """The first block that a change of them reaches; see `Layer.start`."""
+    """The first block that a change affects; see `Layer.start`."""
     body: bool
     """Whether none of them is the embedding or the head."""
 
@@ -27,8 +27,8 @@ class Unit:
 def units(layers: Mapping[str, Layer], by: p.By) -> list[Unit]:
     """All units of a model, in the order of its layers.
 
-    A layer in no group is a unit of its own. What stands outside of blocks (embedding, head)
-    belongs to no block; it has kinds of its own.
+    A layer in no group is a unit of its own. Layers outside of blocks (embedding, head) belong to
+    no block; they have kinds of their own.
     """
     numbers = fused_groups(
         list(layers),

@@ -1,1 +1,1 @@
-"""Weights alone: statistics, errors, outliers, histograms."""
+"""Measurements of weights alone: statistics, errors, outliers, histograms."""

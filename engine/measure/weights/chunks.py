@@ -12,7 +12,7 @@ _CHUNK_CUDA = 2**21
 
 
 def rows_of(weight: Tensor) -> Tensor:
-    """``weight`` as a table of rows, without a copy where it is contiguous."""
+    """``weight`` as a table of rows, without a copy if it is contiguous."""
     if weight.ndim == 0 or not weight.dtype.is_floating_point:
         raise ValueError(f"not a weight: {weight.dtype} of shape {list(weight.shape)}")
     if weight.numel() == 0:

@@ -1,4 +1,4 @@
-"""What the experts of one fused layer look like, each on its own: the rows below its row."""
+"""Statistics of each expert of a fused layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.workspace import Opened
 
 
 class Expert(NamedTuple):
-    """One expert's statistics; NaN where it has no finite weight."""
+    """One expert's statistics; NaN if it has no finite weight."""
 
     std: float
     max_abs: float
@@ -31,11 +31,11 @@ class Expert(NamedTuple):
 def survey_experts(opened: Opened, layer: DiskLayer) -> Steps:
     """Statistics of every expert of ``layer``, and errors in the settings' formats.
 
-    One expert is in memory at a time, with its approximation; each is a step. Formats that are not
+    One expert and its approximation are in memory at a time; each is a step. Formats that are not
     built or cannot hold the layer have no column; one that cannot hold an expert's values has NaN.
 
     Yields:
-        None after each expert, `ExpertsReady` at last.
+        None after each expert, finally `ExpertsReady`.
 
     Raises:
         CheckpointError: a tensor cannot be read.

@@ -1,4 +1,4 @@
-"""The values a format gives to weights of one layer: what is drawn below its histogram.
+"""The grid of a format in one layer: the values its weights can take, drawn with the histogram.
 
 Only one group is looked at, and only its range: the format is applied to a ramp of that range, so
 nothing of the layer's size is ever quantised. That is exact for formats whose values follow from
@@ -6,8 +6,8 @@ the range of a group: integer and small float formats, absmax codebooks, the fir
 A type whose scales are searched for weight by weight (K-quants, ``iq4``), a codebook fitted to the
 weights, a lattice of vectors, or a method that moves scales by calibration has no such grid.
 
-A format that lies evenly about 0 has all its codes on the grid, those too that the typical group
-itself does not reach: its scale is that of the greatest magnitude, whichever its sign.
+A format symmetric about 0 has all its codes on the grid, including those that the typical group
+does not reach: its scale comes from the largest magnitude, whatever its sign.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ RAMP = 4
 
 
 class Grid(msgspec.Struct, frozen=True):
-    """Values of a typical group, ascending, and the median distance of two neighbours."""
+    """Values of a typical group, ascending, and the median distance between neighbours."""
 
     levels: tuple[float, ...] = ()
-    """Empty where there are more than `MOST_LEVELS`, or none are known."""
+    """Empty if there are more than `MOST_LEVELS`, or none are known."""
     step: float = math.nan
 
 
@@ -71,7 +71,7 @@ def format_grid(weight: Tensor, format: Format, scale_dtype: torch.dtype) -> Gri
         return Grid()
     try:
         levels = _levels(matrix, span, format, rule, scale_dtype)
-    except FormatError:  # a scale that its dtype cannot hold: triage says so
+    except FormatError:  # a scale that its dtype cannot hold: triage reports it
         return Grid()
     step = median(high - low for low, high in pairwise(levels)) if len(levels) > 1 else math.nan
     return Grid(tuple(levels) if len(levels) <= MOST_LEVELS else (), step)

@@ -1,4 +1,4 @@
-"""A layer's histogram with the grid of a format: what the side pane draws."""
+"""A layer's histogram with the grid of a format, for the side pane."""
 
 from __future__ import annotations
 

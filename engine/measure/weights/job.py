@@ -1,4 +1,4 @@
-"""What is asked about weights alone: triage, and a layer's histogram and experts beside it."""
+"""Jobs on weights alone: triage, a layer's histogram, a layer's experts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _row(session: Session, layer: str) -> int:
 def _histogram_accepted(context: Context[Workspace], command: p.AskHistogram) -> p.AskHistogram:
     _row(context.session, command.layer)
     if command.bins < 1:
-        raise UsageError(f"a histogram has at least one bin, not {command.bins}")
+        raise UsageError(f"a histogram needs at least one bin, not {command.bins}")
     if command.format in ("", "kept"):
         return command
     return msgspec.structs.replace(command, format=str(parse_format(command.format)))
@@ -67,7 +67,7 @@ HISTOGRAM = JobSpec(
     needs="checkpoint",
     lane="questions",
     urgency=0,
-    newest_first=True,  # where the cursor came to last is drawn first
+    newest_first=True,  # the layer under the cursor is drawn first
     announced="never",
     accept=_histogram_accepted,
     steps=_histogram,
@@ -79,7 +79,7 @@ def _experts_accepted(context: Context[Workspace], command: p.AskExperts) -> p.A
     row = _row(session, command.layer)
     if session.layers.roles[row] != "experts":
         shape = list(session.layers.shapes[row])
-        raise UsageError(f"{command.layer} holds no experts: it is one weight of shape {shape}")
+        raise UsageError(f"{command.layer} has no experts: it is one weight of shape {shape}")
     return command
 
 
@@ -98,7 +98,7 @@ EXPERTS = JobSpec(
     lane="questions",
     urgency=1,
     announced="never",
-    repeated="join",  # the answer goes to every client
+    repeated="join",  # every client receives the answer
     accept=_experts_accepted,
     steps=_experts,
 )

@@ -1,4 +1,4 @@
-"""How far an approximation of a weight lies from it, streamed in float64."""
+"""Errors of an approximated weight, streamed in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.measure.weights.chunks import rows_of, spans
 
 @dataclass(frozen=True)
 class WeightErrors:
-    """How far an approximation Ŵ lies from W, over the finite entries of W.
+    """Errors of an approximation Ŵ of W, over the finite entries of W.
 
     Attributes:
         frobenius: ``‖W − Ŵ‖_F``.

@@ -1,4 +1,4 @@
-"""Numbers about one weight: its outliers, its health, its histogram.
+"""Statistics of one weight: outliers, faults, histogram.
 
 A weight is ``[out, in]`` or ``[experts, out, in]``; experts are taken as rows one below the other,
 so row ``r`` of expert ``e`` has the index ``e * out + r``. Everything is streamed in chunks small
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 SIGMAS = (3.0, 6.0)
-"""Outliers beyond these are counted whatever is asked for."""
+"""Outliers beyond these are always counted."""
 CHANNEL_FACTOR = 3.0
-"""A row or column stands out when its RMS is above so many times the median one."""
+"""A row or column is an outlier channel if its RMS exceeds this many times the median one."""
 MOST_CHANNELS = 16
-"""How many of the channels that stand out are named, the farthest first."""
+"""How many outlier channels are listed, the farthest first."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class WeightStatistics:
-    """What one weight looks like; see `weight_statistics`.
+    """Statistics of one weight; see `weight_statistics`.
 
     Attributes:
         entries: finite entries, those that everything below is computed over.

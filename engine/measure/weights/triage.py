@@ -1,7 +1,7 @@
-"""Triage: what a checkpoint's weights alone tell, layer by layer from the files, with no model.
+"""Triage: statistics and errors of a checkpoint's weights, layer by layer, without a model.
 
-Statistics of a layer are one fact, and its error in each format is one: another list of formats
-measures only what is new in it.
+Statistics of a layer are one fact, and its error in each format is another: a different list of
+formats measures only the new ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.formats.grammar import Format, parse_format, why_not_alone
 from engine.formats.grammar import why_not_built as not_built
 from engine.formats.storage import why_not_held as not_held
 from engine.measure.counts import FACTS_IN_ONE_EVENT, JobCounts
-from engine.measure.weights.fused import Fused, Variant, variant_for
+from engine.measure.weights.compiled_kernel import Fused, Variant, variant_for
 from engine.measure.weights.reconstruction import WeightErrors, compare, weight_errors
 from engine.measure.weights.statistics import WeightStatistics, weight_statistics
 from engine.quant.arithmetic import arithmetic_of
@@ -33,9 +33,9 @@ from engine.store import keys
 from engine.workspace import Loaded, Opened
 
 PAYS = 1 << 31
-"""Weights, once for each format, from which on a kernel is worth the seconds of compiling it."""
+"""Weights times formats from which a kernel is worth the seconds of compiling it."""
 CHUNK = 1 << 19
-"""Weights that are approximated at a time where nothing is compiled."""
+"""Weights that are approximated at a time without a compiled kernel."""
 LAYERS_AT_ONCE = 200
 """Layers looked up in the store in one step."""
 ANNOUNCE_SECONDS = 0.1
@@ -47,7 +47,7 @@ Events = Generator[p.AnyEvent | None, None, None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """The facts of one layer that a triage asks for."""
+    """The facts of one layer that a triage needs."""
 
     row: DiskLayer
     statistics: str
@@ -55,7 +55,7 @@ class Wanted:
     errors: dict[Format, str]
     """Key of the error in each format."""
     listed: keys.ListedWeights
-    """Key of all of them together, in the version before."""
+    """Key of all of them together, in the previous version."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -66,16 +66,16 @@ class Wanted:
 def triage(opened: Opened, formats: Sequence[str], job: str) -> Steps:
     """Statistics of every layer's weights, and their errors in each format.
 
-    One layer is in memory at a time, with its approximation. A layer is announced once all that is
-    asked for is known of it.
+    One layer and its approximation are in memory at a time. A layer is announced once all its facts
+    are known.
 
     Yields:
         `Learned` with a `LayerWeights` and a `LayerError` for each format, of one or more layers;
-        `Fallback` for layers a format cannot hold, `Progress`, `Notice` if nothing can be compiled
-        where that would pay.
+        `Fallback` for layers a format cannot hold, `Progress`, and a `Notice` if a kernel would pay
+        but cannot be compiled.
 
     Raises:
-        FormatError: if a format does not parse or is not built.
+        FormatError: a format does not parse or is not built.
     """
     begun = time.perf_counter()
     counts = JobCounts(timings={"read_s": 0.0})
@@ -84,7 +84,7 @@ def triage(opened: Opened, formats: Sequence[str], job: str) -> Steps:
         for why in (not_built(format), why_not_alone(format)):
             if why is not None:
                 raise FormatError(why)
-    # Loading the model may correct the table meanwhile: what was begun is finished.
+    # Loading the model may correct the table meanwhile: finish with the old one.
     rows = list(opened.rows.values())
     for row in rows:
         for format in parsed:
@@ -119,14 +119,14 @@ def _wanted(opened: Opened, row: DiskLayer, formats: Sequence[Format]) -> Wanted
 def _from_store(
     opened: Opened, wanted: list[Wanted], todo: list[tuple[Wanted, Known]], counts: JobCounts
 ) -> Events:
-    """Announce layers of which the store knows everything; the others are added to ``todo``."""
+    """Announce layers whose facts are all stored; add the others to ``todo``."""
     known = opened.known([key for each in wanted for key in each.addresses])
     whole = [each for each in wanted if all(key in known for key in each.addresses)]
     partly = [each for each in wanted if any(key not in known for key in each.addresses)]
     counts.known += len(whole)
     yield from _announced([(key, known[key]) for each in whole for key in each.addresses], False)
 
-    # Facts of the version before are split, and kept as those of this version from now on.
+    # Facts of the previous version are split, and stored as those of this version.
     old = opened.known(listed := [each.listed.address for each in partly])
     split: list[tuple[str, p.AnyFact]] = []
     for each, address in zip(partly, listed, strict=True):
@@ -164,11 +164,11 @@ def _measured(
     counts: JobCounts,
     job: str,
 ) -> Events:
-    """Measure what is not known of each layer, and announce all of it."""
+    """Measure what is missing of each layer, and announce all of it."""
     begun = announced = time.perf_counter()
     scale_dtype: torch.dtype = getattr(torch, opened.scale_dtype)
     kernels = Fused(_worth_compiling(todo, scale_dtype))
-    told = False
+    reported = False
     waiting: list[tuple[str, p.AnyFact]] = []
     for done, (wanted, known) in enumerate(todo):
         yield p.Progress(
@@ -178,8 +178,8 @@ def _measured(
         with _leaving_room(opened):
             waiting += _layer(opened, wanted, known, kernels, counts)
         counts.measured += 1
-        if kernels.why and not told:
-            told = True
+        if kernels.why and not reported:
+            reported = True
             yield p.Notice("info", kernels.why)
         if time.perf_counter() - announced > ANNOUNCE_SECONDS:
             yield from _announced(waiting, True)
@@ -189,7 +189,7 @@ def _measured(
 
 @contextmanager
 def _leaving_room(opened: Opened) -> Iterator[None]:
-    """Compute on one thread less while the model library is imported, in an engine's process."""
+    """In an engine process, use one thread less while the model library is imported."""
     if not is_own_process():
         yield
         return
@@ -210,7 +210,7 @@ def _left(begun: float, done: int, total: int) -> float:
 def _layer(
     opened: Opened, wanted: Wanted, known: Known, kernels: Fused, counts: JobCounts
 ) -> list[tuple[str, p.AnyFact]]:
-    """All facts of a layer; those that are known are not measured again."""
+    """All facts of a layer; known ones are not measured again."""
     row = wanted.row
     weight = counts.timed("read_s", lambda: read_layer(opened.checkpoint, row))()
     scale_dtype: torch.dtype = getattr(torch, opened.scale_dtype)

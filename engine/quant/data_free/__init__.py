@@ -1,1 +1,1 @@
-"""Methods that need the weight alone, which families follow as they round: one file a method."""
+"""Methods that need only the weight, which families apply as they round: one file per method."""

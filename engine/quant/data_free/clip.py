@@ -1,4 +1,4 @@
-"""``+clip``: the range of a group that loses least, found by trying.
+"""``+clip``: search for the range of a group with the least error.
 
 Weights beyond a range are clamped to its ends, so that those within it have finer steps. Every
 group takes the range, a fraction of its own, of least squared error ``Σ (w − ŵ)²``: the search of
@@ -26,7 +26,7 @@ HALVINGS = (0.025, 0.0125)
 
 
 def clips(fmt: Format) -> bool:
-    """Whether ranges are to be searched for."""
+    """Whether to search for ranges."""
     return any(method.name == "clip" for method in fmt.methods)
 
 

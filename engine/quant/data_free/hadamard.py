@@ -1,4 +1,4 @@
-"""``+hadamard``: rotate a weight so that no entry of it stands out.
+"""``+hadamard``: rotate a weight so that no entry stands out.
 
 The randomised Hadamard transform of QuIP# (Tseng et al. 2024, arXiv 2402.04396, §3): signs, then
 orthogonal Walsh–Hadamard transforms, of the inputs and of the outputs, both as there; what is

@@ -1,4 +1,4 @@
-"""``+hqq``: a real zero point for every group, found by half-quadratic splitting.
+"""``+hqq``: a fractional zero point per group, found by half-quadratic splitting.
 
 HQQ (Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models",
 sections 2.2 and 2.3): with the scale fixed, ``‖W − Ŵ‖_p^p`` with p = .7 is made small by turns,
@@ -29,7 +29,7 @@ Total = Callable[[Callable[[Tensor], Tensor]], Tensor]
 
 
 def splits(fmt: Format) -> bool:
-    """Whether zero points are to be moved."""
+    """Whether to optimise zero points."""
     return any(method.name == "hqq" for method in fmt.methods)
 
 

@@ -1,1 +1,1 @@
-"""Methods that look at a layer's inputs, one file each; `engine.quant.data_free` has the others."""
+"""Methods that use a layer's inputs, one file each; `engine.quant.data_free` has the others."""

@@ -1,4 +1,4 @@
-"""``+awq``: larger weights for the channels whose inputs are larger.
+"""``+awq``: scale up the weights of channels with larger inputs.
 
 AWQ (Lin et al. 2023, arXiv 2306.00978, equations 4 and 5): ``s = mean|x|^α``, with the α out of
 twenty that changes the output on calibration inputs least. Scales are brought around 1 as in
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import Format
-from engine.quant.methods.fold import Folded, check_group, fold_error
-from engine.quant.statistics import InputStatistics
+from engine.quant.input_statistics import InputStatistics
+from engine.quant.methods.channel_scales import Folded, check_group, fold_error
 
 STEPS = 20
 """Exponents from 0 to .95 that are tried."""

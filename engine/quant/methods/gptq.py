@@ -1,4 +1,4 @@
-"""``+gptq``: round column by column, and let the columns to come make up for the error.
+"""``+gptq``: round column by column, and compensate the error in the remaining columns.
 
 GPTQ (Frantar et al. 2022, arXiv 2210.17323): for every row, ``tr(ΔW H ΔWᵀ)`` with ``H = X Xᵀ`` is
 made small by rounding weight ``q`` and moving those not yet rounded by
@@ -34,10 +34,10 @@ from engine.quant.data_free.hadamard import rotate_back
 from engine.quant.stored import StoredWeight, moved
 
 BLOCK = 128
-"""Columns whose errors are passed on to the rest at once."""
+"""Columns whose errors are applied to the rest at once."""
 
 _SHARED = 1 << 15
-"""Numbers from which on PyTorch shares an elementwise operation among threads."""
+"""Number of elements from which PyTorch splits an elementwise operation among threads."""
 
 _MOST_DAMPING = 100.0
 
@@ -52,9 +52,9 @@ class Solved:
     """int64 ``[in]``: the input channel of every stored column; None if they are as they were.
     Only ``:actorder`` without ``:static`` reorders columns that have groups."""
     notes: tuple[str, ...]
-    """What a person should know: damping that was raised, channels that were always 0."""
+    """For the user: damping that was raised, channels that were always 0."""
     rotated: bool = False
-    """Whether the weight was rotated before, which its stored form does not know."""
+    """Whether the weight was rotated before, which its stored form does not say."""
 
     def on(self, device: torch.device) -> Solved:
         """The same on another device."""
@@ -62,7 +62,7 @@ class Solved:
         return dataclasses.replace(self, stored=moved(self.stored, device), order=order)
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """``Ŵ`` with its columns where they were, worked out in float32 and cast last."""
+        """``Ŵ`` with its columns in their original order, computed in float32 and cast last."""
         found = self.stored.approx()
         if self.order is not None:
             found = found[:, self.order.argsort()]
@@ -138,10 +138,10 @@ def gptq(
 
 
 def _move(W1: Tensor, h: Tensor, err: Tensor) -> None:
-    """``W1 −= h errᵀ``, in pieces that are too small for PyTorch to share among threads.
+    """``W1 −= h errᵀ``, in parts that are too small for PyTorch to split among threads.
 
-    Threads that wait for each other at every column take longer than one alone, on a busy machine
-    a hundred times as long; and one alone gives the same bits however many there are.
+    Threads that synchronise at every column take longer than one alone, on a busy machine a hundred
+    times as long; and one alone gives the same bits however many threads there are.
     """
     rows = (_SHARED - 1) // len(err) or len(W1)
     for start in range(0, len(W1), max(1, rows)):
@@ -150,10 +150,10 @@ def _move(W1: Tensor, h: Tensor, err: Tensor) -> None:
 
 
 def check(weight: Tensor, H: Tensor, fmt: Format, name: str) -> tuple[float, bool, bool]:
-    """The damping, and whether columns are reordered, and groups fixed beforehand.
+    """The damping, whether columns are reordered, and whether groups are fixed in advance.
 
     Raises:
-        FormatError: As `gptq`, but for what only its arithmetic finds.
+        FormatError: As in `gptq`, except for errors that only its arithmetic finds.
     """
     options = [dict(method.options) for method in fmt.methods if method.name == "gptq"]
     if not options:
@@ -179,7 +179,7 @@ def check(weight: Tensor, H: Tensor, fmt: Format, name: str) -> tuple[float, boo
 def _inverse_factor(
     H: Tensor, dead: Tensor, order: Tensor | None, damp: float, name: str
 ) -> tuple[Tensor, float]:
-    """The upper Cholesky factor of ``H⁻¹``, and the damping it took: ten times more until it is."""
+    """The upper Cholesky factor of ``H⁻¹``, and its damping, raised tenfold until it exists."""
     mean = float(H.diagonal()[~dead].mean(dtype=torch.float64))
     used = damp
     while True:
@@ -203,9 +203,9 @@ def _inverse_factor(
 
 
 def _blocks(columns: int, group_size: int | None) -> Iterator[tuple[int, int]]:
-    """Runs of at most `BLOCK` columns: a shorter group lies within one, a longer begins one.
+    """Runs of at most `BLOCK` columns: a shorter group lies within one, a longer one starts one.
 
-    So the weights of a group have been moved by all columns before when it is reached.
+    So all earlier columns have updated the weights of a group when it is reached.
     """
     step = BLOCK if group_size is None else max(1, BLOCK // group_size) * group_size
     for start in range(0, columns, step):

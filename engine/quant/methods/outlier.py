@@ -16,10 +16,10 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import Format
-from engine.quant.methods.fold import only_weights
+from engine.quant.input_statistics import InputStatistics
+from engine.quant.methods.channel_scales import only_weights
 from engine.quant.quantize import stored_form
 from engine.quant.scales import in_stored_dtype
-from engine.quant.statistics import InputStatistics
 from engine.quant.stored import StoredWeight
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import Format
+from engine.quant.input_statistics import InputStatistics
 from engine.quant.methods.a8 import quantized_tokens, static_scale
-from engine.quant.methods.fold import (
+from engine.quant.methods.channel_scales import (
     Folded,
     check_group,
     column_maximum,
@@ -28,7 +29,6 @@ from engine.quant.methods.fold import (
 )
 from engine.quant.quantize import dequantized
 from engine.quant.rows import matrices
-from engine.quant.statistics import InputStatistics
 
 LEAST = 1e-5
 """Magnitudes, and scales, below it count as this much."""

@@ -1,7 +1,7 @@
 """Figures of a layer: each declared once, with everything it appears in.
 
-`declaration` has what a figure says of itself; `layers`, `sensitivity` and `weights` the figures;
-`reading` how they are read; `registry` all of them, and `register_figure` for others.
+`declaration` says what a figure declares; `layers`, `sensitivity` and `weights` declare the
+figures; `reading` reads them; `registry` lists them all, and has `register_figure` for plugins.
 """
 
 from engine.report.figures.declaration import ALWAYS as ALWAYS

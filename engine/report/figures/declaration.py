@@ -1,9 +1,9 @@
-"""What a figure is: one number or word about a layer, declared once.
+"""What a figure declares: one number or word about a layer.
 
-From a declaration are made: the column of the layer table and its order, the word of a filter with
-its completion and help, the line of the side pane, the key in JSON, the column in CSV, the line of
-the help screen and of ``docs/figures.md``. Nothing here knows a terminal: figures that are drawn in
-a way of their own have a drawer in ``qtui``, registered under their id.
+A declaration yields the column of the layer table and its sort order, the filter word with its
+completion and help, the line of the side pane, the JSON key, the CSV column, the line of the help
+screen and of ``docs/figures.md``. Nothing here knows a terminal: figures that are drawn in a
+special way have a drawer in ``qtui``, registered under their id.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from engine.session import Session
 
 Value: TypeAlias = str | int | float | bool | tuple[int, ...]
 Reader: TypeAlias = Callable[[int], Value | None]
-"""The figure of a row; None where it is not known."""
+"""Returns the figure of a row; None if it is not known."""
 Number: TypeAlias = Callable[[int], float | None]
-"""The same of a figure that is a number; nan where it is known to be none."""
+"""The same for a figure that is a number; nan if it is known to be none."""
 Source: TypeAlias = Literal["row", "weights", "error", "effect", "estimate"]
-"""What a figure is read from: the listing of layers; a layer's `LayerWeights`; a `WeightError`, of
-one format; an effect, a `Sensitivity` or else an `Estimate`; an `Estimate` alone."""
+"""What a figure is read from: the layer listing; a layer's `LayerWeights`; a `WeightError` of one
+format; an effect (`Sensitivity`, else `Estimate`); an `Estimate` only."""
 Changes: TypeAlias = Literal["names", "holds", "marks", "facts"]
-"""What a figure changes with: a new listing of the layers; a toggle; a mark; measurements."""
+"""What changes a figure: a new listing of the layers; a toggle; a mark; measurements."""
 Document: TypeAlias = Literal["triage", "sweep"]
 Group: TypeAlias = Literal["effect", "errors", "weights"]
 """A heading of the side pane."""
 
 ALWAYS: tuple[str, ...] = ("*",)
-"""In a CSV file whatever columns are chosen."""
+"""Always saved in a CSV file."""
 EFFECTS: tuple[str, ...] = ("effects",)
-"""In a CSV file where any column of an effect is chosen."""
+"""Saved in a CSV file together with any column of an effect."""
 
 
 class Context(NamedTuple):
-    """What rows are read in. A figure is bound to one once, and then read for row after row."""
+    """The context that rows are read in. A figure is bound to it once, then read row by row."""
 
     session: Session
     key: EffectKey = EffectKey("degrade", "")
-    """Whose effects and errors are read."""
+    """The effects and errors to read."""
     marked: Collection[str] = ()
     """Names of the marked layers."""
 
@@ -53,7 +53,7 @@ class Reading:
     bind: Callable[[Context], Reader]
     source: Source = "row"
     value: Callable[[Any, Session], Value | None] | None = None
-    """Its value in one fact of its source, where it is read from facts."""
+    """Its value in one fact of its source, if it is read from facts."""
     changes: Changes = "facts"
 
 
@@ -62,22 +62,23 @@ class Column:
     """A column of the layer table."""
 
     heading: str
-    """Its title, where that is always the same."""
+    """Its title, if that never changes."""
     width: int
-    """In cells, at least."""
+    """Minimum width in cells."""
     rank: int = 99
-    """Its place from the left; of two columns the one with the higher rank goes first where there
-    is no room."""
+    """Its place from the left; if there is no room, of two columns the one with the higher rank
+    goes first."""
     falling: bool = True
-    """Whether the largest come first unless asked otherwise."""
+    """Whether the largest values come first by default."""
     left: bool = False
-    """Whether its title stands at the left."""
+    """Whether its title is aligned left."""
     quiet: bool = False
     """Whether its values are drawn dim."""
     sorted_by: str = ""
-    """The figure that gives its order, where that is another."""
+    """The figure to sort by, if not itself."""
     legend: tuple[str, ...] = ()
-    """Lines of the help screen that explain it; ``{plus_minus}`` and the like are signs."""
+    """Lines of the help screen that explain it; ``{plus_minus}`` and similar are replaced by
+    signs."""
 
 
 @dataclass(frozen=True)
@@ -87,34 +88,34 @@ class FilterWord:
     example: str
     """A comparison, as it is typed after the id."""
     rank: int = 99
-    """Its place among the words that are offered."""
+    """Its place in completions."""
     common: bool = False
-    """Whether the help screen has its example."""
+    """Whether the help screen shows its example."""
 
 
 @dataclass(frozen=True)
 class PaneLine:
-    """A figure in the side pane: among others in a line, or a column of a table by format."""
+    """A figure in the side pane: in a line with others, or a column of a table by format."""
 
     group: Group
     label: str
     place: int = 99
-    """In its group; of columns of an effect the first goes last where there is no room."""
+    """Place in its group; columns of an effect are dropped from the last if there is no room."""
     line: int = 9
-    """Among lines of several figures, which one it stands in."""
+    """Which line it is in, where lines have several figures."""
     width: int = 10
     """Of a column."""
     text: Callable[[Any], str] | None = None
-    """Its text, where that is another than its quantity's."""
+    """Formats its value, if not as its quantity does."""
     quiet: bool = False
     """Whether it is drawn dim."""
     unless_zero: bool = False
-    """Whether it is left out where it is 0."""
+    """Whether it is left out if it is 0."""
 
 
 @dataclass(frozen=True)
 class JsonPath:
-    """The key of a layer's entry in a document: ``measured.kl``, ``errors.*.relative``."""
+    """The key in a layer's entry of a document: ``measured.kl``, ``errors.*.relative``."""
 
     document: Document
     path: str
@@ -125,34 +126,34 @@ class CsvName:
     """The column of a CSV file."""
 
     name: str
-    """With the unit where there is one: ``kl_nats_per_token``."""
+    """With its unit, if any: ``kl_nats_per_token``."""
     beside: tuple[str, ...] | None = None
-    """Columns of the table with which it is saved: its own where None, all where `ALWAYS`, those of
-    effects where `EFFECTS`; where empty it is saved when every figure is asked for."""
+    """Table columns it is saved with: its own if None, all if `ALWAYS`, those of effects if
+    `EFFECTS`; if empty it is saved only when every figure is requested."""
 
 
 @dataclass(frozen=True)
 class ExpertValues:
-    """The figure of every expert of a fused layer."""
+    """The figure for every expert of a fused layer."""
 
     read: Callable[[ExpertsReady, str], Sequence[float]]
-    """An entry an expert, in a format; empty where not known."""
+    """One entry per expert, in a format; empty if not known."""
     name: str
     """The column of a CSV file."""
     place: int = 99
     by_format: bool = False
-    """Whether it is another in every format."""
+    """Whether it differs by format."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure of a layer; what is None or empty it does not appear in."""
+    """One figure of a layer; it does not appear where the field is None or empty."""
 
     id: str
     title: str
-    """What it is, in a few words."""
+    """A short description."""
     help: str
-    """One line: what it is, and its unit."""
+    """One line: description and unit."""
     quantity: Quantity
     read: Reading
     column: Column | None = None

@@ -1,4 +1,4 @@
-"""Effects of layers: the one that counts, its change of perplexity, and how sure it is."""
+"""Effects of layers: which one to show, its change of perplexity, and its uncertainty."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from engine.session import Session, correction
 Effect: TypeAlias = Sensitivity | Estimate
 
 OUTLIER_COLUMN = 10.0
-"""An input channel whose largest weight is so many σ is a finding."""
+"""From this many σ on, an input channel's largest weight is a finding."""
 
 
 def finding(weights: LayerWeights | None) -> bool:
-    """Whether triage found something in a layer that a person should look at."""
+    """Whether triage found something in a layer that needs attention."""
     return weights is not None and (
         weights.nan > 0 or weights.inf > 0 or weights.worst_column_sigma > OUTLIER_COLUMN
     )
 
 
 def effects(session: Session, key: EffectKey) -> Callable[[int], Effect | None]:
-    """Reader of a row's effect: the measured one, else the estimate, corrected where it can be."""
+    """Reader of a row's effect: the measured one, else the estimate, corrected if possible."""
     measured, estimated = session.effects.measured.get(key), session.effects.estimated.get(key)
     if measured is None and estimated is None:
         return lambda row: None
@@ -43,7 +43,7 @@ def effects(session: Session, key: EffectKey) -> Callable[[int], Effect | None]:
 
 
 def kl_reader(session: Session, key: EffectKey) -> Callable[[int], float | None]:
-    """The KL of `effects`, with nothing else made: tables of many rows are sorted by it."""
+    """The KL of `effects`, without building the effects: long tables are sorted by it."""
     measured, estimated = session.effects.measured.get(key), session.effects.estimated.get(key)
     fit = correction(session, key)
     if measured is None and estimated is None:
@@ -60,10 +60,10 @@ def kl_reader(session: Session, key: EffectKey) -> Callable[[int], float | None]
 
 
 def delta_ppl(session: Session, effect: Effect | None) -> float:
-    """Change of perplexity: as measured, else what an estimated change of NLL makes of it.
+    """Change of perplexity: measured, else computed from the estimated change of NLL.
 
-    A layer's restoring is estimated at the quantised model, whose perplexity is another than the
-    baseline's: there it is nan.
+    The effect of restoring a layer is estimated at the quantised model, whose perplexity differs
+    from the baseline's: the result is nan.
     """
     if effect is None:
         return math.nan
@@ -80,7 +80,7 @@ def delta_ppl(session: Session, effect: Effect | None) -> float:
 def delta_ppl_bound(session: Session, effect: Effect, side: int) -> float:
     """The lower (``side`` −1) or upper (+1) end of the change of perplexity's interval.
 
-    An estimate's is that of its ΔNLL.
+    For an estimate it follows from the interval of ΔNLL.
     """
     if isinstance(effect, Sensitivity):
         return effect.dppl_low if side < 0 else effect.dppl_high
@@ -98,12 +98,12 @@ def delta_ppl_margin(session: Session, effect: Effect | None) -> tuple[float, fl
     else:
         # The interval of exp(ΔNLL), to first order.
         half = session.interval_factor * effect.dnll_se * (session.baseline.ppl + change)
-    # One nan for all: a new one would be unequal to the one that was drawn.
+    # Always the same nan object: a new one would compare unequal to the one drawn before.
     return change, math.nan if math.isnan(half) else half
 
 
 def below_floor(session: Session, effect: Effect | None) -> bool:
-    """Whether a measured KL is smaller than what rounding alone may measure."""
+    """Whether a measured KL is below what rounding alone may cause."""
     control = session.control
     return (
         control is not None
@@ -113,6 +113,6 @@ def below_floor(session: Session, effect: Effect | None) -> bool:
 
 
 def corrected_kl(session: Session, estimate: Estimate) -> float | None:
-    """The KL to expect by the fit of measured to estimated KL; None where there is no fit."""
+    """The KL expected by the fit of measured to estimated KL; None without a fit."""
     fit = correction(session, estimate.key) if estimate.by == "layer" else None
     return None if fit is None else fit.kl(estimate.kl)

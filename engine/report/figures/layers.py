@@ -22,7 +22,7 @@ from engine.report.figures.reading import of_row
 
 
 def _listed(column: str, changes: Changes = "names") -> Reading:
-    """Of the session's layers, a column by its name."""
+    """A column of the session's layers, by its name."""
 
     def bind(context: Context) -> Reader:
         values: list[str] = getattr(context.session.layers, column)

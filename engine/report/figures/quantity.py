@@ -1,4 +1,4 @@
-"""Kinds of value a figure may be: from them follow its text, its alignment and its units."""
+"""Kinds of value a figure can have; they determine its text, alignment and unit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from engine.report import numbers
+from engine.report import wording
 
 
 @dataclass(frozen=True)
@@ -15,32 +15,32 @@ class Quantity:
 
     id: str
     unit: str
-    """As the documentation has it; empty for none."""
+    """The unit in the documentation; empty for none."""
     text: Callable[[Any], str]
     """A value in a few characters."""
     number: bool = True
-    """Whether it can be compared with a number, and is set to the right."""
+    """Whether it can be compared with a number, and is aligned right."""
     share: bool = False
     """Whether ``5%`` means .05."""
     counted: bool = False
     """Whether ``1M`` means 1,000,000."""
     thousandths: bool = False
-    """Whether the screen shows it times a thousand."""
+    """Whether the screen shows it multiplied by a thousand."""
 
 
 WORD = Quantity("word", "", str, number=False)
 YES_NO = Quantity("yes or no", "", lambda value: "yes" if value else "no", number=False)
 SHAPE = Quantity("shape", "[out, in]", lambda sizes: "x".join(map(str, sizes)), number=False)
-COUNT = Quantity("count", "", numbers.count, counted=True)
-SHARE = Quantity("share", "0 to 1", numbers.percent, share=True)
-NUMBER = Quantity("number", "", numbers.short)
+COUNT = Quantity("count", "", wording.count, counted=True)
+SHARE = Quantity("share", "0 to 1", wording.percent, share=True)
+NUMBER = Quantity("number", "", wording.short)
 NATS = Quantity(
-    "nats", "nats per token", lambda value: numbers.short(1000 * value), thousandths=True
+    "nats", "nats per token", lambda value: wording.short(1000 * value), thousandths=True
 )
-PERPLEXITY = Quantity("perplexity", "", numbers.short)
-BITS = Quantity("bits", "bits per weight", numbers.short)
-SIZE = Quantity("size", "bits", numbers.count)
-DECIBEL = Quantity("decibel", "dB", lambda value: f"{numbers.short(value, small=1)} dB")
-WEIGHT = Quantity("weight", "as the weights", numbers.significant)
+PERPLEXITY = Quantity("perplexity", "", wording.short)
+BITS = Quantity("bits", "bits per weight", wording.short)
+SIZE = Quantity("size", "bits", wording.count)
+DECIBEL = Quantity("decibel", "dB", lambda value: f"{wording.short(value, small=1)} dB")
+WEIGHT = Quantity("weight", "as the weights", wording.significant)
 """A value of a weight, or a difference of two."""
-DEVIATIONS = Quantity("deviations", "standard deviations", numbers.short)
+DEVIATIONS = Quantity("deviations", "standard deviations", wording.short)

@@ -14,12 +14,12 @@ OfEffect: TypeAlias = Callable[[Effect, Session], Value | None]
 
 
 def of_row(bind: Callable[[Context], Reader], changes: Changes = "facts") -> Reading:
-    """A figure of the listing of layers, or of anything else: by row."""
+    """A figure read by row: of the layer listing, or of anything else."""
     return Reading(bind, changes=changes)
 
 
 def of_weights(value: Callable[[LayerWeights, Session], Value | None]) -> Reading:
-    """A figure of a layer's weights as triage read them."""
+    """A figure of a layer's weights, from triage."""
 
     def bind(context: Context) -> Reader:
         session, weights = context.session, context.session.layers.weights
@@ -34,7 +34,7 @@ def of_weights(value: Callable[[LayerWeights, Session], Value | None]) -> Readin
 
 
 def of_error(value: Callable[[WeightError, Session], Value | None]) -> Reading:
-    """A figure of the distance between a weight and its quantised value, in the shown format."""
+    """A figure of the quantisation error of a weight, in the shown format."""
 
     def bind(context: Context) -> Reader:
         session, weights = context.session, context.session.layers.weights
@@ -51,11 +51,11 @@ def of_error(value: Callable[[WeightError, Session], Value | None]) -> Reading:
 
 
 def of_effect(value: OfEffect, bind: Callable[[Context], Reader] | None = None) -> Reading:
-    """A figure of a layer's effect: of the measured one, else of the estimate, corrected.
+    """A figure of a layer's effect: the measured one, else the corrected estimate.
 
     Args:
-        value: of one effect.
-        bind: a faster way to read it of row after row.
+        value: computes it from one effect.
+        bind: a faster way to read it for many rows.
     """
 
     def effect_of(context: Context) -> Reader:
@@ -90,7 +90,7 @@ def of_measured(value: Callable[[Sensitivity, Session], Value | None]) -> Readin
 
 
 def of_estimate(value: Callable[[Estimate, Session], Value | None]) -> Reading:
-    """A figure of an estimate as the gradients have it, whether or not the effect was measured."""
+    """A figure of an estimate as computed from gradients, even if the effect was measured."""
 
     def bind(context: Context) -> Reader:
         session = context.session

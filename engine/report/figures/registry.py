@@ -1,4 +1,4 @@
-"""The figures there are: those of qtui, then those that were registered from outside."""
+"""All figures: those of qtui, then those registered by plugins."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ OF_EFFECTS: tuple[Source, ...] = ("effect", "estimate")
 
 
 def register_figure(figure: Figure) -> None:
-    """Add a figure from outside, after those there are.
+    """Add a figure after the existing ones.
 
-    Called when a plugin is loaded (see `engine.plugins`), before anything is shown. Its id must be
-    a lower-case word, since it is what a filter and the keys of JSON call it.
+    Call it while a plugin loads (see `engine.plugins`), before anything is shown. The id must be a
+    lower-case word: filters and JSON keys use it.
 
     Raises:
-        ValueError: the id is no such word; it is a word of the filter and no number; or a figure, a
-            CSV column or a JSON key of that name is there already.
+        ValueError: the id is not such a word; it is a filter word but not a number; or a figure, a
+            CSV column or a JSON key with this name exists.
     """
     if not (figure.id.isidentifier() and figure.id == figure.id.lower()):
         raise ValueError(f"figure {figure.id!r}: the id must be a lower-case word")
@@ -47,7 +47,7 @@ def register_figure(figure: Figure) -> None:
             f"figure {figure.id!r}: a filter compares numbers, not {figure.quantity.id}"
         )
     if figure.id in _FIGURES:
-        raise ValueError(f"figure {figure.id!r}: a figure of that id is there already")
+        raise ValueError(f"figure {figure.id!r}: a figure with this id exists")
     for other in _FIGURES.values():
         if figure.csv is not None and other.csv is not None and figure.csv.name == other.csv.name:
             raise ValueError(
@@ -62,7 +62,7 @@ def register_figure(figure: Figure) -> None:
 
 
 def unregister_figure(id: str) -> None:
-    """Take a figure out again that was registered from outside: what a test leaves behind."""
+    """Remove a registered figure; for tests."""
     _FIGURES.pop(id, None)
     _changed()
 
@@ -78,7 +78,7 @@ def figures() -> tuple[Figure, ...]:
 
 
 def figure(id: str) -> Figure:
-    """The figure of an id.
+    """The figure with this id.
 
     Raises:
         KeyError: there is none.
@@ -94,7 +94,7 @@ def _all() -> tuple[Figure, ...]:
 
 
 def column_figures() -> tuple[Figure, ...]:
-    """Those with a column of the layer table, from the left."""
+    """Figures with a column in the layer table, from the left."""
     load_plugins()
     return _columns()
 
@@ -106,7 +106,7 @@ def _columns() -> tuple[Figure, ...]:
 
 
 def filter_figures() -> dict[str, Figure]:
-    """Those that are words of the filter, by their word, in the order they are offered."""
+    """Figures that are filter words, by word, in the order offered."""
     load_plugins()
     return _filters()
 
@@ -118,7 +118,7 @@ def _filters() -> dict[str, Figure]:
 
 
 def pane_figures(group: Group) -> list[Figure]:
-    """Those that the side pane has under a heading, in order."""
+    """Figures under a heading of the side pane, in order."""
     found = [
         (each.pane.place, each) for each in figures() if each.pane and each.pane.group == group
     ]
@@ -126,16 +126,16 @@ def pane_figures(group: Group) -> list[Figure]:
 
 
 def expert_figures() -> list[Figure]:
-    """Those that every expert of a fused layer has, in order."""
+    """Figures of the experts of a fused layer, in order."""
     found = [(each.experts, each) for each in figures() if each.experts]
     return [each for _, each in sorted(found, key=lambda pair: pair[0].place)]
 
 
 def csv_figures(columns: Iterable[str] = ()) -> list[Figure]:
-    """Those of a CSV file, in order.
+    """Figures to save as CSV, in order.
 
     Args:
-        columns: the columns of the table that are saved, by id; empty for every figure.
+        columns: ids of the table columns to save; empty for every figure.
     """
     shown = frozenset(columns)
     return [each for each in figures() if each.csv is not None and _is_saved(each, shown)]
@@ -164,12 +164,12 @@ def _json(document: Document, source: Source, under: str) -> tuple[tuple[str, Fi
 def json_figures(
     document: Document, source: Source, under: str = ""
 ) -> tuple[tuple[str, Figure], ...]:
-    """Those of a layer's entry in a document that are read from a source, with their paths.
+    """Figures of a layer's entry in a document that are read from a source, with their paths.
 
     Args:
-        document: which.
-        source: what they are read from.
-        under: a part of the entry; paths are within it.
+        document: which document.
+        source: what the figures are read from.
+        under: a part of the entry; paths are relative to it.
     """
     load_plugins()
     return _json(document, source, under)

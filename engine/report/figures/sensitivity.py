@@ -1,4 +1,4 @@
-"""Figures of a layer's effect: measured, estimated from gradients, and how sure they are."""
+"""Figures of a layer's effect: measured, estimated from gradients, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ KL: tuple[Figure, ...] = (
         json=_json("measured.below_floor"), csv=CsvName("below_floor", ("kl",)),
     ),
     Figure(
-        id="estimated_kl", title="estimated KL", help="KL as the gradients have it, uncorrected",
+        id="estimated_kl", title="estimated KL", help="KL estimated from gradients, uncorrected",
         quantity=NATS, read=of_estimate(lambda estimate, _: estimate.kl),
         json=_json("estimate.kl"), csv=CsvName("estimated_kl_nats_per_token", ("kl",)),
     ),
@@ -98,13 +98,13 @@ KL: tuple[Figure, ...] = (
     ),
     Figure(
         id="corrected_kl", title="corrected KL",
-        help="KL to expect by the fit of measured to estimated KL of other layers",
+        help="KL expected by the fit of measured to estimated KL of other layers",
         quantity=NATS,
         read=of_estimate(lambda estimate, session: corrected_kl(session, estimate)),
         json=_json("estimate.corrected_kl"), csv=CsvName("corrected_kl_nats_per_token", ("kl",)),
     ),
     Figure(
-        id="doubt", title="doubt", help="why the estimate may not hold",
+        id="doubt", title="doubt", help="why the estimate may be wrong",
         quantity=WORD, read=of_estimate(lambda estimate, _: estimate.doubt or None),
         json=_json("estimate.doubt"), csv=CsvName("doubt", ("kl",)),
     ),
@@ -136,7 +136,7 @@ NLL: tuple[Figure, ...] = (
     ),
     Figure(
         id="estimated_dnll", title="estimated change of NLL",
-        help="change of NLL as the gradients have it",
+        help="change of NLL estimated from gradients",
         quantity=NATS, read=of_estimate(lambda estimate, _: estimate.dnll),
         json=_json("estimate.dnll"), csv=CsvName("estimated_dnll_nats_per_token", ("dnll",)),
     ),

@@ -1,4 +1,4 @@
-"""Figures of a layer's weights, as triage reads them: errors by format, outliers, health."""
+"""Figures of a layer's weights, from triage: errors by format, outliers, faults."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from engine.report.figures.declaration import (
 )
 from engine.report.figures.quantity import COUNT, DECIBEL, DEVIATIONS, NUMBER, SHARE, WEIGHT
 from engine.report.figures.reading import of_error, of_weights
-from engine.report.numbers import short
+from engine.report.wording import short
 
 UNSHOWN: tuple[str, ...] = ()
-"""Saved with no column of the table, where every figure is asked for."""
+"""Saved only when every figure is requested, with no column of the table."""
 
 
 def _json(path: str) -> tuple[JsonPath, ...]:

@@ -1,6 +1,6 @@
 """Documents as text: tables whose columns line up, the worst layers first.
 
-One file a document. Nothing here knows a terminal: a notebook prints the same text.
+One file per document. Nothing here knows a terminal: a notebook prints the same text.
 """
 
 from collections.abc import Callable
@@ -18,4 +18,4 @@ TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
     schema.EvalDocument: eval_text,
     schema.ExportDocument: export_text,
 }
-"""How each document is printed."""
+"""How each type of document is printed."""

@@ -1,4 +1,4 @@
-"""Figures of a document as cells of a table; what is not finite is said in words."""
+"""Figures of a document as table cells; non-finite ones become words."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 from msgspec import UnsetType
 
 from engine.report import schema as s
-from engine.report.numbers import perplexity, short
+from engine.report.wording import perplexity, short
 
 NOT_KNOWN = "-"
 
 
 def figure(value: s.Number | UnsetType, places: int) -> str:
-    """A number in so many places."""
+    """A number with this many decimal places."""
     if isinstance(value, UnsetType):
         return NOT_KNOWN
     if value is None:
@@ -22,7 +22,7 @@ def figure(value: s.Number | UnsetType, places: int) -> str:
 
 
 def thousandth(value: s.Number) -> str:
-    """A number of nats in thousandths."""
+    """A number of nats, in thousandths."""
     return figure(None if value is None else value * 1000, 3)
 
 
@@ -39,5 +39,5 @@ def ppl(value: s.Number) -> str:
 
 
 def order(value: s.Number) -> float:
-    """What cannot be told stands first: it is the worst there is."""
+    """Sort key: a value that is not finite comes first, as the worst."""
     return math.inf if value is None else value

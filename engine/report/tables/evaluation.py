@@ -1,18 +1,18 @@
-"""An evaluation as lines: the recipe beside the unchanged model."""
+"""An evaluation as lines: the recipe compared with the unchanged model."""
 
 from __future__ import annotations
 
 from msgspec import UnsetType
 
 from engine.report import schema as s
-from engine.report.numbers import size
 from engine.report.tables.cells import figure, ppl, share
 from engine.report.tables.layout import named, paragraphs
 from engine.report.tables.parts import about, fallback_lines, protocol_lines, spent
+from engine.report.wording import size
 
 
 def eval_text(document: s.EvalDocument) -> str:
-    """An evaluation: the recipe beside the unchanged model."""
+    """An evaluation: the recipe compared with the unchanged model."""
     recipe = document.recipe
     low, high = (ppl(each) for each in recipe.ppl_ci95)
     lines = [

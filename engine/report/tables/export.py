@@ -1,4 +1,4 @@
-"""An export as lines: what was written where, and how large it is."""
+"""An export as lines: what was written where, and its size."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import Counter
 
 from engine.report import schema as s
 from engine.report.characters import printable
-from engine.report.numbers import size
 from engine.report.tables.cells import figure
 from engine.report.tables.layout import named, paragraphs
 from engine.report.tables.parts import about, fallback_lines, spent
+from engine.report.wording import size
 
 
 def export_text(document: s.ExportDocument) -> str:
-    """An export: what was written where, and how large it is."""
+    """An export: what was written where, and its size."""
     held = Counter(document.recipe.values())
     formats = ", ".join(f"{many} in {format}" for format, many in held.most_common())
     bits = figure(document.bits_per_weight, 2)

@@ -1,4 +1,4 @@
-"""Columns that line up, values beside their names, paragraphs."""
+"""Aligned columns, name-value lines, paragraphs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: set[int]
     """Rows under headings, every column as wide as its widest cell.
 
     Args:
-        headings: one a column.
-        rows: cells of each; control characters are written out.
-        left: columns that are words, set to the left; figures stand to the right.
+        headings: one per column.
+        rows: cells of each; control characters are escaped.
+        left: columns of words, aligned left; figures are aligned right.
     """
     cells = [[printable(cell) for cell in row] for row in [headings, *rows]]
     widths = [max(map(cell_width, column)) for column in zip(*cells, strict=True)]
@@ -28,11 +28,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: set[int]
 
 
 def named(lines: Sequence[Sequence[str]]) -> str:
-    """Values beside their names."""
+    """Name and value on each line, values aligned."""
     width = max(cell_width(name) for name, _ in lines)
     return "\n".join(f"{padded(name, width)}  {printable(value)}" for name, value in lines)
 
 
 def paragraphs(*texts: str) -> str:
-    """Texts with an empty line between them; empty ones are left out."""
+    """Texts separated by an empty line; empty ones are left out."""
     return "\n\n".join(text for text in texts if text) + "\n"

@@ -1,4 +1,4 @@
-"""What several documents have in common: checkpoint, protocol, control, fallbacks, time spent."""
+"""Parts that several documents share: checkpoint, protocol, control, fallbacks, time spent."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from msgspec import UnsetType
 from engine import protocol as p
 from engine.report import schema as s
 from engine.report.characters import printable
-from engine.report.numbers import clock, count, size
 from engine.report.tables.cells import figure, ppl
+from engine.report.wording import clock, count, size
 
 
 def about(model: s.Model) -> str:
@@ -22,7 +22,7 @@ def about(model: s.Model) -> str:
 
 
 def protocol_lines(protocol: p.Protocol, baseline: s.BaselinePart | UnsetType) -> str:
-    """The unchanged model's score, and what every figure stands on."""
+    """The unchanged model's score, and the protocol of every figure."""
     cut = f"window {protocol.seq_len}"
     if protocol.stride != protocol.seq_len - 1:
         cut += f", {protocol.stride} targets of each"
@@ -38,7 +38,7 @@ def protocol_lines(protocol: p.Protocol, baseline: s.BaselinePart | UnsetType) -
 
 
 def control_line(control: s.ControlPart | UnsetType) -> str:
-    """What a change of nothing measured."""
+    """What a no-op measured."""
     if isinstance(control, UnsetType):
         return ""
     return (
@@ -53,7 +53,7 @@ def _tiny(value: s.Number) -> str:
 
 
 def additivity_lines(additivity: s.AdditivityPart | UnsetType) -> str:
-    """How far single effects may be added up, a line a format."""
+    """How far single effects add up, one line per format."""
     if isinstance(additivity, UnsetType):
         return ""
     return "\n".join(
@@ -64,7 +64,7 @@ def additivity_lines(additivity: s.AdditivityPart | UnsetType) -> str:
 
 
 def fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
-    """Layers that do not hold what was asked for, a line each."""
+    """Layers that do not get the format asked for, one line each."""
     return "\n".join(
         f"fallback: {printable(each.layer)} {instead(each.holds or '')}, "
         f"not {printable(each.format)}: "
@@ -74,18 +74,18 @@ def fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
 
 
 def instead(holds: str) -> str:
-    """What a layer does that cannot hold a format: it holds another, or is kept."""
+    """What happens to a layer that cannot hold a format: it gets another, or is kept."""
     return f"holds {printable(holds)}" if holds else "is kept"
 
 
 def spent(timings: dict[str, s.Number], resumed: int) -> str:
-    """Seconds by what they were spent on, and what was not measured again."""
+    """Seconds by what they were spent on, and the number of cached results."""
     parts = [
         f"{printable(name.removesuffix('_s'))} {_seconds(seconds)}"
         for name, seconds in timings.items()
         if seconds
     ]
-    known = f"{resumed} results were known before" if resumed else ""
+    known = f"{resumed} results from the cache" if resumed else ""
     return "; ".join(part for part in (", ".join(parts), known) if part)
 
 

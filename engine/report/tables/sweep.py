@@ -29,7 +29,7 @@ WAYS = {
 
 
 def sweep_text(document: s.SweepDocument) -> str:
-    """A sweep: what has the largest KL first, measured or not."""
+    """A sweep: largest KL first, measured or estimated."""
     layers = sorted(document.layers, key=_kl, reverse=True)
     rows = [[layer.name, layer.format, *_figures(layer)] for layer in layers]
     units = [] if isinstance(document.units, UnsetType) else document.units
@@ -50,7 +50,7 @@ def sweep_text(document: s.SweepDocument) -> str:
 
 
 def _fitting(headings: Sequence[str], rows: list[list[str]], words: int) -> str:
-    """A table without the columns that no row has anything in; the first are words."""
+    """A table without empty columns; the first ``words`` columns are text."""
     used = [at for at in range(len(headings)) if any(row[at] not in ("", "-") for row in rows)]
     return table(
         [headings[at] for at in used],
@@ -64,7 +64,7 @@ def _kl(found: s.SweepLayer | s.SweepUnit) -> float:
 
 
 def _shown(found: s.SweepLayer | s.SweepUnit) -> s.Number:
-    """The KL that counts: measured, else what the estimate lets expect."""
+    """The KL to show: measured, else expected from the estimate."""
     if not isinstance(found.measured, UnsetType):
         return found.measured.kl
     return math.nan if isinstance(found.estimate, UnsetType) else _expected(found.estimate)
@@ -118,7 +118,7 @@ def _units(units: Sequence[s.SweepUnit]) -> str:
 
 
 def _estimated(document: s.SweepDocument) -> str:
-    """A layer a row, a further format a column."""
+    """One row per layer, one column per further format."""
     found = document.estimated
     if isinstance(found, UnsetType):
         return ""
@@ -140,7 +140,7 @@ def _estimated(document: s.SweepDocument) -> str:
 
 
 def _signs(found: Iterable[s.SweepLayer | s.SweepUnit]) -> str:
-    """What the signs behind the figures mean, where there are any."""
+    """Explanations of the signs used with the figures, if any."""
     lines = []
     doubts: dict[tuple[str, str], int] = {}
     below = False
@@ -155,7 +155,7 @@ def _signs(found: Iterable[s.SweepLayer | s.SweepUnit]) -> str:
     for (format, why), many in doubts.items():
         lines.append(f"{DOUBT} {many} estimates of {printable(format)} may not hold: {why}")
     if below:
-        lines.append(f"{BELOW}: less than what rounding alone may measure")
+        lines.append(f"{BELOW}: below what rounding alone may cause")
     return "\n".join(map(printable, lines))
 
 

@@ -1,1 +1,1 @@
-"""The start screen."""
+"""The start screen: choose a checkpoint and a profile."""

@@ -1,4 +1,4 @@
-"""Sources inspected before they are opened: one at a time, once nothing has moved for a while."""
+"""Inspect sources before they are opened: one at a time, debounced."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Inspections:
         Args:
             screen: whose timers and workers are used.
             inspect: what a source is; cancelled when another one is chosen.
-            found: is told a source and what it is.
+            found: called with a source and what was found.
         """
         self.known: dict[str, Inspection] = {}
         """What sources turned out to be."""

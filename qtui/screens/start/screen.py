@@ -1,4 +1,4 @@
-"""The start screen: what was open before, a line for anything else, and how to measure it."""
+"""The start screen: past sessions, an input for any other source, and the profile."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LEAST = (60, 18)
 
 
 class Start(Screen[None]):
-    """Chooses what is opened, and with which profile; knows before whether it can be."""
+    """Choose what to open and with which profile; a source is inspected before it is opened."""
 
     TYPED: ClassVar[float] = 0.3
     """Seconds after the last key before a path is inspected."""
@@ -80,7 +80,7 @@ class Start(Screen[None]):
         profile_name: str
 
     class Leave(Message):
-        """A person wants to go."""
+        """The user quits."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Start(Screen[None]):
         yield self.keys
 
     def on_mount(self) -> None:
-        """Show the demo at once; the rest is read beside."""
+        """Show the demo at once; the rest is read in the background."""
         self.choices.show(1)
         self.action_reload()
         self.run_worker(self._load_ids(), group="ids")
@@ -172,7 +172,7 @@ class Start(Screen[None]):
             here = f"This terminal has {width} and {height}."
             line = self.query_one("#too-small", Lines)
             line.set_lines([[(wanted, "bold")], [(here, "$dim")]])
-        self.call_after_refresh(self._tell)
+        self.call_after_refresh(self._show_source)
         self.call_after_refresh(self._write_keys)
 
     # --- what there is to choose from ---------------------------------------------------------
@@ -193,7 +193,7 @@ class Start(Screen[None]):
         self.past = sorted(found, key=lambda past: (not past.running, -past.when))
         sources = [past.source for past in self.past]
         rows = sources if DEMO in sources else [*sources, DEMO]
-        # A hand that has moved meanwhile finds the cursor where it put it.
+        # Keep the cursor where the user moved it meanwhile.
         self.choices.show(len(rows), rows.index(under) if under in rows else 0)
         self.head.set_lines([recent.headline(self.past, self.glyphs)])
         self._consider(self.RESTED)
@@ -240,21 +240,21 @@ class Start(Screen[None]):
         """Show what is known of the source, and inspect it once nothing has moved for a while."""
         self._loud, self._opening = False, ""
         self._inspections.soon(wait, lambda: self.source)
-        self._tell()
+        self._show_source()
 
     def _inspected(self, source: str, found: Inspection) -> None:
         if self._opening == source:
             self._opening = ""
             self._decide(source, found)
-        self._tell()
+        self._show_source()
 
     def action_open(self) -> None:
         """Open the source, once it is known that it can be."""
         source = self.source
         if not source:
             self._loud = True
-            self._tell()
-        elif self._opening == source:  # asked for a second time: whoever knows better may go on
+            self._show_source()
+        elif self._opening == source:  # enter pressed again: open without waiting
             self._choose(source)
         elif (
             (found := self._inspections.known.get(source))
@@ -263,16 +263,16 @@ class Start(Screen[None]):
         ):
             self._decide(source, found)
         else:
-            # Not inspected yet; or there was a problem, which may be mended by now.
+            # Not inspected yet, or there was a problem that may be fixed by now.
             self._opening = source
             self._inspections.now(source)
-            self._tell()
+            self._show_source()
 
     def _decide(self, source: str, found: Inspection) -> None:
         past = None if self._typing else self._session()
         if found.problem or (past is not None and past.problem):
             self._loud = True
-            self._tell()
+            self._show_source()
         else:
             self._choose(source)
 
@@ -282,7 +282,7 @@ class Start(Screen[None]):
             remember(self.app, self.prompt.kind, self.prompt.value)
         self.post_message(self.Chosen(source, self.profile.chosen))
 
-    def _tell(self) -> None:
+    def _show_source(self) -> None:
         """Say what is known of the source."""
         self.about.show(
             self.source,
@@ -320,7 +320,7 @@ class Start(Screen[None]):
         self.profile.step(places)
 
     def action_leave(self) -> None:
-        """Empty the line; then ask, so that one escape too many ends nothing; then quit."""
+        """Clear the line; then ask to press again, against accidental quits; then quit."""
         if self.prompt.value:
             self.on_prompt_cancelled()
         elif self._leaving:
@@ -339,7 +339,7 @@ class Start(Screen[None]):
         self.app.push_screen(Overlay(help_lines(bound_keys(self), self.problems), self.glyphs))
 
     def on_descendant_focus(self) -> None:
-        """Show what is chosen where the hand is now."""
+        """Show what is chosen in the focused widget."""
         self._leaving = False
         before = self._typing
         if self.focused is self.prompt.entry:

@@ -1,4 +1,4 @@
-"""What the start screen says of its keys, and of the user's own files."""
+"""Texts of the start screen: its keys, and problems with the user's own files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = (
 )  # fmt: skip
 """Ids of bindings and what is said of them, the one that is wanted most first."""
 LAST = ("help", "leave")
-"""Those that stand at the right."""
+"""Those shown at the right."""
 LINE = (
     ("tab", "complete folders, checkpoints, the hub's cache, past sessions"),
     ("up down", "choose a completion; up in an empty line recalls earlier sources"),

@@ -1,4 +1,4 @@
-"""What the workbench does when a key is pressed, an entry of the palette chosen, a word clicked."""
+"""The workbench's actions, run by key, palette or click."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class WorkbenchActions(SharedActions):
         "mark_others": lambda do: do.mark(do.bench.table.invert_marks),
         "unmark": lambda do: do.unmark(),
         "hold": lambda do: do.prompts.format(),
-        "sweep": lambda do: do.turn(),
+        "sweep": lambda do: do.switch_direction(),
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
         "format": lambda do: do.bench.next_format(),
         "pane": lambda do: do.bench.toggle_pane(),
@@ -152,7 +152,7 @@ class WorkbenchActions(SharedActions):
     # --- the recipe ---------------------------------------------------------------------------
 
     def hold(self, format: str) -> None:
-        """Let the layers in scope hold a format."""
+        """Set the format of the layers in scope."""
         bench, session = self.bench, self.session
         layers = bench.layers_in_scope()
         if not layers:
@@ -180,12 +180,12 @@ class WorkbenchActions(SharedActions):
 
     # --- the engine ---------------------------------------------------------------------------
 
-    def turn(self) -> None:
+    def switch_direction(self) -> None:
         """Show the effects of the other direction, and measure what is not known of them."""
         bench, session = self.bench, self.session
-        bench.turn()
+        bench.switch_direction()
         format, direction = bench.format, bench.direction
-        known = sweeps.whole(session, format, direction)
+        known = sweeps.is_complete(session, format, direction)
         after = ""
         if format and not known and sweeps.sweeping(session, format, direction) is None:
             cancels = bench.key("cancel")
@@ -208,7 +208,7 @@ class WorkbenchActions(SharedActions):
         return sweeps.unfinished(self.session, self.bench.format, self.bench.direction)
 
     def retry(self) -> None:
-        """Try again what failed, else go on with a sweep that was left unfinished."""
+        """Retry what failed, else resume an unfinished sweep."""
         left = None if self.bench.failed else self._unfinished()
         if left is None:
             super().retry()

@@ -34,7 +34,7 @@ class ShownEffects:
         at = swept.index(self.format) if self.format in swept else -1
         self.format = swept[(at + 1) % len(swept)]
 
-    def turn(self) -> p.Direction:
+    def switch_direction(self) -> p.Direction:
         """Go over to the other direction; returns the one before."""
         before = self.direction
         self.direction = sweeps.OTHER[before]

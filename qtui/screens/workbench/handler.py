@@ -1,4 +1,4 @@
-"""What the workbench needs of what runs its actions: neither imports the other."""
+"""Protocols between the workbench and its actions, so that neither imports the other."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from qtui.widgets.prompt.prompt import Prompt
 
 
 class PromptListener(Protocol):
-    """Hears what is typed at the foot of the screen."""
+    """Receives the messages of a prompt."""
 
     @property
     def open(self) -> bool:
         """Whether there is a line to type in."""
 
     def changed(self, event: Prompt.Changed) -> None:
-        """Another value, as it is typed."""
+        """The value changed."""
 
     def submitted(self, event: Prompt.Submitted) -> None:
-        """A value was handed in."""
+        """A value was submitted."""
 
     def cancelled(self, event: Prompt.Cancelled) -> None:
-        """Nothing was handed in."""
+        """The prompt was cancelled."""
 
 
 class WorkbenchHandler(ActionHandler, Protocol):
-    """Runs the workbench's actions, and hears its prompts."""
+    """Runs the workbench's actions, and handles its prompts."""
 
     @property
     def prompts(self) -> PromptListener:

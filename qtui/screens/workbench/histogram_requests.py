@@ -1,4 +1,4 @@
-"""Requests without a key: the histogram of the layer that the cursor rests on."""
+"""Request the histogram of the layer that the cursor rests on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from engine.session import Session
 
 
 class HistogramRequests:
-    """Asks for a histogram that is not there, not twice at a time, and where the format changed."""
+    """Requests a missing or outdated histogram, one request at a time."""
 
     REST: ClassVar[float] = 0.08
-    """Seconds the cursor rests on a layer before its histogram is asked for."""
+    """Seconds the cursor rests on a layer before its histogram is requested."""
 
     def __init__(
         self,
@@ -25,8 +25,8 @@ class HistogramRequests:
     ) -> None:
         """
         Args:
-            here: what is known, and the layer under the cursor.
-            ask: passes a command on.
+            here: the session, and the layer under the cursor.
+            ask: sends a command.
             later: calls a function after so many seconds.
         """
         self._here, self._ask, self._later = here, ask, later
@@ -34,15 +34,15 @@ class HistogramRequests:
         self._rest: Timer | None = None
 
     def forget(self) -> None:
-        """What was asked for was not answered: it may be asked for again."""
+        """The request got no answer: it may be sent again."""
         self._asked.clear()
 
     def answered(self, layer: str, format: str) -> None:
-        """The answer came; once it is dropped to make room, it may be asked for again."""
+        """The answer arrived; if it is evicted later, it may be requested again."""
         self._asked.discard((layer, format))
 
     def soon(self) -> None:
-        """Ask once the cursor rests."""
+        """Send the request once the cursor rests."""
         if self._rest is not None:
             self._rest.stop()
         self._rest = self._later(self.REST, self._histogram)

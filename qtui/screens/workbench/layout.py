@@ -1,4 +1,4 @@
-"""Which parts of the workbench are where, by the size of the terminal."""
+"""The layout of the workbench, by the size of the terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from textual.screen import Screen
 from qtui.widgets.line import Words
 
 LEAST = (60, 18)
-"""Columns and lines below which nothing is drawn but a request for more."""
+"""The smallest terminal, columns and lines: below it only a message is shown."""
 WIDE, TALL, ROOMY = 140, 34, 40
-"""From so many columns the pane stands beside the table; from so many lines there is a log; from so
-many the pane below the table has its histogram too."""
+"""Columns from which the pane is beside the table; lines from which there is a log, and from which
+the pane below the table has its histogram too."""
 
 CSS = """
 Workbench { background: $background; }
@@ -43,8 +43,7 @@ def apply_layout(screen: Screen[None], size: Size) -> list[Words]:
     """Choose the layout for a size.
 
     Returns:
-        What is said in place of everything where there is too little room; empty where there is
-        enough.
+        The message shown if the terminal is too small, else nothing.
     """
     width, height = size
     tiny = width < LEAST[0] or height < LEAST[1]

@@ -1,4 +1,4 @@
-"""What is typed at the foot of the workbench: a filter, a format, where to save."""
+"""The workbench's prompts: filter, format, save."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _SEARCHES = re.compile(r"(?:^|\s)[-!]?re:")
 
 
 def ignore(value: str) -> None:
-    """For what nobody needs to hear."""
+    """Ignore a value."""
 
 
-class Asked(NamedTuple):
-    """A prompt that is open, and who hears what becomes of it."""
+class OpenPrompt(NamedTuple):
+    """An open prompt, and the callbacks for its value."""
 
     prompt: Prompt
     submitted: Callable[[str], None]
@@ -48,23 +48,23 @@ class Asked(NamedTuple):
 
 
 class Prompts:
-    """Opens the workbench's prompts and hands on what is typed."""
+    """Opens the workbench's prompts and handles their values."""
 
     def __init__(self, bench: Workbench, hold: Callable[[str], None]) -> None:
         self.bench, self.hold = bench, hold
-        self._asked: Asked | None = None
+        self._asked: OpenPrompt | None = None
 
     @property
     def open(self) -> bool:
         """Whether there is a line to type in."""
         return self._asked is not None
 
-    def _open(self, asked: Asked) -> None:
+    def _open(self, asked: OpenPrompt) -> None:
         open_prompt(self.bench, asked.prompt)
         self._asked = asked
 
     def _begin(self) -> None:
-        """Cancel a prompt that is open, and keep the cursor where it is: it is asked about."""
+        """Cancel an open prompt, and keep the cursor on its layer: the prompt is about it."""
         asked, self._asked = self._asked, None
         if asked is not None:
             asked.cancelled(asked.prompt.value)
@@ -76,13 +76,13 @@ class Prompts:
             self._asked.changed(event.value)
 
     def submitted(self, event: Prompt.Submitted) -> None:
-        """A value was handed in."""
+        """A value was submitted."""
         if self._asked is not None and event.prompt is self._asked.prompt:
             asked, self._asked = self._asked, None
             asked.submitted(event.value)
 
     def cancelled(self, event: Prompt.Cancelled) -> None:
-        """Nothing was handed in."""
+        """The prompt was cancelled."""
         if self._asked is not None and event.prompt is self._asked.prompt:
             asked, self._asked = self._asked, None
             asked.cancelled(event.prompt.value)
@@ -90,7 +90,7 @@ class Prompts:
     # --- the filter ---------------------------------------------------------------------------
 
     def filter(self) -> None:
-        """Ask for a filter, and show what it leaves as it is typed."""
+        """Prompt for a filter, and apply it while it is typed."""
         self._begin()
         bench = self.bench
         before = bench.table.filter
@@ -100,7 +100,7 @@ class Prompts:
 
         def follow(value: str) -> None:
             if _SEARCHES.search(value):
-                return  # half an expression may take for ever: it is tried when it is handed in
+                return  # an unfinished regular expression may take forever: wait for enter
             # The beginning of a field's name would empty the table for a moment.
             *terms, last = value.split(" ")
             bench.set_filter(parse_filter(" ".join(terms) if _begins_field(last) else value))
@@ -123,12 +123,12 @@ class Prompts:
             placeholder="kind:q_proj block<4 kl>1e-3 -is:kept",
             glyphs=bench.glyphs,
         )
-        self._open(Asked(prompt, read, follow, lambda value: bench.set_filter(before)))
+        self._open(OpenPrompt(prompt, read, follow, lambda value: bench.set_filter(before)))
 
     # --- any format ---------------------------------------------------------------------------
 
     def format(self) -> None:
-        """Ask for a format, and let the layers in scope hold it."""
+        """Prompt for a format, and set it on the layers in scope."""
         self._begin()
         bench = self.bench
         layers = bench.layers_in_scope()
@@ -151,10 +151,10 @@ class Prompts:
             placeholder="int4-g64, int3-channel-sym, fp8-e4m3, ...",
             glyphs=bench.glyphs,
         )
-        self._open(Asked(prompt, lambda value: self.hold(explain_format(value)[0] or value)))
+        self._open(OpenPrompt(prompt, lambda value: self.hold(explain_format(value)[0] or value)))
 
     def sweep(self, sweep: Callable[[str], None]) -> None:
-        """Ask for a format, and measure every layer in it."""
+        """Prompt for a format, and sweep it."""
         self._begin()
 
         def judge(value: str) -> Verdict:
@@ -172,7 +172,7 @@ class Prompts:
             placeholder="int3-g128, nf4, q4_k, ...",
             glyphs=self.bench.glyphs,
         )
-        self._open(Asked(prompt, lambda value: sweep(explain_format(value)[0] or value)))
+        self._open(OpenPrompt(prompt, lambda value: sweep(explain_format(value)[0] or value)))
 
     # --- out of the screen --------------------------------------------------------------------
 
@@ -198,12 +198,12 @@ class Prompts:
         )
 
     def save(self) -> None:
-        """Ask where to, and save a table, a plot, a recipe or the screen there."""
+        """Prompt for a path, and save a table, a plot, a recipe or the screen there."""
         self._begin()
         bench, screen = self.bench, tuple(screen_lines(self.bench.app))
 
         def now() -> View:
-            # Layers may be listed anew while the prompt is open; the screen is the one before it.
+            # Layers may be listed again while the prompt is open; the screen is the earlier one.
             return msgspec.structs.replace(self.view(), screen=screen)
 
         def write(value: str) -> None:
@@ -213,12 +213,12 @@ class Prompts:
                 try:
                     saved = await in_thread(lambda: save_asked(value, view))
                 except EngineError as error:
-                    bench.tell("error", str(error))
+                    bench.say_and_log("error", str(error))
                 except (OSError, LookupError, ValueError) as error:
-                    bench.tell("error", f"not saved: {type(error).__name__}: {error}")
+                    bench.say_and_log("error", f"not saved: {type(error).__name__}: {error}")
                 else:
                     remember(folder=str(saved.path.resolve().parent))
-                    bench.tell("info", saved.says)
+                    bench.say_and_log("info", saved.says)
 
             bench.run_worker(writing(), group="save")
 
@@ -232,7 +232,7 @@ class Prompts:
             glyphs=bench.glyphs,
             placeholder="[table|histogram|layer|experts|log|screen|recipe] FILE",
         )
-        self._open(Asked(prompt, write))
+        self._open(OpenPrompt(prompt, write))
 
     def copy(self, *, whole: bool) -> None:
         """Copy rows, or the table, to the terminal's clipboard and to a file."""
@@ -243,15 +243,15 @@ class Prompts:
                 text = await in_thread(lambda: what_to_copy(view, whole))
                 folder = session_folder(session_name(bench.source))
             except (EngineError, OSError) as error:
-                bench.tell("error", str(error))
+                bench.say_and_log("error", str(error))
                 return
-            bench.tell("info", copy(bench.app, text, folder).how)
+            bench.say_and_log("info", copy(bench.app, text, folder).how)
 
         bench.run_worker(copying(), group="save")
 
 
 def _saved_before(value: str, view: View) -> Sequence[tuple[str, str, bool]]:
-    """Ways to go on; where nothing is typed yet, in the folder where the last file was saved."""
+    """Completions; for an empty line, in the folder where the last file was saved."""
     offers = complete_path(value, view)
     folder = recall()[0].folder
     if value or not folder or Path(folder) == Path.cwd():
@@ -279,7 +279,7 @@ def _complete_format(value: str, shape: Sequence[int] | None = None) -> Sequence
 
 
 def _going_on(value: str, says: str) -> str:
-    """What to say of the beginning of a format while it is typed."""
+    """The message for the start of a format while it is typed."""
     typed = value.strip().lower()
     if not typed:
         return says
@@ -289,7 +289,7 @@ def _going_on(value: str, says: str) -> str:
 
 
 def _held_by(format: str, shapes: Sequence[Sequence[int]], says: str) -> Verdict:
-    """Whether layers of several shapes can all hold a format; a toggle is for all or none."""
+    """Whether layers of all these shapes can use a format; a toggle sets all or none."""
     parsed = parse_format(format)
     reasons = [why for shape in shapes if (why := why_not_held(parsed, shape)) is not None]
     if reasons:

@@ -1,4 +1,4 @@
-"""The workbench: the score above, the layers below it, and all about one of them beside."""
+"""The workbench: score at the top, layer table below, details of one layer in the side pane."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Workbench(SessionScreen):
         self._caption: Words = []
         """What is said above the table."""
         self.requested: dict[str, dict[str, str]] = {}
-        """Formats that are pending in the table, by layer, by the ``ask`` of their command."""
+        """Pending formats by layer, for the ``ask`` of each unconfirmed command."""
         self.histogram_requests = HistogramRequests(
             lambda: (self.session, self.table.current),
             lambda command: self.post_message(self.Ask(command)),
@@ -102,7 +102,9 @@ class Workbench(SessionScreen):
         self.table.way_out = f"{change} changes the filter, {clear} clears it"
         self.scoreboard.show(self.session)
         for key in self.refused_keys:
-            self.tell("warning", f"profile: key {key!r} is already taken; its format gets no key")
+            self.say_and_log(
+                "warning", f"profile: key {key!r} is already taken; its format gets no key"
+            )
 
     def on_resize(self, event: events.Resize) -> None:
         """Choose the layout for the new size."""
@@ -133,13 +135,13 @@ class Workbench(SessionScreen):
         self.table.pending.clear()
         self.histogram_requests.soon()
 
-    def lost(self, said: str, log_path: str) -> None:
+    def lost(self, reason: str, log_path: str) -> None:
         """The engine is gone."""
         self.scoreboard.state = "no engine"
         self.table.pending.clear()
         self.message.clear()
-        self.events.say("error", said.splitlines()[0] if said else "the engine ended")
-        self.banner.show(said, log_path, self.key("retry"), self.key("quit"))
+        self.events.say("error", reason.splitlines()[0] if reason else "the engine ended")
+        self.banner.show(reason, log_path, self.key("retry"), self.key("quit"))
 
     def refused(self) -> None:
         """A command went nowhere: there is no engine."""
@@ -151,22 +153,22 @@ class Workbench(SessionScreen):
         """The display is frozen, or follows the session again."""
         self.scoreboard.frozen = frozen
 
-    def tell(self, level: p.Level, words: str) -> None:
-        """Say something at the foot, and keep it in the log."""
+    def say_and_log(self, level: p.Level, words: str) -> None:
+        """Show a message at the bottom, and log it."""
         self.events.say(level, words)
         self.message.say(level, words)
         self.log_pane.show()
 
     # --- drawing ------------------------------------------------------------------------------
 
-    def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
-        """Draw the parts of the session that changed; ``anew`` where an engine sent it whole."""
+    def show(self, session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
+        """Draw the parts of the session that changed; ``whole`` if all of it was replaced."""
         self.session = session
         self.effects.update(session)
         self.scoreboard.shown = self.format, self.direction
-        if anew:
+        if whole:
             self.table.pending.clear()
-            self.events.take_up(session)
+            self.events.add_earlier(session)
             if session.model is not None and not running(session):
                 self.scoreboard.state = "ready"
         if dirty - {"histogram", "notices", "experts"}:
@@ -199,9 +201,9 @@ class Workbench(SessionScreen):
         self._show_effects()
         self.message.say("info", f"showing effects of {printable(self.format)}")
 
-    def turn(self) -> None:
+    def switch_direction(self) -> None:
         """Show the effects of the other direction: of quantising a layer alone, of keeping it."""
-        back = self.effects.turn()
+        back = self.effects.switch_direction()
         self.keybar.show(
             [each._replace(word=back) if each.id == "sweep" else each for each in self.actions]
         )
@@ -225,12 +227,12 @@ class Workbench(SessionScreen):
         where = self.table.current, self.table.current_expert
         self.detail.show(self.session, *where, (self.format, self.direction))
 
-    def hear(self, event: p.AnyEvent) -> bool:
-        """Take notice of an event before it is folded; false where it is not to be folded."""
+    def before_fold(self, event: p.AnyEvent) -> bool:
+        """Handle an event before it is folded; false if it must not be folded."""
         if isinstance(event, p.HistogramReady):
             self.histogram_requests.answered(event.layer, event.format)
         if isinstance(event, p.Refused) and event.command == "AskHistogram":
-            # Asked for too early, or of a layer that cannot be read: nobody pressed a key.
+            # Requested too early, or for a layer that cannot be read; no key was pressed.
             self.histogram_requests.forget()
             return False
         if isinstance(event, p.Refused) and event.command == "AskExperts":
@@ -239,13 +241,13 @@ class Workbench(SessionScreen):
             self.table.redraw()
             return False
         heard = self.events.version
-        self.events.hear(event, self.session)
+        self.events.add(event, self.session)
         if self.events.version != heard:
             self._say(event)
         match event:
             case p.Refused(ask=ask):
                 for layer, format in self.requested.pop(ask, {}).items():
-                    # A later command may have asked for another format since.
+                    # A later command may have requested another format.
                     if self.table.pending.get(layer) == format:
                         del self.table.pending[layer]
                 self.table.redraw()
@@ -262,7 +264,7 @@ class Workbench(SessionScreen):
         return True
 
     def _say(self, event: p.AnyEvent) -> None:
-        """Say at the foot what was logged, where the rest of the screen does not show it."""
+        """Show a logged event at the bottom, unless the screen shows it elsewhere."""
         last = self.events.last
         ended = isinstance(event, p.JobEnded) and (
             event.status == "cancelled" or event.kind == "sweep"
@@ -274,7 +276,7 @@ class Workbench(SessionScreen):
             self.message.say(last.level, last.text)
 
     def change(self, layers: Sequence[str], formats: Sequence[str]) -> str:
-        """Layers with the formats they hold now, in few words."""
+        """A short description of layers and their new formats."""
         row = self.session.row(layers[0]) if layers else None
         if row is None or len(layers) > 1:
             who = f"{len(layers)} layers"
@@ -305,7 +307,7 @@ class Workbench(SessionScreen):
         way = self.format, self.direction
         words = caption(self.session, *way, filtered, width, self.glyphs)
         if words != self._caption:
-            # A title set anew sends all that stands under it to the terminal.
+            # Setting a title resends everything below it to the terminal.
             self._caption = words
             self.query_one("#main").border_title = content(words)
 
@@ -324,7 +326,7 @@ class Workbench(SessionScreen):
         return describe(self.table.scope, self.table.here, self.glyphs)
 
     def show_scope(self) -> None:
-        """Show the scope at the foot."""
+        """Show the scope at the bottom."""
         words = self.scope_words() if self.session.layers.names else ""
         self.message.show_scope(words, self.table.scope != "layer")
 
@@ -345,26 +347,26 @@ class Workbench(SessionScreen):
         self.message.say("info", f"sorted by {self.table.order_words}")
 
     def on_layer_table_expanded(self, expanded: LayerTable.Expanded) -> None:
-        """Ask for the experts of a row that was opened."""
+        """Request the experts of an expanded row."""
         if expanded.layer not in self.session.experts:
             self.post_message(self.Ask(p.AskExperts(expanded.layer)))
 
     # --- keys ---------------------------------------------------------------------------------
 
     def on_prompt_changed(self, event: Prompt.Changed) -> None:
-        """Another value in the line at the foot."""
+        """The value of the open prompt changed."""
         self.handler.prompts.changed(event)
 
     def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
-        """What was typed at the foot is wanted."""
+        """The prompt was submitted."""
         self.handler.prompts.submitted(event)
 
     def on_prompt_cancelled(self, event: Prompt.Cancelled) -> None:
-        """What was typed at the foot is not wanted."""
+        """The prompt was cancelled."""
         self.handler.prompts.cancelled(event)
 
     def toggle_pane(self) -> None:
-        """Show the pane, or fold it."""
+        """Show or hide the side pane."""
         if self.has_class("-narrow"):
             self.toggle_class("-pane")
         else:

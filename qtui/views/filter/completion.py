@@ -1,4 +1,4 @@
-"""What a filter that is being typed could become."""
+"""Completions of the filter."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _offers(term: str, session: Session) -> list[tuple[str, str]]:
         figures = filter_figures().items()
         offers += [(f"{name}>", x.help) for name, x in figures if name.startswith(low)]
         if term:
-            kinds = [(f"kind:{kind}", says) for kind, says in _occurring(layers.kinds)]
+            kinds = [(f"kind:{kind}", says) for kind, says in _by_frequency(layers.kinds)]
             offers += [offer for offer in kinds if low in offer[0].removeprefix("kind:").lower()]
             offers += [(f"is:{state}", x) for state, x in STATES.items() if state.startswith(low)]
         return offers
@@ -62,11 +62,11 @@ def _offers(term: str, session: Session) -> list[tuple[str, str]]:
     if name == "is":
         known = list(STATES.items())
     elif name == "kind":
-        known = _occurring(layers.kinds)
+        known = _by_frequency(layers.kinds)
     elif name == "fmt":
-        known = [*_occurring(layers.holds), ("kept", "as stored")]
+        known = [*_by_frequency(layers.holds), ("kept", "as stored")]
     elif name == "role":
-        known = _occurring(layers.roles)
+        known = _by_frequency(layers.roles)
     elif name == "block":
         blocks = Counter(block for block in layers.blocks if block >= 0)
         known = [(str(block), _layers(number)) for block, number in sorted(blocks.items())]
@@ -75,7 +75,7 @@ def _offers(term: str, session: Session) -> list[tuple[str, str]]:
     return [(f"{name}{sign}{word}", x) for word, x in known if word.lower().startswith(value)]
 
 
-def _occurring(words: Iterable[str]) -> list[tuple[str, str]]:
+def _by_frequency(words: Iterable[str]) -> list[tuple[str, str]]:
     """Words without blanks, the most frequent first, with how many layers each is of."""
     found = Counter(words).most_common()
     return [

@@ -1,6 +1,6 @@
 """The filter of the layer table: ``kind:q_proj block<4 -is:kept kl>1e-3``.
 
-Terms stand between blanks and must all hold; ``-`` or ``!`` before a term turns it round.
+Terms are separated by spaces and must all match; ``-`` or ``!`` before a term negates it.
 
 | term | holds for |
 |---|---|
@@ -13,9 +13,9 @@ Terms stand between blanks and must all hold; ``-`` or ``!`` before a term turns
 | ``is:changed`` | changed, kept, marked, measured, estimated (and not measured), finding |
 | ``kl>1e-3`` ``error>=5%`` ``params<1M`` | a number of `engine.report.figures`, with < <= > >= = |
 
-After ``=`` in place of ``:`` the whole word must be the same. What is not known fits no comparison,
-so that ``kl<1e-3`` lists layers known to be harmless; turned round it fits: ``-kl<1e-3`` lists all
-the others, those nothing is known about among them.
+With ``=`` instead of ``:`` the whole word must be equal. An unknown figure matches no comparison,
+so ``kl<1e-3`` lists layers known to be harmless, and its negation ``-kl<1e-3`` lists all others,
+including those that nothing is known about.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Term(NamedTuple):
     negated: bool
     bind: Bind
     reads: str
-    """What its outcome changes with: ``names``, ``holds``, ``marks`` or ``facts``."""
+    """What its result depends on: ``names``, ``holds``, ``marks`` or ``facts``."""
     compares: Comparison | None = None
     """Of a number."""
 
@@ -56,7 +56,7 @@ class Filter:
         return bool(self.terms)
 
     def reads(self, what: str) -> bool:
-        """Whether the outcome may change with ``names``, ``holds``, ``marks`` or ``facts``."""
+        """Whether the result depends on ``names``, ``holds``, ``marks`` or ``facts``."""
         return any(term.reads == what for term in self.terms)
 
     def rows(self, context: Context) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a filter that is being typed leaves, or why it leaves nothing."""
+"""How many rows a filter matches while it is typed, or why none."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def judge_filter(text: str, context: Context) -> tuple[bool, str, str]:
         return False, str(error), error.hint if typing else ""
     rows = wanted.rows(context)
     says = f"{len(rows)} of {len(context.session.layers.names)} layers"
-    reasons = [] if rows else [_out_of_reach(term, context) for term in wanted.terms]
+    reasons = [] if rows else [_why_none_match(term, context) for term in wanted.terms]
     return True, "; ".join([says, *filter(None, reasons)]), ""
 
 
-def _out_of_reach(term: Term, context: Context) -> str:
+def _why_none_match(term: Term, context: Context) -> str:
     """Why no layer can fit a condition on a number: nothing is known, or all are smaller."""
     asked = term.compares
     if asked is None or term.negated or not context.session.layers.names:
@@ -39,10 +39,10 @@ def _out_of_reach(term: Term, context: Context) -> str:
     largest = max(known)
     if asked.sign in ("<", "<=") or asked.wanted < largest:
         return ""
-    return f"{term.text}: the largest is {_figure(asked.figure, largest)}{_meant(asked)}"
+    return f"{term.text}: the largest is {_figure(asked.figure, largest)}{_suggestion(asked)}"
 
 
-def _meant(asked: Comparison) -> str:
+def _suggestion(asked: Comparison) -> str:
     """What was probably meant by a number that is too large."""
     quantity = figure(asked.figure).quantity
     if quantity.thousandths:

@@ -40,7 +40,7 @@ NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([%kKmMbBtT]?)"
 
 
 def filter_fields() -> tuple[str, ...]:
-    """The names that stand before an operator: the words, then the figures."""
+    """The names that may precede an operator: the words, then the figures."""
     return (*WORDS, *filter_figures())
 
 

@@ -1,4 +1,4 @@
-"""What is said when the engine is gone."""
+"""The banner shown when the engine has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of the event log, newest at the foot."""
+"""The end of the event log, newest at the bottom."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of the screen: what the model is, what it scores, and what is being done about it."""
+"""The top of the screen: the model, its score, and the running job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from rich.cells import cell_len
 
 from engine.protocol import Direction, ModelReady, RecipeScore, Sweep
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.session import Dirty, Job, Prediction, Session, predict
 from qtui.views import sweeps
 from qtui.views.progress import about
@@ -52,7 +52,7 @@ class Scoreboard(Lines):
         self._predicted: Prediction | None = None
 
     def show(self, session: Session, dirty: frozenset[Dirty] | None = None) -> None:
-        """Draw what changed; None stands for everything."""
+        """Draw what changed; None means everything."""
         self.session = session
         if dirty is None or dirty & {"holds", "layers", "model", "checkpoint"}:
             # Sums over the whole table: made only when the recipe moved.
@@ -101,7 +101,7 @@ class Scoreboard(Lines):
             memory = f"{n.size(model.memory)} loaded"
         changed = f"{self.glyphs.changed} {self._changed} changed" if self._changed else ""
         device = facts[2] if model is not None else ""
-        # What gives way where there is no room, the first of these first.
+        # Parts to drop if there is no room, in this order.
         optional = [fact for fact in (memory, device, facts[1], facts[0], changed) if fact]
         stored = self._stored
         while True:
@@ -166,8 +166,8 @@ class Scoreboard(Lines):
             ]
             if not score.done:
                 if predicted is not None and detail >= 2:
-                    foretold = f"{glyphs.about}{n.perplexity(predicted.ppl)}{_missing(predicted)}"
-                    words.insert(0, (f"{foretold} {glyphs.arrow} ", "$dim"))
+                    expected = f"{glyphs.about}{n.perplexity(predicted.ppl)}{_missing(predicted)}"
+                    words.insert(0, (f"{expected} {glyphs.arrow} ", "$dim"))
                 share = score.tokens / max(1, model.protocol.tokens)
                 words.append((f" {min(share, 1):.0%}", "$dim"))
                 if ended := _ended(self.session, score):
@@ -210,7 +210,7 @@ class Scoreboard(Lines):
             frozen.append(("  ", ""))
             width -= cells(frozen)
         if not jobs:
-            return frozen + self._rest()
+            return frozen + self._idle()
         gauges = self._gauges(width)
         return frozen + spread(
             self._job(jobs, width - cells(gauges) - 2 * bool(gauges)), gauges, width
@@ -251,9 +251,9 @@ class Scoreboard(Lines):
         if total > 1:
             words += self._bar(done / total, max(6, min(40, width // 4)))
         clock = f"  {left} left" if left else ""
-        told = phase.replace(COUNT, figures.strip()) if phase else ""
-        if told and cells(words) + 1 + cell_len(told + clock) <= width:
-            figures = f" {told}"
+        phase_text = phase.replace(COUNT, figures.strip()) if phase else ""
+        if phase_text and cells(words) + 1 + cell_len(phase_text + clock) <= width:
+            figures = f" {phase_text}"
         words.append((figures + clock, ""))
         rest = width - cells(words) - 2
         detail = "" if phase and COUNT not in phase else self._detail(job)
@@ -285,7 +285,7 @@ class Scoreboard(Lines):
         name = short_name(job.subject, self.session.layers.blocks[row], 0).strip()
         return f"{name} {job.format}".strip()
 
-    def _rest(self) -> Words:
+    def _idle(self) -> Words:
         failed = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
         if failed and failed[0].status == "failed":
             return [("not open: ", "bold $error"), (printable(failed[0].message), "$error")]
@@ -344,7 +344,7 @@ def _sizes(done: float, total: int) -> str:
 
 
 def _numbers(model: ModelReady) -> str:
-    """Tokens and windows of the protocol: what stands beside every perplexity."""
+    """Tokens and windows of the protocol, shown next to every perplexity."""
     protocol = model.protocol
     cut = f"window {protocol.seq_len}"
     if protocol.stride not in (protocol.seq_len, protocol.seq_len - 1, 0):

@@ -1,4 +1,4 @@
-"""The foot of the screen: the last message, the scope of a toggle, and the keys."""
+"""The bottom of the screen: the last message, the scope of a toggle, and the key bar."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Message(Lines):
     """One line: what happened last, or what the table's marks mean; the scope of a toggle."""
 
     LINGER: ClassVar[float] = 8.0
-    """Seconds after which a message gives way; a warning lasts three times as long, an error stays
-    until the next one."""
+    """Seconds that a message stays; a warning stays three times as long, an error until the next
+    message."""
 
     DEFAULT_CSS = """
     Message { padding: 0 1; background: $surface; }
@@ -48,7 +48,7 @@ class Message(Lines):
         self._write()
 
     def say(self, level: Level, message: str, lasts: float | None = None) -> None:
-        """Show a message in place of the one before; ``lasts`` seconds, or what is usual."""
+        """Replace the message; it stays ``lasts`` seconds, or the usual time."""
         self.said = level, " ".join(message.split())
         if self._later is not None:
             self._later.stop()

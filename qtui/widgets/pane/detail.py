@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.timer import Timer
 
 from engine.protocol import Direction, EffectKey
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.report.figures import Context
 from engine.session import Session
 from qtui.views import text as t
@@ -19,7 +19,7 @@ from qtui.views.text import DOUBT, UNICODE, Glyphs, fit, printable
 from qtui.widgets.line import Lines, Words, cells
 from qtui.widgets.pane import effect_facts, layer_facts
 from qtui.widgets.pane.histogram import Histogram
-from qtui.widgets.pane.past import Past
+from qtui.widgets.pane.past import LayerHistory
 
 LEAST_PLOT, MOST_PLOT = 7, 18
 """Lines that the histogram has."""
@@ -30,10 +30,10 @@ BESIDE = (90, 28)
 
 
 class Detail(Vertical):
-    """The layer's name and shape, its histogram, its effects, its errors and its past.
+    """The layer's name and shape, histogram, effects, errors and history.
 
-    With the class ``-small`` it shows the most important in three lines. Where there is no room for
-    all of it the histogram becomes lower, and the figures below it can be scrolled.
+    With the class ``-small`` it shows the most important in three lines. If the terminal is too
+    small for everything, the histogram shrinks, and the figures below it can be scrolled.
     """
 
     WHEEL: ClassVar[int] = 3
@@ -65,7 +65,7 @@ class Detail(Vertical):
         self.about = Lines(id="about")
         self.histogram = Histogram(glyphs, id="histogram")
         self.figures = Lines(id="figures")
-        self._past = Past()
+        self._history = LayerHistory()
         self._groups: tuple[list[int], dict[int, list[int]]] = [], {}
         self._lines: list[Words] = []
         self._room = 0
@@ -163,7 +163,7 @@ class Detail(Vertical):
         self.figures.styles.height = self._room
         self._plot(self.row)
         self._place()
-        if self._past.pending:
+        if self._history.pending:
             self._timer = self.set_timer(Histogram.REST, lambda: self._write(rested=True))
 
     def _plot(self, row: int) -> None:
@@ -295,7 +295,7 @@ class Detail(Vertical):
                     (n.percent(error.relative), ""),
                 ]
         third: Words = []
-        for effect in self._wanted(row):
+        for effect in self._effects_by_priority(row):
             value, half = effect_facts.divergence(effect, self.glyphs)
             sign = DOUBT if effect.doubt else ""
             said: Words = [
@@ -313,7 +313,7 @@ class Detail(Vertical):
             third += said
         return [first, second, third or [("effect not measured yet", "$dim")]]
 
-    def _wanted(self, row: int) -> list[effect_facts.Effect]:
+    def _effects_by_priority(self, row: int) -> list[effect_facts.Effect]:
         """Effects of a layer: as the table has them, of what it holds, then the largest."""
         held = self.session.layers.holds[row]
         return sorted(
@@ -339,7 +339,7 @@ class Detail(Vertical):
         """The most important first; an empty line is left out where room is scarce."""
         session, glyphs = self.session, self.glyphs
         known, name = session.layers.weights[row], session.layers.names[row]
-        total, steps = self._past.steps(session, name, rested=rested)
+        total, steps = self._history.steps(session, name, rested=rested)
         history = layer_facts.past_lines(session, total, steps, width, glyphs)
         if self.expert is not None:
             return [[], *self._expert_lines(row, self.expert, width), [], *history]

@@ -1,4 +1,4 @@
-"""What one layer changed alone does, a line a format: measured, or estimated and marked so."""
+"""The effects of one layer, a line per format: measured, or estimated and marked so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.errors import FormatError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits
 from engine.protocol import Direction, EffectKey, Estimate, Sensitivity
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.report.figures import Figure, PaneLine
 from engine.report.figures.effects import below_floor, delta_ppl_margin
 from engine.report.figures.registry import pane_figures
@@ -61,7 +61,7 @@ def bits_per_weight(format: str, shape: tuple[int, ...]) -> float:
 def effects(session: Session, row: int) -> list[Effect]:
     """Measured effects of a layer, and the estimated ones of what is not measured.
 
-    Quantising it stands before keeping it; of each the fewest bits come first.
+    Degrade comes before restore; within each, the fewest bits come first.
     """
     found = []
     for key in session.effects.known():
@@ -120,7 +120,7 @@ def divergence(effect: Effect, glyphs: Glyphs) -> tuple[str, str]:
 
 
 def effect_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[Words]:
-    """What each format would cost here, and what keeping the layer wins back; then why not sure."""
+    """The cost of each format, what keeping the layer regains, and explanations of the signs."""
     found = effects(session, row)
     ways = (
         ("effect of", [each for each in found if each.direction == "degrade"]),
@@ -166,7 +166,7 @@ def _table(
             words.append((f"{shown:>5}  ", "$dim"))
         words.append((f"{change(each, glyphs):<15}", ""))
         for figure, pane in more:
-            said = _said(figure, pane, each.fact, session)
+            said = _text(figure, pane, each.fact, session)
             words.append((f"{said:>{pane.width}}", "$dim" if pane.quiet else ""))
         lines.append(words)
     return lines
@@ -183,7 +183,7 @@ def _columns(room: int) -> list[tuple[Figure, PaneLine]]:
     return found[::-1]
 
 
-def _said(figure: Figure, pane: PaneLine, fact: Sensitivity | Estimate, session: Session) -> str:
+def _text(figure: Figure, pane: PaneLine, fact: Sensitivity | Estimate, session: Session) -> str:
     value = None if figure.read.value is None else figure.read.value(fact, session)
     return "" if value is None or value != value else (pane.text or figure.quantity.text)(value)
 

@@ -1,4 +1,4 @@
-"""The histogram of the layer under the cursor: drawn anew only when what it shows changed."""
+"""The histogram of the layer under the cursor, redrawn only when its content changed."""
 
 from __future__ import annotations
 

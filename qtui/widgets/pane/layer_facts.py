@@ -1,4 +1,4 @@
-"""The lines of the pane: what is known of one layer."""
+"""The lines of the side pane: everything known about one layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from engine.protocol import ExpertsReady, LayerWeights
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.report.figures import Context, Figure
 from engine.report.figures.effects import OUTLIER_COLUMN
 from engine.report.figures.registry import pane_figures

@@ -1,4 +1,4 @@
-"""What a layer held before: its steps in the recipe's history, each with the recipe's score."""
+"""The history of a layer: its format changes, each with the recipe's score."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Recipe(NamedTuple):
     """Layers that are not kept."""
 
 
-class Past:
+class LayerHistory:
     """Reads the history of one session, keeping what it worked out while the history grows."""
 
     def __init__(self) -> None:

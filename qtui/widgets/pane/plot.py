@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from engine.protocol import HistogramReady
-from engine.report.numbers import short, significant
+from engine.report.wording import short, significant
 from qtui.views.text import Glyphs, fit, printable
 from qtui.widgets.line import Words
 
@@ -63,7 +63,7 @@ def plot(
         sigma: the settings' own; lines are drawn there and at 3σ.
         by_log: whether heights go with the logarithm of the counts.
         grid: whether the grid is that of the format the layer holds, and is drawn.
-        note: stands before the caption.
+        note: shown before the caption.
         glyphs: which characters may be drawn.
     """
     marks = COARSE if glyphs.ascii else FINE
@@ -136,7 +136,7 @@ def bars(
     plt.yticks([], [])
     plt.xlim(0, max(steps - 1, 1))
     plt.ylim(0, top * 1.02)
-    # What is empty goes below the axis, so that a single weight can be told from it.
+    # Empty bins go below the axis, so that a single weight is visible.
     plt.plot(
         range(steps),
         [value if value > 0 else -top for value in heights],

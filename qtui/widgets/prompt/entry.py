@@ -1,4 +1,4 @@
-"""A line to type in: no blinking, no control characters, never more than one line."""
+"""A one-line input: no blinking cursor, no control characters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qtui.textual_internals import suggest
 from qtui.views.text import printable
 
 NAMED = frozenset({"slash", "backslash", "at", "minus", "plus", "underscore", "space"})
-"""Keys that type a character which cannot be told from their names."""
+"""Keys whose names do not show which character they type."""
 
 
 def one_line(text: str) -> str:
@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
 
 
 class Harmless(Highlighter):
-    """Draws one ``?`` for every character that could steer a terminal; the value keeps it."""
+    """Draws ``?`` for every control character; the value keeps it."""
 
     def highlight(self, text: Text) -> None:
         """Put the marks in their places."""
@@ -33,7 +33,7 @@ class Harmless(Highlighter):
 
 
 class Entry(Input):
-    """One line of input; whoever holds it hears of every change at once."""
+    """One line of input; every change is reported at once."""
 
     DEFAULT_CSS = """
     Entry, Entry:focus {
@@ -56,7 +56,7 @@ class Entry(Input):
     ) -> None:
         """
         Args:
-            heard: told of every new value, before the next key is looked at.
+            heard: called with every new value, before the next key is handled.
             submit: what enter does.
             accept: what the right arrow does at the end of the line; false lets it pass.
         """
@@ -76,7 +76,7 @@ class Entry(Input):
         self._heard(value)
 
     def set_value(self, value: str) -> None:
-        """Put a value in place of what is there, the cursor at its end."""
+        """Replace the value, with the cursor at its end."""
         self.value = value
         self.cursor_position = len(value)
 
@@ -95,7 +95,7 @@ class Entry(Input):
         self.paste(self.app.clipboard)
 
     def paste(self, text: str) -> None:
-        """Put the first line of a text where the cursor is, or in place of what is selected."""
+        """Insert the first line of a text at the cursor, or replace the selection."""
         text = one_line(text)
         if self.selection.is_empty:
             self.insert_text_at_cursor(text)
@@ -108,9 +108,9 @@ class Entry(Input):
             super().action_cursor_right(select)
 
     def action_delete_left_all(self) -> None:
-        """Empty the line."""
+        """Clear the line."""
         self.value = ""
 
     async def action_submit(self) -> None:
-        """Hand the line in."""
+        """Submit the line."""
         self._submit()

@@ -1,4 +1,4 @@
-"""Lines that were handed in before, for as long as the app runs."""
+"""The history of submitted lines, for as long as the app runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HISTORY: WeakKeyDictionary[App[object], dict[str, list[str]]] = WeakKeyDictiona
 
 
 def history(app: App[object], kind: str) -> list[str]:
-    """Lines of a kind that were handed in before, oldest first."""
+    """Submitted lines of a kind, oldest first."""
     return _HISTORY.setdefault(app, {}).setdefault(kind, [])
 
 

@@ -67,7 +67,7 @@ class Offers(Lines):
 def shortened(name: str, width: int, glyphs: Glyphs) -> str:
     """A name in exactly ``width`` cells; one that is too long loses its middle.
 
-    What is saved stands at its beginning, the last folder, the file and its ending at its end.
+    Its beginning says what is saved; its end is the last folder, the file and its extension.
     """
     if cell_len(name) <= width:
         return fit(name, width, glyphs)

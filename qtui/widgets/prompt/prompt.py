@@ -1,4 +1,4 @@
-"""The prompt: one line to type in at the foot of a screen, with completions above it."""
+"""The prompt: one input line at the bottom of a screen, with completions above it."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from qtui.widgets.prompt.verdict import Verdict as Verdict
 class Prompt(Widget):
     """Label, line, completions above it, and what the value means or why it will not do below.
 
-    Opened with `open_prompt`, it lies over the foot of the screen, keeps the focus and so every
-    letter typed, and takes itself away once a good value is handed in or the hand thinks better of
-    it. With ``stays`` it is part of a screen's layout like any other widget.
+    Opened with `open_prompt`, it covers the bottom of the screen, keeps the focus, and removes
+    itself once a valid value is submitted or the prompt is cancelled. With ``stays`` it is part of
+    a screen's layout like any other widget.
 
-    Up in an empty line recalls what was handed in before, the last first, and down goes back to the
-    empty line; completions are reached with down or tab. Once something is typed both arrows go
-    through its completions, or through what was handed in before where there are none.
+    In an empty line, up recalls earlier lines, the last first, and down returns to the empty line
+    or selects completions; tab selects completions too. Once something is typed, both arrows step
+    through its completions, or through earlier lines if there are none.
     """
 
     DEFAULT_CSS = """
@@ -69,7 +69,7 @@ class Prompt(Widget):
 
     @dataclass
     class Submitted(Message):
-        """A value that will do was handed in."""
+        """A valid value was submitted."""
 
         prompt: Prompt
         value: str
@@ -81,7 +81,7 @@ class Prompt(Widget):
 
     @dataclass
     class Cancelled(Message):
-        """Nothing was handed in."""
+        """The prompt was cancelled."""
 
         prompt: Prompt
 
@@ -107,15 +107,15 @@ class Prompt(Widget):
     ) -> None:
         """
         Args:
-            label: what is asked for, in a word or two.
+            label: the prompt's label, a word or two.
             complete: ways to go on from a value.
             judge: what a value means, or what is wrong with it; quick, for it is asked at each key.
-            value: what stands in the line at first.
+            value: the initial value.
             live: post `Changed` as the line is typed.
             slow: ``complete`` may wait for a disk, and is called in a thread.
-            stays: part of a screen, in place of a line that comes and goes.
+            stays: part of a screen, not a prompt that opens and closes.
             kind: lines of the same kind are recalled with the up arrow; the label if empty.
-            placeholder: what stands in the empty line.
+            placeholder: shown in the empty line.
         """
         super().__init__(id=id, classes="" if stays else "-over")
         self.can_focus = not stays
@@ -155,8 +155,8 @@ class Prompt(Widget):
         yield self._says
 
     def on_mount(self) -> None:
-        """Offer and judge what stands in the line at first."""
-        if self.closed:  # handed in before it stood
+        """Complete and check the initial value."""
+        if self.closed:  # submitted before it was mounted
             return
         self.entry.cursor_position = len(self.entry.value)
         if self.can_focus:
@@ -166,7 +166,7 @@ class Prompt(Widget):
 
     @property
     def value(self) -> str:
-        """What stands in the line."""
+        """The current value."""
         return self.entry.value
 
     # --- what is typed ------------------------------------------------------------------------
@@ -191,11 +191,11 @@ class Prompt(Widget):
         if self.slow:
             waiting, self._wanted = self._wanted is not None, value
             if not waiting:
-                self.run_worker(self._complete_aside(), group="complete")
+                self.run_worker(self._complete_in_thread(), group="complete")
         else:
             self._show(list(self.complete(value)), None)
 
-    async def _complete_aside(self) -> None:
+    async def _complete_in_thread(self) -> None:
         """Complete in a thread, one value at a time, until the last one typed was done."""
         while (value := self._wanted) is not None:
             offers = list(await in_thread(lambda value=value: self.complete(value)))  # type: ignore[misc]
@@ -235,7 +235,7 @@ class Prompt(Widget):
             self._taking = False
 
     def choose(self, place: int | None) -> None:
-        """Let a completion stand in the line, or what was typed."""
+        """Put a completion into the line, or what was typed."""
         if self._recalled is not None:
             self._stem, self._recalled = self.value, None
         self._take(self._stem if place is None else self.offers[place].text)
@@ -281,7 +281,7 @@ class Prompt(Widget):
             self.choose(len(self.offers) - 1)
 
     def action_choose(self, step: int) -> None:
-        """Go through the completions and what was typed, or through what was handed in before."""
+        """Step through the completions and what was typed, or through earlier lines."""
         recalling = self._recalled is not None and self.chosen is None
         if (recalling or (step < 0 and not self.value)) and (self._recall(step) or recalling):
             return
@@ -292,7 +292,7 @@ class Prompt(Widget):
             (self.screen.focus_previous if step < 0 else self.screen.focus_next)()
 
     def _recall(self, step: int) -> bool:
-        """Put an earlier line, or a later one, in place of this one; false where there is none."""
+        """Replace the line by an earlier or later one; false if there is none."""
         lines = history(self.app, self.kind)
         place = (len(lines) if self._recalled is None else self._recalled) + step
         if not 0 <= place <= len(lines) or (self._recalled is None and step > 0):
@@ -303,7 +303,7 @@ class Prompt(Widget):
         return True
 
     def submit(self) -> None:
-        """Hand the value in, if it will do."""
+        """Submit the value, if it is valid."""
         verdict = self.judge(self.value)
         if not verdict.ok:
             self.say(verdict, loud=True)
@@ -315,13 +315,13 @@ class Prompt(Widget):
             self.close()
 
     def action_cancel(self) -> None:
-        """Hand nothing in."""
+        """Cancel the prompt."""
         self._post(self.Cancelled(self))
         if not self.stays:
             self.close()
 
     def close(self) -> None:
-        """Take the prompt away, and give the focus back to what had it."""
+        """Remove the prompt, and return the focus."""
         if self.closed:
             return
         self.closed = True
@@ -332,11 +332,11 @@ class Prompt(Widget):
     # --- focus and mouse ----------------------------------------------------------------------
 
     def check_consume_key(self, key: str, character: str | None) -> bool:
-        """Letters typed before the line stands are for the line too."""
+        """Letters typed before the input is mounted go to the input too."""
         return self.can_focus and self.entry.check_consume_key(key, character)
 
     def on_key(self, event: events.Key) -> None:
-        """Pass on what was typed before the line stood."""
+        """Pass on what was typed before the input was mounted."""
         if event.key == "enter" and not self.entry.is_attached:
             event.stop().prevent_default()
             self.submit()
@@ -345,7 +345,7 @@ class Prompt(Widget):
             self.entry.insert_text_at_cursor(event.character)
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Nobody above needs to hear the line's own messages."""
+        """Stop the input's own messages here."""
         event.stop()
 
     def on_input_blurred(self, event: Input.Blurred) -> None:
@@ -381,9 +381,9 @@ class Prompt(Widget):
 
 
 def open_prompt(screen: Screen[Any], prompt: Prompt) -> None:
-    """Lay a prompt over the foot of a screen and give it the focus; one that is open is cancelled.
+    """Open a prompt at the bottom of a screen and focus it; an open one is cancelled first.
 
-    It takes itself away after `Prompt.Submitted` and `Prompt.Cancelled`, which reach the screen.
+    It removes itself after `Prompt.Submitted` and `Prompt.Cancelled`, which reach the screen.
     """
     for other in screen.query(Prompt):
         if other.has_class("-over") and not other.closed:

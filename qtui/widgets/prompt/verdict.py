@@ -1,4 +1,4 @@
-"""What a typed value means, or what is wrong with it, told below the line it is typed in."""
+"""What a typed value means, or what is wrong with it, shown below the input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Verdict(NamedTuple):
     ok: bool
     says: str = ""
     hint: str = ""
-    """Of a value that is only not finished: what may follow, shown until it is handed in."""
+    """For an unfinished value: what may follow, shown until it is submitted."""
 
 
 def any_value(value: str) -> Verdict:

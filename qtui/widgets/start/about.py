@@ -1,4 +1,4 @@
-"""What is known of a checkpoint before it is opened, and what is wrong with it."""
+"""What is known about a checkpoint before it is opened, and any problem with it."""
 
 from __future__ import annotations
 

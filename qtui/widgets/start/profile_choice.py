@@ -1,4 +1,4 @@
-"""The line that says how thoroughly everything will be measured, and lets that be changed."""
+"""The profile selector of the start screen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textual import events
 from textual.binding import Binding, BindingType
 
 from engine.profiles import Profile
-from engine.report.numbers import count
+from engine.report.wording import count
 from qtui.views.text import UNICODE, Glyphs, printable
 from qtui.widgets.line import Lines, Words, cells
 

@@ -1,4 +1,4 @@
-"""What was open before, in words: one row a session, and what looking at a checkpoint found."""
+"""Past sessions as rows, and a summary of an inspected checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rich.cells import cell_len
 
 from engine.opening.inspection import Inspection
-from engine.report import numbers as n
+from engine.report import wording as n
 from engine.store.past_sessions import PastSession
 from qtui.views.completion import Completion
 from qtui.views.text import Glyphs, fit, printable

@@ -1,11 +1,11 @@
-"""The words in the line above the table: the filter, what is swept, how far estimates hold."""
+"""The line above the table: the filter, what is swept, how well estimates agree."""
 
 from __future__ import annotations
 
 import math
 
 from engine.protocol import Direction, EffectKey
-from engine.report.numbers import decimals
+from engine.report.wording import decimals
 from engine.session import Session, correction
 from qtui.views.text import Glyphs, printable
 from qtui.widgets.line import Words, cells
@@ -28,7 +28,7 @@ def caption(
     if filter:
         pieces.append((filter,))
     if format and session.layers.names:
-        pieces.append(_way(format, direction))
+        pieces.append(_sweep_text(format, direction))
         pieces.append(_agreement(session, format, direction, glyphs))
     words: Words = []
     for piece in pieces:
@@ -41,7 +41,7 @@ def caption(
     return [*words, (" ", "")] if words else []
 
 
-def _way(format: str, direction: Direction) -> tuple[str, ...]:
+def _sweep_text(format: str, direction: Direction) -> tuple[str, ...]:
     """What was done to a layer, in a few words and in fewer."""
     shown = printable(format)
     if direction == "degrade":

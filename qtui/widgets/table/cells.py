@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from engine import protocol as p
 from engine.report.figures import Figure, Value
 from engine.report.figures.effects import finding
-from engine.report.numbers import percent, short
+from engine.report.wording import percent, short
 from qtui.views.text import BELOW, DOUBT, Glyphs, bar, fit, printable, short_name, signed_change
 
 Piece: TypeAlias = tuple[str, str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.report.figures import Figure
-from engine.report.numbers import short
+from engine.report.wording import short
 from qtui.views.text import printable
 from qtui.widgets.table.cells import TableStyle
 

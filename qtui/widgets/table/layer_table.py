@@ -1,4 +1,4 @@
-"""The layer table as a hand uses it: marks, what a toggle acts on, fused rows, the mouse."""
+"""The layer table's interaction: marks, scope, fused rows, the mouse."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from textual.message import Message
 
 from engine.session import Layers
 from qtui.views.scope import (
-    Here,
     Scope,
+    ScopeContext,
     Shared,
     in_scope,
     index_layers,
@@ -88,7 +88,7 @@ class LayerTable(Table, can_focus=False):
         self._anchor: str | None = None
         self._scope: Scope = "layer"
         self._unmarked: Scope = "layer"
-        """What a toggle acted on before layers were marked."""
+        """The scope before layers were marked."""
         self._shared: tuple[Layers, Shared] | None = None
 
     # --- fused rows ---------------------------------------------------------------------------
@@ -123,22 +123,22 @@ class LayerTable(Table, can_focus=False):
     # --- what a toggle acts on ----------------------------------------------------------------
 
     @property
-    def here(self) -> Here:
-        """Where the cursor stands, and what is marked and filtered."""
+    def here(self) -> ScopeContext:
+        """The cursor's layer, the marks and the filtered rows."""
         layers = self.session.layers
         if self._shared is None or self._shared[0] is not layers:
             self._shared = layers, index_layers(layers)
         row = self.rows[self.cursor] if self.rows else None
         text, matching = self.filter.text, self.listing.matching if self.filter else ()
-        return Here(self.session, self._shared[1], row, self.marked, text, matching)
+        return ScopeContext(self.session, self._shared[1], row, self.marked, text, matching)
 
     @property
     def scope(self) -> Scope:
-        """What a toggle acts on; where the one that was set makes no sense now, the cursor."""
+        """The scope of a toggle; the cursor's layer if the chosen scope is unavailable."""
         return possible(self._scope, self.here)
 
     def set_scope(self, scope: Scope) -> None:
-        """Choose what a toggle acts on; the rows in scope have a thin line at their left."""
+        """Set the scope; the rows in scope have a thin line at their left."""
         self._scope = scope
         self.redraw()
 
@@ -149,7 +149,7 @@ class LayerTable(Table, can_focus=False):
         return None if scope == "layer" else scope_test(scope, here)
 
     def next_scope(self, step: int = 1) -> Scope:
-        """Go on to the next scope that makes sense now."""
+        """Switch to the next available scope."""
         self.set_scope(next_scope(self.scope, self.here, step))
         return self.scope
 
@@ -166,7 +166,7 @@ class LayerTable(Table, can_focus=False):
         return () if self.current is None else (self.current,)
 
     def toggle_mark(self) -> None:
-        """Mark the layer under the cursor, or take its mark away, and go on to the next."""
+        """Toggle the mark of the layer under the cursor, and move to the next."""
         if self.current is not None:
             self._mark_at(self.cursor)
             self.move_to(self.listing.next_layer(self.cursor))
@@ -200,7 +200,7 @@ class LayerTable(Table, can_focus=False):
 
         With no filter these are all but head and embedding, which are seldom meant.
         """
-        names = self._meant()
+        names = self._rows_to_mark()
         self.marked |= names
         self._marks_changed()
         return len(names)
@@ -211,7 +211,7 @@ class LayerTable(Table, can_focus=False):
         Returns:
             How many layers are marked now.
         """
-        meant = self._meant()
+        meant = self._rows_to_mark()
         if not self.filter:
             # A marked head loses its mark all the same.
             meant |= self.marked
@@ -220,12 +220,12 @@ class LayerTable(Table, can_focus=False):
         return len(self.marked)
 
     def clear_marks(self) -> None:
-        """Take all marks away."""
+        """Clear all marks."""
         self.marked.clear()
         self._anchor = None
         self._marks_changed()
 
-    def _meant(self) -> set[str]:
+    def _rows_to_mark(self) -> set[str]:
         here, names = self.here, self.session.layers.names
         meant = {names[row] for row in self.listing.matching}
         if not self.filter:
@@ -234,7 +234,7 @@ class LayerTable(Table, can_focus=False):
 
     def _marks_changed(self) -> None:
         if self.marked and self._scope != "marks":
-            # Whoever marks means the marks, whatever the scope was before.
+            # Marking layers makes the marks the scope.
             self._unmarked = self._scope
             self.set_scope("marks")
         elif not self.marked and self._scope == "marks":
@@ -247,11 +247,11 @@ class LayerTable(Table, can_focus=False):
     # --- the mouse ----------------------------------------------------------------------------
 
     def on_mouse_scroll_down(self) -> None:
-        """A hand is on the table."""
+        """The user is moving in the table."""
         self._moved_at = time.monotonic()
 
     def on_mouse_scroll_up(self) -> None:
-        """A hand is on the table."""
+        """The user is moving in the table."""
         self._moved_at = time.monotonic()
 
     def on_click(self, event: events.Click) -> None:

@@ -1,4 +1,4 @@
-"""The words of one line of the layer table: a layer's, or one of its experts'."""
+"""One line of the layer table: a layer or one of its experts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.style import Style
 from engine.protocol import Estimate, ExpertsReady, Sensitivity
 from engine.report.figures import Figure, Reader
 from engine.report.figures.effects import below_floor, delta_ppl_margin, finding
-from engine.report.numbers import short
+from engine.report.wording import short
 from qtui.views.text import Glyphs, fit, printable
 from qtui.widgets.table.cells import LayerRow, Piece, TableStyle
 from qtui.widgets.table.columns import GUTTER, ColumnLayout, table_columns

@@ -1,4 +1,4 @@
-"""How the layer table shows rows: an order, a cursor, and drawing of what changed alone.
+"""How the layer table shows rows: sorting, cursor, and redrawing only what changed.
 
 Only the rows on the screen are drawn, and of these only the ones that changed are sent to the
 terminal, so that fifty thousand experts cost what fifty layers cost.
@@ -61,9 +61,9 @@ class Frame(NamedTuple):
 class Table(ScrollView, can_focus=False):
     """Rows of layers with their effects, in an order of their own, under a cursor.
 
-    The cursor stays on its layer, and on its line of the screen, when rows change places. Rows do
-    not change places, come or go for `HOLD` seconds after a hand moved the cursor. Until one does,
-    the cursor stays in the first row: the layer that hurts most.
+    The cursor stays on its layer, and on its line of the screen, when rows are sorted again. Rows
+    are not rearranged for `HOLD` seconds after the user moved the cursor. Until then, the cursor
+    stays in the first row: the worst layer.
     """
 
     ALLOW_SELECT: ClassVar[bool] = False
@@ -79,7 +79,7 @@ class Table(ScrollView, can_focus=False):
 
     @dataclass
     class Sorted(Message, namespace="layer_table"):
-        """A hand changed the order: ``column`` is the id of a column."""
+        """The user changed the order: ``column`` is the id of a column."""
 
         column: str
         falling: bool
@@ -103,7 +103,7 @@ class Table(ScrollView, can_focus=False):
         self._pinned: tuple[str, int] | None = None
         """What stays under the cursor when rows change places; None for the first row."""
         self._under: tuple[str | None, int | None] = (None, None)
-        """What was under the cursor when it was last told of."""
+        """What was under the cursor when `Moved` was last posted."""
         self._moved_at = float("-inf")
         self._sort_cost = 0.0
         self._sorted_at = float("-inf")
@@ -140,8 +140,8 @@ class Table(ScrollView, can_focus=False):
         """The session's row of every line, in the order they are shown; experts have their
         layer's."""
         if self.listing.layers is not self.session.layers:
-            # Layers were listed anew, and a key or a repaint came before `show`.
-            self._listed_anew()
+            # Layers were listed again, and a key or a repaint came before `show`.
+            self._forget_old_layers()
             self._arrange()
         return self.listing.rows
 
@@ -176,28 +176,28 @@ class Table(ScrollView, can_focus=False):
     ) -> None:
         """Draw what changed in the session; ``reorder`` where effects or rows may have moved."""
         listing = self.listing
-        listed_anew = session.layers is not listing.layers
+        listed_again = session.layers is not listing.layers
         shown = listing.session, listing.format, listing.direction
-        anew = listed_anew or session is not shown[0] or (format, direction) != shown[1:]
+        relisted = listed_again or session is not shown[0] or (format, direction) != shown[1:]
         listing.session, listing.format, listing.direction = session, format, direction
-        if listed_anew:
-            self._listed_anew()
-        if anew:
+        if listed_again:
+            self._forget_old_layers()
+        if relisted:
             self._layout_ = None
             self._arrange()
         else:
             if listing.stale():
                 self._unfold()
-            held_anew = session.position != self._position and (
+            holds_changed = session.position != self._position and (
                 table_column(listing.column).figure.read.changes == "holds"
                 or self.filter.reads("holds")
             )
-            if reorder or held_anew:
+            if reorder or holds_changed:
                 self._sort_soon()
         self.redraw()
 
-    def _listed_anew(self) -> None:
-        """Forget what was of layers that are no more."""
+    def _forget_old_layers(self) -> None:
+        """Drop marks and state of layers that no longer exist."""
         self._layout_ = None
         self._digits = block_digits(self.session)
         index = self.session.index
@@ -305,17 +305,17 @@ class Table(ScrollView, can_focus=False):
             self.cursor = min(self.cursor, last) if place is None else place
             if 0 <= line < self.page:
                 self.scroll_to(y=self.cursor - line, animate=False, immediate=True)
-        self._tell()
+        self._post_moved()
 
-    def _tell(self) -> None:
+    def _post_moved(self) -> None:
         before, self._under = self._under, (self.current, self.current_expert)
         if self._under != before and self.current is not None:
             self.post_message(self.Moved(self.current, self.current_expert))
 
-    # --- the hand -----------------------------------------------------------------------------
+    # --- the cursor ---------------------------------------------------------------------------
 
     def move_to(self, place: int) -> None:
-        """Set the cursor, by hand."""
+        """Move the cursor, as the user does."""
         if not self.rows:
             return
         old, self.cursor = self.cursor, max(0, min(place, len(self.rows) - 1))
@@ -328,14 +328,14 @@ class Table(ScrollView, can_focus=False):
             self.redraw()
         for place in (old, self.cursor):
             self.refresh(Region(0, place - round(self.scroll_y) + 1, self.size.width, 1))
-        self._tell()
+        self._post_moved()
 
     def stay(self) -> None:
-        """Keep the cursor on its row from now on, as if a hand had moved it there."""
+        """Keep the cursor on its row from now on, as if the user had moved it there."""
         self._pin()
 
     def _pin(self) -> None:
-        """A hand is on the row under the cursor: it stays there."""
+        """The user is on this row: keep the cursor on it."""
         self._moved_at = time.monotonic()
         if self.current is not None:
             self._pinned = self.current, self.listing.expert(self.cursor)
@@ -362,7 +362,7 @@ class Table(ScrollView, can_focus=False):
                 self.scroll_to(y=top, animate=False, immediate=True)
 
     def redraw(self) -> None:
-        """Send the visible lines that are not what they were."""
+        """Send the visible lines that changed."""
         frame = self._frame()
         for y in range(self.size.height):
             if self._drawn.get(y) != self._line(y, frame):

@@ -21,14 +21,14 @@ from engine.measure.calibration.text import cut_calibration
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.evaluate import evaluate
 from engine.measure.evaluation.reference import reference_of
-from engine.model.folding import fold_groups
+from engine.model.fold_groups import fold_groups
 from engine.model.network import Held, StandIn
+from engine.quant.input_statistics import InputStatistics
 from engine.quant.methods.awq import awq
 from engine.quant.methods.gptq import gptq
 from engine.quant.methods.outlier import outlier_columns
 from engine.quant.methods.smooth import smooth_scale
 from engine.quant.quantize import dequantized
-from engine.quant.statistics import InputStatistics
 from engine.service.jobs import Outcome
 from engine.store import keys
 from engine.store.facts import FactStore
@@ -349,7 +349,7 @@ def test_an_expert_that_no_token_reached_is_rounded_to_nearest_and_said_so() -> 
     fmt, plain = parse_format("int3-g32+gptq"), parse_format("int3-g32")
     found = solve(weight, inputs, fmt, None, torch.float16, "experts")
     assert found.notes == (
-        "experts: 1 of 3 experts were reached by no calibration token, and are rounded to nearest",
+        "experts: 1 of 3 experts received no calibration token, and are rounded to nearest",
     )
     assert torch.equal(found.weight[1], dequantized(weight[1], plain, torch.float16))
     for expert in (0, 2):

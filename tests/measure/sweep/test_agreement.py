@@ -106,7 +106,7 @@ def test_a_layer_without_effect_has_no_place_in_ratio_and_fit() -> None:
 def test_what_grows_is_told_at_most_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(a.time, "monotonic", lambda: now[0])
-    comparing = a.Comparing("degrade", {"int4": {n: estimate(n, 1.0) for n in "abc"}})
+    comparing = a.AgreementTracker("degrade", {"int4": {n: estimate(n, 1.0) for n in "abc"}})
     rows = {name: measured(name, 1.0) for name in "abc"}
     told = 0
     for _ in range(100):

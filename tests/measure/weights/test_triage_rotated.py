@@ -7,7 +7,7 @@ import torch
 
 from engine.formats.grammar import parse_format
 from engine.measure.weights import triage
-from engine.measure.weights.fused import Fused
+from engine.measure.weights.compiled_kernel import Fused
 from engine.measure.weights.reconstruction import compare
 from engine.quant.quantize import dequantized
 

@@ -29,7 +29,7 @@ class Kinds(SessionScreen):
         yield self.lines
         yield from self.foot()
 
-    def show(self, session: Session, dirty: frozenset[Dirty], *, anew: bool = False) -> None:
+    def show(self, session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
         self.session = session
         counts = [
             job.read(WeightCounts)

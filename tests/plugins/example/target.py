@@ -13,13 +13,13 @@ def _why_not(fmt: Format, shape: Sequence[int], dtype: str) -> str | None:
 
 
 def _writer() -> object:
-    from engine.export.folder import appearing, check_place  # when something is exported
+    from engine.export.folder import atomic_folder, check_destination  # when something is exported
     from engine.export.writer import Exported, NotExportable, Request
     from engine.formats.grammar import parse_format
 
     class Listing:
         def check(self, request: Request) -> None:
-            check_place(request.out, request.checkpoint.folder, overwrite=request.overwrite)
+            check_destination(request.out, request.checkpoint.folder, overwrite=request.overwrite)
             dtype = request.checkpoint.dtype
             reasons = {
                 layer: _why_not(parse_format(format), (), dtype)
@@ -31,7 +31,7 @@ def _writer() -> object:
         def write(self, request: Request) -> Exported:
             self.check(request)
             text = "".join(f"{layer} {format}\n" for layer, format in request.recipe.items())
-            with appearing(request.out) as folder:
+            with atomic_folder(request.out) as folder:
                 (folder / "layers.txt").write_text(text, encoding="utf-8")
                 (folder / "config.json").write_text("{}", encoding="utf-8")
             request.on_progress(len(text), len(text), "")
