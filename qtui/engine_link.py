@@ -173,7 +173,6 @@ class EngineLink:
 
     async def _lost(self, error: BaseException) -> None:
         self.gone = True
-        log_path = self.link.log_path if self.link is not None else ""
         if self.link is not None:
             with contextlib.suppress(EngineError, OSError):
                 await self.link.close()
@@ -185,10 +184,7 @@ class EngineLink:
             if job.status == "running":
                 job.status = "cancelled"
         self.session.stage = None
-        said = str(error) or type(error).__name__
-        if isinstance(error, OSError):
-            said = f"the engine could not be reached: {error.strerror or said}"
-        self.screens.lost(said, log_path)
+        self.screens.lost(_as_gone(error))
         self.pump.mark_dirty(EVERYTHING)
 
     def ask(self, command: p.AnyCommand) -> bool:
@@ -225,6 +221,16 @@ class EngineLink:
                     await self.link.send(p.Stop())
                     self.said_stop = True
                     await self.link.close()
+
+
+def _as_gone(error: BaseException) -> EngineGoneError:
+    """Why there is no engine, whatever was raised."""
+    if isinstance(error, EngineGoneError):
+        return error
+    said = str(error) or type(error).__name__
+    if isinstance(error, OSError):
+        said = f"the engine could not be reached: {error.strerror or said}"
+    return EngineGoneError(said)
 
 
 def _single_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -9,7 +9,7 @@ import sys
 import time
 
 from engine.client.link import EngineGoneError, SocketLink, connect
-from engine.client.log import MAX_LOG, log_file, log_tail
+from engine.client.log import MAX_LOG, log_file
 from engine.store.paths import session_name, socket_file
 
 START_SECONDS = 30.0
@@ -66,9 +66,9 @@ async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
             # Another engine may have started first and have the session open.
             if (link := await connect(name)) is not None:
                 return link
-            raise EngineGoneError(f"the engine did not start{log_tail(name)}")
+            raise EngineGoneError.of(name, "the engine did not start")
         await asyncio.sleep(0.02)
-    raise EngineGoneError(f"the engine did not answer in {START_SECONDS:.0f} s{log_tail(name)}")
+    raise EngineGoneError.of(name, f"the engine did not answer in {START_SECONDS:.0f} s")
 
 
 def start_engine(name: str, nice: int) -> subprocess.Popen[bytes]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import subprocess
+from collections.abc import Sequence
 from typing import Protocol
 
 from engine import protocol as p
@@ -27,6 +28,23 @@ ENDED_SECONDS = 0.05
 
 class EngineGoneError(EngineError):
     """The engine exited while a client was attached; the message has the last lines of its log."""
+
+    def __init__(self, reason: str, log: Sequence[str] = (), log_path: str = "") -> None:
+        """
+        Args:
+            reason: what happened, in a sentence.
+            log: the last lines of the engine's log.
+            log_path: where the log is.
+        """
+        self.reason, self.log, self.log_path = reason, tuple(log), log_path
+        where = f"; the end of {log_path}:\n" if log else f"; its log is {log_path}"
+        super().__init__(reason + (where if log_path else "") + "\n".join(log))
+
+    @classmethod
+    def of(cls, name: str, reason: str) -> EngineGoneError:
+        """What happened to the engine of a session, with the end of its log."""
+        path = log_file(name)
+        return cls(reason, log_tail(name), str(path) if path.exists() else "")
 
 
 class Link(Protocol):
@@ -77,7 +95,7 @@ class SocketLink:
         await self._writer.drain()
         hello = await read_frame(self._reader)
         if not isinstance(hello, p.Hello):
-            raise EngineGoneError(f"the engine of {self.name} did not answer{log_tail(self.name)}")
+            raise EngineGoneError.of(self.name, f"the engine of {self.name} did not answer")
         if hello.wire != p.WIRE_VERSION:
             raise EngineError(
                 f"the engine of {self.name} (process {hello.pid}) runs another version of qtui: "
@@ -121,7 +139,7 @@ class SocketLink:
 
     def _gone(self) -> EngineGoneError:
         how = _how_ended(self.process)
-        return EngineGoneError(f"the engine of {self.name} {how}{log_tail(self.name)}")
+        return EngineGoneError.of(self.name, f"the engine of {self.name} {how}")
 
     async def close(self) -> None:
         """See `Link`."""
@@ -170,7 +188,7 @@ async def connect(name: str) -> SocketLink | None:
         ) from error
     except ConnectionError as error:
         writer.close()
-        raise EngineGoneError(f"the engine of {name} hung up{log_tail(name)}") from error
+        raise EngineGoneError.of(name, f"the engine of {name} hung up") from error
     except BaseException:
         writer.close()
         raise

@@ -20,17 +20,15 @@ def log_file(name: str) -> Path:
     return session_folder(name) / "engine.log"
 
 
-def log_tail(name: str) -> str:
-    """The last lines of a session's log, to append to a sentence."""
-    path = log_file(name)
+def log_tail(name: str) -> list[str]:
+    """The last lines that a session's newest engine logged; empty where there is no log."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = log_file(name).read_text(errors="replace").splitlines()
     except OSError:
-        return ""
+        return []
     # Skip lines of earlier engines.
     starts = [at for at, line in enumerate(lines) if STARTS in line]
-    lines = lines[starts[-1] if starts else 0 :][-LOG_LINES:]
-    return f"; the end of {path}:\n" + "\n".join(lines) if lines else f"; its log is {path}"
+    return lines[starts[-1] if starts else 0 :][-LOG_LINES:]
 
 
 def log_to_file(name: str) -> None:

@@ -158,12 +158,18 @@ _types: dict[str, type[Command]] = {
 }
 
 
+RESERVED = frozenset({"Hello", "Sent", "Snapshot", "Fragment"})
+"""Names of the frames in `engine.protocol.frames`, which share the tag with commands."""
+
+
 def register_command(kind: type[Command]) -> None:
     """Make a type of command known to the wire; registering it again does nothing.
 
     Raises:
-        ValueError: another type with this name is registered.
+        ValueError: another type with this name is registered, or a frame has it.
     """
+    if kind.__name__ in RESERVED:
+        raise ValueError(f"{kind.__name__} is the name of a frame on the wire: choose another")
     known = _types.setdefault(kind.__name__, kind)
     if known is not kind:
         raise ValueError(f"there is a command {kind.__name__} already: {known.__module__}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from textual.app import App
 
 from engine import protocol as p
+from engine.client import EngineGoneError
 from engine.session import Dirty, Session
 from qtui.pump import EVERYTHING
 from qtui.screens.registry import WORKBENCH, actions_of, screens
@@ -119,11 +120,11 @@ class MountedScreens:
         for screen in self._made.values():
             screen.connected()
 
-    def lost(self, reason: str, log_path: str) -> None:
-        """The engine is gone; ``reason`` is why."""
+    def lost(self, error: EngineGoneError) -> None:
+        """The engine is gone."""
         self._set_failed(True)
         for screen in self._made.values():
-            screen.lost(reason, log_path)
+            screen.lost(error)
 
     def _set_failed(self, failed: bool) -> None:
         self._failed = failed

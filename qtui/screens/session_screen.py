@@ -12,6 +12,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 
 from engine import protocol as p
+from engine.client import EngineGoneError
 from engine.session import Dirty, Session
 from qtui.actions import HOLD, Action, bindings, remapped
 from qtui.textual_internals import bind_key
@@ -100,10 +101,9 @@ class SessionScreen(Screen[None]):
     def connected(self) -> None:
         """An engine is connected; it knows nothing of commands sent to the previous one."""
 
-    def lost(self, reason: str, log_path: str) -> None:
-        """The engine is gone; ``reason`` is why."""
-        first = reason.splitlines()[0] if reason else "the engine ended"
-        self.say("error", f"{first}: {self.key('retry')} restarts it")
+    def lost(self, error: EngineGoneError) -> None:
+        """The engine is gone."""
+        self.say("error", f"{error.reason}: {self.key('retry')} restarts it")
 
     def refused(self) -> None:
         """A command could not be sent: there is no engine."""

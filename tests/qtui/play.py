@@ -60,10 +60,10 @@ class Pretender(r.Replay):
             case p.Stop():
                 self.die("stopped")
 
-    def die(self, message: str) -> None:
+    def die(self, reason: str, *log: str) -> None:
         for task in self.tasks.values():
             task.cancel()
-        super().die(message)
+        super().die(reason, *log)
 
     def begin(self, job: str, events: Iterable[p.AnyEvent], slow: float = 1.0) -> None:
         """Give events one after the other."""

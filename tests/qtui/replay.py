@@ -55,9 +55,9 @@ class Replay:
         for event in events:
             self._queue.put_nowait(event)
 
-    def die(self, message: str) -> None:
-        """End, as an engine that crashed."""
-        self._queue.put_nowait(EngineGoneError(message))
+    def die(self, reason: str, *log: str) -> None:
+        """End, as an engine that crashed; ``log`` is the end of its log."""
+        self._queue.put_nowait(EngineGoneError(reason, log, self.log_path))
 
     def heard(self) -> bool:
         """Whether the client has received all there was, and waits for more."""

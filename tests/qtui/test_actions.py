@@ -31,7 +31,7 @@ async def at(stage: str) -> AsyncIterator[Driver]:
     }
     async with driving(*events[stage], size=(120, 40)) as d:
         if stage == "dead":
-            d.link.die("it was killed by signal 9")
+            d.link.die("the engine was killed by signal 9")
             await d.until(lambda: d.bench.banner.has_class("-shown"))
             await d.pilot.pause()
         yield d

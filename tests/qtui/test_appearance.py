@@ -64,7 +64,7 @@ async def test_an_engine_that_is_lost_ends_the_pause() -> None:
     async with driving(*r.opening(), *r.swept(5)) as d:
         await d.pilot.press("z")
         await d.until(lambda: d.app.engine.frozen)
-        d.link.die("it was killed by signal 9")
+        d.link.die("the engine was killed by signal 9")
         await d.until(lambda: d.bench.banner.has_class("-shown"))
         assert not d.app.engine.frozen
         assert "it was killed by signal 9" in d.screen()

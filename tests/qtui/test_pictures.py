@@ -21,7 +21,7 @@ from tests.qtui import starting
 from tests.qtui.driving import Driver
 
 DOWN = "model.layers.0.mlp.down_proj"
-LAST_WORDS = "it was killed by signal 9\nINFO sweep\nMemoryError: 3.1 GB wanted"
+LAST_WORDS = "the engine was killed by signal 9", "INFO sweep", "MemoryError: 3.1 GB wanted"
 NOON = 1_700_049_600.0
 FUSED = "model.layers.0.mlp.experts.gate_up_proj"
 
@@ -156,7 +156,7 @@ def test_too_small(snap_compare: Compare) -> None:
 
 def test_without_an_engine(snap_compare: Compare) -> None:
     async def dies(d: Driver) -> None:
-        d.link.die(LAST_WORDS)
+        d.link.die(*LAST_WORDS)
         await d.until(lambda: d.bench.banner.has_class("-shown"))
         d.link._waiting = True  # nobody listens any more
 

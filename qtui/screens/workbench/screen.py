@@ -11,6 +11,7 @@ from textual.containers import Horizontal
 from textual.geometry import Size
 
 from engine import protocol as p
+from engine.client import EngineGoneError
 from engine.session import Dirty, Session
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext
@@ -135,13 +136,13 @@ class Workbench(SessionScreen):
         self.table.pending.clear()
         self.histogram_requests.soon()
 
-    def lost(self, reason: str, log_path: str) -> None:
+    def lost(self, error: EngineGoneError) -> None:
         """The engine is gone."""
         self.scoreboard.state = "no engine"
         self.table.pending.clear()
         self.message.clear()
-        self.events.say("error", reason.splitlines()[0] if reason else "the engine ended")
-        self.banner.show(reason, log_path, self.key("retry"), self.key("quit"))
+        self.events.say("error", error.reason)
+        self.banner.show(error, self.key("retry"), self.key("quit"))
 
     def refused(self) -> None:
         """A command went nowhere: there is no engine."""

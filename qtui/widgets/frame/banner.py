@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.client import EngineGoneError
 from qtui.views.text import printable
 from qtui.widgets.line import Lines, Words
 
@@ -23,26 +24,20 @@ class Banner(Lines):
     Banner.-shown { display: block; }
     """
 
-    def show(self, message: str, log_path: str, retry: str = "r", leave: str = "q") -> None:
+    def show(self, error: EngineGoneError, retry: str = "r", leave: str = "q") -> None:
         """Say that the engine is gone.
 
         Args:
-            message: its first line is the cause, the rest its log.
-            log_path: where its log is.
+            error: why, with the end of its log.
             retry: the key that starts another one.
             leave: the key that quits.
         """
-        cause, *log = [line.rstrip() for line in message.splitlines() if line.strip()] or ["?"]
-        if log_path and (cut := cause.find(log_path)) > 0:
-            # Where the log is has a line of its own.
-            cause = cause[:cut].rpartition(";")[0] or cause
-        if cause.startswith("the engine"):
-            lines: list[Words] = [[("T" + printable(cause[1:]) + ".", "bold $error")]]
-        else:
-            lines = [[("The engine ended: ", "bold $error"), (printable(cause), "bold")]]
+        reason = printable(error.reason)
+        lines: list[Words] = [[(reason[:1].upper() + reason[1:] + ".", "bold $error")]]
+        log = [line.rstrip() for line in error.log if line.strip()]
         lines += [[("  " + printable(line), "$dim")] for line in log[-LOG_LINES:]]
-        if log_path:
-            lines.append([("Log: ", ""), (printable(log_path), "$primary")])
+        if error.log_path:
+            lines.append([("Log: ", ""), (printable(error.log_path), "$primary")])
         lines.append(
             [(retry, "bold $primary"), (" restarts it and resumes; ", ""),
              (leave, "bold $primary"), (" quits. Results are saved.", "")]

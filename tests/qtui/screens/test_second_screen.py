@@ -218,7 +218,7 @@ async def test_a_screen_can_be_shown_from_the_palette_and_the_workbench_likewise
 async def test_a_lost_engine_is_said_on_the_screen_that_is_shown() -> None:
     async with driving(*r.opening(), size=(120, 30)) as d:
         screen = await shown_map(d)
-        d.link.die("it was killed by signal 9")
+        d.link.die("the engine was killed by signal 9")
         await d.until(lambda: screen.failed)
         assert d.bench.banner.has_class("-shown")
         assert screen.handler is not None

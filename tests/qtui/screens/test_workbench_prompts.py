@@ -167,7 +167,7 @@ async def test_a_filter_beyond_every_layer_says_so_and_one_that_is_begun_is_hint
 async def test_an_engine_that_is_lost_leaves_the_prompt_and_what_is_typed() -> None:
     async with driving(*r.opening(), *r.swept(5), size=(100, 30)) as d:
         await d.pilot.press("slash", *"dow")
-        d.link.die("it was killed by signal 9")
+        d.link.die("the engine was killed by signal 9")
         await d.until(lambda: d.bench.banner.has_class("-shown"))
         await d.pilot.press("n")
         await d.pilot.pause()
@@ -180,7 +180,7 @@ async def test_an_engine_that_is_lost_leaves_the_prompt_and_what_is_typed() -> N
 async def test_an_engine_that_is_lost_under_the_palette_can_be_started_again_from_it() -> None:
     async with driving(*r.opening(), *r.swept(5), size=(100, 30)) as d:
         await d.pilot.press("colon")
-        d.link.die("it was killed by signal 9")
+        d.link.die("the engine was killed by signal 9")
         await d.until(lambda: d.bench.banner.has_class("-shown"))
         await d.pilot.press("escape", "colon", *"retry", "enter")
         await d.until(lambda: not d.bench.banner.has_class("-shown"))
