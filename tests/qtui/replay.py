@@ -12,7 +12,7 @@ import msgspec
 from engine import protocol as p
 from engine.client import EngineGoneError
 from engine.profiles import load_profile
-from engine.session import Session, apply
+from engine.session import Session, apply, decode_session, encode_session
 
 BLOCKS, HIDDEN, MIDDLE, KV, VOCAB = 5, 256, 768, 128, 3072
 FORMAT = "int4-g128"
@@ -45,6 +45,7 @@ class Replay:
         """What identifies each request."""
         self.closed = False
         self._seq = 0
+        self._journal = Session()
         self._waiting = self._died = False
         self._queue: asyncio.Queue[p.AnyEvent | Session | EngineGoneError] = asyncio.Queue()
         # An engine says first what it knows.
@@ -68,9 +69,11 @@ class Replay:
         self.sent.append(msgspec.structs.replace(command, ask=""))
 
     async def receive(self) -> p.Sent | Session:
-        if self._died:  # whoever listens again listens to another engine
+        if self._died:  # the next engine knows the session from its journal, and no job of it
             self._died = False
-            return Session()
+            session = decode_session(encode_session(self._journal))
+            session.jobs = {}
+            return session
         self._waiting = True
         event = await self._queue.get()
         self._waiting = False
@@ -78,9 +81,11 @@ class Replay:
             self._died = True
             raise event
         if isinstance(event, Session):
+            self._journal = decode_session(encode_session(event))
             return event
         kept = not isinstance(event, p.Transient)
         self._seq += kept
+        apply(self._journal, event, self._seq if kept else 0)
         return p.Sent(self._seq if kept else 0, event)
 
     async def close(self) -> None:

@@ -67,7 +67,7 @@ async def test_an_engine_that_is_lost_ends_the_pause() -> None:
         d.link.die("the engine was killed by signal 9")
         await d.until(lambda: d.bench.banner.has_class("-shown"))
         assert not d.app.engine.frozen
-        assert "it was killed by signal 9" in d.screen()
+        assert "The engine was killed by signal 9." in d.screen()
 
 
 async def test_the_next_theme_is_drawn_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

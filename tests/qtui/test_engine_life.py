@@ -73,7 +73,7 @@ async def test_an_engine_that_cannot_start_is_said_too() -> None:
     link = r.Replay()
     async with reconnecting(EngineGoneError("no room on /run"), link) as d:
         await d.until(lambda: d.bench.banner.has_class("-shown"))
-        assert "no room on /run" in d.bench.banner.text
+        assert "No room on /run." in d.bench.banner.text
         await d.pilot.press("r")
         await d.until(lambda: len(link.sent) >= 3)
 
