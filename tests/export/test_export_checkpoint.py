@@ -356,7 +356,7 @@ def test_values_that_are_not_finite_are_stored_as_zero_and_told(tmp_path: Path) 
     ("arch", "layer", "text", "why"),
     [
         ("gpt2", "transformer.h.0.attn.c_attn", "int8", "Conv1D"),
-        ("qwen3_moe", "model.layers.0.mlp.experts.gate_up_proj", "int8", "fused"),
+        ("qwen3_moe", "model.layers.0.mlp.experts.gate_up_proj", "int8", "fuses the experts"),
         ("llama", "model.embed_tokens", "int8", "cannot load an embedding"),
         ("llama", "model.layers.0.self_attn.q_proj", "int4-g48", "shorter"),
         ("llama", "model.layers.0.self_attn.q_proj", "nf4", "no nf4"),
@@ -402,7 +402,7 @@ def test_an_unknown_layer_or_format_is_an_error(tmp_path: Path) -> None:
 def test_a_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny.build("llama", tmp_path / "in", dtype=torch.float16))
     checkpoint.config["quantization_config"] = {"quant_method": "fp8"}
-    with pytest.raises(CheckpointError, match="quantised already"):
+    with pytest.raises(CheckpointError, match="is already quantised"):
         export_checkpoint(checkpoint, {"lm_head": "int8"}, tmp_path / "out")
 
 
@@ -423,7 +423,7 @@ def test_nothing_is_overwritten_unless_told(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny.build("llama", tmp_path / "in", dtype=torch.float16))
     out = tmp_path / "out"
     export_checkpoint(checkpoint, {"lm_head": "int8"}, out)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         export_checkpoint(checkpoint, MIXED, out)
     assert "lm_head.weight_packed" in open_checkpoint(out).tensors
     (out / "stale.txt").write_text("")
@@ -443,9 +443,9 @@ def test_the_source_and_foreign_folders_are_never_overwritten(tmp_path: Path) ->
     letters = tmp_path / "letters"
     letters.mkdir()
     (letters / "a.txt").write_text("dear")
-    with pytest.raises(UsageError, match="no checkpoint"):
+    with pytest.raises(UsageError, match="is not a checkpoint"):
         export_checkpoint(checkpoint, MIXED, letters, overwrite=True)
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         export_checkpoint(checkpoint, MIXED, letters / "a.txt", overwrite=True)
     with pytest.raises(EngineError, match="not a writable folder"):
         export_checkpoint(checkpoint, MIXED, tmp_path / "nowhere" / "out")

@@ -82,7 +82,7 @@ def test_holding_refuses_what_it_cannot_hold(network: Network) -> None:
     weight = network.weight(name)
     with pytest.raises(UsageError, match=r"k_proj has shape \[32, 64\].*\[64, 32\]"):
         network.holding({name: weight.T}).__enter__()
-    with pytest.raises(UsageError, match="'nothing' is no layer"):
+    with pytest.raises(UsageError, match="'nothing' is not a layer"):
         network.holding({name: weight, "nothing": weight}).__enter__()
     with network.holding({name: weight * 2}):
         with pytest.raises(RuntimeError, match="held already"):
