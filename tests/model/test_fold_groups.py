@@ -185,7 +185,7 @@ def test_the_gain_follows_its_formula_and_is_one_over_the_scale_where_the_weight
 
 def test_a_scale_of_another_width_or_for_no_absorber_is_refused() -> None:
     norm = FoldGroup(("a",), "norm", "", "norm", weight=torch.ones(4))
-    with pytest.raises(UsageError, match=r"a: a scale of shape \[3\]; \[4\] is right"):
+    with pytest.raises(UsageError, match=r"a: a scale of shape \[3\], expected \[4\]"):
         norm.gain(torch.ones(3), torch.float16)
     with pytest.raises(UsageError, match="a: nothing absorbs"):
         FoldGroup(("a",), "", "nothing absorbs", "none").gain(torch.ones(4), torch.float16)
