@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -56,6 +57,16 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         monkeypatch.setenv(variable, str(folder))
     yield tmp_path
     shutil.rmtree(runtime, ignore_errors=True)
+    _without_log_file()
+
+
+def _without_log_file() -> None:
+    """Undo what a command in this process set up: the next test's lines are not that session's."""
+    logger = logging.getLogger("engine")
+    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from engine.store.paths import session_folder
@@ -40,7 +41,14 @@ def log_to_file(name: str) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    handler = logging.FileHandler(log_file(name), delay=True)
+    handler = _LogFile(log_file(name), delay=True)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logger.addHandler(handler)
     logger.propagate = False
+
+
+class _LogFile(logging.FileHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # The file is opened by its first line: a folder that is gone must not end a measurement.
+        with suppress(OSError):
+            super().emit(record)

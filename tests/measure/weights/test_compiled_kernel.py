@@ -146,4 +146,4 @@ def test_a_kernel_that_rounds_otherwise_is_not_used(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(compiled_kernel, "_compiled", lambda: otherwise)
     kernels = Fused()
     assert kernels.errors(normal(8, 256), parse_format("int4-g128"), FLOAT16) is None
-    assert "rounds otherwise" in kernels.why
+    assert "rounds differently" in kernels.why
