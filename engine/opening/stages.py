@@ -132,6 +132,9 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     protocol = p.Protocol(
         text=text.name,
         text_sha256=text.sha256,
+        column=text.column,
+        documents=text.documents,
+        skipped=text.skipped,
         tokens=windows.tokens,
         seq_len=windows.seq_len,
         stride=windows.targets,
@@ -208,16 +211,23 @@ def _cut_windows(
     settings = opened.settings
     yield p.Stage("reading text", 0, 1)
     notices: list[str] = []
-    text = evaluation_text(settings.text, demo=opened.demo, notify=notices.append)
+    tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
+    text = evaluation_text(
+        settings.text, demo=opened.demo, notify=notices.append, tokenizer=tokenizer
+    )
     for sentence in notices:
         yield p.Notice("warning", sentence)
     yield p.Stage("cutting windows", 0, 1)
-    tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
     seq_len, why = _window_length(network.config, settings.seq_len)
     if why:
         yield p.Notice("info", why)
     with quiet():  # the tokenizer warns of texts longer than the model's window; we cut them
-        ids = first_tokens(tokenizer, text.content, max(settings.tokens, seq_len))
+        ids = first_tokens(
+            tokenizer,
+            text.content,
+            max(settings.tokens, seq_len),
+            special_tokens=text.special_tokens,
+        )
     windows = cut(torch.tensor(ids), seq_len, settings.tokens, settings.stride)
     windows = shuffled(windows, settings.seed)
     vocabulary = network.config.get_text_config().vocab_size

@@ -111,6 +111,9 @@ class Calibrated(Event, frozen=True, kw_only=True):
 
     text: str
     text_sha256: str
+    column: str = ""
+    documents: int = 0
+    skipped: int = 0
     tokens: int
     """Tokens in all windows."""
     seq_len: int

@@ -10,7 +10,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     profile: str = "standard"
     text: str | None = None
-    """A text file or a dataset; None means the default text."""
+    """A text file or a dataset, with a split and a column after colons; None means the default
+    text."""
     calib: str | None = None
     tokens: int = 16384
     seq_len: int = 2048
@@ -50,6 +51,12 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the evaluation text."""
     text_sha256: str
     """Hash of the text."""
+    column: str = ""
+    """Column of the dataset that was read; empty for a text without columns."""
+    documents: int = 0
+    """Documents that the text was joined from; 0 where an earlier version did not count them."""
+    skipped: int = 0
+    """Rows of the dataset that were left out, since they have no text."""
     tokens: int
     """Tokens in all windows; figures come from the targets that count."""
     seq_len: int
@@ -68,3 +75,13 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     """Draws of labels behind an estimate."""
     interval: float = 0.95
     """Coverage of the confidence intervals."""
+
+    @property
+    def text_read(self) -> str:
+        """The text with what was read of it: ``stack, column content, 60 documents``."""
+        said = self.text
+        if self.column:
+            said += f", column {self.column}"
+        if self.column or self.skipped:
+            said += f", {self.documents:,} document{'' if self.documents == 1 else 's'}"
+        return said + (f" ({self.skipped:,} rows without text skipped)" if self.skipped else "")

@@ -240,6 +240,9 @@ def _calibration(
     return s.CalibrationPart(
         text=known.text,
         text_sha256=known.text_sha256,
+        column=known.column,
+        documents=known.documents,
+        skipped=known.skipped,
         tokens=known.tokens,
         seq_len=known.seq_len,
         seed=known.seed,

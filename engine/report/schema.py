@@ -319,6 +319,12 @@ class CalibrationPart(Part, frozen=True, kw_only=True):
     """Name of the text."""
     text_sha256: str | UnsetType = UNSET
     """Hash of the text."""
+    column: str | UnsetType = UNSET
+    """Column of the dataset that was read; empty for a text without columns."""
+    documents: int | UnsetType = UNSET
+    """Documents that the text was joined from."""
+    skipped: int | UnsetType = UNSET
+    """Rows of the dataset that were left out, since they have no text."""
     tokens: int | UnsetType = UNSET
     """Tokens in all windows."""
     seq_len: int | UnsetType = UNSET

@@ -58,11 +58,13 @@ class Evaluation(msgspec.Struct, frozen=True):
 def evaluation(files: Files, protocol: p.Protocol, windows: str) -> Evaluation:
     """The part of a key that describes the evaluation.
 
-    The tokens stand for the text, so its name and its hash are not part of the key. Facts that
-    depend on the random labels of estimates add them themselves. Only the kind of device counts.
+    The tokens stand for the text, so its name, its hash and its rows are not part of the key. Facts
+    that depend on the random labels of estimates add them themselves. Of the device only its kind
+    counts.
     """
     parts = msgspec.to_builtins(protocol)
-    del parts["text"], parts["text_sha256"], parts["draws"]
+    for name in ("text", "text_sha256", "column", "documents", "skipped", "draws"):
+        del parts[name]
     parts["device"] = protocol.device.split(":")[0]
     return Evaluation(files, parts, windows)
 

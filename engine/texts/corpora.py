@@ -2,79 +2,71 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.errors import TextError, first_line
+from engine.errors import TextError, UsageError, first_line
 from engine.texts import stdlib as stdlib_text
-from engine.texts.hub import load_split
+from engine.texts.files import SUFFIXES, read_text_file, rows_of_dataset
+from engine.texts.hub import NoSuchSplitError, load_split
+from engine.texts.naming import on_disk, split_and_column
+from engine.texts.rows import Asked, Notify, text_of
+from engine.texts.text import JOINT, Text
 
-Notify = Callable[[str], None]
-
-JOINT = "\n\n"
-"""Separator of the texts of a set."""
+__all__ = ["Text", "calibration_text", "evaluation_text", "first_tokens"]
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text to evaluate or calibrate on."""
-
-    name: str
-    """Shown with every perplexity."""
-    content: str
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the UTF-8 bytes."""
-        return hashlib.sha256(self.content.encode()).hexdigest()
-
-
-def evaluation_text(asked: str | None, *, demo: bool, notify: Notify) -> Text:
+def evaluation_text(
+    asked: str | None, *, demo: bool, notify: Notify, tokenizer: Any = None
+) -> Text:
     """The text that a session is evaluated on.
 
     Args:
-        asked: a text file, a dataset on disk or its name; None for the default: the held-out
-            standard library for the demo, otherwise WikiText-2's raw test set.
+        asked: a text file, a dataset on disk or its name, with a split and a column after colons;
+            None for the default: the held-out standard library for the demo, otherwise WikiText-2's
+            raw test set.
         demo: whether the bundled checkpoint is evaluated.
-        notify: called with a sentence if another text is used instead.
+        notify: called with a sentence if another text is used instead, or rows are skipped.
+        tokenizer: of the model, whose template writes chats.
 
     Raises:
         TextError: the text cannot be read.
     """
     if asked is not None:
-        return _named(asked)
+        return _named(asked, "test", "--text", tokenizer, notify)
     if demo:
         return held_out_library()
     try:
-        return _wikitext("test")
+        return _wikitext("test", notify)
     except TextError as error:
         notify(f"{error}; evaluating on this machine's Python standard library instead")
         return standard_library()
 
 
-def calibration_text(asked: str | None, *, demo: bool, notify: Notify) -> Text:
+def calibration_text(
+    asked: str | None, *, demo: bool, notify: Notify, tokenizer: Any = None
+) -> Text:
     """The calibration text; never the evaluation text, unless it is named.
 
     Args:
-        asked: a text file, a dataset on disk or its name; None for the default: the standard
-            library modules that the demo was trained on, otherwise WikiText-2's raw training set.
+        asked: as for `evaluation_text`; None for the default: the standard library modules that the
+            demo was trained on, otherwise WikiText-2's raw training set.
         demo: whether the bundled checkpoint is calibrated.
-        notify: called with a sentence if another text is used instead.
+        notify: called with a sentence if another text is used instead, or rows are skipped.
+        tokenizer: of the model, whose template writes chats.
 
     Raises:
         TextError: the text cannot be read.
     """
     if asked is not None:
-        return _named(asked, "train", option="--calib")
+        return _named(asked, "train", "--calib", tokenizer, notify)
     if demo:
         return learnt_library()
     try:
-        return _wikitext("train")
+        return _wikitext("train", notify)
     except TextError as error:
         notify(f"{error}; calibrating on this machine's Python standard library instead")
         return learnt_library()
@@ -110,19 +102,27 @@ UNSURE_TOKENS = 512
 """Tokens before a cut that may differ from those of the whole text; a generous bound."""
 
 
-def first_tokens(tokenizer: Any, content: str, wanted: int) -> list[int]:
+def first_tokens(
+    tokenizer: Any, content: str, wanted: int, *, special_tokens: bool = True
+) -> list[int]:
     """At least the first ``wanted`` ids of a text, equal to those from tokenising all of it.
 
     If the tokenizer splits text into words first, a prefix of the text has the same first tokens,
     and the rest of a long text is skipped. Otherwise all of it is tokenised.
+
+    Args:
+        tokenizer: of the model.
+        content: the text.
+        wanted: how many.
+        special_tokens: whether the tokenizer adds its own, such as BOS.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     length = wanted * SURE_CHARACTERS
     if backend is not None and backend.pre_tokenizer is not None and length < len(content):
-        ids: list[int] = tokenizer(content[:length])["input_ids"]
+        ids: list[int] = tokenizer(content[:length], add_special_tokens=special_tokens)["input_ids"]
         if len(ids) >= wanted + UNSURE_TOKENS:
             return ids[: len(ids) - UNSURE_TOKENS]
-    whole: list[int] = tokenizer(content)["input_ids"]
+    whole: list[int] = tokenizer(content, add_special_tokens=special_tokens)["input_ids"]
     return whole
 
 
@@ -131,44 +131,69 @@ def _library(name: str, texts: list[str], option: str = "--text") -> Text:
         raise TextError(
             f"this Python has no standard library sources on disk: give a text with {option} FILE"
         )
-    return Text(name, JOINT.join(texts))
+    return Text(name, JOINT.join(texts), documents=len(texts))
 
 
-def _named(asked: str, split: str = "test", option: str = "--text") -> Text:
-    path = Path(asked).expanduser()
-    if path.is_file():
-        return read_text_file(path)
-    if path.is_dir():
-        return Text(path.name, JOINT.join(_texts(_from_disk(path), str(path))))
-    looks_like_path = asked.startswith((".", "/", "~")) or path.suffix in {".txt", ".md", ".jsonl"}
-    if looks_like_path:
-        raise TextError(f"{option} {asked}: no such text file or dataset folder")
-    name, _, chosen = asked.partition(":")
-    return Text(asked, JOINT.join(_texts(load_split(name, None, chosen or split), asked)))
-
-
-def read_text_file(path: Path) -> Text:
-    """A file as one text.
-
-    Raises:
-        TextError: it is not UTF-8, or empty.
-    """
+def _named(asked: str, split: str, option: str, tokenizer: Any, notify: Notify) -> Text:
     try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path}: not UTF-8 at byte {error.start}: convert it, for example with iconv"
-        ) from error
-    except OSError as error:
-        raise TextError(f"{path}: cannot be read: {error.strerror}") from error
-    if not content.strip():
-        raise TextError(f"{path}: the file is empty")
-    return Text(path.name, content)
+        found = on_disk(asked)
+    except RuntimeError as error:
+        raise UsageError(f"{option} {asked}: there is no such user") from error
+    named = Asked(asked, option=option, tokenizer=tokenizer)
+    if found is None:
+        return _of_hub(named, split, notify)
+    path, rest = found
+    named = replace(named, given=asked[: len(asked) - len(rest) - bool(rest)])
+    if path.is_dir():
+        return _of_folder(path, rest, named, notify)
+    return read_text_file(path, replace(named, column=rest), notify)
 
 
-def _wikitext(split: str) -> Text:
+def _of_hub(asked: Asked, split: str, notify: Notify) -> Text:
+    """A dataset of the hub; what follows its name is a split, or else a column."""
+    given = asked.given
+    file = given.split(":")[0]
+    if given.startswith((".", "/", "~")) or Path(file).suffix.lower() in SUFFIXES:
+        raise TextError(f"{asked.option} {given}: no such text file or dataset folder")
+    name, _, rest = given.partition(":")
+    first, column = split_and_column(rest)
+    try:
+        dataset = load_split(name, None, first or split)
+    except NoSuchSplitError:
+        if not first or column:
+            raise
+        first, column = "", first
+        dataset = load_split(name, None, split)
+    called = f"{name}:{first}" if first else name
+    named = replace(asked, given=called, column=column)
+    return text_of(rows_of_dataset(called, dataset), called, named, notify)
+
+
+def _of_folder(path: Path, rest: str, asked: Asked, notify: Notify) -> Text:
+    """A dataset on disk; what follows its path is a split, a column, or both."""
+    dataset = _from_disk(path)
+    first, column = split_and_column(rest)
+    name = path.name
+    if hasattr(dataset, "keys"):
+        splits = list(dataset)
+        split = first if first in splits else splits[0] if len(splits) == 1 else ""
+        if not split:
+            raise TextError(
+                f"{path} has several splits ({', '.join(splits)}): name one of them, as in "
+                f"{asked.option} {asked.given}:{splits[0]}"
+            )
+        if first == split:
+            first, column = column, ""
+            name, asked = f"{name}:{split}", replace(asked, given=f"{asked.given}:{split}")
+        dataset = dataset[split]
+    column = f"{first}:{column}" if column else first
+    return text_of(rows_of_dataset(str(path), dataset), name, replace(asked, column=column), notify)
+
+
+def _wikitext(split: str, notify: Notify) -> Text:
     path, config = WIKITEXT
-    return Text(f"wikitext-2 {split}", JOINT.join(_texts(load_split(path, config, split), path)))
+    rows = rows_of_dataset(path, load_split(path, config, split))
+    return text_of(rows, f"wikitext-2 {split}", Asked(path), notify)
 
 
 def _from_disk(path: Path) -> Any:
@@ -176,17 +201,9 @@ def _from_disk(path: Path) -> Any:
 
     try:
         return datasets.load_from_disk(str(path))
+    except IndexError as error:  # it expects at least one file of rows
+        raise TextError(f"{path} is empty: it has no rows") from error
     except Exception as error:
         raise TextError(
             f"{path}: not a dataset saved with datasets.save_to_disk: {first_line(error)}"
         ) from error
-
-
-def _texts(dataset: Any, name: str) -> list[str]:
-    if hasattr(dataset, "keys"):
-        raise TextError(f"{name} has several splits ({', '.join(dataset)}): name one of them")
-    columns = list(dataset.column_names)
-    column = "text" if "text" in columns else columns[0] if columns else ""
-    if not column or not isinstance(dataset[0][column], str):
-        raise TextError(f"{name} has no text column: its columns are {', '.join(columns)}")
-    return list(dataset[column])

@@ -22,7 +22,14 @@ PROBE_SECONDS = 3.0
 
 UNREACHABLE = "is not in the local cache, and the hub cannot be reached"
 
+_NO_SPLIT = ("Unknown split", "Bad split")
+"""How ``datasets`` begins its error for a split that a dataset does not have."""
+
 _switching = threading.Lock()
+
+
+class NoSuchSplitError(TextError):
+    """The dataset has no split of this name; the message lists those it has."""
 
 
 def load_split(path: str, config: str | None, split: str) -> Any:
@@ -34,6 +41,7 @@ def load_split(path: str, config: str | None, split: str) -> Any:
         split: such as ``test``.
 
     Raises:
+        NoSuchSplitError: the dataset has no such split.
         TextError: the dataset does not exist, or it is not cached and the hub is unreachable.
     """
     import datasets
@@ -45,7 +53,9 @@ def load_split(path: str, config: str | None, split: str) -> Any:
         with offline():
             return datasets.load_dataset(path, config, split=split)
     except Exception as error:  # the dataset's own reader may raise anything
-        why = first_line(error) if online else UNREACHABLE
+        if (said := first_line(error)).startswith(_NO_SPLIT):
+            raise NoSuchSplitError(f"the dataset {path}: {said}") from error
+        why = said if online else UNREACHABLE
         raise TextError(f"the dataset {path} {why}") from error
 
 

@@ -17,6 +17,7 @@ import typer
 from engine.errors import UsageError
 from engine.profiles import DEFAULT_PROFILE, RANGES, Profile, load_profile
 from engine.protocol import By, Direction, Settings, Sweep
+from engine.texts.naming import on_disk
 
 Word = TypeVar("Word", bound=str)
 DTYPES = ("fp32", "fp16", "bf16")
@@ -93,11 +94,11 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     ] = DEFAULT_PROFILE
     text: Annotated[
         str | None,
-        typer.Option("--text", metavar="FILE|DATASET", help="evaluation text"),
+        typer.Option("--text", metavar="FILE|DATASET[:COLUMN]", help="evaluation text"),
     ] = None
     calib: Annotated[
         str | None,
-        typer.Option("--calib", metavar="FILE|DATASET", help="calibration text"),
+        typer.Option("--calib", metavar="FILE|DATASET[:COLUMN]", help="calibration text"),
     ] = None
     calib_tokens: Annotated[
         int | None,
@@ -156,8 +157,8 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         profile = load_profile(self.profile)
         settings = profile.settings(
             self.profile,
-            text=None if self.text is None else located(self.text),
-            calib=None if self.calib is None else located(self.calib),
+            text=None if self.text is None else located_text(self.text),
+            calib=None if self.calib is None else located_text(self.calib),
             calib_tokens=self.calib_tokens,
             tokens=self.tokens,
             seq_len=self.seq_len,
@@ -282,6 +283,21 @@ def located(given: str) -> str:
     """A path that exists, made absolute, since an engine may run in another folder; else as is."""
     path = expanded(given)
     return str(path.resolve()) if path.exists() else given
+
+
+def located_text(given: str) -> str:
+    """Like `located`, for a text that may name a split and a column after colons.
+
+    Raises:
+        UsageError: it names the home of an unknown user.
+    """
+    try:
+        found = on_disk(given)
+    except RuntimeError as error:
+        raise UsageError(f"{given}: there is no such user") from error
+    if found is None:
+        return given
+    return f"{found.path.resolve()}:{found.rest}" if found.rest else str(found.path.resolve())
 
 
 def expanded(given: str) -> Path:

@@ -64,7 +64,7 @@ def notes_of(view: View, *, order: bool = False) -> dict[str, str]:
 def protocol_in_words(protocol: p.Protocol) -> str:
     """The protocol behind a perplexity, in one line."""
     return (
-        f"{protocol.text} (sha256 {protocol.text_sha256[:16]}), {protocol.tokens} tokens in "
+        f"{protocol.text_read} (sha256 {protocol.text_sha256[:16]}), {protocol.tokens} tokens in "
         f"{protocol.windows} windows of {protocol.seq_len}, stride {protocol.stride}, "
         f"{protocol.dtype} on {protocol.device}, seed {protocol.seed}, "
         f"intervals {percent(protocol.interval)}"

@@ -138,7 +138,7 @@ class EventLog:
                 self.say(
                     "info",
                     f"model on {event.device} in {event.dtype}, {event.blocks} blocks, "
-                    f"{n.size(event.memory)}; text: {event.protocol.text}, {tokens}",
+                    f"{n.size(event.memory)}; text: {event.protocol.text_read}, {tokens}",
                 )
 
     # --- words --------------------------------------------------------------------------------

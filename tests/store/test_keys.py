@@ -140,3 +140,8 @@ def test_of_the_device_only_the_kind_counts() -> None:
 def test_a_part_left_out_is_refused() -> None:
     with pytest.raises(TypeError, match="scale_dtype"):
         keys.WeightError(on=FILES, layer="a", format="int8")  # type: ignore[call-arg]
+
+
+def test_where_the_same_tokens_came_from_does_not_count() -> None:
+    other = msgspec.structs.replace(PROTOCOL, text="b", column="content", documents=9, skipped=2)
+    assert keys.evaluation(FILES, other, "of the windows") == EVALUATION

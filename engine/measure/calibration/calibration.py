@@ -216,8 +216,10 @@ def need_calibration(loaded: Loaded) -> Events[Calibration]:
     from engine.model.quiet import quiet
 
     opened, settings, notices = loaded.opened, loaded.settings, list[str]()
-    text = calibration_text(settings.calib, demo=opened.demo, notify=notices.append)
     tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
+    text = calibration_text(
+        settings.calib, demo=opened.demo, notify=notices.append, tokenizer=tokenizer
+    )
     seq_len = loaded.windows.seq_len
     with quiet():
         windows = cut_calibration(tokenizer, text, seq_len, settings.calib_tokens, settings.seed)
@@ -237,6 +239,9 @@ def need_calibration(loaded: Loaded) -> Events[Calibration]:
     yield p.Calibrated(
         text=text.name,
         text_sha256=text.sha256,
+        column=text.column,
+        documents=text.documents,
+        skipped=text.skipped,
         tokens=windows.tokens,
         seq_len=seq_len,
         windows=count,

@@ -27,7 +27,7 @@ def protocol_lines(protocol: p.Protocol, baseline: s.BaselinePart | UnsetType) -
     if protocol.stride != protocol.seq_len - 1:
         cut += f", {protocol.stride} targets of each"
     lines = [
-        f"text: {printable(protocol.text)}, {protocol.tokens:,} tokens, {cut}; "
+        f"text: {printable(protocol.text_read)}, {protocol.tokens:,} tokens, {cut}; "
         f"{protocol.dtype} on {protocol.device}"
     ]
     if not isinstance(baseline, UnsetType):

@@ -194,7 +194,8 @@ class Scoreboard(Lines):
 
     def _protocol(self, model: ModelReady, room: int) -> str:
         numbers = _numbers(model)
-        text = printable(model.protocol.text)
+        read = model.protocol
+        text = printable(f"{read.text}:{read.column}" if read.column else read.text)
         space = room - len(numbers) - 2
         if space < 6:
             return numbers[:room] if room < len(numbers) else numbers
