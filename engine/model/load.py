@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from engine.checkpoint import open_checkpoint
+from engine.checkpoint import Checkpoint, open_checkpoint
 from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
 from engine.model.config import model_class, read_config
@@ -104,6 +104,7 @@ def load_network(
         if unread:
             notes += (f"{len(unread)} tensors on disk are not part of the model: {few(unread)}",)
         on_stage(LoadStage("checking resume", 0, 1))
+        _check_range(path, model, made_from, checkpoint, chosen_dtype)
         zeroed = _zero_what_is_not_finite(model)
         network = Network(model, made_from, tied=tied, notes=notes, zeroed=zeroed)
         check_resuming(network)
@@ -273,12 +274,44 @@ def _untie_head(model: Any) -> bool:
     return True
 
 
+def _not_finite(tensor: torch.Tensor) -> bool:
+    # One reduction finds a fault; counting comes only then.
+    return bool(tensor.numel()) and not bool(torch.isfinite(tensor.detach().abs().amax()))
+
+
+def _check_range(
+    path: Path,
+    model: Any,
+    made_from: dict[str, tuple[str, ...]],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+) -> None:
+    """Raise if a finite weight on disk is beyond the dtype that is computed in."""
+    limit = torch.finfo(dtype).max
+    short = next(name for name, each in DTYPES.items() if each == dtype)
+    for name, tensor in model.named_parameters():
+        if not _not_finite(tensor):
+            continue
+        for disk in made_from.get(name, ()):
+            stored = checkpoint.read(disk)
+            if not stored.is_floating_point():
+                continue
+            lost = torch.isfinite(stored) & ~torch.isfinite(stored.to(dtype))
+            if not bool(lost.any()):
+                continue
+            place = lost.nonzero()[0].tolist()
+            raise UsageError(
+                f"{path}: {disk} is {float(stored[tuple(place)]):.6g} at {place}, and {dtype} "
+                f"ends at {limit:.6g}: it cannot be measured with --dtype {short}; use --dtype "
+                f"{'bf16 or fp32' if short == 'fp16' else 'fp32'}".replace("torch.", "")
+            )
+
+
 def _zero_what_is_not_finite(model: Any) -> tuple[str, ...]:
     """Set NaN and infinite weights to 0, and report them: a single one makes every logit NaN."""
     said = []
     for name, tensor in model.named_parameters():
-        # One reduction finds a fault; counting comes only then.
-        if not tensor.numel() or bool(torch.isfinite(tensor.detach().abs().amax())):
+        if not _not_finite(tensor):
             continue
         bad = int((~torch.isfinite(tensor)).sum())
         tensor.data.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)

@@ -55,7 +55,7 @@ def baseline(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, 
     reference = reference_of(loaded)
     key = keys.Baseline(on=loaded.evaluation).address
     known = loaded.known([key]).get(key)
-    if isinstance(known, p.Baseline):
+    if isinstance(known, p.Baseline) and math.isfinite(known.nll):  # earlier versions stored nan
         yield from counts.found([key], [known])
         return known
     for batch in range(len(reference.batches)):
@@ -65,6 +65,18 @@ def baseline(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, 
     fact = p.Baseline(found.mean, found.se, perplexity(found.mean), counted)
     yield counts.learnt(key, fact)
     return fact
+
+
+def not_finite(loaded: Loaded, what: str) -> p.Notice:
+    """Says that a change makes logits that are not finite, and what to try."""
+    dtype = loaded.protocol.dtype
+    other = "--dtype bf16 or fp32" if dtype == "float16" else "--dtype fp32"
+    cause = "the unchanged model's are" if dtype == "float32" else f"try {other}"
+    return p.Notice(
+        "error",
+        f"{what}: the changed model's logits in {dtype} are not finite ({cause}): its figures are "
+        "null",
+    )
 
 
 def run_reference(
@@ -160,6 +172,8 @@ def score(
             if states is not None:
                 fact = msgspec.structs.replace(fact, calibration="sequential")
             if done:
+                if not math.isfinite(fact.kl) or not math.isfinite(fact.dnll):
+                    yield not_finite(loaded, "this recipe")
                 yield counts.learnt(key, fact)
             elif job:
                 yield p.RecipePartial(fact)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.measure.block_loop import Crossing
 from engine.measure.evaluation.divergence import Tally, compare
+from engine.measure.evaluation.not_finite import check_finite
 from engine.model.boundary_states import (
     BoundaryStates,
     CachePlan,
@@ -152,6 +153,7 @@ class Reference:
             first[batch, chunk] = z.argmax(-1, keepdim=True)
             if self.plan.logits:
                 logits[batch, chunk] = self.memory.device.put(z)
+        check_finite(self.network, ids, nll)
         # All at once, so that an abandoned forward leaves nothing behind.
         for table in (*lses.values(), *first.values()):
             self.memory.room.take(table.nbytes, always=True)

@@ -113,7 +113,7 @@ class CandidateMeasurement:
             nll: of the unchanged model.
             counts: of the job.
         """
-        self._loaded, self._table, self._nll = loaded, table, nll
+        self.loaded, self._table, self._nll = loaded, table, nll
         self._counts = counts
         self._everything: RecipeRun | None = None
         network, self._reference = loaded.network, reference_of(loaded)
@@ -163,7 +163,7 @@ class CandidateMeasurement:
             FormatError: see `approximated`.
             OutOfMemoryError: the whole body, quantised, does not fit in addition to the model.
         """
-        if self._loaded.network.streamed:
+        if self.loaded.network.streamed:
             yield from self._together(due)
             return
         for candidate in due:
@@ -171,7 +171,7 @@ class CandidateMeasurement:
             if self._table.direction == "degrade":
                 held = yield from self._weights(candidate, keep=keep)
                 tally = yield from changed(
-                    self._loaded, batch, candidate.unit.start, held, self._counts
+                    self.loaded, batch, candidate.unit.start, held, self._counts
                 )
             else:
                 tally = yield from self._given_back(candidate, batch)
@@ -183,7 +183,7 @@ class CandidateMeasurement:
             self._room += _size(candidate.held)
             candidate.held = None
         if len(candidate.tallies) == self.micro_batches:
-            self._loaded.part(Tallies, Tallies).pop(candidate.key, None)
+            self.loaded.part(Tallies, Tallies).pop(candidate.key, None)
 
     def figure(self, candidate: Candidate) -> p.Sensitivity:
         """The figure from a candidate's tallies so far."""
@@ -245,16 +245,16 @@ class CandidateMeasurement:
         held: dict[str, Held] = {}
         for name in layers:
             held[name] = yield from approximated(
-                self._loaded, name, self._table.format, self._counts
+                self.loaded, name, self._table.format, self._counts
             )
-            if self._loaded.should_stop():
+            if self.loaded.should_stop():
                 yield None
         return held
 
     def _together(self, due: Sequence[Candidate]) -> Generator[p.AnyEvent | None, None, None]:
         """Measure candidates in one pass over the blocks; each unit's weights are computed on the
         way."""
-        network, reference = self._loaded.network, self._reference
+        network, reference = self.loaded.network, self._reference
         ways: list[_CandidateRun] = []
         seen: dict[str, int] = {}
         for candidate in due:
@@ -289,14 +289,14 @@ class CandidateMeasurement:
     def _own_weight(self, layer: str) -> Generator[p.AnyEvent | None, None, Held]:
         """What a candidate sets a layer to: the format, or its original weight."""
         if self._table.direction == "restore":
-            return self._loaded.network.weight(layer)
+            return self.loaded.network.weight(layer)
         return (yield from self._quantised((layer,)))[layer]
 
     def _quantised_body(self, batch: int) -> Generator[p.AnyEvent | None, None, RecipeRun]:
         """The network with its whole body in the format, run on a micro-batch."""
-        network, reference = self._loaded.network, self._reference
+        network, reference = self.loaded.network, self._reference
         if self._everything is None:
-            layers = body_holding(self._loaded, self._table.format)
+            layers = body_holding(self.loaded, self._table.format)
             needed = memory_needed((network.layers[n].shape for n in layers), network.dtype)
             what = "every layer of the body in a format, in addition to the model,"
             check_memory(needed, memory_free(network.device), network.device, what=what)
@@ -307,7 +307,7 @@ class CandidateMeasurement:
     def _given_back(
         self, candidate: Candidate, batch: int
     ) -> Generator[p.AnyEvent | None, None, Tally]:
-        network, reference = self._loaded.network, self._reference
+        network, reference = self.loaded.network, self._reference
         counts = self._counts
         yield from run_reference(reference, batch, counts)
         everything = yield from self._quantised_body(batch)

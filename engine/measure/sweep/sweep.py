@@ -9,7 +9,7 @@ far single effects add up. Results in the store are not measured again.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from engine import protocol as p
@@ -17,7 +17,7 @@ from engine.formats.grammar import Format, parse_built
 from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import estimate
-from engine.measure.evaluation.evaluate import baseline, forward_seconds, score
+from engine.measure.evaluation.evaluate import baseline, forward_seconds, not_finite, score
 from engine.measure.sweep.agreement import AgreementTracker
 from engine.measure.sweep.candidates import (
     Candidate,
@@ -206,6 +206,7 @@ def _measure_all(
             fact = table.found[candidate.unit.name] = measuring.figure(candidate)
             measuring.drop(candidate)
             progress.finish(candidate.unit)
+            yield from _said_if_not_finite(measuring.loaded, fact)
             yield counts.learnt(candidate.key, fact)
             yield from comparing.growing(str(table.format), table.found)
 
@@ -258,9 +259,15 @@ def _measure_top(
             key = candidate.key if whole else figure_key(loaded, candidate.unit, table, exactness)
             measuring.drop(candidate)
             progress.finish(candidate.unit)
+            yield from _said_if_not_finite(measuring.loaded, fact)
             yield counts.learnt(key, fact)
             yield from comparing.growing(text, table.found)
         undecided = left
+
+
+def _said_if_not_finite(loaded: Loaded, fact: p.Sensitivity) -> Iterator[p.Notice]:
+    if not (math.isfinite(fact.kl) and math.isfinite(fact.dnll)):
+        yield not_finite(loaded, f"{fact.layer} in {fact.format}")
 
 
 def _additivity(loaded: Loaded, table: SweepTable, nll: float, counts: JobCounts) -> Found:
