@@ -79,6 +79,8 @@ class Request:
     """Called for every quantised layer when it is written: codes from calibration go into the file
     as they were measured. With scales in ``scale_dtype``, on any device. Must return those of
     layers that need calibration."""
+    reload: bool = True
+    """Whether what was written is loaded once by the program that it is for."""
     on_progress: OnProgress = lambda _done, _total, _tensor: None
     """Called with the progress."""
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from engine.checkpoint import Checkpoint, DiskLayer, TensorInfo, fused_groups, list_layers
 from engine.errors import CheckpointError, UsageError
-from engine.export.compressed.config import quantization_config
+from engine.export.compressed.config import VERSION, quantization_config
 from engine.export.compressed.expressed import why_not_expressed
 from engine.export.compressed.layouts import slots, tensors
 from engine.export.modules import Modules, read_modules
+from engine.export.reload import Measured
 from engine.export.shards import Slot
 from engine.export.tensor_groups import TensorGroup, shard_name
 from engine.export.writer import Codes, NotExportable, some_of
@@ -31,6 +32,10 @@ class Plan(NamedTuple):
     shards: dict[str, list[TensorGroup]]
     quantised: tuple[str, ...]
     notes: list[str]
+    measured: Measured
+    """What the export must compute with; the weights are filled when they are written."""
+    by_layer: dict[str, str]
+    """Modules of the layers stored as codes."""
 
 
 def why_not_exported(
@@ -139,12 +144,46 @@ def plan_of(
     if untied:
         notes.append("the head was tied to the embedding and now has its own weight")
     notes += _unlike_fellows(rows, formats)
-    config = _config(checkpoint, untied=untied)
+    notes += _unlike_readers(codes)
+    # Where both are on disk, they are two weights, whatever the source's config says.
+    own_head = any(row.role == "head" and row is not tied for row in rows.values())
+    config = _config(checkpoint, untied=untied or own_head)
+    by_layer = {layer: modules.module(rows[layer]) for layer in codes}
     if codes:
-        quantised = {modules.module(rows[layer]): fmt for layer, fmt in codes.items()}
+        quantised = {by_layer[layer]: fmt for layer, fmt in codes.items()}
         kept = [name for name in modules.linear if name not in quantised]
         config["quantization_config"] = quantization_config(quantised, kept)
-    return Plan(config, shards, tuple(codes), notes)
+    measured = _measured(rows, changed, modules, modules.head if untied else None)
+    return Plan(config, shards, tuple(codes), notes, measured, by_layer)
+
+
+def _measured(
+    rows: Mapping[str, DiskLayer],
+    changed: Mapping[str, Format],
+    modules: Modules,
+    untied: str | None,
+) -> Measured:
+    """The changed layers by module, those aside that are cast under another name."""
+    names = {
+        layer: modules.head if rows[layer].role == "head" else modules.by_tensor.get(part, "")
+        for layer in changed
+        for part in rows[layer].parts[:1]
+    }
+    formats = {name: changed[layer] for layer, name in names.items() if name in modules.kinds}
+    return Measured(formats, loosely=len(formats) < len(changed), untied=untied)
+
+
+def _unlike_readers(codes: Mapping[str, Format]) -> list[str]:
+    """A note about codes that newer versions of compressed-tensors pack in another way."""
+    odd = sorted({fmt.bits for fmt in codes.values() if fmt.family == "integer" and 32 % fmt.bits})
+    if not odd:
+        return []
+    bits = " and ".join(map(str, odd))
+    return [
+        f"codes of {bits} bits are packed as compressed-tensors up to {VERSION} reads them; from "
+        "0.18 on it reads other values from the same file without an error: load it with "
+        f"compressed-tensors=={VERSION}, or use 4 or 8 bits"
+    ]
 
 
 def _is_tied(row: DiskLayer, checkpoint: Checkpoint) -> bool:

@@ -14,6 +14,7 @@ from engine.checkpoint import DiskLayer, read_layer
 from engine.errors import EngineError, FormatError
 from engine.export.compressed.plan import FORM, plan_of, why_not_exported
 from engine.export.folder import atomic_folder, check_destination, copied_files, copy_files
+from engine.export.reload import check_reload, why_not_reloaded
 from engine.export.tensor_groups import bytes_of, check_room, write_json, write_shards
 from engine.export.writer import Codes, Exported, NotExportable, Request
 from engine.formats.grammar import Format, needs_calibration, why_not_alone
@@ -26,11 +27,13 @@ def export_checkpoint(request: Request) -> Exported:
 
     ``transformers.AutoModelForCausalLM.from_pretrained(out)`` loads it if compressed-tensors is
     installed, and unpacks it at the first forward pass. One layer and its codes are in memory at a
-    time. The folder appears once it is complete. Non-finite values are stored as 0 in quantised
-    layers. A tied head gets its own weight if it or the embedding changes.
+    time; where there is room, also what `engine.export.reload` compares. The folder appears once it
+    is complete and was loaded. Non-finite values are stored as 0 in quantised layers. A tied head
+    gets its own weight if it or the embedding changes.
 
     Raises:
         NotExportable: some layers cannot be written; names all of them, with reasons.
+        UnloadableError: transformers cannot load what was written, or loads another model.
         UsageError: an unknown layer, or ``out`` exists.
         FormatError: a format that does not parse, or a scale that overflows.
         CheckpointError: the checkpoint cannot be read, or is already quantised.
@@ -41,8 +44,16 @@ def export_checkpoint(request: Request) -> Exported:
     scale_dtype = request.scale_dtype or scale_dtype_for(getattr(torch, checkpoint.dtype))
     notes: list[str] = []
 
+    unchecked = why_not_reloaded(checkpoint) if request.reload else ""
+    if unchecked:
+        notes.append(f"not loaded once by transformers to check it: {unchecked}")
+
     def stored(row: DiskLayer, fmt: Format) -> Codes:
-        return _stored(request, row, fmt, scale_dtype, notes)
+        codes = _stored(request, row, fmt, scale_dtype, notes)
+        if unchecked is None:
+            weight = codes.approx().to("cpu", getattr(torch, checkpoint.dtype))
+            plan.measured.weights[plan.by_layer[row.name]] = weight
+        return codes
 
     plan = plan_of(checkpoint, request.recipe, scale_dtype, stored, request.trust_remote_code)
     beside = copied_files(checkpoint.folder)
@@ -54,6 +65,13 @@ def export_checkpoint(request: Request) -> Exported:
             copy_files(checkpoint.folder, beside, folder)
             write_shards(plan.shards, folder, total, request.on_progress)
             write_json(folder / "config.json", plan.config)
+            if unchecked is None:
+                check_reload(
+                    checkpoint,
+                    folder,
+                    plan.measured,
+                    trust_remote_code=request.trust_remote_code,
+                )
     except OSError as error:
         raise EngineError(f"{out} cannot be written: {error.strerror or error}") from error
     return Exported(out, total, plan.quantised, tuple(dict.fromkeys([*plan.notes, *notes])))
