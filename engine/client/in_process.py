@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import importlib
 import queue
+import shutil
 from collections.abc import Iterator
-from typing import Any, Protocol
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine import protocol as p
 from engine.client.log import log_to_file
 from engine.errors import EngineError
 from engine.service import process
 from engine.session import Session, apply
+from engine.store.beside import folder_beside
 from engine.store.paths import facts_file, session_folder, session_name
+
+if TYPE_CHECKING:
+    from engine.store.facts import FactStore
+    from engine.store.journal import Journal
 
 TICK = 0.2
 """Seconds to wait for an event at a time, so that the wait can be interrupted."""
@@ -52,17 +60,16 @@ class InProcess:
     def __init__(self, name: str) -> None:
         """
         Args:
-            name: of the session.
-
-        Raises:
-            SessionBusyError: another engine has this session open.
+            name: of the session; while another process has it open, this engine has one of its own
+                beside it, and both share all facts.
         """
         from engine.store.facts import FactStore
-        from engine.store.journal import Journal
 
         facts = FactStore(facts_file())
+        self._beside: Path | None = None
+        """The folder of a session of its own, deleted at the end."""
         try:
-            journal = Journal(session_folder(name), facts)
+            journal = self._journal(name, facts)
         except BaseException:
             facts.close()
             raise
@@ -76,6 +83,20 @@ class InProcess:
             journal.close()
             facts.close()
             raise
+
+    def _journal(self, name: str, facts: FactStore) -> Journal:
+        from engine.store.journal import Journal
+        from engine.store.lock import SessionBusyError
+
+        with suppress(SessionBusyError):
+            return Journal(session_folder(name), facts, patience=0.0)
+        self._beside = folder_beside(name)
+        return Journal(self._beside, facts)
+
+    @property
+    def beside(self) -> bool:
+        """Whether another process has the session open, so that this one has its own."""
+        return self._beside is not None
 
     def _take(self, seq: int, event: p.AnyEvent) -> None:
         self._events.put((seq, event))
@@ -137,13 +158,14 @@ class InProcess:
     def close(self) -> None:
         """Stop every job and close the journal; results are saved."""
         self._engine.close()
+        if self._beside is not None:
+            shutil.rmtree(self._beside, ignore_errors=True)
 
 
 def in_process(source: str) -> InProcess:
     """Run an engine for the source's session in this process, with no socket.
 
-    Raises:
-        SessionBusyError: another engine has this session open.
+    If another process has the session open, the engine has a session of its own; see `InProcess`.
     """
     return InProcess(session_name(source))
 

@@ -50,7 +50,7 @@ class Model:
             model: False reads only the files, which is enough for a triage.
 
         Raises:
-            EngineError: the checkpoint cannot be read, or another engine has it open.
+            EngineError: the checkpoint cannot be read.
         """
         self.settings = settings
         self._engine: InProcess = in_process(source)

@@ -40,8 +40,8 @@ NOT_WHOLE = "the incomplete folder is deleted"
 """What happens to an export that does not finish."""
 
 MUST_AGREE = (
-    "text", "calib", "calib_tokens", "tokens", "seq_len", "stride", "sigma", "device", "dtype",
-    "seed", "draws",
+    "text", "calib", "calib_tokens", "tokens", "seq_len", "stride", "bos", "sigma", "device",
+    "dtype", "seed", "draws",
     "trust_remote_code",
 )  # fmt: skip
 """Settings that results depend on: an engine with different ones cannot be used."""
@@ -58,6 +58,10 @@ class RunError(EngineError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code or 1
+
+
+class _DisagreesError(EngineError):
+    """The engine that has the checkpoint open measures with other settings."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,30 +103,32 @@ def measure(
 
     Raises:
         RunError: it was refused, failed, or was cancelled.
-        UsageError: the engine that has the checkpoint measures with other settings, or a question
-            names an unknown layer.
+        UsageError: a question names an unknown layer.
         EngineError: the engine cannot be reached or ended.
         KeyboardInterrupt: after the job was cancelled; its results are saved.
     """
-    running = client.attached(source)
-    if running is None:
-        client.own_process(source)
-    with closing(running or client.in_process(source)) as engine:
-        kind: type[p.Command]
-        if callable(ask):
-            kind, of_files = of, of is p.Export and not calibrates
-        else:
-            kind, of_files = type(ask), not client.needs_model(ask)
-        run = _Run(
-            engine,
-            ask,
-            meter,
-            kind,
-            tuple(questions),
-            attached=running is not None,
-            of_files=of_files,
-        )
-        return run.follow(source, settings)
+    kind: type[p.Command]
+    if callable(ask):
+        kind, of_files = of, of is p.Export and not calibrates
+    else:
+        kind, of_files = type(ask), not client.needs_model(ask)
+
+    def run(engine: client.Client, *, attached: bool) -> Outcome:
+        asked = tuple(questions)
+        started = _Run(engine, ask, meter, kind, asked, attached=attached, of_files=of_files)
+        return started.follow(source, settings)
+
+    if (running := client.attached(source)) is not None:
+        with closing(running):
+            try:
+                return run(running, attached=True)
+            except _DisagreesError as error:
+                meter.say(f"{error}: measuring beside it; results are shared")
+    client.own_process(source)
+    with closing(client.in_process(source)) as engine:
+        if engine.beside and running is None:
+            meter.say(f"another run has {source} open: measuring beside it; results are shared")
+        return run(engine, attached=False)
 
 
 class _Run:
@@ -158,6 +164,11 @@ class _Run:
 
     def follow(self, source: str, settings: p.Settings) -> Outcome:
         """Send the command and process events until its job has ended."""
+        if self._attached:  # before it is asked: it would say that it ignores our settings
+            if not self._engine.session.source and (event := self._engine.receive(TICK)):
+                self._take(event)
+            if self._engine.session.source:
+                self._check_settings(settings)
         self._engine.send(p.Open(source, settings, model=not self._of_files, take_up=False))
         ended: p.JobEnded | None = None
         try:
@@ -187,8 +198,7 @@ class _Run:
         if not (self._open or (self._attached and session.source)):
             return
         if self._attached:
-            names = MUST_AGREE_OF_FILES.get(self._kind, MUST_AGREE)
-            _agree(session, settings, names if self._of_files else MUST_AGREE)
+            self._check_settings(settings)
         if self._questions and not _names_are_listed(session):
             return
         for question in self._questions:
@@ -202,6 +212,10 @@ class _Run:
         # Other clients may send the same command: ours is recognised by its mark.
         self._sent = msgspec.structs.replace(asked, ask=self._mark)
         self._engine.send(self._sent)
+
+    def _check_settings(self, settings: p.Settings) -> None:
+        names = MUST_AGREE_OF_FILES.get(self._kind, MUST_AGREE)
+        _agree(self._engine.session, settings, names if self._of_files else MUST_AGREE)
 
     def _take(self, event: p.AnyEvent) -> p.JobEnded | None:
         """Report an event on stderr; return the end of our job."""
@@ -334,18 +348,16 @@ def _names_are_final(session: Session) -> bool:
 
 
 def _agree(session: Session, settings: p.Settings, names: Sequence[str]) -> None:
-    """Refuse an engine whose settings differ in these names."""
+    """Raise if an engine's settings differ in these names."""
     if settings.fresh:
-        raise UsageError(
-            f"--fresh needs its own engine, but one already has {session.source} open: "
-            "close the interface that uses it first"
+        raise _DisagreesError(
+            f"--fresh needs an engine of its own, and one has {session.source} open already"
         )
     for name in names:
         theirs, ours = getattr(session.settings, name), getattr(settings, name)
         if theirs != ours:
-            raise UsageError(
-                f"an engine already has {session.source} open with {name} {theirs}, not {ours}: "
-                "use the same value, or close the interface that uses it first"
+            raise _DisagreesError(
+                f"an engine already has {session.source} open with {name} {theirs}, not {ours}"
             )
 
 

@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine import protocol as p
+from engine.client import InProcess, in_process
+from engine.store.beside import folder_beside
+from engine.store.past_sessions import past_sessions
+from engine.store.paths import session_folder, session_name
 from tests import tiny
+from tests.drive import settings
 
 PROGRAM = """
 import gc, logging, os, sys, warnings
@@ -48,3 +54,42 @@ def test_an_engine_in_a_notebook_changes_nothing_global(tmp_path: Path, prose: P
         capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert told.stdout.strip().endswith("nothing changed"), told.stderr
+
+
+def until_ended(engine: InProcess, command: p.AnyCommand) -> p.JobEnded:
+    *_, last = engine.run(command)
+    assert isinstance(last, p.JobEnded)
+    return last
+
+
+def test_two_measurements_of_a_checkpoint_run_side_by_side_and_share_facts(
+    tmp_path: Path, prose: Path
+) -> None:
+    source = str(tiny.build("llama", tmp_path / "tiny-llama"))
+    chosen = settings(prose)
+    first = in_process(source)
+    try:
+        until_ended(first, p.Open(source, chosen))
+        until_ended(first, p.Evaluate("int8"))
+        second = in_process(source)
+        assert (first.beside, second.beside) == (False, True)
+        try:
+            until_ended(second, p.Open(source, chosen))
+            outcome = until_ended(second, p.Evaluate("int8"))
+            assert outcome.resumed == 2  # baseline and score, from the other's facts
+            until_ended(second, p.Evaluate("int4-g32"))
+        finally:
+            second.close()
+        outcome = until_ended(first, p.Evaluate("int4-g32"))
+        assert outcome.measured == 0
+    finally:
+        first.close()
+    assert [each.name for each in past_sessions()] == [session_name(source)]
+
+
+def test_what_a_killed_process_left_beside_is_deleted() -> None:
+    gone = session_folder("model-1a.999999999.1")
+    other = session_folder("model-1a.5.gguf-2b")
+    assert folder_beside("model-1a").is_dir()
+    assert not gone.exists()
+    assert other.exists()

@@ -20,6 +20,8 @@ Answer: TypeAlias = Callable[[p.AnyCommand, Session], Iterable[p.AnyEvent | Base
 class Scripted:
     """Takes commands, keeps them, and gives the events that answer them, folded."""
 
+    beside = False
+
     def __init__(self, answer: Answer, session: Session | None = None) -> None:
         self.session = session or Session()
         self.sent: list[p.AnyCommand] = []

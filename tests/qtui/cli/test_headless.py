@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import pytest
 
+from engine import client
 from engine import protocol as p
-from engine.errors import UsageError
 from engine.session import Session, apply
 from qtui.cli.headless import RunError, measure
 from qtui.cli.progress import Meter
 from tests.qtui import replay as r
-from tests.qtui.scripted import install, whole
+from tests.qtui.scripted import Scripted, install, whole
 
 
 class Terminal(io.StringIO):
@@ -226,17 +226,27 @@ def test_a_run_uses_the_engine_that_has_the_checkpoint(
     assert outcome.session is engine.session
 
 
-def test_an_engine_with_another_protocol_is_refused(
+def test_beside_an_engine_with_another_protocol_a_run_measures_by_itself(
     monkeypatch: pytest.MonkeyPatch, said: io.StringIO
 ) -> None:
     theirs = msgspec.structs.replace(r.SETTINGS, tokens=4096)
-    engine = install(monkeypatch, attached_answer, attached=running(theirs))
-    with pytest.raises(UsageError, match="tokens 4096, not 16384"):
-        measure("demo", r.SETTINGS, p.Sweep((r.FORMAT,)), Meter(said))
-    assert engine.closed
+    used = install(monkeypatch, attached_answer, attached=running(theirs))
+    own: list[Scripted] = []
+
+    def in_process(source: str) -> Scripted:
+        own.append(Scripted(whole))
+        return own[-1]
+
+    monkeypatch.setattr(client, "in_process", in_process)
     fresh = msgspec.structs.replace(theirs, fresh=True)
-    with pytest.raises(UsageError, match="--fresh"):
-        measure("demo", fresh, p.Sweep((r.FORMAT,)), Meter(said))
+    for settings, why in ((r.SETTINGS, "tokens 4096, not 16384"), (fresh, "--fresh")):
+        outcome = measure("demo", settings, p.Sweep((r.FORMAT,)), Meter(said))
+        assert outcome.session is own[-1].session
+        assert own[-1].closed
+        assert why in said.getvalue()
+        assert "measuring beside it; results are shared" in said.getvalue()
+    assert used.closed
+    assert not used.sent
 
 
 def test_an_engine_with_another_text_still_knows_the_weights(
