@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET
+
 from engine import protocol as p
 from engine.checkpoint import (
     Checkpoint,
@@ -135,6 +137,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
         column=text.column,
         documents=text.documents,
         skipped=text.skipped,
+        bos=True if opened.settings.bos else UNSET,
         tokens=windows.tokens,
         seq_len=windows.seq_len,
         stride=windows.targets,
@@ -205,6 +208,7 @@ def _cut_windows(
 
     from engine.model.load import load_tokenizer
     from engine.model.quiet import quiet
+    from engine.texts.bos import adds_bos, bos_token, probe, warning
     from engine.texts.corpora import evaluation_text, first_tokens
     from engine.texts.windows import cut, shuffled
 
@@ -226,9 +230,10 @@ def _cut_windows(
             tokenizer,
             text.content,
             max(settings.tokens, seq_len),
-            special_tokens=text.special_tokens,
+            special_tokens=text.special_tokens and not settings.bos,
         )
-    windows = cut(torch.tensor(ids), seq_len, settings.tokens, settings.stride)
+    bos = bos_token(tokenizer) if settings.bos else None
+    windows = cut(torch.tensor(ids), seq_len, settings.tokens, settings.stride, bos)
     windows = shuffled(windows, settings.seed)
     vocabulary = network.config.get_text_config().vocab_size
     if int(windows.ids.max()) >= vocabulary:
@@ -236,6 +241,11 @@ def _cut_windows(
             f"the tokenizer produces token {int(windows.ids.max())}, but the model has only "
             f"{vocabulary} tokens: tokenizer and model do not match"
         )
+    tried = probe(ids) if bos is None and adds_bos(tokenizer) else ()
+    if tried:
+        begun = _with_and_without(network, tried, tokenizer.bos_token_id)
+        if sentence := warning(*begun):
+            yield p.Notice("warning", sentence)
     if windows.tokens < settings.tokens - settings.tokens % seq_len:
         yield p.Notice(
             "info", f"the text has only {windows.tokens} tokens in windows of {seq_len}, "
@@ -246,6 +256,19 @@ def _cut_windows(
             "info", f"using one window of {seq_len} tokens, instead of {settings.tokens} tokens"
         )
     return text, windows
+
+
+def _with_and_without(network: Network, ids: Sequence[int], bos: int) -> tuple[float, float]:
+    """NLL of the second half of a window, in nats per token, without and with BOS before it."""
+    import torch
+
+    found = []
+    for row in ([*ids], [bos, *ids]):
+        window = torch.tensor([row], device=network.device)
+        late = len(ids) // 2
+        logits = network.run(window, None)[0, -late - 1 : -1].float()
+        found.append(float(torch.nn.functional.cross_entropy(logits, window[0, -late:])))
+    return found[0], found[1]
 
 
 def _window_length(config: Any, asked: int) -> tuple[int, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from msgspec import UNSET, UnsetType
+
 from engine.protocol.commands import AnyCommand
 from engine.protocol.facts import AnyFact, RecipeScore
 from engine.protocol.keys import Direction, EffectKey
@@ -111,9 +113,9 @@ class Calibrated(Event, frozen=True, kw_only=True):
 
     text: str
     text_sha256: str
-    column: str = ""
-    documents: int = 0
-    skipped: int = 0
+    column: str | UnsetType = UNSET
+    documents: int | UnsetType = UNSET
+    skipped: int | UnsetType = UNSET
     tokens: int
     """Tokens in all windows."""
     seq_len: int

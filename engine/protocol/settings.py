@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of calibration text, in windows of ``seq_len``."""
     sigma: float = 4.0
     """Weights beyond this many standard deviations count as outliers."""
+    bos: bool = False
+    """Begin every window with the tokenizer's BOS token, which takes the place of one of text."""
     device: str = "auto"
     dtype: str | None = None
     """``fp32``, ``fp16`` or ``bf16``; None takes float32 on a CPU, 16 bits on a GPU."""
@@ -51,12 +54,15 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the evaluation text."""
     text_sha256: str
     """Hash of the text."""
-    column: str = ""
-    """Column of the dataset that was read; empty for a text without columns."""
-    documents: int = 0
-    """Documents that the text was joined from; 0 where an earlier version did not count them."""
-    skipped: int = 0
+    column: str | UnsetType = UNSET
+    """Column of the dataset that was read, empty for a text without columns; absent, as the two
+    below, in what an earlier version wrote."""
+    documents: int | UnsetType = UNSET
+    """Documents that the text was joined from."""
+    skipped: int | UnsetType = UNSET
     """Rows of the dataset that were left out, since they have no text."""
+    bos: bool | UnsetType = UNSET
+    """True if every window begins with the tokenizer's BOS token, else absent."""
     tokens: int
     """Tokens in all windows; figures come from the targets that count."""
     seq_len: int
@@ -82,6 +88,10 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
         said = self.text
         if self.column:
             said += f", column {self.column}"
-        if self.column or self.skipped:
+        if self.documents and (self.column or self.skipped):
             said += f", {self.documents:,} document{'' if self.documents == 1 else 's'}"
-        return said + (f" ({self.skipped:,} rows without text skipped)" if self.skipped else "")
+        if self.skipped:
+            said += (
+                f" ({self.skipped:,} row{'' if self.skipped == 1 else 's'} without text skipped)"
+            )
+        return said + (", BOS before each window" if self.bos else "")

@@ -64,7 +64,7 @@ def evaluation(files: Files, protocol: p.Protocol, windows: str) -> Evaluation:
     """
     parts = msgspec.to_builtins(protocol)
     for name in ("text", "text_sha256", "column", "documents", "skipped", "draws"):
-        del parts[name]
+        parts.pop(name, None)
     parts["device"] = protocol.device.split(":")[0]
     return Evaluation(files, parts, windows)
 

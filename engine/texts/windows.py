@@ -51,7 +51,9 @@ class Windows:
         return self.seq_len - 1 - self.targets
 
 
-def cut(ids: Tensor, seq_len: int, tokens: int, stride: int | None = None) -> Windows:
+def cut(
+    ids: Tensor, seq_len: int, tokens: int, stride: int | None = None, bos: int | None = None
+) -> Windows:
     """Cut a row of tokens into windows.
 
     Args:
@@ -59,6 +61,7 @@ def cut(ids: Tensor, seq_len: int, tokens: int, stride: int | None = None) -> Wi
         seq_len: tokens in a window.
         tokens: how many to use: ``tokens // seq_len`` windows, or as many as the text has.
         stride: None for windows that do not overlap.
+        bos: a token that every window begins with, before ``seq_len − 1`` of the text.
 
     Raises:
         TextError: the text is shorter than one window.
@@ -68,17 +71,19 @@ def cut(ids: Tensor, seq_len: int, tokens: int, stride: int | None = None) -> Wi
         raise UsageError(f"a window of {seq_len} token has no target: --seq-len must be 2 or more")
     if stride is not None and not 1 <= stride < seq_len:
         raise UsageError(f"--stride {stride} must be between 1 and seq_len − 1 = {seq_len - 1}")
-    have = ids.numel()
-    if have < seq_len:
+    have, own = ids.numel(), seq_len - (bos is not None)
+    if have < own:
         raise TextError(
             f"the text has {have} tokens, fewer than one window of {seq_len}: "
             f"give a longer --text or a --seq-len of at most {max(have, 2)}"
         )
-    step = stride or seq_len
-    fit = (have - seq_len) // step + 1
+    step = stride or own
+    fit = (have - own) // step + 1
     asked = max(1, tokens // seq_len)
     starts = torch.arange(min(fit, asked)) * step
-    rows = torch.stack([ids[s : s + seq_len] for s in starts.tolist()])
+    rows = torch.stack([ids[s : s + own] for s in starts.tolist()])
+    if bos is not None:
+        rows = torch.cat([rows.new_full((len(rows), 1), bos), rows], 1)
     return Windows(rows.to(torch.int64), stride or seq_len - 1)
 
 

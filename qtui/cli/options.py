@@ -114,6 +114,9 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         int | None,
         typer.Option("--stride", metavar="N", help="overlapping windows, scoring N tokens of each"),
     ] = None
+    bos: Annotated[
+        bool, typer.Option("--bos", help="begin each window with the tokenizer's BOS token")
+    ] = False
     device: Annotated[
         str | None, typer.Option("--device", metavar="cpu|cuda:N|auto", help="device to run on")
     ] = None
@@ -163,6 +166,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             tokens=self.tokens,
             seq_len=self.seq_len,
             stride=self.stride,
+            bos=self.bos,
             device=self.device,
             dtype=self.dtype,
             memory_budget=None if self.memory_budget is None else size_in_bytes(self.memory_budget),

@@ -19,6 +19,7 @@ OPTIONS = (
     ("tokens", "--tokens"),
     ("seq_len", "--seq-len"),
     ("stride", "--stride"),
+    ("bos", "--bos"),
     ("device", "--device"),
     ("dtype", "--dtype"),
     ("memory_budget", "--memory-budget"),

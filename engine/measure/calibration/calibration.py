@@ -27,6 +27,7 @@ from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
 from engine.model.network import Held, Network
 from engine.quant.input_statistics import InputStatistics
 from engine.store import keys
+from engine.texts.bos import bos_token
 from engine.texts.corpora import calibration_text
 from engine.workspace import Loaded
 
@@ -221,8 +222,11 @@ def need_calibration(loaded: Loaded) -> Events[Calibration]:
         settings.calib, demo=opened.demo, notify=notices.append, tokenizer=tokenizer
     )
     seq_len = loaded.windows.seq_len
+    bos = bos_token(tokenizer) if settings.bos else None
     with quiet():
-        windows = cut_calibration(tokenizer, text, seq_len, settings.calib_tokens, settings.seed)
+        windows = cut_calibration(
+            tokenizer, text, seq_len, settings.calib_tokens, settings.seed, bos
+        )
     budget = loaded.budget() // 4
     found = loaded.part(
         Calibration, lambda: Calibration(loaded.network, windows, settings.batch_tokens, budget)

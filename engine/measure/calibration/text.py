@@ -36,14 +36,14 @@ class CalibrationWindows:
 
 
 def cut_calibration(
-    tokenizer: Any, text: Text, seq_len: int, tokens: int, seed: int
+    tokenizer: Any, text: Text, seq_len: int, tokens: int, seed: int, bos: int | None = None
 ) -> CalibrationWindows:
     """``tokens // seq_len`` windows from all over a text, at least one, fewer if it has no more.
 
     The text is split into excerpts that are each long enough for a window, in an order shuffled by
     the seed; the first window of every excerpt is taken, then the second, and so on. So windows do
-    not overlap, and a long text is not tokenised whole. No special token is added: a window from
-    the middle of a text does not begin with one either.
+    not overlap, and a long text is not tokenised whole. No special token is added but ``bos``, if
+    given, which every window begins with.
 
     Raises:
         UsageError: the number of tokens is 0.
@@ -51,7 +51,7 @@ def cut_calibration(
     """
     if tokens < 1:
         raise UsageError(f"{tokens} calibration tokens requested: use at least one window")
-    wanted = max(1, tokens // seq_len)
+    wanted, own = max(1, tokens // seq_len), seq_len - (bos is not None)
     excerpts = _excerpts(text.content, seq_len * SURE_CHARACTERS)
     random.Random(seed).shuffle(excerpts)
     windows: list[Sequence[int]] = []
@@ -60,19 +60,22 @@ def cut_calibration(
         if len(windows) == wanted:
             break
         ids = tokenizer(excerpt, add_special_tokens=False)["input_ids"]
-        if len(ids) >= seq_len:
-            windows.append(ids[:seq_len])
-            later.append(ids[seq_len:])
-    while len(windows) < wanted and any(len(ids) >= seq_len for ids in later):
-        long_enough = [ids for ids in later if len(ids) >= seq_len]
-        windows += [ids[:seq_len] for ids in long_enough[: wanted - len(windows)]]
-        later = [ids[seq_len:] for ids in long_enough]
+        if len(ids) >= own:
+            windows.append(ids[:own])
+            later.append(ids[own:])
+    while len(windows) < wanted and any(len(ids) >= own for ids in later):
+        long_enough = [ids for ids in later if len(ids) >= own]
+        windows += [ids[:own] for ids in long_enough[: wanted - len(windows)]]
+        later = [ids[own:] for ids in long_enough]
     if not windows:
         raise TextError(
             f"calibration text {text.name}: it does not fill one window of {seq_len} tokens: "
             "give a longer one with --calib, or a smaller --seq-len"
         )
-    return CalibrationWindows(text, torch.tensor(windows), seed)
+    rows = torch.tensor(windows)
+    if bos is not None:
+        rows = torch.cat([rows.new_full((len(rows), 1), bos), rows], 1)
+    return CalibrationWindows(text, rows, seed)
 
 
 def _excerpts(content: str, length: int) -> list[str]:
