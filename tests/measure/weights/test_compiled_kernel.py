@@ -69,7 +69,10 @@ def test_fused_weights_equal_the_plain_ones_bit_for_bit(
                 _same(kernels, stored, f"int{bits}-g128-{signs}", scale_dtype, what)
 
 
-@pytest.mark.parametrize("text", ["int8", "int4-channel", "int4-g32", "int6-g64-sym"])
+@pytest.mark.parametrize(
+    "text",
+    ["int8", "int4-channel", "int6-g64-sym", pytest.param("int4-g32", marks=pytest.mark.soak)],
+)
 def test_other_groups_and_experts_equal_the_plain_path(kernels: Fused, text: str) -> None:
     _same(kernels, normal(70, 192).to(FLOAT16), text, FLOAT16, "rows")
     _same(kernels, normal(3, 20, 192, seed=1).to(FLOAT16), text, FLOAT16, "experts")
