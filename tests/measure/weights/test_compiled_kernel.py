@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,12 @@ FLOAT16, BFLOAT16, FLOAT32 = torch.float16, torch.bfloat16, torch.float32
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fused]:
-    """One set of kernels over small tiles, compiled once for this file."""
+    """One set of kernels over small tiles, compiled once for this file, by whichever worker."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers of this run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "kernels"))
         patch.setattr(compiled_kernel, "TILE", 1 << 13)
         compiled_kernel._compiled.cache_clear()
         found = Fused()
