@@ -20,7 +20,9 @@ hypothesis_settings.register_profile("untimed", deadline=None)
 hypothesis_settings.load_profile("untimed")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests at a time as there are cores
+    # As many tests at a time as there are cores. Said outright: a worker inherits the environment
+    # of the process that starts it, in which `leave_room` has set the number for one alone.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 leave_room()
 
 IN_MEMORY = Path("/dev/shm")
