@@ -6,15 +6,18 @@ says whether qtui's figures equal those of plain transformers, what it refused a
 much it differs, which is a fault.
 """
 
+# ruff: noqa: BLE001  (a family may fail in any way: the table says how)
+
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,7 +37,7 @@ SMALL: dict[str, Any] = {
         (
             "intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size", "d_inner",
             "decoder_ffn_dim", "encoder_ffn_dim", "dim_feedforward", "feed_forward_size",
-            "shared_expert_intermediate_size", "attention_hidden_size", "expert_ffn_hidden_size",
+            "shared_expert_intermediate_size", "expert_ffn_hidden_size",
         ),
         128,
     ),
@@ -50,8 +53,8 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
     **dict.fromkeys(
         (
-            "head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "d_kv", "index_head_dim",
-            "global_head_dim", "attention_head_dim",
+            "head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "d_kv",
+            "index_head_dim", "global_head_dim", "attention_head_dim",
         ),
         16,
     ),
@@ -67,16 +70,29 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace", "moe_layer_start_index"), 1),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_target_positions"), 256),
     "vocab_size": 320,
+    "pad_token_id": 0,
+    "rotary_dim": 8,
+    "vocab_size_per_layer_input": 320,
+    "hidden_size_per_layer_input": 16,
     "query_pre_attn_scalar": 16,
     "sliding_window": 8,
     "num_kv_shared_layers": 0,
     "mamba_d_state": 16,
     "state_size": 16,
+    "attention_hidden_size": 64,
     "mamba_d_conv": 4,
     "bos_token_id": 256,
     "eos_token_id": 256,
     "is_decoder": True,
 }  # fmt: skip
+LEFT_OUT: tuple[tuple[str, ...], ...] = (
+    (),
+    ("head_dim",),
+    ("head_dim", "global_head_dim", "sliding_window"),
+    ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "head_dim", "index_head_dim"),
+    ("num_key_value_heads", "num_kv_heads", "head_dim"),
+)
+"""What is left as it is by default, where a family does not run otherwise."""
 DEPTHS = (
     "num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "encoder_layers",
     "num_decoder_layers", "num_encoder_layers",
@@ -104,32 +120,53 @@ def families() -> list[str]:
 
 
 def tiny_config(family: str) -> Any:
-    """A small configuration; the number of blocks is one that its pattern of layers allows.
+    """A small configuration: the first of a few that runs.
 
     Raises:
-        Exception: of the last attempt, if none is taken.
+        Exception: of the first attempt, if none does.
     """
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[family]
-    default = kind()
-    fields = {name: value for name, value in SMALL.items() if hasattr(default, name)}
-    fields |= SPECIAL.get(family, {})
-    text = getattr(default, "text_config", None)
-    for blocks in (3, 4, 6, 2):
-        deep = {name: blocks for name in DEPTHS if hasattr(default, name)}
+    first: Exception | None = None
+    for blocks, left_out in itertools.product((3, 4, 6, 2), LEFT_OUT):
         try:
-            if text is not None and not isinstance(text, dict):
-                inner = {n: v for n, v in SMALL.items() if hasattr(text, n)}
-                inner |= {name: blocks for name in DEPTHS if hasattr(text, name)}
-                config = kind(text_config=inner)
-            else:
-                config = kind(**{**deep, **fields})
-            _built(config, meta=True)
-            return config
+            config = _config(kind, family, blocks, left_out)
+            size = sum(p.numel() for p in _built(config, meta=True).parameters())
+            if size > MOST_PARAMETERS:
+                raise ValueError(f"{size / 1e6:.0f}M parameters")
+            _run(_built(config, meta=False))
         except Exception as error:
-            last = error
-    raise last
+            first = first or error
+        else:
+            return config
+    assert first is not None
+    raise first
+
+
+def _config(kind: Any, family: str, blocks: int, left_out: Collection[str]) -> Any:
+    default = kind()
+    fields = {name: value for name, value in SMALL.items() if name not in left_out}
+    fields |= dict.fromkeys(DEPTHS, blocks)
+    text = getattr(default, "text_config", None)
+    if text is not None and not isinstance(text, dict):
+        return kind(text_config={n: v for n, v in fields.items() if _takes(text, n)})
+    small = {name: value for name, value in fields.items() if _takes(default, name)}
+    return kind(**{**small, **SPECIAL.get(family, {})})
+
+
+def _takes(config: Any, name: str) -> bool:
+    try:
+        return hasattr(config, name)
+    except Exception:  # an attribute that is another one in each layer
+        return False
+
+
+def _run(model: Any) -> None:
+    import torch
+
+    with torch.no_grad():
+        model.eval()(input_ids=torch.arange(2, 34)[None], use_cache=False)
 
 
 def _built(config: Any, *, meta: bool) -> Any:
@@ -144,16 +181,13 @@ def write(family: str, folder: Path) -> None:
     """Write a tiny random checkpoint of a family.
 
     Raises:
-        ValueError: it cannot be made small.
+        Exception: it cannot be made small.
     """
     import torch
 
     from tests import tiny
 
     config = tiny_config(family)
-    size = sum(p.numel() for p in _built(config, meta=True).parameters())
-    if size > MOST_PARAMETERS:
-        raise ValueError(f"{size / 1e6:.0f}M parameters")
     torch.manual_seed(0)
     model = _built(config, meta=False)
     generator = torch.Generator().manual_seed(0)
@@ -162,9 +196,7 @@ def write(family: str, folder: Path) -> None:
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() == 2:
                 parameter.copy_(noise * 1.2 / parameter.shape[-1] ** 0.5)
-            elif parameter.dim() > 2:
-                parameter.copy_(noise * 0.1)
-            elif "norm" not in name and name.endswith("bias"):
+            elif parameter.dim() > 2 or ("norm" not in name and name.endswith("bias")):
                 parameter.copy_(noise * 0.1)
     model.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
@@ -185,6 +217,7 @@ def examine(family: str, folder: Path, text: str) -> Iterator[tuple[str, str]]:
     (folder / "text.txt").write_text(text)
     try:
         plain = brute_force.load(folder / "model")
+        plain.config.use_cache = False  # a cache may know attention alone
     except Exception as error:
         yield "plain", f"plain transformers: {type(error).__name__}: {_line(error)}"
         return
@@ -210,7 +243,7 @@ def examine(family: str, folder: Path, text: str) -> Iterator[tuple[str, str]]:
             yield "baseline", f"refused: {_line(error)}"
             return
         yield "baseline", _same(scored.baseline.nll, baseline)
-        modules = brute_force.weights(plain)
+        modules = modules_by_name(plain, folder / "model")
         layers = model.session.layers
         body = {}
         for name, block in zip(layers.names, layers.blocks, strict=True):
@@ -238,12 +271,12 @@ def examine(family: str, folder: Path, text: str) -> Iterator[tuple[str, str]]:
         if not body:
             yield "body", "no layer that plain transformers has by that name"
             return
-        recipe = {name: FORMAT for name in body}
+        recipe = dict.fromkeys(body, FORMAT)
         expected = brute_force.together(plain, dict(body.values()), rows, BATCH // WINDOW, before)
         found = model.evaluate(recipe).document.recipe
         yield "body", _same(found.kl, expected.kl)
         out = folder / "exported"
-        exported = {name: "int4-g32" for name in body}
+        exported = dict.fromkeys(body, "int4-g32")
         try:
             scored = model.evaluate(exported).document.recipe
             model.export(str(out), exported).document  # noqa: B018
@@ -257,6 +290,30 @@ def examine(family: str, folder: Path, text: str) -> Iterator[tuple[str, str]]:
         yield "export", f"DIFFERS: does not load: {type(error).__name__}: {_line(error)}"
         return
     yield "export", _same(scored.nll, nll, 1e-4)
+
+
+def modules_by_name(model: Any, folder: Path) -> dict[str, Any]:
+    """The modules of layers by their name on disk: the same, or that of an equal tensor."""
+    import torch
+    from safetensors.torch import load_file
+
+    from tests import brute_force
+
+    found = dict(brute_force.weights(model))
+    for path in folder.glob("*.safetensors"):
+        for key, tensor in load_file(path).items():
+            name = key.removesuffix(".weight")
+            if name in found or tensor.dim() != 2:
+                continue
+            equal = (m for m in found.values() if torch.equal(m.weight, tensor.float()))
+            if (module := next(equal, None)) is not None:
+                found[name] = module
+    for name, module in (
+        ("lm_head", model.get_output_embeddings()),
+        ("embed_out", model.get_output_embeddings()),
+    ):
+        found.setdefault(name, module)
+    return found
 
 
 def oriented_in(module: Any) -> int:
