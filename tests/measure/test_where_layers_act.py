@@ -167,7 +167,7 @@ def test_recipes_resumed_from_others_equal_plain_transformers(loaded: Loaded) ->
     """A block's layer joins one that acts before, beside or after it."""
     network, end = loaded.network, len(loaded.network.blocks)
     elsewhere = [n for n, layer in network.layers.items() if layer.uses != (layer.block,)]
-    elsewhere = [n for n in elsewhere if network.layers[n].role != "head"][:4] + ["lm_head"]
+    elsewhere = [*[n for n in elsewhere if network.layers[n].role != "head"][:4], "lm_head"]
     late = next(n for n, layer in network.layers.items() if layer.uses == (end - 1,))
     score(loaded, [late])
     for name in elsewhere:
