@@ -120,6 +120,21 @@ PLACED: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma4TextConfig",
         {**ARCHITECTURES["gemma4"][1], "num_kv_shared_layers": 0},
     ),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {
+            **SIZES,
+            "num_hidden_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "num_kv_shared_layers": 0,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "laurel_rank": 8,
+            "activation_sparsity_pattern": [0.0, 0.0],
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 16,
+        },
+    ),
 }
 """Models with layers that do not act where their names say."""
 RESUMABLE = tuple(arch for arch in ARCHITECTURES if arch != "gemma4")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -252,7 +253,7 @@ def _with_graph(forward: Forward, reached: list[Tensor]) -> Forward:
     return run
 
 
-Calls = dict[str, list[tuple[Tensor, Tensor]]]
+Calls = dict[str, list[tuple[Tensor, Tensor | GradientEdge]]]
 
 
 @contextmanager
@@ -274,7 +275,8 @@ def _watching(network: Network, watched: Sequence[str]) -> Iterator[Calls]:
                 return
             if not output.requires_grad:
                 output.requires_grad_(True)  # an embedding: nothing before it has a graph
-            calls[name].append((inputs, output))
+            # Of the output as it is now: what follows may write into it.
+            calls[name].append((inputs, get_gradient_edge(output)))
 
         # Inputs as they come, before anything that is held changes them.
         hooks.append(module.register_forward_pre_hook(before, prepend=True))

@@ -93,7 +93,7 @@ class Network:
         self.blocks = source(modules)
         self.layers: dict[str, Layer] = {name: layer for name, (layer, _slots) in listed.items()}
         self.without_effect: tuple[str, ...] = ()
-        """Layers whose change did not reach the logits of a few tokens."""
+        """Layers whose change did not reach the logits of a few tokens; see `engine.model.uses`."""
         self.should_stop: Callable[[], bool] | None = None
         self.resumable = False
         self.head_resumable = False
@@ -447,7 +447,7 @@ class Network:
                 moved = layer.repeated or (
                     self.head_resumable and (layer.last == end) != (named == end)
                 )
-            if moved:
+            if moved and name not in self.without_effect:
                 found[name] = layer.uses
         return found
 

@@ -27,6 +27,8 @@ from engine.model.blocks import Forward, hidden_of, join_output, split_output, w
 from engine.model.network import Network
 from engine.model.torch_internals import leaves_of
 
+LAST = 16
+"""Positions at a window's end whose logits are compared."""
 Uses = dict[str, set[int]]
 """Regions by layer."""
 
@@ -39,23 +41,27 @@ def find_uses(network: Network, ids: Tensor, cannot_run: tuple[type[Exception], 
         ids: a few tokens, ``[1, tokens]``.
         cannot_run: errors of a model that cannot be run with a graph.
     """
-    uses: Uses = {name: set() for name in network.layers}
+    names = list(network.layers)
+    uses: Uses = {name: set() for name in names}
     try:
         _follow(network, ids, uses)
     except torch.OutOfMemoryError:
         raise
     except cannot_run:
-        uses = {name: set() for name in network.layers}
+        uses = {name: set() for name in names}
     missing = [name for name, regions in uses.items() if not regions]
     if missing:
         before = _states(network, ids)
         for name in missing:
             uses[name] = _by_change(network, ids, name, before)
     network.without_effect = tuple(name for name, regions in uses.items() if not regions)
+    everywhere = range(-1, len(network.blocks) + 1)
     for name, regions in uses.items():
+        layer = network.layers[name]
+        if not regions and layer.block is None:
+            regions.update(everywhere)  # it may act on longer texts
         if regions:
-            found = tuple(sorted(regions))
-            network.layers[name] = replace(network.layers[name], uses=found)
+            network.layers[name] = replace(layer, uses=tuple(sorted(regions)))
 
 
 def _follow(network: Network, ids: Tensor, uses: Uses) -> None:
@@ -105,16 +111,44 @@ def _with_graph(network: Network) -> Iterator[dict[int, str]]:
 
 def _by_change(network: Network, ids: Tensor, name: str, before: list[Tensor]) -> set[int]:
     """From the first region where another weight makes a difference on; none if it makes none."""
-    with network.at_hand([network.layers[name].start]):
-        weight = network.weight(name)
-    generator = torch.Generator().manual_seed(0)
-    scale = float(weight.abs().mean()) or 1.0
-    other = torch.randn(weight.shape, generator=generator, dtype=torch.float32) * scale
-    with network.holding({name: other}):
+    with network.holding({name: _other(network, name)}):
         after = _states(network, ids)
     pairs = zip(before, after, strict=True)
     first = next((i for i, (a, b) in enumerate(pairs) if not torch.equal(a, b)), None)
     return set() if first is None else set(range(first - 1, len(network.blocks) + 1))
+
+
+def _other(network: Network, name: str) -> Tensor:
+    """A weight of the same size as a layer's."""
+    with network.at_hand([network.layers[name].start]):
+        weight = network.weight(name)
+    generator = torch.Generator().manual_seed(0)
+    scale = float(weight.abs().mean()) or 1.0
+    return torch.randn(weight.shape, generator=generator, dtype=torch.float32) * scale
+
+
+def unused(network: Network, ids: Tensor) -> tuple[str, ...]:
+    """Of the layers that a few tokens do not need, those that this text does not need either.
+
+    Some act on long texts alone, such as one that chooses which tokens to attend to. All are
+    changed together: none are returned if the logits change.
+
+    Args:
+        network: at rest.
+        ids: a window, ``[1, tokens]``.
+    """
+    names, tokens = network.without_effect, ids.shape[1]
+    if not names:
+        return ()
+
+    def outputs() -> tuple[Tensor, Tensor]:
+        state = network.final_state(ids, -1, None)
+        return state, network.logits(ids, state, (max(0, tokens - LAST), tokens))
+
+    before = outputs()
+    with network.holding({name: _other(network, name) for name in names}):
+        after = outputs()
+    return names if all(map(torch.equal, before, after)) else ()
 
 
 def _states(network: Network, ids: Tensor) -> list[Tensor]:

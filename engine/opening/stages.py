@@ -126,7 +126,15 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     from engine.measure.evaluation.divergence import MeanWithError
     from engine.model.fold_groups import fold_groups
     from engine.model.inputs import why_not_gathered_of
+    from engine.model.uses import unused
 
+    if idle := unused(network, windows.ids[:1].to(network.device)):
+        count = f"{len(idle)} layer{'s' if len(idle) > 1 else ''}"
+        yield p.Notice(
+            "warning",
+            f"the model does not use {count} ({few(idle)}): changing them changes no logit, so "
+            "their effect is 0",
+        )
     why_not_folded = {
         name: group.why_not for name, group in fold_groups(network).items() if group.why_not
     }
@@ -193,12 +201,6 @@ def _load_network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]
         yield p.Notice("error", sentence)
     if network.why_not_resumable:
         yield p.Notice("warning", network.why_not_resumable)
-    if network.without_effect:
-        yield p.Notice(
-            "warning",
-            f"{few(network.without_effect)}: no effect on the logits of a few tokens; what is "
-            "measured of them is 0 because the model does not use them",
-        )
     return network
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
+from engine.errors import EngineError
 from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import approximated, why_not_given
@@ -339,12 +340,18 @@ class BackwardPass:
             if region == len(network.blocks):
                 moved.append(self._head(state, batch, part, held, changes, found, windows))
                 continue
-            cotangents = [c[part] for c in self.cotangents[batch]]
+            cotangents = [_of_windows(c, part, len(ids)) for c in self.cotangents[batch]]
             if state is None:
                 taps = opening_gradients(network, ids[part], cotangents, held, watched)
             else:
                 taps, before = block_gradients(
-                    network, ids[part], region, state[part], cotangents, held, watched
+                    network,
+                    ids[part],
+                    region,
+                    _of_windows(state, part, len(ids)),
+                    cotangents,
+                    held,
+                    watched,
                 )
                 moved.append(before)
             self._take(taps, changes, found, windows)
@@ -365,7 +372,7 @@ class BackwardPass:
     ) -> list[Tensor]:
         assert state is not None
         network, ids = self.network, self.reference.batches[batch][part]
-        state = state[part]
+        state = _of_windows(state, part, len(self.reference.batches[batch]))
         total: list[Tensor] = []
         for a, b in self.reference.chunks:
             if self.loaded.should_stop():
@@ -382,7 +389,8 @@ class BackwardPass:
         ids = reference.batches[batch][part]
         soft: Tensor | None = None
         if self.direction == "restore":
-            final = reference.state(batch, len(network.blocks))[part]
+            final = reference.state(batch, len(network.blocks))
+            final = _of_windows(final, part, len(reference.batches[batch]))
             with torch.no_grad():
                 soft = torch.softmax(network.logits(ids, final, (a, b)).float(), -1)
         targets = ids[:, a + 1 : b + 1]
@@ -454,6 +462,18 @@ class BackwardPass:
             return found
 
         return embed
+
+
+def _of_windows(state: Tensor, part: slice, windows: int) -> Tensor:
+    """Some windows of a state, which a few models carry in several streams before the windows."""
+    if range(windows)[part] == range(windows):
+        return state
+    if len(state) != windows:
+        raise EngineError(
+            "the hidden state between blocks is not one row a window, so the experts of this model "
+            "cannot be estimated; measure them with --exact all"
+        )
+    return state[part]
 
 
 def weights_alone(format: Format) -> Format:
