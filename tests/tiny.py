@@ -113,6 +113,7 @@ PLACED: dict[str, tuple[str, dict[str, Any]]] = {
             "n_mamba_heads": 4,
             "mamba_headdim": 32,
             "mamba_ngroups": 1,
+            "chunk_size": 16,
             "adapter_rank": 8,
         },
     ),

@@ -309,7 +309,7 @@ def _backwards(
     shape: torch.Size,
 ) -> tuple[Taps, list[Tensor]]:
     flat = [(name, given, gave) for name in watched for given, gave in calls.get(name, ())]
-    wanted = [gave for _, _, gave in flat] + ([leaf] if leaf is not None else [])
+    wanted: list[Any] = [gave for _, _, gave in flat] + ([leaf] if leaf is not None else [])
     found: list[tuple[Tensor | None, ...]] = []
     for number, cotangent in enumerate(cotangents):
         more = number + 1 < len(cotangents)

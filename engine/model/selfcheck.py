@@ -104,7 +104,8 @@ def some_ids(network: Network) -> Tensor:
     vocabulary = network.model.get_input_embeddings().weight.shape[0]
     longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     generator = torch.Generator().manual_seed(0)
-    tokens = min(TOKENS, longest or TOKENS)
+    limit = longest if isinstance(longest, int) and longest > 0 else TOKENS  # XLNet says -1
+    tokens = min(TOKENS, limit)
     return torch.randint(0, vocabulary, (1, tokens), generator=generator).to(network.device)
 
 
