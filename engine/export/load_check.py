@@ -127,6 +127,8 @@ def problem_of(question: _Question) -> str:
         _run(model)
     except Exception as error:  # noqa: BLE001  (whatever it is, this checkpoint is not loaded)
         said = next((line for line in str(error).splitlines() if line.strip()), "")
+        if "CONVERSION" in said:  # where it says what failed is a table on the terminal
+            return "it cannot merge plain experts where other layers are stored as codes"
         return f"{type(error).__name__}: {said.strip()}"
     wrong = [name for name, wanted in question.digests.items() if _read(model, name) != wanted]
     return f"it reads other weights than were measured for {_some(wrong)}" if wrong else ""
