@@ -22,7 +22,7 @@ from engine.checkpoint import (
     open_checkpoint,
 )
 from engine.demo import DEMO_PATH
-from engine.errors import EngineError
+from engine.errors import EngineError, few
 from engine.model.config import architecture_name
 from engine.model.source import resolve_model
 from engine.service.in_thread import in_thread
@@ -127,7 +127,16 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     text, windows = yield from _cut_windows(opened, network)
     from engine.measure.evaluation.divergence import MeanWithError
     from engine.model.fold_groups import fold_groups
+    from engine.model.inputs import why_not_gathered_of
+    from engine.model.uses import unused
 
+    if idle := unused(network, windows.ids[:1].to(network.device)):
+        count = f"{len(idle)} layer{'s' if len(idle) > 1 else ''}"
+        yield p.Notice(
+            "warning",
+            f"the model does not use {count} ({few(idle)}): changing them changes no logit, so "
+            "their effect is 0",
+        )
     why_not_folded = {
         name: group.why_not for name, group in fold_groups(network).items() if group.why_not
     }
@@ -147,7 +156,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
         seed=opened.settings.seed,
         draws=opened.settings.draws,
     )
-    evaluation = keys.evaluation(opened.files, protocol, windows.sha256)
+    evaluation = keys.evaluation(opened.files, protocol, windows.sha256, network.unlike_names())
     loaded = Loaded(opened, network, windows, protocol, evaluation)
     network.should_stop = loaded.should_stop
     opened.workspace.add(loaded)  # from now on it is checked to be at rest after every step
@@ -169,6 +178,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
         interval_factor=MeanWithError(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
         why_not_folded=why_not_folded,
+        why_not_gathered=why_not_gathered_of(network),
     )
     return loaded
 

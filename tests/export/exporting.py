@@ -17,6 +17,5 @@ def export_checkpoint(
     to: str = "checkpoint",
     **options: Any,
 ) -> Exported:
-    """Write a recipe to a target, with the options of a `Request`; loaded once only if asked."""
-    given = {"reload": False, **options}
-    return writer_of(to).write(Request(checkpoint=checkpoint, recipe=recipe, out=out, **given))
+    """Write a recipe to a target, with the options of a `Request`."""
+    return writer_of(to).write(Request(checkpoint=checkpoint, recipe=recipe, out=out, **options))

@@ -16,7 +16,6 @@ from engine.export.compressed.config import VERSION, quantization_config
 from engine.export.compressed.expressed import why_not_expressed
 from engine.export.compressed.layouts import slots, tensors
 from engine.export.modules import Modules, read_modules
-from engine.export.reload import Measured
 from engine.export.shards import Slot
 from engine.export.tensor_groups import TensorGroup, shard_name
 from engine.export.writer import Codes, NotExportable, some_of
@@ -30,12 +29,9 @@ FORM = "compressed-tensors"
 class Plan(NamedTuple):
     config: dict[str, Any]
     shards: dict[str, list[TensorGroup]]
-    quantised: tuple[str, ...]
+    quantised: Mapping[str, str]
+    """Modules by layer."""
     notes: list[str]
-    measured: Measured
-    """What the export must compute with; the weights are filled when they are written."""
-    by_layer: dict[str, str]
-    """Modules of the layers stored as codes."""
 
 
 def why_not_exported(
@@ -50,7 +46,7 @@ def why_not_exported(
     """
     rows, formats = _resolved(checkpoint, recipe)
     modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
-    return _refused(rows, formats, modules, checkpoint.dtype)
+    return _refused(rows, formats, modules, checkpoint)
 
 
 def _resolved(
@@ -75,13 +71,23 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
 
 
 def _refused(
-    rows: Mapping[str, DiskLayer], formats: Mapping[str, Format], modules: Modules, dtype: str
+    rows: Mapping[str, DiskLayer],
+    formats: Mapping[str, Format],
+    modules: Modules,
+    checkpoint: Checkpoint,
 ) -> dict[str, str]:
     refused = {}
+    tied = next((row for row in rows.values() if _is_tied(row, checkpoint)), None)
+    pair = set() if tied is None else set(tied.parts)
     for layer, fmt in formats.items():
-        why = why_not_expressed(fmt, rows[layer].shape, dtype)
+        why = why_not_expressed(fmt, rows[layer].shape, checkpoint.dtype)
         if why is None and not fmt.kept:
             why = modules.why_not_quantised(rows[layer])
+        if why is None and modules.shared and pair.intersection(rows[layer].parts):
+            why = (
+                "head and embedding are tied, and where they are not, transformers does not read "
+                "the weights that blocks share"
+            )
         if why is not None:
             refused[layer] = f"{fmt}: {why}" if str(fmt) not in why else why
     return refused
@@ -109,7 +115,7 @@ def plan_of(
     """
     rows, formats = _resolved(checkpoint, recipe)
     modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
-    if refused := _refused(rows, formats, modules, checkpoint.dtype):
+    if refused := _refused(rows, formats, modules, checkpoint):
         raise NotExportable(refused, FORM)
     stored_as = {name: checkpoint.tensors[row.parts[0]].dtype for name, row in rows.items()}
     changed = {
@@ -148,29 +154,12 @@ def plan_of(
     # Where both are on disk, they are two weights, whatever the source's config says.
     own_head = any(row.role == "head" and row is not tied for row in rows.values())
     config = _config(checkpoint, untied=untied or own_head)
-    by_layer = {layer: modules.module(rows[layer]) for layer in codes}
+    module_of = {layer: modules.module(rows[layer]) for layer in codes}
     if codes:
-        quantised = {by_layer[layer]: fmt for layer, fmt in codes.items()}
+        quantised = {module_of[layer]: fmt for layer, fmt in codes.items()}
         kept = [name for name in modules.linear if name not in quantised]
         config["quantization_config"] = quantization_config(quantised, kept)
-    measured = _measured(rows, changed, modules, modules.head if untied else None)
-    return Plan(config, shards, tuple(codes), notes, measured, by_layer)
-
-
-def _measured(
-    rows: Mapping[str, DiskLayer],
-    changed: Mapping[str, Format],
-    modules: Modules,
-    untied: str | None,
-) -> Measured:
-    """The changed layers by module, those aside that are cast under another name."""
-    names = {
-        layer: modules.head if rows[layer].role == "head" else modules.by_tensor.get(part, "")
-        for layer in changed
-        for part in rows[layer].parts[:1]
-    }
-    formats = {name: changed[layer] for layer, name in names.items() if name in modules.kinds}
-    return Measured(formats, loosely=len(formats) < len(changed), untied=untied)
+    return Plan(config, shards, module_of, notes)
 
 
 def _unlike_readers(codes: Mapping[str, Format]) -> list[str]:
