@@ -14,12 +14,13 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.companions import check_companions, read_plain
 from engine.checkpoint.headers import TensorInfo
 from engine.checkpoint.quantised.reader import (
     Reader,
     reader_named,
     reader_of,
-    refuse_packed,
+    scale_of,
     scales_of,
 )
 from engine.errors import CheckpointError
@@ -96,7 +97,7 @@ def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
         CheckpointError: no blocks are found, experts are missing or differ in shape, or weights
             are packed by another quantiser.
     """
-    refuse_packed(checkpoint)
+    check_companions(checkpoint)
     body, blocks = _find_body(checkpoint)
     tables = [
         tensor
@@ -175,8 +176,9 @@ def _read_part(
     if read is not None:
         return read(checkpoint, name, layer.scales[part], expert)
     if expert is None:
-        return checkpoint.read(name)
-    return checkpoint.read_rows(name, expert, expert + 1)
+        return read_plain(checkpoint, name, checkpoint.read(name))
+    rows = checkpoint.read_rows(name, expert, expert + 1)
+    return read_plain(checkpoint, name, rows)
 
 
 def _setting(config: dict[str, Any], *names: str) -> object:
@@ -278,7 +280,7 @@ def _unpacked_row(
         parts=(codes.name,),
         transposed=False,
         role="experts",
-        scales=reader.scales(checkpoint, (codes,)),
+        scales=(scale_of(checkpoint, reader, codes.name),),
         reader=reader.name,
     )
 

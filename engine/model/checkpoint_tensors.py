@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
-from engine.checkpoint.quantised.reader import Reader, quant_method, readers_of
+from engine.checkpoint.companions import plain_note, read_plain, readers_of
+from engine.checkpoint.quantised.reader import Reader, quant_method
 from engine.errors import CheckpointError
 
 
@@ -88,11 +89,12 @@ def checkpoint_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint
     for reader in found:
         tensors = _joined(checkpoint, reader, tensors)
     names = " and ".join(reader.name for reader in found)
-    return CheckpointTensors(tensors, dtype, f"stored in {names}, dequantised as reference")
+    note = f"stored in {names}, dequantised as reference"
+    return CheckpointTensors(tensors, dtype, plain_note(checkpoint) or note)
 
 
 def _reading(checkpoint: Checkpoint, name: str) -> Callable[[], Tensor]:
-    return lambda: checkpoint.read(name)
+    return lambda: read_plain(checkpoint, name, checkpoint.read(name))
 
 
 def _joined(
