@@ -7,6 +7,7 @@ checked here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
@@ -45,6 +46,7 @@ def check_companions(checkpoint: Checkpoint) -> None:
             scale, or with one that does not fit; or a scale without codes.
     """
     known = readers()
+    _refuse_stale_config(checkpoint, known)
     codes: list[tuple[Reader, TensorInfo]] = []
     for tensor in checkpoint.tensors.values():
         reader = recogniser(checkpoint, tensor, known)
@@ -57,6 +59,25 @@ def check_companions(checkpoint: Checkpoint) -> None:
         if tensor.name not in plain:
             _check_scale(checkpoint, reader, tensor)
     _check_orphans(checkpoint)
+
+
+def _refuse_stale_config(checkpoint: Checkpoint, known: Sequence[Reader]) -> None:
+    """Refuse a config that names a quantiser where no weight is quantised, or in a way unknown."""
+    method = quant_method(checkpoint)
+    tensors = checkpoint.tensors.values()
+    if method is None or any(recogniser(checkpoint, tensor, known) for tensor in tensors):
+        return
+    file = checkpoint.folder / "config.json"
+    if any("int" in tensor.dtype and len(tensor.shape) > 1 for tensor in tensors):
+        raise CheckpointError(
+            f"{file}: this checkpoint is already quantised, in a way that qtui does not read "
+            f"(quant_method {method!r}); {_INSTEAD}"
+        )
+    raise CheckpointError(
+        f"{file} has a quantization_config (quant_method {method!r}), but every weight is stored "
+        f"plain, in {checkpoint.dtype}: if these are the original weights, remove "
+        "quantization_config from config.json; else download the quantised ones again"
+    )
 
 
 def plain_codes(checkpoint: Checkpoint) -> list[str]:
@@ -106,9 +127,9 @@ _INSTEAD = "open the checkpoint it was made from"
 
 
 def _packed(checkpoint: Checkpoint, tensor: TensorInfo) -> str:
-    method = quant_method(checkpoint)
-    by = f" by {method}" if method else ""
-    return f"{tensor.file} stores {tensor.name!r} packed in {tensor.dtype}{by}"
+    reader = recogniser(checkpoint, tensor)
+    by = quant_method(checkpoint) or (reader.name if reader else "another tool")
+    return f"{tensor.file} stores {tensor.name!r} packed in {tensor.dtype} by {by}"
 
 
 def _check_scale(checkpoint: Checkpoint, reader: Reader, codes: TensorInfo) -> None:

@@ -23,6 +23,7 @@ from engine.checkpoint.quantised.reader import (
     scale_of,
     scales_of,
 )
+from engine.checkpoint.unlisted import check_blocks
 from engine.errors import CheckpointError
 from engine.protocol import Role
 
@@ -94,8 +95,8 @@ def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
     head that is tied to the embedding and absent on disk is a row named ``lm_head``.
 
     Raises:
-        CheckpointError: no blocks are found, experts are missing or differ in shape, or weights
-            are packed by another quantiser.
+        CheckpointError: no blocks are found, or one whose weights are all unknown; experts are
+            missing or differ in shape; weights are packed by another quantiser, or without scales.
     """
     check_companions(checkpoint)
     body, blocks = _find_body(checkpoint)
@@ -109,6 +110,7 @@ def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
     rows = [] if embedding is None else [_row(checkpoint, embedding, None, "embedding")]
     for index, tensors in sorted(blocks.items()):
         rows += _block_layers(checkpoint, index, tensors, len(f"{body}.{index}."))
+    check_blocks(checkpoint, body, blocks, [row.block for row in rows if row.block is not None])
     rows += [_row(checkpoint, t, None, "linear") for t in tables if _is_weight(t, _OUTSIDE)]
     if head is not None:
         rows.append(_row(checkpoint, head, None, "head"))

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from engine.checkpoint import Checkpoint
 from engine.checkpoint.companions import plain_note, read_plain, readers_of
-from engine.checkpoint.quantised.reader import Reader, quant_method
-from engine.errors import CheckpointError
+from engine.checkpoint.quantised.reader import Reader
 
 
 @dataclass
@@ -79,12 +78,6 @@ def checkpoint_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint
     }
     found = readers_of(checkpoint)
     if not found:
-        method = quant_method(checkpoint)
-        if method is not None:
-            raise CheckpointError(
-                f"{checkpoint.folder / 'config.json'}: this checkpoint is already quantised "
-                f"(quant_method {method!r}); open the one it was made from"
-            )
         return CheckpointTensors(tensors, getattr(torch, checkpoint.dtype))
     for reader in found:
         tensors = _joined(checkpoint, reader, tensors)

@@ -70,13 +70,6 @@ def causal_classes() -> Any:
     return AutoModelForCausalLM._model_mapping
 
 
-def known_model_types() -> Any:
-    """Config classes by ``model_type``: whether a checkpoint needs code of its own."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return CONFIG_MAPPING
-
-
 def class_from_code(reference: str, folder: Path) -> Any:
     """The class that comes as code with a checkpoint, once that was trusted."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module

@@ -12,7 +12,7 @@ from engine.checkpoint.quantised.reader import Reader
 _WEIGHT = re.compile(r"(\.weight|\.experts\.[a-z_]+_(proj|linear))$")
 
 READER = Reader(
-    name="integers",
+    name="a quantiser of integers",
     recognises=lambda _, tensor: (
         "int" in tensor.dtype and len(tensor.shape) > 1 and _WEIGHT.search(tensor.name) is not None
     ),

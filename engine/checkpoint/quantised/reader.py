@@ -137,6 +137,10 @@ def quant_method(checkpoint: Checkpoint) -> object:
 
 
 def quantization_config(checkpoint: Checkpoint) -> dict[str, object]:
-    """The ``quantization_config`` of ``config.json``; empty if there is none."""
-    config = checkpoint.config.get("quantization_config")
-    return config if isinstance(config, dict) else {}
+    """The ``quantization_config`` of ``config.json`` or of its text model; empty without one."""
+    text = checkpoint.config.get("text_config")
+    for config in (checkpoint.config, text if isinstance(text, dict) else {}):
+        found = config.get("quantization_config")
+        if isinstance(found, dict):
+            return found
+    return {}
