@@ -15,6 +15,7 @@ from typing import Protocol
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.companions import plain_note
 from engine.checkpoint.headers import TensorInfo
+from engine.checkpoint.other_formats import adapter_note
 from engine.errors import CheckpointError, few
 
 _EXPECTED = re.compile(
@@ -81,7 +82,12 @@ def remarks(checkpoint: Checkpoint, rows: Sequence[Row]) -> list[str]:
         checkpoint: whose layers they are.
         rows: its layers.
     """
-    found = [plain_note(checkpoint), _unlisted(checkpoint, rows), *_lacking(rows)]
+    found = [
+        adapter_note(checkpoint.folder),
+        plain_note(checkpoint),
+        _unlisted(checkpoint, rows),
+        *_lacking(rows),
+    ]
     return [sentence for sentence in found if sentence]
 
 

@@ -64,7 +64,7 @@ def _open_files(
     """Read the headers, and list the layers; refuse at once what could not be loaded."""
     demo, trusted = source == "demo", workspace.settings.trust_remote_code
     path = DEMO_PATH if demo else resolve_model(source, trust_remote_code=trusted)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, follow_links=workspace.settings.follow_links)
     file, unknown = path / "config.json", why_unknown(checkpoint.config, trusted=trusted)
     refuse_not_causal(file, checkpoint.config, trusted=trusted)
     if model:
@@ -192,6 +192,7 @@ def _load_network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]
             device=settings.device,
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
+            follow_links=settings.follow_links,
             on_stage=lambda stage: report(p.Stage(*stage)),
         )
 
