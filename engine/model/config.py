@@ -10,7 +10,11 @@ from typing import Any
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError
 from engine.model.known_models import why_not_causal, why_unknown
-from engine.model.transformers_internals import causal_classes, class_from_code
+from engine.model.transformers_internals import (
+    causal_classes,
+    class_from_code,
+    multimodal_classes,
+)
 
 OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
 
@@ -43,12 +47,18 @@ def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
 
 
 def model_class(folder: Path, config: Any, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The class to load ``config`` with, and the config it takes (its text part, if it is so)."""
+    """The class to load ``config`` with, and the config it takes (its text part, if it is so).
+
+    A model that sees or hears beside its language is loaded whole where transformers has no class
+    for its language model alone; given tokens only, it is a causal language model.
+    """
     reference = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if trust_remote_code and reference is not None:
         return class_from_code(reference, folder), config
-    mapping = causal_classes()
-    if type(config) not in mapping:
+    mapping = next(
+        (each for each in (causal_classes(), multimodal_classes()) if type(config) in each), None
+    )
+    if mapping is None:
         raise CheckpointError(
             f"{folder / 'config.json'}: transformers has no causal language model "
             f"for model_type {config.model_type!r}"

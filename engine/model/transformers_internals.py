@@ -70,6 +70,13 @@ def causal_classes() -> Any:
     return AutoModelForCausalLM._model_mapping
 
 
+def multimodal_classes() -> Any:
+    """Classes by config class of language models that see or hear as well."""
+    from transformers import AutoModelForMultimodalLM
+
+    return AutoModelForMultimodalLM._model_mapping
+
+
 def class_from_code(reference: str, folder: Path) -> Any:
     """The class that comes as code with a checkpoint, once that was trusted."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
