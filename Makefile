@@ -7,6 +7,9 @@ TESTED := $(VENV)/.tested
 # The demo needs no test extras, and takes an environment that has them as it is.
 READY := $(if $(wildcard $(TESTED)),$(TESTED),$(RUNTIME))
 
+# Tests start dozens of processes: each would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: venv demo test soak bench table docs
 
 venv: $(TESTED)

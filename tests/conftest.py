@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -43,6 +44,18 @@ SENTENCE = "the quick brown fox jumps over a lazy dog while seven boxers sleep"
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, but no more than four: tests of the interface mostly wait."""
     return min(4, (os.cpu_count() or 1) + 1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Look for no garbage while tests are imported, nor ever again in what they import."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -6,30 +6,52 @@ has them starts at once; it is as real as any other: it has its own memory and c
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["torch", "transformers", "transformers.models.llama", "qtui.cli", "engine.service.engine"]
-)
+    [
+        "torch", "transformers", "transformers.models.llama.modeling_llama", "qtui.cli.headless",
+        "engine.service.engine", "engine.opening.stages", "engine.measure.sweep.sweep",
+        "engine.measure.estimate.estimate", "engine.report.json",
+    ]
+)  # fmt: skip
 
 
-def qtui(*arguments: str) -> BaseProcess:
-    """``qtui ARGUMENTS`` with this process's environment; it says nothing."""
-    process = _FORKS.Process(target=_run, args=(arguments, dict(os.environ)), daemon=True)
+def qtui(*arguments: str, said: str | Path = os.devnull) -> BaseProcess:
+    """``qtui ARGUMENTS`` with this process's environment; what it says goes to a file."""
+    given = (arguments, dict(os.environ), str(said))
+    process = _FORKS.Process(target=_run, args=given, daemon=True)
     process.start()
     return process
 
 
-def _run(arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
+def ran(*arguments: str, folder: Path) -> Any:
+    """The document of ``qtui ARGUMENTS --json FILE``, from a process that ended well.
+
+    Args:
+        folder: where the document and what was said may be written.
+    """
+    document, said = folder / "document.json", folder / "said"
+    process = qtui(*arguments, "--json", str(document), said=said)
+    process.join()
+    assert process.exitcode == 0, said.read_text()
+    return json.loads(document.read_text())
+
+
+def _run(arguments: tuple[str, ...], environment: Mapping[str, str], said: str) -> None:
     os.environ.clear()  # what the process had that this one was forked from
     os.environ.update(environment)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nowhere, standard)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    into = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for standard in (1, 2):
+        os.dup2(into, standard)
     from qtui.cli import main
 
     main(arguments)

@@ -9,19 +9,24 @@ import sqlite3
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
 
 from tests import terminal as t
+from tests import tiny
 from tests.terminal import Home, Terminal, wait_for
 
-QUICK = {"tokens": 1024, "seq_len": 128, "batch_tokens": 512}
-LONG = {**QUICK, "tokens": 4096, "sweep_formats": tuple(f"int{bits}-g128" for bits in range(2, 8))}
+FEW_FORMATS = {"formats": ("int4-g128",), "estimate_formats": ()}
+QUICK = {"tokens": 1024, "seq_len": 128, "batch_tokens": 512, **FEW_FORMATS}
+LONG = {**QUICK, "tokens": 2048, "sweep_formats": tuple(f"int{bits}-g128" for bits in range(2, 8))}
 """A sweep that outlasts the tests it runs under."""
 COLOUR = re.compile(rb"\x1b\[[\d;]*m")
+Shared = Callable[..., AbstractContextManager[Terminal]]
 CURSOR_SHOWS, OTHER_SCREEN, MOUSE, PASTE = 25, 1049, 1000, 2004
 
 
@@ -72,17 +77,32 @@ def resumed(screen: list[str]) -> int:
     return int(found[1]) if found else 0
 
 
+def in_first_row(screen: list[str]) -> bool:
+    """Whether the cursor is right below the table's head, whichever layer is there just now."""
+    heads = [at for at, line in enumerate(screen) if "layer" in line and "KL" in line]
+    return any(t.cursor_line(screen[at + 1 : at + 2]) for at in heads)
+
+
 def works(terminal: Terminal) -> None:
     """Keys are heard: the cursor goes to the other end of the table and back."""
     terminal.press(t.HOME)
-    terminal.until(lambda s: t.cursor_line(s), what="the cursor in the first row")
-    first = t.cursor_line(terminal.screen)[:30]
+    terminal.until(in_first_row, what="the cursor in the first row")
     terminal.press(t.END)
-    terminal.until(
-        lambda s: t.cursor_line(s) and t.cursor_line(s)[:30] != first, what="the last row"
-    )
+    terminal.until(lambda s: t.cursor_line(s) and not in_first_row(s), what="the last row")
     terminal.press(t.HOME)
-    terminal.until(lambda s: t.cursor_line(s)[:30] == first, what="the first row again")
+    terminal.until(in_first_row, what="the first row again")
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of thin layers, but of so many that their sweep outlasts the tests under it."""
+    return tiny.build("llama", tmp_path_factory.mktemp("deep") / "deep-demo", num_hidden_layers=24)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that is swept in a few seconds."""
+    return tiny.build("llama", tmp_path_factory.mktemp("small") / "small-demo", num_hidden_layers=4)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +112,9 @@ def place() -> Iterator[Home]:
 
 
 @pytest.fixture(scope="module")
-def running(place: Home) -> Iterator[Terminal]:
-    """The interface on the demo, in the middle of a sweep; shared by what leaves it alive."""
-    with t.qtui(place, "demo") as terminal:
+def running(place: Home, deep: Path, prose: Path) -> Iterator[Terminal]:
+    """The interface in the middle of a sweep; shared by what leaves it alive."""
+    with t.qtui(place, str(deep), "--text", str(prose)) as terminal:
         terminal.until(t.progress, what="a sweep")
         terminal.until(lambda s: (t.progress(s) or (0, 0))[0] > 1, what="a sweep that goes on")
         yield terminal
@@ -112,6 +132,94 @@ def shown(running: Terminal) -> Terminal:
     running.until(t.whole)
     assert running.process.poll() is None
     return running
+
+
+@pytest.fixture
+def shared(running: Terminal, place: Home, deep: Path, prose: Path) -> Shared:
+    """Another interface on the engine of the one that runs."""
+    return partial(t.qtui, place, str(deep), "--text", str(prose))
+
+
+# --- how it begins --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["stdin", "stdout"])
+def test_without_a_terminal_it_names_the_commands_that_need_none(end: str) -> None:
+    with t.home() as home:
+        piped = {"stdin": subprocess.DEVNULL} if end == "stdin" else {"stdout": subprocess.PIPE}
+        terminal = Terminal(["sleep", "30"], home.environment)
+        try:
+            ends = {"stdin": terminal.slave, "stdout": terminal.slave, **piped}
+            done = subprocess.run(
+                [sys.executable, "-m", "qtui", "demo"], env=home.environment, text=True,
+                stderr=subprocess.PIPE, check=False, timeout=60, **ends,
+            )  # fmt: skip
+            assert done.returncode == 2
+            assert "qtui sweep demo" in done.stderr
+            assert not done.stdout
+            assert not terminal.read(0.1)
+            assert not home.engines()
+        finally:
+            terminal.close()
+
+
+def test_a_window_that_begins_tiny_may_grow() -> None:
+    with t.home(**QUICK) as home, t.qtui(home, "demo", size=(40, 10)) as terminal:
+        terminal.until(too_small)
+        terminal.resize(120, 40)
+        terminal.until(t.whole)
+        works(terminal)
+        terminal.press("q")
+        assert terminal.ended() == 0
+        wait_for(lambda: not home.left(), "the engine ends with the interface", 10)
+
+
+# --- how it ends ---------------------------------------------------------------------------------
+
+
+def test_an_engine_that_is_killed_is_told_of_and_r_starts_another(small: Path, prose: Path) -> None:
+    with t.home(**QUICK) as home, t.qtui(home, str(small), "--text", str(prose)) as terminal:
+        terminal.until(t.sensitivity)
+        (engine,) = home.engines()
+        engine.kill()
+        terminal.until(
+            lambda s: any("engine" in x and ("ended" in x or "killed by signal" in x) for x in s)
+        )
+        shown = "\n".join(terminal.screen)
+        assert "engine.log" in shown
+        assert "restarts it" in shown
+        facts = known(home)
+        assert facts > 0
+        terminal.press("r")
+        wait_for(lambda: terminal.read(0.05) and home.engines(), "another engine")
+        assert home.engines()[0].pid != engine.pid
+        terminal.until(lambda s: not any("engine.log" in line for line in s), what="no banner")
+        terminal.until(lambda s: t.progress(s) or t.sensitivity(s), what="the sweep goes on")
+        assert known(home) >= facts
+
+        # A person's session manager ends it: nothing of it stays behind.
+        terminal.process.send_signal(signal.SIGTERM)
+        terminal.ended(10)
+        assert restored(terminal)
+        assert b"Traceback" not in terminal.output
+        wait_for(lambda: not home.left(), "the engine ends with the interface", 10)
+
+
+def test_a_line_that_breaks_ends_all_and_loses_no_result(small: Path, prose: Path) -> None:
+    with t.home(**{**QUICK, "tokens": 4096}) as home:
+        with t.qtui(home, str(small), "--text", str(prose)) as terminal:
+            terminal.until(lambda s: (t.progress(s) or (0, 0))[0] >= 3, what="three layers")
+            terminal.hang_up()
+            terminal.process.wait(10)
+        wait_for(lambda: not home.left(), "the engine ends with the interface", 10)
+        facts = known(home)
+        with t.qtui(home, str(small), "--text", str(prose)) as terminal:
+            terminal.until(resumed, what="how much was known")
+            # A layer that was measured once is not measured again.
+            assert 3 <= resumed(terminal.screen) <= facts
+            terminal.press("q")
+            assert terminal.ended() == 0
+        wait_for(lambda: not home.left(), "the engine ends with the interface", 10)
 
 
 # --- while a sweep goes on -----------------------------------------------------------------------
@@ -146,7 +254,9 @@ def test_a_window_too_small_is_told_so_and_the_screen_comes_back(shown: Terminal
 
 
 def test_bytes_that_are_no_keys_change_nothing(shown: Terminal) -> None:
-    holds = shown.screen[5][20:36]
+    at = shown.screen[4].index("holds")
+    holds = shown.screen[5][at : at + 16]
+    assert holds.startswith("fp32")
     sequences = [
         b"\xff\xfe\x80\xc3", b"\x1b[?9999;9999$y", b"\x1b[?62;1;4c", b"\x1b[>41;351;0c",
         b"\x1b[0n",
@@ -160,7 +270,7 @@ def test_bytes_that_are_no_keys_change_nothing(shown: Terminal) -> None:
         shown.read(0.02)
     works(shown)
     shown.until(t.whole)
-    assert shown.screen[5][20:36] == holds
+    assert shown.screen[5][at : at + 16] == holds
 
 
 def test_to_the_shell_and_back(shown: Terminal, place: Home) -> None:
@@ -216,90 +326,12 @@ def test_a_line_that_stalls_stops_no_sweep_and_costs_no_memory(
     works(shown)
 
 
-# --- how it ends ---------------------------------------------------------------------------------
-
-
-def test_an_engine_that_is_killed_is_told_of_and_r_starts_another() -> None:
-    with t.home(**QUICK) as home, t.qtui(home, "demo") as terminal:
-        terminal.until(t.sensitivity)
-        (engine,) = home.engines()
-        engine.kill()
-        terminal.until(
-            lambda s: any("engine" in x and ("ended" in x or "killed by signal" in x) for x in s)
-        )
-        shown = "\n".join(terminal.screen)
-        assert "engine.log" in shown
-        assert "restarts it" in shown
-        facts = known(home)
-        assert facts > 0
-        terminal.press("r")
-        wait_for(lambda: terminal.read(0.05) and home.engines(), "another engine")
-        assert home.engines()[0].pid != engine.pid
-        terminal.until(lambda s: not any("engine.log" in line for line in s), what="no banner")
-        terminal.until(lambda s: t.progress(s) or t.sensitivity(s), what="the sweep goes on")
-        assert known(home) >= facts
-
-        # A person's session manager ends it: nothing of it stays behind.
-        terminal.process.send_signal(signal.SIGTERM)
-        terminal.ended(10)
-        assert restored(terminal)
-        assert b"Traceback" not in terminal.output
-        wait_for(lambda: not home.left(), "the engine ends with the interface", 10)
-
-
-def test_a_line_that_breaks_ends_all_and_loses_no_result() -> None:
-    with t.home(**QUICK) as home:
-        with t.qtui(home, "demo") as terminal:
-            terminal.until(lambda s: (t.progress(s) or (0, 0))[0] >= 3, what="three layers")
-            terminal.hang_up()
-            terminal.process.wait(10)
-        wait_for(lambda: not home.left(), "the engine ends with the interface", 10)
-        facts = known(home)
-        with t.qtui(home, "demo") as terminal:
-            terminal.until(resumed, what="how much was known")
-            # A layer that was measured once is not measured again.
-            assert 3 <= resumed(terminal.screen) <= facts
-            terminal.press("q")
-            assert terminal.ended() == 0
-        wait_for(lambda: not home.left(), "the engine ends with the interface", 10)
-
-
 # --- terminals of other kinds --------------------------------------------------------------------
+# They attach to the engine of the one above.
 
 
-@pytest.mark.parametrize("end", ["stdin", "stdout"])
-def test_without_a_terminal_it_names_the_commands_that_need_none(end: str) -> None:
-    with t.home() as home:
-        piped = {"stdin": subprocess.DEVNULL} if end == "stdin" else {"stdout": subprocess.PIPE}
-        terminal = Terminal(["sleep", "30"], home.environment)
-        try:
-            ends = {"stdin": terminal.slave, "stdout": terminal.slave, **piped}
-            done = subprocess.run(
-                [sys.executable, "-m", "qtui", "demo"], env=home.environment, text=True,
-                stderr=subprocess.PIPE, check=False, timeout=60, **ends,
-            )  # fmt: skip
-            assert done.returncode == 2
-            assert "qtui sweep demo" in done.stderr
-            assert not done.stdout
-            assert not terminal.read(0.1)
-            assert not home.engines()
-        finally:
-            terminal.close()
-
-
-def test_a_window_that_begins_tiny_may_grow() -> None:
-    with t.home(**QUICK) as home, t.qtui(home, "demo", size=(40, 10)) as terminal:
-        terminal.until(too_small)
-        terminal.resize(120, 40)
-        terminal.until(t.whole)
-        works(terminal)
-        terminal.press("q")
-        assert terminal.ended() == 0
-        wait_for(lambda: not home.left(), "the engine ends with the interface", 10)
-
-
-def test_no_color_is_a_screen_without_colours() -> None:
-    with t.home(**QUICK) as home, t.qtui(home, "demo", NO_COLOR="1") as terminal:
+def test_no_color_is_a_screen_without_colours(shared: Shared) -> None:
+    with shared(NO_COLOR="1") as terminal:
         terminal.until(lambda s: any("_proj" in line for line in s), what="the table")
         terminal.press(t.DOWN, " ", t.DOWN, "?")
         terminal.until(help_shown)
@@ -315,8 +347,8 @@ def test_no_color_is_a_screen_without_colours() -> None:
     [{"TERM": "linux"}, {"TERM": "dumb"}, {"LANG": "C"}, {"LC_ALL": "POSIX"}],
     ids=lambda given: "=".join(*given.items()),
 )
-def test_bare_terminals_are_sent_ascii_alone(environment: dict[str, str]) -> None:
-    with t.home(**QUICK) as home, t.qtui(home, "demo", **environment) as terminal:
+def test_bare_terminals_are_sent_ascii_alone(environment: dict[str, str], shared: Shared) -> None:
+    with shared(**environment) as terminal:
         terminal.until(lambda s: any("_proj" in line for line in s), what="the table")
         terminal.press(t.DOWN, " ", "4", t.DOWN, "?")
         terminal.until(help_shown)
@@ -331,8 +363,8 @@ def test_bare_terminals_are_sent_ascii_alone(environment: dict[str, str]) -> Non
         terminal.ended()
 
 
-def test_colours_are_sent_where_nothing_speaks_against_them() -> None:
-    with t.home(**QUICK) as home, t.qtui(home, "demo") as terminal:
+def test_colours_are_sent_where_nothing_speaks_against_them(shared: Shared) -> None:
+    with shared() as terminal:
         terminal.until(lambda s: any("_proj" in line for line in s), what="the table")
         assert coloured(terminal.output)
         assert any(byte >= 128 for byte in terminal.output)

@@ -56,10 +56,15 @@ def test_the_wheel_has_its_data_with_it(wheel: Path) -> None:
     assert not any(name.startswith(("tests/", "themes/")) for name in names)
 
 
+def pip_install(python: Path, *arguments: str | Path, cwd: Path) -> None:
+    """Install into another environment: to give that one a pip of its own takes longer."""
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "-q", "--no-compile", *arguments, cwd=cwd)
+
+
 def install(python: Path, wheel: Path, cwd: Path) -> None:
     """As a user does: pip fetches whatever the wheel says it needs."""
-    constraints = ROOT / "constraints.txt"
-    run(python, "-m", "pip", "install", "-q", "--no-compile", "-c", constraints, wheel, cwd=cwd)
+    pip_install(python, "-c", ROOT / "constraints.txt", wheel, cwd=cwd)
 
 
 def link(python: Path, wheel: Path, cwd: Path) -> None:
@@ -67,7 +72,7 @@ def link(python: Path, wheel: Path, cwd: Path) -> None:
 
     Nothing else is: what is used but not said to be needed is missed here too.
     """
-    run(python, "-m", "pip", "install", "-q", "--no-compile", "--no-deps", wheel, cwd=cwd)
+    pip_install(python, "--no-deps", wheel, cwd=cwd)
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=cwd)
     folder = Path(site.strip())
     for needed in closure(next(iter(metadata.distributions(name="qtui", path=[str(folder)])))):
@@ -100,7 +105,7 @@ def closure(first: metadata.Distribution) -> list[metadata.Distribution]:
 def test_the_wheel_runs_in_an_environment_of_its_own(
     fill: Callable[[Path, Path, Path], None], wheel: Path, tmp_path: Path
 ) -> None:
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     fill(tmp_path / "env" / "bin" / "python", wheel, tmp_path)
     qtui = tmp_path / "env" / "bin" / "qtui"
     assert "triage" in run(qtui, "--help", cwd=tmp_path)

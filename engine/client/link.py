@@ -82,7 +82,7 @@ class SocketLink:
         """The engine process, if this client started it."""
         self._reader, self._writer = reader, writer
         self._seen = 0
-        self._stopping = self._receiving = False
+        self._stopping = self._receiving = self._closing = False
         self._ended = asyncio.Event()
 
     async def greet(self) -> None:
@@ -115,6 +115,8 @@ class SocketLink:
     async def receive(self) -> p.Sent | Session:
         """See `Link`."""
         while True:
+            if self._closing:  # whatever still comes is read, and dropped, there
+                raise EngineGoneError.of(self.name, f"the engine of {self.name} was left")
             self._receiving = True
             try:
                 message = await read_frame(self._reader)
@@ -150,6 +152,7 @@ class SocketLink:
                     if self._receiving:
                         await self._ended.wait()
                     else:
+                        self._closing = True
                         while await self._reader.read(1 << 16):
                             pass
         self._writer.close()

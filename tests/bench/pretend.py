@@ -109,13 +109,14 @@ async def serve(source: str, layers: int, rate: float) -> None:
         engine = Engine(layer_names(layers), rate)
         await read_frame(reader)
         writer.write(frame(p.Hello(session=name)))
-        writer.write(frame(p.Snapshot(0, encode_session(Session()))))
 
         async def say() -> None:
             while True:
                 sent = await engine.receive()
-                assert isinstance(sent, p.Sent)
-                writer.write(frame(sent))
+                if isinstance(sent, Session):  # an engine says first what it knows
+                    writer.write(frame(p.Snapshot(0, encode_session(sent))))
+                else:
+                    writer.write(frame(sent))
                 await writer.drain()
 
         saying = asyncio.create_task(say())

@@ -35,7 +35,7 @@ def test_layout_is_the_ordinary_one_and_small() -> None:
 
 def test_planted_channels_do_not_change_the_function() -> None:
     """Perplexity with and without them, in float32 over the same windows."""
-    ids = brute_force.windows(DEMO_PATH, held_out_library().content, 4096, 256)
+    ids = brute_force.windows(DEMO_PATH, held_out_library().content, 2048, 256)
     planted = AutoModelForCausalLM.from_pretrained(DEMO_PATH, dtype=torch.float32).eval()
     with_outliers = brute_force.baseline(planted, ids, 8)
     state = dict(planted.state_dict())
@@ -57,7 +57,7 @@ def test_planted_channels_are_outliers_in_three_layers() -> None:
 
 def test_perplexity_is_that_of_a_trained_model() -> None:
     """Far below a uniform guess over the vocabulary, on modules it has not seen."""
-    ids = brute_force.windows(DEMO_PATH, held_out_library().content, 8192, 256)
+    ids = brute_force.windows(DEMO_PATH, held_out_library().content, 4096, 256)
     model = AutoModelForCausalLM.from_pretrained(DEMO_PATH, dtype=torch.float32).eval()
     assert 2.718281828 ** brute_force.baseline(model, ids, 8) < 40
 

@@ -10,7 +10,7 @@ from engine import protocol as p
 from engine.client import Client, in_process
 from tests.drive import ended, facts, until
 
-TEXT = {"tokens": 2048, "calib_tokens": 4096, "seq_len": 256, "batch_tokens": 1024}
+TEXT = {"tokens": 1024, "calib_tokens": 2048, "seq_len": 256, "batch_tokens": 512}
 
 
 @pytest.fixture(scope="module")

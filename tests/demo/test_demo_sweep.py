@@ -17,14 +17,13 @@ from engine.texts.corpora import held_out_library
 from tests import brute_force
 
 TOKENS = int(os.environ.get("QTUI_TEST_TOKENS", "2048"))
+"""Of the long comparison."""
 SEQ_LEN, BATCH = 256, 8
-PROFILE = "[standard]\nbatch_tokens = 1024\n"
-"""Two micro-batches at least, as any longer text has."""
 
 
-def qtui(*arguments: str) -> dict[str, Any]:
+def qtui(tokens: int, *arguments: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "qtui", *arguments, "--tokens", str(TOKENS), "--json", "-"],
+        [sys.executable, "-m", "qtui", *arguments, "--tokens", str(tokens), "--json", "-"],
         capture_output=True,
         text=True,
         check=False,
@@ -34,12 +33,17 @@ def qtui(*arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_the_documents_of_demo_agree_with_the_brute_force_loop(own_folders: Path) -> None:
+@pytest.mark.parametrize("tokens", [512, pytest.param(TOKENS, marks=pytest.mark.soak)])
+def test_the_documents_of_demo_agree_with_the_brute_force_loop(
+    tokens: int, own_folders: Path
+) -> None:
     (own_folders / "config" / "qtui").mkdir()
-    (own_folders / "config" / "qtui" / "profiles.toml").write_text(PROFILE)
-    document = qtui("sweep", "demo")
+    # Two micro-batches, as any longer text has.
+    profile = f"[standard]\nbatch_tokens = {min(1024, tokens // 2)}\n"
+    (own_folders / "config" / "qtui" / "profiles.toml").write_text(profile)
+    document = qtui(tokens, "sweep", "demo")
     model = brute_force.load(DEMO_PATH)
-    ids = brute_force.windows(DEMO_PATH, held_out_library().content, TOKENS, SEQ_LEN)
+    ids = brute_force.windows(DEMO_PATH, held_out_library().content, tokens, SEQ_LEN)
     assert document["protocol"]["tokens"] == ids.numel()
     control = document["control"]
     assert (control["max_abs_dnll"], control["max_abs_kl"]) == (0.0, 0.0)
@@ -68,7 +72,7 @@ def test_the_documents_of_demo_agree_with_the_brute_force_loop(own_folders: Path
     for name, changed in body.items():
         modules[name].weight.data = changed
     together = brute_force.baseline(model, ids, BATCH)
-    evaluated = qtui("eval", "demo", "--format", "int4-g128")
+    evaluated = qtui(tokens, "eval", "demo", "--format", "int4-g128")
     assert evaluated["recipe"]["nll"] == pytest.approx(together, abs=1e-6)
     assert evaluated["resumed"] == 2  # baseline and recipe: the sweep measured both
     # 4 bits, and a 16-bit scale and a 4-bit zero point for each 128 weights.

@@ -1,15 +1,13 @@
-"""The library: the same results as the command line, live, and nothing global changed."""
+"""The library: the same results as the command line, live."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 import engine
 import qtui
@@ -17,6 +15,7 @@ from engine import protocol as p
 from engine.client.in_process import JobError
 from engine.errors import CheckpointError, UsageError
 from engine.library.model import Model
+from tests import forked, tiny
 
 SMALL = {"tokens": 512, "seq_len": 64, "device": "cpu"}
 
@@ -27,14 +26,18 @@ def model(own_folders: Path) -> Iterator[Model]:
         yield opened
 
 
-def by_command(*arguments: str) -> object:
-    """The document that a command prints, from a process of its own with the same facts."""
-    given = ["--tokens", "512", "--seq-len", "64", "--device", "cpu", "--json", "-"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "qtui", *arguments, *given],
-        capture_output=True, text=True, check=True, timeout=200,
-    )  # fmt: skip
-    return json.loads(ran.stdout)
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with rows that every format can take, but few of them."""
+    folder = tmp_path_factory.mktemp("library") / "narrow"
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
+    return tiny.build("llama", folder, dtype=torch.float16, **sizes)
+
+
+@pytest.fixture
+def narrow(source: Path, prose: Path, own_folders: Path) -> Iterator[Model]:
+    with engine.open(str(source), text=str(prose), calib=str(prose), **SMALL) as opened:
+        yield opened
 
 
 def without_timings(document: object) -> object:
@@ -42,7 +45,10 @@ def without_timings(document: object) -> object:
     return {key: part for key, part in document.items() if key not in ("timings", "resumed")}
 
 
-def test_results_are_live_typed_and_equal_to_the_documents_of_commands(model: Model) -> None:
+def test_results_are_live_typed_and_equal_to_the_documents_of_commands(
+    narrow: Model, source: Path, prose: Path, tmp_path: Path
+) -> None:
+    model = narrow
     triage = model.triage(["int4-g128"])
     sweep = model.sweep(["int4-g128"], exact="top:2")
     evaluation = model.evaluate("Q4_K_M")
@@ -56,22 +62,26 @@ def test_results_are_live_typed_and_equal_to_the_documents_of_commands(model: Mo
     assert evaluation.document.recipe.kl == scores[-1].kl
 
     rows = sweep.rows()
-    assert len(rows) == 37
+    assert len(rows) == len(model.layers) == 16
     assert {"name", "format", "estimate.kl", "estimate.kl_se"} <= rows[0].keys()
-    assert str(sweep).splitlines()[0].startswith("demo: 5.5M parameters")
+    assert str(sweep).splitlines()[0].startswith("narrow: 952k parameters")
     assert "Q4_K_M" in str(evaluation)
     model.close()
 
-    for result, arguments in (
-        (triage, ("triage", "demo", "--formats", "int4-g128")),
-        (sweep, ("sweep", "demo", "--formats", "int4-g128", "--exact", "top:2")),
-        (evaluation, ("eval", "demo", "--recipe", "Q4_K_M")),
+    # From processes of their own, with the same facts.
+    texts = ("--text", str(prose), "--calib", str(prose))
+    given = ("--tokens", "512", "--seq-len", "64", "--device", "cpu", *texts)
+    for result, command, arguments in (
+        (triage, "triage", ("--formats", "int4-g128")),
+        (sweep, "sweep", ("--formats", "int4-g128", "--exact", "top:2")),
+        (evaluation, "eval", ("--recipe", "Q4_K_M")),
     ):
-        document = result.to_dict()
-        assert without_timings(document) == without_timings(by_command(*arguments))
+        document = forked.ran(command, str(source), *arguments, *given, folder=tmp_path)
+        assert without_timings(result.to_dict()) == without_timings(document)
 
 
-def test_results_under_way_at_once_keep_to_what_each_was_asked(model: Model) -> None:
+def test_results_under_way_at_once_keep_to_what_each_was_asked(narrow: Model) -> None:
+    model = narrow
     first = model.sweep(["int4"], exact="none")
     other = model.sweep(["int8+awq"], direction="restore", exact="none")
     blocks = model.sweep(["int4"], by="block")
@@ -157,44 +167,3 @@ def test_a_result_that_waits_for_the_model_can_be_cancelled(model: Model) -> Non
 
 def test_qtui_open_is_engine_open() -> None:
     assert qtui.open is engine.open
-
-
-NOTHING_GLOBAL = """
-import gc, logging, os, signal, threading, sys
-import torch, transformers, datasets, huggingface_hub
-
-def state():
-    return {
-        "environment": dict(os.environ),
-        "handlers": [list(logging.getLogger(n).handlers) for n in ("", "engine", "qtui")],
-        "levels": [logging.getLogger(n).level for n in ("", "engine", "transformers", "datasets")],
-        "propagate": logging.getLogger("engine").propagate,
-        "verbosity": transformers.logging.get_verbosity(),
-        "bars": transformers.utils.logging.is_progress_bar_enabled(),
-        "gc": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
-        "threads": torch.get_num_threads(),
-        "grad": torch.is_grad_enabled(),
-        "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],
-        "offline": (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE),
-        "nice": os.nice(0),
-        "hook": sys.excepthook,
-    }
-
-before = state()
-import engine
-with engine.open("demo", tokens=256, seq_len=64, device="cpu", text="wikitext") as model:
-    model.triage(["int4-g128"]).wait()
-    model.evaluate(format="int8").wait()
-after = state()
-changed = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
-assert not changed, changed
-"""
-
-
-def test_using_it_changes_nothing_global(own_folders: Path, prose: Path) -> None:
-    program = NOTHING_GLOBAL.replace('"wikitext"', repr(str(prose)))
-    ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert ran.stderr == ""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from engine import protocol as p
 from engine.client import InProcess, in_process
 from engine.opening.inspect import inspect_headers
-from tests import tiny
+from tests import forked, tiny
 from tests.drive import ended, facts, settings, until
 
 
@@ -264,17 +262,16 @@ def test_files_of_an_unknown_architecture_are_read_with_a_warning(
 
 @pytest.mark.parametrize("command", ["triage", "sweep"])
 def test_control_characters_of_a_checkpoint_never_reach_the_terminal(
-    command: str, model: Path, prose: Path
+    command: str, model: Path, prose: Path, tmp_path: Path
 ) -> None:
     strange_rope(model)
-    done = subprocess.run(
-        [sys.executable, "-m", "qtui", command, str(model), "--text", str(prose)],
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == (0 if command == "triage" else 3)
-    assert b"\x1b" not in done.stdout + done.stderr
-    assert b"Traceback" not in done.stderr
+    said = tmp_path / "said"
+    process = forked.qtui(command, str(model), "--text", str(prose), said=said)
+    process.join()
+    assert process.exitcode == (0 if command == "triage" else 3)
+    assert said.read_bytes()
+    assert b"\x1b" not in said.read_bytes()
+    assert b"Traceback" not in said.read_bytes()
 
 
 def test_a_missing_folder_says_so(tmp_path: Path, prose: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import qtui.cli.export  # noqa: F401 - its help lists the targets there are when it is imported
 from engine import plugins
 from engine.checkpoint.quantised import reader
 from engine.export import target

@@ -214,6 +214,18 @@ async def test_stop_is_heard_from_a_client_that_reads_nothing_and_hangs_up_at_on
             await server._stopped.wait()
 
 
+async def test_who_leaves_is_told_so_if_another_part_of_it_begins_to_read() -> None:
+    async with serving():
+        link = await attach()
+        await link.receive()
+        await link.send(p.Stop())
+        closing = asyncio.create_task(link.close())
+        await asyncio.sleep(0)
+        with pytest.raises(EngineGoneError, match="was left"):
+            await link.receive()
+        await closing
+
+
 async def test_what_is_no_frame_ends_that_connection_alone() -> None:
     async with serving() as (server, _):
         good = await attach()

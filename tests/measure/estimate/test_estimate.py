@@ -30,6 +30,9 @@ from tests.drive import facts, load, settings, sweeps
 
 ARCHITECTURES = ["llama", "gpt2", "opt", "qwen3", "gemma3", "qwen3_moe", "gemma4"]
 FORMATS = ["int4-g32", "int8"]
+SWEPT: dict[str, object] = {"tokens": 1024, "batch_tokens": 256}
+"""Enough windows to compare figures by, in a few micro-batches."""
+LONG = {**SWEPT, "draws": 4}
 
 
 @pytest.fixture
@@ -168,7 +171,9 @@ def test_squares_are_those_of_every_token(
 def test_products_in_bfloat16_are_near_those_in_float32(
     tmp_path: Path, prose: Path, request: pytest.FixtureRequest
 ) -> None:
-    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=512)
+    loaded = opened(
+        tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=512, batch_tokens=128
+    )
     coarse = walked(loaded, ["int4-g32"])
     request.getfixturevalue("exact")
     fine = walked(loaded, ["int4-g32"])
@@ -181,7 +186,9 @@ def test_products_in_bfloat16_are_near_those_in_float32(
 def test_a_small_change_of_any_layer_is_estimated_within_its_error(
     tmp_path: Path, prose: Path
 ) -> None:
-    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=2048, draws=4)
+    loaded = opened(
+        tiny.build("llama", tmp_path / "llama"), tmp_path, prose, **{**LONG, "tokens": 2048}
+    )
     reference = reference_of(loaded)
     counts = JobCounts(timings={"estimate_s": 0.0})
     steps = estimate(loaded, [parse_format("int8")], "degrade", counts, "job")
@@ -266,11 +273,11 @@ def test_an_estimate_broken_off_leaves_the_network_at_rest(tmp_path: Path, prose
 def test_changed_inputs_and_other_families_are_estimated_too(
     format: str, tmp_path: Path, prose: Path
 ) -> None:
-    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=1024, draws=4)
+    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, **LONG)
     (parsed,) = [parse_format(format)]
     counts = JobCounts(timings={"estimate_s": 0.0})
     found = drain(estimate(loaded, [parsed], "degrade", counts, "job"))[1][format]
-    chosen = settings(prose, tokens=1024, seq_len=32, batch_tokens=64)
+    chosen = settings(prose, seq_len=32, **SWEPT)
     (events,) = sweeps(tmp_path / "llama", chosen, p.Sweep((format,)))
     measured = {fact.layer: fact.kl for fact in facts(events, p.Sensitivity)}
     shared = [name for name in found if name in measured]
@@ -282,11 +289,11 @@ def test_changed_inputs_and_other_families_are_estimated_too(
 @pytest.mark.parametrize("format", ["int8", "int4-g32+a8", "int4-g32+hadamard+a8"])
 def test_restoring_is_estimated_with_its_slope(format: str, tmp_path: Path, prose: Path) -> None:
     folder = tiny.build("llama", tmp_path / "llama")
-    loaded = opened(folder, tmp_path, prose, tokens=1024, draws=4)
+    loaded = opened(folder, tmp_path, prose, **LONG)
     counts = JobCounts(timings={"estimate_s": 0.0})
     parsed = parse_format(format)
     found = drain(estimate(loaded, [parsed], "restore", counts, "job"))[1][format]
-    chosen = settings(prose, tokens=1024, seq_len=32, batch_tokens=64)
+    chosen = settings(prose, seq_len=32, **SWEPT)
     (events,) = sweeps(folder, chosen, p.Sweep((format,), "restore"))
     measured = {fact.layer: fact for fact in facts(events, p.Sensitivity)}
     assert set(found) == set(measured)
@@ -318,7 +325,7 @@ def test_a_planted_fault_is_ranked_first_by_the_estimate(
     arch: str, tmp_path: Path, prose: Path
 ) -> None:
     fault = planted.plant(arch, tmp_path / arch)
-    loaded = opened(tmp_path / arch, tmp_path, prose, tokens=512)
+    loaded = opened(tmp_path / arch, tmp_path, prose, tokens=512, batch_tokens=128)
     formats = [parse_format(planted.FORMAT), parse_format("fp8-e4m3")]
     counts = JobCounts(timings={"estimate_s": 0.0})
     found = drain(estimate(loaded, formats, "degrade", counts, "job"))[1]

@@ -26,9 +26,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return of
 
 
-def run_sweep(
-    source: Path, chosen: p.Settings
-) -> tuple[list[p.AnyEvent], dict[str, p.Sensitivity], p.JobEnded]:
+Swept = tuple[list[p.AnyEvent], dict[str, p.Sensitivity], p.JobEnded]
+
+
+@pytest.fixture(scope="module")
+def swept(folder: Callable[[str], Path], prose: Path) -> Callable[[str], Swept]:
+    """The sweep of a checkpoint by an engine that knew nothing, run once for all that read it."""
+    made: dict[str, Swept] = {}
+
+    def of(arch: str) -> Swept:
+        if arch not in made:
+            made[arch] = run_sweep(folder(arch), settings(prose, fresh=True))
+        return made[arch]
+
+    return of
+
+
+def run_sweep(source: Path, chosen: p.Settings) -> Swept:
     client = in_process(str(source))
     try:
         client.send(p.Open(str(source), chosen))
@@ -45,10 +59,10 @@ def run_sweep(
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3", "mistral", "falcon", "gemma4"])
 def test_sweep_equals_the_brute_force_loop(
-    arch: str, folder: Callable[[str], Path], prose: Path
+    arch: str, folder: Callable[[str], Path], swept: Callable[[str], Swept], prose: Path
 ) -> None:
     source = folder(arch)
-    events, rows, _ = run_sweep(source, settings(prose))
+    events, rows, _ = swept(arch)
     model = brute_force.load(source)
     ids = brute_force.windows(source, prose.read_text(), 512, 32)
     (measured,) = facts(events, p.Baseline)
@@ -69,8 +83,8 @@ def test_sweep_equals_the_brute_force_loop(
     assert compared == len(rows)
 
 
-def test_control_measures_exactly_nothing(folder: Callable[[str], Path], prose: Path) -> None:
-    events, _, _ = run_sweep(folder("llama"), settings(prose))
+def test_control_measures_exactly_nothing(swept: Callable[[str], Swept]) -> None:
+    events, _, _ = swept("llama")
     (control,) = facts(events, p.Control)
     assert isinstance(control, p.Control)
     assert (control.max_abs_dnll, control.max_abs_kl) == (0.0, 0.0)
@@ -78,8 +92,10 @@ def test_control_measures_exactly_nothing(folder: Callable[[str], Path], prose: 
     assert 0.0 <= control.floor_kl < 1e-6
 
 
-def test_what_is_cached_changes_no_figure(folder: Callable[[str], Path], prose: Path) -> None:
-    _, plenty, _ = run_sweep(folder("llama"), settings(prose, fresh=True))
+def test_what_is_cached_changes_no_figure(
+    folder: Callable[[str], Path], swept: Callable[[str], Swept], prose: Path
+) -> None:
+    _, plenty, _ = swept("llama")
     _, nothing, _ = run_sweep(folder("llama"), settings(prose, fresh=True, memory_budget=1))
     assert plenty == nothing
 
@@ -99,37 +115,35 @@ def test_another_text_window_or_format_reuses_nothing(
     folder: Callable[[str], Path], prose: Path, tmp_path: Path
 ) -> None:
     source = folder("llama")
-    run_sweep(source, settings(prose))
+    run_sweep(source, settings(prose, tokens=256))
     other = tmp_path / "other.txt"
     other.write_text(prose.read_text()[::-1])
     for changed in (
-        settings(other),
-        settings(prose, seq_len=64),
-        settings(prose, dtype="bf16"),
-        settings(prose, stride=8),
+        settings(other, tokens=256),
+        settings(prose, tokens=256, seq_len=64),
+        settings(prose, tokens=256, dtype="bf16"),
+        settings(prose, tokens=256, stride=8),
     ):
         _, _, last = run_sweep(source, changed)
         assert last.resumed == 0
-    _, _, last = run_sweep(source, settings(prose, sweep_formats=("int5-g32",)))
+    _, _, last = run_sweep(source, settings(prose, tokens=256, sweep_formats=("int5-g32",)))
     assert last.resumed == 2  # baseline and control do not depend on the format
 
 
 def test_a_changed_checkpoint_reuses_nothing(tmp_path: Path, prose: Path) -> None:
     source = tiny.build("llama", tmp_path / "model")
-    run_sweep(source, settings(prose))
+    run_sweep(source, settings(prose, tokens=256))
     from safetensors.torch import load_file, save_file
 
     state = load_file(source / "model.safetensors")
     state["model.layers.1.mlp.up_proj.weight"][0, 0] += 0.5
     save_file(state, source / "model.safetensors", metadata={"format": "pt"})
-    _, _, last = run_sweep(source, settings(prose))
+    _, _, last = run_sweep(source, settings(prose, tokens=256))
     assert last.resumed == 0
 
 
-def test_additivity_is_the_uniform_recipe_over_the_sum(
-    folder: Callable[[str], Path], prose: Path
-) -> None:
-    events, rows, _ = run_sweep(folder("llama"), settings(prose))
+def test_additivity_is_the_uniform_recipe_over_the_sum(swept: Callable[[str], Swept]) -> None:
+    events, rows, _ = swept("llama")
     (found,) = facts(events, p.Additivity)
     assert isinstance(found, p.Additivity)
     body = [row for name, row in rows.items() if ".layers." in name]
@@ -141,11 +155,11 @@ def test_additivity_is_the_uniform_recipe_over_the_sum(
 
 
 def test_standard_error_is_that_of_the_mean_over_windows(
-    folder: Callable[[str], Path], prose: Path
+    folder: Callable[[str], Path], swept: Callable[[str], Swept], prose: Path
 ) -> None:
     """One window alone at a time, by hand, against the sweep's own standard error."""
     source = folder("llama")
-    _, rows, _ = run_sweep(source, settings(prose))
+    _, rows, _ = swept("llama")
     model = brute_force.load(source)
     ids = brute_force.windows(source, prose.read_text(), 512, 32)
     name = "model.layers.1.mlp.down_proj"
@@ -159,10 +173,8 @@ def test_standard_error_is_that_of_the_mean_over_windows(
     assert rows[name].kl_se == pytest.approx(expected, rel=1e-3)
 
 
-def test_shared_keys_and_values_fall_back_and_say_so(
-    folder: Callable[[str], Path], prose: Path
-) -> None:
-    events, _, _ = run_sweep(folder("gemma4"), settings(prose))
+def test_shared_keys_and_values_fall_back_and_say_so(swept: Callable[[str], Swept]) -> None:
+    events, _, _ = swept("gemma4")
     ready = [event for event in events if isinstance(event, p.ModelReady)]
     assert not ready[0].resumable
     assert ready[0].why_not_resumable
