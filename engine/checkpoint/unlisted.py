@@ -19,7 +19,7 @@ from engine.checkpoint.other_formats import adapter_note
 from engine.errors import CheckpointError, few
 
 _EXPECTED = re.compile(
-    r"norm|^ln_|bias|rout|gate$|conv|pos|type_emb|^A_log$|inv_freq|mask|time_|decay|slope"
+    r"norm|^ln_|bias|rout|gate$|conv|pos|^wpe$|type_emb|^A_log$|inv_freq|mask|time_|decay|slope"
 )
 """Words of names of tensors that are quantised by nobody: small, or tables of positions."""
 _NOT_LANGUAGE = re.compile(r"vision|visual|audio|image|speech|projector|connector|^mtp$|^merger$")

@@ -139,6 +139,7 @@ class Journal:
         """
         self.facts = facts
         self.path = IN_MEMORY if folder is None else folder / "journal.sqlite"
+        self.folder = self.path.parent
         self._guard = None if folder is None else take(folder / "lock", patience)
         self._lock = threading.Lock()
         self._waiting: list[tuple[int, float, str, int, bytes]] = []

@@ -50,7 +50,10 @@ def test_codes_of_other_tools_are_refused_by_name(
 
 
 def test_a_block_of_nothing_but_unknown_weights_is_refused(tmp_path: Path) -> None:
-    tensors = llama() | {"model.layers.3.mlp.codes": MATRIX, "model.layers.3.norm": MATRIX[0]}
+    tensors = llama() | {
+        "model.layers.3.mlp.codes": MATRIX.clone(),
+        "model.layers.3.norm": MATRIX[0],
+    }
     with pytest.raises(
         CheckpointError, match=r"model\.layers\.3 .* 'model\.layers\.3\.mlp\.codes'"
     ):
