@@ -92,6 +92,52 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+PLACED: dict[str, tuple[str, dict[str, Any]]] = {
+    "opt_projected": (
+        "OPTConfig",
+        {
+            **ARCHITECTURES["opt"][1],
+            "word_embed_proj_dim": 32,
+            "do_layer_norm_before": False,
+        },
+    ),
+    "zamba2": (
+        "Zamba2Config",
+        {
+            **SIZES,
+            "num_hidden_layers": 6,
+            "num_key_value_heads": 4,
+            "layers_block_type": ["mamba", "hybrid", "mamba", "mamba", "hybrid", "mamba"],
+            "num_mem_blocks": 1,
+            "mamba_d_state": 16,
+            "n_mamba_heads": 4,
+            "mamba_headdim": 32,
+            "mamba_ngroups": 1,
+            "chunk_size": 16,
+            "adapter_rank": 8,
+        },
+    ),
+    "gemma4_per_layer": (
+        "Gemma4TextConfig",
+        {**ARCHITECTURES["gemma4"][1], "num_kv_shared_layers": 0},
+    ),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {
+            **SIZES,
+            "num_hidden_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "num_kv_shared_layers": 0,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "laurel_rank": 8,
+            "activation_sparsity_pattern": [0.0, 0.0],
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 16,
+        },
+    ),
+}
+"""Models with layers that do not act where their names say."""
 RESUMABLE = tuple(arch for arch in ARCHITECTURES if arch != "gemma4")
 
 
@@ -114,7 +160,7 @@ def build(
     """
     import transformers
 
-    config_name, fields = ARCHITECTURES[arch]
+    config_name, fields = (ARCHITECTURES | PLACED)[arch]
     config = getattr(transformers, config_name)(**{**fields, **overrides})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

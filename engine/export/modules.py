@@ -14,6 +14,7 @@ from engine.errors import CheckpointError
 from engine.model.config import model_class, read_config
 from engine.model.names import join_names
 from engine.model.quiet import quiet
+from engine.model.transformers_internals import computed_keys
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Modules:
     kinds: Mapping[str, type[nn.Module]]
     head: str
     """The output embedding."""
+    shared: frozenset[str] = frozenset()
+    """Modules that have one stored weight with others, but for a head tied to the embedding."""
 
     @property
     def linear(self) -> list[str]:
@@ -52,6 +55,11 @@ class Modules:
         kind = self.kinds.get(name)
         if kind is None:
             return "transformers has no module for this tensor alone"
+        if name in self.shared:
+            return (
+                "several blocks share its weight, and transformers cannot load a shared weight "
+                "that is stored as codes"
+            )
         if issubclass(kind, nn.Embedding):
             return "transformers cannot load an embedding stored as codes"
         if not issubclass(kind, nn.Linear):
@@ -85,8 +93,15 @@ def read_modules(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
         for key, sources in made_from.items()
         if len(sources) == 1 and key.endswith(".weight")
     }
+    ends = {
+        name for module in (head, model.get_input_embeddings()) if (name := names.get(id(module)))
+    }
+    pairs = [
+        [key.removesuffix(".weight") for key in pair] for pair in computed_keys(model)[0].items()
+    ]
     return Modules(
         MappingProxyType(by_tensor),
         MappingProxyType(kinds),
         names.get(id(head), "lm_head"),
+        frozenset(name for pair in pairs if not ends.issuperset(pair) for name in pair),
     )

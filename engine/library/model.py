@@ -156,6 +156,7 @@ class Model:
         to: str = "checkpoint",
         format: str | None = None,
         overwrite: bool = False,
+        check: bool = True,
     ) -> ExportResult:
         """Write a recipe as a checkpoint that other programs can load.
 
@@ -165,12 +166,15 @@ class Model:
             to: the export target.
             format: see `evaluate`.
             overwrite: whether an existing checkpoint in ``path`` may be replaced.
+            check: whether the program that it is for loads it before it counts as done.
 
         Raises:
             UsageError: the target does not exist, or see `evaluate`.
         """
         out = str(Path(path).expanduser().absolute())
-        command = p.Export(out=out, format=format or "kept", to=to, overwrite=overwrite)
+        command = p.Export(
+            out=out, format=format or "kept", to=to, overwrite=overwrite, check=check
+        )
         return self._run(ExportResult(self, self._of_recipe(command, recipe, format)))
 
     def _of_recipe(self, command: OfRecipe, recipe: Recipe | None, format: str | None) -> OfRecipe:

@@ -57,6 +57,16 @@ def through_blocks(
                     yield None
 
 
+def with_head(stretch: range, blocks: int) -> range:
+    """The regions whose weights are needed for a stretch: its blocks, and the head after the last.
+
+    Args:
+        stretch: of blocks; -1 is what lies before them.
+        blocks: how many the model has.
+    """
+    return range(stretch.start, stretch.stop + (stretch.stop == blocks))
+
+
 def cross(
     network: Network,
     crossings: Sequence[Crossing],

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.model.inputs import why_unseen
+from engine.model.inputs import why_not_gathered, why_unseen
 from engine.model.network import Network
 from engine.model.torch_internals import own_parameters
 from engine.model.trial import ROUNDING_32, Trace, Trial
@@ -65,7 +65,8 @@ def block_groups(
         Found((name,), why_not=f"{name} was given nothing on a few tokens") for name in unseen
     ]
     for name, layer in network.layers.items():
-        if layer.start == block and (why := why_unseen(network, name)):
+        why = why_unseen(network, name) or why_not_gathered(network, name)
+        if layer.start == block and why:
             groups.append(Found((name,), why_not=why))
     return groups
 
@@ -253,6 +254,8 @@ def _norm(run: Trial, seen: Trace, layers: tuple[str, ...], norm: str) -> Found:
     unit = None
     if others:
         why = f"{others[0]}, which is no layer, reads what {norm} gives too"
+    elif run.network.shares(module):
+        why = f"other blocks compute with the weight of {norm} too"
     elif module.weight.numel() != width:
         why = f"{norm} has {module.weight.numel()} weights for {width} channels"
     elif (unit := _unit(module, *seen.calls[norm])) is None:

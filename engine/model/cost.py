@@ -63,7 +63,8 @@ def forward_cost(layers: Mapping[str, Layer], blocks: int, config: Any) -> Forwa
             head += LOGITS * size
         elif layer.block is not None:
             share = min(1.0, routed / layer.shape[0]) if layer.role == "experts" else 1.0
-            costs[layer.block] += share * size
+            for block in layer.uses if layer.repeated else (layer.block,):
+                costs[block] += share * size
     return ForwardCost(tuple(costs), head)
 
 

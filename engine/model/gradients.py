@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -48,8 +49,8 @@ Taps = list[Tap | WeightTap]
 
 
 def layers_of(network: Network, region: int) -> list[str]:
-    """Layers of a region: a block by its number, ``n_blocks`` for the head, -1 for the rest."""
-    return [name for name, layer in network.layers.items() if layer.start == region]
+    """Layers that act in a region: a block, ``n_blocks`` for what follows them, -1 for the rest."""
+    return [name for name, layer in network.layers.items() if region in layer.uses]
 
 
 def needs_single_windows(network: Network, region: int) -> bool:
@@ -92,7 +93,9 @@ def block_gradients(
     ):
         forwards = network.resuming(block, leaf)
         forwards[block] = _with_graph(forwards[block], reached)
-        network.run_until_reached(ids, forwards)
+        # What is made before the blocks may be given to this one beside its input.
+        before = any(network.layers[name].block is None for name in watched)
+        network.run_until_reached(ids, forwards, grad=before)
         return _backwards(network, reached[0], leaf, cotangents, calls, watched, ids.shape)
 
 
@@ -150,8 +153,8 @@ def head_gradients(
         logits = network.logits(ids, leaf, positions, grad=True)
         with torch.no_grad():
             cotangents = losses(logits.detach())
-        shape = torch.Size((ids.shape[0], logits.shape[1]))
-        return _backwards(network, logits, leaf, cotangents, calls, watched, shape)
+        found, before = _backwards(network, logits, leaf, cotangents, calls, watched, ids.shape)
+        return [_at(tap, positions) for tap in found], before
 
 
 def whole_gradients(
@@ -179,6 +182,14 @@ def whole_gradients(
         with torch.no_grad():
             cotangents = losses(logits.detach())
         return _backwards(network, logits, None, cotangents, calls, watched, ids.shape)[0]
+
+
+def _at(tap: Tap | WeightTap, positions: tuple[int, int]) -> Tap | WeightTap:
+    """A tap after the blocks at some positions, also of a layer that was given all of them."""
+    a, b = positions
+    if isinstance(tap, WeightTap) or tap.inputs.shape[1] == b - a:
+        return tap
+    return Tap(tap.layer, tap.inputs[:, a:b], tuple(g[:, a:b] for g in tap.gradients))
 
 
 class _Product(torch.autograd.Function):
@@ -242,7 +253,7 @@ def _with_graph(forward: Forward, reached: list[Tensor]) -> Forward:
     return run
 
 
-Calls = dict[str, list[tuple[Tensor, Tensor]]]
+Calls = dict[str, list[tuple[Tensor, Tensor | GradientEdge]]]
 
 
 @contextmanager
@@ -264,7 +275,8 @@ def _watching(network: Network, watched: Sequence[str]) -> Iterator[Calls]:
                 return
             if not output.requires_grad:
                 output.requires_grad_(True)  # an embedding: nothing before it has a graph
-            calls[name].append((inputs, output))
+            # Of the output as it is now: what follows may write into it.
+            calls[name].append((inputs, get_gradient_edge(output)))
 
         # Inputs as they come, before anything that is held changes them.
         hooks.append(module.register_forward_pre_hook(before, prepend=True))
@@ -277,7 +289,8 @@ def _watching(network: Network, watched: Sequence[str]) -> Iterator[Calls]:
                 freed.append(parameter)
                 calls[name].append((parameter, parameter))
             else:
-                watching(network.slot(name).owner, name)
+                for slot in network.slots(name):
+                    watching(slot.owner, name)
         yield calls
     finally:
         for hook in hooks:
@@ -296,7 +309,7 @@ def _backwards(
     shape: torch.Size,
 ) -> tuple[Taps, list[Tensor]]:
     flat = [(name, given, gave) for name in watched for given, gave in calls.get(name, ())]
-    wanted = [gave for _, _, gave in flat] + ([leaf] if leaf is not None else [])
+    wanted: list[Any] = [gave for _, _, gave in flat] + ([leaf] if leaf is not None else [])
     found: list[tuple[Tensor | None, ...]] = []
     for number, cotangent in enumerate(cotangents):
         more = number + 1 < len(cotangents)
@@ -316,13 +329,16 @@ def _backwards(
                 WeightTap(name, tuple(slot.oriented(g) for g in gradients if g is not None))
             )
             continue
-        token = (*shape[:2], -1)
-        inputs = (
-            given if given.dim() == 2 and not given.is_floating_point() else given.reshape(token)
-        )
-        taps.append(Tap(name, inputs, tuple(g.reshape(token) for g in gradients if g is not None)))
+        taps.append(_by_token(name, given, [g for g in gradients if g is not None], shape[0]))
     if leaf is None:
         return taps, []
     return taps, [
         torch.zeros_like(leaf) if (last := each[-1]) is None else last.detach() for each in found
     ]
+
+
+def _by_token(name: str, given: Tensor, gradients: Sequence[Tensor], windows: int) -> Tap:
+    """A tap ``[windows, tokens, …]``: some layers are given all tokens of all windows in a row."""
+    if given.is_floating_point():
+        given = given.reshape(windows, -1, given.shape[-1])
+    return Tap(name, given, tuple(g.reshape(windows, -1, g.shape[-1]) for g in gradients))

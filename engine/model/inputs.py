@@ -64,7 +64,7 @@ def watch_inputs(
     with ExitStack() as stack:
         if held:
             stack.enter_context(network.holding(held))
-        if 0 <= block < n:
+        if 0 <= block < n and all(network.layers[name].block is not None for name in names):
             stack.enter_context(watching(network, names, take))
             return _run_block(network, ids, block, state)
         network.stop_if_asked()
@@ -74,12 +74,16 @@ def watch_inputs(
             kept.append((layer, expert, inputs.clone()))  # what runs after may write into it
 
         stack.enter_context(watching(network, names, keep))
-        resumed = block == n and state is not None and network.head_resumable
-        _run_to_head(network, ids, network.resuming(n, state) if resumed else None)
+        output = None
+        if 0 <= block < n:
+            output = _run_block(network, ids, block, state)
+        else:
+            resumed = block == n and state is not None and network.head_resumable
+            _run_to_head(network, ids, network.resuming(n, state) if resumed else None)
     with torch.no_grad():
         for one in kept:  # only now: the forward may have been preempted between two layers
             take(*one)
-    return None
+    return output
 
 
 def watched_layers(network: Network, block: int) -> list[str]:
@@ -100,6 +104,21 @@ def why_unseen(network: Network, layer: str) -> str | None:
     if layer in _see(network).uncalled:
         return f"{layer} is never called: the model computes with its weight alone"
     return None
+
+
+def why_not_gathered(network: Network, layer: str) -> str | None:
+    """Why a layer has no one set of inputs to calibrate on; None if it has."""
+    found = network.layers[layer]
+    if not found.repeated:
+        return None
+    blocks = [str(block) for block in found.uses]
+    return f"{layer} acts in blocks {', '.join(blocks[:-1])} and {blocks[-1]} with inputs of each"
+
+
+def why_not_gathered_of(network: Network) -> dict[str, str]:
+    """`why_not_gathered` of the layers for which there is a reason."""
+    each = {layer: why_not_gathered(network, layer) for layer in network.layers}
+    return {layer: why for layer, why in each.items() if why is not None}
 
 
 def shared_inputs(network: Network) -> dict[str, tuple[str, ...]]:
@@ -163,10 +182,11 @@ def watching(network: Network, names: list[str], take: Take) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             for name in names:
-                layer, slot = network.layers[name], network.slot(name)
-                if layer.role == "experts":
-                    experts.setdefault(slot.owner, {})[slot.attribute] = name
-                else:
+                layer = network.layers[name]
+                for slot in network.slots(name):
+                    if layer.role == "experts":
+                        experts.setdefault(slot.owner, {})[slot.attribute] = name
+                        continue
                     hook = _taking(layer, take)
                     hooks.append(
                         slot.owner.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)

@@ -44,7 +44,7 @@ class Lane:
     state: Tensor | None
     """Its input ``[windows, tokens, hidden]``; None at -1, or not resumable."""
     held: Mapping[str, Held] = field(default_factory=dict)
-    """What the network holds for it, by layer; weights of a block may be added until it comes."""
+    """What the network holds for it, by layer; what acts in a block may be added until it comes."""
     take: Take = _ignore
     """Is given the states on the way; one boundary's again where a stretch was interrupted."""
 
@@ -74,10 +74,6 @@ class Lane:
         return self.state
 
     def _held_until(self, until: int) -> dict[str, Held]:
-        """Of what it holds, what the next blocks compute with; what is no block's, always."""
-        layers = self.network.layers
-        return {
-            name: held
-            for name, held in self.held.items()
-            if layers[name].start < 0 or self.at <= layers[name].start < until
-        }
+        """Of what it holds, what the next blocks compute with."""
+        layers, regions = self.network.layers, range(self.at, until)
+        return {name: held for name, held in self.held.items() if layers[name].acts_in(regions)}

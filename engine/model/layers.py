@@ -29,13 +29,40 @@ class Layer:
     role: Role
     shape: tuple[int, ...]
     """[out, in] or [experts, out, in], however it is stored."""
-    module: str
-    """Its name in the model: the module's, for experts the parameter's."""
+    modules: tuple[str, ...]
+    """Its names in the model: the module's, for experts the parameter's; several where blocks share
+    the weight."""
     disk: tuple[str, ...]
     """The tensors on disk it is made from; none for a tied head."""
-    start: int
-    """The first block whose input is enough to measure a change of it: its own block, the number
-    of blocks for the head, -1 where the whole forward is needed."""
+    uses: tuple[int, ...]
+    """The regions that a change of it reaches directly, in order: -1 before the blocks, a block's
+    number, the number of blocks after them. By name until `engine.model.uses` has found them by
+    running the model."""
+
+    @property
+    def module(self) -> str:
+        """Its first name in the model."""
+        return self.modules[0]
+
+    @property
+    def start(self) -> int:
+        """The first region it acts in: the block whose input is enough to measure a change of it;
+        -1 where the whole forward is needed."""
+        return self.uses[0]
+
+    @property
+    def last(self) -> int:
+        """The last region it acts in: beyond it, the reference weight does as well."""
+        return self.uses[-1]
+
+    def acts_in(self, regions: range) -> bool:
+        """Whether it acts in any of these regions."""
+        return any(at in regions for at in self.uses)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether several blocks compute with it: with one stored tensor, each on its own input."""
+        return len(self.modules) > 1 and len(self.uses) > 1
 
 
 class Slot(NamedTuple):
@@ -59,47 +86,68 @@ class Slot(NamedTuple):
 
 def list_layers(
     model: Any, blocks_name: str, n_blocks: int, made_from: Mapping[str, tuple[str, ...]]
-) -> dict[str, tuple[Layer, Slot]]:
+) -> dict[str, tuple[Layer, tuple[Slot, ...]]]:
     """All layers with their slots, in the model's order: embedding, blocks, head.
+
+    A layer is a stored tensor: modules that share one are slots of one layer, named after the one
+    that is on disk.
 
     Args:
         blocks_name: the name of the ModuleList of blocks in the model.
         made_from: the disk names of every ``state_dict`` key.
     """
-    found: list[tuple[int, str, Role, Slot]] = []
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    sharing: dict[tuple[int, bool], list[tuple[str, Role, Slot]]] = {}
     for path, role, slot in _slots(model, embedding, head):
-        order = {"embedding": 0, "head": 2}.get(role, 1)
-        found.append((order, path, role, slot))
-    found.sort(key=lambda one: one[0])
+        # A head that is tied to the embedding is a layer of its own.
+        sharing.setdefault((id(slot.parameter), role == "head"), []).append((path, role, slot))
+    order = {"embedding": 0, "head": 2}
+    found = sorted(sharing.values(), key=lambda members: order.get(members[0][1], 1))
 
-    uses: dict[str, int] = {}
+    parts: dict[str, int] = {}
     for names in made_from.values():
         for name in names:
-            uses[name] = uses.get(name, 0) + 1
+            parts[name] = parts.get(name, 0) + 1
 
-    layers: dict[str, tuple[Layer, Slot]] = {}
-    for _order, path, role, slot in found:
-        key = path if role == "experts" else f"{path}.{slot.attribute}"
-        disk = made_from.get(key, ())
-        if len(disk) == 1 and uses[disk[0]] == 1:
+    layers: dict[str, tuple[Layer, tuple[Slot, ...]]] = {}
+    for members in found:
+        # stable: the first of those that are on disk, or else the first
+        members = sorted(members, key=lambda member: not made_from.get(_key(*member)))
+        path, role, slot = members[0]
+        disk = made_from.get(_key(path, role, slot), ())
+        if len(disk) == 1 and parts[disk[0]] == 1:
             name = disk[0].removesuffix(".weight")
         else:
             name = "lm_head" if role == "head" and not disk else path
-        block = _block_of(path, blocks_name)
         outside = n_blocks if role == "head" else -1
-        start = outside if block is None else block
-        shape = tuple(slot.oriented(slot.parameter).shape)
-        layer = Layer(name, name.split(".")[-1], block, role, shape, path, disk, start)
-        layers[name] = (layer, slot)
+        blocks = [_block_of(each, blocks_name) for each, _role, _slot in members]
+        uses = sorted({outside if block is None else block for block in blocks})
+        layers[name] = (
+            Layer(
+                name,
+                name.split(".")[-1],
+                blocks[0],
+                role,
+                tuple(slot.oriented(slot.parameter).shape),
+                tuple(dict.fromkeys(each for each, _role, _slot in members)),
+                disk,
+                tuple(uses),
+            ),
+            tuple({(id(s.owner), s.attribute): s for _path, _role, s in members}.values()),
+        )
     return layers
+
+
+def _key(path: str, role: Role, slot: Slot) -> str:
+    """The name of a slot's tensor in the ``state_dict``."""
+    return path if role == "experts" else f"{path}.{slot.attribute}"
 
 
 def _slots(model: Any, embedding: Any, head: Any) -> Iterator[tuple[str, Role, Slot]]:
     transposed = transposed_linear()
     decoder = {id(module) for module in model.get_decoder().modules()}
     routers: tuple[str, ...] = ()
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):  # blocks may share modules
         if module is embedding:
             yield path, "embedding", Slot(module, "weight", False)
         elif module is head and isinstance(getattr(head, "weight", None), nn.Parameter):

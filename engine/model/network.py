@@ -8,6 +8,7 @@ differentiated later) and with ``use_cache=False``.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -90,14 +91,21 @@ class Network:
         name, modules = find_blocks(model)
         listed = list_layers(model, name, len(modules), made_from)
         self.blocks = source(modules)
-        self.layers: dict[str, Layer] = {name: layer for name, (layer, _slot) in listed.items()}
+        self.layers: dict[str, Layer] = {name: layer for name, (layer, _slots) in listed.items()}
+        self.without_effect: tuple[str, ...] = ()
+        """Layers whose change did not reach the logits of a few tokens; see `engine.model.uses`."""
         self.should_stop: Callable[[], bool] | None = None
         self.resumable = False
         self.head_resumable = False
         self.why_not_resumable: str | None = "resuming has not been checked"
-        self._slots: dict[str, Slot] = {name: slot for name, (_layer, slot) in listed.items()}
-        self._reference = {name: slot.parameter for name, slot in self._slots.items()}
+        self._slots: dict[str, tuple[Slot, ...]] = {
+            name: slots for name, (_layer, slots) in listed.items()
+        }
+        self._reference = {name: slots[0].parameter for name, slots in self._slots.items()}
         self._versions = {name: version_of(p) for name, p in self._reference.items()}
+        self._places = Counter(
+            id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)
+        )
         # Gathered once: walking a deep model at every step would cost a third of its sweep.
         self._hook_tables: list[Mapping[int, object]] = [
             table for module in model.modules() for table in hook_tables(module)
@@ -107,7 +115,8 @@ class Network:
         self.beside: list[tuple[Any, ...] | None] = [None] * len(modules)
         self._experts = {
             slot.owner: slot.owner.__dict__.get("forward")
-            for name, slot in self._slots.items()
+            for name, slots in self._slots.items()
+            for slot in slots
             if self.layers[name].role == "experts"
         }
         self._input_changes: dict[nn.Module, dict[str, Change]] = {}
@@ -152,9 +161,10 @@ class Network:
                 if self.layers[name].role == "experts":
                     if why := why_fused(slot.owner):
                         raise UsageError(f"{name}: {why}, nor changed")
-                    experts.setdefault(slot.owner, {})[slot.attribute] = held.inputs
+                    for each in self.slots(name):
+                        experts.setdefault(each.owner, {})[each.attribute] = held.inputs
                 else:
-                    changes.append((slot.owner, held.inputs))
+                    changes += [(each.owner, held.inputs) for each in self.slots(name)]
             if tuple(weight.shape) != self.layers[name].shape:
                 raise UsageError(
                     f"{name} has shape {list(self.layers[name].shape)}; "
@@ -163,7 +173,7 @@ class Network:
             # the reference's memory layout: another one may round differently
             value = slot.oriented(weight.detach()).to(reference.device, reference.dtype)
             stand_in = nn.Parameter(value.contiguous(), requires_grad=False)
-            stand_ins.append((slot, stand_in, reference))
+            stand_ins += [(each, stand_in, reference) for each in self.slots(name)]
         by_expert = [forward_by_expert(module, change) for module, change in experts.items()]
         self._holding, self._input_changes = True, experts
         hooks: list[Any] = []
@@ -186,7 +196,15 @@ class Network:
         return self._input_changes.get(module, {})
 
     def slot(self, name: str) -> Slot:
-        """Where the weight of a layer lives.
+        """Where the weight of a layer lives: the first place, if modules share it.
+
+        Raises:
+            UsageError: it is no layer of this model.
+        """
+        return self.slots(name)[0]
+
+    def slots(self, name: str) -> tuple[Slot, ...]:
+        """Everywhere that the weight of a layer lives.
 
         Raises:
             UsageError: it is no layer of this model.
@@ -194,6 +212,12 @@ class Network:
         if name not in self._slots:
             raise UsageError(f"{name!r} is not a layer of this model")
         return self._slots[name]
+
+    def shares(self, module: nn.Module) -> bool:
+        """Whether other places in the model compute with a parameter of this module."""
+        return any(
+            self._places[id(p)] > 1 for p in own_parameters(module).values() if p is not None
+        )
 
     # -- blocks --------------------------------------------------------------------------------
 
@@ -406,13 +430,35 @@ class Network:
 
     # -- checks --------------------------------------------------------------------------------
 
+    def unlike_names(self) -> dict[str, tuple[int, ...]]:
+        """Layers that do not act where their names say alone, and where they do.
+
+        A layer in a block acts there, the head after the blocks, others before them. Of a model
+        that runs whole for every measurement only what is shared, or acts after the blocks.
+        """
+        end = len(self.blocks)
+        found: dict[str, tuple[int, ...]] = {}
+        for name, layer in self.layers.items():
+            named = layer.block
+            if named is None:
+                named = end if layer.role == "head" else -1
+            moved = layer.uses != (named,)
+            if not self.resumable:
+                moved = layer.repeated or (
+                    self.head_resumable and (layer.last == end) != (named == end)
+                )
+            if moved and name not in self.without_effect:
+                found[name] = layer.uses
+        return found
+
     def assert_at_rest(self) -> None:
         """Raise AssertionError unless the network is as it was opened."""
         assert not self._holding, "weights are held"
-        for name, slot in self._slots.items():
-            parameter, reference = slot.parameter, self._reference[name]
-            assert parameter is reference, f"{name} is not the reference weight"
-            assert version_of(parameter) == self._versions[name], f"{name} was written to"
+        for name, slots in self._slots.items():
+            reference = self._reference[name]
+            for slot in slots:
+                assert slot.parameter is reference, f"{name} is not the reference weight"
+            assert version_of(reference) == self._versions[name], f"{name} was written to"
         for i, block in enumerate(self.blocks.modules):
             assert block.__dict__.get("forward") is self._forwards[i], f"block {i} is patched"
         for module, forward in self._experts.items():

@@ -1,4 +1,5 @@
-"""Checks on opening whether a model can be resumed at every block, on a few tokens."""
+"""Checks on opening, on a few tokens: the model leaves its weights alone and gives the same logits
+twice, where its layers act, and whether it can be resumed at every block."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.errors import EngineError
+from engine.errors import CheckpointError, EngineError
 from engine.model.blocks import Forward, hidden_of, split_output
 from engine.model.network import Network
 from engine.model.torch_internals import version_of
+from engine.model.uses import find_uses
 
 TOKENS = 16
 CANNOT_RUN = (LookupError, TypeError, AttributeError, ValueError, RuntimeError)
@@ -31,11 +33,15 @@ class Findings(NamedTuple):
 def check_resuming(network: Network) -> bool:
     """Whether resuming is exact; notes it in the network, with the reason where it is not.
 
+    Notes also where layers act: see `engine.model.uses`.
+
     Raises:
-        EngineError: the model's logits are not finite.
+        EngineError: the model's logits are not finite, or differ from one run to the next.
+        CheckpointError: it writes into its own weights.
     """
     network.resumable = network.head_resumable = False
     found = try_resuming(network)
+    find_uses(network, some_ids(network), CANNOT_RUN)
     network.head_resumable, network.takes_positions = found.head, found.chunks
     network.resumable = found.reason is None
     network.why_not_resumable = (
@@ -52,7 +58,7 @@ def try_resuming(network: Network) -> Findings:
     the difference of running the same twice is allowed. Costs about four forwards.
     """
     ids = some_ids(network)
-    whole, floor = network.run(ids, None), 0.0
+    whole, floor = _first_run(network, ids), 0.0
     if bool(torch.isnan(whole).any() | torch.isposinf(whole).any()):
         raise EngineError(
             f"the model's logits are not finite in {str(network.dtype).removeprefix('torch.')}: "
@@ -60,7 +66,12 @@ def try_resuming(network: Network) -> Findings:
         )
     if network.device.type != "cpu":
         floor = float((network.run(ids, None) - whole).abs().max())
-    states, unfit = _record(network, ids)
+    states, again, unfit = _record(network, ids)
+    if network.device.type == "cpu" and not torch.equal(again, whole):
+        raise EngineError(
+            f"{type(network.model).__name__} gives other logits each time it runs the same text: "
+            "no difference can be measured"
+        )
     if unfit is not None:
         return Findings(unfit, False, False)
     n = len(network.blocks)
@@ -74,17 +85,32 @@ def try_resuming(network: Network) -> Findings:
     return Findings(reason, head, chunks)
 
 
+def _first_run(network: Network, ids: Tensor) -> Tensor:
+    """The logits, from a model that is checked to leave its weights as they are."""
+    before = {name: version_of(p) for name, p in network.model.named_parameters()}
+    logits = network.run(ids, None)
+    for name, parameter in network.model.named_parameters():
+        if version_of(parameter) != before[name]:
+            raise CheckpointError(
+                f"{type(network.model).__name__} writes into its own weights when it runs "
+                f"({name}), so it computes with others than are stored: such models cannot be "
+                "measured"
+            )
+    return logits
+
+
 def some_ids(network: Network) -> Tensor:
     """A few random token ids of the model, ``[1, tokens]``."""
     vocabulary = network.model.get_input_embeddings().weight.shape[0]
     longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     generator = torch.Generator().manual_seed(0)
-    tokens = min(TOKENS, longest or TOKENS)
+    limit = longest if isinstance(longest, int) and longest > 0 else TOKENS  # XLNet says -1
+    tokens = min(TOKENS, limit)
     return torch.randint(0, vocabulary, (1, tokens), generator=generator).to(network.device)
 
 
-def _record(network: Network, ids: Tensor) -> tuple[list[Tensor], str | None]:
-    """Every block's input and the last one's output; and what makes the blocks unfit, if so.
+def _record(network: Network, ids: Tensor) -> tuple[list[Tensor], Tensor, str | None]:
+    """Every block's input and the last one's output; the logits; what makes the blocks unfit.
 
     Keeps what each block returns beside the hidden state in ``network.beside``, but for tensors:
     they belong to this text only, and a model that makes use of them then fails the comparison.
@@ -111,13 +137,13 @@ def _record(network: Network, ids: Tensor) -> tuple[list[Tensor], str | None]:
 
         return forward
 
-    network.run(ids, [recording(i) for i in range(n)])
+    logits = network.run(ids, [recording(i) for i in range(n)])
     if len(states) != n + 1:
-        return states, f"{len(states) - 1} calls were seen of {n} blocks"
+        return states, logits, f"{len(states) - 1} calls were seen of {n} blocks"
     for i, (state, version) in enumerate(zip(states, versions, strict=True)):
         if version_of(state) != version:
-            return states, f"the input of block {i} is written to after it was read"
-    return states, None
+            return states, logits, f"the input of block {i} is written to after it was read"
+    return states, logits, None
 
 
 def _head_is_alone(

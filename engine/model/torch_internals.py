@@ -6,7 +6,7 @@ without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,19 @@ from torch import Tensor, nn
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was written to in place: shows that a weight or a state was changed."""
     return tensor._version
+
+
+def leaves_of(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that require gradients at the beginning of a tensor's graph."""
+    open_nodes, seen = [tensor.grad_fn], set()
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            yield leaf
+        open_nodes += [before for before, _ in node.next_functions]
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:

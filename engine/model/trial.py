@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.model.inputs import watching, where, why_unseen
+from engine.model.inputs import watching, where, why_not_gathered, why_unseen
 from engine.model.network import Network
 from engine.model.torch_internals import own_parameters
 
@@ -46,7 +46,9 @@ class Trial:
         self.names = [
             name
             for name, layer in network.layers.items()
-            if layer.start == block and why_unseen(network, name) is None
+            if layer.start == block
+            and why_unseen(network, name) is None
+            and why_not_gathered(network, name) is None
         ]
         self.rounding = ROUNDING.get(network.dtype, ROUNDING_32)
         self._whole: Tensor | None = None
@@ -149,7 +151,7 @@ class Trial:
     def _others(self) -> Iterator[tuple[str, nn.Module]]:
         """Modules with weights of their own, here or outside of all blocks, that are no layers."""
         network = self.network
-        layers = {id(network.slot(name).owner) for name in network.layers}
+        layers = {id(slot.owner) for name in network.layers for slot in network.slots(name)}
         inside = {
             id(module): i for i, b in enumerate(network.blocks.modules) for module in b.modules()
         }

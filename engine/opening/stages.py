@@ -21,7 +21,7 @@ from engine.checkpoint import (
     remarks,
 )
 from engine.demo import DEMO_PATH
-from engine.errors import EngineError
+from engine.errors import EngineError, few
 from engine.model.config import architecture_name, refuse_not_causal, refuse_other_models
 from engine.model.known_models import why_unknown
 from engine.model.source import resolve_model
@@ -137,7 +137,16 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     text, windows = yield from _cut_windows(opened, network)
     from engine.measure.evaluation.divergence import MeanWithError
     from engine.model.fold_groups import fold_groups
+    from engine.model.inputs import why_not_gathered_of
+    from engine.model.uses import unused
 
+    if idle := unused(network, windows.ids[:1].to(network.device)):
+        count = f"{len(idle)} layer{'s' if len(idle) > 1 else ''}"
+        yield p.Notice(
+            "warning",
+            f"the model does not use {count} ({few(idle)}): changing them changes no logit, so "
+            "their effect is 0",
+        )
     why_not_folded = {
         name: group.why_not for name, group in fold_groups(network).items() if group.why_not
     }
@@ -153,7 +162,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
         seed=opened.settings.seed,
         draws=opened.settings.draws,
     )
-    evaluation = keys.evaluation(opened.files, protocol, windows.sha256)
+    evaluation = keys.evaluation(opened.files, protocol, windows.sha256, network.unlike_names())
     loaded = Loaded(opened, network, windows, protocol, evaluation)
     network.should_stop = loaded.should_stop
     opened.workspace.add(loaded)  # from now on it is checked to be at rest after every step
@@ -175,6 +184,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
         interval_factor=MeanWithError(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
         why_not_folded=why_not_folded,
+        why_not_gathered=why_not_gathered_of(network),
     )
     return loaded
 

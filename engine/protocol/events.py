@@ -104,6 +104,8 @@ class ModelReady(Event, frozen=True, kw_only=True):
     why_not_folded: dict[str, str] = {}
     """Layers whose inputs no preceding operation can scale, as ``+awq`` and ``+smooth`` require,
     with the reason."""
+    why_not_gathered: dict[str, str] = {}
+    """Layers without one set of inputs to calibrate on, with the reason."""
 
 
 class Calibrated(Event, frozen=True, kw_only=True):

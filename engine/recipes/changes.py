@@ -11,6 +11,7 @@ from engine.errors import FormatError, InfeasibleError, UsageError
 from engine.formats.grammar import (
     Format,
     folds,
+    needs_calibration,
     parse_built,
     parse_format,
     why_not_alone,
@@ -180,6 +181,10 @@ def _why_not_row(session: Session, row: int, format: Format) -> str | None:
         return why
     if layers.roles[row] == "embedding":
         return _why_not_alone(format)
+    if session.model is not None and _needs_calibration(format):
+        why = session.model.why_not_gathered.get(layers.names[row])
+        if why is not None:
+            return f"{why}, and {format} needs those of one place"
     if not _folds(format):
         return None
     if session.model is None:
@@ -191,6 +196,11 @@ def _why_not_row(session: Session, row: int, format: Format) -> str | None:
 @lru_cache(maxsize=1024)
 def _folds(format: Format) -> bool:
     return folds(format)
+
+
+@lru_cache(maxsize=1024)
+def _needs_calibration(format: Format) -> bool:
+    return needs_calibration(format)
 
 
 @lru_cache(maxsize=1024)

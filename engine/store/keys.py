@@ -45,7 +45,7 @@ class Files(msgspec.Struct, frozen=True, rename={"fingerprint": "checkpoint"}):
     """Hash of the Python code that came with the checkpoint, where it was trusted."""
 
 
-class Evaluation(msgspec.Struct, frozen=True):
+class Evaluation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The files and the windows that a fact was measured on."""
 
     files: Files
@@ -53,9 +53,17 @@ class Evaluation(msgspec.Struct, frozen=True):
     """How the text was cut and the arithmetic; see `evaluation`."""
     windows: str
     """Hash of the windows' tokens."""
+    uses: Mapping[str, tuple[int, ...]] = {}
+    """Where layers act that do not act where their names say; see `Network.unlike_names`. Such
+    models were once measured as if they did."""
 
 
-def evaluation(files: Files, protocol: p.Protocol, windows: str) -> Evaluation:
+def evaluation(
+    files: Files,
+    protocol: p.Protocol,
+    windows: str,
+    uses: Mapping[str, tuple[int, ...]] | None = None,
+) -> Evaluation:
     """The part of a key that describes the evaluation.
 
     The tokens stand for the text, so its name and its hash are not part of the key. Facts that
@@ -64,7 +72,7 @@ def evaluation(files: Files, protocol: p.Protocol, windows: str) -> Evaluation:
     parts = msgspec.to_builtins(protocol)
     del parts["text"], parts["text_sha256"], parts["draws"]
     parts["device"] = protocol.device.split(":")[0]
-    return Evaluation(files, parts, windows)
+    return Evaluation(files, parts, windows, uses or {})
 
 
 class Calibration(msgspec.Struct, frozen=True):

@@ -381,6 +381,37 @@ def test_what_cannot_be_expressed_is_refused_with_the_reason(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        ("model.layers.1.shared_transformer.self_attn.q_proj", "several blocks share its weight"),
+        ("lm_head", "the weights that blocks share"),
+    ],
+)
+def test_what_no_reader_loads_of_shared_weights_is_refused(
+    layer: str, why: str, tmp_path: Path
+) -> None:
+    folder = tiny.build("zamba2", tmp_path / "source", num_hidden_layers=6)
+    with pytest.raises(NotExportable, match=why):
+        export_checkpoint(open_checkpoint(folder), {layer: "int4-g32"}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_layers_of_a_model_that_shares_weights_are_exported(tmp_path: Path) -> None:
+    folder = tiny.build("zamba2", tmp_path / "source")
+    checkpoint, layer = open_checkpoint(folder), "model.layers.4.linear"
+    export_checkpoint(checkpoint, {layer: "int8"}, tmp_path / "out")
+    row = next(row for row in list_layers(checkpoint) if row.name == layer)
+    expected = dequantized(read_layer(checkpoint, row), parse_format("int8"), torch.float16)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.get_parameter(f"{layer}.weight").data.copy_(expected)
+    ids = tiny.ids(1, 16)
+    with torch.no_grad():
+        wanted = model(input_ids=ids, use_cache=False).logits
+        reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+        assert torch.equal(reloaded.eval()(input_ids=ids, use_cache=False).logits, wanted)
+
+
 def test_all_layers_that_cannot_be_expressed_are_listed(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny.build("llama", tmp_path / "in"))
     bad = {f"model.layers.{i}.mlp.up_proj": "nf4" for i in range(3)}

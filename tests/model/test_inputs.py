@@ -228,18 +228,19 @@ def test_a_preempted_watch_has_taken_nothing_and_leaves_the_network_at_rest(
 def test_a_watch_preempted_on_its_way_has_taken_nothing(network: Network) -> None:
     ids, asked, taken = tiny.ids(1, 16), 0, []
 
-    def at_the_third() -> bool:
+    def at_the_second() -> bool:
         nonlocal asked
         asked += 1
-        return asked == 3
+        return asked == 2
 
-    network.should_stop = at_the_third
-    with pytest.raises(Preempted):  # two blocks run, and a layer before them
-        watch_inputs(network, ids, -1, None, lambda layer, _expert, _x: taken.append(layer))
+    network.should_stop = at_the_second
+    with pytest.raises(Preempted):  # a layer before the block runs, whose output the block is given
+        watch_inputs(network, ids, 0, None, lambda layer, _expert, _x: taken.append(layer))
     assert not taken
     network.assert_at_rest()
-    seen, _ = watched(network, ids, -1)
-    assert {layer for layer, _ in seen} == set(watched_layers(network, -1)) != set()
+    seen, _ = watched(network, ids, 0)
+    assert {layer for layer, _ in seen} == set(watched_layers(network, 0))
+    assert any(network.layers[layer].block is None for layer, _ in seen)
 
 
 UNUSUAL = {

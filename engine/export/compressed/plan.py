@@ -29,7 +29,8 @@ FORM = "compressed-tensors"
 class Plan(NamedTuple):
     config: dict[str, Any]
     shards: dict[str, list[TensorGroup]]
-    quantised: tuple[str, ...]
+    quantised: Mapping[str, str]
+    """Modules by layer."""
     notes: list[str]
 
 
@@ -45,7 +46,7 @@ def why_not_exported(
     """
     rows, formats = _resolved(checkpoint, recipe)
     modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
-    return _refused(rows, formats, modules, checkpoint.dtype)
+    return _refused(rows, formats, modules, checkpoint)
 
 
 def _resolved(
@@ -70,13 +71,23 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
 
 
 def _refused(
-    rows: Mapping[str, DiskLayer], formats: Mapping[str, Format], modules: Modules, dtype: str
+    rows: Mapping[str, DiskLayer],
+    formats: Mapping[str, Format],
+    modules: Modules,
+    checkpoint: Checkpoint,
 ) -> dict[str, str]:
     refused = {}
+    tied = next((row for row in rows.values() if _is_tied(row, checkpoint)), None)
+    pair = set() if tied is None else set(tied.parts)
     for layer, fmt in formats.items():
-        why = why_not_expressed(fmt, rows[layer].shape, dtype)
+        why = why_not_expressed(fmt, rows[layer].shape, checkpoint.dtype)
         if why is None and not fmt.kept:
             why = modules.why_not_quantised(rows[layer])
+        if why is None and modules.shared and pair.intersection(rows[layer].parts):
+            why = (
+                "head and embedding are tied, and where they are not, transformers does not read "
+                "the weights that blocks share"
+            )
         if why is not None:
             refused[layer] = f"{fmt}: {why}" if str(fmt) not in why else why
     return refused
@@ -104,7 +115,7 @@ def plan_of(
     """
     rows, formats = _resolved(checkpoint, recipe)
     modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
-    if refused := _refused(rows, formats, modules, checkpoint.dtype):
+    if refused := _refused(rows, formats, modules, checkpoint):
         raise NotExportable(refused, FORM)
     stored_as = {name: checkpoint.tensors[row.parts[0]].dtype for name, row in rows.items()}
     changed = {
@@ -140,11 +151,12 @@ def plan_of(
         notes.append("the head was tied to the embedding and now has its own weight")
     notes += _unlike_fellows(rows, formats)
     config = _config(checkpoint, untied=untied)
+    module_of = {layer: modules.module(rows[layer]) for layer in codes}
     if codes:
-        quantised = {modules.module(rows[layer]): fmt for layer, fmt in codes.items()}
+        quantised = {module_of[layer]: fmt for layer, fmt in codes.items()}
         kept = [name for name in modules.linear if name not in quantised]
         config["quantization_config"] = quantization_config(quantised, kept)
-    return Plan(config, shards, tuple(codes), notes)
+    return Plan(config, shards, module_of, notes)
 
 
 def _is_tied(row: DiskLayer, checkpoint: Checkpoint) -> bool:

@@ -25,7 +25,7 @@ from engine.measure.calibration.solve import (
 )
 from engine.measure.counts import JobCounts
 from engine.model.fold_groups import fold_groups
-from engine.model.inputs import why_unseen
+from engine.model.inputs import why_not_gathered, why_unseen
 from engine.model.network import Held, StandIn
 from engine.quant.methods.channel_scales import folded, only_weights
 from engine.quant.methods.gptq import Solved
@@ -166,6 +166,8 @@ def why_not_given(loaded: Loaded, layer: str, format: Format) -> str | None:
         return why and f"{why}, and an embedding is a lookup: it multiplies no inputs"
     if why_not_alone(format) is not None and (why := why_unseen(network, layer)) is not None:
         return f"{why}, and {format} needs them"
+    if needs_calibration(format) and (why := why_not_gathered(network, layer)) is not None:
+        return f"{why}, and {format} needs those of one place"
     if not folds(format):
         return None
     why = fold_groups(network)[layer].why_not

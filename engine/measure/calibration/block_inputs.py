@@ -163,7 +163,9 @@ class RecipeInputs:
         layers = self._network.layers
         passed = self._at if self.forgets else -2
         names = [
-            n for n in self.formats if n not in self.settled and passed <= layers[n].start < block
+            n
+            for n in self.formats
+            if n not in self.settled and layers[n].start < block and layers[n].last >= passed
         ]
         return sorted(names, key=lambda name: layers[name].start)
 
@@ -191,7 +193,7 @@ class RecipeInputs:
         start = self._at if 0 <= self._at < block else self._first
         if start != self._at:
             yield from self._reference.prepare(start, counts)
-        between = {n: h for n, h in self.held(block).items() if layers[n].start >= start}
+        between = {n: h for n, h in self.held(block).items() if layers[n].last >= start}
         lanes: dict[int, Lane] = {}
 
         def step(batch: int, until: int) -> None:
@@ -210,7 +212,7 @@ class RecipeInputs:
         self._states = [lanes[batch].reached() for batch in range(len(self._batches))]
         self._at = block
         if self.forgets:
-            self.settled = {n: h for n, h in self.settled.items() if layers[n].start >= block}
+            self.settled = {n: h for n, h in self.settled.items() if layers[n].last >= block}
 
     def before(self, batch: int, block: int) -> Tensor | None:
         """The input of the block that the text has reached."""

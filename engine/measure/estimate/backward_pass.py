@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
+from engine.errors import EngineError
 from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import approximated, why_not_given
@@ -72,7 +73,7 @@ class Point:
     def held_in(self, region: int) -> dict[str, Held]:
         """The weights held in a region."""
         layers = self.reference.network.layers
-        return {name: held for name, held in self.held.items() if layers[name].start == region}
+        return {name: held for name, held in self.held.items() if region in layers[name].uses}
 
 
 ChangeSet = list[tuple[str, Format]]
@@ -226,7 +227,7 @@ class BackwardPass:
         room = full = self.budget // 8
         for name, format in group:
             layer = self.network.layers[name]
-            if region not in (WHOLE, layer.start):
+            if region != WHOLE and region not in layer.uses:
                 continue
             dtype = self.network.dtype if self._is_moved(name, format) else self.dtype
             size = math.prod(layer.shape) * dtype.itemsize
@@ -318,10 +319,13 @@ class BackwardPass:
         rows = len(ids)
         if region == WHOLE or needs_single_windows(network, region):
             rows = 1
-        for name, of_layer in changes.items():
-            # A step that was preempted and will be repeated must leave nothing in the sums.
-            for format in (*of_layer.formats, *of_layer.moved):
-                self.moments[name, format].forget(slice(first, first + len(ids)))
+        # A step that was preempted and will be repeated must leave nothing in the sums; a layer
+        # that acts in several regions adds up.
+        found = {
+            (name, format): Moments.empty(self.losses, self.reference.windows.count)
+            for name, of_layer in changes.items()
+            for format in (*of_layer.formats, *of_layer.moved)
+        }
         state = point.state(batch, region) if region >= 0 else None
         moved: list[list[Tensor]] = []
         for top in range(0, len(ids), rows):
@@ -331,20 +335,28 @@ class BackwardPass:
                 span = (self.reference.windows.first, self.reference.windows.seq_len - 1)
                 losses = self._losses(batch, part, *span)
                 taps = whole_gradients(network, ids[part], span, losses, held, watched)
-                self._take(taps, changes, windows)
+                self._take(taps, changes, found, windows)
                 continue
             if region == len(network.blocks):
-                moved.append(self._head(state, batch, part, held, changes, windows))
+                moved.append(self._head(state, batch, part, held, changes, found, windows))
                 continue
-            cotangents = [c[part] for c in self.cotangents[batch]]
+            cotangents = [_of_windows(c, part, len(ids)) for c in self.cotangents[batch]]
             if state is None:
                 taps = opening_gradients(network, ids[part], cotangents, held, watched)
             else:
-                taps, found = block_gradients(
-                    network, ids[part], region, state[part], cotangents, held, watched
+                taps, before = block_gradients(
+                    network,
+                    ids[part],
+                    region,
+                    _of_windows(state, part, len(ids)),
+                    cotangents,
+                    held,
+                    watched,
                 )
-                moved.append(found)
-            self._take(taps, changes, windows)
+                moved.append(before)
+            self._take(taps, changes, found, windows)
+        for key, moments in found.items():
+            self.moments[key].add(moments)
         if last and moved:
             self.cotangents[batch] = [torch.cat(each) for each in zip(*moved, strict=True)]
 
@@ -355,18 +367,19 @@ class BackwardPass:
         part: slice,
         held: Mapping[str, Held],
         changes: Mapping[str, Changes],
+        into: Mapping[tuple[str, Format], Moments],
         windows: slice,
     ) -> list[Tensor]:
         assert state is not None
         network, ids = self.network, self.reference.batches[batch][part]
-        state = state[part]
+        state = _of_windows(state, part, len(self.reference.batches[batch]))
         total: list[Tensor] = []
         for a, b in self.reference.chunks:
             if self.loaded.should_stop():
                 raise Preempted
             losses = self._losses(batch, part, a, b)
             taps, found = head_gradients(network, ids, state, (a, b), losses, held, list(changes))
-            self._take(taps, changes, windows, (a, b))
+            self._take(taps, changes, into, windows, (a, b))
             total = [x + y for x, y in zip(total, found, strict=True)] if total else found
         return total
 
@@ -376,7 +389,8 @@ class BackwardPass:
         ids = reference.batches[batch][part]
         soft: Tensor | None = None
         if self.direction == "restore":
-            final = reference.state(batch, len(network.blocks))[part]
+            final = reference.state(batch, len(network.blocks))
+            final = _of_windows(final, part, len(reference.batches[batch]))
             with torch.no_grad():
                 soft = torch.softmax(network.logits(ids, final, (a, b)).float(), -1)
         targets = ids[:, a + 1 : b + 1]
@@ -407,10 +421,11 @@ class BackwardPass:
         self,
         taps: Taps,
         changes: Mapping[str, Changes],
+        into: Mapping[tuple[str, Format], Moments],
         windows: slice,
         span: tuple[int, int] | None = None,
     ) -> None:
-        """Add taps to the moments; ``span`` gives their positions, if not all."""
+        """Add taps to moments; ``span`` gives their positions, if not all."""
         part = Part(
             windows,
             [self._sample(window, span) for window in range(windows.start, windows.stop)],
@@ -425,7 +440,7 @@ class BackwardPass:
                 # Layers that share an input share its cast.
                 given = cast.setdefault(given.data_ptr(), given.to(self.dtype))
             of_layer = changes[tap.layer]
-            moments = {f: self.moments[tap.layer, f] for f in (*of_layer.formats, *of_layer.moved)}
+            moments = {f: into[tap.layer, f] for f in (*of_layer.formats, *of_layer.moved)}
             weight = self.network.weight(tap.layer)
             add_effects(tap, of_layer, moments, part, given, weight, self._embed(tap))
 
@@ -447,6 +462,18 @@ class BackwardPass:
             return found
 
         return embed
+
+
+def _of_windows(state: Tensor, part: slice, windows: int) -> Tensor:
+    """Some windows of a state, which a few models carry in several streams before the windows."""
+    if range(windows)[part] == range(windows):
+        return state
+    if len(state) != windows:
+        raise EngineError(
+            "the hidden state between blocks is not one row a window, so the experts of this model "
+            "cannot be estimated; measure them with --exact all"
+        )
+    return state[part]
 
 
 def weights_alone(format: Format) -> Format:

@@ -67,10 +67,10 @@ class Moments:
         shape = (losses, windows)
         return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
 
-    def forget(self, windows: slice) -> None:
-        """As if nothing had been seen of these windows."""
-        self.total[:, windows] = 0
-        self.square[:, windows] = 0
+    def add(self, other: Moments) -> None:
+        """Add those of other tokens, or of another place that the layer acts in."""
+        self.total += other.total
+        self.square += other.square
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits
-from engine.measure.block_loop import cross
+from engine.measure.block_loop import cross, with_head
 from engine.measure.calibration.approximate import approximated, columns_kept, recipe_inputs
 from engine.measure.calibration.block_inputs import RecipeInputs
 from engine.measure.calibration.calibration import calibration_key
@@ -194,10 +194,9 @@ def _run(
     def settle(stretch: range) -> Generator[p.AnyEvent | None, None, None]:
         if network.streamed and not fits:
             run.drop_before(stretch.start)
+        regions = with_head(stretch, end)
         for name in sorted(formats, key=lambda name: network.layers[name].start):
-            start = network.layers[name].start
-            here = start in stretch or (start == end and stretch.stop == end)
-            if here and name not in run.recipe:
+            if network.layers[name].acts_in(regions) and name not in run.recipe:
                 yield from _settle(loaded, run, recent, name, formats[name], states, counts)
                 if loaded.should_stop():
                     yield None

@@ -187,13 +187,13 @@ class RecipeRun:
     def drop_before(self, block: int) -> None:
         """Free the weights of blocks that all micro-batches of a run have passed."""
         layers = self.reference.network.layers
-        for name in [name for name in self.recipe if 0 <= layers[name].start < block]:
+        for name in [n for n in self.recipe if layers[n].start >= 0 and layers[n].last < block]:
             del self.recipe[name]
 
     def _from(self, start: int) -> dict[str, Held]:
-        """The recipe's weights in the blocks from ``start`` on, and in the head."""
+        """The recipe's weights that act in the blocks from ``start`` on, or after them."""
         layers = self.reference.network.layers
-        return {name: held for name, held in self.recipe.items() if layers[name].start >= start}
+        return {name: held for name, held in self.recipe.items() if layers[name].last >= start}
 
 
 class RecentRuns:

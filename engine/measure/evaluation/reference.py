@@ -231,8 +231,9 @@ class Reference:
         """
         network, ids = self.network, self.batches[batch]
         if network.head_resumable:  # no block runs again, so weights of blocks need not be held
-            blocks = len(network.blocks)
-            weights = {n: held for n, held in weights.items() if network.layers[n].start == blocks}
+            end = len(network.blocks)
+            after = range(end, end + 1)
+            weights = {n: w for n, w in weights.items() if network.layers[n].acts_in(after)}
         final: Tensor | None = None
         sums = [torch.zeros(ids.shape[0], dtype=torch.float64) for _ in range(3)]
         for chunk, (a, b) in enumerate(self.chunks):

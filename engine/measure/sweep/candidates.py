@@ -18,7 +18,7 @@ import torch
 from engine import protocol as p
 from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
-from engine.measure.block_loop import Crossing, cross
+from engine.measure.block_loop import Crossing, cross, with_head
 from engine.measure.calibration.approximate import approximated, why_not_given
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, perplexity
@@ -267,16 +267,17 @@ class CandidateMeasurement:
             ways.append(_CandidateRun(candidate, batch, base))
         held: dict[str, dict[str, Held]] = {candidate.unit.name: {} for candidate in due}
         units = {candidate.unit.name: candidate.unit for candidate in due}
-        end = len(network.blocks)
+        layers, end = network.layers, len(network.blocks)
 
         def settle(stretch: range) -> Generator[p.AnyEvent | None, None, None]:
+            regions = with_head(stretch, end)
             for name, unit in units.items():
                 own = held[name]
-                for layer in [each for each in own if network.layers[each].start >= 0]:
-                    del own[layer]  # its block was passed
+                passed = [n for n in own if layers[n].start >= 0 and layers[n].last < stretch.start]
+                for layer in passed:
+                    del own[layer]
                 for layer in unit.layers:
-                    start = network.layers[layer].start
-                    if start in stretch or (start == end and stretch.stop == end):
+                    if layer not in own and layers[layer].acts_in(regions):
                         own[layer] = yield from self._own_weight(layer)
 
         crossings = [each.set_out(held[each.candidate.unit.name]) for each in ways]

@@ -175,7 +175,7 @@ def test_units_answer_no_question_about_layers(folder: Callable[[str], Path], pr
 
 def layer(name: str, block: int | None, role: p.Role = "linear") -> Layer:
     start = -1 if role == "embedding" else 2 if block is None else block
-    return Layer(name, name.split(".")[-1], block, role, (8, 8), name, (name,), start)
+    return Layer(name, name.split(".")[-1], block, role, (8, 8), (name,), (name,), (start,))
 
 
 def test_units_are_named_and_begin_where_their_first_layer_does() -> None:
