@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import queue
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +20,13 @@ from engine.errors import EngineError
 from engine.service import process
 from engine.session import Session, apply
 from engine.store.beside import folder_beside
-from engine.store.paths import facts_file, session_folder, session_name
+from engine.store.paths import (
+    StateFolderError,
+    check_state_folder,
+    facts_file,
+    session_folder,
+    session_name,
+)
 
 if TYPE_CHECKING:
     from engine.store.facts import FactStore
@@ -57,15 +63,21 @@ class JobError(EngineError):
 class InProcess:
     """An engine in this process, with the same commands and events."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str | None) -> None:
         """
         Args:
-            name: of the session; while another process has it open, this engine has one of its own
-                beside it, and both share all facts.
+            name: of the session; None for one that is not saved. While another process has it
+                open, this engine has one of its own beside it, and both share all facts.
+
+        Raises:
+            StateFolderError: nothing can be saved.
         """
+        from engine.store.database import IN_MEMORY
         from engine.store.facts import FactStore
 
-        facts = FactStore(facts_file())
+        if name is not None:
+            check_state_folder()
+        facts = FactStore(IN_MEMORY if name is None else facts_file())
         self._beside: Path | None = None
         """The folder of a session of its own, deleted at the end."""
         try:
@@ -84,10 +96,12 @@ class InProcess:
             facts.close()
             raise
 
-    def _journal(self, name: str, facts: FactStore) -> Journal:
+    def _journal(self, name: str | None, facts: FactStore) -> Journal:
         from engine.store.journal import Journal
         from engine.store.lock import SessionBusyError
 
+        if name is None:
+            return Journal(None, facts)
         with suppress(SessionBusyError):
             return Journal(session_folder(name), facts, patience=0.0)
         self._beside = folder_beside(name)
@@ -162,12 +176,26 @@ class InProcess:
             shutil.rmtree(self._beside, ignore_errors=True)
 
 
-def in_process(source: str) -> InProcess:
+def in_process(source: str, *, unsaved: Callable[[str], None] | None = None) -> InProcess:
     """Run an engine for the source's session in this process, with no socket.
 
-    If another process has the session open, the engine has a session of its own; see `InProcess`.
+    If another process has the session open, the engine has a session of its own.
+
+    Args:
+        source: ``demo``, a folder, or a hub id.
+        unsaved: called with a sentence if nothing can be saved, before a session that is not saved
+            is run; None does not run one.
+
+    Raises:
+        StateFolderError: nothing can be saved.
     """
-    return InProcess(session_name(source))
+    try:
+        return InProcess(session_name(source))
+    except StateFolderError as error:
+        if unsaved is None:
+            raise
+        unsaved(f"{error}; this run is not saved")
+        return InProcess(None)
 
 
 def own_process(source: str) -> None:
@@ -177,4 +205,5 @@ def own_process(source: str) -> None:
     collector is off while libraries are imported. Do not call it in a notebook or another program.
     """
     process.own_process()
-    log_to_file(session_name(source))
+    with suppress(StateFolderError):  # `in_process` says so, if it matters
+        log_to_file(session_name(source))

@@ -109,13 +109,19 @@ def check_loads(
 
 def problem_of(question: _Question) -> str:
     """Why a checkpoint is not read as it was measured; empty if it is."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
     from engine.model.quiet import quiet
+    from engine.model.transformers_internals import causal_classes, multimodal_classes
 
     try:
         with quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(
+                question.folder, trust_remote_code=question.trust_remote_code
+            )
+            other = type(config) in multimodal_classes() and type(config) not in causal_classes()
+            auto: Any = AutoModelForMultimodalLM if other else AutoModelForCausalLM
+            model, found = auto.from_pretrained(
                 question.folder,
                 dtype="auto",
                 output_loading_info=True,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +55,9 @@ class Model:
             EngineError: the checkpoint cannot be read.
         """
         self.settings = settings
-        self._engine: InProcess = in_process(source)
+        # What only reads files is quick to do again: it needs no state folder.
+        unsaved = None if model else functools.partial(warnings.warn, stacklevel=3)
+        self._engine: InProcess = in_process(source, unsaved=unsaved)
         self._running: list[Result[Any]] = []
         self._turn = threading.RLock()
         try:

@@ -104,7 +104,7 @@ def measure(
     Raises:
         RunError: it was refused, failed, or was cancelled.
         UsageError: a question names an unknown layer.
-        EngineError: the engine cannot be reached or ended.
+        EngineError: the engine cannot be reached or ended, or nothing can be saved.
         KeyboardInterrupt: after the job was cancelled; its results are saved.
     """
     kind: type[p.Command]
@@ -125,7 +125,9 @@ def measure(
             except _DisagreesError as error:
                 meter.say(f"{error}: measuring beside it; results are shared")
     client.own_process(source)
-    with closing(client.in_process(source)) as engine:
+    # What only reads files is quick to do again: it needs no state folder.
+    unsaved = (lambda sentence: meter.say(f"warning: {sentence}")) if of_files else None
+    with closing(client.in_process(source, unsaved=unsaved)) as engine:
         if engine.beside and running is None:
             meter.say(f"another run has {source} open: measuring beside it; results are shared")
         return run(engine, attached=False)

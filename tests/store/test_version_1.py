@@ -72,15 +72,15 @@ def execute(path: Path, sql: str, *values: object) -> None:
 def says_the_same(found: msgspec.Struct, written: bytes, without: tuple[str, ...] = ()) -> bool:
     """Whether every field that was written is in what was read; NaN equals NaN."""
     old = {k: v for k, v in msgspec.msgpack.decode(written).items() if k not in without}
-    new = _as_written(msgspec.msgpack.decode(p.encode(found)), old)
-    return msgspec.json.encode(old) == msgspec.json.encode(new)
+    new = msgspec.msgpack.decode(p.encode(found))
+    return msgspec.json.encode(old) == msgspec.json.encode(among(new, old))
 
 
-def _as_written(new: Any, old: Any) -> Any:
-    """What was read without fields that have been added since."""
-    if not isinstance(new, dict) or not isinstance(old, dict):
-        return new
-    return {key: _as_written(new[key], each) for key, each in old.items()}
+def among(new: Any, old: Any) -> Any:
+    """``new`` without the fields that ``old`` does not have, such as settings added since."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return {key: among(new[key], value) for key, value in old.items()}
+    return new
 
 
 def test_every_fact_is_there_with_all_its_figures(facts: FactStore) -> None:

@@ -55,7 +55,7 @@ def export_checkpoint(request: Request) -> Exported:
         return found
 
     plan = plan_of(checkpoint, request.recipe, scale_dtype, stored, request.trust_remote_code)
-    beside = copied_files(checkpoint.folder)
+    beside = copied_files(checkpoint.folder, follow_links=checkpoint.follow_links)
     total = bytes_of(plan.shards)
     copies = sum((checkpoint.folder / file).stat().st_size for file in beside)
     check_room(out.parent, total + copies)
