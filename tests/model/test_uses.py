@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from engine import protocol as p
+from engine.client import in_process
 from engine.errors import CheckpointError, EngineError
 from engine.formats.grammar import parse_format
 from engine.measure.calibration.approximate import why_not_given
@@ -18,7 +20,7 @@ from engine.model.network import Network
 from engine.model.uses import unused
 from engine.store.facts import FactStore
 from tests import tiny
-from tests.drive import load, settings
+from tests.drive import ended, load, settings, until
 from tests.model.small import small
 
 
@@ -164,3 +166,27 @@ def test_every_slot_of_a_shared_weight_is_swapped_and_restored() -> None:
     with torch.no_grad():
         network.slot(name).parameter.copy_(weight)
     assert torch.equal(network.run(ids, None), changed)
+
+
+def test_a_uniform_recipe_gives_a_shared_weight_the_format_without_the_method(
+    tmp_path: Path, prose: Path
+) -> None:
+    folder = tiny.build("zamba2", tmp_path / "zamba2")
+    chosen = settings(prose, tokens=64, calib=str(prose), calib_tokens=128, seq_len=32)
+    name = "model.layers.1.shared_transformer.self_attn.q_proj"
+    client = in_process(str(folder))
+    try:
+        client.send(p.Open(str(folder), chosen))
+        client.send(p.Evaluate("int4-g32+gptq"))
+        events = until(client, ended("evaluate"))
+        assert isinstance(events[-1], p.JobEnded)
+        assert events[-1].status == "done", events[-1].message
+        client.send(p.SetFormat((name,), "int4-g32+gptq"))
+        refused = until(client, lambda event: isinstance(event, p.Refused))[-1]
+    finally:
+        client.close()
+    found = {event.layer: event for event in events if isinstance(event, p.Fallback)}
+    assert found[name].holds == "int4-g32"
+    assert "acts in blocks 1 and 4" in found[name].why
+    assert isinstance(refused, p.Refused)
+    assert "acts in blocks 1 and 4" in refused.message
