@@ -4,6 +4,7 @@ from engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from engine.checkpoint.groups import fused_groups
 from engine.checkpoint.headers import TensorInfo, read_header
 from engine.checkpoint.layers import DiskLayer, list_layers, read_expert, read_layer
+from engine.checkpoint.unlisted import remarks
 
 __all__ = [
     "Checkpoint",
@@ -15,4 +16,5 @@ __all__ = [
     "read_expert",
     "read_header",
     "read_layer",
+    "remarks",
 ]

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.checkpoint import pickles
 from engine.checkpoint.headers import TensorInfo, read_header
+from engine.checkpoint.links import check_link, refuse_pointer
+from engine.checkpoint.other_formats import refuse_other_formats
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     files: tuple[Path, ...]
     pickled: bool = False
+    follow_links: bool = False
+    """Whether files may be links to anywhere."""
     _config_sha256: str = field(default="", repr=False)
 
     @property
@@ -171,11 +175,15 @@ def _file_digest(file: Path) -> bytes:
         return digest.digest()
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, *, follow_links: bool = False) -> Checkpoint:
     """Open the checkpoint in ``folder``, reading ``config.json`` and the headers of its weights.
 
     Looks for weights in the order of transformers: ``model.safetensors``, the shards of
     ``model.safetensors.index.json``, ``pytorch_model.bin``, the shards of its index.
+
+    Args:
+        folder: as saved by transformers, or a snapshot in the hub's cache.
+        follow_links: whether its files may be links out of it.
 
     Raises:
         CheckpointError: something is missing, truncated, contradictory or unsafe; names it.
@@ -185,8 +193,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} does not exist; give a folder with a checkpoint")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give the folder that holds it")
-    config, config_sha256 = read_config(folder)
-    shards, claimed, pickled = find_weights(folder)
+    config, config_sha256 = read_config(folder, follow_links=follow_links)
+    shards, claimed, pickled = find_weights(folder, follow_links=follow_links)
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         for name, tensor in (pickles.listing(shard) if pickled else read_header(shard)).items():
@@ -204,7 +212,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             )
     if not tensors:
         raise CheckpointError(f"{shards[0]} holds no tensors; download or save it again")
-    return Checkpoint(folder, _name(folder), config, tensors, tuple(shards), pickled, config_sha256)
+    return Checkpoint(
+        folder,
+        _name(folder),
+        config,
+        tensors,
+        tuple(shards),
+        pickled,
+        follow_links,
+        config_sha256,
+    )
 
 
 def _name(folder: Path) -> str:
@@ -219,6 +236,7 @@ def _read_json(file: Path) -> tuple[dict[str, Any], str]:
     """The JSON object in ``file``, and the SHA-256 of its bytes."""
     try:
         text = file.read_bytes()
+        refuse_pointer(file, text)
         found = json.loads(text.decode("utf-8"))
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
@@ -233,7 +251,7 @@ def _read_json(file: Path) -> tuple[dict[str, Any], str]:
     return found, hashlib.sha256(text).hexdigest()
 
 
-def read_config(folder: Path) -> tuple[dict[str, Any], str]:
+def read_config(folder: Path, *, follow_links: bool = False) -> tuple[dict[str, Any], str]:
     """The contents of ``config.json``, and the SHA-256 of its bytes.
 
     Raises:
@@ -241,17 +259,15 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        if any(folder.glob("*.gguf")):
-            raise CheckpointError(
-                f"{folder} has GGUF files and no config.json; open the checkpoint that they were "
-                "made from"
-            )
+        refuse_other_formats(folder)
         raise CheckpointError(f"{file} is missing; give a folder as saved by transformers")
-    check_link(folder, file)
+    check_link(folder, file, follow=follow_links)
     return _read_json(file)
 
 
-def find_weights(folder: Path) -> tuple[list[Path], dict[str, str], bool]:
+def find_weights(
+    folder: Path, *, follow_links: bool = False
+) -> tuple[list[Path], dict[str, str], bool]:
     """Weight files, the index's claims (tensor → file name), and whether they are pickles.
 
     Raises:
@@ -260,15 +276,19 @@ def find_weights(folder: Path) -> tuple[list[Path], dict[str, str], bool]:
     for name, pickled in (("model.safetensors", False), ("pytorch_model.bin", True)):
         file, index = folder / name, folder / f"{name}.index.json"
         if file.is_file():
-            check_link(folder, file)
+            check_link(folder, file, follow=follow_links)
             return [file], {}, pickled
         if file.is_symlink():
             raise CheckpointError(f"{file} links to a file that is missing; download it again")
         if index.is_file():
-            check_link(folder, index)
+            check_link(folder, index, follow=follow_links)
             claimed = _read_index(index)
-            shards = [_shard(folder, index, shard) for shard in sorted(set(claimed.values()))]
+            shards = [
+                _shard(folder, index, shard, follow_links)
+                for shard in sorted(set(claimed.values()))
+            ]
             return shards, claimed, pickled
+    refuse_other_formats(folder)
     loose = sorted(path.name for path in folder.glob("*.safetensors"))
     if loose:
         raise CheckpointError(
@@ -291,7 +311,7 @@ def _read_index(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _shard(folder: Path, index: Path, name: str) -> Path:
+def _shard(folder: Path, index: Path, name: str, follow_links: bool) -> Path:
     """The path of a shard named in an index, which must not lead out of the folder."""
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or name.startswith("/") or re.search(r'[\\\0:*?"<>|]', name):
@@ -308,16 +328,5 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
         raise CheckpointError(
             f"{file} is missing, though {index.name} names it; finish the download"
         )
-    check_link(folder, file)
+    check_link(folder, file, follow=follow_links)
     return file
-
-
-def check_link(folder: Path, file: Path) -> None:
-    """Refuse a link out of the folder, except in the hub's cache, whose files are in ``blobs/``."""
-    real, home = file.resolve(), folder.resolve()
-    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
-        home = home.parent.parent
-    if not real.is_relative_to(home):
-        raise CheckpointError(
-            f"{file} links to {real}, outside the checkpoint's folder; put the file itself there"
-        )

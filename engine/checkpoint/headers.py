@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import NoReturn
 
+from engine.checkpoint.links import refuse_pointer
 from engine.errors import CheckpointError
 
 LONGEST_HEADER = 100_000_000
@@ -78,6 +79,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             head = stream.read(8)
             if len(head) < 8:
                 _refuse(file, f"is {len(head)} bytes long, too short for a safetensors header")
+            refuse_pointer(file, head)
             length = int.from_bytes(head, "little")
             if length < 2:
                 _refuse(file, f"says that its header is {length} bytes long, which is impossible")

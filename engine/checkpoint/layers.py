@@ -14,14 +14,16 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.companions import check_companions, read_plain
 from engine.checkpoint.headers import TensorInfo
 from engine.checkpoint.quantised.reader import (
     Reader,
     reader_named,
     reader_of,
-    refuse_packed,
+    scale_of,
     scales_of,
 )
+from engine.checkpoint.unlisted import check_blocks
 from engine.errors import CheckpointError
 from engine.protocol import Role
 
@@ -93,10 +95,10 @@ def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
     head that is tied to the embedding and absent on disk is a row named ``lm_head``.
 
     Raises:
-        CheckpointError: no blocks are found, experts are missing or differ in shape, or weights
-            are packed by another quantiser.
+        CheckpointError: no blocks are found, or one whose weights are all unknown; experts are
+            missing or differ in shape; weights are packed by another quantiser, or without scales.
     """
-    refuse_packed(checkpoint)
+    check_companions(checkpoint)
     body, blocks = _find_body(checkpoint)
     tables = [
         tensor
@@ -108,6 +110,7 @@ def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
     rows = [] if embedding is None else [_row(checkpoint, embedding, None, "embedding")]
     for index, tensors in sorted(blocks.items()):
         rows += _block_layers(checkpoint, index, tensors, len(f"{body}.{index}."))
+    check_blocks(checkpoint, body, blocks, [row.block for row in rows if row.block is not None])
     rows += [_row(checkpoint, t, None, "linear") for t in tables if _is_weight(t, _OUTSIDE)]
     if head is not None:
         rows.append(_row(checkpoint, head, None, "head"))
@@ -175,8 +178,9 @@ def _read_part(
     if read is not None:
         return read(checkpoint, name, layer.scales[part], expert)
     if expert is None:
-        return checkpoint.read(name)
-    return checkpoint.read_rows(name, expert, expert + 1)
+        return read_plain(checkpoint, name, checkpoint.read(name))
+    rows = checkpoint.read_rows(name, expert, expert + 1)
+    return read_plain(checkpoint, name, rows)
 
 
 def _setting(config: dict[str, Any], *names: str) -> object:
@@ -278,7 +282,7 @@ def _unpacked_row(
         parts=(codes.name,),
         transposed=False,
         role="experts",
-        scales=reader.scales(checkpoint, (codes,)),
+        scales=(scale_of(checkpoint, reader, codes.name),),
         reader=reader.name,
     )
 

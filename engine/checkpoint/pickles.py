@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.headers import TensorInfo
+from engine.checkpoint.links import refuse_pointer
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def _load(file: Path, size: int, changed: int) -> dict[str, Tensor]:
     try:
         # Files from before torch 1.6 are not zip archives and cannot be mapped.
         with file.open("rb") as stream:
-            zipped = stream.read(4) == b"PK\x03\x04"
+            head = stream.read(64)
+        refuse_pointer(file, head)
+        zipped = head.startswith(b"PK\x03\x04")
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
 from engine import protocol as p
@@ -16,7 +17,13 @@ from engine.client.log import log_to_file
 from engine.errors import EngineError
 from engine.service import process
 from engine.session import Session, apply
-from engine.store.paths import facts_file, session_folder, session_name
+from engine.store.paths import (
+    StateFolderError,
+    check_state_folder,
+    facts_file,
+    session_folder,
+    session_name,
+)
 
 TICK = 0.2
 """Seconds to wait for an event at a time, so that the wait can be interrupted."""
@@ -49,20 +56,24 @@ class JobError(EngineError):
 class InProcess:
     """An engine in this process, with the same commands and events."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str | None) -> None:
         """
         Args:
-            name: of the session.
+            name: of the session; None for one that is not saved.
 
         Raises:
             SessionBusyError: another engine has this session open.
+            StateFolderError: nothing can be saved.
         """
+        from engine.store.database import IN_MEMORY
         from engine.store.facts import FactStore
         from engine.store.journal import Journal
 
-        facts = FactStore(facts_file())
+        if name is not None:
+            check_state_folder()
+        facts = FactStore(IN_MEMORY if name is None else facts_file())
         try:
-            journal = Journal(session_folder(name), facts)
+            journal = Journal(None if name is None else session_folder(name), facts)
         except BaseException:
             facts.close()
             raise
@@ -139,13 +150,25 @@ class InProcess:
         self._engine.close()
 
 
-def in_process(source: str) -> InProcess:
+def in_process(source: str, *, unsaved: Callable[[str], None] | None = None) -> InProcess:
     """Run an engine for the source's session in this process, with no socket.
+
+    Args:
+        source: ``demo``, a folder, or a hub id.
+        unsaved: called with a sentence if nothing can be saved, before a session that is not saved
+            is run; None does not run one.
 
     Raises:
         SessionBusyError: another engine has this session open.
+        StateFolderError: nothing can be saved.
     """
-    return InProcess(session_name(source))
+    try:
+        return InProcess(session_name(source))
+    except StateFolderError as error:
+        if unsaved is None:
+            raise
+        unsaved(f"{error}; this run is not saved")
+        return InProcess(None)
 
 
 def own_process(source: str) -> None:
@@ -155,4 +178,5 @@ def own_process(source: str) -> None:
     collector is off while libraries are imported. Do not call it in a notebook or another program.
     """
     process.own_process()
-    log_to_file(session_name(source))
+    with suppress(StateFolderError):  # `in_process` says so, if it matters
+        log_to_file(session_name(source))

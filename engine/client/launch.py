@@ -10,7 +10,7 @@ import time
 
 from engine.client.link import EngineGoneError, SocketLink, connect
 from engine.client.log import MAX_LOG, log_file
-from engine.store.paths import session_name, socket_file
+from engine.store.paths import check_state_folder, session_name, socket_file
 
 START_SECONDS = 30.0
 """How long a started engine may take to open its socket."""
@@ -72,7 +72,12 @@ async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
 
 
 def start_engine(name: str, nice: int) -> subprocess.Popen[bytes]:
-    """Start a session's engine in its own process group, with its output in the session's log."""
+    """Start a session's engine in its own process group, with its output in the session's log.
+
+    Raises:
+        StateFolderError: nothing can be saved.
+    """
+    check_state_folder()
     log = log_file(name)
     mode = "wb" if log.exists() and log.stat().st_size > MAX_LOG else "ab"
     with log.open(mode) as output:

@@ -14,7 +14,7 @@ from engine.client.log import log_file, log_tail
 from engine.errors import EngineError
 from engine.service.wire import frame, read_frame
 from engine.session import Session, decode_session
-from engine.store.paths import session_folder, socket_file
+from engine.store.paths import SocketFolderError, session_folder, socket_file
 
 GREET_SECONDS = 10.0
 """Seconds an engine may take to answer; it answers while it computes."""
@@ -176,7 +176,7 @@ async def connect(name: str) -> SocketLink | None:
     """Attach to a session's running engine; None if there is none."""
     try:
         reader, writer = await asyncio.open_unix_connection(str(socket_file(name)))
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, ConnectionRefusedError, SocketFolderError):
         return None
     link = SocketLink(name, reader, writer)
     try:

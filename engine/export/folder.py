@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.checkpoint.checkpoint import check_link
+from engine.checkpoint.links import check_link
 from engine.errors import EngineError, UsageError
 from engine.model.source import BESIDE
 
@@ -71,15 +71,19 @@ def _replace(new: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def copied_files(source: Path) -> list[Path]:
+def copied_files(source: Path, *, follow_links: bool = False) -> list[Path]:
     """The files of `COPIED` in a checkpoint's folder, relative to it.
+
+    Args:
+        source: the folder.
+        follow_links: whether they may be links out of it.
 
     Raises:
         CheckpointError: one links to a file outside of the folder.
     """
     found = sorted({file for pattern in COPIED for file in source.glob(pattern) if file.is_file()})
     for file in found:
-        check_link(source, file)
+        check_link(source, file, follow=follow_links)
     return [file.relative_to(source) for file in found]
 
 

@@ -58,7 +58,8 @@ def _steps(context: Context[Workspace], command: p.Export) -> Steps:
         `Progress` in bytes, finally `Exported`.
 
     Raises:
-        InfeasibleError: the target cannot express the recipe, or nothing would change.
+        InfeasibleError: the target cannot express the recipe, the program that it is for does not
+            load what was written, or nothing would change.
         AbandonedError: it was cancelled; nothing is left behind.
         EngineError: see the target's `Writer` and `solved_codes`.
     """
@@ -159,6 +160,7 @@ def _request(context: Context[Workspace], command: p.Export) -> Request:
         out=Path(command.out),
         overwrite=command.overwrite,
         trust_remote_code=opened.settings.trust_remote_code,
+        check=command.check,
     )
 
 

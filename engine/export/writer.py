@@ -75,6 +75,8 @@ class Request:
     """Where codes are computed."""
     trust_remote_code: bool = False
     """Whether the checkpoint's Python code may run, to list its modules."""
+    check: bool = False
+    """Whether the program that the files are for loads them before they count as written."""
     solved: CodesOf = lambda _layer, _format: None
     """Called for every quantised layer when it is written: codes from calibration go into the file
     as they were measured. With scales in ``scale_dtype``, on any device. Must return those of

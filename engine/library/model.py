@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +55,9 @@ class Model:
             EngineError: the checkpoint cannot be read, or another engine has it open.
         """
         self.settings = settings
-        self._engine: InProcess = in_process(source)
+        # What only reads files is quick to do again: it needs no state folder.
+        unsaved = None if model else functools.partial(warnings.warn, stacklevel=3)
+        self._engine: InProcess = in_process(source, unsaved=unsaved)
         self._running: list[Result[Any]] = []
         self._turn = threading.RLock()
         try:
@@ -152,6 +156,7 @@ class Model:
         to: str = "checkpoint",
         format: str | None = None,
         overwrite: bool = False,
+        check: bool = True,
     ) -> ExportResult:
         """Write a recipe as a checkpoint that other programs can load.
 
@@ -161,12 +166,15 @@ class Model:
             to: the export target.
             format: see `evaluate`.
             overwrite: whether an existing checkpoint in ``path`` may be replaced.
+            check: whether the program that it is for loads it before it counts as done.
 
         Raises:
             UsageError: the target does not exist, or see `evaluate`.
         """
         out = str(Path(path).expanduser().absolute())
-        command = p.Export(out=out, format=format or "kept", to=to, overwrite=overwrite)
+        command = p.Export(
+            out=out, format=format or "kept", to=to, overwrite=overwrite, check=check
+        )
         return self._run(ExportResult(self, self._of_recipe(command, recipe, format)))
 
     def _of_recipe(self, command: OfRecipe, recipe: Recipe | None, format: str | None) -> OfRecipe:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
-from engine.checkpoint.quantised.reader import Reader, quant_method, readers_of
-from engine.errors import CheckpointError
+from engine.checkpoint.companions import plain_note, read_plain, readers_of
+from engine.checkpoint.quantised.reader import Reader
 
 
 @dataclass
@@ -78,21 +78,16 @@ def checkpoint_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint
     }
     found = readers_of(checkpoint)
     if not found:
-        method = quant_method(checkpoint)
-        if method is not None:
-            raise CheckpointError(
-                f"{checkpoint.folder / 'config.json'}: this checkpoint is already quantised "
-                f"(quant_method {method!r}); open the one it was made from"
-            )
         return CheckpointTensors(tensors, getattr(torch, checkpoint.dtype))
     for reader in found:
         tensors = _joined(checkpoint, reader, tensors)
     names = " and ".join(reader.name for reader in found)
-    return CheckpointTensors(tensors, dtype, f"stored in {names}, dequantised as reference")
+    note = f"stored in {names}, dequantised as reference"
+    return CheckpointTensors(tensors, dtype, plain_note(checkpoint) or note)
 
 
 def _reading(checkpoint: Checkpoint, name: str) -> Callable[[], Tensor]:
-    return lambda: checkpoint.read(name)
+    return lambda: read_plain(checkpoint, name, checkpoint.read(name))
 
 
 def _joined(

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import Checkpoint
-from engine.checkpoint.quantised.reader import readable_methods
 from engine.errors import CheckpointError
+from engine.model.known_models import why_not_causal, why_unknown
 from engine.model.transformers_internals import (
     causal_classes,
     class_from_code,
-    known_model_types,
+    multimodal_classes,
 )
 
 OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
@@ -31,13 +31,12 @@ def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
     """The config as parsed by transformers, checked to be a causal language model.
 
     Raises:
-        CheckpointError: an unknown architecture, code of its own that was not asked for, not a
-            causal language model, or quantised in a way not read here.
+        CheckpointError: an unknown architecture, code of its own that was not asked for, or not a
+            causal language model.
     """
     folder, raw = checkpoint.folder, checkpoint.config
     file = folder / "config.json"
-    _refuse_foreign_code(file, raw, trust_remote_code)
-    refuse_other_models(file, raw)
+    refuse_other_models(file, raw, trusted=trust_remote_code)
     config = _parse(folder, file, raw, trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(
@@ -48,12 +47,18 @@ def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
 
 
 def model_class(folder: Path, config: Any, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The class to load ``config`` with, and the config it takes (its text part, if it is so)."""
+    """The class to load ``config`` with, and the config it takes (its text part, if it is so).
+
+    A model that sees or hears beside its language is loaded whole where transformers has no class
+    for its language model alone; given tokens only, it is a causal language model.
+    """
     reference = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if trust_remote_code and reference is not None:
         return class_from_code(reference, folder), config
-    mapping = causal_classes()
-    if type(config) not in mapping:
+    mapping = next(
+        (each for each in (causal_classes(), multimodal_classes()) if type(config) in each), None
+    )
+    if mapping is None:
         raise CheckpointError(
             f"{folder / 'config.json'}: transformers has no causal language model "
             f"for model_type {config.model_type!r}"
@@ -66,49 +71,34 @@ def model_class(folder: Path, config: Any, *, trust_remote_code: bool = False) -
     return chosen, config
 
 
-def _refuse_foreign_code(file: Path, raw: dict[str, Any], trusted: bool) -> None:
-    from transformers import __version__
-
-    kind = raw.get("model_type")
-    known = isinstance(kind, str) and kind in known_model_types()
-    own_code = raw.get("auto_map")
-    if own_code and not known and not trusted:
-        raise CheckpointError(
-            f"{file}: model_type {kind!r} runs Python code that comes with the checkpoint "
-            "(auto_map); read that code, then allow it with --trust-remote-code"
-        )
-    if known or (own_code and trusted):
-        return
-    if kind is None:
-        raise CheckpointError(
-            f"{file} has no model_type; transformers needs it to know the architecture"
-        )
-    raise CheckpointError(
-        f"{file}: model_type {kind!r} is unknown to transformers {__version__}; "
-        "a newer transformers may know it"
-    )
-
-
-def refuse_other_models(file: Path, raw: dict[str, Any]) -> None:
-    """Refuse a config that is not a causal language model, or is quantised already.
+def refuse_other_models(file: Path, raw: dict[str, Any], *, trusted: bool = False) -> None:
+    """Refuse a config that transformers does not know, or that is not a causal language model.
 
     Args:
         file: of the config, for messages.
         raw: what it holds.
+        trusted: whether code that comes with the checkpoint may run.
 
     Raises:
         CheckpointError: saying which.
     """
+    refuse_not_causal(file, raw, trusted=trusted)
+    if (why := why_unknown(raw, trusted=trusted)) is not None:
+        raise CheckpointError(f"{file}: {why}")
+
+
+def refuse_not_causal(file: Path, raw: dict[str, Any], *, trusted: bool = False) -> None:
+    """Refuse a config that is known not to be a causal language model.
+
+    Raises:
+        CheckpointError: saying what it is.
+    """
+    if (why := why_not_causal(raw, trusted=trusted)) is not None:
+        raise CheckpointError(f"{file}: {why}")
     architectures = [a for a in raw.get("architectures") or () if isinstance(a, str)]
     if architectures and all(OTHER_HEAD.search(a) for a in architectures):
         raise CheckpointError(
             f"{file}: {architectures[0]} is not a causal language model, and only those are read"
-        )
-    stored = raw.get("quantization_config")
-    if isinstance(stored, dict) and stored.get("quant_method") not in readable_methods():
-        raise CheckpointError(
-            f"{file}: this checkpoint is already quantised "
-            f"(quant_method {stored.get('quant_method')!r}); give the original it was made from"
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engine.checkpoint import open_checkpoint
+from engine.checkpoint.links import refuse_pointer
 from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
 from engine.model.config import model_class, read_config
@@ -65,6 +66,7 @@ def load_network(
     device: str = "auto",
     dtype: str | None = None,
     trust_remote_code: bool = False,
+    follow_links: bool = False,
     on_stage: OnStage = lambda _stage: None,
 ) -> Network:
     """Loads the checkpoint in folder ``path``.
@@ -78,7 +80,7 @@ def load_network(
         OutOfMemoryError: it does not fit.
     """
     on_stage(LoadStage("reading config", 0, 1))
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, follow_links=follow_links)
     with quiet():
         config = read_config(checkpoint, trust_remote_code=trust_remote_code)
     stored = checkpoint_tensors(checkpoint, _dequantised(config))
@@ -129,6 +131,10 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
             f"{path} has no tokenizer (tokenizer.json or tokenizer.model), so no text can be "
             "measured; copy the original model's tokenizer files there"
         )
+    for name in TOKENIZER_FILES:
+        if (path / name).is_file():
+            with (path / name).open("rb") as stream:
+                refuse_pointer(path / name, stream.read(64))
     from transformers import AutoTokenizer
 
     try:

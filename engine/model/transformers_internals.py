@@ -70,11 +70,11 @@ def causal_classes() -> Any:
     return AutoModelForCausalLM._model_mapping
 
 
-def known_model_types() -> Any:
-    """Config classes by ``model_type``: whether a checkpoint needs code of its own."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+def multimodal_classes() -> Any:
+    """Classes by config class of language models that see or hear as well."""
+    from transformers import AutoModelForMultimodalLM
 
-    return CONFIG_MAPPING
+    return AutoModelForMultimodalLM._model_mapping
 
 
 def class_from_code(reference: str, folder: Path) -> Any:

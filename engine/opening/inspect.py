@@ -9,19 +9,17 @@ opening would report, in the same words, without the wait.
 from __future__ import annotations
 
 import argparse
-import ast
 import difflib
-import importlib.util
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from engine.checkpoint import list_layers, open_checkpoint
+from engine.checkpoint import list_layers, open_checkpoint, remarks
 from engine.checkpoint.checkpoint import find_weights, read_config
+from engine.checkpoint.quantised.reader import quant_method
 from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
 from engine.model.config import architecture_name, refuse_other_models
@@ -130,10 +128,7 @@ def _headers(source: str, folder: Path, trusted: bool) -> Inspection:
         CheckpointError: the headers have a problem.
     """
     config, _ = read_config(folder)
-    file = folder / "config.json"
-    if (why := why_not_supported(config, trusted)) is not None:
-        raise CheckpointError(f"{file}: {why}")
-    refuse_other_models(file, config)
+    refuse_other_models(folder / "config.json", config, trusted=trusted)
     _, _, pickled = find_weights(folder)
     found = _pickled(source, folder, config) if pickled else _safetensors(source, folder)
     own_code = bool(config.get("auto_map")) and trusted
@@ -149,8 +144,9 @@ def _headers(source: str, folder: Path, trusted: bool) -> Inspection:
 def _safetensors(source: str, folder: Path) -> Inspection:
     checkpoint = open_checkpoint(folder)
     rows = list_layers(checkpoint)
-    stored = checkpoint.config.get("quantization_config")
-    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    notes = remarks(checkpoint, rows)
+    if (method := quant_method(checkpoint)) is not None:
+        notes.insert(0, f"stored in {method}, dequantised as reference")
     return Inspection(
         source=source,
         name="demo" if source == "demo" else checkpoint.name,
@@ -160,7 +156,7 @@ def _safetensors(source: str, folder: Path) -> Inspection:
         bytes=checkpoint.bytes,
         dtype=checkpoint.dtype,
         layers=len(rows),
-        note=f"stored in {method}, dequantised as reference" if method else "",
+        note="; ".join(notes),
     )
 
 
@@ -222,79 +218,6 @@ def _instead(folder: Path) -> str:
     except OSError:
         return ""
     return f"open {newest.parent}" if newest is not None else ""
-
-
-# --- what transformers supports ------------------------------------------------------------------
-
-
-def why_not_supported(config: dict[str, Any], trusted: bool) -> str | None:
-    """Why the installed transformers has no causal language model for a config; None if it may.
-
-    Its tables are parsed as text: importing them takes seconds, and a tensor library.
-    """
-    kind = config.get("model_type")
-    if kind is None:
-        return "there is no model_type, which tells transformers the architecture"
-    known, causal = known_models()
-    if not isinstance(kind, str) or not known or not causal:
-        return None
-    if kind not in known:
-        if config.get("auto_map") and trusted:
-            return None
-        if config.get("auto_map"):
-            return (
-                f"model_type {kind!r} runs Python code that comes with the checkpoint "
-                "(auto_map); read that code, then allow it with --trust-remote-code"
-            )
-        return (
-            f"model_type {kind!r} is unknown to transformers {_transformers()}; "
-            "a newer transformers may know it"
-        )
-    if known[kind] not in {known.get(each) for each in causal}:
-        return f"transformers has no causal language model for model_type {kind!r}"
-    return None
-
-
-def known_models() -> tuple[dict[str, str], dict[str, str]]:
-    """Config class by model type, and causal language model by model type.
-
-    Empty if the installed transformers stores its tables differently.
-    """
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        return {}, {}
-    folder = Path(spec.origin).parent / "models" / "auto"
-    configs = _table(folder / "auto_mappings.py", "CONFIG_MAPPING_NAMES")
-    for name, config in _table(folder / "configuration_auto.py", "CONFIG_MAPPING_NAMES").items():
-        configs.setdefault(name, config)
-    return configs, _table(folder / "modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-
-
-def _table(file: Path, name: str) -> dict[str, str]:
-    """The entries of a table in a Python file, from every literal assigned or added to it."""
-    found: dict[str, str] = {}
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
-        return {}
-    for statement in tree.body:
-        value = getattr(statement, "value", None)
-        if not isinstance(value, ast.Call) or name not in ast.dump(statement):
-            continue
-        given = [*value.args, *(word.value for word in value.keywords)]
-        for part in given:
-            try:
-                found.update(dict(ast.literal_eval(part)))
-            except (ValueError, TypeError):
-                continue  # a table of another file
-    return {key: str(value) for key, value in found.items() if isinstance(key, str)}
-
-
-def _transformers() -> str:
-    try:
-        return version("transformers")
-    except PackageNotFoundError:
-        return "?"
 
 
 def main() -> int:

@@ -18,10 +18,12 @@ from engine.checkpoint import (
     fused_groups,
     list_layers,
     open_checkpoint,
+    remarks,
 )
 from engine.demo import DEMO_PATH
 from engine.errors import EngineError, few
-from engine.model.config import architecture_name
+from engine.model.config import architecture_name, refuse_not_causal, refuse_other_models
+from engine.model.known_models import why_unknown
 from engine.model.source import resolve_model
 from engine.service.in_thread import in_thread
 from engine.service.jobs import Outcome, Steps
@@ -47,7 +49,7 @@ def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
         OutOfMemoryError: the model does not fit into memory.
     """
     yield p.Stage("reading headers", 0, 1)
-    opened = yield from _open_files(workspace, source)
+    opened = yield from _open_files(workspace, source, model=model)
     load_s = 0.0
     if model:
         with without_collecting():
@@ -56,11 +58,17 @@ def open_job(workspace: Workspace, source: str, *, model: bool) -> Steps:
     return Outcome(timings={"load_s": load_s})
 
 
-def _open_files(workspace: Workspace, source: str) -> Generator[p.AnyEvent | None, None, Opened]:
-    """Read the headers, and list the layers."""
+def _open_files(
+    workspace: Workspace, source: str, *, model: bool
+) -> Generator[p.AnyEvent | None, None, Opened]:
+    """Read the headers, and list the layers; refuse at once what could not be loaded."""
     demo, trusted = source == "demo", workspace.settings.trust_remote_code
     path = DEMO_PATH if demo else resolve_model(source, trust_remote_code=trusted)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, follow_links=workspace.settings.follow_links)
+    file, unknown = path / "config.json", why_unknown(checkpoint.config, trusted=trusted)
+    refuse_not_causal(file, checkpoint.config, trusted=trusted)
+    if model:
+        refuse_other_models(file, checkpoint.config, trusted=trusted)
     rows = list_layers(checkpoint)
     # Hash before any fact is looked up; small files take no time.
     yield p.Stage("hashing weights", 0, 1)
@@ -85,6 +93,10 @@ def _open_files(workspace: Workspace, source: str) -> Generator[p.AnyEvent | Non
         fingerprint=checkpoint.fingerprint,
     )
     yield _layer_list(opened)
+    for sentence in remarks(checkpoint, rows):
+        yield p.Notice("warning", sentence)
+    if unknown is not None:
+        yield p.Notice("warning", f"{file}: {unknown}; until then only its files are read")
     if trusted:
         yield p.Notice("warning", f"code that comes with {checkpoint.name} may run, as you allowed")
     return opened
@@ -190,6 +202,7 @@ def _load_network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]
             device=settings.device,
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
+            follow_links=settings.follow_links,
             on_stage=lambda stage: report(p.Stage(*stage)),
         )
 

@@ -98,6 +98,8 @@ class Export(Command, frozen=True, kw_only=True):
     """Name of an export target."""
     overwrite: bool = False
     """Whether an existing checkpoint may be replaced."""
+    check: bool = True
+    """Whether the program that it is for loads it before it counts as done."""
 
 
 class SetFormat(Command, frozen=True):

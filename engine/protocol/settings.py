@@ -41,6 +41,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool = False
     """Measure again, and start a new history of the session."""
     trust_remote_code: bool = False
+    follow_links: bool = False
+    """Read files of a checkpoint that are links to anywhere."""
 
 
 class Protocol(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,14 @@ import msgspec
 
 from engine import protocol as p
 from engine.session import Session, apply, decode_session, encode_session
-from engine.store.database import StoreError, connect, connect_to_read, naming, transaction
+from engine.store.database import (
+    IN_MEMORY,
+    StoreError,
+    connect,
+    connect_to_read,
+    naming,
+    transaction,
+)
 from engine.store.facts import FactStore
 from engine.store.lock import take
 from engine.store.upcasters import VERSION, upcast
@@ -117,10 +124,12 @@ def peek(folder: Path, facts: FactStore | None) -> tuple[Session, float]:
 class Journal:
     """A session's events in order. An open journal locks the session: one engine at a time."""
 
-    def __init__(self, folder: Path, facts: FactStore, patience: float = LOCK_SECONDS) -> None:
+    def __init__(
+        self, folder: Path | None, facts: FactStore, patience: float = LOCK_SECONDS
+    ) -> None:
         """
         Args:
-            folder: of the session.
+            folder: of the session; None keeps the journal in memory alone.
             facts: the store.
             patience: seconds to wait for an engine that is about to exit.
 
@@ -128,9 +137,10 @@ class Journal:
             SessionBusyError: another engine has the session open.
             StoreError: the journal cannot be read.
         """
-        self.folder, self.facts = folder, facts
-        self.path = folder / "journal.sqlite"
-        self._guard = take(folder / "lock", patience)
+        self.facts = facts
+        self.path = IN_MEMORY if folder is None else folder / "journal.sqlite"
+        self.folder = self.path.parent
+        self._guard = None if folder is None else take(folder / "lock", patience)
         self._lock = threading.Lock()
         self._waiting: list[tuple[int, float, str, int, bytes]] = []
         """Rows not committed yet."""
@@ -144,7 +154,7 @@ class Journal:
                 ).fetchone()
             self._seq: int = last
         except BaseException:
-            self._guard.close()
+            self._unlock()
             raise
 
     def append(self, event: p.Event) -> int:
@@ -243,4 +253,8 @@ class Journal:
             except StoreError:
                 log.exception("the last events could not be written")
             self._db.close()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._guard is not None:
             self._guard.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from engine.errors import EngineError
+from engine.store.paths import StateFolderError, unwritable
 
 
 class SessionBusyError(EngineError):
@@ -24,8 +25,12 @@ def take(path: Path, patience: float) -> IO[str]:
 
     Raises:
         SessionBusyError: another process holds the lock.
+        StateFolderError: the file cannot be created.
     """
-    handle = path.open("a+")
+    try:
+        handle = path.open("a+")
+    except OSError as error:
+        raise StateFolderError(unwritable(error.strerror or str(error))) from error
     deadline = time.monotonic() + patience
     while True:
         try:

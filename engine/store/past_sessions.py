@@ -18,7 +18,7 @@ from engine.store.database import StoreError
 from engine.store.facts import FactStore
 from engine.store.journal import peek
 from engine.store.lock import is_running
-from engine.store.paths import facts_file, state_folder
+from engine.store.paths import StateFolderError, facts_file, state_folder
 
 
 class PastSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ def past_sessions(limit: int = 50) -> list[PastSession]:
     found: list[tuple[float, Path]] = []
     try:
         folders = list((state_folder() / "sessions").iterdir())
-    except OSError:
+    except (OSError, StateFolderError):
         return []
     for folder in folders:
         written = [_changed_at(folder / f"journal.sqlite{end}") for end in ("", "-wal")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -13,12 +14,76 @@ import platformdirs
 
 from engine.errors import EngineError
 
+_PROBE = 1 << 16
+"""Bytes that must fit into the state folder before anything is measured."""
+
+
+class StateFolderError(EngineError):
+    """The state folder cannot be written: it is absent, protected, or full."""
+
+
+class SocketFolderError(EngineError):
+    """The folder of sockets cannot be created, so that no engine can be listening there."""
+
+
+def state_path() -> Path:
+    """``~/.local/state/qtui``, or its XDG equivalent, which may not exist yet."""
+    return Path(platformdirs.user_state_dir("qtui"))
+
 
 def state_folder() -> Path:
-    """``~/.local/state/qtui``, or its XDG equivalent; created if absent."""
-    folder = Path(platformdirs.user_state_dir("qtui"))
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder of `state_path`; created if absent.
+
+    Raises:
+        StateFolderError: it cannot be created.
+    """
+    return _made(state_path())
+
+
+def check_state_folder() -> None:
+    """Write a small file to the state folder, and remove it.
+
+    Raises:
+        StateFolderError: the folder cannot be written, or its disk is full.
+    """
+    folder = state_folder()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBE))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise StateFolderError(unwritable(_reason(folder, error))) from error
+
+
+def unwritable(reason: str) -> str:
+    """A sentence for a state folder that cannot be written, and what to do."""
+    return (
+        f"the state folder {state_path()}, which keeps measurements and sessions, cannot be "
+        f"written ({reason}): make room or allow writing there, or set XDG_STATE_HOME to another "
+        "folder"
+    )
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateFolderError(unwritable(_reason(folder, error))) from error
     return folder
+
+
+def _reason(folder: Path, error: OSError) -> str:
+    """What the system said; a disk may be full of files rather than of bytes."""
+    said = error.strerror or str(error)
+    if error.errno != errno.ENOSPC:
+        return said
+    there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+    try:
+        left = os.statvfs(there)
+    except OSError:
+        return said
+    return "no inodes are left: too many files" if left.f_files and not left.f_favail else said
 
 
 def kernel_folder() -> Path:
@@ -34,10 +99,12 @@ def facts_file() -> Path:
 
 
 def session_folder(name: str) -> Path:
-    """A session's folder: journal, engine log, lock. Created if absent."""
-    folder = state_folder() / "sessions" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """A session's folder: journal, engine log, lock. Created if absent.
+
+    Raises:
+        StateFolderError: it cannot be created.
+    """
+    return _made(state_path() / "sessions" / name)
 
 
 def socket_file(name: str) -> Path:
@@ -49,9 +116,15 @@ def socket_file(name: str) -> Path:
     base = Path(runtime) if runtime and os.access(runtime, os.W_OK) else None
     folder = (base or Path(tempfile.gettempdir())) / ("qtui" if base else f"qtui-{os.getuid()}")
     # Engines with different state folders (tests, users who share a home) must not share a socket.
-    home = hashlib.sha256(str(state_folder()).encode()).hexdigest()[:8]
+    home = hashlib.sha256(str(state_path()).encode()).hexdigest()[:8]
     folder = folder / home
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SocketFolderError(
+            f"{folder}, the folder of sockets, cannot be created ({_reason(folder, error)}): set "
+            "XDG_RUNTIME_DIR to a folder that can be written"
+        ) from error
     for each in (folder.parent, folder):
         found = each.lstat()  # not stat: a symbolic link is not accepted
         if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):

@@ -45,6 +45,12 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace an existing checkpoint")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check", help="load it with transformers before it counts as done"
+        ),
+    ] = True,
     json: JsonOption = None,
     *,
     shared: Shared,
@@ -53,7 +59,8 @@ def export(
 
     The weights written are exactly the ones measured. Only the files are read, one layer at a time;
     formats with +gptq load the model and calibrate as qtui eval does with the same options. The
-    folder appears only once it is complete.
+    folder appears only once it is complete and transformers has loaded it; for programs that load
+    what transformers does not, leave that out with --no-check.
     """
     with reporting_errors(kept=headless.NOT_WHOLE):
         settings, _ = shared.resolve()
@@ -68,6 +75,7 @@ def export(
             format=format or "kept",
             to=target,
             overwrite=overwrite,
+            check=check,
         )
         ask = with_recipe(recipe, written)
         solves = calibrates(format, recipe)

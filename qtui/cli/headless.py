@@ -101,18 +101,20 @@ def measure(
         RunError: it was refused, failed, or was cancelled.
         UsageError: the engine that has the checkpoint measures with other settings, or a question
             names an unknown layer.
-        EngineError: the engine cannot be reached or ended.
+        EngineError: the engine cannot be reached or ended, or nothing can be saved.
         KeyboardInterrupt: after the job was cancelled; its results are saved.
     """
+    kind: type[p.Command]
+    if callable(ask):
+        kind, of_files = of, of is p.Export and not calibrates
+    else:
+        kind, of_files = type(ask), not client.needs_model(ask)
     running = client.attached(source)
     if running is None:
         client.own_process(source)
-    with closing(running or client.in_process(source)) as engine:
-        kind: type[p.Command]
-        if callable(ask):
-            kind, of_files = of, of is p.Export and not calibrates
-        else:
-            kind, of_files = type(ask), not client.needs_model(ask)
+    # What only reads files is quick to do again: it needs no state folder.
+    unsaved = (lambda sentence: meter.say(f"warning: {sentence}")) if of_files else None
+    with closing(running or client.in_process(source, unsaved=unsaved)) as engine:
         run = _Run(
             engine,
             ask,

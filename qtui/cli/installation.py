@@ -318,6 +318,7 @@ def _places(problems: list[str]) -> list[Place]:
     own = user_path().parent
     places += [("own themes", own / "themes"), ("own keys", own / "keymap.toml")]
     try:
+        paths.check_state_folder()
         places.append(("state", paths.state_folder()))
         places.append(("facts", paths.facts_file()))
         places.append(("logs", paths.state_folder() / "sessions"))

@@ -133,6 +133,10 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         typer.Option("--trust-remote-code", help="run code that comes with the checkpoint"),
     ] = False
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="read files that are links out of the checkpoint"),
+    ] = False
 
     def resolve(self) -> tuple[Settings, Profile]:
         """The profile's settings overridden by the given options, and the profile itself.
@@ -168,6 +172,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             seed=self.seed,
             fresh=self.fresh,
             trust_remote_code=self.trust_remote_code,
+            follow_links=self.follow_links,
         )
         if self.stride == 0:
             settings = msgspec.structs.replace(settings, stride=None)

@@ -26,6 +26,7 @@ OPTIONS = (
     ("seed", "--seed"),
     ("fresh", "--fresh"),
     ("trust_remote_code", "--trust-remote-code"),
+    ("follow_links", "--follow-links"),
 )
 """Settings with the options that say them."""
 FROM_FORMATS: dict[Verb, str] = {"triage": "formats", "sweep": "sweep_formats"}

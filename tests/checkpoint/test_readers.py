@@ -36,7 +36,6 @@ def test_quantisers_that_can_be_read() -> None:
         (".weight.absmax", torch.zeros(4, dtype=torch.uint8)),
         (".weight.quant_state.bitsandbytes__nf4", torch.zeros(4, dtype=torch.uint8)),
         (".weight", torch.zeros(4, 4, dtype=torch.int8)),
-        ("_blocks", torch.zeros(4, 4, dtype=torch.uint8)),
     ],
 )
 def test_what_is_recognised_and_not_read_is_refused(

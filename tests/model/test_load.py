@@ -74,7 +74,7 @@ def test_an_unknown_architecture(llama: Path) -> None:
     with pytest.raises(CheckpointError, match=f"'borogove' is unknown to transformers {version}"):
         load_network(llama)
     edit(llama, model_type=None)
-    with pytest.raises(CheckpointError, match="has no model_type"):
+    with pytest.raises(CheckpointError, match="no model_type"):
         load_network(llama)
 
 
@@ -84,10 +84,10 @@ def test_an_unknown_architecture(llama: Path) -> None:
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "BertForMaskedLM is not a"),
         ({"model_type": "t5", "architectures": None}, "'t5' is an encoder-decoder"),
         ({"model_type": "vit", "architectures": None}, "no causal language model for .*'vit'"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "already quantised.*'gptq'"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "'gptq'.*stored plain"),
         (
             {"quantization_config": {"quant_method": "compressed-tensors"}},
-            "already quantised.*'compressed-tensors'",
+            "'compressed-tensors'.*stored plain",
         ),
     ],
 )

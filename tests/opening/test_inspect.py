@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.demo import DEMO_PATH
-from engine.opening.inspect import inspect_headers, known_models
+from engine.model.known_models import known_models
+from engine.opening.inspect import inspect_headers
 from engine.opening.inspection import Inspection, inspect_source
 from tests import tiny
 from tests.opening.test_opening import (
@@ -218,12 +219,14 @@ def test_a_download_that_was_broken_off_is_a_problem_only_offline(
 
 
 def test_the_table_of_known_models_is_that_of_transformers() -> None:
+    from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    configs, causal = known_models()
-    assert configs == dict(CONFIG_MAPPING_NAMES)
-    assert causal == dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    found = known_models()
+    assert found.configs == dict(CONFIG_MAPPING_NAMES)
+    assert found.causal == dict(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert found.seq2seq == dict(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    assert found.multimodal == dict(modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
 
 
 @pytest.mark.parametrize("arch", tiny.ARCHITECTURES)

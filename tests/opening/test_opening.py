@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import protocol as p
 from engine.client import InProcess, in_process
+from engine.opening.inspect import inspect_headers
 from tests import forked, tiny
 from tests.drive import ended, facts, settings, until
 
@@ -187,6 +188,76 @@ def test_a_spoilt_checkpoint_is_one_sentence_and_exit_code_3(
     printed = capfd.readouterr()
     assert "Traceback" not in printed.err
     assert "a pickle ran code" not in printed.out
+
+
+def encoder_decoder(model: Path) -> str:
+    edit_config(model, model_type="t5", architectures=["T5ForConditionalGeneration"])
+    return "'t5' is an encoder-decoder"
+
+
+def no_language_model(model: Path) -> str:
+    edit_config(model, model_type="vit", architectures=["ViTModel"])
+    return "no causal language model for model_type 'vit'"
+
+
+def another_head(model: Path) -> str:
+    edit_config(model, architectures=["LlamaForSequenceClassification"])
+    return "LlamaForSequenceClassification"
+
+
+def stale_quantiser(model: Path) -> str:
+    edit_config(model, quantization_config={"quant_method": "gptq"})
+    return "remove quantization_config"
+
+
+def unknown_codes(model: Path) -> str:
+    state = load_file(model / "model.safetensors")
+    for name in [name for name in state if "_proj" in name]:
+        state[name.replace(".weight", ".W_q")] = state.pop(name).to(torch.uint8)
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+    return "W_q"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [encoder_decoder, no_language_model, another_head, stale_quantiser, unknown_codes],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_what_cannot_be_measured_is_refused_with_files_alone_too(
+    spoil: Callable[[Path], str], model: Path, prose: Path
+) -> None:
+    """In the same words as by commands that run the model."""
+    named = spoil(model)
+    said = set()
+    for with_model in (False, True):
+        client = in_process(str(model))
+        try:
+            client.send(p.Open(str(model), settings(prose), model=with_model))
+            last = until(client, ended("open"))[-1]
+        finally:
+            client.close()
+        assert isinstance(last, p.JobEnded)
+        assert (last.status, last.exit_code) == ("failed", 3)
+        said.add(last.message)
+    (sentence,) = said
+    assert named in sentence
+    assert inspect_headers(str(model)).problem == sentence
+
+
+@pytest.mark.parametrize("spoil", [unknown_architecture, remote_code])
+def test_files_of_an_unknown_architecture_are_read_with_a_warning(
+    spoil: Callable[[Path], str], model: Path, prose: Path
+) -> None:
+    named = spoil(model)
+    client = in_process(str(model))
+    try:
+        client.send(p.Open(str(model), settings(prose), model=False))
+        events = until(client, ended("open"))
+    finally:
+        client.close()
+    (warning,) = [event for event in events if isinstance(event, p.Notice)]
+    assert warning.level == "warning"
+    assert named in warning.message
 
 
 @pytest.mark.parametrize("command", ["triage", "sweep"])

@@ -154,5 +154,5 @@ def install(
     running = engine if attached is not None else None
     monkeypatch.setattr(client, "attached", lambda source: running)
     monkeypatch.setattr(client, "own_process", lambda source: None)
-    monkeypatch.setattr(client, "in_process", lambda source: engine)
+    monkeypatch.setattr(client, "in_process", lambda source, **_: engine)
     return engine

@@ -8,30 +8,28 @@ one number, a column, or one number per block; blocks at the edges may be smalle
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
-from engine.checkpoint.quantised.reader import Joined, Reader, quantization_config
+from engine.checkpoint.quantised.reader import (
+    Joined,
+    Reader,
+    quantization_config,
+    scale_of,
+)
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SUFFIXES = ("_scale_inv", "_scale")
+_SCALE_DTYPE = "float8_e8m0fnu"  # a power of two: stores scales, never weights
 _DEFAULT_BLOCK = (128, 128)
 
 
 def _recognises(checkpoint: Checkpoint, tensor: TensorInfo) -> bool:
-    return tensor.dtype.startswith("float8")
-
-
-def _scales(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[str, ...]:
-    for suffix in _SUFFIXES:
-        names = tuple(part.name + suffix for part in parts)
-        if all(name in checkpoint.tensors for name in names):
-            return names
-    return ()
+    return tensor.dtype.startswith("float8") and tensor.dtype != _SCALE_DTYPE
 
 
 def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> Tensor:
@@ -43,13 +41,13 @@ def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> 
 
 def _joined(checkpoint: Checkpoint) -> Iterator[Joined]:
     for name, info in checkpoint.tensors.items():
-        if not _recognises(checkpoint, info) or not (scales := _scales(checkpoint, (info,))):
+        if not _recognises(checkpoint, info) or not (scale := scale_of(checkpoint, READER, name)):
             continue
 
-        def read(name: str = name, scale: str = scales[0]) -> Tensor:
+        def read(name: str = name, scale: str = scale) -> Tensor:
             return _read(checkpoint, name, scale, None)
 
-        yield Joined(name, (name, *scales), info.shape, read)
+        yield Joined(name, (name, scale), info.shape, read)
 
 
 def multiplied(
@@ -72,18 +70,45 @@ def multiplied(
         scale = scale.unsqueeze(-1)
     if expert is not None and scale.ndim == weight.ndim and len(scale) > expert:
         scale = scale[expert : expert + 1]
-    if scale.ndim != weight.ndim:
-        raise _unlike(checkpoint, scale_name, codes)
     block = _block_shape(checkpoint)
-    for dim in (weight.ndim - 2, weight.ndim - 1):
-        size, count = weight.shape[dim], scale.shape[dim]
-        if count in (1, size):
-            continue
-        step = block[dim - weight.ndim + 2]
-        if count != -(-size // step):
-            raise _unlike(checkpoint, scale_name, codes)
-        scale = scale.repeat_interleave(step, dim=dim).narrow(dim, 0, size)
+    if not _fits(tuple(weight.shape), tuple(scale.shape), block):
+        raise CheckpointError(
+            f"{checkpoint.tensors[scale_name].file} stores {scale_name!r}, which does not fit a "
+            f"weight of {list(codes.shape)}"
+        )
+    for dim, step in zip((weight.ndim - 2, weight.ndim - 1), block, strict=True):
+        size = weight.shape[dim]
+        if scale.shape[dim] not in (1, size):
+            scale = scale.repeat_interleave(step, dim=dim).narrow(dim, 0, size)
     return weight.mul_(scale)
+
+
+def _fits(codes: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> bool:
+    """Whether a scale is one number, or one for each matrix, row, column or block."""
+    if prod(scale) == 1:
+        return True
+    if len(codes) < 2:
+        return scale == codes
+    if len(scale) < len(codes):
+        scale = (*scale, 1)
+    if len(scale) != len(codes):
+        return False
+    ends = zip(codes[-2:], scale[-2:], block, strict=True)
+    return all(a in (1, b) for a, b in zip(scale[:-2], codes[:-2], strict=True)) and all(
+        count in (1, size, -(-size // step)) for size, count, step in ends
+    )
+
+
+def _why_unlike(checkpoint: Checkpoint, codes: TensorInfo, scale: TensorInfo) -> str | None:
+    block = _block_shape(checkpoint)
+    if "float" not in scale.dtype:
+        return f"a scale stored as {scale.dtype}, which qtui does not read"
+    if not _fits(codes.shape, scale.shape, block):
+        return (
+            f"a scale of {list(scale.shape)}, which does not fit a weight of {list(codes.shape)} "
+            f"in blocks of {block[0]}x{block[1]}"
+        )
+    return None
 
 
 def _block_shape(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -93,22 +118,28 @@ def _block_shape(checkpoint: Checkpoint) -> tuple[int, int]:
     return _DEFAULT_BLOCK
 
 
-def _unlike(checkpoint: Checkpoint, scale_name: str, codes: Tensor) -> CheckpointError:
-    shape = list(checkpoint.tensors[scale_name].shape)
-    return CheckpointError(
-        f"{checkpoint.tensors[scale_name].file} stores {scale_name!r} as {shape}, which does not "
-        f"fit a weight of {list(codes.shape)}"
-    )
+def _why_not_plain(values: Tensor) -> str | None:
+    """Scales make the largest code the largest number of the dtype; no plain weight is near it."""
+    import torch
+
+    largest = values.to(torch.float32).abs().nan_to_num(0.0).amax() if values.numel() else 0.0
+    if largest < torch.finfo(values.dtype).max / 2:
+        return None
+    return f"with values up to {float(largest):g}, so they are codes whose scales are missing"
 
 
 READER = Reader(
     name="fp8",
     recognises=_recognises,
     methods=("fp8", "compressed-tensors"),
-    scales=_scales,
+    scale=(("", "_scale_inv"), ("", "_scale")),
+    why_unlike=_why_unlike,
     read=_read,
     joined=_joined,
-    bare=True,
-    # Scales of activations: the reference has unquantised activations.
-    unused=(".input_scale", ".output_scale", ".activation_scale"),
+    why_not_plain=_why_not_plain,
+    # Scales of activations and of cached keys and values, which the reference does not quantise.
+    unused=(
+        *(".input_scale", ".output_scale", ".activation_scale", "_activation_scale"),
+        *(".q_scale", ".k_scale", ".v_scale"),
+    ),
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
-from engine.checkpoint.quantised.reader import Joined, Reader, quant_method
+from engine.checkpoint.quantised.reader import Joined, Reader, quant_method, scale_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,20 +24,14 @@ def _recognises(checkpoint: Checkpoint, tensor: TensorInfo) -> bool:
     return tensor.name.endswith(_BLOCKS) and "float" not in tensor.dtype
 
 
-def _scales(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[str, ...]:
-    found = tuple(_scales_of(checkpoint, part) for part in parts)
-    return tuple(name for name in found if name) if all(found) else ()
-
-
-def _scales_of(checkpoint: Checkpoint, blocks: TensorInfo) -> str:
-    """The tensor of scales, if ``blocks`` is an mxfp4 tensor and they match."""
+def _why_unlike(checkpoint: Checkpoint, blocks: TensorInfo, scales: TensorInfo) -> str | None:
     if quant_method(checkpoint) != "mxfp4":
-        return ""
-    name = blocks.name.removesuffix(_BLOCKS) + _SCALES
-    scales = checkpoint.tensors.get(name)
-    fits = scales and scales.shape == blocks.shape[:-1] and scales.dtype == "uint8"
-    good = blocks.dtype == "uint8" and len(blocks.shape) == 4 and blocks.shape[3] == 16
-    return name if fits and good else ""
+        return "no quant_method mxfp4 in its config"
+    if blocks.dtype != "uint8" or len(blocks.shape) != 4 or blocks.shape[3] != 16:
+        return "another shape than [experts, out, in / 32, 16]"
+    if scales.shape != blocks.shape[:-1] or scales.dtype != "uint8":
+        return f"scales stored as {scales.dtype} {list(scales.shape)}, which do not fit"
+    return None
 
 
 def _layer(blocks: TensorInfo) -> tuple[str, tuple[int, ...]]:
@@ -64,8 +58,9 @@ def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> 
 def _joined(checkpoint: Checkpoint) -> Iterator[Joined]:
     """Each ``X`` is ``[E, in, out]`` in the model."""
     for blocks in checkpoint.tensors.values():
-        if not _recognises(checkpoint, blocks) or not (scale := _scales_of(checkpoint, blocks)):
+        if not _recognises(checkpoint, blocks):
             continue
+        scale = scale_of(checkpoint, READER, blocks.name)
 
         def read(name: str = blocks.name, scale: str = scale) -> Tensor:
             return _read(checkpoint, name, scale, None).transpose(-1, -2).contiguous()
@@ -78,7 +73,8 @@ READER = Reader(
     name="mxfp4",
     recognises=_recognises,
     methods=("mxfp4",),
-    scales=_scales,
+    scale=((_BLOCKS, _SCALES),),
+    why_unlike=_why_unlike,
     read=_read,
     layer=_layer,
     joined=_joined,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
-from engine.errors import CheckpointError
 from engine.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -40,8 +39,11 @@ class Reader:
     """Whether a tensor holds codes in this layout."""
     methods: tuple[str, ...] = ()
     """The ``quant_method`` values of configs that use this layout for some or all weights."""
-    scales: Callable[[Checkpoint, tuple[TensorInfo, ...]], tuple[str, ...]] = lambda _c, _t: ()
-    """The tensor of scales for each tensor of codes; empty if any has no matching one."""
+    scale: tuple[tuple[str, str], ...] = ()
+    """How the scale of codes is named: the ending of the codes' name, and what takes its place.
+    Every tensor of codes must have exactly one: `engine.checkpoint.companions` checks that."""
+    why_unlike: Callable[[Checkpoint, TensorInfo, TensorInfo], str | None] = lambda *_: None
+    """Why codes and their scale do not belong together, such as their shapes; None if they do."""
     read: Callable[[Checkpoint, str, str, int | None], Tensor] | None = None
     """Dequantise codes and scales, by name, to float32 ``[.., out, in]``; with the number of an
     expert only that one, ``[1, out, in]``."""
@@ -50,8 +52,9 @@ class Reader:
     the name and the shape of their weight."""
     joined: Callable[[Checkpoint], Iterator[Joined]] = lambda _: iter(())
     """The weights of a whole checkpoint, as transformers would find them on disk."""
-    bare: bool = False
-    """Whether codes without scales are plain numbers rather than unreadable."""
+    why_not_plain: Callable[[Tensor], str | None] | None = None
+    """If codes are plain numbers where neither the config nor any scale says otherwise: why these
+    cannot be. None if codes never are."""
     unused: tuple[str, ...] = ()
     """Name suffixes of tensors that no model loads, such as scales of activations."""
 
@@ -88,53 +91,44 @@ def readable_methods() -> frozenset[str]:
     return frozenset(method for reader in readers() if reader.read for method in reader.methods)
 
 
+def scale_names(reader: Reader, codes: str) -> list[str]:
+    """The names that the scale of a tensor of codes may have."""
+    return [
+        codes.removesuffix(ending) + instead
+        for ending, instead in reader.scale
+        if codes.endswith(ending)
+    ]
+
+
+def scale_of(checkpoint: Checkpoint, reader: Reader, codes: str) -> str:
+    """The scale of a tensor of codes; empty if it is absent."""
+    return next((name for name in scale_names(reader, codes) if name in checkpoint.tensors), "")
+
+
+def recogniser(
+    checkpoint: Checkpoint, tensor: TensorInfo, known: Sequence[Reader] = ()
+) -> Reader | None:
+    """The layout that a tensor holds codes of; None if it holds plain numbers.
+
+    Args:
+        known: all layouts, for a loop over many tensors.
+    """
+    found = known or readers()
+    return next((each for each in found if each.recognises(checkpoint, tensor)), None)
+
+
 def reader_of(checkpoint: Checkpoint, tensor: TensorInfo) -> Reader | None:
     """The layout of a tensor of codes that can be read; None for any other tensor."""
-    for reader in readers():
-        if reader.recognises(checkpoint, tensor):
-            return reader if reader.scales(checkpoint, (tensor,)) else None
-    return None
+    reader = recogniser(checkpoint, tensor)
+    return reader if reader and scale_of(checkpoint, reader, tensor.name) else None
 
 
 def scales_of(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[str, tuple[str, ...]]:
     """The layout of a layer's parts, by name, and the scales of each; or empty."""
-    for reader in readers():
-        if reader.recognises(checkpoint, parts[0]) and (found := reader.scales(checkpoint, parts)):
-            return reader.name, found
-    return "", ()
-
-
-def readers_of(checkpoint: Checkpoint) -> list[Reader]:
-    """The layouts of a checkpoint's weights; empty if none are quantised.
-
-    Raises:
-        CheckpointError: weights are packed in a layout that cannot be read.
-    """
-    refuse_packed(checkpoint)
-    tensors = checkpoint.tensors.values()
-    return [
-        reader
-        for reader in readers()
-        if any(reader.recognises(checkpoint, tensor) for tensor in tensors)
-    ]
-
-
-def refuse_packed(checkpoint: Checkpoint) -> None:
-    """Raise if weights are packed in a layout that is recognised but cannot be read.
-
-    Raises:
-        CheckpointError: names the quantiser and a tensor that it packed.
-    """
-    known = readers()
-    for name, tensor in checkpoint.tensors.items():
-        reader = next((each for each in known if each.recognises(checkpoint, tensor)), None)
-        if reader is None or reader.bare or reader.scales(checkpoint, (tensor,)):
-            continue
-        method = quant_method(checkpoint)
-        raise CheckpointError(
-            f"{tensor.file} stores {name!r} packed in {tensor.dtype}"
-            f"{f' by {method}' if method else ''}; open the checkpoint it was made from"
-        )
+    reader = reader_of(checkpoint, parts[0])
+    if reader is None:
+        return "", ()
+    return reader.name, tuple(scale_of(checkpoint, reader, part.name) for part in parts)
 
 
 def quant_method(checkpoint: Checkpoint) -> object:
@@ -143,6 +137,10 @@ def quant_method(checkpoint: Checkpoint) -> object:
 
 
 def quantization_config(checkpoint: Checkpoint) -> dict[str, object]:
-    """The ``quantization_config`` of ``config.json``; empty if there is none."""
-    config = checkpoint.config.get("quantization_config")
-    return config if isinstance(config, dict) else {}
+    """The ``quantization_config`` of ``config.json`` or of its text model; empty without one."""
+    text = checkpoint.config.get("text_config")
+    for config in (checkpoint.config, text if isinstance(text, dict) else {}):
+        found = config.get("quantization_config")
+        if isinstance(found, dict):
+            return found
+    return {}

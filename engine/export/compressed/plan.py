@@ -29,7 +29,8 @@ FORM = "compressed-tensors"
 class Plan(NamedTuple):
     config: dict[str, Any]
     shards: dict[str, list[TensorGroup]]
-    quantised: tuple[str, ...]
+    quantised: Mapping[str, str]
+    """Modules by layer."""
     notes: list[str]
 
 
@@ -150,11 +151,12 @@ def plan_of(
         notes.append("the head was tied to the embedding and now has its own weight")
     notes += _unlike_fellows(rows, formats)
     config = _config(checkpoint, untied=untied)
+    module_of = {layer: modules.module(rows[layer]) for layer in codes}
     if codes:
-        quantised = {modules.module(rows[layer]): fmt for layer, fmt in codes.items()}
+        quantised = {module_of[layer]: fmt for layer, fmt in codes.items()}
         kept = [name for name in modules.linear if name not in quantised]
         config["quantization_config"] = quantization_config(quantised, kept)
-    return Plan(config, shards, tuple(codes), notes)
+    return Plan(config, shards, module_of, notes)
 
 
 def _is_tied(row: DiskLayer, checkpoint: Checkpoint) -> bool:

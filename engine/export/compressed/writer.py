@@ -6,6 +6,8 @@ unpacks equal, bit for bit, those behind the figures on the screen.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,9 +16,11 @@ from engine.checkpoint import DiskLayer, read_layer
 from engine.errors import EngineError, FormatError
 from engine.export.compressed.plan import FORM, plan_of, why_not_exported
 from engine.export.folder import atomic_folder, check_destination, copied_files, copy_files
+from engine.export.load_check import check_loads, digest
 from engine.export.tensor_groups import bytes_of, check_room, write_json, write_shards
 from engine.export.writer import Codes, Exported, NotExportable, Request
 from engine.formats.grammar import Format, needs_calibration, why_not_alone
+from engine.model.memory import GIB, memory_free
 from engine.quant.methods.channel_scales import only_weights
 from engine.quant.quantize import scale_dtype_for, stored_form
 
@@ -24,13 +28,14 @@ from engine.quant.quantize import scale_dtype_for, stored_form
 def export_checkpoint(request: Request) -> Exported:
     """Write the layers of a recipe quantised, for compressed-tensors, and the others as is.
 
-    ``transformers.AutoModelForCausalLM.from_pretrained(out)`` loads it if compressed-tensors is
-    installed, and unpacks it at the first forward pass. One layer and its codes are in memory at a
-    time. The folder appears once it is complete. Non-finite values are stored as 0 in quantised
-    layers. A tied head gets its own weight if it or the embedding changes.
+    With ``request.check``, ``transformers.AutoModelForCausalLM.from_pretrained(out)`` has loaded it
+    once before it appears. One layer and its codes are in memory at a time while it is written.
+    Non-finite values are stored as 0 in quantised layers. A tied head gets its own weight if it or
+    the embedding changes.
 
     Raises:
         NotExportable: some layers cannot be written; names all of them, with reasons.
+        NotLoadable: transformers does not read it as it was measured; nothing is left.
         UsageError: an unknown layer, or ``out`` exists.
         FormatError: a format that does not parse, or a scale that overflows.
         CheckpointError: the checkpoint cannot be read, or is already quantised.
@@ -40,12 +45,17 @@ def export_checkpoint(request: Request) -> Exported:
     check_destination(out, checkpoint.folder, overwrite=request.overwrite)
     scale_dtype = request.scale_dtype or scale_dtype_for(getattr(torch, checkpoint.dtype))
     notes: list[str] = []
+    digests: dict[str, str] = {}
 
     def stored(row: DiskLayer, fmt: Format) -> Codes:
-        return _stored(request, row, fmt, scale_dtype, notes)
+        found = _stored(request, row, fmt, scale_dtype, notes)
+        if request.check:
+            approx = found.approx().to(getattr(torch, checkpoint.dtype))
+            digests[plan.quantised[row.name]] = digest(approx)
+        return found
 
     plan = plan_of(checkpoint, request.recipe, scale_dtype, stored, request.trust_remote_code)
-    beside = copied_files(checkpoint.folder)
+    beside = copied_files(checkpoint.folder, follow_links=checkpoint.follow_links)
     total = bytes_of(plan.shards)
     copies = sum((checkpoint.folder / file).stat().st_size for file in beside)
     check_room(out.parent, total + copies)
@@ -54,9 +64,30 @@ def export_checkpoint(request: Request) -> Exported:
             copy_files(checkpoint.folder, beside, folder)
             write_shards(plan.shards, folder, total, request.on_progress)
             write_json(folder / "config.json", plan.config)
+            if request.check:
+                notes += _checked(request, folder, digests, total)
     except OSError as error:
         raise EngineError(f"{out} cannot be written: {error.strerror or error}") from error
-    return Exported(out, total, plan.quantised, tuple(dict.fromkeys([*plan.notes, *notes])))
+    return Exported(out, total, tuple(plan.quantised), tuple(dict.fromkeys([*plan.notes, *notes])))
+
+
+def _checked(request: Request, folder: Path, digests: Mapping[str, str], total: int) -> list[str]:
+    """Load what was written, if it fits beside what is in memory; say if it was not loaded."""
+    itemsize = getattr(torch, request.checkpoint.dtype).itemsize
+    weights = sum(math.prod(tensor.shape) for tensor in request.checkpoint.tensors.values())
+    needed, free = 2 * itemsize * weights, memory_free("cpu")
+    if needed > free:
+        return [
+            f"not loaded by transformers to check it: that takes {needed / GIB:.1f} GiB of memory, "
+            f"and {free / GIB:.1f} GiB are free"
+        ]
+    check_loads(
+        folder,
+        digests,
+        lambda: request.on_progress(total, total, "loading it with transformers"),
+        trust_remote_code=request.trust_remote_code,
+    )
+    return []
 
 
 def _stored(

@@ -5,16 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
-from engine.checkpoint.headers import TensorInfo
 from engine.checkpoint.quantised.reader import Reader, register_reader
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def _scales(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[str, ...]:
-    names = tuple(part.name.removesuffix("weight") + "SCB" for part in parts)
-    return names if all(name in checkpoint.tensors for name in names) else ()
 
 
 def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> Tensor:
@@ -25,7 +19,7 @@ READER = Reader(
     name="llm.int8",
     recognises=lambda _, tensor: tensor.dtype == "int8" and tensor.name.endswith(".weight"),
     methods=("bitsandbytes",),
-    scales=_scales,
+    scale=((".weight", ".SCB"),),
     read=_read,
 )
 

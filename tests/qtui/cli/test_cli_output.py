@@ -220,7 +220,7 @@ def test_sigterm_ends_a_run_as_an_interrupt_does(run: Run, monkeypatch: pytest.M
 
     engine = Terminated(interrupted(lambda: AssertionError("the signal was not heard")))
     monkeypatch.setattr(client, "attached", lambda source: None)
-    monkeypatch.setattr(client, "in_process", lambda source: engine)
+    monkeypatch.setattr(client, "in_process", lambda source, **_: engine)
     before = signal.getsignal(signal.SIGTERM)
     assert run("sweep", "demo")[0] == 130
     assert engine.closed

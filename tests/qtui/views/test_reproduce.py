@@ -67,6 +67,7 @@ def settings(draw: st.DrawFn) -> p.Settings:
         "seed": st.integers(0, 1 << 31),
         "fresh": st.booleans(),
         "trust_remote_code": st.booleans(),
+        "follow_links": st.booleans(),
         "text": st.none()
         | WORDS.filter(lambda word: "/" not in word and word != "." and word[0] != "~"),
         "sweep_formats": FORMATS,
