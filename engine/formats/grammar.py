@@ -181,10 +181,17 @@ def without_folds(fmt: Format) -> Format:
 
 def needs_calibration(fmt: Format) -> bool:
     """Whether calibration inputs affect what a layer in this format computes."""
-    return any(
-        method.name in CALIBRATED or (method.name == "a8" and ("static", True) in method.options)
-        for method in fmt.methods
-    )
+    return any(map(_calibrates, fmt.methods))
+
+
+def without_calibration(fmt: Format) -> Format:
+    """The format without the methods that need calibration inputs."""
+    kept = tuple(method for method in fmt.methods if not _calibrates(method))
+    return msgspec.structs.replace(fmt, methods=kept)
+
+
+def _calibrates(method: Method) -> bool:
+    return method.name in CALIBRATED or (method.name == "a8" and ("static", True) in method.options)
 
 
 def why_not_alone(fmt: Format) -> str | None:

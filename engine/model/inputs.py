@@ -155,14 +155,16 @@ def _run_once(network: Network) -> _Seen:
             readers[key].append(layer)
 
     layers = [name for name, layer in network.layers.items() if layer.role != "embedding"]
-    with watching(network, [n for n in layers if _why_fused(network, n) is None], take):
+    # One that acts in several blocks shares its input with others in some of them only.
+    seen = [n for n in layers if _why_fused(network, n) is None and not network.layers[n].repeated]
+    with watching(network, seen, take):
         network.run(some_ids(network), None)
     order = {name: i for i, name in enumerate(layers)}
     shared: dict[str, tuple[str, ...]] = {}
     uncalled: set[str] = set()
     for name in layers:
         calls = [group for group in readers.values() if name in group]
-        if not calls and _why_fused(network, name) is None:
+        if not calls and name in seen:
             uncalled.add(name)
         together = set(calls[0]).intersection(*calls[1:]) if calls else {name}
         shared[name] = tuple(sorted(together, key=order.__getitem__))

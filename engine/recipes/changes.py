@@ -15,6 +15,7 @@ from engine.formats.grammar import (
     parse_built,
     parse_format,
     why_not_alone,
+    without_calibration,
     without_folds,
 )
 from engine.formats.storage import stored_bits, why_not_held
@@ -92,7 +93,8 @@ def resolve(
 
     Returns:
         Layers that are not kept, with canonical formats; and the layers that do not get the format
-        asked for: kept, in another format, or without a scale that nothing can absorb.
+        asked for: kept, in another format, without a scale that nothing can absorb, or without
+        methods whose inputs cannot be gathered.
 
     Raises:
         UsageError: an unknown layer, an unknown built-in recipe, or one that takes no format.
@@ -120,6 +122,8 @@ def resolve(
             parsed = _built(instead)
         elif (why := _why_not_row(session, row, wanted)) is not None:
             parsed = without_folds(wanted)
+            if _why_not_row(session, row, parsed) is not None:
+                parsed = without_calibration(parsed)
             holds = str(parsed)
             fallbacks.append(p.Fallback(layer=name, format=str(wanted), why=why, holds=holds))
         else:

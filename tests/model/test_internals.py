@@ -51,6 +51,14 @@ def model_of(arch: str, folder: Path) -> nn.Module:
     return found
 
 
+def test_leaves_of_a_graph_are_found() -> None:
+    """Without it no layer is known to act outside of its block."""
+    a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
+    found = {id(leaf) for leaf in torch_internals.leaves_of(a * 2 + b.detach() + c.sum())}
+    assert found == {id(a), id(c)}
+    assert not list(torch_internals.leaves_of(torch.ones(2)))
+
+
 def test_version_counts_writes_to_a_tensor() -> None:
     """Without it a weight that somebody wrote to is not noticed, nor a state that a block did."""
     tensor = torch.zeros(2)
