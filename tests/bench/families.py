@@ -285,6 +285,7 @@ def examine(family: str, folder: Path, text: str) -> Iterator[tuple[str, str]]:
             return
     try:
         again = brute_force.load(out)
+        again.config.use_cache = False
         nll = brute_force.baseline(again, rows, BATCH // WINDOW)
     except Exception as error:
         yield "export", f"DIFFERS: does not load: {type(error).__name__}: {_line(error)}"
