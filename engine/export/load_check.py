@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from engine.errors import InfeasibleError
+from engine.export.writer import some_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENS = 8
-MOST_NAMED = 3
 WAIT = 0.1
 """Seconds between two looks at whether to go on."""
 
@@ -129,7 +129,7 @@ def problem_of(question: _Question) -> str:
                 trust_remote_code=question.trust_remote_code,
             )
         if missing := sorted(found["missing_keys"]):
-            return f"it reads {_some(missing)} from no tensor of the file"
+            return f"it reads {some_of(missing)} from no tensor of the file"
         _run(model)
     except Exception as error:  # noqa: BLE001  (whatever it is, this checkpoint is not loaded)
         said = next((line for line in str(error).splitlines() if line.strip()), "")
@@ -137,7 +137,7 @@ def problem_of(question: _Question) -> str:
             return "it cannot merge plain experts where other layers are stored as codes"
         return f"{type(error).__name__}: {said.strip()}"
     wrong = [name for name, wanted in question.digests.items() if _read(model, name) != wanted]
-    return f"it reads other weights than were measured for {_some(wrong)}" if wrong else ""
+    return f"it reads other weights than were measured for {some_of(wrong)}" if wrong else ""
 
 
 def _run(model: Any) -> None:
@@ -155,11 +155,6 @@ def _read(model: Any, name: str) -> str:
         return digest(model.get_submodule(name).weight)
     except AttributeError:
         return ""
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def main() -> None:

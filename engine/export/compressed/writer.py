@@ -6,7 +6,6 @@ unpacks equal, bit for bit, those behind the figures on the screen.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from engine.export.load_check import check_loads, digest
 from engine.export.tensor_groups import bytes_of, check_room, write_json, write_shards
 from engine.export.writer import Codes, Exported, NotExportable, Request
 from engine.formats.grammar import Format, needs_calibration, why_not_alone
-from engine.model.memory import GIB, memory_free
+from engine.model.memory import GIB, memory_free, memory_needed
 from engine.quant.methods.channel_scales import only_weights
 from engine.quant.quantize import scale_dtype_for, stored_form
 
@@ -73,9 +72,11 @@ def export_checkpoint(request: Request) -> Exported:
 
 def _checked(request: Request, folder: Path, digests: Mapping[str, str], total: int) -> list[str]:
     """Load what was written, if it fits beside what is in memory; say if it was not loaded."""
-    itemsize = getattr(torch, request.checkpoint.dtype).itemsize
-    weights = sum(math.prod(tensor.shape) for tensor in request.checkpoint.tensors.values())
-    needed, free = 2 * itemsize * weights, memory_free("cpu")
+    checkpoint = request.checkpoint
+    shapes = (tensor.shape for tensor in checkpoint.tensors.values())
+    # Codes are unpacked beside what was loaded.
+    needed = 2 * memory_needed(shapes, getattr(torch, checkpoint.dtype))
+    free = memory_free("cpu")
     if needed > free:
         return [
             f"not loaded by transformers to check it: that takes {needed / GIB:.1f} GiB of memory, "
