@@ -118,6 +118,7 @@ def _layer_list(opened: Opened) -> p.LayersListed:
         dtypes=[row.dtype for row in rows],
         other_bytes=opened.other_bytes,
         groups=fused_groups(names, blocks, roles),
+        tied=opened.tied,
     )
 
 
