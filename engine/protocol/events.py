@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from msgspec import UNSET, UnsetType
@@ -222,7 +221,7 @@ class Exported(Event, frozen=True, kw_only=True):
     quantised: list[str]
     """How many of them are stored as codes."""
     bits_per_weight: float
-    bits_all: float = math.nan
+    bits_all: float = 0.0
     """See `RecipeScore`."""
     notes: list[str] = []
     """Sentences about anything unexpected."""

@@ -179,9 +179,9 @@ class RecipeScore(Fact, frozen=True, gc=False, kw_only=True):
     """Stored bits per weight of the body."""
     bytes: int
     """Size of the whole artefact."""
-    bits_all: float = float("nan")
+    bits_all: float = 0.0
     """Stored bits per weight of every layer, head and embedding among them; the weights of a tied
-    pair count once. NaN in facts of an earlier version."""
+    pair count once. 0 in facts of an earlier version."""
     done: bool = True
     calibration: Literal["", "sequential"] = ""
     """``sequential`` if methods used the outputs of the quantised blocks before; empty without

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -211,8 +210,8 @@ def export_document(
 
 
 def _known(figure: float) -> s.Number | UnsetType:
-    """A figure that an earlier version did not have."""
-    return UNSET if math.isnan(figure) else figure
+    """A figure that is 0 where an earlier version did not have it."""
+    return finite(figure) if figure else UNSET
 
 
 def _last(session: Session, kind: str) -> Job:

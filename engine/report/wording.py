@@ -87,10 +87,10 @@ def size(number: float) -> str:
     return f"{number:.0f} B"
 
 
-def bits_per_weight(body: float, everything: float = math.nan) -> str:
+def bits_per_weight(body: float, everything: float = 0.0) -> str:
     """``4.16 bits per weight (6.02 all)``: of the body, and of every layer where that differs."""
     shown = f"{body:.2f} bits per weight"
-    if math.isnan(everything) or f"{body:.2f}" == f"{everything:.2f}":
+    if not everything or f"{body:.2f}" == f"{everything:.2f}":
         return shown
     return f"{shown} ({everything:.2f} all)"
 

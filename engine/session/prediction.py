@@ -1,16 +1,17 @@
 """Predicted effects of layers and of a recipe, before they are measured.
 
 A recipe is predicted from the last one that was measured: its score, and the differences of the
-effects of the layers that changed since. What layers do together is then in the measured part. An
-effect that is not known is filled in from the same layer's effect in another format: KL grows with
-the square of the weight error.
+effects of the layers that changed since, as much larger as that recipe's KL is than the sum of its
+single effects. What layers do together is then measured, not assumed. An effect that is not known
+is filled in from the same layer's effect in another format: KL grows with the square of the weight
+error.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import msgspec
 
@@ -18,8 +19,10 @@ from engine import protocol as p
 from engine.formats.grammar import Format, parse_format
 from engine.session.correction import Correction, fitted
 from engine.session.state import Session
-from engine.session.tried import held_in, line_of, score_of
+from engine.session.tried import held_in, layers_of, line_of, score_of
 
+MOST_TOGETHER = 4.0
+"""How many times larger or smaller than their sum single effects may be taken to be together."""
 ALIKE = frozenset({"integer", "gguf"})
 """Families whose weight error halves with every bit, about."""
 
@@ -58,43 +61,76 @@ def expected(session: Session, row: int, key: p.EffectKey) -> p.Estimate | None:
     return fit.apply(estimate)
 
 
-def predict(session: Session, further: Mapping[str, str] | None = None) -> Prediction | None:
+def predict(session: Session) -> Prediction | None:
     """Predicted score of the current recipe; None until the baseline is known.
 
     It starts from the recipe that was measured last before this one, so it stays what it was when
     this one is measured.
-
-    Args:
-        session: with the effects.
-        further: formats by layer, in addition to the current recipe; the prediction then starts
-            from the current recipe, if that is measured.
     """
-    if session.baseline is None:
-        return None
-    since, start, score = _since(session, itself=further is not None)
-    now = {layer: session.changed.get(layer, "") for layer in since}
-    for layer, held in (further or {}).items():
-        now[layer] = "" if held == session.kept(session.index[layer]) else held
-    before = held_in(session, start, now)
-    effects = _Effects(session)
-    dnll, kl = (0.0, 0.0) if score is None else (score.dnll, score.kl)
-    missing = filled = changed = 0
-    for layer, held in now.items():
-        if held == (old := before.get(layer, "")):
-            continue
-        changed += 1
-        gained, lost = effects.of(layer, held), effects.of(layer, old)
-        if gained is None or lost is None:
-            missing += 1
-            continue
-        filled += gained.filled or lost.filled
-        dnll += gained.dnll - lost.dnll
-        kl += gained.kl - lost.kl
-    try:
-        ppl = session.baseline.ppl * math.exp(dnll)
-    except OverflowError:
-        ppl = math.inf
-    return Prediction(dnll, kl, ppl, missing, filled, changed, start)
+    return None if session.baseline is None else Predictor(session, itself=False).predict({})
+
+
+class Predictor:
+    """Predicts the current recipe with further changes."""
+
+    def __init__(self, session: Session, *, itself: bool = True) -> None:
+        """
+        Args:
+            session: with a recipe and effects.
+            itself: whether to start from the current recipe, if that is measured.
+        """
+        self.session = session
+        self._effects = _Effects(session)
+        self._since, self.start, self._score = _since(session, itself=itself)
+
+    @cached_property
+    def _together(self) -> float:
+        """KL of the recipe that it starts from, over the sum of its layers' single effects.
+
+        1 where that says little: with effects that are unknown, or nothing changed.
+        """
+        if self._score is None:
+            return 1.0
+        effects = [self._effects.of(*held) for held in layers_of(self.session, self.start).items()]
+        alone = sum(effect.kl for effect in effects if effect is not None)
+        if None in effects or not alone > 0 or not self._score.kl > 0:
+            return 1.0
+        return min(max(self._score.kl / alone, 1 / MOST_TOGETHER), MOST_TOGETHER)
+
+    def predict(self, further: Mapping[str, str]) -> Prediction | None:
+        """The score of the current recipe with further formats; None until the baseline is known.
+
+        Args:
+            further: formats by layer.
+        """
+        session, effects, score = self.session, self._effects, self._score
+        if session.baseline is None:
+            return None
+        now = {layer: session.changed.get(layer, "") for layer in self._since}
+        for layer, held in further.items():
+            now[layer] = "" if held == session.kept(session.index[layer]) else held
+        before = held_in(session, self.start, now)
+        dnll = kl = 0.0
+        missing = filled = changed = 0
+        for layer, held in now.items():
+            if held == (old := before.get(layer, "")):
+                continue
+            changed += 1
+            gained, lost = effects.of(layer, held), effects.of(layer, old)
+            if gained is None or lost is None:
+                missing += 1
+                continue
+            filled += gained.filled or lost.filled
+            dnll += gained.dnll - lost.dnll
+            kl += gained.kl - lost.kl
+        if score is not None:
+            kl = max(0.0, score.kl + self._together * kl)
+            dnll = score.dnll + self._together * dnll
+        try:
+            ppl = session.baseline.ppl * math.exp(dnll)
+        except OverflowError:
+            ppl = math.inf
+        return Prediction(dnll, kl, ppl, missing, filled, changed, self.start)
 
 
 def _since(session: Session, *, itself: bool) -> tuple[dict[str, None], int, p.RecipeScore | None]:

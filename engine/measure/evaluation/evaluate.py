@@ -277,14 +277,14 @@ def made_from(network: Network, formats: Mapping[str, Format]) -> dict[str, str]
 
 def _sized(loaded: Loaded, fact: p.RecipeScore) -> p.RecipeScore:
     """A score with the bits of all layers, which a fact of an earlier version lacks."""
-    if not math.isnan(fact.bits_all):
+    if fact.bits_all:
         return fact
     # Only the bytes of such a fact count the columns that ``+outlier`` kept: less than 8 bits off.
     opened, tied = loaded.opened, loaded.network.tied
     counted = (row for row in opened.rows.values() if not (tied and row.role == "head"))
     weights = sum(math.prod(row.shape) for row in counted)
     bits = 8 * (fact.bytes - opened.other_bytes)
-    return msgspec.structs.replace(fact, bits_all=bits / weights if weights else math.nan)
+    return msgspec.structs.replace(fact, bits_all=bits / weights if weights else 0.0)
 
 
 def recipe_size(
