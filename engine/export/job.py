@@ -138,13 +138,15 @@ def _write(
     from engine.measure.evaluation.evaluate import recipe_size
 
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
+    size = recipe_size(opened, formats, tied=opened.tied)
     yield p.Exported(
         job=context.job,
         folder=str(written.folder),
         bytes=written.bytes,
         recipe=dict(recipe),
         quantised=list(written.quantised),
-        bits_per_weight=recipe_size(opened, formats).bits_per_weight,
+        bits_per_weight=size.bits_per_weight,
+        bits_all=size.bits_all,
         notes=list(written.notes),
     )
     return written

@@ -91,6 +91,8 @@ class LayersListed(Event, frozen=True, kw_only=True):
     groups: list[int] = []
     """Fused group of each layer: what serving engines store as one tensor (q, k and v; gate and up;
     the experts of a block). -1 for a layer in none; empty if not known."""
+    tied: bool = False
+    """Whether head and embedding are one tensor in the files."""
 
 
 class ModelReady(Event, frozen=True, kw_only=True):
@@ -142,6 +144,18 @@ class RecipeChanged(Intent, frozen=True, kw_only=True):
     after: list[str]
     bits: list[int]
     """Stored bits of each layer in its new format, including scales and zero points."""
+    to: int | None = None
+    """Number of the recipe that this goes back to, among those that were tried; None for one made
+    by this change."""
+
+
+class RecipeNamed(Intent, frozen=True):
+    """A recipe that was tried got a name."""
+
+    number: int
+    """Its place among those that were tried."""
+    name: str
+    """Empty takes its name away."""
 
 
 class JobStarted(Event, frozen=True, kw_only=True):
@@ -214,6 +228,7 @@ class Exported(Event, frozen=True, kw_only=True):
     quantised: list[str]
     """How many of them are stored as codes."""
     bits_per_weight: float
+    bits_all: float = 0.0
     """See `RecipeScore`."""
     notes: list[str] = []
     """Sentences about anything unexpected."""
@@ -357,6 +372,7 @@ AnyEvent: TypeAlias = (
     | ModelReady
     | Calibrated
     | RecipeChanged
+    | RecipeNamed
     | JobStarted
     | JobEnded
     | Fallback

@@ -26,7 +26,7 @@ from engine.model.memory import memory_free
 from engine.model.network import Held, Network
 from engine.service.jobs import Steps
 from engine.session import recipe_hash
-from engine.session.artefact import Size, artefact_size, bits_as_stored
+from engine.session.artefact import OUTSIDE, Size, artefact_size, bits_as_stored
 from engine.store import keys
 from engine.workspace import Loaded, Opened
 
@@ -165,10 +165,12 @@ def score(
         on=loaded.evaluation,
         recipe=recipe,
         scale_dtype=loaded.scale_dtype,
+        weights="body" if any(network.layers[n].role in OUTSIDE for n in recipe) else "",
         calibration=(yield from calibration_key(loaded, formats.values(), "sequential")),
     ).address
     known = loaded.known([key]).get(key)
     if isinstance(known, p.RecipeScore):
+        known = _sized(loaded, known)
         yield from counts.found([key], [known])
         return known
 
@@ -304,6 +306,18 @@ def made_from(network: Network, formats: Mapping[str, Format]) -> dict[str, str]
     return made
 
 
+def _sized(loaded: Loaded, fact: p.RecipeScore) -> p.RecipeScore:
+    """A score with the bits of all layers, which a fact of an earlier version lacks."""
+    if fact.bits_all:
+        return fact
+    # Only the bytes of such a fact count the columns that ``+outlier`` kept: less than 8 bits off.
+    opened, tied = loaded.opened, loaded.network.tied
+    counted = (row for row in opened.rows.values() if not (tied and row.role == "head"))
+    weights = sum(math.prod(row.shape) for row in counted)
+    bits = 8 * (fact.bytes - opened.other_bytes)
+    return msgspec.structs.replace(fact, bits_all=bits / weights if weights else 0.0)
+
+
 def recipe_size(
     opened: Opened,
     formats: Mapping[str, Format],
@@ -361,6 +375,7 @@ def _score(
         top1=top1.mean,
         tokens=dnll.windows * targets,
         bits_per_weight=size.bits_per_weight,
+        bits_all=size.bits_all,
         bytes=size.bytes,
         done=done,
     )

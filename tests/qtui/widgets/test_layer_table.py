@@ -13,6 +13,8 @@ import pytest
 from textual import events
 
 from engine import protocol as p
+from engine.formats.grammar import parse_format
+from engine.formats.storage import stored_bits
 from engine.session import MAX_EXPERTS, apply
 from qtui.views.filter import parse_filter
 from qtui.widgets.table.columns import GUTTER, table_columns
@@ -109,17 +111,18 @@ async def test_columns_are_chosen_by_width_and_the_least_needed_go_first() -> No
         assert ids == [column.id for column in table_columns() if column.id in ids]
     assert titles[60] == ["layer", "holds", "kl"]
     assert titles[79] == ["layer", "holds", "kl", "dppl", "error", "outliers"]
-    assert titles[200] == [column.id for column in table_columns()]
+    assert titles[230] == [column.id for column in table_columns()]
 
 
 async def test_a_wide_screen_shows_all_that_is_known_of_a_layer() -> None:
-    async with measured(size=(200, 50)) as d:
+    async with measured(size=(230, 50)) as d:
         await d.pilot.press("tab")
         await d.pilot.pause()
-        for title in ("bits", "top-1", "kurt", "ΔNLL·10³", "shape"):
+        for title in ("bits", "KL/MB", "size", "change", "top-1", "kurt", "ΔNLL·10³", "shape"):
             assert title in head(d)
         words = line(d, d.table.rows.index(7)).split()
-        assert words[-5:] == ["16.0", "97.9%", "8.30", "+6.26", "256×768"]
+        assert words[-10:-6] == ["16.0", "24.8", "393", "kB"]
+        assert words[-6:] == ["97.9%", "-291", "kB", "8.30", "+6.26", "256×768"]
 
 
 async def test_the_column_sorted_by_is_always_shown() -> None:
@@ -187,10 +190,14 @@ def figure(d: Driver, column: str, row: int) -> float | str:
     shape = session.layers.shapes[row]
     assert effect is not None
     assert weights is not None
+    change = stored_bits(parse_format(r.FORMAT), shape) / 8 - 2 * math.prod(shape)
     return {
         "layer": row, "holds": session.layers.holds[row], "kl": effect.kl, "dppl": effect.dppl,
         "error": weights.errors[r.FORMAT].relative, "outliers": weights.outliers.fraction,
         "bits": session.layers.bits[row] / math.prod(shape), "top1": effect.top1,
+        "size": session.layers.bits[row] / 8,
+        "size_change": change,
+        "kl_per_mb": -effect.kl * 1e6 / change,
         "kurtosis": weights.kurtosis, "dnll": effect.dnll, "shape": math.prod(shape),
     }[column]  # fmt: skip
 
