@@ -94,7 +94,7 @@ def _calibrate(
     loaded, recipe = context.workspace.need(Loaded), context.recipe
     writer_of(command.to).check(_request(context, command))
     yield None
-    counts = JobCounts(timings={"load_s": loaded.load_s})
+    counts = JobCounts(timings={"load_s": loaded.load_s}, job=context.job)
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
     codes.update((yield from solved_codes(loaded, formats, counts)))
     return counts.timings

@@ -15,9 +15,16 @@ from engine.protocol.settings import Protocol, Settings
 Role: TypeAlias = Literal["linear", "conv1d", "experts", "head", "embedding"]
 JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
-Phase: TypeAlias = Literal["", "reading", "estimating", "measuring", "writing"]
-"""What a job is doing: a triage reads weights, a sweep estimates and then measures, an export
-writes. Empty if there is nothing to distinguish."""
+Phase: TypeAlias = Literal[
+    "", "reading", "reference", "control", "estimating", "calibrating", "quantising", "measuring",
+    "together", "timing", "writing",
+]  # fmt: skip
+"""What a job is doing. A triage reads weights. A sweep runs the reference and the control,
+estimates, measures each layer, then all of them together, and times a forward. A recipe's layers
+are calibrated or quantised before it is measured. An export writes. Empty if there is nothing to
+distinguish."""
+RANKING: frozenset[Phase] = frozenset({"reference", "control", "estimating"})
+"""Phases of a sweep before its layers are ranked: `Progress.seconds_left` is until they are."""
 
 
 class Event(Message, frozen=True):
@@ -236,7 +243,7 @@ class Learned(Event, frozen=True):
 
 
 class Stage(Transient, frozen=True):
-    """Progress of a load, or of solving before an export: one named stage at a time."""
+    """Progress of a load: one named stage at a time."""
 
     name: str
     done: int
@@ -253,6 +260,8 @@ class Progress(Transient, frozen=True, kw_only=True):
     done: float
     total: int
     seconds_left: float = float("nan")
+    """Until the phase ends; until all layers are ranked in a phase of `RANKING`. nan if not
+    known."""
     phase: Phase = ""
     subject: str = ""
     """The layer, unit or tensor being processed."""

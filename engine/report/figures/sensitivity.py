@@ -63,7 +63,7 @@ KL: tuple[Figure, ...] = (
         quantity=NATS,
         read=of_effect(lambda effect, _: effect.kl, lambda at: kl_reader(at.session, at.key)),
         column=Column(
-            "KL", 6, 0, left=True,
+            "KL", 6, 0, left=True, then_by="error",
             legend=(
                 "KL from the unchanged model, that layer alone quantised:",
                 "thousandths of a nat per token; restore: how much less of it",

@@ -10,7 +10,7 @@ from engine.protocol import Direction, ModelReady, RecipeScore, Sweep
 from engine.report import wording as n
 from engine.session import Dirty, Job, Prediction, Session, predict
 from qtui.views import sweeps
-from qtui.views.progress import about
+from qtui.views.progress import COUNTED, about, phase_words, time_left
 from qtui.views.text import UNICODE, Glyphs, fit, printable, short_name
 from qtui.widgets.line import Lines, Words, cells, spread
 
@@ -250,7 +250,7 @@ class Scoreboard(Lines):
 
     def _job(self, jobs: list[Job], width: int) -> Words:
         stage, job = self.session.stage, jobs[0]
-        title, done, total, left = job.title, job.done, job.total, n.clock(job.seconds_left)
+        title, done, total, left = job.title, job.done, job.total, time_left(job)
         in_bytes = job.in_bytes
         if job.kind == "open" and stage is not None:
             title, done, total = stage.name, float(stage.done), stage.total
@@ -265,7 +265,7 @@ class Scoreboard(Lines):
             figures = f" {_sizes(done, total)}"
         if total > 1:
             words += self._bar(done / total, max(6, min(40, width // 4)))
-        clock = f"  {left} left" if left else ""
+        clock = f"  {left}" if left else ""
         phase_text = phase.replace(COUNT, figures.strip()) if phase else ""
         if phase_text and cells(words) + 1 + cell_len(phase_text + clock) <= width:
             figures = f" {phase_text}"
@@ -278,11 +278,13 @@ class Scoreboard(Lines):
         return words
 
     def _phase(self, job: Job) -> str:
-        """What a sweep is doing: all formats are estimated, then layers are measured."""
+        """The stage that a job is in, where it has several."""
+        if job.phase in COUNTED:
+            return f"{phase_words(job)} {COUNT}"
         if not isinstance(job.command, Sweep):
             return ""
         if job.phase == "estimating":
-            return printable(about(job))
+            return printable(phase_words(job))
         if job.phase != "measuring" or self.session.row(job.subject) is None:
             return ""
         direction, formats = job.command.direction, job.command.formats
