@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from engine.model.blocks import Forward, Reached, hidden_of, split_output
+from engine.model.inputs import takes_no_product
 from engine.model.network import Held, Network
 from engine.model.processor import has_matrix_units
 
@@ -38,7 +39,7 @@ class Tap:
 
 @dataclass(frozen=True, eq=False)
 class WeightTap:
-    """Gradients of a weight that several matrices share a tensor with (experts), of one window."""
+    """Gradients of a weight that is not one matrix product (experts), of one window."""
 
     layer: str
     gradients: tuple[Tensor, ...]
@@ -55,7 +56,7 @@ def layers_of(network: Network, region: int) -> list[str]:
 
 def needs_single_windows(network: Network, region: int) -> bool:
     """Whether a region's gradients are told apart by windows only if it is given one at a time."""
-    return any(network.layers[name].role == "experts" for name in layers_of(network, region))
+    return any(takes_no_product(network, name) for name in layers_of(network, region))
 
 
 def block_gradients(
@@ -284,7 +285,7 @@ def _watching(network: Network, watched: Sequence[str]) -> Iterator[Calls]:
 
     try:
         for name in watched:
-            if network.layers[name].role == "experts":
+            if takes_no_product(network, name):
                 parameter = network.slot(name).parameter.requires_grad_(True)
                 freed.append(parameter)
                 calls[name].append((parameter, parameter))
@@ -323,7 +324,7 @@ def _backwards(
         gradients = [each[at] for each in found]
         if any(each is None for each in gradients):
             continue  # it has no part in the output
-        if network.layers[name].role == "experts":
+        if takes_no_product(network, name):
             slot = network.slot(name)
             taps.append(
                 WeightTap(name, tuple(slot.oriented(g) for g in gradients if g is not None))

@@ -25,6 +25,7 @@ Call = Callable[[str, Tensor], None]
 class _Seen(NamedTuple):
     shared: dict[str, tuple[str, ...]]
     uncalled: frozenset[str]
+    grouped: frozenset[str]
 
 
 _seen: WeakKeyDictionary[Network, _Seen] = WeakKeyDictionary()
@@ -50,7 +51,7 @@ def watch_inputs(
         state: the input of the block. None runs the model up to it, and so does any state of a
             model that is not resumable.
         take: called whenever a layer is; for experts once an expert that is given tokens, with
-            those. Not for layers that :func:`why_unseen` tells of.
+            those. Not for layers with a reason in :func:`why_unseen`.
         held: what layers compute with meanwhile; other than nothing only where nothing is held.
 
     Returns:
@@ -103,7 +104,19 @@ def why_unseen(network: Network, layer: str) -> str | None:
         return why
     if layer in _see(network).uncalled:
         return f"{layer} is never called: the model computes with its weight alone"
+    if layer in _see(network).grouped:
+        return f"{layer} multiplies each group of its inputs by other rows of its weight"
     return None
+
+
+def takes_no_product(network: Network, layer: str) -> bool:
+    """Whether a layer's output is not its input times its whole weight: ``y ≠ x Wᵀ``.
+
+    Experts, grouped linear layers, and modules whose weight is used without calling them.
+    """
+    seen = _see(network)
+    experts = network.layers[layer].role == "experts"
+    return experts or layer in seen.uncalled or layer in seen.grouped
 
 
 def why_not_gathered(network: Network, layer: str) -> str | None:
@@ -157,7 +170,7 @@ def _run_once(network: Network) -> _Seen:
     layers = [name for name, layer in network.layers.items() if layer.role != "embedding"]
     # One that acts in several blocks shares its input with others in some of them only.
     seen = [n for n in layers if _why_fused(network, n) is None and not network.layers[n].repeated]
-    with watching(network, seen, take):
+    with watching(network, seen, take), _noting_outputs(network, seen) as grouped:
         network.run(some_ids(network), None)
     order = {name: i for i, name in enumerate(layers)}
     shared: dict[str, tuple[str, ...]] = {}
@@ -168,7 +181,28 @@ def _run_once(network: Network) -> _Seen:
             uncalled.add(name)
         together = set(calls[0]).intersection(*calls[1:]) if calls else {name}
         shared[name] = tuple(sorted(together, key=order.__getitem__))
-    return _Seen(shared, frozenset(uncalled))
+    return _Seen(shared, frozenset(uncalled), frozenset(grouped))
+
+
+@contextmanager
+def _noting_outputs(network: Network, names: list[str]) -> Iterator[set[str]]:
+    """Inside, notes layers whose outputs have not one channel for each row of the weight."""
+    grouped: set[str] = set()
+
+    def noting(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if output.shape[-1] != network.layers[name].shape[-2]:
+                grouped.add(name)
+
+        return hook
+
+    slots = [(n, network.slot(n)) for n in names if network.layers[n].role != "experts"]
+    hooks = [slot.owner.register_forward_hook(noting(name)) for name, slot in slots]
+    try:
+        yield grouped
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def where(tensor: Tensor) -> tuple[int, int, int]:

@@ -1,5 +1,9 @@
-"""Checks on opening, on a few tokens: the model leaves its weights alone and gives the same logits
-twice, where its layers act, and whether it can be resumed at every block."""
+"""Checks on opening, on a few tokens: the model leaves its weights alone, gives the same logits
+twice and sees no later tokens, where its layers act, and whether it can be resumed at every block.
+
+A model with layers that do nothing on a few tokens is checked on a whole window as well: it may
+pass something from block to block on longer texts alone, such as which tokens to attend to.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from engine.model.torch_internals import version_of
 from engine.model.uses import find_uses
 
 TOKENS = 16
+KEPT = 11
+"""Of these, how many the text begins with that comes before a later one is changed."""
 CANNOT_RUN = (LookupError, TypeError, AttributeError, ValueError, RuntimeError)
 """Errors of a model that needs what skipped blocks would have left behind."""
 
@@ -42,22 +48,52 @@ def check_resuming(network: Network) -> bool:
     network.resumable = network.head_resumable = False
     found = try_resuming(network)
     find_uses(network, some_ids(network), CANNOT_RUN)
+    _note(network, found)
+    return network.resumable
+
+
+def check_on_window(network: Network, ids: Tensor) -> None:
+    """The same check on a window, where some layers act on longer texts alone.
+
+    Args:
+        network: checked on a few tokens.
+        ids: a window, ``[1, tokens]``.
+
+    Raises:
+        EngineError, CheckpointError: as `check_resuming`.
+    """
+    if not network.without_effect or ids.shape[1] <= TOKENS:
+        return
+    few, why = network.head_resumable and network.takes_positions, network.why_not_resumable
+    found = try_resuming(network, ids)
+    if found.reason is not None:
+        found = found._replace(reason=f"on {ids.shape[1]} tokens {found.reason}")
+    head, chunks = found.head and network.head_resumable, found.chunks and few
+    _note(network, found._replace(head=head, chunks=chunks))
+    if why is not None:
+        network.resumable, network.why_not_resumable = False, why
+
+
+def _note(network: Network, found: Findings) -> None:
     network.head_resumable, network.takes_positions = found.head, found.chunks
     network.resumable = found.reason is None
     network.why_not_resumable = (
         found.reason and f"{found.reason}: every measurement runs the whole model"
     )
-    return network.resumable
 
 
-def try_resuming(network: Network) -> Findings:
+def try_resuming(network: Network, ids: Tensor | None = None) -> Findings:
     """Runs each block alone on its recorded input, then the head alone on the last output.
 
     Block *k* alone, the others skipped, giving what it gave in the whole forward, for every *k*:
     by induction the forward resumed at any *k* equals the whole one. Equality is exact; on CUDA
     the difference of running the same twice is allowed. Costs about four forwards.
+
+    Args:
+        network: at rest.
+        ids: ``[1, tokens]``; None takes a few.
     """
-    ids = some_ids(network)
+    ids = some_ids(network) if ids is None else ids
     whole, floor = _first_run(network, ids), 0.0
     if bool(torch.isnan(whole).any() | torch.isposinf(whole).any()):
         raise EngineError(
@@ -72,10 +108,11 @@ def try_resuming(network: Network) -> Findings:
             f"{type(network.model).__name__} gives other logits each time it runs the same text: "
             "no difference can be measured"
         )
+    _refuse_unless_causal(network, ids, whole, floor)
+    # What blocks leave behind is now of another text.
     if unfit is not None:
         return Findings(unfit, False, False)
     n = len(network.blocks)
-    network.run(ids.flip(1), None)  # what blocks leave behind is now of another text
     head = _head_is_alone(network, ids, states[n], whole, floor)
     reason = _blocks_differ(network, ids, states, floor)
     if reason is None and not head:
@@ -97,6 +134,32 @@ def _first_run(network: Network, ids: Tensor) -> Tensor:
                 "measured"
             )
     return logits
+
+
+def _refuse_unless_causal(network: Network, ids: Tensor, whole: Tensor, floor: float) -> None:
+    """Run the same tokens with others in place of the last ones: earlier logits must not change.
+
+    Rows of a product do not depend on one another, so that they are equal to the last bit; only
+    experts multiply other numbers of tokens at once, which may round differently.
+    """
+    tokens = ids.shape[1]
+    kept = tokens * KEPT // TOKENS
+    if kept == tokens:
+        return
+    other = ids.clone()
+    other[:, kept:] = (ids[:, kept:] + 1) % network.model.get_input_embeddings().weight.shape[0]
+    logits = network.run(other, None)
+    experts = any(layer.role == "experts" for layer in network.layers.values())
+    rounding = (16 if experts else 1) * torch.finfo(whole.dtype).eps * float(whole.abs().max())
+    if kept and not _same(logits[:, :kept], whole[:, :kept], floor + rounding):
+        config = network.config.get_text_config()
+        decoder = getattr(config, "is_decoder", None) is False
+        raise CheckpointError(
+            f"{type(network.model).__name__} is not causal: another token at position {kept} "
+            "changes the logits of earlier positions, so it would be scored on text that it has "
+            "already seen"
+            + ('; if it was trained as a decoder, config.json needs "is_decoder": true' * decoder)
+        )
 
 
 def some_ids(network: Network) -> Tensor:
@@ -138,6 +201,8 @@ def _record(network: Network, ids: Tensor) -> tuple[list[Tensor], Tensor, str | 
         return forward
 
     logits = network.run(ids, [recording(i) for i in range(n)])
+    if states:
+        network.state_size = max(state.numel() for state in states) // ids.numel()
     if len(states) != n + 1:
         return states, logits, f"{len(states) - 1} calls were seen of {n} blocks"
     for i, (state, version) in enumerate(zip(states, versions, strict=True)):

@@ -81,6 +81,7 @@ def _open_files(
         checkpoint=checkpoint,
         rows={row.name: row for row in rows},
         demo=demo,
+        loads_model=model,
         other_bytes=_other_bytes(checkpoint, rows),
         code_sha256=hashlib.sha256(b"\0".join(code)).hexdigest() if code else "",
     )
@@ -118,6 +119,7 @@ def _layer_list(opened: Opened) -> p.LayersListed:
         dtypes=[row.dtype for row in rows],
         other_bytes=opened.other_bytes,
         groups=fused_groups(names, blocks, roles),
+        tied=opened.tied,
     )
 
 
@@ -140,9 +142,15 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     from engine.measure.evaluation.divergence import MeanWithError
     from engine.model.fold_groups import fold_groups
     from engine.model.inputs import why_not_gathered_of
+    from engine.model.selfcheck import check_on_window
     from engine.model.uses import unused
 
-    if idle := unused(network, windows.ids[:1].to(network.device)):
+    window = windows.ids[:1].to(network.device)
+    fast = network.resumable
+    check_on_window(network, window)
+    if fast and network.why_not_resumable:
+        yield p.Notice("warning", network.why_not_resumable)
+    if idle := unused(network, window):
         count = f"{len(idle)} layer{'s' if len(idle) > 1 else ''}"
         yield p.Notice(
             "warning",

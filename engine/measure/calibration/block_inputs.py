@@ -57,8 +57,8 @@ class ReferenceInputs:
 
     def __init__(self, network: Network, batches: list[Tensor], budget: int) -> None:
         self._network, self._batches = network, batches
-        hidden = network.config.get_text_config().hidden_size
-        size = sum(ids.numel() for ids in batches) * hidden * network.dtype.itemsize
+        values = sum(ids.numel() for ids in batches) * network.state_size
+        size = values * network.dtype.itemsize
         self._together = size <= budget
         """Whether the states of all micro-batches at one boundary fit."""
         room = max(0, budget - size)

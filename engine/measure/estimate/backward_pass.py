@@ -215,8 +215,8 @@ class BackwardPass:
     def _parts(self) -> list[range]:
         """Micro-batches whose cotangents fit an eighth of the budget."""
         reference = self.reference
-        hidden = self.network.config.get_text_config().hidden_size
-        state = reference.batches[0].numel() * hidden * self.network.dtype.itemsize
+        values = reference.batches[0].numel() * self.network.state_size
+        state = values * self.network.dtype.itemsize
         fit = max(1, self.budget // 8 // max(1, self.losses * state))
         count = len(reference.batches)
         return [range(at, min(at + fit, count)) for at in range(0, count, fit)]

@@ -72,14 +72,14 @@ class Reference:
         rows = max(1, batch_tokens // windows.seq_len)
         self.batches = [ids.to(network.device) for ids in torch.split(windows.ids, rows)]
         text = network.config.get_text_config()
-        vocabulary, hidden = text.vocab_size, text.hidden_size
+        vocabulary = text.vocab_size
         chunk = CHUNK_BYTES.get(network.device.type, 16 << 20) // (rows * vocabulary * 4)
         chunk = max(CHUNK_MULTIPLE, chunk - chunk % CHUNK_MULTIPLE)
         first, last = windows.first, windows.seq_len - 1
         self.chunks = [(a, min(a + chunk, last)) for a in range(first, last, chunk)]
         self.sizes = CacheSizes(
             blocks=len(network.blocks),
-            state=windows.tokens * hidden * network.dtype.itemsize,
+            state=windows.tokens * network.state_size * network.dtype.itemsize,
             logits=windows.count * windows.targets * vocabulary * 4,
             head=cost_of(network).head_in_blocks,
         )
@@ -291,10 +291,9 @@ class Reference:
         needed = sizes.states(1) + (sizes.logits if logits else 0)
         if needed > room and self.memory.beyond is None and network.resumable:
             ids, blocks = self.batches[0], len(network.blocks)
-            hidden = network.config.get_text_config().hidden_size
-            generator = torch.Generator().manual_seed(0)
-            sample = torch.randn(*ids.shape, hidden, generator=generator)
-            sample = sample.to(network.device, network.dtype)
+            first: list[Tensor] = []
+            network.visit(ids, -1, None, lambda _i, state: first.append(state), until=0)
+            sample = first[0]
             on_gpu = network.device.type == "cuda"
             if on_gpu:
                 torch.cuda.synchronize(network.device)
