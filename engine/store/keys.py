@@ -29,7 +29,7 @@ MEASURE_VERSION = 1
 """Version of every measurement."""
 QUANTISER_VERSION = 1
 """Version of the arithmetic of formats and methods."""
-ESTIMATOR_VERSION = 2
+ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
 MEASURED: Mapping[str, Any] = {"version": MEASURE_VERSION}
