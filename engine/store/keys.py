@@ -175,7 +175,8 @@ class Estimate(Key, frozen=True, kw_only=True):
     layer: str
     format: str
     together: tuple[str, ...]
-    """Formats that share one coupling of each layer, in alphabetical order."""
+    """Formats that are multiplied together, in alphabetical order: products of other shapes round
+    differently."""
     direction: p.Direction
     draws: int
     seed: int
