@@ -35,6 +35,24 @@ class Action(NamedTuple):
     """Order in the key bar, from left to right."""
     everywhere: bool = False
     """Whether every screen of a session has it, not only the workbench."""
+    words: str = ""
+    """Other words that the palette finds it by."""
+
+
+class Choice(NamedTuple):
+    """One of the values that an action can be given: a column to sort by, a theme, a scope."""
+
+    id: str
+    title: str
+    """As in a list of the action's choices."""
+    note: str = ""
+    """Shown at the end of its line."""
+    why_not: str = ""
+    """Why it cannot be chosen now."""
+
+
+CHOICE = ":"
+"""Between an action's id and the id of one of its choices: ``order:kl``."""
 
 
 ACTIONS: tuple[Action, ...] = (
@@ -42,59 +60,75 @@ ACTIONS: tuple[Action, ...] = (
     Action("down", "down,j", "Down", "Move"),
     Action("page_up", "pageup", "Page up", "Move"),
     Action("page_down", "pagedown", "Page down", "Move"),
-    Action("first", "home,g", "First layer", "Move"),
-    Action("last", "end,G", "Last layer", "Move"),
-    Action("order", "o", "Sort by next column", "Move", "sort", rank=110, place=90),
-    Action("reverse", "O", "Reverse the order", "Move"),
-    Action("expand", "enter", "Expand a fused row", "Move"),
-    Action("filter", "slash", "Filter the rows", "Select", "filter", rank=40, place=20),
-    Action("scope", "t", "Next scope", "Select", "scope", rank=60, place=30),
-    Action("mark", "space", "Mark, and move down", "Select", "mark", rank=80, place=10),
-    Action("mark_range", "v", "Mark from the last mark", "Select"),
-    Action("mark_shown", "a", "Mark all rows shown", "Select"),
-    Action("mark_others", "i", "Invert the marks", "Select"),
-    Action("unmark", "escape", "Clear marks, then filter", "Select"),
-    Action("hold", "equals_sign", "Set a format by name", "Recipe", "format", rank=90, place=40),
+    Action("first", "home,g", "First layer", "Move", words="top"),
+    Action("last", "end,G", "Last layer", "Move", words="bottom"),
+    Action("back", "apostrophe", "Back to the layer before", "Move", words="return jump"),
+    Action("order", "o", "Sort by a column", "Move", "sort", rank=110, place=90, words="rank"),
+    Action("reverse", "O", "Reverse the order", "Move", words="sort ascending descending"),
+    Action("expand", "enter", "Expand a fused row", "Move", words="experts open"),
+    Action(
+        "filter", "slash", "Filter the rows", "Select", "filter", rank=40, place=20,
+        words="search find grep",
+    ),
+    Action(
+        "scope", "t", "Next scope", "Select", "scope", rank=60, place=30,
+        words="target layers block kind group",
+    ),
+    Action("scope_before", "T", "Scope before", "Select", words="previous target"),
+    Action(
+        "mark", "space", "Mark, and move down", "Select", "mark", rank=80, place=10,
+        words="select tag",
+    ),
+    Action("mark_range", "v", "Mark from the last mark", "Select", words="select range"),
+    Action("mark_shown", "a", "Mark all rows shown", "Select", words="select everything"),
+    Action("mark_others", "i", "Invert the marks", "Select", words="select"),
+    Action("unmark", "escape", "Clear marks, then filter", "Select", words="deselect reset"),
+    Action(
+        "hold", "equals_sign", "Set a format by name", "Recipe", "format", rank=90, place=40,
+        words="quantise quantize bits mix precision toggle",
+    ),
     Action("undo", "u", "Undo", "Recipe", "undo", rank=50, place=70, everywhere=True),
     Action("redo", "U,ctrl+r", "Redo", "Recipe", "redo", rank=160, place=80, everywhere=True),
     Action("sweep", "s", "Sweep: degrade or restore", "Engine", "restore", rank=30, place=50),
-    Action("sweep_format", "S", "Sweep another format", "Engine"),
+    Action("sweep_format", "S", "Sweep another format", "Engine", words="measure sensitivity"),
     Action(
-        "cancel",
-        "x",
-        "Cancel the running job",
-        "Engine",
-        "cancel",
-        rank=130,
-        place=60,
-        everywhere=True,
+        "cancel", "x", "Cancel the running job", "Engine", "cancel", rank=130, place=60,
+        everywhere=True, words="stop end abort kill",
     ),
-    Action("retry", "r", "Retry, or resume a sweep", "Engine", everywhere=True),
-    Action("format", "c", "Effects of the next format", "View"),
-    Action("pane", "tab", "Pane: show or hide", "View", "pane", rank=70, place=100),
+    Action("retry", "r", "Retry, or resume a sweep", "Engine", everywhere=True, words="restart"),
+    Action("format", "c", "Effects of the next format", "View", words="column compare"),
+    Action("pane", "tab", "Pane: show or hide", "View", "pane", rank=70, place=100, words="detail"),
     Action("pane_down", "right_square_bracket", "Pane: scroll down", "View"),
     Action("pane_up", "left_square_bracket", "Pane: scroll up", "View"),
-    Action("log_counts", "l", "Histogram: log or linear", "View"),
-    Action("log", "n", "Event log", "View", "log", rank=140, place=110, everywhere=True),
-    Action("freeze", "z", "Freeze the display", "View", everywhere=True),
-    Action("theme", "T", "Next theme", "View", everywhere=True),
+    Action("log_counts", "l", "Histogram: log or linear", "View", words="logarithm plot"),
     Action(
-        "palette",
-        "colon,ctrl+p",
-        "Command palette",
-        "View",
-        "all",
-        rank=100,
-        place=140,
-        everywhere=True,
+        "log", "n", "Full log", "View", "log", rank=140, place=110, everywhere=True,
+        words="events messages history",
     ),
-    Action("help", "question_mark", "Help", "View", "help", rank=10, place=150, everywhere=True),
-    Action("suspend", "ctrl+z", "Suspend (fg resumes)", "View", everywhere=True),
-    Action("quit", "q", "Quit", "View", "quit", rank=20, place=160, everywhere=True),
-    Action("save", "w", "Save table, plot or recipe", "Save", "save", rank=120, place=120),
-    Action("copy", "y", "Copy the layer or marks", "Save", "copy", rank=150, place=130),
-    Action("copy_table", "Y", "Copy the whole table", "Save"),
-)
+    Action("freeze", "z", "Freeze the display", "View", everywhere=True, words="pause"),
+    Action(
+        "theme", "C", "Next theme", "View", everywhere=True, words="colours colors dark light",
+    ),
+    Action(
+        "palette", "colon,ctrl+p", "Command palette", "View", "all", rank=100, place=140,
+        everywhere=True, words="commands search menu",
+    ),
+    Action(
+        "help", "question_mark,f1", "Help", "View", "help", rank=10, place=150, everywhere=True,
+        words="keys manual legend",
+    ),
+    Action("suspend", "ctrl+z", "Suspend (fg resumes)", "View", everywhere=True, words="shell"),
+    Action("quit", "q", "Quit", "View", "quit", rank=20, place=160, everywhere=True, words="exit"),
+    Action(
+        "save", "w", "Save table, plot or recipe", "Save", "save", rank=120, place=120,
+        words="write export file csv svg png screenshot",
+    ),
+    Action(
+        "copy", "y", "Copy the layer or marks", "Save", "copy", rank=150, place=130,
+        words="clipboard yank",
+    ),
+    Action("copy_table", "Y", "Copy the whole table", "Save", words="clipboard csv yank"),
+)  # fmt: skip
 
 HOLD = "hold."
 """Prefix of the action ids that set a format."""

@@ -124,7 +124,7 @@ class QtuiApp(OneFrameApp):
     def _link_to(self, source: str, settings: p.Settings, profile: Profile) -> EngineLink:
         context = ScreenContext(
             source, profile, self.glyphs, EventLog(self.glyphs),
-            self.appearance.keymap, self.appearance.remembered,
+            self.appearance.keymap, self.shelf.listed, self.appearance.remembered,
         )  # fmt: skip
         connect = self._connect or (lambda: launch(source, nice=profile.nice))
         screens = MountedScreens(self, context)
@@ -244,7 +244,7 @@ class QtuiApp(OneFrameApp):
             case "suspend":
                 self.action_suspend_process()
             case "theme":
-                self.choose_theme(self.shelf.next(self.theme))
+                self.choose_theme(wanted.value or self.shelf.next(self.theme))
             case "freeze":
                 link.freeze(not link.frozen)
             case "unfreeze":

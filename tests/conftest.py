@@ -35,6 +35,9 @@ if (
     # A store waits for the disk after every commit: in memory there is nothing to wait for.
     os.environ["TMPDIR"] = str(IN_MEMORY)
     tempfile.tempdir = None
+# Compiled once for all tests and their processes, which have cache folders of their own.
+_KERNELS = Path(tempfile.gettempdir()) / f"qtui-tests-{os.getuid()}"
+os.environ.setdefault("NUMBA_CACHE_DIR", str(_KERNELS))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -4,11 +4,13 @@ from engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from engine.checkpoint.groups import fused_groups
 from engine.checkpoint.headers import TensorInfo, read_header
 from engine.checkpoint.layers import DiskLayer, list_layers, read_expert, read_layer
+from engine.checkpoint.rows import StoredRows, stored_rows
 from engine.checkpoint.unlisted import remarks
 
 __all__ = [
     "Checkpoint",
     "DiskLayer",
+    "StoredRows",
     "TensorInfo",
     "fused_groups",
     "list_layers",
@@ -17,4 +19,5 @@ __all__ = [
     "read_header",
     "read_layer",
     "remarks",
+    "stored_rows",
 ]

@@ -123,6 +123,22 @@ class Checkpoint:
         start = found.start + a * row
         return self._read(found, start, start + (b - a) * row, (b - a, *found.shape[1:]))
 
+    def fill(self, found: TensorInfo, start: int, room: memoryview) -> None:
+        """Read bytes of a tensor's file from offset ``start`` on, until ``room`` is full.
+
+        Raises:
+            CheckpointError: the file ends before, or cannot be read.
+        """
+        try:
+            with found.file.open("rb", buffering=0) as stream:
+                stream.seek(start)
+                _fill(stream, room)
+        except (OSError, EOFError) as error:
+            raise CheckpointError(
+                f"{found.file} ends within {found.name!r} or cannot be read ({error}); "
+                "it changed after it was opened: open it again"
+            ) from error
+
     def _find(self, name: str) -> TensorInfo:
         try:
             return self.tensors[name]
@@ -140,15 +156,7 @@ class Checkpoint:
                 whole = whole[first : first + shape[0]]
             return whole.detach().to("cpu", copy=True).contiguous()
         raw = torch.empty(end - start, dtype=torch.uint8)
-        try:
-            with found.file.open("rb", buffering=0) as stream:
-                stream.seek(start)
-                _fill(stream, raw.numpy().data)
-        except (OSError, EOFError) as error:
-            raise CheckpointError(
-                f"{found.file} ends within {found.name!r} or cannot be read ({error}); "
-                "it changed after it was opened: open it again"
-            ) from error
+        self.fill(found, start, raw.numpy().data)
         return raw.view(getattr(torch, found.dtype)).reshape(shape)
 
 

@@ -94,7 +94,7 @@ def _calibrate(
     loaded, recipe = context.workspace.need(Loaded), context.recipe
     writer_of(command.to).check(_request(context, command))
     yield None
-    counts = JobCounts(timings={"load_s": loaded.load_s})
+    counts = JobCounts(timings={"load_s": loaded.load_s}, job=context.job)
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
     codes.update((yield from solved_codes(loaded, formats, counts)))
     return counts.timings
@@ -138,13 +138,15 @@ def _write(
     from engine.measure.evaluation.evaluate import recipe_size
 
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
+    size = recipe_size(opened, formats, tied=opened.tied)
     yield p.Exported(
         job=context.job,
         folder=str(written.folder),
         bytes=written.bytes,
         recipe=dict(recipe),
         quantised=list(written.quantised),
-        bits_per_weight=recipe_size(opened, formats).bits_per_weight,
+        bits_per_weight=size.bits_per_weight,
+        bits_all=size.bits_all,
         notes=list(written.notes),
     )
     return written

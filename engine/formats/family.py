@@ -37,6 +37,9 @@ class Family(msgspec.Struct, frozen=True):
     """The format that a mix uses when a layer of this family should have more bits."""
     rotates_itself: bool = False
     """Whether its arithmetic handles the rotation of ``+hadamard``."""
+    fused: bool = False
+    """Whether its arithmetic is that of `engine.quant.integer`, which
+    `engine.measure.weights.fused_kernels` has in one pass."""
     place: int = 1000
     """Its position in lists: lower numbers first."""
 

@@ -81,6 +81,7 @@ def _open_files(
         checkpoint=checkpoint,
         rows={row.name: row for row in rows},
         demo=demo,
+        loads_model=model,
         other_bytes=_other_bytes(checkpoint, rows),
         code_sha256=hashlib.sha256(b"\0".join(code)).hexdigest() if code else "",
     )
@@ -118,6 +119,7 @@ def _layer_list(opened: Opened) -> p.LayersListed:
         dtypes=[row.dtype for row in rows],
         other_bytes=opened.other_bytes,
         groups=fused_groups(names, blocks, roles),
+        tied=opened.tied,
     )
 
 

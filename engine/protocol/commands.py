@@ -118,6 +118,22 @@ class Redo(Command, frozen=True):
     """Redo the last change that was undone."""
 
 
+class TakeRecipe(Command, frozen=True):
+    """Go back to a recipe that was tried; undo leads back from it."""
+
+    number: int
+    """Its place in `Session.tried`; 0 is the model as stored."""
+
+
+class NameRecipe(Command, frozen=True):
+    """Name a recipe that was tried."""
+
+    number: int
+    """Its place in `Session.tried`."""
+    name: str
+    """Empty takes its name away."""
+
+
 class Cancel(Command, frozen=True):
     """Cancel a job; its results are kept."""
 
@@ -154,7 +170,20 @@ C = TypeVar("C", bound=Command)
 _types: dict[str, type[Command]] = {
     kind.__name__: kind
     for kind in (
-        *(Open, Triage, Sweep, Evaluate, MeasureRecipe, Export, SetFormat, Undo, Redo, Cancel),
+        *(
+            Open,
+            Triage,
+            Sweep,
+            Evaluate,
+            MeasureRecipe,
+            Export,
+            SetFormat,
+            Undo,
+            Redo,
+            TakeRecipe,
+            NameRecipe,
+            Cancel,
+        ),
         *(AskHistogram, AskExperts, Stop, Unknown),
     )
 }

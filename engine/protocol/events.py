@@ -15,9 +15,16 @@ from engine.protocol.settings import Protocol, Settings
 Role: TypeAlias = Literal["linear", "conv1d", "experts", "head", "embedding"]
 JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
-Phase: TypeAlias = Literal["", "reading", "estimating", "measuring", "writing"]
-"""What a job is doing: a triage reads weights, a sweep estimates and then measures, an export
-writes. Empty if there is nothing to distinguish."""
+Phase: TypeAlias = Literal[
+    "", "reading", "reference", "control", "estimating", "calibrating", "quantising", "measuring",
+    "together", "timing", "writing",
+]  # fmt: skip
+"""What a job is doing. A triage reads weights. A sweep runs the reference and the control,
+estimates, measures each layer, then all of them together, and times a forward. A recipe's layers
+are calibrated or quantised before it is measured. An export writes. Empty if there is nothing to
+distinguish."""
+RANKING: frozenset[Phase] = frozenset({"reference", "control", "estimating"})
+"""Phases of a sweep before its layers are ranked: `Progress.seconds_left` is until they are."""
 
 
 class Event(Message, frozen=True):
@@ -84,6 +91,8 @@ class LayersListed(Event, frozen=True, kw_only=True):
     groups: list[int] = []
     """Fused group of each layer: what serving engines store as one tensor (q, k and v; gate and up;
     the experts of a block). -1 for a layer in none; empty if not known."""
+    tied: bool = False
+    """Whether head and embedding are one tensor in the files."""
 
 
 class ModelReady(Event, frozen=True, kw_only=True):
@@ -135,6 +144,18 @@ class RecipeChanged(Intent, frozen=True, kw_only=True):
     after: list[str]
     bits: list[int]
     """Stored bits of each layer in its new format, including scales and zero points."""
+    to: int | None = None
+    """Number of the recipe that this goes back to, among those that were tried; None for one made
+    by this change."""
+
+
+class RecipeNamed(Intent, frozen=True):
+    """A recipe that was tried got a name."""
+
+    number: int
+    """Its place among those that were tried."""
+    name: str
+    """Empty takes its name away."""
 
 
 class JobStarted(Event, frozen=True, kw_only=True):
@@ -207,6 +228,7 @@ class Exported(Event, frozen=True, kw_only=True):
     quantised: list[str]
     """How many of them are stored as codes."""
     bits_per_weight: float
+    bits_all: float = 0.0
     """See `RecipeScore`."""
     notes: list[str] = []
     """Sentences about anything unexpected."""
@@ -221,7 +243,7 @@ class Learned(Event, frozen=True):
 
 
 class Stage(Transient, frozen=True):
-    """Progress of a load, or of solving before an export: one named stage at a time."""
+    """Progress of a load: one named stage at a time."""
 
     name: str
     done: int
@@ -238,6 +260,8 @@ class Progress(Transient, frozen=True, kw_only=True):
     done: float
     total: int
     seconds_left: float = float("nan")
+    """Until the phase ends; until all layers are ranked in a phase of `RANKING`. nan if not
+    known."""
     phase: Phase = ""
     subject: str = ""
     """The layer, unit or tensor being processed."""
@@ -348,6 +372,7 @@ AnyEvent: TypeAlias = (
     | ModelReady
     | Calibrated
     | RecipeChanged
+    | RecipeNamed
     | JobStarted
     | JobEnded
     | Fallback

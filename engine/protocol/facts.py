@@ -176,9 +176,12 @@ class RecipeScore(Fact, frozen=True, gc=False, kw_only=True):
     top1: float
     tokens: int
     bits_per_weight: float
-    """Stored bits per weight, of the body and of anything else that is quantised."""
+    """Stored bits per weight of the body."""
     bytes: int
     """Size of the whole artefact."""
+    bits_all: float = 0.0
+    """Stored bits per weight of every layer, head and embedding among them; the weights of a tied
+    pair count once. 0 in facts of an earlier version."""
     done: bool = True
     calibration: Literal["", "sequential"] = ""
     """``sequential`` if methods used the outputs of the quantised blocks before; empty without

@@ -55,9 +55,6 @@ class Arithmetic:
     """How the values of a group follow from its range; None if every weight matters."""
     by_row: Callable[[Format], bool] = lambda _: False
     """Whether rows share no scale, so that a few rows at a time give the same ``Ŵ``."""
-    fused: bool = False
-    """Whether it is the arithmetic of `engine.quant.integer`, for which
-    `engine.measure.weights.compiled_kernel` has a compiled kernel."""
 
 
 def arithmetic_of(fmt: Format) -> Arithmetic:

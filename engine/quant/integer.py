@@ -314,5 +314,4 @@ ARITHMETIC = Arithmetic(
     columns=IntegerColumns,
     levels=_levels,
     by_row=lambda fmt: fmt.strategy in ("group", "channel"),
-    fused=True,
 )

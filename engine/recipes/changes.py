@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
 
+import msgspec
+
 from engine import protocol as p
 from engine.errors import FormatError, InfeasibleError, UsageError
 from engine.formats.grammar import (
@@ -20,8 +22,9 @@ from engine.formats.grammar import (
 )
 from engine.formats.storage import stored_bits, why_not_held
 from engine.recipes.mixes import Row, asked_of, held_instead
-from engine.session import Session
+from engine.session import Session, Tried
 from engine.session.artefact import bits_as_stored
+from engine.session.tried import differing
 
 
 def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChanged | None:
@@ -33,13 +36,15 @@ def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChan
             of its shape or its inputs.
     """
     rows = [_row(session, layer) for layer in layers]
-    wanted = [session.kept(row) if format == "kept" else format for row in rows]
-    after: list[str] = []
-    for row, text in zip(rows, wanted, strict=True):
-        parsed = _built(text)
-        if (why := _why_not_row(session, row, parsed)) is not None:
-            raise FormatError(f"{session.layers.names[row]}: {why}")
-        after.append(str(parsed))
+    wanted = [_built(session.kept(row) if format == "kept" else format) for row in rows]
+    refused = [
+        (row, why)
+        for row, parsed in zip(rows, wanted, strict=True)
+        if (why := _why_not_row(session, row, parsed)) is not None
+    ]
+    if refused:
+        raise FormatError(refusal([session.layers.names[row] for row in rows], refused, session))
+    after = [str(parsed) for parsed in wanted]
     moved = [
         (row, held)
         for row, held in zip(rows, after, strict=True)
@@ -48,6 +53,57 @@ def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChan
     if not moved:
         return None
     return _changed(session, "set", [row for row, _ in moved], [held for _, held in moved])
+
+
+def refusal(layers: Sequence[str], refused: Sequence[tuple[int, str]], session: Session) -> str:
+    """Why layers cannot take a format together: how many cannot, and why the first of them.
+
+    Args:
+        layers: all that were to take it.
+        refused: rows that cannot, with the reason.
+        session: whose rows they are.
+    """
+    row, why = refused[0]
+    if len(layers) == 1:
+        return f"{layers[0]}: {why}"
+    few = f"{len(refused)} of {len(layers)} layers cannot hold it"
+    return f"{few}: {why}" if len(refused) > 1 else f"{few}: {session.layers.names[row]}: {why}"
+
+
+def take(session: Session, number: int) -> p.RecipeChanged | None:
+    """The event of going back to a recipe that was tried; None if it is the current one.
+
+    Raises:
+        UsageError: there is no recipe of that number.
+    """
+    _tried(session, number)
+    apart = differing(session, session.at, number)
+    if not apart:
+        return None
+    rows = [session.index[layer] for layer in apart]
+    held = [after for _, after in apart.values()]
+    return msgspec.structs.replace(_changed(session, "set", rows, held), to=number)
+
+
+def named(session: Session, number: int, name: str) -> p.RecipeNamed | None:
+    """The event of naming a recipe that was tried; None if it has that name.
+
+    Raises:
+        UsageError: there is no recipe of that number, or another has the name.
+    """
+    name = " ".join(name.split())
+    if _tried(session, number).name == name:
+        return None
+    taken = (each for at, each in enumerate(session.tried) if at != number)
+    if name and any(each.name == name for each in taken):
+        raise UsageError(f"another recipe is called {name!r}: choose another name")
+    return p.RecipeNamed(number, name)
+
+
+def _tried(session: Session, number: int) -> Tried:
+    if not 0 <= number < len(session.tried):
+        raise UsageError(f"no recipe {number} was tried: there are 0 to {len(session.tried) - 1}")
+    return session.tried[number]
 
 
 def undo(session: Session) -> p.RecipeChanged:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine import protocol as p
-from engine.recipes.changes import change, redo, undo
+from engine.recipes.changes import change, named, redo, take, undo
 from engine.service.jobs import ChangeSpec
 
 SET_FORMAT = ChangeSpec(
@@ -13,6 +13,15 @@ SET_FORMAT = ChangeSpec(
 )
 UNDO = ChangeSpec(
     command=p.Undo, change=lambda session, command: undo(session), then=p.MeasureRecipe()
+)
+TAKE_RECIPE = ChangeSpec(
+    command=p.TakeRecipe,
+    change=lambda session, command: take(session, command.number),
+    then=p.MeasureRecipe(),
+)
+NAME_RECIPE = ChangeSpec(
+    command=p.NameRecipe,
+    change=lambda session, command: named(session, command.number, command.name),
 )
 REDO = ChangeSpec(
     command=p.Redo, change=lambda session, command: redo(session), then=p.MeasureRecipe()

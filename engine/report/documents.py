@@ -172,6 +172,7 @@ def eval_document(
             kl_se=finite(score.kl_se),
             top1_agreement=finite(score.top1),
             bits_per_weight=finite(score.bits_per_weight),
+            bits_all=_known(score.bits_all),
             bytes=score.bytes,
         ),
         fallbacks=_fallbacks(session, _fell_back(session, formats)),
@@ -199,12 +200,18 @@ def export_document(
         folder=written.folder,
         bytes=written.bytes,
         bits_per_weight=finite(written.bits_per_weight),
+        bits_all=_known(written.bits_all),
         layers=len(written.quantised),
         fallbacks=_fallbacks(session, _fell_back(session, formats)),
         notes=written.notes,
         versions=session.versions,
         timings=_timings(job or _last(session, "export")),
     )
+
+
+def _known(figure: float) -> s.Number | UnsetType:
+    """A figure that is 0 where an earlier version did not have it."""
+    return finite(figure) if figure else UNSET
 
 
 def _last(session: Session, kind: str) -> Job:

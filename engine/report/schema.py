@@ -395,7 +395,10 @@ class RecipePart(Part, frozen=True, kw_only=True):
     top1_agreement: Number
     """Share of positions where both models have the same top token, 0 to 1."""
     bits_per_weight: Number | UnsetType = UNSET
-    """Stored bits per weight of the body and of anything else that is quantised."""
+    """Stored bits per weight of the body: codes, scales and zero points."""
+    bits_all: Number | UnsetType = UNSET
+    """The same over every layer, head and embedding among them; the weights of a tied pair count
+    once."""
     bytes: int | UnsetType = UNSET
     """Size of the whole artefact."""
 
@@ -435,8 +438,9 @@ class ExportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     bytes: int
     """Bytes of all tensors on disk, including padding to 32-bit words."""
     bits_per_weight: Number
-    """Bits per weight as in an evaluation: codes, scales and zero points of the body and of
-    anything else that is quantised."""
+    """Bits per weight of the body, as in an evaluation."""
+    bits_all: Number | UnsetType = UNSET
+    """Bits per weight of every layer, as in an evaluation."""
     layers: int
     """Number of layers stored as codes."""
     fallbacks: list[LayerFallback]

@@ -77,12 +77,22 @@ def count(number: float) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes in a suitable unit: ``2.6 MB``, powers of a thousand."""
+    """Bytes in a suitable unit: ``2.6 MB``, powers of a thousand; a decrease has its sign."""
+    if number < 0:
+        return f"-{size(-number)}"
     for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= step * 0.9995:
             scaled = number / step
             return f"{scaled:.1f} {unit}" if scaled < 99.95 else f"{scaled:.0f} {unit}"
     return f"{number:.0f} B"
+
+
+def bits_per_weight(body: float, everything: float = 0.0) -> str:
+    """``4.16 bits per weight (6.02 all)``: of the body, and of every layer where that differs."""
+    shown = f"{body:.2f} bits per weight"
+    if not everything or f"{body:.2f}" == f"{everything:.2f}":
+        return shown
+    return f"{shown} ({everything:.2f} all)"
 
 
 def clock(seconds: float) -> str:

@@ -25,6 +25,8 @@ DECLARED = (
     "engine.recipes.commands:SET_FORMAT",
     "engine.recipes.commands:UNDO",
     "engine.recipes.commands:REDO",
+    "engine.recipes.commands:TAKE_RECIPE",
+    "engine.recipes.commands:NAME_RECIPE",
 )
 """``module:NAME`` of every `JobSpec` and `ChangeSpec`; these modules import no tensor library."""
 

@@ -146,6 +146,8 @@ class Engine:
             if event is None:
                 return None
             self._emit(event)
+            if spec.then is None:
+                return None
             return self._handle(msgspec.structs.replace(spec.then, ask=command.ask), reply)
         task = self._admit(spec, command, reply)
         return None if spec.announced == "never" else task.id

@@ -172,7 +172,7 @@ class ChangeSpec(Generic[C]):
     Raises:
         EngineError: the change is not possible.
     """
-    then: p.Command
+    then: p.Command | None = None
     """The command to send after every change."""
 
 

@@ -8,7 +8,7 @@ library.
 from __future__ import annotations
 
 from engine.session.fold import MAX_EXPERTS, MAX_HISTOGRAMS, MAX_NOTICES, Dirty, apply
-from engine.session.prediction import Prediction, correction, expected, predict
+from engine.session.prediction import Prediction, Predictor, correction, expected, predict
 from engine.session.state import (
     KEPT,
     Change,
@@ -16,6 +16,7 @@ from engine.session.state import (
     Job,
     Layers,
     Session,
+    Tried,
     decode_session,
     encode_session,
     kept_format,
@@ -33,7 +34,9 @@ __all__ = [
     "Job",
     "Layers",
     "Prediction",
+    "Predictor",
     "Session",
+    "Tried",
     "apply",
     "correction",
     "decode_session",

@@ -17,7 +17,12 @@ class Size(msgspec.Struct, frozen=True):
     """Size of a recipe's artefact."""
 
     bits_per_weight: float
+    """Of the body; nan without one. The same layers count in every recipe."""
+    bits_all: float
+    """Of every layer, head and embedding among them. The weights of a tied pair count once, its
+    bits as they are stored: twice where one of the two is quantised."""
     bytes: int
+    """Of the whole artefact."""
 
 
 def artefact_size(
@@ -31,8 +36,8 @@ def artefact_size(
 ) -> Size:
     """Bits per weight and bytes of an artefact; columns have one entry per layer.
 
-    Bits per weight counts codes, scales and zero points of the body, and of head and embedding if
-    they are quantised. A tied head is stored once, with the embedding, while both are kept.
+    Bits are those of codes, scales and zero points. A tied head is stored once, with the embedding,
+    while both are kept.
 
     Args:
         roles: of each layer.
@@ -42,14 +47,23 @@ def artefact_size(
         other_bytes: bytes outside of layers.
         tied: whether head and embedding are one tensor in the checkpoint.
     """
-    counted = [i for i, role in enumerate(roles) if role not in OUTSIDE or quantised[i]]
-    weights = sum(math.prod(shapes[i]) for i in counted)
+    body = [i for i, role in enumerate(roles) if role not in OUTSIDE]
     once = tied and not any(quantised[i] for i, role in enumerate(roles) if role in OUTSIDE)
     stored = sum(bits[i] for i, role in enumerate(roles) if not (once and role == "head"))
+    weights = sum(
+        math.prod(shape)
+        for role, shape in zip(roles, shapes, strict=True)
+        if not (tied and role == "head")
+    )
     return Size(
-        sum(bits[i] for i in counted) / weights if weights else math.nan,
+        _per(sum(bits[i] for i in body), sum(math.prod(shapes[i]) for i in body)),
+        _per(stored, weights),
         other_bytes + (stored + 7) // 8,
     )
+
+
+def _per(bits: int, weights: int) -> float:
+    return bits / weights if weights else math.nan
 
 
 class StoredSums:
@@ -72,23 +86,28 @@ class StoredSums:
         self._body_weights = sum(self._weights[row] for row in body)
         self._body_bits = sum(self._bits[row] for row in body)
         self._all_bits = sum(self._bits)
-        self._head_bits = sum(self._bits[row] for row, role in enumerate(roles) if role == "head")
+        self._all_weights = sum(self._weights)
+        heads = [row for row, role in enumerate(roles) if role == "head"]
+        self._head_weights = sum(self._weights[row] for row in heads)
+        self._head_bits = sum(self._bits[row] for row in heads)
 
     def size(self, changed: Mapping[int, int], other_bytes: int, *, tied: bool) -> Size:
         """The size if these rows take this many bits and all others are as stored."""
-        weights, counted, stored = self._body_weights, self._body_bits, self._all_bits
+        in_body, stored = self._body_bits, self._all_bits
         once = tied
         for row, bits in changed.items():
             stored += bits - self._bits[row]
             if self._roles[row] in OUTSIDE:
                 once = False
-                weights += self._weights[row]
-                counted += bits
             else:
-                counted += bits - self._bits[row]
+                in_body += bits - self._bits[row]
         if once:
             stored -= self._head_bits
-        return Size(counted / weights if weights else math.nan, other_bytes + (stored + 7) // 8)
+        return Size(
+            _per(in_body, self._body_weights),
+            _per(stored, self._all_weights - (self._head_weights if tied else 0)),
+            other_bytes + (stored + 7) // 8,
+        )
 
 
 def bits_as_stored(shape: tuple[int, ...], dtype: str) -> int:

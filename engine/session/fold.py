@@ -8,7 +8,16 @@ import msgspec
 
 from engine import protocol as p
 from engine.session.artefact import bits_as_stored
-from engine.session.state import Change, Effects, Job, Layers, Session, kept_format
+from engine.session.state import (
+    Change,
+    Effects,
+    Job,
+    Layers,
+    Session,
+    Tried,
+    kept_format,
+    recipe_hash,
+)
 
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
@@ -45,6 +54,8 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.RecipeChanged():
             return _recipe_changed(session, event)
         case p.JobStarted():
+            if isinstance(event.command, p.MeasureRecipe) and event.recipe:
+                session.tried[session.at].recipe = event.recipe
             session.jobs[event.job] = Job(
                 id=event.job, kind=event.kind, title=event.title, command=event.command,
                 urgency=event.urgency, total=event.total, recipe=event.recipe,
@@ -58,6 +69,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return frozenset({"jobs"})
         case p.JobEnded():
             return _job_ended(session, event)
+        case p.RecipeNamed():
+            session.tried[event.number].name = event.name
+            return frozenset({"recipe"})
         case p.Fallback():
             session.fallbacks.setdefault(event)
             return frozenset({"notices"})
@@ -157,6 +171,7 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
         bits=[bits[new] if row is None else old.bits[row] for new, row in enumerate(changed)],
         weights=[None if row is None else old.weights[row] for row in before],
         groups=list(event.groups),
+        tied=event.tied,
     )
     session.effects = session.effects.relisted(before)
     session.changed = {
@@ -190,12 +205,20 @@ def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty
             session.changed[layer] = held
     match event.how:
         case "set":
-            step = Change(event.layers, event.before, event.after)
+            left = session.at
+            if event.to is None:
+                session.tried.append(Tried(left, event.layers, event.after))
+                session.at = len(session.tried) - 1
+            else:
+                session.at = event.to
+            step = Change(event.layers, event.before, event.after, left, session.at)
             session.history = [*session.history[: session.position], step]
             session.position += 1
         case "undo":
             session.position -= 1
+            session.at = session.history[session.position].left
         case "redo":
+            session.at = session.history[session.position].reached
             session.position += 1
     session.partial = None
     return frozenset({"holds", "recipe"})
@@ -259,6 +282,12 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             return "measured"
         case p.RecipeScore():
             session.scores[fact.recipe] = fact
+            current = session.tried[session.at]
+            if not current.recipe and fact.recipe == recipe_hash(session.changed):
+                current.recipe = fact.recipe
+            for tried in session.tried:
+                if tried.recipe == fact.recipe:
+                    tried.measured = True
             return "recipe"
         case p.Additivity():
             session.effects.additivity[fact.key] = fact

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from engine import protocol as p
-from engine.session.artefact import Size, StoredSums
+from engine.session.artefact import OUTSIDE, Size, StoredSums
 
 Result = TypeVar("Result", bound=msgspec.Struct)
 
@@ -80,6 +80,26 @@ class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layers: list[str]
     before: list[str]
     after: list[str]
+    left: int = 0
+    """Number in `Session.tried` of the recipe before it."""
+    reached: int = 0
+    """And of the one after it."""
+
+
+class Tried(msgspec.Struct, forbid_unknown_fields=True):
+    """A recipe that the session has held; see `engine.session.tried`."""
+
+    parent: int = -1
+    """Number of the recipe that it was made from; -1 for the model as stored."""
+    layers: list[str] = []
+    """Layers whose formats differ from those in the recipe that it was made from."""
+    held: list[str] = []
+    """Their formats."""
+    recipe: str = ""
+    """Its hash; empty until a measurement of it begins."""
+    measured: bool = False
+    """Whether it was measured once, with whatever text."""
+    name: str = ""
 
 
 class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
@@ -98,10 +118,17 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
     weights: list[p.LayerWeights | None] = []
     groups: list[int] = []
     """Number of each layer's fused group, -1 for none."""
+    tied: bool = False
+    """Whether head and embedding are one tensor in the files."""
 
     def __post_init__(self) -> None:
         if len(self.groups) != len(self.names):
             self.groups = [-1] * len(self.names)
+
+    @cached_property
+    def outside(self) -> list[int]:
+        """Rows of head and embedding."""
+        return [row for row, role in enumerate(self.roles) if role in OUTSIDE]
 
     @cached_property
     def as_stored(self) -> StoredSums:
@@ -168,6 +195,10 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """The current recipe's score while it is being measured."""
     changed: dict[str, str] = {}
     """Layers of the current recipe that are not kept, with their formats."""
+    tried: list[Tried] = msgspec.field(default_factory=lambda: [Tried()])
+    """Every recipe that it has held, in order; the first is the model as stored."""
+    at: int = 0
+    """Number of the current one."""
     history: list[Change] = []
     position: int = 0
     """Number of changes in effect; those after it can be redone."""
@@ -219,8 +250,20 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         column = self.effects.estimated.get(key)
         return column[row] if column is not None else None
 
+    @property
+    def tied(self) -> bool:
+        """Whether head and embedding are one tensor as stored: by the files until a model says."""
+        return self.layers.tied if self.model is None else self.model.tied
+
+    @property
+    def head_in_embedding(self) -> bool:
+        """Whether the artefact has one tensor for both: tied, and neither of them changed."""
+        return self.tied and not any(
+            self.layers.names[row] in self.changed for row in self.layers.outside
+        )
+
     def bits_per_weight(self) -> float:
-        """Stored bits per weight, of body and other quantised layers; nan if empty."""
+        """Stored bits per weight of the body; nan without one."""
         return self.size().bits_per_weight
 
     def artefact_bytes(self) -> int:
@@ -231,8 +274,7 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         """Size of the current recipe's artefact."""
         bits = self.layers.bits
         changed = {row: bits[row] for row in (self.index[name] for name in self.changed)}
-        tied = self.model is not None and self.model.tied
-        return self.layers.as_stored.size(changed, self.other_bytes, tied=tied)
+        return self.layers.as_stored.size(changed, self.other_bytes, tied=self.tied)
 
 
 def encode_session(session: Session) -> bytes:

@@ -90,9 +90,11 @@ def _newest_snapshot(db: sqlite3.Connection, path: Path) -> Session:
     if newest is None or newest[0] != VERSION:
         return Session()
     try:
-        return decode_session(newest[1])
+        session = decode_session(newest[1])
     except msgspec.DecodeError:
         return Session()
+    # Before recipes were numbered, a snapshot had a history without them.
+    return session if len(session.tried) > 1 or not session.history else Session()
 
 
 def peek(folder: Path, facts: FactStore | None) -> tuple[Session, float]:

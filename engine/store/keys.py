@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -211,6 +211,9 @@ class RecipeScore(Key, frozen=True, kw_only=True):
     on: Evaluation
     recipe: Mapping[str, str]
     scale_dtype: str
+    weights: Literal["", "body"] = ""
+    """Whose bits per weight it has: ``body`` if head or embedding are quantised, which facts of
+    earlier versions counted too."""
     calibration: Calibration | None = None
 
 

@@ -26,6 +26,8 @@ class Opened:
     rows: dict[str, DiskLayer]
     """Layers by name; replaced as a whole if the loaded model names them differently."""
     demo: bool = False
+    loads_model: bool = False
+    """Whether the model is loaded too, once the files are open."""
     other_bytes: int = 0
     """Bytes of the checkpoint outside of layers."""
     code_sha256: str = ""

@@ -20,7 +20,7 @@ from engine.errors import EngineError, UsageError
 from engine.report.tables.parts import instead
 from engine.session import Job, Session
 from qtui.cli.progress import Meter
-from qtui.views.progress import about
+from qtui.views.progress import about, time_left
 from qtui.views.sweeps import formats_of
 
 OfRecipe: TypeAlias = p.Evaluate | p.Export
@@ -236,7 +236,7 @@ class _Run:
                 self._formats.update(dict.fromkeys(formats_of(event.command)))
             case p.Progress(job=job) if job == self._job:
                 self._meter.show(
-                    self._label, event.done, event.total, event.seconds_left, about(event),
+                    self._label, event.done, event.total, time_left(event), about(event),
                     in_bytes=event.in_bytes,
                 )  # fmt: skip
             case p.Exported(job=job) if job == self._job:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from engine.report.wording import clock, size
+from engine.report.wording import size
 from qtui.views.text import PLAIN, UNICODE, fit, printable
 
 EVERY = 5.0
@@ -41,17 +41,25 @@ class Meter:
         what: str,
         done: float,
         total: int,
-        seconds_left: float = math.nan,
+        left: str = "",
         detail: str = "",
         *,
         in_bytes: bool = False,
     ) -> None:
-        """Show progress, if it is time to; ``in_bytes`` if its steps are bytes."""
+        """Show progress, if it is time to.
+
+        Args:
+            what: the job.
+            done: steps that are over.
+            total: steps in all.
+            left: the time left, in words.
+            detail: what it is doing.
+            in_bytes: whether steps are bytes.
+        """
         now = self._now()
         if now - self._shown < (FRAME if self._live else EVERY):
             return
         self._shown = now
-        left = f"{clock(seconds_left)} left" if clock(seconds_left) else ""
         steps = f"{math.floor(done)}/{total}" if total > 1 else ""
         if in_bytes:
             steps = f"{size(done)} of {size(total)}"

@@ -34,12 +34,13 @@ def recipe_toml(view: View, path: Path) -> tuple[str, str]:
             f"measured: ppl {score.ppl!r}, kl {score.kl!r} nats per token, "
             f"{score.bits_per_weight!r} bits per weight, {score.bytes} bytes",
         )
-    elif (predicted := predict(session)) is not None and predicted.missing < len(session.changed):
+    elif (predicted := predict(session)) is not None and not predicted.vague:
         without = f", without {predicted.missing} unknown" if predicted.missing else ""
+        filled = f", {predicted.filled} by weight error" if predicted.filled else ""
         said.insert(
             1,
-            f"predicted, a sum of single effects: ppl {predicted.ppl!r}, "
-            f"kl {predicted.kl!r} nats per token{without}",
+            f"predicted from single effects: ppl {predicted.ppl!r}, "
+            f"kl {predicted.kl!r} nats per token{without}{filled}",
         )
     lines = [f"# {printable(line)}" for line in said]
     lines += [f"schema = {basic(SCHEMA)}", f"checkpoint = {basic(_checkpoint(view))}"]

@@ -60,6 +60,7 @@ class MountedScreens:
             actions = actions_of(spec, self._context.profile.keys)
             screen.bind_actions(id, actions, self._context.keymap)
             screen.session, screen.failed = self._session, self._failed
+            screen.themes = self._context.themes
             screen.freeze(self._frozen)
             self._made[id] = screen
             self._unpainted[id] = _Unpainted(set(EVERYTHING) if id != WORKBENCH else set())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from itertools import groupby, pairwise
@@ -31,6 +32,10 @@ class PaletteEntry(NamedTuple):
     group: str = ""
     why_not: str = ""
     """Why it is unavailable; empty if it is available."""
+    words: str = ""
+    """Other words that it is found by."""
+    asked: bool = False
+    """Whether it is listed only once something is typed."""
 
 
 class Found(NamedTuple):
@@ -86,25 +91,50 @@ def _letters(word: str, text: str, starts: set[int]) -> list[int] | None:
 
 
 def answers(query: str, entries: Sequence[PaletteEntry]) -> list[tuple[PaletteEntry, Found]]:
-    """Entries that answer a query, best first; all of them, group by group, for an empty one."""
+    """Entries that answer a query, best first; all of them, group by group, for an empty one.
+
+    If none does, those with words that look like the query's.
+    """
     if not query.strip():
+        entries = [entry for entry in entries if not entry.asked]
         order = list(dict.fromkeys(entry.group for entry in entries))
         grouped = sorted(entries, key=lambda entry: order.index(entry.group))
         return [(entry, Found(0)) for entry in grouped]
-    found = []
-    for entry in entries:
-        title = search(query, printable(entry.title))
-        by_id = search(query, f"{entry.group} {entry.id}")
-        if title is not None:
-            found.append((entry, title))
-        elif by_id is not None:
-            found.append((entry, Found(by_id.score / 2)))
+    found = _found(query, entries)
+    if not found and (meant := _meant(query, entries)) != query.split():
+        found = _found(" ".join(meant), entries)
     # Available actions come first, unless an unavailable one matches much better.
     return sorted(found, key=lambda each: -each[1].score * (0.5 if each[0].why_not else 1))
 
 
+def _found(query: str, entries: Sequence[PaletteEntry]) -> list[tuple[PaletteEntry, Found]]:
+    """Entries that answer a query by their title, else by their other words."""
+    found = []
+    for entry in entries:
+        title = search(query, printable(entry.title))
+        other = search(query, f"{printable(entry.title)} {entry.words} {entry.group} {entry.id}")
+        if title is not None:
+            found.append((entry, title))
+        elif other is not None:
+            found.append((entry, Found(other.score / 2)))
+    return found
+
+
+def _meant(query: str, entries: Sequence[PaletteEntry]) -> list[str]:
+    """The words of a query, misspelt ones replaced by the nearest word of an entry."""
+    known = {
+        word
+        for entry in entries
+        for word in re.findall(r"\w+", f"{entry.title} {entry.words} {entry.group}".lower())
+    }
+    return [
+        next(iter(difflib.get_close_matches(word.lower(), sorted(known), 1, 0.7)), word)
+        for word in query.split()
+    ]
+
+
 class Palette(ModalScreen[str | None]):
-    """A searchable list of every action; returns the id of the chosen one."""
+    """A searchable list of actions, or of values for one; returns the id of the chosen one."""
 
     DEFAULT_CSS = """
     Palette { align: center top; background: $background 60%; }
@@ -127,7 +157,21 @@ class Palette(ModalScreen[str | None]):
     ]
     AUTO_FOCUS = "Entry"
 
-    def __init__(self, entries: Sequence[PaletteEntry], glyphs: Glyphs = UNICODE) -> None:
+    def __init__(
+        self,
+        entries: Sequence[PaletteEntry],
+        glyphs: Glyphs = UNICODE,
+        *,
+        hint: str = "search actions",
+        at: str = "",
+    ) -> None:
+        """
+        Args:
+            entries: what there is to choose.
+            glyphs: what to draw with.
+            hint: shown in the empty line.
+            at: the id of the entry that the cursor begins on; empty for the first.
+        """
         super().__init__(classes="-ascii" if glyphs.ascii else None)
         self.glyphs = glyphs
         self.entries = list(entries)
@@ -135,9 +179,8 @@ class Palette(ModalScreen[str | None]):
         self.choices = Choices(self._draw, glyphs)
         self.choices.can_focus = False
         self.foot = Lines(id="foot", wrap=True)
-        self.entry = Entry(
-            placeholder="search actions", heard=self._search, submit=self._run, id="entry"
-        )
+        self.entry = Entry(placeholder=hint, heard=self._search, submit=self._run, id="entry")
+        self.at = at
         self._key_width = min(14, max((cell_len(entry.key) for entry in entries), default=0))
         self._group_width = min(10, max((cell_len(entry.group) for entry in entries), default=0))
 
@@ -177,7 +220,10 @@ class Palette(ModalScreen[str | None]):
         starts = [len(list(run)) for _, run in groupby(self.found, lambda each: each[0].group)]
         self._first_of_group = {sum(starts[:n]) for n in range(len(starts))}
         self.choices.top = 0
-        self.choices.show(len(self.found), 0)
+        begin = next(
+            (at for at, (each, _) in enumerate(self.found) if not query and each.id == self.at), 0
+        )
+        self.choices.show(len(self.found), begin)
         self._describe()
 
     @property

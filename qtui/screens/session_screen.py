@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
@@ -55,6 +55,8 @@ class SessionScreen(Screen[None]):
         """An action of the whole app."""
 
         what: AppWide
+        value: str = ""
+        """For ``theme``, its name; empty for the next one."""
 
     @dataclass
     class ShowScreen(TextualMessage):
@@ -75,6 +77,8 @@ class SessionScreen(Screen[None]):
         """Every action with the keys it has here."""
         self.refused_keys: list[str] = []
         """Keys of the profile that an action has already."""
+        self.themes: Callable[[], Sequence[tuple[str, str]]] = lambda: ()
+        """Names of the themes, with a few words about each."""
         self.handler: ActionHandler | None = None
         """Runs the actions; set by the creator of the screen."""
         if glyphs.ascii:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from engine import protocol as p
 from engine.session import Session
+from qtui.actions import CHOICE, Choice
 from qtui.screens.registry import screens
 from qtui.screens.session_screen import AppWide, SessionScreen
 from qtui.views.eventlog import EventLog
 from qtui.widgets.frame.scoreboard import running
 from qtui.widgets.frame.status import key_names
+
+
+class Chooser(NamedTuple):
+    """An action with values to choose from; the palette lists each, too."""
+
+    title: str
+    """Of a choice in the palette, with ``{}`` for its own title."""
+    hint: str
+    """What the list says before anything is typed."""
+    choices: Callable[[Any], Sequence[Choice]]
+    choose: Callable[[Any, str], None]
+    """Does what the choice with this id says."""
 
 
 class SharedActions:
@@ -38,6 +51,12 @@ class SharedActions:
         "quit": lambda do: do.app_wide("quit"),
     }
     """What runs an action, by its id."""
+    CHOOSERS: ClassVar[Mapping[str, Chooser]] = {
+        "theme": Chooser(
+            "Theme {}", "choose a theme", lambda do: do.themes(), lambda do, id: do.choose_theme(id)
+        ),
+    }
+    """What an action's values are, by its id."""
 
     @property
     def session(self) -> Session:
@@ -45,9 +64,12 @@ class SharedActions:
         return self.screen.session
 
     def perform(self, id: str) -> None:
-        """Run an action, or say why that is not possible."""
+        """Run an action, or one with a value, or say why that is not possible."""
+        action, chosen, choice = id.partition(CHOICE)
         if why := self.why_not(id):
             self.say("warning", why)
+        elif chosen and action in self.CHOOSERS:
+            self.CHOOSERS[action].choose(self, choice)
         elif id in screens():
             self.screen.post_message(SessionScreen.ShowScreen(id))
         else:
@@ -55,6 +77,10 @@ class SharedActions:
 
     def why_not(self, id: str) -> str:
         """Why an action is not possible now; empty where it is."""
+        action, chosen, choice = id.partition(CHOICE)
+        if chosen and action in self.CHOOSERS:
+            each = next((c for c in self.CHOOSERS[action].choices(self) if c.id == choice), None)
+            return self.why_not(action) or (f"no {choice}" if each is None else each.why_not)
         match id:
             case "undo" if self.session.position == 0:
                 return "nothing to undo"
@@ -107,15 +133,59 @@ class SharedActions:
                 key=" ".join(key_names(screen.app, action)),
                 group=action.group,
                 why_not=self.why_not(action.id),
+                words=action.words,
             )
             for action in screen.actions
         ]
+        for action in screen.actions:
+            if (chooser := self.CHOOSERS.get(action.id)) is not None:
+                entries += [
+                    PaletteEntry(
+                        id=f"{action.id}{CHOICE}{choice.id}",
+                        title=chooser.title.format(choice.title),
+                        key=choice.note,
+                        group=action.group,
+                        why_not=self.why_not(action.id) or choice.why_not,
+                        words=action.words,
+                        asked=True,
+                    )
+                    for choice in chooser.choices(self)
+                ]
 
         def chosen(id: str | None) -> None:
             if id is not None:
                 self.perform(id)
 
         screen.app.push_screen(Palette(entries, screen.glyphs), chosen)
+
+    def list_choices(self, id: str, at: str = "") -> None:
+        """List the values of an action, the cursor on the one named."""
+        from qtui.screens.palette import Palette, PaletteEntry
+
+        chooser = self.CHOOSERS[id]
+        entries = [
+            PaletteEntry(choice.id, choice.title, choice.note, why_not=choice.why_not)
+            for choice in chooser.choices(self)
+        ]
+
+        def chosen(choice: str | None) -> None:
+            if choice is not None:
+                chooser.choose(self, choice)
+
+        palette = Palette(entries, self.screen.glyphs, hint=chooser.hint, at=at)
+        self.screen.app.push_screen(palette, chosen)
+
+    def themes(self) -> Sequence[Choice]:
+        """Every theme."""
+        shown = self.screen.app.theme
+        return [
+            Choice(name, name, "shown now" if name == shown else about)
+            for name, about in self.screen.themes()
+        ]
+
+    def choose_theme(self, name: str) -> None:
+        """Show a theme."""
+        self.screen.post_message(SessionScreen.AppWideAction("theme", name))
 
     def help(self) -> None:
         """List the keys."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from engine.profiles import Profile
@@ -26,6 +26,8 @@ class ScreenContext(NamedTuple):
     """What happened in the session, shared by its screens; kept up by the workbench."""
     keymap: Mapping[str, str] = {}
     """Keys of actions by their ids, where they are not the usual ones."""
+    themes: Callable[[], Sequence[tuple[str, str]]] = lambda: ()
+    """Names of the themes, with a few words about each."""
     remembered: Remembered = Remembered()
     """What an earlier run left."""
 

@@ -202,7 +202,7 @@ class EventLog:
             case p.RecipeScore() if fact.done:
                 score = self._ppl(fact.ppl, (fact.ppl_high - fact.ppl_low) / 2)
                 kl = f"KL{self.glyphs.kilo} {n.short(1000 * fact.kl)}"
-                size = f"{fact.bits_per_weight:.2f} bit/weight"
+                size = n.bits_per_weight(fact.bits_per_weight, fact.bits_all)
                 size = "" if math.isnan(fact.bits_per_weight) else f", {size}"
                 self.say("info", f"{self._whose(fact, session)}: {score}, {kl}{size}{known}")
 

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
-from engine.protocol import Progress
+from engine.protocol import Phase, Progress
+from engine.protocol.events import RANKING
+from engine.report.wording import clock
 from engine.session import Job
+
+PHASES: dict[Phase, str] = {
+    "reading": "reading weights",
+    "reference": "running the reference",
+    "control": "control",
+    "estimating": "estimating",
+    "calibrating": "calibrating",
+    "quantising": "quantising",
+    "measuring": "measuring",
+    "together": "all layers together",
+    "timing": "timing a forward pass",
+    "writing": "writing",
+}
+"""What each phase is, in words."""
+COUNTED = frozenset({"reference", "control", "calibrating", "quantising", "together", "timing"})
+"""Phases that are shown with their count; another is known by its job, or has its own words."""
+
+
+def phase_words(now: Progress | Job) -> str:
+    """``estimating 9 formats`` or ``control``; empty where there is nothing to distinguish."""
+    return f"{PHASES.get(now.phase, '')} {now.detail}".strip()
+
+
+def time_left(now: Progress | Job) -> str:
+    """``1:02 left``, or ``ranking in 1:02`` before a sweep has ranked its layers."""
+    left = clock(now.seconds_left)
+    if not left:
+        return ""
+    return f"ranking in {left}" if now.phase in RANKING else f"{left} left"
 
 
 def about(now: Progress | Job) -> str:
     """``0.mlp.down_proj int4-g128`` or ``estimating 9 formats``; empty where nothing is known."""
+    if now.phase in COUNTED:
+        return PHASES[now.phase]
     if now.subject:
         return f"{now.subject} {now.format}".strip()
     return f"{now.phase} {now.detail}".strip() if now.detail else ""

@@ -11,6 +11,15 @@ from qtui.views.text import UNICODE, Glyphs, printable, short_name
 
 Scope: TypeAlias = Literal["layer", "marks", "block", "kind", "group", "filter"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+SCOPE_TITLES: dict[Scope, str] = {
+    "layer": "the layer under the cursor",
+    "marks": "the marked layers",
+    "block": "the block of the layer",
+    "kind": "all layers of its kind",
+    "group": "its fused group",
+    "filter": "all layers that the filter shows",
+}
+"""What each scope is, in words."""
 MAX_KINDS = 4
 """Kinds of a fused group that are named."""
 

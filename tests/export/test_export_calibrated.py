@@ -130,7 +130,7 @@ def test_an_export_that_is_cancelled_while_it_solves_writes_nothing(
 ) -> None:
     """And another may be asked for."""
     client.send(p.Export(out=str(tmp_path / "out"), format="int4-g32+gptq"))
-    until(client, lambda event: isinstance(event, p.Stage) and event.name.startswith("solving"))
+    until(client, lambda event: isinstance(event, p.Progress) and event.phase == "calibrating")
     started = [job for job in client.session.jobs.values() if job.kind == "export"]
     client.send(p.Cancel(started[-1].id))
     assert last_end(until(client, ended("export"))).status == "cancelled"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from engine.measure.counts import JobCounts
 from engine.measure.evaluation.reference import Reference
 from engine.measure.sweep.progress import SweepProgress
 from engine.measure.sweep.units import Unit
@@ -63,7 +64,7 @@ def test_progress_and_the_plan_of_what_is_kept_go_by_one_cost() -> None:
     first, head = (
         Unit(name, (name,), network.layers[name].start, True) for name in (layers[0], "lm_head")
     )
-    progress = SweepProgress("job", network, [first, head], 2)
+    progress = SweepProgress(JobCounts(job="job"), network, [first, head], 2)
     block = (progress.work(first) - progress.work(head)) / len(network.blocks)
     assert progress.work(head) / block == pytest.approx(in_blocks)
     every = sum(math.prod(x.shape) for x in network.layers.values() if x.block == 0)

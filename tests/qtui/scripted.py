@@ -140,7 +140,7 @@ def exported(command: p.Export) -> Iterable[p.AnyEvent]:
                      bits_per_weight=1.0)  # fmt: skip
     yield p.Exported(
         job="5", folder=command.out, bytes=2_600_000, recipe=dict(layers), quantised=list(layers),
-        bits_per_weight=4.25, notes=["the head was \x1b[2Jtied"],
+        bits_per_weight=4.25, bits_all=4.5, notes=["the head was \x1b[2Jtied"],
     )  # fmt: skip
     yield p.JobEnded(job="5", kind="export", status="done", timings={"total_s": 1.5})
 

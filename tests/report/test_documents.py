@@ -128,8 +128,8 @@ def test_export_has_the_keys_of_its_schema() -> None:
     written = next(e for e in events if isinstance(e, p.Exported) and e.job == "5")
     found = as_json(export_document(session, written, (r.FORMAT,)))
     assert found.keys() == {
-        "schema", "checkpoint", "recipe", "folder", "bytes", "bits_per_weight", "layers",
-        "fallbacks", "notes", "versions", "timings",
+        "schema", "checkpoint", "recipe", "folder", "bytes", "bits_per_weight", "bits_all",
+        "layers", "fallbacks", "notes", "versions", "timings",
     }  # fmt: skip
     assert found["schema"] == "qtui.export/1"
     assert found["checkpoint"].keys() == {"name", "params", "bytes", "fingerprint"}

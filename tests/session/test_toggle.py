@@ -202,4 +202,11 @@ def test_predicted_is_the_sum_of_known_single_effects(source: Path, prose: Path)
         until(client, ended("evaluate"))
         predicted = predict(client.session)
         assert predicted is not None
-        assert predicted.missing == 1
+        assert (predicted.missing, predicted.filled) == (0, 1), "int4-g32 of the head is known"
+        score = client.session.score()
+        assert score is not None
+        before = client.session.scores[client.session.tried[predicted.start].recipe]
+        head = rows["lm_head"].kl * ((2**4 - 1) / (2**7 - 1)) ** 2
+        together = before.kl / sum(rows[name].kl for name in layers)
+        assert predicted.kl == pytest.approx(before.kl + together * head)
+        assert before != score, "it starts from the recipe before, not from itself"

@@ -44,5 +44,6 @@ FAMILY = Family(
     },
     stored_bits=_stored_bits,
     arithmetic="engine.quant.integer:ARITHMETIC",
+    fused=True,
     place=10,
 )

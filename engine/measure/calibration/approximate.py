@@ -137,8 +137,9 @@ def solved_codes(
     wanted = [name for name in formats if needs_calibration(formats[name])]
     network = loaded.network
     wanted.sort(key=lambda name: network.layers[name].start)
+    stage = counts.stage("calibrating", len(wanted))
     for done, name in enumerate(wanted):
-        yield p.Stage(f"solving {name}", done, len(wanted))
+        yield stage.step(done, name, str(formats[name]))
         held = yield from approximated(loaded, name, formats[name], counts, recipe)
         recipe.settled[name] = held
     return found

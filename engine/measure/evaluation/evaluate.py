@@ -26,7 +26,7 @@ from engine.model.memory import memory_free
 from engine.model.network import Held, Network
 from engine.service.jobs import Steps
 from engine.session import recipe_hash
-from engine.session.artefact import Size, artefact_size, bits_as_stored
+from engine.session.artefact import OUTSIDE, Size, artefact_size, bits_as_stored
 from engine.store import keys
 from engine.workspace import Loaded, Opened
 
@@ -44,27 +44,48 @@ def evaluate(loaded: Loaded, layers: Mapping[str, str], job: str) -> Steps:
     Yields:
         `RecipePartial`, `Progress`, finally `Learned` with a `RecipeScore`.
     """
-    counts = JobCounts(timings={"load_s": loaded.load_s})
+    counts = JobCounts(timings={"load_s": loaded.load_s}, job=job)
     nll = (yield from baseline(loaded, counts)).nll
     yield from score(loaded, layers, nll, counts, job)
     return counts.outcome()
 
 
-def baseline(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, None, p.Baseline]:
-    """The unchanged model's score, from the store if it is there."""
+def baseline(
+    loaded: Loaded, counts: JobCounts, then: float = 0.0
+) -> Generator[p.AnyEvent | None, None, p.Baseline]:
+    """The unchanged model's score, from the store if it is there.
+
+    Args:
+        loaded: the model.
+        counts: of the job.
+        then: micro-batches that the job takes as long as afterwards, for the time left.
+    """
     reference = reference_of(loaded)
     key = keys.Baseline(on=loaded.evaluation).address
     known = loaded.known([key]).get(key)
     if isinstance(known, p.Baseline) and math.isfinite(known.nll):  # earlier versions stored nan
         yield from counts.found([key], [known])
         return known
-    for batch in range(len(reference.batches)):
-        yield from run_reference(reference, batch, counts)
+    yield from whole_reference(loaded, counts, then)
     found = mean_with_error(reference.nll_sums(), reference.windows.targets)
     counted = reference.windows.count * reference.windows.targets
     fact = p.Baseline(found.mean, found.se, perplexity(found.mean), counted)
     yield counts.learnt(key, fact)
     return fact
+
+
+def whole_reference(
+    loaded: Loaded, counts: JobCounts, then: float = 0.0
+) -> Generator[p.AnyEvent | None, None, None]:
+    """Run the unchanged network on every micro-batch, where it was not run yet."""
+    reference = reference_of(loaded)
+    unknown = [each for each in range(len(reference.batches)) if not reference.known(each)]
+    stage = counts.stage("reference", len(unknown), then)
+    for done, batch in enumerate(unknown):
+        yield stage.step(done)
+        yield from run_reference(reference, batch, counts)
+    if unknown:
+        counts.forward = stage.spent / len(unknown) * len(reference.batches)
 
 
 def not_finite(loaded: Loaded, what: str) -> p.Notice:
@@ -116,7 +137,12 @@ def changed(
 
 
 def score(
-    loaded: Loaded, layers: Mapping[str, str], nll: float, counts: JobCounts, job: str = ""
+    loaded: Loaded,
+    layers: Mapping[str, str],
+    nll: float,
+    counts: JobCounts,
+    job: str = "",
+    stage: p.Phase = "measuring",
 ) -> Found:
     """One recipe's score, from the store if it is there.
 
@@ -127,6 +153,7 @@ def score(
         counts: of the job.
         job: with a job's id, partial scores and progress are yielded, and the recipe's states are
             cached for the next recipe.
+        stage: what progress calls it.
     """
     network, reference = loaded.network, reference_of(loaded)
     unknown = [name for name in layers if name not in network.layers]
@@ -138,10 +165,12 @@ def score(
         on=loaded.evaluation,
         recipe=recipe,
         scale_dtype=loaded.scale_dtype,
+        weights="body" if any(network.layers[n].role in OUTSIDE for n in recipe) else "",
         calibration=(yield from calibration_key(loaded, formats.values(), "sequential")),
     ).address
     known = loaded.known([key]).get(key)
     if isinstance(known, p.RecipeScore):
+        known = _sized(loaded, known)
         yield from counts.found([key], [known])
         return known
 
@@ -153,6 +182,7 @@ def score(
     states = yield from recipe_inputs(loaded, formats)
     tallies: list[Tally] = []
     total = len(reference.batches)
+    steps = counts.stage(stage, total)
     try:
         for batch in range(total):
             yield from run_reference(reference, batch, counts)
@@ -177,9 +207,8 @@ def score(
                 yield counts.learnt(key, fact)
             elif job:
                 yield p.RecipePartial(fact)
-                yield p.Progress(job=job, done=batch + 1, total=total)
-            else:
-                yield None
+            if not done:
+                yield steps.step(batch + 1)
     finally:  # also when cancelled: the next run reuses what this one computed
         recent.remember(run)
     return fact
@@ -204,6 +233,8 @@ def _run(
     parts = {each: recent.below(run, each) for each in batches}
     lowest = min(below.nearest(each, start) for each, (below, start) in parts.items())
     end = len(network.blocks)
+    left = [name for name in formats if name not in run.recipe]
+    stage = counts.stage("calibrating" if states is not None else "quantising", len(left))
 
     def settle(stretch: range) -> Generator[p.AnyEvent | None, None, None]:
         if network.streamed and not fits:
@@ -211,6 +242,8 @@ def _run(
         regions = with_head(stretch, end)
         for name in sorted(formats, key=lambda name: network.layers[name].start):
             if network.layers[name].acts_in(regions) and name not in run.recipe:
+                done = sum(name in run.recipe for name in left)
+                yield stage.step(done, name, str(formats[name]))
                 yield from _settle(loaded, run, recent, name, formats[name], states, counts)
                 if loaded.should_stop():
                     yield None
@@ -273,6 +306,18 @@ def made_from(network: Network, formats: Mapping[str, Format]) -> dict[str, str]
     return made
 
 
+def _sized(loaded: Loaded, fact: p.RecipeScore) -> p.RecipeScore:
+    """A score with the bits of all layers, which a fact of an earlier version lacks."""
+    if fact.bits_all:
+        return fact
+    # Only the bytes of such a fact count the columns that ``+outlier`` kept: less than 8 bits off.
+    opened, tied = loaded.opened, loaded.network.tied
+    counted = (row for row in opened.rows.values() if not (tied and row.role == "head"))
+    weights = sum(math.prod(row.shape) for row in counted)
+    bits = 8 * (fact.bytes - opened.other_bytes)
+    return msgspec.structs.replace(fact, bits_all=bits / weights if weights else 0.0)
+
+
 def recipe_size(
     opened: Opened,
     formats: Mapping[str, Format],
@@ -330,19 +375,22 @@ def _score(
         top1=top1.mean,
         tokens=dnll.windows * targets,
         bits_per_weight=size.bits_per_weight,
+        bits_all=size.bits_all,
         bytes=size.bytes,
         done=done,
     )
 
 
-def forward_seconds(loaded: Loaded) -> Generator[None, None, float]:
+def forward_seconds(loaded: Loaded, job: str = "") -> Generator[p.AnyEvent | None, None, float]:
     """Seconds of one plain forward pass over the same tokens, as a unit for other timings.
 
     Uses the model's own forward with all logits, micro-batch by micro-batch, and caches nothing.
     """
     reference = reference_of(loaded)
-    counts = JobCounts()
+    counts = JobCounts(job=job)
+    stage = counts.stage("timing", len(reference.batches))
     for batch in range(len(reference.batches)):
+        yield stage.step(batch)
         yield from repeated(counts.timed("forward", lambda batch=batch: reference.plain(batch)))  # type: ignore[misc]
         yield None
     return counts.timings.get("forward", 0.0)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from engine import protocol as p
-from engine.formats.grammar import Format
+from engine.formats.grammar import Format, needs_calibration
 from engine.formats.storage import why_not_held
 from engine.measure.block_loop import Crossing, cross, with_head
 from engine.measure.calibration.approximate import approximated, why_not_given
@@ -224,6 +224,15 @@ class CandidateMeasurement:
         """The evidence of a figure from the store."""
         return Evidence(fact.kl, fact.kl_se, fact.tokens // self._reference.windows.targets)
 
+    def prepare(self) -> Generator[p.AnyEvent | None, None, None]:
+        """Do before the first candidate what all share: for restore, the quantised network."""
+        if self._table.direction == "restore":
+            stage = self._counts.stage("together", self.micro_batches)
+            for batch in range(self.micro_batches):
+                if self._everything is not None:
+                    yield stage.step(batch)
+                yield from self._quantised_body(batch)
+
     def close(self) -> None:
         """Free what all candidates share."""
         self._everything = None
@@ -243,7 +252,11 @@ class CandidateMeasurement:
         self, layers: tuple[str, ...]
     ) -> Generator[p.AnyEvent | None, None, dict[str, Held]]:
         held: dict[str, Held] = {}
-        for name in layers:
+        method = needs_calibration(self._table.format)
+        stage = self._counts.stage("calibrating" if method else "quantising", len(layers))
+        for done, name in enumerate(layers):
+            if len(layers) > 1:
+                yield stage.step(done, name, str(self._table.format))
             held[name] = yield from approximated(
                 self.loaded, name, self._table.format, self._counts
             )

@@ -27,7 +27,9 @@ from engine.workspace import Loaded
 FEW_TOKENS = 8
 
 
-def control(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, None, p.Control]:
+def control(
+    loaded: Loaded, counts: JobCounts, then: float = 0.0
+) -> Generator[p.AnyEvent | None, None, p.Control]:
     """Swap a layer of the middle block and the head, each for itself; then measure the floor.
 
     The swap measures exactly 0 on a CPU. The floor is measured on the first micro-batch with
@@ -44,23 +46,25 @@ def control(loaded: Loaded, counts: JobCounts) -> Generator[p.AnyEvent | None, N
     for name, layer in network.layers.items():
         if layer.start in (len(network.blocks) // 2, len(network.blocks)):
             first.setdefault(layer.start, name)
+    stage = counts.stage("control", len(first) + 2 + (network.device.type != "cpu"), then)
     yield from run_reference(reference, 0, counts)
     worst = ("", 0.0, 0.0)
-    for start, name in first.items():
+    for done, (start, name) in enumerate(first.items()):
+        yield stage.step(done, name)
         same = {name: network.weight(name).clone()}
         tally = yield from changed(loaded, 0, start, same, counts)
         dnll, kl = _largest(reference, [tally])
         if not worst[0] or max(dnll, kl) > max(worst[1:]) or math.isnan(dnll + kl):
             worst = (name, dnll, kl)
-        yield None
+    yield stage.step(len(first))
     step = counts.timed("measure_s", lambda: rounded_otherwise(network, reference.batches[0]))
     held = yield from repeated(step)
-    yield None
+    yield stage.step(len(first) + 1)
     tallies = [(yield from changed(loaded, 0, -1, held, counts))]
-    yield None
     if network.device.type != "cpu":
+        yield stage.step(len(first) + 2)
         tallies.append((yield from changed(loaded, 0, -1, {}, counts)))
-        yield None
+    yield None
     fact = p.Control(*worst, *_largest(reference, tallies))
     yield counts.learnt(key, fact)
     return fact

@@ -11,13 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
+
+import msgspec
 
 from engine import protocol as p
 from engine.formats.grammar import Format, parse_built
 from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import estimate
-from engine.measure.evaluation.evaluate import baseline, forward_seconds, not_finite, score
+from engine.measure.evaluation.evaluate import (
+    baseline,
+    forward_seconds,
+    not_finite,
+    score,
+    whole_reference,
+)
 from engine.measure.sweep.agreement import AgreementTracker
 from engine.measure.sweep.candidates import (
     Candidate,
@@ -30,7 +39,7 @@ from engine.measure.sweep.candidates import (
 )
 from engine.measure.sweep.control import control
 from engine.measure.sweep.exactness import parse_exactness
-from engine.measure.sweep.progress import SweepProgress
+from engine.measure.sweep.progress import SweepProgress, before_ranked
 from engine.measure.sweep.top_k import Evidence, outside, well_known
 from engine.measure.sweep.units import units
 from engine.service.jobs import Steps
@@ -73,9 +82,12 @@ def sweep(
     exactness = parse_exactness(exact)
     parsed = [parse_built(text) for text in formats]
     network = loaded.network
-    counts = JobCounts(timings={"load_s": loaded.load_s, "quantize_s": 0.0, "estimate_s": 0.0})
-    nll = (yield from baseline(loaded, counts)).nll
-    floor = (yield from control(loaded, counts)).floor_kl
+    counts = JobCounts(
+        timings={"load_s": loaded.load_s, "quantize_s": 0.0, "estimate_s": 0.0}, job=job
+    )
+    ranking = before_ranked(loaded, len(_to_estimate(loaded, parsed, direction)))
+    nll = (yield from baseline(loaded, counts, ranking)).nll
+    floor = (yield from control(loaded, counts, ranking)).floor_kl
 
     tables = [SweepTable(format, direction, by) for format in parsed]
     for table in tables:
@@ -88,14 +100,19 @@ def sweep(
     comparing = AgreementTracker(direction, estimates if by == "layer" else {}, floor)
     todo = [] if exactness.top == 0 else [each.unit for table in tables for each in table.todo]
     known = sum(len(table.found) for table in tables)
-    progress = SweepProgress(job, network, todo, len(todo) + known)
+    if todo and exactness.top is None:
+        yield from whole_reference(loaded, counts)
+    progress = SweepProgress(counts, network, todo, len(todo) + known)
     for table in tables:
         if todo and table.todo:
             measuring = CandidateMeasurement(loaded, table, nll, counts)
             try:
                 if exactness.top is None:
+                    yield from measuring.prepare()
+                    progress.begin()
                     yield from _measure_all(table, measuring, counts, progress, comparing)
                 else:
+                    progress.begin()
                     yield from _measure_top(
                         loaded, table, exactness.top, measuring, counts, progress, comparing
                     )
@@ -105,7 +122,7 @@ def sweep(
         if exactness.top != 0 and by == "layer" and table.body & set(table.found):
             yield from _additivity(loaded, table, nll, counts)
     if counts.measured:
-        counts.timings["forward_s"] = yield from forward_seconds(loaded)
+        counts.timings["forward_s"] = yield from forward_seconds(loaded, job)
     return counts.outcome()
 
 
@@ -163,12 +180,27 @@ def _estimated(
     counts: JobCounts,
     job: str,
 ) -> Generator[p.AnyEvent | None, None, Estimates]:
-    """Estimates of all layers in the swept formats; for degrade, in the settings' too."""
+    """Estimates of all layers, with the time left until all are there."""
+    chosen = _to_estimate(loaded, formats, direction)
+    steps = estimate(loaded, chosen, direction, counts, job)
+    begun = counts.computed
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as stop:
+            return cast(Estimates, stop.value)
+        if isinstance(event, p.Progress) and math.isnan(event.seconds_left) and event.done:
+            left = (event.total - event.done) / event.done * (counts.computed - begun)
+            event = msgspec.structs.replace(event, seconds_left=max(left, 0.0))
+        yield event
+
+
+def _to_estimate(loaded: Loaded, formats: Sequence[Format], direction: p.Direction) -> list[Format]:
+    """The swept formats; for degrade, the settings' too."""
     chosen: dict[str, Format] = {}
     if direction == "degrade":
         chosen = {str(f): f for f in map(parse_built, loaded.settings.estimate_formats)}
-    chosen |= {str(format): format for format in formats}
-    return (yield from estimate(loaded, list(chosen.values()), direction, counts, job))
+    return list((chosen | {str(format): format for format in formats}).values())
 
 
 def _sort(table: SweepTable, estimates: Mapping[str, p.Estimate]) -> None:
@@ -195,7 +227,9 @@ def _measure_all(
     """Measure every candidate on all windows, one after the other."""
     for group in measuring.groups(table.todo):
         for candidate in group:
-            progress.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
+            progress.advance(
+                candidate.unit, len(candidate.tallies) / measuring.micro_batches, known=True
+            )
             yield progress.event(candidate.unit, str(table.format))
         for due in measuring.turns(group, measuring.micro_batches):
             yield from measuring.measure(due, keep=True)
@@ -228,7 +262,9 @@ def _measure_top(
     seen: dict[str, Evidence] = {name: measuring.known(f) for name, f in table.found.items()}
     undecided = list(table.todo)
     for candidate in undecided:
-        progress.advance(candidate.unit, len(candidate.tallies) / measuring.micro_batches)
+        progress.advance(
+            candidate.unit, len(candidate.tallies) / measuring.micro_batches, known=True
+        )
     for turn in range(measuring.micro_batches):
         for group in measuring.groups(undecided):
             for due in measuring.turns(group, turn + 1):
@@ -274,7 +310,7 @@ def _additivity(loaded: Loaded, table: SweepTable, nll: float, counts: JobCounts
     """Change all body layers at once: the uniform recipe, whose score is stored too."""
     layers = {name: str(table.format) for name in body_holding(loaded, table.format)}
     body = [table.found[name] for name in layers if name in table.found]
-    together = yield from score(loaded, layers, nll, counts)
+    together = yield from score(loaded, layers, nll, counts, stage="together")
     sum_kl = math.fsum(fact.kl for fact in body)
     sum_dnll = math.fsum(fact.dnll for fact in body)
     fact = p.Additivity(

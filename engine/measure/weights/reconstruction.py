@@ -4,34 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.measure.weights.chunks import rows_of, spans
-
-
-@dataclass(frozen=True)
-class WeightErrors:
-    """Errors of an approximation Ŵ of W, over the finite entries of W.
-
-    Attributes:
-        frobenius: ``‖W − Ŵ‖_F``.
-        relative: ``‖W − Ŵ‖_F / ‖W‖_F``; 0 where both are zero, infinite where only W is.
-        max_abs: ``max |W − Ŵ|``.
-        mean_abs: ``mean |W − Ŵ|``.
-        rmse: ``‖W − Ŵ‖_F / √n``.
-        sqnr_db: ``10·log10(‖W‖² / ‖W − Ŵ‖²)``, decibels; infinite where the two are equal,
-            minus infinity where W is zero and Ŵ is not.
-    """
-
-    frobenius: float
-    relative: float
-    max_abs: float
-    mean_abs: float
-    rmse: float
-    sqnr_db: float
+from engine.measure.weights.errors import WeightErrors, errors_of
 
 
 def weight_errors(
@@ -98,20 +76,4 @@ class Sums:
 
     def errors(self) -> WeightErrors:
         """The errors over all that was added."""
-        n = max(1, self.entries)
-        frobenius, norm = math.sqrt(self.noise), math.sqrt(self.signal)
-        if frobenius == 0:
-            relative, sqnr_db = 0.0, math.inf
-        elif norm == 0:
-            relative, sqnr_db = math.inf, -math.inf
-        else:
-            relative = frobenius / norm
-            sqnr_db = -20 * math.log10(relative) if relative < math.inf else -math.inf
-        return WeightErrors(
-            frobenius=frobenius,
-            relative=relative,
-            max_abs=self.farthest,
-            mean_abs=self.distance / n,
-            rmse=frobenius / math.sqrt(n),
-            sqnr_db=sqnr_db,
-        )
+        return errors_of(self.signal, self.noise, self.distance, self.farthest, self.entries)

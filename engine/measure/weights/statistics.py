@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from engine.measure.weights.chunks import chunks, rows_of, spans
-from engine.measure.weights.reconstruction import WeightErrors, compare, weight_errors
+from engine.measure.weights.errors import WeightErrors
+from engine.measure.weights.reconstruction import compare, weight_errors
 
 __all__ = [
     "Channel",

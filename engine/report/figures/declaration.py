@@ -76,6 +76,9 @@ class Column:
     """Whether its values are drawn dim."""
     sorted_by: str = ""
     """The figure to sort by, if not itself."""
+    then_by: str = ""
+    """The figure that rows without a value are sorted by, after those with one; empty leaves them
+    in the model's order."""
     legend: tuple[str, ...] = ()
     """Lines of the help screen that explain it; ``{plus_minus}`` and similar are replaced by
     signs."""

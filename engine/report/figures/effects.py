@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeAlias
 
 import msgspec
 
+from engine.formats.grammar import Format, parse_format
+from engine.formats.storage import stored_bits, why_not_held
 from engine.protocol import EffectKey, Estimate, LayerWeights, Sensitivity
 from engine.session import Session, correction
+from engine.session.artefact import OUTSIDE, bits_as_stored
 
 Effect: TypeAlias = Sensitivity | Estimate
 
@@ -110,6 +114,34 @@ def below_floor(session: Session, effect: Effect | None) -> bool:
         and isinstance(effect, Sensitivity)
         and abs(effect.kl) < control.floor_kl
     )
+
+
+def size_changes(session: Session, format: str) -> Callable[[int], float | None]:
+    """Reader of the bytes that the file grows by with one layer in a format, alone.
+
+    Negative if it shrinks. A tied head or embedding needs a copy of its own as soon as one of the
+    two is quantised.
+    """
+    if not format:
+        return lambda row: None
+    parsed, layers, tied = parse_format(format), session.layers, session.tied
+
+    def read(row: int) -> float | None:
+        shape = layers.shapes[row]
+        bits = bits_held(parsed, shape)
+        if bits is None:
+            return None
+        if tied and layers.roles[row] in OUTSIDE:
+            return bits / 8
+        return (bits - bits_as_stored(shape, layers.dtypes[row])) / 8
+
+    return read
+
+
+@lru_cache(maxsize=4096)
+def bits_held(format: Format, shape: tuple[int, ...]) -> int | None:
+    """Stored bits of a shape in a format; None if it cannot hold it."""
+    return None if why_not_held(format, shape) is not None else stored_bits(format, shape)
 
 
 def corrected_kl(session: Session, estimate: Estimate) -> float | None:

@@ -17,7 +17,8 @@ from engine.report.figures.declaration import (
     Reader,
     Reading,
 )
-from engine.report.figures.quantity import BITS, COUNT, SHAPE, SIZE, WORD, YES_NO
+from engine.report.figures.effects import kl_reader, size_changes
+from engine.report.figures.quantity import BITS, BYTES, COUNT, RATE, SHAPE, SIZE, WORD, YES_NO
 from engine.report.figures.reading import of_row
 
 
@@ -52,6 +53,33 @@ def _bits_per_weight(context: Context) -> Reader:
     def read(row: int) -> float | None:
         weights = math.prod(shapes[row])
         return bits[row] / weights if weights else None
+
+    return read
+
+
+def _bytes(context: Context) -> Reader:
+    session = context.session
+    layers, once = session.layers, session.head_in_embedding
+
+    def read(row: int) -> float:
+        return 0 if once and layers.roles[row] == "head" else layers.bits[row] / 8
+
+    return read
+
+
+def _size_change(context: Context) -> Reader:
+    return size_changes(context.session, context.key.format)
+
+
+def _kl_per_mb(context: Context) -> Reader:
+    changes = size_changes(context.session, context.key.format)
+    effect = kl_reader(context.session, context.key)
+
+    def read(row: int) -> float | None:
+        kl, change = effect(row), changes(row)
+        if kl is None or change is None or not change < 0:
+            return None
+        return kl / (-change / 1e6)
 
     return read
 
@@ -93,7 +121,7 @@ IDENTITY: tuple[Figure, ...] = (
     Figure(
         id="shape", title="number of weights", help="shape of the weight",
         quantity=SHAPE, read=_listed("shapes"),
-        column=Column("shape", 13, 8, sorted_by="params"),
+        column=Column("shape", 13, 11, sorted_by="params"),
         json=_json("shape", "triage"), csv=CsvName("shape", ALWAYS),
     ),
     Figure(
@@ -130,6 +158,34 @@ HOLDS: tuple[Figure, ...] = (
         quantity=BITS, read=of_row(_bits_per_weight, "holds"),
         column=Column("bits", 5, 4), filter=FilterWord("<8", 6),
         csv=CsvName("bits_per_weight"),
+    ),
+    Figure(
+        id="size", title="size", help="bytes as the layer is held now; 0 for a head that is stored "
+        "as the embedding",
+        quantity=BYTES, read=of_row(_bytes, "holds"),
+        column=Column("size", 6, 6, legend=("of the layer in the file, as it is held now",)),
+        filter=FilterWord(">1M", 9), csv=CsvName("size_bytes"),
+    ),
+    Figure(
+        id="size_change", title="size change",
+        help="bytes of the file with the layer in the shown format, less those as stored",
+        quantity=BYTES, read=of_row(_size_change, "names"),
+        column=Column(
+            "change", 7, 8, falling=False,
+            legend=("of the file, by that layer in the shown format",),
+        ),
+        csv=CsvName("size_change_bytes"),
+    ),
+    Figure(
+        id="kl_per_mb", title="KL per MB",
+        help="KL for each megabyte that the shown format saves, nats per token",
+        quantity=RATE, read=of_row(_kl_per_mb),
+        column=Column(
+            "KL/MB", 6, 5,
+            legend=("KL for each megabyte that the shown format saves:",
+                    "the least are the first to quantise, the most to keep"),
+        ),
+        filter=FilterWord(">1e-3", 10), csv=CsvName("kl_nats_per_token_per_mb"),
     ),
     Figure(
         id="params", title="number of weights", help="number of weights",

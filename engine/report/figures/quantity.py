@@ -40,6 +40,10 @@ NATS = Quantity(
 PERPLEXITY = Quantity("perplexity", "", wording.short)
 BITS = Quantity("bits", "bits per weight", wording.short)
 SIZE = Quantity("size", "bits", wording.count)
+BYTES = Quantity("bytes", "bytes", wording.size, counted=True)
+RATE = Quantity(
+    "rate", "nats per token per MB", lambda value: wording.short(1000 * value), thousandths=True
+)
 DECIBEL = Quantity("decibel", "dB", lambda value: f"{wording.short(value, small=1)} dB")
 WEIGHT = Quantity("weight", "as the weights", wording.significant)
 """A value of a weight, or a difference of two."""

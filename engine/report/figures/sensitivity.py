@@ -63,7 +63,7 @@ KL: tuple[Figure, ...] = (
         quantity=NATS,
         read=of_effect(lambda effect, _: effect.kl, lambda at: kl_reader(at.session, at.key)),
         column=Column(
-            "KL", 6, 0, left=True,
+            "KL", 6, 0, left=True, then_by="error",
             legend=(
                 "KL from the unchanged model, that layer alone quantised:",
                 "thousandths of a nat per token; restore: how much less of it",
@@ -125,7 +125,7 @@ NLL: tuple[Figure, ...] = (
         id="dnll", title="change of NLL",
         help="change of NLL, nats per token; measured, else estimated",
         quantity=NATS, read=of_effect(lambda effect, _: effect.dnll),
-        column=Column("NLL", 9, 7), filter=FilterWord(">1e-3", 2),
+        column=Column("NLL", 9, 10), filter=FilterWord(">1e-3", 2),
         json=_json("measured.dnll"), csv=CsvName("dnll_nats_per_token"),
     ),
     Figure(
@@ -176,7 +176,7 @@ SCORES: tuple[Figure, ...] = (
         id="top1", title="agreement of first choices",
         help="share of tokens with the same first choice",
         quantity=SHARE, read=of_measured(lambda effect, _: effect.top1),
-        column=Column("top-1", 6, 5, falling=False), filter=FilterWord("<99%", 8),
+        column=Column("top-1", 6, 7, falling=False), filter=FilterWord("<99%", 8),
         pane=PaneLine("effect", "top-1", 1, width=6),
         json=_json("measured.top1_agreement"), csv=CsvName("top1_agreement"),
     ),

@@ -93,7 +93,7 @@ OUTLIERS: tuple[Figure, ...] = (
     Figure(
         id="kurtosis", title="kurtosis", help="excess kurtosis of the weights",
         quantity=NUMBER, read=of_weights(lambda known, _: known.kurtosis),
-        column=Column("kurt", 5, 6, quiet=True), filter=FilterWord(">3", 5),
+        column=Column("kurt", 5, 9, quiet=True), filter=FilterWord(">3", 5),
         pane=PaneLine("weights", "kurtosis", 3, line=0, text=lambda value: short(value, small=1)),
         json=_json("kurtosis"), csv=CsvName("kurtosis"),
     ),

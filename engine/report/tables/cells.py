@@ -21,6 +21,15 @@ def figure(value: s.Number | UnsetType, places: int) -> str:
     return f"{value:.{places}f}" if abs(value) < 1e6 else short(value)
 
 
+def bits_per_weight(body: s.Number | UnsetType, everything: s.Number | UnsetType) -> str:
+    """Bits per weight of the body, and over every layer where that differs."""
+    if isinstance(everything, UnsetType) or everything is None or body is None:
+        return f"{figure(body, 2)} per weight"
+    if figure(body, 2) == figure(everything, 2):
+        return f"{figure(body, 2)} per weight"
+    return f"{figure(body, 2)} per weight of the body, {figure(everything, 2)} of all layers"
+
+
 def thousandth(value: s.Number) -> str:
     """A number of nats, in thousandths."""
     return figure(None if value is None else value * 1000, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import UnsetType
 
 from engine.report import schema as s
-from engine.report.tables.cells import figure, ppl, share
+from engine.report.tables.cells import bits_per_weight, figure, ppl, share
 from engine.report.tables.layout import named, paragraphs
 from engine.report.tables.parts import about, fallback_lines, protocol_lines, spent
 from engine.report.wording import size
@@ -24,7 +24,7 @@ def eval_text(document: s.EvalDocument) -> str:
         ["top-1", f"{share(recipe.top1_agreement)} of positions agree"],
     ]
     if not isinstance(recipe.bits_per_weight, UnsetType):
-        lines.append(["bits", f"{figure(recipe.bits_per_weight, 2)} per weight"])
+        lines.append(["bits", bits_per_weight(recipe.bits_per_weight, recipe.bits_all)])
     if not isinstance(recipe.bytes, UnsetType):
         lines.append(["size", size(recipe.bytes)])
     return paragraphs(

@@ -6,7 +6,7 @@ from collections import Counter
 
 from engine.report import schema as s
 from engine.report.characters import printable
-from engine.report.tables.cells import figure
+from engine.report.tables.cells import bits_per_weight
 from engine.report.tables.layout import named, paragraphs
 from engine.report.tables.parts import about, fallback_lines, spent
 from engine.report.wording import size
@@ -16,12 +16,11 @@ def export_text(document: s.ExportDocument) -> str:
     """An export: what was written where, and its size."""
     held = Counter(document.recipe.values())
     formats = ", ".join(f"{many} in {format}" for format, many in held.most_common())
-    bits = figure(document.bits_per_weight, 2)
     lines = [
         ["folder", document.folder],
         ["size", f"{size(document.bytes)}, of {size(document.checkpoint.bytes)}"],
         ["layers", f"{formats}; {document.layers} stored as codes"],
-        ["bits", f"{bits} per weight"],
+        ["bits", bits_per_weight(document.bits_per_weight, document.bits_all)],
     ]
     return paragraphs(
         about(document.checkpoint),

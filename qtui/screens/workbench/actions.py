@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import protocol as p
 from engine.formats.grammar import parse_format
-from qtui.actions import HOLD
-from qtui.screens.shared_actions import SharedActions
+from qtui.actions import HOLD, Choice
+from qtui.screens.shared_actions import Chooser, SharedActions
 from qtui.screens.workbench.screen import Workbench
 from qtui.user.remembered import remember
 from qtui.views import sweeps
+from qtui.views.scope import SCOPE_TITLES, SCOPES
+from qtui.views.scope import why_not as why_not_scope
 from qtui.widgets.frame.scoreboard import running
+from qtui.widgets.table.columns import table_columns
+from qtui.widgets.table.layer_table import MarkedRows
 
 if TYPE_CHECKING:
     from qtui.screens.workbench.prompts import Prompts
@@ -24,8 +28,18 @@ WAYS: dict[p.Direction, str] = {
 """What is measured, by direction."""
 NO_LAYERS = "no layers yet"
 NEEDS_LAYERS = frozenset(
-    {"filter", "scope", "mark", "mark_range", "mark_shown", "mark_others", "hold", "copy"}
-    | {"unmark", "sweep", "sweep_format"}
+    {
+        "filter",
+        "scope",
+        "scope_before",
+        "mark",
+        "mark_range",
+        "mark_shown",
+        "mark_others",
+        "hold",
+        "copy",
+    }
+    | {"hold", "copy", "unmark", "sweep", "sweep_format"}
     | {"copy_table", "order", "reverse"}
 )
 
@@ -38,6 +52,8 @@ class WorkbenchActions(SharedActions):
         self.bench = bench
         bench.handler = self
         self._prompts: Prompts | None = None
+        self._unmarked_at = -1
+        """The place in the history of recipes when marks were cleared last."""
 
     HANDLERS: ClassVar[Mapping[str, Callable[[Any], None]]] = {
         **SharedActions.HANDLERS,
@@ -45,17 +61,20 @@ class WorkbenchActions(SharedActions):
         "down": lambda do: do.move(1),
         "page_up": lambda do: do.move(-do.bench.table.page),
         "page_down": lambda do: do.move(do.bench.table.page),
-        "first": lambda do: do.bench.table.move_to(0),
-        "last": lambda do: do.bench.table.move_to(len(do.bench.table.rows) - 1),
-        "order": lambda do: do.order(),
-        "reverse": lambda do: do.order(reverse=True),
+        "first": lambda do: do.bench.table.jump_to(0),
+        "last": lambda do: do.bench.table.jump_to(len(do.bench.table.rows) - 1),
+        "back": lambda do: do.back(),
+        "order": lambda do: do.list_choices("order", do.bench.table.order_before[0]),
+        "reverse": lambda do: do.bench.table.reverse(),
         "expand": lambda do: do.expand(),
         "filter": lambda do: do.prompts.filter(),
-        "scope": lambda do: do.scope(),
+        "scope": lambda do: do.scope(1),
+        "scope_before": lambda do: do.scope(-1),
         "mark": lambda do: do.mark(do.bench.table.toggle_mark),
-        "mark_range": lambda do: do.mark(do.bench.table.mark_range),
-        "mark_shown": lambda do: do.mark(do.bench.table.mark_matching),
-        "mark_others": lambda do: do.mark(do.bench.table.invert_marks),
+        "mark_range": lambda do: do.mark_many(do.bench.table.mark_range),
+        "mark_shown": lambda do: do.mark_many(do.bench.table.mark_matching),
+        "mark_others": lambda do: do.mark_many(do.bench.table.invert_marks),
+        "undo": lambda do: do.undo(),
         "unmark": lambda do: do.unmark(),
         "hold": lambda do: do.prompts.format(),
         "sweep": lambda do: do.switch_direction(),
@@ -70,6 +89,21 @@ class WorkbenchActions(SharedActions):
         "copy_table": lambda do: do.prompts.copy(whole=True),
     }
     """What runs an action, by its id."""
+    CHOOSERS: ClassVar[Mapping[str, Chooser]] = {
+        **SharedActions.CHOOSERS,
+        "order": Chooser(
+            "Sort by {}",
+            "sort by: type a column, enter sorts",
+            lambda do: do.columns(),
+            lambda do, id: do.bench.table.order_by(id),
+        ),
+        "scope": Chooser(
+            "Scope: {}",
+            "choose a scope",
+            lambda do: do.scopes(),
+            lambda do, id: do.bench.set_scope(id),
+        ),
+    }
 
     # What opens over the workbench is imported when it first opens: the first frame does not wait.
 
@@ -97,7 +131,7 @@ class WorkbenchActions(SharedActions):
         match id:
             case "expand" if table.current is None or not table.expandable(table.current):
                 return "this layer has no experts"
-            case "undo" if table.pending:
+            case "undo" if table.pending or self._marks_to_restore():
                 return ""
             case "sweep_format" if any(job.kind == "sweep" for job in running(session)):
                 return f"a sweep is already running: {bench.key('cancel')} cancels it"
@@ -118,19 +152,50 @@ class WorkbenchActions(SharedActions):
         """Move the cursor."""
         self.bench.table.move_to(self.bench.table.cursor + rows)
 
-    def order(self, *, reverse: bool = False) -> None:
-        """Sort by the next column, or the other way round."""
-        table = self.bench.table
-        if reverse:
-            table.reverse()
-        else:
-            table.next_order()
+    def back(self) -> None:
+        """Return to the layer that the last jump left: to the top, by sorting, by a filter."""
+        if not self.bench.table.go_back():
+            self.say("warning", "there is no layer to go back to")
 
-    def scope(self) -> None:
-        """Choose the next scope."""
-        self.bench.table.next_scope()
-        self.bench.message.clear()
+    def columns(self) -> Sequence[Choice]:
+        """Every column to sort by; enter at once takes the one before."""
+        column, falling = self.bench.table.order
+        before = self.bench.table.order_before[0]
+        return [
+            Choice(
+                each.id,
+                each.figure.title,
+                f"now, {each.first(falling=falling)} first"
+                if each.id == column
+                else "before"
+                if each.id == before
+                else "",
+            )
+            for each in table_columns()
+        ]
+
+    def scope(self, step: int) -> None:
+        """Choose the next scope, or the one before."""
+        table = self.bench.table
+        before = table.scope
+        if table.next_scope(step) == before:
+            self.say("info", "no other scope here: nothing is marked or filtered")
+        else:
+            self.bench.message.clear()
         self.bench.show_scope()
+
+    def scopes(self) -> Sequence[Choice]:
+        """Every scope, with what it has here."""
+        table = self.bench.table
+        return [
+            Choice(
+                each,
+                SCOPE_TITLES[each],
+                "now" if each == table.scope else "",
+                why_not_scope(each, table.here),
+            )
+            for each in SCOPES
+        ]
 
     def mark(self, how: Callable[[], object]) -> None:
         """Change the marks; they are the scope while there are any."""
@@ -138,16 +203,47 @@ class WorkbenchActions(SharedActions):
         self.bench.message.clear()
         self.bench.show_scope()
 
+    def mark_many(self, how: Callable[[], MarkedRows]) -> None:
+        """Change many marks at once, and say what was left out."""
+        self.mark(lambda: None)
+        said = how()
+        self.bench.show_scope()
+        number = f"{said.number} layer{'' if said.number == 1 else 's'} marked"
+        left = f"; not {' and '.join(said.left_out)}: space marks it" if said.left_out else ""
+        self.say("info", number + left)
+
     def expand(self) -> None:
         """Show the experts of a fused row, or fold them."""
         self.bench.table.toggle_expand()
 
     def unmark(self) -> None:
         """Take all marks away; where there are none, the filter."""
-        if self.bench.table.marked:
-            self.mark(self.bench.table.clear_marks)
-        else:
+        table = self.bench.table
+        if number := len(table.marked):
+            self.mark(table.clear_marks)
+            self._unmarked_at = self.session.position
+            marks = "1 mark" if number == 1 else f"{number} marks"
+            self.say("info", f"{marks} cleared: {self.bench.key('undo')} restores")
+        elif table.filter:
+            text = table.filter.text
             self.bench.set_filter(None)
+            self.say("info", f"filter {text} cleared: {self.bench.key('filter')} up recalls it")
+
+    def _marks_to_restore(self) -> bool:
+        """Whether undo restores marks: nothing was marked or changed since they were cleared."""
+        return (
+            self.bench.table.cleared
+            and self._unmarked_at == self.session.position
+            and not self.bench.table.pending
+        )
+
+    def undo(self) -> None:
+        """Undo the last change of the recipe, or restore marks that were cleared after it."""
+        if self._marks_to_restore():
+            self.mark(self.bench.table.restore_marks)
+            self.say("info", f"marks restored: {len(self.bench.table.marked)}")
+        else:
+            self.step(p.Undo())
 
     # --- the recipe ---------------------------------------------------------------------------
 

@@ -65,10 +65,14 @@ class Prompts:
 
     def _begin(self) -> None:
         """Cancel an open prompt, and keep the cursor on its layer: the prompt is about it."""
+        self._end()
+        self.bench.table.stay()
+
+    def _end(self) -> None:
+        """Cancel an open prompt."""
         asked, self._asked = self._asked, None
         if asked is not None:
             asked.cancelled(asked.prompt.value)
-        self.bench.table.stay()
 
     def changed(self, event: Prompt.Changed) -> None:
         """Another value, as it is typed."""
@@ -91,7 +95,7 @@ class Prompts:
 
     def filter(self) -> None:
         """Prompt for a filter, and apply it while it is typed."""
-        self._begin()
+        self._end()
         bench = self.bench
         before = bench.table.filter
 

@@ -10,7 +10,7 @@ from engine.protocol import Direction, ModelReady, RecipeScore, Sweep
 from engine.report import wording as n
 from engine.session import Dirty, Job, Prediction, Session, predict
 from qtui.views import sweeps
-from qtui.views.progress import about
+from qtui.views.progress import COUNTED, about, phase_words, time_left
 from qtui.views.text import UNICODE, Glyphs, fit, printable, short_name
 from qtui.widgets.line import Lines, Words, cells, spread
 
@@ -47,7 +47,8 @@ class Scoreboard(Lines):
         """Format and direction of the effects that are shown."""
         self._frozen = False
         self._changed = 0
-        self._stored = ""
+        self._stored: tuple[str, ...] = ("",)
+        """What the artefact takes: in full, and in fewer words."""
         self._known: RecipeScore | None = None
         self._predicted: Prediction | None = None
 
@@ -103,7 +104,7 @@ class Scoreboard(Lines):
         device = facts[2] if model is not None else ""
         # Parts to drop if there is no room, in this order.
         optional = [fact for fact in (memory, device, facts[1], facts[0], changed) if fact]
-        stored = self._stored
+        stored, *fewer = self._stored
         while True:
             words = left + [(f"  {fact}", "$dim") for fact in facts if fact in optional]
             right: Words = []
@@ -112,18 +113,26 @@ class Scoreboard(Lines):
                     right.append((("  " if right else "") + fact, style))
             if cells(words) + 2 + cells(right) <= width or not optional:
                 return spread(words, right, width)
-            if memory not in optional and stored == self._stored:
-                stored = stored.replace("bit/weight", "bit/w")
-                if stored != self._stored:
-                    continue
-            optional.pop(0)
+            if memory not in optional and fewer:
+                stored = fewer.pop(0)
+            else:
+                optional.pop(0)
 
-    def _stored_size(self) -> str:
+    def _stored_size(self) -> tuple[str, ...]:
         if not self.session.layers.names:
-            return ""
+            return ("",)
         whole = self.session.size()
-        bits, size = whole.bits_per_weight, n.size(whole.bytes)
-        return size if math.isnan(bits) else f"{bits:.2f} bit/weight  {size}"
+        size = n.size(whole.bytes)
+        if math.isnan(whole.bits_per_weight):
+            return (size,)
+        body, every = f"{whole.bits_per_weight:.2f}", f"{whole.bits_all:.2f}"
+        both = "" if body == every else f" ({every} all)"
+        return (
+            f"{body} bits per weight{both}  {size}",
+            f"{body} bits/weight{both}  {size}",
+            f"{body} bits{both}  {size}",
+            f"{body} bits  {size}",
+        )
 
     # --- the score ----------------------------------------------------------------------------
 
@@ -152,11 +161,11 @@ class Scoreboard(Lines):
         return spread(left, [(self._protocol(model, room), "$dim")], width)
 
     def _recipe(self, before: float, model: ModelReady, detail: int) -> Words:
-        """The recipe's score; in detail 1 with its KL, in 2 with what was predicted while it is
-        being measured, in 3 with the KL's interval and the agreement of the first choices."""
+        """The recipe's score; in detail 1 with its KL, in 2 with what was predicted, in 3 with the
+        KL's interval and the agreement of the first choices."""
         score, glyphs = self._known, self.glyphs
         predicted = self._predicted
-        if predicted is not None and predicted.missing >= self._changed:
+        if predicted is not None and 0 < predicted.missing >= predicted.changed:
             predicted = None
         if score is not None:
             half = (score.ppl_high - score.ppl_low) / 2
@@ -179,10 +188,15 @@ class Scoreboard(Lines):
                 words.append((f" {glyphs.plus_minus} {error}", ""))
                 if math.isfinite(score.top1):
                     words += [("  top-1 ", "$dim"), (n.percent(score.top1), "")]
+            if detail >= 2 and score.done and predicted is not None:
+                guess = f"{glyphs.about}{n.perplexity(predicted.ppl)}"
+                if detail >= 3:
+                    guess += f", KL {glyphs.about}{n.short(1000 * predicted.kl)}"
+                words.append((f"  predicted {guess}{_missing(predicted)}", "$dim"))
             return words
         if predicted is None:
             return [("?", "bold"), (" not measured yet", "$dim")]
-        words = [(glyphs.about + n.perplexity(predicted.ppl), "bold $ink")]
+        words = [(glyphs.about + n.perplexity(predicted.ppl), _sure(predicted))]
         if detail >= 3:
             kl = f"{glyphs.about}{n.short(1000 * predicted.kl)}"
             words += [(f"  KL{glyphs.kilo} ", "$dim"), (kl, "")]
@@ -236,7 +250,7 @@ class Scoreboard(Lines):
 
     def _job(self, jobs: list[Job], width: int) -> Words:
         stage, job = self.session.stage, jobs[0]
-        title, done, total, left = job.title, job.done, job.total, n.clock(job.seconds_left)
+        title, done, total, left = job.title, job.done, job.total, time_left(job)
         in_bytes = job.in_bytes
         if job.kind == "open" and stage is not None:
             title, done, total = stage.name, float(stage.done), stage.total
@@ -251,7 +265,7 @@ class Scoreboard(Lines):
             figures = f" {_sizes(done, total)}"
         if total > 1:
             words += self._bar(done / total, max(6, min(40, width // 4)))
-        clock = f"  {left} left" if left else ""
+        clock = f"  {left}" if left else ""
         phase_text = phase.replace(COUNT, figures.strip()) if phase else ""
         if phase_text and cells(words) + 1 + cell_len(phase_text + clock) <= width:
             figures = f" {phase_text}"
@@ -264,11 +278,13 @@ class Scoreboard(Lines):
         return words
 
     def _phase(self, job: Job) -> str:
-        """What a sweep is doing: all formats are estimated, then layers are measured."""
+        """The stage that a job is in, where it has several."""
+        if job.phase in COUNTED:
+            return f"{phase_words(job)} {COUNT}"
         if not isinstance(job.command, Sweep):
             return ""
         if job.phase == "estimating":
-            return printable(about(job))
+            return printable(phase_words(job))
         if job.phase != "measuring" or self.session.row(job.subject) is None:
             return ""
         direction, formats = job.command.direction, job.command.formats
@@ -323,8 +339,15 @@ class Scoreboard(Lines):
 
 
 def _missing(predicted: Prediction) -> str:
-    """What a prediction leaves out."""
-    return f" without {predicted.missing} unknown" if predicted.missing else ""
+    """What a prediction leaves out, and what of it is filled in."""
+    said = [f"without {predicted.missing} unknown"] if predicted.missing else []
+    said += [f"{predicted.filled} by weight error"] if predicted.filled else []
+    return f" {', '.join(said)}" if said else ""
+
+
+def _sure(predicted: Prediction) -> str:
+    """The style of a prediction: what is mostly unknown does not catch the eye."""
+    return "$dim" if predicted.vague else "bold $ink"
 
 
 def _ended(session: Session, score: RecipeScore) -> str:

@@ -68,7 +68,7 @@ def known(past: PastSession, glyphs: Glyphs, width: int) -> str:
             score += f" {glyphs.arrow} {n.perplexity(past.ppl_recipe)}"
         pieces.append((0, f"PPL {score}", f"PPL {score}"))
     if not math.isnan(past.bits_per_weight) and past.changed:
-        bits = f"{past.bits_per_weight:.2f} bit"
+        bits = f"{past.bits_per_weight:.2f} bits"
         pieces.append((2, bits, bits))
     if not pieces:
         return fit("nothing measured yet", width, glyphs).rstrip()

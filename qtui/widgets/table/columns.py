@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from engine.protocol import ExpertsReady
 from engine.report.figures import Column, Context, Figure, Reader, figure
+from engine.report.figures.quantity import WORD
 from engine.report.figures.registry import column_figures
 from engine.session import Session
 from qtui.views.text import fit, short_name
@@ -36,10 +37,21 @@ class TableColumn(NamedTuple):
     plain: bool
     """Whether its quantity says how it is drawn."""
 
+    def first(self, *, falling: bool) -> str:
+        """Which values come first, in a word."""
+        if self.figure.quantity is WORD:
+            return "last" if falling else "first"
+        return "largest" if falling else "smallest"
+
     def keys(self, context: Context) -> Callable[[int], Any]:
         """What rows are sorted by; None or nan where it is not known."""
         by = self.column.sorted_by
         return (figure(by) if by else self.figure).read.bind(context)
+
+    def later_keys(self, context: Context) -> Callable[[int], Any] | None:
+        """What rows without a key are sorted by, the largest first; None for the model's order."""
+        by = self.column.then_by
+        return figure(by).read.bind(context) if by else None
 
     def of_experts(self, found: ExpertsReady, format: str) -> Sequence[float]:
         """The figure of every expert; empty where not known, or without a meaning for experts."""

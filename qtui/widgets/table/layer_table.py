@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from textual import events
 from textual.message import Message
@@ -27,6 +27,15 @@ from qtui.widgets.table.table import Table
 
 MARK_CELLS = 3
 """A click so far left marks a row; the cell after them folds a fused one."""
+
+
+class MarkedRows(NamedTuple):
+    """What a change of many marks did."""
+
+    number: int
+    """Layers that were meant."""
+    left_out: tuple[str, ...] = ()
+    """Head and embedding, where they were left out, by name."""
 
 
 class LayerTable(Table, can_focus=False):
@@ -89,6 +98,8 @@ class LayerTable(Table, can_focus=False):
         self._scope: Scope = "layer"
         self._unmarked: Scope = "layer"
         """The scope before layers were marked."""
+        self._cleared: tuple[set[str], str | None] = set(), None
+        """Marks that were cleared, and the one marked last."""
         self._shared: tuple[Layers, Shared] | None = None
 
     # --- fused rows ---------------------------------------------------------------------------
@@ -177,62 +188,83 @@ class LayerTable(Table, can_focus=False):
         self._anchor = name
         self._marks_changed()
 
-    def mark_range(self) -> int:
-        """Mark the layers from the one marked last to the cursor; how many these are.
+    def mark_range(self) -> MarkedRows:
+        """Mark the layers from the one marked last to the cursor, as `mark_matching` does.
 
         Where none was marked, or the filter hides it, this is the cursor's alone.
         """
         if self.current is None:
-            return 0
+            return MarkedRows(0)
         row = None if self._anchor is None else self.session.row(self._anchor)
         start = None if row is None else self.listing.place(row)
         rows = list(
             self.listing.layers_between(self.cursor if start is None else start, self.cursor)
         )
-        self.marked |= {self.session.layers.names[row] for row in rows}
+        meant, left_out = self._meant(rows) if len(rows) > 1 else ({self.current}, ())
+        self.marked |= meant
         self._anchor = self.current
         self.move_to(self.cursor)
         self._marks_changed()
-        return len(rows)
+        return MarkedRows(len(meant), left_out)
 
-    def mark_matching(self) -> int:
-        """Mark all layers that fit the filter; how many these are.
+    def mark_matching(self) -> MarkedRows:
+        """Mark all layers that fit the filter.
 
         With no filter these are all but head and embedding, which are seldom meant.
         """
-        names = self._rows_to_mark()
-        self.marked |= names
+        meant, left_out = self._meant(self.listing.matching)
+        self.marked |= meant
         self._marks_changed()
-        return len(names)
+        return MarkedRows(len(meant), left_out)
 
-    def invert_marks(self) -> int:
+    def invert_marks(self) -> MarkedRows:
         """Mark what fits the filter and is not marked, and take the marks of the others there away.
 
         Returns:
             How many layers are marked now.
         """
-        meant = self._rows_to_mark()
+        meant, left_out = self._meant(self.listing.matching)
         if not self.filter:
             # A marked head loses its mark all the same.
             meant |= self.marked
         self.marked ^= meant
         self._marks_changed()
-        return len(self.marked)
+        return MarkedRows(len(self.marked), left_out)
 
     def clear_marks(self) -> None:
-        """Clear all marks."""
+        """Clear all marks; `restore_marks` brings them back."""
+        cleared = set(self.marked), self._anchor
         self.marked.clear()
         self._anchor = None
         self._marks_changed()
+        self._cleared = cleared
 
-    def _rows_to_mark(self) -> set[str]:
-        here, names = self.here, self.session.layers.names
-        meant = {names[row] for row in self.listing.matching}
-        if not self.filter:
-            meant -= {names[row] for row in here.shared.outside}
-        return meant
+    @property
+    def cleared(self) -> bool:
+        """Whether marks were cleared, and none was made since."""
+        return bool(self._cleared[0])
+
+    def restore_marks(self) -> None:
+        """Mark again what was marked before all marks were cleared."""
+        names, self._anchor = self._cleared
+        self.marked |= names & self.session.index.keys()
+        self._marks_changed()
+
+    def _meant(self, rows: Iterable[int]) -> tuple[set[str], tuple[str, ...]]:
+        """Names of rows that are meant when many are marked, and of those that are left out.
+
+        Head and embedding are meant only where a filter shows them.
+        """
+        names = self.session.layers.names
+        meant = {names[row] for row in rows}
+        if self.filter:
+            return meant, ()
+        outside = [names[row] for row in self.here.shared.outside if names[row] in meant]
+        left_out = tuple(name for name in outside if name not in self.marked)
+        return meant - set(outside), left_out
 
     def _marks_changed(self) -> None:
+        self._cleared = set(), None
         if self.marked and self._scope != "marks":
             # Marking layers makes the marks the scope.
             self._unmarked = self._scope

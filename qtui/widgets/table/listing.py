@@ -43,6 +43,8 @@ class Listing:
         """The listing that rows are of; a session has another when the model corrects it."""
         self.worst = 0.0
         """The largest finite KL of all layers."""
+        self.by_later = False
+        """Whether no row has the figure to sort by, so that its column's ``then_by`` sorts all."""
         self.arranged = 0
         """How often rows were filtered and sorted."""
         self._order: list[int] = []
@@ -59,13 +61,27 @@ class Listing:
             default=0.0,
         )
         self.matching = self.filter.rows(context) if self.filter else everything
-        keys = table_column(self.column).keys(context)
+        column = table_column(self.column)
+        keys = column.keys(context)
         if self.column == "layer":
             self._order = list(self.matching if not self.falling else reversed(self.matching))
+            self.by_later = False
         else:
-            self._order = unknown_last(self.matching, keys, falling=self.falling)
+            later = column.later_keys(context)
+            self.by_later = (
+                later is not None
+                and not any(_is_known(keys(row)) for row in self.matching)
+                and any(_is_known(later(row)) for row in self.matching)
+            )
+            self._order = unknown_last(self.matching, keys, falling=self.falling, later=later)
         self.arranged += 1
         self.unfold()
+
+    @property
+    def shown_order(self) -> tuple[str, bool]:
+        """The column that sorts the rows in fact, and whether its largest value comes first."""
+        then_by = table_column(self.column).column.then_by
+        return (then_by, True) if self.by_later else (self.column, self.falling)
 
     def unfold(self) -> None:
         """List the experts of open rows, the order of layers left as it is."""
@@ -153,8 +169,24 @@ class Listing:
         return place
 
 
-def unknown_last(rows: Sequence[int], keys: Callable[[int], Any], *, falling: bool) -> list[int]:
-    """Rows by their keys; equal ones stay in order, those without one (None, nan) end the list."""
-    by_row = {row: key for row in rows if (key := keys(row)) is not None and key == key}
+def _is_known(key: Any) -> bool:
+    return key is not None and key == key
+
+
+def unknown_last(
+    rows: Sequence[int],
+    keys: Callable[[int], Any],
+    *,
+    falling: bool,
+    later: Callable[[int], Any] | None = None,
+) -> list[int]:
+    """Rows by their keys; equal ones stay in order, those without one (None, nan) end the list.
+
+    The latter are sorted by ``later``, the largest first, where it is given.
+    """
+    by_row = {row: key for row in rows if _is_known(key := keys(row))}
     known = sorted(by_row, key=by_row.__getitem__, reverse=falling)
-    return known if len(known) == len(rows) else known + [r for r in rows if r not in by_row]
+    if len(known) == len(rows):
+        return known
+    unknown = [row for row in rows if row not in by_row]
+    return known + (unknown if later is None else unknown_last(unknown, later, falling=True))

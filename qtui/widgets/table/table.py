@@ -21,7 +21,7 @@ from textual.strip import Strip
 from textual.timer import Timer
 
 from engine.protocol import Direction, EffectKey, Estimate, Sensitivity
-from engine.report.figures import Context, Reader
+from engine.report.figures import Context, Reader, figure
 from engine.report.figures.effects import effects
 from engine.session import Session
 from qtui.views.filter import Filter
@@ -34,7 +34,6 @@ from qtui.widgets.table.columns import (
     fit_columns,
     header,
     table_column,
-    table_columns,
 )
 from qtui.widgets.table.listing import LAYER, Listing
 from qtui.widgets.table.rows import ExpertRow, Line, expert_row, layer_row, line_pieces
@@ -61,9 +60,10 @@ class Frame(NamedTuple):
 class Table(ScrollView, can_focus=False):
     """Rows of layers with their effects, in an order of their own, under a cursor.
 
-    The cursor stays on its layer, and on its line of the screen, when rows are sorted again. Rows
-    are not rearranged for `HOLD` seconds after the user moved the cursor. Until then, the cursor
-    stays in the first row: the worst layer.
+    The cursor stays on its layer, and on its line of the screen, when new figures rearrange the
+    rows. Rows are not rearranged for `HOLD` seconds after the user moved the cursor. Until then,
+    the cursor stays in the first row: the worst layer. When the user sorts, the first row is shown
+    and under the cursor again; `go_back` returns to the layer that was there before.
     """
 
     ALLOW_SELECT: ClassVar[bool] = False
@@ -100,6 +100,9 @@ class Table(ScrollView, can_focus=False):
         self.no_experts: dict[str, str] = {}
         """Why the experts of a fused layer cannot be listed."""
         self._position = 0
+        self._before: tuple[str, int] | None = None
+        """What was under the cursor before the last jump."""
+        self._order_before: tuple[str, bool] | None = None
         self._pinned: tuple[str, int] | None = None
         """What stays under the cursor when rows change places; None for the first row."""
         self._under: tuple[str | None, int | None] = (None, None)
@@ -222,40 +225,47 @@ class Table(ScrollView, can_focus=False):
     def order_words(self) -> str:
         """What rows are sorted by, in words."""
         column = table_column(self.listing.column)
-        turned = self.listing.falling != column.column.falling
-        return column.figure.title + (", reversed" if turned else "")
+        words = column.figure.title
+        if self.listing.falling != column.column.falling:
+            words += f", {column.first(falling=self.listing.falling)} first"
+        if self.by_weight_error:
+            words += f": not known yet, so by {figure(column.column.then_by).title}"
+        return words
+
+    @property
+    def by_weight_error(self) -> bool:
+        """Whether no row has the figure to sort by yet, so that the weight error sorts them."""
+        return self.listing.by_later
+
+    @property
+    def order_before(self) -> tuple[str, bool]:
+        """The order before this one: column and direction; the usual one at first."""
+        return self._order_before or ("kl", table_column("kl").column.falling)
 
     def order_by(self, column: str, descending: bool | None = None) -> None:
-        """Sort by a column, the cursor's layer still under it.
+        """Sort by a column, and show the top.
 
         Args:
             column: the id of a column.
             descending: None takes what the column usually has: the worst first.
         """
+        if column != self.listing.column:
+            self._order_before = self.order
         self.listing.column = column
         self.listing.falling = (
             table_column(column).column.falling if descending is None else descending
         )
         self._layout_ = None
+        self._leave()
+        self._pinned = None
+        self._moved_at = time.monotonic()
         self._arrange()
+        self.scroll_to(y=0, animate=False, immediate=True)
         self.refresh()
         self.post_message(self.Sorted(*self.order))
 
-    def next_order(self) -> None:
-        """Sort by the next column that is shown."""
-        self.order_by(self._after(self.listing.column))
-
-    def _after(self, column: str) -> str:
-        """The column right of one; those that only stand there because of the order are none."""
-        width = self.scrollable_content_region.width
-        shown = fit_columns(width, self.session, self._digits).columns
-        ids = [each.id for each, _ in shown]
-        everyone = [each.id for each in table_columns()]
-        later = everyone[everyone.index(column) + 1 :]
-        return next((each for each in later if each in ids), ids[0])
-
     def reverse(self) -> None:
-        """Turn the order round; what is not known stays last."""
+        """Turn the order round, and show the top; what is not known stays last."""
         self.order_by(self.listing.column, not self.listing.falling)
 
     def _sort_soon(self) -> None:
@@ -329,6 +339,26 @@ class Table(ScrollView, can_focus=False):
         for place in (old, self.cursor):
             self.refresh(Region(0, place - round(self.scroll_y) + 1, self.size.width, 1))
         self._post_moved()
+
+    def _leave(self) -> None:
+        """Remember the layer under the cursor: a jump leaves it."""
+        if self.current is not None:
+            self._before = self.current, self.listing.expert(self.cursor)
+
+    def jump_to(self, place: int) -> None:
+        """Move the cursor far away, to come back with `go_back`."""
+        self._leave()
+        self.move_to(place)
+
+    def go_back(self) -> bool:
+        """Move the cursor to the layer that the last jump left; false if it is not shown."""
+        row = None if self._before is None else self.session.row(self._before[0])
+        place = None if row is None else self.listing.place(row, self._before[1])  # type: ignore[index]
+        if place is None:
+            return False
+        self._leave()
+        self.move_to(place)
+        return True
 
     def stay(self) -> None:
         """Keep the cursor on its row from now on, as if the user had moved it there."""
@@ -414,7 +444,12 @@ class Table(ScrollView, can_focus=False):
         listing, layout, style = self.listing, frame.layout, frame.style
         if y == 0 and self.session.layers.names:
             return Line(
-                header(layout, style, *self.order), "head", False, layout, style, frame.base
+                header(layout, style, *self.listing.shown_order),
+                "head",
+                False,
+                layout,
+                style,
+                frame.base,
             )
         if not self.rows:
             text = self._sentence(y, max(20, layout.width - 4))

@@ -10,7 +10,10 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.measure.weights import triage
+from engine.measure.weights import plain, triage
+from engine.measure.weights.fused import Pass
+from engine.measure.weights.passes import Passes
+from engine.measure.weights.sums import Sums
 from engine.service.jobs import Outcome
 from engine.session import Session, apply
 from engine.store import keys
@@ -33,18 +36,24 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each format's error is computed; ``statistics`` for those."""
     counts: Counter[str] = Counter()
-    errors, statistics = triage._errors, triage.weight_statistics
+    error, weights = plain.plain_error, Sums.weights
+    begin = Passes.begin
 
     def counting(weight: object, format: object, *rest: object) -> object:
         counts[str(format)] += 1
-        return errors(weight, format, *rest)  # type: ignore[arg-type]
+        return error(weight, format, *rest)  # type: ignore[arg-type]
 
-    def counted(*given: object) -> object:
+    def beginning(self: Passes, work: Pass, sigma: float) -> object:
+        counts.update(map(str, work.formats))
+        return begin(self, work, sigma)
+
+    def summed(*given: object) -> object:
         counts["statistics"] += 1
-        return statistics(*given)  # type: ignore[arg-type]
+        return weights(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(triage, "_errors", counting)
-    monkeypatch.setattr(triage, "weight_statistics", counted)
+    monkeypatch.setattr(plain, "plain_error", counting)
+    monkeypatch.setattr(Passes, "begin", beginning)
+    monkeypatch.setattr(Sums, "weights", summed)
     return counts
 
 

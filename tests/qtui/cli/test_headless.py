@@ -299,7 +299,7 @@ def test_progress_is_a_line_every_few_seconds_where_there_is_no_terminal() -> No
     meter = Meter(said, clock)
     for second in range(12):
         clock.seconds = 100.0 + second
-        meter.show("sweep", second, 36, 12.0, "0 mlp.down_proj")
+        meter.show("sweep", second, 36, "0:12 left", "0 mlp.down_proj")
     assert said.getvalue().splitlines() == [
         "sweep  0/36  0:12 left  0 mlp.down_proj",
         "sweep  5/36  0:12 left  0 mlp.down_proj",
@@ -326,6 +326,6 @@ def test_progress_is_ascii_where_the_terminal_has_no_more() -> None:
         encoding = "ascii"  # type: ignore[assignment]
 
     said = Old()
-    Meter(said, Clock()).show("sweep", 18, 36, 61.0, "façade")
+    Meter(said, Clock()).show("sweep", 18, 36, "1:01 left", "façade")
     assert said.getvalue().isascii()
     assert "#" * 15 in said.getvalue()

@@ -98,7 +98,7 @@ def test_a_layer_with_the_name_of_a_formula_is_saved_as_text() -> None:
 def test_a_recipe_that_is_not_measured_yet_carries_its_prediction() -> None:
     found = r.folded(*r.opening(), r.estimated(["int3-g128"]))
     apply(found, r.changed(found, [LAYER, "lm_head"], "int3-g128"))
-    apply(found, r.changed(found, [BROKEN], "int8"))
+    apply(found, r.changed(found, [BROKEN], "nf4"))
     predicted = predict(found)
     assert predicted is not None
     text = save("recipe", "r.toml", view(found)).path.read_text()

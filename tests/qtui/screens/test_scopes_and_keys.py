@@ -153,8 +153,42 @@ async def test_escape_takes_the_marks_away_first_and_the_filter_then() -> None:
         assert len(d.table.rows) == 5
         await d.pilot.press("escape")
         assert len(d.table.rows) == 37
+        d.bench.message.clear()
         await d.pilot.press("escape")
         assert not d.bench.message.said[1]
+
+
+async def test_marks_that_escape_clears_come_back_with_undo_until_something_else_happens() -> None:
+    async with listed() as d:
+        await d.pilot.press("slash", *"down", "enter", "a", "escape")
+        assert "5 marks cleared: u restores" in d.bench.message.said[1]
+        await d.pilot.press("u")
+        assert d.table.marked == set(DOWNS)
+        assert not d.sent(p.Undo)
+        await d.pilot.press("escape", "j", "4")
+        await d.give(r.changed(d.app.session, [d.table.current or ""], r.FORMAT))
+        await d.pilot.press("u")
+        await d.until(lambda: d.sent(p.Undo))
+        assert not d.table.marked
+
+
+async def test_a_filter_that_is_cancelled_leaves_the_cursor_free() -> None:
+    """It was pinned to the layer under it, which sank to the middle when estimates came."""
+    async with driving(*r.opening(), *r.triaged(), size=(80, 24)) as d:
+        await d.pilot.press("slash", "escape")
+        await d.give(*r.swept())
+        assert (d.table.cursor, d.table.scroll_y) == (0, 0)
+
+
+async def test_the_scope_before_has_a_key_and_scopes_can_be_chosen_by_name() -> None:
+    async with listed() as d:
+        d.table.move_to(5)
+        await d.pilot.press("t", "t")
+        second = d.table.scope
+        await d.pilot.press("t", "T")
+        assert d.table.scope == second
+        await d.pilot.press("colon", *"scope block", "enter")
+        assert d.table.scope == "block"
 
 
 async def test_a_format_that_is_held_already_is_not_asked_for_again() -> None:

@@ -13,6 +13,8 @@ import pytest
 from textual import events
 
 from engine import protocol as p
+from engine.formats.grammar import parse_format
+from engine.formats.storage import stored_bits
 from engine.session import MAX_EXPERTS, apply
 from qtui.views.filter import parse_filter
 from qtui.widgets.table.columns import GUTTER, table_columns
@@ -57,6 +59,7 @@ async def mixed(*more: p.AnyEvent, **options: Any) -> AsyncIterator[Driver]:
     listed = msgspec.structs.replace(listed, roles=roles, shapes=shapes)
     opening = [listed if isinstance(e, p.LayersListed) else e for e in r.opening(MIXED)]
     async with driving(*opening, *r.triaged(MIXED), *more, **options) as d:
+        d.table.order_by("layer", descending=False)
         yield d
 
 
@@ -108,17 +111,18 @@ async def test_columns_are_chosen_by_width_and_the_least_needed_go_first() -> No
         assert ids == [column.id for column in table_columns() if column.id in ids]
     assert titles[60] == ["layer", "holds", "kl"]
     assert titles[79] == ["layer", "holds", "kl", "dppl", "error", "outliers"]
-    assert titles[200] == [column.id for column in table_columns()]
+    assert titles[230] == [column.id for column in table_columns()]
 
 
 async def test_a_wide_screen_shows_all_that_is_known_of_a_layer() -> None:
-    async with measured(size=(200, 50)) as d:
+    async with measured(size=(230, 50)) as d:
         await d.pilot.press("tab")
         await d.pilot.pause()
-        for title in ("bits", "top-1", "kurt", "ΔNLL·10³", "shape"):
+        for title in ("bits", "KL/MB", "size", "change", "top-1", "kurt", "ΔNLL·10³", "shape"):
             assert title in head(d)
         words = line(d, d.table.rows.index(7)).split()
-        assert words[-5:] == ["16.0", "97.9%", "8.30", "+6.26", "256×768"]
+        assert words[-10:-6] == ["16.0", "24.8", "393", "kB"]
+        assert words[-6:] == ["97.9%", "-291", "kB", "8.30", "+6.26", "256×768"]
 
 
 async def test_the_column_sorted_by_is_always_shown() -> None:
@@ -186,12 +190,33 @@ def figure(d: Driver, column: str, row: int) -> float | str:
     shape = session.layers.shapes[row]
     assert effect is not None
     assert weights is not None
+    change = stored_bits(parse_format(r.FORMAT), shape) / 8 - 2 * math.prod(shape)
     return {
         "layer": row, "holds": session.layers.holds[row], "kl": effect.kl, "dppl": effect.dppl,
         "error": weights.errors[r.FORMAT].relative, "outliers": weights.outliers.fraction,
         "bits": session.layers.bits[row] / math.prod(shape), "top1": effect.top1,
+        "size": session.layers.bits[row] / 8,
+        "size_change": change,
+        "kl_per_mb": -effect.kl * 1e6 / change,
         "kurtosis": weights.kurtosis, "dnll": effect.dnll, "shape": math.prod(shape),
     }[column]  # fmt: skip
+
+
+def figure_of_error(d: Driver, row: int) -> float:
+    weights = d.app.session.layers.weights[row]
+    assert weights is not None
+    return weights.errors[r.FORMAT].relative
+
+
+async def test_before_any_effect_rows_are_sorted_by_weight_error_and_the_title_says_so() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        errors = [figure_of_error(d, row) for row in d.table.rows]
+        assert errors == sorted(errors, reverse=True)
+        assert "▾error" in head(d)
+        assert d.table.by_weight_error
+        await d.give(*r.swept(1))
+        assert "KL·10³▾" in head(d)
+        assert not d.table.by_weight_error
 
 
 @pytest.mark.parametrize("column", [column.id for column in table_columns()])
@@ -214,16 +239,13 @@ async def test_what_is_not_known_is_last_either_way() -> None:
         for descending in (True, False):
             d.table.order_by("kl", descending)
             assert set(d.table.rows[:5]) == known
-            assert d.table.rows[5:] == sorted(d.table.rows[5:])
+            # The rest by weight error, the largest first.
+            rest = [figure_of_error(d, row) for row in d.table.rows[5:]]
+            assert rest == sorted(rest, reverse=True)
 
 
-async def test_the_next_order_goes_round_the_shown_columns() -> None:
+async def test_an_order_can_be_turned_round() -> None:
     async with measured(size=(80, 24)) as d:
-        seen = [d.table.order[0]]
-        for _ in range(6):
-            d.table.next_order()
-            seen.append(d.table.order[0])
-        assert seen == ["kl", "dppl", "error", "outliers", "layer", "holds", "kl"]
         d.table.reverse()
         assert d.table.order == ("kl", False)
         assert "KL·10³▴" in head(d)
@@ -248,19 +270,17 @@ async def test_a_click_on_a_title_sorts_and_another_turns_it_round() -> None:
             assert d.table.order == (column, not falling)
 
 
-async def test_the_cursor_stays_on_its_layer_and_line_in_another_order() -> None:
+async def test_another_order_shows_the_top_and_the_layer_left_is_found_again() -> None:
     async with measured(size=(80, 24)) as d:
         d.table.move_to(20)
-        layer, at = d.table.current, d.table.cursor - round(d.table.scroll_y)
+        layer = d.table.current
         d.table.order_by("outliers")
         await d.pilot.pause()
+        assert (d.table.cursor, d.table.scroll_y) == (0, 0)
+        assert d.table.go_back()
         assert d.table.current == layer
-        assert layer.rsplit(".", 1)[-1] in line(d, d.table.cursor)
-        last = len(d.table.rows) - d.table.page
-        assert d.table.cursor - round(d.table.scroll_y) == at or round(d.table.scroll_y) in (
-            0,
-            last,
-        )
+        assert d.table.go_back()
+        assert d.table.cursor == 0
 
 
 # --- filter --------------------------------------------------------------------------------------
@@ -352,15 +372,43 @@ async def test_a_range_of_marks_goes_from_the_last_mark_to_the_cursor() -> None:
         d.table.toggle_mark()
         assert d.table.marked == {order[2]}
         d.table.move_to(6)
-        assert d.table.mark_range() == 5
+        assert d.table.mark_range() == (5, ())
         assert d.table.marked == set(order[2:7])
         d.table.move_to(4)
-        assert d.table.mark_range() == 3
+        assert d.table.mark_range() == (3, ())
         assert d.table.chosen() == tuple(name for name in NAMES if name in order[2:7])
         d.table.clear_marks()
         d.table.move_to(9)
-        assert d.table.mark_range() == 1
+        assert d.table.mark_range() == (1, ())
         assert d.table.marked == {order[9]}
+
+
+async def test_all_and_a_range_leave_out_head_and_embedding_and_say_so() -> None:
+    async with measured() as d:
+        body = set(NAMES) - {"lm_head", "model.embed_tokens"}
+        found = d.table.mark_matching()
+        assert (found.number, set(found.left_out)) == (35, {"lm_head", "model.embed_tokens"})
+        assert d.table.marked == body
+        d.table.clear_marks()
+        assert d.table.cleared
+        d.table.order_by("layer", descending=False)
+        d.table.toggle_mark()  # the embedding, by hand: it stays
+        assert not d.table.cleared
+        d.table.move_to(36)
+        found = d.table.mark_range()
+        assert (found.number, found.left_out) == (35, ("lm_head",))
+        assert d.table.marked == body | {"model.embed_tokens"}
+
+
+async def test_marks_that_were_cleared_can_be_restored() -> None:
+    async with measured() as d:
+        d.table.set_filter(parse_filter("kind:down"))
+        d.table.mark_matching()
+        before = set(d.table.marked)
+        d.table.clear_marks()
+        d.table.restore_marks()
+        assert d.table.marked == before
+        assert d.table.scope == "marks"
 
 
 async def test_marks_survive_orders_filters_and_toggles() -> None:
@@ -399,17 +447,17 @@ async def test_a_key_between_a_new_listing_and_its_repaint_finds_the_new_rows() 
 async def test_all_that_fit_can_be_marked_and_marks_turned_round() -> None:
     async with measured() as d:
         d.table.set_filter(parse_filter("kind:down"))
-        assert d.table.mark_matching() == 5
+        assert d.table.mark_matching() == (5, ())
         downs = {name for name in NAMES if name.endswith("down_proj")}
         assert d.table.marked == downs
         d.table.set_filter(parse_filter("block:0"))
-        assert d.table.invert_marks() == 10
+        assert d.table.invert_marks() == (10, ())
         zero = {name for name in NAMES if ".0." in name}
         assert d.table.marked == (downs | zero) - {DOWN}
         d.table.clear_marks()
         d.table.set_filter(None)
         # With no filter, head and embedding are not meant.
-        assert d.table.mark_matching() == 35
+        assert d.table.mark_matching().number == 35
         assert "lm_head" not in d.table.marked
         d.table.marked.add("lm_head")
         assert d.table.invert_marks() == 0
@@ -560,6 +608,7 @@ async def test_experts_are_sorted_within_their_layer_where_the_column_has_a_mean
             assert numbers() == wanted, (column, descending)
         d.table.move_to(d.table.listing.place(d.app.session.index[EXPERTS], 3))
         d.table.order_by("error")
+        d.table.go_back()
         assert d.table.current_expert == 3
         d.table.set_filter(parse_filter("head"))
         assert d.table.current_expert is None

@@ -58,7 +58,7 @@ async def test_size_and_name_stand_in_every_width(width: int, glyphs: Glyphs) ->
     told(session, GAUGES)
     model, score, work = await lines(session, width, glyphs=glyphs)
     assert model.startswith("demo")
-    assert f"{session.bits_per_weight():.2f} bit/w" in model
+    assert f"{session.bits_per_weight():.2f} bits" in model
     assert "MB" in model
     assert "1 changed" in model
     assert "26.42" in score
@@ -85,15 +85,17 @@ async def test_the_prediction_stands_beside_what_is_being_measured_until_it_is_d
     assert "PPL 26.17 → 26.42 ± .05 25%" in (await lines(session, 60))[1]
     key = recipe_hash(session.recipe())
     told(session, p.Learned(("k",), (r.score(key, ppl=26.42, half=0.05),)))
-    assert "PPL 26.17 → 26.42 ± .05  KL" in (await lines(session, 80))[1]
+    score = (await lines(session, 100))[1]
+    assert "PPL 26.17 → 26.42 ± .05  KL" in score
+    assert f"predicted ≈{predicted.ppl:.2f}" in score, "it stays beside what was measured"
 
 
 async def test_a_prediction_that_leaves_layers_out_says_so_or_is_left_out() -> None:
     session = whole()
-    told(session, r.changed(session, [DOWN], r.FORMAT), r.changed(session, ["lm_head"], "int8"))
+    told(session, r.changed(session, [DOWN], r.FORMAT), r.changed(session, ["lm_head"], "nf4"))
     predicted = predict(session)
     assert predicted is not None
-    assert predicted.missing == 1
+    assert (predicted.missing, predicted.filled, predicted.changed) == (1, 0, 2)
     said = f"PPL 26.17 → ≈{predicted.ppl:.2f} without 1 unknown"
     assert said in (await lines(session, 80))[1]
     key = recipe_hash(session.recipe())
