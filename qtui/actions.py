@@ -89,10 +89,20 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("undo", "u", "Undo", "Recipe", "undo", rank=50, place=70, everywhere=True),
     Action("redo", "U,ctrl+r", "Redo", "Recipe", "redo", rank=160, place=80, everywhere=True),
-    Action("sweep", "s", "Sweep: degrade or restore", "Engine", "restore", rank=30, place=50),
-    Action("sweep_format", "S", "Sweep another format", "Engine", words="measure sensitivity"),
     Action(
-        "cancel", "x", "Cancel the running job", "Engine", "cancel", rank=130, place=60,
+        "sweep", "s", "Show degrade or restore", "View", "restore", rank=75, place=50,
+        words="direction effects",
+    ),
+    Action(
+        "sweep_format", "S", "Sweep a format", "Engine", "sweep", rank=30, place=55,
+        words="measure sensitivity degrade restore queue",
+    ),
+    Action(
+        "jobs", "J", "Jobs: running and waiting", "Engine", everywhere=True,
+        words="queue progress order tasks",
+    ),
+    Action(
+        "cancel", "x", "Cancel a job", "Engine", "cancel", rank=130, place=60,
         everywhere=True, words="stop end abort kill",
     ),
     Action("retry", "r", "Retry, or resume a sweep", "Engine", everywhere=True, words="restart"),

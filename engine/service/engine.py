@@ -137,6 +137,9 @@ class Engine:
         if isinstance(command, p.Cancel):
             self._cancel(command.job)
             return None
+        if isinstance(command, p.RunFirst):
+            self._run_first(command.job)
+            return None
         spec = spec_of(command)
         if isinstance(spec, OpenSpec):
             assert isinstance(command, p.Open)
@@ -176,6 +179,14 @@ class Engine:
         if task is None:
             raise UsageError(f"no job {job!r} is running")
         self._withdraw(task)
+
+    def _run_first(self, job: str) -> None:
+        task = self._tasks.get(job)
+        if task is None:
+            raise UsageError(f"no job {job!r} is running")
+        if task.lane is None or not self._lanes[task.lane].first(job):
+            raise UsageError(f"job {job!r} waits for the checkpoint: it cannot run yet")
+        self._emit(p.JobFirst(job))
 
     def _withdraw(self, task: _Task) -> None:
         """End a task: at once while it waits, else at its job's next yield."""

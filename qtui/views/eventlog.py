@@ -196,7 +196,7 @@ class EventLog:
                 kl = f"{fact.max_abs_kl:.0e}".replace("0e+00", "0")
                 self.say("info", f"no-op control: KL {kl}{known}")
             case p.Additivity():
-                whole = f"KL {fact.kl:.2f}{self.glyphs.times} the sum of single effects"
+                whole = n.additivity(fact.kl)
                 way = "" if fact.direction == "degrade" else f"{fact.direction} "
                 self.say("info", f"{way}{fact.format} in all body layers: {whole}{known}")
             case p.RecipeScore() if fact.done:

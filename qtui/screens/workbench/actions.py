@@ -133,8 +133,6 @@ class WorkbenchActions(SharedActions):
                 return "this layer has no experts"
             case "undo" if table.pending or self._marks_to_restore():
                 return ""
-            case "sweep_format" if any(job.kind == "sweep" for job in running(session)):
-                return f"a sweep is already running: {bench.key('cancel')} cancels it"
             case "retry" if not bench.failed:
                 if self._unfinished() is None:
                     return "nothing has failed and no sweep is unfinished"
@@ -277,17 +275,17 @@ class WorkbenchActions(SharedActions):
     # --- the engine ---------------------------------------------------------------------------
 
     def switch_direction(self) -> None:
-        """Show the effects of the other direction, and measure what is not known of them."""
+        """Show the effects of the other direction; nothing is measured for it."""
         bench, session = self.bench, self.session
         bench.switch_direction()
         format, direction = bench.format, bench.direction
-        known = sweeps.is_complete(session, format, direction)
         after = ""
-        if format and not known and sweeps.sweeping(session, format, direction) is None:
-            cancels = bench.key("cancel")
-            waits = any(job.kind == "sweep" for job in running(session))
-            self.sweep(format)
-            after = f", after the running sweep ({cancels} cancels it)" if waits else ", requested"
+        if (
+            format
+            and not sweeps.measured(session, format, direction)
+            and sweeps.sweeping(session, format, direction) is None
+        ):
+            after = f"; not measured, {bench.key('sweep_format')} sweeps it"
         self.say("info", f"{direction} {format}: {WAYS[direction]}{after}")
 
     def sweep_and_show(self, format: str) -> None:
@@ -297,8 +295,12 @@ class WorkbenchActions(SharedActions):
 
     def sweep(self, format: str, direction: p.Direction | None = None) -> None:
         """Measure every layer in a format, in the direction that is shown if none is named."""
-        self.say("info", f"sweep requested: {format}")
-        self.ask(p.Sweep((format,), direction or self.bench.direction))
+        way = direction or self.bench.direction
+        what = format if way == "degrade" else f"{format} {way}"
+        ahead = [job for job in running(self.session) if job.kind == "sweep"]
+        after = f", after {ahead[-1].title}: {self.bench.key('jobs')} shows all jobs"
+        self.say("info", f"sweep requested: {what}{after if ahead else ''}")
+        self.ask(p.Sweep((format,), way))
 
     def _unfinished(self) -> tuple[str, p.Direction] | None:
         return sweeps.unfinished(self.session, self.bench.format, self.bench.direction)
