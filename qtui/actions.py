@@ -107,7 +107,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("retry", "r", "Retry, or resume a sweep", "Engine", everywhere=True, words="restart"),
     Action("format", "c", "Effects of the next format", "View", words="column compare"),
-    Action("pane", "tab", "Pane: show or hide", "View", "pane", rank=70, place=100, words="detail"),
+    Action("pane", "tab", "Pane: show, alone, hide", "View", "pane", rank=70, place=100),
     Action("pane_down", "right_square_bracket", "Pane: scroll down", "View"),
     Action("pane_up", "left_square_bracket", "Pane: scroll up", "View"),
     Action("log_counts", "l", "Histogram: log or linear", "View", words="logarithm plot"),
@@ -115,6 +115,7 @@ ACTIONS: tuple[Action, ...] = (
         "log", "n", "Full log", "View", "log", rank=140, place=110, everywhere=True,
         words="events messages history",
     ),
+    Action("log_pane", "N", "Log: show or hide", "View", words="events messages section"),
     Action("freeze", "z", "Freeze the display", "View", everywhere=True, words="pause"),
     Action(
         "theme", "C", "Next theme", "View", everywhere=True, words="colours colors dark light",

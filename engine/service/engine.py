@@ -39,8 +39,8 @@ from engine.store.recorder import Announce, Recorder
 
 log = logging.getLogger(__name__)
 
-Reply: TypeAlias = Callable[[p.Refused], None]
-"""Sends a refusal to the client that sent the command; must not block."""
+Reply: TypeAlias = Callable[[p.Refused | p.Notice], None]
+"""Sends a refusal, or a warning, to the client that sent the command alone; must not block."""
 
 GAUGE_SECONDS = 1.0
 
@@ -61,9 +61,9 @@ class _Task:
     lane: Lane | None = None
 
 
-def _nobody(refused: p.Refused) -> None:
+def _nobody(answer: p.Refused | p.Notice) -> None:
     """The reply to a command that the engine sent to itself."""
-    log.warning("%s: %s", refused.command, refused.message)
+    log.warning("%s", answer.message)
 
 
 class Engine:
@@ -161,7 +161,7 @@ class Engine:
                 # Another client of the same session: the checkpoint is open, or opening.
                 notice = spec.differing(self.session.settings, command.settings)
                 if notice is not None:
-                    self._emit(notice)
+                    reply(notice)
                 return None
             raise UsageError(f"this engine has {self.session.source} open: start another engine")
         if command.settings.fresh:

@@ -153,6 +153,7 @@ class SharedActions:
 
     def palette(self) -> None:
         """List every action by name."""
+        from qtui.screens.help import legend
         from qtui.screens.palette import Palette, PaletteEntry
 
         screen = self.screen
@@ -181,6 +182,11 @@ class SharedActions:
                     )
                     for choice in chooser.choices(self)
                 ]
+
+        entries += [
+            PaletteEntry("", meaning, sign, "Signs", asked=True)
+            for sign, meaning in legend(screen.glyphs)
+        ]
 
         def chosen(id: str | None) -> None:
             if id is not None:

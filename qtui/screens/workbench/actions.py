@@ -81,6 +81,7 @@ class WorkbenchActions(SharedActions):
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
         "format": lambda do: do.bench.next_format(),
         "pane": lambda do: do.bench.toggle_pane(),
+        "log_pane": lambda do: do.log_pane(),
         "pane_down": lambda do: do.bench.detail.scroll(3),
         "pane_up": lambda do: do.bench.detail.scroll(-3),
         "log_counts": lambda do: do.log_counts(),
@@ -314,6 +315,14 @@ class WorkbenchActions(SharedActions):
             self.sweep(*left)
 
     # --- the view -----------------------------------------------------------------------------
+
+    def log_pane(self) -> None:
+        """Show or hide the log below the table."""
+        hidden = self.bench.toggle_log()
+        shown = "log hidden" if hidden else "log shown"
+        if not hidden and not self.bench.has_class("-tall"):
+            shown += " in a terminal of 100 columns and 34 lines or more"
+        self.say("info", f"{shown}; {self.bench.key('log')} shows all of it")
 
     def log_counts(self) -> None:
         """Change the histogram's heights."""
