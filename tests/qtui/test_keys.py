@@ -165,7 +165,7 @@ async def test_help_and_key_bar_list_the_keys_as_they_are_bound() -> None:
         assert "Set int4-g128" in d.screen()
         await d.pilot.press("escape")
         await d.pilot.press("W")
-        await d.until(lambda: len(d.sent(p.Sweep)) == 2)
+        await d.until(lambda: d.bench.direction == "restore")
         await d.pilot.press("f8")
         await d.until(lambda: d.sent(p.SetFormat))
 
@@ -300,7 +300,7 @@ async def test_the_palette_knows_other_words_and_typos() -> None:
     async with driving(*r.opening()) as d:
         for words, id in (
             ("precision", "hold"), ("export", "save"), ("target", "scope"), ("queue", "jobs"),
-            ("unod", "undo"), ("fitler", "filter"), ("theme nord", "theme:nord"),
+            ("unod", "undo"), ("fitler", "filter"), ("theme contrast", "theme:contrast"),
         ):  # fmt: skip
             await d.pilot.press("colon", *words)
             await d.pilot.pause()

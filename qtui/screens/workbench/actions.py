@@ -299,8 +299,10 @@ class WorkbenchActions(SharedActions):
         way = direction or self.bench.direction
         what = format if way == "degrade" else f"{format} {way}"
         ahead = [job for job in running(self.session) if job.kind == "sweep"]
-        after = f", after {ahead[-1].title}: {self.bench.key('jobs')} shows all jobs"
-        self.say("info", f"sweep requested: {what}{after if ahead else ''}")
+        after = ""
+        if ahead:
+            after = f", after {ahead[-1].title}: {self.bench.key('jobs')} shows all jobs"
+        self.say("info", f"sweep requested: {what}{after}")
         self.ask(p.Sweep((format,), way))
 
     def _unfinished(self) -> tuple[str, p.Direction] | None:

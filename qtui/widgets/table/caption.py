@@ -62,12 +62,13 @@ def _agreement(
     rank = decimals(found.rank_kl, 2)
     said = f"estimates: rank correlation {rank} over {layers}"
     few = f"estimates: rank {rank} over {found.layers}"
+    least = f"rank {rank} over {found.layers}"
     if not math.isfinite(found.ratio):
-        return said, few
+        return said, few, least
     ratio = f"{said}, measured/estimated {decimals(found.ratio, 2)}"
     if correction(session, found.key) is not None and _any_left(session, found.key):
-        return f"{ratio}, the rest corrected", ratio, said, few
-    return ratio, said, few
+        return f"{ratio}, the rest corrected", ratio, said, few, least
+    return ratio, said, few, least
 
 
 def _any_left(session: Session, key: EffectKey) -> bool:

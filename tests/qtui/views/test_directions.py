@@ -80,8 +80,8 @@ async def test_retry_goes_on_with_the_sweep_that_is_shown() -> None:
         # Head and embedding are kept in either case.
         assert "restore int4-g128: 5 of 35 layers measured, r resumes" in d.screen()
         await d.pilot.press("r")
-        await d.until(lambda: len(sweeps_sent(d)) == 2)
-        assert sweeps_sent(d)[1] == p.Sweep((r.FORMAT,), "restore")
+        await d.until(lambda: len(sweeps_sent(d)) == 1)
+        assert sweeps_sent(d) == [p.Sweep((r.FORMAT,), "restore")]
 
 
 async def test_the_worst_to_lose_and_the_best_to_keep_have_orders_and_filters_of_their_own() -> (
@@ -197,11 +197,11 @@ async def test_the_pane_says_what_each_format_would_cost_here() -> None:
 
 async def test_how_well_estimates_agree_is_said_as_it_grows() -> None:
     async with driving(*r.opening(), r.estimated(), *r.swept(24), size=(80, 24)) as d:
-        assert "rank correlation" not in title(d)
+        assert "rank" not in title(d)
         await d.give(r.agreement(5))
-        assert "estimates: rank correlation .98 over 5 layers" in title(d)
+        assert "estimates: rank .98 over 5" in title(d)
         await d.give(r.agreement(24))
-        assert "estimates: rank correlation .98 over 24 layers" in title(d)
+        assert "estimates: rank .98 over 24" in title(d)
 
 
 async def test_nothing_is_called_corrected_where_all_is_measured() -> None:
