@@ -170,7 +170,7 @@ class Prompts:
 
     def sweep(self, sweep: Callable[[str], None]) -> None:
         """Prompt for a format, and sweep it."""
-        self._begin()
+        self._end()
 
         def judge(value: str) -> Verdict:
             canonical, says = explain_format(value)
