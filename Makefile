@@ -10,7 +10,7 @@ READY := $(if $(wildcard $(TESTED)),$(TESTED),$(RUNTIME))
 # Tests start dozens of processes: each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo test soak bench table docs
+.PHONY: venv demo test soak bench bench-triage table docs
 
 venv: $(TESTED)
 
@@ -40,6 +40,9 @@ soak: venv
 
 bench: venv
 	$(BIN)/python -m pytest -s -o python_files='bench_*.py' tests/bench
+
+bench-triage: venv
+	$(BIN)/python -m tests.bench.bench_triage
 
 table: venv
 	$(BIN)/python -m tests.bench.table
