@@ -10,7 +10,12 @@ READY := $(if $(wildcard $(TESTED)),$(TESTED),$(RUNTIME))
 # Tests start dozens of processes: each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo test soak bench bench-triage table docs
+# What a machine with a GPU runs it with: its own environment, if there is none here.
+GPU_PYTHON := $(if $(wildcard $(TESTED)),$(BIN)/python,$(PYTHON))
+WHEELS := build/wheels
+DEVICE ?= cuda
+
+.PHONY: venv demo test soak bench bench-triage table docs gpu gpu-wheels
 
 venv: $(TESTED)
 
@@ -46,6 +51,14 @@ bench-triage: venv
 
 table: venv
 	$(BIN)/python -m tests.bench.table
+
+gpu:
+	$(GPU_PYTHON) -m tests.gpu.check --device $(DEVICE) $(if $(TINY),--tiny) \
+		$(if $(wildcard $(WHEELS)),--wheels $(WHEELS)) \
+		$(if $(OUT),--out $(OUT)) $(if $(STEPS),--steps $(STEPS))
+
+gpu-wheels: $(BIN)/python
+	$(BIN)/python -m tests.gpu.wheels $(WHEELS)
 
 docs: venv
 	$(BIN)/python -m tests.docs.reference

@@ -1,10 +1,11 @@
-"""Loads an export as its user will, before it counts as done.
+"""Loads an export as its user will: without values before it is written, whole before it is done.
 
 Some models cannot load a checkpoint that is right: their loader touches the weight of a quantised
 module while it starts, merges experts that are stored as codes with others, or builds other modules
 where a checkpoint is quantised. Some of these failures are a warning and random weights. So plain
 transformers loads the folder in a process of its own (it changes global settings), runs a few
-tokens, and every quantised weight is compared with the one that was measured.
+tokens, and every quantised weight is compared with the one that was measured. What names and shapes
+alone show is found before anything is written, from tensors without values.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.errors import InfeasibleError
+from engine.errors import EngineError, InfeasibleError
+from engine.export.shards import Slot
 from engine.export.writer import some_of
 
 if TYPE_CHECKING:
@@ -31,20 +33,33 @@ WAIT = 0.1
 
 
 class NotLoadable(InfeasibleError):
-    """transformers does not load what was written as it was measured."""
+    """transformers does not load a checkpoint as it was measured."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, *, written: bool = True) -> None:
         super().__init__(
-            f"transformers does not load this recipe's checkpoint: {why}; nothing is left of it. "
+            f"transformers does not load this recipe's checkpoint: {why}; "
+            f"{'nothing is left of it' if written else 'nothing was written'}. "
             "Keep these layers, or write it for another program without loading it (--no-check)"
         )
 
 
-class _Question(msgspec.Struct, frozen=True):
+class _Planned(msgspec.Struct, frozen=True, tag="planned"):
+    folder: str
+    """Holds ``config.json``, and code if there is any."""
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    """Dtypes and shapes."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Values of the tensors that are read as the shape of a packed weight."""
+    trust_remote_code: bool
+
+
+class _Question(msgspec.Struct, frozen=True, tag="written"):
     folder: str
     digests: Mapping[str, str]
     """Of quantised weights, by module."""
     trust_remote_code: bool
+    experts: Mapping[str, Mapping[int, str]] = {}
+    """Of quantised experts, by parameter and number."""
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -66,6 +81,7 @@ def check_loads(
     digests: Mapping[str, str],
     go_on: Callable[[], None],
     *,
+    experts: Mapping[str, Mapping[int, str]] | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Load a checkpoint in another process and compare its quantised weights.
@@ -74,17 +90,61 @@ def check_loads(
         folder: the checkpoint, complete.
         digests: `digest` of each quantised weight in the checkpoint's dtype, by module.
         go_on: called now and then; raises to give up.
+        experts: `digest` of each quantised expert, by parameter and number.
         trust_remote_code: whether the checkpoint's Python code may run.
 
     Raises:
         NotLoadable: it does not load, or other weights are read than were measured.
+        EngineError: the other process does not start.
     """
-    question = _Question(str(folder), digests, trust_remote_code)
+    question = _Question(str(folder), digests, trust_remote_code, experts or {})
+    if problem := _asked(question, go_on):
+        raise NotLoadable(problem)
+
+
+def check_would_load(
+    folder: Path,
+    slots: Mapping[str, Slot],
+    shapes: Mapping[str, tuple[int, ...]],
+    go_on: Callable[[], None],
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Load what is planned in another process, from names, dtypes and shapes alone.
+
+    Args:
+        folder: holds ``config.json``, and code if there is any.
+        slots: the tensors, by name.
+        shapes: values of those that hold the shape of a packed weight.
+        go_on: called now and then; raises to give up.
+        trust_remote_code: whether the checkpoint's Python code may run.
+
+    Raises:
+        NotLoadable: it would not load.
+        EngineError: the other process does not start.
+    """
+    tensors = {
+        name: (str(slot.dtype).removeprefix("torch."), tuple(slot.shape))
+        for name, slot in slots.items()
+    }
+    if problem := _asked(_Planned(str(folder), tensors, shapes, trust_remote_code), go_on):
+        raise NotLoadable(problem, written=False)
+
+
+def _asked(question: _Planned | _Question, go_on: Callable[[], None]) -> str:
+    """The problem that another process finds; empty if there is none."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "engine.export.load_check"], env=environment,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    command = [sys.executable, "-P", "-m", "engine.export.load_check"]
+    try:
+        process = subprocess.Popen(
+            command, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    except OSError as error:
+        raise EngineError(
+            f"the process that loads the export to check it does not start ({command[0]}: "
+            f"{error.strerror or error}); leave the check out with --no-check"
+        ) from error
     given: bytes | None = msgspec.json.encode(question)
     try:
         while True:
@@ -103,41 +163,83 @@ def check_loads(
     except msgspec.DecodeError:
         lines = complaint.decode(errors="replace").strip().splitlines()
         answer = _Answer(lines[-1] if lines else f"exit code {process.returncode}")
-    if answer.problem:
-        raise NotLoadable(answer.problem)
+    return answer.problem
+
+
+def problem_of_plan(question: _Planned) -> str:
+    """Why a checkpoint would not be read whatever its values; empty if nothing shows."""
+    import torch
+    from transformers import AutoConfig
+
+    from engine.model.config import model_class
+    from engine.model.quiet import quiet
+    from engine.model.transformers_internals import reading_no_values
+
+    trusted = question.trust_remote_code
+    tensors = {
+        name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for name, (dtype, shape) in question.tensors.items()
+    }
+    tensors |= {name: torch.tensor(shape) for name, shape in question.shapes.items()}
+    try:
+        with quiet(), reading_no_values():
+            whole = AutoConfig.from_pretrained(question.folder, trust_remote_code=trusted)
+            found, config = model_class(Path(question.folder), whole, trust_remote_code=trusted)
+            config.quantization_config = getattr(whole, "quantization_config", None)
+            _model, report = found.from_pretrained(
+                None, config=config, state_dict=tensors, dtype="auto", output_loading_info=True
+            )
+    except Exception as error:  # noqa: BLE001  (whatever it is, this checkpoint is not loaded)
+        return _told(error)
+    return _missing(report)
 
 
 def problem_of(question: _Question) -> str:
     """Why a checkpoint is not read as it was measured; empty if it is."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+    from transformers import AutoConfig
 
+    from engine.model.config import auto_class
     from engine.model.quiet import quiet
-    from engine.model.transformers_internals import causal_classes, multimodal_classes
 
     try:
         with quiet():
             config = AutoConfig.from_pretrained(
                 question.folder, trust_remote_code=question.trust_remote_code
             )
-            other = type(config) in multimodal_classes() and type(config) not in causal_classes()
-            auto: Any = AutoModelForMultimodalLM if other else AutoModelForCausalLM
-            model, found = auto.from_pretrained(
+            model, report = auto_class(config).from_pretrained(
                 question.folder,
                 dtype="auto",
                 output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=question.trust_remote_code,
             )
-        if missing := sorted(found["missing_keys"]):
-            return f"it reads {some_of(missing)} from no tensor of the file"
+        if problem := _missing(report):
+            return problem
         _run(model)
     except Exception as error:  # noqa: BLE001  (whatever it is, this checkpoint is not loaded)
-        said = next((line for line in str(error).splitlines() if line.strip()), "")
-        if "CONVERSION" in said:  # where it says what failed is a table on the terminal
-            return "it cannot merge plain experts where other layers are stored as codes"
-        return f"{type(error).__name__}: {said.strip()}"
+        return _told(error)
     wrong = [name for name, wanted in question.digests.items() if _read(model, name) != wanted]
+    wrong += [
+        f"expert {expert} of {name}"
+        for name, wanted in question.experts.items()
+        for expert, each in wanted.items()
+        if _read_expert(model, name, expert) != each
+    ]
     return f"it reads other weights than were measured for {some_of(wrong)}" if wrong else ""
+
+
+def _missing(report: Mapping[str, Any]) -> str:
+    missing = sorted(report["missing_keys"])
+    return f"it reads {some_of(missing)} from no tensor of the file" if missing else ""
+
+
+def _told(error: Exception) -> str:
+    said = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+    if "CONVERSION" in said:  # where it says what failed is a table on the terminal
+        return "it cannot merge weights that are stored apart where others are stored as codes"
+    if isinstance(error, AttributeError) and "'weight'" in said:
+        return f"it reads the weight of a module that is stored as codes while it starts ({said})"
+    return f"{type(error).__name__}: {said}"
 
 
 def _run(model: Any) -> None:
@@ -157,12 +259,21 @@ def _read(model: Any, name: str) -> str:
         return ""
 
 
+def _read_expert(model: Any, name: str, expert: int) -> str:
+    try:
+        return digest(model.get_parameter(name)[expert])
+    except (AttributeError, IndexError):
+        return ""
+
+
 def main() -> None:
     """Answer the question on standard input."""
-    question = msgspec.json.decode(sys.stdin.buffer.read(), type=_Question)
+    given = sys.stdin.buffer.read()
+    question: _Planned | _Question = msgspec.json.decode(given, type=_Planned | _Question)
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no answer
-    os.write(out, msgspec.json.encode(_Answer(problem_of(question))))
+    problem = problem_of_plan(question) if isinstance(question, _Planned) else problem_of(question)
+    os.write(out, msgspec.json.encode(_Answer(problem)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import nn
 from engine.checkpoint import Checkpoint, DiskLayer
 from engine.errors import CheckpointError
 from engine.model.config import model_class, read_config
-from engine.model.names import join_names
+from engine.model.names import converted_weights, join_names
 from engine.model.quiet import quiet
 from engine.model.transformers_internals import computed_keys
 
@@ -26,6 +26,10 @@ class Modules:
     kinds: Mapping[str, type[nn.Module]]
     head: str
     """The output embedding."""
+    merged: Mapping[str, str]
+    """Parameter by name on disk, of matrices that transformers merges when it loads them."""
+    converted: frozenset[str] = frozenset()
+    """Weights on disk that transformers merges, splits or turns when it loads them."""
     shared: frozenset[str] = frozenset()
     """Modules that have one stored weight with others, but for a head tied to the embedding."""
 
@@ -38,16 +42,23 @@ class Modules:
         """The module of a layer."""
         return self.head if row.role == "head" else self.by_tensor[row.parts[0]]
 
+    def experts(self, row: DiskLayer) -> str:
+        """The parameter of a layer of experts; empty where no merge makes it."""
+        found = {self.merged.get(part, "") for part in row.parts}
+        return found.pop() if len(found) == 1 else ""
+
     def why_not_quantised(self, row: DiskLayer) -> str | None:
         """Why compressed-tensors cannot quantise the layer's module; None if it can.
 
         It supports ``nn.Linear`` and ``nn.Embedding`` and their subclasses; but transformers does
-        not load an embedding without a ``weight``.
+        not load an embedding without a ``weight``. Experts it merges from codes of each.
         """
         if row.role == "experts":
+            if self.experts(row) and not row.transposed:
+                return None
             return (
-                "transformers fuses the experts into one tensor, and compressed-tensors "
-                "quantises linear modules only"
+                "the experts are one tensor on disk, and compressed-tensors quantises linear "
+                "modules only"
             )
         if row.role == "conv1d":
             return "it is a transposed Conv1D, and compressed-tensors quantises linear modules only"
@@ -93,6 +104,12 @@ def read_modules(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
         for key, sources in made_from.items()
         if len(sources) == 1 and key.endswith(".weight")
     }
+    merged = {
+        source: key
+        for key, sources in made_from.items()
+        if len(sources) > 1 and all(source.endswith(".weight") for source in sources)
+        for source in sources
+    }
     ends = {
         name for module in (head, model.get_input_embeddings()) if (name := names.get(id(module)))
     }
@@ -103,5 +120,7 @@ def read_modules(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
         MappingProxyType(by_tensor),
         MappingProxyType(kinds),
         names.get(id(head), "lm_head"),
+        MappingProxyType(merged),
+        converted_weights(model, checkpoint.tensors),
         frozenset(name for pair in pairs if not ends.issuperset(pair) for name in pair),
     )

@@ -55,9 +55,7 @@ def model_class(folder: Path, config: Any, *, trust_remote_code: bool = False) -
     reference = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if trust_remote_code and reference is not None:
         return class_from_code(reference, folder), config
-    mapping = next(
-        (each for each in (causal_classes(), multimodal_classes()) if type(config) in each), None
-    )
+    mapping = next((each for each in _mappings() if type(config) in each), None)
     if mapping is None:
         raise CheckpointError(
             f"{folder / 'config.json'}: transformers has no causal language model "
@@ -69,6 +67,20 @@ def model_class(folder: Path, config: Any, *, trust_remote_code: bool = False) -
     if text is not None and getattr(chosen, "config_class", None) == text:
         return chosen, config.get_text_config()
     return chosen, config
+
+
+def auto_class(config: Any) -> Any:
+    """The auto-class that loads a config's model as `model_class` does."""
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    causal, multimodal = _mappings()
+    other = type(config) in multimodal and type(config) not in causal
+    return AutoModelForMultimodalLM if other else AutoModelForCausalLM
+
+
+def _mappings() -> tuple[Any, Any]:
+    """Classes by config class, the ones to prefer first."""
+    return causal_classes(), multimodal_classes()
 
 
 def refuse_other_models(file: Path, raw: dict[str, Any], *, trusted: bool = False) -> None:

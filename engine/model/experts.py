@@ -88,7 +88,7 @@ def _routed(module: Any, given: Given) -> Forward:
             inner = gated(module, linear(first, expert, inputs))
             outputs.append(linear("down_proj", expert, inner))
         output = torch.cat(outputs)
-        if module.has_post_expert_norm:
+        if getattr(module, "has_post_expert_norm", False):  # transformers before 5.23 has none
             output = module.post_expert_norm(output)
         output = output * top_k_weights.reshape(-1)[order].unsqueeze(-1)
         back = torch.empty_like(order)

@@ -15,6 +15,7 @@ from engine.checkpoint.links import refuse_pointer
 from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
 from engine.model.config import model_class, read_config
+from engine.model.exact_products import use_exact_products
 from engine.model.memory import check_memory, memory_free, memory_needed
 from engine.model.names import check_covered, join_names
 from engine.model.network import Network
@@ -89,6 +90,8 @@ def load_network(
     with quiet():
         loaded_class, config = model_class(path, config, trust_remote_code=trust_remote_code)
     on_stage(LoadStage("reading config", 1, 1))
+    if chosen_device != "cpu":
+        use_exact_products()
 
     what = f"loading {path.name} in {chosen_dtype}".replace("torch.", "")
     shapes = [tensor.shape for tensor in stored.tensors.values()]
@@ -160,7 +163,8 @@ def choose_device(asked: str) -> tuple[str, str]:
         if not torch.cuda.is_available():
             raise UsageError("cuda was requested but no CUDA device is visible; use --device cpu")
         count = torch.cuda.device_count()
-        best = max(range(count), key=lambda i: torch.cuda.mem_get_info(i)[0])
+        # Alone it is not asked: every device that is asked loses some hundred megabytes.
+        best = max(range(count), key=lambda i: torch.cuda.mem_get_info(i)[0]) if count > 1 else 0
         many = f", the one of {count} with most free memory" if count > 1 else ""
         return f"cuda:{best}", f"cuda:{best}: {torch.cuda.get_device_name(best)}{many}"
     match = re.fullmatch(r"cuda:(\d+)", asked)

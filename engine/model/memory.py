@@ -20,11 +20,15 @@ def memory_needed(shapes: Iterable[Sequence[int]], dtype: torch.dtype) -> int:
 
 
 def memory_free(device: str | torch.device) -> int:
-    """Bytes free on ``device``; on CPU also at most what the container still allows."""
+    """Bytes free on ``device``; on CPU also at most what the container still allows.
+
+    On CUDA also what this process has reserved and does not use: torch allocates from it first.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         free, _total = torch.cuda.mem_get_info(device)
-        return free
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
     import psutil
 
     free = psutil.virtual_memory().available

@@ -35,6 +35,19 @@ def join_names(model: Any, on_disk: Iterable[str]) -> dict[str, tuple[str, ...]]
     return {key: _by_expert(parts) for key, parts in made_from.items()}
 
 
+def converted_weights(model: Any, on_disk: Iterable[str]) -> frozenset[str]:
+    """The weights on disk that are merged, split or turned, not only renamed."""
+    conversion = conversion_of(model)
+    weights = {
+        source
+        for source, step in conversion.by_source.items()
+        if all(each.endswith(".weight") for each in step.source_patterns)
+    }
+    if not weights:
+        return frozenset()
+    return frozenset(name for name in on_disk if renamed(conversion, name)[1] in weights)
+
+
 def _by_expert(parts: list[tuple[int, str]]) -> tuple[str, ...]:
     """Sources of one fusion, expert by expert, gate before up."""
     seen: dict[int, int] = {}

@@ -6,7 +6,8 @@ and what stops working without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,6 +62,25 @@ def renamed(conversion: Conversion, name: str, *, converted: bool = True) -> tup
         name, renamings, converters, conversion.prefix, conversion.inside
     )
     return found
+
+
+@contextmanager
+def reading_no_values() -> Iterator[None]:
+    """Inside, a model is loaded from tensors without values, and stays without: names and shapes
+    run through everything that a loader does with them."""
+    from transformers import core_model_loading
+
+    own = core_model_loading._materialize_copy
+
+    def kept(tensor: Any, device: Any = None, dtype: Any = None) -> Any:
+        whole = tensor[...]
+        return own(whole, None if whole.is_meta else device, dtype)
+
+    core_model_loading._materialize_copy = kept
+    try:
+        yield
+    finally:
+        core_model_loading._materialize_copy = own
 
 
 def causal_classes() -> Any:

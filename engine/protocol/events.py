@@ -361,6 +361,9 @@ class Gauges(Transient, frozen=True, kw_only=True):
     memory_free: int
     gpu_name: str = ""
     gpu_used: int = 0
+    """Of all processes."""
+    gpu_own: int = 0
+    """Of the engine's process; 0 where the driver does not say, as in most containers."""
     gpu_total: int = 0
     gpu_load: float = 0.0
 

@@ -393,7 +393,8 @@ class Engine:
         while not self._closing.wait(GAUGE_SECONDS):
             if self.busy():
                 try:
-                    self._emit(read_gauges())
+                    model = self.session.model
+                    self._emit(read_gauges(model.device if model is not None else ""))
                 except Exception:
                     log.exception("the gauges cannot be read")
                     return

@@ -29,7 +29,7 @@ MEASURE_VERSION = 1
 """Version of every measurement."""
 QUANTISER_VERSION = 1
 """Version of the arithmetic of formats and methods."""
-ESTIMATOR_VERSION = 2
+ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
 MEASURED: Mapping[str, Any] = {"version": MEASURE_VERSION}
@@ -175,7 +175,8 @@ class Estimate(Key, frozen=True, kw_only=True):
     layer: str
     format: str
     together: tuple[str, ...]
-    """Formats that share one coupling of each layer, in alphabetical order."""
+    """Formats that are multiplied together, in alphabetical order: products of other shapes round
+    differently."""
     direction: p.Direction
     draws: int
     seed: int

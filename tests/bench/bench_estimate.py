@@ -88,9 +88,13 @@ class Run:
         both = [row for row in rows if "estimate" in row and "measured" in row]
         assert len(both) == len(rows) > TOP, "every layer is estimated and measured"
         return hold_against(
-            [(row["estimate"]["kl"], row["estimate"]["dnll"]) for row in both],
-            [[row["measured"][name] for name in ("kl", "kl_se", "dnll")] for row in both],  # type: ignore[misc]
+            [_figures(row["estimate"]) for row in both],
+            [_figures(row["measured"]) for row in both],
         )
+
+
+def _figures(effect: dict[str, Any]) -> tuple[float, float, float]:
+    return effect["kl"], effect["kl_se"], effect["dnll"]
 
 
 def sweep(
@@ -238,7 +242,7 @@ def test_truth(source: str, direction: str, tmp_path: Path) -> None:
     print(f"\n\n{machine()}\n")
     header = (
         "checkpoint, direction | format | K | forward passes | rank of KL | rank of ΔNLL | "
-        f"top {TOP}, with near-ties | KL within {NEAR[0]}–{NEAR[1]} | median ratio"
+        f"top {TOP}, with near-ties | KL within {NEAR[0]}–{NEAR[1]}, two errors | median ratio"
     )
     print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}")
     run = sweep(source, STANDARD_DRAWS, "--exact", "all", "--direction", direction,
@@ -249,7 +253,7 @@ def test_truth(source: str, direction: str, tmp_path: Path) -> None:
         print(
             f"| {name}, {direction} | {format} | {run.draws} | {run.forwards:.1f} | "
             f"{it.rank_kl:.3f} | {it.rank_dnll:.3f} | {it.top}, {it.top_near} | "
-            f"{it.right:.0%} of {it.layers} | {it.ratio:.2f} |"
+            f"{it.right:.0%}, {it.covered:.0%} of {it.layers} | {it.ratio:.2f} |"
         )
     formats = {row["format"] for row in run.rows}
     print(f"\n{name}: perplexity {run.document['baseline']['ppl']:.2f}, {told(run.document)}, "

@@ -25,7 +25,9 @@ from typing import Any
 
 FORMAT, BITS, GROUP = "int3-g32", 3, 32
 LIMIT = 90.0
-"""Seconds for one family."""
+"""Seconds of processor time for one family."""
+PATIENCE = 900.0
+"""Seconds for one family on a machine that is busy."""
 TOKENS, WINDOW, BATCH = 256, 32, 128
 MOST_PARAMETERS = 20_000_000
 
@@ -99,6 +101,19 @@ DEPTHS = (
 )  # fmt: skip
 SPECIAL: dict[str, dict[str, Any]] = {
     "opt": {"word_embed_proj_dim": 32, "do_layer_norm_before": False},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
+    "gpt_neo": {
+        "num_hidden_layers": 2,
+        "num_layers": 2,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "dots1": {"num_key_value_heads": 2, "n_shared_experts": 1},
+    "lfm2_moe": {
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_dense_layers": 1,
+    },
+    "longcat_flash": {"num_key_value_heads": 4, "zero_expert_num": 2},
     "zamba2": {
         "num_hidden_layers": 6,
         "num_mem_blocks": 1,
@@ -145,17 +160,28 @@ def tiny_config(family: str) -> Any:
 
 
 def _config(kind: Any, family: str, blocks: int, left_out: Collection[str]) -> Any:
-    default = kind()
     fields = {name: value for name, value in SMALL.items() if name not in left_out}
     fields |= dict.fromkeys(DEPTHS, blocks)
-    text = getattr(default, "text_config", None)
-    if text is not None and not isinstance(text, dict):
-        return kind(text_config={n: v for n, v in fields.items() if _takes(text, n)})
-    small = {name: value for name, value in fields.items() if _takes(default, name)}
-    return kind(**{**small, **SPECIAL.get(family, {})})
+    return _small(kind(), fields, SPECIAL.get(family, {}))
+
+
+def _small(default: Any, fields: dict[str, Any], special: dict[str, Any]) -> Any:
+    """A configuration of the same kind with small sizes, and its parts likewise."""
+    parts = {
+        name: _small(part, fields, special.get(name, {})).to_dict()
+        for name in default.sub_configs
+        if hasattr(part := getattr(default, name, None), "sub_configs")
+    }
+    own = {name: value for name, value in fields.items() if _takes(default, name)}
+    own |= {name: value for name, value in special.items() if name not in parts}
+    if "text_config" in parts:  # what it passes on to its text
+        own = {name: value for name, value in own.items() if name in vars(default)}
+    return type(default)(**{**own, **parts})
 
 
 def _takes(config: Any, name: str) -> bool:
+    if isinstance(getattr(type(config), name, None), property):
+        return False  # XLNet has no limit of positions
     try:
         return hasattr(config, name)
     except Exception:  # an attribute that is another one in each layer
@@ -355,12 +381,24 @@ def _child(family: str, text: str, home: str, told: Connection) -> None:
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     try:
+        _check_here()
         for line in examine(family, Path(home), text):
             told.send(line)
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         told.send(("", f"CRASH: {type(error).__name__}: {_line(error)} ({where.name})"))
     told.close()
+
+
+def _check_here() -> None:
+    """Exports are checked in this process: another one takes as long as all the rest."""
+    from engine.export import load_check
+
+    def asked(question: Any, _go_on: Any) -> str:
+        planned = isinstance(question, load_check._Planned)
+        return load_check.problem_of_plan(question) if planned else load_check.problem_of(question)
+
+    load_check._asked = asked
 
 
 def outcomes(family: str, text: str) -> list[tuple[str, str]]:
@@ -372,16 +410,26 @@ def outcomes(family: str, text: str) -> list[tuple[str, str]]:
         process = context.Process(target=_child, args=(family, text, home, theirs))
         process.start()
         theirs.close()
-        end = time.monotonic() + LIMIT
+        end = time.monotonic() + PATIENCE
         try:
-            while ours.poll(max(0.0, end - time.monotonic())):
-                found.append(ours.recv())
+            while _processor_time(process.pid) < LIMIT and time.monotonic() < end:
+                if ours.poll(1.0):
+                    found.append(ours.recv())
             found.append(("", f"no end after {LIMIT:.0f} s"))
         except EOFError:
             pass
         process.kill()
         process.join()
     return found
+
+
+def _processor_time(pid: int | None) -> float:
+    """Seconds of processor time that a process has taken; 0 where that is not known."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

@@ -34,18 +34,20 @@ class Truth:
     """Share of layers whose KL is estimated within `NEAR` of the exact one."""
     ratio: float
     """Median of estimated over exact KL."""
+    covered: float
+    """Share of layers whose KL is estimated within two of its standard errors of the exact one."""
 
 
 def hold_against(
-    estimated: Sequence[tuple[float, float]], exact: Sequence[tuple[float, float, float]]
+    estimated: Sequence[tuple[float, float, float]], exact: Sequence[tuple[float, float, float]]
 ) -> Truth:
     """Compare estimates with exact values, layer by layer.
 
     Args:
-        estimated: KL and ΔNLL of each layer.
+        estimated: KL, its standard error, ΔNLL of each layer.
         exact: KL, its standard error, ΔNLL of each layer, in the same order.
     """
-    kl, dnll = np.array(estimated).T
+    kl, kl_se, dnll = np.array(estimated).T
     true_kl, true_se, true_dnll = np.array(exact).T
     top = min(TOP, len(kl))
     chosen, worst = np.argsort(-kl)[:top], np.argsort(-true_kl)[:top]
@@ -59,6 +61,7 @@ def hold_against(
         top_near=int(sum(true_kl[i] + true_se[i] >= tenth for i in chosen)),
         right=float(np.mean((ratios >= NEAR[0]) & (ratios <= NEAR[1]))),
         ratio=float(np.median(ratios)),
+        covered=float(np.mean(abs(kl - true_kl) <= 2 * kl_se)),
     )
 
 

@@ -356,7 +356,7 @@ def test_values_that_are_not_finite_are_stored_as_zero_and_told(tmp_path: Path) 
     ("arch", "layer", "text", "why"),
     [
         ("gpt2", "transformer.h.0.attn.c_attn", "int8", "Conv1D"),
-        ("qwen3_moe", "model.layers.0.mlp.experts.gate_up_proj", "int8", "fuses the experts"),
+        ("qwen3_moe", "model.layers.0.mlp.experts.gate_up_proj", "int8", "drops plain ones"),
         ("llama", "model.embed_tokens", "int8", "cannot load an embedding"),
         ("llama", "model.layers.0.self_attn.q_proj", "int4-g48", "shorter"),
         ("llama", "model.layers.0.self_attn.q_proj", "nf4", "no nf4"),

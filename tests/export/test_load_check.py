@@ -8,15 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForMultimodalLM
 
-from engine.checkpoint import open_checkpoint
+from engine.checkpoint import list_layers, open_checkpoint
+from engine.errors import EngineError
 from engine.export import load_check
+from engine.export.compressed import writer
 from engine.export.compressed.writer import export_checkpoint
-from engine.export.load_check import NotLoadable, _Question, digest, problem_of
+from engine.export.load_check import (
+    NotLoadable,
+    _Planned,
+    _Question,
+    digest,
+    problem_of,
+    problem_of_plan,
+)
 from engine.export.writer import Request
 from engine.formats.grammar import parse_format
+from engine.model.config import auto_class
 from engine.quant.quantize import dequantized
-from tests import tiny
+from tests import tiny, wrappers
 
 LAYER = "model.layers.1.mlp.up_proj"
 
@@ -68,16 +79,68 @@ def copied(folder: Path, to: Path, tensors: dict[str, torch.Tensor]) -> Path:
     return to
 
 
-def test_a_checkpoint_that_does_not_load_is_taken_away_unless_nobody_asked(tmp_path: Path) -> None:
-    # transformers 5 merges experts on load, and with others stored as codes it drops plain ones.
-    source = tiny.build("qwen3_moe", tmp_path / "in")
-    request = asked(source, tmp_path / "out", "model.layers.0.self_attn.o_proj")
+def test_what_nothing_would_load_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its loader reads the weight of every linear module to initialise it.
+    source = tiny.build("falcon", tmp_path / "in")
+    request = asked(source, tmp_path / "out", "transformer.h.1.mlp.dense_h_to_4h")
     before = set(tmp_path.iterdir())
-    with pytest.raises(NotLoadable, match="cannot merge plain experts"):
-        export_checkpoint(replace(request, check=True))
+    written: list[object] = []
+    monkeypatch.setattr(writer, "write_shards", lambda *given: written.append(given))
+    monkeypatch.setattr(load_check, "_asked", in_this_process)
+    for refused in (writer.WRITER.check, export_checkpoint):
+        with pytest.raises(NotLoadable, match=r"weight of a module .* nothing was written"):
+            refused(replace(request, check=True))
     assert set(tmp_path.iterdir()) == before
+    assert not written
+    monkeypatch.undo()
     export_checkpoint(request)
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_what_is_read_otherwise_is_taken_away(
+    tmp_path: Path, written: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "digest", lambda _weight: "other")
+    monkeypatch.setattr(load_check, "_asked", in_this_process)
+    source, before = written[0].parent / "in", set(tmp_path.iterdir())
+    with pytest.raises(NotLoadable, match=r"other weights than were measured.*nothing is left"):
+        export_checkpoint(replace(asked(source, tmp_path / "out", LAYER), check=True))
+    assert set(tmp_path.iterdir()) == before
+
+
+def in_this_process(question: _Planned | _Question, _go_on: object) -> str:
+    if isinstance(question, _Planned):
+        return problem_of_plan(question)
+    return problem_of(question)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "mistral3"])
+def test_a_model_that_sees_beside_its_language_is_loaded_whole(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks: list[str] = []
+
+    def noting(question: _Planned | _Question, go_on: object) -> str:
+        asks.append(type(question).__name__)
+        return in_this_process(question, go_on)
+
+    monkeypatch.setattr(load_check, "_asked", noting)
+    source = wrappers.build(kind, tmp_path / "in")
+    layer = next(row.name for row in list_layers(open_checkpoint(source)) if row.role == "linear")
+    export_checkpoint(replace(asked(source, tmp_path / "out", layer), check=True))
+    assert asks == ["_Planned", "_Question"]
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert auto_class(config) is AutoModelForMultimodalLM
+
+
+def test_a_process_that_does_not_start_is_not_a_folder_that_cannot_be_written(
+    written: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_check.sys, "executable", "/nowhere/python")
+    with pytest.raises(EngineError, match=r"does not start \(/nowhere/python.*--no-check"):
+        load_check.check_loads(written[0], {}, lambda: None)
 
 
 def test_giving_up_ends_the_other_process(

@@ -219,9 +219,10 @@ def test_a_sweep_measures_every_use_together(opened: Callable[[str], Loaded]) ->
         assert found[name, "degrade"].kl == pytest.approx(expected, rel=1e-3)
 
 
-def test_slopes_add_up_over_uses(loaded: Loaded) -> None:
-    """Inner products with the gradients of plain transformers, in which ties are one parameter."""
+def test_sums_add_up_over_uses(loaded: Loaded) -> None:
+    """Products with the gradients of plain transformers, in which ties are one parameter."""
     found = walked(loaded, [FORMAT])
+    drawn = walked(loaded, [FORMAT], as_drawn=True)
     network, windows = loaded.network, reference_of(loaded).windows.ids
     model: Any = AutoModelForCausalLM.from_pretrained(loaded.opened.path, dtype=torch.float32)
     model.eval()
@@ -236,5 +237,8 @@ def test_slopes_add_up_over_uses(loaded: Loaded) -> None:
         delta = quantised(network, name) - network.weight(name)
         expected = float((delta.double() * gradient.double()).sum())
         scale = float(delta.norm() * gradient.norm())
-        total = found[name][parse_format(FORMAT)].total[0, 0]
-        assert float(total) == pytest.approx(expected, abs=2e-3 * scale), name
+        slope = found[name][parse_format(FORMAT)].slope[0, 0]
+        assert float(slope) == pytest.approx(expected, abs=2e-3 * scale), name
+        by_output = (delta.double() * gradient.double()).sum(0 if layer.role == "embedding" else -1)
+        rows = float(drawn[name][parse_format(FORMAT)].rows[0, 0])
+        assert rows == pytest.approx(float(by_output.square().sum()), rel=0.05), name

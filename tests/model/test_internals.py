@@ -32,6 +32,7 @@ PRIVATE = {
     "_is_amx_tile_supported",
     # transformers
     "_apply_gate",
+    "_materialize_copy",
     "_model_mapping",
     "_keys_to_ignore_on_load_missing",
 }
@@ -49,6 +50,16 @@ INTERNAL = (
 def model_of(arch: str, folder: Path) -> nn.Module:
     found: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(tiny.build(arch, folder))
     return found
+
+
+def test_a_model_is_loaded_from_tensors_without_values() -> None:
+    """Without it an export that nothing loads is found only after it was written."""
+    config = transformers.LlamaConfig(**{**tiny.SIZES, "num_hidden_layers": 1})
+    with torch.device("meta"):
+        state = transformers.LlamaForCausalLM(config).state_dict()
+    with transformers_internals.reading_no_values():
+        found = transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state)
+    assert all(parameter.is_meta for parameter in found.parameters())
 
 
 def test_leaves_of_a_graph_are_found() -> None:

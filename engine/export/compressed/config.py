@@ -21,12 +21,17 @@ _INPUTS = {
 }
 
 
-def quantization_config(formats: Mapping[str, Format], ignore: Iterable[str]) -> dict[str, Any]:
+def quantization_config(
+    formats: Mapping[str, Format],
+    ignore: Iterable[str],
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """The ``quantization_config`` entry of ``config.json``.
 
     Args:
-        formats: of the quantised modules, by exact name.
+        formats: of the quantised modules, by exact name; of experts by regular expression.
         ignore: names of the other linear modules; servers require all of them.
+        more: further config groups.
     """
     groups: dict[Format, list[str]] = {}
     for name, fmt in formats.items():
@@ -40,7 +45,8 @@ def quantization_config(formats: Mapping[str, Format], ignore: Iterable[str]) ->
         "config_groups": {
             f"group_{number}": _group(fmt, names)
             for number, (fmt, names) in enumerate(groups.items())
-        },
+        }
+        | dict(more or {}),
         "ignore": list(ignore),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,

@@ -13,6 +13,16 @@ from torch import Tensor
 from engine.checkpoint import Checkpoint, DiskLayer, TensorInfo, fused_groups, list_layers
 from engine.errors import CheckpointError, UsageError
 from engine.export.compressed.config import VERSION, quantization_config
+from engine.export.compressed.experts import (
+    PLAIN_EXPERTS,
+    OneExpert,
+    expert_group,
+    kept_targets,
+    merged,
+    targets,
+    why_not_read,
+    why_not_together,
+)
 from engine.export.compressed.expressed import why_not_expressed
 from engine.export.compressed.layouts import slots, tensors
 from engine.export.modules import Modules, read_modules
@@ -30,7 +40,7 @@ class Plan(NamedTuple):
     config: dict[str, Any]
     shards: dict[str, list[TensorGroup]]
     quantised: Mapping[str, str]
-    """Modules by layer."""
+    """Modules by layer, of experts their parameter."""
     notes: list[str]
 
 
@@ -83,6 +93,8 @@ def _refused(
         why = why_not_expressed(fmt, rows[layer].shape, checkpoint.dtype)
         if why is None and not fmt.kept:
             why = modules.why_not_quantised(rows[layer])
+        if why is None and rows[layer].role == "experts":
+            why = why_not_read(fmt)
         if why is None and modules.shared and pair.intersection(rows[layer].parts):
             why = (
                 "head and embedding are tied, and where they are not, transformers does not read "
@@ -90,7 +102,7 @@ def _refused(
             )
         if why is not None:
             refused[layer] = f"{fmt}: {why}" if str(fmt) not in why else why
-    return refused
+    return refused or why_not_together(rows, formats, modules.converted)
 
 
 def plan_of(
@@ -98,6 +110,7 @@ def plan_of(
     recipe: Mapping[str, str],
     scale_dtype: torch.dtype,
     stored: Callable[[DiskLayer, Format], Codes],
+    one_expert: OneExpert,
     trust_remote_code: bool,
 ) -> Plan:
     """Plan what happens to every tensor of the checkpoint, before anything is read.
@@ -107,6 +120,7 @@ def plan_of(
         recipe: formats by layer.
         scale_dtype: the dtype that scales are stored in.
         stored: returns the stored form of a layer when it is written.
+        one_expert: returns that of one expert of a layer.
         trust_remote_code: whether Python code of the checkpoint may be run.
 
     Raises:
@@ -137,6 +151,12 @@ def plan_of(
             if tensor.file != file:
                 continue
             row = owners.get(tensor.name)
+            fmt = None if row is None else changed.get(row.name)
+            if row is not None and fmt is not None and not fmt.kept and merged(row):
+                groups.append(
+                    expert_group(checkpoint, row, tensor.name, fmt, scale_dtype, one_expert)
+                )
+                continue
             groups.append(
                 _tensor_group(checkpoint, tensor, tensor.name, row, changed, scale_dtype, stored)
             )
@@ -154,11 +174,21 @@ def plan_of(
     # Where both are on disk, they are two weights, whatever the source's config says.
     own_head = any(row.role == "head" and row is not tied for row in rows.values())
     config = _config(checkpoint, untied=untied or own_head)
-    module_of = {layer: modules.module(rows[layer]) for layer in codes}
+    experts = {name: row for name, row in rows.items() if merged(row)}
+    module_of = {
+        layer: modules.experts(rows[layer]) if layer in experts else modules.module(rows[layer])
+        for layer in codes
+    }
     if codes:
-        quantised = {module_of[layer]: fmt for layer, fmt in codes.items()}
+        quantised: dict[str, Format] = {}
+        for layer, fmt in codes.items():
+            names = targets(rows[layer]) if layer in experts else [module_of[layer]]
+            quantised |= dict.fromkeys(names, fmt)
         kept = [name for name in modules.linear if name not in quantised]
-        config["quantization_config"] = quantization_config(quantised, kept)
+        kept += kept_targets(row for name, row in experts.items() if name not in codes)
+        alone = modules.converted and not any(layer in experts for layer in codes)
+        more = {"kept_experts": PLAIN_EXPERTS} if alone else {}
+        config["quantization_config"] = quantization_config(quantised, kept, more)
     return Plan(config, shards, module_of, notes)
 
 

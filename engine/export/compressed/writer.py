@@ -6,22 +6,27 @@ unpacks equal, bit for bit, those behind the figures on the screen.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
-from engine.checkpoint import DiskLayer, read_layer
+from engine.checkpoint import DiskLayer, read_expert, read_layer
 from engine.errors import EngineError, FormatError
-from engine.export.compressed.plan import FORM, plan_of, why_not_exported
+from engine.export.compressed.experts import expert_of
+from engine.export.compressed.plan import FORM, Plan, plan_of, why_not_exported
 from engine.export.folder import atomic_folder, check_destination, copied_files, copy_files
-from engine.export.load_check import check_loads, digest
+from engine.export.load_check import check_loads, check_would_load, digest
 from engine.export.tensor_groups import bytes_of, check_room, write_json, write_shards
 from engine.export.writer import Codes, Exported, NotExportable, Request
 from engine.formats.grammar import Format, needs_calibration, why_not_alone
 from engine.model.memory import GIB, memory_free, memory_needed
 from engine.quant.methods.channel_scales import only_weights
 from engine.quant.quantize import scale_dtype_for, stored_form
+from engine.quant.stored import StoredWeight
 
 
 def export_checkpoint(request: Request) -> Exported:
@@ -45,15 +50,28 @@ def export_checkpoint(request: Request) -> Exported:
     scale_dtype = request.scale_dtype or scale_dtype_for(getattr(torch, checkpoint.dtype))
     notes: list[str] = []
     digests: dict[str, str] = {}
+    experts: dict[str, dict[int, str]] = defaultdict(dict)
+    dtype = getattr(torch, checkpoint.dtype)
+    last: dict[str, tuple[int, StoredWeight]] = {}
 
     def stored(row: DiskLayer, fmt: Format) -> Codes:
         found = _stored(request, row, fmt, scale_dtype, notes)
         if request.check:
-            approx = found.approx().to(getattr(torch, checkpoint.dtype))
-            digests[plan.quantised[row.name]] = digest(approx)
+            digests[plan.quantised[row.name]] = digest(found.approx().to(dtype))
         return found
 
-    plan = plan_of(checkpoint, request.recipe, scale_dtype, stored, request.trust_remote_code)
+    def one_expert(row: DiskLayer, fmt: Format, expert: int) -> StoredWeight:
+        if row.name in last and last[row.name][0] == expert:
+            return last[row.name][1]
+        found = _stored_expert(request, row, fmt, expert, scale_dtype, notes)
+        last[row.name] = expert, found  # its gate and its up are written one after the other
+        if request.check:
+            experts[plan.quantised[row.name]][expert] = digest(found.approx().to(dtype))
+        return found
+
+    plan = plan_of(
+        checkpoint, request.recipe, scale_dtype, stored, one_expert, request.trust_remote_code
+    )
     beside = copied_files(checkpoint.folder, follow_links=checkpoint.follow_links)
     total = bytes_of(plan.shards)
     copies = sum((checkpoint.folder / file).stat().st_size for file in beside)
@@ -61,16 +79,48 @@ def export_checkpoint(request: Request) -> Exported:
     try:
         with atomic_folder(out) as folder:
             copy_files(checkpoint.folder, beside, folder)
-            write_shards(plan.shards, folder, total, request.on_progress)
             write_json(folder / "config.json", plan.config)
             if request.check:
-                notes += _checked(request, folder, digests, total)
+                _check_plan(request, plan, folder)
+            write_shards(plan.shards, folder, total, request.on_progress)
+            if request.check:
+                notes += _checked(request, folder, digests, experts, total)
     except OSError as error:
         raise EngineError(f"{out} cannot be written: {error.strerror or error}") from error
     return Exported(out, total, tuple(plan.quantised), tuple(dict.fromkeys([*plan.notes, *notes])))
 
 
-def _checked(request: Request, folder: Path, digests: Mapping[str, str], total: int) -> list[str]:
+def _check_plan(request: Request, plan: Plan, folder: Path) -> None:
+    """Load what is planned without values, from a folder with its config and code."""
+    checkpoint = request.checkpoint
+    slots = {
+        name: slot
+        for groups in plan.shards.values()
+        for group in groups
+        for name, slot in group.slots.items()
+    }
+    shapes = {}
+    for name in slots:
+        prefix, found, _ = name.partition(".weight_shape")
+        if found:
+            weight = checkpoint.tensors.get(f"{prefix}.weight")
+            shapes[name] = (1, 1) if weight is None else tuple(weight.shape)
+    check_would_load(
+        folder,
+        slots,
+        shapes,
+        lambda: request.on_progress(0, bytes_of(plan.shards), "whether transformers loads it"),
+        trust_remote_code=request.trust_remote_code,
+    )
+
+
+def _checked(
+    request: Request,
+    folder: Path,
+    digests: Mapping[str, str],
+    experts: Mapping[str, Mapping[int, str]],
+    total: int,
+) -> list[str]:
     """Load what was written, if it fits beside what is in memory; say if it was not loaded."""
     checkpoint = request.checkpoint
     shapes = (tensor.shape for tensor in checkpoint.tensors.values())
@@ -86,6 +136,7 @@ def _checked(request: Request, folder: Path, digests: Mapping[str, str], total: 
         folder,
         digests,
         lambda: request.on_progress(total, total, "loading it with transformers"),
+        experts=experts,
         trust_remote_code=request.trust_remote_code,
     )
     return []
@@ -106,6 +157,31 @@ def _stored(
     return stored_form(weight, only_weights(fmt), scale_dtype, row.name)
 
 
+def _stored_expert(
+    request: Request,
+    row: DiskLayer,
+    fmt: Format,
+    expert: int,
+    scale_dtype: torch.dtype,
+    notes: list[str],
+) -> StoredWeight:
+    """`_stored` of one expert."""
+    found = request.solved(row, fmt)
+    if found is not None:
+        return expert_of(found, expert)
+    if needs_calibration(fmt) and (why := why_not_alone(fmt)) is not None:
+        raise FormatError(f"{row.name}: {why}, and its codes were not given")
+    weight = read_expert(request.checkpoint, row, expert).to(request.device)
+    if not bool(weight.abs().amax().isfinite()):
+        notes.append(f"{row.name} has NaN or infinite values: stored as 0")
+    return stored_form(weight, only_weights(fmt), scale_dtype, row.name)
+
+
+def _nothing(*_args: object) -> Any:
+    """Nothing is written from this plan."""
+    raise AssertionError("a plan that is only checked")
+
+
 class _Writer:
     def check(self, request: Request) -> None:
         checkpoint, recipe = request.checkpoint, request.recipe
@@ -113,6 +189,19 @@ class _Writer:
         trusted = request.trust_remote_code
         if refused := why_not_exported(checkpoint, recipe, trust_remote_code=trusted):
             raise NotExportable(refused, FORM)
+        if not request.check:
+            return
+        dtype = request.scale_dtype or scale_dtype_for(getattr(torch, checkpoint.dtype))
+        plan = plan_of(checkpoint, recipe, dtype, _nothing, _nothing, trusted)
+        code = [
+            file
+            for file in copied_files(checkpoint.folder, follow_links=checkpoint.follow_links)
+            if file.suffix == ".py"
+        ]
+        with TemporaryDirectory(prefix="qtui-") as folder:
+            copy_files(checkpoint.folder, code, Path(folder))
+            write_json(Path(folder) / "config.json", plan.config)
+            _check_plan(request, plan, Path(folder))
 
     def write(self, request: Request) -> Exported:
         return export_checkpoint(request)

@@ -27,11 +27,12 @@ from engine.measure.calibration.solve import method
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.first_order import (
     Changes,
-    Moments,
+    Moved,
     Part,
     Sample,
+    Sums,
     add_effects,
-    coupled,
+    drawn_windows,
     group_of,
     product_dtype,
     sample_of,
@@ -78,7 +79,7 @@ class Point:
 
 ChangeSet = list[tuple[str, Format]]
 """Changes that are in memory at the same time."""
-Done = dict[str, dict[Format, Moments]]
+Done = dict[str, dict[Format, Sums]]
 """Results for a region's layers, by layer and format."""
 
 
@@ -115,8 +116,8 @@ class BackwardPass:
         self.losses = self.fixed + self.draws
         self.dtype = product_dtype(self.network.device, self.network.dtype)
         self.budget = loaded.budget()
-        self.moments = {
-            (name, format): Moments.empty(self.losses, self.reference.windows.count)
+        self.sums = {
+            (name, format): self._empty(self.reference.windows.count)
             for name, format in self.wanted
         }
         self.group = group_of(self.reference.windows.count, len(self.reference.batches[0]))
@@ -149,6 +150,9 @@ class BackwardPass:
                 if number + 1 == len(parts):
                     yield self._done(region)
             self.cotangents.clear()
+
+    def _empty(self, windows: int) -> Sums:
+        return Sums.empty(self.fixed, self.losses - self.fixed, windows)
 
     def _region(
         self, point: Point, region: int, part: range, begun: float, share: float
@@ -207,7 +211,9 @@ class BackwardPass:
         done: Done = {}
         for name, format in self.wanted:
             if region in (WHOLE, self.network.layers[name].start):
-                done.setdefault(name, {})[format] = self.moments.pop((name, format))
+                sums = self.sums.pop((name, format))
+                sums.close()
+                done.setdefault(name, {})[format] = sums
         return done
 
     # -- memory ----------------------------------------------------------------------------------
@@ -229,8 +235,9 @@ class BackwardPass:
             layer = self.network.layers[name]
             if region != WHOLE and region not in layer.uses:
                 continue
-            dtype = self.network.dtype if self._is_moved(name, format) else self.dtype
-            size = math.prod(layer.shape) * dtype.itemsize
+            size = math.prod(layer.shape) * self.dtype.itemsize
+            if self._is_moved(name, format):
+                size += 2 * math.prod(layer.shape) * self.network.dtype.itemsize
             if size > room and sets[-1]:
                 sets.append([])
                 room = full
@@ -247,22 +254,19 @@ class BackwardPass:
 
     def _changes(self, point: Point, name: str, formats: Sequence[Format]) -> Events[Changes]:
         weight = self.network.weight(name)
-        count = sum(not self._is_moved(name, format) for format in formats)
-        deltas = torch.empty(count, *weight.shape, dtype=self.dtype, device=weight.device)
-        plain: list[Format] = []
-        moved: dict[Format, StandIn] = {}
-        for format in formats:
+        deltas = torch.empty(len(formats), *weight.shape, dtype=self.dtype, device=weight.device)
+        moved: dict[Format, Moved] = {}
+        for at, format in enumerate(formats):
             if self.loaded.should_stop():
                 yield None
             held = yield from self._held(point, name, format)
             if isinstance(held, StandIn) and held.inputs is not None:
-                moved[format] = held
-                continue
-            approx = held.weight if isinstance(held, StandIn) else held
-            into = deltas[len(plain)]
-            self.counts.timed("estimate_s", partial(subtract, approx, weight, into))()
-            plain.append(format)
-        return Changes(tuple(plain), deltas[: len(plain)], moved)
+                alone = yield from self._quantised(name, weights_alone(format))
+                moved[format] = Moved(held, _weight_of(alone))
+                held = alone
+            step = partial(subtract, _weight_of(held), weight, deltas[at])
+            self.counts.timed("estimate_s", step)()
+        return Changes(tuple(formats), deltas, moved)
 
     def _held(self, point: Point, name: str, format: Format) -> Events[Held]:
         """What a layer computes with in a format; for experts, with unchanged inputs."""
@@ -315,16 +319,16 @@ class BackwardPass:
         network, ids = self.network, self.reference.batches[batch]
         watched = list(changes)
         first = batch * self.reference.batches[0].shape[0]
+        whole = slice(first, first + len(ids))
         held = point.held if region == WHOLE else point.held_in(region)
         rows = len(ids)
         if region == WHOLE or needs_single_windows(network, region):
             rows = 1
-        # A step that was preempted and will be repeated must leave nothing in the sums; a layer
-        # that acts in several regions adds up.
+        # A step that was preempted and will be repeated must leave nothing in the sums.
         found = {
-            (name, format): Moments.empty(self.losses, self.reference.windows.count)
+            (name, format): self._empty(len(ids))
             for name, of_layer in changes.items()
-            for format in (*of_layer.formats, *of_layer.moved)
+            for format in of_layer.formats
         }
         state = point.state(batch, region) if region >= 0 else None
         moved: list[list[Tensor]] = []
@@ -355,8 +359,10 @@ class BackwardPass:
                 )
                 moved.append(before)
             self._take(taps, changes, found, windows)
-        for key, moments in found.items():
-            self.moments[key].add(moments)
+        for (name, format), sums in found.items():
+            if len(network.layers[name].uses) == 1:
+                sums.close()  # rows of a layer that acts in several regions add up before
+            self.sums[name, format].add(sums, whole)
         if last and moved:
             self.cotangents[batch] = [torch.cat(each) for each in zip(*moved, strict=True)]
 
@@ -367,7 +373,7 @@ class BackwardPass:
         part: slice,
         held: Mapping[str, Held],
         changes: Mapping[str, Changes],
-        into: Mapping[tuple[str, Format], Moments],
+        into: Mapping[tuple[str, Format], Sums],
         windows: slice,
     ) -> list[Tensor]:
         assert state is not None
@@ -421,15 +427,16 @@ class BackwardPass:
         self,
         taps: Taps,
         changes: Mapping[str, Changes],
-        into: Mapping[tuple[str, Format], Moments],
+        into: Mapping[tuple[str, Format], Sums],
         windows: slice,
         span: tuple[int, int] | None = None,
     ) -> None:
-        """Add taps to moments; ``span`` gives their positions, if not all."""
+        """Add taps to sums; ``span`` gives their positions, if not all."""
+        first = windows.start - windows.start % self.reference.batches[0].shape[0]
         part = Part(
-            windows,
+            slice(windows.start - first, windows.stop - first),
             [self._sample(window, span) for window in range(windows.start, windows.stop)],
-            coupled(self.reference.windows.count)[windows],
+            drawn_windows(self.reference.windows.count)[windows],
             self.group,
             self.fixed,
         )
@@ -440,9 +447,8 @@ class BackwardPass:
                 # Layers that share an input share its cast.
                 given = cast.setdefault(given.data_ptr(), given.to(self.dtype))
             of_layer = changes[tap.layer]
-            moments = {f: into[tap.layer, f] for f in (*of_layer.formats, *of_layer.moved)}
-            weight = self.network.weight(tap.layer)
-            add_effects(tap, of_layer, moments, part, given, weight, self._embed(tap))
+            sums = {format: into[tap.layer, format] for format in of_layer.formats}
+            add_effects(tap, of_layer, sums, part, given, self._embed(tap))
 
     def _sample(self, window: int, span: tuple[int, int] | None) -> Sample:
         count = self.reference.windows.count
@@ -474,6 +480,10 @@ def _of_windows(state: Tensor, part: slice, windows: int) -> Tensor:
             "cannot be estimated; measure them with --exact all"
         )
     return state[part]
+
+
+def _weight_of(held: Held) -> Tensor:
+    return held.weight if isinstance(held, StandIn) else held
 
 
 def weights_alone(format: Format) -> Format:

@@ -1,17 +1,18 @@
 """Estimates every layer in every format from a few passes: KL and ΔNLL to second order.
 
-For a window *s* and a change ``ΔW`` of one layer, ``z = ⟨ΔW, G_s⟩`` with ``G_s`` the gradient of
-the window's summed loss. With targets drawn from the model's own distribution the loss has the
-Fisher information as its curvature, the Gauss–Newton matrix of KL (Martens 2014, arXiv 1412.1193,
-section 9): ``KL ≈ E[z²] / 2T`` nats per token. With the text's targets ``ΔNLL ≈ z / T + KL``.
+For a window and a change ``ΔW`` of one layer, ``z = ⟨ΔW, G⟩`` with ``G`` the gradient of the
+window's summed loss. With targets drawn from the model's own distribution the loss has the Fisher
+information as its curvature, the Gauss–Newton matrix of KL (Martens 2014, arXiv 1412.1193, section
+9): ``KL ≈ E[z²] / 2T`` nats per token. With the text's targets ``ΔNLL ≈ z / T + KL``.
 
-``z = Σ_t z_t`` over the layer's tokens. Rounding errors on different tokens are nearly
-uncorrelated,
-so that ``E[z²] ≈ E[Σ z_t²]``; and the sum of squares is known far better than the square of the
-sum: a window gives one draw of the latter and many terms of the former. So the estimate is
-``coupling · Σ z_t² / 2T``, where ``coupling = E[z²] / E[Σ z_t²]`` is estimated from all of a
-layer's formats together, shrunk towards 1 by its uncertainty (`COUPLING_PRIOR`). Its bias: a format
-whose errors couple tokens differently gets the coupling of all.
+A window gives one draw of ``z²``, far too few. But ``z`` is a sum of ``z_ti`` over tokens and
+rows, and the rounding errors of different rows of a weight are independent: ``E[z²]`` is about
+``E[Σ_i (Σ_t z_ti)²]``, of which a window gives as many terms as the weight has rows. How far rows
+do add up is seen at single tokens, of which there are many: the factor ``Σ_t (Σ_i z_ti)² / Σ_ti
+z_ti²``, shrunk towards 1 by its uncertainty (`ACROSS_PRIOR`). Derived, and compared with others, in
+``docs/estimates.md``.
+
+Of a change of inputs, rounded token by token, single tokens are independent: ``Σ_t (Σ_i z_ti)²``.
 
 For restore, where all layers are quantised, KL has a slope: ``KL(all) − KL(all but one)`` is about
 ``⟨ΔW, ∇KL(ref ‖ quantised)⟩ − E[z²] / 2T``, gradients and targets of the quantised network.
@@ -24,7 +25,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 
-import torch
 from torch import Tensor
 
 from engine import protocol as p
@@ -34,16 +34,17 @@ from engine.measure.calibration.approximate import why_not_given
 from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.backward_pass import BackwardPass, weights_alone
-from engine.measure.estimate.first_order import Moments, coupled
+from engine.measure.estimate.first_order import Sums, drawn_windows
 from engine.measure.evaluation.reference import reference_of
 from engine.session.artefact import OUTSIDE
 from engine.store import keys
 from engine.workspace import Loaded
 
-COUPLING_PRIOR = 0.25
-"""Prior standard deviation of the coupling about 1."""
-BEYOND = 0.05
-"""Relative error of the quadratic model for small changes: part of every standard error."""
+ACROSS_PRIOR = 0.2
+"""Prior standard deviation of the logarithm of what rows add up to."""
+BEYOND = 0.08
+"""Relative error of the model for small changes, part of every standard error: it is quadratic, and
+takes rows to add up over a window as they do at single tokens."""
 DOUBTFUL_KL = 0.1
 """Nats per token beyond which a change is not small."""
 
@@ -62,8 +63,8 @@ def estimate(
 
     Args:
         loaded: the model.
-        formats: for degrade, those of the settings' ``estimate_formats`` share one coupling per
-            layer, and the others another; for restore, each is taken with the whole body in it.
+        formats: for degrade, those of the settings' ``estimate_formats`` are multiplied together,
+            and the others; for restore, each is taken with the whole body in it.
         direction: whether one layer holds the format, or all but one.
         counts: of the job; adds to its ``estimate_s``.
         job: id, for progress.
@@ -100,7 +101,7 @@ def _unknown(
     counts: JobCounts,
     found: Found,
 ) -> Generator[p.AnyEvent | None, None, dict[tuple[str, Format], str]]:
-    """Announce the stored estimates of formats that share a coupling; return the other
+    """Announce the stored estimates of formats that are multiplied together; return the other
     addresses."""
     network = loaded.network
     addresses: dict[tuple[str, Format], str] = {}
@@ -139,7 +140,7 @@ def _estimated(
     job: str,
     found: Found,
 ) -> Generator[p.AnyEvent | None, None, None]:
-    """Estimate what is wanted in one backward pass, with one coupling per group."""
+    """Estimate what is wanted in one backward pass."""
     if not wanted:
         return
     formats = list(dict.fromkeys(format for group in wanted for _, format in group))
@@ -152,39 +153,29 @@ def _estimated(
         for group in wanted:
             facts: dict[str, p.Estimate] = {}
             for name, of_layer in event.items():
-                moments_of = {f: m for f, m in of_layer.items() if (name, f) in group}
-                if not moments_of:
-                    continue
-                coupling = _coupling(list(moments_of.values()), backward.fixed)
-                for format, moments in moments_of.items():
-                    fact = _fact(loaded, backward, name, format, moments, coupling)
-                    facts[group[name, format]] = found[str(format)][name] = fact
+                for format, sums in of_layer.items():
+                    if (name, format) in group:
+                        fact = _fact(loaded, backward, name, format, sums)
+                        facts[group[name, format]] = found[str(format)][name] = fact
             if facts:
                 counts.measured += len(facts)
                 yield p.Learned(tuple(facts), tuple(facts.values()))
 
 
 def _fact(
-    loaded: Loaded,
-    backward: BackwardPass,
-    name: str,
-    format: Format,
-    moments: Moments,
-    coupling: tuple[float, float],
+    loaded: Loaded, backward: BackwardPass, name: str, format: Format, sums: Sums
 ) -> p.Estimate:
-    reference = reference_of(loaded)
-    targets = reference.windows.targets
-    slope = moments.total[: backward.fixed] / targets  # [losses, windows], nats per token
-    curve = moments.square[backward.fixed :].mean(0) / (2 * targets)
-    shared = float(curve.mean()) * math.hypot(coupling[1], BEYOND)
+    windows = reference_of(loaded).windows
+    slopes = [_mean(_grouped(of_loss, backward.group) / windows.targets) for of_loss in sums.slope]
+    curve, curve_se = curvature(sums, drawn_windows(windows.count), windows.targets)
     if backward.direction == "degrade":
-        kl = coupling[0] * curve
-        dnll = _grouped(slope[0] + kl, backward.group)
+        (slope, slope_se) = slopes[0]
+        kl_mean, kl_se = curve, curve_se
+        dnll_mean, dnll_se = slope + curve, math.hypot(slope_se, curve_se)
     else:
-        kl = _grouped(slope[1] - coupling[0] * curve, backward.group)
-        dnll = _grouped(slope[0] - coupling[0] * curve, backward.group)
-    kl_mean, kl_se = _mean(kl, shared)
-    dnll_mean, dnll_se = _mean(dnll, shared)
+        (slope, slope_se), (of_kl, of_kl_se) = slopes
+        kl_mean, kl_se = of_kl - curve, math.hypot(of_kl_se, curve_se)
+        dnll_mean, dnll_se = slope - curve, math.hypot(slope_se, curve_se)
     return p.Estimate(
         layer=name,
         format=str(format),
@@ -193,7 +184,7 @@ def _fact(
         kl_se=kl_se,
         dnll=dnll_mean,
         dnll_se=dnll_se,
-        tokens=reference.windows.count * targets,
+        tokens=windows.count * windows.targets,
         draws=loaded.settings.draws,
         doubt=_doubt(loaded, backward.direction, name, format, abs(kl_mean)),
     )
@@ -218,26 +209,32 @@ def _doubt(loaded: Loaded, direction: p.Direction, name: str, format: Format, kl
     return ""
 
 
-def _coupling(found: Sequence[Moments], fixed: int) -> tuple[float, float]:
-    """``E[z²] / E[Σ z_t²]`` of a layer, shrunk towards 1, and its standard error."""
-    some = coupled(found[0].total.shape[-1])
-    whole = torch.zeros(int(some.sum()), dtype=torch.float64)
-    parts = torch.zeros_like(whole)
-    for moments in found:
-        square = moments.square[fixed:, some].mean(0)
-        if not (mean := float(square.mean())) > 0 or not math.isfinite(mean):
-            continue
-        whole += moments.total[fixed:, some].square().mean(0) / mean
-        parts += square / mean
-    windows = len(whole)
-    if windows < 2 or not float(parts.sum()) > 0:
-        return 1.0, COUPLING_PRIOR
-    ratio = float(whole.sum() / parts.sum())
-    # Standard error of a ratio of sums over windows.
-    spread = (whole - ratio * parts).std() / parts.mean() / math.sqrt(windows)
-    variance = float(spread) ** 2
-    trust = COUPLING_PRIOR**2 / (COUPLING_PRIOR**2 + variance)
-    return max(1 + trust * (ratio - 1), 0.0), COUPLING_PRIOR * math.sqrt(1 - trust)
+def curvature(sums: Sums, drawn: Tensor, targets: int) -> tuple[float, float]:
+    """``E[z²] / 2T`` of a change, in nats per token, and its standard error.
+
+    Args:
+        sums: of the change, closed.
+        drawn: the windows whose rows were summed.
+        targets: of a window.
+    """
+    factor, factor_se = rows_add_up(sums)
+    rows, inputs = (each.mean(0)[drawn] / (2 * targets) for each in (sums.rows, sums.inputs))
+    curve, error = _mean(factor * rows + inputs)
+    return curve, math.hypot(error, factor * float(rows.mean()) * factor_se, curve * BEYOND)
+
+
+def rows_add_up(sums: Sums) -> tuple[float, float]:
+    """``E[Σ_t (Σ_i z_ti)²] / E[Σ_ti z_ti²]``, shrunk towards 1, and its relative standard error.
+
+    The variance of its logarithm is that of a sum of squares of independent normal variables,
+    ``2 Σ σ⁴ / (Σ σ²)²``, with ``z⁴ / 3`` for ``σ⁴``; the same again for what that leaves out, since
+    neighbouring tokens are not quite independent.
+    """
+    whole, apart, fourth = (float(each.sum()) for each in sums.across)
+    if not (whole > 0 and apart > 0 and math.isfinite(whole + apart + fourth)):
+        return 1.0, ACROSS_PRIOR
+    trust = ACROSS_PRIOR**2 / (ACROSS_PRIOR**2 + 4 / 3 * fourth / whole**2)
+    return (whole / apart) ** trust, ACROSS_PRIOR * math.sqrt(1 - trust)
 
 
 def _grouped(values: Tensor, group: int) -> Tensor:
@@ -245,8 +242,8 @@ def _grouped(values: Tensor, group: int) -> Tensor:
     return values.reshape(-1, group).mean(-1)
 
 
-def _mean(values: Tensor, extra: float) -> tuple[float, float]:
-    """Mean over windows, and its standard error combined with a shared one."""
+def _mean(values: Tensor) -> tuple[float, float]:
+    """Mean over windows, and its standard error."""
     if len(values) < 2:
         return float(values.mean()), math.nan
-    return float(values.mean()), math.hypot(float(values.std()) / math.sqrt(len(values)), extra)
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))

@@ -1,10 +1,14 @@
 """First-order effects: how much a loss changes when a layer's weight changes a little.
 
 For a layer with inputs ``x_t`` and output gradients ``g_t``, a change ``ΔW`` of its weight changes
-the loss by ``z = Σ_t z_t`` with ``z_t = g_tᵀ ΔW x_t`` to first order. Two sums over each window are
-kept. ``Σ z_t`` comes from ``⟨ΔW, G⟩`` with ``G = Σ g_t x_tᵀ``: one product for each loss, whatever
-the number of changes. ``Σ z_t²`` needs ``ΔW x_t`` of every change; it is a mean of so many terms
-that a share of the tokens is enough for it.
+the loss of a window by ``z = Σ_ti z_ti`` with ``z_ti = g_ti (ΔW x_t)_i`` to first order, over its
+tokens and the rows of the weight. What is kept of them:
+
+- of the text's own targets ``Σ_ti z_ti``, which is ``⟨ΔW, G⟩`` with ``G = Σ_t g_t x_tᵀ``: one
+  product for each loss, whatever the number of changes;
+- of drawn targets ``Σ_i (Σ_t z_ti)²``, from the same ``G``, row by row;
+- of drawn targets and a share of the tokens ``Σ_ti z_ti²`` and ``Σ_t (Σ_i z_ti)²``, which need
+  ``ΔW x_t`` of every change. Their ratio tells how errors of different rows add up.
 
 Products are made in bfloat16 where the processor has matrix units for it: the errors of single
 terms are random and drown in their sum.
@@ -13,7 +17,7 @@ terms are random and drown in their sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,14 +30,14 @@ from engine.model.network import StandIn
 from engine.model.processor import has_matrix_units
 from engine.quant.rows import matrices, row_chunks
 
-SQUARES = 2048
-"""Tokens whose squares are taken, at most, over all windows."""
-COUPLED = 64
+SAMPLED = 2048
+"""Tokens at which the sum over rows is taken, at most, over all windows."""
+DRAWN = 64
 """Windows whose sums are taken of drawn targets, at least, where there are so many."""
 GROUPS = 32
 """Groups of windows that a standard error is made of, where windows are more than twice as many."""
 OPENING = 4
-"""First tokens of a window whose squares are always taken: attention may rest on them."""
+"""First tokens of a window that are always among them: attention may rest on them."""
 TILE_BYTES = {"cpu": 4 << 20, "cuda": 128 << 20}
 """Bytes of gradients of a few rows of a weight, over all windows of a micro-batch: what fits a
 cache, or where every product is a kernel to be started, what makes few of them."""
@@ -48,34 +52,81 @@ class Changes:
     deltas: Tensor
     """``Ŵ − W``, ``[formats, out, in]`` or ``[formats, experts, out, in]``, in the dtype products
     are made in."""
-    moved: Mapping[Format, StandIn]
-    """Where inputs change too."""
+    moved: Mapping[Format, Moved]
+    """Where inputs change too: what that changes beside ``Ŵ − W``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """A format that also changes a layer's inputs."""
+
+    held: StandIn
+    """What the layer computes with."""
+    weight: Tensor
+    """``Ŵ`` for unchanged inputs, ``[out, in]``."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """How far its output is from ``Ŵ x``, ``[..., out]``."""
+        assert self.held.inputs is not None
+        changed = functional.linear(self.held.inputs(inputs), self.held.weight.to(inputs.dtype))
+        return changed - functional.linear(inputs, self.weight.to(inputs.dtype))
 
 
 @dataclass(eq=False)
-class Moments:
-    """Sums over the tokens of each window, float64 ``[losses, windows]``."""
+class Sums:
+    """Sums over the tokens of each window for one change of one layer.
 
-    total: Tensor
-    """``Σ_t z_t``."""
-    square: Tensor
-    """``Σ_t z_t²``."""
+    What is summed before it is squared is kept by row until `close`, since the tokens of a window
+    may come in parts and a layer may act in several places.
+    """
+
+    slope: Tensor
+    """``Σ_ti z_ti`` of targets that were not drawn, float64 ``[losses, windows]``."""
+    rows: Tensor
+    """``Σ_i (Σ_t z_ti)²``, float64 ``[draws, windows]``; zero before `close`."""
+    inputs: Tensor
+    """``Σ_t z_t²`` of the change of inputs alone, float64 ``[draws, windows]``."""
+    across: Tensor
+    """``Σ_t (Σ_i z_ti)²``, ``Σ_ti z_ti²`` and ``Σ_t (Σ_i z_ti)⁴`` of sampled tokens, each of which
+    counts for several, float64 ``[3, draws, windows]``."""
+    open_rows: Tensor | None = None
+    """``Σ_t z_ti``, float32 ``[draws, windows, rows]``."""
 
     @classmethod
-    def empty(cls, losses: int, windows: int) -> Moments:
-        """Of no tokens yet."""
-        shape = (losses, windows)
-        return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
+    def empty(cls, losses: int, draws: int, windows: int) -> Sums:
+        """Of no tokens yet, for some losses of targets that were not drawn."""
 
-    def add(self, other: Moments) -> None:
-        """Add those of other tokens, or of another place that the layer acts in."""
-        self.total += other.total
-        self.square += other.square
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64)
+
+        drawn = (draws, windows)
+        return cls(zeros(losses, windows), zeros(*drawn), zeros(*drawn), zeros(3, *drawn))
+
+    def add_rows(self, windows: slice, values: Tensor) -> None:
+        """Add ``Σ_t z_ti`` of some windows, ``[draws, windows, rows]``."""
+        if self.open_rows is None:
+            self.open_rows = torch.zeros(*self.rows.shape, values.shape[-1])
+        self.open_rows[:, windows] += values.cpu()
+
+    def add(self, other: Sums, windows: slice) -> None:
+        """Add those of some windows: other tokens, or another place that the layer acts in."""
+        self.slope[:, windows] += other.slope
+        self.rows[:, windows] += other.rows
+        self.inputs[:, windows] += other.inputs
+        self.across[..., windows] += other.across
+        if other.open_rows is not None:
+            self.add_rows(windows, other.open_rows)
+
+    def close(self) -> None:
+        """Square what was summed: no tokens will be added to these windows any more."""
+        if self.open_rows is not None:
+            self.rows += self.open_rows.double().square().sum(-1)
+            self.open_rows = None
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """The tokens of each window whose squares are taken, and what each stands for."""
+    """Some tokens of a window, and what each stands for."""
 
     positions: Tensor
     """int64 ``[tokens]``."""
@@ -85,7 +136,7 @@ class Sample:
 
 def sample_of(window: int, windows: int, seq_len: int) -> Sample:
     """Some tokens of a window: the first few, and others at equal distances."""
-    wanted = max(1, SQUARES // max(1, windows))
+    wanted = max(1, SAMPLED // max(1, windows))
     if wanted >= seq_len:
         return Sample(torch.arange(seq_len), torch.ones(seq_len))
     first = min(OPENING, seq_len)
@@ -114,11 +165,11 @@ class Part:
     """Which windows taps are of, and what is summed over them."""
 
     windows: slice
-    """Among all windows."""
+    """Among those that the sums are of."""
     samples: Sequence[Sample]
     """Of each of these windows, as many tokens each."""
-    coupled: Tensor
-    """Which of these windows couple, bool ``[windows]``: see `coupled`."""
+    drawn: Tensor
+    """Of which of these windows rows are summed, bool ``[windows]``: see `drawn_windows`."""
     group: int
     """Windows whose sums for targets that were not drawn are made together."""
     drawn_from: int
@@ -136,50 +187,66 @@ def subtract(approx: Tensor, weight: Tensor, into: Tensor) -> None:
 def add_effects(
     tap: Tap | WeightTap,
     changes: Changes,
-    moments: Mapping[Format, Moments],
+    sums: Mapping[Format, Sums],
     part: Part,
     inputs: Tensor,
-    weight: Tensor,
     embed: Embed | None = None,
 ) -> None:
-    """Add what reached a layer on some windows to the moments of its changes.
+    """Add what reached a layer on some windows to the sums of its changes.
 
     Args:
         tap: what reached it.
         changes: of that layer; of experts those of the weight alone.
-        moments: of each format.
+        sums: of each format.
         part: which windows these are.
         inputs: the tap's, in the dtype that products are made in.
-        weight: ``W``, for changes of inputs.
         embed: for an embedding.
     """
-    windows = part.windows
     if isinstance(tap, WeightTap):
-        for format, z in zip(changes.formats, _weight_sums(tap, changes.deltas), strict=True):
-            moments[format].total[:, windows] += z[:, None]
-            moments[format].square[:, windows] += z.square()[:, None]
+        for at, format in enumerate(changes.formats):
+            _add_weight_rows(tap, changes.deltas[at], sums[format], part)
         return
     if embed is not None:
         for format, delta in zip(changes.formats, changes.deltas, strict=True):
-            _add_tokens(tap, embed(delta), moments[format], windows)
-    elif changes.formats:
+            _add_tokens(tap, embed(delta), sums[format], part)
+        return
+    if changes.formats:
         cast = Tap(tap.layer, inputs, tuple(g.to(inputs.dtype) for g in tap.gradients))
-        picked, weights = _picked(cast, part)
-        squares = (_effects(picked, changes.deltas).square() * weights).sum(-1).double().cpu()
-        totals = _window_sums(cast, changes.deltas, part)
-        for at, format in enumerate(changes.formats):
-            moments[format].total[:, windows] += totals[:, at]
-            moments[format].square[part.drawn_from :, windows] += squares[:, at]
-    for format, change in changes.moved.items():
-        _add_tokens(tap, _moved(tap.inputs, change, weight), moments[format], windows)
+        across = _across(*_picked(cast, part), changes.deltas).double().cpu()
+        found = [sums[format] for format in changes.formats]
+        _add_slopes(cast, changes.deltas, found, part)
+        _add_rows(cast, changes.deltas, found, part)
+        for at, each in enumerate(found):
+            each.across[..., part.windows] += across[:, :, at]
+    for format, moved in changes.moved.items():
+        _add_inputs(tap, moved(tap.inputs), sums[format], part)
 
 
-def _add_tokens(tap: Tap, moved: Tensor, found: Moments, windows: slice) -> None:
+def _add_tokens(tap: Tap, moved: Tensor, found: Sums, part: Part) -> None:
     """Add what comes of a change of the layer's output, ``[windows, tokens, out]``."""
+    drawn = part.drawn.to(moved.device)[:, None]
+    rows: list[Tensor] = []
+    for loss, gradient in enumerate(tap.gradients):
+        z = gradient.float() * moved.float()
+        if loss < part.drawn_from:
+            found.slope[loss, part.windows] += z.sum((1, 2)).double().cpu()
+            continue
+        squares = z.sum(-1).square()
+        each = (squares.sum(-1), z.square().sum((1, 2)), squares.square().sum(-1))
+        found.across[:, len(rows), part.windows] += torch.stack(each).double().cpu()
+        rows.append(z.sum(1) * drawn)
+    found.add_rows(part.windows, torch.stack(rows))
+
+
+def _add_inputs(tap: Tap, moved: Tensor, found: Sums, part: Part) -> None:
+    """Add what comes of a change of the layer's inputs, ``[windows, tokens, out]``."""
     for loss, gradient in enumerate(tap.gradients):
         z = torch.linalg.vecdot(gradient.float(), moved.float()).double().cpu()
-        found.total[loss, windows] += z.sum(-1)
-        found.square[loss, windows] += z.square().sum(-1)
+        draw = loss - part.drawn_from
+        if draw < 0:
+            found.slope[loss, part.windows] += z.sum(-1)
+        else:
+            found.inputs[draw, part.windows] += z.square().sum(-1)
 
 
 def _picked(tap: Tap, part: Part) -> tuple[Tap, Tensor]:
@@ -199,27 +266,30 @@ def _picked(tap: Tap, part: Part) -> tuple[Tap, Tensor]:
     return Tap(tap.layer, chosen(tap.inputs), tuple(map(chosen, gradients))), weights
 
 
-def _effects(tap: Tap, deltas: Tensor) -> Tensor:
-    """``z`` of every token, ``[losses, changes, windows, tokens]``, float32."""
+def _across(tap: Tap, weights: Tensor, deltas: Tensor) -> Tensor:
+    """What rows add up to at single tokens, ``[3, draws, changes, windows]``: see `Sums.across`."""
     windows, tokens = tap.inputs.shape[:2]
     inputs = tap.inputs.reshape(windows * tokens, -1).to(deltas.dtype)
     moved = functional.linear(inputs, deltas.flatten(0, 1)).view(len(inputs), len(deltas), -1)
-    gradients = torch.stack([g.reshape(len(inputs), -1) for g in tap.gradients], -1)
-    z = torch.bmm(moved.float(), gradients.float())  # [tokens of all windows, changes, losses]
-    return z.permute(2, 1, 0).reshape(-1, len(deltas), windows, tokens)
+    moved = moved.float()
+    gradients = torch.stack([g.reshape(len(inputs), -1) for g in tap.gradients], -1).float()
+
+    def by_token(products: Tensor) -> Tensor:  # [tokens of all windows, changes, draws]
+        return products.permute(2, 1, 0).reshape(-1, len(deltas), windows, tokens)
+
+    whole = by_token(torch.bmm(moved, gradients)).square()
+    apart = by_token(torch.bmm(moved.square_(), gradients.square_()))
+    return torch.stack([
+        (whole * weights).sum(-1),
+        (apart * weights).sum(-1),
+        (whole * weights).square().sum(-1),
+    ])  # fmt: skip
 
 
-def _moved(inputs: Tensor, change: StandIn, weight: Tensor) -> Tensor:
-    """``Ŵ x' − W x``, where inputs change."""
-    assert change.inputs is not None
-    changed = functional.linear(change.inputs(inputs), change.weight.to(inputs.dtype))
-    return changed - functional.linear(inputs, weight.to(inputs.dtype))
-
-
-def coupled(windows: int) -> Tensor:
-    """The windows whose sums are taken of drawn targets too: one in a few, bool ``[windows]``."""
+def drawn_windows(windows: int) -> Tensor:
+    """The windows whose rows are summed of drawn targets: one in a few, bool ``[windows]``."""
     found = torch.zeros(windows, dtype=torch.bool)
-    found[:: max(1, windows // COUPLED)] = True
+    found[:: max(1, windows // DRAWN)] = True
     return found
 
 
@@ -231,49 +301,66 @@ def group_of(windows: int, batch: int) -> int:
     return size
 
 
-def _window_sums(tap: Tap, deltas: Tensor, part: Part) -> Tensor:
-    """``⟨ΔW, G⟩`` of every loss, change and window, ``[losses, changes, windows]``, float64.
+def _tiles(deltas: Tensor, windows: int) -> Iterator[slice]:
+    """Rows whose gradients of all windows fit a tile."""
+    size = TILE_BYTES.get(deltas.device.type, TILE_BYTES["cpu"])
+    rows = max(1, size // (windows * deltas.shape[-1] * deltas.dtype.itemsize))
+    for top in range(0, deltas.shape[1], rows):
+        yield slice(top, top + rows)
 
-    Of targets that were not drawn a group of windows has its mean in the place of each.
+
+def _add_slopes(tap: Tap, deltas: Tensor, found: Sequence[Sums], part: Part) -> None:
+    """Add ``⟨ΔW, G⟩`` of targets that were not drawn.
+
+    A group of windows has its mean in the place of each.
     """
     windows, _, width = tap.inputs.shape
     group = part.group if windows % part.group == 0 else 1
-    tile_bytes = TILE_BYTES.get(deltas.device.type, TILE_BYTES["cpu"])
-    rows = max(1, tile_bytes // (windows * width * deltas.dtype.itemsize))
-    total = torch.zeros(
-        len(tap.gradients), len(deltas), windows, dtype=torch.float64, device=deltas.device
-    )
-    some = part.coupled.nonzero().flatten().tolist()
-    together = tap.inputs.reshape(windows // group, -1, width)
-    apart = tap.inputs[some]
-    gradients = [
-        g.reshape(windows // group, -1, g.shape[-1]) if loss < part.drawn_from else g[some]
-        for loss, g in enumerate(tap.gradients)
-    ]
-    for top in range(0, deltas.shape[1], rows):
-        tile = slice(top, top + rows)
+    inputs = tap.inputs.reshape(windows // group, -1, width)
+    shape = (part.drawn_from, len(deltas), windows // group)
+    total = torch.zeros(shape, dtype=torch.float64, device=deltas.device)
+    for tile in _tiles(deltas, windows):
         # In float32: oneDNN divides by zero in a thin, long product of bfloat16.
         delta = deltas[:, tile].flatten(1).float()
-        for loss, g in enumerate(gradients):
-            inputs = together if loss < part.drawn_from else apart
-            if not len(inputs):
-                continue
+        for loss in range(part.drawn_from):
+            g = tap.gradients[loss].reshape(len(inputs), -1, deltas.shape[1])
             G = torch.bmm(g[..., tile].transpose(1, 2), inputs)
-            found = (delta @ G.flatten(1).float().T).double()
-            if loss < part.drawn_from:
-                total[loss] += found.repeat_interleave(group, -1) / group
-            else:
-                total[loss, :, some] += found
-    return total.cpu()
+            total[loss] += (delta @ G.flatten(1).float().T).double()
+    total = (total.repeat_interleave(group, -1) / group).cpu()
+    for at, each in enumerate(found):
+        each.slope[:, part.windows] += total[:, at]
 
 
-def _weight_sums(tap: WeightTap, deltas: Tensor) -> Tensor:
-    """``⟨ΔW, G⟩`` of experts, one matrix after the other: ``[changes, losses]``, float64."""
-    total = torch.zeros(len(deltas), len(tap.gradients), dtype=torch.float64, device=deltas.device)
-    for expert in range(deltas.shape[1]):
-        delta = deltas[:, expert].flatten(1).float()
-        for loss, gradient in enumerate(tap.gradients):
-            total[:, loss] += torch.linalg.vecdot(
-                delta, gradient[expert].flatten().float()
-            ).double()
-    return total.cpu()
+def _add_rows(tap: Tap, deltas: Tensor, found: Sequence[Sums], part: Part) -> None:
+    """Add ``Σ_t z_ti`` of drawn targets."""
+    some = part.drawn.nonzero().flatten().tolist()
+    if not some:
+        return
+    inputs = tap.inputs if len(some) == len(tap.inputs) else tap.inputs[some]
+    gradients = [g if len(some) == len(g) else g[some] for g in tap.gradients[part.drawn_from :]]
+    count, rows = deltas.shape[:2]
+    shape = (count, len(gradients), len(tap.inputs), rows)
+    total = torch.zeros(shape, device=deltas.device)
+    for tile in _tiles(deltas, len(some)):
+        delta = deltas[:, tile].float().permute(1, 2, 0)  # [rows, in, changes]
+        for draw, g in enumerate(gradients):
+            G = torch.bmm(g[..., tile].transpose(1, 2), inputs).float()
+            total[:, draw, some, tile] = torch.bmm(G.transpose(0, 1), delta).permute(2, 1, 0)
+    for each, of_change in zip(found, total.cpu(), strict=True):
+        each.add_rows(part.windows, of_change)
+
+
+def _add_weight_rows(tap: WeightTap, delta: Tensor, found: Sums, part: Part) -> None:
+    """Add ``Σ_t z_ti`` of experts, one matrix after the other, and their slopes, of one window."""
+    found_rows: list[Tensor] = []
+    for loss, gradient in enumerate(tap.gradients):
+        z = torch.cat([
+            torch.linalg.vecdot(change.float(), of_expert.float())
+            for change, of_expert in zip(delta, gradient, strict=True)
+        ])  # fmt: skip
+        if loss < part.drawn_from:
+            found.slope[loss, part.windows] += z.double().sum().cpu()
+        else:
+            found_rows.append(z)
+    if bool(part.drawn.all()):
+        found.add_rows(part.windows, torch.stack(found_rows)[:, None])

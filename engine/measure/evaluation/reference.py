@@ -142,17 +142,19 @@ class Reference:
     def _arrive(self, batch: int, lane: Lane, collected: Collected) -> None:
         assert self.plan is not None
         ids = self.batches[batch]
-        nll = torch.zeros(ids.shape[0], dtype=torch.float64)
+        # Added up on the device: reading a number from it waits for all work before.
+        sums = torch.zeros(ids.shape[0], dtype=torch.float64, device=ids.device)
         lses, logits, first = {}, {}, {}
         for chunk, (a, b) in enumerate(self.chunks):
             z = self.network.logits(ids, lane.reached(), (a, b)).float()
             lse = torch.logsumexp(z, -1)
             target = z.gather(-1, ids[:, a + 1 : b + 1, None]).squeeze(-1)
-            nll += (lse - target).double().sum(-1).cpu()
+            sums += (lse - target).double().sum(-1)
             lses[batch, chunk] = lse
             first[batch, chunk] = z.argmax(-1, keepdim=True)
             if self.plan.logits:
                 logits[batch, chunk] = self.memory.device.put(z)
+        nll = sums.cpu()
         check_finite(self.network, ids, nll)
         # All at once, so that an abandoned forward leaves nothing behind.
         for table in (*lses.values(), *first.values()):
@@ -165,8 +167,13 @@ class Reference:
 
     @torch.no_grad()
     def plain(self, batch: int) -> None:
-        """The model's own forward on one micro-batch with all logits; caches nothing."""
+        """The model's own forward on one micro-batch with all logits; caches nothing.
+
+        Waits for the device: it is timed.
+        """
         self.network.run(self.batches[batch], None)
+        if self.network.device.type == "cuda":
+            torch.cuda.synchronize(self.network.device)
 
     def nll_sums(self) -> Tensor:
         """Summed NLL of each window, ``[windows]`` float64, once every micro-batch was run."""
@@ -237,7 +244,7 @@ class Reference:
             after = range(end, end + 1)
             weights = {n: w for n, w in weights.items() if network.layers[n].acts_in(after)}
         final: Tensor | None = None
-        sums = [torch.zeros(ids.shape[0], dtype=torch.float64) for _ in range(3)]
+        sums = torch.zeros(3, ids.shape[0], dtype=torch.float64, device=ids.device)
         for chunk, (a, b) in enumerate(self.chunks):
             stored = self._logits.get((batch, chunk))
             if stored is not None:
@@ -256,8 +263,8 @@ class Reference:
                     self._first[batch, chunk][rows, at],
                 )
                 for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
-                    total[rows] += part.cpu()
-        return Tally(*sums)
+                    total[rows] += part
+        return Tally(*sums.cpu())
 
     # -- caching the states of recipes ------------------------------------------------------------
 
@@ -287,9 +294,12 @@ class Reference:
             first: list[Tensor] = []
             network.visit(ids, -1, None, lambda _i, state: first.append(state), until=0)
             sample = first[0]
+            on_gpu = network.device.type == "cuda"
+            if on_gpu:
+                torch.cuda.synchronize(network.device)
             begun = time.perf_counter()
             network.final_state(ids, blocks - 1, sample)
-            if network.device.type == "cuda":
+            if on_gpu:
                 torch.cuda.synchronize(network.device)
             self.memory.weigh(sample, time.perf_counter() - begun)
         reading = self.memory.reading if self.memory.beyond else None

@@ -100,6 +100,7 @@ def rounded_otherwise(network: Network, ids: Tensor) -> dict[str, Held]:
         network.resume(ids[:1, :FEW_TOKENS], -1, None)
     room = memory_free(network.device) // 2
     held: dict[str, Held] = {}
+    moved: dict[torch.Size, Tensor] = {}
     for name, layer in reversed(network.layers.items()):
         weight = network.weight(name)
         if name not in called:
@@ -107,16 +108,26 @@ def rounded_otherwise(network: Network, ids: Tensor) -> dict[str, Held]:
         if (room := room - weight.nbytes) < 0:
             break
         order = torch.randperm(layer.shape[-1], generator=_seeded(weight)).to(weight.device)
-        held[name] = StandIn(weight[:, order], partial(_rounded_again, order))
+        held[name] = StandIn(weight[:, order], partial(_rounded_again, order, moved))
     return held
 
 
-def _rounded_again(order: Tensor, inputs: Tensor) -> Tensor:
-    """Inputs in another order; in 16 bits also changed by up to half of ``eps``, relative."""
+def _rounded_again(order: Tensor, moved: dict[torch.Size, Tensor], inputs: Tensor) -> Tensor:
+    """Inputs in another order; in 16 bits also changed by up to half of ``eps``, relative.
+
+    Args:
+        order: of the columns.
+        moved: by how much inputs of each shape are changed, drawn when first needed: the same for
+            all layers, since they share inputs.
+        inputs: ``[…, in]``.
+    """
     if inputs.element_size() < 4:
-        chance = torch.rand(inputs.shape, generator=_seeded(inputs))
-        moved = 1 + (chance - 0.5) * torch.finfo(inputs.dtype).eps
-        inputs = (inputs.float() * moved.to(inputs.device)).to(inputs.dtype)
+        if inputs.shape not in moved:
+            chance = torch.rand(inputs.shape, generator=_seeded(inputs))
+            moved[inputs.shape] = (1 + (chance - 0.5) * torch.finfo(inputs.dtype).eps).to(
+                inputs.device
+            )
+        inputs = (inputs.float() * moved[inputs.shape]).to(inputs.dtype)
     return inputs[..., order]
 
 

@@ -141,8 +141,12 @@ def _move(W1: Tensor, h: Tensor, err: Tensor) -> None:
     """``W1 −= h errᵀ``, in parts that are too small for PyTorch to split among threads.
 
     Threads that synchronise at every column take longer than one alone, on a busy machine a hundred
-    times as long; and one alone gives the same bits however many threads there are.
+    times as long; and one alone gives the same bits however many threads there are. A GPU takes all
+    at once.
     """
+    if W1.device.type != "cpu":
+        W1.addr_(h, err, alpha=-1)
+        return
     rows = (_SHARED - 1) // len(err) or len(W1)
     for start in range(0, len(W1), max(1, rows)):
         part = slice(start, start + rows)

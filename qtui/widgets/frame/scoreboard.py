@@ -241,6 +241,8 @@ class Scoreboard(Lines):
         if now.gpu_total:
             load = f"gpu {now.gpu_load:.0%}"
             used = f"{n.size(now.gpu_used)} of {n.size(now.gpu_total)}"
+            if now.gpu_own and now.gpu_used - now.gpu_own > now.gpu_total / 20:
+                used = f"{n.size(now.gpu_own)} here, {used}"
             variants = [f"{load}  {used}  {cpu}  {memory}", f"{load}  {used}", load]
         else:
             variants = [f"{cpu}  {memory}", f"{cpu}  {n.size(now.rss)}", cpu]

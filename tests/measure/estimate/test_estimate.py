@@ -19,7 +19,7 @@ from engine.measure.estimate import backward_pass
 from engine.measure.estimate import first_order as products
 from engine.measure.estimate.backward_pass import BackwardPass
 from engine.measure.estimate.estimate import estimate
-from engine.measure.estimate.first_order import Moments, sample_of
+from engine.measure.estimate.first_order import Sums, sample_of
 from engine.measure.evaluation.reference import reference_of
 from engine.model import gradients
 from engine.quant.quantize import dequantized
@@ -63,21 +63,27 @@ def walked(
     direction: p.Direction = "degrade",
     *,
     as_drawn: bool = False,
+    roles: tuple[str, ...] = (),
 ) -> Any:
-    """What a backward pass finds; ``as_drawn`` takes squares of the text's own labels too."""
+    """What a backward pass finds of layers of some roles, else of all.
+
+    ``as_drawn`` takes the text's own labels for the first draw.
+    """
     network = loaded.network
     parsed = [parse_format(format) for format in formats]
     wanted = [
         (name, format)
         for name, layer in network.layers.items()
         for format in parsed
-        if direction == "degrade" or layer.block is not None
+        if (direction == "degrade" or layer.block is not None)
+        and (not roles or layer.role in roles)
     ]
     counts = JobCounts(timings={"estimate_s": 0.0})
     backward = BackwardPass(loaded, parsed, direction, counts, "job", [wanted])
     if as_drawn:
         backward.fixed = 0
-    found: dict[str, dict[Format, Moments]] = {}
+        backward.sums = {at: backward._empty(backward.reference.windows.count) for at in wanted}
+    found: dict[str, dict[Format, Sums]] = {}
     for event in drain(backward.run())[0]:
         if isinstance(event, dict):
             found.update(event)
@@ -130,12 +136,37 @@ def test_slopes_are_inner_products_with_plain_gradients(
                 delta = delta_of(loaded, name, format)
                 expected = float((delta.double() * gradient.double()).sum())
                 scale = float(delta.norm() * gradient.norm())
-                total = found[name][parse_format(format)].total[0, window]
-                assert float(total) == pytest.approx(expected, abs=2e-5 * scale)
+                slope = found[name][parse_format(format)].slope[0, window]
+                assert float(slope) == pytest.approx(expected, abs=2e-5 * scale)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_sums_by_row_are_those_of_plain_gradients(
+    arch: str, tmp_path: Path, prose: Path, exact: None
+) -> None:
+    loaded = opened(tiny.build(arch, tmp_path / arch), tmp_path, prose, tokens=64)
+    found = walked(loaded, ["int4-g32"], as_drawn=True)
+    network, reference = loaded.network, reference_of(loaded)
+    model = plain(loaded)
+    for window, ids in enumerate(reference.windows.ids):
+        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").backward()
+        for name, layer in network.layers.items():
+            gradient = parameter_of(loaded, model, name).grad
+            assert gradient is not None
+            products = network.slot(name).oriented(
+                delta_of(loaded, name, "int4-g32").double() * gradient.double()
+            )
+            # Of an embedding a column is what a row is elsewhere: one output.
+            rows = products.sum(0 if layer.role == "embedding" else -1)
+            sums = found[name][parse_format("int4-g32")]
+            expected = float(rows.square().sum())
+            assert float(sums.rows[0, window]) == pytest.approx(expected, rel=1e-3, abs=1e-12), name
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3"])
-def test_squares_are_those_of_every_token(
+def test_sums_across_rows_are_those_of_every_token(
     arch: str, tmp_path: Path, prose: Path, exact: None
 ) -> None:
     """Against the gradient of the same loss with respect to a change made for one token alone."""
@@ -158,14 +189,28 @@ def test_squares_are_those_of_every_token(
         torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").backward()
         hook.remove()
         delta = delta_of(loaded, name, "int4-g32").double()
-        z = torch.zeros(len(ids), dtype=torch.float64)
+        z = torch.zeros(len(ids), layer.shape[0], dtype=torch.float64)
         for given, gave in seen:
             assert gave.grad is not None
-            z += ((given[0].double() @ delta.T) * gave.grad[0].double()).sum(-1)
-        moments = found[name][parse_format("int4-g32")]
-        assert float(moments.square[0, 0]) == pytest.approx(
-            float(z.detach().square().sum()), rel=1e-3
-        )
+            z += (given[0].double() @ delta.T) * gave.grad[0].double()
+        z = z.detach()
+        sums = found[name][parse_format("int4-g32")]
+        expected = [z.sum(-1).square().sum(), z.square().sum(), (z.sum(-1) ** 4).sum()]
+        for got, right in zip(sums.across[:, 0, 0], expected, strict=True):
+            assert float(got) == pytest.approx(float(right), rel=2e-3), name
+
+
+def test_of_changed_inputs_what_is_beside_the_weights_is_summed_by_token(
+    tmp_path: Path, prose: Path, exact: None
+) -> None:
+    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose, tokens=32)
+    found = walked(loaded, ["int8", "int8+a8"], as_drawn=True, roles=("linear", "head"))
+    for name, by_format in found.items():
+        weights, both = (by_format[parse_format(text)] for text in ("int8", "int8+a8"))
+        assert torch.equal(weights.rows, both.rows), name
+        assert torch.equal(weights.across, both.across), name
+        assert not weights.inputs.any(), name
+        assert bool((both.inputs > 0).all()), name
 
 
 def test_products_in_bfloat16_are_near_those_in_float32(
@@ -178,8 +223,8 @@ def test_products_in_bfloat16_are_near_those_in_float32(
     request.getfixturevalue("exact")
     fine = walked(loaded, ["int4-g32"])
     for name, by_format in fine.items():
-        for format, moments in by_format.items():
-            one, other = moments.square.sum(), coarse[name][format].square.sum()
+        for format, sums in by_format.items():
+            one, other = sums.rows.sum(), coarse[name][format].rows.sum()
             assert float(other) == pytest.approx(float(one), rel=0.03), name
 
 
@@ -249,10 +294,11 @@ def test_little_memory_changes_no_figure(tmp_path: Path, prose: Path, exact: Non
     tight = opened(folder, tmp_path / "b", prose, memory_budget=30_000)
     narrow = walked(tight, FORMATS)
     for name, by_format in roomy.items():
-        for format, moments in by_format.items():
+        for format, sums in by_format.items():
             other = narrow[name][format]
-            assert torch.allclose(moments.total[0], other.total[0], rtol=1e-4, atol=1e-9), name
-            assert torch.allclose(moments.square, other.square, rtol=1e-4, atol=1e-12), name
+            assert torch.allclose(sums.slope, other.slope, rtol=1e-4, atol=1e-9), name
+            assert torch.allclose(sums.rows, other.rows, rtol=1e-4, atol=1e-12), name
+            assert torch.allclose(sums.across, other.across, rtol=1e-4, atol=1e-12), name
 
 
 def test_an_estimate_broken_off_leaves_the_network_at_rest(tmp_path: Path, prose: Path) -> None:
@@ -372,9 +418,10 @@ def test_giving_way_half_way_through_a_step_changes_no_figure(
     disturbed = walked(loaded, ["int8"])
     assert given_way > 1
     for name, by_format in calm.items():
-        for format, moments in by_format.items():
-            assert torch.equal(moments.total, disturbed[name][format].total), name
-            assert torch.equal(moments.square, disturbed[name][format].square), name
+        for format, sums in by_format.items():
+            assert torch.equal(sums.slope, disturbed[name][format].slope), name
+            assert torch.equal(sums.rows, disturbed[name][format].rows), name
+            assert torch.equal(sums.across, disturbed[name][format].across), name
 
 
 def test_windows_have_their_labels_however_they_come_together(
@@ -384,10 +431,10 @@ def test_windows_have_their_labels_however_they_come_together(
     one = walked(opened(folder, tmp_path / "a", prose, batch_tokens=32), ["int8"])
     other = walked(opened(folder, tmp_path / "b", prose, batch_tokens=128), ["int8"])
     for name, by_format in one.items():
-        for format, moments in by_format.items():
-            assert torch.allclose(
-                moments.square, other[name][format].square, rtol=1e-3, atol=1e-12
-            ), name
+        for format, sums in by_format.items():
+            again = other[name][format]
+            assert torch.allclose(sums.rows, again.rows, rtol=1e-3, atol=1e-12), name
+            assert torch.allclose(sums.across, again.across, rtol=1e-3, atol=1e-12), name
 
 
 @pytest.mark.parametrize("method", ["+a8", "+smooth.5:online+a8", "+a8:static"])
@@ -415,7 +462,7 @@ def test_every_position_has_its_turn_in_a_sample(
     step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seq_len, windows = 4 + 4 * step, 200
-    monkeypatch.setattr(products, "SQUARES", 8 * windows)
+    monkeypatch.setattr(products, "SAMPLED", 8 * windows)
     seen = {int(at) for w in range(windows) for at in sample_of(w, windows, seq_len).positions}
     assert seen == set(range(seq_len))
 

@@ -1,0 +1,138 @@
+"""Estimates held against exact measurement, on a checkpoint and a text of your own.
+
+    python -m tests.bench.against_exact FOLDER TEXT --formats int4-g128,int8 --every 5 --draws 1,2,4
+
+Measures the layers of every Nth block exactly, another block for each kind of layer, and all layers
+outside the blocks; estimates them with each number of draws; prints a row for each. What was
+measured is kept in a file, so that a run cut short goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import torch
+
+from engine.formats.grammar import Format, parse_format
+from engine.formats.storage import why_not_held
+from engine.measure.calibration.approximate import approximated, why_not_given
+from engine.measure.counts import JobCounts
+from engine.measure.estimate.estimate import estimate
+from engine.measure.evaluation.evaluate import baseline
+from engine.measure.evaluation.reference import reference_of
+from engine.protocol import Settings
+from engine.store.facts import FactStore
+from engine.workspace import Loaded
+from tests.bench.truth import NEAR, TOP, hold_against, machine
+from tests.drive import load
+
+T = TypeVar("T")
+Exact = dict[str, list[float]]
+"""KL, its standard error and ΔNLL by ``FORMAT LAYER``."""
+
+
+def through(steps: Generator[object, None, T]) -> T:
+    """What a job's steps return."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+
+def chosen(loaded: Loaded, every: int) -> Iterator[str]:
+    """Layers of every Nth block, those of a kind two blocks after those of the kind before."""
+    kinds: dict[str, int] = {}
+    for name, layer in loaded.network.layers.items():
+        shift = 2 * kinds.setdefault(name.rpartition(".")[2], len(kinds))
+        if layer.block is None or (layer.block + shift) % every == 0:
+            yield name
+
+
+def measure(loaded: Loaded, name: str, format: Format, counts: JobCounts) -> list[float]:
+    """KL, its standard error and ΔNLL of one layer in a format, nats per token."""
+    reference = reference_of(loaded)
+    held = through(approximated(loaded, name, format, counts))
+    start = loaded.network.layers[name].start
+    tallies = [
+        reference.measure(batch, start, {name: held}) for batch in range(len(reference.batches))
+    ]
+    targets = reference.windows.targets
+    kl = torch.cat([tally.kl for tally in tallies]) / targets
+    dnll = torch.cat([tally.dnll for tally in tallies]) / targets
+    return [float(kl.mean()), float(kl.std()) / len(kl) ** 0.5, float(dnll.mean())]
+
+
+def exact_of(
+    loaded: Loaded, formats: Sequence[Format], every: int, kept: Path, counts: JobCounts
+) -> Exact:
+    """Measure what is not in the file yet."""
+    found: Exact = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in chosen(loaded, every):
+        for format in formats:
+            shape = loaded.network.layers[name].shape
+            if why_not_held(format, shape) or why_not_given(loaded, name, format):
+                continue
+            if (key := f"{format} {name}") not in found:
+                found[key] = measure(loaded, name, format, counts)
+                kept.write_text(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    """Print a table of one row for each format and number of draws."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder")
+    parser.add_argument("text")
+    parser.add_argument("--formats", default="int3-g128,int4-g128,int8,nf4,q4_k,int4-g128+a8")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--draws", default="1")
+    parser.add_argument("--kept", type=Path, default=Path("exact.json"))
+    given = parser.parse_args()
+    formats = [parse_format(text) for text in given.formats.split(",")]
+    settings = Settings(
+        text=given.text, tokens=given.tokens, seq_len=given.seq_len, device="cpu", dtype="fp32",
+        estimate_formats=tuple(map(str, formats)),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as home:
+        loaded = load(given.folder, FactStore(Path(home, "facts.sqlite")), settings)
+        counts = JobCounts()
+        through(baseline(loaded, counts))
+        exact = exact_of(loaded, formats, given.every, given.kept, counts)
+        print(f"\n{machine()}\n")
+        header = (
+            f"format | K | layers | rank of KL | rank of ΔNLL | top {TOP}, with near-ties | "
+            f"KL within {NEAR[0]}–{NEAR[1]} | within two errors | median ratio | seconds"
+        )
+        print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}")
+        for draws in map(int, given.draws.split(",")):
+            loaded.opened.workspace.settings = msgspec.structs.replace(settings, draws=draws)
+            begun = time.perf_counter()
+            found = through(estimate(loaded, formats, "degrade", JobCounts(), "bench"))
+            seconds = time.perf_counter() - begun
+            for text, by_layer in found.items():
+                both = [name for name in by_layer if f"{text} {name}" in exact]
+                if len(both) < 3:
+                    continue
+                it = hold_against(
+                    [(e.kl, e.kl_se, e.dnll) for e in (by_layer[name] for name in both)],
+                    [tuple(exact[f"{text} {name}"]) for name in both],  # type: ignore[misc]
+                )
+                print(
+                    f"| `{text}` | {draws} | {it.layers} | {it.rank_kl:.3f} | {it.rank_dnll:.3f} | "
+                    f"{it.top}, {it.top_near} | {it.right:.0%} | {it.covered:.0%} | "
+                    f"{it.ratio:.2f} | {seconds:.0f} |"
+                )
+
+
+if __name__ == "__main__":
+    main()
