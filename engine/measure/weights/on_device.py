@@ -60,8 +60,8 @@ def moved(weight: Tensor, device: torch.device) -> Tensor:
     source, target = weight.detach().contiguous().view(-1), there.view(-1)
     size = max(1, min(TILE_BYTES // weight.element_size(), source.numel()))
     buffers = [torch.empty(size, dtype=weight.dtype, pin_memory=cuda) for _ in range(2)]
-    copied = [torch.cuda.Event() for _ in range(2)] if cuda else []
-    stream = torch.cuda.Stream(device) if cuda else None
+    copied = [torch.cuda.Event() for _ in range(2)] if cuda else []  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
     if stream is not None:  # the memory may still be read by what it held before
         stream.wait_stream(torch.cuda.current_stream(device))
     for turn, start in enumerate(range(0, source.numel(), size)):
