@@ -9,7 +9,7 @@ import msgspec
 
 from engine.errors import FormatError
 from engine.formats.catalogue import BASES, KEPT, METHODS, Keys
-from engine.formats.grammar import parse_format, why_not_built
+from engine.formats.grammar import parse_format, why_not_built, without_blanks
 from engine.formats.storage import stored_bits, why_not_held
 
 TYPICAL = (4096, 4096)
@@ -48,7 +48,7 @@ def complete_format(
         shape: of the layers that would hold it, ``[out, in]`` or ``[experts, out, in]``, used to
             compute bits per weight; None uses `TYPICAL`.
     """
-    typed = text.strip().lower()
+    typed = without_blanks(text)
     found: dict[str, tuple[tuple[bool, bool, bool], Completion]] = {}
     for candidate in _candidates(typed):
         if candidate not in found and (judged := _judged(candidate, shape)) is not None:
@@ -72,7 +72,7 @@ def explain_format(text: str, shape: Sequence[int] | None = None) -> tuple[str |
     Returns:
         The canonical text and its bits per weight; or None, and why it cannot be used.
     """
-    typed = text.strip().lower()
+    typed = without_blanks(text)
     if not typed:
         return None, "type a format, such as int4-g128"
     if typed == KEPT:
@@ -88,11 +88,11 @@ def explain_format(text: str, shape: Sequence[int] | None = None) -> tuple[str |
     except FormatError as error:
         return None, str(error)
     of = "" if shape is not None else f" in a weight of {' x '.join(map(str, TYPICAL))}"
-    return str(format), f"{format}: {_bits(bits)} a weight{of}"
+    return str(format), f"{format}: {_bits(bits)} per weight{of}"
 
 
 def _bits(bits: float) -> str:
-    return f"{bits:.2f}".removesuffix(".00") + " bit"
+    return f"{bits:.2f}".removesuffix(".00") + " bits"
 
 
 def _judged(candidate: str, shape: Sequence[int] | None) -> tuple[bool, str] | None:

@@ -30,6 +30,7 @@ from engine.formats.catalogue import (
 )
 
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?")
+_AROUND_MARKS = re.compile(r"\s*([+:=])\s*")
 _BLOCK = re.compile(r"block([0-9]{1,7})")
 
 
@@ -123,14 +124,19 @@ class Format(msgspec.Struct, frozen=True):
         return text
 
 
+def without_blanks(text: str) -> str:
+    """A format as typed in lower case, without blanks around it and its marks: ``int4 + clip``."""
+    return _AROUND_MARKS.sub(r"\1", text.strip().lower())
+
+
 def parse_format(text: str) -> Format:
-    """Parse a format, ignoring case and surrounding blanks.
+    """Parse a format, ignoring case and blanks around it and its marks.
 
     Raises:
         FormatError: Not a format, or an impossible combination. The message says what is wrong, and
             for a misspelt name which known one is nearest.
     """
-    head, *tails = text.strip().lower().split("+")
+    head, *tails = without_blanks(text).split("+")
     spelled, *keys = head.split(":")
     name, words = _split_name(spelled)
     base = BASES[name]

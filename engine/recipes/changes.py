@@ -21,6 +21,7 @@ from engine.formats.grammar import (
     without_folds,
 )
 from engine.formats.storage import stored_bits, why_not_held
+from engine.recipes.file import nearest
 from engine.recipes.mixes import Row, asked_of, held_instead
 from engine.session import Session, Tried
 from engine.session.artefact import bits_as_stored
@@ -289,7 +290,9 @@ def _there(
 def _row(session: Session, layer: str) -> int:
     row = session.row(layer)
     if row is None:
-        raise UsageError(f"the checkpoint has no layer {layer!r}")
+        near = nearest(layer, session.layers.names)
+        hint = f": did you mean {near!r}?" if near else ""
+        raise UsageError(f"the checkpoint has no layer {layer!r}{hint}")
     return row
 
 

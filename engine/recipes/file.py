@@ -5,7 +5,9 @@ With ``recipe = "Q4_K_M"`` its lines override a built-in recipe.
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,17 @@ from engine.recipes.mixes import recipe_named
 from engine.session import Session
 
 SCHEMA = "qtui.recipe/1"
+KEYS = {
+    "schema": f'`"{SCHEMA}"`; required',
+    "checkpoint": "the checkpoint that it was written for: another one is warned of, not refused",
+    "default": "format of the layers of the body that no line names; kept as stored if missing",
+    "recipe": 'a built-in recipe that the lines override, such as `"Q4_K_M"`',
+    "layers": "a table: the exact name of a layer, or `re:` and a regular expression, each with a "
+    "format",
+}
+"""Keys of a recipe file, with what each means."""
+MOST_COMPARED = 5000
+"""Names that a misspelt one is compared with, at most."""
 
 
 class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,11 +72,33 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
                 what = "matches no layer" if line.startswith("re:") else "is not a layer"
                 raise UsageError(
                     f"{self.path}: [layers] {line!r} {what} of {session.source}: "
-                    f"its layers are called like {layers.names[0]!r}"
+                    f"{_instead(line, layers.names)}"
                     if layers.names
                     else f"{self.path}: [layers] {line!r} {what}: the checkpoint has none"
                 )
         return recipe
+
+
+def _instead(line: str, names: Sequence[str]) -> str:
+    """What to write instead of a line that names no layer."""
+    if line.startswith("re:"):
+        inside = line.removeprefix("re:")
+        if any(re.search(inside, name) for name in names):
+            return f"a pattern begins where the name does: did you mean {f're:.*{inside}'!r}?"
+    elif near := nearest(line, names):
+        return f"did you mean {near!r}?"
+    return f"its layers are called like {names[0]!r}"
+
+
+def nearest(wanted: str, names: Sequence[str]) -> str | None:
+    """The name that is most like one that does not exist; None if none is alike."""
+    last = wanted.rpartition(".")[2]
+    # Of many names only those with the same last part are compared: it takes time for each.
+    alike = [name for name in names if name.rpartition(".")[2] == last] or names
+    if wanted and (ends := [name for name in alike if name.endswith(f".{wanted}")]):
+        return ends[0]
+    step = max(1, len(alike) // MOST_COMPARED)
+    return next(iter(difflib.get_close_matches(wanted, alike[::step], n=1, cutoff=0.7)), None)
 
 
 def names_file(given: str) -> bool:
@@ -106,9 +141,15 @@ def read_recipe(path: Path) -> RecipeFile:
         raise UsageError(f'{path}: `schema` is missing: write schema = "{SCHEMA}"')
     if table["schema"] != SCHEMA:
         raise UsageError(f"{path}: `schema` is {table['schema']!r}, expected {SCHEMA!r}")
-    unknown = sorted(set(table) - {"schema", "checkpoint", "default", "recipe", "layers"})
+    unknown = sorted(set(table) - KEYS.keys())
     if unknown:
-        raise UsageError(f"{path}: `{unknown[0]}` is not a key of {SCHEMA}")
+        near = difflib.get_close_matches(unknown[0], KEYS, n=1)
+        hint = f"did you mean `{near[0]}`? " if near else ""
+        known = ", ".join(f"`{key}`" for key in KEYS)
+        raise UsageError(
+            f"{path}: `{unknown[0]}` is not a key of {SCHEMA}: {hint}There are {known}; lines for "
+            "layers stand under [layers]"
+        )
     layers = table.get("layers", {})
     if not isinstance(layers, dict):
         raise UsageError(f"{path}: `layers` is not a table: write [layers]")

@@ -60,6 +60,7 @@ def triage_document(
         timings=_timings(job),
         histogram=next((histogram(x) for x in answers if isinstance(x, p.HistogramReady)), UNSET),
         experts=next((experts(x) for x in answers if isinstance(x, p.ExpertsReady)), UNSET),
+        remarks=[note.message for note in session.notices if note.level == "warning"] or UNSET,
     )
 
 

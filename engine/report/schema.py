@@ -166,6 +166,8 @@ class TriageDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     """Histogram of the layer that ``--histogram`` names."""
     experts: ExpertsPart | UnsetType = UNSET
     """Experts of the layer that ``--experts`` names."""
+    remarks: list[str] | UnsetType = UNSET
+    """What the table does not show, such as layers that one block lacks and its neighbours have."""
 
 
 class BaselinePart(Part, frozen=True, kw_only=True):

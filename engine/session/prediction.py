@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache
 import msgspec
 
 from engine import protocol as p
+from engine.errors import FormatError
 from engine.formats.grammar import Format, parse_format
 from engine.session.correction import Correction, fitted
 from engine.session.state import Session
@@ -214,5 +215,9 @@ class _Effects:
 
 @lru_cache(maxsize=1024)
 def _plain(format: str) -> Format:
-    """A format without its methods."""
-    return msgspec.structs.replace(parse_format(format), methods=())
+    """A format without its methods, unless it cannot be without them."""
+    parsed = parse_format(format)
+    try:
+        return msgspec.structs.replace(parsed, methods=())
+    except FormatError:
+        return parsed

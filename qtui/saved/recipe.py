@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from engine.formats.catalogue import KEPT
 from engine.recipes.file import SCHEMA
+from engine.recipes.shorten import shortened
 from engine.session import predict
 from qtui.saved.view import View
 from qtui.views.reproduce import command
@@ -14,7 +13,7 @@ from qtui.views.text import printable
 
 
 def recipe_toml(view: View, path: Path) -> tuple[str, str]:
-    """The changed layers by their exact names, and the command that measures them.
+    """The recipe with patterns where they are shorter, and the command that measures it.
 
     Args:
         view: whose session has the recipe.
@@ -44,11 +43,9 @@ def recipe_toml(view: View, path: Path) -> tuple[str, str]:
         )
     lines = [f"# {printable(line)}" for line in said]
     lines += [f"schema = {basic(SCHEMA)}", f"checkpoint = {basic(_checkpoint(view))}"]
-    lines += [f"default = {basic(KEPT)}", "", "[layers]"]
-    # In the order of the model, as the table has them.
-    for name, held in zip(session.layers.names, session.layers.holds, strict=True):
-        if name in session.changed:
-            lines.append(f"{basic(_exactly(name))} = {basic(held)}")
+    default, named = shortened(session, session.changed)
+    lines += [f"default = {basic(default)}", "", "[layers]"]
+    lines += [f"{basic(name)} = {basic(held)}" for name, held in named]
     return "\n".join([*lines, ""]), measures
 
 
@@ -63,11 +60,6 @@ def _escaped(char: str) -> str:
     if char.isprintable():
         return char
     return f"\\u{ord(char):04X}" if ord(char) < 0x10000 else f"\\U{ord(char):08X}"
-
-
-def _exactly(name: str) -> str:
-    """A layer's name; one that looks like a pattern becomes a pattern that matches it alone."""
-    return f"re:{re.escape(name)}$" if name.startswith("re:") else name
 
 
 def _checkpoint(view: View) -> str:

@@ -101,6 +101,19 @@ DEPTHS = (
 )  # fmt: skip
 SPECIAL: dict[str, dict[str, Any]] = {
     "opt": {"word_embed_proj_dim": 32, "do_layer_norm_before": False},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
+    "gpt_neo": {
+        "num_hidden_layers": 2,
+        "num_layers": 2,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "dots1": {"num_key_value_heads": 2, "n_shared_experts": 1},
+    "lfm2_moe": {
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_dense_layers": 1,
+    },
+    "longcat_flash": {"num_key_value_heads": 4, "zero_expert_num": 2},
     "zamba2": {
         "num_hidden_layers": 6,
         "num_mem_blocks": 1,
@@ -368,12 +381,24 @@ def _child(family: str, text: str, home: str, told: Connection) -> None:
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     try:
+        _check_here()
         for line in examine(family, Path(home), text):
             told.send(line)
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         told.send(("", f"CRASH: {type(error).__name__}: {_line(error)} ({where.name})"))
     told.close()
+
+
+def _check_here() -> None:
+    """Exports are checked in this process: another one takes as long as all the rest."""
+    from engine.export import load_check
+
+    def asked(question: Any, _go_on: Any) -> str:
+        planned = isinstance(question, load_check._Planned)
+        return load_check.problem_of_plan(question) if planned else load_check.problem_of(question)
+
+    load_check._asked = asked
 
 
 def outcomes(family: str, text: str) -> list[tuple[str, str]]:

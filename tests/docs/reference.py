@@ -20,6 +20,7 @@ import msgspec
 import typer.main
 from typer.core import TyperArgument, TyperGroup
 
+from engine.recipes.file import KEYS
 from engine.report import schema
 from engine.report.figures import figures
 
@@ -153,9 +154,17 @@ def figure_reference() -> str:
     return "\n".join(lines)
 
 
+def recipe_reference() -> str:
+    """The keys of a recipe file."""
+    lines = ["| key | what it is |", "|---|---|"]
+    lines += [f"| `{key}` | {_escaped(about)} |" for key, about in KEYS.items()]
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "figures.md": figure_reference,
     "json.md": json_reference,
+    "recipes.md": recipe_reference,
     "command-line.md": command_reference,
 }
 

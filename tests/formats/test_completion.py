@@ -141,7 +141,7 @@ def test_any_text_is_explained(text: str) -> None:
 @pytest.mark.parametrize("text", ["int4", "int4-g64", "int3-g128", "int8"])
 def test_completion_and_explanation_tell_the_same_bits(shape: tuple[int, ...], text: str) -> None:
     says = complete_format(text, 1, shape)[0].says
-    assert says == explain_format(text, shape)[1].partition(": ")[2].removesuffix(" a weight")
+    assert says == explain_format(text, shape)[1].partition(": ")[2].removesuffix(" per weight")
     assert float(says.split()[0]) == pytest.approx(
         stored_bits(parse_format(text), shape) / prod(shape), abs=0.005
     )
@@ -161,3 +161,11 @@ def test_what_the_layer_cannot_hold_comes_last_with_its_reason() -> None:
 def test_a_key_that_waits_for_its_number_can_be_chosen() -> None:
     (found,) = [each for each in complete_format("kmeans3:") if each.text == "kmeans3:sparse="]
     assert found.usable
+
+
+@pytest.mark.parametrize("text", ["int4 +clip", " int4 + clip ", "INT4+ clip", "int4+clip"])
+def test_blanks_around_marks_are_ignored(text: str) -> None:
+    canonical, says = explain_format(text)
+    assert canonical == "int4-g128+clip"
+    assert "4.16 bits per weight" in says
+    assert complete_format(text, 1)[0].text == "int4+clip"

@@ -156,6 +156,18 @@ def test_what_is_not_finite_is_null(sweep: dict[str, Any]) -> None:
     assert "not finite" in tables.triage_text(triage_document(session))
 
 
+def test_what_the_table_of_a_triage_lacks_comes_before_it() -> None:
+    session = folded(p.Triage())
+    assert "remarks" not in as_json(triage_document(session))
+    lacking = "block 1 lacks mlp.up_proj, which other blocks have"
+    apply(session, p.Notice("warning", lacking))
+    apply(session, p.Notice("info", "stored in fp8"))
+    document = triage_document(session)
+    assert as_json(document)["remarks"] == [lacking]
+    text = tables.triage_text(document)
+    assert text.index(lacking) < text.index(r.names()[0])
+
+
 def test_what_was_not_measured_has_no_key() -> None:
     session = folded()
     layer = as_json(triage_document(session))["layers"][0]

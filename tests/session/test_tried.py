@@ -178,6 +178,10 @@ def test_an_unknown_format_is_filled_in_by_its_weight_error() -> None:
     assert found is not None
     assert found.kl == pytest.approx(of(session, Q))
     assert found.filled == 1
+    did(session, change(session, [Q], "e8-2+hadamard"))  # not possible without its method
+    found = predict(session)
+    assert found is not None
+    assert found.missing == 1
     did(session, change(session, [Q], "nf4"))
     found = predict(session)
     assert found is not None

@@ -38,6 +38,7 @@ def triage_text(document: s.TriageDocument) -> str:
     ]
     return paragraphs(
         about(document.model),
+        "" if isinstance(document.remarks, UnsetType) else "\n".join(document.remarks),
         table(headings, rows, left={0, 1, 2, 6}),
         _legend(document),
         fallback_lines(document.fallbacks),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +14,8 @@ from engine.errors import EngineError
 from engine.formats.completion import complete_format, explain_format
 from engine.formats.grammar import parse_format
 from engine.formats.storage import why_not_held
+from engine.report.wording import short
+from engine.session import Predictor, Session
 from engine.store.paths import session_folder, session_name
 from qtui.background import in_thread
 from qtui.saved.clipboard import copy, what_to_copy
@@ -25,12 +28,15 @@ from qtui.views.filter import FilterError, parse_filter
 from qtui.views.filter.completion import complete_filter
 from qtui.views.filter.verdict import judge_filter
 from qtui.views.filter.words import filter_fields
+from qtui.views.text import Glyphs
 from qtui.widgets.prompt.prompt import Completion, Prompt, Verdict, open_prompt
 
 if TYPE_CHECKING:
     from qtui.screens.workbench.screen import Workbench
 
 
+MOST_PREDICTED = 2000
+"""Layers for which the KL of every offered format is predicted while a format is typed."""
 _SEARCHES = re.compile(r"(?:^|\s)[-!]?re:")
 
 
@@ -147,9 +153,13 @@ class Prompts:
                 return Verdict(True, says)
             return _held_by(canonical, shapes, says)
 
+        kl_of = predicted_kl(bench.session, layers, bench.glyphs)
         prompt = Prompt(
             f"format for {_in_a_label(bench.scope_words())}",
-            lambda value: _complete_format(value, alike),
+            lambda value: [
+                offer._replace(says=offer.says + kl_of(offer.text))
+                for offer in _complete_format(value, alike)
+            ],
             judge,
             kind="format",
             placeholder="int4-g64, int3-channel-sym, fp8-e4m3, ...",
@@ -271,6 +281,31 @@ def _begins_field(term: str) -> bool:
     )
 
 
+def predicted_kl(session: Session, layers: Sequence[str], glyphs: Glyphs) -> Callable[[str], str]:
+    """Says what KL a recipe is predicted to have with these layers in a format; else nothing.
+
+    Nothing is said where most of it is not known, or where there are so many layers that keys
+    would wait.
+    """
+    predictor = Predictor(session) if 0 < len(layers) <= MOST_PREDICTED else None
+
+    @lru_cache(maxsize=256)
+    def say(format: str) -> str:
+        canonical, _ = explain_format(format)
+        if predictor is None or canonical is None:
+            return ""
+        kept = canonical == "kept"
+        held = {
+            layer: session.kept(session.index[layer]) if kept else canonical for layer in layers
+        }
+        predicted = predictor.predict(held)
+        if predicted is None or predicted.vague:
+            return ""
+        return f"  recipe KL{glyphs.kilo} {glyphs.about}{short(1000 * predicted.kl)}"
+
+    return say
+
+
 def _in_a_label(scope: str) -> str:
     """``kind q_proj: 5 layers`` without its colon: the label has one of its own."""
     what, colon, number = scope.rpartition(": ")
@@ -297,5 +332,7 @@ def _held_by(format: str, shapes: Sequence[Sequence[int]], says: str) -> Verdict
     parsed = parse_format(format)
     reasons = [why for shape in shapes if (why := why_not_held(parsed, shape)) is not None]
     if reasons:
-        return Verdict(False, f"{len(reasons)} of {len(shapes)} layers cannot use it: {reasons[0]}")
+        return Verdict(
+            False, f"{len(reasons)} of {len(shapes)} layers cannot hold it: {reasons[0]}"
+        )
     return Verdict(True, says)

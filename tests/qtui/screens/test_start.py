@@ -42,7 +42,7 @@ def test_how_long_ago(seconds: float, long: str, short: str) -> None:
 
 
 def test_what_is_known_of_a_session_in_words() -> None:
-    whole = "36/37 layers measured, 3 changed, PPL 26.17 → 26.42, 4.31 bit"
+    whole = "36/37 layers measured, 3 changed, PPL 26.17 → 26.42, 4.31 bits"
     assert recent.known(session("a"), UNICODE, 80) == whole
     assert recent.known(session("a"), PLAIN, 30) == "36/37, PPL 26.17 -> 26.42"
     assert recent.known(session("a"), UNICODE, 6) == "36/37"
@@ -146,7 +146,7 @@ async def test_sessions_are_listed_with_what_is_known_and_running_ones_first() -
         assert "running" in rows[0]
         assert "Llama 7.6B" in rows[0]
         assert "5 min ago" in rows[1]
-        assert "36/37 layers measured, 3 changed, PPL 26.17 → 26.42, 4.31 bit" in rows[2]
+        assert "36/37 layers measured, 3 changed, PPL 26.17 → 26.42, 4.31 bits" in rows[2]
         assert "● 1 running" in d.screen()
         assert "bundled: no download" in d.screen()
 

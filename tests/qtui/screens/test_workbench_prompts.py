@@ -130,8 +130,8 @@ async def test_completions_of_a_format_tell_the_bits_of_the_layers_in_scope() ->
         *_, line, verdict = d.screen().splitlines()
         assert "format for 0 mlp.gate_proj: int3-channel" in line
         # A scale of 16 bits and a zero point of 3 for each row of 256.
-        assert verdict.strip() == "int3-channel: 3.07 bit a weight"
-        assert d.app.screen.query_one(Prompt).offers[0][:2] == ("int3-channel", "3.07 bit")
+        assert verdict.strip() == "int3-channel: 3.07 bits per weight"
+        assert d.app.screen.query_one(Prompt).offers[0][:2] == ("int3-channel", "3.07 bits")
 
 
 async def test_the_beginning_of_a_format_is_no_error_until_it_is_handed_in() -> None:
