@@ -15,7 +15,7 @@ GPU_PYTHON := $(if $(wildcard $(TESTED)),$(BIN)/python,$(PYTHON))
 WHEELS := build/wheels
 DEVICE ?= cuda
 
-.PHONY: venv demo test soak bench table docs gpu gpu-wheels
+.PHONY: venv demo test soak bench bench-triage table docs gpu gpu-wheels
 
 venv: $(TESTED)
 
@@ -45,6 +45,9 @@ soak: venv
 
 bench: venv
 	$(BIN)/python -m pytest -s -o python_files='bench_*.py' tests/bench
+
+bench-triage: venv
+	$(BIN)/python -m tests.bench.bench_triage
 
 table: venv
 	$(BIN)/python -m tests.bench.table

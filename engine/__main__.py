@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 
 from engine.client.log import LOG_FORMAT, STARTS
 from engine.errors import EngineError
@@ -29,6 +30,17 @@ def step_back(nice: int) -> None:
     # switch interval of 5 ms it would wait that long for the interpreter after every step.
     sys.setswitchinterval(0.0005)
     own_process()
+
+
+def import_ahead() -> None:
+    """Import what the first job of an interface needs, triage, while that interface is imported.
+
+    A model library is imported only once there is a model to load: it takes seconds, in which the
+    table of layers would have to share the interpreter.
+    """
+    from engine.measure.weights.fused import kernels
+
+    kernels()
 
 
 async def serve(session: str) -> None:
@@ -69,6 +81,7 @@ def main() -> int:
         "%s: session %s, process %d", STARTS, asked.session, os.getpid()
     )
     step_back(asked.nice)
+    threading.Thread(target=import_ahead, name="import ahead", daemon=True).start()
     try:
         asyncio.run(serve(asked.session))
     except EngineError as error:

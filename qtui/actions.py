@@ -89,15 +89,25 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("undo", "u", "Undo", "Recipe", "undo", rank=50, place=70, everywhere=True),
     Action("redo", "U,ctrl+r", "Redo", "Recipe", "redo", rank=160, place=80, everywhere=True),
-    Action("sweep", "s", "Sweep: degrade or restore", "Engine", "restore", rank=30, place=50),
-    Action("sweep_format", "S", "Sweep another format", "Engine", words="measure sensitivity"),
     Action(
-        "cancel", "x", "Cancel the running job", "Engine", "cancel", rank=130, place=60,
+        "sweep", "s", "Show degrade or restore", "View", "restore", rank=75, place=50,
+        words="direction effects",
+    ),
+    Action(
+        "sweep_format", "S", "Sweep a format", "Engine", "sweep", rank=30, place=55,
+        words="measure sensitivity degrade restore queue",
+    ),
+    Action(
+        "jobs", "J", "Jobs: running and waiting", "Engine", everywhere=True,
+        words="queue progress order tasks",
+    ),
+    Action(
+        "cancel", "x", "Cancel a job", "Engine", "cancel", rank=130, place=60,
         everywhere=True, words="stop end abort kill",
     ),
     Action("retry", "r", "Retry, or resume a sweep", "Engine", everywhere=True, words="restart"),
     Action("format", "c", "Effects of the next format", "View", words="column compare"),
-    Action("pane", "tab", "Pane: show or hide", "View", "pane", rank=70, place=100, words="detail"),
+    Action("pane", "tab", "Pane: show, alone, hide", "View", "pane", rank=70, place=100),
     Action("pane_down", "right_square_bracket", "Pane: scroll down", "View"),
     Action("pane_up", "left_square_bracket", "Pane: scroll up", "View"),
     Action("log_counts", "l", "Histogram: log or linear", "View", words="logarithm plot"),
@@ -105,6 +115,7 @@ ACTIONS: tuple[Action, ...] = (
         "log", "n", "Full log", "View", "log", rank=140, place=110, everywhere=True,
         words="events messages history",
     ),
+    Action("log_pane", "N", "Log: show or hide", "View", words="events messages section"),
     Action("freeze", "z", "Freeze the display", "View", everywhere=True, words="pause"),
     Action(
         "theme", "C", "Next theme", "View", everywhere=True, words="colours colors dark light",

@@ -31,6 +31,8 @@ from qtui.user.theme_watch import ThemeShelf
 from qtui.user.themes import default_theme, depth
 from qtui.views.eventlog import EventLog
 from qtui.views.text import PLAIN, UNICODE, Glyphs, only_ascii
+from qtui.widgets.frame.scoreboard import running
+from qtui.widgets.prompt.opened import prompt_over
 
 if TYPE_CHECKING:
     from qtui.screens.start.screen import Start
@@ -52,6 +54,8 @@ class Appearance(NamedTuple):
     """From an earlier run: whether the pane is shown, how histograms are drawn."""
     keymap: Mapping[str, str] = {}
     """Keys of actions by their ids, where they are not the usual ones."""
+    mouse: bool = True
+    """Whether the mouse is used; without it the terminal's own selection works."""
     problems: tuple[str, ...] = ()
     """Problems with the user's own files, shown once there is a screen."""
 
@@ -88,6 +92,8 @@ class QtuiApp(OneFrameApp):
         appearance: Appearance = DEFAULT_APPEARANCE,
         choice: StartScreen | None = None,
         shelf: ThemeShelf | None = None,
+        *,
+        asked: bool = True,
     ) -> None:
         """
         Args:
@@ -98,6 +104,7 @@ class QtuiApp(OneFrameApp):
             appearance: how it is drawn.
             choice: the start screen; needed where there is no source.
             shelf: the themes; None reads them.
+            asked: whether a person asked for these settings.
         """
         super().__init__(driver_class=TerminalDriver)
         if self.no_color:
@@ -105,7 +112,7 @@ class QtuiApp(OneFrameApp):
         self.animation_level = "none"
         self.appearance, self.choice = appearance, choice
         self.glyphs = PLAIN if appearance.ascii else UNICODE
-        self._connect = connect
+        self._connect, self._asked = connect, asked
         self._begun = False
         self._leaving = False
         self._code: int | None = None
@@ -128,7 +135,9 @@ class QtuiApp(OneFrameApp):
         )  # fmt: skip
         connect = self._connect or (lambda: launch(source, nice=profile.nice))
         screens = MountedScreens(self, context)
-        return EngineLink(self, screens, source, settings, profile, connect, self._is_behind)
+        return EngineLink(
+            self, screens, source, settings, profile, connect, self._is_behind, asked=self._asked
+        )
 
     @property
     def engine(self) -> EngineLink:
@@ -204,6 +213,7 @@ class QtuiApp(OneFrameApp):
             # The profile file was changed since it was read first.
             self.query_one(Prompt).say(Verdict(False, str(error)), loud=True)
             return
+        self._asked = self._asked or chosen.profile_asked
         self.engine_link = self._link_to(chosen.source, settings, profile)
         # Over the start screen, not in its place: Textual cannot remove a first screen.
         self.push_screen(self.screens.workbench)
@@ -264,14 +274,25 @@ class QtuiApp(OneFrameApp):
             self.screens.say_and_log("warning", problem)
 
     async def action_interrupt(self) -> None:
-        """Handle ``ctrl+c``: pressed twice within `CONFIRM_SECONDS`, it quits."""
+        """Handle ``ctrl+c``: it cancels a prompt, closes an overlay; else, pressed twice, it quits.
+
+        Twice is within `CONFIRM_SECONDS`.
+        """
+        if (open_prompt := prompt_over(self.screen)) is not None:
+            open_prompt.action_cancel()
+            return
+        if self.screen.is_modal:
+            self.screen.dismiss()
+            return
         now = time.monotonic()
         if now - self._interrupted < CONFIRM_SECONDS or self.engine_link is None:
             await self.action_quit()
             return
         self._interrupted = now
-        cancels = self.screens.shown.key("cancel")
-        said = f"press ctrl+c again to quit; {cancels} cancels the running job"
+        said = "press ctrl+c again to quit"
+        if jobs := running(self.session):
+            what = jobs[0].title if len(jobs) == 1 else f"one of {len(jobs)} jobs"
+            said += f"; {self.screens.shown.key('cancel')} cancels {what}"
         self.screens.say("warning", said, CONFIRM_SECONDS)
 
     async def action_quit(self) -> None:
@@ -305,11 +326,12 @@ def run(
     choice: StartScreen | None = None,
     shelf: ThemeShelf | None = None,
     started: subprocess.Popen[bytes] | None = None,
+    asked: bool = True,
 ) -> int:
     """Run the terminal interface until the user quits, and return the exit code.
 
-    ``started`` is the engine that was started ahead; it is ended too where the interface ends by
-    a signal or an error.
+    ``asked`` says whether a person asked for the settings. ``started`` is the engine that was
+    started ahead; it is ended too where the interface ends by a signal or an error.
     """
 
     async def connect() -> Link:
@@ -317,7 +339,10 @@ def run(
         return await launch(source, nice=profile.nice, started=started)
 
     appearance = appearance._replace(ascii=appearance.ascii or only_ascii(os.environ))
-    app = QtuiApp(source, settings, profile, connect if source else None, appearance, choice, shelf)
+    app = QtuiApp(
+        source, settings, profile, connect if source else None, appearance, choice, shelf,
+        asked=asked,
+    )  # fmt: skip
 
     def give_up() -> None:
         if started is not None:
@@ -326,7 +351,7 @@ def run(
     # Tables of many rows live as long as the session: collecting garbage there finds nothing.
     gc.set_threshold(20_000, 20, 100)
     end_on_signals(app.leave, give_up, STOP_SECONDS + 1.0)
-    app.run()
+    app.run(mouse=appearance.mouse)
     if started is not None and (app.engine_link is None or not app.engine_link.said_stop):
         started.terminate()
     return app.return_code or 0

@@ -34,6 +34,8 @@ class EngineLink:
         profile: Profile,
         connect: Callable[[], Awaitable[Link]],
         behind: Callable[[], bool],
+        *,
+        asked: bool = True,
     ) -> None:
         """
         Args:
@@ -44,9 +46,12 @@ class EngineLink:
             profile: repaints a second.
             connect: gives a link to an engine.
             behind: whether the terminal still has frames to take.
+            asked: whether a person asked for these settings; where not, those that the session had
+                before are used.
         """
         self.app, self.screens = app, screens
         self.source, self.settings, self.connect = source, settings, connect
+        self.asked = asked
         self.link: Link | None = None
         self.leaving = False
         self.gone = False
@@ -120,6 +125,20 @@ class EngineLink:
         self._automatic.update(command.ask for command in commands)
         return commands
 
+    def _adopt_settings(self) -> None:
+        """Use the settings of the session, where nobody asked for others."""
+        session = self.session
+        if self.asked or session.source != self.source or not session.versions:
+            return
+        earlier = msgspec.structs.replace(session.settings, fresh=False)
+        if earlier != self.settings:
+            self.settings = earlier
+            self.screens.say_and_log(
+                "info",
+                f"settings as before in this session: profile {earlier.profile}, "
+                f"text {earlier.text or 'usual'}, {earlier.tokens:,} tokens; options change them",
+            )
+
     def _before_fold(self, event: p.AnyEvent) -> bool:
         """Pass an event to the screens before it is folded; false if it must not be folded."""
         if (
@@ -142,6 +161,7 @@ class EngineLink:
             if not self._shown_session.layers.names:
                 # Events before the first repaint are logged against this session.
                 self.screens.take_session(self.pump.session)
+            self._adopt_settings()
             for command in self._lacking():
                 await self._pass_on(link, command)
             async with asyncio.TaskGroup() as tasks:

@@ -26,6 +26,8 @@ def interface(
     *,
     ascii: bool,
     theme: str | None,
+    mouse: bool = True,
+    asked: bool = True,
     started: subprocess.Popen[bytes] | None = None,
 ) -> int:
     """Run the interface on ``source``, or on what is chosen on its start screen.
@@ -39,6 +41,8 @@ def interface(
         profile_name: the profile that was asked for.
         ascii: draw with ASCII characters only.
         theme: the theme that was asked for; None takes one that suits the terminal.
+        mouse: whether the mouse is used.
+        asked: whether an option says how to measure; if not, a session keeps its settings.
         started: the engine that was started ahead.
 
     Returns:
@@ -77,8 +81,8 @@ def interface(
             problems=tuple(problems),
         )
 
-    appearance = Appearance(ascii, chosen, remembered, keymap, tuple(problems))
+    appearance = Appearance(ascii, chosen, remembered, keymap, mouse, tuple(problems))
     return run(
         source, settings, profile, appearance=appearance, shelf=shelf,
-        choice=StartScreen(start, resolve), started=started,
+        choice=StartScreen(start, resolve), started=started, asked=asked,
     )  # fmt: skip

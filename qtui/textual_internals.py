@@ -123,6 +123,18 @@ class OneFrameApp(App[None]):
         if self.painting:
             super()._display(screen, renderable)
 
+    def push_screen(self, screen: Any, *args: Any, **options: Any) -> Any:
+        """Show a screen in one frame: nothing is sent until it is laid out."""
+        pushed = super().push_screen(screen, *args, **options)
+        if self.painting:
+            self.painting = False
+            self.call_after_refresh(lambda: self.screen.call_after_refresh(self._paint_now))
+        return pushed
+
+    def _paint_now(self) -> None:
+        self.painting = True
+        self.screen.refresh()
+
     async def on_event(self, event: events.Event) -> None:
         """Handle a key completely before the next one is looked at.
 

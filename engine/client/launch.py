@@ -19,8 +19,9 @@ START_SECONDS = 30.0
 def start_ahead(source: str, *, nice: int = 10) -> subprocess.Popen[bytes] | None:
     """Start the source's engine for a later `launch`, unless one seems to be running.
 
-    Its interpreter starts while the caller keeps importing; it imports no library before it is
-    asked to open something. If another engine has the session open, it exits.
+    Its interpreter starts, and imports what triage needs, while the caller keeps importing; it
+    imports no model library before it is asked to open something. If another engine has the
+    session open, it exits.
     """
     name = session_name(source)
     return None if socket_file(name).exists() else start_engine(name, nice)

@@ -140,6 +140,12 @@ class Cancel(Command, frozen=True):
     job: str
 
 
+class RunFirst(Command, frozen=True):
+    """Run a job before all others of its urgency; one that runs now continues after it."""
+
+    job: str
+
+
 class AskHistogram(Command, frozen=True):
     """Ask for a histogram of a layer's weights. Answered by `HistogramReady`."""
 
@@ -183,6 +189,7 @@ _types: dict[str, type[Command]] = {
             TakeRecipe,
             NameRecipe,
             Cancel,
+            RunFirst,
         ),
         *(AskHistogram, AskExperts, Stop, Unknown),
     )

@@ -368,6 +368,14 @@ class Gauges(Transient, frozen=True, kw_only=True):
     gpu_load: float = 0.0
 
 
+class JobFirst(Transient, frozen=True):
+    """A job runs before all others of its urgency from now on."""
+
+    replaces: ClassVar[tuple[str, ...]] = ("job",)
+
+    job: str
+
+
 AnyEvent: TypeAlias = (
     Opened
     | CheckpointRead
@@ -390,4 +398,5 @@ AnyEvent: TypeAlias = (
     | ExpertsReady
     | Refused
     | Gauges
+    | JobFirst
 )

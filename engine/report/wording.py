@@ -95,6 +95,15 @@ def bits_per_weight(body: float, everything: float = 0.0) -> str:
     return f"{shown} ({everything:.2f} all)"
 
 
+def additivity(ratio: float) -> str:
+    """The effect of all layers together over the sum of single ones, and what that says."""
+    if abs(ratio - 1) <= 0.1:
+        says = "effects add up"
+    else:
+        says = f"together {'more' if ratio > 1 else 'less'} than the sum of single effects"
+    return f"additivity {ratio:.2f} ({says})"
+
+
 def clock(seconds: float) -> str:
     """Seconds as ``0:12`` or ``1:02:03``; empty when not known."""
     if not math.isfinite(seconds) or seconds < 0:

@@ -39,8 +39,8 @@ from engine.store.recorder import Announce, Recorder
 
 log = logging.getLogger(__name__)
 
-Reply: TypeAlias = Callable[[p.Refused], None]
-"""Sends a refusal to the client that sent the command; must not block."""
+Reply: TypeAlias = Callable[[p.Refused | p.Notice], None]
+"""Sends a refusal, or a warning, to the client that sent the command alone; must not block."""
 
 GAUGE_SECONDS = 1.0
 
@@ -61,9 +61,9 @@ class _Task:
     lane: Lane | None = None
 
 
-def _nobody(refused: p.Refused) -> None:
+def _nobody(answer: p.Refused | p.Notice) -> None:
     """The reply to a command that the engine sent to itself."""
-    log.warning("%s: %s", refused.command, refused.message)
+    log.warning("%s", answer.message)
 
 
 class Engine:
@@ -137,6 +137,9 @@ class Engine:
         if isinstance(command, p.Cancel):
             self._cancel(command.job)
             return None
+        if isinstance(command, p.RunFirst):
+            self._run_first(command.job)
+            return None
         spec = spec_of(command)
         if isinstance(spec, OpenSpec):
             assert isinstance(command, p.Open)
@@ -158,7 +161,7 @@ class Engine:
                 # Another client of the same session: the checkpoint is open, or opening.
                 notice = spec.differing(self.session.settings, command.settings)
                 if notice is not None:
-                    self._emit(notice)
+                    reply(notice)
                 return None
             raise UsageError(f"this engine has {self.session.source} open: start another engine")
         if command.settings.fresh:
@@ -176,6 +179,14 @@ class Engine:
         if task is None:
             raise UsageError(f"no job {job!r} is running")
         self._withdraw(task)
+
+    def _run_first(self, job: str) -> None:
+        task = self._tasks.get(job)
+        if task is None:
+            raise UsageError(f"no job {job!r} is running")
+        if task.lane is None or not self._lanes[task.lane].first(job):
+            raise UsageError(f"job {job!r} waits for the checkpoint: it cannot run yet")
+        self._emit(p.JobFirst(job))
 
     def _withdraw(self, task: _Task) -> None:
         """End a task: at once while it waits, else at its job's next yield."""

@@ -78,6 +78,15 @@ class Scheduler:
                     return True
         return False
 
+    def first(self, job_id: str) -> bool:
+        """Run a job before all others of its urgency; False if no job here has this id."""
+        with self._wake:
+            for job in self._jobs:
+                if job.id == job_id:
+                    job.order = min(each.order for each in self._jobs) - 1
+                    return True
+        return False
+
     def release(self, job: Job) -> None:
         """Remove a job that continues in another scheduler."""
         with self._wake:

@@ -28,7 +28,9 @@ reattaches."""
 class Engine(Protocol):
     """What the server requires of the engine."""
 
-    def handle(self, command: p.AnyCommand, reply: Callable[[p.Refused], None]) -> object:
+    def handle(
+        self, command: p.AnyCommand, reply: Callable[[p.Refused | p.Notice], None]
+    ) -> object:
         """Handle a command, or reply with a refusal; returns quickly."""
 
     def snapshot(self) -> tuple[int, bytes]:
@@ -102,10 +104,10 @@ class Server:
         data = frame(p.Sent(seq, event))
         loop.call_soon_threadsafe(self._give, seq, event, data)
 
-    def _reply(self, client: _Client) -> Callable[[p.Refused], None]:
-        """A function that sends a refusal to one client, from any thread."""
+    def _reply(self, client: _Client) -> Callable[[p.Refused | p.Notice], None]:
+        """A function that sends a refusal or a warning to one client, from any thread."""
 
-        def reply(refused: p.Refused) -> None:
+        def reply(refused: p.Refused | p.Notice) -> None:
             loop = self._loop
             if loop is not None and not loop.is_closed():
                 data = frame(p.Sent(0, refused))

@@ -67,6 +67,10 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
                 job.seconds_left, job.phase = event.seconds_left, event.phase
                 job.subject, job.format, job.detail = event.subject, event.format, event.detail
             return frozenset({"jobs"})
+        case p.JobFirst():
+            if (job := session.jobs.get(event.job)) is not None:
+                job.place = min(each.place for each in session.jobs.values()) - 1
+            return frozenset({"jobs"})
         case p.JobEnded():
             return _job_ended(session, event)
         case p.RecipeNamed():

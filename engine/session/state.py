@@ -45,6 +45,8 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     command: p.AnyCommand
     urgency: int = 1
     """The most urgent job has the lowest."""
+    place: int = 0
+    """Among jobs of its urgency the lowest runs first; where equal, the one that came first."""
     total: int = 0
     recipe: str = ""
     """Hash of the recipe that an evaluation measures."""

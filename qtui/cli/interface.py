@@ -16,6 +16,7 @@ from qtui.cli.exit import reporting_errors
 from qtui.cli.options import (
     AsciiOption,
     FpsOption,
+    NoMouseOption,
     Shared,
     ThemeOption,
     located_model,
@@ -31,30 +32,38 @@ def open_model(
     ] = None,
     ascii: AsciiOption = False,
     theme: ThemeOption = None,
+    no_mouse: NoMouseOption = False,
     fps: FpsOption = None,
     *,
     shared: Shared,
 ) -> None:
     """Open MODEL in the terminal interface; without MODEL, its start screen."""
     with reporting_errors():
-        _show(model, shared, ascii=ascii, theme=theme, fps=fps)
+        _show(model, shared, ascii=ascii, theme=theme, fps=fps, mouse=not no_mouse)
 
 
 @shares_options
 def demo(
     ascii: AsciiOption = False,
     theme: ThemeOption = None,
+    no_mouse: NoMouseOption = False,
     fps: FpsOption = None,
     *,
     shared: Shared,
 ) -> None:
     """Open the bundled checkpoint in the terminal interface."""
     with reporting_errors():
-        _show("demo", shared, ascii=ascii, theme=theme, fps=fps)
+        _show("demo", shared, ascii=ascii, theme=theme, fps=fps, mouse=not no_mouse)
 
 
 def _show(
-    model: str | None, shared: Shared, *, ascii: bool, theme: str | None, fps: int | None
+    model: str | None,
+    shared: Shared,
+    *,
+    ascii: bool,
+    theme: str | None,
+    fps: int | None,
+    mouse: bool,
 ) -> None:
     def resolve(name: str) -> tuple[p.Settings, Profile]:
         settings, profile = msgspec.structs.replace(shared, profile=name).resolve()
@@ -73,7 +82,10 @@ def _show(
     try:
         from qtui.startup import interface
 
-        code = interface(source, resolve, shared.profile, ascii=ascii, theme=theme, started=started)
+        code = interface(
+            source, resolve, shared.profile,
+            ascii=ascii, theme=theme, mouse=mouse, asked=shared != Shared(), started=started,
+        )  # fmt: skip
     except BaseException:
         if started is not None:
             started.terminate()

@@ -73,6 +73,9 @@ JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="PATH|-", help="write JSON to a file; - prints only JSON"),
 ]
+NoMouseOption = Annotated[
+    bool, typer.Option("--no-mouse", help="leave the mouse to the terminal: it selects text")
+]
 AsciiOption = Annotated[bool, typer.Option("--ascii", help="draw with ASCII characters only")]
 ThemeOption = Annotated[
     str | None,

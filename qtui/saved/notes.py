@@ -53,7 +53,7 @@ def notes_of(view: View, *, order: bool = False) -> dict[str, str]:
     if session.versions:
         notes["versions"] = ", ".join(f"{name} {each}" for name, each in session.versions.items())
     if order and view.order:
-        notes["order"] = view.order
+        notes["sorted by"] = view.order
     if order and view.filter:
         notes["filter"] = view.filter
     if left_out := not_in_command(session.settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import TYPE_CHECKING, ClassVar, get_args
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -12,7 +13,7 @@ from textual.screen import ModalScreen
 
 from engine.protocol import Settings
 from engine.report.figures.registry import column_figures, filter_figures
-from qtui.actions import Action, Group
+from qtui.actions import Action, Group, bindings
 from qtui.views.text import BELOW, DOUBT, Glyphs, fit
 from qtui.widgets.frame.status import key_names
 from qtui.widgets.line import Lines, PlainScrollBar, Words, cells
@@ -27,7 +28,7 @@ class Overlay(ModalScreen[None]):
     """Lines to read over the workbench; closed by the key that opened it, or escape."""
 
     DEFAULT_CSS = """
-    Overlay { align: center middle; background: $background 60%; }
+    Overlay { align: center middle; background: $background; }
     Overlay > VerticalScroll {
         width: 80; max-width: 100%; height: auto; max-height: 90%;
         border: round $primary; background: $surface; padding: 0 1;
@@ -37,7 +38,7 @@ class Overlay(ModalScreen[None]):
     Overlay Lines { height: auto; background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,question_mark,n,enter", "dismiss", "Close"),
+        Binding("escape,q,question_mark,f1,n,enter", "dismiss", "Close"),
     ]
 
     def __init__(self, lines: list[Words], glyphs: Glyphs, *, at_end: bool = False) -> None:
@@ -76,6 +77,12 @@ class Help(Overlay):
     """The current scope, the keys as they are bound, and what columns and signs mean."""
 
     LEFT, RIGHT = 37, 37
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("slash", "search", "Search")]
+    READING: ClassVar[frozenset[str]] = frozenset(
+        {"escape", "q", "question_mark", "f1", "n", "enter", "slash", "up", "down", "pageup"}
+        | {"pagedown", "home", "end", "tab", "ctrl+c"}
+    )
+    """Keys that scroll, search or close the help."""
 
     def __init__(self, screen: SessionScreen) -> None:
         self.about, self.glyphs = screen, screen.glyphs
@@ -96,11 +103,28 @@ class Help(Overlay):
             [*self._here(), [], *lines, [], *_legend(self.glyphs), [], *_filters()], self.glyphs
         )
 
+    def action_search(self) -> None:
+        """Search what is listed here; enter runs it."""
+        self.dismiss()
+        self.app.call_later(self.about.action_do, "palette")
+
+    def on_key(self, event: events.Key) -> None:
+        """Run the action whose key is pressed, as without the help."""
+        if event.key in self.READING:
+            return
+        for action in self.about.actions:
+            if event.key in (binding.key for binding in bindings([action])):
+                event.stop().prevent_default()
+                self.dismiss()
+                self.app.call_later(self.about.action_do, action.id)
+                return
+
     def _here(self) -> list[Words]:
         """What the keys would change now."""
         about = self.about
         here, possible = about.here()
-        lines: list[Words] = [[("Here: ", "bold"), (here, "" if possible else "$dim")]]
+        hint: Words = [("/ searches and runs; a key does what it says", "$dim")]
+        lines: list[Words] = [hint, [("Here: ", "bold"), (here, "" if possible else "$dim")]]
         if not possible:
             return lines
         greyed = [
@@ -141,8 +165,8 @@ def _filters() -> list[Words]:
     ]
 
 
-def _legend(glyphs: Glyphs) -> list[Words]:
-    """What columns and signs mean."""
+def legend(glyphs: Glyphs) -> list[tuple[str, str]]:
+    """Columns and signs with what they mean; a column's further lines have no sign."""
     g = glyphs
     style = TableStyle(glyphs, "", 0.0, Settings().sigma, 0)
     columns = [
@@ -158,7 +182,11 @@ def _legend(glyphs: Glyphs) -> list[Words]:
         (DOUBT, "an unreliable estimate: the pane says why"),
         (BELOW, "measured, but below what rounding alone can cause"),
     )
+    return [*columns, *signs]
+
+
+def _legend(glyphs: Glyphs) -> list[Words]:
     lines: list[Words] = [[("Reading the screen", "bold")]]
     return lines + [
-        [(f"{mark:>8}  ", "bold"), (meaning, "$dim")] for mark, meaning in (*columns, *signs)
+        [(f"{mark:>8}  ", "bold"), (meaning, "$dim")] for mark, meaning in legend(glyphs)
     ]

@@ -26,6 +26,7 @@ class PaletteEntry(NamedTuple):
     """An action, with the reason if it is unavailable."""
 
     id: str
+    """Empty for a line that explains something and does nothing."""
     title: str
     key: str = ""
     """The key that does it too."""
@@ -137,7 +138,7 @@ class Palette(ModalScreen[str | None]):
     """A searchable list of actions, or of values for one; returns the id of the chosen one."""
 
     DEFAULT_CSS = """
-    Palette { align: center top; background: $background 60%; }
+    Palette { align: center top; background: $background; }
     Palette > #box {
         width: 84; max-width: 100%; height: auto; max-height: 90%; margin-top: 1;
         border: round $primary; background: $surface; padding: 0 1;
@@ -250,7 +251,7 @@ class Palette(ModalScreen[str | None]):
         entry = self.current
         if entry is None or entry.why_not:
             self._describe(loud=True)
-        else:
+        elif entry.id:
             self.dismiss(entry.id)
 
     def action_move(self, rows: int) -> None:

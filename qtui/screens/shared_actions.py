@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from engine import protocol as p
-from engine.session import Session
-from qtui.actions import CHOICE, Choice
+from engine.session import Job, Session
+from qtui.actions import CHOICE, Action, Choice
 from qtui.screens.registry import screens
 from qtui.screens.session_screen import AppWide, SessionScreen
 from qtui.views.eventlog import EventLog
@@ -41,6 +41,7 @@ class SharedActions:
         "undo": lambda do: do.step(p.Undo()),
         "redo": lambda do: do.step(p.Redo()),
         "cancel": lambda do: do.cancel(),
+        "jobs": lambda do: do.jobs(),
         "retry": lambda do: do.retry(),
         "log": lambda do: do.log(),
         "freeze": lambda do: do.app_wide("freeze"),
@@ -86,7 +87,7 @@ class SharedActions:
                 return "nothing to undo"
             case "redo" if self.session.position == len(self.session.history):
                 return "nothing to redo"
-            case "cancel" if not running(self.session):
+            case "cancel" | "jobs" if not running(self.session):
                 return "nothing is running"
             case "retry" if not self.screen.failed:
                 return "nothing has failed"
@@ -114,22 +115,52 @@ class SharedActions:
         self.app_wide("retry")
 
     def cancel(self) -> None:
-        """Cancel the job that is shown."""
-        job = running(self.session)[0]
-        self.say("info", f"cancelling {job.title}")
+        """Cancel the only job; of several, one that is chosen from the list."""
+        jobs = running(self.session)
+        if len(jobs) > 1:
+            self.jobs()
+        else:
+            self.end(jobs[0])
+
+    def end(self, job: Job) -> None:
+        """Cancel a job, and say what is kept of it."""
+        kept = ""
+        if job.kind == "sweep":
+            resumes = self.screen.key("retry")
+            kept = f": what is measured is kept, {resumes} resumes"
+        self.say("info", f"cancelling {job.title}{kept}")
         self.ask(p.Cancel(job.id))
+
+    def title(self, action: Action) -> str:
+        """What an action would do now."""
+        jobs = running(self.session)
+        if action.id != "cancel" or not jobs:
+            return action.title
+        return f"Cancel {jobs[0].title}" if len(jobs) == 1 else f"Cancel one of {len(jobs)} jobs"
+
+    def jobs(self) -> None:
+        """List the jobs: what runs, what waits, in order."""
+        from qtui.screens.jobs import Jobs
+
+        self.screen.app.push_screen(Jobs(self.screen, self.end, self.run_first))
+
+    def run_first(self, job: Job) -> None:
+        """Run a waiting job before the others of its urgency."""
+        self.say("info", f"next: {job.title}")
+        self.ask(p.RunFirst(job.id))
 
     # What opens over the screen is imported when it first opens: the first frame does not wait.
 
     def palette(self) -> None:
         """List every action by name."""
+        from qtui.screens.help import legend
         from qtui.screens.palette import Palette, PaletteEntry
 
         screen = self.screen
         entries = [
             PaletteEntry(
                 id=action.id,
-                title=action.title,
+                title=self.title(action),
                 key=" ".join(key_names(screen.app, action)),
                 group=action.group,
                 why_not=self.why_not(action.id),
@@ -151,6 +182,11 @@ class SharedActions:
                     )
                     for choice in chooser.choices(self)
                 ]
+
+        entries += [
+            PaletteEntry("", meaning, sign, "Signs", asked=True)
+            for sign, meaning in legend(screen.glyphs)
+        ]
 
         def chosen(id: str | None) -> None:
             if id is not None:

@@ -21,6 +21,8 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True):
     """The theme last chosen, for each kind of terminal: of many colours, of sixteen, of none."""
     pane: bool | None = None
     """Whether the pane beside the table was shown; None where nobody chose."""
+    log: bool | None = None
+    """Whether the log below the table was shown; None where nobody chose."""
     log_counts: bool = True
     """Whether histograms go with the logarithm of the counts."""
     folder: str = ""

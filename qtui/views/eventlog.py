@@ -31,6 +31,9 @@ SIGNS: dict[Level, str] = {"info": " ", "warning": "!", "error": "x"}
 BEFORE = "before"
 """Stands where the time of an entry is not known."""
 
+SOME = 3
+"""Formats that are named of many."""
+
 
 class Entry(NamedTuple):
     """One thing that happened."""
@@ -148,8 +151,10 @@ class EventLog:
         how = {"set": "", "undo": "undone, ", "redo": "redone, "}[event.how]
         many = len(event.layers)
         who = _short(event.layers[0], session) if many == 1 else f"{many:,} layers"
-        before, after = _one(event.before), _one(event.after)
-        return f"{how}{who}: {before} {self.glyphs.arrow} {after}"
+        before, after = _kinds(event.before), _kinds(event.after)
+        if many == 1:
+            return f"{how}{who}: {before} {self.glyphs.arrow} {after}"
+        return f"{how}{who} ({before}) {self.glyphs.arrow} {after}"
 
     def _ended(self, event: p.JobEnded, session: Session) -> None:
         job = session.jobs.get(event.job)
@@ -196,7 +201,7 @@ class EventLog:
                 kl = f"{fact.max_abs_kl:.0e}".replace("0e+00", "0")
                 self.say("info", f"no-op control: KL {kl}{known}")
             case p.Additivity():
-                whole = f"KL {fact.kl:.2f}{self.glyphs.times} the sum of single effects"
+                whole = n.additivity(fact.kl)
                 way = "" if fact.direction == "degrade" else f"{fact.direction} "
                 self.say("info", f"{way}{fact.format} in all body layers: {whole}{known}")
             case p.RecipeScore() if fact.done:
@@ -295,10 +300,11 @@ def _uniform(format: str, session: Session) -> dict[str, str]:
     }
 
 
-def _one(formats: Sequence[str]) -> str:
-    """The one format of all, or how many there are."""
+def _kinds(formats: Sequence[str]) -> str:
+    """The different formats, or some of many."""
     kinds = list(dict.fromkeys(formats))
-    return kinds[0] if len(kinds) == 1 else f"{len(kinds)} formats"
+    more = f" and {len(kinds) - SOME} others" if len(kinds) > SOME else ""
+    return ", ".join(kinds[:SOME]) + more
 
 
 def _not_held(layer: str, layers: int, format: str, why: str, other_reasons: int) -> str:

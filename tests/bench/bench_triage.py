@@ -2,7 +2,8 @@
 
 ``qtui triage FOLDER --formats … --json …`` in a new process with a new state folder, beside a
 script of the plainest PyTorch functions for the same figures, and beside reading the file with
-``cat``, from the disk and from memory. Run alone: ``python -m tests.bench.bench_triage``.
+``cat``, from the disk and from memory. Run alone: ``python -m
+tests.bench.bench_triage [FOLDER]``, where ``FOLDER`` is such a checkpoint already.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ CONFIG = {
 }  # fmt: skip
 
 
-def checkpoint(folder: Path) -> Path:
-    """A Llama of random float16 weights, 1.07 GB; returns its one file of weights."""
+def checkpoint(folder: Path) -> None:
+    """A Llama of random float16 weights, 1.07 GB in one file."""
     random = np.random.default_rng(0)
 
     def weight(out: int, row: int) -> np.ndarray:
@@ -56,10 +57,8 @@ def checkpoint(folder: Path) -> Path:
             ("mlp.down_proj", HIDDEN, INNER),
         ):  # fmt: skip
             tensors[f"{at}{name}.weight"] = weight(out, row)
-    file = folder / "model.safetensors"
-    save_file(tensors, file, metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    return file
 
 
 def forget(file: Path) -> None:
@@ -79,11 +78,13 @@ def seconds(command: list[str], environment: Mapping[str, str]) -> float:
     return time.perf_counter() - begun
 
 
-def measure(folder: Path) -> None:
-    """Build, run and print."""
-    model = folder / "model"
-    model.mkdir()
-    file = checkpoint(model)
+def measure(folder: Path, model: Path | None = None) -> None:
+    """Build a checkpoint unless there is one, run and print."""
+    if model is None:
+        model = folder / "model"
+        model.mkdir()
+        checkpoint(model)
+    file = model / "model.safetensors"
     size = file.stat().st_size
     root = str(Path(__file__).resolve().parents[2])
     base = {**os.environ, "PYTHONPATH": root, "PWD": str(folder)}
@@ -117,6 +118,7 @@ def measure(folder: Path) -> None:
             ("qtui triage, from the disk", lambda: from_disk(triage)),
         ):
             rows.setdefault(name, []).append(run())
+            print(f"{name}: {rows[name][-1]:.2f} s", flush=True)
     rows["plain PyTorch, from memory"] = [plain()]
     ours = statistics.median(rows["qtui triage, from memory"])
     print(f"\n{size / 1e9:.2f} GB of float16, {FORMATS}, {os.cpu_count()} cores")
@@ -141,4 +143,4 @@ def test_triage(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as made:
-        measure(Path(made))
+        measure(Path(made), Path(sys.argv[1]) if sys.argv[1:] else None)

@@ -29,7 +29,7 @@ def run(options: Options, figures: Recorder) -> None:
     screens: list[str] = []
     shown = ""
     began = time.perf_counter()
-    with home(tokens=tokens, seq_len=seq_len, draws=1, calib_tokens=1024) as where, qtui(
+    with home(tokens=tokens, seq_len=seq_len, draws=1, calib_tokens=1024, nice=0) as where, qtui(
         where, str(source), "--device", options.device, "--dtype", dtype, "--text", text,
         size=(160, 48),
     ) as terminal:  # fmt: skip

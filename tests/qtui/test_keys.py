@@ -8,6 +8,7 @@ from textual import events
 from engine import protocol as p
 from qtui.app import Appearance, QtuiApp
 from qtui.user.keymap import UNBOUND
+from qtui.user.remembered import recall
 from qtui.widgets.frame.scoreboard import running
 from qtui.widgets.table.layer_table import LayerTable
 from tests.qtui import replay as r
@@ -123,7 +124,6 @@ async def test_what_cannot_be_done_says_why_and_asks_nothing_of_the_engine() -> 
         for key, why in (
             ("u", "nothing to undo"),
             ("U", "nothing to redo"),
-            ("S", "a sweep is already running"),
             ("r", "nothing has failed"),
             ("enter", "has no experts"),
             ("c", "fewer than two formats"),
@@ -165,7 +165,7 @@ async def test_help_and_key_bar_list_the_keys_as_they_are_bound() -> None:
         assert "Set int4-g128" in d.screen()
         await d.pilot.press("escape")
         await d.pilot.press("W")
-        await d.until(lambda: len(d.sent(p.Sweep)) == 2)
+        await d.until(lambda: d.bench.direction == "restore")
         await d.pilot.press("f8")
         await d.until(lambda: d.sent(p.SetFormat))
 
@@ -266,6 +266,83 @@ async def test_one_interrupt_asks_and_two_quit() -> None:
         assert d.link.sent[-1] == p.Stop()
 
 
+async def test_an_interrupt_cancels_a_prompt_and_closes_an_overlay_and_never_quits_from_them() -> (
+    None
+):
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("slash", *"down")
+        assert len(d.table.rows) == 5
+        await d.pilot.press("ctrl+c")
+        await d.settled()
+        assert len(d.table.rows) == 37
+        for key in ("f1", "colon", "o"):
+            await d.pilot.press(key)
+            await d.until(lambda: d.app.screen is not d.bench)
+            await d.pilot.press("ctrl+c")
+            await d.until(lambda: d.app.screen is d.bench)
+        assert d.app.return_code is None
+        assert "ctrl+c again" not in d.bench.message.text
+
+
+async def test_the_help_is_searched_and_runs_what_it_lists() -> None:
+    async with driving(*r.opening()) as d:
+        await d.pilot.press("f1", "slash")
+        await d.until(lambda: type(d.app.screen).__name__ == "Palette")
+        await d.pilot.press(*"outlier")
+        await d.settled()
+        assert "an outlier input channel" in d.screen()
+        await d.pilot.press("escape", "question_mark", "a")
+        await d.until(lambda: d.app.screen is d.bench)
+        await d.until(lambda: d.table.marked)
+
+
+async def test_the_palette_knows_other_words_and_typos() -> None:
+    async with driving(*r.opening()) as d:
+        for words, id in (
+            ("precision", "hold"), ("export", "save"), ("target", "scope"), ("queue", "jobs"),
+            ("unod", "undo"), ("fitler", "filter"), ("theme contrast", "theme:contrast"),
+        ):  # fmt: skip
+            await d.pilot.press("colon", *words)
+            await d.pilot.pause()
+            ids = [entry.id for entry, _ in d.app.screen.found]
+            assert id in ids, words
+            await d.pilot.press("escape")
+
+
+async def test_sections_can_be_hidden_and_stay_so() -> None:
+    async with driving(*r.opening(), size=(120, 40)) as d:
+        assert d.bench.log_pane.size.height
+        await d.pilot.press("N")
+        await d.pilot.pause()
+        assert not d.bench.log_pane.size.height
+        assert recall()[0].log is False
+        await d.pilot.press("N", "tab", "tab")
+        await d.pilot.pause()
+        assert not d.bench.detail.size.height
+        assert recall()[0].pane is False
+
+
+async def test_jobs_are_listed_and_can_be_cancelled_and_rearranged() -> None:
+    waiting = p.JobStarted(
+        job="9", kind="sweep", command=p.Sweep(("int8",)), title="sweep int8", urgency=4
+    )
+    async with driving(*r.opening(), *r.swept(3)) as d:
+        await d.give(waiting)
+        assert "next: sweep int8" in d.screen()
+        await d.pilot.press("x")
+        await d.until(lambda: type(d.app.screen).__name__ == "Jobs")
+        assert d.screen().index("runs   sweep int4-g128") < d.screen().index("waits  sweep int8")
+        await d.pilot.press("j", "f")
+        await d.until(lambda: d.sent(p.RunFirst) == [p.RunFirst("9")])
+        await d.give(p.JobFirst("9"))
+        d.app.screen._look()
+        await d.pilot.pause()
+        assert d.screen().index("runs   sweep int8") < d.screen().index("waits  sweep int4-g128")
+        await d.pilot.press("x")
+        await d.until(lambda: d.sent(p.Cancel) == [p.Cancel("9")])
+        assert "cancelling sweep int8: what is measured is kept" in d.bench.message.text
+
+
 async def test_help_explains_the_marks_and_fits_its_columns() -> None:
     async with driving(*r.opening(), size=(80, 90)) as d:
         await d.pilot.press("question_mark")
@@ -274,7 +351,7 @@ async def test_help_explains_the_marks_and_fits_its_columns() -> None:
         assert "changed by hand" in screen
         assert "95% interval" in screen
         for words in (
-            "Sweep: degrade or restore",
+            "Show degrade or restore",
             "Suspend (fg resumes)",
             "Mark, and move down",
         ):

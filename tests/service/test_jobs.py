@@ -47,6 +47,19 @@ def steps(
     return Outcome(measured=count)
 
 
+def test_a_job_can_be_run_before_the_others_of_its_urgency() -> None:
+    told, gate, reached = Told(), threading.Event(), threading.Event()
+    told.scheduler.submit(Job("one", "sweep", 4, steps(3, gate, reached)))
+    assert reached.wait(10)
+    told.scheduler.submit(Job("two", "sweep", 4, steps(2)))
+    assert not told.scheduler.first("three")
+    assert told.scheduler.first("two")
+    gate.set()
+    assert [told.end()[0], told.end()[0]] == ["two", "one"]
+    assert told.order == ["one", "one", "two", "two", "one"]
+    told.scheduler.close()
+
+
 def test_the_more_urgent_job_runs_at_the_next_yield() -> None:
     told, gate, reached = Told(), threading.Event(), threading.Event()
     told.scheduler.submit(Job("slow", "sweep", 2, steps(4, gate, reached)))

@@ -66,6 +66,8 @@ class Measuring:
     ) -> None:
         self._opened, self._counts = opened, counts
         self._passes = Passes(_threads(opened))
+        self.notes: list[str] = []
+        """Sentences about what was measured in another way."""
         self._next = iter(todo)
         self._begun: dict[str, Running] = {}
         """Passes by name of the layer."""
@@ -160,9 +162,29 @@ class Measuring:
             if wanted.statistics not in found:
                 sigma = opened.settings.sigma
                 found[wanted.statistics] = plain_statistics(weight, row.name, sigma)
+            self._on_device(weight, wanted, found)
             for format, key in wanted.errors.items():
                 if key not in found:
                     found[key] = plain_error(weight, format, opened.scale_dtype, row.name)
+
+    def _on_device(self, weight: Tensor, wanted: Wanted, found: Known) -> None:
+        """Add the errors that are still missing, if there is a GPU with room for the weight."""
+        import torch
+
+        formats = [format for format, key in wanted.errors.items() if key not in found]
+        device = gpu(self._opened.settings.device)
+        if not device or not formats:
+            return
+        from engine.measure.weights.on_device import device_errors
+
+        layer, scale_dtype = wanted.row.name, self._opened.scale_dtype
+        try:
+            facts = device_errors(weight, formats, scale_dtype, layer, device)
+            for format, fact in zip(formats, facts, strict=True):
+                found[wanted.errors[format]] = fact
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            self.notes.append(f"{layer} does not fit on {device}: measured on the CPU")
 
 
 def _refuse(wanted: Wanted, found: Known) -> None:
@@ -183,6 +205,15 @@ def _in_memory(weight: Tensor) -> RowsInMemory | None:
     width = weight.shape[-1]
     bits = weight.detach().contiguous().view(torch.uint8).reshape(-1, width * weight.itemsize)
     return RowsInMemory(dtype, width, bits.numpy())
+
+
+def gpu(asked: str) -> str:
+    """The GPU that weights are quantised on, of the device in the settings; empty if none."""
+    import torch
+
+    if asked == "cpu" or not torch.cuda.is_available():
+        return ""
+    return "cuda" if asked == "auto" else asked
 
 
 def _threads(opened: Opened) -> int:

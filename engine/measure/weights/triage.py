@@ -149,6 +149,8 @@ def _measured(
                 subject=wanted.row.name, seconds_left=_left(begun, done, len(todo)),
             )  # fmt: skip
             found = yield from measuring.facts(wanted, known)
+            while measuring.notes:
+                yield p.Notice("warning", measuring.notes.pop(0))
             waiting += [(key, found[key]) for key in wanted.addresses]
             counts.measured += 1
             if time.perf_counter() - announced > ANNOUNCE_SECONDS:

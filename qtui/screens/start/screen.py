@@ -78,6 +78,8 @@ class Start(Screen[None]):
 
         source: str
         profile_name: str
+        profile_asked: bool = True
+        """Whether it was chosen here, and is not only the one that was offered."""
 
     class Leave(Message):
         """The user quits."""
@@ -126,6 +128,7 @@ class Start(Screen[None]):
             glyphs=glyphs,
             id="source",
         )
+        self.profile_offered = profile
         self.profile = ProfileChoice(profiles, profile, glyphs, id="profile")
         self.keys = Lines(id="keys")
         self._typing = False
@@ -280,7 +283,8 @@ class Start(Screen[None]):
         self._opening = ""
         if self._typing:
             remember(self.app, self.prompt.kind, self.prompt.value)
-        self.post_message(self.Chosen(source, self.profile.chosen))
+        chosen = self.profile.chosen
+        self.post_message(self.Chosen(source, chosen, chosen != self.profile_offered))
 
     def _show_source(self) -> None:
         """Say what is known of the source."""

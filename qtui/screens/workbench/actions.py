@@ -81,6 +81,7 @@ class WorkbenchActions(SharedActions):
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
         "format": lambda do: do.bench.next_format(),
         "pane": lambda do: do.bench.toggle_pane(),
+        "log_pane": lambda do: do.log_pane(),
         "pane_down": lambda do: do.bench.detail.scroll(3),
         "pane_up": lambda do: do.bench.detail.scroll(-3),
         "log_counts": lambda do: do.log_counts(),
@@ -133,8 +134,6 @@ class WorkbenchActions(SharedActions):
                 return "this layer has no experts"
             case "undo" if table.pending or self._marks_to_restore():
                 return ""
-            case "sweep_format" if any(job.kind == "sweep" for job in running(session)):
-                return f"a sweep is already running: {bench.key('cancel')} cancels it"
             case "retry" if not bench.failed:
                 if self._unfinished() is None:
                     return "nothing has failed and no sweep is unfinished"
@@ -277,17 +276,17 @@ class WorkbenchActions(SharedActions):
     # --- the engine ---------------------------------------------------------------------------
 
     def switch_direction(self) -> None:
-        """Show the effects of the other direction, and measure what is not known of them."""
+        """Show the effects of the other direction; nothing is measured for it."""
         bench, session = self.bench, self.session
         bench.switch_direction()
         format, direction = bench.format, bench.direction
-        known = sweeps.is_complete(session, format, direction)
         after = ""
-        if format and not known and sweeps.sweeping(session, format, direction) is None:
-            cancels = bench.key("cancel")
-            waits = any(job.kind == "sweep" for job in running(session))
-            self.sweep(format)
-            after = f", after the running sweep ({cancels} cancels it)" if waits else ", requested"
+        if (
+            format
+            and not sweeps.measured(session, format, direction)
+            and sweeps.sweeping(session, format, direction) is None
+        ):
+            after = f"; not measured, {bench.key('sweep_format')} sweeps it"
         self.say("info", f"{direction} {format}: {WAYS[direction]}{after}")
 
     def sweep_and_show(self, format: str) -> None:
@@ -297,8 +296,14 @@ class WorkbenchActions(SharedActions):
 
     def sweep(self, format: str, direction: p.Direction | None = None) -> None:
         """Measure every layer in a format, in the direction that is shown if none is named."""
-        self.say("info", f"sweep requested: {format}")
-        self.ask(p.Sweep((format,), direction or self.bench.direction))
+        way = direction or self.bench.direction
+        what = format if way == "degrade" else f"{format} {way}"
+        ahead = [job for job in running(self.session) if job.kind == "sweep"]
+        after = ""
+        if ahead:
+            after = f", after {ahead[-1].title}: {self.bench.key('jobs')} shows all jobs"
+        self.say("info", f"sweep requested: {what}{after}")
+        self.ask(p.Sweep((format,), way))
 
     def _unfinished(self) -> tuple[str, p.Direction] | None:
         return sweeps.unfinished(self.session, self.bench.format, self.bench.direction)
@@ -312,6 +317,14 @@ class WorkbenchActions(SharedActions):
             self.sweep(*left)
 
     # --- the view -----------------------------------------------------------------------------
+
+    def log_pane(self) -> None:
+        """Show or hide the log below the table."""
+        hidden = self.bench.toggle_log()
+        shown = "log hidden" if hidden else "log shown"
+        if not hidden and not self.bench.has_class("-tall"):
+            shown += " in a terminal of 100 columns and 34 lines or more"
+        self.say("info", f"{shown}; {self.bench.key('log')} shows all of it")
 
     def log_counts(self) -> None:
         """Change the histogram's heights."""

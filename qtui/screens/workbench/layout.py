@@ -27,8 +27,9 @@ Workbench.-narrow.-pane #table { display: none; }
 Workbench.-narrow.-pane #detail { border-top: none; height: 1fr; }
 Workbench.-wide #table { width: 5fr; }
 Workbench.-wide #detail { width: 3fr; min-width: 55; max-width: 72; border-left: solid $panel; }
-Workbench.-wide.-folded #detail { display: none; }
+Workbench.-folded #detail { display: none; }
 Workbench.-tall #log { display: block; border-top: none; }
+Workbench.-no-log #log { display: none; }
 
 Workbench.-tiny > * { display: none; }
 Workbench.-tiny #too-small { display: block; }

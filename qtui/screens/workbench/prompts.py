@@ -24,6 +24,7 @@ from qtui.saved.saving import save_asked
 from qtui.saved.svg import Palette, screen_lines
 from qtui.saved.view import View
 from qtui.user.remembered import recall, remember
+from qtui.views import sweeps
 from qtui.views.filter import FilterError, parse_filter
 from qtui.views.filter.completion import complete_filter
 from qtui.views.filter.verdict import judge_filter
@@ -169,7 +170,7 @@ class Prompts:
 
     def sweep(self, sweep: Callable[[str], None]) -> None:
         """Prompt for a format, and sweep it."""
-        self._begin()
+        self._end()
 
         def judge(value: str) -> Verdict:
             canonical, says = explain_format(value)
@@ -178,11 +179,13 @@ class Prompts:
             return Verdict(canonical is not None, says)
 
         way = self.bench.direction
+        shown = self.bench.format
         prompt = Prompt(
             "sweep" if way == "degrade" else f"sweep, {way}",
             _complete_format,
             judge,
             kind="format",
+            value="" if sweeps.is_complete(self.bench.session, shown, way) else shown,
             placeholder="int3-g128, nf4, q4_k, ...",
             glyphs=self.bench.glyphs,
         )

@@ -81,6 +81,7 @@ class Workbench(SessionScreen):
         # As in an earlier run.
         self.detail.histogram.by_log = context.remembered.log_counts
         self.set_class(context.remembered.pane is False, "-folded")
+        self.set_class(context.remembered.log is False, "-no-log")
 
     def compose(self) -> ComposeResult:
         """The widgets from top to bottom."""
@@ -367,10 +368,20 @@ class Workbench(SessionScreen):
         self.handler.prompts.cancelled(event)
 
     def toggle_pane(self) -> None:
-        """Show or hide the side pane."""
-        if self.has_class("-narrow"):
-            self.toggle_class("-pane")
-        else:
-            self.toggle_class("-folded")
-            remember(pane=not self.has_class("-folded"))
+        """Show or hide the side pane; where it is below the table, show it alone in between."""
+        if self.has_class("-narrow") and not self.has_class("-folded"):
+            if not self.has_class("-pane"):
+                self.add_class("-pane")
+                self._fold()
+                return
+            self.remove_class("-pane")
+        self.toggle_class("-folded")
+        remember(pane=not self.has_class("-folded"))
         self._fold()
+
+    def toggle_log(self) -> bool:
+        """Show or hide the log; whether it is hidden now."""
+        self.toggle_class("-no-log")
+        hidden = self.has_class("-no-log")
+        remember(log=not hidden)
+        return hidden

@@ -24,7 +24,7 @@ gauges."""
 def running(session: Session) -> list[Job]:
     """Jobs that are not over, the one worth showing first."""
     jobs = [job for job in session.jobs.values() if job.status == "running"]
-    return sorted(jobs, key=lambda job: job.urgency)
+    return sorted(jobs, key=lambda job: (job.urgency, job.place))
 
 
 class Scoreboard(Lines):
@@ -274,7 +274,8 @@ class Scoreboard(Lines):
         words.append((figures + clock, ""))
         rest = width - cells(words) - 2
         detail = "" if phase and COUNT not in phase else self._detail(job)
-        others = printable(f"next: {jobs[1].title}" if len(jobs) > 1 else detail)
+        more = f" +{len(jobs) - 2}" if len(jobs) > 2 else ""
+        others = printable(f"next: {jobs[1].title}{more}" if len(jobs) > 1 else detail)
         if others and rest > 8:
             words.append(("  " + fit(others, min(cell_len(others), rest), self.glyphs), "$dim"))
         return words
@@ -318,8 +319,8 @@ class Scoreboard(Lines):
             if key.direction == "degrade" and math.isfinite(whole.kl):
                 format = printable(whole.format)
                 words.append((f"  {format} in all body layers: KL ", "$dim"))
-                words.append((f"{whole.kl:.2f}{self.glyphs.times}", ""))
-                words.append((" the sum of single effects", "$dim"))
+                words[-1] = (f"  {format} in all body layers: ", "$dim")
+                words.append((n.additivity(whole.kl), ""))
         return words
 
     def _unmeasured(self) -> str:
@@ -330,7 +331,8 @@ class Scoreboard(Lines):
         done = sweeps.measured(self.session, format, direction)
         way = "" if direction == "degrade" else f"{direction} "
         said = f"{done} of {sweeps.total(self.session, direction)} layers measured"
-        return f"{way}{printable(format)}: {said}, {self.retry_key} resumes"
+        does = "resumes" if done else "measures them"
+        return f"{way}{printable(format)}: {said}, {self.retry_key} {does}"
 
     def _bar(self, share: float, width: int) -> Words:
         full = round(min(max(share, 0.0), 1.0) * width)

@@ -60,14 +60,15 @@ def _agreement(
         return ()
     layers = "1 layer" if found.layers == 1 else f"{found.layers} layers"
     rank = decimals(found.rank_kl, 2)
-    said = f"estimate agrees {rank} over {layers}"
-    few = f"agrees {rank} over {found.layers}"
+    said = f"estimates: rank correlation {rank} over {layers}"
+    few = f"estimates: rank {rank} over {found.layers}"
+    least = f"rank {rank} over {found.layers}"
     if not math.isfinite(found.ratio):
-        return said, few
-    ratio = f"{said} (measured {decimals(found.ratio, 2)}{glyphs.times} it)"
+        return said, few, least
+    ratio = f"{said}, measured/estimated {decimals(found.ratio, 2)}"
     if correction(session, found.key) is not None and _any_left(session, found.key):
-        return f"{ratio}, the rest corrected", ratio, said, few
-    return ratio, said, few
+        return f"{ratio}, the rest corrected", ratio, said, few, least
+    return ratio, said, few, least
 
 
 def _any_left(session: Session, key: EffectKey) -> bool:

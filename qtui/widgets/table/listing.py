@@ -67,13 +67,13 @@ class Listing:
             self._order = list(self.matching if not self.falling else reversed(self.matching))
             self.by_later = False
         else:
-            later = column.later_keys(context)
-            self.by_later = (
-                later is not None
-                and not any(_is_known(keys(row)) for row in self.matching)
-                and any(_is_known(later(row)) for row in self.matching)
-            )
-            self._order = unknown_last(self.matching, keys, falling=self.falling, later=later)
+            known, unknown = sorted_by(self.matching, keys, falling=self.falling)
+            self.by_later = False
+            if unknown and (later := column.later_keys(context)) is not None:
+                second, rest = sorted_by(unknown, later, falling=True)
+                self.by_later = bool(second) and not known
+                unknown = second + rest
+            self._order = known + unknown
         self.arranged += 1
         self.unfold()
 
@@ -169,24 +169,16 @@ class Listing:
         return place
 
 
-def _is_known(key: Any) -> bool:
-    return key is not None and key == key
+def unknown_last(rows: Sequence[int], keys: Callable[[int], Any], *, falling: bool) -> list[int]:
+    """Rows by their keys; equal ones stay in order, those without one (None, nan) end the list."""
+    known, unknown = sorted_by(rows, keys, falling=falling)
+    return known + unknown
 
 
-def unknown_last(
-    rows: Sequence[int],
-    keys: Callable[[int], Any],
-    *,
-    falling: bool,
-    later: Callable[[int], Any] | None = None,
-) -> list[int]:
-    """Rows by their keys; equal ones stay in order, those without one (None, nan) end the list.
-
-    The latter are sorted by ``later``, the largest first, where it is given.
-    """
-    by_row = {row: key for row in rows if _is_known(key := keys(row))}
+def sorted_by(
+    rows: Sequence[int], keys: Callable[[int], Any], *, falling: bool
+) -> tuple[list[int], list[int]]:
+    """Rows that have a key, by it, and the others (None, nan); equal ones stay in order."""
+    by_row = {row: key for row in rows if (key := keys(row)) is not None and key == key}
     known = sorted(by_row, key=by_row.__getitem__, reverse=falling)
-    if len(known) == len(rows):
-        return known
-    unknown = [row for row in rows if row not in by_row]
-    return known + (unknown if later is None else unknown_last(unknown, later, falling=True))
+    return known, [] if len(known) == len(rows) else [row for row in rows if row not in by_row]

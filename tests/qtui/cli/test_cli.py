@@ -44,7 +44,7 @@ class Shown(NamedTuple):
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
     """What was shown, on a terminal that only seems to be one."""
-    asked: list[Shown] = []
+    found: list[Shown] = []
 
     def show(
         source: str | None,
@@ -55,9 +55,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
         shelf: object,
         choice: StartScreen,
         started: object,
+        asked: bool,
     ) -> int:
         assert started == (None if source is None else f"engine of {source}")
-        asked.append(Shown(source, settings, profile, appearance, choice))
+        found.append(Shown(source, settings, profile, appearance, choice))
         return 0
 
     monkeypatch.setattr(opening, "run", show)
@@ -65,7 +66,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
     monkeypatch.setattr(
         interface, "start_ahead", lambda source, nice: Started(f"engine of {source}")
     )
-    return asked
+    return found
 
 
 Run = Callable[..., tuple[int, str, str]]

@@ -270,7 +270,7 @@ async def test_a_sweep_that_is_over_says_how_effects_add_up() -> None:
         format=r.FORMAT, layers=35, kl=0.93, dnll=0.9, together_kl=0.04, sum_kl=0.043
     )
     async with driving(*r.opening(), *r.swept(), p.Learned(("a",), (whole,))) as d:
-        assert "int4-g128 in all body layers: KL 0.93× the sum of single effects" in d.screen()
+        assert "int4-g128 in all body layers: additivity 0.93 (effects add up)" in d.screen()
 
 
 async def test_the_layer_that_came_under_the_cursor_is_asked_about() -> None:

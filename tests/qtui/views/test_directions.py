@@ -39,39 +39,35 @@ def table(d: Driver) -> str:
 # --- s -------------------------------------------------------------------------------------------
 
 
-async def test_s_shows_the_other_direction_and_sweeps_it_once() -> None:
+async def test_s_shows_the_other_direction_and_measures_nothing() -> None:
     restore = p.Sweep((r.FORMAT,), "restore")
     async with driving(*r.opening(), *r.triaged(), *r.swept()) as d:
         kl = d.app.session.sensitivity(36, r.EFFECTS).kl
         assert "KL·10³▾ of int4-g128" in d.screen()
         assert "each layer alone in int4-g128" in title(d)
         await d.pilot.press("s")
-        await d.until(lambda: sweeps_sent(d) == [restore])
         await d.settled()
+        assert sweeps_sent(d) == []
+        assert "not measured, S sweeps it" in d.bench.message.text
         assert "regained" in d.screen().splitlines()[4]
         assert "restore: all layers in int4-g128, each kept in turn" in title(d)
         assert "s degrade" in d.bench.keybar.text
         assert f"{1000 * kl:.2f}" not in table(d), "what it costs is not what it wins back"
+        await d.pilot.press("S", "enter")
+        await d.until(lambda: sweeps_sent(d) == [restore])
         await d.give(*r.swept(direction="restore"))
         assert f"{1300 * kl:.1f}" in table(d)
         await d.pilot.press("s")
         await d.settled()
         assert f"{1000 * kl:.2f}" in table(d)
         assert "s restore" in d.bench.keybar.text
-        await d.pilot.press("s", "s")
-        await d.settled()
-        assert sweeps_sent(d) == [restore], "both are whole: nothing is left to measure"
 
 
-async def test_a_sweep_that_waits_behind_another_is_not_asked_for_twice() -> None:
+async def test_a_sweep_that_waits_behind_another_says_so_and_where_all_jobs_are() -> None:
     async with driving(*r.opening(), *r.swept(3)) as d:
-        await d.pilot.press("s")
+        await d.pilot.press("s", "S", "enter")
         await d.until(lambda: len(sweeps_sent(d)) == 1)
-        assert "after the running sweep (x cancels it)" in d.bench.message.text
-        await d.give(next(iter(r.swept(direction="restore"))))
-        await d.pilot.press("s", "s")
-        await d.settled()
-        assert len(sweeps_sent(d)) == 1
+        assert "after sweep int4-g128: J shows all jobs" in d.bench.message.text
 
 
 async def test_retry_goes_on_with_the_sweep_that_is_shown() -> None:
@@ -84,8 +80,8 @@ async def test_retry_goes_on_with_the_sweep_that_is_shown() -> None:
         # Head and embedding are kept in either case.
         assert "restore int4-g128: 5 of 35 layers measured, r resumes" in d.screen()
         await d.pilot.press("r")
-        await d.until(lambda: len(sweeps_sent(d)) == 2)
-        assert sweeps_sent(d)[1] == p.Sweep((r.FORMAT,), "restore")
+        await d.until(lambda: len(sweeps_sent(d)) == 1)
+        assert sweeps_sent(d) == [p.Sweep((r.FORMAT,), "restore")]
 
 
 async def test_the_worst_to_lose_and_the_best_to_keep_have_orders_and_filters_of_their_own() -> (
@@ -201,11 +197,11 @@ async def test_the_pane_says_what_each_format_would_cost_here() -> None:
 
 async def test_how_well_estimates_agree_is_said_as_it_grows() -> None:
     async with driving(*r.opening(), r.estimated(), *r.swept(24), size=(80, 24)) as d:
-        assert "agrees" not in title(d)
+        assert "rank" not in title(d)
         await d.give(r.agreement(5))
-        assert "estimate agrees .98 over 5 layers" in title(d)
+        assert "estimates: rank .98 over 5" in title(d)
         await d.give(r.agreement(24))
-        assert "estimate agrees .98 over 24 layers" in title(d)
+        assert "estimates: rank .98 over 24" in title(d)
 
 
 async def test_nothing_is_called_corrected_where_all_is_measured() -> None:
@@ -213,7 +209,7 @@ async def test_nothing_is_called_corrected_where_all_is_measured() -> None:
         await d.give(r.agreement())
         assert "the rest corrected" in title(d)
         await d.give(*list(r.swept())[1:])
-        assert "agrees" in title(d)
+        assert "rank correlation" in title(d)
         assert "corrected" not in title(d)
 
 
@@ -245,7 +241,7 @@ def test_the_line_above_the_table_never_takes_more_room_than_there_is(
     assert filter in said
     if width >= 80 and not filter:
         assert r.FORMAT in said
-        assert "agrees .98 over 24" in said
+        assert ".98 over 24" in said
 
 
 # --- the line of work ----------------------------------------------------------------------------

@@ -1,0 +1,137 @@
+"""The jobs of the engine, running and waiting, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+
+from engine.session import Job
+from qtui.views.progress import about, phase_words, time_left
+from qtui.views.text import fit, printable
+from qtui.widgets.choices import Choices
+from qtui.widgets.frame.scoreboard import running
+from qtui.widgets.line import Lines, Words, cells, spread
+
+if TYPE_CHECKING:
+    from qtui.screens.session_screen import SessionScreen
+
+EVERY = 1.0
+"""Seconds between two looks at the jobs."""
+
+
+class Jobs(ModalScreen[None]):
+    """A list of jobs, the running one first; each can be cancelled, or run before the others."""
+
+    DEFAULT_CSS = """
+    Jobs { align: center top; background: $background; }
+    Jobs > #box {
+        width: 100; max-width: 100%; height: auto; max-height: 90%; margin-top: 1;
+        border: round $primary; background: $surface; padding: 0 1;
+    }
+    Jobs.-ascii > #box { border: ascii $primary; }
+    Jobs Choices { background: $surface; }
+    Jobs #foot { height: 1; background: $surface; margin-top: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,J", "dismiss", "Close", id="jobs.close"),
+        Binding("x,delete", "end", "Cancel the job", id="jobs.cancel"),
+        Binding("enter,f", "first", "Run it before the others", id="jobs.first"),
+        Binding("k", "move(-1)", "Up", id="jobs.up"),
+        Binding("j", "move(1)", "Down", id="jobs.down"),
+    ]
+
+    def __init__(
+        self, about: SessionScreen, end: Callable[[Job], None], first: Callable[[Job], None]
+    ) -> None:
+        """
+        Args:
+            about: whose session has the jobs.
+            end: cancels a job.
+            first: runs a waiting job before the others of its urgency.
+        """
+        super().__init__(classes="-ascii" if about.glyphs.ascii else None)
+        self.about, self.end, self.first = about, end, first
+        self.glyphs = about.glyphs
+        self.jobs: list[Job] = []
+        self.choices = Choices(self._draw, self.glyphs)
+        self.choices.empty = [("nothing is running", "$dim")]
+        self._drawn: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        """The jobs, and the keys."""
+        with Vertical(id="box"):
+            yield self.choices
+            foot = Lines(id="foot")
+            foot.set_lines(
+                [
+                    [
+                        ("x", "bold $primary"),
+                        (" cancels   ", "$dim"),
+                        ("f", "bold $primary"),
+                        (" runs it before the others   ", "$dim"),
+                        ("escape", "bold $primary"),
+                        (" closes", "$dim"),
+                    ]
+                ]
+            )
+            yield foot
+
+    def on_mount(self) -> None:
+        """Show the jobs, and follow them."""
+        self._look()
+        self.set_interval(EVERY, self._look)
+
+    @property
+    def current(self) -> Job | None:
+        """The job under the cursor."""
+        return self.jobs[self.choices.cursor] if self.jobs else None
+
+    def _look(self) -> None:
+        here = self.current
+        self.jobs = running(self.about.session)
+        drawn = [f"{job.id} {self._state(job)} {self._figures(job)}" for job in self.jobs]
+        if drawn != self._drawn:
+            self._drawn = drawn
+            ids = [job.id for job in self.jobs]
+            at = ids.index(here.id) if here is not None and here.id in ids else None
+            self.choices.styles.height = max(1, min(len(self.jobs), self.app.size.height - 8))
+            self.choices.show(len(self.jobs), at)
+
+    def _state(self, job: Job) -> str:
+        return "runs" if job is self.jobs[0] else "waits"
+
+    def _figures(self, job: Job) -> str:
+        """What a job is doing, how far it is, and the time left."""
+        count = f"{job.done:.0f}/{job.total}" if job.total > 1 and not job.in_bytes else ""
+        words = (phase_words(job) or about(job), count, time_left(job))
+        return "  ".join(printable(word) for word in words if word)
+
+    def _draw(self, row: int, width: int) -> Words:
+        job = self.jobs[row]
+        state = f"{self._state(job):<7}"
+        figures = self._figures(job)
+        room = max(20, width - len(state) - len(figures) - 2)
+        title = fit(printable(job.title), min(len(job.title), room), self.glyphs)
+        words: Words = [(state, "bold $accent" if row == 0 else "$dim"), (title, "")]
+        return spread(words, [(figures, "$dim")], max(width, cells(words)))
+
+    def action_move(self, rows: int) -> None:
+        """Move the cursor."""
+        self.choices.action_move(rows)
+
+    def action_end(self) -> None:
+        """Cancel the job under the cursor."""
+        if self.current is not None:
+            self.end(self.current)
+            if len(self.jobs) == 1:
+                self.dismiss()
+
+    def action_first(self) -> None:
+        """Run the job under the cursor before the others."""
+        if self.current is not None and self.choices.cursor:
+            self.first(self.current)
