@@ -126,7 +126,7 @@ def main() -> None:
         print(f"\n{machine()}\n")
         header = (
             f"format | K | layers | rank of KL | rank of ΔNLL | top {TOP}, with near-ties | "
-            f"KL within {NEAR[0]}–{NEAR[1]} | within two errors, their root mean square | median ratio"
+            f"KL within {NEAR[0]}–{NEAR[1]} | within two errors, root mean square | ratio"
         )
         print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}")
         for draws in map(int, given.draws.split(",")):

@@ -37,8 +37,8 @@ class Truth:
     covered: float
     """Share of layers whose KL is estimated within two of its standard errors of the exact one."""
     spread: float
-    """Root mean square of the estimate's error over its standard error: far below 1 where errors are
-    stated too large. They hold the spread over windows, which both values share."""
+    """Root mean square of the error over the standard error: far below 1 where these are too large.
+    They hold the spread over windows, which both values share."""
 
 
 def hold_against(
