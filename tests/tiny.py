@@ -138,6 +138,18 @@ PLACED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Models with layers that do not act where their names say."""
+UNCALLED: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": (
+        "MambaConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "state_size": 8,
+        },
+    ),
+}
+"""Models with layers whose weights are taken without calling them."""
 RESUMABLE = tuple(arch for arch in ARCHITECTURES if arch != "gemma4")
 
 
@@ -160,7 +172,7 @@ def build(
     """
     import transformers
 
-    config_name, fields = (ARCHITECTURES | PLACED)[arch]
+    config_name, fields = (ARCHITECTURES | PLACED | UNCALLED)[arch]
     config = getattr(transformers, config_name)(**{**fields, **overrides})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -143,7 +143,7 @@ def refine_symmetric(x: Tensor, half: int) -> Symmetric:
     codes = (quotient(-half, peak) * x).round_().clamp_(-half, half - 1)
     sum_lx, sum_l2 = total(weighted * codes), total(weights * codes * codes)
     for _ in range(5):
-        changed = False
+        changed = torch.zeros((), dtype=torch.bool, device=x.device)  # read once a round
         for i in range(len(x)):
             code, weight = codes[i], weights[i]
             rest_lx = sum_lx - weighted[i] * code
@@ -156,8 +156,8 @@ def refine_symmetric(x: Tensor, half: int) -> Symmetric:
             codes[i] = torch.where(better, new, code)
             sum_lx = torch.where(better, new_lx, sum_lx)
             sum_l2 = torch.where(better, new_l2, sum_l2)
-            changed = changed or bool(better.any())
-        if not changed:
+            changed |= better.any()
+        if not bool(changed):
             break
     scale = torch.where(sum_l2 > 0, sum_lx / sum_l2, 0).masked_fill(empty, 0)
     return Symmetric(scale, (codes + half).masked_fill(empty, 0))
@@ -183,7 +183,7 @@ def fit_positive(x: Tensor, weights: Tensor, top: int) -> Symmetric:
     weighted = weights * x
     sum_lx, sum_l2 = total(weighted * codes), total(weights * codes * codes)
     for _ in range(5):
-        changed = False
+        changed = torch.zeros((), dtype=torch.bool, device=x.device)  # read once a round
         for i in range(len(x)):
             code, weight = codes[i], weights[i]
             rest_lx = sum_lx - weighted[i] * code
@@ -196,8 +196,8 @@ def fit_positive(x: Tensor, weights: Tensor, top: int) -> Symmetric:
             codes[i] = torch.where(better, new, code)
             sum_lx = torch.where(better, new_lx, sum_lx)
             sum_l2 = torch.where(better, new_l2, sum_l2)
-            changed = changed or bool(better.any())
-        if not changed:
+            changed |= better.any()
+        if not bool(changed):
             break
     scale = torch.where(sum_l2 > 0, sum_lx / sum_l2, 0).masked_fill(empty, 0)
     return Symmetric(scale, codes.masked_fill(empty, 0))

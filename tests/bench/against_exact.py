@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 import torch
 
+from engine import protocol as p
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import approximated, why_not_given
@@ -28,6 +29,7 @@ from engine.measure.estimate.estimate import estimate
 from engine.measure.evaluation.evaluate import baseline
 from engine.measure.evaluation.reference import reference_of
 from engine.protocol import Settings
+from engine.store import keys
 from engine.store.facts import FactStore
 from engine.workspace import Loaded
 from tests.bench.truth import NEAR, TOP, hold_against, machine
@@ -35,7 +37,7 @@ from tests.drive import load
 
 T = TypeVar("T")
 Exact = dict[str, list[float]]
-"""KL, its standard error and ΔNLL by ``FORMAT LAYER``."""
+"""KL, its standard error and ΔNLL by the address of the measurement."""
 
 
 def through(steps: Generator[object, None, T]) -> T:
@@ -70,19 +72,32 @@ def measure(loaded: Loaded, name: str, format: Format, counts: JobCounts) -> lis
     return [float(kl.mean()), float(kl.std()) / len(kl) ** 0.5, float(dnll.mean())]
 
 
+def address(loaded: Loaded, name: str, format: Format, direction: p.Direction) -> str:
+    """Of a measurement: another checkpoint, text or window has another."""
+    return keys.Sensitivity(
+        on=loaded.evaluation,
+        layer=name,
+        format=str(format),
+        direction=direction,
+        scale_dtype=loaded.scale_dtype,
+    ).address
+
+
 def exact_of(
     loaded: Loaded, formats: Sequence[Format], every: int, kept: Path, counts: JobCounts
-) -> Exact:
-    """Measure what is not in the file yet."""
-    found: Exact = json.loads(kept.read_text()) if kept.exists() else {}
+) -> dict[tuple[str, str], list[float]]:
+    """The chosen layers by format and name; what is not in the file yet is measured."""
+    known: Exact = json.loads(kept.read_text()) if kept.exists() else {}
+    found: dict[tuple[str, str], list[float]] = {}
     for name in chosen(loaded, every):
         for format in formats:
             shape = loaded.network.layers[name].shape
             if why_not_held(format, shape) or why_not_given(loaded, name, format):
                 continue
-            if (key := f"{format} {name}") not in found:
-                found[key] = measure(loaded, name, format, counts)
-                kept.write_text(json.dumps(found))
+            if (key := address(loaded, name, format, "degrade")) not in known:
+                known[key] = measure(loaded, name, format, counts)
+                kept.write_text(json.dumps(known))
+            found[str(format), name] = known[key]
     return found
 
 
@@ -111,27 +126,29 @@ def main() -> None:
         print(f"\n{machine()}\n")
         header = (
             f"format | K | layers | rank of KL | rank of ΔNLL | top {TOP}, with near-ties | "
-            f"KL within {NEAR[0]}–{NEAR[1]} | within two errors | median ratio | seconds"
+            f"KL within {NEAR[0]}–{NEAR[1]} | within two errors, root mean square | ratio"
         )
         print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}")
         for draws in map(int, given.draws.split(",")):
             loaded.opened.workspace.settings = msgspec.structs.replace(settings, draws=draws)
             begun = time.perf_counter()
             found = through(estimate(loaded, formats, "degrade", JobCounts(), "bench"))
-            seconds = time.perf_counter() - begun
+            took = f"{time.perf_counter() - begun:.0f} s for all formats"
             for text, by_layer in found.items():
-                both = [name for name in by_layer if f"{text} {name}" in exact]
-                if len(both) < 3:
+                both = [name for name in by_layer if (text, name) in exact]
+                if len(both) <= TOP:
+                    print(f"| `{text}` | {draws} | {len(both)}, too few |")
                     continue
                 it = hold_against(
                     [(e.kl, e.kl_se, e.dnll) for e in (by_layer[name] for name in both)],
-                    [tuple(exact[f"{text} {name}"]) for name in both],  # type: ignore[misc]
+                    [tuple(exact[text, name]) for name in both],  # type: ignore[misc]
                 )
                 print(
                     f"| `{text}` | {draws} | {it.layers} | {it.rank_kl:.3f} | {it.rank_dnll:.3f} | "
-                    f"{it.top}, {it.top_near} | {it.right:.0%} | {it.covered:.0%} | "
-                    f"{it.ratio:.2f} | {seconds:.0f} |"
+                    f"{it.top}, {it.top_near} | {it.right:.0%} | "
+                    f"{it.covered:.0%}, {it.spread:.2f} | {it.ratio:.2f} |"
                 )
+            print(f"\n{draws} draws: {took}\n")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ class Truth:
     """Median of estimated over exact KL."""
     covered: float
     """Share of layers whose KL is estimated within two of its standard errors of the exact one."""
+    spread: float
+    """Root mean square of the error over the standard error: far below 1 where these are too large.
+    They hold the spread over windows, which both values share."""
 
 
 def hold_against(
@@ -62,6 +65,7 @@ def hold_against(
         right=float(np.mean((ratios >= NEAR[0]) & (ratios <= NEAR[1]))),
         ratio=float(np.median(ratios)),
         covered=float(np.mean(abs(kl - true_kl) <= 2 * kl_se)),
+        spread=float(np.sqrt(np.mean(((kl - true_kl) / kl_se) ** 2))),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,18 +65,37 @@ def _compared(
         floor = 0.0 if alike else 2 * max(expected.pop("floor"), found.pop("floor"))
         for both in (expected, found):
             both.pop("floor", None)
+        slack = {} if alike else _slack(expected, found, floor, dtype)
         figures.same(f"{name}: perplexity", found.pop("ppl"), expected.pop("ppl"), within / 10)
         for kind in KINDS:
             own, other = ({k: v for k, v in each.items() if k.startswith(kind)}
                           for each in (found, expected))  # fmt: skip
             lax = 3 * within if kind.startswith("estimated") else within
-            figures.worst(f"{name}: {kind}", own, other, lax, 0.0 if alike else floor)
+            figures.worst(f"{name}: {kind}", own, other, lax, 0.0 if alike else floor, slack)
     if methods:
         own, other = _scored(there, methods), _scored(here, methods)
         for method in methods:
             figures.same(f"{name}: KL with {method}", own[method], other[method], solved)
     if arch == "llama" and direction == "degrade" and sweep:
         _toggled(options, source, dtype, figures, name, within)
+
+
+def _slack(
+    expected: dict[str, float], found: dict[str, float], floor: float, dtype: str
+) -> dict[str, float]:
+    """How far figures in 16 bits may differ, where their logits are rounded otherwise.
+
+    A KL of rounding is a spread of NLL of ``√(2 KL / T)`` over ``T`` tokens, here of the model and
+    of its reference on either device. Labels drawn from other logits are other draws.
+    """
+    if dtype == "fp32":
+        return {}
+    tokens = expected["tokens"]
+    slack = {name: 4 * math.sqrt(2 * floor / tokens) for name in found if "measured ΔNLL" in name}
+    for name in found:
+        if name.startswith("error of "):
+            slack[name.removeprefix("error of ")] = 2 * (found[name] + expected[name])
+    return slack
 
 
 def _swept(loaded: Loaded, direction: p.Direction) -> dict[str, float]:
@@ -91,9 +111,12 @@ def _swept(loaded: Loaded, direction: p.Direction) -> dict[str, float]:
         elif isinstance(fact, p.Sensitivity):
             found[f"measured KL {fact.layer}"] = fact.kl
             found[f"measured ΔNLL {fact.layer}"] = fact.dnll
+            found["tokens"] = fact.tokens
         elif isinstance(fact, p.Estimate):
             found[f"estimated KL {fact.layer} {fact.format}"] = fact.kl
             found[f"estimated ΔNLL {fact.layer} {fact.format}"] = fact.dnll
+            found[f"error of estimated KL {fact.layer} {fact.format}"] = fact.kl_se
+            found[f"error of estimated ΔNLL {fact.layer} {fact.format}"] = fact.dnll_se
         elif isinstance(fact, p.Additivity):
             found["additivity"] = fact.kl
     return found

@@ -99,8 +99,13 @@ class Recorder:
         expected: Mapping[str, float],
         within: float = 0.0,
         floor: float = 0.0,
+        slack: Mapping[str, float] | None = None,
     ) -> None:
-        """Figures by name that must equal others: the row shows the one that differs most."""
+        """Figures by name that must equal others: the row shows the one that differs most.
+
+        ``slack`` takes the place of ``floor`` for those it names, where it is more.
+        """
+        more = slack or {}
         if set(found) != set(expected) or not found:
             lost = sorted(set(found) ^ set(expected))
             note = f"only one side has {', '.join(lost[:3])}" if lost else "there are none"
@@ -109,12 +114,13 @@ class Recorder:
 
         def beyond(name: str) -> float:
             difference = abs(found[name] - expected[name])
-            excess = difference - within * abs(expected[name]) - floor
+            excess = difference - within * abs(expected[name]) - max(floor, more.get(name, 0.0))
             return math.inf if math.isnan(excess) else excess
 
         name = max(found, key=lambda each: (beyond(each), abs(expected[each])))
         note = f"{len(found)} figures; furthest {name}"
-        self.same(what, found[name], expected[name], within, floor, note=note)
+        allowed = max(floor, more.get(name, 0.0))
+        self.same(what, found[name], expected[name], within, allowed, note=note)
 
 
 def number(value: float) -> str:

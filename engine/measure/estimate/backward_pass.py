@@ -440,12 +440,13 @@ class BackwardPass:
             self.group,
             self.fixed,
         )
-        cast: dict[int, Tensor] = {}
+        cast: dict[tuple[object, ...], Tensor] = {}
         for tap in taps:
             given = tap.gradients[0] if isinstance(tap, WeightTap) else tap.inputs
             if not isinstance(tap, WeightTap) and given.is_floating_point():
                 # Layers that share an input share its cast.
-                given = cast.setdefault(given.data_ptr(), given.to(self.dtype))
+                key = (given.data_ptr(), given.shape, given.stride())
+                given = cast.setdefault(key, given.to(self.dtype))
             of_layer = changes[tap.layer]
             sums = {format: into[tap.layer, format] for format in of_layer.formats}
             add_effects(tap, of_layer, sums, part, given, self._embed(tap))

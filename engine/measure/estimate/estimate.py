@@ -194,6 +194,8 @@ def _doubt(loaded: Loaded, direction: p.Direction, name: str, format: Format, kl
     """Why an estimate may be wrong; empty if trusted."""
     if not math.isfinite(kl):
         return "the gradients are not finite"
+    if reference_of(loaded).windows.count < 2:
+        return "of one window no error is known"
     if kl > DOUBTFUL_KL:
         return "a change this large is beyond a quadratic model"
     if direction == "restore" and format.bits <= 3:

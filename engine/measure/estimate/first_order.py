@@ -150,10 +150,14 @@ def sample_of(window: int, windows: int, seq_len: int) -> Sample:
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """What products are made in: bfloat16 where that is faster, else the network's dtype."""
+    """What products are made in: bfloat16 where that is faster, else the network's dtype.
+
+    On a GPU a network in float32 was asked to be exact, and has its products in float32.
+    """
     if device.type == "cpu":
         return torch.bfloat16 if has_matrix_units() else torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else dtype
+    faster = dtype != torch.float32 and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if faster else dtype
 
 
 Embed = Callable[[Tensor], Tensor]
@@ -203,8 +207,7 @@ def add_effects(
         embed: for an embedding.
     """
     if isinstance(tap, WeightTap):
-        for at, format in enumerate(changes.formats):
-            _add_weight_rows(tap, changes.deltas[at], sums[format], part)
+        _add_weight_rows(tap, changes.deltas, [sums[f] for f in changes.formats], part)
         return
     if embed is not None:
         for format, delta in zip(changes.formats, changes.deltas, strict=True):
@@ -350,17 +353,26 @@ def _add_rows(tap: Tap, deltas: Tensor, found: Sequence[Sums], part: Part) -> No
         each.add_rows(part.windows, of_change)
 
 
-def _add_weight_rows(tap: WeightTap, delta: Tensor, found: Sums, part: Part) -> None:
-    """Add ``Σ_t z_ti`` of experts, one matrix after the other, and their slopes, of one window."""
-    found_rows: list[Tensor] = []
+def _add_weight_rows(tap: WeightTap, deltas: Tensor, found: Sequence[Sums], part: Part) -> None:
+    """Add ``Σ_t z_ti`` and slopes of one window, one matrix of a weight after the other."""
+    drawn = bool(part.drawn.all())
+    several = tap.gradients[0].dim() == 3
+    deltas = deltas if several else deltas[:, None]
+    rows: list[list[Tensor]] = [[] for _ in found]
     for loss, gradient in enumerate(tap.gradients):
-        z = torch.cat([
-            torch.linalg.vecdot(change.float(), of_expert.float())
-            for change, of_expert in zip(delta, gradient, strict=True)
-        ])  # fmt: skip
-        if loss < part.drawn_from:
-            found.slope[loss, part.windows] += z.double().sum().cpu()
-        else:
-            found_rows.append(z)
-    if bool(part.drawn.all()):
-        found.add_rows(part.windows, torch.stack(found_rows)[:, None])
+        if loss >= part.drawn_from and not drawn:
+            break
+        z: list[list[Tensor]] = [[] for _ in found]
+        for at, matrix in enumerate(gradient if several else gradient[None]):
+            matrix = matrix.float()
+            for of_change, delta in zip(z, deltas[:, at], strict=True):
+                of_change.append(torch.linalg.vecdot(delta.float(), matrix))
+        for each, of_change, kept in zip(found, z, rows, strict=True):
+            if loss < part.drawn_from:
+                total = sum(values.double().sum() for values in of_change)
+                each.slope[loss, part.windows] += torch.as_tensor(total).cpu()
+            else:
+                kept.append(torch.cat(of_change))
+    if drawn:
+        for each, kept in zip(found, rows, strict=True):
+            each.add_rows(part.windows, torch.stack(kept)[:, None])

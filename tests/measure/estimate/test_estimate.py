@@ -115,7 +115,7 @@ def delta_of(loaded: Loaded, name: str, format: str) -> Tensor:
     return network.slot(name).oriented(difference)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, *tiny.UNCALLED])
 def test_slopes_are_inner_products_with_plain_gradients(
     arch: str, tmp_path: Path, prose: Path, exact: None
 ) -> None:
@@ -140,7 +140,7 @@ def test_slopes_are_inner_products_with_plain_gradients(
                 assert float(slope) == pytest.approx(expected, abs=2e-5 * scale)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, *tiny.UNCALLED])
 def test_sums_by_row_are_those_of_plain_gradients(
     arch: str, tmp_path: Path, prose: Path, exact: None
 ) -> None:
@@ -198,6 +198,21 @@ def test_sums_across_rows_are_those_of_every_token(
         expected = [z.sum(-1).square().sum(), z.square().sum(), (z.sum(-1) ** 4).sum()]
         for got, right in zip(sums.across[:, 0, 0], expected, strict=True):
             assert float(got) == pytest.approx(float(right), rel=2e-3), name
+
+
+def test_of_many_windows_some_have_their_rows_summed(
+    tmp_path: Path, prose: Path, exact: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.build("qwen3_moe", tmp_path / "moe")
+    every = walked(opened(folder, tmp_path / "a", prose), ["int8"])
+    monkeypatch.setattr(products, "DRAWN", 2)
+    some = walked(opened(folder, tmp_path / "b", prose), ["int8"])
+    for name, by_format in every.items():
+        for format, sums in by_format.items():
+            fewer = some[name][format]
+            assert torch.allclose(fewer.rows[:, ::2], sums.rows[:, ::2], rtol=1e-5), name
+            assert not fewer.rows[:, 1::2].any(), name
+            assert torch.equal(fewer.slope, sums.slope), name
 
 
 def test_of_changed_inputs_what_is_beside_the_weights_is_summed_by_token(
