@@ -22,6 +22,8 @@ from typing import NamedTuple
 import psutil
 import pyte
 
+from qtui.views.progress import COUNTED, PHASES
+
 PATIENCE = 60.0
 """Seconds after which what was waited for will not come."""
 UP, DOWN, END, HOME = b"\x1b[A", b"\x1b[B", b"\x1b[F", b"\x1b[H"
@@ -330,8 +332,9 @@ def sensitivity(screen: list[str]) -> bool:
 def progress(screen: list[str]) -> tuple[int, int] | None:
     """Layers done and all layers of the sweep that runs, as the head of the screen tells them."""
     for line in screen[:4]:
-        if found := re.match(r" sweep\b.* (\d+)/(\d+)\b", line):
-            return int(found[1]), int(found[2])
+        counted = re.match(r" sweep\b.* (\d+)/(\d+)\b", line)
+        if counted and not any(PHASES[phase] in line for phase in COUNTED):
+            return int(counted[1]), int(counted[2])
     return None
 
 

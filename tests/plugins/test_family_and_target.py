@@ -110,8 +110,11 @@ def test_it_is_listed_completed_and_explained() -> None:
     assert family.families()[-1].name == "ternary"
     assert [each.text for each in complete_format("tern")] == ["ternary"]
     assert "ternary-g32" in [each.text for each in complete_format("ternary-")]
-    assert complete_format("ternary")[0].says == "2.25 bit"
-    assert explain_format("ternary", (8, 128)) == ("ternary-g64", "ternary-g64: 2.25 bit a weight")
+    assert complete_format("ternary")[0].says == "2.25 bits"
+    assert explain_format("ternary", (8, 128)) == (
+        "ternary-g64",
+        "ternary-g64: 2.25 bits per weight",
+    )
 
 
 def test_bits_shapes_and_mixes_come_from_its_declaration() -> None:

@@ -76,7 +76,7 @@ async def test_the_next_theme_is_drawn_and_remembered(monkeypatch: pytest.Monkey
     monkeypatch.setenv("COLORTERM", "truecolor")
     async with driving(*r.opening(), *r.swept()) as d:
         names, before = d.app.shelf.names, d.app.theme
-        await d.pilot.press("T")
+        await d.pilot.press("C")
         await d.pilot.pause()
         after = d.app.theme
         assert after == names[(names.index(before) + 1) % len(names)]
@@ -156,7 +156,8 @@ async def test_freezing_logs_nothing_twice() -> None:
 async def test_a_layer_that_is_looked_at_while_the_display_is_frozen_has_its_histogram() -> None:
     async with driving(*r.opening(), *r.triaged(), size=(160, 50)) as d:
         await d.pilot.press("z", "j")
-        await d.until(lambda: p.AskHistogram(NAMES[1]) in d.sent(p.AskHistogram))
-        d.link.give(r.histogram(NAMES[1]))
+        name = NAMES[d.table.rows[1]]
+        await d.until(lambda: p.AskHistogram(name) in d.sent(p.AskHistogram))
+        d.link.give(r.histogram(name))
         await d.until(lambda: d.bench.detail.histogram.plots)
         assert d.app.engine.frozen

@@ -57,7 +57,7 @@ SAME = {
             direction="degrade", draws=4, seed=3, scale_dtype="float16",
         ),
         before(
-            "estimate", layer="a", format="int8", estimator=2, together=["int4-g32", "int8"],
+            "estimate", layer="a", format="int8", estimator=3, together=["int4-g32", "int8"],
             direction="degrade", draws=4, seed=3, **WITH_FORMAT,
         ),
     ),

@@ -129,7 +129,7 @@ def test_the_filter_the_order_and_the_columns_are_those_on_the_screen() -> None:
     assert "kl_nats_per_token" in rows[0]
     assert "outlier_fraction" not in rows[0]
     assert "dppl" not in rows[0]
-    assert "order: largest KL first" in heading
+    assert "sorted by: largest KL first" in heading
     assert "filter: block<1" in heading
 
 

@@ -109,11 +109,11 @@ async def test_a_prediction_is_marked_and_a_measurement_narrows() -> None:
         assert "top-1 97.0%" in d.bench.scoreboard.text.splitlines()[1]
 
 
-async def test_layers_whose_effect_is_unknown_are_counted_beside_the_prediction() -> None:
+async def test_layers_whose_effect_is_filled_in_are_counted_beside_the_prediction() -> None:
     async with driving(*r.opening(), *r.swept()) as d:
         await d.give(r.changed(d.app.session, [DOWN], r.FORMAT))
         await d.give(r.changed(d.app.session, [GATE], "int8"))
-        assert "without 1 unknown" in d.screen()
+        assert "1 by weight error" in d.screen()
 
 
 @pytest.mark.parametrize("size", [(60, 18), (80, 24), (160, 50)])

@@ -63,11 +63,11 @@ def test_changes_of_the_recipe_are_told_in_words() -> None:
     one = r.changed(session, [DOWN], r.FORMAT)
     assert heard(log, session, one) == ["0 mlp.down_proj: bf16 → int4-g128"]
     names = session.layers.names[1:4]
-    assert heard(log, session, r.changed(session, names, "int8")) == ["3 layers: bf16 → int8"]
+    assert heard(log, session, r.changed(session, names, "int8")) == ["3 layers (bf16) → int8"]
     back = undone(session)
-    assert heard(log, session, back) == ["undone, 3 layers: int8 → bf16"]
+    assert heard(log, session, back) == ["undone, 3 layers (int8) → bf16"]
     mixed = msgspec.structs.replace(r.changed(session, [DOWN, names[0]], "int8"), how="redo")
-    assert heard(log, session, mixed) == ["redone, 2 layers: 2 formats → int8"]
+    assert heard(log, session, mixed) == ["redone, 2 layers (int4-g128, bf16) → int8"]
 
 
 def test_a_recipe_s_score_is_told_and_not_while_it_narrows() -> None:
@@ -78,8 +78,8 @@ def test_a_recipe_s_score_is_told_and_not_while_it_narrows() -> None:
     score = r.score(key, ppl=26.42, half=0.05)
     known = p.Learned(("k",), (score,), fresh=False)
     assert heard(log, session, partial, p.Learned(("k",), (score,)), known) == [
-        "recipe: PPL 26.42 ± .05, KL·10³ 10.0, 4.25 bit/weight",
-        "recipe: PPL 26.42 ± .05, KL·10³ 10.0, 4.25 bit/weight, saved earlier",
+        "recipe: PPL 26.42 ± .05, KL·10³ 10.0, 4.25 bits per weight",
+        "recipe: PPL 26.42 ± .05, KL·10³ 10.0, 4.25 bits per weight, saved earlier",
     ]
 
 
