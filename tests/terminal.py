@@ -333,7 +333,7 @@ def progress(screen: list[str]) -> tuple[int, int] | None:
     """Layers done and all layers of the sweep that runs, as the head of the screen tells them."""
     for line in screen[:4]:
         counted = re.match(r" sweep\b.* (\d+)/(\d+)\b", line)
-        if counted and not any(PHASES[phase] in line for phase in COUNTED):
+        if counted and not any(PHASES[phase] in line for phase in (*COUNTED, "estimating")):
             return int(counted[1]), int(counted[2])
     return None
 
