@@ -185,6 +185,17 @@ def legend(glyphs: Glyphs) -> list[tuple[str, str]]:
     return [*columns, *signs]
 
 
+def in_one_line(legend: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A legend with all lines of a column or sign joined."""
+    joined: list[tuple[str, str]] = []
+    for sign, meaning in legend:
+        if sign or not joined:
+            joined.append((sign, meaning))
+        else:
+            joined[-1] = joined[-1][0], f"{joined[-1][1]} {meaning}"
+    return joined
+
+
 def _legend(glyphs: Glyphs) -> list[Words]:
     lines: list[Words] = [[("Reading the screen", "bold")]]
     return lines + [

@@ -104,8 +104,10 @@ def answers(query: str, entries: Sequence[PaletteEntry]) -> list[tuple[PaletteEn
     found = _found(query, entries)
     if not found and (meant := _meant(query, entries)) != query.split():
         found = _found(" ".join(meant), entries)
-    # Available actions come first, unless an unavailable one matches much better.
-    return sorted(found, key=lambda each: -each[1].score * (0.5 if each[0].why_not else 1))
+    # Available actions come first, unless another entry matches much better.
+    return sorted(
+        found, key=lambda each: -each[1].score * (0.5 if each[0].why_not or not each[0].id else 1)
+    )
 
 
 def _found(query: str, entries: Sequence[PaletteEntry]) -> list[tuple[PaletteEntry, Found]]:
@@ -182,7 +184,6 @@ class Palette(ModalScreen[str | None]):
         self.foot = Lines(id="foot", wrap=True)
         self.entry = Entry(placeholder=hint, heard=self._search, submit=self._run, id="entry")
         self.at = at
-        self._key_width = min(14, max((cell_len(entry.key) for entry in entries), default=0))
         self._group_width = min(10, max((cell_len(entry.group) for entry in entries), default=0))
 
     def compose(self) -> ComposeResult:
@@ -240,6 +241,9 @@ class Palette(ModalScreen[str | None]):
             mark = "x " if loud else "! "
             why = printable(" ".join(entry.why_not.split()))
             self.foot.set_lines([[(f"{mark}not now: {why}", style)]])
+        elif entry is not None and not entry.id:
+            meaning = f"{printable(entry.key)}  {printable(entry.title)}"
+            self.foot.set_lines([[(meaning, "$dim")]])
         else:
             count = f"{len(self.found)} of {len(self.entries)}"
             width = self.foot.content_size.width or 56
@@ -284,8 +288,9 @@ class Palette(ModalScreen[str | None]):
         words: Words = []
         if self._group_width:
             words = [(fit(printable(group), self._group_width + 2, self.glyphs), "$dim")]
-        key = fit(printable(entry.key), min(cell_len(entry.key), 14), self.glyphs)
-        room = width - cells(words) - self._key_width - 2
+        key = printable(entry.key)
+        key = fit(key, min(cell_len(key), width // 3), self.glyphs)
+        room = width - cells(words) - cell_len(key) - 2
         title = printable(entry.title)
         shown = fit(title, min(cell_len(title), room), self.glyphs)
         words += _lit(shown, found.places, "$dim" if cannot else "")

@@ -153,7 +153,7 @@ class SharedActions:
 
     def palette(self) -> None:
         """List every action by name."""
-        from qtui.screens.help import legend
+        from qtui.screens.help import in_one_line, legend
         from qtui.screens.palette import Palette, PaletteEntry
 
         screen = self.screen
@@ -185,7 +185,7 @@ class SharedActions:
 
         entries += [
             PaletteEntry("", meaning, sign, "Signs", asked=True)
-            for sign, meaning in legend(screen.glyphs)
+            for sign, meaning in in_one_line(legend(screen.glyphs))
         ]
 
         def chosen(id: str | None) -> None:

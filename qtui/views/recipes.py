@@ -41,7 +41,7 @@ def line_of_list(
     mark = glyphs.marked if marked else " "
     name = fit(called(session, line), _room(width), glyphs)
     figures, tone = _figures(session, line)
-    best = f" {glyphs.finding}" if best_so_far(line) else ""
+    best = f" {glyphs.frontier}" if best_so_far(line) else ""
     style = "bold" if here else ""
     return [
         (f"{cursor}{sign}{mark} ", "$primary"),

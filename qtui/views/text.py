@@ -21,6 +21,7 @@ class Glyphs(NamedTuple):
     changed: str = "●"
     pending: str = "○"
     finding: str = "▲"
+    frontier: str = "◆"
     cursor: str = "▌"
     marked: str = "+"
     about: str = "≈"
@@ -47,9 +48,9 @@ BELOW = "<floor"
 
 UNICODE = Glyphs()
 PLAIN = Glyphs(
-    changed="*", pending="o", finding="!", cursor=">", marked="+", about="~", plus_minus="+-",
-    arrow="->", sigma="sd", unknown=".", ellipsis="..", times="x", rule="-", kilo="*1e3", full="#",
-    eighths="", rising=".:-=+*%#", bar="#", bar_left=".", ascii=True,
+    changed="*", pending="o", finding="!", frontier="^", cursor=">", marked="+", about="~",
+    plus_minus="+-", arrow="->", sigma="sd", unknown=".", ellipsis="..", times="x", rule="-", kilo="*1e3",
+    full="#", eighths="", rising=".:-=+*%#", bar="#", bar_left=".", ascii=True,
 )  # fmt: skip
 
 

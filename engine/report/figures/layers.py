@@ -181,7 +181,7 @@ HOLDS: tuple[Figure, ...] = (
         help="KL for each megabyte that the shown format saves, nats per token",
         quantity=RATE, read=of_row(_kl_per_mb),
         column=Column(
-            "KL/MB", 6, 5,
+            "KL/MB", 9, 5,
             legend=("KL for each megabyte that the shown format saves:",
                     "the least are the first to quantise, the most to keep"),
         ),

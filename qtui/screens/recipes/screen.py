@@ -34,6 +34,10 @@ class Recipes(SessionScreen):
     def __init__(self, glyphs: Glyphs = UNICODE) -> None:
         super().__init__(glyphs)
         self.list, self.apart = Lines(id="tried"), Lines(id="apart")
+        self.message.legend = (
+            f"{glyphs.frontier} none measured is smaller with less KL",
+            f"{glyphs.changed} current", f"{glyphs.marked} compared with",
+        )  # fmt: skip
         self.lines: list[Line] = [Line(0, "", None, 0, True, False)]
         self._on: int | None = None
         """Number of the recipe under the cursor; None for the current one."""
@@ -131,8 +135,7 @@ class Recipes(SessionScreen):
         if self.line == self.base:
             keys = self.key("recipes.compare")
             said = f"{keys} marks a recipe to compare others with; else it is the current one"
-            return [[(f"{self.glyphs.finding} none measured is smaller with less KL", "$dim")],
-                    [(said, "$dim")]]  # fmt: skip
+            return [[(said, "$dim")]]
         found = apart(self.session, self.base, self.line, self.glyphs)
         head, layers = found[:2], found[2:]
         room = max(1, self.apart.size.height - 3)

@@ -15,7 +15,7 @@ from qtui.views import sweeps
 from qtui.views.scope import SCOPE_TITLES, SCOPES
 from qtui.views.scope import why_not as why_not_scope
 from qtui.widgets.frame.scoreboard import running
-from qtui.widgets.table.columns import table_columns
+from qtui.widgets.table.columns import table_column, table_columns
 from qtui.widgets.table.layer_table import MarkedRows
 
 if TYPE_CHECKING:
@@ -160,11 +160,12 @@ class WorkbenchActions(SharedActions):
         """Every column to sort by; enter at once takes the one before."""
         column, falling = self.bench.table.order
         before = self.bench.table.order_before[0]
+        first = table_column(column).first(falling=falling)
         return [
             Choice(
                 each.id,
                 each.figure.title,
-                f"now, {each.first(falling=falling)} first"
+                f"now, {first} first".removesuffix(", first first")
                 if each.id == column
                 else "before"
                 if each.id == before

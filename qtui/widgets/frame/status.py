@@ -36,6 +36,11 @@ class Message(Lines):
     def __init__(self, glyphs: Glyphs = UNICODE, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.glyphs = glyphs
+        self.legend: tuple[str, ...] = (
+            f"{glyphs.finding} outliers, NaN or Inf", f"{glyphs.changed} changed by hand",
+            f"{glyphs.about} estimated", f"{glyphs.plus_minus} 95%",
+        )  # fmt: skip
+        """The screen's marks and what they mean, shown while there is no message."""
         self.said: tuple[Level, str] = "info", ""
         self.scope = ""
         """The scope in words."""
@@ -68,12 +73,15 @@ class Message(Lines):
             self.scope, self.many = words, many
             self._write()
 
-    def _legend(self) -> str:
-        g = self.glyphs
-        return (
-            f"{g.finding} outliers, NaN or Inf   {g.changed} changed by hand   "
-            f"{g.about} estimated   {g.plus_minus} 95%"
-        )
+    def _legend(self, room: int) -> str:
+        """The marks that there is room for, each with all of its meaning."""
+        shown = ""
+        for each in self.legend:
+            longer = f"{shown}   {each}" if shown else each
+            if cell_len(longer) > room:
+                break
+            shown = longer
+        return shown
 
     def on_resize(self) -> None:
         """Make use of the new room."""
@@ -87,11 +95,11 @@ class Message(Lines):
         right = f"{self.glyphs.arrow} {self.scope}" if self.scope else ""
         most = width * 2 // 3 if self.many else width // 3
         right = fit(right, min(cell_len(right), most), self.glyphs)
-        shown = printable(message) or self._legend()
+        shown = printable(message)
         if not self.many and message and cell_len(mark + shown) + cell_len(right) + 2 > width:
             right = ""
         room = max(0, width - len(mark) - (cell_len(right) + 2 if right else 0))
-        shown = fit(shown, room, self.glyphs)
+        shown = fit(shown or self._legend(room), room, self.glyphs)
         words: Words = [(mark, STYLES[level]), (shown, STYLES[level])]
         if right:
             words.append((f"  {right}", "bold $held" if self.many else "$dim"))

@@ -52,7 +52,7 @@ async def test_it_lists_what_was_measured_with_sizes_and_the_frontier() -> None:
             screen = await tuned(d)
             head, *lines = screen.list.text.splitlines()
             assert head.split()[:5] == ["recipe", "changed", "bits", "all", "size"]
-            best = "!" if ascii else "▲"
+            best = "^" if ascii else "◆"
             assert ["as stored" in line for line in lines] == [True, False, False, False]
             assert [best in line for line in lines] == [True, True, True, False]
             assert "1 int4-g128, 1 int8" in lines[2] if size[0] > 80 else "1 int4" in lines[2]

@@ -118,7 +118,7 @@ async def test_a_wide_screen_shows_all_that_is_known_of_a_layer() -> None:
     async with measured(size=(230, 50)) as d:
         await d.pilot.press("tab")
         await d.pilot.pause()
-        for title in ("bits", "KL/MB", "size", "change", "top-1", "kurt", "ΔNLL·10³", "shape"):
+        for title in ("bits", "KL·10³/MB", "size", "change", "top-1", "kurt", "ΔNLL·10³", "shape"):
             assert title in head(d)
         words = line(d, d.table.rows.index(7)).split()
         assert words[-10:-6] == ["16.0", "17.9", "393", "kB"]  # 5.22e-3 nats over .291 MB
