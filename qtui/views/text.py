@@ -49,8 +49,8 @@ BELOW = "<floor"
 UNICODE = Glyphs()
 PLAIN = Glyphs(
     changed="*", pending="o", finding="!", frontier="^", cursor=">", marked="+", about="~",
-    plus_minus="+-", arrow="->", sigma="sd", unknown=".", ellipsis="..", times="x", rule="-", kilo="*1e3",
-    full="#", eighths="", rising=".:-=+*%#", bar="#", bar_left=".", ascii=True,
+    plus_minus="+-", arrow="->", sigma="sd", unknown=".", ellipsis="..", times="x", rule="-",
+    kilo="*1e3", full="#", eighths="", rising=".:-=+*%#", bar="#", bar_left=".", ascii=True,
 )  # fmt: skip
 
 
