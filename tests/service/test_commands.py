@@ -49,7 +49,7 @@ def test_every_command_is_declared_or_the_engine_s_own() -> None:
 def made(kind: type[p.Command]) -> p.Command:
     """A command of this type, with something in every field."""
     fields = {"layers": (), "format": "int8", "layer": "a", "job": "1", "source": "demo"}
-    fields |= {"out": "/out", "settings": {}, "name": "x"}
+    fields |= {"out": "/out", "settings": {}, "name": "x", "number": 1}
     known = {name: fields[name] for name in kind.__struct_fields__ if name in fields}
     if kind in (p.Evaluate, p.Export):
         known["layers"] = {}
