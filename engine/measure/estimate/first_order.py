@@ -213,14 +213,13 @@ def add_effects(
         for format, delta in zip(changes.formats, changes.deltas, strict=True):
             _add_tokens(tap, embed(delta), sums[format], part)
         return
-    if changes.formats:
-        cast = Tap(tap.layer, inputs, tuple(g.to(inputs.dtype) for g in tap.gradients))
-        across = _across(*_picked(cast, part), changes.deltas).double().cpu()
-        found = [sums[format] for format in changes.formats]
-        _add_slopes(cast, changes.deltas, found, part)
-        _add_rows(cast, changes.deltas, found, part)
-        for at, each in enumerate(found):
-            each.across[..., part.windows] += across[:, :, at]
+    cast = Tap(tap.layer, inputs, tuple(g.to(inputs.dtype) for g in tap.gradients))
+    across = _across(*_picked(cast, part), changes.deltas).double().cpu()
+    found = [sums[format] for format in changes.formats]
+    _add_slopes(cast, changes.deltas, found, part)
+    _add_rows(cast, changes.deltas, found, part)
+    for at, each in enumerate(found):
+        each.across[..., part.windows] += across[:, :, at]
     for format, moved in changes.moved.items():
         _add_inputs(tap, moved(tap.inputs), sums[format], part)
 
@@ -272,7 +271,7 @@ def _picked(tap: Tap, part: Part) -> tuple[Tap, Tensor]:
 def _across(tap: Tap, weights: Tensor, deltas: Tensor) -> Tensor:
     """What rows add up to at single tokens, ``[3, draws, changes, windows]``: see `Sums.across`."""
     windows, tokens = tap.inputs.shape[:2]
-    inputs = tap.inputs.reshape(windows * tokens, -1).to(deltas.dtype)
+    inputs = tap.inputs.reshape(windows * tokens, -1)
     moved = functional.linear(inputs, deltas.flatten(0, 1)).view(len(inputs), len(deltas), -1)
     moved = moved.float()
     gradients = torch.stack([g.reshape(len(inputs), -1) for g in tap.gradients], -1).float()
@@ -358,21 +357,18 @@ def _add_weight_rows(tap: WeightTap, deltas: Tensor, found: Sequence[Sums], part
     drawn = bool(part.drawn.all())
     several = tap.gradients[0].dim() == 3
     deltas = deltas if several else deltas[:, None]
-    rows: list[list[Tensor]] = [[] for _ in found]
-    for loss, gradient in enumerate(tap.gradients):
-        if loss >= part.drawn_from and not drawn:
-            break
-        z: list[list[Tensor]] = [[] for _ in found]
-        for at, matrix in enumerate(gradient if several else gradient[None]):
-            matrix = matrix.float()
-            for of_change, delta in zip(z, deltas[:, at], strict=True):
-                of_change.append(torch.linalg.vecdot(delta.float(), matrix))
-        for each, of_change, kept in zip(found, z, rows, strict=True):
-            if loss < part.drawn_from:
-                total = sum(values.double().sum() for values in of_change)
-                each.slope[loss, part.windows] += torch.as_tensor(total).cpu()
-            else:
-                kept.append(torch.cat(of_change))
-    if drawn:
-        for each, kept in zip(found, rows, strict=True):
-            each.add_rows(part.windows, torch.stack(kept)[:, None])
+    gradients = tap.gradients if drawn else tap.gradients[: part.drawn_from]
+    # Of every loss and change, the sums of one matrix after the other.
+    z: list[list[list[Tensor]]] = [[[] for _ in found] for _ in gradients]
+    for at in range(deltas.shape[1]):
+        changes = deltas[:, at].float()
+        for of_loss, gradient in zip(z, gradients, strict=True):
+            matrix = (gradient[at] if several else gradient).float()
+            for of_change, delta in zip(of_loss, changes, strict=True):
+                of_change.append(torch.linalg.vecdot(delta, matrix))
+    for at, each in enumerate(found):
+        sums = [torch.cat(of_loss[at]) for of_loss in z]
+        for loss in range(part.drawn_from):
+            each.slope[loss, part.windows] += sums[loss].double().sum().cpu()
+        if drawn:
+            each.add_rows(part.windows, torch.stack(sums[part.drawn_from :])[:, None])

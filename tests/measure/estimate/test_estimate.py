@@ -99,6 +99,13 @@ def plain(loaded: Loaded) -> Any:
     return model
 
 
+def go_backwards(model: Any, ids: Tensor) -> None:
+    """Leave the gradients of one window's loss, summed, in the parameters."""
+    model.zero_grad()
+    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+    torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").backward()
+
+
 def parameter_of(loaded: Loaded, model: Any, name: str) -> Tensor:
     layer = loaded.network.layers[name]
     found: Tensor = model.get_parameter(
@@ -125,10 +132,7 @@ def test_slopes_are_inner_products_with_plain_gradients(
     model = plain(loaded)
     assert set(found) == set(network.layers)
     for window, ids in enumerate(reference.windows.ids):
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
-        loss = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum")
-        model.zero_grad()
-        loss.backward()
+        go_backwards(model, ids)
         for name in network.layers:
             gradient = parameter_of(loaded, model, name).grad
             assert gradient is not None
@@ -149,9 +153,7 @@ def test_sums_by_row_are_those_of_plain_gradients(
     network, reference = loaded.network, reference_of(loaded)
     model = plain(loaded)
     for window, ids in enumerate(reference.windows.ids):
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
-        model.zero_grad()
-        torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").backward()
+        go_backwards(model, ids)
         for name, layer in network.layers.items():
             gradient = parameter_of(loaded, model, name).grad
             assert gradient is not None
@@ -185,8 +187,7 @@ def test_sums_across_rows_are_those_of_every_token(
             seen.append((args[0], output))
 
         hook = model.get_submodule(layer.module).register_forward_hook(keep)
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
-        torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").backward()
+        go_backwards(model, ids)
         hook.remove()
         delta = delta_of(loaded, name, "int4-g32").double()
         z = torch.zeros(len(ids), layer.shape[0], dtype=torch.float64)
