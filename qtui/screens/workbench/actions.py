@@ -152,7 +152,7 @@ class WorkbenchActions(SharedActions):
         self.bench.table.move_to(self.bench.table.cursor + rows)
 
     def back(self) -> None:
-        """Return to the layer that the last jump left: to the top, by sorting, by a filter."""
+        """Return to the layer that the last jump left: to either end, or by sorting."""
         if not self.bench.table.go_back():
             self.say("warning", "there is no layer to go back to")
 
