@@ -162,7 +162,7 @@ def train(
             output = model(input_ids=rows[:, :-1], **balancing)
         loss = functional.cross_entropy(output.logits.float().flatten(0, 1), rows[:, 1:].flatten())
         whole = loss + config.router_aux_loss_coef * output.aux_loss if balancing else loss
-        whole.backward()  # type: ignore[no-untyped-call]
+        whole.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

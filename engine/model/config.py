@@ -16,7 +16,7 @@ from engine.model.transformers_internals import (
     multimodal_classes,
 )
 
-OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
+OTHER_HEAD = re.compile(r"For(?=[A-Z])(?!CausalLM|ConditionalGeneration)\w+$")
 
 
 def architecture_name(config: Mapping[str, Any]) -> str:

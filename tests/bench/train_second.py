@@ -41,13 +41,16 @@ def qwen3() -> Qwen3Config:
 
 
 def gpt2() -> GPT2Config:
-    """Six blocks with transposed weights, learned positions, LayerNorm and biases."""
+    """Four blocks with transposed weights, learned positions, LayerNorm and biases."""
     return GPT2Config(
         vocab_size=VOCABULARY,
         n_embd=256,
-        n_layer=6,
+        n_layer=4,
         n_head=8,
         n_positions=WINDOW,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         bos_token_id=0,
         eos_token_id=0,
     )
