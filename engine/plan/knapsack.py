@@ -127,7 +127,7 @@ class Frontier:
         cost, weight = self.choices.total(self.chosen(at))
         if at + 1 == len(self):
             return cost
-        return cost + (limit - weight) * self.slope(at)
+        return float(cost + (limit - weight) * self.slope(at))
 
     def slope(self, at: int) -> float:
         """Cost per weight from one solution to the next; 0 after the last."""
@@ -193,7 +193,7 @@ def cheapest(choices: Choices, limit: float, *, seconds: float = SECONDS) -> Sol
     if found is None:
         return Solution(chosen, cost, weight, bound)
     better, saved = found
-    bound = max(bound, cost - saved)
+    bound = max(bound, float(cost - saved))
     if choices.total(better)[0] < cost:
         chosen = better
         cost, weight = choices.total(chosen)

@@ -149,7 +149,7 @@ def frontier_of(session: Session, units: Sequence[Unit], *, body: bool) -> list[
     """
     frontier = Frontier(choices_of(units, body=body))
     found = [
-        point_of(session, recipe_of(units, frontier.chosen(at).tolist()), frontier.cost[at])
+        point_of(session, recipe_of(units, frontier.chosen(at).tolist()), float(frontier.cost[at]))
         for at in _spread(len(frontier), POINTS)
     ]
     # Where head and embedding come in, sizes of the two kinds need not rise together.

@@ -76,13 +76,16 @@ class Planner:
         self.session.checkpoint = loaded.opened.read()
         self.formats = [parse_format(text) for text in command.formats]
         self.nll = math.nan
-        self.forward = math.nan
+        self.spent = 0.0
+        """Plain forward passes that measuring took so far, an estimate counted as `ESTIMATING`."""
 
     def learn(self) -> Events:
         """Estimate every layer in every format, and find what was measured of them."""
         base = yield from baseline(self.loaded, self.counts)
         self.nll = base.nll
+        before = self.counts.measured
         estimates = yield from estimate(self.loaded, self.formats, "degrade", self.counts, self.job)
+        self.spent += ESTIMATING * (self.counts.measured > before)
         for of_format in estimates.values():
             self._fold(tuple(of_format.values()))
         for format in self.formats:
@@ -119,23 +122,17 @@ class Planner:
             lambda format, shape: target.why_not_expressed(format, shape, dtype),
         )
 
-    def measured(
-        self, recipe: Mapping[str, str]
-    ) -> Generator[p.AnyEvent | None, None, p.RecipeScore]:
+    def measured(self, recipe: Mapping[str, str]) -> Scored:
         """A recipe's score."""
-        before = self.counts.computed
+        before = self.counts.measured
         found = yield from score(self.loaded, recipe, self.nll, self.counts, self.job)
         self._fold((found,))
-        if math.isnan(self.forward) and self.counts.computed - before > 0:
-            self.forward = self.counts.computed - before
+        self.spent += self.counts.measured > before
         return found
 
     def room(self, forwards: float) -> bool:
         """Whether that many plain forward passes more are within what the command allows."""
-        forward = self.counts.forward if math.isfinite(self.counts.forward) else self.forward
-        if not math.isfinite(forward) or forward <= 0:
-            return True
-        return self.counts.computed + forwards * forward <= self.command.forwards * forward
+        return self.spent + forwards <= self.command.forwards
 
     def attempt(
         self, units: Sequence[Unit], budget: p.Budget, offset: float = 0.0
@@ -167,9 +164,10 @@ class Planner:
         kept = dict.fromkeys(
             parse_format(self.session.kept(self.session.index[name])) for name in recipe
         )
-        found = yield from further(
-            self.loaded, recipe, [*self.formats, *kept], self.counts, self.job
-        )
+        before = self.counts.measured
+        formats = [*self.formats, *kept]
+        found = yield from further(self.loaded, recipe, formats, self.counts, self.job)
+        self.spent += ESTIMATING * (self.counts.measured > before)
         return [
             Unit(
                 unit.layers,
@@ -222,7 +220,6 @@ def plan(loaded: Loaded, command: p.Plan, job: str) -> Steps:
     for recipe in others.values():
         if planner.room(1):
             yield from planner.measured(recipe)
-    spent = planner.counts.computed
     forward = yield from forward_seconds(loaded, job)
     planner.counts.timings["forward_s"] = forward
     session = planner.session
@@ -235,7 +232,7 @@ def plan(loaded: Loaded, command: p.Plan, job: str) -> Steps:
         units=planned_units(units, best.chosen),
         frontier=frontier_of(session, units, body=command.budget.bits is not None),
         baselines=baseline_points(session, others),
-        forwards=spent / forward if forward else 0.0,
+        forwards=planner.spent,
     )
     return msgspec.structs.replace(planner.counts.outcome(), result=found)
 
