@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from engine.errors import UsageError
+from engine.recipes.file import nearest
 from engine.session import Session
 
 
@@ -38,7 +39,9 @@ def pinned_layers(session: Session, pins: Mapping[str, str]) -> dict[str, str]:
             if (pin == name if pattern is None else pattern.match(name))
         ]
         if not matching:
-            raise UsageError(f"{pin!r} is pinned, and no layer of {session.source} is called so")
+            near = nearest(pin, session.layers.names)
+            hint = f"did you mean {near!r}?" if near else "give a whole name, or re: and a pattern"
+            raise UsageError(f"{pin!r} is pinned, and no layer is called so: {hint}")
         for name in matching:
             kept = held in ("kept", session.kept(session.index[name]))
             found.setdefault(name, "" if kept else held)

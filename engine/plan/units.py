@@ -139,12 +139,14 @@ class _Layers:
     def unit(self) -> Unit:
         found = [choice for formats in self._formats() if (choice := self._choice(formats))]
         if not found:
-            asked = ", ".join(dict.fromkeys(self._rules.pins.get(n, "") for n in self._names))
-            raise InfeasibleError(
-                f"{' and '.join(self._names)}: no format is left to choose"
-                + (f"; pinned to {asked}" if asked else "")
-                + ("; layers of a fused group need one format" if len(self._rows) > 1 else "")
-            )
+            pinned = [
+                f"{name} is pinned to {self._rules.pins[name] or 'its stored dtype'}"
+                for name in self._names
+                if name in self._rules.pins
+            ]
+            together = "they take one format (see --ungrouped)" if len(self._rows) > 1 else ""
+            why = "; ".join(part for part in (*pinned, together) if part)
+            raise InfeasibleError(f"{', '.join(self._names)}: no format is possible: {why}")
         return Unit(tuple(self._names), tuple(found))
 
     def _formats(self) -> Iterator[tuple[str, ...]]:

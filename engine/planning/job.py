@@ -56,7 +56,7 @@ PLAN = JobSpec(
     needs="model",
     lane="compute",
     urgency=2,
-    repeated="replace",
+    repeated="join",
     accept=_accepted,
     steps=_steps,
 )

@@ -101,9 +101,10 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def recovered(self) -> float:
-        """Share of the best uniform recipe's KL that this one avoids; nan where not known."""
+        """Share of the best uniform recipe's KL that this one avoids; nan where not known, and for
+        a budget of KL."""
         uniform = self.baselines.get("uniform")
-        if uniform is None:
+        if uniform is None or self.budget.kl is not None:
             return math.nan
         one, other = self.point, uniform
         if one.score is not None and other.score is not None:
