@@ -33,16 +33,24 @@ def cache_blocks(config: Mapping[str, Any]) -> list[CacheBlocks] | None:
     values = _values(config)
     if values is None:
         return None
+    # Gemma 4: blocks without a window have heads of their own size and number.
+    of_all = {
+        "head_dim": _whole(config, "global_head_dim") or config.get("head_dim"),
+        "num_key_value_heads": _whole(config, "num_global_key_value_heads")
+        or config.get("num_key_value_heads"),
+    }
+    whole = _values({**config, **of_all}) or values
     shared = _whole(config, "num_kv_shared_layers") or 0
     kinds = config.get("layer_types")
     kinds = kinds if isinstance(kinds, list) and len(kinds) == blocks else _kinds(config, blocks)
     window = _whole(config, "sliding_window", "attention_chunk_size") or 0
-    found: Counter[int] = Counter()
+    found: Counter[tuple[int, int]] = Counter()
     for kind in kinds[: blocks - shared]:
         if any(word in str(kind) for word in WITHOUT_CACHE):
             continue
-        found[window if any(word in str(kind) for word in WITH_WINDOW) else 0] += 1
-    return [CacheBlocks(count, values, width) for width, count in sorted(found.items())]
+        windowed = any(word in str(kind) for word in WITH_WINDOW)
+        found[(window, values) if windowed else (0, whole)] += 1
+    return [CacheBlocks(count, each, width) for (width, each), count in sorted(found.items())]
 
 
 def _kinds(config: Mapping[str, Any], blocks: int) -> list[str]:

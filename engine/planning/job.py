@@ -11,7 +11,7 @@ from engine.formats.grammar import parse_built
 from engine.plan.pins import compiled
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
-from engine.workspace import Loaded, Workspace
+from engine.workspace import Loaded, Opened, Workspace
 
 
 def _accepted(context: Context[Workspace], command: p.Plan) -> p.Plan:
@@ -44,6 +44,13 @@ def _pinned(held: str) -> str:
 
 
 def _steps(context: Context[Workspace], command: p.Plan) -> Steps:
+    yield None  # a generator in any case
+    if not command.forwards:
+        from engine.planning.known import plan_known
+
+        assert context.snapshot is not None
+        opened = context.workspace.need(Opened)
+        return plan_known(context.snapshot, command, opened.checkpoint.dtype)
     from engine.planning.planning import plan
 
     return (yield from plan(context.workspace.need(Loaded), command, context.job))
@@ -53,8 +60,9 @@ PLAN = JobSpec(
     command=p.Plan,
     kind="plan",
     title=lambda command: f"plan {command.budget}",
-    needs="model",
-    lane="compute",
+    needs=lambda command: "model" if command.forwards else "checkpoint",
+    lane=lambda command: "compute" if command.forwards else "questions",
+    snapshot=lambda command: not command.forwards,
     urgency=2,
     repeated="join",
     accept=_accepted,

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import msgspec
 
 from engine import protocol as p
-from engine.export.target import target_named
 from engine.formats.grammar import parse_format
 from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import JobCounts
@@ -26,9 +25,9 @@ from engine.measure.sweep.agreement import agreement
 from engine.measure.sweep.candidates import SweepTable
 from engine.measure.sweep.sweep import from_store
 from engine.plan.baselines import baseline_points, baselines
-from engine.plan.pins import pinned_layers
 from engine.plan.proposal import frontier_of, planned_units, point_of, solved
-from engine.plan.units import Choice, Rules, Unit, recipe_of, units_of
+from engine.plan.units import Choice, Unit, recipe_of, units_of
+from engine.planning.rules import rules_of
 from engine.service.jobs import Steps
 from engine.session import Session, apply
 from engine.workspace import Loaded
@@ -101,26 +100,6 @@ class Planner:
 
     def _fold(self, facts: tuple[p.AnyFact, ...]) -> None:
         apply(self.session, p.Learned(("",) * len(facts), facts))
-
-    def rules(self) -> Rules:
-        """What may be chosen."""
-        command, loaded = self.command, self.loaded
-        rules = Rules(
-            formats=command.formats,
-            pins=pinned_layers(self.session, command.pins),
-            bans=command.bans,
-            grouped=command.grouped,
-        )
-        if not command.to:
-            return rules
-        target, dtype = target_named(command.to), loaded.opened.checkpoint.dtype
-        return Rules(
-            rules.formats,
-            rules.pins,
-            rules.bans,
-            rules.grouped,
-            lambda format, shape: target.why_not_expressed(format, shape, dtype),
-        )
 
     def measured(self, recipe: Mapping[str, str]) -> Scored:
         """A recipe's score."""
@@ -212,7 +191,7 @@ def plan(loaded: Loaded, command: p.Plan, job: str) -> Steps:
     """
     planner = Planner(loaded, command, job)
     yield from planner.learn()
-    rules = planner.rules()
+    rules = rules_of(planner.session, command, loaded.opened.checkpoint.dtype)
     units = units_of(planner.session, rules)
     search = _within_kl if command.budget.kl is not None else _least_kl
     best, bound = yield from search(planner, units)

@@ -96,8 +96,6 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     """What simpler rules find within the same budget, by the rule's name."""
     forwards: float = 0.0
     """What measuring took, in plain forward passes."""
-    kept: dict[str, str] = {}
-    """Layers that had no format to choose from, with the reason."""
 
     @property
     def recovered(self) -> float:
