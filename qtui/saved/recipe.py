@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.recipes.file import SCHEMA
 from engine.recipes.shorten import shortened
 from engine.session import Session, predict
-from qtui.saved.view import View
 from qtui.views.reproduce import command
 from qtui.views.text import printable
+
+if TYPE_CHECKING:
+    from qtui.saved.view import View
 
 
 def recipe_toml(view: View, path: Path) -> tuple[str, str]:
