@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from torch import nn
