@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,6 @@ from engine.model.transformers_internals import (
 )
 
 OTHER_HEAD = re.compile(r"For(?=[A-Z])(?!CausalLM|ConditionalGeneration)\w+$")
-
-
-def architecture_name(config: Mapping[str, Any]) -> str:
-    """The name of the model's class by its config.json, else of its type; empty without either."""
-    names = config.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str):
-        return names[0]
-    return str(config.get("model_type", ""))
 
 
 def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
