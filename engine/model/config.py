@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,7 @@ from engine.model.transformers_internals import (
     multimodal_classes,
 )
 
-OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
-
-
-def architecture_name(config: Mapping[str, Any]) -> str:
-    """The name of the model's class by its config.json, else of its type; empty without either."""
-    names = config.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str):
-        return names[0]
-    return str(config.get("model_type", ""))
+OTHER_HEAD = re.compile(r"For(?=[A-Z])(?!CausalLM|ConditionalGeneration)\w+$")
 
 
 def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:

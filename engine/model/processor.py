@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.model.torch_internals import has_matrix_tiles
+from engine.model.torch_internals import multiplies_bfloat16
 
 
 def has_matrix_units() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AMX)."""
-    return has_matrix_tiles()
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones."""
+    return multiplies_bfloat16()

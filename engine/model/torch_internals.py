@@ -45,7 +45,7 @@ def hook_tables(module: nn.Module) -> tuple[Mapping[int, object], ...]:
     )
 
 
-def has_matrix_tiles() -> bool:
-    """Whether torch sees AMX tiles, which multiply bfloat16 faster than float32."""
-    found = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(found is not None and found())
+def multiplies_bfloat16() -> bool:
+    """Whether torch multiplies bfloat16 faster than float32 here: by AMX or AVX-512 BF16."""
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(found() for name in asked if (found := getattr(torch.cpu, name, None)) is not None)

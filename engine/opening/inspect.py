@@ -18,11 +18,12 @@ from typing import Any
 import msgspec
 
 from engine.checkpoint import list_layers, open_checkpoint, remarks
+from engine.checkpoint.architecture import architecture_name
 from engine.checkpoint.checkpoint import find_weights, read_config
 from engine.checkpoint.quantised.reader import quant_method
 from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
-from engine.model.config import architecture_name, refuse_other_models
+from engine.model.config import refuse_other_models
 from engine.model.source import HUB_ID
 from engine.opening.hub import hub_cache, hub_folder
 from engine.opening.inspection import Inspection

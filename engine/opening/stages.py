@@ -17,14 +17,13 @@ from engine import protocol as p
 from engine.checkpoint import (
     Checkpoint,
     DiskLayer,
-    fused_groups,
     list_layers,
     open_checkpoint,
     remarks,
 )
 from engine.demo import DEMO_PATH
 from engine.errors import EngineError, few
-from engine.model.config import architecture_name, refuse_not_causal, refuse_other_models
+from engine.model.config import refuse_not_causal, refuse_other_models
 from engine.model.known_models import why_unknown
 from engine.model.source import resolve_model
 from engine.service.in_thread import in_thread
@@ -86,16 +85,8 @@ def _open_files(
         code_sha256=hashlib.sha256(b"\0".join(code)).hexdigest() if code else "",
     )
     workspace.add(opened)  # before it is announced: jobs start as soon as layers are listed
-    yield p.CheckpointRead(
-        name="demo" if demo else checkpoint.name,
-        path=str(path),
-        architecture=architecture_name(checkpoint.config) or "?",
-        parameters=checkpoint.parameters,
-        bytes=checkpoint.bytes,
-        dtype=checkpoint.dtype,
-        fingerprint=checkpoint.fingerprint,
-    )
-    yield _layer_list(opened)
+    yield opened.read()
+    yield opened.listed()
     for sentence in remarks(checkpoint, rows):
         yield p.Notice("warning", sentence)
     if unknown is not None:
@@ -103,24 +94,6 @@ def _open_files(
     if trusted:
         yield p.Notice("warning", f"code that comes with {checkpoint.name} may run, as you allowed")
     return opened
-
-
-def _layer_list(opened: Opened) -> p.LayersListed:
-    rows = list(opened.rows.values())
-    names = [row.name for row in rows]
-    blocks = [-1 if row.block is None else row.block for row in rows]
-    roles = [row.role for row in rows]
-    return p.LayersListed(
-        names=names,
-        kinds=[row.kind for row in rows],
-        blocks=blocks,
-        roles=roles,
-        shapes=[row.shape for row in rows],
-        dtypes=[row.dtype for row in rows],
-        other_bytes=opened.other_bytes,
-        groups=fused_groups(names, blocks, roles),
-        tied=opened.tied,
-    )
 
 
 def _other_bytes(checkpoint: Checkpoint, rows: Sequence[DiskLayer]) -> int:
@@ -330,4 +303,4 @@ def _renamed_layers(opened: Opened, network: Network) -> p.LayersListed | None:
         rows[name] = row
     opened.rows = rows
     opened.other_bytes = _other_bytes(checkpoint, list(rows.values()))
-    return _layer_list(opened)
+    return opened.listed()

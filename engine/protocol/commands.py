@@ -15,6 +15,7 @@ import msgspec
 
 from engine.protocol.keys import By, Direction
 from engine.protocol.message import Message
+from engine.protocol.plans import Budget
 from engine.protocol.settings import Settings
 
 
@@ -110,6 +111,33 @@ class SetFormat(Command, frozen=True):
     """A format of the grammar; ``kept`` is the 16- or 32-bit dtype of the checkpoint."""
 
 
+class SetRecipe(Command, frozen=True):
+    """Set the whole recipe of the session in one step, and measure the result."""
+
+    layers: dict[str, str]
+    """Formats by layer; all others are left as stored."""
+
+
+class Plan(Command, frozen=True, kw_only=True):
+    """Find the best recipe for a budget. Returns `Planned`; the session's recipe stays."""
+
+    budget: Budget
+    formats: tuple[str, ...] = ()
+    """To choose from, besides leaving a layer as stored; empty means those to estimate by the
+    settings, and others whose effects are known."""
+    pins: dict[str, str] = {}
+    """Formats by layer, or by ``re:`` and a pattern of layer names."""
+    bans: tuple[tuple[str, str], ...] = ()
+    """Kinds of layers, empty for all, and a format that they may not take."""
+    to: str = ""
+    """Export target that must be able to store every choice; empty for any."""
+    grouped: bool = True
+    """Whether the layers of a fused group take one format."""
+    forwards: float = 20.0
+    """Plain forward passes that measuring may take, estimates included; 0 plans from what is known
+    and measures nothing."""
+
+
 class Undo(Command, frozen=True):
     """Undo the last change of the recipe."""
 
@@ -184,6 +212,8 @@ _types: dict[str, type[Command]] = {
             MeasureRecipe,
             Export,
             SetFormat,
+            SetRecipe,
+            Plan,
             Undo,
             Redo,
             TakeRecipe,

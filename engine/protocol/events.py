@@ -10,6 +10,7 @@ from engine.protocol.commands import AnyCommand
 from engine.protocol.facts import AnyFact, RecipeScore
 from engine.protocol.keys import Direction, EffectKey
 from engine.protocol.message import Message
+from engine.protocol.plans import CacheBlocks
 from engine.protocol.settings import Protocol, Settings
 
 Role: TypeAlias = Literal["linear", "conv1d", "experts", "head", "embedding"]
@@ -73,6 +74,9 @@ class CheckpointRead(Event, frozen=True, kw_only=True):
     dtype: str
     """The dtype most weights are stored in, by torch's name: what ``kept`` means."""
     fingerprint: str
+    cache: list[CacheBlocks] | None = None
+    """What the cache of keys and values holds, by kind of block; None if its configuration does not
+    say, or in sessions of an earlier version."""
 
 
 class LayersListed(Event, frozen=True, kw_only=True):

@@ -208,6 +208,23 @@ class Additivity(Fact, frozen=True, gc=False, kw_only=True):
         return EffectKey(self.direction, self.format)
 
 
+class FurtherEstimate(Fact, frozen=True, gc=False, kw_only=True):
+    """What a further change of one layer adds to a recipe, estimated from gradients there.
+
+    Effects of single layers are those at the unchanged model; a plan also needs those at the recipe
+    it found. A session does not keep them.
+    """
+
+    layer: str
+    format: str
+    """That the layer takes instead of its format in the recipe; a kept format for as stored."""
+    recipe: str
+    """Hash of the recipe."""
+    kl: float
+    """Change of the recipe's KL, negative for an improvement."""
+    kl_se: float
+
+
 AnyFact: TypeAlias = (
     LayerWeights
     | LayerError
@@ -217,4 +234,5 @@ AnyFact: TypeAlias = (
     | Estimate
     | RecipeScore
     | Additivity
+    | FurtherEstimate
 )

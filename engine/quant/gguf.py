@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import Format
-from engine.quant import gguf_iq4, gguf_k, gguf_legacy
+from engine.quant import gguf_compiled, gguf_iq4, gguf_k, gguf_legacy
 from engine.quant.arithmetic import Arithmetic, Levels
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.stored import Encoded, joined, write_rows
@@ -50,8 +50,7 @@ _TYPES = {
     "q4_k": _type(gguf_k, 0, 2, name="q4_k"),
     "q5_k": _type(gguf_k, 0, 2, name="q5_k"),
     "q6_k": _type(gguf_k, 208, name="q6_k"),
-    "iq4_nl": _type(gguf_iq4, 0, super_block=32),
-    "iq4_xs": _type(gguf_iq4, 0, super_block=256),
+    **{name: _type(gguf_iq4, 0, super_block=size) for name, size in gguf_iq4.SUPER_BLOCKS.items()},
 }
 
 
@@ -108,7 +107,9 @@ def _encoded(
     kind = _TYPES[fmt.name]
     for rows in row_chunks(weight):
         finite, broken = finite_and_broken(weight[rows])
-        blocks = torch.cat([kind.encode(tile, importance) for tile in _tiles(finite)])
+        blocks = gguf_compiled.encode(finite, fmt) if importance is None else None
+        if blocks is None:
+            blocks = torch.cat([kind.encode(tile, importance) for tile in _tiles(finite)])
         for start in kind.halves:
             if not blocks[:, start : start + 2].contiguous().view(torch.float16).isfinite().all():
                 raise FormatError(

@@ -17,8 +17,11 @@ from engine.quant.rows import table_lookup
 TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """``kvalues_iq4nl``."""
 
+SUPER_BLOCKS = {"iq4_nl": 32, "iq4_xs": 256}
 _BLOCK = 32
 _TRIES = 7
+CANDIDATES = [TABLE[0] + attempt for attempt in range(-_TRIES, _TRIES + 1)]
+"""What is divided by the peak of a block for an inverse scale."""
 
 
 def encode(x: Tensor, importance: Tensor | None, super_block: int) -> Tensor:
@@ -78,8 +81,8 @@ def _fit(x: Tensor, weights: Tensor) -> Tensor:
     sum_qx, sum_q2 = sums(quotient(1, -peak / lowest))
     scale = torch.where(sum_q2 > 0, sum_qx / sum_q2, 0)
     gain = scale * sum_qx
-    for attempt in range(-_TRIES, _TRIES + 1):
-        sum_qx, sum_q2 = sums(quotient(attempt + TABLE[0], peak))
+    for candidate in CANDIDATES:
+        sum_qx, sum_q2 = sums(quotient(candidate, peak))
         better = (sum_q2 > 0) & (sum_qx * sum_qx > gain * sum_q2)
         scale = torch.where(better, sum_qx / sum_q2, scale)
         gain = torch.where(better, scale * sum_qx, gain)
@@ -91,11 +94,15 @@ def _nearest(scaled: Tensor) -> Tensor:
 
     Midpoints between values are multiples of a half, so half units are looked up.
     """
+    places = (scaled * 2).nan_to_num_(0).floor_().clamp_(-256, 255).to(torch.int32) + 256
+    return table_lookup(nearest_of_halves(), places)
+
+
+def nearest_of_halves() -> Tensor:
+    """int32 ``[512]``: the index of the value of `TABLE` nearest to each half from −128 on."""
     halves = torch.arange(-256, 256, dtype=torch.float32) / 2
     values = torch.tensor(TABLE, dtype=torch.float32)
-    nearest = torch.bucketize(halves, (values[:-1] + values[1:]) / 2, right=True, out_int32=True)
-    places = (scaled * 2).nan_to_num_(0).floor_().clamp_(-256, 255).to(torch.int32) + 256
-    return table_lookup(nearest, places)
+    return torch.bucketize(halves, (values[:-1] + values[1:]) / 2, right=True, out_int32=True)
 
 
 def _inverse(scale: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.quant.gguf_bytes import as_half, half_bytes, interleave, read_half, separate
 from engine.quant.gguf_search import (
     SMALLEST,
+    candidates,
     fit_offsets,
     fit_positive,
     fit_symmetric,
@@ -26,6 +27,7 @@ from engine.quant.gguf_search import (
 )
 
 SUPER_BLOCK = 256
+NAMES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,14 @@ class _Search:
     steps: int
     absolute: bool
 
+    @property
+    def candidates(self) -> list[float]:
+        """Of the inverse scale, times the range of the weights."""
+        return candidates(self.start, STEP, (1 << self.bits) - 1, range(self.steps + 1))
 
-_OFFSETS = {
+
+STEP = 0.1
+OFFSETS = {
     "q2_k": _Search(16, 2, 15, -0.5, 15, absolute=True),
     "q4_k": _Search(32, 4, 63, -1.0, 20, absolute=False),
     "q5_k": _Search(32, 5, 63, -0.5, 15, absolute=False),
@@ -58,15 +66,15 @@ def encode(x: Tensor, importance: Tensor | None, name: str) -> Tensor:
     """
     blocks = x.reshape(-1, SUPER_BLOCK)
     given = None if importance is None else importance.expand_as(x).reshape(-1, SUPER_BLOCK)
-    if name in _OFFSETS:
-        return _encode_offsets(blocks, _OFFSETS[name], given)
+    if name in OFFSETS:
+        return _encode_offsets(blocks, OFFSETS[name], given)
     return _encode_q3(blocks, given) if name == "q3_k" else _encode_q6(blocks, given)
 
 
 def decode(blocks: Tensor, name: str) -> Tensor:
     """float32 ``[blocks, 256]`` of super-blocks of bytes."""
-    if name in _OFFSETS:
-        return _decode_offsets(blocks, _OFFSETS[name])
+    if name in OFFSETS:
+        return _decode_offsets(blocks, OFFSETS[name])
     return _decode_q3(blocks) if name == "q3_k" else _decode_q6(blocks)
 
 
@@ -80,7 +88,7 @@ def _encode_offsets(blocks: Tensor, kind: _Search, importance: Tensor | None) ->
         weights = x.abs()
         if kind.bits > 2:
             weights += root(total(x * x) / kind.group)
-        fit = fit_offsets(x, weights, top, kind.start, 0.1, kind.steps, kind.absolute)
+        fit = fit_offsets(x, weights, top, kind.start, STEP, kind.steps, kind.absolute)
         scale, minimum = (_per_block(part, kind.group) for part in (fit.scale, fit.minimum))
         d, scales = _largest(scale, kind.top)
         dmin, minima = _largest(minimum, kind.top)

@@ -56,6 +56,31 @@ def change(session: Session, layers: Sequence[str], format: str) -> p.RecipeChan
     return _changed(session, "set", [row for row, _ in moved], [held for _, held in moved])
 
 
+def whole(session: Session, layers: Mapping[str, str]) -> p.RecipeChanged | None:
+    """The event of setting the whole recipe; None if nothing changes.
+
+    Args:
+        session: whose recipe it becomes.
+        layers: formats by layer; all others are left as stored.
+
+    Raises:
+        UsageError: an unknown layer.
+        FormatError: see `change`; the message names the layer.
+    """
+    rows = {_row(session, layer): _built(held) for layer, held in layers.items() if held != "kept"}
+    for row, parsed in rows.items():
+        if (why := _why_not_row(session, row, parsed)) is not None:
+            raise FormatError(f"{session.layers.names[row]}: {why}")
+    left = {session.index[layer]: "" for layer in session.changed}
+    wanted = left | {row: str(parsed) for row, parsed in rows.items()}
+    moved = {
+        row: held or session.kept(row)
+        for row, held in sorted(wanted.items())
+        if (held or session.kept(row)) != session.layers.holds[row]
+    }
+    return _changed(session, "set", list(moved), list(moved.values())) if moved else None
+
+
 def refusal(layers: Sequence[str], refused: Sequence[tuple[int, str]], session: Session) -> str:
     """Why layers cannot take a format together: how many cannot, and why the first of them.
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from engine import protocol as p
-from engine.recipes.changes import change, named, redo, take, undo
+from engine.recipes.changes import change, named, redo, take, undo, whole
 from engine.service.jobs import ChangeSpec
 
 SET_FORMAT = ChangeSpec(
     command=p.SetFormat,
     change=lambda session, command: change(session, command.layers, command.format),
+    then=p.MeasureRecipe(),
+)
+SET_RECIPE = ChangeSpec(
+    command=p.SetRecipe,
+    change=lambda session, command: whole(session, command.layers),
     then=p.MeasureRecipe(),
 )
 UNDO = ChangeSpec(

@@ -16,6 +16,7 @@ from engine.report.entry import Template
 from engine.report.figures import Context
 from engine.report.figures.registry import json_figures
 from engine.report.json import finite
+from engine.report.plan_parts import plan_parts
 from engine.report.sweep_parts import (
     agreement_parts,
     floor_part,
@@ -178,6 +179,26 @@ def eval_document(
         ),
         fallbacks=_fallbacks(session, _fell_back(session, formats)),
         timings=_timings(job),
+    )
+
+
+def plan_document(session: Session, planned: p.Planned, job: Job | None = None) -> s.PlanDocument:
+    """The document of a plan.
+
+    Args:
+        session: in which a plan has ended.
+        planned: what it found.
+        job: its job; the session's last plan if not given.
+    """
+    job = job or _last(session, "plan")
+    return s.PlanDocument(
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        versions=session.versions,
+        baseline=_baseline(session),
+        timings=_timings(job),
+        **plan_parts(session, planned),
     )
 
 

@@ -23,6 +23,8 @@ DECLARED = (
     "engine.measure.evaluation.job:MEASURE_RECIPE",
     "engine.export.job:EXPORT",
     "engine.recipes.commands:SET_FORMAT",
+    "engine.recipes.commands:SET_RECIPE",
+    "engine.planning.job:PLAN",
     "engine.recipes.commands:UNDO",
     "engine.recipes.commands:REDO",
     "engine.recipes.commands:TAKE_RECIPE",

@@ -32,7 +32,7 @@ from engine.service.jobs import (
     Workspace,
 )
 from engine.service.scheduler import Job, Scheduler
-from engine.session import Session, recipe_hash
+from engine.session import Session, decode_session, encode_session, recipe_hash
 from engine.store.facts import FactStore
 from engine.store.journal import Journal
 from engine.store.recorder import Announce, Recorder
@@ -205,6 +205,8 @@ class Engine:
         if (joined := self._repeated(spec, command, reply)) is not None:
             return joined
         context.job = f"{spec.kind}-{next(self._numbers)}"
+        if spec.snapshot(command):
+            context.snapshot = decode_session(encode_session(self.session))
         task = _Task(context.job, spec, command, spec.needs_of(command), [reply], context)
         context.should_stop = lambda: task.lane is not None and self._lanes[task.lane].should_stop()
         why = self._why_not(task.needs)

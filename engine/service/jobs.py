@@ -89,6 +89,8 @@ class Context(Generic[W]):
     """The job's id, for `Progress`."""
     recipe: Mapping[str, str] = field(default_factory=dict)
     """Formats of the layers that are not kept, for a job whose spec has a ``recipe``."""
+    snapshot: Session | None = None
+    """A copy of the session as the command was accepted, for a job whose spec asks for it."""
     should_stop: Callable[[], bool] = lambda: False
     """Whether the job should yield soon; may be called from any thread."""
 
@@ -126,6 +128,8 @@ class JobSpec(Generic[C]):
     """
     recipe: Callable[[Context[Any], C], Resolved] | None = None
     """The recipe of the job, resolved against the layer names when the job is announced."""
+    snapshot: Callable[[C], bool] = lambda command: False
+    """Whether the job reads what the session knew when the command was accepted."""
     announced: Literal["at once", "when ready", "never"] = "at once"
     """When `JobStarted` is sent. ``when ready``: the command waits silently until what it needs is
     open, since layer names are final only then. ``never``: the job answers a question with an event

@@ -8,7 +8,8 @@ library.
 from __future__ import annotations
 
 from engine.session.fold import MAX_EXPERTS, MAX_HISTOGRAMS, MAX_NOTICES, Dirty, apply
-from engine.session.prediction import Prediction, Predictor, correction, expected, predict
+from engine.session.known_effects import KnownEffect, KnownEffects, correction
+from engine.session.prediction import Prediction, Predictor, expected, predict
 from engine.session.state import (
     KEPT,
     Change,
@@ -32,6 +33,8 @@ __all__ = [
     "Dirty",
     "Effects",
     "Job",
+    "KnownEffect",
+    "KnownEffects",
     "Layers",
     "Prediction",
     "Predictor",

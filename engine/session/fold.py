@@ -293,6 +293,8 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
                 if tried.recipe == fact.recipe:
                     tried.measured = True
             return "recipe"
+        case p.FurtherEstimate():
+            return "measured"  # of use only to the plan that asked for it
         case p.Additivity():
             session.effects.additivity[fact.key] = fact
             return "measured"

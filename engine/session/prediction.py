@@ -2,30 +2,25 @@
 
 A recipe is predicted from the last one that was measured: its score, and the differences of the
 effects of the layers that changed since, as much larger as that recipe's KL is than the sum of its
-single effects. What layers do together is then measured, not assumed. An effect that is not known
-is filled in from the same layer's effect in another format: KL grows with the square of the weight
-error.
+single effects. What layers do together is then measured, not assumed.
+`engine.session.known_effects` has the single effects.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import msgspec
 
 from engine import protocol as p
-from engine.errors import FormatError
-from engine.formats.grammar import Format, parse_format
-from engine.session.correction import Correction, fitted
+from engine.session.known_effects import KnownEffects, correction
 from engine.session.state import Session
 from engine.session.tried import held_in, layers_of, line_of, score_of
 
 MOST_TOGETHER = 4.0
 """How many times larger or smaller than their sum single effects may be taken to be together."""
-ALIKE = frozenset({"integer", "gguf"})
-"""Families whose weight error halves with every bit, about."""
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -47,11 +42,6 @@ class Prediction(msgspec.Struct, frozen=True):
     def vague(self) -> bool:
         """Whether most of it is unknown."""
         return 2 * self.missing > self.changed or 0 < self.missing == self.changed
-
-
-def correction(session: Session, key: p.EffectKey) -> Correction | None:
-    """The correction of estimates from measurements; None if there is none."""
-    return fitted(session.effects.agreement.get(key))
 
 
 def expected(session: Session, row: int, key: p.EffectKey) -> p.Estimate | None:
@@ -81,7 +71,7 @@ class Predictor:
             itself: whether to start from the current recipe, if that is measured.
         """
         self.session = session
-        self._effects = _Effects(session)
+        self._effects = KnownEffects(session)
         self._since, self.start, self._score = _since(session, itself=itself)
 
     @cached_property
@@ -147,77 +137,3 @@ def _since(session: Session, *, itself: bool) -> tuple[dict[str, None], int, p.R
     else:
         score = None
     return layers, start, score
-
-
-class _Effect(msgspec.Struct, frozen=True):
-    kl: float
-    dnll: float
-    filled: bool = False
-
-
-class _Effects:
-    """Effects of single layers: measured, else estimated, else filled in."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._fits: dict[p.EffectKey, Correction | None] = {}
-        self._known = [key for key in session.effects.known("degrade") if key.by == "layer"]
-
-    def of(self, layer: str, held: str) -> _Effect | None:
-        """The effect of one layer in a format, empty for as stored; None if nothing tells it."""
-        if not held:
-            return _Effect(0.0, 0.0)
-        row = self._session.index[layer]
-        return self._read(row, p.EffectKey("degrade", held)) or self._filled(row, held)
-
-    def _read(self, row: int, key: p.EffectKey) -> _Effect | None:
-        known = self._session.sensitivity(row, key) or self._session.estimate(row, key)
-        if known is None:
-            return None
-        if isinstance(known, p.Estimate):
-            if key not in self._fits:
-                self._fits[key] = correction(self._session, key)
-            if (fit := self._fits[key]) is not None:
-                known = fit.apply(known)
-        return _Effect(known.kl, known.dnll)
-
-    def _filled(self, row: int, held: str) -> _Effect | None:
-        """From the format of this layer whose weight error is nearest."""
-        found: list[tuple[float, p.EffectKey]] = []
-        for key in self._known:
-            if self._read(row, key) is not None:
-                ratio = self._error_ratio(row, held, key.format)
-                if ratio is not None:
-                    found.append((ratio, key))
-        if not found:
-            return None
-        ratio, key = min(found, key=lambda each: abs(math.log(each[0])))
-        near = self._read(row, key)
-        assert near is not None
-        # What is of first order has a sign that another rounding does not share.
-        kl = near.kl * ratio**2
-        return _Effect(kl, kl, filled=True)
-
-    def _error_ratio(self, row: int, held: str, known: str) -> float | None:
-        """Weight error in one format over that in another: read, else about what bits tell."""
-        one, other = _plain(held), _plain(known)
-        if str(one) == str(other):
-            return 1.0
-        if (weights := self._session.layers.weights[row]) is not None:
-            errors = weights.errors
-            mine, theirs = errors.get(held) or errors.get(str(one)), errors.get(str(other))
-            if mine is not None and theirs is not None and mine.relative > 0 < theirs.relative:
-                return mine.relative / theirs.relative
-        if one.family not in ALIKE or other.family not in ALIKE:
-            return None
-        return (2.0**other.bits - 1) / (2.0**one.bits - 1)
-
-
-@lru_cache(maxsize=1024)
-def _plain(format: str) -> Format:
-    """A format without its methods, unless it cannot be without them."""
-    parsed = parse_format(format)
-    try:
-        return msgspec.structs.replace(parsed, methods=())
-    except FormatError:
-        return parsed

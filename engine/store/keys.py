@@ -229,3 +229,20 @@ class Additivity(Key, frozen=True, kw_only=True):
     fewer: int = 0
     """Tokens behind the single effects, if some were not measured on all windows."""
     calibration: Calibration | None = None
+
+
+class FurtherEstimate(Key, frozen=True, kw_only=True):
+    """What a further change of one layer adds to a recipe."""
+
+    kind = "further estimate"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "estimator": ESTIMATOR_VERSION}
+    on: Evaluation
+    recipe: Mapping[str, str]
+    layer: str
+    format: str
+    together: tuple[str, ...]
+    """As of an `Estimate`."""
+    draws: int
+    seed: int
+    scale_dtype: str
+    calibration: Calibration | None = None

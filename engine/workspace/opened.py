@@ -9,6 +9,9 @@ from typing import ClassVar
 
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer
+from engine.checkpoint.architecture import architecture_name
+from engine.checkpoint.groups import fused_groups
+from engine.checkpoint.kv_cache import cache_blocks
 from engine.errors import UsageError
 from engine.store import keys
 from engine.workspace.workspace import Workspace
@@ -53,6 +56,38 @@ class Opened:
         """Whether head and embedding are one tensor in the files."""
         parts = {row.role: row.parts for row in self.rows.values()}
         return "head" in parts and parts["head"] == parts.get("embedding")
+
+    def read(self) -> p.CheckpointRead:
+        """What the headers say."""
+        checkpoint = self.checkpoint
+        return p.CheckpointRead(
+            name="demo" if self.demo else checkpoint.name,
+            path=str(self.path),
+            architecture=architecture_name(checkpoint.config) or "?",
+            parameters=checkpoint.parameters,
+            bytes=checkpoint.bytes,
+            dtype=checkpoint.dtype,
+            fingerprint=checkpoint.fingerprint,
+            cache=cache_blocks(checkpoint.config),
+        )
+
+    def listed(self) -> p.LayersListed:
+        """The rows of the table."""
+        rows = list(self.rows.values())
+        names = [row.name for row in rows]
+        blocks = [-1 if row.block is None else row.block for row in rows]
+        roles = [row.role for row in rows]
+        return p.LayersListed(
+            names=names,
+            kinds=[row.kind for row in rows],
+            blocks=blocks,
+            roles=roles,
+            shapes=[row.shape for row in rows],
+            dtypes=[row.dtype for row in rows],
+            other_bytes=self.other_bytes,
+            groups=fused_groups(names, blocks, roles),
+            tied=self.tied,
+        )
 
     def row(self, layer: str) -> DiskLayer:
         """A layer by name.

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from torch import nn
@@ -30,6 +31,7 @@ PRIVATE = {
     "_backward_hooks",
     "_backward_pre_hooks",
     "_is_amx_tile_supported",
+    "_is_avx512_bf16_supported",
     # transformers
     "_apply_gate",
     "_materialize_copy",
@@ -100,10 +102,15 @@ def test_every_kind_of_hook_is_in_the_tables() -> None:
         assert sum(map(len, tables)) == count
 
 
-def test_torch_says_whether_there_are_matrix_tiles() -> None:
-    """Without it estimates on CPUs with AMX take several times as long."""
-    assert isinstance(torch_internals.has_matrix_tiles(), bool)
-    assert hasattr(torch.cpu, "_is_amx_tile_supported")
+def test_torch_says_whether_bfloat16_is_multiplied_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it estimates on CPUs with AMX, or with AVX-512 BF16, take much longer."""
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    for faster in asked:
+        for name in asked:
+            monkeypatch.setattr(torch.cpu, name, lambda found=name == faster: found)
+        assert torch_internals.multiplies_bfloat16()
+    monkeypatch.setattr(torch.cpu, asked[-1], lambda: False)
+    assert not torch_internals.multiplies_bfloat16()
 
 
 def test_the_conversion_table_joins_experts_on_disk_to_the_fused_tensor(tmp_path: Path) -> None:

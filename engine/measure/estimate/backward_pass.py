@@ -94,6 +94,7 @@ class BackwardPass:
         counts: JobCounts,
         job: str,
         wanted: Sequence[Sequence[tuple[str, Format]]],
+        recipe: Mapping[str, Format] | None = None,
     ) -> None:
         """
         Args:
@@ -104,7 +105,10 @@ class BackwardPass:
             job: id, for progress.
             wanted: groups of layers and formats. Each group is multiplied on its own, since
                 products of other shapes round differently.
+            recipe: formats of layers that are not kept: changes are then further changes of this
+                recipe, and the only loss that is not drawn is the distance from the reference.
         """
+        self.recipe = recipe
         self.loaded, self.counts, self.job = loaded, counts, job
         self.formats, self.direction = formats, direction
         self.groups = [list(group) for group in wanted]
@@ -112,7 +116,7 @@ class BackwardPass:
         self.network, self.reference = loaded.network, reference_of(loaded)
         self.draws = loaded.settings.draws
         # Losses: the text's targets (for restore, the distance from the reference), then draws.
-        self.fixed = 1 if direction == "degrade" else 2
+        self.fixed = 1 if direction == "degrade" or recipe is not None else 2
         self.losses = self.fixed + self.draws
         self.dtype = product_dtype(self.network.device, self.network.dtype)
         self.budget = loaded.budget()
@@ -254,6 +258,8 @@ class BackwardPass:
 
     def _changes(self, point: Point, name: str, formats: Sequence[Format]) -> Events[Changes]:
         weight = self.network.weight(name)
+        # Of a further change, what the recipe holds; otherwise the reference's.
+        before = weight if self.recipe is None else _weight_of(point.held.get(name, weight))
         deltas = torch.empty(len(formats), *weight.shape, dtype=self.dtype, device=weight.device)
         moved: dict[Format, Moved] = {}
         for at, format in enumerate(formats):
@@ -264,7 +270,7 @@ class BackwardPass:
                 alone = yield from self._quantised(name, weights_alone(format))
                 moved[format] = Moved(held, _weight_of(alone))
                 held = alone
-            step = partial(subtract, _weight_of(held), weight, deltas[at])
+            step = partial(subtract, _weight_of(held), before, deltas[at])
             self.counts.timed("estimate_s", step)()
         return Changes(tuple(formats), deltas, moved)
 
@@ -272,7 +278,7 @@ class BackwardPass:
         """What a layer computes with in a format; for experts, with unchanged inputs."""
         if self.network.layers[name].role == "experts":
             format = weights_alone(format)
-        elif (held := point.held.get(name)) is not None:
+        elif self.recipe is None and (held := point.held.get(name)) is not None:
             return held  # for restore there is one format, and the whole body holds it
         return (yield from self._quantised(name, format))
 
@@ -286,22 +292,26 @@ class BackwardPass:
 
     def _point(self) -> Events[Point]:
         """The network that gradients are taken at."""
-        if self.direction == "degrade":
-            return Point(self.reference, self.reference.state, {})
-        (format,) = self.formats
         network = self.network
-        body = [
-            name
-            for name, layer in network.layers.items()
-            if layer.role not in OUTSIDE
-            and why_not_held(format, layer.shape) is None
-            and why_not_given(self.loaded, name, format) is None
-        ]
-        needed = memory_needed((network.layers[name].shape for name in body), network.dtype)
-        what = "every layer of the body in a format, beside the model,"
+        if self.recipe is not None:
+            formats = dict(self.recipe)
+            what = "every layer of the recipe, beside the model,"
+        elif self.direction == "degrade":
+            return Point(self.reference, self.reference.state, {})
+        else:
+            (format,) = self.formats
+            formats = {
+                name: format
+                for name, layer in network.layers.items()
+                if layer.role not in OUTSIDE
+                and why_not_held(format, layer.shape) is None
+                and why_not_given(self.loaded, name, format) is None
+            }
+            what = "every layer of the body in a format, beside the model,"
+        needed = memory_needed((network.layers[name].shape for name in formats), network.dtype)
         check_memory(needed, memory_free(network.device), network.device, what=what)
         held: dict[str, Held] = {}
-        for name in body:
+        for name, format in formats.items():
             held[name] = yield from self._quantised(name, format)
             yield self._progress(0.0)
         recipe = RecipeRun(self.reference, held)
@@ -394,7 +404,7 @@ class BackwardPass:
         reference, network = self.reference, self.network
         ids = reference.batches[batch][part]
         soft: Tensor | None = None
-        if self.direction == "restore":
+        if self.direction == "restore" or self.recipe is not None:
             final = reference.state(batch, len(network.blocks))
             final = _of_windows(final, part, len(reference.batches[batch]))
             with torch.no_grad():
@@ -415,7 +425,7 @@ class BackwardPass:
                 for u in draws
             ]
             del upto
-            found = [less_one(probable, targets)]
+            found = [] if self.recipe is not None else [less_one(probable, targets)]
             if soft is not None:
                 found.append(probable - soft)
             found += [less_one(probable, each) for each in drawn]

@@ -166,7 +166,7 @@ def _fact(
     loaded: Loaded, backward: BackwardPass, name: str, format: Format, sums: Sums
 ) -> p.Estimate:
     windows = reference_of(loaded).windows
-    slopes = [_mean(_grouped(of_loss, backward.group) / windows.targets) for of_loss in sums.slope]
+    slopes = mean_slope(sums, backward, windows.targets)
     curve, curve_se = curvature(sums, drawn_windows(windows.count), windows.targets)
     if backward.direction == "degrade":
         (slope, slope_se) = slopes[0]
@@ -188,6 +188,11 @@ def _fact(
         draws=loaded.settings.draws,
         doubt=_doubt(loaded, backward.direction, name, format, abs(kl_mean)),
     )
+
+
+def mean_slope(sums: Sums, backward: BackwardPass, targets: int) -> list[tuple[float, float]]:
+    """``z / T`` of every loss whose targets were not drawn, and its standard error."""
+    return [_mean(_grouped(of_loss, backward.group) / targets) for of_loss in sums.slope]
 
 
 def _doubt(loaded: Loaded, direction: p.Direction, name: str, format: Format, kl: float) -> str:

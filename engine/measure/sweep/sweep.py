@@ -92,7 +92,7 @@ def sweep(
     tables = [SweepTable(format, direction, by) for format in parsed]
     for table in tables:
         table.calibration = yield from calibration_key(loaded, [table.format], "reference")
-        yield from _from_store(loaded, table, str(exactness) if exactness.top else "", counts)
+        yield from from_store(loaded, table, str(exactness) if exactness.top else "", counts)
     estimates = yield from _estimated(loaded, parsed, direction, counts, job)
     for table in tables:
         _sort(table, estimates.get(str(table.format), {}))
@@ -126,7 +126,7 @@ def sweep(
     return counts.outcome()
 
 
-def _from_store(loaded: Loaded, table: SweepTable, exactness: str, counts: JobCounts) -> Found:
+def from_store(loaded: Loaded, table: SweepTable, exactness: str, counts: JobCounts) -> Found:
     """Announce the stored figures of a table, and list what is left to measure.
 
     A figure on all windows answers every request; one on fewer only the request it was made for.

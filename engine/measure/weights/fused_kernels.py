@@ -11,92 +11,22 @@ here, and the interpreter's lock is not held, so that threads pass over other ro
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from math import inf
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
-from numba.extending import intrinsic
 
-from engine.store.paths import kernel_folder
+from engine.compiling import compiled, fabs, greatest, least, rint
 
-F = TypeVar("F", bound=Callable[..., Any])
 float32, float64, uint16, uint32 = np.float32, np.float64, np.uint16, np.uint32
 
-
-def _writable_folder() -> str:
-    """The folder of compiled code; empty if nothing can be kept there."""
-    try:
-        folder = kernel_folder()
-    except OSError:
-        return ""
-    return str(folder) if os.access(folder, os.W_OK) else ""
-
-
-# numba looks at its setting when a function is declared; below it is as it was for other packages.
-_THEIRS = numba.config.CACHE_DIR
-numba.config.CACHE_DIR = _THEIRS or _writable_folder()
-KEPT = bool(numba.config.CACHE_DIR)
-"""Whether compiled code is kept on disk."""
 HALF, BFLOAT, SINGLE = 0, 1, 2
 """Dtypes of rows as stored: float16, bfloat16, float32."""
 TOGETHER = 4
 """Rows that are in the cache at a time."""
-_NO_NANS = ("nnan", "nsz")
 
 
-def _compiled(*, reordered: bool = False, entry: bool = False) -> Callable[[F], F]:
-    """numba's ``njit``; with ``reordered``, sums may be taken in any order."""
-    flags = {"reassoc", "nsz", "contract"} if reordered else False
-    found: Callable[[F], F] = numba.njit(
-        nogil=True,
-        error_model="numpy",
-        fastmath=flags,
-        _nrt=False,
-        # A function that only others here call needs no way in from Python, nor from C.
-        no_cpython_wrapper=not entry,
-        no_cfunc_wrapper=True,
-        cache=KEPT and entry,
-    )
-    return found
-
-
-def _chosen(operator: str) -> Any:
-    """The smaller or greater of two numbers, neither of them NaN, as a loop can be vectorised."""
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def choose(context: Any, a: Any, b: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            first, second = args
-            better = builder.fcmp_ordered(operator, first, second, flags=_NO_NANS)
-            return builder.select(better, first, second, flags=_NO_NANS)
-
-        return a(a, a), code
-
-    return choose
-
-
-def _of_llvm(name: str) -> Any:
-    """An instruction of LLVM with one argument: ``llvm.rint`` rounds ties to even."""
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def call(context: Any, a: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            function = builder.module.declare_intrinsic(name, [args[0].type])
-            return builder.call(function, args)
-
-        return a(a), code
-
-    return call
-
-
-_least, _greatest = _chosen("<"), _chosen(">")
-_rint, _fabs = _of_llvm("llvm.rint"), _of_llvm("llvm.fabs")
-
-
-@_compiled()
+@compiled()
 def _widen(raw: Any, kind: int, x: Any) -> None:
     """Stored numbers in float32, exactly; ``raw`` are their bits, as uint16."""
     bits = x.view(uint32)
@@ -121,7 +51,7 @@ def _widen(raw: Any, kind: int, x: Any) -> None:
             x[j] = small if steps < np.int32(0x400) else x[j]
 
 
-@_compiled(reordered=True)
+@compiled(reordered=True)
 def _health(x: Any, tiny: Any) -> tuple[int, int]:
     """How many entries are not finite, and how many are denormal."""
     bits = x.view(uint32)
@@ -133,18 +63,18 @@ def _health(x: Any, tiny: Any) -> tuple[int, int]:
     return broken, denormal
 
 
-@_compiled(reordered=True)
+@compiled(reordered=True)
 def _ranges(x: Any, size: int, lo: Any, hi: Any) -> None:
     """The least and the greatest entry of each group."""
     for g in range(lo.size):
         part = x[g * size : (g + 1) * size]
         a, b = float32(inf), float32(-inf)
         for j in range(part.size):
-            a, b = _least(part[j], a), _greatest(part[j], b)
+            a, b = least(part[j], a), greatest(part[j], b)
         lo[g], hi[g] = a, b
 
 
-@_compiled(reordered=True)
+@compiled(reordered=True)
 def _moments(x: Any, shift: float, first: Any, second: Any, powers: Any) -> None:
     """Powers of the deviation from ``shift`` of four rows: by column, and in total."""
     a = b = c = d = 0.0
@@ -165,28 +95,28 @@ def _moments(x: Any, shift: float, first: Any, second: Any, powers: Any) -> None
     powers[3] += d
 
 
-@_compiled()
+@compiled()
 def _extremes(x: Any, lowest: Any, highest: Any) -> None:
     """The range of each column, over four more rows."""
     for j in range(x.shape[1]):
-        lo = _least(_least(x[0, j], x[1, j]), _least(x[2, j], x[3, j]))
-        hi = _greatest(_greatest(x[0, j], x[1, j]), _greatest(x[2, j], x[3, j]))
-        lowest[j], highest[j] = _least(lo, lowest[j]), _greatest(hi, highest[j])
+        lo = least(least(x[0, j], x[1, j]), least(x[2, j], x[3, j]))
+        hi = greatest(greatest(x[0, j], x[1, j]), greatest(x[2, j], x[3, j]))
+        lowest[j], highest[j] = least(lo, lowest[j]), greatest(hi, highest[j])
 
 
-@_compiled()
+@compiled()
 def _copy(row: Any, out: Any) -> None:
     for j in range(row.size):
         out[j] = row[j]
 
 
-@_compiled()
+@compiled()
 def _fill(out: Any, value: Any) -> None:
     for j in range(out.size):
         out[j] = value
 
 
-@_compiled()
+@compiled()
 def _stored(scale: Any, brain: bool) -> bool:
     """Round scales to float16 or bfloat16, to nearest even; whether one overflows."""
     bits = scale.view(uint32)
@@ -207,7 +137,7 @@ def _stored(scale: Any, brain: bool) -> bool:
     return over > 0
 
 
-@_compiled()
+@compiled()
 def _parameters(
     lo: Any, hi: Any, each: int, symmetric: bool, ends: Any, brain: bool, found: Any
 ) -> bool:
@@ -218,11 +148,11 @@ def _parameters(
     for g in range(scale.size):
         a = b = float32(0.0)
         for i in range(g * each, min((g + 1) * each, lo.size)):
-            a, b = _least(lo[i], a), _greatest(hi[i], b)
-        exact = _greatest(-a, b) / (steps / float32(2)) if symmetric else (b - a) / steps
+            a, b = least(lo[i], a), greatest(hi[i], b)
+        exact = greatest(-a, b) / (steps / float32(2)) if symmetric else (b - a) / steps
         nonzero = exact if exact > float32(0) else float32(1)
-        zero = _rint(_least(_greatest(q_min - a / nonzero, q_min), q_max))
-        scale[g] = _fabs(exact)  # a zero may have either sign
+        zero = rint(least(greatest(q_min - a / nonzero, q_min), q_max))
+        scale[g] = fabs(exact)  # a zero may have either sign
         point[g] = float32(0) if symmetric else zero
     over = _stored(scale, brain)
     for g in range(scale.size):
@@ -233,7 +163,7 @@ def _parameters(
     return over
 
 
-@_compiled()
+@compiled()
 def _approximate(x: Any, size: int, ends: Any, found: Any, approx: Any) -> None:
     """``Ŵ`` of one row, rounded in groups of ``size``."""
     q_min, q_max = ends
@@ -241,25 +171,25 @@ def _approximate(x: Any, size: int, ends: Any, found: Any, approx: Any) -> None:
         scale, divisor, point = found[0, g], found[1, g], found[2, g]
         part, out = x[g * size : (g + 1) * size], approx[g * size : (g + 1) * size]
         for j in range(part.size):
-            code = _rint(_least(_greatest(part[j] / divisor + point, q_min), q_max))
+            code = rint(least(greatest(part[j] / divisor + point, q_min), q_max))
             out[j] = (code - point) * scale
 
 
-@_compiled(reordered=True)
+@compiled(reordered=True)
 def _compare(x: Any, approx: Any, sums: Any) -> None:
     """Add squares and magnitudes of ``Ŵ − W``, and keep the greatest magnitude."""
     noise = distance = farthest = 0.0
     for j in range(x.size):
-        gap = _fabs(float64(approx[j]) - float64(x[j]))
+        gap = fabs(float64(approx[j]) - float64(x[j]))
         noise += gap * gap
         distance += gap
-        farthest = _greatest(gap, farthest)
+        farthest = greatest(gap, farthest)
     sums[0] += noise
     sums[1] += distance
-    sums[2] = _greatest(farthest, sums[2])
+    sums[2] = greatest(farthest, sums[2])
 
 
-@_compiled()
+@compiled()
 def _format(
     x: Any, lo: Any, hi: Any, base: int, fmt: Any, brain: bool, room: Any, approx: Any
 ) -> bool:
@@ -274,7 +204,7 @@ def _format(
     return over
 
 
-@_compiled(entry=True)
+@compiled(entry=True)
 def pass_over(
     raw: Any,
     kind: int,
@@ -335,7 +265,7 @@ def pass_over(
             _ranges(row, base, lo, hi)
             a, b = float32(inf), float32(-inf)
             for g in range(lo.size):
-                a, b = _least(lo[g], a), _greatest(hi[g], b)
+                a, b = least(lo[g], a), greatest(hi[g], b)
             rows[0, top + i], rows[1, top + i] = a, b
             for k in range(formats.shape[0]):
                 over = _format(row, lo, hi, base, formats[k], brain, room, approx)
@@ -353,7 +283,7 @@ def pass_over(
         _moments(x, shift, columns[0], columns[1], powers)
 
 
-@_compiled(entry=True)
+@compiled(entry=True)
 def approximate(
     raw: Any, kind: int, fmt: Any, base: int, brain: bool, x: Any, groups: Any, out: Any
 ) -> bool:
@@ -366,7 +296,7 @@ def approximate(
     return over
 
 
-@_compiled(entry=True)
+@compiled(entry=True)
 def beyond(raw: Any, kind: int, reach: Any, mean: float, limit: float, x: Any, found: Any) -> int:
     """How many finite entries of rows lie farther than ``limit`` from ``mean``.
 
@@ -384,20 +314,17 @@ def beyond(raw: Any, kind: int, reach: Any, mean: float, limit: float, x: Any, f
     return count
 
 
-@_compiled(reordered=True)
+@compiled(reordered=True)
 def _beyond(x: Any, mean: float, limit: float, found: Any) -> int:
     count, lo, hi = 0, found[0], found[1]
     bits = x.view(uint32)
     for j in range(x.size):
         finite = bits[j] & uint32(0x7FFFFFFF) < uint32(0x7F800000)
         away = float64(x[j] if finite else float32(0)) - mean
-        inside = _fabs(away) <= limit
+        inside = fabs(away) <= limit
         count += 1 if finite and not inside else 0
         near = finite and inside
-        lo = _least(away if near else inf, lo)
-        hi = _greatest(away if near else -inf, hi)
+        lo = least(away if near else inf, lo)
+        hi = greatest(away if near else -inf, hi)
     found[0], found[1] = lo, hi
     return count
-
-
-numba.config.CACHE_DIR = _THEIRS

@@ -9,6 +9,7 @@ from typing import Any
 from engine.report import schema
 from engine.report.tables.evaluation import eval_text as eval_text
 from engine.report.tables.export import export_text as export_text
+from engine.report.tables.plan import plan_text as plan_text
 from engine.report.tables.sweep import sweep_text as sweep_text
 from engine.report.tables.triage import triage_text as triage_text
 
@@ -16,6 +17,7 @@ TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
     schema.TriageDocument: triage_text,
     schema.SweepDocument: sweep_text,
     schema.EvalDocument: eval_text,
+    schema.PlanDocument: plan_text,
     schema.ExportDocument: export_text,
 }
 """How each type of document is printed."""

@@ -1,0 +1,1 @@
+"""Numbers into decisions: which format each layer gets within a budget. No tensors."""

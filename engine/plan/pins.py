@@ -1,0 +1,48 @@
+"""Formats of layers that are decided before planning, by name or pattern."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from engine.errors import UsageError
+from engine.recipes.file import nearest
+from engine.session import Session
+
+
+def compiled(pattern: str) -> re.Pattern[str] | None:
+    """The regular expression of a pin; None where it is a name.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    if not pattern.startswith("re:"):
+        return None
+    try:
+        return re.compile(pattern.removeprefix("re:"))
+    except re.error as error:
+        raise UsageError(f"{pattern!r} is no regular expression: {error}") from None
+
+
+def pinned_layers(session: Session, pins: Mapping[str, str]) -> dict[str, str]:
+    """Formats by layer name; empty for as stored. The first pin that matches a layer counts.
+
+    Raises:
+        UsageError: a pin matches no layer.
+    """
+    found: dict[str, str] = {}
+    for pin, held in pins.items():
+        pattern = compiled(pin)
+        matching = [
+            name
+            for name in session.layers.names
+            if (pin == name if pattern is None else pattern.match(name))
+        ]
+        if not matching:
+            near = nearest(pin, session.layers.names)
+            hint = f"did you mean {near!r}?" if near else "give a whole name, or re: and a pattern"
+            raise UsageError(f"{pin!r} is pinned, and no layer is called so: {hint}")
+        for name in matching:
+            kept = held in ("kept", session.kept(session.index[name]))
+            found.setdefault(name, "" if kept else held)
+    return found

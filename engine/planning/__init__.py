@@ -1,0 +1,1 @@
+"""Recipes for a budget, planned from effects and improved by measuring them."""

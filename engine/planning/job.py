@@ -1,0 +1,70 @@
+"""The planning job."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.export.target import target_named
+from engine.formats.grammar import parse_built
+from engine.plan.pins import compiled
+from engine.recipes.changes import canonical
+from engine.service.jobs import Context, JobSpec, Steps
+from engine.workspace import Loaded, Opened, Workspace
+
+
+def _accepted(context: Context[Workspace], command: p.Plan) -> p.Plan:
+    budget, session = command.budget, context.session
+    if sum(value is not None for value in (budget.bits, budget.gib, budget.kl)) != 1:
+        raise UsageError("a budget is one of bits per weight, GiB and KL: give exactly one")
+    for name, value in budget.given.items():
+        if not value > 0:
+            raise UsageError(f"a budget of {name} {value:g} is not above 0")
+    if budget.context and budget.gib is None:
+        raise UsageError("a context counts in a budget of GiB alone: give --gib")
+    if command.to:
+        target_named(command.to)
+    known = [key.format for key in session.effects.known("degrade") if key.by == "layer"]
+    formats = canonical(command.formats or [*session.settings.estimate_formats, *known])
+    pins = {name: _pinned(held) for name, held in command.pins.items()}
+    for pattern in pins:
+        compiled(pattern)
+    bans = tuple((kind, str(parse_built(format))) for kind, format in command.bans)
+    return msgspec.structs.replace(
+        command,
+        formats=tuple(format for format in formats if not parse_built(format).kept),
+        pins=pins,
+        bans=bans,
+    )
+
+
+def _pinned(held: str) -> str:
+    return held if held == "kept" else str(parse_built(held))
+
+
+def _steps(context: Context[Workspace], command: p.Plan) -> Steps:
+    yield None  # a generator in any case
+    if not command.forwards:
+        from engine.planning.known import plan_known
+
+        assert context.snapshot is not None
+        opened = context.workspace.need(Opened)
+        return plan_known(context.snapshot, command, opened.checkpoint.dtype)
+    from engine.planning.planning import plan
+
+    return (yield from plan(context.workspace.need(Loaded), command, context.job))
+
+
+PLAN = JobSpec(
+    command=p.Plan,
+    kind="plan",
+    title=lambda command: f"plan {command.budget}",
+    needs=lambda command: "model" if command.forwards else "checkpoint",
+    lane=lambda command: "compute" if command.forwards else "questions",
+    snapshot=lambda command: not command.forwards,
+    urgency=2,
+    repeated="join",
+    accept=_accepted,
+    steps=_steps,
+)

@@ -1,0 +1,262 @@
+"""Plans a recipe for a budget: solve, measure, estimate again at what was found, solve again.
+
+The first solution comes from the effects of single layers at the unchanged model. Layers of a
+recipe also act together; that is seen in the gradient at the recipe (`engine.measure.estimate.
+further`), which prices every further change. Each recipe tried is measured, and the best one
+measured is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from engine import protocol as p
+from engine.formats.grammar import parse_format
+from engine.measure.calibration.calibration import calibration_key
+from engine.measure.counts import JobCounts
+from engine.measure.estimate.estimate import estimate
+from engine.measure.estimate.further import Further, further
+from engine.measure.evaluation.evaluate import baseline, forward_seconds, score
+from engine.measure.sweep.agreement import agreement
+from engine.measure.sweep.candidates import SweepTable
+from engine.measure.sweep.sweep import from_store
+from engine.plan.baselines import baseline_points, baselines
+from engine.plan.proposal import frontier_of, planned_units, point_of, solved
+from engine.plan.units import Choice, Unit, recipe_of, units_of
+from engine.planning.rules import rules_of
+from engine.service.jobs import Steps
+from engine.session import Session, apply
+from engine.workspace import Loaded
+
+ESTIMATING = 7.0
+"""Plain forward passes that estimating at a recipe takes, about."""
+ENOUGH = 0.01
+"""Relative improvement of KL below which no further estimate is made."""
+TRIES = 5
+"""Recipes measured for a budget of KL, at most."""
+
+Events = Generator[p.AnyEvent | None, None, None]
+Scored = Generator[p.AnyEvent | None, None, p.RecipeScore]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A recipe that was measured."""
+
+    recipe: dict[str, str]
+    chosen: list[int]
+    """Index of every unit's choice."""
+    predicted: float
+    kl_se: float
+    score: p.RecipeScore
+
+
+class Planner:
+    """One plan while it is made."""
+
+    def __init__(self, loaded: Loaded, command: p.Plan, job: str) -> None:
+        """
+        Args:
+            loaded: the model.
+            command: as accepted.
+            job: id, for progress.
+        """
+        self.loaded, self.command, self.job = loaded, command, job
+        self.counts = JobCounts(timings={"load_s": loaded.load_s}, job=job)
+        self.session = Session()
+        """What is known of the layers: the job's own, since other threads change the engine's."""
+        apply(self.session, loaded.opened.listed())
+        self.session.layers.tied = loaded.network.tied
+        self.session.source = str(loaded.opened.path)
+        self.session.checkpoint = loaded.opened.read()
+        self.formats = [parse_format(text) for text in command.formats]
+        self.nll = math.nan
+        self.spent = 0.0
+        """Plain forward passes that measuring took so far, an estimate counted as `ESTIMATING`."""
+
+    def learn(self) -> Events:
+        """Estimate every layer in every format, and find what was measured of them."""
+        base = yield from baseline(self.loaded, self.counts)
+        self.nll = base.nll
+        before = self.counts.measured
+        estimates = yield from estimate(self.loaded, self.formats, "degrade", self.counts, self.job)
+        self.spent += ESTIMATING * (self.counts.measured > before)
+        for of_format in estimates.values():
+            self._fold(tuple(of_format.values()))
+        for format in self.formats:
+            calibration = yield from calibration_key(self.loaded, [format], "reference")
+            table = SweepTable(format, "degrade", "layer", calibration)
+            for event in from_store(self.loaded, table, "", self.counts):
+                if isinstance(event, p.Learned):
+                    yield event
+            self._fold(tuple(table.found.values()))
+            found = agreement(str(format), "degrade", estimates.get(str(format), {}), table.found)
+            if found is not None:
+                apply(self.session, found)
+
+    def _fold(self, facts: tuple[p.AnyFact, ...]) -> None:
+        apply(self.session, p.Learned(("",) * len(facts), facts))
+
+    def measured(self, recipe: Mapping[str, str]) -> Scored:
+        """A recipe's score."""
+        before = self.counts.measured
+        found = yield from score(self.loaded, recipe, self.nll, self.counts, self.job)
+        self._fold((found,))
+        self.spent += self.counts.measured > before
+        return found
+
+    def room(self, forwards: float) -> bool:
+        """Whether that many plain forward passes more are within what the command allows."""
+        return self.spent + forwards <= self.command.forwards
+
+    def attempt(
+        self, units: Sequence[Unit], budget: p.Budget, offset: float = 0.0
+    ) -> Generator[p.AnyEvent | None, None, tuple[Tried, float]]:
+        """Solve and measure.
+
+        Args:
+            units: with the KL of every choice.
+            budget: to solve for.
+            offset: KL of a recipe that the choices are further changes of.
+
+        Returns:
+            What was tried, and the bound of the solution.
+        """
+        solution = solved(self.session, units, budget)
+        chosen = solution.chosen.tolist()
+        recipe = recipe_of(units, chosen)
+        choices = [unit.choices[at] for unit, at in zip(units, chosen, strict=True)]
+        predicted = offset + math.fsum(choice.kl for choice in choices)
+        error = math.sqrt(math.fsum(choice.variance for choice in choices))
+        found = yield from self.measured(recipe)
+        return Tried(recipe, chosen, predicted, error, found), offset + solution.bound
+
+    def at_recipe(
+        self, units: Sequence[Unit], tried: Tried
+    ) -> Generator[p.AnyEvent | None, None, list[Unit]]:
+        """The units, with what every choice adds to the KL of a recipe."""
+        recipe = {name: parse_format(held) for name, held in tried.recipe.items()}
+        kept = dict.fromkeys(
+            parse_format(self.session.kept(self.session.index[name])) for name in recipe
+        )
+        before = self.counts.measured
+        formats = [*self.formats, *kept]
+        found = yield from further(self.loaded, recipe, formats, self.counts, self.job)
+        self.spent += ESTIMATING * (self.counts.measured > before)
+        return [
+            Unit(
+                unit.layers,
+                tuple(
+                    self._further(unit, choice, unit.choices[at], found) for choice in unit.choices
+                ),
+            )
+            for unit, at in zip(units, tried.chosen, strict=True)
+        ]
+
+    def _further(self, unit: Unit, choice: Choice, now: Choice, found: Further) -> Choice:
+        if choice.formats == now.formats:
+            return choice._replace(kl=0.0, variance=0.0)
+        kl = variance = 0.0
+        for layer, held, before in zip(unit.layers, choice.formats, now.formats, strict=True):
+            if held == before:
+                continue
+            known = found.get(layer, {}).get(held or self.session.kept(self.session.index[layer]))
+            if known is None or not math.isfinite(known.kl):
+                return choice._replace(kl=choice.kl - now.kl)
+            kl += known.kl
+            variance += known.kl_se**2
+        return choice._replace(kl=kl, variance=variance)
+
+
+def plan(loaded: Loaded, command: p.Plan, job: str) -> Steps:
+    """Plan a recipe for a budget.
+
+    Args:
+        loaded: the model.
+        command: as accepted.
+        job: id, for progress.
+
+    Yields:
+        `Learned` with `Estimate`, `FurtherEstimate` and `RecipeScore` facts, and `Progress`.
+
+    Returns:
+        An outcome whose result is a `Planned`.
+
+    Raises:
+        InfeasibleError: no recipe fits the budget.
+    """
+    planner = Planner(loaded, command, job)
+    yield from planner.learn()
+    rules = rules_of(planner.session, command, loaded.opened.checkpoint.dtype)
+    units = units_of(planner.session, rules)
+    search = _within_kl if command.budget.kl is not None else _least_kl
+    best, bound = yield from search(planner, units)
+    others = baselines(planner.session, rules, command.budget)
+    for recipe in others.values():
+        if planner.room(1):
+            yield from planner.measured(recipe)
+    forward = yield from forward_seconds(loaded, job)
+    planner.counts.timings["forward_s"] = forward
+    session = planner.session
+    found = p.Planned(
+        budget=command.budget,
+        recipe=best.recipe,
+        point=point_of(session, best.recipe, best.predicted),
+        kl_se=best.kl_se,
+        bound=bound,
+        units=planned_units(units, best.chosen),
+        frontier=frontier_of(session, units, body=command.budget.bits is not None),
+        baselines=baseline_points(session, others),
+        forwards=planner.spent,
+    )
+    return msgspec.structs.replace(planner.counts.outcome(), result=found)
+
+
+def _least_kl(
+    planner: Planner, units: Sequence[Unit]
+) -> Generator[p.AnyEvent | None, None, tuple[Tried, float]]:
+    """The least KL within a size."""
+    budget = planner.command.budget
+    best, bound = yield from planner.attempt(units, budget)
+    while planner.room(ESTIMATING + 1) and best.score.kl > 0:
+        again = yield from planner.at_recipe(units, best)
+        tried, _ = yield from planner.attempt(again, budget, best.score.kl)
+        gain = 1 - tried.score.kl / best.score.kl
+        if gain > 0:
+            best = tried
+        if gain < ENOUGH:
+            break
+    return best, bound
+
+
+def _within_kl(
+    planner: Planner, units: Sequence[Unit]
+) -> Generator[p.AnyEvent | None, None, tuple[Tried, float]]:
+    """The smallest size within a KL: effects are scaled to what recipes measure."""
+    asked = planner.command.budget
+    assert asked.kl is not None
+    best: tuple[Tried, float] | None = None
+    aim = asked.kl
+    for _ in range(TRIES):
+        if best is not None and not planner.room(1):
+            break
+        found = yield from planner.attempt(units, msgspec.structs.replace(asked, kl=aim))
+        measured = found[0].score.kl
+        if best is None or _nearer(found[0].score, best[0].score, asked.kl):
+            best = found
+        if not measured > 0 or (abs(measured / asked.kl - 1) < ENOUGH and measured <= asked.kl):
+            break
+        aim *= 0.995 * asked.kl / measured
+    assert best is not None
+    return best
+
+
+def _nearer(one: p.RecipeScore, other: p.RecipeScore, kl: float) -> bool:
+    """Whether the first of two scores answers a budget of KL better."""
+    if (one.kl <= kl) != (other.kl <= kl):
+        return one.kl <= kl
+    return one.bytes < other.bytes if one.kl <= kl else one.kl < other.kl

@@ -1,0 +1,111 @@
+"""Effects of single layers as they are known: measured, else estimated, else filled in.
+
+An estimate is corrected by the measurements of other layers. An effect that is not known is filled
+in from the same layer's effect in another format: KL grows with the square of the weight error.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import msgspec
+
+from engine import protocol as p
+from engine.errors import FormatError
+from engine.formats.grammar import Format, parse_format
+from engine.session.correction import Correction, fitted
+from engine.session.state import Session
+
+ALIKE = frozenset({"integer", "gguf"})
+"""Families whose weight error halves with every bit, about."""
+
+
+def correction(session: Session, key: p.EffectKey) -> Correction | None:
+    """The correction of estimates from measurements; None if there is none."""
+    return fitted(session.effects.agreement.get(key))
+
+
+class KnownEffect(msgspec.Struct, frozen=True):
+    """The effect of one layer changed alone, in nats per token."""
+
+    kl: float
+    dnll: float
+    kl_se: float = 0.0
+    measured: bool = False
+    """Measured rather than estimated."""
+    filled: bool = False
+    """Filled in from another format of the layer."""
+
+
+class KnownEffects:
+    """Effects of single layers: measured, else estimated, else filled in."""
+
+    def __init__(self, session: Session) -> None:
+        """
+        Args:
+            session: whose effects they are.
+        """
+        self._session = session
+        self._fits: dict[p.EffectKey, Correction | None] = {}
+        self._known = [key for key in session.effects.known("degrade") if key.by == "layer"]
+
+    def of(self, layer: str, held: str) -> KnownEffect | None:
+        """The effect of one layer in a format, empty for as stored; None if nothing tells it."""
+        if not held:
+            return KnownEffect(0.0, 0.0, measured=True)
+        row = self._session.index[layer]
+        return self._read(row, p.EffectKey("degrade", held)) or self._filled(row, held)
+
+    def _read(self, row: int, key: p.EffectKey) -> KnownEffect | None:
+        known = self._session.sensitivity(row, key) or self._session.estimate(row, key)
+        if known is None:
+            return None
+        if isinstance(known, p.Estimate):
+            if key not in self._fits:
+                self._fits[key] = correction(self._session, key)
+            if (fit := self._fits[key]) is not None:
+                known = fit.apply(known)
+        measured = isinstance(known, p.Sensitivity)
+        return KnownEffect(known.kl, known.dnll, known.kl_se, measured)
+
+    def _filled(self, row: int, held: str) -> KnownEffect | None:
+        """From the format of this layer whose weight error is nearest."""
+        found: list[tuple[float, p.EffectKey]] = []
+        for key in self._known:
+            if self._read(row, key) is not None:
+                ratio = self._error_ratio(row, held, key.format)
+                if ratio is not None:
+                    found.append((ratio, key))
+        if not found:
+            return None
+        ratio, key = min(found, key=lambda each: abs(math.log(each[0])))
+        near = self._read(row, key)
+        assert near is not None
+        # What is of first order has a sign that another rounding does not share.
+        kl = near.kl * ratio**2
+        return KnownEffect(kl, kl, near.kl_se * ratio**2, filled=True)
+
+    def _error_ratio(self, row: int, held: str, known: str) -> float | None:
+        """Weight error in one format over that in another: read, else about what bits tell."""
+        one, other = _plain(held), _plain(known)
+        if str(one) == str(other):
+            return 1.0
+        if (weights := self._session.layers.weights[row]) is not None:
+            errors = weights.errors
+            mine, theirs = errors.get(held) or errors.get(str(one)), errors.get(str(other))
+            if mine is not None and theirs is not None and mine.relative > 0 < theirs.relative:
+                return mine.relative / theirs.relative
+        if one.family not in ALIKE or other.family not in ALIKE:
+            return None
+        return (2.0**other.bits - 1) / (2.0**one.bits - 1)
+
+
+@lru_cache(maxsize=1024)
+def _plain(format: str) -> Format:
+    """A format without its methods, unless it cannot be without them."""
+    parsed = parse_format(format)
+    try:
+        return msgspec.structs.replace(parsed, methods=())
+    except FormatError:
+        return parsed

@@ -1,0 +1,154 @@
+"""``qtui plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import typer
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.export.target import listed, targets
+from engine.report import documents, tables
+from engine.store.files import write_whole
+from qtui.cli.exit import check_destination, print_error, publish, reporting_errors
+from qtui.cli.options import (
+    FormatsOption,
+    JsonOption,
+    ModelArgument,
+    Shared,
+    expanded,
+    shares_options,
+    split_formats,
+)
+from qtui.cli.run import run
+from qtui.saved.recipe import recipe_file
+
+CACHE_BITS = (16, 8, 4)
+
+
+@shares_options
+def plan(
+    model: ModelArgument,
+    bits: Annotated[
+        float | None, typer.Option("--bits", metavar="B", help="stored bits per weight of the body")
+    ] = None,
+    gib: Annotated[
+        float | None,
+        typer.Option("--gib", metavar="G", help="GiB of the artefact, and of its cache if given"),
+    ] = None,
+    kl: Annotated[
+        float | None, typer.Option("--kl", metavar="K", help="KL, nats per token: fewest bytes")
+    ] = None,
+    context: Annotated[
+        int, typer.Option("--context", metavar="N", help="tokens whose keys and values must fit")
+    ] = 0,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="sequences at once")] = 1,
+    cache_bits: Annotated[
+        int, typer.Option("--cache-bits", metavar="16|8|4", help="bits of a cached number")
+    ] = 16,
+    formats: FormatsOption = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option("--pin", metavar="NAME=F", help="a layer, or re:PATTERN, with its format"),
+    ] = None,
+    ban: Annotated[
+        list[str] | None,
+        typer.Option("--ban", metavar="[KIND=]F", help="a format that layers may not take"),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="TARGET", help="what must be able to store it")
+    ] = None,
+    ungrouped: Annotated[
+        bool, typer.Option("--ungrouped", help="q, k, v and gate, up may differ")
+    ] = False,
+    forwards: Annotated[
+        float, typer.Option("--forwards", metavar="N", help="forward passes to spend on measuring")
+    ] = 20,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="the recipe file to write")
+    ] = None,
+    json: JsonOption = None,
+    *,
+    shared: Shared,
+) -> None:
+    """The best recipe within a budget.
+
+    Estimates every layer in every format, finds the formats with the least KL within --bits or
+    --gib (or the fewest bytes within --kl), measures the recipe, estimates again at that recipe,
+    and keeps the best one measured. Layers that serving engines store as one tensor (q, k and v;
+    gate and up) take one format unless --ungrouped is given. With --context, --gib is what a card
+    has for the weights and the cache of keys and values. Nothing is written without -o.
+    """
+    with reporting_errors():
+        settings, _ = shared.resolve()
+        budget = _budget(bits, gib, kl, context, batch, cache_bits)
+        if to is not None and to not in {target.name for target in targets()}:
+            raise UsageError(f"--to {to!r}: targets are {listed()}")
+        check_destination(json)
+        path = None if output is None else expanded(output)
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise UsageError(f"-o {output}: expected a file in a folder that exists")
+        wanted = split_formats(formats)
+        if wanted:
+            settings = msgspec.structs.replace(settings, estimate_formats=())
+        ask = p.Plan(
+            budget=budget,
+            formats=wanted,
+            pins=dict(_pair("--pin", each) for each in pin or ()),
+            bans=tuple(_ban(each) for each in ban or ()),
+            to=to or "",
+            grouped=not ungrouped,
+            forwards=forwards,
+        )
+        outcome = run(model, settings, ask)
+        planned = outcome.job.read(p.Planned)
+        document = documents.plan_document(outcome.session, planned, outcome.job)
+        if path is not None:
+            text = recipe_file(outcome.session, planned.recipe, _said(planned), document.model.name)
+            write_whole(path, text.encode())
+            print_error(f"recipe written to {path}")
+        publish(document, tables.plan_text, json)
+
+
+def _budget(
+    bits: float | None,
+    gib: float | None,
+    kl: float | None,
+    context: int,
+    batch: int,
+    cache_bits: int,
+) -> p.Budget:
+    if sum(each is not None for each in (bits, gib, kl)) != 1:
+        raise UsageError("qtui plan needs exactly one of --bits B, --gib G and --kl K")
+    if cache_bits not in CACHE_BITS:
+        raise UsageError(f"--cache-bits is {cache_bits}, expected 16, 8 or 4")
+    for option, value, least in (("--context", context, 0), ("--batch", batch, 1)):
+        if value < least:
+            raise UsageError(f"{option} is {value}, expected at least {least}")
+    return p.Budget(bits=bits, gib=gib, kl=kl, context=context, batch=batch, cache_bits=cache_bits)
+
+
+def _pair(option: str, given: str) -> tuple[str, str]:
+    name, equals, held = given.rpartition("=")
+    if not equals or not name or not held:
+        raise UsageError(f"{option} {given!r}: expected NAME=FORMAT, as in lm_head=int8")
+    return name, held
+
+
+def _ban(given: str) -> tuple[str, str]:
+    """Kind and format; without a kind for every layer."""
+    return _pair("--ban", given) if "=" in given else ("", given)
+
+
+def _said(planned: p.Planned) -> Sequence[str]:
+    """Comments at the top of the recipe file."""
+    said = [f"planned for {planned.budget}"]
+    if (score := planned.point.score) is not None:
+        said.append(
+            f"measured: ppl {score.ppl!r}, kl {score.kl!r} nats per token, "
+            f"{score.bits_per_weight!r} bits per weight, {score.bytes} bytes"
+        )
+    return said

@@ -1,0 +1,223 @@
+"""Plans against every recipe there is: budgets, groups, pins, bans, tied tensors, the cache."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+
+import msgspec
+import numpy as np
+import pytest
+
+from engine import protocol as p
+from engine.checkpoint import fused_groups
+from engine.errors import InfeasibleError, UsageError
+from engine.formats.grammar import parse_format
+from engine.formats.storage import stored_bits
+from engine.plan.baselines import baselines
+from engine.plan.pins import pinned_layers
+from engine.plan.proposal import GIB, cache_bytes, frontier_of, size_of, solved
+from engine.plan.units import Rules, Unit, recipe_of, units_of
+from engine.session import Session
+from engine.session.artefact import artefact_size, bits_as_stored
+from tests.qtui import replay as r
+
+FORMATS = ("int3-g128", "int4-g128", "int8")
+LAYERS = [
+    "model.embed_tokens",
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.0.self_attn.k_proj",
+    "model.layers.0.mlp.down_proj",
+    "model.layers.1.mlp.down_proj",
+    "lm_head",
+]
+Q, K, DOWN = LAYERS[1], LAYERS[2], LAYERS[3]
+
+
+def known(*, tied: bool = False, layers: list[str] | None = None, seed: int = 1) -> Session:
+    """A session with effects of all its layers, some measured and some estimated."""
+    layers = layers or LAYERS
+    rows = r.listed(layers)
+    groups = fused_groups(rows.names, rows.blocks, rows.roles)
+    read, *rest = r.opening(msgspec.structs.replace(rows, groups=groups, tied=tied))
+    rest = [
+        msgspec.structs.replace(e, tied=tied) if isinstance(e, p.ModelReady) else e for e in rest
+    ]
+    random = np.random.default_rng(seed)
+    facts: list[p.AnyFact] = []
+    for name in layers:
+        worst = float(np.exp(random.normal(-5, 1.5)))
+        for format in FORMATS:
+            kl = worst * 4.0 ** (3 - parse_format(format).bits) * float(random.uniform(0.7, 1.3))
+            if random.uniform() < 0.5:
+                facts.append(
+                    p.Estimate(
+                        layer=name, format=format, kl=kl, kl_se=kl / 10, dnll=kl, dnll_se=kl / 10,
+                        tokens=100,
+                    )
+                )  # fmt: skip
+            else:
+                facts.append(
+                    p.Sensitivity(
+                        layer=name, format=format, kl=kl, kl_se=kl / 20, dnll=kl, dnll_se=kl / 20,
+                        dppl=kl, dppl_low=0.0, dppl_high=kl, tokens=100,
+                    )
+                )  # fmt: skip
+    return r.folded(read, *rest, p.Learned(("",) * len(facts), tuple(facts)))
+
+
+def effect(session: Session, layer: str, held: str) -> float:
+    row, key = session.index[layer], p.EffectKey("degrade", held)
+    found = session.sensitivity(row, key) or session.estimate(row, key)
+    assert found is not None
+    return found.kl
+
+
+def recipes(session: Session, *, grouped: bool = True) -> Iterator[tuple[dict[str, str], float]]:
+    """Every recipe of these formats, with its sum of effects."""
+    for held in itertools.product(("", *FORMATS), repeat=len(session.layers.names)):
+        recipe = {n: h for n, h in zip(session.layers.names, held, strict=True) if h}
+        if grouped and recipe.get(Q, "") != recipe.get(K, ""):
+            continue
+        yield recipe, math.fsum(effect(session, layer, h) for layer, h in recipe.items())
+
+
+def sizes(session: Session, recipe: Mapping[str, str]) -> tuple[float, int]:
+    """Bits per weight and bytes, from the sizes of each layer."""
+    rows = session.layers
+    bits = [
+        stored_bits(parse_format(recipe[name]), shape)
+        if name in recipe
+        else bits_as_stored(shape, dtype)
+        for name, shape, dtype in zip(rows.names, rows.shapes, rows.dtypes, strict=True)
+    ]
+    quantised = [name in recipe for name in rows.names]
+    size = artefact_size(
+        rows.roles, rows.shapes, bits, quantised, session.other_bytes, tied=session.tied
+    )
+    return size.bits_per_weight, size.bytes
+
+
+def best(session: Session, units: list[Unit], budget: p.Budget) -> tuple[dict[str, str], float]:
+    found = solved(session, units, budget)
+    recipe = recipe_of(units, found.chosen.tolist())
+    return recipe, math.fsum(effect(session, layer, held) for layer, held in recipe.items())
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("bits", [3.2, 4.0, 4.5, 9.0])
+def test_no_recipe_within_the_bits_has_less_kl(bits: float, grouped: bool) -> None:
+    session = known()
+    units = units_of(session, Rules(FORMATS, grouped=grouped))
+    recipe, kl = best(session, units, p.Budget(bits=bits))
+    within = [k for r_, k in recipes(session, grouped=grouped) if sizes(session, r_)[0] <= bits]
+    assert sizes(session, recipe)[0] <= bits
+    assert kl == pytest.approx(min(within), rel=1e-9)
+    assert grouped is False or recipe.get(Q) == recipe.get(K)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.8])
+def test_no_artefact_of_the_size_has_less_kl_also_where_head_and_embedding_are_tied(
+    tied: bool, share: float
+) -> None:
+    session = known(tied=tied)
+    gib = share * sizes(session, {})[1] / GIB
+    recipe, kl = best(session, units_of(session, Rules(FORMATS)), p.Budget(gib=gib))
+    within = [k for r_, k in recipes(session) if sizes(session, r_)[1] <= gib * GIB]
+    assert size_of(session, recipe).bytes == sizes(session, recipe)[1] <= gib * GIB
+    assert kl == pytest.approx(min(within), rel=1e-9)
+
+
+def test_for_a_kl_the_smallest_artefact_is_found() -> None:
+    session = known()
+    limit = 0.02
+    recipe, kl = best(session, units_of(session, Rules(FORMATS)), p.Budget(kl=limit))
+    within = [sizes(session, r_)[1] for r_, k in recipes(session) if k <= limit]
+    assert kl <= limit
+    assert sizes(session, recipe)[1] == min(within)
+
+
+def test_pins_bans_and_a_target_hold() -> None:
+    session = known()
+    rules = Rules(
+        FORMATS,
+        pins=pinned_layers(session, {"re:.*0.*q_proj": "int8", K: "int8", "lm_head": "int4-g128"}),
+        bans=(("down_proj", "int3-g128"),),
+        why_not=lambda format, shape: "not stored" if format.name == "int4" else None,
+    )
+    recipe, _ = best(session, units_of(session, rules), p.Budget(bits=8.5))
+    assert (recipe[Q], recipe[K], recipe["lm_head"]) == ("int8", "int8", "int4-g128")
+    assert "int4-g128" not in {held for layer, held in recipe.items() if layer != "lm_head"}
+    assert "int3-g128" not in {held for layer, held in recipe.items() if "down" in layer}
+
+
+def test_pins_that_differ_within_a_group_and_unknown_names_are_errors() -> None:
+    session = known()
+    with pytest.raises(InfeasibleError, match=r"q_proj is pinned to int8.*ungrouped"):
+        units_of(session, Rules(FORMATS, pins={Q: "int8", K: "int4-g128"}))
+    with pytest.raises(UsageError, match=rf"did you mean '{DOWN}'"):
+        pinned_layers(session, {DOWN.replace("proj", "prj"): "int8"})
+    with pytest.raises(UsageError, match="no regular expression"):
+        pinned_layers(session, {"re:(": "int8"})
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        (p.Budget(bits=2.0), "takes 3.1"),
+        (p.Budget(gib=1e-6), "leaves nothing for layers"),
+        (p.Budget(gib=3e-4), r"takes 0\.00"),
+    ],
+)
+def test_a_budget_that_nothing_fits_names_the_smallest(budget: p.Budget, says: str) -> None:
+    session = known()
+    with pytest.raises(InfeasibleError, match=says):
+        solved(session, units_of(session, Rules(FORMATS)), budget)
+
+
+def test_the_frontier_only_falls_and_each_point_is_a_recipe_no_smaller_one_equals() -> None:
+    session = known()
+    points = frontier_of(session, units_of(session, Rules(FORMATS)), body=False)
+    every = [(sizes(session, recipe)[1], kl) for recipe, kl in recipes(session)]
+    for one, other in itertools.pairwise(points):
+        assert one.bytes < other.bytes
+        assert one.kl > other.kl
+    for point in points:
+        least = min(kl for size, kl in every if size <= point.bytes)
+        assert point.kl == pytest.approx(least, rel=1e-9, abs=1e-15)
+
+
+def test_the_cache_takes_its_share_of_a_card() -> None:
+    session = known()
+    assert session.checkpoint is not None
+    blocks = [p.CacheBlocks(3, 100), p.CacheBlocks(5, 40, window=64)]
+    session.checkpoint = msgspec.structs.replace(session.checkpoint, cache=blocks)
+    budget = p.Budget(gib=1.0, context=1000, batch=2, cache_bits=8)
+    assert cache_bytes(session, budget) == 2 * (3 * 100 * 1000 + 5 * 40 * 64)
+    session.checkpoint = msgspec.structs.replace(session.checkpoint, cache=None)
+    with pytest.raises(InfeasibleError, match="does not say"):
+        cache_bytes(session, budget)
+
+
+def test_simple_rules_stay_within_the_budget_and_no_better_than_the_plan() -> None:
+    layers = [
+        f"model.layers.{block}.{kind}"
+        for block in range(4)
+        for kind in ("self_attn.o_proj", "mlp.down_proj")
+    ]
+    session = known(layers=layers)
+    rules, budget = Rules(FORMATS), p.Budget(bits=6.5)
+    _, kl = best(session, units_of(session, rules), budget)
+    found = baselines(session, rules, budget)
+    assert set(found) == {"uniform", "first-last", "greedy"}
+    for recipe in found.values():
+        assert sizes(session, recipe)[0] <= 6.5
+        assert math.fsum(effect(session, layer, held) for layer, held in recipe.items()) >= kl
+    assert set(found["uniform"].values()) == {"int4-g128"}
+    raised = {layer for layer, held in found["first-last"].items() if held == "int8"}
+    assert raised
+    assert all(".0." in layer or ".3." in layer for layer in raised)
+    worst = max(layers, key=lambda layer: effect(session, layer, "int4-g128"))
+    assert found["greedy"][worst] == "int8"

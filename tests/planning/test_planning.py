@@ -1,0 +1,200 @@
+"""Plans that measure: what further changes add, and the job from estimates to a document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from engine import protocol as p
+from engine.errors import InfeasibleError
+from engine.formats.grammar import parse_format
+from engine.measure.counts import JobCounts
+from engine.measure.estimate import backward_pass
+from engine.measure.estimate.further import further
+from engine.measure.evaluation.evaluate import baseline, score
+from engine.measure.evaluation.reference import reference_of
+from engine.model import gradients
+from engine.planning.known import plan_known
+from engine.planning.planning import plan
+from engine.quant.quantize import dequantized
+from engine.session import Session, encode_session
+from engine.store.facts import FactStore
+from engine.workspace import Loaded
+from tests import tiny
+from tests.drive import load, settings
+from tests.plan.test_proposal import known
+
+RECIPE = {"self_attn.q_proj": "int4-g32", "mlp.down_proj": "int3-g32"}
+FORMATS = ("int2-g32", "int3-g32", "int4-g32", "int8")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build("llama", tmp_path_factory.mktemp("planning") / "llama")
+
+
+@pytest.fixture
+def loaded(source: Path, prose: Path, tmp_path: Path) -> Loaded:
+    chosen = settings(prose, estimate_formats=FORMATS, tokens=256)
+    return load(source, FactStore(tmp_path / "facts.sqlite"), chosen)
+
+
+def drained(steps: Any) -> tuple[list[Any], Any]:
+    events = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as stop:
+            return events, stop.value
+
+
+def held(loaded: Loaded) -> dict[str, str]:
+    return {
+        name: format
+        for name in loaded.network.layers
+        for kind, format in RECIPE.items()
+        if name.endswith(kind)
+    }
+
+
+def weight_in(loaded: Loaded, name: str, format: str) -> torch.Tensor:
+    weight = loaded.network.weight(name)
+    return dequantized(weight, parse_format(format), torch.float16) if format else weight
+
+
+def test_further_slopes_are_gradients_of_kl_at_the_recipe(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """⟨δ, ∇KL⟩ with the gradient of plain autograd, in the model that holds the recipe."""
+    monkeypatch.setattr(backward_pass, "product_dtype", lambda device, dtype: torch.float32)
+    monkeypatch.setattr(gradients, "has_matrix_units", lambda: False)
+    recipe = held(loaded)
+    seen: dict[tuple[str, str], float] = {}
+    from engine.measure.estimate import further as module
+
+    def slope(sums: Any, backward: Any, targets: int) -> list[tuple[float, float]]:
+        assert len(sums.slope) == 1
+        return [(float(sums.slope[0].mean() / targets), 0.0)]
+
+    monkeypatch.setattr(module, "mean_slope", slope)
+    monkeypatch.setattr(module, "curvature", lambda *_: (0.0, 0.0))
+    parsed = {name: parse_format(format) for name, format in recipe.items()}
+    formats = [parse_format(each) for each in ("int8", "fp32")]
+    _, found = drained(further(loaded, parsed, formats, JobCounts(), ""))
+    for layer, by_format in found.items():
+        for format, fact in by_format.items():
+            seen[layer, format] = fact.kl
+
+    model = AutoModelForCausalLM.from_pretrained(loaded.opened.path, dtype=torch.float32).eval()
+    untied = model.get_output_embeddings()
+    untied.weight = torch.nn.Parameter(untied.weight.detach().clone())
+    windows = reference_of(loaded).windows
+    with torch.no_grad():
+        before = model(input_ids=windows.ids).logits[:, :-1].log_softmax(-1)
+        for name, format in recipe.items():
+            model.get_parameter(f"{name}.weight").copy_(weight_in(loaded, name, format))
+    after = model(input_ids=windows.ids).logits[:, :-1].log_softmax(-1)
+    kl = functional.kl_div(after, before, log_target=True, reduction="sum") / before[..., 0].numel()
+    kl.backward()
+    assert kl > 0
+    for (layer, format), slope_found in seen.items():
+        gradient = model.get_parameter(f"{layer}.weight").grad
+        assert gradient is not None
+        plain = "" if format == "fp32" else format
+        delta = weight_in(loaded, layer, plain) - weight_in(loaded, layer, recipe.get(layer, ""))
+        expected = float((delta * gradient).sum())
+        assert slope_found == pytest.approx(expected, rel=2e-3, abs=2e-6), (layer, format)
+    # Only layers of the recipe can go back to what is stored.
+    assert {layer for layer, format in seen if format == "fp32"} == set(recipe)
+    assert {layer for layer, format in seen if format == "int8"} == set(loaded.network.layers)
+
+
+def test_further_estimates_are_stored_for_that_recipe_alone(loaded: Loaded) -> None:
+    parsed = {name: parse_format(format) for name, format in held(loaded).items()}
+    formats = [parse_format("int8")]
+    events, found = drained(further(loaded, parsed, formats, JobCounts(), ""))
+    for event in events:
+        if isinstance(event, p.Learned):
+            loaded.opened.workspace.facts.put(event.keys, event.facts)
+    counts = JobCounts()
+    _, same = drained(further(loaded, parsed, formats, counts, ""))
+    assert (counts.measured, same) == (0, found)
+    counts = JobCounts()
+    parsed.popitem()
+    drained(further(loaded, parsed, formats, counts, ""))
+    assert counts.measured == len(loaded.network.layers)
+
+
+def test_a_plan_fits_is_measured_and_is_no_worse_than_simple_rules(loaded: Loaded) -> None:
+    events, outcome = drained(plan(loaded, p.Plan(budget=p.Budget(bits=4.7), formats=FORMATS), "j"))
+    found = outcome.result
+    assert isinstance(found, p.Planned)
+    assert found.point.bits_per_weight <= 4.7
+    tried = [
+        fact
+        for event in events
+        if isinstance(event, p.Learned)
+        for fact in event.facts
+        if isinstance(fact, p.RecipeScore)
+    ]
+    assert found.point.score is not None
+    assert found.forwards <= 20
+    # Measured alone, it scores what the plan says, and as well as the best that was tried.
+    counts = JobCounts()
+    _, base = drained(baseline(loaded, counts))
+    _, alone = drained(score(loaded, found.recipe, base.nll, counts))
+    assert alone.kl == pytest.approx(found.point.score.kl, rel=1e-6)
+    fitting = [each.kl for each in tried if each.bits_per_weight <= 4.7]
+    assert found.point.score.kl == min(fitting)
+    assert set(found.baselines) == {"uniform", "first-last", "greedy"}
+    assert all(point.score is not None for point in found.baselines.values())
+    by_unit = {unit.layers: unit.format for unit in found.units}
+    for layers, format in by_unit.items():
+        assert {found.recipe.get(layer, "") for layer in layers} == {format}
+    assert any(len(layers) == 3 for layers in by_unit), "q, k and v are one unit"
+    assert any(isinstance(event, p.Progress) for event in events)
+
+
+def test_without_forwards_the_effects_that_a_session_knows_are_enough() -> None:
+    session = known()
+    before = encode_session(session)
+    command = p.Plan(budget=p.Budget(bits=5.0), formats=("int4-g128", "int8"), forwards=0)
+    found = plan_known(session, command, "bfloat16").result
+    assert isinstance(found, p.Planned)
+    assert found.point.score is None
+    assert found.point.bits_per_weight <= 5.0
+    assert found.point.kl < found.baselines["uniform"].kl
+    assert encode_session(session) == before
+    with pytest.raises(InfeasibleError, match="sweep first"):
+        plan_known(Session(), command, "bfloat16")
+    for column in (*session.effects.measured.values(), *session.effects.estimated.values()):
+        column[3] = None
+    with pytest.raises(InfeasibleError, match="1 of 6 layers are not known yet"):
+        plan_known(session, command, "bfloat16")
+
+
+def test_a_budget_of_kl_is_kept_as_measured(loaded: Loaded) -> None:
+    uniform = {name: "int4-g32" for name, x in loaded.network.layers.items() if x.block is not None}
+    counts = JobCounts()
+    _, base = drained(baseline(loaded, counts))
+    _, whole = drained(score(loaded, uniform, base.nll, counts))
+    asked = p.Plan(budget=p.Budget(kl=whole.kl), formats=FORMATS)
+    _, outcome = drained(plan(loaded, asked, "j"))
+    found = outcome.result
+    assert found.point.score.kl <= whole.kl
+    assert found.point.bytes <= whole.bytes
+
+
+def test_a_target_leaves_out_what_it_cannot_store(loaded: Loaded) -> None:
+    formats = ("q4_0", "int4-g32", "int8")
+    asked = p.Plan(budget=p.Budget(bits=5.2), formats=formats, to="checkpoint", forwards=1)
+    _, outcome = drained(plan(loaded, asked, "j"))
+    assert "q4_0" not in outcome.result.recipe.values()
+    alone = p.Plan(budget=p.Budget(bits=5.2), formats=("q4_0",), to="checkpoint", forwards=1)
+    with pytest.raises(InfeasibleError, match="no recipe fits"):
+        drained(plan(loaded, alone, "j"))
