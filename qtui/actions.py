@@ -87,6 +87,10 @@ ACTIONS: tuple[Action, ...] = (
         "hold", "equals_sign", "Set a format by name", "Recipe", "format", rank=90, place=40,
         words="quantise quantize bits mix precision toggle",
     ),
+    Action(
+        "verdict", "V", "Take the mix of the verdict", "Recipe",
+        words="recommended recipe best mixed precision fix",
+    ),
     Action("undo", "u", "Undo", "Recipe", "undo", rank=50, place=70, everywhere=True),
     Action("redo", "U,ctrl+r", "Redo", "Recipe", "redo", rank=160, place=80, everywhere=True),
     Action(
