@@ -87,6 +87,10 @@ ACTIONS: tuple[Action, ...] = (
         "hold", "equals_sign", "Set a format by name", "Recipe", "format", rank=90, place=40,
         words="quantise quantize bits mix precision toggle",
     ),
+    Action(
+        "verdict", "V", "Take the mix of the verdict", "Recipe",
+        words="recommended recipe best mixed precision fix",
+    ),
     Action("undo", "u", "Undo", "Recipe", "undo", rank=50, place=70, everywhere=True),
     Action("redo", "U,ctrl+r", "Redo", "Recipe", "redo", rank=160, place=80, everywhere=True),
     Action(
@@ -127,6 +131,9 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "help", "question_mark,f1", "Help", "View", "help", rank=10, place=150, everywhere=True,
         words="keys manual legend",
+    ),
+    Action(
+        "redraw", "ctrl+l", "Redraw the screen", "View", everywhere=True, words="refresh repaint",
     ),
     Action("suspend", "ctrl+z", "Suspend (fg resumes)", "View", everywhere=True, words="shell"),
     Action("quit", "q", "Quit", "View", "quit", rank=20, place=160, everywhere=True, words="exit"),

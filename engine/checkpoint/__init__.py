@@ -3,7 +3,13 @@
 from engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from engine.checkpoint.groups import fused_groups
 from engine.checkpoint.headers import TensorInfo, read_header
-from engine.checkpoint.layers import DiskLayer, list_layers, read_expert, read_layer
+from engine.checkpoint.layers import (
+    DiskLayer,
+    is_other_sense,
+    list_layers,
+    read_expert,
+    read_layer,
+)
 from engine.checkpoint.rows import StoredRows, stored_rows
 from engine.checkpoint.unlisted import remarks
 
@@ -13,6 +19,7 @@ __all__ = [
     "StoredRows",
     "TensorInfo",
     "fused_groups",
+    "is_other_sense",
     "list_layers",
     "open_checkpoint",
     "read_expert",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -210,7 +211,12 @@ def _block_of(name: str) -> tuple[str, int] | None:
 
 def _is_other_sense(tensor: TensorInfo) -> bool:
     """Whether it belongs to a vision or audio tower, or to extra heads."""
-    return any(_OTHER_SENSE.search(word) for word in tensor.name.split(".")[:-2])
+    return is_other_sense(tensor.name.split(".")[:-2])
+
+
+def is_other_sense(path: Iterable[str]) -> bool:
+    """Whether a path of modules leads into a vision or audio tower, or to extra heads."""
+    return any(_OTHER_SENSE.search(word) for word in path)
 
 
 def _find_body(checkpoint: Checkpoint) -> tuple[str, dict[int, list[TensorInfo]]]:

@@ -15,7 +15,9 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
@@ -37,13 +39,27 @@ WINDOW = 256
 END = "<|endoftext|>"
 
 
+class Corpus(NamedTuple):
+    """Texts to train on, and texts that are kept from it."""
+
+    training: Sequence[str]
+    held_out: Mapping[str, Sequence[str]]
+    """By name; the first is also scored while training runs."""
+
+
 def texts(split: stdlib_text.Split) -> list[str]:
     """Modules and ``pydoc`` topics of one side of the split; docstrings are in the modules."""
     found = [*stdlib_text.modules(split), *stdlib_text.topics(split)]
     return [text for _, text in sorted(found, key=lambda item: stdlib_text.name_hash(item[0]))]
 
 
-def train_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
+def standard_library() -> Corpus:
+    """The demo's: modules, docstrings and topics of this machine's Python."""
+    modules = [text for _, text in stdlib_text.modules("held-out")]
+    return Corpus(texts("train"), {"all": texts("held-out"), "modules": modules})
+
+
+def train_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE of `VOCABULARY` entries."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
@@ -74,7 +90,7 @@ def configuration() -> LlamaConfig:
     )
 
 
-def token_ids(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> torch.Tensor:
+def token_ids(tokenizer: PreTrainedTokenizerFast, corpus: Sequence[str]) -> torch.Tensor:
     """All texts as one row of ids ``[tokens]``, with an end token after each."""
     end = tokenizer.eos_token_id
     ids: list[int] = []
@@ -107,14 +123,20 @@ def learning_rate(done: float, peak: float) -> float:
 
 
 def train(
-    config: PreTrainedConfig, minutes: float, out: Path, seed: int, batch: int, peak: float
+    config: PreTrainedConfig,
+    corpus: Corpus,
+    minutes: float,
+    out: Path,
+    seed: int,
+    batch: int,
+    peak: float,
 ) -> None:
     """Train a model of ``config`` for ``minutes`` and write the checkpoint to ``out``."""
     torch.manual_seed(seed)
-    corpus, held_out = texts("train"), texts("held-out")
-    tokenizer = train_tokenizer(corpus)
-    ids, held_ids = token_ids(tokenizer, corpus), token_ids(tokenizer, held_out)
-    held_modules = token_ids(tokenizer, [text for _, text in stdlib_text.modules("held-out")])
+    tokenizer = train_tokenizer(corpus.training)
+    ids = token_ids(tokenizer, corpus.training)
+    held = {name: token_ids(tokenizer, found) for name, found in corpus.held_out.items()}
+    held_ids = next(iter(held.values()))
     log.info("%d training tokens, %d held out", len(ids), len(held_ids))
 
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).train()
@@ -127,6 +149,9 @@ def train(
         betas=(0.9, 0.95),
         fused=True,
     )
+    # Or a mixture of experts would send every token to the same few.
+    balanced = hasattr(config, "router_aux_loss_coef")
+    balancing: dict[str, Any] = {"output_router_logits": True} if balanced else {}
     begun, step, seen = time.monotonic(), 0, 0
     while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
@@ -134,9 +159,10 @@ def train(
         starts = torch.randint(0, len(ids) - WINDOW - 1, (batch,))
         rows = torch.stack([ids[s : s + WINDOW + 1] for s in starts])
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=rows[:, :-1]).logits
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+            output = model(input_ids=rows[:, :-1], **balancing)
+        loss = functional.cross_entropy(output.logits.float().flatten(0, 1), rows[:, 1:].flatten())
+        whole = loss + config.router_aux_loss_coef * output.aux_loss if balancing else loss
+        whole.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -144,14 +170,13 @@ def train(
         if step % 50 == 0:
             log.info("%4.1f%% step %d, %.2fM tokens, loss %.3f", 100 * done, step, seen / 1e6, loss)
         if step % 500 == 0:
-            log.info("held-out perplexity %.2f", perplexity(model, held_ids, 64))
+            windows = min(64, len(held_ids) // WINDOW)
+            log.info("held-out perplexity %.2f", perplexity(model, held_ids, windows))
             save(model, tokenizer, out)
-    log.info(
-        "held-out perplexity %.3f (all), %.3f (modules), both over 256 windows of %d",
-        perplexity(model, held_ids, 256),
-        perplexity(model, held_modules, 256),
-        WINDOW,
-    )
+    for name, rows in held.items():
+        windows = min(256, len(rows) // WINDOW)
+        found = perplexity(model, rows, windows)
+        log.info("held-out perplexity %.3f (%s), %d windows of %d", found, name, windows, WINDOW)
     save(model, tokenizer, out)
 
 
@@ -178,7 +203,10 @@ def main() -> None:
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     asked.out.mkdir(parents=True, exist_ok=True)
-    train(configuration(), asked.minutes, asked.out, asked.seed, asked.batch, asked.peak)
+    train(
+        configuration(), standard_library(), asked.minutes, asked.out, asked.seed, asked.batch,
+        asked.peak,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

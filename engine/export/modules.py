@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
@@ -32,6 +32,8 @@ class Modules:
     """Weights on disk that transformers merges, splits or turns when it loads them."""
     shared: frozenset[str] = frozenset()
     """Modules that have one stored weight with others, but for a head tied to the embedding."""
+    part_of: Mapping[str, str] = field(default_factory=dict)
+    """The name on disk of the tensor that transformers splits a module's weight from."""
 
     @property
     def linear(self) -> list[str]:
@@ -110,6 +112,16 @@ def read_modules(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
         if len(sources) > 1 and all(source.endswith(".weight") for source in sources)
         for source in sources
     }
+    makes: dict[str, list[str]] = {}
+    for key, sources in made_from.items():
+        for source in sources:
+            makes.setdefault(source, []).append(key)
+    part_of = {
+        key.removesuffix(".weight"): source
+        for source, keys in makes.items()
+        for key in keys
+        if len(keys) > 1
+    }
     ends = {
         name for module in (head, model.get_input_embeddings()) if (name := names.get(id(module)))
     }
@@ -123,4 +135,5 @@ def read_modules(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
         MappingProxyType(merged),
         converted_weights(model, checkpoint.tensors),
         frozenset(name for pair in pairs if not ends.issuperset(pair) for name in pair),
+        MappingProxyType(part_of),
     )

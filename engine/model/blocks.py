@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from engine.checkpoint import is_other_sense
 from engine.errors import CheckpointError
 
 Forward = Callable[..., Any]
@@ -17,17 +18,25 @@ class Reached(Exception):
     """Ends a forward once the wanted state is recorded."""
 
 
+def decoder_of(model: Any) -> nn.Module:
+    """The part of a model that is its language model, as far as it says so; else the whole."""
+    found: nn.Module = model.get_decoder()  # a hint: some return themselves, one its head
+    whole: nn.Module = model
+    return found if any(isinstance(each, nn.ModuleList) for each in found.modules()) else whole
+
+
 def find_blocks(model: Any) -> tuple[str, list[nn.Module]]:
     """The shallowest ModuleList of the decoder that holds most parameters, and its name.
+
+    What sees or hears may be inside the decoder and be larger: it is told by its name, as on disk.
 
     Raises:
         CheckpointError: the model has no such list, or one module appears in it twice.
     """
-    root = model.get_decoder()  # a hint: some models return themselves
     lists = [
         (name, module)
-        for name, module in root.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module)
+        for name, module in decoder_of(model).named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and not is_other_sense(name.split("."))
     ]
     if not lists:
         raise CheckpointError(f"{type(model).__name__} has no list of blocks, so it cannot be read")

@@ -15,7 +15,7 @@ from engine.model.transformers_internals import (
     multimodal_classes,
 )
 
-OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
+OTHER_HEAD = re.compile(r"For(?=[A-Z])(?!CausalLM|ConditionalGeneration)\w+$")
 
 
 def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:

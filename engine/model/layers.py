@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from engine.checkpoint import is_other_sense
+from engine.model.blocks import decoder_of
 from engine.model.torch_internals import own_parameters
 from engine.model.transformers_internals import TRANSPOSED_EXPERTS, transposed_linear
 from engine.protocol import Role
@@ -145,7 +147,12 @@ def _key(path: str, role: Role, slot: Slot) -> str:
 
 def _slots(model: Any, embedding: Any, head: Any) -> Iterator[tuple[str, Role, Slot]]:
     transposed = transposed_linear()
-    decoder = {id(module) for module in model.get_decoder().modules()}
+    root = decoder_of(model)
+    decoder = {
+        id(module)
+        for path, module in root.named_modules()
+        if not is_other_sense(path.split(".")[:-1])
+    }
     routers: tuple[str, ...] = ()
     for path, module in model.named_modules(remove_duplicate=False):  # blocks may share modules
         if module is embedding:
@@ -179,11 +186,11 @@ def _is_router(model: Any, path: str, module: nn.Module) -> bool:
     kind, last = type(module).__name__, path.split(".")[-1]
     if "Router" in kind or "Gating" in kind:
         return True
+    if last == "gate":  # a linear map, or a module around it
+        return hasattr(model.get_submodule(path.rpartition(".")[0]), "experts")
     if not isinstance(module, nn.Linear):
         return False
-    if last.endswith("router") or last in ("shared_expert_gate", "router_gate"):
-        return True
-    return last == "gate" and hasattr(model.get_submodule(path.rpartition(".")[0]), "experts")
+    return last.endswith("router") or last in ("shared_expert_gate", "router_gate")
 
 
 def _block_of(path: str, blocks_name: str) -> int | None:

@@ -114,7 +114,8 @@ class Network:
         self.resumable = False
         self.head_resumable = False
         self.why_not_resumable: str | None = "resuming has not been checked"
-        self.state_size: int = model.config.get_text_config().hidden_size
+        text = model.config.get_text_config()
+        self.state_size: int = getattr(text, "hidden_size", embedding.shape[-1])
         """Values of a hidden state per token: some models have several streams of them."""
         self._slots: dict[str, tuple[Slot, ...]] = {
             name: slots for name, (_layer, slots) in listed.items()

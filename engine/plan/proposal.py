@@ -147,11 +147,13 @@ def frontier_of(session: Session, units: Sequence[Unit], *, body: bool) -> list[
         units: all units.
         body: whether size means bits of the body, or of all layers.
     """
-    frontier = Frontier(choices_of(units, body=body))
-    found = [
-        point_of(session, recipe_of(units, frontier.chosen(at).tolist()), float(frontier.cost[at]))
-        for at in _spread(len(frontier), POINTS)
-    ]
+    choices = choices_of(units, body=body)
+    frontier = Frontier(choices)
+    found: list[p.Point] = []
+    for at in _spread(len(frontier), POINTS):
+        chosen = frontier.chosen(at)
+        # Not the frontier's own running sum, which is rounded: as stored, KL is 0.
+        found.append(point_of(session, recipe_of(units, chosen.tolist()), choices.total(chosen)[0]))
     # Where head and embedding come in, sizes of the two kinds need not rise together.
     return sorted(found, key=lambda point: point.bytes)
 

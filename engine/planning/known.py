@@ -6,12 +6,15 @@ import math
 
 from engine import protocol as p
 from engine.errors import InfeasibleError
+from engine.formats.grammar import parse_format
+from engine.formats.storage import why_not_held
 from engine.plan.baselines import baseline_points, baselines
 from engine.plan.proposal import frontier_of, planned_units, point_of, solved
-from engine.plan.units import recipe_of, units_of
+from engine.plan.units import Rules, recipe_of, units_of
 from engine.planning.rules import rules_of
 from engine.service.jobs import Outcome
-from engine.session import Session
+from engine.session import KnownEffects, Session
+from engine.session.artefact import OUTSIDE
 
 
 def plan_known(session: Session, command: p.Plan, dtype: str) -> Outcome:
@@ -30,6 +33,12 @@ def plan_known(session: Session, command: p.Plan, dtype: str) -> Outcome:
             "no effect of any layer is known yet, so there is nothing to plan from: sweep first"
         )
     rules = rules_of(session, command, dtype)
+    unknown = _unknown(session, rules)
+    if unknown:
+        raise InfeasibleError(
+            f"the effects of {unknown} of {len(session.layers.names)} layers are not known yet: "
+            "plan again once all are estimated"
+        )
     units = units_of(session, rules)
     solution = solved(session, units, command.budget)
     chosen = solution.chosen.tolist()
@@ -47,3 +56,21 @@ def plan_known(session: Session, command: p.Plan, dtype: str) -> Outcome:
             baselines=baseline_points(session, baselines(session, rules, command.budget)),
         )
     )
+
+
+def _unknown(session: Session, rules: Rules) -> int:
+    """Layers of the body that could take some format, without a known effect in any."""
+    effects, layers = KnownEffects(session), session.layers
+    formats = [(format, parse_format(format)) for format in rules.formats]
+    count = 0
+    for row, name in enumerate(layers.names):
+        shape = layers.shapes[row]
+        if layers.roles[row] in OUTSIDE or name in rules.pins:
+            continue
+        possible = [
+            format
+            for format, parsed in formats
+            if why_not_held(parsed, shape) is None and rules.why_not(parsed, shape) is None
+        ]
+        count += bool(possible) and all(effects.of(name, each) is None for each in possible)
+    return count

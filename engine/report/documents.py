@@ -12,6 +12,7 @@ from engine import protocol as p
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
+from engine.report.diagnosis_parts import verdict_part
 from engine.report.entry import Template
 from engine.report.figures import Context
 from engine.report.figures.registry import json_figures
@@ -134,6 +135,7 @@ def sweep_document(
         units=UNSET if by == "layer" else unit_parts(session, formats, direction, by),
         fallbacks=_fallbacks(session, _fell_back(session, formats)),
         agreement=agreement_parts(session, formats, direction),
+        verdict=verdict_part(session, formats[0]) if direction == "degrade" and formats else UNSET,
         additivity=_additivity(session, formats, direction),
         timings=_timings(job),
     )

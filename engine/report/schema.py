@@ -338,6 +338,44 @@ class CalibrationPart(Part, frozen=True, kw_only=True):
     blocks before (``sequential``)."""
 
 
+class MixPart(Part, frozen=True, kw_only=True):
+    """The cheapest recipe that takes half of a uniform format's damage away, or more."""
+
+    kl: Number
+    """Nats per token, measured where it was."""
+    ppl: Number
+    """Perplexity."""
+    bits_per_weight: Number
+    """Stored bits per weight of the body."""
+    bytes: int
+    """Size of the whole artefact."""
+    layers: dict[str, str]
+    """Its layers that are not in the uniform format, with theirs."""
+
+
+class VerdictPart(Part, frozen=True, kw_only=True):
+    """What a uniform format costs, where, and the cheapest mix that helps."""
+
+    format: str
+    """Of every layer of the body that can hold it."""
+    kl: Number
+    """Of the uniform recipe: measured, else the sum of single effects; nats per token."""
+    kl_se: Number
+    """Standard error of ``kl``."""
+    ppl: Number
+    """Perplexity of the uniform recipe."""
+    measured: bool
+    """Whether the uniform recipe was measured."""
+    top5_share: Number
+    """Share of the damage from the worst five layers, 0 to 1."""
+    worst: list[str]
+    """These layers, the worst first."""
+    mix: MixPart | UnsetType = UNSET
+    """Missing where no better format is known."""
+    sentence: str
+    """All of it in a line."""
+
+
 class SweepDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.sweep/1"):
     """The sensitivity of every layer."""
 
@@ -369,6 +407,8 @@ class SweepDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qt
     """Layers that do not get a format asked for."""
     agreement: dict[str, AgreementPart] | UnsetType = UNSET
     """Agreement by format."""
+    verdict: VerdictPart | UnsetType = UNSET
+    """What the format costs everywhere, and what helps; of the first format that was degraded."""
     additivity: AdditivityPart | UnsetType = UNSET
     """Effect of all layers together over the sum of single effects."""
     timings: dict[str, Number]

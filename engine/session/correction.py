@@ -68,9 +68,9 @@ def fitted(agreement: Agreement | None) -> Correction | None:
 
 
 def _ascending(estimated: Sequence[float], measured: Sequence[float]) -> list[tuple[float, float]]:
-    """The knots above 0, with each estimate once, ascending."""
+    """The knots above 0, with each estimate once, ascending; neighbouring numbers are one."""
     found: list[tuple[float, float]] = []
     for x, y in zip(estimated, measured, strict=False):
-        if 0 < x < math.inf and 0 < y < math.inf and (not found or x > found[-1][0]):
+        if 0 < x < math.inf and 0 < y < math.inf and (not found or x / found[-1][0] > 1):
             found.append((x, max(y, found[-1][1]) if found else y))
     return found

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 WORKBENCH = "workbench"
 """The screen that a session begins with, and that every other one returns to."""
-SCREENS = ("qtui.screens.workbench:SCREEN", "qtui.screens.recipes:SCREEN")
+SCREENS = (
+    "qtui.screens.workbench:SCREEN",
+    "qtui.screens.plan:SCREEN",
+    "qtui.screens.recipes:SCREEN",
+)
 """Where each screen is declared; imported when the first of them is needed."""
 
 _registered: list[str] = []

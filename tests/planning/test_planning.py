@@ -172,6 +172,10 @@ def test_without_forwards_the_effects_that_a_session_knows_are_enough() -> None:
     assert encode_session(session) == before
     with pytest.raises(InfeasibleError, match="sweep first"):
         plan_known(Session(), command, "bfloat16")
+    for column in (*session.effects.measured.values(), *session.effects.estimated.values()):
+        column[3] = None
+    with pytest.raises(InfeasibleError, match="1 of 6 layers are not known yet"):
+        plan_known(session, command, "bfloat16")
 
 
 def test_a_budget_of_kl_is_kept_as_measured(loaded: Loaded) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint, DiskLayer, TensorInfo, fused_groups, list_layers
 from engine.errors import CheckpointError, UsageError
-from engine.export.compressed.config import VERSION, quantization_config
+from engine.export.compressed.config import quantization_config
 from engine.export.compressed.experts import (
     PLAIN_EXPERTS,
     OneExpert,
@@ -26,6 +26,7 @@ from engine.export.compressed.experts import (
 from engine.export.compressed.expressed import why_not_expressed
 from engine.export.compressed.layouts import slots, tensors
 from engine.export.modules import Modules, read_modules
+from engine.export.packing import LAST_PADDED, is_dense
 from engine.export.shards import Slot
 from engine.export.tensor_groups import TensorGroup, shard_name
 from engine.export.writer import Codes, NotExportable, some_of
@@ -54,20 +55,33 @@ def why_not_exported(
         FormatError: a format that does not parse.
         CheckpointError: the checkpoint cannot be read.
     """
-    rows, formats = _resolved(checkpoint, recipe)
-    modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
+    rows, formats, modules = _resolved(checkpoint, recipe, trust_remote_code=trust_remote_code)
     return _refused(rows, formats, modules, checkpoint)
 
 
 def _resolved(
-    checkpoint: Checkpoint, recipe: Mapping[str, str]
-) -> tuple[dict[str, DiskLayer], dict[str, Format]]:
+    checkpoint: Checkpoint, recipe: Mapping[str, str], *, trust_remote_code: bool
+) -> tuple[dict[str, DiskLayer], dict[str, Format], Modules]:
     _refuse_quantised(checkpoint)
     rows = {row.name: row for row in list_layers(checkpoint)}
+    modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
     for layer in recipe:
-        if layer not in rows:
+        if layer in rows or layer in modules.part_of:
+            continue
+        if (row := _of_model_alone(layer, modules, checkpoint)) is None:
             raise UsageError(f"{checkpoint.name} has no layer {layer!r}")
-    return rows, {layer: parse_format(text) for layer, text in recipe.items()}
+        rows[layer] = row
+    return rows, {layer: parse_format(text) for layer, text in recipe.items()}, modules
+
+
+def _of_model_alone(layer: str, modules: Modules, checkpoint: Checkpoint) -> DiskLayer | None:
+    """The row of a linear module that the files alone do not tell to be a layer, by its name."""
+    tensor = checkpoint.tensors.get(f"{layer}.weight")
+    kind = modules.kinds.get(modules.by_tensor.get(f"{layer}.weight", ""))
+    if tensor is None or kind is None or not issubclass(kind, nn.Linear):
+        return None
+    last = layer.rpartition(".")[2]
+    return DiskLayer(layer, last, None, tensor.shape, tensor.dtype, (tensor.name,), False, "linear")
 
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
@@ -90,6 +104,14 @@ def _refused(
     tied = next((row for row in rows.values() if _is_tied(row, checkpoint)), None)
     pair = set() if tied is None else set(tied.parts)
     for layer, fmt in formats.items():
+        if layer not in rows:
+            if fmt.kept and str(DTYPES[fmt.name]) == f"torch.{checkpoint.dtype}":
+                continue
+            refused[layer] = (
+                f"{fmt}: it is a part of {modules.part_of[layer]!r}, which transformers splits as "
+                "it loads the file, and codes cannot be split"
+            )
+            continue
         why = why_not_expressed(fmt, rows[layer].shape, checkpoint.dtype)
         if why is None and not fmt.kept:
             why = modules.why_not_quantised(rows[layer])
@@ -102,7 +124,8 @@ def _refused(
             )
         if why is not None:
             refused[layer] = f"{fmt}: {why}" if str(fmt) not in why else why
-    return refused or why_not_together(rows, formats, modules.converted)
+    known = {layer: fmt for layer, fmt in formats.items() if layer in rows}
+    return refused or why_not_together(rows, known, modules.converted)
 
 
 def plan_of(
@@ -127,15 +150,14 @@ def plan_of(
         NotExportable: some layers cannot be written.
         EngineError: see `why_not_exported`.
     """
-    rows, formats = _resolved(checkpoint, recipe)
-    modules = read_modules(checkpoint, trust_remote_code=trust_remote_code)
+    rows, formats, modules = _resolved(checkpoint, recipe, trust_remote_code=trust_remote_code)
     if refused := _refused(rows, formats, modules, checkpoint):
         raise NotExportable(refused, FORM)
     stored_as = {name: checkpoint.tensors[row.parts[0]].dtype for name, row in rows.items()}
     changed = {
         layer: fmt
         for layer, fmt in formats.items()
-        if not fmt.kept or str(DTYPES[fmt.name]) != f"torch.{stored_as[layer]}"
+        if layer in rows and (not fmt.kept or str(DTYPES[fmt.name]) != f"torch.{stored_as[layer]}")
     }
     tied = next((row for row in rows.values() if _is_tied(row, checkpoint)), None)
     owners = {part: row for row in rows.values() if row is not tied for part in row.parts}
@@ -193,15 +215,21 @@ def plan_of(
 
 
 def _unlike_readers(codes: Mapping[str, Format]) -> list[str]:
-    """A note about codes that newer versions of compressed-tensors pack in another way."""
+    """A note about codes that other versions of compressed-tensors pack in another way."""
     odd = sorted({fmt.bits for fmt in codes.values() if fmt.family == "integer" and 32 % fmt.bits})
     if not odd:
         return []
     bits = " and ".join(map(str, odd))
+    if is_dense():
+        return [
+            f"codes of {bits} bits are packed as compressed-tensors from 0.18 on reads them; up to "
+            f"{LAST_PADDED} it reads other values from the same file without an error"
+        ]
     return [
-        f"codes of {bits} bits are packed as compressed-tensors up to {VERSION} reads them; from "
-        "0.18 on it reads other values from the same file without an error: load it with "
-        f"compressed-tensors=={VERSION}, or use 4 or 8 bits"
+        f"codes of {bits} bits are packed as compressed-tensors up to {LAST_PADDED}, which is "
+        "installed, reads them; from 0.18 on it reads other values from the same file without an "
+        f"error: load it with compressed-tensors=={LAST_PADDED}, export it where a newer one is "
+        "installed, or use 4 or 8 bits"
     ]
 
 

@@ -45,7 +45,9 @@ def monotone_fit(estimated: Values, measured: Values) -> tuple[list[float], list
     Returns:
         Estimated values, strictly ascending, and the fitted measurement at each.
     """
-    places, index = np.unique(estimated, return_inverse=True)
+    # By their logarithms, among which neighbouring numbers may be one.
+    _, first, index = np.unique(np.log(estimated), return_index=True, return_inverse=True)
+    places = estimated[first]
     weights = np.bincount(index).astype(np.float64)
     heights = np.bincount(index, weights=np.log(measured)) / weights
     fit = isotonic_regression(heights, weights=weights)

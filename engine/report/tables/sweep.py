@@ -46,6 +46,7 @@ def sweep_text(document: s.SweepDocument) -> str:
         additivity_lines(document.additivity),
         fallback_lines(document.fallbacks),
         spent(document.timings, document.resumed),
+        "" if isinstance(document.verdict, UnsetType) else printable(document.verdict.sentence),
     )
 
 

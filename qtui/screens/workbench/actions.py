@@ -76,6 +76,7 @@ class WorkbenchActions(SharedActions):
         "mark_others": lambda do: do.mark_many(do.bench.table.invert_marks),
         "undo": lambda do: do.undo(),
         "unmark": lambda do: do.unmark(),
+        "verdict": lambda do: do.take_verdict(),
         "hold": lambda do: do.prompts.format(),
         "sweep": lambda do: do.switch_direction(),
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
@@ -134,6 +135,8 @@ class WorkbenchActions(SharedActions):
                 return "this layer has no experts"
             case "undo" if table.pending or self._marks_to_restore():
                 return ""
+            case "verdict":
+                return self._why_no_mix()
             case "retry" if not bench.failed:
                 if self._unfinished() is None:
                     return "nothing has failed and no sweep is unfinished"
@@ -146,6 +149,22 @@ class WorkbenchActions(SharedActions):
         return super().why_not(id)
 
     # --- moving and choosing ------------------------------------------------------------------
+
+    def _why_no_mix(self) -> str:
+        found = self.bench.verdict.found
+        if found is None:
+            return "no verdict yet: it comes once all layers are estimated"
+        if not found.mix:
+            return "the verdict knows no better format"
+        return "it is the current recipe" if found.mix == self.session.changed else ""
+
+    def take_verdict(self) -> None:
+        """Set the recipe that the verdict found."""
+        found = self.bench.verdict.found
+        assert found is not None
+        self.app_wide("unfreeze")
+        self.ask(p.SetRecipe(found.mix))
+        self.say("info", f"taken: {self.bench.key('undo')} goes back")
 
     def move(self, rows: int) -> None:
         """Move the cursor."""

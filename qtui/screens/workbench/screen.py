@@ -12,6 +12,7 @@ from textual.geometry import Size
 
 from engine import protocol as p
 from engine.client import EngineGoneError
+from engine.formats.grammar import parse_format
 from engine.session import Dirty, Session
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext
@@ -24,6 +25,7 @@ from qtui.views.text import printable, short_name
 from qtui.widgets.frame.banner import Banner
 from qtui.widgets.frame.log_pane import LogPane
 from qtui.widgets.frame.scoreboard import Scoreboard, running
+from qtui.widgets.frame.verdict import VerdictLine
 from qtui.widgets.line import Lines, Words, content
 from qtui.widgets.pane.detail import Detail
 from qtui.widgets.table.caption import caption
@@ -63,6 +65,7 @@ class Workbench(SessionScreen):
         super().__init__(glyphs)
         self.source = source
         self.scoreboard = Scoreboard(source, glyphs, id="scoreboard")
+        self.verdict = VerdictLine(glyphs, id="verdict")
         self.table: LayerTable = LayerTable(glyphs, id="table")
         self.detail: Detail = Detail(glyphs, id="detail")
         self.events = context.events
@@ -87,6 +90,7 @@ class Workbench(SessionScreen):
         """The widgets from top to bottom."""
         yield Lines(id="too-small")
         yield self.scoreboard
+        yield self.verdict
         with Horizontal(id="main"):
             yield self.table
             yield self.detail
@@ -100,6 +104,7 @@ class Workbench(SessionScreen):
         self.table.empty = "reading" + self.glyphs.ellipsis
         self.scoreboard.freeze_key = self.key("freeze")
         self.scoreboard.retry_key = self.key("retry")
+        self.verdict.take_key = self.key("verdict")
         change, clear = self.key("filter"), self.key("unmark")
         self.table.way_out = f"{change} changes the filter, {clear} clears it"
         self.scoreboard.show(self.session)
@@ -175,6 +180,8 @@ class Workbench(SessionScreen):
                 self.scoreboard.state = "ready"
         if dirty - {"histogram", "notices", "experts"}:
             self.scoreboard.show(session, dirty)
+        if dirty & {"measured", "recipe", "baseline", "layers"}:
+            self._judge()
         if dirty & TABLE:
             self.table.empty = self._empty()
             moved = bool(dirty & {"layers", "weights", "measured", "model", "experts"})
@@ -211,7 +218,13 @@ class Workbench(SessionScreen):
         )
         self._show_effects()
 
+    def _judge(self) -> None:
+        format = self.format if self.direction == "degrade" else ""
+        kept = not format or parse_format(format).kept
+        self.verdict.follow(self.session, "" if kept else format)
+
     def _show_effects(self) -> None:
+        self._judge()
         self.table.show(self.session, self.format, self.direction)
         self.scoreboard.shown = self.format, self.direction
         self.scoreboard.show(self.session, frozenset({"jobs"}))

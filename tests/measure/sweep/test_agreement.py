@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -50,6 +50,7 @@ def test_the_rank_correlation_is_scipys_with_ties(pairs: list[tuple[int, int]]) 
 
 
 @given(st.lists(st.tuples(positive, positive), min_size=3, max_size=30))
+@example([(1.0, 1.0), (1000.0, 2.0), (math.nextafter(1000.0, 0.0), 1.0)])  # of one logarithm
 def test_the_fit_is_monotone_and_no_other_step_is_nearer(
     pairs: list[tuple[float, float]],
 ) -> None:
@@ -58,14 +59,15 @@ def test_the_fit_is_monotone_and_no_other_step_is_nearer(
     knots, heights = a.monotone_fit(guessed, found)
     assert knots == sorted(set(knots))
     assert heights == sorted(heights)
-    logs = np.log(found)
-    places = np.unique(guessed)
+    logs, at = np.log(found), np.log(guessed)
+    places = np.unique(at)
+    assert len(set(np.log(knots))) == len(knots)
     for i, place in enumerate(places):
         expected = max(
-            min(logs[(guessed >= low) & (guessed <= high)].mean() for high in places[i:])
+            min(logs[(at >= low) & (at <= high)].mean() for high in places[i:])
             for low in places[: i + 1]
         )
-        ours = np.interp(math.log(place), np.log(knots), np.log(heights))
+        ours = np.interp(place, np.log(knots), np.log(heights))
         assert ours == pytest.approx(expected, abs=1e-6)
 
 

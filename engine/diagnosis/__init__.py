@@ -1,0 +1,1 @@
+"""What the figures of a session mean: the verdict, and findings with their evidence. No arrays."""

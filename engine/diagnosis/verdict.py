@@ -1,0 +1,255 @@
+"""The verdict: what a uniform format costs, where, and the cheapest mix that takes half of it away.
+
+From single effects, measured where they are, so there is one as soon as all layers are estimated,
+and a better one as they are measured. The mix is on the convex hull of KL over size: no other mix
+of its size has a smaller sum of effects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+import msgspec
+
+from engine.formats.grammar import parse_format
+from engine.formats.storage import stored_bits, why_not_held
+from engine.recipes.mixes import better_than
+from engine.session import KnownEffects, Session, recipe_hash
+from engine.session.artefact import OUTSIDE, Size, bits_as_stored
+
+MOST = 0.5
+"""Share of a uniform format's KL that the mix leaves, at most."""
+WORST = 5
+"""Layers whose share of the damage is said."""
+MANY = 4000
+"""Layers from which on a mix uses only one better format, so that a screen need not wait."""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What a uniform format costs, and the mix that takes most of that away."""
+
+    format: str
+    """Of every layer of the body that can hold it."""
+    kl: float
+    """Of the uniform recipe, nats per token: measured where it was, else the sum of effects."""
+    kl_se: float
+    ppl: float
+    """Of the uniform recipe."""
+    baseline_ppl: float
+    measured: bool
+    """Whether the uniform recipe was measured."""
+    layers: int
+    """Of the body."""
+    share: float
+    """Part of the damage that the worst `WORST` layers cause."""
+    worst: tuple[str, ...]
+    """These layers, the worst first."""
+    bits_per_weight: float
+    bytes: int
+    mix: dict[str, str]
+    """The cheapest recipe that leaves `MOST` of the damage at most; empty where there is none."""
+    mix_kl: float = math.nan
+    mix_ppl: float = math.nan
+    mix_bits: float = math.nan
+    mix_bytes: int = 0
+    better: tuple[tuple[str, int], ...] = ()
+    """Formats of the mix other than `format`, each with its number of layers, most first."""
+
+
+def verdict(session: Session, format: str) -> Verdict | None:
+    """The verdict on a format; None while an effect of a layer of the body is not known.
+
+    Args:
+        session: with a baseline and effects.
+        format: canonical, and not a kept one.
+    """
+    if session.baseline is None or not session.layers.names:
+        return None
+    effects, layers = KnownEffects(session), session.layers
+    uniform: dict[str, str] = {}
+    kl_of: dict[str, float] = {}
+    dnll = variance = 0.0
+    for row, name in enumerate(layers.names):
+        if layers.roles[row] in OUTSIDE or not _holds(format, layers.shapes[row]):
+            continue
+        effect = effects.of(name, format)
+        if effect is None:
+            return None
+        uniform[name] = format
+        kl_of[name] = max(0.0, effect.kl)
+        dnll += effect.dnll
+        variance += effect.kl_se**2
+    if not uniform:
+        return None
+    alone = math.fsum(kl_of.values())
+    score = session.scores.get(recipe_hash(uniform))
+    known = score is not None and score.done and math.isfinite(score.kl)
+    together = 1.0
+    kl, kl_se = alone, math.sqrt(variance)
+    ppl = session.baseline.ppl * math.exp(min(dnll, 700.0))
+    if known and score is not None:
+        kl, kl_se, ppl = score.kl, score.kl_se, score.ppl
+        together = score.kl / alone if alone > 0 else 1.0
+        dnll = score.dnll
+    worst = sorted(kl_of, key=lambda name: -kl_of[name])[:WORST]
+    size = _size(session, uniform)
+    found = Verdict(
+        format=format,
+        kl=kl,
+        kl_se=kl_se,
+        ppl=ppl,
+        baseline_ppl=session.baseline.ppl,
+        measured=known,
+        layers=len(uniform),
+        share=math.fsum(kl_of[name] for name in worst) / alone if alone > 0 else math.nan,
+        worst=tuple(worst),
+        bits_per_weight=size.bits_per_weight,
+        bytes=size.bytes,
+        mix={},
+    )
+    if not alone > 0:
+        return found
+    mix, left = cheapest_mix(session, uniform, effects, MOST * alone)
+    if left > MOST * alone * (1 + 1e-9):
+        return found
+    size = _size(session, mix)
+    score = session.scores.get(recipe_hash(mix))
+    if score is not None and score.done and math.isfinite(score.kl):
+        mix_kl, mix_ppl = score.kl, score.ppl
+    else:
+        mix_kl = together * left
+        mix_ppl = session.baseline.ppl * math.exp(min(dnll * left / alone, 700.0))
+    counted = Counter(held for held in mix.values() if held != format)
+    kept = sum(name not in mix for name in uniform)
+    return msgspec.structs.replace(
+        found,
+        mix=mix,
+        mix_kl=mix_kl,
+        mix_ppl=mix_ppl,
+        mix_bits=size.bits_per_weight,
+        mix_bytes=size.bytes,
+        better=tuple(counted.most_common()) + ((("kept", kept),) if kept else ()),
+    )
+
+
+def cheapest_mix(
+    session: Session, uniform: dict[str, str], effects: KnownEffects, aim: float
+) -> tuple[dict[str, str], float]:
+    """The smallest recipe of better formats whose sum of effects is at most ``aim``.
+
+    Fused groups take one format. Steps along every group's convex hull are taken in the order of
+    what they gain per bit, so what is found is optimal for its own size.
+
+    Returns:
+        The recipe, and its sum of effects; that may be above ``aim`` if no better format is known.
+    """
+    steps = [
+        (gain / more, unit, at, gain)
+        for unit in _units(session, uniform)
+        for at, more, gain in _steps(session, uniform, unit, effects)
+    ]
+    left = math.fsum(_kl(effects, name, held) for name, held in uniform.items())
+    mix = dict(uniform)
+    for _, unit, held, gain in sorted(steps, key=lambda step: -step[0]):
+        if left <= aim:
+            break
+        for name in unit:
+            if held:
+                mix[name] = held
+            else:
+                mix.pop(name, None)
+        left -= gain
+    return mix, left
+
+
+def _steps(
+    session: Session, uniform: dict[str, str], unit: Sequence[str], effects: KnownEffects
+) -> Iterator[tuple[str, int, float]]:
+    """Better formats on a unit's hull: format, more bits, less KL than the one before."""
+    points = [(_bits(session, unit, uniform[unit[0]]), _sum(effects, unit, uniform[unit[0]]), "")]
+    for held in ("", *_formats(session, uniform[unit[0]])):
+        bits, kl = _bits(session, unit, held), _sum(effects, unit, held)
+        if bits > points[0][0] and kl < points[0][1]:
+            points.append((bits, kl, held))
+    hull: list[tuple[int, float, str]] = []
+    for point in sorted(points[1:]):
+        while hull and point[1] < hull[-1][1] and not _convex([points[0], *hull], point):
+            hull.pop()
+        if not hull or point[1] < hull[-1][1]:
+            hull.append(point)
+    for before, after in pairwise([points[0], *hull]):
+        yield after[2], after[0] - before[0], before[1] - after[1]
+
+
+def _convex(hull: Sequence[tuple[int, float, str]], point: tuple[int, float, str]) -> bool:
+    """Whether the last point stays on the hull if another follows."""
+    a, b = hull[-2], hull[-1]
+    return (a[1] - b[1]) * (point[0] - b[0]) > (b[1] - point[1]) * (b[0] - a[0])
+
+
+def _formats(session: Session, format: str) -> Sequence[str]:
+    """Formats that may be better: those with known effects, or only the next step up.
+
+    Of the same family, so that one file can hold the mix and one kernel family serves it.
+    """
+    if len(session.layers.names) > MANY:
+        step = better_than(format)
+        return () if step == "kept" else (step,)
+    known = dict.fromkeys(k.format for k in session.effects.known("degrade") if k.by == "layer")
+    family = parse_format(format).family
+    return [each for each in known if each != format and parse_format(each).family == family]
+
+
+def _units(session: Session, uniform: dict[str, str]) -> list[tuple[str, ...]]:
+    """The layers of the body that take one format."""
+    layers = session.layers
+    found: dict[int, list[str]] = {}
+    for name in uniform:
+        row = session.index[name]
+        group = layers.groups[row]
+        found.setdefault(group if group >= 0 else -2 - row, []).append(name)
+    return [tuple(names) for names in found.values()]
+
+
+def _sum(effects: KnownEffects, unit: Sequence[str], held: str) -> float:
+    return math.fsum(_kl(effects, name, held) for name in unit)
+
+
+def _kl(effects: KnownEffects, name: str, held: str) -> float:
+    known = effects.of(name, held)
+    return math.inf if known is None or known.filled else max(0.0, known.kl)
+
+
+def _bits(session: Session, unit: Sequence[str], held: str) -> int:
+    """Stored bits of a unit; -1 where one of its layers cannot hold the format."""
+    layers, total = session.layers, 0
+    for name in unit:
+        row = session.index[name]
+        if not held:
+            total += bits_as_stored(layers.shapes[row], layers.dtypes[row])
+        elif _holds(held, layers.shapes[row]):
+            total += _stored(held, layers.shapes[row])
+        else:
+            return -1
+    return total
+
+
+def _size(session: Session, recipe: dict[str, str]) -> Size:
+    rows = {session.index[name]: held for name, held in recipe.items()}
+    shapes = session.layers.shapes
+    bits = {row: _stored(held, shapes[row]) for row, held in rows.items()}
+    return session.layers.as_stored.size(bits, session.other_bytes, tied=session.tied)
+
+
+@lru_cache(maxsize=1024)
+def _holds(format: str, shape: tuple[int, ...]) -> bool:
+    return why_not_held(parse_format(format), shape) is None
+
+
+@lru_cache(maxsize=1024)
+def _stored(format: str, shape: tuple[int, ...]) -> int:
+    return stored_bits(parse_format(format), shape)

@@ -1,0 +1,187 @@
+"""A plan as lines: its recipe, simpler rules and the frontier; what it would change."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from engine import protocol as p
+from engine.report import wording as n
+from engine.session import Job, Session
+from qtui.views.text import Glyphs, Words, fit, printable, short_name
+
+KIND = "plan"
+FIGURES = 40
+"""Columns of the figures behind a line's name."""
+RANGE = 1e5
+"""What the plot's largest KL is divided by, for the smallest that is drawn."""
+NAMED = 3
+"""Layers of a change that are named; more are counted by kind."""
+
+
+class Row(NamedTuple):
+    """A line of the list: the plan, a rule beside it, or a point of the frontier."""
+
+    name: str
+    """Empty for a point of the frontier."""
+    point: p.Point
+    plan: bool = False
+
+
+def last_plan(session: Session) -> tuple[Job | None, p.Planned | None]:
+    """The newest planning job, and the newest plan that was found."""
+    jobs = [job for job in session.jobs.values() if job.kind == KIND]
+    done = [job for job in jobs if job.status == "done" and job.result]
+    return (jobs[-1] if jobs else None), (done[-1].read(p.Planned) if done else None)
+
+
+def rows_of(planned: p.Planned) -> list[Row]:
+    """All lines, the largest first."""
+    rows = [Row("", point) for point in planned.frontier]
+    rows += [Row(printable(name), point) for name, point in planned.baselines.items()]
+    rows.append(Row(f"plan for {planned.budget}", planned.point, plan=True))
+    return sorted(rows, key=lambda row: (-row.point.bytes, not row.plan))
+
+
+def heading(width: int, glyphs: Glyphs) -> Words:
+    """The titles of the columns."""
+    kl = f"KL{glyphs.kilo}"
+    titles = f"{'bits':>8}{'size':>10}{glyphs.about + kl:>11}{kl:>10} "
+    return [(f"  {fit('recipe', _room(width), glyphs)}{titles}", "$dim")]
+
+
+def line_of(row: Row, width: int, glyphs: Glyphs, *, here: bool) -> Words:
+    """A line of the list.
+
+    Args:
+        row: what it shows.
+        width: cells there are.
+        glyphs: what to draw with.
+        here: whether the cursor is on it.
+    """
+    point = row.point
+    measured = n.short(1000 * point.score.kl) if point.score is not None else "-"
+    bits = f"{point.bits_per_weight:.2f}" if math.isfinite(point.bits_per_weight) else "-"
+    figures = f"{bits:>8}{n.size(point.bytes):>10}{n.short(1000 * point.kl):>11}{measured:>10} "
+    tone = "bold" if here or row.plan else "" if row.name else "$dim"
+    name = row.name
+    return [
+        (f"{glyphs.cursor if here else ' '} ", "$primary"),
+        (fit(name, _room(width), glyphs), f"{tone} $held".strip() if row.plan else tone),
+        (figures, tone),
+    ]
+
+
+def _room(width: int) -> int:
+    return max(8, width - FIGURES - 2)
+
+
+def changes(session: Session, recipe: Mapping[str, str], glyphs: Glyphs) -> list[Words]:
+    """What a recipe would change in the current one, by formats before and after."""
+    layers = session.layers
+    by_formats: dict[tuple[str, str], list[int]] = {}
+    for row, name in enumerate(layers.names):
+        kept = session.kept(row)
+        pair = session.changed.get(name, kept), recipe.get(name, kept)
+        if pair[0] != pair[1]:
+            by_formats.setdefault(pair, []).append(row)
+    if not by_formats:
+        return [[("the current recipe is this one", "$dim")]]
+    total = sum(len(rows) for rows in by_formats.values())
+    lines: list[Words] = [[(f"changes {total} layer{'s' if total > 1 else ''}", "bold")]]
+    for (before, after), rows in sorted(by_formats.items(), key=lambda each: -len(each[1])):
+        lines.append(
+            [
+                (f"{len(rows):>5}  ", ""),
+                (f"{printable(before)} {glyphs.arrow} {printable(after)}".ljust(26), "$held"),
+                (f" {_which(session, rows)}", "$dim"),
+            ]
+        )
+    return lines
+
+
+def _which(session: Session, rows: Sequence[int]) -> str:
+    """Some layers by name, or many by kind."""
+    layers = session.layers
+    if len(rows) <= NAMED:
+        return ", ".join(printable(short_name(layers.names[r], layers.blocks[r], 2)) for r in rows)
+    kinds = Counter(layers.kinds[row] for row in rows)
+    return ", ".join(f"{many} {printable(kind)}" for kind, many in kinds.most_common())
+
+
+def summary(planned: p.Planned, glyphs: Glyphs) -> Words:
+    """The plan in a line: what it costs, and what it saves."""
+    point = planned.point
+    kl = f"KL{glyphs.kilo} "
+    if point.score is not None:
+        half = f" {glyphs.plus_minus} {n.short(1000 * point.score.kl_se)}"
+        said = f"{kl}{n.short(1000 * point.score.kl)}{half} measured"
+    else:
+        said = f"{kl}{glyphs.about}{n.short(1000 * point.kl)} predicted"
+    words: Words = [(said, "bold")]
+    words.append((f"  {point.bits_per_weight:.3g} bits  {n.size(point.bytes)}", ""))
+    if math.isfinite(planned.recovered):
+        words.append((f"  {planned.recovered:.0%} less than the best uniform recipe", "$better"))
+    return words
+
+
+def frontier_plot(
+    rows: Sequence[Row], here: Row | None, width: int, height: int, glyphs: Glyphs
+) -> list[Words]:
+    """KL over size, both axes' ends named: ``height`` lines of ``width`` cells; by logarithm.
+
+    Points of the frontier are dots; rules and the plan have a character of their own.
+    """
+    shown = [row for row in rows if _kl(row) > 0 and math.isfinite(_kl(row))]
+    most = max(map(_kl, shown), default=0.0)
+    shown = [row for row in shown if _kl(row) >= most / RANGE or row.name]
+    if len(shown) < 2 or width < 24 or height < 5:
+        return []
+    sizes = [row.point.bytes for row in shown]
+    logs = [math.log10(_kl(row)) for row in shown]
+    low, high = min(sizes), max(sizes)
+    bottom, top = min(logs), max(logs)
+    left = 7
+    columns, lines = width - left, height - 1
+
+    def place(row: Row) -> tuple[int, int]:
+        x = (row.point.bytes - low) / ((high - low) or 1)
+        y = (math.log10(_kl(row)) - bottom) / ((top - bottom) or 1.0)
+        return round(x * (columns - 1)), round((1 - y) * (lines - 1))
+
+    cells: dict[tuple[int, int], tuple[str, str]] = {}
+    dot = "." if glyphs.ascii else "·"
+    for row in sorted(shown, key=lambda row: (bool(row.name), row.plan)):
+        if row.plan:
+            cells[place(row)] = (glyphs.frontier, "bold $held")
+        elif row.name:
+            cells[place(row)] = (row.name[0].upper(), "$finding")
+        else:
+            cells.setdefault(place(row), (dot, "$primary"))
+    if here is not None and here in shown:
+        character = cells[place(here)][0]
+        cells[place(here)] = (character, "reverse bold")
+    drawn: list[Words] = []
+    for y in range(lines):
+        label = ""
+        if y in (0, lines - 1):
+            label = n.short(1000 * 10 ** (top if y == 0 else bottom))
+        axis = "|" if glyphs.ascii else "│"
+        words: Words = [(f"{label:>{left - 1}}{axis}", "$dim")]
+        words += [cells.get((x, y), (" ", "")) for x in range(columns)]
+        drawn.append(words)
+    ends = n.size(low), n.size(high)
+    legend = (
+        f"KL{glyphs.kilo} over size   {glyphs.frontier} plan  U uniform  F first-last  G greedy"
+    )
+    gap = columns - len(ends[0]) - len(ends[1])
+    drawn.append([(" " * left + ends[0] + legend.center(gap)[: max(0, gap)] + ends[1], "$dim")])
+    return drawn
+
+
+def _kl(row: Row) -> float:
+    """Measured where it is, else predicted."""
+    score = row.point.score
+    return score.kl if score is not None and score.kl > 0 else row.point.kl

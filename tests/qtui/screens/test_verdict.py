@@ -1,0 +1,48 @@
+"""The verdict above the table, and the key that takes its mix."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine import protocol as p
+from engine.diagnosis.verdict import verdict
+from qtui.widgets.frame import verdict as widget
+from tests.plan.test_proposal import LAYERS, known
+from tests.qtui import replay as r
+from tests.qtui.driving import driving
+from tests.qtui.screens.test_plan import events
+
+SIZES = [((80, 24), False), ((80, 24), True), ((160, 50), False)]
+
+
+@pytest.mark.parametrize(("size", "ascii"), SIZES)
+async def test_it_is_one_line_and_its_mix_is_taken_by_a_key(
+    size: tuple[int, int], ascii: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(widget, "LEAST", 0.0)
+    async with driving(*events(), size=size, ascii=ascii) as d:
+        shown = d.app.screens.workbench.verdict
+        await d.until(lambda: shown.found is not None)
+        await d.settled()
+        found = verdict(d.app.session, d.app.screens.workbench.format)
+        assert shown.found == found
+        assert found is not None
+        assert len(shown.lines) == 1
+        assert f"{found.format}" in d.screen()
+        assert f"{found.mix_bits:.2f} bits" in d.screen()
+        assert not ascii or shown.text.isascii()
+        await d.pilot.press("V")
+        await d.settled()
+        assert d.link.sent[-1] == p.SetRecipe(found.mix)
+
+
+async def test_before_it_is_there_the_key_says_when_it_comes() -> None:
+    async with driving(*r.opening(r.listed(LAYERS)), *r.triaged()) as d:
+        await d.pilot.press("V")
+        await d.settled()
+        assert "once all layers are estimated" in d.screen()
+        assert not d.app.screens.workbench.verdict.display
+
+
+def test_the_session_of_these_tests_has_a_verdict() -> None:
+    assert verdict(known(), "int4-g128") is not None
