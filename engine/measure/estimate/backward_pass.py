@@ -99,6 +99,7 @@ class BackwardPass:
         job: str,
         wanted: Sequence[Sequence[tuple[str, Format]]],
         recipe: Mapping[str, Format] | None = None,
+        batches: range | None = None,
     ) -> None:
         """
         Args:
@@ -111,6 +112,7 @@ class BackwardPass:
                 products of other shapes round differently.
             recipe: formats of layers that are not kept: changes are then further changes of this
                 recipe, and the only loss that is not drawn is the distance from the reference.
+            batches: the micro-batches to run, all if None; sums of other windows stay zero.
         """
         self.recipe = recipe
         self.loaded, self.counts, self.job = loaded, counts, job
@@ -118,6 +120,7 @@ class BackwardPass:
         self.groups = [list(group) for group in wanted]
         self.wanted = [one for group in self.groups for one in group]
         self.network, self.reference = loaded.network, reference_of(loaded)
+        self.batches = range(len(self.reference.batches)) if batches is None else batches
         self.draws = loaded.settings.draws
         # Losses: the text's targets (for restore, the distance from the reference), then draws.
         self.fixed = 1 if direction == "degrade" or recipe is not None else 2
@@ -138,9 +141,8 @@ class BackwardPass:
         Yields:
             Progress, and the results for a region's layers when the pass leaves it.
         """
-        reference = self.reference
-        for batch in range(len(reference.batches)):
-            yield from run_reference(reference, batch, self.counts)
+        for batch in self.batches:
+            yield from run_reference(self.reference, batch, self.counts)
         point = yield from self._point()
         regions = [WHOLE]
         if self.network.resumable:
@@ -232,8 +234,7 @@ class BackwardPass:
         values = reference.batches[0].numel() * self.network.state_size
         state = values * self.network.dtype.itemsize
         fit = max(1, self.budget // 8 // max(1, self.losses * state))
-        count = len(reference.batches)
-        return [range(at, min(at + fit, count)) for at in range(0, count, fit)]
+        return [self.batches[at : at + fit] for at in range(0, len(self.batches), fit)]
 
     def _change_sets(self, region: int, group: Sequence[tuple[str, Format]]) -> list[ChangeSet]:
         """A group's changes of a region's layers, in sets that fit an eighth of the budget."""
@@ -318,7 +319,7 @@ class BackwardPass:
             held[name] = yield from self._quantised(name, format, compact=compact)
             yield self._progress(0.0)
         recipe = RecipeRun(self.reference, held)
-        for batch in range(len(self.reference.batches)):
+        for batch in self.batches:
             yield from run_recipe(recipe, batch, self.counts, "estimate_s")
             yield self._progress(0.0)
         return Point(self.reference, recipe.state, held)
