@@ -10,7 +10,8 @@ import time
 
 from engine.client.link import EngineGoneError, SocketLink, connect
 from engine.client.log import MAX_LOG, log_file
-from engine.store.paths import check_state_folder, session_name, socket_file
+from engine.store.lock import holder
+from engine.store.paths import check_state_folder, session_folder, session_name, socket_file
 
 START_SECONDS = 30.0
 """How long a started engine may take to open its socket."""
@@ -41,7 +42,8 @@ async def launch(
         started: result of `start_ahead`.
 
     Raises:
-        EngineGoneError: the engine did not start; the message has the end of its log.
+        EngineGoneError: the engine did not start; the message has the end of its log, or names the
+            run that has the session open.
     """
     name = session_name(source)
     if (link := await connect(name)) is not None:
@@ -67,6 +69,12 @@ async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
             # Another engine may have started first and have the session open.
             if (link := await connect(name)) is not None:
                 return link
+            if (busy := holder(session_folder(name))) is not None:
+                raise EngineGoneError(
+                    f"another run (process {busy}) measures this checkpoint without an interface, "
+                    "and none can attach to it: wait until it ends, or stop that process; what it "
+                    "has measured is saved"
+                )
             raise EngineGoneError.of(name, "the engine did not start")
         await asyncio.sleep(0.02)
     raise EngineGoneError.of(name, f"the engine did not answer in {START_SECONDS:.0f} s")

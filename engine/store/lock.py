@@ -55,13 +55,20 @@ def take(path: Path, patience: float) -> IO[str]:
 
 def is_running(folder: Path) -> bool:
     """Whether an engine has the session in ``folder`` open."""
+    return holder(folder) is not None
+
+
+def holder(folder: Path) -> int | None:
+    """The process that has the session in ``folder`` open; None if none has."""
+    process = 0
     try:
         with (folder / "lock").open() as lock:
-            os.kill(int(lock.read().strip() or "x"), 0)
+            process = int(lock.read().strip() or "x")
+            os.kill(process, 0)
             # Try the lock only if that process is alive; its number may have been reused.
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
+            return None
     except BlockingIOError:
-        return True
+        return process
     except (OSError, ValueError):  # no lock file, no process id in it, or no such process
-        return False
+        return None

@@ -8,9 +8,9 @@ from typing import Any
 
 from engine.errors import TextError, UsageError, first_line
 from engine.texts import stdlib as stdlib_text
-from engine.texts.files import SUFFIXES, read_text_file, rows_of_dataset
+from engine.texts.files import SUFFIXES, read_text_file, rows_of_dataset, rows_of_parquet
 from engine.texts.hub import NoSuchSplitError, load_split
-from engine.texts.naming import on_disk, split_and_column
+from engine.texts.naming import on_disk, parquet_files, split_and_column
 from engine.texts.rows import Asked, Notify, text_of
 from engine.texts.text import JOINT, Text
 
@@ -171,10 +171,13 @@ def _of_hub(asked: Asked, split: str, notify: Notify) -> Text:
 
 def _of_folder(path: Path, rest: str, asked: Asked, notify: Notify) -> Text:
     """A dataset on disk; what follows its path is a split, a column, or both."""
-    dataset = _from_disk(path)
+    found = parquet_files(path)
+    dataset: Any = found or _from_disk(path)
     first, column = split_and_column(rest)
     name = path.name
-    if hasattr(dataset, "keys"):
+    if len(found) == 1 and (not first or first not in found):
+        ((_split, dataset),) = found.items()
+    elif hasattr(dataset, "keys"):
         splits = list(dataset)
         split = first if first in splits else splits[0] if len(splits) == 1 else ""
         if not split:
@@ -187,7 +190,8 @@ def _of_folder(path: Path, rest: str, asked: Asked, notify: Notify) -> Text:
             name, asked = f"{name}:{split}", replace(asked, given=f"{asked.given}:{split}")
         dataset = dataset[split]
     column = f"{first}:{column}" if column else first
-    return text_of(rows_of_dataset(str(path), dataset), name, replace(asked, column=column), notify)
+    rows = rows_of_parquet(str(path), dataset) if found else rows_of_dataset(str(path), dataset)
+    return text_of(rows, name, replace(asked, column=column), notify)
 
 
 def _wikitext(split: str, notify: Notify) -> Text:
@@ -205,5 +209,6 @@ def _from_disk(path: Path) -> Any:
         raise TextError(f"{path} is empty: it has no rows") from error
     except Exception as error:
         raise TextError(
-            f"{path}: not a dataset saved with datasets.save_to_disk: {first_line(error)}"
+            f"{path}: neither a dataset saved with datasets.save_to_disk nor a folder of Parquet "
+            f"files: {first_line(error)}"
         ) from error

@@ -9,13 +9,14 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from engine.errors import TextError, first_line
 from engine.texts.chats import as_chat, is_chat
-from engine.texts.rows import CHAT, STRING, Asked, Notify, Rows, text_of
+from engine.texts.rows import CHAT, STRING, Asked, Notify, Rows, listed, text_of
 from engine.texts.text import Text
 
 _PACKED: Mapping[bytes, Callable[[bytes], bytes]] = {
@@ -163,6 +164,27 @@ def _parquet(path: Path) -> Rows:
             raise TextError(f"{path}: {column} cannot be read: {first_line(error)}") from error
 
     return Rows(str(path), file.metadata.num_rows, kinds, values)
+
+
+def rows_of_parquet(name: str, paths: Sequence[Path]) -> Rows:
+    """The rows of several Parquet files, one after the other.
+
+    Raises:
+        TextError: one cannot be read, or has other columns than the first.
+    """
+    parts = [_parquet(path) for path in paths]
+    for part in parts:
+        if part.kinds != parts[0].kinds:
+            raise TextError(
+                f"{part.name} has the columns {listed(part.kinds)}, and {parts[0].name} has "
+                f"{listed(parts[0].kinds)}: name one file"
+            )
+    return Rows(
+        name,
+        sum(part.count for part in parts),
+        parts[0].kinds,
+        lambda column: chain.from_iterable(part.values(column) for part in parts),
+    )
 
 
 def _arrow_kind(kind: Any) -> str:

@@ -169,7 +169,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
     "gemma4_assistant": {"text_config": DRAFTER},
     "gemma4_unified_assistant": {"text_config": DRAFTER},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+    "zamba": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "num_hidden_layers": 6,
+        "num_key_value_heads": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "mamba", "hybrid", "mamba"],
+    },
     "zamba2": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
         "num_hidden_layers": 6,
         "num_mem_blocks": 1,
         "n_mamba_heads": 4,

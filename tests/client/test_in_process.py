@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 from engine import protocol as p
-from engine.client import InProcess, in_process
+from engine.client import EngineGoneError, InProcess, in_process, launch
 from engine.store.beside import folder_beside
+from engine.store.lock import take
 from engine.store.past_sessions import past_sessions
 from engine.store.paths import session_folder, session_name
 from tests import tiny
@@ -105,6 +111,24 @@ def test_two_measurements_of_a_checkpoint_run_side_by_side_and_share_facts(
     finally:
         first.close()
     assert [each.name for each in past_sessions()] == [session_name(source)]
+
+
+def test_an_interface_names_the_run_that_has_its_session_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gives_up = subprocess.Popen([sys.executable, "-c", "exit(1)"])  # an engine waits for the lock
+    module = import_module("engine.client.launch")  # the package has a function of that name
+    monkeypatch.setattr(module, "start_engine", lambda *_: gives_up)
+    lock = take(session_folder(session_name("demo")) / "lock", 0.0)
+    try:
+        with pytest.raises(
+            EngineGoneError, match=rf"another run \(process {os.getpid()}\)"
+        ) as gone:
+            asyncio.run(launch("demo", nice=0))
+    finally:
+        lock.close()
+    assert "wait until it ends" in gone.value.reason
+    assert not gone.value.log
 
 
 def test_what_a_killed_process_left_beside_is_deleted() -> None:

@@ -233,3 +233,39 @@ def test_a_text_is_named_by_an_absolute_path(
     assert located_text("owner/set:train") == "owner/set:train"
     assert on_disk("a.jsonl:x:y") == (Path("a.jsonl"), "x:y")
     assert split_and_column("train[:9]:text") == ("train[:9]", "text")
+
+
+def _shards(folder: Path, *names: str, column: str = "text") -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        _parquet(folder / f"{name}.parquet", [{column: name, "size": 1}, {column: "", "size": 2}])
+    return folder
+
+
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_a_folder_of_parquet_files_is_one_text_or_its_splits(tmp_path: Path, inside: str) -> None:
+    names = ("train-00001-of-00002", "train-00000-of-00002", "test-00000-of-00001")
+    _shards(tmp_path / "hub" / inside, *names)
+    with pytest.raises(TextError, match=r"several splits \(test, train\).*hub:test"):
+        read(tmp_path / "hub")
+    train = read(f"{tmp_path / 'hub'}:train")
+    assert train.content == "train-00000-of-00002\n\n\n\ntrain-00001-of-00002\n\n"
+    assert (train.name, train.documents, train.column) == ("hub:train", 4, "text")
+    assert read(f"{tmp_path / 'hub'}:test:text").content == "test-00000-of-00001\n\n"
+
+
+def test_loose_parquet_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    one = _shards(tmp_path / "one", "b", "a")
+    assert read(one).content == "a\n\n\n\nb\n\n"
+    assert read(_shards(tmp_path / "part", "part-1", "part-0")).content.startswith("part-0")
+    with pytest.raises(TextError, match=r"column 'size' holds int64"):
+        read(f"{one}:size")
+    _parquet(one / "c.parquet", [{"body": "other"}])
+    with pytest.raises(TextError, match=r"c\.parquet has the columns body .*: name one file"):
+        read(one)
+
+
+def test_a_folder_of_something_else_is_told(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(TextError, match="nor a folder of Parquet files"):
+        read(tmp_path)

@@ -7,10 +7,8 @@ from typing import Any
 
 from engine.export.compressed.form import form_of, rounds_inputs
 from engine.export.compressed.layouts import layout_of, reorders
+from engine.export.packing import packing_version
 from engine.formats.grammar import Format
-
-VERSION = "0.17.1"
-"""The version of compressed-tensors that defines these forms."""
 
 _INPUTS = {
     "type": "int",
@@ -39,7 +37,7 @@ def quantization_config(
     forms = {_form_name(fmt) for fmt in groups}
     return {
         "quant_method": "compressed-tensors",
-        "version": VERSION,
+        "version": packing_version(),
         "format": forms.pop() if len(forms) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.export.compressed.form import Form, form_of, rounds_inputs
-from engine.export.packing import packed, words_for
+from engine.export.packing import is_dense, packed, words_for
 from engine.export.shards import Slot
 from engine.formats.grammar import Format
 from engine.plugins import resolve
@@ -126,7 +126,7 @@ def _integer_slots(
     if rounds_inputs(fmt):
         return {"weight": Slot(torch.int8, shape), "weight_scale": Slot(scale_dtype, scales)}
     found = {
-        "weight_packed": Slot(torch.int32, (out, words_for(row, fmt.bits))),
+        "weight_packed": Slot(torch.int32, (out, words_for(row, fmt.bits, dense=is_dense()))),
         "weight_scale": Slot(scale_dtype, scales),
         "weight_shape": Slot(torch.int64, (2,)),
     }
@@ -134,7 +134,7 @@ def _integer_slots(
         found["weight_zero_point"] = (
             Slot(torch.int8, scales)
             if fmt.strategy == "tensor"
-            else Slot(torch.int32, (words_for(out, fmt.bits), scales[1]))
+            else Slot(torch.int32, (words_for(out, fmt.bits, dense=is_dense()), scales[1]))
         )
     if reorders(fmt):
         found["weight_g_idx"] = Slot(torch.int32, (row,))
@@ -158,14 +158,14 @@ def _integer_tensors(fmt: Format, form: StoredWeight, order: Tensor | None) -> d
         groups["weight_g_idx"] = (place // fmt.group_size).to(torch.int32)
     found = {
         **groups,
-        "weight_packed": packed(codes, fmt.bits),
+        "weight_packed": packed(codes, fmt.bits, dense=is_dense()),
         "weight_scale": form.scale.reshape(scales),
         "weight_shape": torch.tensor(form.shape),
     }
     if form.zero_point is not None:
         points = form.zero_point.reshape(scales)
         if fmt.strategy != "tensor":
-            points = packed(points.T, fmt.bits).T
+            points = packed(points.T, fmt.bits, dense=is_dense()).T
         found["weight_zero_point"] = points
     return found
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint, DiskLayer, TensorInfo, fused_groups, list_layers
 from engine.errors import CheckpointError, UsageError
-from engine.export.compressed.config import VERSION, quantization_config
+from engine.export.compressed.config import quantization_config
 from engine.export.compressed.experts import (
     PLAIN_EXPERTS,
     OneExpert,
@@ -26,6 +26,7 @@ from engine.export.compressed.experts import (
 from engine.export.compressed.expressed import why_not_expressed
 from engine.export.compressed.layouts import slots, tensors
 from engine.export.modules import Modules, read_modules
+from engine.export.packing import LAST_PADDED, is_dense
 from engine.export.shards import Slot
 from engine.export.tensor_groups import TensorGroup, shard_name
 from engine.export.writer import Codes, NotExportable, some_of
@@ -214,15 +215,21 @@ def plan_of(
 
 
 def _unlike_readers(codes: Mapping[str, Format]) -> list[str]:
-    """A note about codes that newer versions of compressed-tensors pack in another way."""
+    """A note about codes that other versions of compressed-tensors pack in another way."""
     odd = sorted({fmt.bits for fmt in codes.values() if fmt.family == "integer" and 32 % fmt.bits})
     if not odd:
         return []
     bits = " and ".join(map(str, odd))
+    if is_dense():
+        return [
+            f"codes of {bits} bits are packed as compressed-tensors from 0.18 on reads them; up to "
+            f"{LAST_PADDED} it reads other values from the same file without an error"
+        ]
     return [
-        f"codes of {bits} bits are packed as compressed-tensors up to {VERSION} reads them; from "
-        "0.18 on it reads other values from the same file without an error: load it with "
-        f"compressed-tensors=={VERSION}, or use 4 or 8 bits"
+        f"codes of {bits} bits are packed as compressed-tensors up to {LAST_PADDED}, which is "
+        "installed, reads them; from 0.18 on it reads other values from the same file without an "
+        f"error: load it with compressed-tensors=={LAST_PADDED}, export it where a newer one is "
+        "installed, or use 4 or 8 bits"
     ]
 
 

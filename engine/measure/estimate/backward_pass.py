@@ -39,6 +39,7 @@ from engine.measure.estimate.first_order import (
     subtract,
 )
 from engine.measure.estimate.targets import less_one, uniform
+from engine.measure.evaluation.beside import compact_weights
 from engine.measure.evaluation.evaluate import run_recipe, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
@@ -53,8 +54,7 @@ from engine.model.gradients import (
     opening_gradients,
     whole_gradients,
 )
-from engine.model.memory import check_memory, memory_free, memory_needed
-from engine.model.network import Held, Preempted, StandIn
+from engine.model.network import Held, Preempted, StandIn, whole
 from engine.session.artefact import OUTSIDE
 from engine.workspace import Loaded
 
@@ -72,9 +72,13 @@ class Point:
     held: Mapping[str, Held]
 
     def held_in(self, region: int) -> dict[str, Held]:
-        """The weights held in a region."""
+        """The weights held in a region, whole: gradients of some are asked for."""
         layers = self.reference.network.layers
-        return {name: held for name, held in self.held.items() if region in layers[name].uses}
+        return {
+            name: whole(held)
+            for name, held in self.held.items()
+            if region == WHOLE or region in layers[name].uses
+        }
 
 
 ChangeSet = list[tuple[str, Format]]
@@ -282,10 +286,10 @@ class BackwardPass:
             return held  # for restore there is one format, and the whole body holds it
         return (yield from self._quantised(name, format))
 
-    def _quantised(self, name: str, format: Format) -> Events[Held]:
+    def _quantised(self, name: str, format: Format, *, compact: bool = False) -> Events[Held]:
         spent = self.counts.timings
         before = spent.get("quantize_s", 0.0)
-        held = yield from approximated(self.loaded, name, format, self.counts)
+        held = yield from approximated(self.loaded, name, format, self.counts, compact=compact)
         more = spent.get("quantize_s", 0.0) - before
         spent["estimate_s"] = spent.get("estimate_s", 0.0) + more
         return held
@@ -308,11 +312,10 @@ class BackwardPass:
                 and why_not_given(self.loaded, name, format) is None
             }
             what = "every layer of the body in a format, beside the model,"
-        needed = memory_needed((network.layers[name].shape for name in formats), network.dtype)
-        check_memory(needed, memory_free(network.device), network.device, what=what)
+        compact = compact_weights(self.reference, formats, what)
         held: dict[str, Held] = {}
         for name, format in formats.items():
-            held[name] = yield from self._quantised(name, format)
+            held[name] = yield from self._quantised(name, format, compact=compact)
             yield self._progress(0.0)
         recipe = RecipeRun(self.reference, held)
         for batch in range(len(self.reference.batches)):
@@ -330,7 +333,7 @@ class BackwardPass:
         watched = list(changes)
         first = batch * self.reference.batches[0].shape[0]
         whole = slice(first, first + len(ids))
-        held = point.held if region == WHOLE else point.held_in(region)
+        held = point.held_in(region)
         rows = len(ids)
         if region == WHOLE or needs_single_windows(network, region):
             rows = 1
@@ -494,7 +497,8 @@ def _of_windows(state: Tensor, part: slice, windows: int) -> Tensor:
 
 
 def _weight_of(held: Held) -> Tensor:
-    return held.weight if isinstance(held, StandIn) else held
+    found = whole(held)
+    return found.weight if isinstance(found, StandIn) else found
 
 
 def weights_alone(format: Format) -> Format:
