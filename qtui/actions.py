@@ -132,6 +132,9 @@ ACTIONS: tuple[Action, ...] = (
         "help", "question_mark,f1", "Help", "View", "help", rank=10, place=150, everywhere=True,
         words="keys manual legend",
     ),
+    Action(
+        "redraw", "ctrl+l", "Redraw the screen", "View", everywhere=True, words="refresh repaint",
+    ),
     Action("suspend", "ctrl+z", "Suspend (fg resumes)", "View", everywhere=True, words="shell"),
     Action("quit", "q", "Quit", "View", "quit", rank=20, place=160, everywhere=True, words="exit"),
     Action(

@@ -184,7 +184,7 @@ class QtuiApp(OneFrameApp):
     def on_mount(self) -> None:
         """Follow changed theme files, and redraw after a suspend."""
         # The shell has drawn over the screen: draw everything again.
-        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
+        self.app_resume_signal.subscribe(self, lambda _: self.redraw())
         self.set_interval(1.0, self._follow_themes)
 
     def _follow_themes(self) -> None:
@@ -251,6 +251,8 @@ class QtuiApp(OneFrameApp):
                 self.screens.say("info", link.retry())
             case "quit":
                 await self.action_quit()
+            case "redraw":
+                self.redraw()
             case "suspend":
                 self.action_suspend_process()
             case "theme":

@@ -7,12 +7,15 @@ names anywhere else in qtui.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import RenderableType
+from rich.color import ColorSystem
+from rich.console import COLOR_SYSTEMS, Console, RenderableType
 from textual import events
 from textual._color_constants import ANSI_COLORS as ANSI_COLORS
+from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
 from textual._dispatch_key import dispatch_key
 from textual._xterm_parser import BRACKETED_PASTE_END as BRACKETED_PASTE_END
 from textual._xterm_parser import BRACKETED_PASTE_START as BRACKETED_PASTE_START
@@ -22,14 +25,20 @@ from textual.binding import Binding
 from textual.dom import DOMNode
 from textual.driver import Driver
 from textual.filter import Monochrome, NoColor
+from textual.geometry import Size
 from textual.keys import _character_to_key
 from textual.message_pump import MessagePump
 from textual.screen import Screen
 from textual.strip import Strip
 from textual.widgets import Input
 
+from qtui.changed_cells import Picture, Piece
+
 USED = {
     "textual._color_constants.ANSI_COLORS": "themes that name the terminal's own 16 colours",
+    "textual._compositor.ChopsUpdate": "unchanged cells are sent again and again",
+    "textual._compositor.CompositorUpdate": "unchanged cells are sent again and again",
+    "textual._compositor.LayoutUpdate": "unchanged cells are sent again and again",
     "textual._dispatch_key.dispatch_key": "key handlers of the app itself",
     "textual._xterm_parser.BRACKETED_PASTE_START": "what is pasted could be taken for keys",
     "textual._xterm_parser.BRACKETED_PASTE_END": "what is pasted could be taken for keys",
@@ -49,7 +58,7 @@ USED = {
     "textual.message_pump.MessagePump._context": "keys that come together",
     "textual.message_pump.MessagePump._dispatch_message": "keys that come together",
     "textual.message_pump.MessagePump._parent": "keys that come together",
-    "textual.screen.Screen._compositor": "pictures and text of the screen cannot be saved",
+    "textual.screen.Screen._compositor": "no pictures of the screen, and no whole frame",
     "textual.widgets._input.Input._suggestion": "completions are not shown grey behind the cursor",
 }
 """Each private name, and what breaks without it."""
@@ -106,11 +115,62 @@ def _output_queue(app: object) -> Any:
     return getattr(getattr(driver_of(app), "_writer_thread", None), "_queue", None)
 
 
+class ChangedCells(CompositorUpdate):
+    """An update of the screen without what the terminal shows already."""
+
+    def __init__(
+        self, update: ChopsUpdate | LayoutUpdate, picture: Picture, size: tuple[int, int]
+    ) -> None:
+        self.update, self.picture, self.size = update, picture, size
+
+    def render_segments(self, console: Console) -> str:
+        """The cells that change, and how the cursor gets to them."""
+        colors = COLOR_SYSTEMS.get(console.color_system or "", ColorSystem.TRUECOLOR)
+        return self.picture.changes(self.size, _pieces(self.update, colors))
+
+
+def _pieces(update: ChopsUpdate | LayoutUpdate, colors: ColorSystem) -> Iterator[Piece]:
+    """What an update draws, with the codes of its styles."""
+    for y, x, strip in _strips(update):
+        yield (
+            y,
+            x,
+            [(text, Strip.render_ansi(style, colors) if style else "") for text, style, _ in strip],
+        )
+
+
+def _strips(update: ChopsUpdate | LayoutUpdate) -> Iterator[tuple[int, int, Strip]]:
+    """Line, column and strip of everything in an update."""
+    if isinstance(update, LayoutUpdate):
+        for y, line in enumerate(update.strips, update.region.y):
+            x = update.region.x
+            for strip in line:
+                yield y, x, strip
+                x += strip.cell_length
+        return
+    for y, begin, stop in update.spans:
+        for end, (x, chop) in zip(update.chop_ends[y], update.chops[y].items(), strict=False):
+            left, right = max(x, begin), min(end, stop)
+            if chop is not None and left < right:
+                yield y, left, chop.crop(left - x, right - x)
+
+
 class OneFrameApp(App[None]):
-    """An app that paints nothing before its first whole frame, and takes keys one by one."""
+    """An app that sends whole frames, of them what changed, and takes keys one by one."""
 
     painting = False
     """Whether frames are sent to the terminal."""
+
+    def __init__(self, driver_class: type[Driver]) -> None:
+        super().__init__(driver_class=driver_class)
+        self.picture = Picture()
+        """What the terminal shows."""
+
+    def redraw(self) -> None:
+        """Send the whole screen again: something else may have written over it."""
+        self.picture.forget()
+        # Not laid out again: of an earlier size, that could be drawn after the newest one.
+        self.screen.refresh()
 
     def send_no_greys(self) -> None:
         """Under NO_COLOR send no colour at all: Textual sends greys, which are colours too."""
@@ -120,7 +180,21 @@ class OneFrameApp(App[None]):
 
     def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
         """Send nothing before the first whole frame: Textual would paint its parts as they come."""
-        if self.painting:
+        if not self.painting:
+            return
+        if isinstance(renderable, (ChopsUpdate, LayoutUpdate)):
+            compositor = screen._compositor
+            size = compositor.size
+            if size != self.size:
+                # Of several new sizes at once, an earlier one may reach the screen last.
+                screen.post_message(events.Resize(self.size, self.size))
+                return
+            if self.picture.size != size:
+                # Textual draws what it thinks has changed; but nothing of it is known to be there.
+                renderable = compositor.render_full_update()
+            changed: Any = ChangedCells(renderable, self.picture, size)
+            super()._display(screen, changed)
+        else:
             super()._display(screen, renderable)
 
     def push_screen(self, screen: Any, *args: Any, **options: Any) -> Any:
@@ -141,6 +215,13 @@ class OneFrameApp(App[None]):
         Textual passes every key to what has the focus as it comes; of keys that come together, as
         over a slow line, the later ones would not find a prompt that the first one opens.
         """
+        if isinstance(event, events.Resize):
+            if not self.is_headless:
+                # Of several sizes at once, Textual may report an earlier one last.
+                size = Size(*shutil.get_terminal_size())
+                event = events.Resize(size, size)
+            # Also of the same size: it may have been another one in between.
+            self.redraw()
         if isinstance(event, events.Key) and not event.is_forwarded:
             await self._handle_key(event)
         else:

@@ -19,7 +19,7 @@ from qtui.textual_internals import bind_key
 from qtui.views.text import UNICODE, Glyphs
 from qtui.widgets.frame.status import KeyBar, Message, key_names
 
-AppWide: TypeAlias = Literal["retry", "quit", "freeze", "unfreeze", "theme", "suspend"]
+AppWide: TypeAlias = Literal["retry", "quit", "freeze", "unfreeze", "theme", "redraw", "suspend"]
 """What only the app can do."""
 
 

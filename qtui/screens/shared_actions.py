@@ -48,6 +48,7 @@ class SharedActions:
         "theme": lambda do: do.app_wide("theme"),
         "palette": lambda do: do.palette(),
         "help": lambda do: do.help(),
+        "redraw": lambda do: do.app_wide("redraw"),
         "suspend": lambda do: do.app_wide("suspend"),
         "quit": lambda do: do.app_wide("quit"),
     }

@@ -117,6 +117,15 @@ class Sums:
         if other.open_rows is not None:
             self.add_rows(windows, other.open_rows)
 
+    def of_first(self, windows: int) -> Sums:
+        """Those of the first windows alone, once closed."""
+        return Sums(
+            self.slope[:, :windows],
+            self.rows[:, :windows],
+            self.inputs[:, :windows],
+            self.across[..., :windows],
+        )
+
     def close(self) -> None:
         """Square what was summed: no tokens will be added to these windows any more."""
         if self.open_rows is not None:
