@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +45,29 @@ class StandIn:
     call per expert with its own tokens."""
 
 
-Held = Tensor | StandIn
-"""A weight alone, or with a change of its inputs."""
+@dataclass(frozen=True, eq=False)
+class Compact:
+    """A weight in fewer bytes: it is made whole while its block runs, and freed after it."""
+
+    make: Callable[[], Tensor]
+    """The weight, oriented as :attr:`Layer.shape`; the same at every call."""
+    shape: tuple[int, ...]
+    nbytes: int
+    """Of what it is made from."""
+
+
+Held = Tensor | StandIn | Compact
+"""A weight alone, or with a change of its inputs, or one that is still to be made whole."""
 
 
 def held_bytes(held: Held) -> int:
-    """Bytes of what a layer computes with."""
+    """Bytes of what a layer computes with, as it is kept."""
     return (held.weight if isinstance(held, StandIn) else held).nbytes
+
+
+def whole(held: Held) -> Tensor | StandIn:
+    """What a layer computes with, the weight made whole."""
+    return held.make() if isinstance(held, Compact) else held
 
 
 class Preempted(Exception):
@@ -123,6 +139,8 @@ class Network:
             if self.layers[name].role == "experts"
         }
         self._input_changes: dict[nn.Module, dict[str, Change]] = {}
+        self._compact: dict[int, list[tuple[str, Compact]]] = {}
+        """By block, what is held there but not whole yet."""
         self.takes_positions = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         self._holding = False
 
@@ -143,7 +161,8 @@ class Network:
 
         Args:
             weights: by layer name, oriented as in :attr:`Layer.shape`; cast to the dtype and
-                device of the weight each stands in for. A `StandIn` changes the inputs too.
+                device of the weight each stands in for. A `StandIn` changes the inputs too; a
+                `Compact` one is made whole while its block runs, or here if it acts elsewhere.
 
         Raises:
             UsageError: an unknown layer, a weight of another shape, or inputs that cannot be
@@ -152,12 +171,12 @@ class Network:
         """
         if self._holding:
             raise RuntimeError("weights are held already; hold them in one call")
-        stand_ins: list[tuple[Slot, nn.Parameter, nn.Parameter]] = []
         changes: list[tuple[nn.Module, Change]] = []
         experts: dict[nn.Module, dict[str, Change]] = {}
+        compact: dict[int, list[tuple[str, Compact]]] = {}
+        now: dict[str, Tensor] = {}
         for name, held in weights.items():
-            slot, reference = self.slot(name), self._reference[name]
-            weight = held.weight if isinstance(held, StandIn) else held
+            slot = self.slot(name)
             if isinstance(held, StandIn) and held.inputs is not None:
                 if self.layers[name].role == "embedding":
                     raise UsageError(f"{name}: the inputs of this kind of layer cannot be changed")
@@ -168,31 +187,52 @@ class Network:
                         experts.setdefault(each.owner, {})[each.attribute] = held.inputs
                 else:
                     changes += [(each.owner, held.inputs) for each in self.slots(name)]
-            if tuple(weight.shape) != self.layers[name].shape:
+            shape = (held.weight if isinstance(held, StandIn) else held).shape
+            if tuple(shape) != self.layers[name].shape:
                 raise UsageError(
                     f"{name} has shape {list(self.layers[name].shape)}; "
-                    f"a weight of shape {list(weight.shape)} cannot stand in for it"
+                    f"a weight of shape {list(shape)} cannot stand in for it"
                 )
-            # the reference's memory layout: another one may round differently
-            value = slot.oriented(weight.detach()).to(reference.device, reference.dtype)
-            stand_in = nn.Parameter(value.contiguous(), requires_grad=False)
-            stand_ins += [(each, stand_in, reference) for each in self.slots(name)]
+            if isinstance(held, Compact) and (block := self._only_block(name)) is not None:
+                compact.setdefault(block, []).append((name, held))
+                continue
+            found = whole(held)
+            now[name] = found.weight if isinstance(found, StandIn) else found
         by_expert = [forward_by_expert(module, change) for module, change in experts.items()]
-        self._holding, self._input_changes = True, experts
+        self._holding, self._input_changes, self._compact = True, experts, compact
         hooks: list[Any] = []
         try:
             for module, change in changes:
                 hooks.append(module.register_forward_pre_hook(_changing(change)))
-            for slot, stand_in, _reference in stand_ins:
-                own_parameters(slot.owner)[slot.attribute] = stand_in
-            with patched(list(experts), by_expert):
+            with self._in_place(now), patched(list(experts), by_expert):
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
-            for slot, _stand_in, reference in stand_ins:
+            self._holding, self._input_changes, self._compact = False, {}, {}
+
+    def _only_block(self, name: str) -> int | None:
+        """The block that a layer's weight acts in, if that is the only place."""
+        layer = self.layers[name]
+        return layer.block if layer.block is not None and layer.uses == (layer.block,) else None
+
+    @contextmanager
+    def _in_place(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the slots of layers hold these weights."""
+        filled: list[tuple[Slot, nn.Parameter]] = []
+        try:
+            for name, weight in weights.items():
+                slot, reference = self.slot(name), self._reference[name]
+                # the reference's memory layout: another one may round differently
+                value = slot.oriented(weight.detach()).to(reference.device, reference.dtype)
+                stand_in = nn.Parameter(value.contiguous(), requires_grad=False)
+                for each in self.slots(name):
+                    filled.append((each, reference))
+                    own_parameters(each.owner)[each.attribute] = stand_in
+            yield
+        finally:
+            for slot, reference in filled:
                 own_parameters(slot.owner)[slot.attribute] = reference
-            self._holding, self._input_changes = False, {}
 
     def input_changes(self, module: nn.Module) -> Mapping[str, Change]:
         """What is done now to the inputs of a module of experts, by parameter."""
@@ -488,10 +528,17 @@ class Network:
         forward = self.blocks.modules[i].forward  # before another takes its place
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self.blocks.block(i):
+            with self.blocks.block(i), self._made_whole(i):
                 return forward(*args, **kwargs)
 
         return run
+
+    def _made_whole(self, i: int) -> AbstractContextManager[None]:
+        """Inside, block ``i`` computes with what is held compactly for it."""
+        held = self._compact.get(i)
+        if not held:
+            return nullcontext()
+        return self._in_place({name: each.make() for name, each in held})
 
     def stop_if_asked(self) -> None:
         """Raises Preempted if ``should_stop`` says so."""

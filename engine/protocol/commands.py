@@ -68,6 +68,13 @@ class Sweep(Command, frozen=True):
     by: By = "layer"
 
 
+class Diagnose(Command, frozen=True):
+    """Read the weights, estimate every layer and measure the worst: what a diagnosis rests on."""
+
+    format: str = ""
+    """Whose damage is judged; empty means the first of the settings' sweep formats."""
+
+
 class Evaluate(Command, frozen=True):
     """Measure a recipe without changing the session's."""
 
@@ -208,6 +215,7 @@ _types: dict[str, type[Command]] = {
             Open,
             Triage,
             Sweep,
+            Diagnose,
             Evaluate,
             MeasureRecipe,
             Export,

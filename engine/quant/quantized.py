@@ -47,6 +47,6 @@ class Quantized:
         """``Ŵ = (code − zero_point) · scale``, worked out in float32 and cast last."""
         values = in_groups(self.codes.to(torch.float32), self.group_size)
         if self.zero_point is not None:
-            values = values - self.zero_point.to(torch.float32).unsqueeze(-1)
-        values = values * self.scale.to(torch.float32).unsqueeze(-1)
+            values.sub_(self.zero_point.to(torch.float32).unsqueeze(-1))
+        values.mul_(self.scale.to(torch.float32).unsqueeze(-1))
         return values.flatten(-2)[..., : self.shape[-1]].to(dtype)

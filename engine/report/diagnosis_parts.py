@@ -1,15 +1,26 @@
-"""The verdict as a part of documents."""
+"""Verdict, findings and formats tried as parts of documents."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from msgspec import UNSET, UnsetType
 
+from engine import protocol as p
+from engine.diagnosis.findings import Finding, Looked, findings
+from engine.diagnosis.thresholds import Thresholds
 from engine.diagnosis.verdict import verdict
+from engine.formats.grammar import parse_format
+from engine.formats.storage import stored_bits, why_not_held
 from engine.report import schema as s
 from engine.report.json import finite
 from engine.report.verdicts import sentence
-from engine.session import Session
+from engine.session import Session, expected
 from engine.session.artefact import OUTSIDE
+
+LISTED = 10
+"""Worst layers whose formats are listed."""
 
 
 def verdict_part(session: Session, format: str) -> s.VerdictPart | UnsetType:
@@ -47,3 +58,77 @@ def verdict_part(session: Session, format: str) -> s.VerdictPart | UnsetType:
         mix=mix,
         sentence=sentence(found),
     )
+
+
+def finding_parts(session: Session, format: str) -> list[s.FindingPart]:
+    """What stands out, the most severe first.
+
+    Args:
+        session: with weights and effects.
+        format: canonical; whose effects are judged.
+    """
+    return [
+        s.FindingPart(
+            id=each.id,
+            severity=each.severity,
+            layer=each.layer or UNSET,
+            channels=list(each.channels) or UNSET,
+            sentence=each.sentence,
+            evidence={name: finite(value) for name, value in each.evidence.items()},
+            fix=UNSET if each.fix is None else _fix(session, each),
+        )
+        for each in findings(session, format)
+    ]
+
+
+def _fix(session: Session, found: Finding) -> s.FixPart:
+    fix = found.fix
+    assert fix is not None
+    return s.FixPart(
+        format=fix.format or session.kept(session.index[found.layer]),
+        kl=finite(fix.kl),
+        kl_se=finite(fix.kl_se),
+        measured=fix.measured,
+        recovered=finite(fix.recovered),
+        bits=finite(fix.bits),
+    )
+
+
+def worst_layers(session: Session, format: str) -> list[s.DiagnosedLayer]:
+    """The worst layers in every format whose effect is known.
+
+    Args:
+        session: with effects.
+        format: canonical; whose effects say which are the worst.
+    """
+    kl = Looked(session, format, Thresholds()).kl
+    known = [k.format for k in session.effects.known("degrade") if k.by == "layer"]
+    formats = list(dict.fromkeys(known))
+    return [
+        s.DiagnosedLayer(name=name, fixes=_tried(session, name, formats))
+        for name in sorted(kl, key=lambda name: -kl[name])[:LISTED]
+    ]
+
+
+def _tried(session: Session, layer: str, formats: Sequence[str]) -> list[s.TriedPart]:
+    row = session.index[layer]
+    shape, weights = session.layers.shapes[row], session.layers.weights[row]
+    found = []
+    for format in formats:
+        key = p.EffectKey("degrade", format)
+        measured, estimate = session.sensitivity(row, key), expected(session, row, key)
+        parsed = parse_format(format)
+        if (measured is None and estimate is None) or why_not_held(parsed, shape) is not None:
+            continue
+        bits = stored_bits(parsed, shape)
+        error = weights.errors.get(format) if weights is not None else None
+        part = s.TriedPart(
+            format=format,
+            weight_error=UNSET if error is None else finite(error.relative),
+            kl_estimated=UNSET if estimate is None else finite(estimate.kl),
+            kl_measured=UNSET if measured is None else finite(measured.kl),
+            bits=bits / math.prod(shape),
+            bytes=(bits + 7) // 8,
+        )
+        found.append(part)
+    return sorted(found, key=lambda part: part.bytes)

@@ -12,7 +12,7 @@ from engine import protocol as p
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
-from engine.report.diagnosis_parts import verdict_part
+from engine.report.diagnosis_parts import finding_parts, verdict_part, worst_layers
 from engine.report.entry import Template
 from engine.report.figures import Context
 from engine.report.figures.registry import json_figures
@@ -180,6 +180,28 @@ def eval_document(
             bytes=score.bytes,
         ),
         fallbacks=_fallbacks(session, _fell_back(session, formats)),
+        timings=_timings(job),
+    )
+
+
+def diagnose_document(session: Session, format: str, job: Job | None = None) -> s.DiagnoseDocument:
+    """The document of a diagnosis.
+
+    Args:
+        session: in which a diagnosis has ended.
+        format: canonical; whose damage is judged.
+        job: its job; the session's last diagnosis if not given.
+    """
+    job = job or _last(session, "diagnose")
+    return s.DiagnoseDocument(
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        versions=session.versions,
+        baseline=_baseline(session),
+        verdict=verdict_part(session, format),
+        findings=finding_parts(session, format),
+        layers=worst_layers(session, format),
         timings=_timings(job),
     )
 

@@ -468,6 +468,91 @@ class EvalDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtu
     """Seconds by what they were spent on."""
 
 
+class FixPart(Part, frozen=True, kw_only=True):
+    """A format that wins back a layer's KL."""
+
+    format: str
+    """Canonical; the kept format for as stored."""
+    kl: Number
+    """Of the layer alone in it, nats per token."""
+    kl_se: Number
+    """Standard error of ``kl``."""
+    measured: bool
+    """Whether ``kl`` was measured rather than estimated."""
+    recovered: Number
+    """Share of the layer's KL that it wins back."""
+    bits: Number
+    """Stored bits per weight of the layer that it takes more."""
+
+
+class FindingPart(Part, frozen=True, kw_only=True):
+    """Something that stands out."""
+
+    id: str
+    """What it is, such as ``outlier-channel``."""
+    severity: str
+    """``alert``, ``warning`` or ``note``."""
+    layer: str | UnsetType = UNSET
+    """Missing where it is about several."""
+    channels: list[int] | UnsetType = UNSET
+    """Input channels."""
+    sentence: str
+    """In words."""
+    evidence: dict[str, Number]
+    """The figures behind it, by name."""
+    fix: FixPart | UnsetType = UNSET
+    """The cheapest known format that wins back half of the layer's KL."""
+
+
+class TriedPart(Part, frozen=True, kw_only=True):
+    """One format of one layer."""
+
+    format: str
+    """Canonical."""
+    weight_error: Number | UnsetType = UNSET
+    """``‖W − Ŵ‖ / ‖W‖``."""
+    kl_estimated: Number | UnsetType = UNSET
+    """Of the layer alone, corrected by measurements of others; nats per token."""
+    kl_measured: Number | UnsetType = UNSET
+    """As measured."""
+    bits: Number
+    """Stored bits per weight."""
+    bytes: int
+    """Stored bytes of the layer."""
+
+
+class DiagnosedLayer(Part, frozen=True, kw_only=True):
+    """One of the worst layers, in every format whose effect is known."""
+
+    name: str
+    """The layer's name."""
+    fixes: list[TriedPart]
+    """The smallest first."""
+
+
+class DiagnoseDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.diagnose/1"):
+    """What quantising costs, where, why, and what helps."""
+
+    resumed: int
+    """Number of results taken from the cache."""
+    model: Model
+    """The checkpoint."""
+    protocol: p.Protocol
+    """Text, windows and arithmetic behind the figures."""
+    versions: dict[str, str]
+    """Versions of libraries that figures may depend on, by name."""
+    baseline: BaselinePart | UnsetType = UNSET
+    """The score of the unchanged model."""
+    verdict: VerdictPart | UnsetType = UNSET
+    """Missing where a layer of the body has no known effect."""
+    findings: list[FindingPart]
+    """What stands out, the most severe first; empty for a clean model."""
+    layers: list[DiagnosedLayer]
+    """The worst layers, the worst first."""
+    timings: dict[str, Number]
+    """Seconds by what they were spent on."""
+
+
 class ScorePart(Part, frozen=True, kw_only=True):
     """A recipe's measured score."""
 
@@ -590,4 +675,6 @@ class ExportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     """Seconds by what they were spent on."""
 
 
-Document: TypeAlias = TriageDocument | SweepDocument | EvalDocument | PlanDocument | ExportDocument
+Document: TypeAlias = (
+    TriageDocument | SweepDocument | EvalDocument | DiagnoseDocument | PlanDocument | ExportDocument
+)

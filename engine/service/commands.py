@@ -19,6 +19,7 @@ DECLARED = (
     "engine.measure.weights.job:HISTOGRAM",
     "engine.measure.weights.job:EXPERTS",
     "engine.measure.sweep.job:SWEEP",
+    "engine.measure.diagnosing:DIAGNOSE",
     "engine.measure.evaluation.job:EVALUATE",
     "engine.measure.evaluation.job:MEASURE_RECIPE",
     "engine.export.job:EXPORT",

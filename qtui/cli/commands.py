@@ -31,11 +31,12 @@ COMMANDS = (
     Command("triage", "qtui.cli.triage:triage"),
     Command("sweep", "qtui.cli.sweep:sweep"),
     Command("eval", "qtui.cli.evaluate:evaluate"),
+    Command("diagnose", "qtui.cli.diagnose:diagnose"),
     Command("plan", "qtui.cli.plan:plan"),
     Command("export", "qtui.cli.export:export"),
     Command("doctor", "qtui.cli.doctor:doctor"),
 )
-PLANNED = ("diagnose", "report", "compare", "sessions", "attach", "stop")
+PLANNED = ("report", "compare", "sessions", "attach", "stop")
 """Names kept for commands to come, so that they are not taken for a MODEL."""
 
 _registered: dict[str, Command] = {}

@@ -10,7 +10,7 @@ import torch
 
 from engine.errors import UsageError
 from engine.model.load import load_network
-from engine.model.network import Network
+from engine.model.network import Compact, Network, Preempted
 from tests import tiny
 
 ONE_OF_EACH = pytest.mark.parametrize(
@@ -56,6 +56,41 @@ def test_a_layer_held_for_itself_changes_nothing(network: Network, name: str) ->
     whole = network.resume(ids, -1, None)
     with network.holding({name: network.weight(name).clone()}):
         assert torch.equal(network.resume(ids, -1, None), whole)
+
+
+@ONE_OF_EACH
+def test_a_compact_weight_is_whole_only_while_its_block_runs(network: Network, name: str) -> None:
+    ids, layer, slot = tiny.ids(2, 24), network.layers[name], network.slot(name)
+    reference, weight = slot.parameter, network.weight(name) * 1.5
+    made: list[bool] = []
+
+    def make() -> torch.Tensor:
+        made.append(True)
+        return weight.clone()
+
+    with network.holding({name: weight}):
+        expected = network.resume(ids, -1, None)
+    with network.holding({name: Compact(make, tuple(weight.shape), 1)}):
+        assert (slot.parameter is reference) == (layer.block is not None)
+        assert torch.equal(network.resume(ids, -1, None), expected)
+        assert (slot.parameter is reference) == (layer.block is not None)
+        assert len(made) == 1
+    assert slot.parameter is reference
+    network.assert_at_rest()
+
+
+@pytest.mark.parametrize("network", ["llama"], indirect=True)
+def test_a_compact_weight_is_put_back_where_its_block_fails(network: Network) -> None:
+    name = "model.layers.1.mlp.down_proj"
+    weight = network.weight(name).clone()
+    network.should_stop = lambda: weight[0, 0].item() == 7
+    held = Compact(lambda: weight.fill_(7), tuple(weight.shape), 1)
+    try:
+        with pytest.raises(Preempted), network.holding({name: held}):
+            network.resume(tiny.ids(1, 16), -1, None)  # stops before the block that comes next
+    finally:
+        network.should_stop = None
+    network.assert_at_rest()
 
 
 @pytest.mark.parametrize("network", ["gpt2", "mixtral"], indirect=True)

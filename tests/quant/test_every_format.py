@@ -14,6 +14,7 @@ from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits
 from engine.quant import rows
 from engine.quant.data_free.hadamard import Rotated
+from engine.quant.packed import packed
 from engine.quant.quantize import dequantized, scale_dtype_for, stored_form
 from engine.quant.stored import StoredWeight, stored_bytes
 from tests.quant.adversarial import adversarial, normal
@@ -45,6 +46,18 @@ def test_what_is_written_stands_for_the_dequantised_weight(text: str) -> None:
         found = stored_form(weight, fmt, torch.bfloat16)
         assert torch.equal(found.approx(), dequantized(weight, fmt, torch.bfloat16)), name
         assert found.approx(torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("text", QUANTISED)
+def test_a_packed_form_gives_the_same_weight_in_fewer_bytes(text: str) -> None:
+    fmt = parse_format(text)
+    for weight in (normal(20, 512), normal(3, 4, 256), normal(1, 768), normal(5, 256) * 0):
+        found = stored_form(weight, fmt, torch.bfloat16)
+        smaller = packed(found)
+        assert torch.equal(smaller.approx(), found.approx())
+        assert torch.equal(smaller.approx(torch.bfloat16), found.approx(torch.bfloat16))
+        integers = fmt.family == "integer" and (fmt.bits <= 4 or not weight.any())
+        assert stored_bytes(smaller) == stored_bytes(found) - integers * (weight.numel() // 2)
 
 
 @pytest.mark.parametrize("shape", [(20, 512), (3, 4, 256), (130, 256), (1, 768)])

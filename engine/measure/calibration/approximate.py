@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,10 +27,12 @@ from engine.measure.calibration.solve import (
 from engine.measure.counts import JobCounts
 from engine.model.fold_groups import fold_groups
 from engine.model.inputs import why_not_gathered, why_unseen
-from engine.model.network import Held, StandIn
+from engine.model.network import Compact, Held, StandIn
 from engine.quant.methods.channel_scales import folded, only_weights
 from engine.quant.methods.gptq import Solved
-from engine.quant.quantize import dequantized
+from engine.quant.packed import packed
+from engine.quant.quantize import dequantized, stored_form
+from engine.quant.stored import stored_bytes
 from engine.workspace import Loaded
 
 
@@ -39,6 +42,8 @@ def approximated(
     format: Format,
     counts: JobCounts,
     recipe: RecipeInputs | None = None,
+    *,
+    compact: bool = False,
 ) -> Events[Held]:
     """What a layer computes with in a format; yields while the calibration inputs are gathered.
 
@@ -51,6 +56,7 @@ def approximated(
         format: the format to quantise to.
         counts: of the job.
         recipe: contains the layer and its format; from `recipe_inputs`.
+        compact: whether to keep the stored form instead of ``Ŵ``, where no method needs inputs.
 
     Raises:
         FormatError: see `approximation`; or nothing absorbs the scale that the format needs, or a
@@ -62,10 +68,12 @@ def approximated(
         raise FormatError(f"{layer}: {why}")
     if not needs_calibration(format):
         weights = only_weights(format)
-        quantize = counts.timed("quantize_s", lambda: approximation(loaded, layer, weights))
-        weight = quantize()
-        if method(format, "a8") is None:
+        plain = method(format, "a8") is None
+        make = compacted if compact and plain and not weights.kept else approximation
+        weight = counts.timed("quantize_s", lambda: make(loaded, layer, weights))()
+        if plain:
             return weight
+        assert isinstance(weight, Tensor)
         rotated = method(format, "hadamard") is not None
         return StandIn(weight, rounded_inputs(rotated=rotated))
     calibration = yield from need_calibration(loaded)
@@ -241,6 +249,20 @@ def approximation(loaded: Loaded, layer: str, format: Format) -> Tensor:
     scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
     approx = dequantized(stored.to(network.device), format, scale_dtype, name=layer)
     return approx.to(network.dtype)
+
+
+def compacted(loaded: Loaded, layer: str, format: Format) -> Compact:
+    """The stored form of a layer, which `approximation` is made from each time it is needed.
+
+    Raises:
+        FormatError: as `approximation`; or the format is a kept one.
+        EngineError: as `approximation`.
+    """
+    network = loaded.network
+    scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
+    stored = _stored(loaded, layer).to(network.device)
+    form = packed(stored_form(stored, format, scale_dtype, name=layer))
+    return Compact(partial(form.approx, network.dtype), tuple(stored.shape), stored_bytes(form))
 
 
 def _stored(loaded: Loaded, layer: str) -> Tensor:

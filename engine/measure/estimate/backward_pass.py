@@ -29,16 +29,15 @@ from engine.measure.estimate.first_order import (
     Changes,
     Moved,
     Part,
-    Sample,
     Sums,
     add_effects,
     drawn_windows,
     group_of,
     product_dtype,
-    sample_of,
     subtract,
 )
 from engine.measure.estimate.targets import less_one, uniform
+from engine.measure.evaluation.beside import compact_weights
 from engine.measure.evaluation.evaluate import run_recipe, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
@@ -53,8 +52,7 @@ from engine.model.gradients import (
     opening_gradients,
     whole_gradients,
 )
-from engine.model.memory import check_memory, memory_free, memory_needed
-from engine.model.network import Held, Preempted, StandIn
+from engine.model.network import Held, Preempted, StandIn, whole
 from engine.session.artefact import OUTSIDE
 from engine.workspace import Loaded
 
@@ -72,9 +70,13 @@ class Point:
     held: Mapping[str, Held]
 
     def held_in(self, region: int) -> dict[str, Held]:
-        """The weights held in a region."""
+        """The weights held in a region, whole: gradients of some are asked for."""
         layers = self.reference.network.layers
-        return {name: held for name, held in self.held.items() if region in layers[name].uses}
+        return {
+            name: whole(held)
+            for name, held in self.held.items()
+            if region == WHOLE or region in layers[name].uses
+        }
 
 
 ChangeSet = list[tuple[str, Format]]
@@ -95,6 +97,7 @@ class BackwardPass:
         job: str,
         wanted: Sequence[Sequence[tuple[str, Format]]],
         recipe: Mapping[str, Format] | None = None,
+        batches: range | None = None,
     ) -> None:
         """
         Args:
@@ -107,6 +110,7 @@ class BackwardPass:
                 products of other shapes round differently.
             recipe: formats of layers that are not kept: changes are then further changes of this
                 recipe, and the only loss that is not drawn is the distance from the reference.
+            batches: the micro-batches to run, all if None; sums of other windows stay zero.
         """
         self.recipe = recipe
         self.loaded, self.counts, self.job = loaded, counts, job
@@ -114,6 +118,7 @@ class BackwardPass:
         self.groups = [list(group) for group in wanted]
         self.wanted = [one for group in self.groups for one in group]
         self.network, self.reference = loaded.network, reference_of(loaded)
+        self.batches = range(len(self.reference.batches)) if batches is None else batches
         self.draws = loaded.settings.draws
         # Losses: the text's targets (for restore, the distance from the reference), then draws.
         self.fixed = 1 if direction == "degrade" or recipe is not None else 2
@@ -134,9 +139,8 @@ class BackwardPass:
         Yields:
             Progress, and the results for a region's layers when the pass leaves it.
         """
-        reference = self.reference
-        for batch in range(len(reference.batches)):
-            yield from run_reference(reference, batch, self.counts)
+        for batch in self.batches:
+            yield from run_reference(self.reference, batch, self.counts)
         point = yield from self._point()
         regions = [WHOLE]
         if self.network.resumable:
@@ -228,8 +232,7 @@ class BackwardPass:
         values = reference.batches[0].numel() * self.network.state_size
         state = values * self.network.dtype.itemsize
         fit = max(1, self.budget // 8 // max(1, self.losses * state))
-        count = len(reference.batches)
-        return [range(at, min(at + fit, count)) for at in range(0, count, fit)]
+        return [self.batches[at : at + fit] for at in range(0, len(self.batches), fit)]
 
     def _change_sets(self, region: int, group: Sequence[tuple[str, Format]]) -> list[ChangeSet]:
         """A group's changes of a region's layers, in sets that fit an eighth of the budget."""
@@ -282,10 +285,10 @@ class BackwardPass:
             return held  # for restore there is one format, and the whole body holds it
         return (yield from self._quantised(name, format))
 
-    def _quantised(self, name: str, format: Format) -> Events[Held]:
+    def _quantised(self, name: str, format: Format, *, compact: bool = False) -> Events[Held]:
         spent = self.counts.timings
         before = spent.get("quantize_s", 0.0)
-        held = yield from approximated(self.loaded, name, format, self.counts)
+        held = yield from approximated(self.loaded, name, format, self.counts, compact=compact)
         more = spent.get("quantize_s", 0.0) - before
         spent["estimate_s"] = spent.get("estimate_s", 0.0) + more
         return held
@@ -308,14 +311,13 @@ class BackwardPass:
                 and why_not_given(self.loaded, name, format) is None
             }
             what = "every layer of the body in a format, beside the model,"
-        needed = memory_needed((network.layers[name].shape for name in formats), network.dtype)
-        check_memory(needed, memory_free(network.device), network.device, what=what)
+        compact = compact_weights(self.reference, formats, what)
         held: dict[str, Held] = {}
         for name, format in formats.items():
-            held[name] = yield from self._quantised(name, format)
+            held[name] = yield from self._quantised(name, format, compact=compact)
             yield self._progress(0.0)
         recipe = RecipeRun(self.reference, held)
-        for batch in range(len(self.reference.batches)):
+        for batch in self.batches:
             yield from run_recipe(recipe, batch, self.counts, "estimate_s")
             yield self._progress(0.0)
         return Point(self.reference, recipe.state, held)
@@ -330,7 +332,7 @@ class BackwardPass:
         watched = list(changes)
         first = batch * self.reference.batches[0].shape[0]
         whole = slice(first, first + len(ids))
-        held = point.held if region == WHOLE else point.held_in(region)
+        held = point.held_in(region)
         rows = len(ids)
         if region == WHOLE or needs_single_windows(network, region):
             rows = 1
@@ -445,7 +447,8 @@ class BackwardPass:
         first = windows.start - windows.start % self.reference.batches[0].shape[0]
         part = Part(
             slice(windows.start - first, windows.stop - first),
-            [self._sample(window, span) for window in range(windows.start, windows.stop)],
+            range(windows.start, windows.stop),
+            self.reference.windows.count * (len(self.reference.chunks) if span else 1),
             drawn_windows(self.reference.windows.count)[windows],
             self.group,
             self.fixed,
@@ -460,12 +463,6 @@ class BackwardPass:
             of_layer = changes[tap.layer]
             sums = {format: into[tap.layer, format] for format in of_layer.formats}
             add_effects(tap, of_layer, sums, part, given, self._embed(tap))
-
-    def _sample(self, window: int, span: tuple[int, int] | None) -> Sample:
-        count = self.reference.windows.count
-        if span is None:
-            return sample_of(window, count, self.reference.windows.seq_len)
-        return sample_of(window, count * len(self.reference.chunks), span[1] - span[0])
 
     def _embed(self, tap: Tap | WeightTap) -> Callable[[Tensor], Tensor] | None:
         """Maps a change of an embedding's weight to one of its output."""
@@ -494,7 +491,8 @@ def _of_windows(state: Tensor, part: slice, windows: int) -> Tensor:
 
 
 def _weight_of(held: Held) -> Tensor:
-    return held.weight if isinstance(held, StandIn) else held
+    found = whole(held)
+    return found.weight if isinstance(found, StandIn) else found
 
 
 def weights_alone(format: Format) -> Format:

@@ -18,11 +18,12 @@ from engine.measure.calibration.approximate import approximated, columns_kept, r
 from engine.measure.calibration.block_inputs import RecipeInputs
 from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import JobCounts
+from engine.measure.evaluation.beside import compact_weights
 from engine.measure.evaluation.divergence import Tally, difference, mean_with_error, perplexity
 from engine.measure.evaluation.recipe_run import RecentRuns, RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.preemption import repeated
-from engine.model.memory import memory_free
+from engine.model.memory import memory_free, memory_needed
 from engine.model.network import Held, Network
 from engine.service.jobs import Steps
 from engine.session import recipe_hash
@@ -176,9 +177,13 @@ def score(
 
     recent = loaded.part(RecentRuns, RecentRuns) if job else RecentRuns()
     run = recent.of_recipe(reference, made_from(network, formats), keep=bool(job))
-    # If all changed layers do not fit in addition to the model, each step quantises them again.
-    together = sum(math.prod(network.layers[n].shape) for n in layers) * network.dtype.itemsize
-    fits = together <= memory_free(network.device) // 2
+    if network.streamed:
+        # If all changed layers do not fit in addition to the model, each step quantises them again.
+        together = memory_needed((network.layers[n].shape for n in layers), network.dtype)
+        fits, compact = together <= memory_free(network.device) // 2, False
+    else:
+        what = "every layer of the recipe, beside the model,"
+        fits, compact = True, compact_weights(reference, formats, what)
     states = yield from recipe_inputs(loaded, formats)
     tallies: list[Tally] = []
     total = len(reference.batches)
@@ -187,7 +192,9 @@ def score(
         for batch in range(total):
             yield from run_reference(reference, batch, counts)
             if not run.known(batch):
-                yield from _run(loaded, run, recent, formats, states, batch, counts, fits=fits)
+                yield from _run(
+                    loaded, run, recent, formats, states, batch, counts, compact=compact, fits=fits
+                )
             if not fits:
                 run.recipe.clear()
             tallies.append(run.tally(batch))
@@ -223,6 +230,7 @@ def _run(
     batch: int,
     counts: JobCounts,
     *,
+    compact: bool,
     fits: bool,
 ) -> Generator[p.AnyEvent | None, None, None]:
     """Run a micro-batch and those that go with it, from the first block that differs."""
@@ -237,14 +245,16 @@ def _run(
     stage = counts.stage("calibrating" if states is not None else "quantising", len(left))
 
     def settle(stretch: range) -> Generator[p.AnyEvent | None, None, None]:
-        if network.streamed and not fits:
+        if not fits:
             run.drop_before(stretch.start)
         regions = with_head(stretch, end)
         for name in sorted(formats, key=lambda name: network.layers[name].start):
             if network.layers[name].acts_in(regions) and name not in run.recipe:
                 done = sum(name in run.recipe for name in left)
                 yield stage.step(done, name, str(formats[name]))
-                yield from _settle(loaded, run, recent, name, formats[name], states, counts)
+                yield from _settle(
+                    loaded, run, recent, name, formats[name], states, counts, compact=compact
+                )
                 if loaded.should_stop():
                     yield None
 
@@ -273,13 +283,15 @@ def _settle(
     format: Format,
     states: RecipeInputs | None,
     counts: JobCounts,
+    *,
+    compact: bool,
 ) -> Generator[p.AnyEvent | None, None, None]:
     """Set the weight of a layer in a run: that of an earlier recipe, or a new one."""
     held = recent.weight(run, name)
     if held is None and states is not None:
         held = states.settled.get(name)
     if held is None:
-        held = yield from approximated(loaded, name, format, counts, states)
+        held = yield from approximated(loaded, name, format, counts, states, compact=compact)
     if states is not None:
         states.settled[name] = held
     run.recipe[name] = held

@@ -21,6 +21,7 @@ from engine.formats.storage import why_not_held
 from engine.measure.block_loop import Crossing, cross, with_head
 from engine.measure.calibration.approximate import approximated, why_not_given
 from engine.measure.counts import JobCounts
+from engine.measure.evaluation.beside import compact_weights
 from engine.measure.evaluation.divergence import Tally, difference, perplexity
 from engine.measure.evaluation.evaluate import changed, run_recipe, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
@@ -28,7 +29,7 @@ from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.preemption import repeated
 from engine.measure.sweep.top_k import Evidence, evidence
 from engine.measure.sweep.units import Unit
-from engine.model.memory import check_memory, memory_free, memory_needed
+from engine.model.memory import memory_free
 from engine.model.network import Held, held_bytes
 from engine.store import keys
 from engine.workspace import Loaded
@@ -249,7 +250,7 @@ class CandidateMeasurement:
         return held
 
     def _quantised(
-        self, layers: tuple[str, ...]
+        self, layers: tuple[str, ...], *, compact: bool = False
     ) -> Generator[p.AnyEvent | None, None, dict[str, Held]]:
         held: dict[str, Held] = {}
         method = needs_calibration(self._table.format)
@@ -258,7 +259,7 @@ class CandidateMeasurement:
             if len(layers) > 1:
                 yield stage.step(done, name, str(self._table.format))
             held[name] = yield from approximated(
-                self.loaded, name, self._table.format, self._counts
+                self.loaded, name, self._table.format, self._counts, compact=compact
             )
             if self.loaded.should_stop():
                 yield None
@@ -308,13 +309,14 @@ class CandidateMeasurement:
 
     def _quantised_body(self, batch: int) -> Generator[p.AnyEvent | None, None, RecipeRun]:
         """The network with its whole body in the format, run on a micro-batch."""
-        network, reference = self.loaded.network, self._reference
+        reference = self._reference
         if self._everything is None:
             layers = body_holding(self.loaded, self._table.format)
-            needed = memory_needed((network.layers[n].shape for n in layers), network.dtype)
-            what = "every layer of the body in a format, in addition to the model,"
-            check_memory(needed, memory_free(network.device), network.device, what=what)
-            self._everything = RecipeRun(reference, (yield from self._quantised(layers)))
+            what = "every layer of the body in a format, beside the model,"
+            formats = dict.fromkeys(layers, self._table.format)
+            compact = compact_weights(reference, formats, what)
+            held = yield from self._quantised(layers, compact=compact)
+            self._everything = RecipeRun(reference, held)
         yield from run_recipe(self._everything, batch, self._counts)
         return self._everything
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from engine.diagnosis.thresholds import OUTLIER_COLUMN
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits, why_not_held
 from engine.protocol import EffectKey, Estimate, LayerWeights, Sensitivity
@@ -16,9 +17,6 @@ from engine.session import Session, correction
 from engine.session.artefact import OUTSIDE, bits_as_stored
 
 Effect: TypeAlias = Sensitivity | Estimate
-
-OUTLIER_COLUMN = 10.0
-"""From this many σ on, an input channel's largest weight is a finding."""
 
 
 def finding(weights: LayerWeights | None) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.report import schema
+from engine.report.tables.diagnosis import diagnosis_markdown as diagnosis_markdown
+from engine.report.tables.diagnosis import diagnosis_text as diagnosis_text
 from engine.report.tables.evaluation import eval_text as eval_text
 from engine.report.tables.export import export_text as export_text
 from engine.report.tables.plan import plan_text as plan_text
@@ -17,6 +19,7 @@ TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
     schema.TriageDocument: triage_text,
     schema.SweepDocument: sweep_text,
     schema.EvalDocument: eval_text,
+    schema.DiagnoseDocument: diagnosis_text,
     schema.PlanDocument: plan_text,
     schema.ExportDocument: export_text,
 }

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
+from engine.diagnosis.thresholds import OUTLIER_COLUMN
 from engine.protocol import ExpertsReady, LayerWeights
 from engine.report import wording as n
 from engine.report.figures import Context, Figure
-from engine.report.figures.effects import OUTLIER_COLUMN
 from engine.report.figures.registry import pane_figures
 from engine.session import Session
 from qtui.views.text import Glyphs, fit, printable, wrapped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from engine.measure.evaluation import evaluate as evaluation
 from engine.measure.evaluation.evaluate import evaluate, made_from
 from engine.measure.evaluation.recipe_run import RecentRuns
 from engine.measure.evaluation.reference import Reference, reference_of
-from engine.model.network import Held
+from engine.model.network import Compact, Held
 from engine.quant.quantize import dequantized
 from engine.store.facts import FactStore
 from engine.workspace import Loaded, Workspace
@@ -175,10 +176,10 @@ def test_only_what_changed_is_quantised_again(
     approximated = evaluation.approximated
 
     def watched(
-        loaded: Loaded, name: str, format: Format, counts: JobCounts, recipe: Any
+        loaded: Loaded, name: str, format: Format, counts: JobCounts, recipe: Any, **how: bool
     ) -> Generator[p.AnyEvent | None, None, Held]:
         asked.append(name)
-        return (yield from approximated(loaded, name, format, counts, recipe))
+        return (yield from approximated(loaded, name, format, counts, recipe, **how))
 
     monkeypatch.setattr(evaluation, "approximated", watched)
     everywhere = {layer(loaded, i): "int4-g32" for i in range(-1, BLOCKS)}
@@ -187,6 +188,43 @@ def test_only_what_changed_is_quantised_again(
     asked.clear()
     run(loaded, {**everywhere, layer(loaded, 2): "int3-g32"})
     assert asked == [layer(loaded, 2)]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "mixtral"])
+def test_weights_that_do_not_fit_are_kept_compact_and_score_the_same(
+    arch: str, anew: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = anew(arch).network.layers
+    held = {name: "int4-g32" for name, each in layers.items() if each.role != "router"}
+    held |= dict.fromkeys(list(held)[1::3], "int8") | {next(iter(held)): "bf16"}
+    expected = run(anew(arch), held)
+    loaded, alive = anew(arch, budget=1), Counter[str]()
+    network, most, kinds = loaded.network, [0], Counter[str]()
+    approximated = evaluation.approximated
+
+    def watched(
+        loaded: Loaded, name: str, format: Format, counts: JobCounts, recipe: Any, **how: bool
+    ) -> Generator[p.AnyEvent | None, None, Held]:
+        found = yield from approximated(loaded, name, format, counts, recipe, **how)
+        kinds[type(found).__name__] += 1
+        if not isinstance(found, Compact):
+            return found
+
+        def make() -> Tensor:
+            weight = found.make()
+            alive[name] += 1
+            most[0] = max(most[0], sum(alive.values()))
+            weakref.finalize(weight, alive.subtract, [name])
+            return weight
+
+        return replace(found, make=make)
+
+    monkeypatch.setattr(evaluation, "approximated", watched)
+    assert run(loaded, held) == expected
+    assert kinds == {"Compact": len(held) - 1, "Tensor": 1}  # each is quantised once
+    blocks = Counter(network.layers[name].block for name in held)
+    assert 0 < most[0] <= max(blocks.values()) + 1  # of one block, and a head
+    assert not +alive
 
 
 def test_a_cancelled_score_leaves_its_micro_batches_to_the_next(
@@ -247,7 +285,7 @@ def test_weights_made_from_other_inputs_are_not_taken_for_those_of_the_same_form
     current: Recipe = {}
 
     def sequential(
-        loaded: Loaded, name: str, format: Format, counts: JobCounts, recipe: Any
+        loaded: Loaded, name: str, format: Format, counts: JobCounts, recipe: Any, **how: bool
     ) -> Generator[None, None, Held]:
         network = loaded.network
         start = network.layers[name].start

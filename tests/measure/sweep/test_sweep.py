@@ -10,6 +10,11 @@ import torch
 
 from engine import protocol as p
 from engine.client import in_process
+from engine.formats.grammar import Format
+from engine.measure.calibration import approximate
+from engine.measure.calibration.approximate import compacted
+from engine.model.network import Compact
+from engine.workspace import Loaded
 from tests import brute_force, tiny
 from tests.drive import ended, facts, settings, until
 
@@ -42,11 +47,11 @@ def swept(folder: Callable[[str], Path], prose: Path) -> Callable[[str], Swept]:
     return of
 
 
-def run_sweep(source: Path, chosen: p.Settings) -> Swept:
+def run_sweep(source: Path, chosen: p.Settings, direction: p.Direction = "degrade") -> Swept:
     client = in_process(str(source))
     try:
         client.send(p.Open(str(source), chosen))
-        client.send(p.Sweep())
+        client.send(p.Sweep(direction=direction))
         events = until(client, ended("sweep"))
     finally:
         client.close()
@@ -98,6 +103,24 @@ def test_what_is_cached_changes_no_figure(
     _, plenty, _ = swept("llama")
     _, nothing, _ = run_sweep(folder("llama"), settings(prose, fresh=True, memory_budget=1))
     assert plenty == nothing
+
+
+def test_restoring_is_the_same_with_all_other_layers_compact(
+    folder: Callable[[str], Path], prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole, _ = run_sweep(folder("llama"), settings(prose, fresh=True), "restore")
+    held: list[str] = []
+
+    def watched(loaded: Loaded, name: str, format: Format) -> Compact:
+        held.append(name)
+        return compacted(loaded, name, format)
+
+    monkeypatch.setattr(approximate, "compacted", watched)
+    little = settings(prose, fresh=True, memory_budget=1)
+    _, compact, _ = run_sweep(folder("llama"), little, "restore")
+    assert len(whole) > 6
+    assert whole == compact
+    assert set(whole) <= set(held)
 
 
 def test_a_second_sweep_takes_everything_from_the_store(

@@ -1,0 +1,95 @@
+"""A diagnosis as lines, or as Markdown: the verdict first, findings, what the worst layers cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import UnsetType
+
+from engine.report import schema as s
+from engine.report.characters import printable
+from engine.report.tables.cells import NOT_KNOWN, figure, share, thousandth
+from engine.report.tables.layout import paragraphs, table
+from engine.report.tables.parts import about, protocol_lines, spent
+from engine.report.wording import size
+
+NO_VERDICT = "no verdict: the effects of some layers are not known"
+CLEAN = "no findings"
+HEADINGS = ("layer", "format", "weight error", "KL·10³", "≈KL·10³", "bits", "size")
+
+
+def diagnosis_text(document: s.DiagnoseDocument) -> str:
+    """A diagnosis: verdict, findings, the worst layers in every format."""
+    return paragraphs(
+        _verdict(document),
+        "\n".join(_finding(each) for each in document.findings) or CLEAN,
+        table(HEADINGS, _rows(document), {0, 1}) if document.layers else "",
+        about(document.model),
+        protocol_lines(document.protocol, document.baseline),
+        spent(document.timings, document.resumed),
+    )
+
+
+def diagnosis_markdown(document: s.DiagnoseDocument) -> str:
+    """The same as Markdown."""
+    lines = [f"- {_escaped(_finding(each))}" for each in document.findings] or [CLEAN]
+    rows = [HEADINGS, ["---"] * len(HEADINGS), *_rows(document)]
+    cells = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+    return paragraphs(
+        f"# {_escaped(printable(document.model.name))}",
+        _escaped(_verdict(document)),
+        "## Findings",
+        "\n".join(lines),
+        "## Worst layers",
+        "\n".join(cells),
+        "## Protocol",
+        _escaped(about(document.model))
+        + "  \n"
+        + _escaped(protocol_lines(document.protocol, document.baseline)),
+    )
+
+
+def _verdict(document: s.DiagnoseDocument) -> str:
+    found = document.verdict
+    return NO_VERDICT if isinstance(found, UnsetType) else printable(found.sentence)
+
+
+def _finding(found: s.FindingPart) -> str:
+    where = "" if isinstance(found.layer, UnsetType) else f"{printable(found.layer)}: "
+    said = f"{found.severity}: {where}{printable(found.sentence)}"
+    fix = found.fix
+    if isinstance(fix, UnsetType):
+        return said
+    bits = fix.bits or 0.0
+    mark = "" if fix.measured else "≈"
+    return (
+        f"{said}; {printable(fix.format)} wins back {mark}{share(fix.recovered)} ({bits:+.2g} bits)"
+    )
+
+
+def _rows(document: s.DiagnoseDocument) -> list[Sequence[str]]:
+    rows: list[Sequence[str]] = []
+    for layer in document.layers:
+        for at, each in enumerate(layer.fixes):
+            error = each.weight_error
+            rows.append(
+                [
+                    printable(layer.name) if at == 0 else "",
+                    printable(each.format),
+                    NOT_KNOWN if isinstance(error, UnsetType) else share(error),
+                    _kl(each.kl_measured),
+                    _kl(each.kl_estimated),
+                    figure(each.bits, 2),
+                    size(each.bytes),
+                ]
+            )
+    return rows
+
+
+def _kl(value: s.Number | UnsetType) -> str:
+    return NOT_KNOWN if isinstance(value, UnsetType) else thousandth(value)
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join(f"\\{char}" if char in "\\`*_{}[]<>#|" else char for char in text)
