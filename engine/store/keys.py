@@ -182,6 +182,8 @@ class Estimate(Key, frozen=True, kw_only=True):
     seed: int
     scale_dtype: str
     calibration: Calibration | None = None
+    effort: str = ""
+    """How many windows, if not all."""
 
 
 class Sensitivity(Key, frozen=True, kw_only=True):

@@ -29,13 +29,11 @@ from engine.measure.estimate.first_order import (
     Changes,
     Moved,
     Part,
-    Sample,
     Sums,
     add_effects,
     drawn_windows,
     group_of,
     product_dtype,
-    sample_of,
     subtract,
 )
 from engine.measure.estimate.targets import less_one, uniform
@@ -99,6 +97,7 @@ class BackwardPass:
         job: str,
         wanted: Sequence[Sequence[tuple[str, Format]]],
         recipe: Mapping[str, Format] | None = None,
+        batches: range | None = None,
     ) -> None:
         """
         Args:
@@ -111,6 +110,7 @@ class BackwardPass:
                 products of other shapes round differently.
             recipe: formats of layers that are not kept: changes are then further changes of this
                 recipe, and the only loss that is not drawn is the distance from the reference.
+            batches: the micro-batches to run, all if None; sums of other windows stay zero.
         """
         self.recipe = recipe
         self.loaded, self.counts, self.job = loaded, counts, job
@@ -118,6 +118,7 @@ class BackwardPass:
         self.groups = [list(group) for group in wanted]
         self.wanted = [one for group in self.groups for one in group]
         self.network, self.reference = loaded.network, reference_of(loaded)
+        self.batches = range(len(self.reference.batches)) if batches is None else batches
         self.draws = loaded.settings.draws
         # Losses: the text's targets (for restore, the distance from the reference), then draws.
         self.fixed = 1 if direction == "degrade" or recipe is not None else 2
@@ -138,9 +139,8 @@ class BackwardPass:
         Yields:
             Progress, and the results for a region's layers when the pass leaves it.
         """
-        reference = self.reference
-        for batch in range(len(reference.batches)):
-            yield from run_reference(reference, batch, self.counts)
+        for batch in self.batches:
+            yield from run_reference(self.reference, batch, self.counts)
         point = yield from self._point()
         regions = [WHOLE]
         if self.network.resumable:
@@ -232,8 +232,7 @@ class BackwardPass:
         values = reference.batches[0].numel() * self.network.state_size
         state = values * self.network.dtype.itemsize
         fit = max(1, self.budget // 8 // max(1, self.losses * state))
-        count = len(reference.batches)
-        return [range(at, min(at + fit, count)) for at in range(0, count, fit)]
+        return [self.batches[at : at + fit] for at in range(0, len(self.batches), fit)]
 
     def _change_sets(self, region: int, group: Sequence[tuple[str, Format]]) -> list[ChangeSet]:
         """A group's changes of a region's layers, in sets that fit an eighth of the budget."""
@@ -318,7 +317,7 @@ class BackwardPass:
             held[name] = yield from self._quantised(name, format, compact=compact)
             yield self._progress(0.0)
         recipe = RecipeRun(self.reference, held)
-        for batch in range(len(self.reference.batches)):
+        for batch in self.batches:
             yield from run_recipe(recipe, batch, self.counts, "estimate_s")
             yield self._progress(0.0)
         return Point(self.reference, recipe.state, held)
@@ -448,7 +447,8 @@ class BackwardPass:
         first = windows.start - windows.start % self.reference.batches[0].shape[0]
         part = Part(
             slice(windows.start - first, windows.stop - first),
-            [self._sample(window, span) for window in range(windows.start, windows.stop)],
+            range(windows.start, windows.stop),
+            self.reference.windows.count * (len(self.reference.chunks) if span else 1),
             drawn_windows(self.reference.windows.count)[windows],
             self.group,
             self.fixed,
@@ -463,12 +463,6 @@ class BackwardPass:
             of_layer = changes[tap.layer]
             sums = {format: into[tap.layer, format] for format in of_layer.formats}
             add_effects(tap, of_layer, sums, part, given, self._embed(tap))
-
-    def _sample(self, window: int, span: tuple[int, int] | None) -> Sample:
-        count = self.reference.windows.count
-        if span is None:
-            return sample_of(window, count, self.reference.windows.seq_len)
-        return sample_of(window, count * len(self.reference.chunks), span[1] - span[0])
 
     def _embed(self, tap: Tap | WeightTap) -> Callable[[Tensor], Tensor] | None:
         """Maps a change of an embedding's weight to one of its output."""

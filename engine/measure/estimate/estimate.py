@@ -78,9 +78,7 @@ def estimate(
     found: Found = {str(format): {} for format in formats}
     groups = [[format] for format in formats]
     if direction == "degrade":
-        named = set(map(parse_format, loaded.settings.estimate_formats))
-        usual = [format for format in formats if format in named]
-        groups = [usual, [format for format in formats if format not in usual]]
+        groups = together_with(loaded, formats)
     wanted: list[dict[tuple[str, Format], str]] = []
     for together in filter(None, groups):
         wanted.append((yield from _unknown(loaded, together, direction, counts, found)))
@@ -111,16 +109,8 @@ def _unknown(
             outside = direction == "restore" and layer.role in OUTSIDE
             if outside or why_not_held(format, layer.shape) or why_not_given(loaded, name, format):
                 continue
-            addresses[name, format] = keys.Estimate(
-                on=loaded.evaluation,
-                layer=name,
-                format=str(format),
-                together=tuple(sorted(map(str, formats))),
-                direction=direction,
-                draws=loaded.settings.draws,
-                seed=loaded.settings.seed,
-                scale_dtype=loaded.scale_dtype,
-                calibration=calibration,
+            addresses[name, format] = estimate_key(
+                loaded, name, format, formats, direction, calibration
             ).address
     known = loaded.known(list(addresses.values()))
     have = {
@@ -130,6 +120,35 @@ def _unknown(
     for (name, format), fact in have.items():
         found[str(format)][name] = fact
     return {at: address for at, address in addresses.items() if at not in have}
+
+
+def estimate_key(
+    loaded: Loaded,
+    layer: str,
+    format: Format,
+    together: Sequence[Format],
+    direction: p.Direction,
+    calibration: keys.Calibration | None = None,
+) -> keys.Estimate:
+    """What an estimate depends on; ``together`` are formats whose products are made at once."""
+    return keys.Estimate(
+        on=loaded.evaluation,
+        layer=layer,
+        format=str(format),
+        together=tuple(sorted(map(str, together))),
+        direction=direction,
+        draws=loaded.settings.draws,
+        seed=loaded.settings.seed,
+        scale_dtype=loaded.scale_dtype,
+        calibration=calibration,
+    )
+
+
+def together_with(loaded: Loaded, formats: Sequence[Format]) -> list[list[Format]]:
+    """For degrade, the usual formats, which are multiplied together, and the others."""
+    named = set(map(parse_format, loaded.settings.estimate_formats))
+    usual = [format for format in formats if format in named]
+    return [usual, [format for format in formats if format not in usual]]
 
 
 def _estimated(
@@ -155,19 +174,35 @@ def _estimated(
             for name, of_layer in event.items():
                 for format, sums in of_layer.items():
                     if (name, format) in group:
-                        fact = _fact(loaded, backward, name, format, sums)
+                        fact = fact_of(loaded, backward, name, format, sums)
                         facts[group[name, format]] = found[str(format)][name] = fact
             if facts:
                 counts.measured += len(facts)
                 yield p.Learned(tuple(facts), tuple(facts.values()))
 
 
-def _fact(
-    loaded: Loaded, backward: BackwardPass, name: str, format: Format, sums: Sums
+def fact_of(
+    loaded: Loaded,
+    backward: BackwardPass,
+    name: str,
+    format: Format,
+    sums: Sums,
+    seen: int | None = None,
 ) -> p.Estimate:
+    """An estimate from the sums of a pass.
+
+    Args:
+        loaded: the model.
+        backward: the pass.
+        name, format: the change.
+        sums: of it.
+        seen: how many windows the pass ran, the first ones; all if None.
+    """
     windows = reference_of(loaded).windows
+    count = windows.count if seen is None else seen
+    sums = sums.of_first(count)
     slopes = mean_slope(sums, backward, windows.targets)
-    curve, curve_se = curvature(sums, drawn_windows(windows.count), windows.targets)
+    curve, curve_se = curvature(sums, drawn_windows(windows.count)[:count], windows.targets)
     if backward.direction == "degrade":
         (slope, slope_se) = slopes[0]
         kl_mean, kl_se = curve, curve_se
@@ -176,6 +211,9 @@ def _fact(
         (slope, slope_se), (of_kl, of_kl_se) = slopes
         kl_mean, kl_se = of_kl - curve, math.hypot(of_kl_se, curve_se)
         dnll_mean, dnll_se = slope - curve, math.hypot(slope_se, curve_se)
+    doubts = [_doubt(loaded, backward.direction, name, format, abs(kl_mean))]
+    if seen is not None:
+        doubts.append(f"{seen} of {windows.count} windows so far")
     return p.Estimate(
         layer=name,
         format=str(format),
@@ -184,9 +222,9 @@ def _fact(
         kl_se=kl_se,
         dnll=dnll_mean,
         dnll_se=dnll_se,
-        tokens=windows.count * windows.targets,
+        tokens=count * windows.targets,
         draws=loaded.settings.draws,
-        doubt=_doubt(loaded, backward.direction, name, format, abs(kl_mean)),
+        doubt="; ".join(filter(None, doubts)),
     )
 
 

@@ -20,6 +20,7 @@ from engine.formats.grammar import Format, parse_built
 from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import estimate
+from engine.measure.estimate.first_look import first_look
 from engine.measure.evaluation.evaluate import (
     baseline,
     forward_seconds,
@@ -85,7 +86,10 @@ def sweep(
     counts = JobCounts(
         timings={"load_s": loaded.load_s, "quantize_s": 0.0, "estimate_s": 0.0}, job=job
     )
-    ranking = before_ranked(loaded, len(_to_estimate(loaded, parsed, direction)))
+    estimated = _to_estimate(loaded, parsed, direction)
+    if direction == "degrade":
+        yield from first_look(loaded, parsed, estimated, counts, job)
+    ranking = before_ranked(loaded, len(estimated))
     nll = (yield from baseline(loaded, counts, ranking)).nll
     floor = (yield from control(loaded, counts, ranking)).floor_kl
 
