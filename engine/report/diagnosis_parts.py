@@ -132,22 +132,3 @@ def _tried(session: Session, layer: str, formats: Sequence[str]) -> list[s.Tried
         )
         found.append(part)
     return sorted(found, key=lambda part: part.bytes)
-
-
-def activation_part(found: p.Activation | None) -> s.ActivationPart | None:
-    """One tensor of activations; None where there is none."""
-    if found is None:
-        return None
-    return s.ActivationPart(
-        max=finite(found.max),
-        mean=finite(found.mean),
-        std=finite(found.std),
-        p99=finite(found.p99),
-        ratio=finite(found.ratio),
-        outlier_channels=list(found.outlier_channels),
-        by_median=found.by_median,
-        by_mean=found.by_mean,
-        massive_tokens=found.massive,
-        position=found.position if found.position >= 0 else UNSET,
-        nonfinite=found.nonfinite,
-    )

@@ -12,7 +12,7 @@ from engine import protocol as p
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
-from engine.report.diagnosis_parts import activation_part, finding_parts, verdict_part, worst_layers
+from engine.report.diagnosis_parts import finding_parts, verdict_part, worst_layers
 from engine.report.entry import Template
 from engine.report.figures import Context
 from engine.report.figures.registry import json_figures
@@ -329,8 +329,9 @@ def _triage_layers(session: Session) -> list[s.TriageLayer]:
     of_weights = json_figures("triage", "weights")
     of_error = json_figures("triage", "error", ERRORS)
     readers = [each.read.bind(Context(session)) for _, each in listed]
-    extra = ("errors", "input", "output", "expert_tokens")
-    template = Template(s.TriageLayer, [*(path for path, _ in (*listed, *of_weights)), *extra])
+    of_acts = json_figures("triage", "activations")
+    named = [path for path, _ in (*listed, *of_weights, *of_acts)]
+    template = Template(s.TriageLayer, [*named, "errors"])
     error_template = Template(s.ErrorPart, [path for path, _ in of_error])
     found = []
     for row, known in enumerate(session.layers.weights):
@@ -341,19 +342,8 @@ def _triage_layers(session: Session) -> list[s.TriageLayer]:
                 format: error_template.fill(of_fact(of_error, error, session))
                 for format, error in known.errors.items()
             }
-        acts = session.layers.activations[row]
-        found.append(
-            template.fill(
-                [
-                    *values,
-                    *of_fact(of_weights, known, session),
-                    errors,
-                    activation_part(acts.input) if acts is not None else None,
-                    activation_part(acts.output) if acts is not None else None,
-                    (acts.expert_tokens or None) if acts is not None else None,
-                ]
-            )
-        )
+        acts = of_fact(of_acts, session.layers.activations[row], session)
+        found.append(template.fill([*values, *of_fact(of_weights, known, session), *acts, errors]))
     return found
 
 
