@@ -129,7 +129,7 @@ ACTIONS: tuple[Action, ...] = (
         "theme", "C", "Next theme", "View", everywhere=True, words="colours colors dark light",
     ),
     Action(
-        "palette", "colon,ctrl+p", "Command palette", "View", "all", rank=100, place=140,
+        "palette", "colon,ctrl+p", "Command palette", "View", "all", rank=35, place=140,
         everywhere=True, words="commands search menu",
     ),
     Action(
