@@ -111,6 +111,10 @@ ACTIONS: tuple[Action, ...] = (
         everywhere=True, words="stop end abort kill",
     ),
     Action("retry", "r", "Retry, or resume a sweep", "Engine", everywhere=True, words="restart"),
+    Action(
+        "activations", "A", "Measure activations", "Engine",
+        words="inputs outputs channels outliers massive tokens experts calibration",
+    ),
     Action("format", "c", "Effects of the next format", "View", words="column compare"),
     Action("pane", "tab", "Pane: show, alone, hide", "View", "pane", rank=70, place=100),
     Action("pane_down", "right_square_bracket", "Pane: scroll down", "View"),

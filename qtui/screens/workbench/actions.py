@@ -82,6 +82,7 @@ class WorkbenchActions(SharedActions):
         "hold": lambda do: do.prompts.format(),
         "sweep": lambda do: do.switch_direction(),
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
+        "activations": lambda do: do.ask(p.Triage(activations=True)),
         "format": lambda do: do.bench.next_format(),
         "pane": lambda do: do.bench.toggle_pane(),
         "log_pane": lambda do: do.log_pane(),
@@ -147,6 +148,10 @@ class WorkbenchActions(SharedActions):
                 return "this layer has no experts"
             case "undo" if table.pending or self._marks_to_restore():
                 return ""
+            case "activations" if session.model is None:
+                return "the model is not loaded yet"
+            case "activations" if any(each is not None for each in session.layers.activations):
+                return "they are measured already: the pane shows them"
             case "verdict":
                 return self._why_no_mix()
             case "retry" if not bench.failed:
