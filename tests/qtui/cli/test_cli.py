@@ -186,7 +186,6 @@ def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
     [
         ("compare", "demo"),
         ("attach",),
-        ("triage", "demo", "--activations"),
         ("export", "demo", "--format", "int8", "--to", "gguf", "-o", "out"),
     ],
 )
