@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from textual.binding import Binding
 
+from qtui.user.commands import Command
 from qtui.user.keymap import UNBOUND
 from qtui.views.text import printable
 
@@ -170,6 +171,11 @@ def toggles(keys: Mapping[str, str]) -> list[Action]:
         )
         for format, bound in found.items()
     ]
+
+
+def own_commands(commands: Iterable[Command]) -> list[Action]:
+    """Actions of the user's own shell commands; the keymap has their keys."""
+    return [Action(each.id, "", printable(each.title), "Save", words="shell") for each in commands]
 
 
 def bindings(actions: Iterable[Action]) -> list[Binding]:
