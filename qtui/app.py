@@ -247,6 +247,15 @@ class QtuiApp(OneFrameApp):
         """Show another screen of the session."""
         await self.screens.switch_to(wanted.id)
 
+    async def on_session_screen_show_layer(self, wanted: SessionScreen.ShowLayer) -> None:
+        """Show a layer in the workbench's table."""
+        from qtui.screens.workbench.screen import Workbench
+
+        await self.screens.switch_to(None)
+        bench = self.screens.workbench
+        assert isinstance(bench, Workbench)
+        bench.go_to(wanted.layer)
+
     async def on_session_screen_app_wide_action(self, wanted: SessionScreen.AppWideAction) -> None:
         """Do what only the app can do."""
         link = self.engine

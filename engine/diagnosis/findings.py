@@ -205,8 +205,8 @@ def outlier_channel(looked: Looked) -> Iterator[Finding]:
             severity="warning",
             layer=known.layer,
             channels=(known.worst_column,),
-            sentence=f"input channel {known.worst_column} reaches {known.worst_column_sigma:.1f}σ: "
-            f"outliers waste {known.waste:.0%} of a grid over the whole range",
+            sentence=f"input channel {known.worst_column} reaches {known.worst_column_sigma:.1f}σ; "
+            f"outliers waste {known.waste:.0%} of the grid",
             evidence={"sigma": known.worst_column_sigma, "waste": known.waste},
             fix=looked.fix(known.layer),
         )

@@ -352,6 +352,15 @@ class Table(ScrollView, can_focus=False):
         self._leave()
         self.move_to(place)
 
+    def go_to(self, layer: str) -> bool:
+        """Jump to a layer; false if it is not shown."""
+        row = self.session.row(layer)
+        place = None if row is None else self.listing.place(row)
+        if place is None:
+            return False
+        self.jump_to(place)
+        return True
+
     def go_back(self) -> bool:
         """Move the cursor to the layer that the last jump left; false if it is not shown."""
         row = None if self._before is None else self.session.row(self._before[0])
