@@ -20,6 +20,8 @@ from torch import Tensor
 from engine.errors import first_line
 
 log = logging.getLogger(__name__)
+refused: list[str] = []
+"""Why kernels were not used, in this process."""
 
 Search: TypeAlias = Callable[..., tuple[Tensor, ...]]
 """Of ``x``, ``[n, blocks]``, and what else it is given; numbers as tuples."""
@@ -76,6 +78,7 @@ def _kernels() -> ModuleType | None:
 
 
 def _say(why: str) -> None:
+    refused.append(why)
     log.warning(
         "Triton kernels are not used: %s; K-quants are searched for step by step, which takes many "
         "times as long",

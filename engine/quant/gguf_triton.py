@@ -25,8 +25,9 @@ SMALLEST = tl.constexpr(1e-15)
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _even(x: Any) -> Any:
-    """To the nearest integer, ties to even; only to be clamped where it is beyond ±2^22."""
-    return (x + 12582912.0) - 12582912.0
+    """To the nearest integer, ties to even, of a number up to ±2^22; a zero keeps its sign."""
+    found = (x + 12582912.0) - 12582912.0
+    return tl.where(found == 0.0, x * 0.0, found)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

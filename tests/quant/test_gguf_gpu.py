@@ -79,7 +79,8 @@ def test_without_triton_it_is_said(
 INTERPRETED = """
 import torch
 from engine.quant import gguf_gpu as g, gguf_search as s
-x = torch.device("cpu")
+whole, x = g._sample, torch.device("cpu")
+g._sample = lambda n: whole(n, 4)
 numbers = tuple(s.candidates(-0.5, 0.1, 3, range(4)))
 assert g._trusted("fit_offsets", s._fit_offsets, x, 16, (3, numbers, True))
 assert g._trusted("fit_offsets", s._fit_offsets, x, 32, (15, numbers, False))
@@ -89,7 +90,6 @@ assert g._trusted("refine_symmetric", s._refine_symmetric, x, 16, (4,))
 """
 
 
-@pytest.mark.soak
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton here")
 def test_kernels_give_the_same_bits_where_triton_interprets_them() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
