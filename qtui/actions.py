@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from textual.binding import Binding
 
+from qtui.user.commands import Command
 from qtui.user.keymap import UNBOUND
 from qtui.views.text import printable
 
@@ -110,6 +111,10 @@ ACTIONS: tuple[Action, ...] = (
         everywhere=True, words="stop end abort kill",
     ),
     Action("retry", "r", "Retry, or resume a sweep", "Engine", everywhere=True, words="restart"),
+    Action(
+        "activations", "A", "Measure activations", "Engine",
+        words="inputs outputs channels outliers massive tokens experts calibration",
+    ),
     Action("format", "c", "Effects of the next format", "View", words="column compare"),
     Action("pane", "tab", "Pane: show, alone, hide", "View", "pane", rank=70, place=100),
     Action("pane_down", "right_square_bracket", "Pane: scroll down", "View"),
@@ -125,7 +130,7 @@ ACTIONS: tuple[Action, ...] = (
         "theme", "C", "Next theme", "View", everywhere=True, words="colours colors dark light",
     ),
     Action(
-        "palette", "colon,ctrl+p", "Command palette", "View", "all", rank=100, place=140,
+        "palette", "colon,ctrl+p", "Command palette", "View", "all", rank=35, place=140,
         everywhere=True, words="commands search menu",
     ),
     Action(
@@ -166,6 +171,11 @@ def toggles(keys: Mapping[str, str]) -> list[Action]:
         )
         for format, bound in found.items()
     ]
+
+
+def own_commands(commands: Iterable[Command]) -> list[Action]:
+    """Actions of the user's own shell commands; the keymap has their keys."""
+    return [Action(each.id, "", printable(each.title), "Save", words="shell") for each in commands]
 
 
 def bindings(actions: Iterable[Action]) -> list[Binding]:

@@ -26,6 +26,7 @@ from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext
 from qtui.terminal import TerminalDriver, end_on_signals
 from qtui.textual_internals import OneFrameApp, frames_waiting, unbind_key
+from qtui.user.commands import Command
 from qtui.user.remembered import Remembered, remember_theme
 from qtui.user.theme_watch import ThemeShelf
 from qtui.user.themes import default_theme, depth
@@ -58,6 +59,8 @@ class Appearance(NamedTuple):
     """Whether the mouse is used; without it the terminal's own selection works."""
     problems: tuple[str, ...] = ()
     """Problems with the user's own files, shown once there is a screen."""
+    commands: tuple[Command, ...] = ()
+    """The user's own shell commands."""
 
 
 DEFAULT_APPEARANCE = Appearance()
@@ -132,6 +135,7 @@ class QtuiApp(OneFrameApp):
         context = ScreenContext(
             source, profile, self.glyphs, EventLog(self.glyphs),
             self.appearance.keymap, self.shelf.listed, self.appearance.remembered,
+            self.appearance.commands,
         )  # fmt: skip
         connect = self._connect or (lambda: launch(source, nice=profile.nice))
         screens = MountedScreens(self, context)
@@ -242,6 +246,15 @@ class QtuiApp(OneFrameApp):
     async def on_session_screen_show_screen(self, wanted: SessionScreen.ShowScreen) -> None:
         """Show another screen of the session."""
         await self.screens.switch_to(wanted.id)
+
+    async def on_session_screen_show_layer(self, wanted: SessionScreen.ShowLayer) -> None:
+        """Show a layer in the workbench's table."""
+        from qtui.screens.workbench.screen import Workbench
+
+        await self.screens.switch_to(None)
+        bench = self.screens.workbench
+        assert isinstance(bench, Workbench)
+        bench.go_to(wanted.layer)
 
     async def on_session_screen_app_wide_action(self, wanted: SessionScreen.AppWideAction) -> None:
         """Do what only the app can do."""

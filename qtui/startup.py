@@ -12,7 +12,7 @@ from engine import protocol as p
 from engine.profiles import Profile, load_profiles
 from qtui.app import Appearance, StartScreen, run
 from qtui.screens.registry import known_keys
-from qtui.user.keymap import KeymapError, keymap_path, read_keymap
+from qtui.user.keymap import Keymap, KeymapError, keymap_path, read_keymap
 from qtui.user.remembered import recall
 from qtui.user.theme_watch import ThemeShelf
 from qtui.user.themes import choose_theme
@@ -58,7 +58,7 @@ def interface(
     problems += shelf.problems
     chosen, problem = choose_theme(theme, os.environ, remembered.themes, shelf.names)
     problems += [problem] if problem else []
-    keymap: dict[str, str] = {}
+    keymap = Keymap()
     try:
         keymap = read_keymap(keymap_path(), *known_keys(profile.keys).values())
     except KeymapError as error:
@@ -68,7 +68,7 @@ def interface(
         # Imported only where there is no model: the first frame of a model does not wait for them.
         from engine.opening.hub import hub_cache
         from engine.opening.inspection import inspect_source
-        from engine.store.past_sessions import past_sessions
+        from engine.store.past_sessions import past_sessions, remove_session
         from qtui.screens.start.screen import Start
 
         return Start(
@@ -77,11 +77,14 @@ def interface(
             load_profiles(),
             profile_name,
             hub_ids=hub_cache,
+            remove=remove_session,
             glyphs=glyphs,
             problems=tuple(problems),
         )
 
-    appearance = Appearance(ascii, chosen, remembered, keymap, mouse, tuple(problems))
+    appearance = Appearance(
+        ascii, chosen, remembered, keymap.keys, mouse, tuple(problems), keymap.commands
+    )
     return run(
         source, settings, profile, appearance=appearance, shelf=shelf,
         choice=StartScreen(start, resolve), started=started, asked=asked,

@@ -45,7 +45,8 @@ _EMBEDDING = {
     *("tok_embeddings", "tokens_embed"),
 }
 _HEAD = {"lm_head", "embed_out", "output", "output_layer", "head", "unembed"}
-_FUSED = {"gate_up_proj", "down_proj", "up_proj", "input_linear", "output_linear"}
+_FUSED_DOWN = {"down_proj", "output_linear", "w2_weight"}
+_FUSED = {"gate_up_proj", "gate_proj", "up_proj", "input_linear", "w13_weight", *_FUSED_DOWN}
 # GPT-2 and similar models store these transposed; GPTBigCode has the names but does not.
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "decision_transformer", "imagegpt"}
 _CONV1D = {"c_attn", "q_attn", "c_proj", "c_fc"}
@@ -298,8 +299,7 @@ def _are_turned(checkpoint: Checkpoint, kind: str, tensor: TensorInfo) -> bool:
     hidden = _setting(checkpoint.config, "hidden_size")
     _, first, second = tensor.shape
     if (first == hidden) != (second == hidden):
-        is_down = kind in ("down_proj", "output_linear")
-        return (second if is_down else first) == hidden
+        return (second if kind in _FUSED_DOWN else first) == hidden
     return not _TRANSPOSED_EXPERTS.isdisjoint(_model_types(checkpoint.config))
 
 
@@ -354,8 +354,10 @@ def _fuse(
     kinds = {kind for kind, _ in found}
     gate_up = sorted(kinds & set(_GATE_UP), key=lambda kind: _GATE_UP[kind])
     count = 1 + max(index for _, index in found)
+    # LongCat's experts that do nothing: transformers stores the first half of each all the same.
+    idle = _setting(checkpoint.config, "zero_expert_num") or 0
     if "w1" in kinds:
-        home = home.replace(".block_sparse_moe.", ".mlp.")
+        home = home.replace(".block_sparse_moe.", ".mlp.").replace(".ffn.", ".mlp.")
     # Experts without a gate (NemotronH) keep the name of their one projection.
     paired = len(gate_up) > 1 or not kinds.isdisjoint({"w1", "w3", "gate_proj"})
     rows = []
@@ -370,7 +372,9 @@ def _fuse(
                 f"{checkpoint.folder} holds {members[0]} of {home} without its other half; "
                 "finish the download"
             )
-        rows.append(_fused_row(checkpoint, f"{home}.{name}", members, count, found, block))
+        own = 1 + max(index for kind, index in found if kind in members)
+        each = own if idle and count - own == idle else count
+        rows.append(_fused_row(checkpoint, f"{home}.{name}", members, each, found, block))
     return rows
 
 

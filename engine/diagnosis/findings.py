@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from engine import protocol as p
 from engine.diagnosis.thresholds import Thresholds
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits, why_not_held
@@ -204,11 +205,92 @@ def outlier_channel(looked: Looked) -> Iterator[Finding]:
             severity="warning",
             layer=known.layer,
             channels=(known.worst_column,),
-            sentence=f"input channel {known.worst_column} reaches {known.worst_column_sigma:.1f}σ: "
-            f"outliers waste {known.waste:.0%} of a grid over the whole range",
+            sentence=f"input channel {known.worst_column} reaches {known.worst_column_sigma:.1f}σ; "
+            f"outliers waste {known.waste:.0%} of the grid",
             evidence={"sigma": known.worst_column_sigma, "waste": known.waste},
             fix=looked.fix(known.layer),
         )
+
+
+# --- of the activations --------------------------------------------------------------------------
+
+
+def input_channels(looked: Looked) -> Iterator[Finding]:
+    """Input channels far above the others; one that recurs in many blocks is said once."""
+    layers, limits = looked.session.layers, looked.limits
+    found: dict[int, list[p.LayerActivations]] = {}
+    for each in layers.activations:
+        if each is None or each.shared_with != each.layer:
+            continue
+        given = each.input
+        for channel, most in zip(given.outlier_channels, given.outlier_maxima, strict=True):
+            if given.channel_median > 0 and most > limits.channel_ratio * given.channel_median:
+                found.setdefault(channel, []).append(each)
+    blocks = len({block for block in layers.blocks if block >= 0})
+    for channel, where in found.items():
+        acts = {layers.blocks[looked.session.index[each.layer]] for each in where}
+        if blocks > 2 and len(acts) >= limits.recurring * blocks:
+            yield Finding(
+                id="massive-channel",
+                severity="warning",
+                channels=(channel,),
+                sentence=f"channel {channel} is an outlier in the inputs of {len(acts)} of "
+                f"{blocks} blocks: rounding inputs to 8 bits needs +smooth or +outlier6",
+                evidence={"blocks": len(acts)},
+            )
+            continue
+        for each in where:
+            times = each.input.outlier_maxima[each.input.outlier_channels.index(channel)]
+            times /= each.input.channel_median
+            yield Finding(
+                id="input-channel",
+                severity="note",
+                layer=each.layer,
+                channels=(channel,),
+                sentence=f"input channel {channel} reaches {times:.0f}× the median channel",
+                evidence={"ratio": times},
+                fix=looked.fix(each.layer),
+            )
+
+
+def massive_token(looked: Looked) -> Iterator[Finding]:
+    """A position whose norm dwarfs all others', where it is largest."""
+    worst: p.LayerActivations | None = None
+    times = looked.limits.massive
+    for each in looked.session.layers.activations:
+        if each is None or not each.input.median_norm > 0:
+            continue
+        ratio = each.input.largest_norm / each.input.median_norm
+        if ratio > times:
+            worst, times = each, ratio
+    if worst is not None:
+        place = f"position {worst.input.position}" if worst.input.position >= 0 else "one token"
+        yield Finding(
+            id="massive-token",
+            severity="note",
+            layer=worst.layer,
+            sentence=f"the norm at {place} is {times:.0f}× the median, in {worst.input.massive:,} "
+            f"of {worst.tokens:,} tokens at least 20×: one scale for all inputs loses the others",
+            evidence={"ratio": times, "position": worst.input.position},
+        )
+
+
+def unseen_experts(looked: Looked) -> Iterator[Finding]:
+    """Experts that the calibration text never reaches."""
+    for each in looked.session.layers.activations:
+        if each is None or not each.expert_tokens or each.layer != each.shared_with:
+            continue
+        unseen = [expert for expert, tokens in enumerate(each.expert_tokens) if not tokens]
+        if unseen:
+            few = ", ".join(map(str, unseen[:8])) + (", …" if len(unseen) > 8 else "")
+            yield Finding(
+                id="unseen-expert",
+                severity="warning",
+                layer=each.layer,
+                sentence=f"{len(unseen)} of {len(each.expert_tokens)} experts got no token of the "
+                f"calibration text ({few}): nothing is known of them; use more or other text",
+                evidence={"unseen": len(unseen), "experts": len(each.expert_tokens)},
+            )
 
 
 # --- of the effects ------------------------------------------------------------------------------
@@ -307,10 +389,13 @@ def concentrated(looked: Looked) -> Iterator[Finding]:
 CHECKS: tuple[Check, ...] = (
     not_finite,
     outlier_channel,
+    input_channels,
+    unseen_experts,
     fragile_outside,
     fragile_layer,
     end_blocks,
     concentrated,
+    massive_token,
     dead_rows,
 )
 """Every check, in the order in which equally severe findings are listed."""

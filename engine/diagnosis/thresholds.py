@@ -26,3 +26,11 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the damage that the worst five layers cause, where they are a tenth at most."""
     wins_back: float = 0.5
     """Share of a layer's KL that a fix must win back to be named."""
+    channel_ratio: float = 20.0
+    """An input channel's largest magnitude over the median channel's, for a finding: SmoothQuant
+    shows outlier channels at 20 to 100 times the others; between blocks 6 is common."""
+    recurring: float = 0.5
+    """Share of the blocks in which the same outlier channel must occur to be called recurring."""
+    massive: float = 100.0
+    """A token's norm over the median, for a finding: massive activations (Sun et al. 2024) are
+    hundreds to thousands of times the median."""

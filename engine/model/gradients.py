@@ -155,7 +155,7 @@ def head_gradients(
         with torch.no_grad():
             cotangents = losses(logits.detach())
         found, before = _backwards(network, logits, leaf, cotangents, calls, watched, ids.shape)
-        return [_at(tap, positions) for tap in found], before
+        return [_at(tap, positions, ids.shape[1]) for tap in found], before
 
 
 def whole_gradients(
@@ -185,10 +185,10 @@ def whole_gradients(
         return _backwards(network, logits, None, cotangents, calls, watched, ids.shape)[0]
 
 
-def _at(tap: Tap | WeightTap, positions: tuple[int, int]) -> Tap | WeightTap:
+def _at(tap: Tap | WeightTap, positions: tuple[int, int], tokens: int) -> Tap | WeightTap:
     """A tap after the blocks at some positions, also of a layer that was given all of them."""
     a, b = positions
-    if isinstance(tap, WeightTap) or tap.inputs.shape[1] == b - a:
+    if isinstance(tap, WeightTap) or tap.inputs.shape[1] != tokens:
         return tap
     return Tap(tap.layer, tap.inputs[:, a:b], tuple(g[:, a:b] for g in tap.gradients))
 

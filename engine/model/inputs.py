@@ -87,6 +87,48 @@ def watch_inputs(
     return output
 
 
+def watch_all(network: Network, ids: Tensor, take: Take, take_output: Call) -> None:
+    """Run the model up to its head, and pass what every layer is given and returns.
+
+    Args:
+        ids: ``[batch, tokens]``.
+        take: called with the inputs of a layer, as by :func:`watch_inputs`.
+        take_output: called with a layer and its output; not for experts, nor for the head, whose
+            product is not made.
+
+    Raises:
+        Preempted: ``should_stop`` said so; some layers have been passed already.
+    """
+    layers = [n for n, layer in network.layers.items() if layer.role != "embedding"]
+    names = [name for name in layers if _why_fused(network, name) is None]
+    outputs = _watching_outputs(network, names, take_output)
+    with watching(network, names, take), outputs, torch.no_grad():
+        _run_to_head(network, ids, None)
+
+
+@contextmanager
+def _watching_outputs(network: Network, names: list[str], take: Call) -> Iterator[None]:
+    """Inside, forwards give the outputs of these layers to ``take``."""
+
+    def giving(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            take(name, output)
+
+        return hook
+
+    hooks = [
+        slot.owner.register_forward_hook(giving(name))
+        for name in names
+        if network.layers[name].role != "experts"
+        for slot in network.slots(name)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def watched_layers(network: Network, block: int) -> list[str]:
     """The layers whose inputs :func:`watch_inputs` provides for this block."""
     return [

@@ -184,7 +184,7 @@ def _experts(path: str, module: nn.Module) -> Iterator[tuple[str, Role, Slot]]:
 
 def _is_router(model: Any, path: str, module: nn.Module) -> bool:
     kind, last = type(module).__name__, path.split(".")[-1]
-    if "Router" in kind or "Gating" in kind:
+    if kind.endswith(("Router", "Gating")):  # Moshi's whole MLP is a MoshiGatingMLP
         return True
     if last == "gate":  # a linear map, or a module around it
         return hasattr(model.get_submodule(path.rpartition(".")[0]), "experts")

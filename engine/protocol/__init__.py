@@ -72,6 +72,7 @@ from engine.protocol.events import (
     Transient,
 )
 from engine.protocol.facts import (
+    Activation,
     Additivity,
     AnyFact,
     Baseline,
@@ -79,6 +80,7 @@ from engine.protocol.facts import (
     Estimate,
     Fact,
     FurtherEstimate,
+    LayerActivations,
     LayerError,
     LayerWeights,
     Outliers,
@@ -113,6 +115,7 @@ from engine.protocol.settings import (
 __all__ = [
     "MAX_FRAME",
     "WIRE_VERSION",
+    "Activation",
     "Additivity",
     "Agreement",
     "AnyCommand",
@@ -151,6 +154,7 @@ __all__ = [
     "JobFirst",
     "JobStarted",
     "JobStatus",
+    "LayerActivations",
     "LayerError",
     "LayerWeights",
     "LayersListed",

@@ -55,6 +55,8 @@ class Triage(Command, frozen=True):
 
     formats: tuple[str, ...] = ()
     """Empty means the formats of the settings."""
+    activations: bool = False
+    """Whether to run the model over the calibration text too, for statistics of activations."""
 
 
 class Sweep(Command, frozen=True):

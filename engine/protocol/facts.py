@@ -65,6 +65,60 @@ class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
     """Formats the layer cannot hold, with the reason."""
 
 
+class Activation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """Figures of one tensor of activations over the calibration text."""
+
+    max: float
+    """Largest magnitude."""
+    mean: float
+    """Mean magnitude."""
+    std: float
+    p99: float
+    """99th percentile of the magnitudes, from a sketch: within 2.2% of its value."""
+    channels: int
+    channel_median: float
+    """Median of all channels' largest magnitudes."""
+    outlier_channels: tuple[int, ...]
+    """Channels whose largest magnitude is more than six times that median, the largest first; as
+    many as are listed."""
+    outlier_maxima: tuple[float, ...]
+    """Their largest magnitudes."""
+    by_median: int
+    """Number of outlier channels by that rule."""
+    by_mean: int
+    """Number of channels above six times the mean of all channels' largest magnitudes."""
+    largest_norm: float
+    """Largest norm of a token."""
+    median_norm: float
+    """Median norm, from a sketch."""
+    position: int
+    """Place in its window of the token with the largest norm; -1 if not known."""
+    massive: int
+    """Tokens whose norm is at least twenty times the median."""
+    nonfinite: int = 0
+    """Numbers that are NaN or infinite, which are left out of the rest."""
+
+    @property
+    def ratio(self) -> float:
+        """Largest over mean magnitude."""
+        return self.max / self.mean if self.mean > 0 else float("nan")
+
+
+class LayerActivations(Fact, frozen=True, gc=False, kw_only=True):
+    """What one layer is given and returns, over the calibration text."""
+
+    layer: str
+    tokens: int
+    """Of experts, tokens given to any of them."""
+    input: Activation
+    output: Activation | None = None
+    """None for experts, and for the head."""
+    shared_with: str = ""
+    """The first layer with the same input; itself, if it is that."""
+    expert_tokens: list[int] = []
+    """Tokens given to each expert; empty for other layers."""
+
+
 class LayerError(Fact, frozen=True, gc=False):
     """The error of one layer's weights in one format."""
 
@@ -235,4 +289,5 @@ AnyFact: TypeAlias = (
     | RecipeScore
     | Additivity
     | FurtherEstimate
+    | LayerActivations
 )

@@ -329,7 +329,9 @@ def _triage_layers(session: Session) -> list[s.TriageLayer]:
     of_weights = json_figures("triage", "weights")
     of_error = json_figures("triage", "error", ERRORS)
     readers = [each.read.bind(Context(session)) for _, each in listed]
-    template = Template(s.TriageLayer, [*(path for path, _ in (*listed, *of_weights)), "errors"])
+    of_acts = json_figures("triage", "activations")
+    named = [path for path, _ in (*listed, *of_weights, *of_acts)]
+    template = Template(s.TriageLayer, [*named, "errors"])
     error_template = Template(s.ErrorPart, [path for path, _ in of_error])
     found = []
     for row, known in enumerate(session.layers.weights):
@@ -340,7 +342,8 @@ def _triage_layers(session: Session) -> list[s.TriageLayer]:
                 format: error_template.fill(of_fact(of_error, error, session))
                 for format, error in known.errors.items()
             }
-        found.append(template.fill([*values, *of_fact(of_weights, known, session), errors]))
+        acts = of_fact(of_acts, session.layers.activations[row], session)
+        found.append(template.fill([*values, *of_fact(of_weights, known, session), *acts, errors]))
     return found
 
 

@@ -76,6 +76,34 @@ class ErrorPart(Part, frozen=True, kw_only=True):
     """Signal to quantisation noise ratio, decibels."""
 
 
+class ActivationPart(Part, frozen=True, kw_only=True):
+    """One tensor of activations over the calibration text."""
+
+    max: Number
+    """Largest magnitude."""
+    mean: Number
+    """Mean magnitude."""
+    std: Number
+    """Standard deviation."""
+    p99: Number
+    """99th percentile of the magnitudes, within 2.2% of its value."""
+    ratio: Number
+    """Largest over mean magnitude."""
+    outlier_channels: list[int]
+    """Channels whose largest magnitude is more than six times the median channel's, the largest
+    first; sixteen at most."""
+    by_median: int
+    """How many there are."""
+    by_mean: int
+    """Channels above six times the mean of all channels' largest magnitudes."""
+    massive_tokens: int
+    """Tokens whose norm is at least twenty times the median."""
+    position: int | UnsetType = UNSET
+    """Place in its window of the token with the largest norm."""
+    nonfinite: int
+    """Numbers that are NaN or infinite."""
+
+
 class TriageLayer(Part, frozen=True, kw_only=True):
     """One layer's weights."""
 
@@ -105,6 +133,12 @@ class TriageLayer(Part, frozen=True, kw_only=True):
     """Number of rows that are all zero."""
     errors: dict[str, ErrorPart] | UnsetType = UNSET
     """Quantisation errors by format."""
+    input: ActivationPart | UnsetType = UNSET
+    """Its inputs, with ``--activations``."""
+    output: ActivationPart | UnsetType = UNSET
+    """Its outputs; not of experts, nor of the head."""
+    expert_tokens: list[int] | UnsetType = UNSET
+    """Tokens of the calibration text given to each expert."""
 
 
 class HistogramPart(Part, frozen=True, kw_only=True):

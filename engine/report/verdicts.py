@@ -30,8 +30,8 @@ def remedy(found: Verdict, *, about: str = "≈") -> str:
     )
 
 
-def in_short(found: Verdict, *, arrow: str = "→", about: str = "≈") -> tuple[str, str]:
-    """What it costs and what helps, in as few words as possible."""
+def in_short(found: Verdict, *, about: str = "≈", others: bool = True) -> tuple[str, str]:
+    """What it costs and what helps, in few words; in fewer without the mix's other formats."""
     mark = "" if found.measured else about
     said = f"{found.format}: PPL {mark}{_percent(found.ppl, found.baseline_ppl)}"
     if len(found.worst) == WORST < found.layers:
@@ -39,8 +39,8 @@ def in_short(found: Verdict, *, arrow: str = "→", about: str = "≈") -> tuple
     if not found.mix:
         return said, ""
     held, many = found.better[0]
-    others = sum(number for _, number in found.better[1:])
-    more = f", {others} more" if others else ""
+    rest = sum(number for _, number in found.better[1:])
+    more = f", {rest} more" if rest and others else ""
     after = _percent(found.mix_ppl, found.baseline_ppl)
     return said, f"{held} for {many}{more}: {about}{after}, {found.mix_bits:.2f} bits"
 

@@ -146,6 +146,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
         return frozenset({"checkpoint"})
     # Another checkpoint at the same path: results of the old one do not apply.
     session.layers.weights = [None] * len(session.layers.names)
+    session.layers.activations = [None] * len(session.layers.names)
     session.histograms, session.experts = {}, {}
     session.baseline = session.control = session.partial = None
     session.effects, session.scores = Effects(), {}
@@ -174,6 +175,7 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
         ],
         bits=[bits[new] if row is None else old.bits[row] for new, row in enumerate(changed)],
         weights=[None if row is None else old.weights[row] for row in before],
+        activations=[None if row is None else old.activations[row] for row in before],
         groups=list(event.groups),
         tied=event.tied,
     )
@@ -257,6 +259,10 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
         case p.LayerError():
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.weights[row] = _with_error(session.layers.weights[row], fact)
+            return "weights"
+        case p.LayerActivations():
+            if (row := session.index.get(fact.layer)) is not None:
+                session.layers.activations[row] = fact
             return "weights"
         case p.Baseline():
             session.baseline = fact

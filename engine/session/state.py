@@ -120,12 +120,15 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
     weights: list[p.LayerWeights | None] = []
     groups: list[int] = []
     """Number of each layer's fused group, -1 for none."""
+    activations: list[p.LayerActivations | None] = []
     tied: bool = False
     """Whether head and embedding are one tensor in the files."""
 
     def __post_init__(self) -> None:
         if len(self.groups) != len(self.names):
             self.groups = [-1] * len(self.names)
+        if len(self.activations) != len(self.names):
+            self.activations = [None] * len(self.names)
 
     @cached_property
     def outside(self) -> list[int]:

@@ -248,3 +248,15 @@ class FurtherEstimate(Key, frozen=True, kw_only=True):
     seed: int
     scale_dtype: str
     calibration: Calibration | None = None
+
+
+class Activations(Key, frozen=True, kw_only=True):
+    """What one layer is given and returns."""
+
+    kind = "activations"
+    on: Files
+    layer: str
+    dtype: str
+    device: str
+    """Its kind."""
+    calibration: Calibration

@@ -16,7 +16,6 @@ from qtui.cli.options import (
     JsonOption,
     ModelArgument,
     Shared,
-    not_yet,
     shares_options,
     split_formats,
 )
@@ -28,7 +27,8 @@ def triage(
     model: ModelArgument,
     formats: FormatsOption = None,
     activations: Annotated[
-        bool, typer.Option("--activations", help="activations too (not available yet)")
+        bool,
+        typer.Option("--activations", help="inputs and outputs too: loads the model, one pass"),
     ] = False,
     histogram: Annotated[
         str | None,
@@ -53,19 +53,19 @@ def triage(
 ) -> None:
     """Outliers, faults and errors of every layer's weights.
 
-    Reads only the files: no forward pass, one layer in memory at a time.
+    Reads only the files: no forward pass, one layer in memory at a time. With --activations the
+    model runs once over the calibration text: what each layer is given and returns, outlier
+    channels, massive tokens, tokens of each expert.
     """
     with reporting_errors():
         settings, _ = shared.resolve()
-        if activations:
-            raise not_yet("--activations", "triage reads weights only")
         if (histogram or experts) and json is None:
             raise UsageError(
                 "--histogram and --experts appear only in JSON: add --json PATH or --json -"
             )
         check_destination(json)
         wanted = split_formats(formats)
-        ask = p.Triage(wanted or settings.formats)
+        ask = p.Triage(wanted or settings.formats, activations)
         questions: list[headless.Question] = []
         if histogram:
             questions.append(p.AskHistogram(histogram, bins, (wanted or ("",))[0]))

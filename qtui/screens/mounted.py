@@ -9,6 +9,7 @@ from textual.app import App
 from engine import protocol as p
 from engine.client import EngineGoneError
 from engine.session import Dirty, Session
+from qtui.actions import own_commands
 from qtui.pump import EVERYTHING
 from qtui.screens.registry import WORKBENCH, actions_of, screens
 from qtui.screens.session_screen import SessionScreen
@@ -58,6 +59,8 @@ class MountedScreens:
             if screen.handler is None:
                 SharedActions(screen, self._context.events)
             actions = actions_of(spec, self._context.profile.keys)
+            if id == WORKBENCH:
+                actions += own_commands(self._context.commands)
             screen.bind_actions(id, actions, self._context.keymap)
             screen.session, screen.failed = self._session, self._failed
             screen.themes = self._context.themes

@@ -21,6 +21,7 @@ WORKBENCH = "workbench"
 """The screen that a session begins with, and that every other one returns to."""
 SCREENS = (
     "qtui.screens.workbench:SCREEN",
+    "qtui.screens.diagnosis:SCREEN",
     "qtui.screens.plan:SCREEN",
     "qtui.screens.recipes:SCREEN",
 )

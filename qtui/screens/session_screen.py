@@ -64,6 +64,12 @@ class SessionScreen(Screen[None]):
 
         id: str | None
 
+    @dataclass
+    class ShowLayer(TextualMessage):
+        """Show the workbench with its cursor on a layer."""
+
+        layer: str
+
     def __init__(self, glyphs: Glyphs = UNICODE) -> None:
         super().__init__()
         self.glyphs = glyphs

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from engine.profiles import Profile
 from qtui.actions import Action
 from qtui.screens.session_screen import SessionScreen
+from qtui.user.commands import Command
 from qtui.user.remembered import Remembered
 from qtui.views.eventlog import EventLog
 from qtui.views.text import Glyphs
@@ -30,6 +31,8 @@ class ScreenContext(NamedTuple):
     """Names of the themes, with a few words about each."""
     remembered: Remembered = Remembered()
     """What an earlier run left."""
+    commands: tuple[Command, ...] = ()
+    """The user's own shell commands, which the workbench runs."""
 
 
 class ScreenSpec(NamedTuple):

@@ -6,6 +6,8 @@
     sweep = "f5"
     undo = ["u", "ctrl+u"]
     order = []            # no key at all
+
+The user's own commands are in the same file: see `qtui.user.commands`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import platformdirs
 import tomli
@@ -20,6 +23,7 @@ from textual.keys import REPLACED_KEYS, Keys, key_to_character
 
 from engine.errors import UsageError
 from qtui.textual_internals import character_to_key
+from qtui.user.commands import PLACEHOLDERS, Command, command_of
 
 UNBOUND = "<unbound>"
 """A key that no keyboard has: Textual leaves an action its own keys where it is given none. Its
@@ -109,16 +113,24 @@ def _no_such_key(written: str) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_keymap(path: Path, *screens: Mapping[str, str]) -> dict[str, str]:
-    """Keys of the actions that a person gave other ones, for ``App.set_keymap``.
+class Keymap(NamedTuple):
+    """What a person's keymap says."""
+
+    keys: Mapping[str, str] = {}
+    """Ids of actions, and of the commands, with their keys as Textual names them, separated by
+    commas; `UNBOUND` for no key. For ``App.set_keymap``."""
+    commands: tuple[Command, ...] = ()
+    """The person's own commands."""
+
+
+def read_keymap(path: Path, *screens: Mapping[str, str]) -> Keymap:
+    """The keys of actions that a person gave other ones, and the person's own commands.
 
     Args:
         path: the file; one that is not there changes nothing.
         screens: of each screen, ids of all its actions with the keys they have by default,
-            separated by commas. Actions of different screens may share a key.
-
-    Returns:
-        ids with their keys as Textual names them, separated by commas; `UNBOUND` for no key.
+            separated by commas. Actions of different screens may share a key. The first is the one
+            with the commands.
 
     Raises:
         KeymapError: naming the file and the action at fault.
@@ -126,18 +138,38 @@ def read_keymap(path: Path, *screens: Mapping[str, str]) -> dict[str, str]:
     try:
         written = tomli.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        return Keymap()
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
         raise KeymapError(f"{path}: not valid TOML: {error}") from error
     except OSError as error:
         raise KeymapError(f"{path}: cannot be read: {error.strerror}") from error
     for name in written:
-        if name != "keys":
-            raise KeymapError(f"{path}: `{name}` is not known, expected one table, [keys]")
-    actions = _all(screens)
-    table = written.get("keys", {})
+        if name not in ("keys", "commands"):
+            expected = "expected the tables [keys] and [commands.NAME]"
+            raise KeymapError(f"{path}: `{name}` is not known, {expected}")
+    given = _given(path, _table(path, written, "keys"), _all(screens))
+    own = _commands(path, _table(path, written, "commands"))
+    given |= {command.id: keys for command, keys in own}
+    for at, screen in enumerate(screens):
+        there = {**screen, **{command.id: "" for command, _ in own if at == 0}}
+        here = {action: keys for action, keys in given.items() if action in there}
+        _check_clashes(path, here, there)
+        _check_ways_out(path, here, there)
+    keys = {action: ",".join(keys) or UNBOUND for action, keys in given.items()}
+    return Keymap(keys, tuple(command for command, _ in own))
+
+
+def _table(path: Path, written: Mapping[str, object], name: str) -> Mapping[str, object]:
+    table = written.get(name, {})
     if not isinstance(table, dict):
-        raise KeymapError(f"{path}: `keys` is not a table: write [keys]")
+        raise KeymapError(f"{path}: `{name}` is not a table: write [{name}]")
+    return table
+
+
+def _given(
+    path: Path, table: Mapping[str, object], actions: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """The keys of every action that was given some."""
     given: dict[str, list[str]] = {}
     for action, keys in _flat(table):
         if action not in actions:
@@ -146,12 +178,22 @@ def read_keymap(path: Path, *screens: Mapping[str, str]) -> dict[str, str]:
                 f": did you mean `{near[0]}`?" if near else f", expected one of {_list(actions)}"
             )
             raise KeymapError(f"{path}: [keys] `{action}` is not an action{meant}")
-        given[action] = _keys(path, action, keys)
-    for screen in screens:
-        here = {action: keys for action, keys in given.items() if action in screen}
-        _check_clashes(path, here, screen)
-        _check_ways_out(path, here, screen)
-    return {action: ",".join(keys) or UNBOUND for action, keys in given.items()}
+        given[action] = _keys(f"{path}: [keys] `{action}`", action, keys)
+    return given
+
+
+def _commands(path: Path, table: Mapping[str, object]) -> list[tuple[Command, list[str]]]:
+    """The person's own commands with their keys."""
+    found = []
+    for name, written in table.items():
+        where = f"{path}: [commands.{name}]"
+        try:
+            command = command_of(name, written)
+        except ValueError as error:
+            raise KeymapError(f"{where}: {error}") from error
+        keys = written.get("key", []) if isinstance(written, Mapping) else []
+        found.append((command, _keys(f"{where} `key`", command.id, keys)))
+    return found
 
 
 def _all(screens: Iterable[Mapping[str, str]]) -> dict[str, str]:
@@ -168,8 +210,7 @@ def _flat(table: Mapping[str, object], before: str = "") -> Iterable[tuple[str, 
             yield before + name, value
 
 
-def _keys(path: Path, action: str, written: object) -> list[str]:
-    where = f"{path}: [keys] `{action}`"
+def _keys(where: str, action: str, written: object) -> list[str]:
     keys = [written] if isinstance(written, str) else written
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise KeymapError(f'{where} is {written!r}, expected a key like "s", or a list of keys')
@@ -238,6 +279,13 @@ def keymap_template(*screens: Mapping[str, str]) -> str:
         "# Your keys, for ~/.config/qtui/keymap.toml: uncomment a line and change it.",
         '# A key is a character ("s", "S", "?"), a name ("f5", "pageup", "space"), or either with',
         "# ctrl+, alt+ or shift+ before it. [] means no key.",
+        "#",
+        "# A shell command of your own, with a key. In it, without quotes around them:",
+        *(f"#   {f'{{{name}}}':<10} {meaning}" for name, meaning in PLACEHOLDERS.items()),
+        "# [commands.copy]",
+        '# key = "f5"',
+        '# run = "scp {recipe} box:recipes/"',
+        '# title = "Copy the recipe to the box"',
         "",
         "[keys]",
     ]

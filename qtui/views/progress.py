@@ -18,9 +18,12 @@ PHASES: dict[Phase, str] = {
     "together": "all layers together",
     "timing": "timing a forward pass",
     "writing": "writing",
+    "activations": "activations",
 }
 """What each phase is, in words."""
-COUNTED = frozenset({"reference", "control", "calibrating", "quantising", "together", "timing"})
+COUNTED = frozenset(
+    {"reference", "control", "calibrating", "quantising", "together", "timing", "activations"}
+)
 """Phases that are shown with their count; another is known by its job, or has its own words."""
 
 

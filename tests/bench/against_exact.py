@@ -3,8 +3,9 @@
     python -m tests.bench.against_exact FOLDER TEXT --formats int4-g128,int8 --every 5 --draws 1,2,4
 
 Measures the layers of every Nth block exactly, another block for each kind of layer, and all layers
-outside the blocks; estimates them with each number of draws; prints a row for each. What was
-measured is kept in a file, so that a run cut short goes on.
+outside the blocks; estimates them with each number of draws; prints a row for each. With
+``--direction restore``, layers of the body are given back one by one where all of it is quantised.
+What was measured is kept in a file, so that a run cut short goes on.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import torch
+from torch import Tensor
 
 from engine import protocol as p
 from engine.formats.grammar import Format, parse_format
@@ -28,7 +31,9 @@ from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import estimate
 from engine.measure.evaluation.evaluate import baseline
 from engine.measure.evaluation.reference import reference_of
+from engine.model.network import Held
 from engine.protocol import Settings
+from engine.session.artefact import OUTSIDE
 from engine.store import keys
 from engine.store.facts import FactStore
 from engine.workspace import Loaded
@@ -58,18 +63,66 @@ def chosen(loaded: Loaded, every: int) -> Iterator[str]:
             yield name
 
 
-def measure(loaded: Loaded, name: str, format: Format, counts: JobCounts) -> list[float]:
-    """KL, its standard error and ΔNLL of one layer in a format, nats per token."""
+class Effect(NamedTuple):
+    """Of each window, nats per token."""
+
+    kl: Tensor
+    dnll: Tensor
+
+    def figures(self) -> list[float]:
+        """KL, its standard error and ΔNLL."""
+        error = float(self.kl.std()) / len(self.kl) ** 0.5
+        return [float(self.kl.mean()), error, float(self.dnll.mean())]
+
+
+def measure(loaded: Loaded, held: Mapping[str, Held]) -> Effect:
+    """The effect of some layers that hold other weights."""
     reference = reference_of(loaded)
-    held = through(approximated(loaded, name, format, counts))
-    start = loaded.network.layers[name].start
-    tallies = [
-        reference.measure(batch, start, {name: held}) for batch in range(len(reference.batches))
-    ]
+    start = min(loaded.network.layers[name].start for name in held)
+    batches = range(len(reference.batches))
+    tallies = [reference.measure(batch, start, held) for batch in batches]
     targets = reference.windows.targets
-    kl = torch.cat([tally.kl for tally in tallies]) / targets
-    dnll = torch.cat([tally.dnll for tally in tallies]) / targets
-    return [float(kl.mean()), float(kl.std()) / len(kl) ** 0.5, float(dnll.mean())]
+    return Effect(
+        torch.cat([tally.kl for tally in tallies]) / targets,
+        torch.cat([tally.dnll for tally in tallies]) / targets,
+    )
+
+
+@dataclass
+class Measurements:
+    """Of single layers in one format and direction."""
+
+    loaded: Loaded
+    format: Format
+    direction: p.Direction
+    counts: JobCounts
+    body: dict[str, Held] = field(default_factory=dict)
+    """For restoring, all layers of the body in the format."""
+    whole: Effect | None = None
+    """Of all of it."""
+
+    def able(self, name: str) -> bool:
+        """Whether a layer is measured in this format."""
+        layer = self.loaded.network.layers[name]
+        if self.direction == "restore" and layer.role in OUTSIDE:
+            return False
+        held = why_not_held(self.format, layer.shape) is None
+        return held and why_not_given(self.loaded, name, self.format) is None
+
+    def figures(self, name: str) -> list[float]:
+        """KL, its standard error and ΔNLL of one layer."""
+        if self.direction == "degrade":
+            return measure(self.loaded, {name: self._held(name)}).figures()
+        if self.whole is None:
+            layers = self.loaded.network.layers
+            self.body = {each: self._held(each) for each in layers if self.able(each)}
+            self.whole = measure(self.loaded, self.body)
+        others = {each: held for each, held in self.body.items() if each != name}
+        but = measure(self.loaded, others)
+        return Effect(self.whole.kl - but.kl, self.whole.dnll - but.dnll).figures()
+
+    def _held(self, name: str) -> Held:
+        return through(approximated(self.loaded, name, self.format, self.counts))
 
 
 def address(loaded: Loaded, name: str, format: Format, direction: p.Direction) -> str:
@@ -84,18 +137,21 @@ def address(loaded: Loaded, name: str, format: Format, direction: p.Direction) -
 
 
 def exact_of(
-    loaded: Loaded, formats: Sequence[Format], every: int, kept: Path, counts: JobCounts
+    loaded: Loaded,
+    formats: Sequence[Format],
+    direction: p.Direction,
+    every: int,
+    kept: Path,
+    counts: JobCounts,
 ) -> dict[tuple[str, str], list[float]]:
     """The chosen layers by format and name; what is not in the file yet is measured."""
     known: Exact = json.loads(kept.read_text()) if kept.exists() else {}
     found: dict[tuple[str, str], list[float]] = {}
-    for name in chosen(loaded, every):
-        for format in formats:
-            shape = loaded.network.layers[name].shape
-            if why_not_held(format, shape) or why_not_given(loaded, name, format):
-                continue
-            if (key := address(loaded, name, format, "degrade")) not in known:
-                known[key] = measure(loaded, name, format, counts)
+    for format in formats:
+        measuring = Measurements(loaded, format, direction, counts)
+        for name in filter(measuring.able, chosen(loaded, every)):
+            if (key := address(loaded, name, format, direction)) not in known:
+                known[key] = measuring.figures(name)
                 kept.write_text(json.dumps(known))
             found[str(format), name] = known[key]
     return found
@@ -109,6 +165,7 @@ def main() -> None:
     parser.add_argument("--formats", default="int3-g128,int4-g128,int8,nf4,q4_k,int4-g128+a8")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--direction", choices=("degrade", "restore"), default="degrade")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--draws", default="1")
     parser.add_argument("--kept", type=Path, default=Path("exact.json"))
@@ -122,7 +179,7 @@ def main() -> None:
         loaded = load(given.folder, FactStore(Path(home, "facts.sqlite")), settings)
         counts = JobCounts()
         through(baseline(loaded, counts))
-        exact = exact_of(loaded, formats, given.every, given.kept, counts)
+        exact = exact_of(loaded, formats, given.direction, given.every, given.kept, counts)
         print(f"\n{machine()}\n")
         header = (
             f"format | K | layers | rank of KL | rank of ΔNLL | top {TOP}, with near-ties | "
@@ -132,7 +189,7 @@ def main() -> None:
         for draws in map(int, given.draws.split(",")):
             loaded.opened.workspace.settings = msgspec.structs.replace(settings, draws=draws)
             begun = time.perf_counter()
-            found = through(estimate(loaded, formats, "degrade", JobCounts(), "bench"))
+            found = through(estimate(loaded, formats, given.direction, JobCounts(), "bench"))
             took = f"{time.perf_counter() - begun:.0f} s for all formats"
             for text, by_layer in found.items():
                 both = [name for name in by_layer if (text, name) in exact]

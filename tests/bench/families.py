@@ -115,13 +115,17 @@ DOTS3 = {
 }
 """Sizes that differ by the layer's number."""
 DRAFTER = {
+    "num_hidden_layers": 3,
     "num_kv_shared_layers": 3,
     "hidden_size_per_layer_input": 0,
     "vocab_size_per_layer_input": 0,
 }
 """All blocks read keys and values of another model."""
-NOT_ALONE = ("gemma4_assistant", "gemma4_unified_assistant")
-"""Drafters, which do not run without the model that they draft for."""
+NOT_ALONE = {
+    f"{text}_assistant": {"text_config": {"model_type": f"{text}_text", **DRAFTER}}
+    for text in ("gemma4", "gemma4_unified")
+}
+"""Drafters, which do not run without the model that they draft for, and what makes one valid."""
 SPECIAL: dict[str, dict[str, Any]] = {
     "opt": {"word_embed_proj_dim": 32, "do_layer_norm_before": False},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
@@ -229,7 +233,7 @@ def tiny_config(family: str) -> Any:
 def _config(kind: Any, family: str, blocks: int, left_out: Collection[str]) -> Any:
     fields = {name: value for name, value in SMALL.items() if name not in left_out}
     fields |= dict.fromkeys(DEPTHS, blocks)
-    return _small(kind(), fields, SPECIAL.get(family, {}))
+    return _small(kind(**NOT_ALONE.get(family, {})), fields, SPECIAL.get(family, {}))
 
 
 def _small(default: Any, fields: dict[str, Any], special: dict[str, Any]) -> Any:
@@ -427,8 +431,9 @@ def experts_of(model: Any, layers: Any, folder: Path) -> dict[str, Experts]:
         if role != "experts":
             continue
         own = next((n for n in (name, f"{name}.weight") if n in parameters), "")
-        if not own and f"{name}.weight" in stored:
-            same = stored[f"{name}.weight"].float()
+        on_disk = next((n for n in (name, f"{name}.weight") if n in stored), "")
+        if not own and on_disk:
+            same = stored[on_disk].float()
             own = next((n for n, p in parameters.items() if torch.equal(p.detach(), same)), "")
         if not own:
             continue

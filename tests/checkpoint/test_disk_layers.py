@@ -249,6 +249,37 @@ def test_an_expert_of_another_shape_is_named(tmp_path: Path) -> None:
         layers_of(folder)
 
 
+def test_experts_that_do_nothing_have_half_of_their_weights(tmp_path: Path) -> None:
+    """LongCat's: transformers makes the first half for them too, and they are at the end."""
+    home = "model.layers.0.mlp.experts"
+    tensors = {
+        f"{home}.{e}.{kind}.weight": torch.zeros(4, 4)
+        for e in range(5)
+        for kind in (("gate_proj", "up_proj", "down_proj") if e < 3 else ("gate_proj", "up_proj"))
+    }
+    for name in ("idle", "cut"):
+        (tmp_path / name).mkdir()
+    rows = layers_of(save(tmp_path / "idle", tensors, zero_expert_num=2))
+    assert rows[f"{home}.gate_up_proj"].shape == (5, 8, 4)
+    assert rows[f"{home}.down_proj"].shape == (3, 4, 4)
+    with pytest.raises(CheckpointError, match="lacks down_proj of expert 3"):
+        layers_of(save(tmp_path / "cut", tensors))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("w13_weight", "w2_weight"), ("gate_up_proj", "down_proj"), ("gate_proj", "down_proj")],
+)
+def test_experts_in_one_tensor_go_by_several_names(first: str, second: str, tmp_path: Path) -> None:
+    home = "model.layers.0.mlp.experts"
+    tensors = {f"{home}.{first}": torch.zeros(3, 16, 4), f"{home}.{second}": torch.zeros(3, 4, 8)}
+    rows = layers_of(save(tmp_path, tensors, hidden_size=4))
+    assert {name: (row.role, row.shape) for name, row in rows.items()} == {
+        f"{home}.{first}": ("experts", (3, 16, 4)),
+        f"{home}.{second}": ("experts", (3, 4, 8)),
+    }
+
+
 def test_half_of_a_pair_is_refused(tmp_path: Path) -> None:
     tensors = {f"model.layers.0.mlp.experts.{e}.w1.weight": torch.zeros(4, 4) for e in range(2)}
     with pytest.raises(CheckpointError, match="without its other half"):

@@ -73,7 +73,7 @@ def test_a_clean_model_has_no_finding_in_a_hundred_draws() -> None:
             {"worst_column": 101, "worst_column_sigma": 23.0, "waste": 0.71},
             "outlier-channel",
             "warning",
-            "channel 101 reaches 23.0σ: outliers waste 71%",
+            "channel 101 reaches 23.0σ; outliers waste 71%",
         ),
     ],
 )

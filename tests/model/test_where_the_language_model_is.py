@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     HunYuanMoEV1Config,
     ModernBertDecoderConfig,
+    MoshiConfig,
     Phi4MultimodalConfig,
 )
 
@@ -52,6 +53,11 @@ def test_a_router_inside_a_module_of_its_own_is_no_layer() -> None:
     )
     assert "model.layers.0.mlp.experts.gate_up_proj" in layers
     assert not [layer for layer in layers if "wg" in layer or layer.endswith("gate")]
+
+
+def test_an_mlp_with_a_gate_is_no_router() -> None:
+    _, layers = layers_of(MoshiConfig(**SIZES, audio_vocab_size=32, head_dim=16, ffn_dim=128))
+    assert {"model.layers.0.mlp.fc1", "model.layers.0.mlp.fc2"} <= set(layers)
 
 
 @pytest.mark.parametrize(

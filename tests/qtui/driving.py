@@ -13,6 +13,7 @@ from textual.pilot import Pilot
 from engine import protocol as p
 from engine.profiles import Profile
 from qtui.app import Appearance, QtuiApp
+from qtui.user.commands import Command
 from tests.qtui import replay
 from tests.qtui.replay import Replay
 
@@ -106,6 +107,7 @@ async def driving(
     profile: Profile = replay.PROFILE,
     ascii: bool = False,
     keymap: Mapping[str, str] | None = None,
+    commands: tuple[Command, ...] = (),
 ) -> AsyncIterator[Driver]:
     """An app that was shown these events."""
     link = Replay()
@@ -118,7 +120,7 @@ async def driving(
         replay.SETTINGS,
         profile,
         connect,
-        Appearance(ascii, "qtui-dark", keymap=keymap or {}),
+        Appearance(ascii, "qtui-dark", keymap=keymap or {}, commands=commands),
     )
     async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, link)

@@ -29,13 +29,11 @@ from engine.measure.estimate.first_order import (
     Changes,
     Moved,
     Part,
-    Sample,
     Sums,
     add_effects,
     drawn_windows,
     group_of,
     product_dtype,
-    sample_of,
     subtract,
 )
 from engine.measure.estimate.targets import less_one, uniform
@@ -449,7 +447,8 @@ class BackwardPass:
         first = windows.start - windows.start % self.reference.batches[0].shape[0]
         part = Part(
             slice(windows.start - first, windows.stop - first),
-            [self._sample(window, span) for window in range(windows.start, windows.stop)],
+            range(windows.start, windows.stop),
+            self.reference.windows.count * (len(self.reference.chunks) if span else 1),
             drawn_windows(self.reference.windows.count)[windows],
             self.group,
             self.fixed,
@@ -464,12 +463,6 @@ class BackwardPass:
             of_layer = changes[tap.layer]
             sums = {format: into[tap.layer, format] for format in of_layer.formats}
             add_effects(tap, of_layer, sums, part, given, self._embed(tap))
-
-    def _sample(self, window: int, span: tuple[int, int] | None) -> Sample:
-        count = self.reference.windows.count
-        if span is None:
-            return sample_of(window, count, self.reference.windows.seq_len)
-        return sample_of(window, count * len(self.reference.chunks), span[1] - span[0])
 
     def _embed(self, tap: Tap | WeightTap) -> Callable[[Tensor], Tensor] | None:
         """Maps a change of an embedding's weight to one of its output."""

@@ -179,14 +179,20 @@ class Part:
 
     windows: slice
     """Among those that the sums are of."""
-    samples: Sequence[Sample]
-    """Of each of these windows, as many tokens each."""
+    numbers: range
+    """Of these windows among all."""
+    sharing: int
+    """Windows, or parts of them, that share `SAMPLED` tokens."""
     drawn: Tensor
     """Of which of these windows rows are summed, bool ``[windows]``: see `drawn_windows`."""
     group: int
     """Windows whose sums for targets that were not drawn are made together."""
     drawn_from: int
     """The first loss of drawn targets."""
+
+    def samples(self, tokens: int) -> list[Sample]:
+        """Of each of these windows, of which a layer is given so many tokens."""
+        return [sample_of(number, self.sharing, tokens) for number in self.numbers]
 
 
 def subtract(approx: Tensor, weight: Tensor, into: Tensor) -> None:
@@ -264,11 +270,12 @@ def _picked(tap: Tap, part: Part) -> tuple[Tap, Tensor]:
     """Sampled tokens of a tap for drawn targets alone, and their weights ``[windows, tokens]``."""
     windows, tokens = tap.inputs.shape[:2]
     device = tap.inputs.device
-    weights = torch.stack([sample.weights for sample in part.samples]).to(device)
+    samples = part.samples(tokens)
+    weights = torch.stack([sample.weights for sample in samples]).to(device)
     gradients = tap.gradients[part.drawn_from :]
     if weights.shape[1] == tokens:
         return Tap(tap.layer, tap.inputs, gradients), weights
-    rows = torch.cat([w * tokens + each.positions for w, each in enumerate(part.samples)])
+    rows = torch.cat([w * tokens + each.positions for w, each in enumerate(samples)])
     rows = rows.to(device)
 
     def chosen(x: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.formats.grammar import parse_format
 from engine.recipes.changes import canonical
-from engine.service.jobs import Context, JobSpec, Steps
+from engine.service.jobs import Context, JobSpec, Outcome, Steps
 from engine.session import Session
-from engine.workspace import Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace
 
 
 def _triage_accepted(context: Context[Workspace], command: p.Triage) -> p.Triage:
@@ -21,14 +21,28 @@ def _triage_accepted(context: Context[Workspace], command: p.Triage) -> p.Triage
 def _triage(context: Context[Workspace], command: p.Triage) -> Steps:
     from engine.measure.weights.triage import triage
 
-    return (yield from triage(context.workspace.need(Opened), command.formats, context.job))
+    read = yield from triage(context.workspace.need(Opened), command.formats, context.job)
+    if not command.activations:
+        return read
+    from engine.measure.activations.gather import activations
+    from engine.measure.counts import JobCounts
+
+    counts = JobCounts(job=context.job)
+    yield from activations(context.workspace.need(Loaded), counts)
+    return Outcome(
+        measured=read.measured + counts.measured,
+        resumed=read.resumed + counts.known,
+        timings=read.timings | counts.timings,
+    )
 
 
 TRIAGE = JobSpec(
     command=p.Triage,
     kind="triage",
-    title=lambda command: " ".join(["triage", *command.formats]),
-    needs="checkpoint",
+    title=lambda command: " ".join(
+        ["triage", *command.formats, *(["activations"] if command.activations else [])]
+    ),
+    needs=lambda command: "model" if command.activations else "checkpoint",
     lane="compute",
     urgency=2,
     accept=_triage_accepted,

@@ -163,7 +163,7 @@ HOLDS: tuple[Figure, ...] = (
         id="size", title="size", help="bytes as the layer is held now; 0 for a head that is stored "
         "as the embedding",
         quantity=BYTES, read=of_row(_bytes, "holds"),
-        column=Column("size", 6, 6, legend=("of the layer in the file, as it is held now",)),
+        column=Column("size", 7, 6, legend=("of the layer in the file, as it is held now",)),
         filter=FilterWord(">1M", 9), csv=CsvName("size_bytes"),
     ),
     Figure(
@@ -171,7 +171,7 @@ HOLDS: tuple[Figure, ...] = (
         help="bytes of the file with the layer in the shown format, less those as stored",
         quantity=BYTES, read=of_row(_size_change, "names"),
         column=Column(
-            "change", 7, 8, falling=False,
+            "change", 8, 8, falling=False,
             legend=("of the file, by that layer in the shown format",),
         ),
         csv=CsvName("size_change_bytes"),
@@ -181,8 +181,8 @@ HOLDS: tuple[Figure, ...] = (
         help="KL for each megabyte that the shown format saves, nats per token",
         quantity=RATE, read=of_row(_kl_per_mb),
         column=Column(
-            "KL/MB", 9, 5,
-            legend=("KL for each megabyte that the shown format saves:",
+            "KL/MB", 6, 5,
+            legend=("thousandths of KL for each megabyte that the shown format saves:",
                     "the least are the first to quantise, the most to keep"),
         ),
         filter=FilterWord(">1e-3", 10), csv=CsvName("kl_nats_per_token_per_mb"),

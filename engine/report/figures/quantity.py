@@ -48,3 +48,5 @@ DECIBEL = Quantity("decibel", "dB", lambda value: f"{wording.short(value, small=
 WEIGHT = Quantity("weight", "as the weights", wording.significant)
 """A value of a weight, or a difference of two."""
 DEVIATIONS = Quantity("deviations", "standard deviations", wording.short)
+ACTIVATION = Quantity("activation", "as the activations", wording.significant)
+NUMBERS = Quantity("numbers", "", lambda values: " ".join(map(str, values)), number=False)

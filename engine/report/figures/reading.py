@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from engine.protocol import Estimate, LayerWeights, Sensitivity, WeightError
+from engine.protocol import Estimate, LayerActivations, LayerWeights, Sensitivity, WeightError
 from engine.report.figures.declaration import Changes, Context, Reader, Reading, Value
 from engine.report.figures.effects import Effect, effects
 from engine.session import Session
@@ -31,6 +31,21 @@ def of_weights(value: Callable[[LayerWeights, Session], Value | None]) -> Readin
         return read
 
     return Reading(bind, "weights", value)
+
+
+def of_activations(value: Callable[[LayerActivations, Session], Value | None]) -> Reading:
+    """A figure of what a layer is given and returns."""
+
+    def bind(context: Context) -> Reader:
+        session, activations = context.session, context.session.layers.activations
+
+        def read(row: int) -> Value | None:
+            known = activations[row]
+            return None if known is None else value(known, session)
+
+        return read
+
+    return Reading(bind, "activations", value)
 
 
 def of_error(value: Callable[[WeightError, Session], Value | None]) -> Reading:

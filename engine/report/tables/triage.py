@@ -41,9 +41,46 @@ def triage_text(document: s.TriageDocument) -> str:
         "" if isinstance(document.remarks, UnsetType) else "\n".join(document.remarks),
         table(headings, rows, left={0, 1, 2, 6}),
         _legend(document),
+        _activations(document),
         fallback_lines(document.fallbacks),
         spent(document.timings, document.resumed),
     )
+
+
+def _activations(document: s.TriageDocument) -> str:
+    """Inputs of the layers, those with the largest maximum over mean first."""
+    rows = []
+    for layer in sorted(document.layers, key=_ratio, reverse=True):
+        given = layer.input
+        if isinstance(given, UnsetType):
+            continue
+        channels = ", ".join(map(str, given.outlier_channels[:4]))
+        more = ", …" if len(given.outlier_channels) > 4 else ""
+        rows.append(
+            [
+                layer.name,
+                figure(given.max, 2),
+                figure(given.mean, 3),
+                figure(given.p99, 2),
+                figure(given.ratio, 0),
+                str(given.by_median),
+                channels + more,
+                str(given.massive_tokens),
+            ]
+        )
+    if not rows:
+        return ""
+    headings = ["input of", "max", "mean", "p99", "max/mean", "outliers", "channels", "massive"]
+    said = (
+        "outliers: channels above 6 times the median channel's maximum; massive: tokens whose norm "
+        "is 20 times the median"
+    )
+    return table(headings, rows, left={0, 6}) + "\n" + said
+
+
+def _ratio(layer: s.TriageLayer) -> float:
+    given = layer.input
+    return -math.inf if isinstance(given, UnsetType) or given.ratio is None else given.ratio
 
 
 def _legend(document: s.TriageDocument) -> str:

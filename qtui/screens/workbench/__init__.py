@@ -13,7 +13,7 @@ def make(context: ScreenContext) -> SessionScreen:
     from qtui.screens.workbench.screen import Workbench
 
     bench = Workbench(context)
-    WorkbenchActions(bench)
+    WorkbenchActions(bench, context.commands)
     return bench
 
 

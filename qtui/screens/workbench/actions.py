@@ -10,6 +10,7 @@ from engine.formats.grammar import parse_format
 from qtui.actions import HOLD, Choice
 from qtui.screens.shared_actions import Chooser, SharedActions
 from qtui.screens.workbench.screen import Workbench
+from qtui.user.commands import Command
 from qtui.user.remembered import remember
 from qtui.views import sweeps
 from qtui.views.scope import SCOPE_TITLES, SCOPES
@@ -47,8 +48,9 @@ NEEDS_LAYERS = frozenset(
 class WorkbenchActions(SharedActions):
     """Runs the workbench's actions."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, commands: Sequence[Command] = ()) -> None:
         super().__init__(bench, bench.events)
+        self.commands = {command.id: command for command in commands}
         self.bench = bench
         bench.handler = self
         self._prompts: Prompts | None = None
@@ -80,6 +82,7 @@ class WorkbenchActions(SharedActions):
         "hold": lambda do: do.prompts.format(),
         "sweep": lambda do: do.switch_direction(),
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
+        "activations": lambda do: do.ask(p.Triage(activations=True)),
         "format": lambda do: do.bench.next_format(),
         "pane": lambda do: do.bench.toggle_pane(),
         "log_pane": lambda do: do.log_pane(),
@@ -122,6 +125,10 @@ class WorkbenchActions(SharedActions):
         """Run an action, or say why that is not possible."""
         if id.startswith(HOLD) and not self.why_not(id):
             self.hold(id.removeprefix(HOLD))
+        elif id in self.commands and not self.why_not(id):
+            from qtui.screens.workbench.shell import run_command
+
+            run_command(self.bench, self.commands[id], self.prompts.view())
         else:
             super().perform(id)
 
@@ -130,11 +137,21 @@ class WorkbenchActions(SharedActions):
         bench, session, table = self.bench, self.session, self.bench.table
         if (id in NEEDS_LAYERS or id.startswith(HOLD)) and not session.layers.names:
             return NO_LAYERS
+        if (command := self.commands.get(id)) is not None:
+            if "layer" in command.needs and table.current is None:
+                return NO_LAYERS
+            if "recipe" in command.needs and not session.changed:
+                return "no layer is changed: there is no recipe"
+            return ""
         match id:
             case "expand" if table.current is None or not table.expandable(table.current):
                 return "this layer has no experts"
             case "undo" if table.pending or self._marks_to_restore():
                 return ""
+            case "activations" if session.model is None:
+                return "the model is not loaded yet"
+            case "activations" if any(each is not None for each in session.layers.activations):
+                return "they are measured already: the pane shows them"
             case "verdict":
                 return self._why_no_mix()
             case "retry" if not bench.failed:

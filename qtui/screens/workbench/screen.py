@@ -326,6 +326,12 @@ class Workbench(SessionScreen):
             self._caption = words
             self.query_one("#main").border_title = content(words)
 
+    def go_to(self, layer: str) -> None:
+        """Move the cursor to a layer; a filter that hides it is cleared."""
+        if not self.table.go_to(layer):
+            self.set_filter(None)
+            self.table.go_to(layer)
+
     def layers_in_scope(self) -> tuple[str, ...]:
         """Layers that a toggle would change now, in the order of the model."""
         return self.table.layers_in_scope()

@@ -74,11 +74,13 @@ class VerdictLine(Lines):
         forms = [
             (costs(found, **marks), remedy(found, about=g.about)),
             in_short(found, about=g.about),
+            in_short(found, about=g.about, others=False),
         ]
         for said, helps in forms:
-            key = f"  {self.take_key} takes it" if helps else ""
+            key = f"  {self.take_key} takes it" if helps and self.take_key else ""
             arrow = f" {g.arrow} " if helps else ""
-            if cell_len(said + arrow + helps + key) <= width:
-                return [(said, "bold"), (arrow, "$dim"), (helps, "$better"), (key, "$dim")]
+            for last in (key, ""):
+                if cell_len(said + arrow + helps + last) <= width:
+                    return [(said, "bold"), (arrow, "$dim"), (helps, "$better"), (last, "$dim")]
         said, helps = forms[-1]
         return [(said, "bold"), (f" {g.arrow} " if helps else "", "$dim"), (helps, "$better")]

@@ -350,6 +350,8 @@ class Detail(Vertical):
         context = Context(session, EffectKey(self.shown[1], self.shown[0]))
         if weights := layer_facts.weight_lines(context, row, glyphs):
             lines += [[], *weights]
+        if acts := layer_facts.activation_lines(session.layers.activations[row], glyphs):
+            lines += [[], *acts]
         if history:
             lines += [[], *history]
         if control := layer_facts.control_lines(session):

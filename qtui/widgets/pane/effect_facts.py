@@ -116,7 +116,8 @@ def divergence(effect: Effect, glyphs: Glyphs) -> tuple[str, str]:
     if effect.below_floor:
         return kl, BELOW
     half = n.short(1000 * effect.kl_half) if math.isfinite(effect.kl_half) else "?"
-    return ("" if effect.measured else glyphs.about) + kl, f"{glyphs.plus_minus} {half}"
+    gap = "" if glyphs.ascii else " "
+    return ("" if effect.measured else glyphs.about) + kl, f"{glyphs.plus_minus}{gap}{half}"
 
 
 def effect_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[Words]:

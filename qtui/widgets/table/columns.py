@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from rich.cells import cell_len
+
 from engine.protocol import ExpertsReady
 from engine.report.figures import Column, Context, Figure, Reader, figure
 from engine.report.figures.quantity import WORD
@@ -23,7 +25,9 @@ GUTTER = 4
 LEAST_BAR, FAIR_BAR, MOST_BAR = 6, 16, 48
 """Width of the KL's bar at least, before lesser columns are drawn, and at most."""
 LESSER = 4
-"""Columns of this rank or above give way to a fair bar."""
+"""Columns of this rank or above give way to a fair bar, and to whole names and formats."""
+MOST_TEXT = 40
+"""Cells of a name or a format at most."""
 
 
 class TableColumn(NamedTuple):
@@ -113,30 +117,47 @@ def block_digits(session: Session) -> int:
 
 
 def fit_columns(width: int, session: Session, digits: int, sorted_by: str = "kl") -> ColumnLayout:
-    """Share a width out: the bar takes what is left; the column sorted by is always there."""
+    """Share a width out: names and formats are cut last, the bar takes what is left.
+
+    The column sorted by is always there.
+    """
     layers = session.layers
     # The longest name is looked for among a sample: all rows of all models would cost too much.
     sample = range(0, len(layers.names), max(1, len(layers.names) // 200))
-    longest = max(
-        (len(short_name(layers.names[row], layers.blocks[row], digits)) for row in sample),
-        default=20,
-    )
+    longest = {
+        "layer": max(
+            (len(short_name(layers.names[row], layers.blocks[row], digits)) for row in sample),
+            default=20,
+        ),
+        "holds": longest_held(session),
+    }
     widths = {
-        "layer": min(max(longest, 12), 20 if width < 100 else 34),
+        "layer": min(max(longest["layer"], 12), 20),
         "holds": 11 if width < 110 else 15,
         "kl": KL,
     }
     left = width - GUTTER - sum(widths.values()) - len(widths)
+    more = {id: max(0, min(longest[id], MOST_TEXT) - widths[id]) for id in longest}
     optional = [column for column in table_columns() if column.id not in widths]
     for column in sorted(optional, key=lambda column: (column.id != sorted_by, column.column.rank)):
-        fair = FAIR_BAR if column.column.rank >= LESSER else LEAST_BAR
+        lesser = column.column.rank >= LESSER
+        fair = max(FAIR_BAR, LEAST_BAR + sum(more.values())) if lesser else LEAST_BAR
         fair = 0 if column.id == sorted_by else fair
         if left - column.column.width - 1 < fair:
             break
         left -= column.column.width + 1
         widths[column.id] = column.column.width
+    for id, wanted in more.items():
+        given = max(0, min(wanted, left - LEAST_BAR))
+        widths[id] += given
+        left -= given
     widths["kl"] += 1 + max(0, min(left, MOST_BAR))
     return ColumnLayout(width, tuple((c, widths[c.id]) for c in table_columns() if c.id in widths))
+
+
+def longest_held(session: Session) -> int:
+    """Cells of the longest format that a layer holds, with the mark of a changed one."""
+    return 1 + max(map(cell_len, set(session.layers.holds)), default=0)
 
 
 def header(layout: ColumnLayout, style: TableStyle, sorted_by: str, falling: bool) -> str:
@@ -147,8 +168,17 @@ def header(layout: ColumnLayout, style: TableStyle, sorted_by: str, falling: boo
     for column, width in layout.columns:
         mark = sign if column.id == sorted_by else ""
         title = heading(column.figure, style)
-        title = title + mark if column.column.left else mark + title
-        if column.id == "kl":
-            title += next((tail for tail in kl_titles(style) if len(title + tail) <= width), "")
-        parts.append(fit(title if column.column.left else f"{title:>{width}}", width, glyphs))
-    return fit(" " * GUTTER + " ".join(parts), layout.width, glyphs)
+        if column.column.left:
+            title += mark
+            if column.id == "kl":
+                room = width - len(title)
+                title += next((tail for tail in kl_titles(style) if len(tail) <= room), "")
+            parts.append(fit(title, width, glyphs) + " ")
+        else:
+            # Behind the title, in the blank between two columns.
+            parts.append(fit(f"{title:>{width}}", width, glyphs) + (mark or " "))
+    line = " " * GUTTER + "".join(parts)
+    if len(line) > layout.width and (mark := line[-1]) != " ":
+        title = line[:-1].rsplit(" ", 1)[-1]  # the last column has none: before its title
+        line = f"{line[: -len(title) - 2]}{mark}{title}"
+    return fit(line.rstrip(), layout.width, glyphs)

@@ -42,16 +42,11 @@ def _dnll(style: TableStyle) -> str:
     return f"{'d' if style.glyphs.ascii else 'Δ'}NLL{style.glyphs.kilo}"
 
 
-def _kl_per_mb(style: TableStyle) -> str:
-    return f"KL{style.glyphs.kilo}/MB"
-
-
 HEADINGS: dict[str, Callable[[TableStyle], str]] = {
     "layer": _layer,
     "kl": _kl,
     "dppl": lambda style: " dPPL" if style.glyphs.ascii else " ΔPPL",
     "dnll": _dnll,
-    "kl_per_mb": _kl_per_mb,
     "outliers": lambda style: f">{short(style.sigma, small=0)}{style.glyphs.sigma}",
 }
 """Of figures whose title changes, by id."""

@@ -112,6 +112,8 @@ class Table(ScrollView, can_focus=False):
         self._sorted_at = float("-inf")
         self._later: Timer | None = None
         self._layout_: ColumnLayout | None = None
+        self._held: tuple[object, int] | None = None
+        """The layers and the recipe that the columns were laid out for."""
         self._digits = 1
         self._drawn: dict[int, Line] = {}
 
@@ -350,6 +352,15 @@ class Table(ScrollView, can_focus=False):
         self._leave()
         self.move_to(place)
 
+    def go_to(self, layer: str) -> bool:
+        """Jump to a layer; false if it is not shown."""
+        row = self.session.row(layer)
+        place = None if row is None else self.listing.place(row)
+        if place is None:
+            return False
+        self.jump_to(place)
+        return True
+
     def go_back(self) -> bool:
         """Move the cursor to the layer that the last jump left; false if it is not shown."""
         row = None if self._before is None else self.session.row(self._before[0])
@@ -410,7 +421,9 @@ class Table(ScrollView, can_focus=False):
 
     def layout_at(self, width: int) -> ColumnLayout:
         """The columns that a width has room for."""
-        if self._layout_ is None or self._layout_.width != width:
+        held = self.session.layers, self.session.position
+        if self._layout_ is None or self._layout_.width != width or self._held != held:
+            self._held = held
             self._layout_ = fit_columns(width, self.session, self._digits, self.listing.column)
         return self._layout_
 

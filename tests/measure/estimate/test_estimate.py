@@ -19,9 +19,10 @@ from engine.measure.estimate import backward_pass
 from engine.measure.estimate import first_order as products
 from engine.measure.estimate.backward_pass import BackwardPass
 from engine.measure.estimate.estimate import estimate
-from engine.measure.estimate.first_order import Sums, sample_of
+from engine.measure.estimate.first_order import Changes, Part, Sums, add_effects, sample_of
 from engine.measure.evaluation.reference import reference_of
 from engine.model import gradients
+from engine.model.gradients import Tap
 from engine.quant.quantize import dequantized
 from engine.store.facts import FactStore
 from engine.workspace import Loaded
@@ -393,6 +394,33 @@ def test_a_planted_fault_is_ranked_first_by_the_estimate(
     found = drain(estimate(loaded, formats, "degrade", counts, "job"))[1]
     assert max(found[planted.FORMAT], key=lambda n: found[planted.FORMAT][n].kl) == fault
     assert max(found["fp8-e4m3"], key=lambda n: found["fp8-e4m3"][n].kl) != fault
+
+
+@pytest.mark.parametrize("sampled", [products.SAMPLED, 3])
+def test_a_layer_may_be_given_other_tokens_than_the_window_has(
+    sampled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of patches of bytes, or of what a convolution leaves: against sums written out."""
+    monkeypatch.setattr(products, "SAMPLED", sampled)
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(3, 5, n, generator=generator) for n in (4, 6))  # 3 windows of 5 patches
+    delta = torch.randn(6, 4, generator=generator)
+    fmt = parse_format("int8")
+    sums = {fmt: Sums.empty(0, 1, 3)}
+    part = Part(slice(0, 3), range(3), 3, torch.ones(3, dtype=torch.bool), 1, 0)
+    add_effects(Tap("layer", x, (g,)), Changes((fmt,), delta[None], {}), sums, part, x)
+    z = (g * (x @ delta.T)).double()
+    weights = torch.ones(3, 5)
+    if sampled < 15:
+        weights = torch.zeros(3, 5)
+        for window, sample in enumerate(part.samples(5)):
+            weights[window, sample.positions] = sample.weights
+    squares = z.sum(-1).square() * weights
+    expected = [squares.sum(-1), (z.square().sum(-1) * weights).sum(-1), squares.square().sum(-1)]
+    for got, right in zip(sums[fmt].across[:, 0], expected, strict=True):
+        assert torch.allclose(got, right, rtol=1e-5)
+    sums[fmt].close()
+    assert torch.allclose(sums[fmt].rows[0], z.sum(1).square().sum(-1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("windows", "seq_len"), [(8, 2048), (64, 256), (3, 7), (100_000, 2)])

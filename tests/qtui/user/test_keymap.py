@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +20,7 @@ from textual.binding import Binding, BindingType
 from qtui.user.keymap import (
     NAMES,
     UNBOUND,
+    Keymap,
     KeymapError,
     key_name,
     keymap_path,
@@ -49,14 +52,14 @@ def path(tmp_path: Path) -> Path:
 
 def read(path: Path, text: str) -> dict[str, str]:
     path.write_text("[keys]\n" + text, encoding="utf-8")
-    return read_keymap(path, ACTIONS)
+    return dict(read_keymap(path, ACTIONS).keys)
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
 def test_no_file_changes_nothing(path: Path) -> None:
-    assert read_keymap(path, ACTIONS) == {}
+    assert read_keymap(path, ACTIONS) == Keymap()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ def test_errors_name_file_and_action(path: Path, text: str, said: str) -> None:
     [
         ("[keys", "not valid TOML"),
         ('keys = "s"', "`keys` is not a table: write [keys]"),
-        ("[kyes]\nsweep = 's'", "`kyes` is not known, expected one table, [keys]"),
+        ("[kyes]\nsweep = 's'", "`kyes` is not known, expected the tables [keys]"),
     ],
 )
 def test_a_file_of_another_form_is_told(path: Path, text: str, said: str) -> None:
@@ -195,7 +198,7 @@ def test_names_of_keys_are_those_that_terminals_send() -> None:
 
 def test_the_template_changes_nothing_until_a_line_is_taken_in(path: Path) -> None:
     path.write_text(keymap_template(ACTIONS), encoding="utf-8")
-    assert read_keymap(path, ACTIONS) == {}
+    assert read_keymap(path, ACTIONS) == Keymap()
 
 
 def test_every_line_of_the_template_says_what_holds_by_default(path: Path) -> None:
@@ -264,3 +267,53 @@ async def test_no_sequence_of_a_terminal_runs_what_has_no_key(path: Path) -> Non
                 app.post_message(event)
         await pilot.pause()
         assert app.did == []
+
+
+# --- commands of one's own ------------------------------------------------------------------------
+
+
+def commands(tmp_path: Path, text: str) -> Keymap:
+    path = tmp_path / "keymap.toml"
+    path.write_text(text)
+    return read_keymap(path, ACTIONS)
+
+
+def test_a_command_has_a_key_and_its_placeholders_become_quoted_variables(tmp_path: Path) -> None:
+    found = commands(
+        tmp_path, '[commands.copy]\nkey = "f7"\nrun = "scp {recipe} box:{layer} ${HOME} {other}"'
+    )
+    (command,) = found.commands
+    assert found.keys == {"run.copy": "f7"}
+    assert command.needs == {"recipe", "layer"}
+    assert command.script == 'scp "$QTUI_RECIPE" box:"$QTUI_LAYER" ${HOME} {other}'
+
+
+def test_a_name_from_a_checkpoint_is_never_parsed_by_the_shell(tmp_path: Path) -> None:
+    (command,) = commands(tmp_path, "[commands.say]\nrun = 'printf %s {layer}'").commands
+    layer = "a'; touch gone; echo \"$(touch gone)` *"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command.script], env={"QTUI_LAYER": layer, "PATH": os.environ["PATH"]},
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == layer
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[commands.x]\nkey = 'f7'", "`run` is missing"),
+        ("[commands.x]\nrun = 'a'\nkeys = 'f7'", "`keys` is not known"),
+        ("[commands.x]\nrun = 'a'\nkey = 'f77'", "did you mean"),
+        ("[commands]\nx = 'ls'", "expected a table"),
+        ("[commands.'a b']\nrun = 'ls'", "letters, digits"),
+        ("[commands.x]\nrun = \"echo '{layer}'\"", "inside quotes"),
+        ("[commands.x]\nrun = 'echo \"{layer}\"'", "inside quotes"),
+        ("[commands.x]\nrun = 'ls'\nkey = 'ctrl+c'", "always quits"),
+        ("[commands.x]\nrun = 'ls'\nkey = 'u'", "both have 'u'"),
+    ],
+)
+def test_a_command_that_cannot_be_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(KeymapError, match=said) as error:
+        commands(tmp_path, text)
+    assert "keymap.toml" in str(error.value)

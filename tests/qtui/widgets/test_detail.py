@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
 import pytest
 from textual.events import MouseScrollDown, MouseScrollUp
 
 from engine import protocol as p
+from engine.protocol import EffectKey
 from engine.session import Session, recipe_hash
 from qtui.views.text import PLAIN
 from qtui.widgets.pane.detail import Detail
@@ -393,6 +395,21 @@ async def test_three_lines_say_the_most_important() -> None:
         assert "▲ channel 211: 18.2σ" in second
         assert "int4-g128 12.2%" in second
         assert "KL·10³ 5.22 ± .57" in third
+
+
+async def test_figures_of_an_effect_do_not_touch_in_ascii() -> None:
+    session = whole()
+    row = session.index[DOWN]
+    known = session.effects.measured[EffectKey("degrade", r.FORMAT)][row]
+    assert known is not None
+    wide = msgspec.structs.replace(known, kl=0.151, kl_se=0.0139, dnll=0.17, dnll_se=0.02)
+    told(session, p.Learned(("wide",), (wide,)))
+    shown = Detail(PLAIN)
+    async with staged(shown, 64, 60) as (app, pilot):
+        shown.show(session, DOWN)
+        await pilot.pause()
+        said = line(app.screen_text(), r.FORMAT)
+        assert re.search(r"151 +\+-27\.\d +\+ ", said), said
 
 
 async def test_ascii_draws_nothing_else() -> None:

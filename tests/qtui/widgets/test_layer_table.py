@@ -118,7 +118,7 @@ async def test_a_wide_screen_shows_all_that_is_known_of_a_layer() -> None:
     async with measured(size=(230, 50)) as d:
         await d.pilot.press("tab")
         await d.pilot.pause()
-        for title in ("bits", "KL·10³/MB", "size", "change", "top-1", "kurt", "ΔNLL·10³", "shape"):
+        for title in ("bits", "KL/MB", "size", "change", "top-1", "kurt", "ΔNLL·10³", "shape"):
             assert title in head(d)
         words = line(d, d.table.rows.index(7)).split()
         assert words[-10:-6] == ["16.0", "17.9", "393", "kB"]  # 5.22e-3 nats over .291 MB
@@ -208,11 +208,33 @@ def figure_of_error(d: Driver, row: int) -> float:
     return weights.errors[r.FORMAT].relative
 
 
+async def test_names_and_formats_are_whole_before_the_bar_takes_what_is_left() -> None:
+    name = "model.layers.12.mlp.shared_experts.down_proj"
+    named = [name, *NAMES[1:]]
+    long = "int4-g128-sym+clip+gptq"
+    opening = [r.listed(named) if isinstance(e, p.LayersListed) else e for e in r.opening(named)]
+    async with driving(*opening, *r.triaged(named), size=(180, 50)) as d:
+        await d.give(r.changed(d.app.session, [NAMES[3]], long))
+        rows = [line(d, place) for place in range(len(d.table.rows))]
+        assert any("12 mlp.shared_experts.down_proj " in row for row in rows)
+        assert any(f"●{long} " in row for row in rows)
+
+
+async def test_the_sign_of_the_order_is_behind_the_title_and_moves_nothing() -> None:
+    async with measured(size=(200, 50)) as d:
+        titles = head(d).replace("▾", "").split()
+        for column in ("error", "size", "kl"):
+            d.table.order_by(column)
+            assert head(d).replace("▾", "").replace("▴", "").split() == titles
+            place = head(d).index("▾")
+            assert head(d)[place - 1] != " "
+
+
 async def test_before_any_effect_rows_are_sorted_by_weight_error_and_the_title_says_so() -> None:
     async with driving(*r.opening(), *r.triaged()) as d:
         errors = [figure_of_error(d, row) for row in d.table.rows]
         assert errors == sorted(errors, reverse=True)
-        assert "▾error" in head(d)
+        assert "error▾" in head(d)
         assert d.table.by_weight_error
         await d.give(*r.swept(1))
         assert "KL·10³▾" in head(d)

@@ -1,0 +1,1 @@
+"""Activations: inputs and outputs of every layer over the calibration text."""

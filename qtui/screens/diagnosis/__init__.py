@@ -1,0 +1,41 @@
+"""The diagnosis: verdict, findings that lead to their layers, and a map of blocks and kinds."""
+
+from __future__ import annotations
+
+from qtui.actions import Action
+from qtui.screens.session_screen import SessionScreen
+from qtui.screens.spec import ScreenContext, ScreenSpec
+
+
+def make(context: ScreenContext) -> SessionScreen:
+    """The diagnosis with what runs its actions."""
+    from qtui.screens.diagnosis.actions import DiagnosisActions
+    from qtui.screens.diagnosis.screen import Diagnosis
+
+    screen = Diagnosis(context.glyphs)
+    DiagnosisActions(screen, context.events)
+    return screen
+
+
+SCREEN = ScreenSpec(
+    Action(
+        "diagnosis", "D", "Diagnosis: findings and map", "View", "map", rank=65, place=105,
+        words="findings heatmap heat map verdict why blocks kinds problems",
+    ),
+    make,
+    (
+        Action("diagnosis.up", "up,k", "Up", "Move"),
+        Action("diagnosis.down", "down,j", "Down", "Move"),
+        Action("diagnosis.left", "left,h", "Left in the map", "Move"),
+        Action("diagnosis.right", "right,l", "Right in the map", "Move"),
+        Action(
+            "diagnosis.show", "enter", "Show the layer in the table", "View", "show", rank=1,
+            place=1,
+        ),
+        Action("diagnosis.side", "tab", "Map or findings", "View", "side", rank=2, place=2),
+        Action(
+            "diagnosis.figure", "c", "Map of the next figure", "View", "figure", rank=3, place=3,
+        ),
+    ),
+)  # fmt: skip
+"""The diagnosis, shown by ``D``."""

@@ -1,0 +1,225 @@
+"""The diagnosis: the verdict, a map of blocks and kinds, and the findings."""
+
+from __future__ import annotations
+
+from textwrap import wrap
+
+from rich.cells import cell_len
+from textual import events
+from textual.app import ComposeResult
+
+from engine import protocol as p
+from engine.diagnosis.findings import Finding, findings
+from engine.report.figures import Context
+from engine.report.figures.declaration import Figure
+from engine.report.wording import short
+from engine.session import Dirty, Session
+from qtui.screens.session_screen import SessionScreen
+from qtui.screens.workbench.effects import ShownEffects
+from qtui.views.maps import (
+    Map,
+    by_severity,
+    cut,
+    map_lines,
+    map_of,
+    mapped_figures,
+    scale_line,
+    visible,
+)
+from qtui.views.text import UNICODE, Glyphs, printable, short_name
+from qtui.widgets.frame.verdict import VerdictLine
+from qtui.widgets.line import Lines, Words
+
+SHOWN: frozenset[Dirty] = frozenset({"layers", "weights", "measured", "recipe", "baseline"})
+WIDE = 120
+"""Columns from which the findings are beside the map."""
+
+
+class Diagnosis(SessionScreen):
+    """What stands out, and where."""
+
+    CSS = """
+    Diagnosis { layout: vertical; }
+    #map { height: auto; max-height: 60%; padding: 0 1; border-top: solid $panel; }
+    #scale { height: 1; padding: 0 1; }
+    #findings { height: 1fr; padding: 0 1; border-top: solid $panel; }
+    Diagnosis.-ascii #map, Diagnosis.-ascii #findings { border-top: ascii $panel; }
+    """
+
+    def __init__(self, glyphs: Glyphs = UNICODE) -> None:
+        super().__init__(glyphs)
+        self.verdict = VerdictLine(glyphs, id="verdict")
+        self.verdict.take_key = ""
+        self.map, self.scale = Lines(id="map"), Lines(id="scale")
+        self.list = Lines(id="findings", wrap=False)
+        self.effects = ShownEffects()
+        self.found: list[Finding] = []
+        """All findings."""
+        self._figure = 0
+        self._drawn: Map | None = None
+        self._at = (0, 0)
+        """Block and kind of the cursor in the map, by their places."""
+        self._on = 0
+        """Finding under the cursor."""
+        self._in_map = True
+        self._top = self._top_found = 0
+
+    def compose(self) -> ComposeResult:
+        """The verdict, the map and its scale, the findings, the foot."""
+        yield self.verdict
+        yield self.map
+        yield self.scale
+        yield self.list
+        yield from self.foot()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Lay everything out for the new size."""
+        self.call_after_refresh(self._write)
+
+    def show(self, session: Session, dirty: frozenset[Dirty], *, whole: bool = False) -> None:
+        """Draw what changed."""
+        self.session = session
+        if not whole and not dirty & SHOWN:
+            return
+        self.effects.update(session)
+        self.verdict.follow(session, self.format)
+        self.found = findings(session, self.format or "int4-g128") if session.layers.names else []
+        self._draw_map()
+        self._write()
+
+    @property
+    def format(self) -> str:
+        """The format whose effects are shown."""
+        return self.effects.format if self.effects.direction == "degrade" else ""
+
+    def _draw_map(self) -> None:
+        figures = self.figures()
+        if not figures:
+            self._drawn = None
+            return
+        self._figure %= len(figures)
+        self._drawn = map_of(self._shown(), figures[self._figure])
+
+    def _shown(self) -> Context:
+        return Context(self.session, p.EffectKey("degrade", self.effects.format))
+
+    def figures(self) -> list[Figure]:
+        """Figures that can be mapped now."""
+        return mapped_figures(self._shown()) if self.session.layers.names else []
+
+    # --- the cursor ---------------------------------------------------------------------------
+
+    @property
+    def current(self) -> str | None:
+        """The layer under the cursor; None for a finding about several."""
+        if self._in_map:
+            row = self._drawn.layer(self._at) if self._drawn is not None else None
+            return None if row is None else self.session.layers.names[row]
+        finding = self.found[self._on] if self._on < len(self.found) else None
+        return finding.layer or None if finding is not None else None
+
+    def move(self, down: int, right: int) -> None:
+        """Move the cursor in the map, or in the list."""
+        if self._in_map and self._drawn is not None:
+            y, x = self._at[0] + down, self._at[1] + right
+            blocks, kinds = len(self._drawn.blocks), len(self._drawn.kinds)
+            self._at = max(0, min(y, blocks - 1)), max(0, min(x, kinds - 1))
+        elif not self._in_map:
+            self._on = max(0, min(self._on + down, len(self.found) - 1))
+            self._follow_finding()
+        self._write()
+
+    def _follow_finding(self) -> None:
+        """The cell of a finding's layer is the map's too."""
+        layer = self.current
+        if layer is None or self._drawn is None:
+            return
+        place = self._drawn.place(self.session, self.session.index[layer])
+        self._at = place or self._at
+
+    def other_side(self) -> None:
+        """Move between the map and the findings."""
+        self._in_map = not self._in_map or not self.found
+        if not self._in_map:
+            self._follow_finding()
+        self._write()
+
+    def next_figure(self) -> None:
+        """Map another figure."""
+        self._figure += 1
+        self._draw_map()
+        self._write()
+
+    def here(self) -> tuple[str, bool]:
+        """What the keys act on now."""
+        return printable(self.current or "no layer"), bool(self.session.layers.names)
+
+    # --- drawing ------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        width = self.app.size.width - 2
+        if self._drawn is None:
+            self.map.set_lines([[("nothing is known of the layers yet", "$dim")]])
+            self.scale.set_lines([])
+        else:
+            most = max(4, (self.app.size.height - 6) * 3 // 5)
+            room = min(len(self._drawn.blocks) + 1, most)
+            self._top = visible(self._at[0], self._top, len(self._drawn.blocks), room - 1)
+            self.map.set_lines(
+                map_lines(self._drawn, self._at, self._top, width, room, self.glyphs)
+            )
+            self.scale.set_lines([self._under_cursor(self._drawn)])
+        lines: list[Words] = []
+        at = 0
+        for number, finding in enumerate(self.found):
+            if number == self._on:
+                at = len(lines)
+            lines += self._finding(number, finding)
+        room = max(1, self.list.size.height)
+        self._top_found = visible(at, self._top_found, len(lines), room - 1)
+        none = "no findings so far" if self.session.layers.names else ""
+        self.list.set_lines(cut(lines, self._top_found, room) or [[(none, "$dim")]])
+
+    def _under_cursor(self, drawn: Map) -> Words:
+        row = drawn.layer(self._at)
+        if row is None:
+            return scale_line(drawn, self.glyphs)
+        layers = self.session.layers
+        name = printable(short_name(layers.names[row], layers.blocks[row], 2)).strip()
+        value = drawn.cells[drawn.blocks[self._at[0]], drawn.kinds[self._at[1]]][0]
+        said = drawn.figure.quantity.text(value) if value == value else self.glyphs.unknown
+        return [(f"{name}: {said}  ", "bold"), *scale_line(drawn, self.glyphs)]
+
+    def _finding(self, number: int, finding: Finding) -> list[Words]:
+        here = number == self._on and not self._in_map
+        cursor = self.glyphs.cursor if here else " "
+        layers = self.session.layers
+        where = ""
+        if finding.layer:
+            row = self.session.index[finding.layer]
+            where = printable(short_name(finding.layer, layers.blocks[row], 2)).strip() + ": "
+        tone = by_severity(finding.severity)
+        width = max(20, self.app.size.width - 4)
+        said = _plain(finding.sentence, self.glyphs)
+        first, *rest = wrap(said, width - 2, initial_indent=" " * cell_len(where))
+        lines: list[Words] = [
+            [(f"{cursor} ", "$primary"), (where, "bold"), (first.lstrip(), tone)],
+            *([("    ", ""), (line, tone)] for line in rest),
+        ]
+        if (fix := finding.fix) is not None:
+            held = printable(fix.format) or "as stored it"
+            mark = "" if fix.measured else self.glyphs.about
+            bits = f"{short(fix.bits)} bits per weight more"
+            said = f"{held} wins back {mark}{fix.recovered:.0%} for {bits}"
+            lines.append([("    ", ""), (self.glyphs.arrow + " " + said, "$better")])
+        return lines
+
+
+def _plain(sentence: str, glyphs: Glyphs) -> str:
+    """A sentence in the characters that may be drawn."""
+    said = printable(sentence)
+    if not glyphs.ascii:
+        return said
+    for sign, plain in (("σ", " sd"), ("×", "x"), ("…", ".."), ("≈", "~")):
+        said = said.replace(sign, plain)
+    return said

@@ -1,0 +1,184 @@
+"""A map of blocks and kinds: one figure of every layer as a shade, the largest darkest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.report.figures import Context
+from engine.report.figures.declaration import Figure
+from engine.report.figures.registry import figures
+from engine.session import Session
+from engine.session.artefact import OUTSIDE
+from qtui.views.text import Glyphs, Words, fit, printable
+
+STEPS = 5
+"""Shades."""
+RANGE = 100.0
+"""A value of this share of the largest, or less, has the lightest shade."""
+UNICODE_SHADES = " ░▒▓█"
+ASCII_SHADES = ".:+*#"
+WHOLE = "outside"
+"""Row of head and embedding."""
+MAPPED = (
+    "kl", "kl_per_mb", "error", "outliers", "kurtosis", "worst_column_sigma", "waste", "bits",
+    "input_ratio", "input_by_median",
+)  # fmt: skip
+"""Figures that are mapped, in order; those of which nothing is known are left out."""
+
+
+@dataclass
+class Map:
+    """Values by block and kind."""
+
+    figure: Figure
+    kinds: list[str] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    """-1 for head and embedding, first."""
+    cells: dict[tuple[int, str], tuple[float, int]] = field(default_factory=dict)
+    """By block and kind the largest value and its row."""
+    largest: float = 0.0
+
+    def layer(self, at: tuple[int, int]) -> int | None:
+        """The row of a cell, by its place; None where there is no layer."""
+        y, x = at
+        if not (0 <= y < len(self.blocks) and 0 <= x < len(self.kinds)):
+            return None
+        found = self.cells.get((self.blocks[y], self.kinds[x]))
+        return None if found is None else found[1]
+
+    def place(self, session: Session, row: int) -> tuple[int, int] | None:
+        """Where the cell of a row is."""
+        key = session.layers.blocks[row], session.layers.kinds[row]
+        if key[0] not in self.blocks or key[1] not in self.kinds:
+            return None
+        return self.blocks.index(key[0]), self.kinds.index(key[1])
+
+    def step(self, value: float) -> int:
+        """Shade of a value, 0 to `STEPS` − 1, by its logarithm."""
+        if not value > 0 or not self.largest > 0:
+            return 0
+        share = 1 + math.log(value / self.largest) / math.log(RANGE)
+        return max(0, min(STEPS - 1, math.ceil(share * (STEPS - 1) - 1e-9)))
+
+
+def mapped_figures(context: Context) -> list[Figure]:
+    """Figures of which something is known."""
+    by_id = {figure.id: figure for figure in figures()}
+    count = len(context.session.layers.names)
+    found = []
+    for id in MAPPED:
+        figure = by_id.get(id)
+        if figure is None:
+            continue
+        read = figure.read.bind(context)
+        if any(_number(read(row)) is not None for row in range(count)):
+            found.append(figure)
+    return found
+
+
+def map_of(context: Context, figure: Figure) -> Map:
+    """The map of a figure: of several layers in a cell, such as experts, the largest counts."""
+    layers = context.session.layers
+    read = figure.read.bind(context)
+    found = Map(figure)
+    kinds: dict[str, None] = {}
+    for row, (block, kind, role) in enumerate(
+        zip(layers.blocks, layers.kinds, layers.roles, strict=True)
+    ):
+        key = (-1 if role in OUTSIDE else block), kind
+        kinds.setdefault(kind)
+        value = _number(read(row))
+        known = found.cells.get(key)
+        if value is not None and (known is None or value > known[0]):
+            found.cells[key] = value, row
+        else:
+            found.cells.setdefault(key, (math.nan, row))
+    found.kinds = list(kinds)
+    found.blocks = sorted({block for block, _ in found.cells})
+    found.largest = max((v for v, _ in found.cells.values() if v == v), default=0.0)
+    return found
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def map_lines(
+    found: Map, at: tuple[int, int] | None, top: int, width: int, height: int, glyphs: Glyphs
+) -> list[Words]:
+    """The map from a block on: a line of kinds, then a line a block.
+
+    Args:
+        found: the map.
+        at: block and kind of the cursor, by their places; None where it is elsewhere.
+        top: place of the first block that is drawn.
+        width: cells there are.
+        height: lines there are.
+        glyphs: what to draw with.
+    """
+    label = 7
+    each = max(2, min(12, (width - label) // max(1, len(found.kinds))))
+    heads: Words = [(" block".ljust(label), "$dim")]
+    for kind in found.kinds:
+        heads.append((fit(_short(printable(kind), each - 1), each - 1, glyphs) + " ", "$dim"))
+    lines = [heads]
+    shades = ASCII_SHADES if glyphs.ascii else UNICODE_SHADES
+    for y in range(top, min(len(found.blocks), top + height - 1)):
+        block = found.blocks[y]
+        name = WHOLE[:4] if block < 0 else str(block)
+        words: Words = [(f"{name:>{label - 1}} ", "$dim")]
+        for x, kind in enumerate(found.kinds):
+            cell = found.cells.get((block, kind))
+            if cell is None:
+                words.append((" " * each, ""))
+                continue
+            value, _ = cell
+            if value != value:
+                drawn, tone = glyphs.unknown * (each - 1), "$dim"
+            else:
+                step = found.step(value)
+                drawn, tone = shades[step] * (each - 1), f"$heat-{step + 1}"
+                if step == 0 and not glyphs.ascii:
+                    drawn = glyphs.unknown * (each - 1)
+            here = at == (y, x)
+            words += [(drawn, f"{tone} reverse" if here else tone), (" ", "")]
+        lines.append(words)
+    return lines
+
+
+def _short(kind: str, width: int) -> str:
+    """A kind without the part that all of them have, where it is too long."""
+    return kind.removesuffix("_proj") if len(kind) > width else kind
+
+
+def scale_line(found: Map, glyphs: Glyphs) -> Words:
+    """What the shades stand for."""
+    shades = ASCII_SHADES if glyphs.ascii else UNICODE_SHADES
+    text = found.figure.quantity.text
+    words: Words = [(f"{found.figure.title}: ", "$dim")]
+    for step in range(1, STEPS):
+        words.append((shades[step], f"$heat-{step + 1}"))
+    most = text(found.largest) if found.largest else "0"
+    words.append((f" up to {most}, by logarithm", "$dim"))
+    return words
+
+
+def by_severity(severity: str) -> str:
+    """The style of a finding."""
+    return {"alert": "bold $error", "warning": "$finding"}.get(severity, "$dim")
+
+
+def visible(at: int, top: int, count: int, room: int) -> int:
+    """The first of ``count`` lines to draw so that ``at`` is among ``room``; ``top`` if it is."""
+    if top <= at < top + room:
+        return max(0, min(top, count - room))
+    return max(0, min(at - room // 2, count - room))
+
+
+def cut(lines: Sequence[Words], top: int, room: int) -> list[Words]:
+    """The lines that are visible."""
+    return list(lines[top : top + room])

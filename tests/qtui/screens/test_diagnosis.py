@@ -1,0 +1,98 @@
+"""The diagnosis: findings lead to their layers, the map's cursor to its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine import protocol as p
+from engine.diagnosis.findings import findings
+from engine.report.figures import Context
+from engine.report.figures.registry import figure
+from qtui.screens.diagnosis.screen import Diagnosis
+from qtui.views.maps import STEPS, map_of
+from tests.diagnosis.test_findings import F, clean
+from tests.qtui import replay as r
+from tests.qtui.driving import Driver, driving
+
+SIZES = [((80, 24), False), ((80, 24), True), ((160, 50), False)]
+
+
+def events() -> list[p.AnyEvent]:
+    """A model with a fragile head, all of whose layers are estimated."""
+    session = clean(lm_head=20.0)
+    facts = [fact for column in session.effects.estimated.values() for fact in column if fact]
+    return [*r.opening(), *r.triaged(), p.Learned(("",) * len(facts), tuple(facts))]
+
+
+def screen(d: Driver) -> Diagnosis:
+    shown = d.app.screens.shown
+    assert isinstance(shown, Diagnosis)
+    return shown
+
+
+@pytest.mark.parametrize(("size", "ascii"), SIZES)
+async def test_findings_are_listed_and_lead_to_their_layers(
+    size: tuple[int, int], ascii: bool
+) -> None:
+    async with driving(*events(), size=size, ascii=ascii) as d:
+        await d.pilot.press("end", "D")
+        await d.settled()
+        shown = screen(d)
+        assert [x.id for x in shown.found] == [x.id for x in findings(d.app.session, F)]
+        assert "fragile head" in d.screen()
+        assert max(len(line) for line in d.screen().splitlines()) <= size[0]
+        assert not ascii or d.screen().isascii()
+        at = next(i for i, x in enumerate(shown.found) if x.id == "fragile-head")
+        await d.pilot.press("tab", *["down"] * at, "enter")
+        await d.settled()
+        assert d.app.screens.shown is d.app.screens.workbench
+        assert d.table.current == "lm_head"
+        await d.pilot.press("apostrophe")
+        assert d.table.current != "lm_head"
+
+
+async def test_the_cursor_of_the_map_is_on_a_layer_and_shows_it() -> None:
+    async with driving(*events(), size=(120, 40)) as d:
+        await d.pilot.press("D")
+        await d.settled()
+        await d.pilot.press("down", "down", "right", "right")
+        assert screen(d).current == "model.layers.1.self_attn.k_proj"
+        await d.pilot.press("enter")
+        await d.settled()
+        assert d.table.current == "model.layers.1.self_attn.k_proj"
+
+
+async def test_figures_of_the_map_are_those_of_which_something_is_known() -> None:
+    async with driving(*events(), size=(120, 40)) as d:
+        await d.pilot.press("D")
+        await d.settled()
+        ids = [each.id for each in screen(d).figures()]
+        assert ids[0] == "kl"
+        assert "error" in ids
+        assert "input_ratio" not in ids
+        await d.pilot.press("c")
+        assert "KL per MB" in d.screen() or "weight error" in d.screen()
+
+
+async def test_before_anything_is_known_it_says_so() -> None:
+    async with driving() as d:
+        await d.pilot.press("D")
+        await d.settled()
+        assert "nothing is known" in d.screen()
+
+
+def test_a_cell_has_the_largest_of_its_layers_and_shades_follow_the_logarithm() -> None:
+    session = clean(lm_head=20.0)
+    found = map_of(Context(session, p.EffectKey("degrade", F)), figure("kl"))
+    assert found.blocks == [-1, *range(r.BLOCKS)]
+    assert set(found.kinds) == set(session.layers.kinds)
+    value, row = found.cells[-1, "lm_head"]
+    assert session.layers.names[row] == "lm_head"
+    assert value == found.largest
+    steps = [found.step(found.largest / 10**at) for at in (0, 0.5, 1, 1.5, 2, 3)]
+    assert steps == sorted(steps, reverse=True)
+    assert (steps[0], steps[-1]) == (STEPS - 1, 0)
+    for name in session.layers.names:
+        place = found.place(session, session.index[name])
+        assert place is not None
+        assert found.layer(place) == session.index[name]
