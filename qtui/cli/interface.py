@@ -56,6 +56,7 @@ def demo(
     with reporting_errors():
         _show("demo", shared, ascii=ascii, theme=theme, fps=fps, mouse=not no_mouse)
 
+
 FRAMES = 120
 """Frames a second at most: those of keys; results are shown ``fps`` times a second."""
 
