@@ -68,7 +68,7 @@ def interface(
         # Imported only where there is no model: the first frame of a model does not wait for them.
         from engine.opening.hub import hub_cache
         from engine.opening.inspection import inspect_source
-        from engine.store.past_sessions import past_sessions
+        from engine.store.past_sessions import past_sessions, remove_session
         from qtui.screens.start.screen import Start
 
         return Start(
@@ -77,6 +77,7 @@ def interface(
             load_profiles(),
             profile_name,
             hub_ids=hub_cache,
+            remove=remove_session,
             glyphs=glyphs,
             problems=tuple(problems),
         )

@@ -45,8 +45,8 @@ _EMBEDDING = {
     *("tok_embeddings", "tokens_embed"),
 }
 _HEAD = {"lm_head", "embed_out", "output", "output_layer", "head", "unembed"}
-_FUSED_DOWN = {"down_proj", "output_linear", "w2_weight"}
-_FUSED = {"gate_up_proj", "gate_proj", "up_proj", "input_linear", "w13_weight", *_FUSED_DOWN}
+_FUSED_DOWN = {"down_proj", "output_linear", "w2_weight", "fc2"}
+_FUSED = {"gate_up_proj", "gate_proj", "up_proj", "input_linear", "w13_weight", "fc1", *_FUSED_DOWN}
 # GPT-2 and similar models store these transposed; GPTBigCode has the names but does not.
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "decision_transformer", "imagegpt"}
 _CONV1D = {"c_attn", "q_attn", "c_proj", "c_fc"}
@@ -358,6 +358,8 @@ def _fuse(
     idle = _setting(checkpoint.config, "zero_expert_num") or 0
     if "w1" in kinds:
         home = home.replace(".block_sparse_moe.", ".mlp.").replace(".ffn.", ".mlp.")
+    if home.startswith("backbone."):  # NemotronH's
+        home = f"model.{home.removeprefix('backbone.')}"
     # Experts without a gate (NemotronH) keep the name of their one projection.
     paired = len(gate_up) > 1 or not kinds.isdisjoint({"w1", "w3", "gate_proj"})
     rows = []

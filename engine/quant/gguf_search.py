@@ -3,16 +3,19 @@
 After ``ggml-quants.c``: each function names the C function that it equals, and works in float32 in
 the same order, sums included, so that codes come out equal bit for bit. A tensor ``[n, blocks]``
 holds ``n`` weights of a block in its rows: loops run over the weights of a block and over
-candidates, never over blocks. `engine.quant.gguf_compiled` does the same faster on a processor.
+candidates, never over blocks. `engine.quant.gguf_compiled` does the same faster on a
+processor, `engine.quant.gguf_gpu` on a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from engine.quant import gguf_gpu
 
 SMALLEST = 1e-15
 """A block whose weights are all nearer to 0 than this is all zeros (``GROUP_MAX_EPS``)."""
@@ -80,6 +83,15 @@ def fit_offsets(
         start, step, steps: The candidates are ``(start + step · i + top) / (max − min)``.
         absolute: Whether errors are compared by magnitude instead of by square.
     """
+    tried = tuple(candidates(start, step, top, range(steps + 1)))
+    return Offsets(
+        *gguf_gpu.searched("fit_offsets", _fit_offsets, x, weights, top, tried, absolute)
+    )
+
+
+def _fit_offsets(
+    x: Tensor, weights: Tensor, top: int, numbers: Sequence[float], absolute: bool
+) -> Offsets:
     lo = x.gather(0, x.argmin(0, keepdim=True))[0].clamp(max=0)  # of zeros, the first one's sign
     hi = x.amax(0)
     flat = hi <= lo
@@ -89,7 +101,7 @@ def fit_offsets(
     codes = (inverse * (x - base)).round_().clamp_(0, top)
     least = _weighted_error(x, weights, scale, lo, codes, absolute)
     terms = x.new_empty(3, *x.shape)
-    for candidate in candidates(start, step, top, range(steps + 1)):
+    for candidate in numbers:
         tried = quotient(candidate, hi - lo)
         codes = (tried * (x - lo)).round_().clamp_(0, top)
         torch.mul(weights, codes, out=terms[0])
@@ -120,6 +132,11 @@ def fit_symmetric(x: Tensor, weights: Tensor, half: int) -> Symmetric:
         half: Codes less ``half`` run from ``−half`` to ``half − 1``; the weight of the greatest
             magnitude starts at ``−half``.
     """
+    numbers = tuple(symmetric_candidates(half))
+    return Symmetric(*gguf_gpu.searched("fit_symmetric", _fit_symmetric, x, weights, half, numbers))
+
+
+def _fit_symmetric(x: Tensor, weights: Tensor, half: int, numbers: Sequence[float]) -> Symmetric:
     peak = _peak(x)
     empty = peak.abs() < SMALLEST
     weighted = weights * x
@@ -128,7 +145,7 @@ def fit_symmetric(x: Tensor, weights: Tensor, half: int) -> Symmetric:
         codes = (inverse * x).round_().clamp_(-half, half - 1)
         return total(weighted * codes), total(weights * codes * codes)
 
-    first, *others = symmetric_candidates(half)
+    first, *others = numbers
     best = quotient(first, peak)
     sum_lx, sum_l2 = sums(best)
     scale = torch.where(sum_l2 == 0, 0, sum_lx / sum_l2)
@@ -149,6 +166,10 @@ def refine_symmetric(x: Tensor, half: int) -> Symmetric:
 
     From rounded codes on, each code in turn moves to where the error is least, five times.
     """
+    return Symmetric(*gguf_gpu.searched("refine_symmetric", _refine_symmetric, x, half))
+
+
+def _refine_symmetric(x: Tensor, half: int) -> Symmetric:
     peak = _peak(x)
     empty = peak.abs() < SMALLEST
     weights = x * x

@@ -3,6 +3,10 @@
 Where the quadratic model fails, an estimate is off by a factor that grows with the effect. The
 layers that were measured show this factor for the others: `Agreement` holds the knots of the fit,
 this module interpolates between them.
+
+The worst layers are measured first, so that the others lie below the lowest knot. A single layer
+makes that knot, and is off by a third as easily as not: at it and below, the median ratio of all
+measured layers holds.
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ class Correction(msgspec.Struct, frozen=True):
     def kl(self, estimate: float) -> float:
         """The KL to expect for an estimated one.
 
-        Outside the knots the ratio of the nearest knot applies, so that 0 stays 0 and the sign is
-        kept.
+        Outside the knots the ratio of the nearest one applies, so that 0 stays 0 and the sign is
+        kept; of the lowest it is that of all layers.
         """
         x, y = self.estimated, self.measured
         if not estimate > x[0]:
@@ -61,16 +65,25 @@ def fitted(agreement: Agreement | None) -> Correction | None:
     """The fit of an agreement; None if it is based on fewer than `LEAST_PAIRS` layers."""
     if agreement is None or agreement.layers < LEAST_PAIRS:
         return None
-    knots = _ascending(agreement.estimated, agreement.measured)
+    knots = _ascending(agreement.estimated, agreement.measured, agreement.ratio)
     if not knots:
         return None
     return Correction(tuple(x for x, _ in knots), tuple(y for _, y in knots))
 
 
-def _ascending(estimated: Sequence[float], measured: Sequence[float]) -> list[tuple[float, float]]:
-    """The knots above 0, with each estimate once, ascending; neighbouring numbers are one."""
+def _ascending(
+    estimated: Sequence[float], measured: Sequence[float], ratio: float
+) -> list[tuple[float, float]]:
+    """The knots above 0, with each estimate once, ascending; neighbouring numbers are one.
+
+    The first has the ratio of all layers.
+    """
     found: list[tuple[float, float]] = []
     for x, y in zip(estimated, measured, strict=False):
-        if 0 < x < math.inf and 0 < y < math.inf and (not found or x / found[-1][0] > 1):
-            found.append((x, max(y, found[-1][1]) if found else y))
+        if not (0 < x < math.inf and 0 < y < math.inf):
+            continue
+        if not found:
+            found.append((x, x * ratio if 0 < ratio < math.inf else y))
+        elif x / found[-1][0] > 1:
+            found.append((x, max(y, found[-1][1])))
     return found

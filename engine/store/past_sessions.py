@@ -6,6 +6,7 @@ tensor library is imported.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from engine.session import Session
 from engine.store.database import StoreError
 from engine.store.facts import FactStore
 from engine.store.journal import peek
-from engine.store.lock import is_running
+from engine.store.lock import is_running, take
 from engine.store.paths import StateFolderError, facts_file, state_folder
 
 
@@ -51,7 +52,8 @@ class PastSession(msgspec.Struct, frozen=True, kw_only=True):
 def past_sessions(limit: int = 50) -> list[PastSession]:
     """The user's sessions, most recently used first.
 
-    A session that cannot be read is included, with its ``problem``.
+    A session that cannot be read is included, with its ``problem``; what was never found to be a
+    checkpoint is not.
     """
     found: list[tuple[float, Path]] = []
     try:
@@ -65,8 +67,31 @@ def past_sessions(limit: int = 50) -> list[PastSession]:
     found.sort(key=lambda one: (-one[0], one[1].name))
     with _facts() as facts:
         sessions = [_past(folder, touched, facts) for touched, folder in found[: max(0, limit)]]
-    kept = [session for session in sessions if session.source or session.problem]
+    kept = [
+        session
+        for session in sessions
+        if session.checkpoint or session.running or (session.problem and not session.source)
+    ]
     return sorted(kept, key=lambda session: -session.when)
+
+
+def remove_session(name: str) -> None:
+    """Remove a session: its history, recipes and log. Results are stored separately and stay.
+
+    Raises:
+        SessionBusyError: an engine has it open.
+        StateFolderError: it cannot be removed.
+    """
+    folder = state_folder() / "sessions" / name
+    if name in ("", ".", "..") or name != folder.name or not folder.is_dir():
+        return
+    with take(folder / "lock", 0.0):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise StateFolderError(
+                f"{folder} cannot be removed: {error.strerror or error}"
+            ) from error
 
 
 @contextmanager

@@ -154,6 +154,8 @@ class _Run:
         self._of_files = of_files
         self._exported: p.Exported | None = None
         self._open = False
+        self._loaded_before = False
+        """Whether the engine had the model loaded: then this run waited for no loading."""
         self._mark = uuid.uuid4().hex
         self._sent: p.Command | None = None
         self._job: str | None = None
@@ -171,6 +173,7 @@ class _Run:
                 self._take(event)
             if self._engine.session.source:
                 self._check_settings(settings)
+            self._loaded_before = self._engine.session.model is not None
         self._engine.send(p.Open(source, settings, model=not self._of_files, take_up=False))
         ended: p.JobEnded | None = None
         try:
@@ -302,9 +305,12 @@ class _Run:
                 raise RunError("the evaluation ended without a score", 1)
         if self._kind is p.Export and self._exported is None:
             raise RunError("the export ended without reporting its output", 1)
+        job = session.jobs[ended.job]
+        if self._loaded_before and "load_s" in job.timings:
+            job = msgspec.structs.replace(job, timings={**job.timings, "load_s": 0.0})
         return Outcome(
             session=session,
-            job=session.jobs[ended.job],
+            job=job,
             formats=formats,
             score=score,
             answers=tuple(self._answers[question] for question in self._questions),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -56,6 +57,10 @@ def demo(
         _show("demo", shared, ascii=ascii, theme=theme, fps=fps, mouse=not no_mouse)
 
 
+FRAMES = 120
+"""Frames a second at most: those of keys; results are shown ``fps`` times a second."""
+
+
 def _show(
     model: str | None,
     shared: Shared,
@@ -79,6 +84,8 @@ def _show(
     source = None if model is None else located_model(model)
     # The engine imports its libraries while the first frame is drawn.
     started = None if source is None else start_ahead(source, nice=profile.nice)
+    # A key waits for the next frame; Textual reads this once. Only what changed is drawn and sent.
+    os.environ.setdefault("TEXTUAL_FPS", str(FRAMES))
     try:
         from qtui.startup import interface
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
 from engine import protocol as p
-from engine.report.figures import ALWAYS, Context, Value
+from engine.report.figures import ALWAYS, Context, Figure, Value
 from engine.report.figures.declaration import Source
-from engine.report.figures.registry import csv_figures
+from engine.report.figures.quantity import NATS, RATE
+from engine.report.figures.registry import column_figures, csv_figures, figure
 from engine.session import Session
 from qtui.saved.notes import formats_option, measured_by, model_name, notes_of, under_cursor
 from qtui.saved.view import Cell, SavedTable, View
@@ -48,6 +51,37 @@ def layers(view: View) -> SavedTable:
         rows=[tuple(row[at] for at in kept) for row in found],
         notes=notes_of(view, order=True),
     )
+
+
+def in_a_picture(view: View) -> SavedTable:
+    """As `layers`, with the columns of the screen's table and numbers as it has them.
+
+    In full precision, and with every figure there is, a picture would be as wide as four screens.
+    """
+    table = layers(view)
+    context = Context(view.session, p.EffectKey(view.direction, view.format), view.marked)
+    chosen = [
+        each
+        for each in (*column_figures(), figure("source"))
+        if each.csv is not None and each.csv.name in table.columns
+    ]
+    readers = [each.read.bind(context) for each in chosen]
+    return msgspec.structs.replace(
+        table,
+        columns=tuple(map(_title, chosen)),
+        rows=[
+            tuple(
+                "" if (value := read(row)) is None else each.quantity.text(value)
+                for each, read in zip(chosen, readers, strict=True)
+            )
+            for row in view.rows
+        ],
+    )
+
+
+def _title(figure: Figure) -> str:
+    title = figure.id if figure.column is None else figure.column.heading.strip()
+    return f"{title}·10³" if figure.quantity in (NATS, RATE) else title
 
 
 def _sweep_command(

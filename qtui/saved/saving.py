@@ -15,6 +15,7 @@ import msgspec
 from engine.errors import UsageError
 from engine.store.files import write_new, write_whole
 from qtui.saved.forms import aligned, as_csv, as_json, as_text
+from qtui.saved.layers import in_a_picture
 from qtui.saved.plots import histogram_svg
 from qtui.saved.recipe import recipe_toml
 from qtui.saved.request import read_request
@@ -105,6 +106,8 @@ def _content(subject: Subject, path: Path, view: View) -> tuple[bytes, str, str]
         )
         return drawn.encode(), "the screen", again
     table = table_of(subject, view)
+    if subject == "table" and form == ".svg":
+        table = in_a_picture(view)
     found = view.session.histograms.get(view.layer or "") if subject == "histogram" else None
     as_svg: Callable[[], str] = (
         (lambda: screen_svg(

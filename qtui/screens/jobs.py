@@ -107,6 +107,10 @@ class Jobs(ModalScreen[None]):
 
     def _figures(self, job: Job) -> str:
         """What a job is doing, how far it is, and the time left."""
+        stage = self.about.session.stage
+        if job.kind == "open" and stage is not None:
+            far = f"{stage.done / stage.total:.0%}" if stage.total > 1 else ""
+            return "  ".join(printable(word) for word in (stage.name, far) if word)
         count = f"{job.done:.0f}/{job.total}" if job.total > 1 and not job.in_bytes else ""
         words = (phase_words(job) or about(job), count, time_left(job))
         return "  ".join(printable(word) for word in words if word)

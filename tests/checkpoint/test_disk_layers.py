@@ -268,7 +268,12 @@ def test_experts_that_do_nothing_have_half_of_their_weights(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("w13_weight", "w2_weight"), ("gate_up_proj", "down_proj"), ("gate_proj", "down_proj")],
+    [
+        ("w13_weight", "w2_weight"),
+        ("gate_up_proj", "down_proj"),
+        ("gate_proj", "down_proj"),
+        ("fc1", "fc2"),
+    ],
 )
 def test_experts_in_one_tensor_go_by_several_names(first: str, second: str, tmp_path: Path) -> None:
     home = "model.layers.0.mlp.experts"

@@ -50,6 +50,10 @@ def run(options: Options, figures: Recorder) -> None:
             )  # fmt: skip
             if not added_up:
                 figures.most(f"{text}: weights that differ", unlike, 0)
+    from engine.quant import gguf_gpu
+
+    why = "; ".join(gguf_gpu.refused)
+    figures.most("searches of K-quants without a kernel", len(gguf_gpu.refused), 0, note=why)
 
 
 def _error(weight, approx):  # type: ignore[no-untyped-def]

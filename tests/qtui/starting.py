@@ -128,12 +128,13 @@ async def starting(
     ascii: bool = False,
     loaded: bool = True,
     problems: Sequence[str] = (),
+    remove: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Starting]:
     """A start screen that has read its sessions."""
     read = sessions if callable(sessions) else lambda: list(sessions)
     start = Start(
         read, inspect, PROFILES, "standard", hub_ids=lambda: list(hub_ids),
-        glyphs=PLAIN if ascii else UNICODE, clock=lambda: NOW, problems=problems,
+        remove=remove, glyphs=PLAIN if ascii else UNICODE, clock=lambda: NOW, problems=problems,
     )  # fmt: skip
     app = Shell(start)
     async with app.run_test(size=size) as pilot:

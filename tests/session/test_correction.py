@@ -17,11 +17,17 @@ from tests.qtui import replay as r
 
 
 def agreement(
-    estimated: list[float], measured: list[float], layers: int = LEAST_PAIRS
+    estimated: list[float],
+    measured: list[float],
+    layers: int = LEAST_PAIRS,
+    ratio: float | None = None,
 ) -> p.Agreement:
+    """With the ratio of the first knot where none is given."""
+    if ratio is None:
+        ratio = measured[0] / estimated[0] if estimated and estimated[0] else math.nan
     return p.Agreement(
-        format=r.FORMAT, layers=layers, rank_kl=0.9, rank_dnll=0.9, ratio=1.0, estimated=estimated,
-        measured=measured,
+        format=r.FORMAT, layers=layers, rank_kl=0.9, rank_dnll=0.9, ratio=ratio,
+        estimated=estimated, measured=measured,
     )  # fmt: skip
 
 
@@ -55,6 +61,18 @@ def test_it_never_turns_two_estimates_round(
     fit = fitted(agreement(sorted(estimated), sorted(measured)[: len(estimated)]))
     assert fit is not None
     assert fit.kl(low) <= fit.kl(high) * (1 + 1e-9)
+
+
+def test_one_layer_at_the_lowest_knot_does_not_decide_for_all_below_it() -> None:
+    low = fitted(agreement([1e-3, 2e-3, 1e-2], [6e-4, 1.9e-3, 2e-2], ratio=1.02))
+    assert low is not None
+    assert low.kl(5e-4) == pytest.approx(1.02 * 5e-4)
+    assert low.kl(1e-3) == pytest.approx(1.02e-3)
+    assert low.kl(2e-3) == pytest.approx(1.9e-3)
+    assert low.kl(2e-2) == pytest.approx(4e-2)
+    high = fitted(agreement([1e-3, 2e-3], [1e-3, 1e-3], ratio=1.5))
+    assert high is not None
+    assert high.kl(1e-3) == high.kl(2e-3) == pytest.approx(1.5e-3)  # never falls
 
 
 def test_a_sign_stays_and_nothing_stays_nothing() -> None:

@@ -18,8 +18,8 @@ from engine.opening.hub import hub_cache
 from engine.session import recipe_hash
 from engine.store.facts import FactStore
 from engine.store.journal import Journal
-from engine.store.lock import is_running
-from engine.store.past_sessions import PastSession, past_sessions
+from engine.store.lock import SessionBusyError, is_running
+from engine.store.past_sessions import PastSession, past_sessions, remove_session
 from engine.store.paths import facts_file, session_folder, session_name, state_folder
 from tests import tiny
 from tests.drive import ended, settings, until
@@ -233,6 +233,36 @@ def test_without_the_store_of_facts_the_rest_is_told(written: Written) -> None:
 def test_a_checkpoint_that_is_gone_is_said(written: Written) -> None:
     Path(only().source).rmdir()
     assert "no longer exists" in only().problem
+    assert only().layers == 3
+
+
+def test_a_path_that_was_no_checkpoint_is_not_listed(tmp_path: Path) -> None:
+    facts = FactStore(facts_file())
+    journal = Journal(session_folder("nothing-there"), facts)
+    journal.append(p.Opened(str(tmp_path), p.Settings(), {}))
+    journal.commit()
+    journal.close()
+    facts.close()
+    assert past_sessions() == []
+
+
+def test_a_removed_session_is_gone_and_its_results_stay(written: Written) -> None:
+    written.close()
+    name = only().name
+    before = facts_file().read_bytes()
+    remove_session(name)
+    assert past_sessions() == []
+    assert not (state_folder() / "sessions" / name).exists()
+    assert facts_file().read_bytes() == before
+    remove_session(name)
+    for other in ("..", ".", "", "../..", "a/b"):
+        remove_session(other)
+    assert facts_file().read_bytes() == before
+
+
+def test_a_session_that_runs_is_not_removed(written: Written) -> None:
+    with pytest.raises(SessionBusyError):
+        remove_session(written.journal.folder.name)
     assert only().layers == 3
 
 

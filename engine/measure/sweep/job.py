@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from engine import protocol as p
+from engine.errors import UsageError
 from engine.measure.sweep.exactness import parse_exactness
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
@@ -14,6 +15,11 @@ from engine.workspace import Loaded, Workspace
 def _accepted(context: Context[Workspace], command: p.Sweep) -> p.Sweep:
     formats = canonical(command.formats or context.session.settings.sweep_formats)
     exact = str(parse_exactness(command.exact))
+    if command.by != "layer" and exact == "none":
+        raise UsageError(
+            f"--by {command.by} needs measurements, and --exact none makes none: estimates are of "
+            "single layers; use --exact all or top:K, or leave --by out"
+        )
     return msgspec.structs.replace(command, formats=formats, exact=exact)
 
 

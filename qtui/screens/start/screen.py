@@ -67,6 +67,7 @@ class Start(Screen[None]):
         Binding("right", "profile(1)", "Next profile", id="profile.next"),
         Binding("left", "profile(-1)", "Previous profile", id="profile.back"),
         Binding("f5", "reload", "Reload past sessions", id="reload"),
+        Binding("delete", "remove", "Remove a session (press twice); results stay", id="remove"),
         Binding("question_mark", "help", "Help", id="help"),
         Binding("escape", "leave", "Quit (press twice)", id="leave"),
     ]
@@ -92,6 +93,7 @@ class Start(Screen[None]):
         profile: str,
         *,
         hub_ids: Callable[[], Sequence[str]] = list,
+        remove: Callable[[str], None] | None = None,
         glyphs: Glyphs = UNICODE,
         clock: Callable[[], float] = time.time,
         problems: Sequence[str] = (),
@@ -104,11 +106,14 @@ class Start(Screen[None]):
             profiles: all profiles by name.
             profile: the one that is chosen at first.
             hub_ids: models in the hub's local cache; called in a thread.
+            remove: removes the session with a name; called in a thread, may raise `EngineError`.
             clock: seconds since 1970.
             problems: what is wrong with the user's own files: keys, themes, what was remembered.
         """
         super().__init__(id=id, classes="-ascii" if glyphs.ascii else None)
-        self._read_sessions, self._read_ids = sessions, hub_ids
+        self._read_sessions, self._read_ids, self._remove = sessions, hub_ids, remove
+        self._removing = ""
+        """Name of the session that the next press of the key removes."""
         self.glyphs, self.clock = glyphs, clock
         self.past: list[PastSession] = []
         self._ids: Sequence[str] = ()
@@ -200,6 +205,37 @@ class Start(Screen[None]):
         self.choices.show(len(rows), rows.index(under) if under in rows else 0)
         self.head.set_lines([recent.headline(self.past, self.glyphs)])
         self._consider(self.RESTED)
+
+    def action_remove(self) -> None:
+        """Ask to press again; then remove the session under the cursor."""
+        past = None if self._typing else self._session()
+        if past is None or self._remove is None:
+            return
+        if past.running:
+            self._say_of_sessions("an engine has it open: quit that one first", "$warning")
+        elif self._removing != past.name:
+            self._removing = past.name
+            name = printable(past.checkpoint or past.name)
+            key = bound_keys(self)["remove"][0]
+            self._say_of_sessions(
+                f"{key} again removes {name}: its history and recipes; results stay", "$warning"
+            )
+        else:
+            self._removing = ""
+            self.run_worker(self._removed(past.name), group="sessions", exclusive=True)
+
+    def _say_of_sessions(self, words: str, style: str) -> None:
+        self.head.set_lines([[(words, style)]])
+
+    async def _removed(self, name: str) -> None:
+        assert self._remove is not None
+        remove = self._remove
+        try:
+            await in_thread(lambda: remove(name))
+        except (EngineError, OSError) as error:
+            self._say_of_sessions(f"! {printable(' '.join(str(error).split()))}", "$warning")
+            return
+        await self._load()
 
     async def _load_ids(self) -> None:
         try:
@@ -303,6 +339,9 @@ class Start(Screen[None]):
         self._used = True
         if event.key != "escape":
             self._stay()
+        if self._removing and event.key != "delete":
+            self._removing = ""
+            self.head.set_lines([recent.headline(self.past, self.glyphs)])
         bound = event.key in self.active_bindings and self.focused is not self.prompt.entry
         if event.is_printable and event.character not in (None, " ") and not bound:
             event.stop().prevent_default()

@@ -320,7 +320,8 @@ class Workbench(SessionScreen):
         filtered = f"{printable(filter.text)}: {shown} of {of} layers" if filter else ""
         width = self.app.size.width - 2
         way = self.format, self.direction
-        words = caption(self.session, *way, filtered, width, self.glyphs)
+        ranked = not self.table.by_weight_error
+        words = caption(self.session, *way, filtered, width, self.glyphs, ranked=ranked)
         if words != self._caption:
             # Setting a title resends everything below it to the terminal.
             self._caption = words

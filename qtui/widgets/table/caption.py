@@ -5,14 +5,25 @@ from __future__ import annotations
 import math
 
 from engine.protocol import Direction, EffectKey
+from engine.report.figures.effects import finding
 from engine.report.wording import decimals
 from engine.session import Session, correction
 from qtui.views.text import Glyphs, printable
 from qtui.widgets.line import Words, cells
 
+MOST_COUNTED = 20_000
+"""Layers whose findings are counted at every repaint."""
+
 
 def caption(
-    session: Session, format: str, direction: Direction, filter: str, width: int, glyphs: Glyphs
+    session: Session,
+    format: str,
+    direction: Direction,
+    filter: str,
+    width: int,
+    glyphs: Glyphs,
+    *,
+    ranked: bool = True,
 ) -> Words:
     """What stands above the table, the most important first; what has no room is left out.
 
@@ -23,11 +34,14 @@ def caption(
         filter: what is said of the filter; empty without one.
         width: cells there are.
         glyphs: what to draw with.
+        ranked: whether rows are sorted by effects yet; until then, how many layers have findings.
     """
     pieces: list[tuple[str, ...]] = []
     if filter:
         pieces.append((filter,))
     if format and session.layers.names:
+        if not ranked:
+            pieces.append(_findings(session, glyphs))
         pieces.append(_sweep_text(format, direction))
         pieces.append(_agreement(session, format, direction, glyphs))
     words: Words = []
@@ -39,6 +53,16 @@ def caption(
                 words += [(between, "$panel"), (text, style)]
                 break
     return [*words, (" ", "")] if words else []
+
+
+def _findings(session: Session, glyphs: Glyphs) -> tuple[str, ...]:
+    """How many layers triage found something in, while nothing better is known."""
+    weights = session.layers.weights
+    if len(weights) > MOST_COUNTED:
+        return ()
+    number = sum(map(finding, weights))
+    layers = "layer has" if number == 1 else "layers have"
+    return (f"{glyphs.finding} {number} {layers} findings",) if number else ()
 
 
 def _sweep_text(format: str, direction: Direction) -> tuple[str, ...]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from engine import protocol as p
+from engine.errors import UsageError
+from engine.measure.sweep.job import SWEEP
 from engine.measure.sweep.units import units
 from engine.model.layers import Layer
 from tests import brute_force, tiny
@@ -204,3 +206,10 @@ def test_units_are_named_and_begin_where_their_first_layer_does() -> None:
         ("blocks.1.mlp.experts.gate_up_proj", 2, 1), ("head", 1, 2),
     ]  # fmt: skip
     assert [unit.body for unit in units(layers, "kind")] == [False, True, True, True, True, False]
+
+
+@pytest.mark.parametrize("by", ["block", "kind", "group"])
+def test_units_are_not_estimated_and_a_sweep_that_measures_nothing_is_refused(by: p.By) -> None:
+    command = p.Sweep(("int4-g128",), exact="none", by=by)
+    with pytest.raises(UsageError, match=f"--by {by} needs measurements"):
+        SWEEP.accept(cast(Any, None), command)

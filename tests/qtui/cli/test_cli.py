@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from engine import protocol as p
-from engine.errors import UsageError
+from engine.errors import CheckpointError, EngineError, InfeasibleError, UsageError
 from engine.profiles import Profile, load_profile
 from qtui import startup as opening
 from qtui.app import Appearance, StartScreen
@@ -173,6 +173,8 @@ def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
     assert (code, err) == (0, "")
     assert "sweep" in out
     assert "open " not in out
+    for error in (EngineError, UsageError, CheckpointError, InfeasibleError):
+        assert f" {error.exit_code} " in out.partition("Exit codes:")[2]
     code, out, err = run("--version")
     assert (code, err) == (0, "")
     assert out.startswith("qtui ")

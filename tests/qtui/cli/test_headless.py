@@ -226,6 +226,21 @@ def test_a_run_uses_the_engine_that_has_the_checkpoint(
     assert outcome.session is engine.session
 
 
+@pytest.mark.parametrize("attached", [True, False])
+def test_seconds_of_loading_are_those_of_this_run(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO, attached: bool
+) -> None:
+    def answer(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent]:
+        for event in (attached_answer if attached else whole)(command, session):
+            if isinstance(event, p.JobEnded) and event.kind == "sweep":
+                event = msgspec.structs.replace(event, timings={"load_s": 9.0, "measure_s": 2.0})
+            yield event
+
+    install(monkeypatch, answer, attached=running() if attached else None)
+    outcome = measure("demo", r.SETTINGS, p.Sweep((r.FORMAT,)), Meter(said))
+    assert outcome.job.timings == {"load_s": 0.0 if attached else 9.0, "measure_s": 2.0}
+
+
 def test_beside_an_engine_with_another_protocol_a_run_measures_by_itself(
     monkeypatch: pytest.MonkeyPatch, said: io.StringIO
 ) -> None:

@@ -204,6 +204,7 @@ def test_text_ends_with_the_command() -> None:
 def test_a_table_as_a_drawing_has_its_text_and_its_command() -> None:
     saved = save("table", "rows.svg", view())
     assert LAYER in svg_text(saved.path)
+    assert float(ElementTree.parse(saved.path).getroot().get("width", "inf")) < 2000
     tree = ElementTree.parse(saved.path)
     assert tree.findtext(f"{SVG}desc") == saved.command
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from pathlib import Path
 from string import ascii_letters, digits
@@ -378,7 +379,7 @@ async def test_a_problem_of_ones_own_files_is_told_and_all_of_them_can_be_read(
         assert told.rstrip().endswith("2 more, ? shows all")
         assert "\x1b" not in d.screen()
         await d.press("question_mark")
-        shown = " ".join(d.screen().replace("│", " ").split())
+        shown = " ".join(re.sub("[│▁-█]", " ", d.screen()).split())  # border and scroll bar
         assert "expected sweep\\x1b[31m;" in shown
         assert "themes/mine.toml: colour 'primary' is 'blu', expected #rrggbb" in shown
         assert "state.toml: it cannot be read" in shown
@@ -469,3 +470,24 @@ async def test_too_small_a_terminal_is_told() -> None:
         assert "qtui needs 60 columns and 18 lines" in d.screen()
         await d.pilot.resize_terminal(80, 24)
         await d.until(lambda: "2 sessions" in d.screen())
+
+
+async def test_delete_twice_removes_a_session_and_another_key_does_not() -> None:
+    past = {each.name: each for each in [*TWO, session("busy", when=NOW - 9e5, running=True)]}
+    removed: list[str] = []
+
+    def remove(name: str) -> None:
+        removed.append(name)
+        del past[name]
+
+    async with starting(lambda: list(past.values()), remove=remove, size=(120, 34)) as hand:
+        await hand.press("delete")
+        assert "an engine has it open" in hand.screen()
+        await hand.press("down", "delete")
+        assert "again removes qwen" in hand.screen()
+        await hand.press("down", "up", "delete")
+        assert not removed
+        await hand.press("delete")
+        await hand.until(lambda: "2 sessions" in hand.screen())
+        assert removed == ["qwen"]
+        assert "qwen" not in hand.screen()

@@ -131,6 +131,13 @@ async def test_the_running_job_has_a_bar_and_the_time_left() -> None:
         assert "24/37  0:12 left" in d.screen()
 
 
+async def test_the_jobs_say_how_far_opening_is() -> None:
+    events = [e for e in r.opening() if isinstance(e, p.JobStarted)][:1]
+    async with driving(*events, p.Stage("loading weights", 12, 48)) as d:
+        await d.pilot.press("J")
+        await d.until(lambda: "loading weights  25%" in d.screen())
+
+
 async def test_loading_names_its_stage() -> None:
     events = [*r.opening()][:3]
     async with driving(*events, p.Stage("loading weights", 12, 48)) as d:

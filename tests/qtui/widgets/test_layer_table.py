@@ -15,6 +15,7 @@ from textual import events
 from engine import protocol as p
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits
+from engine.report.figures.effects import finding
 from engine.session import MAX_EXPERTS, apply
 from qtui.views.filter import parse_filter
 from qtui.widgets.table.columns import GUTTER, table_columns
@@ -235,6 +236,8 @@ async def test_before_any_effect_rows_are_sorted_by_weight_error_and_the_title_s
         errors = [figure_of_error(d, row) for row in d.table.rows]
         assert errors == sorted(errors, reverse=True)
         assert "error▾" in head(d)
+        number = sum(finding(known) for known in d.app.session.layers.weights)
+        assert f"▲ {number} layer has findings" in d.screen()
         assert d.table.by_weight_error
         await d.give(*r.swept(1))
         assert "KL·10³▾" in head(d)
