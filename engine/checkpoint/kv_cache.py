@@ -13,6 +13,11 @@ WITHOUT_CACHE = ("linear", "mamba", "recurrent", "conv", "ssm", "rwkv")
 WITH_WINDOW = ("sliding", "chunked", "local")
 """Kinds of block that cache a window."""
 
+ALTERNATING = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4}
+"""Every how many blocks one sees all tokens, by model, where its files do not say."""
+ALL_WINDOWED = frozenset({"mistral", "mixtral", "starcoder2", "phi3"})
+"""Models in which every block has the window that the file names."""
+
 
 def cache_blocks(config: Mapping[str, Any]) -> list[CacheBlocks] | None:
     """What the cache of keys and values holds, by kind of block; None if the config does not say.
@@ -54,12 +59,27 @@ def cache_blocks(config: Mapping[str, Any]) -> list[CacheBlocks] | None:
 
 
 def _kinds(config: Mapping[str, Any], blocks: int) -> list[str]:
-    """Kinds of blocks where they are not listed: a window in all or in none."""
-    uses = config.get("use_sliding_window")
-    windowed = bool(_whole(config, "sliding_window")) and uses is not False
-    first_full = _whole(config, "max_window_layers") if uses else None
-    full = blocks if not windowed else 0 if first_full is None else min(first_full, blocks)
-    return ["full_attention"] * full + ["sliding_attention"] * (blocks - full)
+    """Kinds of blocks where they are not listed, as files of before ``layer_types`` have it.
+
+    Where that is not known either, every block counts as one that caches all tokens: a plan that
+    then fits does fit.
+    """
+    full, sliding = "full_attention", "sliding_attention"
+    model = str(config.get("model_type", ""))
+    if every := _whole(config, "full_attention_interval"):  # Qwen3-Next: the others are linear
+        return [full if (at + 1) % every == 0 else "linear_attention" for at in range(blocks)]
+    if every := _whole(config, "attn_layer_period"):  # Jamba: the others are Mamba's
+        offset = config.get("attn_layer_offset", 0)
+        return [full if at % every == offset else "mamba" for at in range(blocks)]
+    if not _whole(config, "sliding_window"):
+        return [full] * blocks
+    every = _whole(config, "sliding_window_pattern") or ALTERNATING.get(model)
+    if every:  # Gemma 2 and 3, Cohere 2: each so many-th sees all
+        return [full if (at + 1) % every == 0 else sliding for at in range(blocks)]
+    if config.get("use_sliding_window") is True:  # Qwen 2: from a block on
+        first = _whole(config, "max_window_layers") or 0
+        return [full if at < first else sliding for at in range(blocks)]
+    return [sliding if model in ALL_WINDOWED else full] * blocks
 
 
 def _values(config: Mapping[str, Any]) -> int | None:
@@ -79,8 +99,8 @@ def _values(config: Mapping[str, Any]) -> int | None:
         if width is None:
             return None
         size = width // heads
-    keys = _whole(config, "v_head_dim") or size
-    return shared * (size + keys)
+    of_value = _whole(config, "v_head_dim") or size
+    return shared * (size + of_value)
 
 
 def _whole(config: Mapping[str, Any], *names: str) -> int | None:

@@ -17,8 +17,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.diagnosis.thresholds import Thresholds
-from engine.formats.grammar import parse_format
-from engine.formats.storage import stored_bits, why_not_held
+from engine.formats.storage import bits_of, can_hold
 from engine.session import KnownEffects, Session
 from engine.session.artefact import OUTSIDE, bits_as_stored
 
@@ -78,8 +77,8 @@ class Looked:
         """Known effects of the format, by layer; those filled in from other formats are not."""
         found: dict[str, float] = {}
         for name in self.session.layers.names:
-            known = self.effects.of(name, self.format)
-            if known is not None and not known.filled and math.isfinite(known.kl):
+            known = self.effects.known(name, self.format)
+            if known is not None:
                 found[name] = max(0.0, known.kl)
         return found
 
@@ -92,9 +91,9 @@ class Looked:
     @cached_property
     def whole(self) -> bool:
         """Whether the effects of all layers of the body that can hold the format are known."""
-        parsed, layers = parse_format(self.format), self.session.layers
+        layers = self.session.layers
         holding = sum(
-            role not in OUTSIDE and why_not_held(parsed, shape) is None
+            role not in OUTSIDE and can_hold(self.format, shape)
             for role, shape in zip(layers.roles, layers.shapes, strict=True)
         )
         return 0 < holding == len(self.body)
@@ -113,22 +112,20 @@ class Looked:
         row = session.index[layer]
         shape = session.layers.shapes[row]
         weights = math.prod(shape)
-        now = stored_bits(parse_format(self.format), shape)
+        now = bits_of(self.format, shape)
         candidates: list[tuple[int, Fix]] = []
         known = [k.format for k in session.effects.known("degrade") if k.by == "layer"]
         for held in ("", *dict.fromkeys(known)):
-            effect = self.effects.of(layer, held)
-            if effect is None or effect.filled or held == self.format:
+            effect = self.effects.known(layer, held)
+            if effect is None or held == self.format:
                 continue
             recovered = 1 - max(0.0, effect.kl) / before
             if recovered < self.limits.wins_back:
                 continue
-            if held and why_not_held(parse_format(held), shape) is not None:
+            if held and not can_hold(held, shape):
                 continue
             bits = (
-                stored_bits(parse_format(held), shape)
-                if held
-                else bits_as_stored(shape, session.layers.dtypes[row])
+                bits_of(held, shape) if held else bits_as_stored(shape, session.layers.dtypes[row])
             )
             fix = Fix(
                 format=held,
@@ -218,17 +215,18 @@ def outlier_channel(looked: Looked) -> Iterator[Finding]:
 def input_channels(looked: Looked) -> Iterator[Finding]:
     """Input channels far above the others; one that recurs in many blocks is said once."""
     layers, limits = looked.session.layers, looked.limits
-    found: dict[int, list[p.LayerActivations]] = {}
+    # By width too: channels of the residual stream and of an MLP's inside have other numbers.
+    found: dict[tuple[int, int], list[p.LayerActivations]] = {}
     for each in layers.activations:
         if each is None or each.shared_with != each.layer:
             continue
         given = each.input
         for channel, most in zip(given.outlier_channels, given.outlier_maxima, strict=True):
             if given.channel_median > 0 and most > limits.channel_ratio * given.channel_median:
-                found.setdefault(channel, []).append(each)
+                found.setdefault((given.channels, channel), []).append(each)
     blocks = len({block for block in layers.blocks if block >= 0})
-    for channel, where in found.items():
-        acts = {layers.blocks[looked.session.index[each.layer]] for each in where}
+    for (_, channel), where in found.items():
+        acts = {layers.blocks[looked.session.index[each.layer]] for each in where} - {-1}
         if blocks > 2 and len(acts) >= limits.recurring * blocks:
             yield Finding(
                 id="massive-channel",
@@ -249,7 +247,6 @@ def input_channels(looked: Looked) -> Iterator[Finding]:
                 channels=(channel,),
                 sentence=f"input channel {channel} reaches {times:.0f}× the median channel",
                 evidence={"ratio": times},
-                fix=looked.fix(each.layer),
             )
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from itertools import pairwise
 
 import msgspec
 
 from engine.formats.grammar import parse_format
-from engine.formats.storage import stored_bits, why_not_held
+from engine.formats.storage import bits_of, can_hold
 from engine.recipes.mixes import better_than
 from engine.session import KnownEffects, Session, recipe_hash
 from engine.session.artefact import OUTSIDE, Size, bits_as_stored
@@ -74,9 +73,9 @@ def verdict(session: Session, format: str) -> Verdict | None:
     kl_of: dict[str, float] = {}
     dnll = variance = 0.0
     for row, name in enumerate(layers.names):
-        if layers.roles[row] in OUTSIDE or not _holds(format, layers.shapes[row]):
+        if layers.roles[row] in OUTSIDE or not can_hold(format, layers.shapes[row]):
             continue
-        effect = effects.of(name, format)
+        effect = effects.known(name, format)
         if effect is None:
             return None
         uniform[name] = format
@@ -220,8 +219,8 @@ def _sum(effects: KnownEffects, unit: Sequence[str], held: str) -> float:
 
 
 def _kl(effects: KnownEffects, name: str, held: str) -> float:
-    known = effects.of(name, held)
-    return math.inf if known is None or known.filled else max(0.0, known.kl)
+    known = effects.known(name, held)
+    return math.inf if known is None else max(0.0, known.kl)
 
 
 def _bits(session: Session, unit: Sequence[str], held: str) -> int:
@@ -231,8 +230,8 @@ def _bits(session: Session, unit: Sequence[str], held: str) -> int:
         row = session.index[name]
         if not held:
             total += bits_as_stored(layers.shapes[row], layers.dtypes[row])
-        elif _holds(held, layers.shapes[row]):
-            total += _stored(held, layers.shapes[row])
+        elif can_hold(held, layers.shapes[row]):
+            total += bits_of(held, layers.shapes[row])
         else:
             return -1
     return total
@@ -241,15 +240,5 @@ def _bits(session: Session, unit: Sequence[str], held: str) -> int:
 def _size(session: Session, recipe: dict[str, str]) -> Size:
     rows = {session.index[name]: held for name, held in recipe.items()}
     shapes = session.layers.shapes
-    bits = {row: _stored(held, shapes[row]) for row, held in rows.items()}
+    bits = {row: bits_of(held, shapes[row]) for row, held in rows.items()}
     return session.layers.as_stored.size(bits, session.other_bytes, tied=session.tied)
-
-
-@lru_cache(maxsize=1024)
-def _holds(format: str, shape: tuple[int, ...]) -> bool:
-    return why_not_held(parse_format(format), shape) is None
-
-
-@lru_cache(maxsize=1024)
-def _stored(format: str, shape: tuple[int, ...]) -> int:
-    return stored_bits(parse_format(format), shape)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from engine.errors import FormatError
 from engine.formats.catalogue import BASES
 from engine.formats.family import SCALE_BITS, family_of
-from engine.formats.grammar import Format
+from engine.formats.grammar import Format, parse_format
 
 COLUMN_BITS = 32
 """The number of a column that ``+outlier`` keeps."""
@@ -56,3 +57,19 @@ def stored_bits(fmt: Format, shape: Sequence[int], columns: int = 0) -> int:
     out, row = (1, 1, *shape)[-2:]  # a kept tensor may have any shape
     kept = columns * (SCALE_BITS * out + COLUMN_BITS)
     return math.prod(shape[:-2]) * family_of(fmt).stored_bits(fmt, out, row) + kept
+
+
+@lru_cache(maxsize=4096)
+def bits_of(format: str, shape: tuple[int, ...]) -> int:
+    """`stored_bits` of a format's text, remembered: tables ask for few formats and shapes often.
+
+    Raises:
+        FormatError: see `stored_bits`.
+    """
+    return stored_bits(parse_format(format), shape)
+
+
+@lru_cache(maxsize=4096)
+def can_hold(format: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight can take a format; see `why_not_held`."""
+    return why_not_held(parse_format(format), shape) is None

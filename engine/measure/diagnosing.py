@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from engine import protocol as p
-from engine.formats.grammar import parse_format
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Outcome, Steps
+from engine.session import without_methods
 from engine.workspace import Loaded, Opened, Workspace
 
 EXACT = "top:5"
@@ -24,8 +24,7 @@ def _steps(context: Context[Workspace], command: p.Diagnose) -> Steps:
     from engine.measure.sweep.sweep import sweep
     from engine.measure.weights.triage import triage
 
-    plain = msgspec.structs.replace(parse_format(command.format), methods=())
-    formats = (str(plain), *context.workspace.settings.formats)
+    formats = (str(without_methods(command.format)), *context.workspace.settings.formats)
     read = yield from triage(
         context.workspace.need(Opened), tuple(dict.fromkeys(formats)), context.job
     )

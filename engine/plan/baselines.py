@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from engine import protocol as p
 from engine.formats.grammar import parse_format
-from engine.formats.storage import stored_bits, why_not_held
+from engine.formats.storage import bits_of, can_hold
 from engine.plan.proposal import Limit, limit_of, point_of
 from engine.plan.units import Rules
 from engine.session import KnownEffects, Session
@@ -25,7 +25,8 @@ BETTER_BITS = 8
 def baselines(session: Session, rules: Rules, budget: p.Budget) -> dict[str, dict[str, str]]:
     """What each rule finds within a budget, by its name; a rule that finds nothing is missing.
 
-    Rules know no units, pins or bans: they are what people use otherwise. For a budget of KL there
+    They know no units and no pins, since they are what people use otherwise; but bans and what the
+    target stores hold for them too. For a budget of KL there
     is only ``uniform``, the smallest format that is good enough.
     """
     return {
@@ -38,7 +39,7 @@ def baselines(session: Session, rules: Rules, budget: p.Budget) -> dict[str, dic
 def predicted(session: Session, recipe: Mapping[str, str]) -> float:
     """The sum of a recipe's single effects; nan if one is not known."""
     effects = KnownEffects(session)
-    known = [effects.of(layer, held) for layer, held in recipe.items()]
+    known = [effects.known(layer, held) for layer, held in recipe.items()]
     return math.fsum(max(0.0, each.kl) if each is not None else math.nan for each in known)
 
 
@@ -73,25 +74,29 @@ class _Body:
 
     def uniform(self, format: str) -> dict[str, str]:
         """One format for every layer that can hold it."""
-        layers, parsed = self.session.layers, parse_format(format)
-        return {
-            layers.names[row]: format
-            for row in self.rows
-            if why_not_held(parsed, layers.shapes[row]) is None
-        }
+        names = self.session.layers.names
+        return {names[row]: format for row in self.rows if self.allowed(row, format)}
+
+    def allowed(self, row: int, format: str) -> bool:
+        """Whether a layer can hold a format, the target can store it, and nobody banned it."""
+        layers, rules = self.session.layers, self.rules
+        shape, kind = layers.shapes[row], layers.kinds[row]
+        if any(of in ("", kind) and no == format for of, no in rules.bans):
+            return False
+        return can_hold(format, shape) and rules.why_not(parse_format(format), shape) is None
 
     def bits(self, row: int, held: str) -> int:
         layers = self.session.layers
         if not held:
             return bits_as_stored(layers.shapes[row], layers.dtypes[row])
-        return stored_bits(parse_format(held), layers.shapes[row])
+        return bits_of(held, layers.shapes[row])
 
     def total(self, recipe: Mapping[str, str]) -> int:
         names = self.session.layers.names
         return sum(self.bits(row, recipe.get(names[row], "")) for row in self.rows)
 
     def kl(self, recipe: Mapping[str, str]) -> float:
-        known = [self.effects.of(layer, held) for layer, held in recipe.items()]
+        known = [self.effects.known(layer, held) for layer, held in recipe.items()]
         return math.fsum(each.kl if each is not None else math.inf for each in known)
 
     def better(self) -> str | None:
@@ -112,8 +117,7 @@ class _Body:
             possible = {
                 name: row
                 for name, row in zip(names, rows, strict=True)
-                if name in found
-                and why_not_held(parse_format(better), self.session.layers.shapes[row]) is None
+                if name in found and self.allowed(row, better)
             }
             more = sum(
                 self.bits(row, better) - self.bits(row, found[name])
@@ -153,7 +157,7 @@ def _greedy(body: _Body, budget: p.Budget) -> dict[str, str] | None:
     names = body.session.layers.names
 
     def effect(row: int) -> float:
-        known = body.effects.of(names[row], start.get(names[row], ""))
+        known = body.effects.known(names[row], start.get(names[row], ""))
         return known.kl if known is not None else 0.0
 
     order = ([row] for row in sorted(body.rows, key=effect, reverse=True))

@@ -10,11 +10,10 @@ import numpy as np
 
 from engine import protocol as p
 from engine.errors import InfeasibleError
-from engine.formats.grammar import parse_format
-from engine.formats.storage import stored_bits
+from engine.formats.storage import bits_of
 from engine.plan.knapsack import Choices, Frontier, Solution, cheapest
-from engine.plan.units import Unit, choices_of, recipe_of
-from engine.session import Session
+from engine.plan.units import Rules, Unit, choices_of, recipe_of, smallest_units
+from engine.session import Session, recipe_hash
 from engine.session.artefact import OUTSIDE, Size
 
 POINTS = 200
@@ -114,23 +113,36 @@ def _swapped(choices: Choices) -> Choices:
     return Choices(np.where(there, choices.weight, np.inf), np.where(there, choices.cost, 0.0))
 
 
+def check_size(session: Session, rules: Rules, budget: p.Budget) -> None:
+    """Whether any recipe fits a budget of size, before anything is measured.
+
+    Raises:
+        InfeasibleError: none does, or pins leave a layer without a format.
+    """
+    units = smallest_units(session, rules)
+    if budget.kl is None:
+        solved(session, units, budget)
+
+
+def bound_of(session: Session, budget: p.Budget, solution: Solution) -> float:
+    """What no recipe within a budget can pass: KL, or bytes of the artefact for a budget of KL."""
+    if budget.kl is None:
+        return solution.bound
+    return session.other_bytes + math.ceil(solution.bound / 8)
+
+
 def size_of(session: Session, recipe: Mapping[str, str]) -> Size:
     """Size of a recipe's artefact."""
     layers = session.layers
-    bits = {
-        row: stored_bits(parse_format(held), layers.shapes[row])
-        for name, held in recipe.items()
-        for row in (session.index[name],)
-    }
+    rows = {session.index[name]: held for name, held in recipe.items()}
+    bits = {row: bits_of(held, layers.shapes[row]) for row, held in rows.items()}
     return layers.as_stored.size(bits, session.other_bytes, tied=session.tied)
 
 
 def point_of(session: Session, recipe: Mapping[str, str], kl: float) -> p.Point:
     """A recipe as a point beside the frontier; measured where its score is known."""
-    from engine.session import recipe_hash
-
     size = size_of(session, recipe)
-    score = session.scores.get(recipe_hash(recipe))
+    score = session.scores.get(recipe_hash(recipe)) if session.scores else None
     return p.Point(
         bits_per_weight=size.bits_per_weight,
         bytes=size.bytes,
@@ -148,12 +160,27 @@ def frontier_of(session: Session, units: Sequence[Unit], *, body: bool) -> list[
         body: whether size means bits of the body, or of all layers.
     """
     choices = choices_of(units, body=body)
+    other = choices_of(units, body=not body)
     frontier = Frontier(choices)
+    of_body, of_all = (choices, other) if body else (other, choices)
+    layers = session.layers
+    weights = sum(
+        math.prod(shape)
+        for role, shape in zip(layers.roles, layers.shapes, strict=True)
+        if role not in OUTSIDE
+    )
+    measured = {score.bytes for score in session.scores.values() if score.done}
     found: list[p.Point] = []
     for at in _spread(len(frontier), POINTS):
         chosen = frontier.chosen(at)
         # Not the frontier's own running sum, which is rounded: as stored, KL is 0.
-        found.append(point_of(session, recipe_of(units, chosen.tolist()), choices.total(chosen)[0]))
+        kl = choices.total(chosen)[0]
+        size = session.other_bytes + math.ceil(of_all.total(chosen)[1] / 8)
+        if size in measured:
+            found.append(point_of(session, recipe_of(units, chosen.tolist()), kl))
+            continue
+        bits = of_body.total(chosen)[1] / weights if weights else math.nan
+        found.append(p.Point(bits_per_weight=bits, bytes=size, kl=kl))
     # Where head and embedding come in, sizes of the two kinds need not rise together.
     return sorted(found, key=lambda point: point.bytes)
 

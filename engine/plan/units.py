@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.errors import InfeasibleError
 from engine.formats.grammar import Format, parse_format
-from engine.formats.storage import stored_bits, why_not_held
+from engine.formats.storage import bits_of, can_hold, why_not_held
 from engine.plan.knapsack import Choices
 from engine.session import KnownEffects, Session
 from engine.session.artefact import OUTSIDE, bits_as_stored
@@ -77,7 +77,20 @@ def units_of(session: Session, rules: Rules) -> list[Unit]:
     Raises:
         InfeasibleError: a unit has no choice left, naming it.
     """
-    effects = KnownEffects(session)
+    return _units(session, rules, KnownEffects(session))
+
+
+def smallest_units(session: Session, rules: Rules) -> list[Unit]:
+    """All units as if no format had an effect: to see what sizes are possible, before anything is
+    measured.
+
+    Raises:
+        InfeasibleError: as `units_of`.
+    """
+    return _units(session, rules, None)
+
+
+def _units(session: Session, rules: Rules, effects: KnownEffects | None) -> list[Unit]:
     of_unit = [_Layers(session, rules, rows, effects) for rows in _rows(session, rules)]
     return [each.unit() for each in of_unit]
 
@@ -128,7 +141,7 @@ class _Layers:
     """The choices of one unit's layers."""
 
     def __init__(
-        self, session: Session, rules: Rules, rows: Sequence[int], effects: KnownEffects
+        self, session: Session, rules: Rules, rows: Sequence[int], effects: KnownEffects | None
     ) -> None:
         self._session, self._rules, self._effects = session, rules, effects
         self._rows = rows
@@ -141,7 +154,8 @@ class _Layers:
         if not found:
             pinned = [
                 f"{name} is pinned to {self._rules.pins[name] or 'its stored dtype'}"
-                for name in self._names
+                + self._why_no_pin(row)
+                for row, name in zip(self._rows, self._names, strict=True)
                 if name in self._rules.pins
             ]
             together = "they take one format (see --ungrouped)" if len(self._rows) > 1 else ""
@@ -163,17 +177,28 @@ class _Layers:
         layers, rules = self._session.layers, self._rules
         name, kind, shape = layers.names[row], layers.kinds[row], layers.shapes[row]
         if name in rules.pins:
-            return [rules.pins[name]]
+            return [] if self._why_no_pin(row) else [rules.pins[name]]
         kept = self._session.kept(row)
         found = [""]
         for format in rules.formats:
-            parsed = parse_format(format)
             banned = any(of in ("", kind) and no == format for of, no in rules.bans)
-            if banned or format == kept or why_not_held(parsed, shape):
+            if banned or format == kept or not can_hold(format, shape):
                 continue
-            if rules.why_not(parsed, shape) is None:
+            if rules.why_not(parse_format(format), shape) is None:
                 found.append(format)
         return found
+
+    def _why_no_pin(self, row: int) -> str:
+        """Why a layer cannot take the format it is pinned to, as an end of a sentence."""
+        name, shape = self._session.layers.names[row], self._session.layers.shapes[row]
+        held = self._rules.pins[name]
+        if not held:
+            return ""
+        parsed = parse_format(held)
+        why = why_not_held(parsed, shape) or self._rules.why_not(parsed, shape)
+        if why is None and self._effects is not None and self._effects.known(name, held) is None:
+            why = "its effect in that format is not known"
+        return f", but {why}" if why else ""
 
     def _choice(self, formats: Sequence[str]) -> Choice | None:
         """What a format for every layer costs; None if an effect is not known."""
@@ -182,18 +207,15 @@ class _Layers:
         measured = True
         layers = self._session.layers
         for row, name, held in zip(self._rows, self._names, formats, strict=True):
-            effect = self._effects.of(name, held)
-            if effect is None:
-                return None
-            kl += max(0.0, effect.kl)
-            variance += effect.kl_se**2
-            measured = measured and effect.measured
+            if self._effects is not None:
+                effect = self._effects.known(name, held)
+                if effect is None:
+                    return None
+                kl += max(0.0, effect.kl)
+                variance += effect.kl_se**2
+                measured = measured and effect.measured
             shape = layers.shapes[row]
-            stored = (
-                stored_bits(parse_format(held), shape)
-                if held
-                else bits_as_stored(shape, layers.dtypes[row])
-            )
+            stored = bits_of(held, shape) if held else bits_as_stored(shape, layers.dtypes[row])
             bits += stored
             body_bits += 0 if layers.roles[row] in OUTSIDE else stored
         if self._session.tied and not any(formats):

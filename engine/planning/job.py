@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from engine import protocol as p
@@ -13,14 +15,21 @@ from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
 from engine.workspace import Loaded, Opened, Workspace
 
+CACHE_BITS = (16, 8, 4)
+"""Bits that a cached number may have."""
+
 
 def _accepted(context: Context[Workspace], command: p.Plan) -> p.Plan:
     budget, session = command.budget, context.session
     if sum(value is not None for value in (budget.bits, budget.gib, budget.kl)) != 1:
         raise UsageError("a budget is one of bits per weight, GiB and KL: give exactly one")
     for name, value in budget.given.items():
-        if not value > 0:
-            raise UsageError(f"a budget of {name} {value:g} is not above 0")
+        if not 0 < value < math.inf:
+            raise UsageError(f"a budget of {name} {value:g}: expected a number above 0")
+    if budget.context < 0 or budget.batch < 1 or budget.cache_bits not in CACHE_BITS:
+        raise UsageError("a context is 0 or more, a batch 1 or more, a cache of 16, 8 or 4 bits")
+    if not 0 <= command.forwards < math.inf:
+        raise UsageError(f"{command.forwards:g} forward passes: expected 0 or more")
     if budget.context and budget.gib is None:
         raise UsageError("a context counts in a budget of GiB alone: give --gib")
     if command.to:

@@ -7,9 +7,9 @@ import math
 from engine import protocol as p
 from engine.errors import InfeasibleError
 from engine.formats.grammar import parse_format
-from engine.formats.storage import why_not_held
+from engine.formats.storage import can_hold
 from engine.plan.baselines import baseline_points, baselines
-from engine.plan.proposal import frontier_of, planned_units, point_of, solved
+from engine.plan.proposal import bound_of, frontier_of, planned_units, point_of, solved
 from engine.plan.units import Rules, recipe_of, units_of
 from engine.planning.rules import rules_of
 from engine.service.jobs import Outcome
@@ -50,7 +50,7 @@ def plan_known(session: Session, command: p.Plan, dtype: str) -> Outcome:
             recipe=recipe,
             point=point_of(session, recipe, math.fsum(choice.kl for choice in choices)),
             kl_se=math.sqrt(math.fsum(choice.variance for choice in choices)),
-            bound=solution.bound,
+            bound=bound_of(session, command.budget, solution),
             units=planned_units(units, chosen),
             frontier=frontier_of(session, units, body=command.budget.bits is not None),
             baselines=baseline_points(session, baselines(session, rules, command.budget)),
@@ -70,7 +70,7 @@ def _unknown(session: Session, rules: Rules) -> int:
         possible = [
             format
             for format, parsed in formats
-            if why_not_held(parsed, shape) is None and rules.why_not(parsed, shape) is None
+            if can_hold(format, shape) and rules.why_not(parsed, shape) is None
         ]
-        count += bool(possible) and all(effects.of(name, each) is None for each in possible)
+        count += bool(possible) and all(effects.known(name, each) is None for each in possible)
     return count

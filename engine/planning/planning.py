@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from engine import protocol as p
+from engine.errors import InfeasibleError
 from engine.formats.grammar import parse_format
 from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import JobCounts
@@ -26,7 +27,7 @@ from engine.measure.sweep.agreement import agreement
 from engine.measure.sweep.candidates import SweepTable
 from engine.measure.sweep.sweep import from_store
 from engine.plan.baselines import baseline_points, baselines
-from engine.plan.proposal import frontier_of, planned_units, point_of, solved
+from engine.plan.proposal import bound_of, check_size, frontier_of, planned_units, point_of, solved
 from engine.plan.units import Choice, Unit, recipe_of, units_of
 from engine.planning.rules import rules_of
 from engine.service.jobs import Steps
@@ -74,7 +75,9 @@ class Planner:
         self.session.layers.tied = loaded.network.tied
         self.session.source = str(loaded.opened.path)
         self.session.checkpoint = loaded.opened.read()
-        self.formats = [parse_format(text) for text in command.formats]
+        # Pinned formats are no choice for others, but their effects are needed.
+        pinned = (held for held in command.pins.values() if held != "kept")
+        self.formats = [parse_format(text) for text in dict.fromkeys((*command.formats, *pinned))]
         self.nll = math.nan
         self.spent = 0.0
         """Plain forward passes that measuring took so far, an estimate counted as `ESTIMATING`."""
@@ -134,7 +137,8 @@ class Planner:
         predicted = offset + math.fsum(choice.kl for choice in choices)
         error = math.sqrt(math.fsum(choice.variance for choice in choices))
         found = yield from self.measured(recipe)
-        return Tried(recipe, chosen, predicted, error, found), offset + solution.bound
+        bound = bound_of(self.session, budget, solution)
+        return Tried(recipe, chosen, predicted, error, found), bound + offset
 
     def at_recipe(
         self, units: Sequence[Unit], tried: Tried
@@ -240,8 +244,9 @@ def plan(loaded: Loaded, command: p.Plan, job: str) -> Steps:
         InfeasibleError: no recipe fits the budget.
     """
     planner = Planner(loaded, command, job)
-    yield from planner.learn()
     rules = rules_of(planner.session, command, loaded.opened.checkpoint.dtype)
+    check_size(planner.session, rules, command.budget)  # before hours of estimating
+    yield from planner.learn()
     units = units_of(planner.session, rules)
     search = _within_kl if command.budget.kl is not None else _least_kl
     best, bound = yield from search(planner, units)
@@ -295,7 +300,12 @@ def _within_kl(
     for _ in range(TRIES):
         if best is not None and not planner.room(1):
             break
-        found = yield from planner.attempt(units, msgspec.structs.replace(asked, kl=aim))
+        try:
+            found = yield from planner.attempt(units, msgspec.structs.replace(asked, kl=aim))
+        except InfeasibleError:
+            if best is None:
+                raise
+            break
         measured = found[0].score.kl
         if best is None or _nearer(found[0].score, best[0].score, asked.kl):
             best = found
@@ -303,6 +313,11 @@ def _within_kl(
             break
         aim *= 0.995 * asked.kl / measured
     assert best is not None
+    if best[0].score.kl > asked.kl:
+        raise InfeasibleError(
+            f"no recipe measured within KL {asked.kl:g}: the nearest has {best[0].score.kl:.4g} in "
+            f"{best[0].score.bytes:,} bytes. Allow more --forwards, or a larger KL"
+        )
     return best
 
 

@@ -74,7 +74,7 @@ class Activation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Mean magnitude."""
     std: float
     p99: float
-    """99th percentile of the magnitudes, from a sketch: within 2.2% of its value."""
+    """99th percentile of the magnitudes, from a sketch: within 1.6% of its value."""
     channels: int
     channel_median: float
     """Median of all channels' largest magnitudes."""

@@ -86,7 +86,7 @@ class ActivationPart(Part, frozen=True, kw_only=True):
     std: Number
     """Standard deviation."""
     p99: Number
-    """99th percentile of the magnitudes, within 2.2% of its value."""
+    """99th percentile of the magnitudes, within 1.6% of its value."""
     ratio: Number
     """Largest over mean magnitude."""
     outlier_channels: list[int]

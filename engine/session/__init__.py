@@ -8,7 +8,7 @@ library.
 from __future__ import annotations
 
 from engine.session.fold import MAX_EXPERTS, MAX_HISTOGRAMS, MAX_NOTICES, Dirty, apply
-from engine.session.known_effects import KnownEffect, KnownEffects, correction
+from engine.session.known_effects import KnownEffect, KnownEffects, correction, without_methods
 from engine.session.prediction import Prediction, Predictor, expected, predict
 from engine.session.state import (
     KEPT,
@@ -48,4 +48,5 @@ __all__ = [
     "kept_format",
     "predict",
     "recipe_hash",
+    "without_methods",
 ]

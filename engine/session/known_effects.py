@@ -55,7 +55,17 @@ class KnownEffects:
         if not held:
             return KnownEffect(0.0, 0.0, measured=True)
         row = self._session.index[layer]
-        return self._read(row, p.EffectKey("degrade", held)) or self._filled(row, held)
+        key = p.EffectKey("degrade", held)
+        known = self._session.sensitivity(row, key) or self._session.estimate(row, key)
+        if known is not None:
+            # One that is not finite is known to be bad, and filled in from nothing.
+            return self._read(row, key)
+        return self._filled(row, held)
+
+    def known(self, layer: str, held: str) -> KnownEffect | None:
+        """The same without what is filled in from another format."""
+        found = self.of(layer, held)
+        return None if found is None or found.filled else found
 
     def _read(self, row: int, key: p.EffectKey) -> KnownEffect | None:
         known = self._session.sensitivity(row, key) or self._session.estimate(row, key)
@@ -66,6 +76,8 @@ class KnownEffects:
                 self._fits[key] = correction(self._session, key)
             if (fit := self._fits[key]) is not None:
                 known = fit.apply(known)
+        if not math.isfinite(known.kl) or not math.isfinite(known.dnll):
+            return None
         measured = isinstance(known, p.Sensitivity)
         return KnownEffect(known.kl, known.dnll, known.kl_se, measured)
 
@@ -88,7 +100,7 @@ class KnownEffects:
 
     def _error_ratio(self, row: int, held: str, known: str) -> float | None:
         """Weight error in one format over that in another: read, else about what bits tell."""
-        one, other = _plain(held), _plain(known)
+        one, other = without_methods(held), without_methods(known)
         if str(one) == str(other):
             return 1.0
         if (weights := self._session.layers.weights[row]) is not None:
@@ -102,7 +114,7 @@ class KnownEffects:
 
 
 @lru_cache(maxsize=1024)
-def _plain(format: str) -> Format:
+def without_methods(format: str) -> Format:
     """A format without its methods, unless it cannot be without them."""
     parsed = parse_format(format)
     try:

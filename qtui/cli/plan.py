@@ -9,8 +9,10 @@ import msgspec
 import typer
 
 from engine import protocol as p
-from engine.errors import UsageError
+from engine.errors import FormatError, UsageError
 from engine.export.target import listed, targets
+from engine.formats.catalogue import KEPT
+from engine.formats.grammar import parse_format
 from engine.report import documents, tables
 from engine.store.files import write_whole
 from qtui.cli.exit import check_destination, print_error, publish, reporting_errors
@@ -65,7 +67,10 @@ def plan(
         bool, typer.Option("--ungrouped", help="q, k, v and gate, up may differ")
     ] = False,
     forwards: Annotated[
-        float, typer.Option("--forwards", metavar="N", help="forward passes to spend on measuring")
+        float,
+        typer.Option(
+            "--forwards", metavar="N", help="forward passes to spend on measuring, 8 at least"
+        ),
     ] = 20,
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE", help="the recipe file to write")
@@ -132,7 +137,14 @@ def _budget(
 
 
 def _pair(option: str, given: str) -> tuple[str, str]:
-    name, equals, held = given.rpartition("=")
+    name, equals, held = given.partition("=")
+    if name.startswith("re:"):
+        # A pattern may have the sign too: what follows the right one is a format.
+        parts = given.split("=")
+        for at in range(1, len(parts)):
+            name, held = "=".join(parts[:at]), "=".join(parts[at:])
+            if is_format(held):
+                break
     if not equals or not name or not held:
         raise UsageError(f"{option} {given!r}: expected NAME=FORMAT, as in lm_head=int8")
     return name, held
@@ -140,7 +152,16 @@ def _pair(option: str, given: str) -> tuple[str, str]:
 
 def _ban(given: str) -> tuple[str, str]:
     """Kind and format; without a kind for every layer."""
-    return _pair("--ban", given) if "=" in given else ("", given)
+    return ("", given) if is_format(given) or "=" not in given else _pair("--ban", given)
+
+
+def is_format(text: str) -> bool:
+    """Whether a text is a format of the grammar, or ``kept``."""
+    try:
+        parse_format(text)
+    except FormatError:
+        return text == KEPT
+    return True
 
 
 def _said(planned: p.Planned) -> Sequence[str]:

@@ -9,8 +9,9 @@ from engine.protocol import Budget
 
 SYNTAX = "4.5 bits, 22GiB context=32k batch=4 cache=8, or kl=.01"
 _UNITS = {"gib": 1.0, "gb": 1e9 / 2**30, "mib": 2.0**-10, "mb": 1e6 / 2**30, "g": 1.0}
-_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(gib|gb|mib|mb|g)")
-_COUNT = re.compile(r"(\d+)(k|m)?")
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d*)?|\.\d+)\s*(gib|gb|mib|mb|g)")
+_COUNT = re.compile(r"([1-9]\d{0,8})(k|m)?")
+_NUMBER = re.compile(r"(\d{1,9}(?:\.\d*)?|\.\d+)(e-?\d{1,2})?")
 
 
 def parse_budget(text: str) -> Budget:
@@ -56,7 +57,6 @@ def _term(word: str) -> tuple[str, float | int]:
 
 
 def _number(text: str, word: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"{word!r} is no budget: {SYNTAX}") from None
+    if _NUMBER.fullmatch(text) is None:
+        raise UsageError(f"{word!r} is no budget: {SYNTAX}")
+    return float(text)

@@ -19,7 +19,7 @@ RANGE = 100.0
 """A value of this share of the largest, or less, has the lightest shade."""
 UNICODE_SHADES = " ░▒▓█"
 ASCII_SHADES = ".:+*#"
-WHOLE = "outside"
+WHOLE = "other"
 """Row of head and embedding."""
 MAPPED = (
     "kl", "kl_per_mb", "error", "outliers", "kurtosis", "worst_column_sigma", "waste", "bits",
@@ -129,7 +129,7 @@ def map_lines(
     shades = ASCII_SHADES if glyphs.ascii else UNICODE_SHADES
     for y in range(top, min(len(found.blocks), top + height - 1)):
         block = found.blocks[y]
-        name = WHOLE[:4] if block < 0 else str(block)
+        name = WHOLE if block < 0 else str(block)
         words: Words = [(f"{name:>{label - 1}} ", "$dim")]
         for x, kind in enumerate(found.kinds):
             cell = found.cells.get((block, kind))

@@ -30,11 +30,10 @@ class Row(NamedTuple):
     plan: bool = False
 
 
-def last_plan(session: Session) -> tuple[Job | None, p.Planned | None]:
-    """The newest planning job, and the newest plan that was found."""
+def last_job(session: Session) -> Job | None:
+    """The newest planning job."""
     jobs = [job for job in session.jobs.values() if job.kind == KIND]
-    done = [job for job in jobs if job.status == "done" and job.result]
-    return (jobs[-1] if jobs else None), (done[-1].read(p.Planned) if done else None)
+    return jobs[-1] if jobs else None
 
 
 def rows_of(planned: p.Planned) -> list[Row]:
@@ -119,7 +118,8 @@ def summary(planned: p.Planned, glyphs: Glyphs) -> Words:
         half = f" {glyphs.plus_minus} {n.short(1000 * point.score.kl_se)}"
         said = f"{kl}{n.short(1000 * point.score.kl)}{half} measured"
     else:
-        said = f"{kl}{glyphs.about}{n.short(1000 * point.kl)} predicted"
+        half = f" {glyphs.plus_minus} {n.short(1000 * planned.kl_se)}"
+        said = f"{kl}{glyphs.about}{n.short(1000 * point.kl)}{half} predicted"
     words: Words = [(said, "bold")]
     words.append((f"  {point.bits_per_weight:.3g} bits  {n.size(point.bytes)}", ""))
     if math.isfinite(planned.recovered):

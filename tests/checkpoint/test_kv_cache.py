@@ -65,3 +65,58 @@ def test_blocks_without_attention_cache_nothing() -> None:
 @pytest.mark.parametrize("config", [{}, {"num_hidden_layers": True}, {"n_layer": 3}])
 def test_a_config_that_does_not_say_gives_none(config: dict[str, Any]) -> None:
     assert cache_blocks(config) is None
+
+
+COMMON = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
+
+
+@pytest.mark.parametrize(
+    ("config", "full", "windowed"),
+    [
+        ({"model_type": "gemma2", "num_hidden_layers": 26, "sliding_window": 4096}, 13, 13),
+        (
+            {
+                "model_type": "gemma3_text", "num_hidden_layers": 26, "sliding_window": 512,
+                "sliding_window_pattern": 6,
+            },
+            4,
+            22,
+        ),
+        ({"model_type": "cohere2", "num_hidden_layers": 32, "sliding_window": 4096}, 8, 24),
+        ({"model_type": "mistral", "num_hidden_layers": 32, "sliding_window": 4096}, 0, 32),
+        ({"model_type": "mistral", "num_hidden_layers": 32, "sliding_window": None}, 32, 0),
+        (
+            {
+                "model_type": "qwen2", "num_hidden_layers": 28, "sliding_window": 4096,
+                "use_sliding_window": False,
+            },
+            28,
+            0,
+        ),
+        (
+            {
+                "model_type": "qwen2", "num_hidden_layers": 28, "sliding_window": 4096,
+                "use_sliding_window": True, "max_window_layers": 21,
+            },
+            21,
+            7,
+        ),
+        ({"model_type": "x", "num_hidden_layers": 48, "full_attention_interval": 4}, 12, 0),
+        (
+            {
+                "model_type": "jamba", "num_hidden_layers": 32, "attn_layer_period": 8,
+                "attn_layer_offset": 4,
+            },
+            4,
+            0,
+        ),
+        ({"model_type": "unheard_of", "num_hidden_layers": 4, "sliding_window": 16}, 4, 0),
+    ],
+)  # fmt: skip
+def test_files_of_before_layer_types_say_it_in_their_own_words(
+    config: dict[str, Any], full: int, windowed: int
+) -> None:
+    found = cache_blocks({**COMMON, **config})
+    assert found is not None
+    assert sum(each.blocks for each in found if not each.window) == full
+    assert sum(each.blocks for each in found if each.window) == windowed

@@ -120,3 +120,11 @@ def test_without_a_better_format_there_is_no_mix() -> None:
     # Leaving layers as stored is always possible.
     assert set(found.mix.values()) <= {"int8"}
     assert ("kept", len(body(session)) - len(found.mix)) in found.better
+
+
+def test_effects_filled_in_from_other_formats_are_no_verdict() -> None:
+    session = known(layers=LAYERS)
+    for columns in (session.effects.measured, session.effects.estimated):
+        for column in columns.values():
+            column[:] = [None, None, None, column[3], *[None] * (len(column) - 4)]
+    assert verdict(session, F) is None

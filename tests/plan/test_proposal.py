@@ -16,9 +16,12 @@ from engine.errors import InfeasibleError, UsageError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits
 from engine.plan.baselines import baselines
+from engine.plan.knapsack import Frontier
 from engine.plan.pins import pinned_layers
-from engine.plan.proposal import GIB, cache_bytes, frontier_of, size_of, solved
-from engine.plan.units import Rules, Unit, recipe_of, units_of
+from engine.plan.proposal import GIB, cache_bytes, check_size, frontier_of, size_of, solved
+from engine.plan.units import Rules, Unit, choices_of, recipe_of, units_of
+from engine.planning.known import plan_known
+from engine.planning.rules import rules_of
 from engine.session import Session
 from engine.session.artefact import artefact_size, bits_as_stored
 from tests.qtui import replay as r
@@ -143,13 +146,13 @@ def test_pins_bans_and_a_target_hold() -> None:
     session = known()
     rules = Rules(
         FORMATS,
-        pins=pinned_layers(session, {"re:.*0.*q_proj": "int8", K: "int8", "lm_head": "int4-g128"}),
+        pins=pinned_layers(session, {"re:.*0.*q_proj": "int8", K: "int8", "lm_head": "int3-g128"}),
         bans=(("down_proj", "int3-g128"),),
         why_not=lambda format, shape: "not stored" if format.name == "int4" else None,
     )
     recipe, _ = best(session, units_of(session, rules), p.Budget(bits=8.5))
-    assert (recipe[Q], recipe[K], recipe["lm_head"]) == ("int8", "int8", "int4-g128")
-    assert "int4-g128" not in {held for layer, held in recipe.items() if layer != "lm_head"}
+    assert (recipe[Q], recipe[K], recipe["lm_head"]) == ("int8", "int8", "int3-g128")
+    assert "int4-g128" not in recipe.values()
     assert "int3-g128" not in {held for layer, held in recipe.items() if "down" in layer}
 
 
@@ -221,3 +224,73 @@ def test_simple_rules_stay_within_the_budget_and_no_better_than_the_plan() -> No
     assert all(".0." in layer or ".3." in layer for layer in raised)
     worst = max(layers, key=lambda layer: effect(session, layer, "int4-g128"))
     assert found["greedy"][worst] == "int8"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_effect_that_is_not_finite_is_no_choice_and_is_filled_in_from_nothing(
+    bad: float,
+) -> None:
+    session = known()
+    for columns in (session.effects.measured, session.effects.estimated):
+        for key, column in columns.items():
+            if key.format == "int3-g128" and (fact := column[3]) is not None:
+                column[3] = msgspec.structs.replace(fact, kl=bad)
+    units = units_of(session, Rules(FORMATS))
+    (unit,) = [unit for unit in units if unit.layers == (DOWN,)]
+    assert ("int3-g128",) not in [choice.formats for choice in unit.choices]
+    with pytest.raises(InfeasibleError, match="its effect in that format is not known"):
+        units_of(session, Rules(FORMATS, pins={DOWN: "int3-g128"}))
+
+
+def test_a_pin_must_be_possible_for_its_layer_and_its_target() -> None:
+    session = known()
+    rules = Rules(FORMATS, pins={DOWN: "int8"}, why_not=lambda f, s: f"no {f.name} here")
+    with pytest.raises(InfeasibleError, match="pinned to int8, but no int8 here"):
+        units_of(session, rules)
+    narrow = known(layers=[DOWN])
+    narrow.layers.shapes[0] = (256, 100)
+    with pytest.raises(InfeasibleError, match="do not divide"):
+        units_of(narrow, Rules(FORMATS, pins={DOWN: "q4_k"}))
+
+
+def test_sizes_are_checked_before_anything_is_known() -> None:
+    session = known()
+    for columns in (session.effects.measured, session.effects.estimated):
+        columns.clear()
+    check_size(session, Rules(FORMATS), p.Budget(bits=3.2))
+    check_size(session, Rules(FORMATS), p.Budget(kl=1e-9))
+    with pytest.raises(InfeasibleError, match="smallest"):
+        check_size(session, Rules(FORMATS), p.Budget(bits=3.0))
+
+
+def test_for_a_kl_the_bound_is_in_bytes_of_the_whole_artefact() -> None:
+    session = known()
+    found = plan_known(
+        session, p.Plan(budget=p.Budget(kl=0.02), formats=FORMATS), "bfloat16"
+    ).result
+    assert isinstance(found, p.Planned)
+    assert 0.9 * found.point.bytes < found.bound <= found.point.bytes
+
+
+def test_points_of_the_frontier_have_the_sizes_of_their_recipes() -> None:
+    session = known(tied=True)
+    units = units_of(session, Rules(FORMATS))
+    choices = choices_of(units, body=False)
+    frontier = Frontier(choices)
+    expected = {
+        sizes(session, recipe_of(units, frontier.chosen(at).tolist()))
+        for at in range(len(frontier))
+    }
+    found = {(x.bits_per_weight, x.bytes) for x in frontier_of(session, units, body=False)}
+    assert found == expected
+
+
+def test_bans_and_targets_hold_for_simple_rules_too() -> None:
+    session = known()
+    rules = Rules(
+        FORMATS, bans=(("", "int8"),), why_not=lambda f, s: (f.name == "int3" and "x") or None
+    )
+    for recipe in baselines(session, rules, p.Budget(bits=6.0)).values():
+        assert set(recipe.values()) == {"int4-g128"}
+    with pytest.raises(UsageError, match="did you mean 'down_proj'"):
+        rules_of(session, p.Plan(budget=p.Budget(bits=4), bans=(("down_prj", "int8"),)), "bfloat16")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from engine import protocol as p
-from engine.errors import InfeasibleError
+from engine.errors import InfeasibleError, UsageError
 from engine.formats.grammar import parse_format
 from engine.measure.counts import JobCounts
 from engine.measure.estimate import backward_pass
@@ -21,15 +22,18 @@ from engine.measure.estimate.further import further
 from engine.measure.evaluation.evaluate import baseline, score
 from engine.measure.evaluation.reference import reference_of
 from engine.model import gradients
+from engine.planning.job import PLAN
 from engine.planning.known import plan_known
-from engine.planning.planning import Change, disagreement, plan
+from engine.planning.planning import Change, Tried, _within_kl, disagreement, plan
 from engine.quant.quantize import dequantized
+from engine.service.jobs import Context
 from engine.session import Session, encode_session
 from engine.store.facts import FactStore
 from engine.workspace import Loaded
 from tests import tiny
 from tests.drive import load, settings
 from tests.plan.test_proposal import known
+from tests.qtui import replay as r
 
 RECIPE = {"self_attn.q_proj": "int4-g32", "mlp.down_proj": "int3-g32"}
 FORMATS = ("int2-g32", "int3-g32", "int4-g32", "int8")
@@ -224,3 +228,63 @@ def test_an_estimate_counts_by_how_far_true_changes_lie_from_the_expected_ones()
         assert off(together) < min(off(expected), off(estimated)) * 1.02 + 1e-3
     assert Change(1.0, 3.0, 0.5).kl(math.inf) == 3.0
     assert Change(1.0, math.nan, 0.5).kl(math.inf) == 1.0
+
+
+class Tries:
+    """A planner whose recipes measure more than they predict, and more each time than before."""
+
+    def __init__(self, *found: float) -> None:
+        self.command = p.Plan(budget=p.Budget(kl=0.01))
+        self._found = iter(found)
+        self.aims: list[float | None] = []
+
+    def room(self, forwards: float) -> bool:
+        return True
+
+    def attempt(self, units: Any, budget: p.Budget) -> Any:
+        self.aims.append(budget.kl)
+        kl = next(self._found)
+        score = msgspec.structs.replace(r.score("x", ppl=20.0, half=0.1), kl=kl, bytes=1000)
+        yield None
+        return Tried({}, [], 0.0, 0.0, score), 0.0
+
+
+def test_a_kl_that_was_not_reached_is_no_answer() -> None:
+    reached = Tries(0.02, 0.012, 0.0099)
+    _, (tried, _) = drained(_within_kl(cast("Any", reached), []))
+    assert tried.score.kl == 0.0099
+    assert reached.aims == sorted(cast("list[float]", reached.aims), reverse=True)
+    with pytest.raises(InfeasibleError, match=r"within KL 0.01: the nearest has 0.011"):
+        drained(_within_kl(cast("Any", Tries(0.02, 0.015, 0.011, 0.012, 0.013)), []))
+
+
+def test_a_pinned_format_is_estimated_for_its_layer_and_chosen_for_no_other(loaded: Loaded) -> None:
+    layer = "model.layers.0.mlp.down_proj"
+    asked = p.Plan(
+        budget=p.Budget(bits=5.2), formats=("int4-g32", "int8"), pins={layer: "nf4-g64"}, forwards=1
+    )
+    _, outcome = drained(plan(loaded, asked, "j"))
+    held = outcome.result.recipe
+    assert held[layer] == "nf4-g64"
+    assert list(held.values()).count("nf4-g64") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        p.Plan(budget=p.Budget(bits=math.inf)),
+        p.Plan(budget=p.Budget(bits=math.nan)),
+        p.Plan(budget=p.Budget(gib=1.0, context=5, batch=0)),
+        p.Plan(budget=p.Budget(gib=1.0, context=5, cache_bits=7)),
+        p.Plan(budget=p.Budget(bits=4.0), forwards=math.nan),
+        p.Plan(budget=p.Budget(bits=4.0), forwards=-1),
+        p.Plan(budget=p.Budget()),
+        p.Plan(budget=p.Budget(bits=4.0, kl=1.0)),
+        p.Plan(budget=p.Budget(bits=4.0, context=5)),
+        p.Plan(budget=p.Budget(bits=4.0), to="nowhere"),
+        p.Plan(budget=p.Budget(bits=4.0), pins={"re:(": "int8"}),
+    ],
+)
+def test_a_command_that_makes_no_sense_is_refused_when_it_arrives(command: p.Plan) -> None:
+    with pytest.raises(UsageError):
+        PLAN.accept(Context(None, known()), command)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
-from engine.measure.activations.sums import LOWEST, OCTAVE, ActivationSums
+from engine.measure.activations.sums import ActivationSums, above
 from engine.measure.calibration.calibration import Calibration, need_calibration
 from engine.measure.counts import FACTS_IN_ONE_EVENT, JobCounts
 from engine.measure.preemption import repeated
@@ -64,9 +64,7 @@ def activations(loaded: Loaded, counts: JobCounts) -> Events:
         step = partial(_step, network, calibration, gathered, batch)
         yield from repeated(counts.timed("activations_s", step))
     facts = {
-        addresses[name]: fact
-        for name in addresses
-        if addresses[name] not in have and (fact := gathered.fact(name)) is not None
+        addresses[name]: gathered.fact(name) for name in addresses if addresses[name] not in have
     }
     counts.measured += len(facts)
     listed = list(facts.items())
@@ -123,19 +121,21 @@ class Gathered:
             before = self.expert_tokens.get(name, [0] * len(tokens))
             self.expert_tokens[name] = [a + b for a, b in zip(before, tokens, strict=True)]
 
-    def fact(self, layer: str) -> p.LayerActivations | None:
-        """The fact of one layer; None if nothing reached it."""
+    def fact(self, layer: str) -> p.LayerActivations:
+        """The fact of one layer."""
         shared = self._shares.get(layer, (layer,))[0]
         inputs, outputs = self.inputs.get(shared), self.outputs.get(layer)
-        if inputs is None:
-            return None
+        shape = self.network.layers[layer].shape
+        if inputs is None:  # nothing reached it, which is worth knowing too
+            inputs = ActivationSums.empty(shape[-1])
+        none = [0] * shape[0] if len(shape) == 3 else []
         return p.LayerActivations(
             layer=layer,
             tokens=inputs.tokens,
             input=of_tensor(inputs),
             output=None if outputs is None else of_tensor(outputs),
             shared_with=shared,
-            expert_tokens=self.expert_tokens.get(layer, []),
+            expert_tokens=self.expert_tokens.get(layer, none),
         )
 
 
@@ -161,14 +161,6 @@ def of_tensor(sums: ActivationSums) -> p.Activation:
         largest_norm=sums.largest,
         median_norm=usual,
         position=sums.position,
-        massive=_above(sums, MASSIVE * usual),
+        massive=above(sums.norms, MASSIVE * usual) if usual > 0 else 0,
         nonfinite=sums.nonfinite,
     )
-
-
-def _above(sums: ActivationSums, norm: float) -> int:
-    """Tokens whose norm is in a bin above that of a norm."""
-    if not norm > 0:
-        return 0
-    at = int(torch.tensor(norm).log2() * OCTAVE) - LOWEST * OCTAVE
-    return int(sums.norms[max(0, at) :].sum())

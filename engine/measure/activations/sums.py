@@ -11,13 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-OCTAVE = 16
-"""Bins of the sketch per factor of 2: a quantile is off by 2.2% of its value at most."""
-LOWEST, HIGHEST = -40, 40
-"""Powers of 2 between which magnitudes are told apart."""
-BINS = OCTAVE * (HIGHEST - LOWEST)
-SKETCHED = 256
-"""Tokens of an `add` that the sketch of magnitudes sees, at equal distances; all else sees all."""
+SHIFT = 18
+"""Bits of a float32 that the sketch ignores: 5 of its mantissa are left, 32 bins a factor of 2, so
+a quantile is off by 1.6% of its value at most."""
+BINS = 1 << (31 - SHIFT)
 
 
 @dataclass(eq=False)
@@ -76,7 +73,7 @@ class ActivationSums:
             self.largest = float(largest)
             self.position = int(at) % seq_len if seq_len else -1
         self.norms += _binned(norms)
-        self.sketch += _binned(size[:: max(1, len(size) // SKETCHED)].flatten())
+        self.sketch += _binned(size.flatten())
 
     def merge(self, other: ActivationSums) -> None:
         """Add what another has seen."""
@@ -124,10 +121,20 @@ def quantile(counts: Tensor, share: float) -> float:
         return math.nan
     below = counts.cumsum(0)
     at = int(torch.searchsorted(below, math.ceil(share * total)))
-    return 0.0 if at == 0 else 2.0 ** ((at + 0.5) / OCTAVE + LOWEST)
+    edges = torch.tensor([at, at + 1], dtype=torch.int32).bitwise_left_shift(SHIFT)
+    return 0.0 if at == 0 else float(edges.view(torch.float32).mean())
+
+
+def above(counts: Tensor, value: float) -> int:
+    """How many of those in a sketch are in the bin of a value, or above it."""
+    at = torch.tensor([value]).view(torch.int32).bitwise_right_shift(SHIFT)
+    return int(counts[int(at) :].sum())
 
 
 def _binned(magnitudes: Tensor) -> Tensor:
-    """How many magnitudes are in each bin, int64 ``[BINS]`` on the CPU; 0 is in the lowest."""
-    at = (magnitudes.log2() * OCTAVE).floor_().sub_(LOWEST * OCTAVE).clamp_(0, BINS - 1)
-    return torch.bincount(at.to(torch.int64), minlength=BINS).cpu()
+    """How many magnitudes are in each bin, int64 ``[BINS]`` on the CPU.
+
+    The bits of a positive float32 are ordered as its value, its exponent first.
+    """
+    at = magnitudes.contiguous().view(torch.int32).bitwise_right_shift(SHIFT)
+    return torch.bincount(at, minlength=BINS).cpu()

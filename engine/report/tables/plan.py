@@ -25,7 +25,7 @@ def plan_text(document: s.PlanDocument) -> str:
         ],
         ["bits", f"{figure(document.bits_per_weight, 3)} per weight of the body"],
         ["size", size(document.bytes)],
-        ["predicted", f"KL·10³ {thousandth(document.predicted.kl)}"],
+        ["predicted", f"KL·10³ {thousandth(document.predicted.kl)}{_error(document.predicted)}"],
     ]
     if not isinstance(document.measured, UnsetType):
         found = document.measured
@@ -57,7 +57,7 @@ def plan_text(document: s.PlanDocument) -> str:
 
 
 def _rules(document: s.PlanDocument) -> str:
-    """This plan beside simpler rules, the best first."""
+    """This plan beside simpler rules."""
     ours = s.PointPart(
         bits=document.bits_per_weight,
         bytes=document.bytes,
@@ -65,14 +65,26 @@ def _rules(document: s.PlanDocument) -> str:
         measured=document.measured,
     )
     points = {"this plan": ours, **document.baselines}
-    rows = [[name, *_cells(point)] for name, point in points.items()]
-    return table(["rule", "bits", "size", "≈KL·10³", "KL·10³"], rows, {0})
+    rows = [[name, *_cells(point), _bar(point)] for name, point in points.items()]
+    return table(["rule", "bits", "size", "≈KL·10³", "KL·10³", "s.e."], rows, {0})
+
+
+def _error(predicted: s.PredictedPart) -> str:
+    if isinstance(predicted.kl_se, UnsetType):
+        return ""
+    return f" ± {thousandth(predicted.kl_se)} (of the estimates, not of their adding up)"
+
+
+def _bar(point: s.PointPart) -> str:
+    measured = point.measured
+    return NOT_KNOWN if isinstance(measured, UnsetType) else thousandth(measured.kl_se)
 
 
 def _frontier(document: s.PlanDocument) -> str:
     points = document.frontier
     step = max(1, -(-len(points) // FRONTIER))
-    rows = [_cells(point)[:3] for point in points[::step]]
+    shown = points[::step] if (len(points) - 1) % step == 0 else [*points[::step], points[-1]]
+    rows = [_cells(point)[:3] for point in shown]
     return table(["bits", "size", "≈KL·10³"], rows, set()) if rows else ""
 
 

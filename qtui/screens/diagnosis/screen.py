@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from textwrap import wrap
 
 from rich.cells import cell_len
@@ -27,7 +28,7 @@ from qtui.views.maps import (
     visible,
 )
 from qtui.views.text import UNICODE, Glyphs, printable, short_name
-from qtui.widgets.frame.verdict import VerdictLine
+from qtui.widgets.frame.verdict import LEAST, REST, VerdictLine
 from qtui.widgets.line import Lines, Words
 
 SHOWN: frozenset[Dirty] = frozenset({"layers", "weights", "measured", "recipe", "baseline"})
@@ -62,6 +63,8 @@ class Diagnosis(SessionScreen):
         self._on = 0
         """Finding under the cursor."""
         self._in_map = True
+        self._next = 0.0
+        self._waits = False
         self._top = self._top_found = 0
 
     def compose(self) -> ComposeResult:
@@ -81,11 +84,24 @@ class Diagnosis(SessionScreen):
         self.session = session
         if not whole and not dirty & SHOWN:
             return
+        left = 0.0 if whole else self._next - time.monotonic()
+        if left <= 0:
+            self._look()
+        elif not self._waits:
+            self._waits = True
+            self.set_timer(left, self._look)
+
+    def _look(self) -> None:
+        """Look at the session as it is now; not again before most of the time was free for keys."""
+        self._waits = False
+        begun = time.monotonic()
+        session = self.session
         self.effects.update(session)
         self.verdict.follow(session, self.format)
         self.found = findings(session, self.format or "int4-g128") if session.layers.names else []
         self._draw_map()
         self._write()
+        self._next = begun + max(LEAST, REST * (time.monotonic() - begun))
 
     @property
     def format(self) -> str:
@@ -209,7 +225,7 @@ class Diagnosis(SessionScreen):
         if (fix := finding.fix) is not None:
             held = printable(fix.format) or "as stored it"
             mark = "" if fix.measured else self.glyphs.about
-            bits = f"{short(fix.bits)} bits per weight more"
+            bits = f"{short(abs(fix.bits))} bits per weight {'more' if fix.bits > 0 else 'less'}"
             said = f"{held} wins back {mark}{fix.recovered:.0%} for {bits}"
             lines.append([("    ", ""), (self.glyphs.arrow + " " + said, "$better")])
         return lines

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgspec
+
 from engine import protocol as p
 from qtui.screens.shared_actions import SharedActions
 from qtui.views.eventlog import EventLog
@@ -55,7 +57,12 @@ class PlanActions(SharedActions):
 
     def ask_plan(self, budget: p.Budget) -> None:
         """Plan from what is known."""
-        self.ask(p.Plan(budget=budget, forwards=0))
+        self.ask(self._plan(budget, 0))
+
+    def _plan(self, budget: p.Budget, forwards: float) -> p.Plan:
+        """The command of the plan that is shown, with its pins and target, for another budget."""
+        command = self.plan.command or p.Plan(budget=budget)
+        return msgspec.structs.replace(command, budget=budget, forwards=forwards, ask="")
 
     def take(self) -> None:
         """Take the recipe under the cursor; one of the frontier is planned first."""
@@ -77,5 +84,5 @@ class PlanActions(SharedActions):
         assert row is not None
         assert self.plan.planned is not None
         budget = self.plan.planned.budget if row.plan else self.plan.budget_of(row)
-        self.ask(p.Plan(budget=budget, forwards=FORWARDS))
+        self.ask(self._plan(budget, FORWARDS))
         self.say("info", f"measuring a plan for {budget}: {self.plan.key('jobs')} shows it")

@@ -17,13 +17,13 @@ from qtui.views.plans import (
     changes,
     frontier_plot,
     heading,
-    last_plan,
+    last_job,
     line_of,
     rows_of,
     summary,
 )
 from qtui.views.progress import phase_words, time_left
-from qtui.views.text import UNICODE, Glyphs
+from qtui.views.text import UNICODE, Glyphs, printable
 from qtui.widgets.line import Lines, Words
 from qtui.widgets.prompt.prompt import Prompt, open_prompt
 from qtui.widgets.prompt.verdict import Verdict
@@ -56,6 +56,8 @@ class Plan(SessionScreen):
         self._top = self._top_apart = 0
         self._number: str = ""
         """Job of the plan that is shown."""
+        self.command: p.Plan | None = None
+        """What asked for that plan."""
         self._asked: Callable[[p.Budget], None] = lambda budget: None
         self._take: tuple[p.Budget, Callable[[Mapping[str, str]], None]] | None = None
         self._prompted = False
@@ -87,12 +89,17 @@ class Plan(SessionScreen):
         newest = jobs[-1].id if jobs else ""
         if newest != self._number or whole:
             self._number = newest
-            _, self.planned = last_plan(session)
+            self.planned = jobs[-1].read(p.Planned) if jobs else None
+            command = jobs[-1].command if jobs else None
+            self.command = command if isinstance(command, p.Plan) else None
             self.rows = rows_of(self.planned) if self.planned is not None else []
             self._at, self._top_apart = None, 0
             self._taken()
             self._write(whole=True)
             return
+        job = last_job(session)
+        if job is not None and job.status in ("failed", "cancelled"):
+            self._take = None  # else a later plan for that budget would be taken unasked
         self._write()
 
     def _taken(self) -> None:
@@ -190,12 +197,12 @@ class Plan(SessionScreen):
         ]
 
     def _second(self) -> Words:
-        job, _ = last_plan(self.session)
+        job = last_job(self.session)
         if job is not None and job.status == "running":
             said = "  ".join(part for part in (phase_words(job), time_left(job)) if part)
             return [(f"{job.title}: {said or 'waiting'}", "$dim")]
         if job is not None and job.status == "failed":
-            return [(job.message, "$error")]
+            return [(printable(job.message), "$error")]
         if self.planned is not None and self.planned.point.score is None:
             keys = self.key("plan.measure"), self.key("plan.take")
             return [(f"{keys[0]} measures and improves it, {keys[1]} takes it as it is", "$dim")]
@@ -242,5 +249,6 @@ class Plan(SessionScreen):
     def before_fold(self, event: p.AnyEvent) -> bool:
         """Say why a plan was refused."""
         if isinstance(event, p.Refused) and event.command in ("Plan", "SetRecipe"):
+            self._take = None
             self.say("warning", event.message)
         return True

@@ -13,6 +13,7 @@ from engine import protocol as p
 from engine.planning.known import plan_known
 from engine.recipes.file import read_recipe
 from engine.session import Session
+from qtui.cli.plan import _ban, _pair
 from tests.plan.test_proposal import LAYERS, known
 from tests.qtui import replay as r
 from tests.qtui.scripted import install
@@ -72,3 +73,20 @@ def test_what_makes_no_sense_is_said_before_anything_runs(
     assert (code, out) == (2, "")
     assert says in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "held"),
+    [
+        ("lm_head=int4-g128+gptq:damp=.02", "lm_head", "int4-g128+gptq:damp=.02"),
+        ("re:.*=x=int8", "re:.*=x", "int8"),
+        ("re:.*o_proj=kept", "re:.*o_proj", "kept"),
+    ],
+)
+def test_a_pin_is_split_where_its_format_begins(given: str, name: str, held: str) -> None:
+    assert _pair("--pin", given) == (name, held)
+
+
+def test_a_ban_may_be_a_format_with_options() -> None:
+    assert _ban("int4-g128+gptq:damp=.02") == ("", "int4-g128+gptq:damp=.02")
+    assert _ban("down_proj=int3-g128") == ("down_proj", "int3-g128")

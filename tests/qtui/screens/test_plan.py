@@ -98,7 +98,7 @@ async def test_a_point_of_the_frontier_is_planned_and_then_taken() -> None:
         assert d.link.sent[-1] == p.SetRecipe(found.recipe)
         await d.pilot.press("m")
         await d.settled()
-        assert d.link.sent[-1] == p.Plan(budget=asked.budget, forwards=20)
+        assert d.link.sent[-1] == p.Plan(budget=asked.budget, formats=FORMATS, forwards=20)
 
 
 async def test_what_cannot_be_planned_is_said() -> None:
@@ -132,7 +132,22 @@ def test_budgets_are_read_as_people_write_them(typed: str, budget: p.Budget) -> 
 
 @pytest.mark.parametrize(
     "typed",
-    ["", "much", "4 5", "kl", "4.5 context=3", "0", "-1", "22GiB cache=3", "22GiB heads=2", "nan"],
+    [
+        "",
+        "much",
+        "4 5",
+        "kl",
+        "4.5 context=3",
+        "0",
+        "-1",
+        "22GiB cache=3",
+        "22GiB heads=2",
+        "nan",
+        "inf",
+        "1_0",
+        "1e999",
+        "22GiB batch=0",
+    ],
 )
 def test_what_is_no_budget_says_what_is(typed: str) -> None:
     with pytest.raises(UsageError, match=r"budget|bits|twice|GiB"):
