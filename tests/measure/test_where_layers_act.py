@@ -27,6 +27,7 @@ from engine.store.facts import FactStore
 from engine.workspace import Loaded
 from tests import tiny
 from tests.drive import load, settings
+from tests.exact import in_float32
 from tests.measure.estimate.test_estimate import walked
 from tests.model.streamed import streamed
 
@@ -219,8 +220,9 @@ def test_a_sweep_measures_every_use_together(opened: Callable[[str], Loaded]) ->
         assert found[name, "degrade"].kl == pytest.approx(expected, rel=1e-3)
 
 
-def test_sums_add_up_over_uses(loaded: Loaded) -> None:
+def test_sums_add_up_over_uses(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products with the gradients of plain transformers, in which ties are one parameter."""
+    in_float32(monkeypatch)
     found = walked(loaded, [FORMAT])
     drawn = walked(loaded, [FORMAT], as_drawn=True)
     network, windows = loaded.network, reference_of(loaded).windows.ids

@@ -14,6 +14,7 @@ from engine.model.inputs import takes_no_product, why_unseen
 from engine.model.network import Network
 from engine.model.selfcheck import check_on_window
 from tests import tiny
+from tests.exact import in_float32
 from tests.model.small import small
 
 LLAMA = pytest.mark.parametrize("network", ["llama"], indirect=True)
@@ -109,7 +110,10 @@ def test_hidden_states_of_several_streams_are_as_large_as_they_are(grouped: Netw
     assert grouped.state_size == 128
 
 
-def test_a_grouped_linear_layer_has_the_gradient_of_its_weight(grouped: Network) -> None:
+def test_a_grouped_linear_layer_has_the_gradient_of_its_weight(
+    grouped: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_float32(monkeypatch)
     name = next(name for name in grouped.layers if name.endswith("o_a_proj"))
     assert takes_no_product(grouped, name)
     assert "each group of its inputs" in str(why_unseen(grouped, name))

@@ -17,11 +17,9 @@ from engine import protocol as p
 from engine.errors import InfeasibleError, UsageError
 from engine.formats.grammar import parse_format
 from engine.measure.counts import JobCounts
-from engine.measure.estimate import backward_pass
 from engine.measure.estimate.further import further
 from engine.measure.evaluation.evaluate import baseline, score
 from engine.measure.evaluation.reference import reference_of
-from engine.model import gradients
 from engine.planning.job import PLAN
 from engine.planning.known import plan_known
 from engine.planning.planning import Change, Tried, _within_kl, disagreement, plan
@@ -32,6 +30,7 @@ from engine.store.facts import FactStore
 from engine.workspace import Loaded
 from tests import tiny
 from tests.drive import load, settings
+from tests.exact import in_float32
 from tests.plan.test_proposal import known
 from tests.qtui import replay as r
 
@@ -77,8 +76,7 @@ def test_further_slopes_are_gradients_of_kl_at_the_recipe(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """⟨δ, ∇KL⟩ with the gradient of plain autograd, in the model that holds the recipe."""
-    monkeypatch.setattr(backward_pass, "product_dtype", lambda device, dtype: torch.float32)
-    monkeypatch.setattr(gradients, "has_matrix_units", lambda: False)
+    in_float32(monkeypatch)
     recipe = held(loaded)
     seen: dict[tuple[str, str], float] = {}
     from engine.measure.estimate import further as module

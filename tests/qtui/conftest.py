@@ -20,3 +20,14 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, out, err
 
     return command_line
+
+
+@pytest.fixture(autouse=True)
+def judged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts and findings follow every event: no picture depends on a clock."""
+    from qtui.screens.diagnosis import screen
+    from qtui.widgets.frame import verdict
+
+    for module in (verdict, screen):
+        monkeypatch.setattr(module, "LEAST", 0.0)
+        monkeypatch.setattr(module, "REST", 0.0)

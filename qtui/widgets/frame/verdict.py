@@ -18,12 +18,14 @@ LEAST = 0.5
 """Seconds between two verdicts, at least."""
 
 
+NONE_YET = "no verdict before all layers are estimated"
+
+
 class VerdictLine(Lines):
-    """One line, hidden until there is a verdict."""
+    """One line, which is there from the start: nothing below it moves when there is a verdict."""
 
     DEFAULT_CSS = """
-    VerdictLine { height: 1; padding: 0 1; display: none; }
-    VerdictLine.-there { display: block; }
+    VerdictLine { height: 1; padding: 0 1; }
     """
 
     def __init__(self, glyphs: Glyphs = UNICODE, *, id: str | None = None) -> None:
@@ -59,10 +61,11 @@ class VerdictLine(Lines):
 
     def draw(self) -> None:
         """Draw the verdict for the width there is."""
-        self.set_class(self.found is not None, "-there")
-        if self.found is not None:
-            width = self.content_size.width or self.app.size.width - 2
-            self.set_lines([self._words(self.found, width)])
+        if self.found is None:
+            self.set_lines([[(NONE_YET, "$dim")]])
+            return
+        width = self.content_size.width or self.app.size.width - 2
+        self.set_lines([self._words(self.found, width)])
 
     def on_resize(self) -> None:
         """Another width."""

@@ -21,13 +21,13 @@ from engine.measure.estimate.backward_pass import BackwardPass
 from engine.measure.estimate.estimate import estimate
 from engine.measure.estimate.first_order import Changes, Part, Sums, add_effects, sample_of
 from engine.measure.evaluation.reference import reference_of
-from engine.model import gradients
 from engine.model.gradients import Tap
 from engine.quant.quantize import dequantized
 from engine.store.facts import FactStore
 from engine.workspace import Loaded
 from tests import planted, tiny
 from tests.drive import facts, load, settings, sweeps
+from tests.exact import in_float32
 
 ARCHITECTURES = ["llama", "gpt2", "opt", "qwen3", "gemma3", "qwen3_moe", "gemma4"]
 FORMATS = ["int4-g32", "int8"]
@@ -39,8 +39,7 @@ LONG = {**SWEPT, "draws": 4}
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in float32 on every processor."""
-    monkeypatch.setattr(backward_pass, "product_dtype", lambda device, dtype: torch.float32)
-    monkeypatch.setattr(gradients, "has_matrix_units", lambda: False)
+    in_float32(monkeypatch)
 
 
 def drain(steps: Generator[Any, None, Any]) -> tuple[list[Any], Any]:

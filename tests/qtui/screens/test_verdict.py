@@ -41,7 +41,8 @@ async def test_before_it_is_there_the_key_says_when_it_comes() -> None:
         await d.pilot.press("V")
         await d.settled()
         assert "once all layers are estimated" in d.screen()
-        assert not d.app.screens.workbench.verdict.display
+        assert d.app.screens.workbench.verdict.found is None
+        assert "no verdict before all layers are estimated" in d.screen()
 
 
 def test_the_session_of_these_tests_has_a_verdict() -> None:

@@ -28,12 +28,12 @@ def sweeps_sent(d: Driver) -> list[p.Command]:
 
 def title(d: Driver) -> str:
     """The line above the table."""
-    return d.screen().splitlines()[3]
+    return d.screen().splitlines()[4]
 
 
 def table(d: Driver) -> str:
     """The lines of the table."""
-    return "\n".join(d.screen().splitlines()[4 : 4 + d.table.size.height])
+    return "\n".join(d.screen().splitlines()[5 : 5 + d.table.size.height])
 
 
 # --- s -------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ async def test_s_shows_the_other_direction_and_measures_nothing() -> None:
         await d.settled()
         assert sweeps_sent(d) == []
         assert "not measured, S sweeps it" in d.bench.message.text
-        assert "regained" in d.screen().splitlines()[4]
+        assert "regained" in d.screen().splitlines()[5]
         assert "restore: all layers in int4-g128, each kept in turn" in title(d)
         assert "s degrade" in d.bench.keybar.text
         assert f"{1000 * kl:.2f}" not in table(d), "what it costs is not what it wins back"
@@ -141,14 +141,14 @@ async def test_estimates_are_sorted_among_measurements_as_they_are_corrected() -
             kl = known.kl if known else fit.kl(r.estimate(name, row).kl)
             expected.append((kl, row))
         assert d.table.rows == [row for _, row in sorted(expected, reverse=True)]
-        assert sum("≈" in line for line in d.screen().splitlines()[5:18]) > 3
+        assert sum("≈" in line for line in d.screen().splitlines()[6:19]) > 3
 
 
 async def test_a_doubtful_estimate_has_a_sign_and_a_reason_beside_it() -> None:
     async with driving(*r.opening(), r.estimated(["int2-g128"]), size=(160, 50)) as d:
         await d.until(lambda: d.bench.format == "int2-g128")
         kl = 1000 * d.app.session.estimate(d.table.rows[0], p.EffectKey("degrade", "int2-g128")).kl
-        assert f"≈{kl:.1f}?" in d.screen().splitlines()[5]
+        assert f"≈{kl:.1f}?" in d.screen().splitlines()[6]
         pane = " ".join(d.bench.detail.figures.text.split())
         assert "? int2-g128: at 2 bits the quadratic model ends" in pane
 
