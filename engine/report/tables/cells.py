@@ -18,7 +18,14 @@ def figure(value: s.Number | UnsetType, places: int) -> str:
         return NOT_KNOWN
     if value is None:
         return "not finite"
-    return f"{value:.{places}f}" if abs(value) < 1e6 else short(value)
+    return bare(f"{value:.{places}f}") if abs(value) < 1e6 else short(value)
+
+
+def bare(text: str) -> str:
+    """A decimal number without the zero before its point, as the screen writes it."""
+    sign = text[:1] if text[:1] in "+-" else ""
+    digits = text[len(sign) :]
+    return sign + digits[1:] if digits.startswith("0.") else text
 
 
 def bits_per_weight(body: s.Number | UnsetType, everything: s.Number | UnsetType) -> str:
@@ -39,7 +46,7 @@ def share(value: s.Number) -> str:
     """A share as a percentage."""
     if value is None:
         return "not finite"
-    return f"{100 * value:.{1 if abs(value) >= 0.0995 else 2}f}%"
+    return bare(f"{100 * value:.{1 if abs(value) >= 0.0995 else 2}f}%")
 
 
 def ppl(value: s.Number) -> str:
