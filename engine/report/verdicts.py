@@ -5,12 +5,21 @@ from __future__ import annotations
 from engine.diagnosis.verdict import WORST, Verdict
 from engine.report.wording import short, size
 
+TIMES = "×"
 
-def costs(found: Verdict, *, kilo: str = "·10³", plus_minus: str = "±", about: str = "≈") -> str:
+
+def costs(
+    found: Verdict,
+    *,
+    kilo: str = "·10³",
+    plus_minus: str = "±",
+    about: str = "≈",
+    times: str = TIMES,
+) -> str:
     """What the uniform format costs, and how much of it the worst layers cause."""
     mark = "" if found.measured else about
     said = (
-        f"{found.format} everywhere: PPL {mark}{_percent(found.ppl, found.baseline_ppl)} "
+        f"{found.format} everywhere: PPL {mark}{_percent(found.ppl, found.baseline_ppl, times)} "
         f"(KL{kilo} {mark}{short(1000 * found.kl)} {plus_minus} {short(1000 * found.kl_se)})"
     )
     count = len(found.worst)
@@ -19,21 +28,23 @@ def costs(found: Verdict, *, kilo: str = "·10³", plus_minus: str = "±", about
     return f"{said}, {found.share:.0%} of it from {count} of {found.layers} layers"
 
 
-def remedy(found: Verdict, *, about: str = "≈") -> str:
+def remedy(found: Verdict, *, about: str = "≈", times: str = TIMES) -> str:
     """The mix that takes most of it away; empty where there is none."""
     if not found.mix:
         return ""
     formats = ", ".join(f"{held} for {many}" for held, many in found.better)
     return (
-        f"{formats}: PPL {about}{_percent(found.mix_ppl, found.baseline_ppl)}, "
+        f"{formats}: PPL {about}{_percent(found.mix_ppl, found.baseline_ppl, times)}, "
         f"{found.mix_bits:.2f} bits, {size(found.mix_bytes)}"
     )
 
 
-def in_short(found: Verdict, *, about: str = "≈", others: bool = True) -> tuple[str, str]:
+def in_short(
+    found: Verdict, *, about: str = "≈", times: str = TIMES, others: bool = True
+) -> tuple[str, str]:
     """What it costs and what helps, in few words; in fewer without the mix's other formats."""
     mark = "" if found.measured else about
-    said = f"{found.format}: PPL {mark}{_percent(found.ppl, found.baseline_ppl)}"
+    said = f"{found.format}: PPL {mark}{_percent(found.ppl, found.baseline_ppl, times)}"
     if len(found.worst) == WORST < found.layers:
         said += f", {found.share:.0%} in {WORST} of {found.layers}"
     if not found.mix:
@@ -41,7 +52,7 @@ def in_short(found: Verdict, *, about: str = "≈", others: bool = True) -> tupl
     held, many = found.better[0]
     rest = sum(number for _, number in found.better[1:])
     more = f", {rest} more" if rest and others else ""
-    after = _percent(found.mix_ppl, found.baseline_ppl)
+    after = _percent(found.mix_ppl, found.baseline_ppl, times)
     return said, f"{held} for {many}{more}: {about}{after}, {found.mix_bits:.2f} bits"
 
 
@@ -51,6 +62,6 @@ def sentence(found: Verdict, *, arrow: str = "→") -> str:
     return f"{costs(found)} {arrow} {said}" if said else costs(found)
 
 
-def _percent(now: float, before: float) -> str:
+def _percent(now: float, before: float, times: str) -> str:
     change = 100 * (now / before - 1)
-    return f"{change:+.1f}%" if abs(change) < 100 else f"×{short(now / before)}"
+    return f"{change:+.1f}%" if abs(change) < 100 else f"{times}{short(now / before)}"

@@ -73,11 +73,14 @@ class VerdictLine(Lines):
 
     def _words(self, found: Verdict, width: int) -> Words:
         g = self.glyphs
-        marks = {"kilo": g.kilo, "plus_minus": g.plus_minus, "about": g.about}
+        about, times = g.about, g.times
         forms = [
-            (costs(found, **marks), remedy(found, about=g.about)),
-            in_short(found, about=g.about),
-            in_short(found, about=g.about, others=False),
+            (
+                costs(found, kilo=g.kilo, plus_minus=g.plus_minus, about=about, times=times),
+                remedy(found, about=about, times=times),
+            ),
+            in_short(found, about=about, times=times),
+            in_short(found, about=about, times=times, others=False),
         ]
         for said, helps in forms:
             key = f"  {self.take_key} takes it" if helps and self.take_key else ""
