@@ -118,7 +118,7 @@ def test_the_table_has_measured_and_estimated_layers_in_one_order() -> None:
     values = [float(words[2].removeprefix("≈")) for words in found]
     assert values == sorted(values, reverse=True)
     assert sum(words[2].startswith("≈") for words in found) == 17
-    assert "rank correlation of KL 0.978, of ΔNLL 0.991, over 24 layers" in text
+    assert "rank correlation of KL .978, of ΔNLL .991, over 24 layers" in text
     assert any("16,384" in words for words in found)
     assert any("4,096" in words for words in found)
 
