@@ -176,8 +176,9 @@ def frontier_plot(
     legend = (
         f"KL{glyphs.kilo} over size   {glyphs.frontier} plan  U uniform  F first-last  G greedy"
     )
-    gap = columns - len(ends[0]) - len(ends[1])
-    drawn.append([(" " * left + ends[0] + legend.center(gap)[: max(0, gap)] + ends[1], "$dim")])
+    gap = max(0, columns - len(ends[0]) - len(ends[1]) - 2)
+    middle = fit(legend, gap, glyphs) if len(legend) > gap else legend.center(gap)
+    drawn.append([(f"{' ' * left}{ends[0]} {middle} {ends[1]}", "$dim")])
     return drawn
 
 

@@ -106,7 +106,7 @@ class Diagnosis(SessionScreen):
     @property
     def format(self) -> str:
         """The format whose effects are shown."""
-        return self.effects.format if self.effects.direction == "degrade" else ""
+        return self.effects.format
 
     def _draw_map(self) -> None:
         figures = self.figures()

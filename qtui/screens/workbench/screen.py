@@ -219,9 +219,9 @@ class Workbench(SessionScreen):
         self._show_effects()
 
     def _judge(self) -> None:
-        format = self.format if self.direction == "degrade" else ""
-        kept = not format or parse_format(format).kept
-        self.verdict.follow(self.session, "" if kept else format)
+        # Of a restore view too: what the format costs everywhere is the same.
+        kept = not self.format or parse_format(self.format).kept
+        self.verdict.follow(self.session, "" if kept else self.format)
 
     def _show_effects(self) -> None:
         self._judge()
