@@ -17,9 +17,9 @@ import msgspec
 
 from engine import protocol as p
 from engine.diagnosis.thresholds import Thresholds
-from engine.formats.storage import bits_of, can_hold
+from engine.formats.storage import can_hold
 from engine.session import KnownEffects, Session
-from engine.session.artefact import OUTSIDE, bits_as_stored
+from engine.session.artefact import OUTSIDE
 
 Severity: TypeAlias = Literal["alert", "warning", "note"]
 """An alert spoils figures or the model; a warning costs quality; a note is worth knowing."""
@@ -112,7 +112,7 @@ class Looked:
         row = session.index[layer]
         shape = session.layers.shapes[row]
         weights = math.prod(shape)
-        now = bits_of(self.format, shape)
+        now = session.bits_in(row, self.format)
         candidates: list[tuple[int, Fix]] = []
         known = [k.format for k in session.effects.known("degrade") if k.by == "layer"]
         for held in ("", *dict.fromkeys(known)):
@@ -124,9 +124,7 @@ class Looked:
                 continue
             if held and not can_hold(held, shape):
                 continue
-            bits = (
-                bits_of(held, shape) if held else bits_as_stored(shape, session.layers.dtypes[row])
-            )
+            bits = session.bits_in(row, held)
             fix = Fix(
                 format=held,
                 kl=effect.kl,

@@ -15,10 +15,10 @@ from itertools import pairwise
 import msgspec
 
 from engine.formats.grammar import parse_format
-from engine.formats.storage import bits_of, can_hold
+from engine.formats.storage import can_hold
 from engine.recipes.mixes import better_than
 from engine.session import KnownEffects, Session, recipe_hash
-from engine.session.artefact import OUTSIDE, Size, bits_as_stored
+from engine.session.artefact import OUTSIDE
 
 MOST = 0.5
 """Share of a uniform format's KL that the mix leaves, at most."""
@@ -95,7 +95,7 @@ def verdict(session: Session, format: str) -> Verdict | None:
         together = score.kl / alone if alone > 0 else 1.0
         dnll = score.dnll
     worst = sorted(kl_of, key=lambda name: -kl_of[name])[:WORST]
-    size = _size(session, uniform)
+    size = session.size_of(uniform)
     found = Verdict(
         format=format,
         kl=kl,
@@ -115,7 +115,7 @@ def verdict(session: Session, format: str) -> Verdict | None:
     mix, left = cheapest_mix(session, uniform, effects, MOST * alone)
     if left > MOST * alone * (1 + 1e-9):
         return found
-    size = _size(session, mix)
+    size = session.size_of(mix)
     score = session.scores.get(recipe_hash(mix))
     if score is not None and score.done and math.isfinite(score.kl):
         mix_kl, mix_ppl = score.kl, score.ppl
@@ -228,17 +228,7 @@ def _bits(session: Session, unit: Sequence[str], held: str) -> int:
     layers, total = session.layers, 0
     for name in unit:
         row = session.index[name]
-        if not held:
-            total += bits_as_stored(layers.shapes[row], layers.dtypes[row])
-        elif can_hold(held, layers.shapes[row]):
-            total += bits_of(held, layers.shapes[row])
-        else:
+        if held and not can_hold(held, layers.shapes[row]):
             return -1
+        total += session.bits_in(row, held)
     return total
-
-
-def _size(session: Session, recipe: dict[str, str]) -> Size:
-    rows = {session.index[name]: held for name, held in recipe.items()}
-    shapes = session.layers.shapes
-    bits = {row: bits_of(held, shapes[row]) for row, held in rows.items()}
-    return session.layers.as_stored.size(bits, session.other_bytes, tied=session.tied)

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from engine import protocol as p
 from engine.formats.grammar import parse_format
-from engine.formats.storage import bits_of, can_hold
 from engine.plan.proposal import Limit, limit_of, point_of
 from engine.plan.units import Rules
 from engine.session import KnownEffects, Session
-from engine.session.artefact import OUTSIDE, bits_as_stored
+from engine.session.artefact import OUTSIDE
 
 BETTER_BITS = 8
 """Bits of the format that ``first-last`` and ``greedy`` raise layers to."""
@@ -26,8 +25,8 @@ def baselines(session: Session, rules: Rules, budget: p.Budget) -> dict[str, dic
     """What each rule finds within a budget, by its name; a rule that finds nothing is missing.
 
     They know no units and no pins, since they are what people use otherwise; but bans and what the
-    target stores hold for them too. For a budget of KL there
-    is only ``uniform``, the smallest format that is good enough.
+    target stores hold for them too. For a budget of KL there is only ``uniform``, the smallest
+    format that is good enough.
     """
     return {
         name: recipe
@@ -62,7 +61,7 @@ class _Body:
         self.rows = [row for row, role in enumerate(layers.roles) if role not in OUTSIDE]
         self.effects = KnownEffects(session)
         self.fixed = sum(
-            bits_as_stored(layers.shapes[row], layers.dtypes[row])
+            session.bits_in(row, "")
             for row in layers.outside
             if not (session.tied and layers.roles[row] == "head")
         )
@@ -79,21 +78,12 @@ class _Body:
 
     def allowed(self, row: int, format: str) -> bool:
         """Whether a layer can hold a format, the target can store it, and nobody banned it."""
-        layers, rules = self.session.layers, self.rules
-        shape, kind = layers.shapes[row], layers.kinds[row]
-        if any(of in ("", kind) and no == format for of, no in rules.bans):
-            return False
-        return can_hold(format, shape) and rules.why_not(parse_format(format), shape) is None
-
-    def bits(self, row: int, held: str) -> int:
         layers = self.session.layers
-        if not held:
-            return bits_as_stored(layers.shapes[row], layers.dtypes[row])
-        return bits_of(held, layers.shapes[row])
+        return self.rules.allows(layers.kinds[row], layers.shapes[row], format)
 
     def total(self, recipe: Mapping[str, str]) -> int:
         names = self.session.layers.names
-        return sum(self.bits(row, recipe.get(names[row], "")) for row in self.rows)
+        return sum(self.session.bits_in(row, recipe.get(names[row], "")) for row in self.rows)
 
     def kl(self, recipe: Mapping[str, str]) -> float:
         known = [self.effects.known(layer, held) for layer, held in recipe.items()]
@@ -120,7 +110,7 @@ class _Body:
                 if name in found and self.allowed(row, better)
             }
             more = sum(
-                self.bits(row, better) - self.bits(row, found[name])
+                self.session.bits_in(row, better) - self.session.bits_in(row, found[name])
                 for name, row in possible.items()
             )
             if 0 < more <= left:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -135,11 +134,6 @@ class Frontier:
             return 0.0
         run = self.weight[at + 1] - self.weight[at]
         return float((self.cost[at + 1] - self.cost[at]) / run)
-
-    @cached_property
-    def lightest(self) -> float:
-        """The least weight that any solution has."""
-        return self.choices.total(self._start)[1]
 
 
 def _lightest(choices: Choices, unit: int) -> int:

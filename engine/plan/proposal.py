@@ -10,11 +10,10 @@ import numpy as np
 
 from engine import protocol as p
 from engine.errors import InfeasibleError
-from engine.formats.storage import bits_of
 from engine.plan.knapsack import Choices, Frontier, Solution, cheapest
 from engine.plan.units import Rules, Unit, choices_of, recipe_of, smallest_units
 from engine.session import Session, recipe_hash
-from engine.session.artefact import OUTSIDE, Size
+from engine.session.artefact import OUTSIDE
 
 POINTS = 200
 """Recipes of a frontier that are listed, at most."""
@@ -95,7 +94,7 @@ def solved(session: Session, units: Sequence[Unit], budget: p.Budget) -> Solutio
     if budget.kl is not None:
         raise InfeasibleError(f"no recipe has KL {budget.kl:g}: pinned layers alone have more")
     smallest = Frontier(choices).chosen(0).tolist()
-    size = size_of(session, recipe_of(units, smallest))
+    size = session.size_of(recipe_of(units, smallest))
     least = (
         f"{size.bits_per_weight:.4g} bits per weight"
         if budget.bits is not None
@@ -131,17 +130,9 @@ def bound_of(session: Session, budget: p.Budget, solution: Solution) -> float:
     return session.other_bytes + math.ceil(solution.bound / 8)
 
 
-def size_of(session: Session, recipe: Mapping[str, str]) -> Size:
-    """Size of a recipe's artefact."""
-    layers = session.layers
-    rows = {session.index[name]: held for name, held in recipe.items()}
-    bits = {row: bits_of(held, layers.shapes[row]) for row, held in rows.items()}
-    return layers.as_stored.size(bits, session.other_bytes, tied=session.tied)
-
-
 def point_of(session: Session, recipe: Mapping[str, str], kl: float) -> p.Point:
     """A recipe as a point beside the frontier; measured where its score is known."""
-    size = size_of(session, recipe)
+    size = session.size_of(recipe)
     score = session.scores.get(recipe_hash(recipe)) if session.scores else None
     return p.Point(
         bits_per_weight=size.bits_per_weight,

@@ -17,10 +17,10 @@ import numpy as np
 
 from engine.errors import InfeasibleError
 from engine.formats.grammar import Format, parse_format
-from engine.formats.storage import bits_of, can_hold, why_not_held
+from engine.formats.storage import can_hold, why_not_held
 from engine.plan.knapsack import Choices
 from engine.session import KnownEffects, Session
-from engine.session.artefact import OUTSIDE, bits_as_stored
+from engine.session.artefact import OUTSIDE
 
 WhyNot: TypeAlias = Callable[[Format, Sequence[int]], str | None]
 """Why a weight of a shape cannot be written in a format; None if it can."""
@@ -39,8 +39,6 @@ class Choice(NamedTuple):
     """Sum of the effects of its layers, nats per token."""
     variance: float
     """Of that sum."""
-    measured: bool
-    """Whether every effect in the sum was measured."""
 
 
 class Unit(NamedTuple):
@@ -69,6 +67,12 @@ class Rules:
     """Whether the layers of a fused group take one format."""
     why_not: WhyNot = lambda format, shape: None
     """Of the export target."""
+
+    def allows(self, kind: str, shape: tuple[int, ...], format: str) -> bool:
+        """Whether a layer can hold a format, the target can store it, and no ban forbids it."""
+        if any(of in ("", kind) and no == format for of, no in self.bans):
+            return False
+        return can_hold(format, shape) and self.why_not(parse_format(format), shape) is None
 
 
 def units_of(session: Session, rules: Rules) -> list[Unit]:
@@ -179,14 +183,8 @@ class _Layers:
         if name in rules.pins:
             return [] if self._why_no_pin(row) else [rules.pins[name]]
         kept = self._session.kept(row)
-        found = [""]
-        for format in rules.formats:
-            banned = any(of in ("", kind) and no == format for of, no in rules.bans)
-            if banned or format == kept or not can_hold(format, shape):
-                continue
-            if rules.why_not(parse_format(format), shape) is None:
-                found.append(format)
-        return found
+        possible = (f for f in rules.formats if f != kept and rules.allows(kind, shape, f))
+        return ["", *possible]
 
     def _why_no_pin(self, row: int) -> str:
         """Why a layer cannot take the format it is pinned to, as an end of a sentence."""
@@ -204,7 +202,6 @@ class _Layers:
         """What a format for every layer costs; None if an effect is not known."""
         body_bits = bits = 0
         kl = variance = 0.0
-        measured = True
         layers = self._session.layers
         for row, name, held in zip(self._rows, self._names, formats, strict=True):
             if self._effects is not None:
@@ -213,16 +210,12 @@ class _Layers:
                     return None
                 kl += max(0.0, effect.kl)
                 variance += effect.kl_se**2
-                measured = measured and effect.measured
-            shape = layers.shapes[row]
-            stored = bits_of(held, shape) if held else bits_as_stored(shape, layers.dtypes[row])
+            stored = self._session.bits_in(row, held)
             bits += stored
             body_bits += 0 if layers.roles[row] in OUTSIDE else stored
         if self._session.tied and not any(formats):
             # One tensor while both are left as they are.
             bits -= sum(
-                bits_as_stored(layers.shapes[row], layers.dtypes[row])
-                for row in self._rows
-                if layers.roles[row] == "head"
+                self._session.bits_in(row, "") for row in self._rows if layers.roles[row] == "head"
             )
-        return Choice(tuple(formats), body_bits, bits, kl, variance, measured)
+        return Choice(tuple(formats), body_bits, bits, kl, variance)

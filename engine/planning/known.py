@@ -6,8 +6,6 @@ import math
 
 from engine import protocol as p
 from engine.errors import InfeasibleError
-from engine.formats.grammar import parse_format
-from engine.formats.storage import can_hold
 from engine.plan.baselines import baseline_points, baselines
 from engine.plan.proposal import bound_of, frontier_of, planned_units, point_of, solved
 from engine.plan.units import Rules, recipe_of, units_of
@@ -61,16 +59,11 @@ def plan_known(session: Session, command: p.Plan, dtype: str) -> Outcome:
 def _unknown(session: Session, rules: Rules) -> int:
     """Layers of the body that could take some format, without a known effect in any."""
     effects, layers = KnownEffects(session), session.layers
-    formats = [(format, parse_format(format)) for format in rules.formats]
     count = 0
     for row, name in enumerate(layers.names):
-        shape = layers.shapes[row]
+        kind, shape = layers.kinds[row], layers.shapes[row]
         if layers.roles[row] in OUTSIDE or name in rules.pins:
             continue
-        possible = [
-            format
-            for format, parsed in formats
-            if can_hold(format, shape) and rules.why_not(parsed, shape) is None
-        ]
+        possible = [format for format in rules.formats if rules.allows(kind, shape, format)]
         count += bool(possible) and all(effects.known(name, each) is None for each in possible)
     return count

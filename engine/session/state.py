@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from engine import protocol as p
-from engine.session.artefact import OUTSIDE, Size, StoredSums
+from engine.formats.storage import bits_of
+from engine.session.artefact import OUTSIDE, Size, StoredSums, bits_as_stored
 
 Result = TypeVar("Result", bound=msgspec.Struct)
 
@@ -274,6 +275,21 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     def artefact_bytes(self) -> int:
         """Size of the whole artefact: layers in their formats, the rest as stored."""
         return self.size().bytes
+
+    def bits_in(self, row: int, held: str) -> int:
+        """Stored bits of a layer in a format; empty for as stored.
+
+        Raises:
+            FormatError: the layer cannot hold the format.
+        """
+        shape = self.layers.shapes[row]
+        return bits_of(held, shape) if held else bits_as_stored(shape, self.layers.dtypes[row])
+
+    def size_of(self, recipe: Mapping[str, str]) -> Size:
+        """Size of the artefact of any recipe, by the formats of its layers that are not kept."""
+        rows = {self.index[name]: held for name, held in recipe.items()}
+        bits = {row: self.bits_in(row, held) for row, held in rows.items()}
+        return self.layers.as_stored.size(bits, self.other_bytes, tied=self.tied)
 
     def size(self) -> Size:
         """Size of the current recipe's artefact."""

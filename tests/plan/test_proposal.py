@@ -18,7 +18,7 @@ from engine.formats.storage import stored_bits
 from engine.plan.baselines import baselines
 from engine.plan.knapsack import Frontier
 from engine.plan.pins import pinned_layers
-from engine.plan.proposal import GIB, cache_bytes, check_size, frontier_of, size_of, solved
+from engine.plan.proposal import GIB, cache_bytes, check_size, frontier_of, solved
 from engine.plan.units import Rules, Unit, choices_of, recipe_of, units_of
 from engine.planning.known import plan_known
 from engine.planning.rules import rules_of
@@ -129,7 +129,7 @@ def test_no_artefact_of_the_size_has_less_kl_also_where_head_and_embedding_are_t
     gib = share * sizes(session, {})[1] / GIB
     recipe, kl = best(session, units_of(session, Rules(FORMATS)), p.Budget(gib=gib))
     within = [k for r_, k in recipes(session) if sizes(session, r_)[1] <= gib * GIB]
-    assert size_of(session, recipe).bytes == sizes(session, recipe)[1] <= gib * GIB
+    assert session.size_of(recipe).bytes == sizes(session, recipe)[1] <= gib * GIB
     assert kl == pytest.approx(min(within), rel=1e-9)
 
 
