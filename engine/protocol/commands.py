@@ -75,6 +75,21 @@ class Diagnose(Command, frozen=True):
 
     format: str = ""
     """Whose damage is judged; empty means the first of the settings' sweep formats."""
+    fixes: int = 0
+    """On how many of the worst layers to try other formats; see `TryFixes`."""
+
+
+class TryFixes(Command, frozen=True):
+    """Try other formats on layers: errors of weights and outputs, and KL of those that matter."""
+
+    layers: tuple[str, ...] = ()
+    """Empty means the worst, by what is known of their effects."""
+    format: str = ""
+    """The format to better; empty means the first of the settings' sweep formats."""
+    worst: int = 10
+    """How many layers, where none is named."""
+    forwards: float = 12.0
+    """Plain forward passes that measuring KL may take for each layer."""
 
 
 class Evaluate(Command, frozen=True):
@@ -198,6 +213,15 @@ class AskExperts(Command, frozen=True):
     layer: str
 
 
+class AskRanges(Command, frozen=True):
+    """Ask for a layer's errors in several group sizes and clipped ranges; learnt as
+    `LayerRanges`."""
+
+    layer: str
+    format: str
+    """An integer format: its bits and symmetry are those of all, its groups are those clipped."""
+
+
 class Stop(Command, frozen=True):
     """Stop the engine, unless another client is attached."""
 
@@ -218,6 +242,7 @@ _types: dict[str, type[Command]] = {
             Triage,
             Sweep,
             Diagnose,
+            TryFixes,
             Evaluate,
             MeasureRecipe,
             Export,
@@ -231,7 +256,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskRanges, Stop, Unknown),
     )
 }
 

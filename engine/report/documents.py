@@ -12,7 +12,7 @@ from engine import protocol as p
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
-from engine.report.diagnosis_parts import finding_parts, verdict_part, worst_layers
+from engine.report.diagnosis_parts import finding_parts, verdict_part, worst_layers_part
 from engine.report.entry import Template
 from engine.report.figures import Context
 from engine.report.figures.registry import json_figures
@@ -201,7 +201,7 @@ def diagnose_document(session: Session, format: str, job: Job | None = None) -> 
         baseline=_baseline(session),
         verdict=verdict_part(session, format),
         findings=finding_parts(session, format),
-        layers=worst_layers(session, format),
+        layers=worst_layers_part(session, format),
         timings=_timings(job),
     )
 

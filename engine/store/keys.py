@@ -136,6 +136,20 @@ class WeightError(Key, frozen=True, kw_only=True):
     scale_dtype: str
 
 
+class Ranges(Key, frozen=True, kw_only=True):
+    """Errors of one layer's weights in several group sizes and clipped ranges."""
+
+    kind = "ranges"
+    constants = QUANTISED
+    on: Files
+    layer: str
+    format: str
+    groups: tuple[int, ...]
+    """0 for a whole row."""
+    ratios: tuple[float, ...]
+    scale_dtype: str
+
+
 class ListedWeights(Key, frozen=True, kw_only=True):
     """Statistics and errors in a list of formats, as the previous version stored them."""
 
@@ -259,4 +273,19 @@ class Activations(Key, frozen=True, kw_only=True):
     dtype: str
     device: str
     """Its kind."""
+    calibration: Calibration
+
+
+class FormatTried(Key, frozen=True, kw_only=True):
+    """One layer in one format, on calibration inputs of the unchanged model."""
+
+    kind = "format tried"
+    constants = QUANTISED
+    on: Files
+    layer: str
+    format: str
+    dtype: str
+    device: str
+    """Its kind."""
+    scale_dtype: str
     calibration: Calibration
