@@ -77,6 +77,15 @@ class Diagnose(Command, frozen=True):
     """Whose damage is judged; empty means the first of the settings' sweep formats."""
 
 
+class MeasureErrors(Command, frozen=True):
+    """Measure what a recipe does inside the model: errors of outputs, drift, attention."""
+
+    format: str = ""
+    """See `Evaluate`. The session's own recipe if this, ``layers`` and ``recipe`` are all empty."""
+    layers: dict[str, str] = {}
+    recipe: str = ""
+
+
 class Evaluate(Command, frozen=True):
     """Measure a recipe without changing the session's."""
 
@@ -198,6 +207,13 @@ class AskExperts(Command, frozen=True):
     layer: str
 
 
+class AskErrorMap(Command, frozen=True):
+    """Ask where in a layer's weights a format errs. Answered by `ErrorMapReady`."""
+
+    layer: str
+    format: str
+
+
 class Stop(Command, frozen=True):
     """Stop the engine, unless another client is attached."""
 
@@ -218,6 +234,7 @@ _types: dict[str, type[Command]] = {
             Triage,
             Sweep,
             Diagnose,
+            MeasureErrors,
             Evaluate,
             MeasureRecipe,
             Export,
@@ -231,7 +248,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskErrorMap, Stop, Unknown),
     )
 }
 
