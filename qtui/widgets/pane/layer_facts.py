@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from engine.diagnosis.thresholds import OUTLIER_COLUMN
-from engine.protocol import ExpertsReady, LayerActivations, LayerWeights
+from engine.protocol import ExpertsReady, LayerWeights
 from engine.report import wording as n
 from engine.report.figures import Context, Figure
 from engine.report.figures.registry import pane_figures
@@ -62,33 +62,6 @@ def weight_lines(context: Context, row: int, glyphs: Glyphs) -> list[Words]:
             continue
         lines.setdefault(pane.line, []).append(pair)
     return [_pairs(lines[number]) for number in sorted(lines)]
-
-
-def activation_lines(known: LayerActivations | None, glyphs: Glyphs) -> list[Words]:
-    """What a layer is given and returns; nothing before that was measured."""
-    if known is None:
-        return []
-    lines: list[Words] = []
-    for name, found in (("input", known.input), ("output", known.output)):
-        if found is None:
-            continue
-        pairs = [
-            (f"{name} max", n.short(found.max)),
-            ("mean", n.short(found.mean)),
-            ("p99", n.short(found.p99)),
-            ("max/mean", n.short(found.ratio, small=0)),
-        ]
-        if found.by_median:
-            some = ", ".join(map(str, found.outlier_channels[:3]))
-            more = glyphs.ellipsis if found.by_median > 3 else ""
-            pairs.append(("outlier channels", f"{found.by_median}: {some}{more}"))
-        if found.massive:
-            pairs.append(("massive tokens", f"{found.massive:,}"))
-        lines.append(_pairs(pairs))
-    if known.expert_tokens and (unseen := known.expert_tokens.count(0)):
-        said = f"{unseen} of {len(known.expert_tokens)} experts got no token"
-        lines.append([(f"{glyphs.finding} {said}", "$finding")])
-    return lines
 
 
 def _outliers(known: LayerWeights, glyphs: Glyphs) -> tuple[str, str]:
