@@ -56,7 +56,8 @@ def with_noise(state: Tensor, drifted: Tensor, seeds: list[int]) -> Tensor:
         drawn = _normal(tuple(state.shape), seeds[0])
     noise = drawn.to(state.device).double()
     noise = noise / torch.linalg.vector_norm(noise, dim=-1, keepdim=True) * drift
-    return (state.double() + noise).to(state.dtype)
+    noisy: Tensor = state.double() + noise
+    return noisy.to(state.dtype)
 
 
 def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
