@@ -68,6 +68,8 @@ class Sweep(Command, frozen=True):
     """Which layers are measured once all are estimated, worst first: ``all``, each on all windows;
     ``top:K``, on as few windows as it takes to identify the K worst; ``none``."""
     by: By = "layer"
+    only: bool = False
+    """Estimate these formats alone, not the settings' ``estimate_formats`` too."""
 
 
 class Diagnose(Command, frozen=True):
