@@ -189,15 +189,20 @@ def _estimated(
 ) -> Generator[p.AnyEvent | None, None, Estimates]:
     """Estimates of all layers, with the time left until all are there."""
     steps = estimate(loaded, formats, direction, counts, job)
-    begun = counts.computed
+    begun: tuple[float, float] | None = None
     while True:
         try:
             event = next(steps)
         except StopIteration as stop:
             return cast(Estimates, stop.value)
         if isinstance(event, p.Progress) and math.isnan(event.seconds_left) and event.done:
-            left = (event.total - event.done) / event.done * (counts.computed - begun)
-            event = msgspec.structs.replace(event, seconds_left=max(left, 0.0))
+            # The pace is counted from the first part on: before it, states are gathered.
+            if begun is None or event.done < begun[0]:
+                begun = event.done, counts.computed
+            pace = (counts.computed - begun[1]) / max(event.done - begun[0], 1e-9)
+            left = (event.total - event.done) * pace
+            if event.done > begun[0]:
+                event = msgspec.structs.replace(event, seconds_left=max(left, 0.0))
         yield event
 
 
