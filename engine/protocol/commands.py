@@ -147,6 +147,8 @@ class Plan(Command, frozen=True, kw_only=True):
     forwards: float = 20.0
     """Plain forward passes that measuring may take, estimates included; 0 plans from what is known
     and measures nothing."""
+    stored: bool = False
+    """What is known is what any run stored, not only what this session was told; for 0 forwards."""
 
 
 class Undo(Command, frozen=True):

@@ -104,6 +104,7 @@ def plan(
             to=to or "",
             grouped=not ungrouped,
             forwards=forwards,
+            stored=not forwards,
         )
         outcome = run(model, settings, ask)
         planned = outcome.job.read(p.Planned)

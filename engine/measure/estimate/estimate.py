@@ -77,12 +77,7 @@ def estimate(
         Known estimates, by format and layer; layers that cannot hold a format are left out.
     """
     found: Found = {str(format): {} for format in formats}
-    groups = [[format] for format in formats]
-    if direction == "degrade":
-        groups = together_with(loaded, formats)
-    wanted: list[dict[tuple[str, Format], str]] = []
-    for together in filter(None, groups):
-        wanted.append((yield from _unknown(loaded, together, direction, counts, found)))
+    wanted = yield from _unknown_groups(loaded, formats, direction, counts, found)
     # For degrade, all formats go through a block together; for restore, each has its own network
     # with the whole body quantised, and so its own states and cotangents.
     passes = [wanted] if direction == "degrade" else [[group] for group in wanted]
@@ -91,6 +86,32 @@ def estimate(
             loaded, [group for group in one if group], direction, counts, job, found
         )
     return found
+
+
+def stored_estimates(
+    loaded: Loaded, formats: Sequence[Format], direction: p.Direction, counts: JobCounts
+) -> Generator[p.AnyEvent | None, None, Found]:
+    """Announce and return the estimates that are known; nothing is estimated."""
+    found: Found = {str(format): {} for format in formats}
+    yield from _unknown_groups(loaded, formats, direction, counts, found)
+    return found
+
+
+def _unknown_groups(
+    loaded: Loaded,
+    formats: Sequence[Format],
+    direction: p.Direction,
+    counts: JobCounts,
+    found: Found,
+) -> Generator[p.AnyEvent | None, None, list[dict[tuple[str, Format], str]]]:
+    """`_unknown` of every group of formats that are multiplied together."""
+    groups = [[format] for format in formats]
+    if direction == "degrade":
+        groups = together_with(loaded, formats)
+    wanted: list[dict[tuple[str, Format], str]] = []
+    for together in filter(None, groups):
+        wanted.append((yield from _unknown(loaded, together, direction, counts, found)))
+    return wanted
 
 
 def _unknown(
