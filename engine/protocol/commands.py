@@ -68,6 +68,8 @@ class Sweep(Command, frozen=True):
     """Which layers are measured once all are estimated, worst first: ``all``, each on all windows;
     ``top:K``, on as few windows as it takes to identify the K worst; ``none``."""
     by: By = "layer"
+    only: bool = False
+    """Estimate these formats alone, not the settings' ``estimate_formats`` too."""
 
 
 class Diagnose(Command, frozen=True):
@@ -154,6 +156,8 @@ class Plan(Command, frozen=True, kw_only=True):
     forwards: float = 20.0
     """Plain forward passes that measuring may take, estimates included; 0 plans from what is known
     and measures nothing."""
+    stored: bool = False
+    """What is known is what any run stored, not only what this session was told; for 0 forwards."""
 
 
 class Undo(Command, frozen=True):
