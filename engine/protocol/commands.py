@@ -68,6 +68,8 @@ class Sweep(Command, frozen=True):
     """Which layers are measured once all are estimated, worst first: ``all``, each on all windows;
     ``top:K``, on as few windows as it takes to identify the K worst; ``none``."""
     by: By = "layer"
+    only: bool = False
+    """Estimate these formats alone, not the settings' ``estimate_formats`` too."""
 
 
 class Diagnose(Command, frozen=True):
@@ -90,6 +92,15 @@ class TryFixes(Command, frozen=True):
     """How many layers, where none is named."""
     forwards: float = 12.0
     """Plain forward passes that measuring KL may take for each layer."""
+
+
+class MeasureErrors(Command, frozen=True):
+    """Measure what a recipe does inside the model: errors of outputs, drift, attention."""
+
+    format: str = ""
+    """See `Evaluate`. The session's own recipe if this, ``layers`` and ``recipe`` are all empty."""
+    layers: dict[str, str] = {}
+    recipe: str = ""
 
 
 class Evaluate(Command, frozen=True):
@@ -160,6 +171,8 @@ class Plan(Command, frozen=True, kw_only=True):
     forwards: float = 20.0
     """Plain forward passes that measuring may take, estimates included; 0 plans from what is known
     and measures nothing."""
+    stored: bool = False
+    """What is known is what any run stored, not only what this session was told; for 0 forwards."""
 
 
 class Undo(Command, frozen=True):
@@ -222,6 +235,13 @@ class AskRanges(Command, frozen=True):
     """An integer format: its bits and symmetry are those of all, its groups are those clipped."""
 
 
+class AskErrorMap(Command, frozen=True):
+    """Ask where in a layer's weights a format errs. Answered by `ErrorMapReady`."""
+
+    layer: str
+    format: str
+
+
 class Stop(Command, frozen=True):
     """Stop the engine, unless another client is attached."""
 
@@ -243,6 +263,7 @@ _types: dict[str, type[Command]] = {
             Sweep,
             Diagnose,
             TryFixes,
+            MeasureErrors,
             Evaluate,
             MeasureRecipe,
             Export,
@@ -256,7 +277,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, AskRanges, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, Stop, Unknown),
     )
 }
 

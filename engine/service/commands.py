@@ -22,6 +22,8 @@ DECLARED = (
     "engine.measure.sweep.job:SWEEP",
     "engine.measure.diagnosing:DIAGNOSE",
     "engine.measure.fixes.job:TRY_FIXES",
+    "engine.measure.errors.job:ERRORS",
+    "engine.measure.errors.job:ERROR_MAP",
     "engine.measure.evaluation.job:EVALUATE",
     "engine.measure.evaluation.job:MEASURE_RECIPE",
     "engine.export.job:EXPORT",
