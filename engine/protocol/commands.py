@@ -72,15 +72,6 @@ class Sweep(Command, frozen=True):
     """Estimate these formats alone, not the settings' ``estimate_formats`` too."""
 
 
-class Diagnose(Command, frozen=True):
-    """Read the weights, estimate every layer and measure the worst: what a diagnosis rests on."""
-
-    format: str = ""
-    """Whose damage is judged; empty means the first of the settings' sweep formats."""
-    fixes: int = 0
-    """On how many of the worst layers to try other formats; see `TryFixes`."""
-
-
 class TryFixes(Command, frozen=True):
     """Try other formats on layers: errors of weights and outputs, and KL of those that matter."""
 
@@ -101,6 +92,18 @@ class MeasureErrors(Command, frozen=True):
     """See `Evaluate`. The session's own recipe if this, ``layers`` and ``recipe`` are all empty."""
     layers: dict[str, str] = {}
     recipe: str = ""
+
+
+class Diagnose(Command, frozen=True):
+    """Read the weights, estimate every layer and measure the worst: what a diagnosis rests on."""
+
+    format: str = ""
+    """Whose damage is judged; empty means the first of the settings' sweep formats."""
+    errors: MeasureErrors | None = None
+    """A recipe whose errors inside the model are measured too: the format that is judged, of the
+    whole body, if it names none."""
+    fixes: int = 0
+    """On how many of the worst layers to try other formats; see `TryFixes`."""
 
 
 class Evaluate(Command, frozen=True):

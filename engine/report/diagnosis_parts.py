@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from msgspec import UNSET, UnsetType
 
@@ -11,9 +12,13 @@ from engine.diagnosis.fixes import best_fix, layer_fixes, verdict_of
 from engine.diagnosis.verdict import verdict
 from engine.diagnosis.worst import worst_layers
 from engine.report import schema as s
+from engine.report.entry import Template
+from engine.report.figures import Context
+from engine.report.figures.registry import json_figures
 from engine.report.json import finite
+from engine.report.sweep_parts import of_fact
 from engine.report.verdicts import sentence
-from engine.session import Session
+from engine.session import Session, recipe_hash
 from engine.session.artefact import OUTSIDE
 
 LISTED = 10
@@ -91,15 +96,30 @@ def _fix(session: Session, found: Finding) -> s.FixPart:
     )
 
 
-def worst_layers_part(session: Session, format: str) -> list[s.DiagnosedLayer]:
-    """The worst layers in every format that was tried or whose effect is known.
+def diagnosed_layers(
+    session: Session, format: str, recipe: Mapping[str, str]
+) -> list[s.DiagnosedLayer]:
+    """The worst layers in every format that was tried or is known, then the others of a recipe.
 
     Args:
         session: with effects.
         format: canonical; whose effects say which are the worst.
+        recipe: whose errors of outputs were measured, by layer; empty if none were.
     """
     worst = worst_layers(session, format)[:LISTED]
-    return [s.DiagnosedLayer(name=name, fixes=fix_parts(session, name, format)) for name in worst]
+    listed = json_figures("diagnose", "row")
+    of_output = json_figures("diagnose", "output")
+    template = Template(s.DiagnosedLayer, [*(p for p, _ in (*listed, *of_output)), "fixes"])
+    readers = [figure.read.bind(Context(session)) for _, figure in listed]
+    hash = recipe_hash(recipe)
+    found = []
+    for name in dict.fromkeys((*worst, *sorted(recipe, key=session.index.__getitem__))):
+        error = session.output_error(name, recipe.get(name, ""), hash)
+        error = None if error is None or error.why else error
+        values = [read(session.index[name]) for read in readers]
+        fixes = fix_parts(session, name, format)
+        found.append(template.fill([*values, *of_fact(of_output, error, session), fixes]))
+    return found
 
 
 def fix_parts(session: Session, layer: str, format: str) -> list[s.TriedPart]:
