@@ -86,6 +86,8 @@ from engine.protocol.facts import (
     Outliers,
     RecipeScore,
     Sensitivity,
+    Swap,
+    Swapped,
     WeightError,
 )
 from engine.protocol.frames import (
@@ -190,6 +192,8 @@ __all__ = [
     "Snapshot",
     "Stage",
     "Stop",
+    "Swap",
+    "Swapped",
     "Sweep",
     "TakeRecipe",
     "Transient",
