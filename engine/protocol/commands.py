@@ -68,6 +68,17 @@ class Sweep(Command, frozen=True):
     """Which layers are measured once all are estimated, worst first: ``all``, each on all windows;
     ``top:K``, on as few windows as it takes to identify the K worst; ``none``."""
     by: By = "layer"
+    only: bool = False
+    """Estimate these formats alone, not the settings' ``estimate_formats`` too."""
+
+
+class MeasureErrors(Command, frozen=True):
+    """Measure what a recipe does inside the model: errors of outputs, drift, attention."""
+
+    format: str = ""
+    """See `Evaluate`. The session's own recipe if this, ``layers`` and ``recipe`` are all empty."""
+    layers: dict[str, str] = {}
+    recipe: str = ""
 
 
 class Diagnose(Command, frozen=True):
@@ -75,6 +86,9 @@ class Diagnose(Command, frozen=True):
 
     format: str = ""
     """Whose damage is judged; empty means the first of the settings' sweep formats."""
+    errors: MeasureErrors | None = None
+    """A recipe whose errors inside the model are measured too: the format that is judged, of the
+    whole body, if it names none."""
 
 
 class Evaluate(Command, frozen=True):
@@ -145,6 +159,8 @@ class Plan(Command, frozen=True, kw_only=True):
     forwards: float = 20.0
     """Plain forward passes that measuring may take, estimates included; 0 plans from what is known
     and measures nothing."""
+    stored: bool = False
+    """What is known is what any run stored, not only what this session was told; for 0 forwards."""
 
 
 class Undo(Command, frozen=True):
@@ -198,6 +214,13 @@ class AskExperts(Command, frozen=True):
     layer: str
 
 
+class AskErrorMap(Command, frozen=True):
+    """Ask where in a layer's weights a format errs. Answered by `ErrorMapReady`."""
+
+    layer: str
+    format: str
+
+
 class Stop(Command, frozen=True):
     """Stop the engine, unless another client is attached."""
 
@@ -218,6 +241,7 @@ _types: dict[str, type[Command]] = {
             Triage,
             Sweep,
             Diagnose,
+            MeasureErrors,
             Evaluate,
             MeasureRecipe,
             Export,
@@ -231,7 +255,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskErrorMap, Stop, Unknown),
     )
 }
 

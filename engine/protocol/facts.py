@@ -137,6 +137,91 @@ class LayerActivations(Fact, frozen=True, gc=False, kw_only=True):
     """Tokens given to each expert; empty for other layers."""
 
 
+class OutputError(Fact, frozen=True, gc=False, kw_only=True):
+    """The error of one layer's outputs in one format, on the unchanged model's inputs.
+
+    The output is ``y = x Wᵀ``, without a bias, and ``ŷ`` is that of the quantised layer. An output
+    channel's error is ``mean |y − ŷ| / mean |y|`` over tokens. Of experts, each has its own
+    channels, on its own tokens; those of an expert without tokens do not count.
+    """
+
+    layer: str
+    format: str
+    """Canonical."""
+    recipe: str = ""
+    """Hash of the recipe that it belongs to, where the format's methods use what the recipe makes
+    of the blocks before; empty if the error is the same in all recipes."""
+    tokens: int
+    """Of experts, tokens given to any of them."""
+    relative: float = float("nan")
+    """``‖Y − Ŷ‖ / ‖Y‖`` over all tokens and channels."""
+    channels: int = 0
+    """Number of channels that have an error."""
+    over_10: int = 0
+    """Channels whose error is above 10%."""
+    over_50: int = 0
+    counts: list[int] = []
+    """Channels by their error, between the bounds of `OUTPUT_ERROR_BOUNDS`: below the first one,
+    …, from the last one on."""
+    worst: list[int] = []
+    """Numbers of the channels with the largest errors, the worst first."""
+    worst_errors: list[float] = []
+    """Their errors; infinite where the reference output is 0 throughout and the other is not."""
+    worst_experts: list[int] = []
+    """The experts that these channels belong to; empty for other layers."""
+    unseen_experts: int = 0
+    """Experts that got no token."""
+    nonfinite: int = 0
+    """Channels whose error is not a number, since an output is not finite."""
+    why: str = ""
+    """Why it could not be measured; empty if it was."""
+
+
+OUTPUT_ERROR_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Bounds between the bins of `OutputError.counts`."""
+
+
+class BlockDrift(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """How far one block's output is from the reference's in a recipe.
+
+    Each figure is ``‖h′ − h‖ / ‖h‖`` of a token, its mean over tokens: a token with a massive norm
+    counts as any other. NaN if it is not known.
+    """
+
+    block: int
+    drift: float
+    """Of the output, with the whole recipe."""
+    injected: float = float("nan")
+    """Of the output with this block alone quantised, on the reference's input."""
+    propagated: float = float("nan")
+    """Of the output of the unquantised block on the recipe's input: what came in and was passed
+    on."""
+    control: float = float("nan")
+    """Of the output of the unquantised block on the reference's input with random noise added, of
+    the same norm as the recipe's drift at every token."""
+    attention: list[float] = []
+    """For each head, the mean over queries of KL(reference ‖ recipe) of its attention
+    probabilities, in nats; empty if the block has none."""
+
+
+class Drift(Fact, frozen=True, gc=False, kw_only=True):
+    """How a recipe's error grows from block to block."""
+
+    recipe: str
+    """Hash of the recipe."""
+    tokens: int
+    embedding: float
+    """Drift of the first block's input."""
+    blocks: list[BlockDrift]
+    attention_windows: int = 0
+    attention_tokens: int = 0
+    """Positions of each of these windows that the attention was compared on."""
+    no_attention: str = ""
+    """Why attention was not compared; empty if it was."""
+    not_split: str = ""
+    """Why what a block adds is not known apart from what it is given; empty if it is."""
+
+
 class LayerError(Fact, frozen=True, gc=False):
     """The error of one layer's weights in one format."""
 
@@ -328,4 +413,6 @@ AnyFact: TypeAlias = (
     | FurtherEstimate
     | LayerActivations
     | Swapped
+    | OutputError
+    | Drift
 )

@@ -20,6 +20,8 @@ DECLARED = (
     "engine.measure.weights.job:EXPERTS",
     "engine.measure.sweep.job:SWEEP",
     "engine.measure.diagnosing:DIAGNOSE",
+    "engine.measure.errors.job:ERRORS",
+    "engine.measure.errors.job:ERROR_MAP",
     "engine.measure.evaluation.job:EVALUATE",
     "engine.measure.evaluation.job:MEASURE_RECIPE",
     "engine.export.job:EXPORT",

@@ -11,6 +11,7 @@ from engine.session.artefact import bits_as_stored
 from engine.session.state import (
     Change,
     Effects,
+    Errors,
     Job,
     Layers,
     Session,
@@ -21,12 +22,13 @@ from engine.session.state import (
 
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
-    "stage", "notices", "gauges", "histogram", "experts",
+    "stage", "notices", "gauges", "histogram", "experts", "errors",
 ]  # fmt: skip
 
 MAX_NOTICES = 200
 MAX_HISTOGRAMS = 64
 MAX_EXPERTS = 16
+MAX_ERROR_MAPS = 16
 
 
 def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]:
@@ -118,6 +120,13 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             while len(session.experts) > MAX_EXPERTS:
                 session.experts.pop(next(iter(session.experts)))
             return frozenset({"experts"})
+        case p.ErrorMapReady():
+            maps = session.errors.maps
+            maps.pop(event.layer, None)
+            maps[event.layer] = event
+            while len(maps) > MAX_ERROR_MAPS:
+                maps.pop(next(iter(maps)))
+            return frozenset({"errors"})
         case p.Gauges():
             session.gauges = event
             return frozenset({"gauges"})
@@ -150,7 +159,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     session.layers.swaps = ()
     session.histograms, session.experts = {}, {}
     session.baseline = session.control = session.partial = None
-    session.effects, session.scores = Effects(), {}
+    session.effects, session.errors, session.scores = Effects(), Errors(), {}
     return frozenset(get_args(Dirty))
 
 
@@ -197,7 +206,9 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     # again.
     session.baseline = session.control = session.partial = None
     session.effects, session.scores = Effects(), {}
-    return frozenset({"model", "stage", "baseline", "measured", "recipe"})
+    if session.errors.protocol != event.protocol:  # no job sends these again by itself
+        session.errors = Errors(protocol=event.protocol, maps=session.errors.maps)
+    return frozenset({"model", "stage", "baseline", "measured", "recipe", "errors"})
 
 
 def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty]:
@@ -269,6 +280,12 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.activations[row] = fact
             return "weights"
+        case p.OutputError():
+            session.errors.outputs.setdefault(fact.layer, {})[fact.format] = fact
+            return "errors"
+        case p.Drift():
+            session.errors.drifts[fact.recipe] = fact
+            return "errors"
         case p.Baseline():
             session.baseline = fact
             return "baseline"

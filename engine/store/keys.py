@@ -261,6 +261,36 @@ class FurtherEstimate(Key, frozen=True, kw_only=True):
     calibration: Calibration | None = None
 
 
+class OutputError(Key, frozen=True, kw_only=True):
+    """The error of one layer's outputs in one format."""
+
+    kind = "output error"
+    constants = QUANTISED
+    on: Evaluation
+    layer: str
+    format: str
+    scale_dtype: str
+    tokens: int
+    """Of the first windows that it was measured on."""
+    recipe: Mapping[str, str] = {}
+    """That it belongs to, if the format's methods use what it makes of the blocks before."""
+    calibration: Calibration | None = None
+
+
+class Drift(Key, frozen=True, kw_only=True):
+    """How a recipe's error grows from block to block."""
+
+    kind = "drift"
+    constants = QUANTISED
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    tokens: int
+    seed: int
+    """Of the control's noise."""
+    calibration: Calibration | None = None
+
+
 class Activations(Key, frozen=True, kw_only=True):
     """What one layer is given and returns."""
 

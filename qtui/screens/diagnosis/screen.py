@@ -32,7 +32,9 @@ from qtui.views.text import UNICODE, Glyphs, printable, short_name
 from qtui.widgets.frame.verdict import LEAST, REST, VerdictLine
 from qtui.widgets.line import Lines, Words
 
-SHOWN: frozenset[Dirty] = frozenset({"layers", "weights", "measured", "recipe", "baseline"})
+SHOWN: frozenset[Dirty] = frozenset(
+    {"layers", "weights", "measured", "recipe", "baseline", "errors"}
+)
 WIDE = 120
 """Columns from which the findings are beside the map."""
 
