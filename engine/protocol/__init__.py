@@ -99,6 +99,8 @@ from engine.protocol.facts import (
     OutputError,
     RecipeScore,
     Sensitivity,
+    Swap,
+    Swapped,
     WeightError,
 )
 from engine.protocol.frames import (
@@ -215,6 +217,8 @@ __all__ = [
     "Snapshot",
     "Stage",
     "Stop",
+    "Swap",
+    "Swapped",
     "Sweep",
     "TakeRecipe",
     "Transient",

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 
 from msgspec import UNSET, UnsetType
 
-from engine.diagnosis.findings import Finding, findings
+from engine.diagnosis.finding import Finding
+from engine.diagnosis.findings import findings
 from engine.diagnosis.fixes import best_fix, layer_fixes, verdict_of
+from engine.diagnosis.thresholds import thresholds
 from engine.diagnosis.verdict import verdict
 from engine.diagnosis.worst import worst_layers
 from engine.report import schema as s
@@ -133,7 +135,7 @@ def fix_parts(session: Session, layer: str, format: str) -> list[s.TriedPart]:
     row = session.index[layer]
     weights = math.prod(session.layers.shapes[row])
     fixes = layer_fixes(session, layer, format)
-    best = best_fix(fixes, format)
+    best = best_fix(fixes, format, thresholds(session))
 
     def known(value: float) -> s.Number | UnsetType:
         return UNSET if math.isnan(value) else finite(value)

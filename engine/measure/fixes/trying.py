@@ -14,7 +14,7 @@ from collections.abc import Generator, Sequence
 
 from engine import protocol as p
 from engine.diagnosis.fixes import LayerFix, front, layer_fixes
-from engine.diagnosis.thresholds import Thresholds
+from engine.diagnosis.thresholds import thresholds
 from engine.errors import EngineError
 from engine.formats.alternatives import alternatives
 from engine.formats.grammar import FOLDED, Format, parse_format
@@ -212,7 +212,8 @@ class _Trying:
         ]
         if not left:
             return None
-        return min(left, key=_urgency).format
+        enough = thresholds(self.session).wins_back
+        return min(left, key=lambda fix: _urgency(fix, enough)).format
 
     def _table(
         self, layer: str, fmt: Format
@@ -240,10 +241,10 @@ class _Trying:
         yield self._learnt(key, fact)
 
 
-def _urgency(fix: LayerFix) -> tuple[bool, float]:
+def _urgency(fix: LayerFix, enough: float) -> tuple[bool, float]:
     """First the smallest formats that should win back enough, then those that win back most."""
-    enough = fix.recovered >= Thresholds().wins_back
-    return not enough, fix.bits if enough else -fix.recovered
+    wins = fix.recovered >= enough
+    return not wins, fix.bits if wins else -fix.recovered
 
 
 def _refused(layer: str, fmt: Format, why: str) -> p.FormatTried:
