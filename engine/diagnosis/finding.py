@@ -181,7 +181,9 @@ class Looked:
     def _tried(self, layer: str) -> Fix | None:
         """The best of the formats that were tried: a measured one where there is one."""
         session = self.session
-        best = best_fix(layer_fixes(session, layer, self.format), self.format, self.limits)
+        best = best_fix(
+            layer_fixes(session, layer, self.format), self.format, self.limits.wins_back
+        )
         if best is None:
             return None
         row = session.index[layer]

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import msgspec
 
 from engine import protocol as p
-from engine.diagnosis.thresholds import Thresholds
 from engine.formats.grammar import parse_format
 from engine.formats.kernels import kernels_for
 from engine.formats.storage import can_hold, stored_bits
@@ -196,17 +195,14 @@ def front(fixes: Sequence[LayerFix]) -> list[LayerFix]:
     ]
 
 
-def best_fix(
-    fixes: Sequence[LayerFix], format: str, limits: Thresholds | None = None
-) -> LayerFix | None:
+def best_fix(fixes: Sequence[LayerFix], format: str, enough: float) -> LayerFix | None:
     """The fewest bits that win back enough of a layer's KL; measured ones before all others.
 
     Args:
         fixes: of one layer.
         format: to better.
-        limits: how much is enough.
+        enough: share of its KL; `Thresholds.wins_back`.
     """
-    enough = (limits or Thresholds()).wins_back
     able = [
         fix for fix in fixes if fix.format != format and not fix.refused and fix.recovered >= enough
     ]

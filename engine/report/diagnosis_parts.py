@@ -135,7 +135,7 @@ def fix_parts(session: Session, layer: str, format: str) -> list[s.TriedPart]:
     row = session.index[layer]
     weights = math.prod(session.layers.shapes[row])
     fixes = layer_fixes(session, layer, format)
-    best = best_fix(fixes, format, thresholds(session))
+    best = best_fix(fixes, format, thresholds(session).wins_back)
 
     def known(value: float) -> s.Number | UnsetType:
         return UNSET if math.isnan(value) else finite(value)

@@ -46,7 +46,7 @@ def test_a_planted_fault_is_mended_and_its_figures_are_a_sweep_s(
     assert isinstance(end, p.JobEnded)
     assert end.status == "done", end.message
     fixes = layer_fixes(session, fault, planted.FORMAT)
-    best = best_fix(fixes, planted.FORMAT)
+    best = best_fix(fixes, planted.FORMAT, 0.5)
     assert best is not None
     assert best.measured
     assert best.recovered >= 0.5
