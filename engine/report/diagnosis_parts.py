@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
-from engine.diagnosis.findings import Finding, Looked, findings
-from engine.diagnosis.thresholds import Thresholds
+from engine.diagnosis.finding import Finding, Looked
+from engine.diagnosis.findings import findings
+from engine.diagnosis.thresholds import thresholds
 from engine.diagnosis.verdict import verdict
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits, why_not_held
@@ -108,7 +109,7 @@ def diagnosed_layers(
         format: canonical; whose effects say which are the worst.
         recipe: whose errors of outputs were measured, by layer; empty if none were.
     """
-    kl = Looked(session, format, Thresholds()).kl
+    kl = Looked(session, format, thresholds(session)).kl
     known = [k.format for k in session.effects.known("degrade") if k.by == "layer"]
     formats = list(dict.fromkeys(known))
     worst = sorted(kl, key=lambda name: -kl[name])[:LISTED]

@@ -525,7 +525,7 @@ class FindingPart(Part, frozen=True, kw_only=True):
     id: str
     """What it is, such as ``outlier-channel``."""
     severity: str
-    """``alert``, ``warning`` or ``note``."""
+    """``alert``, ``warning``, ``note`` or ``info``."""
     layer: str | UnsetType = UNSET
     """Missing where it is about several."""
     channels: list[int] | UnsetType = UNSET

@@ -10,7 +10,8 @@ from textual import events
 from textual.app import ComposeResult
 
 from engine import protocol as p
-from engine.diagnosis.findings import Finding, findings
+from engine.diagnosis.finding import Finding
+from engine.diagnosis.findings import findings
 from engine.report.figures import Context
 from engine.report.figures.declaration import Figure
 from engine.report.wording import short
