@@ -38,7 +38,7 @@ from qtui.widgets.prompt.opened import prompt_over
 if TYPE_CHECKING:
     from qtui.screens.start.screen import Start
 
-UNASKED = (p.AskHistogram, p.AskExperts)
+UNASKED = (p.AskHistogram, p.AskExperts, p.AskRanges)
 """Commands that are sent without a key press."""
 CONFIRM_SECONDS = 4.0
 """A second ``ctrl+c`` within this many seconds quits."""
