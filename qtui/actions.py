@@ -115,11 +115,15 @@ ACTIONS: tuple[Action, ...] = (
         "activations", "A", "Activations: measure, show", "Engine",
         words="inputs outputs channels outliers massive tokens experts calibration",
     ),
+    Action(
+        "errors", "E", "Errors: measure, show", "Engine",
+        words="outputs channels clipping drift injected propagated attention heads recipe",
+    ),
     Action("format", "c", "Effects of the next format", "View", words="column compare"),
     Action("pane", "tab", "Pane: show, alone, hide", "View", "pane", rank=70, place=100),
     Action(
         "tab", "full_stop", "Pane: next tab", "View", "tab", rank=100, place=102,
-        words="activations view side",
+        words="activations errors drift view side",
     ),
     Action("tab_before", "comma", "Pane: tab before", "View", words="view side"),
     Action("pane_down", "right_square_bracket", "Pane: scroll down", "View"),

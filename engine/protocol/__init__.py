@@ -93,6 +93,8 @@ from engine.protocol.facts import (
     OutputError,
     RecipeScore,
     Sensitivity,
+    Swap,
+    Swapped,
     WeightError,
 )
 from engine.protocol.frames import (
@@ -204,6 +206,8 @@ __all__ = [
     "Snapshot",
     "Stage",
     "Stop",
+    "Swap",
+    "Swapped",
     "Sweep",
     "TakeRecipe",
     "Transient",

@@ -72,13 +72,6 @@ class Sweep(Command, frozen=True):
     """Estimate these formats alone, not the settings' ``estimate_formats`` too."""
 
 
-class Diagnose(Command, frozen=True):
-    """Read the weights, estimate every layer and measure the worst: what a diagnosis rests on."""
-
-    format: str = ""
-    """Whose damage is judged; empty means the first of the settings' sweep formats."""
-
-
 class MeasureErrors(Command, frozen=True):
     """Measure what a recipe does inside the model: errors of outputs, drift, attention."""
 
@@ -86,6 +79,16 @@ class MeasureErrors(Command, frozen=True):
     """See `Evaluate`. The session's own recipe if this, ``layers`` and ``recipe`` are all empty."""
     layers: dict[str, str] = {}
     recipe: str = ""
+
+
+class Diagnose(Command, frozen=True):
+    """Read the weights, estimate every layer and measure the worst: what a diagnosis rests on."""
+
+    format: str = ""
+    """Whose damage is judged; empty means the first of the settings' sweep formats."""
+    errors: MeasureErrors | None = None
+    """A recipe whose errors inside the model are measured too: the format that is judged, of the
+    whole body, if it names none."""
 
 
 class Evaluate(Command, frozen=True):

@@ -59,6 +59,24 @@ class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
     worst_column: int = -1
     """Input channel with the largest weights, and its largest weight in σ."""
     worst_column_sigma: float = 0.0
+    levels: int = 0
+    """Most distinct values among 32 consecutive weights, of sampled rows as are the next five; 0 if
+    not known."""
+    row_levels: int = 0
+    """Most distinct values among the first 1,024 weights of a row; 0 if not known."""
+    mantissa: int = -1
+    """Bits of the mantissa that any weight needs; -1 if not known."""
+    noise_g64: float = float("nan")
+    """Rounding noise in groups of 64 over that in groups of 128, from their ranges."""
+    noise_g32: float = float("nan")
+    """The same in groups of 32."""
+    mixed: float = 0.0
+    """Share of groups of 128 with weights of two sizes, one four times the other."""
+    rows: bytes = b""
+    """Sketch of the norms of its rows, of use to find layers that were swapped; empty in a session,
+    and where it tells nothing."""
+    columns: bytes = b""
+    """The same of its columns."""
     errors: dict[str, WeightError] = {}
     """By canonical format."""
     refused: dict[str, str] = {}
@@ -364,6 +382,25 @@ class FurtherEstimate(Fact, frozen=True, gc=False, kw_only=True):
     kl_se: float
 
 
+class Swap(msgspec.Struct, frozen=True, gc=False):
+    """Two layers of one shape, each of which fits the partner of the other."""
+
+    layer: str
+    other: str
+    fits: float
+    """The lesser correlation of one's norms with those of the other's partner."""
+    own: float
+    """The greater correlation with those of its own."""
+    partner: str = ""
+    """Kind of the partner, if that may have been swapped instead."""
+
+
+class Swapped(Fact, frozen=True, gc=False):
+    """Layers of a checkpoint that seem to be swapped."""
+
+    swaps: tuple[Swap, ...] = ()
+
+
 AnyFact: TypeAlias = (
     LayerWeights
     | LayerError
@@ -375,6 +412,7 @@ AnyFact: TypeAlias = (
     | Additivity
     | FurtherEstimate
     | LayerActivations
+    | Swapped
     | OutputError
     | Drift
 )

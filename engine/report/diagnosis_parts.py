@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
-from engine.diagnosis.findings import Finding, Looked, findings
-from engine.diagnosis.thresholds import Thresholds
+from engine.diagnosis.finding import Finding, Looked
+from engine.diagnosis.findings import findings
+from engine.diagnosis.thresholds import thresholds
 from engine.diagnosis.verdict import verdict
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits, why_not_held
 from engine.report import schema as s
+from engine.report.entry import Template
+from engine.report.figures import Context
+from engine.report.figures.registry import json_figures
 from engine.report.json import finite
+from engine.report.sweep_parts import of_fact
 from engine.report.verdicts import sentence
-from engine.session import Session, expected
+from engine.session import Session, expected, recipe_hash
 from engine.session.artefact import OUTSIDE
 
 LISTED = 10
@@ -94,20 +99,33 @@ def _fix(session: Session, found: Finding) -> s.FixPart:
     )
 
 
-def worst_layers(session: Session, format: str) -> list[s.DiagnosedLayer]:
-    """The worst layers in every format whose effect is known.
+def diagnosed_layers(
+    session: Session, format: str, recipe: Mapping[str, str]
+) -> list[s.DiagnosedLayer]:
+    """The worst layers in every format whose effect is known, then the others of a recipe.
 
     Args:
         session: with effects.
         format: canonical; whose effects say which are the worst.
+        recipe: whose errors of outputs were measured, by layer; empty if none were.
     """
-    kl = Looked(session, format, Thresholds()).kl
+    kl = Looked(session, format, thresholds(session)).kl
     known = [k.format for k in session.effects.known("degrade") if k.by == "layer"]
     formats = list(dict.fromkeys(known))
-    return [
-        s.DiagnosedLayer(name=name, fixes=_tried(session, name, formats))
-        for name in sorted(kl, key=lambda name: -kl[name])[:LISTED]
-    ]
+    worst = sorted(kl, key=lambda name: -kl[name])[:LISTED]
+    listed = json_figures("diagnose", "row")
+    of_output = json_figures("diagnose", "output")
+    template = Template(s.DiagnosedLayer, [*(p for p, _ in (*listed, *of_output)), "fixes"])
+    readers = [figure.read.bind(Context(session)) for _, figure in listed]
+    hash = recipe_hash(recipe)
+    found = []
+    for name in dict.fromkeys((*worst, *sorted(recipe, key=session.index.__getitem__))):
+        error = session.output_error(name, recipe.get(name, ""), hash)
+        error = None if error is None or error.why else error
+        values = [read(session.index[name]) for read in readers]
+        tried = _tried(session, name, formats)
+        found.append(template.fill([*values, *of_fact(of_output, error, session), tried]))
+    return found
 
 
 def _tried(session: Session, layer: str, formats: Sequence[str]) -> list[s.TriedPart]:

@@ -12,8 +12,9 @@ from engine import protocol as p
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
-from engine.report.diagnosis_parts import finding_parts, verdict_part, worst_layers
+from engine.report.diagnosis_parts import diagnosed_layers, finding_parts, verdict_part
 from engine.report.entry import Template
+from engine.report.error_parts import drift_parts, errors_part
 from engine.report.figures import Context
 from engine.report.figures.registry import json_figures
 from engine.report.json import finite
@@ -191,13 +192,19 @@ def eval_document(
     )
 
 
-def diagnose_document(session: Session, format: str, job: Job | None = None) -> s.DiagnoseDocument:
+def diagnose_document(
+    session: Session,
+    format: str,
+    job: Job | None = None,
+    recipe: Mapping[str, str] | None = None,
+) -> s.DiagnoseDocument:
     """The document of a diagnosis.
 
     Args:
         session: in which a diagnosis has ended.
         format: canonical; whose damage is judged.
         job: its job; the session's last diagnosis if not given.
+        recipe: whose errors inside the model were measured, by layer; None if none were.
     """
     job = job or _last(session, "diagnose")
     return s.DiagnoseDocument(
@@ -208,7 +215,9 @@ def diagnose_document(session: Session, format: str, job: Job | None = None) -> 
         baseline=_baseline(session),
         verdict=verdict_part(session, format),
         findings=finding_parts(session, format),
-        layers=worst_layers(session, format),
+        layers=diagnosed_layers(session, format, recipe or {}),
+        errors=UNSET if recipe is None else errors_part(session, recipe),
+        drift=UNSET if recipe is None else drift_parts(session, recipe),
         timings=_timings(job),
     )
 

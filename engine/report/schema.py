@@ -525,7 +525,7 @@ class FindingPart(Part, frozen=True, kw_only=True):
     id: str
     """What it is, such as ``outlier-channel``."""
     severity: str
-    """``alert``, ``warning`` or ``note``."""
+    """``alert``, ``warning``, ``note`` or ``info``."""
     layer: str | UnsetType = UNSET
     """Missing where it is about several."""
     channels: list[int] | UnsetType = UNSET
@@ -555,11 +555,77 @@ class TriedPart(Part, frozen=True, kw_only=True):
     """Stored bytes of the layer."""
 
 
+class ClippingPart(Part, frozen=True, kw_only=True):
+    """Error of a layer's outputs in the recipe, on the unchanged model's inputs. That of an output
+    channel is ``mean |y − ŷ| / mean |y|``; of experts, each has channels of its own."""
+
+    relative: Number
+    """``‖Y − Ŷ‖ / ‖Y‖``."""
+    channels: int
+    """Channels that have an error."""
+    over_10: int
+    """Channels whose error is above 10%."""
+    over_50: int
+    """Channels whose error is above 50%."""
+    worst_channels: list[int]
+    """Numbers of the channels with the largest errors, the worst first; sixteen at most."""
+    worst_experts: list[int] | UnsetType = UNSET
+    """The experts that these channels belong to."""
+    worst_error: Number
+    """The largest error."""
+    unseen_experts: int | UnsetType = UNSET
+    """Experts that got no token."""
+    nonfinite: int
+    """Channels with an output that is not finite."""
+
+
+class DriftPart(Part, frozen=True, kw_only=True):
+    """One block: ``‖h′ − h‖ / ‖h‖`` of its output, the mean over tokens."""
+
+    block: int
+    """Its number."""
+    drift: Number
+    """Of the recipe against the reference."""
+    injected: Number | UnsetType = UNSET
+    """With this block alone quantised, on the reference's input."""
+    propagated: Number | UnsetType = UNSET
+    """With this block unquantised, on the recipe's input."""
+    control: Number | UnsetType = UNSET
+    """With this block unquantised, on the reference's input plus random noise of the norm of the
+    recipe's drift."""
+    attention: list[Number] | UnsetType = UNSET
+    """By head, the mean over queries of KL(reference ‖ recipe) of its attention, nats."""
+
+
+class ErrorsPart(Part, frozen=True, kw_only=True):
+    """What the errors of outputs, and the drift, are of."""
+
+    recipe: dict[str, str]
+    """Formats of the layers that are not kept."""
+    tokens: int
+    """Tokens that they were measured on, the first of the protocol's text."""
+    embedding: Number
+    """Drift before the first block."""
+    attention_windows: int | UnsetType = UNSET
+    """Windows that attention was compared on."""
+    attention_tokens: int | UnsetType = UNSET
+    """Positions of each."""
+    no_attention: str | UnsetType = UNSET
+    """Why attention was not compared."""
+    not_split: str | UnsetType = UNSET
+    """Why what a block adds is not known apart from what it is given."""
+    not_measured: dict[str, str] | UnsetType = UNSET
+    """Layers whose outputs cannot be compared, with the reason."""
+
+
 class DiagnosedLayer(Part, frozen=True, kw_only=True):
-    """One of the worst layers, in every format whose effect is known."""
+    """One of the worst layers, in every format whose effect is known; with ``--errors``, every
+    layer of the recipe."""
 
     name: str
     """The layer's name."""
+    clipping: ClippingPart | UnsetType = UNSET
+    """Error of its outputs, with ``--errors``."""
     fixes: list[TriedPart]
     """The smallest first."""
 
@@ -582,7 +648,11 @@ class DiagnoseDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag=
     findings: list[FindingPart]
     """What stands out, the most severe first; empty for a clean model."""
     layers: list[DiagnosedLayer]
-    """The worst layers, the worst first."""
+    """The worst layers, the worst first; then, with ``--errors``, the others of the recipe."""
+    errors: ErrorsPart | UnsetType = UNSET
+    """What ``clipping`` and ``drift`` are of, with ``--errors``."""
+    drift: list[DriftPart] | UnsetType = UNSET
+    """Every block in order, with ``--errors``."""
     timings: dict[str, Number]
     """Seconds by what they were spent on."""
 

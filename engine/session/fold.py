@@ -156,6 +156,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     # Another checkpoint at the same path: results of the old one do not apply.
     session.layers.weights = [None] * len(session.layers.names)
     session.layers.activations = [None] * len(session.layers.names)
+    session.layers.swaps = ()
     session.histograms, session.experts = {}, {}
     session.baseline = session.control = session.partial = None
     session.effects, session.errors, session.scores = Effects(), Errors(), {}
@@ -187,6 +188,7 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
         activations=[None if row is None else old.activations[row] for row in before],
         groups=list(event.groups),
         tied=event.tied,
+        swaps=old.swaps,
     )
     session.effects = session.effects.relisted(before)
     session.changed = {
@@ -267,6 +269,9 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.weights[row] = _merged(session.layers.weights[row], fact)
             return "weights"
+        case p.Swapped():
+            session.layers.swaps = fact.swaps
+            return "weights"
         case p.LayerError():
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.weights[row] = _with_error(session.layers.weights[row], fact)
@@ -324,7 +329,8 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
 
 
 def _merged(known: p.LayerWeights | None, fact: p.LayerWeights) -> p.LayerWeights:
-    """Keep errors in other formats that were known already."""
+    """Keep errors in other formats that were known already, and no sketches."""
+    fact = msgspec.structs.replace(fact, rows=b"", columns=b"")
     if known is None or known.outliers.sigma != fact.outliers.sigma:
         return fact
     return msgspec.structs.replace(

@@ -124,6 +124,8 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
     activations: list[p.LayerActivations | None] = []
     tied: bool = False
     """Whether head and embedding are one tensor in the files."""
+    swaps: tuple[p.Swap, ...] = ()
+    """Layers that seem to be swapped."""
 
     def __post_init__(self) -> None:
         if len(self.groups) != len(self.names):

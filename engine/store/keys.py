@@ -29,6 +29,8 @@ MEASURE_VERSION = 1
 """Version of every measurement."""
 QUANTISER_VERSION = 1
 """Version of the arithmetic of formats and methods."""
+STATISTICS_VERSION = 2
+"""Version of the statistics of weights: what they hold."""
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
@@ -120,6 +122,7 @@ class WeightStatistics(Key, frozen=True, kw_only=True):
     """Statistics of one layer's weights."""
 
     kind = "weight statistics"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "statistics": STATISTICS_VERSION}
     on: Files
     layer: str
     sigma: float
@@ -134,6 +137,14 @@ class WeightError(Key, frozen=True, kw_only=True):
     layer: str
     format: str
     scale_dtype: str
+
+
+class Swapped(Key, frozen=True, kw_only=True):
+    """Layers that seem to be swapped."""
+
+    kind = "swapped"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "statistics": STATISTICS_VERSION}
+    on: Files
 
 
 class ListedWeights(Key, frozen=True, kw_only=True):

@@ -7,19 +7,9 @@ import msgspec
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.formats.grammar import parse_built
-from engine.recipes.given import check_given, given_recipe
+from engine.recipes.given import as_evaluated, check_given, given_recipe, names_recipe
 from engine.service.jobs import Context, JobSpec, Outcome, Resolved, Steps
 from engine.workspace import Loaded, Opened, Workspace
-
-
-def names_recipe(command: p.MeasureErrors) -> bool:
-    """Whether a command names a recipe; else it is about the session's own."""
-    return bool(command.format or command.layers or command.recipe)
-
-
-def as_evaluated(command: p.MeasureErrors) -> p.Evaluate:
-    """The recipe that a command names, as it would be evaluated."""
-    return p.Evaluate(command.format or "kept", command.layers, command.recipe)
 
 
 def _accepted(context: Context[Workspace], command: p.MeasureErrors) -> p.MeasureErrors:

@@ -75,6 +75,15 @@ def _ranges(x: Any, size: int, lo: Any, hi: Any) -> None:
 
 
 @compiled(reordered=True)
+def _energy(x: Any) -> float:
+    """Sum of squares."""
+    total = 0.0
+    for j in range(x.size):
+        total += float64(x[j]) * float64(x[j])
+    return total
+
+
+@compiled(reordered=True)
 def _moments(x: Any, shift: float, first: Any, second: Any, powers: Any) -> None:
     """Powers of the deviation from ``shift`` of four rows: by column, and in total."""
     a = b = c = d = 0.0
@@ -220,6 +229,7 @@ def pass_over(
     columns: Any,
     extremes: Any,
     rows: Any,
+    energies: Any,
     broken: Any,
     powers: Any,
     sums: Any,
@@ -243,6 +253,7 @@ def pass_over(
         columns: float64 ``[2, width]``: sums and sums of squares of deviations from ``shift``.
         extremes: float32 ``[2, width]``: the range of each column.
         rows: float32 ``[2, rows]``: receives the range of each row.
+        energies: float64 ``[rows]``: receives the sum of squares of each row.
         broken: bool ``[rows]``: receives which rows were left out.
         powers: float64: sums of the powers 1 to 4 of the deviation from ``shift``, denormals.
         sums: float64 ``[formats, 4]``: squares and magnitudes of ``Ŵ − W``, the greatest, and how
@@ -267,6 +278,7 @@ def pass_over(
             for g in range(lo.size):
                 a, b = least(lo[g], a), greatest(hi[g], b)
             rows[0, top + i], rows[1, top + i] = a, b
+            energies[top + i] = _energy(row) if statistics else 0.0
             for k in range(formats.shape[0]):
                 over = _format(row, lo, hi, base, formats[k], brain, room, approx)
                 sums[k, 3] += 1.0 if over else 0.0

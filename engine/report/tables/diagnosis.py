@@ -8,7 +8,16 @@ from msgspec import UnsetType
 
 from engine.report import schema as s
 from engine.report.characters import printable
+from engine.report.diagnosis_parts import LISTED
 from engine.report.tables.cells import NOT_KNOWN, figure, share, thousandth
+from engine.report.tables.errors import (
+    DRIFT_HEADINGS,
+    OUTPUT_HEADINGS,
+    drift_rows,
+    errors_text,
+    output_rows,
+    remarks,
+)
 from engine.report.tables.layout import paragraphs, table
 from engine.report.tables.parts import about, protocol_lines, spent
 from engine.report.wording import size
@@ -24,6 +33,7 @@ def diagnosis_text(document: s.DiagnoseDocument) -> str:
         _verdict(document),
         "\n".join(_finding(each) for each in document.findings) or CLEAN,
         table(HEADINGS, _rows(document), {0, 1}) if document.layers else "",
+        errors_text(document),
         about(document.model),
         protocol_lines(document.protocol, document.baseline),
         spent(document.timings, document.resumed),
@@ -42,11 +52,26 @@ def diagnosis_markdown(document: s.DiagnoseDocument) -> str:
         "\n".join(lines),
         "## Worst layers",
         "\n".join(cells),
+        *_errors(document),
         "## Protocol",
         _escaped(about(document.model))
         + "  \n"
         + _escaped(protocol_lines(document.protocol, document.baseline)),
     )
+
+
+def _errors(document: s.DiagnoseDocument) -> list[str]:
+    """The errors inside the model, as Markdown."""
+    if isinstance(document.errors, UnsetType):
+        return []
+    found = ["## Errors inside the model"]
+    for headings, rows in (
+        (OUTPUT_HEADINGS, output_rows(document)),
+        (DRIFT_HEADINGS, drift_rows(document)),
+    ):
+        every = [headings, ["---"] * len(headings), *rows]
+        found.append("\n".join("| " + " | ".join(map(_escaped, row)) + " |" for row in every))
+    return [*found, *map(_escaped, remarks(document.errors))]
 
 
 def _verdict(document: s.DiagnoseDocument) -> str:
@@ -69,7 +94,7 @@ def _finding(found: s.FindingPart) -> str:
 
 def _rows(document: s.DiagnoseDocument) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
-    for layer in document.layers:
+    for layer in document.layers[:LISTED]:  # the worst come first
         for at, each in enumerate(layer.fixes):
             error = each.weight_error
             rows.append(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import protocol as p
 from engine.formats.grammar import parse_format
+from engine.session import recipe_hash
 from qtui.actions import HOLD, Choice
 from qtui.screens.shared_actions import Chooser, SharedActions
 from qtui.screens.workbench.screen import Workbench
@@ -84,6 +85,7 @@ class WorkbenchActions(SharedActions):
         "sweep": lambda do: do.switch_direction(),
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
         "activations": lambda do: do.activations(),
+        "errors": lambda do: do.errors(),
         "format": lambda do: do.bench.next_format(),
         "pane": lambda do: do.bench.toggle_pane(),
         "log_pane": lambda do: do.log_pane(),
@@ -157,6 +159,10 @@ class WorkbenchActions(SharedActions):
                 return "this layer has no experts"
             case "undo" if table.pending or self._marks_to_restore():
                 return ""
+            case "errors" if session.model is None:
+                return "the model is not loaded yet"
+            case "errors" if not session.changed:
+                return "no layer is changed: there is no error"
             case "activations" if session.model is None:
                 return "the model is not loaded yet"
             case "verdict":
@@ -354,6 +360,17 @@ class WorkbenchActions(SharedActions):
         self.bench.show_tab("activations")
         if all(each is None for each in self.session.layers.activations):
             self.ask(p.Triage(activations=True))
+
+    def errors(self) -> None:
+        """Show the pane's tab of errors, or of drift; measure them first, where not known."""
+        if self.bench.detail.tab not in ("errors", "drift"):
+            self.bench.show_tab("errors")
+        session, recipe = self.session, recipe_hash(self.session.changed)
+        known = session.drift() is not None and all(
+            session.output_error(name, held, recipe) for name, held in session.changed.items()
+        )
+        if not known:
+            self.ask(p.MeasureErrors())
 
     def _unfinished(self) -> tuple[str, p.Direction] | None:
         return sweeps.unfinished(self.session, self.bench.format, self.bench.direction)

@@ -45,6 +45,10 @@ class PaneRequests:
         """The answer arrived; if it is evicted later, it may be requested again."""
         self._asked.discard((layer, format))
 
+    def tab_answered(self, command: p.AnyCommand) -> None:
+        """The answer to a tab's command arrived; it may be evicted, and requested again."""
+        self._for_tabs.discard(command)
+
     def soon(self) -> None:
         """Send the request once the cursor rests."""
         if self._rest is not None:

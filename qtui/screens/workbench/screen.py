@@ -37,12 +37,15 @@ if TYPE_CHECKING:
     from qtui.widgets.prompt.prompt import Prompt
 
 TABLE: frozenset[Dirty] = frozenset(
-    {"layers", "holds", "weights", "measured", "jobs", "checkpoint", "model", "experts"}
-)
+    {
+        "layers", "holds", "weights", "measured", "jobs", "checkpoint", "model", "experts",
+        "errors",
+    }
+)  # fmt: skip
 DETAIL: frozenset[Dirty] = frozenset(
     {
         "layers", "holds", "weights", "measured", "baseline", "recipe", "histogram", "experts",
-        "notices",
+        "notices", "errors",
     }
 )  # fmt: skip
 """Parts of a session that the table, and the pane, draw."""
@@ -179,13 +182,13 @@ class Workbench(SessionScreen):
             self.events.add_earlier(session)
             if session.model is not None and not running(session):
                 self.scoreboard.state = "ready"
-        if dirty - {"histogram", "notices", "experts"}:
+        if dirty - {"histogram", "notices", "experts", "errors"}:
             self.scoreboard.show(session, dirty)
         if dirty & {"measured", "recipe", "baseline", "layers"}:
             self._judge()
         if dirty & TABLE:
             self.table.empty = self._empty()
-            moved = bool(dirty & {"layers", "weights", "measured", "model", "experts"})
+            moved = bool(dirty & {"layers", "weights", "measured", "model", "experts", "errors"})
             self.table.show(session, self.format, self.direction, reorder=moved)
             self._show_caption()
             self.show_scope()
@@ -247,7 +250,9 @@ class Workbench(SessionScreen):
         """Handle an event before it is folded; false if it must not be folded."""
         if isinstance(event, p.HistogramReady):
             self.pane_requests.answered(event.layer, event.format)
-        if isinstance(event, p.Refused) and event.command == "AskHistogram":
+        if isinstance(event, p.ErrorMapReady):
+            self.pane_requests.tab_answered(p.AskErrorMap(event.layer, event.format))
+        if isinstance(event, p.Refused) and event.command in ("AskHistogram", "AskErrorMap"):
             # Requested too early, or for a layer that cannot be read; no key was pressed.
             self.pane_requests.forget()
             return False

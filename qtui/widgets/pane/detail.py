@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.timer import Timer
 
+from engine.diagnosis.thresholds import thresholds
 from engine.protocol import AnyCommand, Direction, EffectKey
 from engine.report import wording as n
 from engine.report.figures import Context
@@ -321,7 +322,7 @@ class Detail(Vertical):
             return [first, *self._small_expert(row, self.expert)]
         second: Words = []
         if known is not None:
-            second += layer_facts.findings(known, self.glyphs, brief=True)
+            second += layer_facts.findings(known, thresholds(self.session), self.glyphs, brief=True)
             for format, error in known.errors.items():
                 second += [
                     ("  " if second else "", ""),
@@ -378,7 +379,9 @@ class Detail(Vertical):
         if self.expert is not None:
             return [[], *self._expert_lines(row, self.expert, width), [], *history]
         lines: list[Words] = [[], *effect_facts.effect_lines(session, row, width, glyphs)]
-        if known is not None and (found := layer_facts.findings(known, glyphs)):
+        if known is not None and (
+            found := layer_facts.findings(known, thresholds(session), glyphs)
+        ):
             lines.append(found)
         lines += [[], *layer_facts.error_lines(session, row, width, glyphs)]
         context = Context(session, EffectKey(self.shown[1], self.shown[0]))
