@@ -568,14 +568,31 @@ class TriedPart(Part, frozen=True, kw_only=True):
     """Canonical."""
     weight_error: Number | UnsetType = UNSET
     """``‖W − Ŵ‖ / ‖W‖``."""
+    output_error: Number | UnsetType = UNSET
+    """``‖ŷ − y‖ / ‖y‖`` over calibration tokens; missing where it was not tried."""
     kl_estimated: Number | UnsetType = UNSET
     """Of the layer alone, corrected by measurements of others; nats per token."""
+    filled: bool = False
+    """Whether ``kl_estimated`` is filled in from another format of the layer, by the square of the
+    output error, or of the weight error where that is not known."""
     kl_measured: Number | UnsetType = UNSET
     """As measured."""
+    kl_se: Number | UnsetType = UNSET
+    """Standard error of ``kl_measured`` over windows."""
+    recovered: Number | UnsetType = UNSET
+    """Share of the KL of the judged format that it wins back; negative where it costs more."""
+    kl_per_megabyte: Number | UnsetType = UNSET
+    """KL won back per megabyte more; null where it is no larger."""
     bits: Number
     """Stored bits per weight."""
     bytes: int
     """Stored bytes of the layer."""
+    kernels: list[str]
+    """Serving kernels that take it, ``dense`` for weights as stored; empty if none does."""
+    verdict: str
+    """What to make of it, in a few words."""
+    refused: str | UnsetType = UNSET
+    """Why the layer cannot take it."""
 
 
 class ClippingPart(Part, frozen=True, kw_only=True):

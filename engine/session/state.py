@@ -240,6 +240,10 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     histograms: dict[str, p.HistogramReady] = {}
     experts: dict[str, p.ExpertsReady] = {}
     """By fused layer."""
+    ranges: dict[str, p.LayerRanges] = {}
+    """Group sizes and clipped ranges, by layer: of the format asked for last."""
+    fixes: dict[str, dict[str, p.FormatTried]] = {}
+    """Formats tried on calibration inputs, by layer and format."""
     seq: int = 0
     """Number of the last journalled event applied."""
     index: dict[str, int] = {}
