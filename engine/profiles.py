@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -35,6 +36,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     fps: int
     nice: int
     keys: dict[str, str]
+    findings: dict[str, float]
+    """From where on a figure is a finding; `engine.diagnosis.thresholds` gives them types."""
 
     def settings(self, name: str, **given: Any) -> Settings:
         """The profile's settings, overridden by the given values that are not None."""
@@ -65,7 +68,7 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 Origins = dict[str, Origin]
-"""By key; ``keys.4`` for an entry of ``keys``."""
+"""By key; ``keys.4`` for an entry of ``keys``, ``findings.massive`` for one of ``findings``."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "tokens": (2, 1 << 40),
@@ -81,6 +84,8 @@ RANGES: dict[str, tuple[float, float]] = {
 """Smallest and largest value, both allowed."""
 
 _TYPES = get_type_hints(Profile)
+_TABLES = ("keys", "findings")
+"""Fields that are tables of their own."""
 _KEY = re.compile(r"[^,\s]|f\d{1,2}")
 
 
@@ -148,18 +153,22 @@ def _all_origins() -> dict[str, Origins]:
         if path == user_path() and not path.exists():
             continue
         tables = _read(path)
+        order = list(dict.fromkeys((*merged, *tables)))
         # A new profile inherits `standard` as this file leaves it, even if that is further down.
-        for name in sorted(tables, key=lambda name: name not in merged):
+        for name in sorted(tables, key=lambda each: (each != DEFAULT_PROFILE, each not in merged)):
             table = tables[name]
             if not isinstance(table, dict):
                 raise ProfileError(f"{path}: `{name}` is not a table: write [{name}]")
             under = merged.get(name, merged.get(DEFAULT_PROFILE, {}))
-            merged[name] = {**under, **_flat(path, name, table)}
+            found = _flat(path, name, table)
+            _check_findings(path, name, found, merged.get(DEFAULT_PROFILE))
+            merged[name] = {**under, **found}
+        merged = {name: merged[name] for name in order}
     return merged
 
 
 def _flat(path: Path, profile: str, table: dict[str, Any]) -> Origins:
-    """The values of one table, validated; each entry of ``keys`` becomes a key of its own.
+    """The values of one table, validated; each entry of a table in it becomes a key of its own.
 
     Raises:
         ProfileError: naming file, profile and key.
@@ -169,16 +178,28 @@ def _flat(path: Path, profile: str, table: dict[str, Any]) -> Origins:
         if key not in _TYPES:
             known = ", ".join(_TYPES)
             raise ProfileError(f"{path}: [{profile}] `{key}` is unknown: known are {known}")
-        if key != "keys":
+        if key not in _TABLES:
             found[key] = Origin(_checked(path, profile, key, value), path, profile)
             continue
         if not isinstance(value, dict):
-            raise ProfileError(f"{path}: [{profile}] `keys` is not a table: write [{profile}.keys]")
-        for pressed, format in value.items():
-            found[f"keys.{pressed}"] = Origin(
-                _checked_key(path, profile, pressed, format), path, profile
+            raise ProfileError(
+                f"{path}: [{profile}] `{key}` is not a table: write [{profile}.{key}]"
             )
+        check = _checked_key if key == "keys" else _checked_finding
+        for name, each in value.items():
+            found[f"{key}.{name}"] = Origin(check(path, profile, name, each), path, profile)
     return found
+
+
+def _check_findings(path: Path, profile: str, found: Origins, standard: Origins | None) -> None:
+    """The first table of the bundled profiles says which findings there are."""
+    if standard is None:
+        return
+    known = [key for key in standard if key.startswith("findings.")]
+    for key in found:
+        if key.startswith("findings.") and key not in known:
+            names = ", ".join(each.removeprefix("findings.") for each in known)
+            raise ProfileError(f"{path}: [{profile}] `{key}` is unknown: known are {names}")
 
 
 def _checked(path: Path, profile: str, key: str, value: object) -> object:
@@ -207,6 +228,15 @@ def _checked_key(path: Path, profile: str, pressed: str, format: object) -> str:
     return format
 
 
+def _checked_finding(path: Path, profile: str, name: str, value: object) -> float:
+    where = f"{path}: [{profile}] `findings.{name}`"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ProfileError(f"{where} is {value!r}, expected a number")
+    if not math.isfinite(value):
+        raise ProfileError(f"{where} is {value}, expected a finite number")
+    return float(value)
+
+
 def _check_format(where: str, format: str) -> None:
     try:
         parse_format(format)
@@ -216,11 +246,14 @@ def _check_format(where: str, format: str) -> None:
 
 def _profile(found: Origins) -> Profile:
     values = {key: origin.value for key, origin in found.items() if key in _TYPES}
-    keys = {
-        key.removeprefix("keys."): origin.value
-        for key, origin in found.items()
-        if key.startswith("keys.")
+    tables = {
+        table: {
+            key.removeprefix(f"{table}."): origin.value
+            for key, origin in found.items()
+            if key.startswith(f"{table}.")
+        }
+        for table in _TABLES
     }
-    if missing := [key for key in _TYPES if key not in values and key != "keys"]:
+    if missing := [key for key in _TYPES if key not in values and key not in _TABLES]:
         raise ProfileError(f"{bundled_path()} lacks `{missing[0]}`: reinstall qtui")
-    return Profile(**values, keys=keys)
+    return Profile(**values, keys=tables["keys"], findings=tables["findings"])

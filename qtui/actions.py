@@ -112,11 +112,20 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("retry", "r", "Retry, or resume a sweep", "Engine", everywhere=True, words="restart"),
     Action(
-        "activations", "A", "Measure activations", "Engine",
+        "activations", "A", "Activations: measure, show", "Engine",
         words="inputs outputs channels outliers massive tokens experts calibration",
+    ),
+    Action(
+        "errors", "E", "Errors: measure, show", "Engine",
+        words="outputs channels clipping drift injected propagated attention heads recipe",
     ),
     Action("format", "c", "Effects of the next format", "View", words="column compare"),
     Action("pane", "tab", "Pane: show, alone, hide", "View", "pane", rank=70, place=100),
+    Action(
+        "tab", "full_stop", "Pane: next tab", "View", "tab", rank=100, place=102,
+        words="activations errors drift view side",
+    ),
+    Action("tab_before", "comma", "Pane: tab before", "View", words="view side"),
     Action("pane_down", "right_square_bracket", "Pane: scroll down", "View"),
     Action("pane_up", "left_square_bracket", "Pane: scroll up", "View"),
     Action("log_counts", "l", "Histogram: log or linear", "View", words="logarithm plot"),

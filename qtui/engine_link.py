@@ -101,10 +101,11 @@ class EngineLink:
             self.screens.paint(self.session, dirty, whole=whole)
         elif dirty == EVERYTHING:
             self.screens.paint(self._frozen_session, dirty)
-        elif answers := dirty & {"histogram", "experts"}:
+        elif answers := dirty & {"histogram", "experts", "errors"}:
             # Questions about a layer are answered even while the display is frozen.
             self._frozen_session.histograms = self.session.histograms
             self._frozen_session.experts = self.session.experts
+            self._frozen_session.errors.maps = self.session.errors.maps
             self.screens.paint(self._frozen_session, frozenset(answers))
 
     # --- the engine ---------------------------------------------------------------------------

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from engine.diagnosis.thresholds import Thresholds, thresholds
 from engine.errors import ProfileError
 from engine.formats.grammar import parse_format, why_not_built
 from engine.profiles import bundled_path, load_profile, load_profiles, origins, user_path
+from engine.protocol import Settings
+from engine.session import Session
 
 
 @pytest.fixture
@@ -62,6 +65,10 @@ def test_a_new_profile_stands_on_standard(own: Path) -> None:
         ("[mine]\nnice = true\n", r"\[mine\] `nice`"),
         ("[mine]\nsigma = nan\n", r"\[mine\] `sigma`"),
         ("[mine]\nsigma = 1000\n", r"\[mine\] `sigma`"),
+        ("[mine]\nfindings = 3\n", r"`findings` is not a table: write \[mine.findings\]"),
+        ("[mine.findings]\nmasive = 3\n", r"`findings.masive` is unknown: known are outlier_c"),
+        ('[mine.findings]\nmassive = "3"\n', r"`findings.massive` is '3', expected a number"),
+        ("[mine.findings]\nmassive = inf\n", r"`findings.massive` is inf"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(own: Path, text: str, says: str) -> None:
@@ -69,6 +76,17 @@ def test_what_is_wrong_is_named_with_its_file(own: Path, text: str, says: str) -
     with pytest.raises(ProfileError, match=says) as raised:
         load_profiles()
     assert str(own) in str(raised.value)
+
+
+def test_limits_of_findings_are_laid_over_the_bundled_ones(own: Path) -> None:
+    own.write_text("[mine.findings]\nmassive = 50\n[quick.findings]\nmassive = 70.5\n")
+    bundled = load_profile("standard").findings
+    assert load_profile("mine").findings == {**bundled, "massive": 50.0}
+    for name, massive in (("mine", 50.0), ("quick", 70.5), ("standard", 100.0), ("gone", 100.0)):
+        found = thresholds(Session(settings=Settings(profile=name)))
+        assert (found.massive, found.recurring) == (massive, bundled["recurring"])
+    # Every limit of the profile has a type, and the other way round.
+    assert set(Thresholds.__struct_fields__) == set(bundled)
 
 
 def test_an_unknown_profile_lists_those_there_are() -> None:
@@ -102,10 +120,12 @@ def test_origins_tell_the_very_values_of_the_profile(own: Path) -> None:
     for name, profile in load_profiles().items():
         found = origins(name)
         for field in profile.__struct_fields__:
-            if field != "keys":
+            if field not in ("keys", "findings"):
                 assert found[field].value == getattr(profile, field)
         keys = {key[5:]: each.value for key, each in found.items() if key.startswith("keys.")}
         assert keys == profile.keys
+        limits = {key[9:]: each.value for key, each in found.items() if key[:9] == "findings."}
+        assert limits == profile.findings
     with pytest.raises(ProfileError, match="quick, standard, thorough, mine"):
         origins("qick")
 

@@ -48,6 +48,7 @@ def test_the_wheel_has_its_data_with_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {"engine/profiles.toml", "engine/protocol/__init__.py", "qtui/cli/__init__.py"} <= names
+    assert "engine/report/page/templates/page.html" in names
     for theme in (ROOT / "themes").glob("*.toml"):
         assert f"qtui/themes/{theme.name}" in names
     for file in (ROOT / "engine" / "demo" / "checkpoint").glob("*"):

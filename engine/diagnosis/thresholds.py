@@ -1,36 +1,77 @@
-"""From where on a figure is a finding, each with its source."""
+"""From where on a figure is a finding; values and their sources are in ``profiles.toml``."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
-OUTLIER_COLUMN = 10.0
-"""From this many σ on, an input channel's largest weight is a finding: of 10⁵ normal weights the
-largest is at 4.4σ, and of a model's clean layers at 6σ to 8σ."""
+from engine.errors import ProfileError
+from engine.profiles import DEFAULT_PROFILE, load_profile, user_path
+from engine.session import Session
 
 
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
-    """From where on a figure is a finding."""
+    """From where on a figure is a finding; ``[standard.findings]`` of ``profiles.toml``."""
 
-    outlier_column: float = OUTLIER_COLUMN
-    """Standard deviations of an input channel's largest weight; see `OUTLIER_COLUMN`."""
-    fragile_outside: float = 0.25
-    """KL of head or embedding alone over that of the whole body: llama.cpp's mixes keep the head
-    two to four bits wider than the body."""
-    fragile_layer: float = 0.2
+    outlier_column: float
+    """Standard deviations of an input channel's largest weight."""
+    two_heaps: float
+    """Excess kurtosis, below which."""
+    mixed_groups: float
+    """Share of groups of 128 that hold weights of two sizes."""
+    few_levels: float
+    """Distinct values among 32 consecutive weights, at most."""
+    denormals: float
+    """Share of a layer's weights."""
+    belongs: float
+    """Correlation of row and column norms."""
+    fragile_outside: float
+    """KL of head or embedding alone over that of the whole body."""
+    fragile_layer: float
     """Share of the body's damage that one layer causes."""
-    above_typical: float = 5.0
-    """Times the median of its kind, for a layer or an end block to count as fragile: layers of one
-    kind differ by 2 to 3 in clean models."""
-    concentrated: float = 0.5
-    """Share of the damage that the worst five layers cause, where they are a tenth at most."""
-    wins_back: float = 0.5
+    above_typical: float
+    """Times the median of a kind, or of the blocks."""
+    concentrated: float
+    """Share of the damage that the worst five layers cause."""
+    wins_back: float
     """Share of a layer's KL that a fix must win back to be named."""
-    channel_ratio: float = 20.0
-    """An input channel's largest magnitude over the median channel's, for a finding: SmoothQuant
-    shows outlier channels at 20 to 100 times the others; between blocks 6 is common."""
-    recurring: float = 0.5
-    """Share of the blocks in which the same outlier channel must occur to be called recurring."""
-    massive: float = 100.0
-    """A token's norm over the median, for a finding: massive activations (Sun et al. 2024) are
-    hundreds to thousands of times the median."""
+    advised_share: float
+    """Times an even share of the damage that the advised format may cause."""
+    end_blocks: float
+    """Damage per weight of the end blocks over that of the others."""
+    channel_ratio: float
+    """An input channel's largest magnitude over the median channel's."""
+    recurring: float
+    """Share of the blocks that an outlier channel recurs in."""
+    massive: float
+    """A token's norm over the median."""
+    tokens_per_channel: float
+    """Tokens of calibration text for each input channel."""
+    few_windows: float
+    """Windows of calibration text."""
+    ppl_sensitive: float
+    """Increase of perplexity of a sensitive layer, as the rule of thumb has it."""
+    ppl_critical: float
+    """And of a critical one."""
+    outlier_channels: float
+    """Share of outlier channels of a doubtful layer, as the rule of thumb has it."""
+
+
+def thresholds(session: Session) -> Thresholds:
+    """Those of the session's profile; of ``standard`` where there is no such profile here.
+
+    Raises:
+        ProfileError: a profile cannot be read.
+    """
+    return _of(session.settings.profile, str(user_path()))
+
+
+@lru_cache(maxsize=8)
+def _of(profile: str, path: str) -> Thresholds:
+    del path  # another home, other profiles
+    try:
+        found = load_profile(profile)
+    except ProfileError:
+        found = load_profile(DEFAULT_PROFILE)
+    return Thresholds(**found.findings)

@@ -38,6 +38,7 @@ def watch_inputs(
     state: Tensor | None,
     take: Take,
     held: Mapping[str, Held] = {},
+    names: list[str] | None = None,
 ) -> Tensor | None:
     """Run block ``block`` alone, and pass the inputs of its layers to ``take``.
 
@@ -53,6 +54,7 @@ def watch_inputs(
         take: called whenever a layer is; for experts once an expert that is given tokens, with
             those. Not for layers with a reason in :func:`why_unseen`.
         held: what layers compute with meanwhile; other than nothing only where nothing is held.
+        names: the layers to watch; all of :func:`watched_layers` if not given.
 
     Returns:
         The block's output; None for -1 and the head.
@@ -61,7 +63,7 @@ def watch_inputs(
         Preempted: ``should_stop`` said so.
     """
     n = len(network.blocks)
-    names = watched_layers(network, block)
+    names = watched_layers(network, block) if names is None else names
     with ExitStack() as stack:
         if held:
             stack.enter_context(network.holding(held))

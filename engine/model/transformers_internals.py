@@ -110,6 +110,34 @@ def computed_keys(model: Any) -> tuple[dict[str, str], tuple[str, ...]]:
     return tied, tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
 
 
+@contextmanager
+def eager_attention(model: Any) -> Iterator[None]:
+    """Inside, attention is computed step by step, so that its modules return probabilities.
+
+    The setting is in the configurations that a model and its parts have; each gets its own back.
+    """
+    configs = {id(module.config): module.config for module in _with_config(model)}
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+def takes_eager_attention(model: Any) -> bool:
+    """Whether `eager_attention` changes how a model computes attention."""
+    return bool(type(model)._can_set_attn_implementation())
+
+
+def _with_config(model: Any) -> Iterator[Any]:
+    for module in model.modules():
+        if hasattr(getattr(module, "config", None), "_attn_implementation_internal"):
+            yield module
+
+
 def transposed_linear() -> type[nn.Module]:
     """GPT-2's linear layer, whose weight is ``[in, out]``."""
     from transformers.pytorch_utils import Conv1D

@@ -18,6 +18,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.plan.quiet import without_stdout
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
@@ -250,16 +252,17 @@ def _solved(
         shape=(len(here), len(unit)),
     )
     for tighter in range(3):
-        found = milp(
-            cost * cost_scale,
-            integrality=np.ones(len(unit)),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint(weight[None] * weight_scale, -np.inf, room * weight_scale),
-            ],
-            options={"mip_rel_gap": 0.0, "time_limit": seconds},
-        )
+        with without_stdout():
+            found = milp(
+                cost * cost_scale,
+                integrality=np.ones(len(unit)),
+                bounds=Bounds(0, 1),
+                constraints=[
+                    LinearConstraint(one_each, 1, 1),
+                    LinearConstraint(weight[None] * weight_scale, -np.inf, room * weight_scale),
+                ],
+                options={"mip_rel_gap": 0.0, "time_limit": seconds},
+            )
         if found.x is None:
             return None
         better = chosen.copy()

@@ -32,6 +32,8 @@ def _accepted(context: Context[Workspace], command: p.Plan) -> p.Plan:
         raise UsageError(f"{command.forwards:g} forward passes: expected 0 or more")
     if budget.context and budget.gib is None:
         raise UsageError("a context counts in a budget of GiB alone: give --gib")
+    if command.stored and command.forwards:
+        raise UsageError("a plan of what is stored takes no forward passes")
     if command.to:
         target_named(command.to)
     known = [key.format for key in session.effects.known("degrade") if key.by == "layer"]
@@ -52,8 +54,16 @@ def _pinned(held: str) -> str:
     return held if held == "kept" else str(parse_built(held))
 
 
+def _with_model(command: p.Plan) -> bool:
+    return bool(command.forwards) or command.stored
+
+
 def _steps(context: Context[Workspace], command: p.Plan) -> Steps:
     yield None  # a generator in any case
+    if command.stored:
+        from engine.planning.planning import plan_stored
+
+        return (yield from plan_stored(context.workspace.need(Loaded), command, context.job))
     if not command.forwards:
         from engine.planning.known import plan_known
 
@@ -69,9 +79,9 @@ PLAN = JobSpec(
     command=p.Plan,
     kind="plan",
     title=lambda command: f"plan {command.budget}",
-    needs=lambda command: "model" if command.forwards else "checkpoint",
-    lane=lambda command: "compute" if command.forwards else "questions",
-    snapshot=lambda command: not command.forwards,
+    needs=lambda command: "model" if _with_model(command) else "checkpoint",
+    lane=lambda command: "compute" if _with_model(command) else "questions",
+    snapshot=lambda command: not _with_model(command),
     urgency=2,
     repeated="join",
     accept=_accepted,

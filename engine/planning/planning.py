@@ -20,7 +20,7 @@ from engine.errors import InfeasibleError
 from engine.formats.grammar import parse_format
 from engine.measure.calibration.calibration import calibration_key
 from engine.measure.counts import JobCounts
-from engine.measure.estimate.estimate import estimate
+from engine.measure.estimate.estimate import estimate, stored_estimates
 from engine.measure.estimate.further import Further, further
 from engine.measure.evaluation.evaluate import baseline, forward_seconds, score
 from engine.measure.sweep.agreement import agreement
@@ -29,6 +29,7 @@ from engine.measure.sweep.sweep import from_store
 from engine.plan.baselines import baseline_points, baselines
 from engine.plan.proposal import bound_of, check_size, frontier_of, planned_units, point_of, solved
 from engine.plan.units import Choice, Unit, recipe_of, units_of
+from engine.planning.known import plan_known
 from engine.planning.rules import rules_of
 from engine.service.jobs import Steps
 from engine.session import Session, apply
@@ -82,12 +83,23 @@ class Planner:
         self.spent = 0.0
         """Plain forward passes that measuring took so far, an estimate counted as `ESTIMATING`."""
 
-    def learn(self) -> Events:
-        """Estimate every layer in every format, and find what was measured of them."""
+    def learn(self, *, stored: bool = False) -> Events:
+        """Estimate every layer in every format, and find what was measured of them.
+
+        Args:
+            stored: whether to take what the store has, and estimate nothing.
+        """
         base = yield from baseline(self.loaded, self.counts)
         self.nll = base.nll
         before = self.counts.measured
-        estimates = yield from estimate(self.loaded, self.formats, "degrade", self.counts, self.job)
+        if stored:
+            estimates = yield from stored_estimates(
+                self.loaded, self.formats, "degrade", self.counts
+            )
+        else:
+            estimates = yield from estimate(
+                self.loaded, self.formats, "degrade", self.counts, self.job
+            )
         self.spent += ESTIMATING * (self.counts.measured > before)
         for of_format in estimates.values():
             self._fold(tuple(of_format.values()))
@@ -224,6 +236,23 @@ def disagreement(changes: Sequence[Change]) -> float:
     total = math.fsum(each.expected**2 for each in known)
     apart = math.fsum((each.estimated - each.expected) ** 2 - each.variance for each in known)
     return max(0.0, apart / total) if total > 0 else 0.0
+
+
+def plan_stored(loaded: Loaded, command: p.Plan, job: str) -> Steps:
+    """Plan from what any run stored: no effect is estimated or measured.
+
+    Args:
+        loaded: the model.
+        command: as accepted.
+        job: id, for progress.
+
+    Raises:
+        InfeasibleError: effects are missing, or no recipe fits the budget.
+    """
+    planner = Planner(loaded, command, job)
+    yield from planner.learn(stored=True)
+    found = plan_known(planner.session, command, loaded.opened.checkpoint.dtype)
+    return msgspec.structs.replace(planner.counts.outcome(), result=found.result)
 
 
 def plan(loaded: Loaded, command: p.Plan, job: str) -> Steps:

@@ -68,6 +68,30 @@ class Sweep(Command, frozen=True):
     """Which layers are measured once all are estimated, worst first: ``all``, each on all windows;
     ``top:K``, on as few windows as it takes to identify the K worst; ``none``."""
     by: By = "layer"
+    only: bool = False
+    """Estimate these formats alone, not the settings' ``estimate_formats`` too."""
+
+
+class TryFixes(Command, frozen=True):
+    """Try other formats on layers: errors of weights and outputs, and KL of those that matter."""
+
+    layers: tuple[str, ...] = ()
+    """Empty means the worst, by what is known of their effects."""
+    format: str = ""
+    """The format to better; empty means the first of the settings' sweep formats."""
+    worst: int = 10
+    """How many layers, where none is named."""
+    forwards: float = 12.0
+    """Plain forward passes that measuring KL may take for each layer."""
+
+
+class MeasureErrors(Command, frozen=True):
+    """Measure what a recipe does inside the model: errors of outputs, drift, attention."""
+
+    format: str = ""
+    """See `Evaluate`. The session's own recipe if this, ``layers`` and ``recipe`` are all empty."""
+    layers: dict[str, str] = {}
+    recipe: str = ""
 
 
 class Diagnose(Command, frozen=True):
@@ -75,6 +99,11 @@ class Diagnose(Command, frozen=True):
 
     format: str = ""
     """Whose damage is judged; empty means the first of the settings' sweep formats."""
+    errors: MeasureErrors | None = None
+    """A recipe whose errors inside the model are measured too: the format that is judged, of the
+    whole body, if it names none."""
+    fixes: int = 0
+    """On how many of the worst layers to try other formats; see `TryFixes`."""
 
 
 class Evaluate(Command, frozen=True):
@@ -148,6 +177,8 @@ class Plan(Command, frozen=True, kw_only=True):
     forwards: float = 20.0
     """Plain forward passes that measuring may take, estimates included; 0 plans from what is known
     and measures nothing."""
+    stored: bool = False
+    """What is known is what any run stored, not only what this session was told; for 0 forwards."""
 
 
 class Undo(Command, frozen=True):
@@ -201,6 +232,22 @@ class AskExperts(Command, frozen=True):
     layer: str
 
 
+class AskRanges(Command, frozen=True):
+    """Ask for a layer's errors in several group sizes and clipped ranges; learnt as
+    `LayerRanges`."""
+
+    layer: str
+    format: str
+    """An integer format: its bits and symmetry are those of all, its groups are those clipped."""
+
+
+class AskErrorMap(Command, frozen=True):
+    """Ask where in a layer's weights a format errs. Answered by `ErrorMapReady`."""
+
+    layer: str
+    format: str
+
+
 class Stop(Command, frozen=True):
     """Stop the engine, unless another client is attached."""
 
@@ -221,6 +268,8 @@ _types: dict[str, type[Command]] = {
             Triage,
             Sweep,
             Diagnose,
+            TryFixes,
+            MeasureErrors,
             Evaluate,
             MeasureRecipe,
             Export,
@@ -234,7 +283,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, Stop, Unknown),
     )
 }
 

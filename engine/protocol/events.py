@@ -345,6 +345,35 @@ class ExpertsReady(Transient, frozen=True, kw_only=True):
     """``‖W − Ŵ‖ / ‖W‖`` by canonical format."""
 
 
+class ErrorMapReady(Transient, frozen=True, kw_only=True):
+    """Where in a layer's weights a format errs: cells of rows × groups.
+
+    A group's squared relative error is ``‖w − ŵ‖² / ‖w‖²``; a cell has the mean over its groups.
+    """
+
+    replaces: ClassVar[tuple[str, ...]] = ("layer", "format")
+
+    layer: str
+    format: str
+    """Canonical, as asked for."""
+    used: str = ""
+    """Format that it was made with: without methods that need calibration inputs."""
+    rows: int
+    """Rows of the weight; of experts, of all of them, one after another."""
+    groups: int
+    """Groups in a row."""
+    group_size: int
+    """Weights in a group; of formats without groups, in a stretch of a row."""
+    height: int
+    """Rows of cells."""
+    width: int
+    """Columns of cells."""
+    cells: list[float]
+    """Mean squared relative errors, row by row."""
+    why: str = ""
+    """Why there is none; empty if there is one."""
+
+
 class Refused(Transient, frozen=True):
     """A command was refused, and why."""
 
@@ -403,6 +432,7 @@ AnyEvent: TypeAlias = (
     | Agreement
     | HistogramReady
     | ExpertsReady
+    | ErrorMapReady
     | Refused
     | Gauges
     | JobFirst

@@ -59,6 +59,24 @@ class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
     worst_column: int = -1
     """Input channel with the largest weights, and its largest weight in σ."""
     worst_column_sigma: float = 0.0
+    levels: int = 0
+    """Most distinct values among 32 consecutive weights, of sampled rows as are the next five; 0 if
+    not known."""
+    row_levels: int = 0
+    """Most distinct values among the first 1,024 weights of a row; 0 if not known."""
+    mantissa: int = -1
+    """Bits of the mantissa that any weight needs; -1 if not known."""
+    noise_g64: float = float("nan")
+    """Rounding noise in groups of 64 over that in groups of 128, from their ranges."""
+    noise_g32: float = float("nan")
+    """The same in groups of 32."""
+    mixed: float = 0.0
+    """Share of groups of 128 with weights of two sizes, one four times the other."""
+    rows: bytes = b""
+    """Sketch of the norms of its rows, of use to find layers that were swapped; empty in a session,
+    and where it tells nothing."""
+    columns: bytes = b""
+    """The same of its columns."""
     errors: dict[str, WeightError] = {}
     """By canonical format."""
     refused: dict[str, str] = {}
@@ -119,6 +137,91 @@ class LayerActivations(Fact, frozen=True, gc=False, kw_only=True):
     """Tokens given to each expert; empty for other layers."""
 
 
+class OutputError(Fact, frozen=True, gc=False, kw_only=True):
+    """The error of one layer's outputs in one format, on the unchanged model's inputs.
+
+    The output is ``y = x Wᵀ``, without a bias, and ``ŷ`` is that of the quantised layer. An output
+    channel's error is ``mean |y − ŷ| / mean |y|`` over tokens. Of experts, each has its own
+    channels, on its own tokens; those of an expert without tokens do not count.
+    """
+
+    layer: str
+    format: str
+    """Canonical."""
+    recipe: str = ""
+    """Hash of the recipe that it belongs to, where the format's methods use what the recipe makes
+    of the blocks before; empty if the error is the same in all recipes."""
+    tokens: int
+    """Of experts, tokens given to any of them."""
+    relative: float = float("nan")
+    """``‖Y − Ŷ‖ / ‖Y‖`` over all tokens and channels."""
+    channels: int = 0
+    """Number of channels that have an error."""
+    over_10: int = 0
+    """Channels whose error is above 10%."""
+    over_50: int = 0
+    counts: list[int] = []
+    """Channels by their error, between the bounds of `OUTPUT_ERROR_BOUNDS`: below the first one,
+    …, from the last one on."""
+    worst: list[int] = []
+    """Numbers of the channels with the largest errors, the worst first."""
+    worst_errors: list[float] = []
+    """Their errors; infinite where the reference output is 0 throughout and the other is not."""
+    worst_experts: list[int] = []
+    """The experts that these channels belong to; empty for other layers."""
+    unseen_experts: int = 0
+    """Experts that got no token."""
+    nonfinite: int = 0
+    """Channels whose error is not a number, since an output is not finite."""
+    why: str = ""
+    """Why it could not be measured; empty if it was."""
+
+
+OUTPUT_ERROR_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Bounds between the bins of `OutputError.counts`."""
+
+
+class BlockDrift(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """How far one block's output is from the reference's in a recipe.
+
+    Each figure is ``‖h′ − h‖ / ‖h‖`` of a token, its mean over tokens: a token with a massive norm
+    counts as any other. NaN if it is not known.
+    """
+
+    block: int
+    drift: float
+    """Of the output, with the whole recipe."""
+    injected: float = float("nan")
+    """Of the output with this block alone quantised, on the reference's input."""
+    propagated: float = float("nan")
+    """Of the output of the unquantised block on the recipe's input: what came in and was passed
+    on."""
+    control: float = float("nan")
+    """Of the output of the unquantised block on the reference's input with random noise added, of
+    the same norm as the recipe's drift at every token."""
+    attention: list[float] = []
+    """For each head, the mean over queries of KL(reference ‖ recipe) of its attention
+    probabilities, in nats; empty if the block has none."""
+
+
+class Drift(Fact, frozen=True, gc=False, kw_only=True):
+    """How a recipe's error grows from block to block."""
+
+    recipe: str
+    """Hash of the recipe."""
+    tokens: int
+    embedding: float
+    """Drift of the first block's input."""
+    blocks: list[BlockDrift]
+    attention_windows: int = 0
+    attention_tokens: int = 0
+    """Positions of each of these windows that the attention was compared on."""
+    no_attention: str = ""
+    """Why attention was not compared; empty if it was."""
+    not_split: str = ""
+    """Why what a block adds is not known apart from what it is given; empty if it is."""
+
+
 class LayerError(Fact, frozen=True, gc=False):
     """The error of one layer's weights in one format."""
 
@@ -129,6 +232,66 @@ class LayerError(Fact, frozen=True, gc=False):
     """None if the layer cannot hold the format."""
     refused: str = ""
     """Why it cannot hold the format."""
+
+
+class GroupSize(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A weight with another group size."""
+
+    format: str
+    """Canonical."""
+    rmse: float
+    """Root of the mean square of ``Ŵ − W``."""
+    relative: float
+    """``‖W − Ŵ‖ / ‖W‖``."""
+    bits: int
+    """Stored bits of the layer."""
+
+
+class ClipRatio(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A weight whose groups are rounded within a part of their range.
+
+    ``total² = clipping² + rounding²``, each over ``‖W‖``.
+    """
+
+    ratio: float
+    """Of the whole range."""
+    clipping: float
+    """Error of the weights beyond it."""
+    rounding: float
+    """Error of the weights within it."""
+    total: float
+    clipped: int
+    """Weights beyond it."""
+
+
+class LayerRanges(Fact, frozen=True, gc=False, kw_only=True):
+    """Errors of one layer's weights in several group sizes, and in clipped ranges."""
+
+    layer: str
+    format: str
+    """An integer format: its bits and symmetry are those of all, its groups are those clipped."""
+    groups: tuple[GroupSize, ...]
+    """The smallest first; the last is a whole row."""
+    clips: tuple[ClipRatio, ...]
+    """The whole range first."""
+
+
+class FormatTried(Fact, frozen=True, gc=False, kw_only=True):
+    """One layer in a format, on calibration inputs."""
+
+    layer: str
+    format: str
+    """Canonical."""
+    weight_error: float
+    """``‖W − Ŵ‖ / ‖W‖``, with scales of inputs taken back."""
+    output_error: float
+    """``‖ŷ − y‖ / ‖y‖`` over calibration tokens; nan where there are none."""
+    tokens: int
+    """Behind the output error."""
+    columns: int = 0
+    """Input channels that ``+outlier`` keeps in 16 bits, of all experts together."""
+    refused: str = ""
+    """Why it could not be quantised; figures are nan."""
 
 
 class Baseline(Fact, frozen=True, gc=False):
@@ -279,6 +442,25 @@ class FurtherEstimate(Fact, frozen=True, gc=False, kw_only=True):
     kl_se: float
 
 
+class Swap(msgspec.Struct, frozen=True, gc=False):
+    """Two layers of one shape, each of which fits the partner of the other."""
+
+    layer: str
+    other: str
+    fits: float
+    """The lesser correlation of one's norms with those of the other's partner."""
+    own: float
+    """The greater correlation with those of its own."""
+    partner: str = ""
+    """Kind of the partner, if that may have been swapped instead."""
+
+
+class Swapped(Fact, frozen=True, gc=False):
+    """Layers of a checkpoint that seem to be swapped."""
+
+    swaps: tuple[Swap, ...] = ()
+
+
 AnyFact: TypeAlias = (
     LayerWeights
     | LayerError
@@ -290,4 +472,9 @@ AnyFact: TypeAlias = (
     | Additivity
     | FurtherEstimate
     | LayerActivations
+    | LayerRanges
+    | FormatTried
+    | Swapped
+    | OutputError
+    | Drift
 )

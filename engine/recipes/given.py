@@ -40,3 +40,13 @@ def given_recipe(
         tied: whether head and embedding are one tensor.
     """
     return resolve(session, command.format, command.layers, command.recipe, tied=tied)
+
+
+def names_recipe(command: p.MeasureErrors) -> bool:
+    """Whether a command names a recipe; else it is about the session's own."""
+    return bool(command.format or command.layers or command.recipe)
+
+
+def as_evaluated(command: p.MeasureErrors) -> p.Evaluate:
+    """The recipe that a command names, as it would be evaluated."""
+    return p.Evaluate(command.format or "kept", command.layers, command.recipe)

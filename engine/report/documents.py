@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -12,12 +12,20 @@ from engine import protocol as p
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
-from engine.report.diagnosis_parts import finding_parts, verdict_part, worst_layers
+from engine.report.diagnosis_parts import diagnosed_layers, finding_parts, verdict_part
 from engine.report.entry import Template
+from engine.report.error_parts import drift_parts, errors_part
 from engine.report.figures import Context
 from engine.report.figures.registry import json_figures
 from engine.report.json import finite
 from engine.report.plan_parts import plan_parts
+from engine.report.report_parts import (
+    judged_format,
+    plan_part,
+    report_layers,
+    report_recipe,
+    tried_parts,
+)
 from engine.report.sweep_parts import (
     agreement_parts,
     floor_part,
@@ -184,13 +192,19 @@ def eval_document(
     )
 
 
-def diagnose_document(session: Session, format: str, job: Job | None = None) -> s.DiagnoseDocument:
+def diagnose_document(
+    session: Session,
+    format: str,
+    job: Job | None = None,
+    recipe: Mapping[str, str] | None = None,
+) -> s.DiagnoseDocument:
     """The document of a diagnosis.
 
     Args:
         session: in which a diagnosis has ended.
         format: canonical; whose damage is judged.
         job: its job; the session's last diagnosis if not given.
+        recipe: whose errors inside the model were measured, by layer; None if none were.
     """
     job = job or _last(session, "diagnose")
     return s.DiagnoseDocument(
@@ -201,7 +215,9 @@ def diagnose_document(session: Session, format: str, job: Job | None = None) -> 
         baseline=_baseline(session),
         verdict=verdict_part(session, format),
         findings=finding_parts(session, format),
-        layers=worst_layers(session, format),
+        layers=diagnosed_layers(session, format, recipe or {}),
+        errors=UNSET if recipe is None else errors_part(session, recipe),
+        drift=UNSET if recipe is None else drift_parts(session, recipe),
         timings=_timings(job),
     )
 
@@ -223,6 +239,58 @@ def plan_document(session: Session, planned: p.Planned, job: Job | None = None) 
         baseline=_baseline(session),
         timings=_timings(job),
         **plan_parts(session, planned),
+    )
+
+
+def report_document(
+    session: Session,
+    name: str,
+    made: str,
+    *,
+    format: str = "",
+    commands: Mapping[str, str] | None = None,
+    histograms: Sequence[p.HistogramReady] = (),
+) -> s.ReportDocument:
+    """All that a session knows, as one document.
+
+    Args:
+        session: of an open checkpoint, or a past one.
+        name: the session's.
+        made: the time, as ISO 8601 has it.
+        format: canonical; whose effects verdict and findings are about, chosen if not given.
+        commands: what reproduces the figures, by what it gives.
+        histograms: of some layers.
+    """
+    shown = judged_format(session, format)
+    read, ready = session.checkpoint, session.model
+    known = [key.format for key in session.effects.known("degrade") if key.by == "layer"]
+    formats = list(dict.fromkeys(known))
+    fell_back = [(x.layer, x.format, x.why, x.holds) for x in session.fallbacks]
+    agreed = agreement_parts(session, formats, "degrade")
+    warnings = dict.fromkeys(note.message for note in session.notices if note.level != "info")
+    return s.ReportDocument(
+        session=name,
+        made=made,
+        model=_model(session),
+        architecture="" if read is None else read.architecture,
+        versions=session.versions,
+        protocol=UNSET if ready is None else ready.protocol,
+        calibration=_calibration(session, "reference"),
+        baseline=_baseline(session),
+        control=_control(session),
+        interval_factor=finite(session.interval_factor),
+        format=shown,
+        verdict=verdict_part(session, shown) if shown else UNSET,
+        findings=finding_parts(session, shown or "int4-g128"),
+        recipe=report_recipe(session),
+        layers=report_layers(session),
+        histograms=[histogram(each) for each in histograms],
+        tried=tried_parts(session),
+        plan=plan_part(session),
+        agreement={} if isinstance(agreed, UnsetType) else agreed,
+        fallbacks=_fallbacks(session, fell_back),
+        warnings=list(warnings),
+        commands=dict(commands or {}),
     )
 
 

@@ -525,7 +525,7 @@ class FindingPart(Part, frozen=True, kw_only=True):
     id: str
     """What it is, such as ``outlier-channel``."""
     severity: str
-    """``alert``, ``warning`` or ``note``."""
+    """``alert``, ``warning``, ``note`` or ``info``."""
     layer: str | UnsetType = UNSET
     """Missing where it is about several."""
     channels: list[int] | UnsetType = UNSET
@@ -545,21 +545,104 @@ class TriedPart(Part, frozen=True, kw_only=True):
     """Canonical."""
     weight_error: Number | UnsetType = UNSET
     """``‖W − Ŵ‖ / ‖W‖``."""
+    output_error: Number | UnsetType = UNSET
+    """``‖ŷ − y‖ / ‖y‖`` over calibration tokens; missing where it was not tried."""
     kl_estimated: Number | UnsetType = UNSET
     """Of the layer alone, corrected by measurements of others; nats per token."""
+    filled: bool = False
+    """Whether ``kl_estimated`` is filled in from another format of the layer, by the square of the
+    output error, or of the weight error where that is not known."""
     kl_measured: Number | UnsetType = UNSET
     """As measured."""
+    kl_se: Number | UnsetType = UNSET
+    """Standard error of ``kl_measured`` over windows."""
+    recovered: Number | UnsetType = UNSET
+    """Share of the KL of the judged format that it wins back; negative where it costs more."""
+    kl_per_megabyte: Number | UnsetType = UNSET
+    """KL won back per megabyte more; null where it is no larger."""
     bits: Number
     """Stored bits per weight."""
     bytes: int
     """Stored bytes of the layer."""
+    kernels: list[str]
+    """Serving kernels that take it, ``dense`` for weights as stored; empty if none does."""
+    verdict: str
+    """What to make of it, in a few words."""
+    refused: str | UnsetType = UNSET
+    """Why the layer cannot take it."""
+
+
+class ClippingPart(Part, frozen=True, kw_only=True):
+    """Error of a layer's outputs in the recipe, on the unchanged model's inputs. That of an output
+    channel is ``mean |y − ŷ| / mean |y|``; of experts, each has channels of its own."""
+
+    relative: Number
+    """``‖Y − Ŷ‖ / ‖Y‖``."""
+    channels: int
+    """Channels that have an error."""
+    over_10: int
+    """Channels whose error is above 10%."""
+    over_50: int
+    """Channels whose error is above 50%."""
+    worst_channels: list[int]
+    """Numbers of the channels with the largest errors, the worst first; sixteen at most."""
+    worst_experts: list[int] | UnsetType = UNSET
+    """The experts that these channels belong to."""
+    worst_error: Number
+    """The largest error."""
+    unseen_experts: int | UnsetType = UNSET
+    """Experts that got no token."""
+    nonfinite: int
+    """Channels with an output that is not finite."""
+
+
+class DriftPart(Part, frozen=True, kw_only=True):
+    """One block: ``‖h′ − h‖ / ‖h‖`` of its output, the mean over tokens."""
+
+    block: int
+    """Its number."""
+    drift: Number
+    """Of the recipe against the reference."""
+    injected: Number | UnsetType = UNSET
+    """With this block alone quantised, on the reference's input."""
+    propagated: Number | UnsetType = UNSET
+    """With this block unquantised, on the recipe's input."""
+    control: Number | UnsetType = UNSET
+    """With this block unquantised, on the reference's input plus random noise of the norm of the
+    recipe's drift."""
+    attention: list[Number] | UnsetType = UNSET
+    """By head, the mean over queries of KL(reference ‖ recipe) of its attention, nats."""
+
+
+class ErrorsPart(Part, frozen=True, kw_only=True):
+    """What the errors of outputs, and the drift, are of."""
+
+    recipe: dict[str, str]
+    """Formats of the layers that are not kept."""
+    tokens: int
+    """Tokens that they were measured on, the first of the protocol's text."""
+    embedding: Number
+    """Drift before the first block."""
+    attention_windows: int | UnsetType = UNSET
+    """Windows that attention was compared on."""
+    attention_tokens: int | UnsetType = UNSET
+    """Positions of each."""
+    no_attention: str | UnsetType = UNSET
+    """Why attention was not compared."""
+    not_split: str | UnsetType = UNSET
+    """Why what a block adds is not known apart from what it is given."""
+    not_measured: dict[str, str] | UnsetType = UNSET
+    """Layers whose outputs cannot be compared, with the reason."""
 
 
 class DiagnosedLayer(Part, frozen=True, kw_only=True):
-    """One of the worst layers, in every format whose effect is known."""
+    """One of the worst layers, in every format whose effect is known; with ``--errors``, every
+    layer of the recipe."""
 
     name: str
     """The layer's name."""
+    clipping: ClippingPart | UnsetType = UNSET
+    """Error of its outputs, with ``--errors``."""
     fixes: list[TriedPart]
     """The smallest first."""
 
@@ -582,7 +665,11 @@ class DiagnoseDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag=
     findings: list[FindingPart]
     """What stands out, the most severe first; empty for a clean model."""
     layers: list[DiagnosedLayer]
-    """The worst layers, the worst first."""
+    """The worst layers, the worst first; then, with ``--errors``, the others of the recipe."""
+    errors: ErrorsPart | UnsetType = UNSET
+    """What ``clipping`` and ``drift`` are of, with ``--errors``."""
+    drift: list[DriftPart] | UnsetType = UNSET
+    """Every block in order, with ``--errors``."""
     timings: dict[str, Number]
     """Seconds by what they were spent on."""
 
@@ -711,6 +798,131 @@ class ExportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     """Seconds by what they were spent on."""
 
 
+class ReportEffect(Part, frozen=True, kw_only=True):
+    """What one layer alone costs in one format."""
+
+    kl: Number
+    """KL in nats per token."""
+    kl_se: Number | UnsetType = UNSET
+    dppl: Number | UnsetType = UNSET
+    """Change of perplexity."""
+    measured: bool
+    """Whether it was measured; else estimated."""
+
+
+class ReportLayer(Part, frozen=True, kw_only=True):
+    """One layer of a report."""
+
+    name: str
+    kind: str
+    block: int | None
+    role: str
+    shape: list[int]
+    dtype: str
+    holds: str
+    """Its format in the recipe."""
+    bits: Number
+    """Bits per weight that it takes in that format."""
+    bytes: int
+    errors: dict[str, Number]
+    """Relative weight error by format, where it is known."""
+    outliers: Number | UnsetType = UNSET
+    """Share of weights beyond the protocol's number of standard deviations."""
+    effects: dict[str, ReportEffect]
+    """By format."""
+
+
+class ReportRecipe(Part, frozen=True, kw_only=True):
+    """The session's recipe."""
+
+    changed: int
+    """Layers that are not kept."""
+    bits_per_weight: Number
+    bits_all: Number
+    bytes: int
+    """Of the whole artefact."""
+    stored_bytes: int
+    """Of the checkpoint as it is."""
+    measured: ScoredPart | UnsetType = UNSET
+    """Missing if it was not measured."""
+    layers: dict[str, str]
+    """Layers that are not kept, with their formats."""
+
+
+class ScoredPart(Part, frozen=True, kw_only=True):
+    """A measured score of a recipe."""
+
+    ppl: Number
+    ppl_ci95: tuple[Number, Number]
+    kl: Number
+    kl_se: Number
+    top1_agreement: Number
+
+
+class TriedRecipe(Part, frozen=True, kw_only=True):
+    """A recipe that the session held at some time."""
+
+    name: str
+    """As it was named, else what its layers hold."""
+    changed: int
+    bits_per_weight: Number
+    bytes: int
+    measured: ScoredPart | UnsetType = UNSET
+    current: bool
+    frontier: bool
+    """Whether none measured has less KL in as few bytes."""
+
+
+class ReportPlan(Part, frozen=True, kw_only=True):
+    """The last plan."""
+
+    budget: dict[str, Number]
+    frontier: list[PointPart]
+    baselines: dict[str, PointPart]
+
+
+class ReportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.report/1"):
+    """All that a session knows of a checkpoint, for people who were not there."""
+
+    session: str
+    """Its name."""
+    made: str
+    """When, as ISO 8601 has it."""
+    model: Model
+    architecture: str
+    versions: dict[str, str]
+    """Versions of libraries that figures may depend on, by name."""
+    protocol: p.Protocol | UnsetType = UNSET
+    """Missing, as what follows, where it is not known."""
+    calibration: CalibrationPart
+    baseline: BaselinePart | UnsetType = UNSET
+    control: ControlPart | UnsetType = UNSET
+    interval_factor: Number
+    """Standard errors that half of a 95% interval is, by Student's t for the number of windows."""
+    format: str
+    """Whose effects verdict, findings and map are about; empty if none is known."""
+    verdict: VerdictPart | UnsetType = UNSET
+    findings: list[FindingPart]
+    recipe: ReportRecipe
+    layers: list[ReportLayer]
+    histograms: list[HistogramPart]
+    """Of the layers that cost most, as far as they were read."""
+    tried: list[TriedRecipe]
+    plan: ReportPlan | UnsetType = UNSET
+    agreement: dict[str, AgreementPart]
+    """Estimates beside measurements, by format."""
+    fallbacks: list[LayerFallback]
+    warnings: list[str]
+    commands: dict[str, str]
+    """What reproduces the figures, by what it gives."""
+
+
 Document: TypeAlias = (
-    TriageDocument | SweepDocument | EvalDocument | DiagnoseDocument | PlanDocument | ExportDocument
+    TriageDocument
+    | SweepDocument
+    | EvalDocument
+    | DiagnoseDocument
+    | PlanDocument
+    | ExportDocument
+    | ReportDocument
 )

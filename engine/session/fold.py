@@ -11,6 +11,7 @@ from engine.session.artefact import bits_as_stored
 from engine.session.state import (
     Change,
     Effects,
+    Errors,
     Job,
     Layers,
     Session,
@@ -21,12 +22,13 @@ from engine.session.state import (
 
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
-    "stage", "notices", "gauges", "histogram", "experts",
+    "stage", "notices", "gauges", "histogram", "experts", "errors", "ranges", "fixes",
 ]  # fmt: skip
 
 MAX_NOTICES = 200
 MAX_HISTOGRAMS = 64
 MAX_EXPERTS = 16
+MAX_ERROR_MAPS = 16
 
 
 def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]:
@@ -118,6 +120,13 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             while len(session.experts) > MAX_EXPERTS:
                 session.experts.pop(next(iter(session.experts)))
             return frozenset({"experts"})
+        case p.ErrorMapReady():
+            maps = session.errors.maps
+            maps.pop(event.layer, None)
+            maps[event.layer] = event
+            while len(maps) > MAX_ERROR_MAPS:
+                maps.pop(next(iter(maps)))
+            return frozenset({"errors"})
         case p.Gauges():
             session.gauges = event
             return frozenset({"gauges"})
@@ -128,6 +137,8 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
         empty = Session(seq=session.seq)
         for field in Session.__struct_fields__:
             setattr(session, field, getattr(empty, field))
+    if _calibration(session.settings) != _calibration(event.settings):
+        session.fixes = {}
     session.source, session.settings, session.versions = (
         event.source,
         event.settings,
@@ -140,6 +151,12 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
     return frozenset(get_args(Dirty))
 
 
+def _calibration(settings: p.Settings) -> tuple[object, ...]:
+    """Settings that decide which inputs layers are tried on, and in which arithmetic."""
+    each = settings
+    return each.calib, each.calib_tokens, each.seq_len, each.seed, each.bos, each.dtype, each.device
+
+
 def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dirty]:
     before, session.checkpoint = session.checkpoint, event
     if before is None or before.fingerprint == event.fingerprint:
@@ -147,9 +164,11 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     # Another checkpoint at the same path: results of the old one do not apply.
     session.layers.weights = [None] * len(session.layers.names)
     session.layers.activations = [None] * len(session.layers.names)
+    session.layers.swaps = ()
     session.histograms, session.experts = {}, {}
+    session.ranges, session.fixes = {}, {}
     session.baseline = session.control = session.partial = None
-    session.effects, session.scores = Effects(), {}
+    session.effects, session.errors, session.scores = Effects(), Errors(), {}
     return frozenset(get_args(Dirty))
 
 
@@ -178,6 +197,7 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
         activations=[None if row is None else old.activations[row] for row in before],
         groups=list(event.groups),
         tied=event.tied,
+        swaps=old.swaps,
     )
     session.effects = session.effects.relisted(before)
     session.changed = {
@@ -195,7 +215,9 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     # again.
     session.baseline = session.control = session.partial = None
     session.effects, session.scores = Effects(), {}
-    return frozenset({"model", "stage", "baseline", "measured", "recipe"})
+    if session.errors.protocol != event.protocol:  # no job sends these again by itself
+        session.errors = Errors(protocol=event.protocol, maps=session.errors.maps)
+    return frozenset({"model", "stage", "baseline", "measured", "recipe", "errors"})
 
 
 def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty]:
@@ -256,14 +278,29 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.weights[row] = _merged(session.layers.weights[row], fact)
             return "weights"
+        case p.Swapped():
+            session.layers.swaps = fact.swaps
+            return "weights"
         case p.LayerError():
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.weights[row] = _with_error(session.layers.weights[row], fact)
             return "weights"
+        case p.LayerRanges():
+            session.ranges[fact.layer] = fact
+            return "ranges"
+        case p.FormatTried():
+            session.fixes.setdefault(fact.layer, {})[fact.format] = fact
+            return "fixes"
         case p.LayerActivations():
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.activations[row] = fact
             return "weights"
+        case p.OutputError():
+            session.errors.outputs.setdefault(fact.layer, {})[fact.format] = fact
+            return "errors"
+        case p.Drift():
+            session.errors.drifts[fact.recipe] = fact
+            return "errors"
         case p.Baseline():
             session.baseline = fact
             return "baseline"
@@ -307,7 +344,8 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
 
 
 def _merged(known: p.LayerWeights | None, fact: p.LayerWeights) -> p.LayerWeights:
-    """Keep errors in other formats that were known already."""
+    """Keep errors in other formats that were known already, and no sketches."""
+    fact = msgspec.structs.replace(fact, rows=b"", columns=b"")
     if known is None or known.outliers.sigma != fact.outliers.sigma:
         return fact
     return msgspec.structs.replace(

@@ -124,6 +124,8 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
     activations: list[p.LayerActivations | None] = []
     tied: bool = False
     """Whether head and embedding are one tensor in the files."""
+    swaps: tuple[p.Swap, ...] = ()
+    """Layers that seem to be swapped."""
 
     def __post_init__(self) -> None:
         if len(self.groups) != len(self.names):
@@ -180,6 +182,20 @@ class Effects(msgspec.Struct, forbid_unknown_fields=True):
         )
 
 
+class Errors(msgspec.Struct, forbid_unknown_fields=True):
+    """What recipes do inside the model, under one checkpoint and protocol."""
+
+    protocol: p.Protocol | None = None
+    """Under which all of it was measured."""
+    outputs: dict[str, dict[str, p.OutputError]] = {}
+    """Errors of outputs by layer and format; of formats that depend on the whole recipe, those of
+    the recipe that was measured last."""
+    drifts: dict[str, p.Drift] = {}
+    """By hash of the recipe."""
+    maps: dict[str, p.ErrorMapReady] = {}
+    """Where weights err, by layer; those asked for last."""
+
+
 class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Everything known about one opened checkpoint."""
 
@@ -195,6 +211,7 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     baseline: p.Baseline | None = None
     control: p.Control | None = None
     effects: Effects = msgspec.field(default_factory=Effects)
+    errors: Errors = msgspec.field(default_factory=Errors)
     scores: dict[str, p.RecipeScore] = {}
     """Measured recipes by their hash."""
     partial: p.RecipeScore | None = None
@@ -217,6 +234,10 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     histograms: dict[str, p.HistogramReady] = {}
     experts: dict[str, p.ExpertsReady] = {}
     """By fused layer."""
+    ranges: dict[str, p.LayerRanges] = {}
+    """Group sizes and clipped ranges, by layer: of the format asked for last."""
+    fixes: dict[str, dict[str, p.FormatTried]] = {}
+    """Formats tried on calibration inputs, by layer and format."""
     seq: int = 0
     """Number of the last journalled event applied."""
     index: dict[str, int] = {}
@@ -255,6 +276,21 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         """The estimated effect of one layer changed alone, uncorrected."""
         column = self.effects.estimated.get(key)
         return column[row] if column is not None else None
+
+    def output_error(self, layer: str, format: str, recipe: str) -> p.OutputError | None:
+        """The error of a layer's outputs in a format, within a recipe.
+
+        Args:
+            layer: its name.
+            format: canonical.
+            recipe: hash of the recipe; it matters to formats whose methods use inputs.
+        """
+        found = self.errors.outputs.get(layer, {}).get(format)
+        return found if found is not None and found.recipe in ("", recipe) else None
+
+    def drift(self) -> p.Drift | None:
+        """How the current recipe's error grows from block to block."""
+        return self.errors.drifts.get(recipe_hash(self.changed))
 
     @property
     def tied(self) -> bool:

@@ -29,6 +29,8 @@ MEASURE_VERSION = 1
 """Version of every measurement."""
 QUANTISER_VERSION = 1
 """Version of the arithmetic of formats and methods."""
+STATISTICS_VERSION = 2
+"""Version of the statistics of weights: what they hold."""
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
@@ -120,6 +122,7 @@ class WeightStatistics(Key, frozen=True, kw_only=True):
     """Statistics of one layer's weights."""
 
     kind = "weight statistics"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "statistics": STATISTICS_VERSION}
     on: Files
     layer: str
     sigma: float
@@ -134,6 +137,28 @@ class WeightError(Key, frozen=True, kw_only=True):
     layer: str
     format: str
     scale_dtype: str
+
+
+class Ranges(Key, frozen=True, kw_only=True):
+    """Errors of one layer's weights in several group sizes and clipped ranges."""
+
+    kind = "ranges"
+    constants = QUANTISED
+    on: Files
+    layer: str
+    format: str
+    groups: tuple[int, ...]
+    """0 for a whole row."""
+    ratios: tuple[float, ...]
+    scale_dtype: str
+
+
+class Swapped(Key, frozen=True, kw_only=True):
+    """Layers that seem to be swapped."""
+
+    kind = "swapped"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "statistics": STATISTICS_VERSION}
+    on: Files
 
 
 class ListedWeights(Key, frozen=True, kw_only=True):
@@ -250,6 +275,36 @@ class FurtherEstimate(Key, frozen=True, kw_only=True):
     calibration: Calibration | None = None
 
 
+class OutputError(Key, frozen=True, kw_only=True):
+    """The error of one layer's outputs in one format."""
+
+    kind = "output error"
+    constants = QUANTISED
+    on: Evaluation
+    layer: str
+    format: str
+    scale_dtype: str
+    tokens: int
+    """Of the first windows that it was measured on."""
+    recipe: Mapping[str, str] = {}
+    """That it belongs to, if the format's methods use what it makes of the blocks before."""
+    calibration: Calibration | None = None
+
+
+class Drift(Key, frozen=True, kw_only=True):
+    """How a recipe's error grows from block to block."""
+
+    kind = "drift"
+    constants = QUANTISED
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    tokens: int
+    seed: int
+    """Of the control's noise."""
+    calibration: Calibration | None = None
+
+
 class Activations(Key, frozen=True, kw_only=True):
     """What one layer is given and returns."""
 
@@ -259,4 +314,19 @@ class Activations(Key, frozen=True, kw_only=True):
     dtype: str
     device: str
     """Its kind."""
+    calibration: Calibration
+
+
+class FormatTried(Key, frozen=True, kw_only=True):
+    """One layer in one format, on calibration inputs of the unchanged model."""
+
+    kind = "format tried"
+    constants = QUANTISED
+    on: Files
+    layer: str
+    format: str
+    dtype: str
+    device: str
+    """Its kind."""
+    scale_dtype: str
     calibration: Calibration

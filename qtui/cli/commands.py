@@ -34,9 +34,10 @@ COMMANDS = (
     Command("diagnose", "qtui.cli.diagnose:diagnose"),
     Command("plan", "qtui.cli.plan:plan"),
     Command("export", "qtui.cli.export:export"),
+    Command("report", "qtui.cli.report:report"),
     Command("doctor", "qtui.cli.doctor:doctor"),
 )
-PLANNED = ("report", "compare", "sessions", "attach", "stop")
+PLANNED = ("compare", "sessions", "attach", "stop")
 """Names kept for commands to come, so that they are not taken for a MODEL."""
 
 _registered: dict[str, Command] = {}

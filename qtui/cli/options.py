@@ -222,7 +222,9 @@ def not_yet(what: str, why: str) -> UsageError:
     return UsageError(f"{what} is not available yet: {why}")
 
 
-def sweep_asked(formats: Sequence[str], direction: str, exact: str, by: str) -> Sweep:
+def sweep_asked(
+    formats: Sequence[str], direction: str, exact: str, by: str, *, only: bool = False
+) -> Sweep:
     """The command of a sweep.
 
     Raises:
@@ -233,6 +235,7 @@ def sweep_asked(formats: Sequence[str], direction: str, exact: str, by: str) -> 
         _one_of("--direction", direction, DIRECTIONS),
         exact=exact_of(exact),
         by=_one_of("--by", by, UNITS),
+        only=only,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import msgspec
 import typer
 
 from engine import protocol as p
@@ -97,8 +96,6 @@ def plan(
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise UsageError(f"-o {output}: expected a file in a folder that exists")
         wanted = split_formats(formats)
-        if wanted:
-            settings = msgspec.structs.replace(settings, estimate_formats=())
         ask = p.Plan(
             budget=budget,
             formats=wanted,
@@ -107,6 +104,7 @@ def plan(
             to=to or "",
             grouped=not ungrouped,
             forwards=forwards,
+            stored=not forwards,
         )
         outcome = run(model, settings, ask)
         planned = outcome.job.read(p.Planned)

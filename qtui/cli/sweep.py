@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from engine.report import documents, tables
 from qtui.cli.exit import check_destination, publish, reporting_errors
 from qtui.cli.options import (
@@ -46,10 +44,8 @@ def sweep(
         settings = with_draws(settings, draws)
         check_destination(json)
         wanted = split_formats(formats)
-        if wanted:
-            # With --formats only those are wanted.
-            settings = msgspec.structs.replace(settings, estimate_formats=())
-        ask = sweep_asked(wanted or settings.sweep_formats, direction, exact, by)
+        # With --formats only those are wanted.
+        ask = sweep_asked(wanted or settings.sweep_formats, direction, exact, by, only=bool(wanted))
         outcome = run(model, settings, ask)
         document = documents.sweep_document(
             outcome.session, outcome.formats, ask.direction, outcome.job, ask.by, not wanted

@@ -7,13 +7,17 @@ after the path replaces it. Every file contains the command that reproduces it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
 from engine.errors import UsageError
+from engine.report.documents import report_document
+from engine.report.report_forms import REPORT_FORMS
 from engine.store.files import write_new, write_whole
+from engine.store.paths import session_name
 from qtui.saved.forms import aligned, as_csv, as_json, as_text
 from qtui.saved.layers import in_a_picture
 from qtui.saved.plots import histogram_svg
@@ -24,8 +28,11 @@ from qtui.saved.svg import plain_lines, screen_svg, text_of
 from qtui.saved.tables import table_of, why_not
 from qtui.saved.target import target_path
 from qtui.saved.view import Subject, View
-from qtui.views.reproduce import command
+from qtui.views.reproduce import command, commands
 from qtui.views.text import printable
+
+HISTOGRAMS = 9
+"""Histograms in a report, those shown last."""
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -97,6 +104,9 @@ def _content(subject: Subject, path: Path, view: View) -> tuple[bytes, str, str]
         text, again = recipe_toml(view, path)
         layers = _counted(len(view.session.changed), "changed layer")
         return text.encode(), f"the recipe of {layers}", again
+    if subject == "report":
+        again = command(view.session.settings, view.source, "open")
+        return _report(form, view), "the report", again
     if subject == "screen":
         again = command(view.session.settings, view.source, "open")
         if form == ".txt":
@@ -130,6 +140,19 @@ def _content(subject: Subject, path: Path, view: View) -> tuple[bytes, str, str]
             data = as_text(table).encode()
     what = f"the {subject}" if subject != "table" else _counted(len(table.rows), "row")
     return data, what, table.command
+
+
+def _report(form: Form, view: View) -> bytes:
+    session = view.session
+    document = report_document(
+        session,
+        session_name(view.source),
+        datetime.now().astimezone().isoformat(timespec="seconds"),
+        format=view.format,
+        commands=commands(session),
+        histograms=list(session.histograms.values())[-HISTOGRAMS:],
+    )
+    return REPORT_FORMS[form](document)
 
 
 def _counted(number: int, what: str) -> str:

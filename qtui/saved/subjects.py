@@ -9,13 +9,15 @@ from engine.protocol import EffectKey
 from qtui.saved.tables import why_not
 from qtui.saved.view import SUBJECTS, Subject, View
 
-Form: TypeAlias = Literal[".csv", ".json", ".svg", ".txt", ".toml"]
+Form: TypeAlias = Literal[".csv", ".json", ".svg", ".txt", ".toml", ".html", ".md"]
 FORM_WORDS: dict[Form, str] = {
     ".csv": "comma-separated, full precision",
     ".json": "one document, full precision",
     ".svg": "a picture with selectable text",
     ".txt": "aligned text",
     ".toml": "a recipe file",
+    ".html": "one page, without scripts",
+    ".md": "Markdown",
 }
 _TABLE: tuple[Form, ...] = (".csv", ".json", ".svg", ".txt")
 FORMS: dict[Subject, tuple[Form, ...]] = {
@@ -26,6 +28,7 @@ FORMS: dict[Subject, tuple[Form, ...]] = {
     "log": (".txt", ".csv", ".json", ".svg"),
     "screen": (".svg", ".txt"),
     "recipe": (".toml",),
+    "report": (".html", ".md", ".json"),
 }
 """Forms of every subject; the first is the one of its suggested name."""
 

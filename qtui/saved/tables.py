@@ -31,6 +31,8 @@ def why_not(subject: Subject, view: View) -> str:
             return "the log is empty: there is nothing to save"
         case "screen" if not view.screen:
             return "there is nothing on the screen to save"
+        case "report" if not session.layers.names:
+            return "no layers yet: wait until the checkpoint is read"
         case "recipe" if not session.changed:
             return "no layer is changed: there is no recipe to save"
         case _:

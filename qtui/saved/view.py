@@ -11,7 +11,9 @@ from engine.session import Session
 from qtui.saved.svg import PAPER, Line, Palette
 from qtui.views.eventlog import Entry
 
-Subject: TypeAlias = Literal["table", "histogram", "layer", "experts", "log", "screen", "recipe"]
+Subject: TypeAlias = Literal[
+    "table", "histogram", "layer", "experts", "log", "screen", "recipe", "report"
+]
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 Cell: TypeAlias = str | int | float | bool | tuple[int, ...] | None
 """One entry of a table; a shape is a tuple, None is what is not known."""

@@ -23,7 +23,7 @@ WHOLE = "other"
 """Row of head and embedding."""
 MAPPED = (
     "kl", "kl_per_mb", "error", "outliers", "kurtosis", "worst_column_sigma", "waste", "bits",
-    "input_ratio", "input_by_median",
+    "input_ratio", "input_by_median", "output_error", "channels_over_10", "channels_over_50",
 )  # fmt: skip
 """Figures that are mapped, in order; those of which nothing is known are left out."""
 

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 from engine.errors import ProfileError
 from engine.profiles import load_profile
 from engine.protocol import Settings
+from engine.session import Session
 
 Verb: TypeAlias = Literal["open", "triage", "sweep", "eval"]
 
@@ -71,6 +72,16 @@ def command(settings: Settings, source: str, verb: Verb, extra: Sequence[str] = 
         # Whatever follows -- is not an option.
         return " ".join(map(quoted, [*words, *extra, "--", source]))
     return " ".join(map(quoted, [*words, *extra]))
+
+
+def commands(session: Session) -> dict[str, str]:
+    """What measures a session's figures again, by what it gives."""
+    settings, source = session.settings, session.source
+    return {
+        "weights": command(settings, source, "triage"),
+        "sensitivity": command(settings, source, "sweep"),
+        "the workbench": command(settings, source, "open"),
+    }
 
 
 def not_in_command(settings: Settings) -> tuple[str, ...]:

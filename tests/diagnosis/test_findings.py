@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from engine import protocol as p
-from engine.diagnosis.findings import Finding, findings
+from engine.diagnosis import findings as every
+from engine.diagnosis.finding import Finding
 from engine.formats.grammar import parse_format
 from engine.session import Session
 from tests.qtui import replay as r
@@ -53,6 +54,11 @@ def without_channels(session: Session) -> Session:
     for name in session.layers.names:
         changed(session, name, worst_column_sigma=5.0, nan=0, inf=0, zero_rows=0, dead_columns=0)
     return session
+
+
+def findings(session: Session, format: str) -> list[Finding]:
+    """Those that a clean model does not have."""
+    return [each for each in every.findings(session, format) if each.severity != "info"]
 
 
 def ids(found: list[Finding]) -> set[tuple[str, str]]:

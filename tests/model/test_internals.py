@@ -34,6 +34,8 @@ PRIVATE = {
     "_is_avx512_bf16_supported",
     # transformers
     "_apply_gate",
+    "_attn_implementation_internal",
+    "_can_set_attn_implementation",
     "_materialize_copy",
     "_model_mapping",
     "_keys_to_ignore_on_load_missing",
@@ -62,6 +64,28 @@ def test_a_model_is_loaded_from_tensors_without_values() -> None:
     with transformers_internals.reading_no_values():
         found = transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state)
     assert all(parameter.is_meta for parameter in found.parameters())
+
+
+def test_attention_is_computed_step_by_step_and_as_before_afterwards(tmp_path: Path) -> None:
+    """Without it the attention of a recipe is not compared with the reference's."""
+    model = model_of("llama", tmp_path)
+    before = model.config._attn_implementation_internal  # type: ignore[union-attr]
+    assert transformers_internals.takes_eager_attention(model)
+    found: list[object] = []
+    hook = model.model.layers[0].self_attn.register_forward_hook(  # type: ignore[union-attr]
+        lambda _module, _args, output: found.append(output[1])
+    )
+    ids = torch.arange(8)[None]
+    with transformers_internals.eager_attention(model):
+        model(input_ids=ids)
+    model(input_ids=ids)
+    hook.remove()
+    probabilities, none = found
+    assert isinstance(probabilities, torch.Tensor)
+    assert torch.allclose(probabilities.sum(-1), torch.ones(1, 4, 8))
+    assert none is None
+    assert before != "eager"
+    assert model.config._attn_implementation_internal == before  # type: ignore[union-attr]
 
 
 def test_leaves_of_a_graph_are_found() -> None:

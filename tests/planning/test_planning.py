@@ -22,7 +22,7 @@ from engine.measure.evaluation.evaluate import baseline, score
 from engine.measure.evaluation.reference import reference_of
 from engine.planning.job import PLAN
 from engine.planning.known import plan_known
-from engine.planning.planning import Change, Tried, _within_kl, disagreement, plan
+from engine.planning.planning import Change, Tried, _within_kl, disagreement, plan, plan_stored
 from engine.quant.quantize import dequantized
 from engine.service.jobs import Context
 from engine.session import Session, encode_session
@@ -286,3 +286,25 @@ def test_a_pinned_format_is_estimated_for_its_layer_and_chosen_for_no_other(load
 def test_a_command_that_makes_no_sense_is_refused_when_it_arrives(command: p.Plan) -> None:
     with pytest.raises(UsageError):
         PLAN.accept(Context(None, known()), command)
+
+
+def test_a_plan_of_what_is_stored_is_that_of_the_effects_and_computes_none(
+    source: Path, prose: Path, tmp_path: Path
+) -> None:
+    store = FactStore(tmp_path / "facts.sqlite")
+    loaded = load(source, store, settings(prose, estimate_formats=FORMATS, tokens=256))
+    command = p.Plan(budget=p.Budget(bits=4.5), formats=FORMATS, forwards=0, stored=True)
+    with pytest.raises(InfeasibleError, match="sweep first"):
+        drained(plan_stored(loaded, command, "job"))
+    measured = msgspec.structs.replace(command, forwards=8.0, stored=False)
+    events, first = drained(plan(loaded, measured, "job"))
+    for event in events:
+        if isinstance(event, p.Learned):
+            store.put(event.keys, event.facts)
+    _, outcome = drained(plan_stored(loaded, command, "job"))
+    assert outcome.measured == 0
+    assert outcome.resumed > len(loaded.network.layers)
+    assert [point.kl for point in outcome.result.frontier] == [
+        point.kl for point in first.result.frontier
+    ]
+    assert outcome.result.recipe

@@ -27,7 +27,15 @@ def leaves(struct: type) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("document", "entry", "of_the_entry"),
-    [("triage", s.TriageLayer, set()), ("sweep", s.SweepLayer, {"format"})],
+    [
+        ("triage", s.TriageLayer, set()),
+        ("sweep", s.SweepLayer, {"format"}),
+        (
+            "diagnose",
+            s.DiagnosedLayer,
+            {each for each in leaves(s.DiagnosedLayer) if "fix" in each},
+        ),
+    ],
 )
 def test_every_key_of_a_layers_entry_is_a_figure(
     document: Document, entry: type, of_the_entry: set[str]

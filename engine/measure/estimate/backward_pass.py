@@ -85,6 +85,10 @@ Done = dict[str, dict[Format, Sums]]
 """Results for a region's layers, by layer and format."""
 
 
+RUN_AGAIN = 4.0
+"""Formats whose products take as long as running a block again and going back through it."""
+
+
 class BackwardPass:
     """One pass over the regions of a network, from the head to the embedding."""
 
@@ -149,15 +153,27 @@ class BackwardPass:
         # The outer loop is over parts: the cotangents of all windows do not fit, so that a block
         # is needed once per part, not once.
         parts = self._parts()
+        costs = [self._cost(region) for region in regions]
+        begun, whole = 0.0, math.fsum(costs) * len(parts)
         for number, part in enumerate(parts):
-            for passed, region in enumerate(regions):
-                share = 1 / (len(parts) * len(regions))
-                begun = (number * len(regions) + passed) * share
+            for region, cost in zip(regions, costs, strict=True):
                 with self.network.at_hand([region]):
-                    yield from self._region(point, region, part, begun, share)
+                    yield from self._region(point, region, part, begun / whole, cost / whole)
+                begun += cost
                 if number + 1 == len(parts):
                     yield self._done(region)
             self.cotangents.clear()
+
+    def _cost(self, region: int) -> float:
+        """How long a region takes, in weights that are changed: for progress."""
+        layers = self.network.layers.values()
+        here = [math.prod(layer.shape) for layer in layers if region in (WHOLE, *layer.uses)]
+        changed = [
+            math.prod(self.network.layers[name].shape)
+            for name, _ in self.wanted
+            if region in (WHOLE, *self.network.layers[name].uses)
+        ]
+        return 1.0 + math.fsum(changed) + RUN_AGAIN * math.fsum(here)
 
     def _empty(self, windows: int) -> Sums:
         return Sums.empty(self.fixed, self.losses - self.fixed, windows)

@@ -23,8 +23,9 @@ For restore, where all layers are quantised, KL has a slope: ``KL(all) − KL(al
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
+import msgspec
 from torch import Tensor
 
 from engine import protocol as p
@@ -76,12 +77,7 @@ def estimate(
         Known estimates, by format and layer; layers that cannot hold a format are left out.
     """
     found: Found = {str(format): {} for format in formats}
-    groups = [[format] for format in formats]
-    if direction == "degrade":
-        groups = together_with(loaded, formats)
-    wanted: list[dict[tuple[str, Format], str]] = []
-    for together in filter(None, groups):
-        wanted.append((yield from _unknown(loaded, together, direction, counts, found)))
+    wanted = yield from _unknown_groups(loaded, formats, direction, counts, found)
     # For degrade, all formats go through a block together; for restore, each has its own network
     # with the whole body quantised, and so its own states and cotangents.
     passes = [wanted] if direction == "degrade" else [[group] for group in wanted]
@@ -90,6 +86,32 @@ def estimate(
             loaded, [group for group in one if group], direction, counts, job, found
         )
     return found
+
+
+def stored_estimates(
+    loaded: Loaded, formats: Sequence[Format], direction: p.Direction, counts: JobCounts
+) -> Generator[p.AnyEvent | None, None, Found]:
+    """Announce and return the estimates that are known; nothing is estimated."""
+    found: Found = {str(format): {} for format in formats}
+    yield from _unknown_groups(loaded, formats, direction, counts, found)
+    return found
+
+
+def _unknown_groups(
+    loaded: Loaded,
+    formats: Sequence[Format],
+    direction: p.Direction,
+    counts: JobCounts,
+    found: Found,
+) -> Generator[p.AnyEvent | None, None, list[dict[tuple[str, Format], str]]]:
+    """`_unknown` of every group of formats that are multiplied together."""
+    groups = [[format] for format in formats]
+    if direction == "degrade":
+        groups = together_with(loaded, formats)
+    wanted: list[dict[tuple[str, Format], str]] = []
+    for together in filter(None, groups):
+        wanted.append((yield from _unknown(loaded, together, direction, counts, found)))
+    return wanted
 
 
 def _unknown(
@@ -102,24 +124,46 @@ def _unknown(
     """Announce the stored estimates of formats that are multiplied together; return the other
     addresses."""
     network = loaded.network
-    addresses: dict[tuple[str, Format], str] = {}
+    wanted: dict[tuple[str, Format], keys.Estimate] = {}
     for format in formats:
         calibration = yield from calibration_key(loaded, [format], "reference")
         for name, layer in network.layers.items():
             outside = direction == "restore" and layer.role in OUTSIDE
             if outside or why_not_held(format, layer.shape) or why_not_given(loaded, name, format):
                 continue
-            addresses[name, format] = estimate_key(
+            wanted[name, format] = estimate_key(
                 loaded, name, format, formats, direction, calibration
-            ).address
-    known = loaded.known(list(addresses.values()))
-    have = {
-        at: fact for at, key in addresses.items() if isinstance(fact := known.get(key), p.Estimate)
-    }
-    yield from counts.found([addresses[at] for at in have], list(have.values()))
-    for (name, format), fact in have.items():
+            )
+    have = known_estimates(loaded, wanted)
+    yield from counts.found(*map(list, zip(*have.values(), strict=True)) if have else ([], []))
+    for (name, format), (_, fact) in have.items():
         found[str(format)][name] = fact
-    return {at: address for at, address in addresses.items() if at not in have}
+    return {at: key.address for at, key in wanted.items() if at not in have}
+
+
+def known_estimates(
+    loaded: Loaded, wanted: Mapping[tuple[str, Format], keys.Estimate]
+) -> dict[tuple[str, Format], tuple[str, p.Estimate]]:
+    """Stored estimates with their addresses.
+
+    An estimate that was made together with all of the settings' formats serves for one of fewer,
+    too: they differ only as products of other shapes round.
+    """
+    usual = tuple(sorted({str(parse_format(each)) for each in loaded.settings.estimate_formats}))
+    addresses: dict[tuple[str, Format], list[str]] = {}
+    for at, key in wanted.items():
+        others = [usual] if key.format in usual and key.together != usual else []
+        addresses[at] = [
+            key.address,
+            *(msgspec.structs.replace(key, together=other).address for other in others),
+        ]
+    known = loaded.known([address for each in addresses.values() for address in each])
+    have: dict[tuple[str, Format], tuple[str, p.Estimate]] = {}
+    for at, each in addresses.items():
+        for address in each:
+            if at not in have and isinstance(fact := known.get(address), p.Estimate):
+                have[at] = address, fact
+    return have
 
 
 def estimate_key(

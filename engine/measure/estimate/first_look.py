@@ -17,7 +17,12 @@ from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import why_not_given
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.backward_pass import BackwardPass
-from engine.measure.estimate.estimate import estimate_key, fact_of, together_with
+from engine.measure.estimate.estimate import (
+    estimate_key,
+    fact_of,
+    known_estimates,
+    together_with,
+)
 from engine.measure.estimate.first_order import drawn_windows
 from engine.measure.evaluation.reference import reference_of
 from engine.workspace import Loaded
@@ -67,7 +72,7 @@ def first_look(
         )
         for name, format in wanted
     }
-    if not wanted or loaded.known([key.address for key in final.values()]):
+    if not wanted or known_estimates(loaded, final):
         return
     addresses = {
         at: msgspec.structs.replace(key, together=(str(at[1]),), effort=f"{seen} windows").address

@@ -40,6 +40,7 @@ def _steps(context: Context[Workspace], command: p.Sweep) -> Steps:
             context.job,
             exact=command.exact,
             by=command.by,
+            only=command.only,
         )
     )
 

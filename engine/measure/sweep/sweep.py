@@ -60,6 +60,7 @@ def sweep(
     *,
     exact: str = "all",
     by: p.By = "layer",
+    only: bool = False,
 ) -> Steps:
     """Estimate every layer in every format, and measure those asked for, each alone.
 
@@ -71,6 +72,7 @@ def sweep(
         job: id, for progress.
         exact: see `protocol.Sweep`.
         by: what is changed at once.
+        only: estimate no other formats.
 
     Yields:
         `Learned` with `Baseline`, `Control`, `Estimate`, `Sensitivity` and `Additivity` facts,
@@ -86,7 +88,8 @@ def sweep(
     counts = JobCounts(
         timings={"load_s": loaded.load_s, "quantize_s": 0.0, "estimate_s": 0.0}, job=job
     )
-    estimated = _to_estimate(loaded, parsed, direction)
+    beside = () if only or direction == "restore" else loaded.settings.estimate_formats
+    estimated = _to_estimate(parsed, beside)
     if direction == "degrade":
         yield from first_look(loaded, parsed, estimated, counts, job)
     ranking = before_ranked(loaded, len(estimated))
@@ -97,7 +100,7 @@ def sweep(
     for table in tables:
         table.calibration = yield from calibration_key(loaded, [table.format], "reference")
         yield from from_store(loaded, table, str(exactness) if exactness.top else "", counts)
-    estimates = yield from _estimated(loaded, parsed, direction, counts, job)
+    estimates = yield from _estimated(loaded, estimated, direction, counts, job)
     for table in tables:
         _sort(table, estimates.get(str(table.format), {}))
     # Units other than layers have no estimates to compare with.
@@ -185,25 +188,27 @@ def _estimated(
     job: str,
 ) -> Generator[p.AnyEvent | None, None, Estimates]:
     """Estimates of all layers, with the time left until all are there."""
-    chosen = _to_estimate(loaded, formats, direction)
-    steps = estimate(loaded, chosen, direction, counts, job)
-    begun = counts.computed
+    steps = estimate(loaded, formats, direction, counts, job)
+    begun: tuple[float, float] | None = None
     while True:
         try:
             event = next(steps)
         except StopIteration as stop:
             return cast(Estimates, stop.value)
         if isinstance(event, p.Progress) and math.isnan(event.seconds_left) and event.done:
-            left = (event.total - event.done) / event.done * (counts.computed - begun)
-            event = msgspec.structs.replace(event, seconds_left=max(left, 0.0))
+            # The pace is counted from the first part on: before it, states are gathered.
+            if begun is None or event.done < begun[0]:
+                begun = event.done, counts.computed
+            pace = (counts.computed - begun[1]) / max(event.done - begun[0], 1e-9)
+            left = (event.total - event.done) * pace
+            if event.done > begun[0]:
+                event = msgspec.structs.replace(event, seconds_left=max(left, 0.0))
         yield event
 
 
-def _to_estimate(loaded: Loaded, formats: Sequence[Format], direction: p.Direction) -> list[Format]:
-    """The swept formats; for degrade, the settings' too."""
-    chosen: dict[str, Format] = {}
-    if direction == "degrade":
-        chosen = {str(f): f for f in map(parse_built, loaded.settings.estimate_formats)}
+def _to_estimate(formats: Sequence[Format], beside: Sequence[str]) -> list[Format]:
+    """The swept formats, after those that are estimated beside them."""
+    chosen = {str(f): f for f in map(parse_built, beside)}
     return list((chosen | {str(format): format for format in formats}).values())
 
 

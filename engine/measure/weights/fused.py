@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Protocol
 
@@ -24,6 +24,7 @@ import numpy as np
 from engine.errors import first_line
 from engine.formats.family import family_of
 from engine.formats.grammar import Format
+from engine.measure.weights.sample import sampled_rows
 from engine.measure.weights.sums import Array, Beyond, Sums
 
 SPAN = 1 << 21
@@ -158,8 +159,10 @@ class Pass:
         self._announce_later(first)
         found = Sums(self.rows.width, len(self.formats), self.shift, count)
         for top, raw in self._read(first, count, found):
-            ranges, broken = self._run(raw, found, found.powers, statistics=True)
+            ranges, energies, broken = self._run(raw, found, found.powers, statistics=True)
             found.ranges[:, top : top + len(raw)] = ranges
+            found.energies[top : top + len(raw)] = energies
+            found.sample += self._sampled(first + top, raw)
             found.alive += int((ranges.any(0) | broken).sum())
             for i in map(int, np.flatnonzero(broken)):
                 values = widened(raw[i], self.rows.dtype)
@@ -192,19 +195,28 @@ class Pass:
 
     def _run(
         self, raw: Array, found: Sums, powers: Array, *, statistics: bool
-    ) -> tuple[Array, Array]:
-        """Add rows; return the range of each, and which were left out."""
+    ) -> tuple[Array, Array, Array]:
+        """Add rows; return the range and the energy of each, and which were left out."""
         width, (table, base) = self.rows.width, self._table
         shapes = (self.kernels.TOGETHER, width), (5, -(-width // base)), (width,)
         room = [np.empty(shape, np.float32) for shape in shapes]
         ranges = np.full((2, len(raw)), [[np.inf], [-np.inf]], np.float32)
-        broken = np.zeros(len(raw), np.bool_)
+        energies, broken = np.zeros(len(raw)), np.zeros(len(raw), np.bool_)
         self.kernels.pass_over(
             raw, self._kind, np.uint32(_TINY[self.rows.dtype]), found.shift, table, base,
-            self.brain, statistics, *room, found.columns, found.extremes, ranges, broken, powers,
-            found.errors,
+            self.brain, statistics, *room, found.columns, found.extremes, ranges, energies, broken,
+            powers, found.errors,
         )  # fmt: skip
-        return ranges, broken
+        return ranges, energies, broken
+
+    def _sampled(self, first: int, raw: Array) -> list[Array]:
+        """Those of some rows that are looked at more closely, as float32."""
+        wanted = [row for row in self._looked_at if first <= row < first + len(raw)]
+        return [widened(raw[row - first], self.rows.dtype) for row in wanted]
+
+    @cached_property
+    def _looked_at(self) -> list[int]:
+        return sampled_rows(self.rows.height)
 
     @property
     def _table(self) -> tuple[Array, int]:

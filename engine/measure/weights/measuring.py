@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from engine import protocol as p
 from engine.checkpoint import DiskLayer, read_layer, stored_rows
 from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
 from engine.measure.counts import JobCounts
+from engine.measure.weights.belonging import heads_of, profile_of
 from engine.measure.weights.fused import Pass, Rows, RowsInMemory, is_fused, kernels
 from engine.measure.weights.passes import Passes, Running, cores
+from engine.measure.weights.sums import Array
 from engine.service.process import is_own_process
 from engine.store import keys
 from engine.workspace import Loaded, Opened
@@ -66,6 +70,7 @@ class Measuring:
     ) -> None:
         self._opened, self._counts = opened, counts
         self._passes = Passes(_threads(opened))
+        self._heads = heads_of(opened.checkpoint.config)
         self.notes: list[str] = []
         """Sentences about what was measured in another way."""
         self._next = iter(todo)
@@ -139,11 +144,24 @@ class Measuring:
         spent["read_s"] = spent.get("read_s", 0.0) + sums.read_s
         if wanted.statistics not in found:
             sigma = self._opened.settings.sigma
-            found[wanted.statistics] = sums.weights(layer, sigma, beyond)
+            found[wanted.statistics] = self._with_profile(
+                sums.weights(layer, sigma, beyond), wanted, sums.energies, sums.column_energies
+            )
         for place, format in enumerate(running.work.formats):
             if not sums.overflows(place):
                 error = sums.errors_in(place).fact
                 found[wanted.errors[format]] = p.LayerError(layer, str(format), error)
+
+    def _with_profile(
+        self, fact: p.LayerWeights, wanted: Wanted, rows: Array, columns: Array
+    ) -> p.LayerWeights:
+        """The statistics, with sketches of the norms of a layer within a block."""
+        row = wanted.row
+        if row.block is None or not len(rows):
+            return fact
+        experts = row.shape[0] if len(row.shape) > 2 else 1
+        found = profile_of(row.kind, experts, rows, columns, self._heads)
+        return msgspec.structs.replace(fact, rows=found.rows, columns=found.columns)
 
     def _step_by_step(self, wanted: Wanted, found: Known) -> Generator[None, None, None]:
         """Add what no pass over the files found, from the whole weight."""
@@ -156,12 +174,13 @@ class Measuring:
                 yield from self._passed(running, wanted, found)
         if len(found) == len(wanted.addresses):
             return
-        from engine.measure.weights.plain import plain_error, plain_statistics
+        from engine.measure.weights.plain import energies, plain_error, plain_statistics
 
         with _leaving_room(opened):
             if wanted.statistics not in found:
                 sigma = opened.settings.sigma
-                found[wanted.statistics] = plain_statistics(weight, row.name, sigma)
+                fact = plain_statistics(weight, row.name, sigma)
+                found[wanted.statistics] = self._with_profile(fact, wanted, *energies(weight))
             self._on_device(weight, wanted, found)
             for format, key in wanted.errors.items():
                 if key not in found:

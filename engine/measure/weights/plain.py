@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import torch
 from torch import Tensor
 
 from engine import protocol as p
 from engine.errors import FormatError
 from engine.formats.grammar import Format
+from engine.measure.weights.chunks import rows_of, spans
 from engine.measure.weights.errors import WeightErrors
 from engine.measure.weights.reconstruction import compare, weight_errors
+from engine.measure.weights.sample import Array, sample_of, sampled_rows
 from engine.measure.weights.statistics import WeightStatistics, weight_statistics
 from engine.quant.arithmetic import arithmetic_of
 from engine.quant.quantize import dequantized
@@ -21,7 +24,24 @@ CHUNK = 1 << 19
 @torch.no_grad()
 def plain_statistics(weight: Tensor, layer: str, sigma: float) -> p.LayerWeights:
     """The statistics of a layer, as a fact."""
-    return _fact(layer, weight_statistics(weight, sigma))
+    rows = rows_of(weight)
+    looked_at = rows[sampled_rows(len(rows))].to(torch.float32).cpu().numpy()
+    fact = _fact(layer, weight_statistics(weight, sigma))
+    return msgspec.structs.replace(fact, **sample_of(looked_at)._asdict())
+
+
+@torch.no_grad()
+def energies(weight: Tensor) -> tuple[Array, Array]:
+    """Sums of squares of the finite entries of each row, and of each column, in float64."""
+    rows = rows_of(weight)
+    across = torch.zeros(len(rows), dtype=torch.float64)
+    down = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for span in spans(rows):
+        squares = rows[span].to(torch.float64).square().cpu()
+        squares = squares.where(squares.isfinite(), 0.0)
+        across[span[0]] += squares.sum(1)
+        down[span[1]] += squares.sum(0)
+    return across.numpy(), down.numpy()
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from engine import protocol as p
 from engine.measure.weights.errors import WeightErrors, errors_of
+from engine.measure.weights.sample import Sample, sample_of
 
 Array: TypeAlias = NDArray[Any]
 
@@ -58,6 +59,10 @@ class Sums:
     """Entries of each column that are not finite."""
     ranges: Array = field(init=False)
     """The range of each row, likewise."""
+    energies: Array = field(init=False)
+    """Sum of squares of each row."""
+    sample: list[Array] = field(init=False)
+    """Rows that are looked at more closely, float32."""
     errors: Array = field(init=False)
     """For each format: squares and magnitudes of ``Ŵ − W``, the greatest magnitude, and in how many
     rows a scale overflows."""
@@ -68,6 +73,7 @@ class Sums:
         self.extremes = np.full((2, self.width), [[np.inf], [-np.inf]], np.float32)
         self.missing = np.zeros(self.width, np.int64)
         self.ranges = np.full((2, self.height), [[np.inf], [-np.inf]], np.float32)
+        self.energies, self.sample = np.zeros(self.height), []
         self.errors = np.zeros((self.formats, 4))
 
     def join(self, other: Sums) -> None:
@@ -82,6 +88,8 @@ class Sums:
         self.missing += other.missing
         self._widen(other.extremes)
         self.ranges = np.concatenate([self.ranges, other.ranges], 1)
+        self.energies = np.concatenate([self.energies, other.energies])
+        self.sample += other.sample
         farthest = np.maximum(self.errors[:, 2], other.errors[:, 2])
         self.errors += other.errors
         self.errors[:, 2] = farthest
@@ -101,6 +109,7 @@ class Sums:
         ends = np.stack([np.where(finite, values, np.inf), np.where(finite, values, -np.inf)])
         self._widen(ends)
         self.ranges[:, row] = ends[0].min(), ends[1].max()
+        self.energies[row] = np.square(np.where(finite, values, 0), dtype=np.float64).sum()
         self.missing += ~finite
         nan = int(np.isnan(values).sum())
         self.nan += nan
@@ -213,7 +222,20 @@ class Sums:
             std=std,
             worst_column=worst,
             worst_column_sigma=far,
+            **self._sample()._asdict(),
         )
+
+    def _sample(self) -> Sample:
+        """What the sampled rows tell."""
+        return sample_of(np.stack(self.sample)) if self.sample else Sample()
+
+    @property
+    def column_energies(self) -> Array:
+        """Sum of squares of each column."""
+        one, two = self.columns
+        count = self.height - self.missing
+        found: Array = np.maximum(two + 2 * self.shift * one + count * self.shift**2, 0.0)
+        return found
 
     def _worst_column(self, mean: float, std: float) -> tuple[int, float]:
         """Of the columns whose RMS dwarfs the median one, that with the farthest entry.

@@ -13,8 +13,6 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
-import msgspec
-
 from engine import protocol as p
 from engine.checkpoint import DiskLayer
 from engine.errors import FormatError
@@ -64,10 +62,12 @@ def triage(opened: Opened, formats: Sequence[str], job: str) -> Steps:
             if (why := not_held(format, row.shape)) is not None:
                 yield p.Fallback(layer=row.name, format=str(format), why=why)
     todo: list[tuple[Wanted, Known]] = []
+    seen: dict[str, p.LayerWeights] = {}
     for at in range(0, len(rows), LAYERS_AT_ONCE):
         wanted = [_wanted(opened, row, parsed) for row in rows[at : at + LAYERS_AT_ONCE]]
-        yield from _from_store(opened, wanted, todo, counts)
-    yield from _measured(opened, todo, len(rows), counts, job)
+        yield from _kept(_from_store(opened, wanted, todo, counts), seen)
+    yield from _kept(_measured(opened, todo, len(rows), counts, job), seen)
+    yield from _swapped(opened, rows, seen)
     counts.timings["total_s"] = time.perf_counter() - begun
     return counts.outcome()
 
@@ -99,28 +99,24 @@ def _from_store(
     counts.known += len(whole)
     yield from _announced([(key, known[key]) for each in whole for key in each.addresses], False)
 
-    # Facts of the previous version are split, and stored as those of this version.
+    # Facts of the previous version are split: their errors are still what they were.
     old = opened.known(listed := [each.listed.address for each in partly])
-    split: list[tuple[str, p.AnyFact]] = []
     for each, address in zip(partly, listed, strict=True):
+        found = {key: known[key] for key in each.addresses if key in known}
         fact = old.get(address)
-        if isinstance(fact, p.LayerWeights):
-            split += _split(each, fact)
-            counts.known += 1
-        else:
-            todo.append((each, {key: known[key] for key in each.addresses if key in known}))
-    yield from _announced(split, True)
+        todo.append((each, found | _errors(each, fact)))
     yield None
 
 
-def _split(wanted: Wanted, fact: p.LayerWeights) -> list[tuple[str, p.AnyFact]]:
-    found: list[tuple[str, p.AnyFact]] = [
-        (wanted.statistics, msgspec.structs.replace(fact, errors={}, refused={}))
-    ]
+def _errors(wanted: Wanted, fact: p.AnyFact | None) -> Known:
+    """The errors in a fact that holds all of a layer."""
+    if not isinstance(fact, p.LayerWeights):
+        return {}
+    found: Known = {}
     for format, key in wanted.errors.items():
         text = str(format)
         error, why = fact.errors.get(text), fact.refused.get(text, "")
-        found.append((key, p.LayerError(fact.layer, text, error, why)))
+        found[key] = p.LayerError(fact.layer, text, error, why)
     return found
 
 
@@ -157,6 +153,30 @@ def _measured(
                 yield from _announced(waiting, True)
                 announced, waiting = time.perf_counter(), []
     yield from _announced(waiting, True)
+
+
+def _kept(events: Events, seen: dict[str, p.LayerWeights]) -> Events:
+    """Pass events on, and note the statistics among them."""
+    for event in events:
+        if isinstance(event, p.Learned):
+            seen |= {fact.layer: fact for fact in event.facts if isinstance(fact, p.LayerWeights)}
+        yield event
+
+
+def _swapped(opened: Opened, rows: Sequence[DiskLayer], seen: dict[str, p.LayerWeights]) -> Events:
+    """Compare layers with each other, once all are known."""
+    key = keys.Swapped(on=opened.files).address
+    if known := opened.known([key]):
+        yield p.Learned((key,), (known[key],), fresh=False)
+        return
+    from engine.measure.weights.belonging import Placed, misplaced
+
+    placed = [
+        Placed(row.name, row.kind, row.shape, seen[row.name])
+        for row in rows
+        if row.block is not None and row.name in seen
+    ]
+    yield p.Learned((key,), (p.Swapped(misplaced(placed)),))
 
 
 def _left(begun: float, done: int, total: int) -> float:

@@ -1,7 +1,8 @@
 """Figures of a layer: each declared once, with everything it appears in.
 
-`declaration` says what a figure declares; `layers`, `sensitivity` and `weights` declare the
-figures; `reading` reads them; `registry` lists them all, and has `register_figure` for plugins.
+`declaration` says what a figure declares; `layers`, `sensitivity`, `weights`, `activations` and
+`outputs` declare the figures; `reading` reads them; `registry` lists them all, and has
+`register_figure` for plugins.
 """
 
 from engine.report.figures.declaration import ALWAYS as ALWAYS

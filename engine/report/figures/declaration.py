@@ -21,13 +21,15 @@ Reader: TypeAlias = Callable[[int], Value | None]
 """Returns the figure of a row; None if it is not known."""
 Number: TypeAlias = Callable[[int], float | None]
 """The same for a figure that is a number; nan if it is known to be none."""
-Source: TypeAlias = Literal["row", "weights", "activations", "error", "effect", "estimate"]
+Source: TypeAlias = Literal[
+    "row", "weights", "activations", "error", "output", "effect", "estimate"
+]
 """What a figure is read from: the layer listing; a layer's `LayerWeights`, or its
-`LayerActivations`; a `WeightError` of one format; an effect (`Sensitivity`, else `Estimate`); an
-`Estimate` only."""
+`LayerActivations`; a `WeightError` of one format; the `OutputError` of the format held; an effect
+(`Sensitivity`, else `Estimate`); an `Estimate` only."""
 Changes: TypeAlias = Literal["names", "holds", "marks", "facts"]
 """What changes a figure: a new listing of the layers; a toggle; a mark; measurements."""
-Document: TypeAlias = Literal["triage", "sweep"]
+Document: TypeAlias = Literal["triage", "sweep", "diagnose"]
 Group: TypeAlias = Literal["effect", "errors", "weights"]
 """A heading of the side pane."""
 

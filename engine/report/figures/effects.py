@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from engine.diagnosis.thresholds import OUTLIER_COLUMN
+from engine.diagnosis.thresholds import Thresholds
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits, why_not_held
 from engine.protocol import EffectKey, Estimate, LayerWeights, Sensitivity
@@ -19,10 +19,10 @@ from engine.session.artefact import OUTSIDE, bits_as_stored
 Effect: TypeAlias = Sensitivity | Estimate
 
 
-def finding(weights: LayerWeights | None) -> bool:
+def finding(weights: LayerWeights | None, limits: Thresholds) -> bool:
     """Whether triage found something in a layer that needs attention."""
     return weights is not None and (
-        weights.nan > 0 or weights.inf > 0 or weights.worst_column_sigma > OUTLIER_COLUMN
+        weights.nan > 0 or weights.inf > 0 or weights.worst_column_sigma > limits.outlier_column
     )
 
 

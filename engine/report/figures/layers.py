@@ -98,7 +98,7 @@ IDENTITY: tuple[Figure, ...] = (
         id="layer", title="the model's own order", help="the layer's full name",
         quantity=WORD, read=_listed("names"),
         column=Column("layer", 20, 0, falling=False, left=True, sorted_by="place"),
-        json=_json("name", "triage", "sweep"), csv=CsvName("layer", ALWAYS),
+        json=_json("name", "triage", "sweep", "diagnose"), csv=CsvName("layer", ALWAYS),
     ),
     Figure(
         id="place", title="place in the model", help="number of the row, in the model's own order",

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from engine.protocol import Estimate, LayerActivations, LayerWeights, Sensitivity, WeightError
+from engine.protocol import (
+    Estimate,
+    LayerActivations,
+    LayerWeights,
+    OutputError,
+    Sensitivity,
+    WeightError,
+)
 from engine.report.figures.declaration import Changes, Context, Reader, Reading, Value
 from engine.report.figures.effects import Effect, effects
-from engine.session import Session
+from engine.session import Session, recipe_hash
 
 OfEffect: TypeAlias = Callable[[Effect, Session], Value | None]
 
@@ -63,6 +70,25 @@ def of_error(value: Callable[[WeightError, Session], Value | None]) -> Reading:
         return read
 
     return Reading(bind, "error", value)
+
+
+def of_output(value: Callable[[OutputError, Session], Value | None]) -> Reading:
+    """A figure of the error of a layer's outputs, in the format that it holds."""
+
+    def bind(context: Context) -> Reader:
+        session = context.session
+        names, holds = session.layers.names, session.layers.holds
+        known, recipe = session.errors.outputs, recipe_hash(session.changed)
+
+        def read(row: int) -> Value | None:
+            if names[row] not in known:
+                return None
+            error = session.output_error(names[row], holds[row], recipe)
+            return None if error is None or error.why else value(error, session)
+
+        return read
+
+    return Reading(bind, "output", value)
 
 
 def of_effect(value: OfEffect, bind: Callable[[Context], Reader] | None = None) -> Reading:

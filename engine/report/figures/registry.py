@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from engine.plugins import load_plugins
-from engine.report.figures import activations, layers, sensitivity, weights
+from engine.report.figures import activations, layers, outputs, sensitivity, weights
 from engine.report.figures.declaration import (
     ALWAYS,
     EFFECTS,
@@ -21,7 +21,7 @@ _FIGURES: dict[str, Figure] = {
     for group in (
         layers.IDENTITY, sensitivity.WHICH, layers.HOLDS, sensitivity.KL, sensitivity.NLL,
         sensitivity.SCORES, weights.ERRORS, weights.OUTLIERS, weights.HEALTH,
-        activations.ACTIVATIONS,
+        activations.ACTIVATIONS, outputs.OUTPUTS,
     )
     for figure in group
 }  # fmt: skip

@@ -8,14 +8,29 @@ from msgspec import UnsetType
 
 from engine.report import schema as s
 from engine.report.characters import printable
+from engine.report.diagnosis_parts import LISTED
 from engine.report.tables.cells import NOT_KNOWN, figure, share, thousandth
+from engine.report.tables.errors import (
+    DRIFT_HEADINGS,
+    OUTPUT_HEADINGS,
+    drift_rows,
+    errors_text,
+    output_rows,
+    remarks,
+)
 from engine.report.tables.layout import paragraphs, table
 from engine.report.tables.parts import about, protocol_lines, spent
 from engine.report.wording import size
 
 NO_VERDICT = "no verdict: the effects of some layers are not known"
 CLEAN = "no findings"
-HEADINGS = ("layer", "format", "weight error", "KL·10³", "≈KL·10³", "bits", "size")
+HEADINGS = (
+    *("layer", "format", "weight error", "output error", "KL·10³", "≈KL·10³", "bits", "size"),
+    *("won/MB", "verdict", "kernels"),
+)
+LEGEND = "≈ estimated, ~ filled in from another format; won/MB: KL·10³ won back for a megabyte more"
+WORDS = {0, 1, 9, 10}
+"""Columns of words, which begin at the left."""
 
 
 def diagnosis_text(document: s.DiagnoseDocument) -> str:
@@ -23,7 +38,9 @@ def diagnosis_text(document: s.DiagnoseDocument) -> str:
     return paragraphs(
         _verdict(document),
         "\n".join(_finding(each) for each in document.findings) or CLEAN,
-        table(HEADINGS, _rows(document), {0, 1}) if document.layers else "",
+        table(HEADINGS, _rows(document), WORDS) if document.layers else "",
+        LEGEND if document.layers else "",
+        errors_text(document),
         about(document.model),
         protocol_lines(document.protocol, document.baseline),
         spent(document.timings, document.resumed),
@@ -42,11 +59,26 @@ def diagnosis_markdown(document: s.DiagnoseDocument) -> str:
         "\n".join(lines),
         "## Worst layers",
         "\n".join(cells),
+        *_errors(document),
         "## Protocol",
         _escaped(about(document.model))
         + "  \n"
         + _escaped(protocol_lines(document.protocol, document.baseline)),
     )
+
+
+def _errors(document: s.DiagnoseDocument) -> list[str]:
+    """The errors inside the model, as Markdown."""
+    if isinstance(document.errors, UnsetType):
+        return []
+    found = ["## Errors inside the model"]
+    for headings, rows in (
+        (OUTPUT_HEADINGS, output_rows(document)),
+        (DRIFT_HEADINGS, drift_rows(document)),
+    ):
+        every = [headings, ["---"] * len(headings), *rows]
+        found.append("\n".join("| " + " | ".join(map(_escaped, row)) + " |" for row in every))
+    return [*found, *map(_escaped, remarks(document.errors))]
 
 
 def _verdict(document: s.DiagnoseDocument) -> str:
@@ -69,21 +101,33 @@ def _finding(found: s.FindingPart) -> str:
 
 def _rows(document: s.DiagnoseDocument) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
-    for layer in document.layers:
+    for layer in document.layers[:LISTED]:  # the worst come first
         for at, each in enumerate(layer.fixes):
-            error = each.weight_error
             rows.append(
                 [
                     printable(layer.name) if at == 0 else "",
                     printable(each.format),
-                    NOT_KNOWN if isinstance(error, UnsetType) else share(error),
+                    _share(each.weight_error),
+                    _share(each.output_error),
                     _kl(each.kl_measured),
-                    _kl(each.kl_estimated),
+                    ("~" if each.filled else "") + _kl(each.kl_estimated),
                     figure(each.bits, 2),
                     size(each.bytes),
+                    _won(each.kl_per_megabyte),
+                    printable(each.verdict),
+                    " ".join(each.kernels) or "none",
                 ]
             )
     return rows
+
+
+def _won(value: s.Number | UnsetType) -> str:
+    """KL won back per megabyte more; a smaller layer that wins any back has no price."""
+    return NOT_KNOWN if isinstance(value, UnsetType) else "free" if value is None else _kl(value)
+
+
+def _share(value: s.Number | UnsetType) -> str:
+    return NOT_KNOWN if isinstance(value, UnsetType) else share(value)
 
 
 def _kl(value: s.Number | UnsetType) -> str:

@@ -10,7 +10,8 @@ from textual import events
 from textual.app import ComposeResult
 
 from engine import protocol as p
-from engine.diagnosis.findings import Finding, findings
+from engine.diagnosis.finding import Finding
+from engine.diagnosis.findings import findings
 from engine.report.figures import Context
 from engine.report.figures.declaration import Figure
 from engine.report.wording import short
@@ -31,7 +32,9 @@ from qtui.views.text import UNICODE, Glyphs, printable, short_name
 from qtui.widgets.frame.verdict import LEAST, REST, VerdictLine
 from qtui.widgets.line import Lines, Words
 
-SHOWN: frozenset[Dirty] = frozenset({"layers", "weights", "measured", "recipe", "baseline"})
+SHOWN: frozenset[Dirty] = frozenset(
+    {"layers", "weights", "measured", "recipe", "baseline", "errors"}
+)
 WIDE = 120
 """Columns from which the findings are beside the map."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import protocol as p
 from engine.formats.grammar import parse_format
+from engine.session import recipe_hash
 from qtui.actions import HOLD, Choice
 from qtui.screens.shared_actions import Chooser, SharedActions
 from qtui.screens.workbench.screen import Workbench
@@ -16,6 +17,7 @@ from qtui.views import sweeps
 from qtui.views.scope import SCOPE_TITLES, SCOPES
 from qtui.views.scope import why_not as why_not_scope
 from qtui.widgets.frame.scoreboard import running
+from qtui.widgets.pane.tabs import TABS, beside
 from qtui.widgets.table.columns import table_column, table_columns
 from qtui.widgets.table.layer_table import MarkedRows
 
@@ -82,12 +84,15 @@ class WorkbenchActions(SharedActions):
         "hold": lambda do: do.prompts.format(),
         "sweep": lambda do: do.switch_direction(),
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
-        "activations": lambda do: do.ask(p.Triage(activations=True)),
+        "activations": lambda do: do.activations(),
+        "errors": lambda do: do.errors(),
         "format": lambda do: do.bench.next_format(),
         "pane": lambda do: do.bench.toggle_pane(),
         "log_pane": lambda do: do.log_pane(),
         "pane_down": lambda do: do.bench.detail.scroll(3),
         "pane_up": lambda do: do.bench.detail.scroll(-3),
+        "tab": lambda do: do.bench.show_tab(beside(do.bench.detail.tab, 1)),
+        "tab_before": lambda do: do.bench.show_tab(beside(do.bench.detail.tab, -1)),
         "log_counts": lambda do: do.log_counts(),
         "save": lambda do: do.prompts.save(),
         "copy": lambda do: do.prompts.copy(whole=False),
@@ -107,6 +112,12 @@ class WorkbenchActions(SharedActions):
             "choose a scope",
             lambda do: do.scopes(),
             lambda do, id: do.bench.set_scope(id),
+        ),
+        "tab": Chooser(
+            "Pane: {}",
+            "choose what the pane shows",
+            lambda do: [Choice(each.id, each.id, each.title) for each in TABS],
+            lambda do, id: do.bench.show_tab(id),
         ),
     }
 
@@ -148,10 +159,12 @@ class WorkbenchActions(SharedActions):
                 return "this layer has no experts"
             case "undo" if table.pending or self._marks_to_restore():
                 return ""
+            case "errors" if not session.changed:
+                return "no layer is changed: there is no error"
+            case "errors" if session.model is None and not self._errors_known():
+                return "the model is not loaded yet"
             case "activations" if session.model is None:
                 return "the model is not loaded yet"
-            case "activations" if any(each is not None for each in session.layers.activations):
-                return "they are measured already: the pane shows them"
             case "verdict":
                 return self._why_no_mix()
             case "retry" if not bench.failed:
@@ -341,6 +354,26 @@ class WorkbenchActions(SharedActions):
             after = f", after {ahead[-1].title}: {self.bench.key('jobs')} shows all jobs"
         self.say("info", f"sweep requested: {what}{after}")
         self.ask(p.Sweep((format,), way))
+
+    def activations(self) -> None:
+        """Show the pane's tab of activations; measure them first, where they are not known."""
+        self.bench.show_tab("activations")
+        if all(each is None for each in self.session.layers.activations):
+            self.ask(p.Triage(activations=True))
+
+    def errors(self) -> None:
+        """Show the pane's tab of errors, or of drift; measure them first, where not known."""
+        if self.bench.detail.tab not in ("errors", "drift"):
+            self.bench.show_tab("errors")
+        if not self._errors_known():
+            self.ask(p.MeasureErrors())
+
+    def _errors_known(self) -> bool:
+        session, recipe = self.session, recipe_hash(self.session.changed)
+        return session.drift() is not None and all(
+            session.output_error(name, held, recipe) is not None
+            for name, held in session.changed.items()
+        )
 
     def _unfinished(self) -> tuple[str, p.Direction] | None:
         return sweeps.unfinished(self.session, self.bench.format, self.bench.direction)

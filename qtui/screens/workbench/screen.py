@@ -17,8 +17,8 @@ from engine.session import Dirty, Session
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext
 from qtui.screens.workbench.effects import ShownEffects
-from qtui.screens.workbench.histogram_requests import HistogramRequests
 from qtui.screens.workbench.layout import CSS, apply_layout
+from qtui.screens.workbench.pane_requests import PaneRequests
 from qtui.user.remembered import remember
 from qtui.views.scope import Scope, describe
 from qtui.views.text import printable, short_name
@@ -37,12 +37,15 @@ if TYPE_CHECKING:
     from qtui.widgets.prompt.prompt import Prompt
 
 TABLE: frozenset[Dirty] = frozenset(
-    {"layers", "holds", "weights", "measured", "jobs", "checkpoint", "model", "experts"}
-)
+    {
+        "layers", "holds", "weights", "measured", "jobs", "checkpoint", "model", "experts",
+        "errors",
+    }
+)  # fmt: skip
 DETAIL: frozenset[Dirty] = frozenset(
     {
         "layers", "holds", "weights", "measured", "baseline", "recipe", "histogram", "experts",
-        "notices",
+        "notices", "errors",
     }
 )  # fmt: skip
 """Parts of a session that the table, and the pane, draw."""
@@ -76,10 +79,11 @@ class Workbench(SessionScreen):
         """What is said above the table."""
         self.requested: dict[str, dict[str, str]] = {}
         """Pending formats by layer, for the ``ask`` of each unconfirmed command."""
-        self.histogram_requests = HistogramRequests(
+        self.pane_requests = PaneRequests(
             lambda: (self.session, self.table.current),
             lambda command: self.post_message(self.Ask(command)),
             self.set_timer,
+            self.detail.wanted,
         )
         # As in an earlier run.
         self.detail.histogram.by_log = context.remembered.log_counts
@@ -138,9 +142,9 @@ class Workbench(SessionScreen):
     def connected(self) -> None:
         """There is an engine; it knows nothing of what the one before was asked."""
         self.scoreboard.state = "opening"
-        self.histogram_requests.forget()
+        self.pane_requests.forget()
         self.table.pending.clear()
-        self.histogram_requests.soon()
+        self.pane_requests.soon()
 
     def lost(self, error: EngineGoneError) -> None:
         """The engine is gone."""
@@ -178,20 +182,20 @@ class Workbench(SessionScreen):
             self.events.add_earlier(session)
             if session.model is not None and not running(session):
                 self.scoreboard.state = "ready"
-        if dirty - {"histogram", "notices", "experts"}:
+        if dirty - {"histogram", "notices", "experts", "errors"}:
             self.scoreboard.show(session, dirty)
         if dirty & {"measured", "recipe", "baseline", "layers"}:
             self._judge()
         if dirty & TABLE:
             self.table.empty = self._empty()
-            moved = bool(dirty & {"layers", "weights", "measured", "model", "experts"})
+            moved = bool(dirty & {"layers", "weights", "measured", "model", "experts", "errors"})
             self.table.show(session, self.format, self.direction, reorder=moved)
             self._show_caption()
             self.show_scope()
         if dirty & DETAIL:
             self._detail()
         if dirty & {"layers", "model", "holds"}:
-            self.histogram_requests.soon()
+            self.pane_requests.soon()
         self.log_pane.show()
 
     @property
@@ -245,10 +249,12 @@ class Workbench(SessionScreen):
     def before_fold(self, event: p.AnyEvent) -> bool:
         """Handle an event before it is folded; false if it must not be folded."""
         if isinstance(event, p.HistogramReady):
-            self.histogram_requests.answered(event.layer, event.format)
-        if isinstance(event, p.Refused) and event.command == "AskHistogram":
+            self.pane_requests.answered(event.layer, event.format)
+        if isinstance(event, p.ErrorMapReady):
+            self.pane_requests.tab_answered(p.AskErrorMap(event.layer, event.format))
+        if isinstance(event, p.Refused) and event.command in ("AskHistogram", "AskErrorMap"):
             # Requested too early, or for a layer that cannot be read; no key was pressed.
-            self.histogram_requests.forget()
+            self.pane_requests.forget()
             return False
         if isinstance(event, p.Refused) and event.command == "AskExperts":
             for layer in event.layers:
@@ -358,7 +364,7 @@ class Workbench(SessionScreen):
         """Show the layer, and ask for its histogram once the cursor rests."""
         self._detail()
         self.show_scope()
-        self.histogram_requests.soon()
+        self.pane_requests.soon()
 
     def on_layer_table_marked(self) -> None:
         """The scope is other layers now."""
@@ -398,6 +404,15 @@ class Workbench(SessionScreen):
         self.toggle_class("-folded")
         remember(pane=not self.has_class("-folded"))
         self._fold()
+
+    def show_tab(self, id: str) -> None:
+        """Show a tab of the pane; the pane with it, where it was hidden."""
+        if self.has_class("-folded") or self.detail.has_class("-small"):
+            self.remove_class("-folded")
+            self.add_class("-pane")
+            self._fold()
+        self.detail.show_tab(id)
+        self.pane_requests.soon()
 
     def toggle_log(self) -> bool:
         """Show or hide the log; whether it is hidden now."""

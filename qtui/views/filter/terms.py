@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from fnmatch import translate
 from typing import NamedTuple, Protocol, TypeAlias, cast
 
+from engine.diagnosis.thresholds import thresholds
 from engine.errors import UsageError
 from engine.report.figures import Context, Number, figure
 from engine.report.figures.effects import finding
@@ -156,6 +157,7 @@ def _states(context: Context) -> dict[str, Test]:
     session, marked = context.session, context.marked
     layers, changed = session.layers, session.changed
     nothing: list[None] = [None] * len(layers.names)
+    limits = thresholds(session)
     measured = session.effects.measured.get(context.key, nothing)
     estimated = session.effects.estimated.get(context.key, nothing)
     return {
@@ -164,7 +166,7 @@ def _states(context: Context) -> dict[str, Test]:
         "marked": lambda row: layers.names[row] in marked,
         "measured": lambda row: measured[row] is not None,
         "estimated": lambda row: measured[row] is None and estimated[row] is not None,
-        "finding": lambda row: finding(layers.weights[row]),
+        "finding": lambda row: finding(layers.weights[row], limits),
     }
 
 

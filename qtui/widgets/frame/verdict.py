@@ -55,9 +55,8 @@ class VerdictLine(Lines):
         found = verdict(self._session, self._format) if self._format else None
         took = time.monotonic() - begun
         self._next = begun + max(LEAST, REST * took)
-        if found != self.found:
-            self.found = found
-            self.draw()
+        self.found = found
+        self.draw()
 
     def draw(self) -> None:
         """Draw the verdict for the width there is."""
@@ -84,6 +83,8 @@ class VerdictLine(Lines):
         ]
         for said, helps in forms:
             key = f"  {self.take_key} takes it" if helps and self.take_key else ""
+            if found.mix == self._session.changed:
+                key = "  (taken)"
             arrow = f" {g.arrow} " if helps else ""
             for last in (key, ""):
                 if cell_len(said + arrow + helps + last) <= width:

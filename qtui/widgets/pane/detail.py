@@ -10,7 +10,8 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.timer import Timer
 
-from engine.protocol import Direction, EffectKey
+from engine.diagnosis.thresholds import thresholds
+from engine.protocol import AnyCommand, Direction, EffectKey
 from engine.report import wording as n
 from engine.report.figures import Context
 from engine.session import Session
@@ -20,6 +21,8 @@ from qtui.widgets.line import Lines, Words, cells
 from qtui.widgets.pane import effect_facts, layer_facts
 from qtui.widgets.pane.histogram import Histogram
 from qtui.widgets.pane.past import LayerHistory
+from qtui.widgets.pane.tab import TabContext
+from qtui.widgets.pane.tabs import LAYER, tab, title_line
 
 LEAST_PLOT, MOST_PLOT = 7, 18
 """Lines that the histogram has."""
@@ -60,6 +63,8 @@ class Detail(Vertical):
         self.expert: int | None = None
         self.shown: tuple[str, Direction] = "", "degrade"
         """Format and direction of the effects in the table."""
+        self.tab = LAYER
+        """The tab that is shown."""
         self.top = 0
         """Lines of the figures that were scrolled away."""
         self.about = Lines(id="about")
@@ -97,6 +102,21 @@ class Detail(Vertical):
             self.top = 0
         self.session, self.row, self.expert, self.shown = session, row, expert, shown
         self._write()
+
+    def show_tab(self, id: str) -> None:
+        """Show another tab of the same layer.
+
+        Raises:
+            KeyError: if there is none of this name.
+        """
+        self.tab, self.top = tab(id).id, 0
+        self._write()
+
+    def wanted(self) -> AnyCommand | None:
+        """What the tab on the screen needs for this layer and does not have."""
+        if self.row is None or not self.display or self.has_class("-small"):
+            return None
+        return tab(self.tab).request(self.session, self.row)
 
     @property
     def can_scroll(self) -> bool:
@@ -147,10 +167,13 @@ class Detail(Vertical):
             self.about.set_lines(self._small(self.row))
             return
         width, height = self.content_size
+        close = height < 30
+        about = [title_line(self.tab, width, self.glyphs), *self._about(self.row, width)]
+        if self.tab != LAYER:
+            self._write_tab(self.row, about)
+            return
         beside = width >= BESIDE[0] and height <= BESIDE[1]
         self.set_class(beside, "-beside")
-        close = height < 30
-        about = self._about(self.row, width)
         self.about.set_lines(about if close else [*about, []])
         room = max(0, height - len(about) - (not close))
         within = 62 if beside else width
@@ -165,6 +188,18 @@ class Detail(Vertical):
         self._place()
         if self._history.pending:
             self._timer = self.set_timer(Histogram.REST, lambda: self._write(rested=True))
+
+    def _write_tab(self, row: int, about: list[Words]) -> None:
+        """A tab other than the first: lines alone, below the layer's name."""
+        width, height = self.content_size
+        self.set_class(False, "-beside")
+        self.about.set_lines([*about, []])
+        self._room = max(0, height - len(about) - 1)
+        self.histogram.styles.height, self.figures.styles.height = 0, self._room
+        shown = EffectKey(self.shown[1], self.shown[0])
+        context = TabContext(self.session, row, self.expert, shown, width, self._room, self.glyphs)
+        self._lines = tab(self.tab).lines(context)
+        self._place()
 
     def _plot(self, row: int) -> None:
         session, layers = self.session, self.session.layers
@@ -287,7 +322,7 @@ class Detail(Vertical):
             return [first, *self._small_expert(row, self.expert)]
         second: Words = []
         if known is not None:
-            second += layer_facts.findings(known, self.glyphs, brief=True)
+            second += layer_facts.findings(known, thresholds(self.session), self.glyphs, brief=True)
             for format, error in known.errors.items():
                 second += [
                     ("  " if second else "", ""),
@@ -344,14 +379,14 @@ class Detail(Vertical):
         if self.expert is not None:
             return [[], *self._expert_lines(row, self.expert, width), [], *history]
         lines: list[Words] = [[], *effect_facts.effect_lines(session, row, width, glyphs)]
-        if known is not None and (found := layer_facts.findings(known, glyphs)):
+        if known is not None and (
+            found := layer_facts.findings(known, thresholds(session), glyphs)
+        ):
             lines.append(found)
         lines += [[], *layer_facts.error_lines(session, row, width, glyphs)]
         context = Context(session, EffectKey(self.shown[1], self.shown[0]))
         if weights := layer_facts.weight_lines(context, row, glyphs):
             lines += [[], *weights]
-        if acts := layer_facts.activation_lines(session.layers.activations[row], glyphs):
-            lines += [[], *acts]
         if history:
             lines += [[], *history]
         if control := layer_facts.control_lines(session):

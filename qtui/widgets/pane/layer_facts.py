@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from engine.diagnosis.thresholds import OUTLIER_COLUMN
-from engine.protocol import ExpertsReady, LayerActivations, LayerWeights
+from engine.diagnosis.thresholds import Thresholds, thresholds
+from engine.protocol import ExpertsReady, LayerWeights
 from engine.report import wording as n
 from engine.report.figures import Context, Figure
 from engine.report.figures.registry import pane_figures
@@ -22,12 +22,14 @@ def _label_width(labels: list[str], room: int) -> int:
     return max(12, min(max(map(len, labels), default=0), room))
 
 
-def findings(known: LayerWeights, glyphs: Glyphs, *, brief: bool = False) -> Words:
+def findings(
+    known: LayerWeights, limits: Thresholds, glyphs: Glyphs, *, brief: bool = False
+) -> Words:
     """What a person should look at in a layer's weights; empty where there is nothing."""
     words = []
     if known.nan or known.inf:
         words.append(f"{known.nan:,} NaN, {known.inf:,} Inf")
-    if known.worst_column_sigma > OUTLIER_COLUMN:
+    if known.worst_column_sigma > limits.outlier_column:
         reach = f"{n.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
         words.append(
             f"channel {known.worst_column}: {reach}"
@@ -48,6 +50,7 @@ def _counted(number: int, what: str) -> str:
 def weight_lines(context: Context, row: int, glyphs: Glyphs) -> list[Words]:
     """Figures of a layer's weights, several in a line; what is not known is left out."""
     known = context.session.layers.weights[row]
+    limits = thresholds(context.session)
     lines: dict[int, list[tuple[str, str]]] = {}
     for figure in pane_figures("weights"):
         pane, value = figure.pane, figure.read.bind(context)(row)
@@ -56,7 +59,7 @@ def weight_lines(context: Context, row: int, glyphs: Glyphs) -> list[Words]:
         own = WEIGHT_WORDS.get(figure.id)
         if own is None or known is None:
             pair = pane.label, printable((pane.text or figure.quantity.text)(value))
-        elif (said := own(known, glyphs)) is not None:
+        elif (said := own(known, glyphs, limits)) is not None:
             pair = said
         else:
             continue
@@ -64,51 +67,26 @@ def weight_lines(context: Context, row: int, glyphs: Glyphs) -> list[Words]:
     return [_pairs(lines[number]) for number in sorted(lines)]
 
 
-def activation_lines(known: LayerActivations | None, glyphs: Glyphs) -> list[Words]:
-    """What a layer is given and returns; nothing before that was measured."""
-    if known is None:
-        return []
-    lines: list[Words] = []
-    for name, found in (("input", known.input), ("output", known.output)):
-        if found is None:
-            continue
-        pairs = [
-            (f"{name} max", n.short(found.max)),
-            ("mean", n.short(found.mean)),
-            ("p99", n.short(found.p99)),
-            ("max/mean", n.short(found.ratio, small=0)),
-        ]
-        if found.by_median:
-            some = ", ".join(map(str, found.outlier_channels[:3]))
-            more = glyphs.ellipsis if found.by_median > 3 else ""
-            pairs.append(("outlier channels", f"{found.by_median}: {some}{more}"))
-        if found.massive:
-            pairs.append(("massive tokens", f"{found.massive:,}"))
-        lines.append(_pairs(pairs))
-    if known.expert_tokens and (unseen := known.expert_tokens.count(0)):
-        said = f"{unseen} of {len(known.expert_tokens)} experts got no token"
-        lines.append([(f"{glyphs.finding} {said}", "$finding")])
-    return lines
-
-
-def _outliers(known: LayerWeights, glyphs: Glyphs) -> tuple[str, str]:
+def _outliers(known: LayerWeights, glyphs: Glyphs, limits: Thresholds) -> tuple[str, str]:
     out = known.outliers
     beyond = f">{n.short(out.sigma, small=0)}{glyphs.sigma}"
     return beyond, f"{n.percent(out.fraction)} ({out.count:,})"
 
 
-def _range(known: LayerWeights, glyphs: Glyphs) -> tuple[str, str]:
+def _range(known: LayerWeights, glyphs: Glyphs, limits: Thresholds) -> tuple[str, str]:
     return "range", f"{n.short(known.range_ratio, small=1)}{glyphs.times} that without outliers"
 
 
-def _largest_channel(known: LayerWeights, glyphs: Glyphs) -> tuple[str, str] | None:
-    if known.worst_column_sigma > OUTLIER_COLUMN:
+def _largest_channel(
+    known: LayerWeights, glyphs: Glyphs, limits: Thresholds
+) -> tuple[str, str] | None:
+    if known.worst_column_sigma > limits.outlier_column:
         return None  # it is among the findings
     reach = f"{n.short(known.worst_column_sigma, small=1)}{glyphs.sigma}"
     return "largest input channel", f"{known.worst_column}, {reach}"
 
 
-WEIGHT_WORDS: dict[str, Callable[[LayerWeights, Glyphs], tuple[str, str] | None]] = {
+WEIGHT_WORDS: dict[str, Callable[[LayerWeights, Glyphs, Thresholds], tuple[str, str] | None]] = {
     "outliers": _outliers,
     "range_ratio": _range,
     "worst_column": _largest_channel,

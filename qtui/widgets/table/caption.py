@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from engine.diagnosis.thresholds import thresholds
 from engine.protocol import Direction, EffectKey
 from engine.report.figures.effects import finding
 from engine.report.wording import decimals
@@ -60,7 +61,8 @@ def _findings(session: Session, glyphs: Glyphs) -> tuple[str, ...]:
     weights = session.layers.weights
     if len(weights) > MOST_COUNTED:
         return ()
-    number = sum(map(finding, weights))
+    limits = thresholds(session)
+    number = sum(finding(known, limits) for known in weights)
     layers = "layer has" if number == 1 else "layers have"
     return (f"{glyphs.finding} {number} {layers} findings",) if number else ()
 

@@ -10,7 +10,6 @@ from rich.cells import cell_len
 
 from engine import protocol as p
 from engine.report.figures import Figure, Value
-from engine.report.figures.effects import finding
 from engine.report.wording import percent, short
 from qtui.views.text import BELOW, DOUBT, Glyphs, bar, fit, printable, short_name, signed_change
 
@@ -47,6 +46,8 @@ class LayerRow(NamedTuple):
     dppl_half: float
     """Half its interval."""
     weights: p.LayerWeights | None
+    finding: bool
+    """Whether triage found something in it."""
     values: dict[str, Value | None]
     """Of the figures without a drawer of their own, by id."""
 
@@ -177,7 +178,7 @@ def _error(row: LayerRow, style: TableStyle, width: int) -> list[Piece]:
 def _outliers(row: LayerRow, style: TableStyle, width: int) -> list[Piece]:
     if row.weights is None:
         return _right(style.glyphs.unknown, width, "dim")
-    tone = "finding" if finding(row.weights) else "dim"
+    tone = "finding" if row.finding else "dim"
     return _right(percent(row.weights.outliers.fraction), width, tone)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from rich.cells import cell_len
 from rich.style import Style
 
+from engine.diagnosis.thresholds import thresholds
 from engine.protocol import Estimate, ExpertsReady, Sensitivity
 from engine.report.figures import Figure, Reader
 from engine.report.figures.effects import below_floor, delta_ppl_margin, finding
@@ -83,6 +84,7 @@ def layer_row(
         dppl=dppl,
         dppl_half=half,
         weights=layers.weights[row],
+        finding=finding(layers.weights[row], thresholds(session)),
         values={id: read(row) for id, read in readers},
     )
 
@@ -103,7 +105,7 @@ def layer_cells(row: LayerRow, layout: ColumnLayout, style: TableStyle, here: bo
     parts = [
         (_edge(here, row.in_scope, glyphs), "mark"),
         (glyphs.marked if row.marked else " ", "mark"),
-        (glyphs.finding if finding(row.weights) else " ", "finding"),
+        (glyphs.finding if row.finding else " ", "finding"),
         (fold if row.fused else " ", "dim"),
     ]
     for column, width in layout.columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -520,3 +521,26 @@ def test_quantising_gives_way_between_two_formats(tmp_path: Path, prose: Path) -
     loaded.opened.workspace.should_stop = lambda: True
     events, _ = drain(backward._changes(point, name, parsed))
     assert events == [None] * len(parsed)
+
+
+def test_progress_counts_a_region_by_its_weights(tmp_path: Path, prose: Path) -> None:
+    loaded = opened(tiny.build("llama", tmp_path / "llama"), tmp_path, prose)
+    formats = [parse_format(format) for format in FORMATS]
+    layers = loaded.network.layers
+    wanted = [(name, format) for name in layers for format in formats]
+    counts = JobCounts(timings={"estimate_s": 0.0})
+    events, _ = drain(BackwardPass(loaded, formats, "degrade", counts, "job", [wanted]).run())
+    done: list[float] = []
+    after_head = 0.0
+    for event in events:
+        if isinstance(event, p.Progress):
+            assert event.total == len(layers)
+            done.append(event.done)
+        elif isinstance(event, dict) and "lm_head" in event:
+            after_head = done[-1]
+    assert done == sorted(done)
+    assert done[-1] == pytest.approx(len(layers))
+    # Every layer of this model is used in one region, so shares are those of the weights.
+    sizes = {name: math.prod(layer.shape) for name, layer in layers.items()}
+    share = sizes["lm_head"] / sum(sizes.values())
+    assert after_head == pytest.approx(share * len(layers), rel=1e-3)

@@ -134,6 +134,28 @@ def test_a_second_sweep_takes_everything_from_the_store(
     assert first == second
 
 
+def test_a_sweep_of_one_format_takes_estimates_that_were_made_together_with_others(
+    folder: Callable[[str], Path], prose: Path
+) -> None:
+    both = settings(prose, seq_len=32, estimate_formats=("int4-g32", "int8"))
+    client = in_process(str(folder("llama")))
+    try:
+        client.send(p.Open(str(folder("llama")), both))
+        client.send(p.Sweep(("int4-g32",), exact="none"))
+        first = until(client, ended("sweep"))
+        made = {f.layer: f for f in facts(first, p.Estimate) if f.format == "int8"}
+        client.send(p.Sweep(("int8",), exact="none", only=True))
+        again = until(client, ended("sweep"))
+        client.send(p.Sweep(("int2-g32",), exact="none", only=True))
+        other = until(client, ended("sweep"))
+    finally:
+        client.close()
+    assert again[-1].measured == 0, again[-1]
+    assert {f.layer: f for f in facts(again, p.Estimate)} == made
+    assert {f.format for f in facts(other, p.Estimate)} == {"int2-g32"}
+    assert other[-1].measured
+
+
 def test_another_text_window_or_format_reuses_nothing(
     folder: Callable[[str], Path], prose: Path, tmp_path: Path
 ) -> None:

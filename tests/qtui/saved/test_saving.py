@@ -569,6 +569,7 @@ def test_names_are_made_of_what_is_saved() -> None:
         "demo-log.txt",
         "demo-screen.svg",
         "demo-recipe.toml",
+        "demo-report.html",
     ]
     odd = suggested("layer", view(layer="../../etc/\x1b[2J pass wd" + "é" * 400))
     assert "/" not in odd

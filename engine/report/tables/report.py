@@ -1,0 +1,214 @@
+"""A report as Markdown, and the facts and rows that its page shows too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from msgspec import UnsetType
+
+from engine.report import schema as s
+from engine.report import wording as n
+from engine.report.characters import printable
+from engine.report.tables.cells import NOT_KNOWN, share
+from engine.report.tables.layout import paragraphs
+
+WORST = 12
+"""Layers that are listed with their effects."""
+NO_VERDICT = "No verdict: the effects of some layers are not known."
+
+
+class Row(NamedTuple):
+    """What one layer costs, in words."""
+
+    name: str
+    holds: str
+    kl: float | None
+    kl_text: str
+    dppl_text: str
+    error: str
+    """Relative weight error in the format of the report."""
+
+    @classmethod
+    def of(cls, document: s.ReportDocument, layer: s.ReportLayer) -> Row:
+        """Of a layer, and its effect in the format of the report."""
+        effect = layer.effects.get(document.format)
+        known = layer.errors.get(document.format)
+        error = NOT_KNOWN if known is None else share(known)
+        if effect is None or effect.kl is None:
+            return cls(layer.name, layer.holds, None, NOT_KNOWN, NOT_KNOWN, error)
+        mark = "" if effect.measured else "≈"
+        kl = f"{mark}{n.short(1000 * effect.kl)}"
+        if not isinstance(effect.kl_se, UnsetType) and effect.kl_se is not None:
+            kl += f" ± {n.short(1000 * _factor(document) * effect.kl_se)}"
+        change = effect.dppl
+        dppl = NOT_KNOWN
+        if not isinstance(change, UnsetType) and change is not None:
+            dppl = f"{mark}{'+' if change >= 0 else '-'}{n.short(abs(change), small=3)}"
+        return cls(layer.name, layer.holds, effect.kl, kl, dppl, error)
+
+
+def _factor(document: s.ReportDocument) -> float:
+    return document.interval_factor or 0.0
+
+
+def report_markdown(document: s.ReportDocument) -> str:
+    """The report as Markdown: verdict, findings, worst layers, recipe, protocol, commands."""
+    name = document.model.name.rstrip("/").rsplit("/", 1)[-1]
+    findings = [
+        f"- **{each.severity}** {_code(each)}{escaped(printable(each.sentence))}"
+        + (f" — {escaped(printable(fix))}" if (fix := finding_fix(each)) else "")
+        for each in document.findings
+    ]
+    verdict = document.verdict
+    worst = [
+        (f"`{_tick(row.name)}`", row.holds, row.kl_text, row.dppl_text, row.error)
+        for row in worst_rows(document)
+    ]
+    return paragraphs(
+        f"# {escaped(printable(name))}",
+        _table(("", ""), facts(document)),
+        "## Verdict",
+        NO_VERDICT if isinstance(verdict, UnsetType) else escaped(printable(verdict.sentence)),
+        "## Findings",
+        "\n".join(findings) or "None.",
+        f"## Layers that cost most in {escaped(document.format)}" if worst else "",
+        _table(("layer", "holds", "KL·10³", "ΔPPL", "weight error"), worst, code=True)
+        if worst
+        else "",
+        "## Recipe",
+        _table(("format", "layers", "weights", "size"), formats_used(document)),
+        "## Recipes tried" if document.tried else "",
+        _table(("recipe", "bits", "size", "PPL", "KL·10³", ""), tried_rows(document))
+        if document.tried
+        else "",
+        "## Protocol",
+        _table(("", ""), protocol_facts(document)),
+        "## Reproduce" if document.commands else "",
+        "\n".join(f"    {printable(command)}" for command in document.commands.values()),
+    )
+
+
+def facts(document: s.ReportDocument) -> list[tuple[str, str]]:
+    """The most important figures, by name."""
+    recipe, baseline = document.recipe, document.baseline
+    found = [
+        ("parameters", n.count(document.model.params)),
+        ("as stored", n.size(recipe.stored_bytes)),
+    ]
+    if not isinstance(baseline, UnsetType) and baseline.ppl is not None:
+        found.append(("PPL unchanged", n.perplexity(baseline.ppl)))
+    if recipe.changed:
+        found.append(("recipe", n.size(recipe.bytes)))
+        found.append(("bits per weight", n.short(recipe.bits_per_weight or 0.0)))
+    score = recipe.measured
+    if not isinstance(score, UnsetType) and recipe.changed:
+        if score.ppl is not None:
+            low, high = score.ppl_ci95
+            half = n.margin((high - low) / 2) if high is not None and low is not None else "?"
+            found.append(("PPL of the recipe", f"{n.perplexity(score.ppl)} ± {half}"))
+        if score.kl is not None:
+            half = n.short(1000 * _factor(document) * (score.kl_se or 0.0))
+            found.append(("KL·10³", f"{n.short(1000 * score.kl)} ± {half}"))
+        if score.top1_agreement is not None:
+            found.append(("top-1 agreement", share(score.top1_agreement)))
+    return found
+
+
+def finding_fix(found: s.FindingPart) -> str:
+    """What helps, and how much; empty where nothing known does."""
+    fix = found.fix
+    if isinstance(fix, UnsetType):
+        return ""
+    bits = fix.bits or 0.0
+    mark = "" if fix.measured else "≈"
+    more = f"{n.short(abs(bits))} bits per weight {'more' if bits > 0 else 'less'}"
+    return f"{fix.format} wins back {mark}{share(fix.recovered)} for {more}"
+
+
+def worst_rows(document: s.ReportDocument) -> list[Row]:
+    """The layers that cost most in the format of the report."""
+    rows = [Row.of(document, layer) for layer in document.layers]
+    known = [row for row in rows if row.kl is not None]
+    return sorted(known, key=lambda row: -(row.kl or 0.0))[:WORST]
+
+
+def formats_used(document: s.ReportDocument) -> list[tuple[str, str, str, str]]:
+    """Formats that layers hold: how many layers, their weights, and their size."""
+    layers, weights, sizes = Counter[str](), Counter[str](), Counter[str]()
+    for layer in document.layers:
+        many = 1
+        for size in layer.shape:
+            many *= size
+        layers[layer.holds] += 1
+        weights[layer.holds] += many
+        sizes[layer.holds] += layer.bytes
+    return [
+        (format, f"{count:,}", n.count(weights[format]), n.size(sizes[format]))
+        for format, count in layers.most_common()
+    ]
+
+
+def tried_rows(document: s.ReportDocument) -> list[tuple[str, str, str, str, str, str]]:
+    """Recipes tried with their scores, and whether they are on the frontier."""
+    found = []
+    for each in document.tried:
+        score = each.measured
+        ppl = kl = NOT_KNOWN
+        if not isinstance(score, UnsetType):
+            ppl = NOT_KNOWN if score.ppl is None else n.perplexity(score.ppl)
+            kl = NOT_KNOWN if score.kl is None else n.short(1000 * score.kl)
+        marks = ["this one"] * each.current + ["frontier"] * each.frontier
+        bits = NOT_KNOWN if each.bits_per_weight is None else f"{each.bits_per_weight:.2f}"
+        found.append((each.name, bits, n.size(each.bytes), ppl, kl, ", ".join(marks)))
+    return found
+
+
+def protocol_facts(document: s.ReportDocument) -> list[tuple[str, str]]:
+    """How it was measured."""
+    found = [("checkpoint", document.model.name), ("fingerprint", document.model.fingerprint)]
+    how = document.protocol
+    if not isinstance(how, UnsetType):
+        found += [
+            ("text", f"{how.text_read}, {how.tokens:,} tokens, SHA-256 {how.text_sha256[:16]}"),
+            ("windows", f"{how.windows} of {how.seq_len} tokens, {how.stride} targets of each"),
+            ("arithmetic", f"{how.dtype} on {how.device}, seed {how.seed}"),
+        ]
+    if isinstance(name := document.calibration.text, str):
+        found.append(("calibration", name))
+    control = document.control
+    if not isinstance(control, UnsetType):
+        kl = 0.0 if control.max_abs_kl is None else control.max_abs_kl
+        found.append(("control", f"a layer swapped for itself: KL {kl:.1e}"))
+    for format, agreed in document.agreement.items():
+        if agreed.rank_kl is not None:
+            said = f"rank correlation {n.significant(agreed.rank_kl)} over {agreed.layers} layers"
+            found.append((f"estimates, {format}", said))
+    found.append(("versions", ", ".join(f"{k} {v}" for k, v in sorted(document.versions.items()))))
+    return found
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]], *, code: bool = False) -> str:
+    """A Markdown table; ``code`` where the first cell is escaped already."""
+    lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
+    for row in rows:
+        cells = [
+            cell if code and at == 0 else escaped(printable(cell)) for at, cell in enumerate(row)
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _code(found: s.FindingPart) -> str:
+    return "" if isinstance(found.layer, UnsetType) else f"`{_tick(found.layer)}`: "
+
+
+def _tick(name: str) -> str:
+    """A name between back quotes, which none of its own can end; nor a table's cell."""
+    return printable(name).replace("`", "'").replace("|", "¦")
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join(f"\\{char}" if char in "\\`*_{}[]<>#|" else char for char in text)

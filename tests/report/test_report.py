@@ -1,0 +1,212 @@
+"""The report: its page is whole, quiet and safe; its charts stand where the figures say."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine import protocol as p
+from engine.report import schema as s
+from engine.report.documents import report_document
+from engine.report.json import encode
+from engine.report.page.charts import SHADES, heat_map, shade, size_chart
+from engine.report.page.page import report_page
+from engine.report.page.scales import Axis, spanning
+from engine.report.tables.report import report_markdown
+from engine.session import Session
+from tests.qtui import replay as r
+from tests.qtui.panes import holding, told, whole
+
+VOID = {"meta", "link", "input", "br", "rect", "line", "circle", "polyline", "img"}
+HOSTILE = "<script>alert(1)</script>\"'>&\x1b[31m`|]\u202e"
+
+
+def hostile() -> Session:
+    session = told(Session(), *r.opening([f"model.layers.0.{HOSTILE}", "lm_head"]))
+    session.versions = {HOSTILE: HOSTILE}
+    session.notices.append(p.Notice("warning", HOSTILE))
+    session.settings = msgspec.structs.replace(session.settings, text=HOSTILE)
+    return session
+
+
+def document(session: Session, **given: object) -> s.ReportDocument:
+    return report_document(session, "demo", "2026-01-02T03:04:05+00:00", **given)  # type: ignore[arg-type]
+
+
+class Page(HTMLParser):
+    """Checks that elements are closed, and keeps tags and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def full() -> Session:
+    session = whole()
+    holding(session, list(session.layers.names[:3]), "int4-g128", ppl=26.4)
+    return told(session, r.histogram(session.layers.names[2]))
+
+
+def test_the_page_is_well_formed_and_has_every_layer() -> None:
+    session = full()
+    given = document(session, histograms=list(session.histograms.values()))
+    page = Page(report_page(given))
+    for name in session.layers.names:
+        assert name in page.text
+    assert "PPL of the recipe 26.40" in page.text
+    assert [tag for tag, _ in page.tags].count("figure") == 1
+
+
+def test_the_page_requests_nothing_and_runs_nothing() -> None:
+    for session in (full(), hostile()):
+        page = Page(report_page(document(session, commands={HOSTILE: HOSTILE})))
+        for tag, attributes in page.tags:
+            assert tag not in ("script", "iframe", "object", "embed", "form", "base")
+            assert not any(name.startswith("on") for name in attributes)
+            for name in ("src", "href", "action", "xlink:href"):
+                assert attributes.get(name, "data:,") == "data:,"
+        assert "default-src 'none'" in next(
+            a["content"] or "" for _, a in page.tags if a.get("http-equiv")
+        )
+
+
+def test_names_are_text_in_every_form() -> None:
+    given = document(hostile(), commands={"again": HOSTILE})
+    html, markdown = report_page(given), report_markdown(given)
+    for text in (html, markdown):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert "<script" not in html
+    # Outside of what is quoted, every sign of Markdown or HTML has a backslash before it.
+    plain = re.sub(r"^    .*$", "", markdown, flags=re.MULTILINE)
+    plain = re.sub(r"`[^`\n]*`", "", re.sub(r"\\.", "", plain))
+    assert "<" not in plain
+    assert "`" not in plain
+
+
+def test_json_is_read_back_whole() -> None:
+    given = document(full())
+    assert msgspec.json.decode(encode(given), type=s.ReportDocument) == given
+    assert given.recipe.changed == 3
+
+
+def test_the_map_has_the_largest_of_each_kind_and_block() -> None:
+    session = full()
+    given = document(session)
+    drawn = heat_map(given)
+    assert drawn is not None
+    key = p.EffectKey("degrade", given.format)
+    for cell in drawn.cells:
+        name, _, said = cell.title.partition(": KL·10³ ")
+        row = session.index[name]
+        known = session.sensitivity(row, key)
+        assert said.startswith("≈") == (known is None)
+        column = round((cell.x - drawn.left) / drawn.cell)
+        block = session.layers.blocks[row]
+        # Head and embedding stand in a column of their own, before the blocks.
+        assert column == (0 if block < 0 else sorted(set(session.layers.blocks)).index(block))
+    places = [(cell.x, cell.y) for cell in drawn.cells]
+    assert len(set(places)) == len(places)
+
+
+def test_shades_grow_with_the_value() -> None:
+    values = [0.0, 1e-9, 1e-3, 1e-2, 0.1, 0.5, 1.0]
+    shades = [shade(value, 1.0) for value in values]
+    assert shades == sorted(shades)
+    assert (shades[0], shades[-1]) == (1, SHADES)
+
+
+def test_points_lie_where_their_size_and_kl_are() -> None:
+    session = full()
+    holding(session, list(session.layers.names[:6]), "int4-g128", ppl=27.0)
+    given = document(session)
+    drawn = size_chart(given)
+    assert drawn is not None
+    measured = [each for each in given.tried if isinstance(each.measured, s.ScoredPart)]
+    kl = {each.name: each.measured.kl for each in measured if each.measured}  # type: ignore[union-attr]
+    marks = {mark.title.partition(":")[0]: mark for mark in drawn.marks}
+    assert set(marks) == {name for name, value in kl.items() if value}
+    by_size = sorted(measured, key=lambda each: each.bytes)
+    across = [marks[each.name].x for each in by_size]
+    assert across == sorted(across)
+    for name, mark in marks.items():
+        assert mark.low >= mark.y >= mark.high, name
+    assert [mark.kind for mark in drawn.marks].count("current") == 1
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_an_axis_is_monotone_and_its_ticks_are_round(log: bool) -> None:
+    for values in ([1.0, 2.0], [3e-5, 4e3], [7.0], [0.5, 0.500001], [1e9, 2e9]):
+        axis = spanning(values, 60.0, 900.0, log=log)
+        assert all(60 <= axis.at(value) <= 900 for value in values)
+        assert axis.at(values[0]) <= axis.at(values[-1])
+        ticks = axis.ticks()
+        assert len(ticks) <= 9
+        for tick in ticks:
+            assert axis.low <= tick <= axis.high
+            if tick == 0:
+                continue
+            mantissa = tick / 10.0 ** math.floor(math.log10(abs(tick)) + 1e-9)
+            assert math.isclose(mantissa * 10, round(mantissa * 10), rel_tol=1e-6) or not log
+    # A point halfway lies halfway.
+    assert Axis(1.0, 100.0, 0.0, 10.0, log=True).at(10.0) == 5.0
+    assert Axis(0.0, 10.0, 0.0, 10.0).at(5.0) == 5.0
+
+
+def test_a_session_that_only_read_headers_has_a_report() -> None:
+    session = told(Session(), *r.opening(["a.q_proj", "lm_head"]))
+    given = document(session)
+    page = Page(report_page(given))
+    assert "No verdict" in page.text
+    assert heat_map(given) is None
+    assert size_chart(given) is None
+    assert "No verdict" in report_markdown(given)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_shows_it_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    session = hostile()
+    path.write_text(report_page(document(session)), encoding="utf-8")
+    ran = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--disable-quic", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+            "--dump-dom", path.as_uri(),
+        ],
+        capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert b"CONSOLE" not in ran.stderr
+    assert b"<script" not in ran.stdout
