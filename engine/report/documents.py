@@ -334,6 +334,7 @@ def export_document(
     return s.ExportDocument(
         checkpoint=_model(session),
         recipe=written.recipe,
+        to=written.to,
         folder=written.folder,
         bytes=written.bytes,
         bits_per_weight=finite(written.bits_per_weight),

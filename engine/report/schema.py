@@ -793,22 +793,24 @@ class PlanDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtu
 
 
 class ExportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.export/1"):
-    """A recipe written as a checkpoint."""
+    """A recipe written for an export target."""
 
     checkpoint: Model
     """The checkpoint that was exported."""
     recipe: dict[str, str]
     """Layers that are not kept, with canonical formats."""
+    to: str
+    """Name of the export target."""
     folder: str
-    """Path of the written folder."""
+    """Path of the written folder, or file."""
     bytes: int
-    """Bytes of all tensors on disk, including padding to 32-bit words."""
+    """Bytes of all tensors on disk, including padding to 32-bit words; or of the file."""
     bits_per_weight: Number
     """Bits per weight of the body, as in an evaluation."""
     bits_all: Number | UnsetType = UNSET
     """Bits per weight of every layer, as in an evaluation."""
     layers: int
-    """Number of layers stored as codes."""
+    """Number of layers stored as codes, or quantised by the file."""
     fallbacks: list[LayerFallback]
     """Layers that do not get a format asked for."""
     notes: list[str]
