@@ -159,10 +159,10 @@ class WorkbenchActions(SharedActions):
                 return "this layer has no experts"
             case "undo" if table.pending or self._marks_to_restore():
                 return ""
-            case "errors" if session.model is None:
-                return "the model is not loaded yet"
             case "errors" if not session.changed:
                 return "no layer is changed: there is no error"
+            case "errors" if session.model is None and not self._errors_known():
+                return "the model is not loaded yet"
             case "activations" if session.model is None:
                 return "the model is not loaded yet"
             case "verdict":
@@ -365,12 +365,15 @@ class WorkbenchActions(SharedActions):
         """Show the pane's tab of errors, or of drift; measure them first, where not known."""
         if self.bench.detail.tab not in ("errors", "drift"):
             self.bench.show_tab("errors")
-        session, recipe = self.session, recipe_hash(self.session.changed)
-        known = session.drift() is not None and all(
-            session.output_error(name, held, recipe) for name, held in session.changed.items()
-        )
-        if not known:
+        if not self._errors_known():
             self.ask(p.MeasureErrors())
+
+    def _errors_known(self) -> bool:
+        session, recipe = self.session, recipe_hash(self.session.changed)
+        return session.drift() is not None and all(
+            session.output_error(name, held, recipe) is not None
+            for name, held in session.changed.items()
+        )
 
     def _unfinished(self) -> tuple[str, p.Direction] | None:
         return sweeps.unfinished(self.session, self.bench.format, self.bench.direction)

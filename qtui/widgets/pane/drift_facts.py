@@ -8,6 +8,7 @@ from engine.protocol import BlockDrift, Drift
 from engine.report import wording as n
 from qtui.views.text import Glyphs, bar, printable, wrapped
 from qtui.widgets.line import Words
+from qtui.widgets.pane.output_facts import STAYS
 from qtui.widgets.pane.tab import TabContext
 
 BLOCK, FIGURE = 6, 11
@@ -59,7 +60,7 @@ def _figure(value: float) -> str:
 
 
 def _block(each: BlockDrift, here: int, most: float, width: int, glyphs: Glyphs) -> Words:
-    """One block: its figures, and its drift as a bar, the injected part of it first."""
+    """One block: its figures, and its drift as a bar, marked where the block itself adds most."""
     mark = glyphs.cursor if each.block == here else " "
     words: Words = [
         (mark, "$primary"),
@@ -84,17 +85,16 @@ def _heads(found: Drift, here: int, width: int, glyphs: Glyphs) -> list[Words]:
         (kl, each.block, head) for each in found.blocks for head, kl in enumerate(each.attention)
     ]
     worst = sorted(every, reverse=True)[:HEADS]
-    listed = ", ".join(f"{block}.{head} {n.short(kl)}" for kl, block, head in worst)
+    listed = ", ".join(f"{block}.{head}{STAYS}{n.short(1000 * kl)}" for kl, block, head in worst)
     windows = f"{found.attention_windows} window" + "s" * (found.attention_windows != 1)
-    title = (
-        f"attention that diverges most, block.head and KL in nats (first {found.attention_tokens}"
-    )
-    title += f" tokens of {windows})"
+    title = f"attention that diverges most: block.head, KL{glyphs.kilo} in nats"
+    title += f" (first {found.attention_tokens} tokens of {windows})"
     lines: list[Words] = [[(piece, "$dim")] for piece in wrapped(title, max(20, width))]
-    lines += [[("  " + piece, "")] for piece in wrapped(listed, max(20, width - 2))]
+    pieces = wrapped(listed, max(20, width - 2))
+    lines += [[("  " + piece.replace(STAYS, " "), "")] for piece in pieces]
     own = [each.attention for each in found.blocks if each.block == here and each.attention]
     if own:
-        heads = ", ".join(n.short(kl) for kl in own[0])
+        heads = ", ".join(n.short(1000 * kl) for kl in own[0])
         own_heads = wrapped(f"heads of block {here}: {heads}", max(20, width))
         lines += [[(piece, "")] for piece in own_heads]
     return [*lines, []]

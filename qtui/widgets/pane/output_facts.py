@@ -14,6 +14,8 @@ from qtui.widgets.pane.tab import TabContext
 from qtui.widgets.pane.weight_map import map_lines
 
 LABEL, COUNT = 12, 8
+STAYS = "\xa0"
+"""A blank that no line is broken at."""
 MOST_BAR = 40
 """Cells of a bar at most."""
 
@@ -123,7 +125,9 @@ def _worst(found: OutputError, context: TabContext) -> list[Words]:
         return []
     title = "worst output channels" + (" (expert:channel)" if found.worst_experts else "")
     listed = ", ".join(
-        f"{where} {n.percent(error) if math.isfinite(error) else 'from 0'}" for where, error in each
+        f"{where}{STAYS}{n.percent(error) if math.isfinite(error) else f'from{STAYS}0'}"
+        for where, error in each
     )
     lines: list[Words] = [[], [(title, "$dim")]]
-    return lines + [[("  " + piece, "")] for piece in wrapped(listed, max(20, context.width - 2))]
+    pieces = wrapped(listed, max(20, context.width - 2))
+    return lines + [[("  " + piece.replace(STAYS, " "), "")] for piece in pieces]

@@ -18,6 +18,8 @@ SHADES, ASCII_SHADES = " ░▒▓█", ".:+*#"
 STEPS = 5
 """Shades, of equal parts between the least and the largest error."""
 LABEL = 7
+WIDEST = 48
+"""Columns that a map of few groups is stretched to."""
 MOST_LINES = 16
 """Lines of the map at most."""
 
@@ -36,15 +38,15 @@ def map_lines(found: ErrorMapReady, width: int, glyphs: Glyphs) -> list[Words]:
     known = [value for row in rows for value in row if math.isfinite(value)]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
     steps = [[_step(value, low, high) for value in row] for row in rows]
-    repeat = max(1, min(4, (width - LABEL - 1) // columns))
-    lines: list[Words] = [_title(found, width)]
+    repeat = max(1, min(WIDEST, width - LABEL - 1) // columns)
+    lines: list[Words] = [_title(found, width), _scale(low, high, glyphs)]
     for at in range(0, len(steps), halves):
         first = found.rows * at // len(steps)
         words: Words = [(f"{first:>{LABEL - 1}} ", "$dim")]
         pair = steps[at : at + halves]
         lines.append(words + _merged([_cell(cell, glyphs) for cell in zip(*pair, strict=True)],
                                      repeat))  # fmt: skip
-    return [*lines, _scale(low, high, glyphs)]
+    return lines
 
 
 def _title(found: ErrorMapReady, width: int) -> Words:

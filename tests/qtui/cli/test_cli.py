@@ -232,7 +232,7 @@ def test_what_is_planned_is_refused_and_said_so(run: Run, given: tuple[str, ...]
         (("export", "demo", "--to", "checkpoint", "-o", "out"), "--recipe"),
         (("export", "demo", "--format", "int8", "-o", "out"), "checkpoint ("),
         (
-            ("export", "demo", "--format", "int8", "--to", "mlx", "-o", "out"),
+            ("export", "demo", "--format", "int8", "--to", "vllm", "-o", "out"),
             "checkpoint (",
         ),
         (("export", "demo", "--format", "int8", "--to", "checkpoint"), "-o PATH"),
