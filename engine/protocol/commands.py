@@ -124,10 +124,10 @@ class MeasureRecipe(Command, frozen=True):
 
 
 class Export(Command, frozen=True, kw_only=True):
-    """Write a recipe as a checkpoint without changing the session's recipe."""
+    """Write a recipe for an export target without changing the session's recipe."""
 
     out: str
-    """Folder to write: an absolute path on the engine's machine."""
+    """Folder or file to write: an absolute path on the engine's machine."""
     format: str = "kept"
     """See `Evaluate`."""
     layers: dict[str, str] = {}
@@ -136,9 +136,12 @@ class Export(Command, frozen=True, kw_only=True):
     to: str = "checkpoint"
     """Name of an export target."""
     overwrite: bool = False
-    """Whether an existing checkpoint may be replaced."""
+    """Whether an existing checkpoint or file may be replaced."""
     check: bool = True
     """Whether the program that it is for loads it before it counts as done."""
+    nearest: bool = False
+    """Whether layers that the target cannot hold get the nearest format that it can, each reported
+    as a `Fallback`, instead of an error."""
 
 
 class SetFormat(Command, frozen=True):
@@ -247,6 +250,9 @@ class AskErrorMap(Command, frozen=True):
 
 class Stop(Command, frozen=True):
     """Stop the engine, unless another client is attached."""
+
+    others: bool = False
+    """Stop it even then: its jobs end, what they measured is saved."""
 
 
 class Unknown(Command, frozen=True):

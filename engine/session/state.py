@@ -139,6 +139,12 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
         return [row for row, role in enumerate(self.roles) if role in OUTSIDE]
 
     @cached_property
+    def ends(self) -> tuple[int, int]:
+        """Numbers of the first and the last block; -1 without blocks."""
+        inside = [block for block in self.blocks if block >= 0]
+        return (min(inside), max(inside)) if inside else (-1, -1)
+
+    @cached_property
     def as_stored(self) -> StoredSums:
         """Sums over the columns that only a new listing changes; computed on first use."""
         return StoredSums(self.roles, self.shapes, self.dtypes)
