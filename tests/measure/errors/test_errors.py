@@ -159,7 +159,13 @@ def kl(reference: Array, recipe: Array) -> list[float]:
     return [float(value) for value in each.sum(-1).mean((0, 2))]
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3_moe"])
+OTHERS = ("qwen3", "gemma3", "mistral", "phi3", "opt")
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["llama", "gpt2", "qwen3_moe", *(pytest.param(a, marks=pytest.mark.soak) for a in OTHERS)],
+)
 def test_figures_are_those_of_plain_transformers(arch: str, tmp_path: Path, prose: Path) -> None:
     loaded = opened(arch, tmp_path, prose)
     recipe = body(loaded)
