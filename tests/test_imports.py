@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 
 import pytest
+
+from engine.export import targets
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "scipy", "safetensors", "pandas"}
 
@@ -81,7 +84,8 @@ def test_completing_a_format_and_listing_sessions_imports_no_tensor_library() ->
 
 
 DECLARED = {
-    *("", ".target", ".targets", ".targets.checkpoint"),
+    *("", ".target", ".targets", ".rules", ".refusal"),
+    *(f".targets.{module.name}" for module in pkgutil.iter_modules(targets.__path__)),
     *(".compressed", ".compressed.expressed", ".compressed.form"),
 }
 """What says, in text, which targets an export has and what they express."""

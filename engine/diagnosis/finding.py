@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from engine import protocol as p
+from engine.diagnosis.fixes import best_fix, layer_fixes
 from engine.diagnosis.thresholds import Thresholds
 from engine.formats.storage import can_hold
 from engine.session import KnownEffects, Session, correction
@@ -118,6 +119,10 @@ class Looked:
         known = [k.format for k in self.session.effects.known("degrade") if k.by == "layer"]
         return list(dict.fromkeys(known))
 
+    def weights_of(self, row: int) -> int:
+        """Number of a layer's weights."""
+        return math.prod(self.session.layers.shapes[row])
+
     def where(self, row: int) -> str:
         """A layer's name."""
         return self.session.layers.names[row]
@@ -149,6 +154,8 @@ class Looked:
         before = self.kl.get(layer)
         if not before:
             return None
+        if layer in session.fixes:
+            return self._tried(layer)
         row = session.index[layer]
         shape = session.layers.shapes[row]
         weights = math.prod(shape)
@@ -174,6 +181,25 @@ class Looked:
             )
             candidates.append((bits, fix))
         return min(candidates, key=lambda each: each[0])[1] if candidates else None
+
+    def _tried(self, layer: str) -> Fix | None:
+        """The best of the formats that were tried: a measured one where there is one."""
+        session = self.session
+        best = best_fix(
+            layer_fixes(session, layer, self.format), self.format, self.limits.wins_back
+        )
+        if best is None:
+            return None
+        row = session.index[layer]
+        more = best.bits - session.bits_in(row, self.format)
+        return Fix(
+            format=best.format,
+            kl=best.kl,
+            kl_se=best.kl_se,
+            measured=best.measured,
+            recovered=best.recovered,
+            bits=more / math.prod(session.layers.shapes[row]),
+        )
 
 
 Check: TypeAlias = Callable[[Looked], Iterator[Finding]]

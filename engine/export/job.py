@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 
 from engine import protocol as p
 from engine.errors import InfeasibleError, UsageError
+from engine.export.held import nearest, nearest_recipe, weights_of, why_not
+from engine.export.refusal import NotExportable
 from engine.export.target import target_named
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import check_given, formats_given, given_recipe
 from engine.service.in_thread import AbandonedError, in_thread
 from engine.service.jobs import Context, JobSpec, Lane, Needs, OnLane, Outcome, Resolved, Steps
+from engine.session import Session
 from engine.workspace import Loaded, Opened, Workspace
 
 if TYPE_CHECKING:
@@ -26,7 +29,10 @@ if TYPE_CHECKING:
 
 
 def calibrates(command: p.Export) -> bool:
-    """Whether an export needs the model and calibration text."""
+    """Whether an export needs the model and calibration text: a recipe for another tool needs
+    neither."""
+    if target_named(command.to).words is not None:
+        return False
     formats = [held for held in formats_given(command) if held != "kept"]
     return any(needs_calibration(parse_format(held)) for held in formats)
 
@@ -48,7 +54,24 @@ def _lane(command: p.Export) -> Lane:
 
 
 def _given(context: Context[Workspace], command: p.Export) -> Resolved:
-    return given_recipe(context.session, command, tied=context.workspace.need(Opened).tied)
+    session = context.session
+    recipe, fallbacks = given_recipe(session, command, tied=context.workspace.need(Opened).tied)
+    if command.nearest:
+        fallbacks += _take_nearest(session, command.to, recipe)
+    return recipe, fallbacks
+
+
+def _take_nearest(session: Session, to: str, recipe: dict[str, str]) -> list[p.Fallback]:
+    """Replace formats that a target cannot hold by the nearest that it can."""
+    found = []
+    for layer, (near, why) in nearest_recipe(target_named(to), weights_of(session), recipe).items():
+        held = recipe.pop(layer, "kept")
+        if near != "kept":
+            recipe[layer] = near
+        found.append(
+            p.Fallback(layer=layer, format=held, why=why, holds="" if near == "kept" else near)
+        )
+    return found
 
 
 def _steps(context: Context[Workspace], command: p.Export) -> Steps:
@@ -68,12 +91,27 @@ def _steps(context: Context[Workspace], command: p.Export) -> Steps:
     begun = time.perf_counter()
     codes: dict[str, Solved] = {}
     timings: dict[str, float] = {}
-    if calibrates(command):
-        timings = yield from _calibrate(context, command, codes)
-        yield OnLane("export")
-    written = yield from _write(context, command, codes)
+    try:
+        if calibrates(command):
+            timings = yield from _calibrate(context, command, codes)
+            yield OnLane("export")
+        written = yield from _write(context, command, codes)
+    except NotExportable as error:
+        raise _with_nearest(error, context, command.to) from error
     spent = time.perf_counter() - begun
     return Outcome(measured=len(written.quantised), timings={**timings, "total_s": spent})
+
+
+def _with_nearest(error: NotExportable, context: Context[Workspace], to: str) -> NotExportable:
+    """The error with the nearest format of every layer that the target alone refuses."""
+    target, near = target_named(to), {}
+    for weight in weights_of(context.session):
+        if weight.name not in error.refused or weight.name not in context.recipe:
+            continue
+        fmt = parse_format(context.recipe[weight.name])
+        if why_not(target, fmt, weight) is not None:
+            near[weight.name] = nearest(target, fmt, weight)
+    return NotExportable(error.refused, error.form, error.nearest | near)
 
 
 def _calibrate(
@@ -147,6 +185,7 @@ def _write(
         quantised=list(written.quantised),
         bits_per_weight=size.bits_per_weight,
         bits_all=size.bits_all,
+        to=command.to,
         notes=list(written.notes),
     )
     return written

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from engine.errors import EngineError, InfeasibleError
+from engine.export.refusal import some_of
 from engine.export.shards import Slot
-from engine.export.writer import some_of
 
 if TYPE_CHECKING:
     from torch import Tensor

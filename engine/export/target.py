@@ -1,28 +1,97 @@
 """Export targets: each is declared once, in `engine.export.targets` or by a plugin.
 
-A declaration says what a target can express, in text and numbers, so that the command line can ask
-before any tensor library is imported. Its `writer` names the half that writes files, an
-`engine.export.writer.Writer`.
+A declaration says what a target can express, in text and numbers, so that the command line and the
+terminal can ask before any tensor library is imported. A target is a folder of files, written by an
+`engine.export.writer.Writer` that it names; or one file, a recipe in another tool's own words,
+whose text it returns itself.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from engine.errors import UsageError
 from engine.formats.grammar import Format
 from engine.plugins import load_plugins
+from engine.protocol import Role
 
 Expresses: TypeAlias = Callable[[Format, Sequence[int], str], str | None]
 """Why a format cannot be written for a weight of this shape, in a checkpoint of this dtype (by
 torch's name); None if it can."""
 
 
-class Target(msgspec.Struct, frozen=True):
+class Weight(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer, as far as a target needs to know it."""
+
+    name: str
+    """As on disk."""
+    kind: str
+    block: int
+    """-1 outside of blocks."""
+    role: Role
+    shape: tuple[int, ...]
+    dtype: str
+    """By torch's name."""
+    group: int = -1
+    """Number of its fused group; -1 for none."""
+    tied: bool = False
+    """Whether it is a head or an embedding that are one tensor on disk."""
+
+
+class WordsFor(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer with the names that other tools know it by."""
+
+    weight: Weight
+    module: str
+    """Its module in transformers; empty if it has none of its own."""
+    tensors: tuple[str, ...]
+    """Its tensors on disk: of experts all of them."""
+    format: Format | None
+    """None where it is kept as stored."""
+
+
+class Words(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the text of a recipe file is made of."""
+
+    checkpoint: str
+    """Its name."""
+    model_type: str
+    """``model_type`` of its config."""
+    blocks: int
+    layers: tuple[WordsFor, ...]
+    """Every layer, in the order of the model."""
+    others: tuple[str, ...] = ()
+    """Linear modules of transformers that are no layer, such as routers: never quantised."""
+
+    @property
+    def quantised(self) -> list[tuple[WordsFor, Format]]:
+        """The layers that are not kept."""
+        return [
+            (layer, layer.format)
+            for layer in self.layers
+            if layer.format is not None and not layer.format.kept
+        ]
+
+    @property
+    def kept(self) -> list[str]:
+        """Modules of `linear` layers and heads that are kept, and of `others`.
+
+        A tool that quantises every linear module by default must skip these.
+        """
+        linear = [
+            layer.module
+            for layer in self.layers
+            if (layer.format is None or layer.format.kept)
+            and layer.weight.role not in ("embedding", "experts")
+        ]
+        return [*linear, *self.others]
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A kind of file or folder that a recipe is exported to."""
 
     name: str
@@ -30,8 +99,31 @@ class Target(msgspec.Struct, frozen=True):
     help: str
     """One line: what it is, and what loads it."""
     why_not_expressed: Expresses
-    writer: str | Callable[[], object]
-    """``module:NAME`` of an `engine.export.writer.Writer`, or of a function that returns one."""
+    writer: str | Callable[[], object] = "engine.export.recipe_file:RecipeFile"
+    """``module:NAME`` of an `engine.export.writer.Writer`, or of a function that returns one. The
+    default writes `words`."""
+    why_not_weight: Callable[[Format, Weight], str | None] = lambda _fmt, _weight: None
+    """Why a weight that the format fits cannot take it all the same, for its role or name; None if
+    it can. Not called for kept formats."""
+    alike: Callable[[Format | None, Weight], str | None] = lambda _fmt, _weight: None
+    """Weights with the same key must have one format (None: kept); None if it may have any."""
+    why_alike: str = ""
+    """Why, as the rest of a sentence."""
+    mixed: str = ""
+    """What cannot use fused groups with several formats, though they are written, and why."""
+    form: str = ""
+    """What cannot hold a format, in errors; the name if empty."""
+    words: Callable[[Words], str] | None = None
+    """The text of a recipe file, for a target that is one."""
+    names: Literal["modules", "disk"] = "modules"
+    """Whether the tool knows layers by their modules in transformers, so that each needs one."""
+    ending: str = ""
+    """The ending of such a file, as ``.yaml``."""
+    use: str = ""
+    """How such a file is used: one line with ``{file}`` and ``{model}`` for its path and the
+    checkpoint's as a shell reads them, ``{path}`` and ``{source}`` as Python does."""
+    differs: str = ""
+    """What the tool computes otherwise than qtui did when it measured; a sentence."""
 
 
 _TARGETS: dict[str, Target] = {}

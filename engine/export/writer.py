@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,11 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 
 from engine.checkpoint import Checkpoint, DiskLayer
-from engine.errors import InfeasibleError
 from engine.export.target import target_named
 from engine.formats.grammar import Format
 from engine.plugins import resolve
 from engine.quant.methods.gptq import Solved
 from engine.quant.stored import StoredWeight
-
-_MOST_NAMED = 5
 
 OnProgress: TypeAlias = Callable[[int, int, str], None]
 """Called with bytes written, total bytes, and the current tensor; raising abandons the export."""
@@ -28,32 +24,16 @@ CodesOf: TypeAlias = Callable[[DiskLayer, Format], Codes | None]
 """Codes of a layer from calibration; None if they are to be computed while writing."""
 
 
-class NotExportable(InfeasibleError):
-    """Layers that a target, or a program that loads its files, cannot store in their formats."""
-
-    def __init__(self, refused: Mapping[str, str], form: str) -> None:
-        self.refused = dict(refused)
-        """Reasons by layer."""
-        alike: dict[str, list[str]] = defaultdict(list)
-        for layer, why in refused.items():
-            alike[why].append(layer)
-        lines = [f"  {some_of(layers)}: {why}" for why, layers in alike.items()]
-        count = f"{len(refused)} layer{'s' if len(refused) > 1 else ''}"
-        super().__init__(
-            f"{count} of this recipe cannot be written as {form}; "
-            "give them another format or keep them\n" + "\n".join(lines)
-        )
-
-
 @dataclass(frozen=True)
 class Exported:
-    """A checkpoint that was written."""
+    """A checkpoint, or a file for another tool, that was written."""
 
     folder: Path
+    """The folder, or the file."""
     bytes: int
-    """Bytes of all tensors."""
+    """Bytes of all tensors, or of the file."""
     quantised: tuple[str, ...]
-    """Layers stored as codes."""
+    """Layers stored as codes, or that the file quantises."""
     notes: tuple[str, ...]
     """Sentences about anything unexpected."""
 
@@ -117,14 +97,11 @@ def writer_of(target: str) -> Writer:
     Raises:
         UsageError: there is no such target.
     """
-    declared = target_named(target).writer
-    found = resolve(declared) if isinstance(declared, str) else declared()
+    declared = target_named(target)
+    written = declared.writer
+    found = resolve(written) if isinstance(written, str) else written()
+    if declared.words is not None and callable(found):
+        found = found(declared)
     if not isinstance(found, Writer):
-        raise TypeError(f"{declared!r} is not an engine.export.writer.Writer, but {found!r}")
+        raise TypeError(f"{written!r} is not an engine.export.writer.Writer, but {found!r}")
     return found
-
-
-def some_of(names: list[str]) -> str:
-    """The first names, and the number of others."""
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -157,23 +157,31 @@ class Model:
         format: str | None = None,
         overwrite: bool = False,
         check: bool = True,
+        nearest: bool = False,
     ) -> ExportResult:
-        """Write a recipe as a checkpoint that other programs can load.
+        """Write a recipe as a checkpoint that other programs can load, or in another tool's words.
 
         Args:
-            path: the folder to write; it appears once it is complete.
+            path: the folder or file to write; it appears once it is complete.
             recipe: see `evaluate`.
             to: the export target.
             format: see `evaluate`.
-            overwrite: whether an existing checkpoint in ``path`` may be replaced.
+            overwrite: whether what an earlier export wrote to ``path`` may be replaced.
             check: whether the program that it is for loads it before it counts as done.
+            nearest: whether layers that the target cannot hold get the nearest format it can.
 
         Raises:
             UsageError: the target does not exist, or see `evaluate`.
+            InfeasibleError: the target cannot hold some layers; each is named.
         """
         out = str(Path(path).expanduser().absolute())
         command = p.Export(
-            out=out, format=format or "kept", to=to, overwrite=overwrite, check=check
+            out=out,
+            format=format or "kept",
+            to=to,
+            overwrite=overwrite,
+            check=check,
+            nearest=nearest,
         )
         return self._run(ExportResult(self, self._of_recipe(command, recipe, format)))
 

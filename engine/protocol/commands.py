@@ -72,6 +72,19 @@ class Sweep(Command, frozen=True):
     """Estimate these formats alone, not the settings' ``estimate_formats`` too."""
 
 
+class TryFixes(Command, frozen=True):
+    """Try other formats on layers: errors of weights and outputs, and KL of those that matter."""
+
+    layers: tuple[str, ...] = ()
+    """Empty means the worst, by what is known of their effects."""
+    format: str = ""
+    """The format to better; empty means the first of the settings' sweep formats."""
+    worst: int = 10
+    """How many layers, where none is named."""
+    forwards: float = 12.0
+    """Plain forward passes that measuring KL may take for each layer."""
+
+
 class MeasureErrors(Command, frozen=True):
     """Measure what a recipe does inside the model: errors of outputs, drift, attention."""
 
@@ -89,6 +102,8 @@ class Diagnose(Command, frozen=True):
     errors: MeasureErrors | None = None
     """A recipe whose errors inside the model are measured too: the format that is judged, of the
     whole body, if it names none."""
+    fixes: int = 0
+    """On how many of the worst layers to try other formats; see `TryFixes`."""
 
 
 class Evaluate(Command, frozen=True):
@@ -109,10 +124,10 @@ class MeasureRecipe(Command, frozen=True):
 
 
 class Export(Command, frozen=True, kw_only=True):
-    """Write a recipe as a checkpoint without changing the session's recipe."""
+    """Write a recipe for an export target without changing the session's recipe."""
 
     out: str
-    """Folder to write: an absolute path on the engine's machine."""
+    """Folder or file to write: an absolute path on the engine's machine."""
     format: str = "kept"
     """See `Evaluate`."""
     layers: dict[str, str] = {}
@@ -121,9 +136,12 @@ class Export(Command, frozen=True, kw_only=True):
     to: str = "checkpoint"
     """Name of an export target."""
     overwrite: bool = False
-    """Whether an existing checkpoint may be replaced."""
+    """Whether an existing checkpoint or file may be replaced."""
     check: bool = True
     """Whether the program that it is for loads it before it counts as done."""
+    nearest: bool = False
+    """Whether layers that the target cannot hold get the nearest format that it can, each reported
+    as a `Fallback`, instead of an error."""
 
 
 class SetFormat(Command, frozen=True):
@@ -214,6 +232,15 @@ class AskExperts(Command, frozen=True):
     layer: str
 
 
+class AskRanges(Command, frozen=True):
+    """Ask for a layer's errors in several group sizes and clipped ranges; learnt as
+    `LayerRanges`."""
+
+    layer: str
+    format: str
+    """An integer format: its bits and symmetry are those of all, its groups are those clipped."""
+
+
 class AskErrorMap(Command, frozen=True):
     """Ask where in a layer's weights a format errs. Answered by `ErrorMapReady`."""
 
@@ -223,6 +250,9 @@ class AskErrorMap(Command, frozen=True):
 
 class Stop(Command, frozen=True):
     """Stop the engine, unless another client is attached."""
+
+    others: bool = False
+    """Stop it even then: its jobs end, what they measured is saved."""
 
 
 class Unknown(Command, frozen=True):
@@ -241,6 +271,7 @@ _types: dict[str, type[Command]] = {
             Triage,
             Sweep,
             Diagnose,
+            TryFixes,
             MeasureErrors,
             Evaluate,
             MeasureRecipe,
@@ -255,7 +286,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, AskErrorMap, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, Stop, Unknown),
     )
 }
 

@@ -221,12 +221,13 @@ class Notice(Event, frozen=True):
 
 
 class Exported(Event, frozen=True, kw_only=True):
-    """A recipe was written as a checkpoint; the folder is complete."""
+    """A recipe was written for an export target; the folder or file is complete."""
 
     job: str
     folder: str
+    """The folder, or the file."""
     bytes: int
-    """Bytes of all tensors."""
+    """Bytes of all tensors, or of the file."""
     recipe: dict[str, str]
     """Layers that are not kept, with canonical formats."""
     quantised: list[str]
@@ -234,6 +235,8 @@ class Exported(Event, frozen=True, kw_only=True):
     bits_per_weight: float
     bits_all: float = 0.0
     """See `RecipeScore`."""
+    to: str = "checkpoint"
+    """Name of the export target."""
     notes: list[str] = []
     """Sentences about anything unexpected."""
 

@@ -234,6 +234,66 @@ class LayerError(Fact, frozen=True, gc=False):
     """Why it cannot hold the format."""
 
 
+class GroupSize(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A weight with another group size."""
+
+    format: str
+    """Canonical."""
+    rmse: float
+    """Root of the mean square of ``Ŵ − W``."""
+    relative: float
+    """``‖W − Ŵ‖ / ‖W‖``."""
+    bits: int
+    """Stored bits of the layer."""
+
+
+class ClipRatio(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A weight whose groups are rounded within a part of their range.
+
+    ``total² = clipping² + rounding²``, each over ``‖W‖``.
+    """
+
+    ratio: float
+    """Of the whole range."""
+    clipping: float
+    """Error of the weights beyond it."""
+    rounding: float
+    """Error of the weights within it."""
+    total: float
+    clipped: int
+    """Weights beyond it."""
+
+
+class LayerRanges(Fact, frozen=True, gc=False, kw_only=True):
+    """Errors of one layer's weights in several group sizes, and in clipped ranges."""
+
+    layer: str
+    format: str
+    """An integer format: its bits and symmetry are those of all, its groups are those clipped."""
+    groups: tuple[GroupSize, ...]
+    """The smallest first; the last is a whole row."""
+    clips: tuple[ClipRatio, ...]
+    """The whole range first."""
+
+
+class FormatTried(Fact, frozen=True, gc=False, kw_only=True):
+    """One layer in a format, on calibration inputs."""
+
+    layer: str
+    format: str
+    """Canonical."""
+    weight_error: float
+    """``‖W − Ŵ‖ / ‖W‖``, with scales of inputs taken back."""
+    output_error: float
+    """``‖ŷ − y‖ / ‖y‖`` over calibration tokens; nan where there are none."""
+    tokens: int
+    """Behind the output error."""
+    columns: int = 0
+    """Input channels that ``+outlier`` keeps in 16 bits, of all experts together."""
+    refused: str = ""
+    """Why it could not be quantised; figures are nan."""
+
+
 class Baseline(Fact, frozen=True, gc=False):
     """The score of the unchanged model."""
 
@@ -412,6 +472,8 @@ AnyFact: TypeAlias = (
     | Additivity
     | FurtherEstimate
     | LayerActivations
+    | LayerRanges
+    | FormatTried
     | Swapped
     | OutputError
     | Drift

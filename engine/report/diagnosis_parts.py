@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from msgspec import UNSET, UnsetType
 
-from engine import protocol as p
-from engine.diagnosis.finding import Finding, Looked
+from engine.diagnosis.finding import Finding
 from engine.diagnosis.findings import findings
+from engine.diagnosis.fixes import best_fix, layer_fixes, verdict_of
 from engine.diagnosis.thresholds import thresholds
 from engine.diagnosis.verdict import verdict
-from engine.formats.grammar import parse_format
-from engine.formats.storage import stored_bits, why_not_held
+from engine.diagnosis.worst import worst_layers
 from engine.report import schema as s
 from engine.report.entry import Template
 from engine.report.figures import Context
@@ -21,7 +20,7 @@ from engine.report.figures.registry import json_figures
 from engine.report.json import finite
 from engine.report.sweep_parts import of_fact
 from engine.report.verdicts import sentence
-from engine.session import Session, expected, recipe_hash
+from engine.session import Session, recipe_hash
 from engine.session.artefact import OUTSIDE
 
 LISTED = 10
@@ -102,17 +101,14 @@ def _fix(session: Session, found: Finding) -> s.FixPart:
 def diagnosed_layers(
     session: Session, format: str, recipe: Mapping[str, str]
 ) -> list[s.DiagnosedLayer]:
-    """The worst layers in every format whose effect is known, then the others of a recipe.
+    """The worst layers in every format that was tried or is known, then the others of a recipe.
 
     Args:
         session: with effects.
         format: canonical; whose effects say which are the worst.
         recipe: whose errors of outputs were measured, by layer; empty if none were.
     """
-    kl = Looked(session, format, thresholds(session)).kl
-    known = [k.format for k in session.effects.known("degrade") if k.by == "layer"]
-    formats = list(dict.fromkeys(known))
-    worst = sorted(kl, key=lambda name: -kl[name])[:LISTED]
+    worst = worst_layers(session, format)[:LISTED]
     listed = json_figures("diagnose", "row")
     of_output = json_figures("diagnose", "output")
     template = Template(s.DiagnosedLayer, [*(p for p, _ in (*listed, *of_output)), "fixes"])
@@ -123,30 +119,43 @@ def diagnosed_layers(
         error = session.output_error(name, recipe.get(name, ""), hash)
         error = None if error is None or error.why else error
         values = [read(session.index[name]) for read in readers]
-        tried = _tried(session, name, formats)
-        found.append(template.fill([*values, *of_fact(of_output, error, session), tried]))
+        fixes = fix_parts(session, name, format)
+        found.append(template.fill([*values, *of_fact(of_output, error, session), fixes]))
     return found
 
 
-def _tried(session: Session, layer: str, formats: Sequence[str]) -> list[s.TriedPart]:
+def fix_parts(session: Session, layer: str, format: str) -> list[s.TriedPart]:
+    """One layer in every format that was tried or whose effect is known, the smallest first.
+
+    Args:
+        session: with effects, or formats tried.
+        layer: a name.
+        format: canonical; to better.
+    """
     row = session.index[layer]
-    shape, weights = session.layers.shapes[row], session.layers.weights[row]
-    found = []
-    for format in formats:
-        key = p.EffectKey("degrade", format)
-        measured, estimate = session.sensitivity(row, key), expected(session, row, key)
-        parsed = parse_format(format)
-        if (measured is None and estimate is None) or why_not_held(parsed, shape) is not None:
-            continue
-        bits = stored_bits(parsed, shape)
-        error = weights.errors.get(format) if weights is not None else None
-        part = s.TriedPart(
-            format=format,
-            weight_error=UNSET if error is None else finite(error.relative),
-            kl_estimated=UNSET if estimate is None else finite(estimate.kl),
-            kl_measured=UNSET if measured is None else finite(measured.kl),
-            bits=bits / math.prod(shape),
-            bytes=(bits + 7) // 8,
+    weights = math.prod(session.layers.shapes[row])
+    fixes = layer_fixes(session, layer, format)
+    best = best_fix(fixes, format, thresholds(session).wins_back)
+
+    def known(value: float) -> s.Number | UnsetType:
+        return UNSET if math.isnan(value) else finite(value)
+
+    return [
+        s.TriedPart(
+            format=fix.format or session.kept(row),
+            weight_error=known(fix.weight_error),
+            output_error=known(fix.output_error),
+            kl_estimated=known(fix.kl_estimated),
+            filled=fix.filled,
+            kl_measured=known(fix.kl_measured),
+            kl_se=known(fix.kl_se),
+            recovered=known(fix.recovered),
+            kl_per_megabyte=known(fix.per_megabyte),
+            bits=fix.bits / weights,
+            bytes=(fix.bits + 7) // 8,
+            kernels=list(fix.kernels),
+            verdict=verdict_of(fix, format, best),
+            refused=fix.refused or UNSET,
         )
-        found.append(part)
-    return sorted(found, key=lambda part: part.bytes)
+        for fix in fixes
+    ]

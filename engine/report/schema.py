@@ -117,6 +117,8 @@ class TriageLayer(Part, frozen=True, kw_only=True):
     """``[out, in]`` or ``[experts, out, in]``."""
     dtype: str
     """Stored dtype, by torch's name."""
+    category: str | UnsetType = UNSET
+    """Place and part, such as ``first attention``."""
     outliers: OutlierPart | UnsetType = UNSET
     """Weights far from the mean."""
     range_ratio: Number | UnsetType = UNSET
@@ -202,6 +204,10 @@ class TriageDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     """Experts of the layer that ``--experts`` names."""
     remarks: list[str] | UnsetType = UNSET
     """What the table does not show, such as layers that one block lacks and its neighbours have."""
+    verdict: VerdictPart | UnsetType = UNSET
+    """What a format costs; missing unless the session knows the effects of all layers."""
+    outlook: str | UnsetType = UNSET
+    """Where there is no verdict, what can be said from weights alone."""
 
 
 class BaselinePart(Part, frozen=True, kw_only=True):
@@ -279,6 +285,17 @@ class MeasuredPart(Part, frozen=True, kw_only=True):
     """True if the KL is below the numeric floor."""
 
 
+class AdvicePart(Part, frozen=True, kw_only=True):
+    """The smallest known format that keeps a layer's share of the damage below a bound."""
+
+    format: str
+    """Canonical, or a kept one."""
+    bits: Number
+    """Bits per weight in it."""
+    share: Number
+    """Share of the damage that is left."""
+
+
 class SweepLayer(Part, frozen=True, kw_only=True):
     """One layer in one format."""
 
@@ -294,6 +311,12 @@ class SweepLayer(Part, frozen=True, kw_only=True):
     """Missing if not estimated."""
     measured: MeasuredPart | UnsetType = UNSET
     """Missing if not measured."""
+    category: str | UnsetType = UNSET
+    """Place and part, such as ``first attention``."""
+    share: Number | UnsetType = UNSET
+    """Share of the damage of the format everywhere; missing unless all layers are known."""
+    advice: AdvicePart | UnsetType = UNSET
+    """Missing likewise, and for restore."""
 
 
 class SweepUnit(Part, frozen=True, kw_only=True):
@@ -545,14 +568,31 @@ class TriedPart(Part, frozen=True, kw_only=True):
     """Canonical."""
     weight_error: Number | UnsetType = UNSET
     """``‖W − Ŵ‖ / ‖W‖``."""
+    output_error: Number | UnsetType = UNSET
+    """``‖ŷ − y‖ / ‖y‖`` over calibration tokens; missing where it was not tried."""
     kl_estimated: Number | UnsetType = UNSET
     """Of the layer alone, corrected by measurements of others; nats per token."""
+    filled: bool = False
+    """Whether ``kl_estimated`` is filled in from another format of the layer, by the square of the
+    output error, or of the weight error where that is not known."""
     kl_measured: Number | UnsetType = UNSET
     """As measured."""
+    kl_se: Number | UnsetType = UNSET
+    """Standard error of ``kl_measured`` over windows."""
+    recovered: Number | UnsetType = UNSET
+    """Share of the KL of the judged format that it wins back; negative where it costs more."""
+    kl_per_megabyte: Number | UnsetType = UNSET
+    """KL won back per megabyte more; null where it is no larger."""
     bits: Number
     """Stored bits per weight."""
     bytes: int
     """Stored bytes of the layer."""
+    kernels: list[str]
+    """Serving kernels that take it, ``dense`` for weights as stored; empty if none does."""
+    verdict: str
+    """What to make of it, in a few words."""
+    refused: str | UnsetType = UNSET
+    """Why the layer cannot take it."""
 
 
 class ClippingPart(Part, frozen=True, kw_only=True):
@@ -753,22 +793,24 @@ class PlanDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtu
 
 
 class ExportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.export/1"):
-    """A recipe written as a checkpoint."""
+    """A recipe written for an export target."""
 
     checkpoint: Model
     """The checkpoint that was exported."""
     recipe: dict[str, str]
     """Layers that are not kept, with canonical formats."""
+    to: str
+    """Name of the export target."""
     folder: str
-    """Path of the written folder."""
+    """Path of the written folder, or file."""
     bytes: int
-    """Bytes of all tensors on disk, including padding to 32-bit words."""
+    """Bytes of all tensors on disk, including padding to 32-bit words; or of the file."""
     bits_per_weight: Number
     """Bits per weight of the body, as in an evaluation."""
     bits_all: Number | UnsetType = UNSET
     """Bits per weight of every layer, as in an evaluation."""
     layers: int
-    """Number of layers stored as codes."""
+    """Number of layers stored as codes, or quantised by the file."""
     fallbacks: list[LayerFallback]
     """Layers that do not get a format asked for."""
     notes: list[str]
@@ -898,6 +940,55 @@ class ReportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     """What reproduces the figures, by what it gives."""
 
 
+SessionState: TypeAlias = Literal["working", "idle", "headless", "past"]
+"""What a session's engine does: it has jobs; it has none; it is a command without an interface;
+there is no engine."""
+
+
+class SessionJob(Part, frozen=True, kw_only=True):
+    """What an engine does."""
+
+    title: str
+    done: Number
+    total: int
+    """In units of the job; 0 where it is not known."""
+    seconds_left: Number
+
+
+class SessionPart(Part, frozen=True, kw_only=True):
+    """A session."""
+
+    name: str
+    source: str
+    """What it has open: ``demo``, a folder, or a hub id."""
+    state: SessionState
+    job: SessionJob | UnsetType = UNSET
+    """The most urgent of its jobs."""
+    waiting: int
+    """Its other jobs."""
+    pid: int | UnsetType = UNSET
+    memory_bytes: int | UnsetType = UNSET
+    """Resident memory of its engine."""
+    layers: int
+    measured: int
+    """Layers whose effect was measured in some format."""
+    changed: int
+    """Layers that its recipe quantises."""
+    ppl: Number
+    """Of the unchanged model."""
+    ppl_recipe: Number
+    last_used: float
+    """Seconds since 1970."""
+    problem: str | UnsetType = UNSET
+    """Why it cannot be opened again."""
+
+
+class SessionsDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.sessions/1"):
+    """Engines that run, and past sessions."""
+
+    sessions: list[SessionPart]
+
+
 Document: TypeAlias = (
     TriageDocument
     | SweepDocument
@@ -906,4 +997,5 @@ Document: TypeAlias = (
     | PlanDocument
     | ExportDocument
     | ReportDocument
+    | SessionsDocument
 )

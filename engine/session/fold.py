@@ -22,7 +22,7 @@ from engine.session.state import (
 
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
-    "stage", "notices", "gauges", "histogram", "experts", "errors",
+    "stage", "notices", "gauges", "histogram", "experts", "errors", "ranges", "fixes",
 ]  # fmt: skip
 
 MAX_NOTICES = 200
@@ -137,6 +137,8 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
         empty = Session(seq=session.seq)
         for field in Session.__struct_fields__:
             setattr(session, field, getattr(empty, field))
+    if _calibration(session.settings) != _calibration(event.settings):
+        session.fixes = {}
     session.source, session.settings, session.versions = (
         event.source,
         event.settings,
@@ -149,6 +151,12 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
     return frozenset(get_args(Dirty))
 
 
+def _calibration(settings: p.Settings) -> tuple[object, ...]:
+    """Settings that decide which inputs layers are tried on, and in which arithmetic."""
+    each = settings
+    return each.calib, each.calib_tokens, each.seq_len, each.seed, each.bos, each.dtype, each.device
+
+
 def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dirty]:
     before, session.checkpoint = session.checkpoint, event
     if before is None or before.fingerprint == event.fingerprint:
@@ -158,6 +166,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     session.layers.activations = [None] * len(session.layers.names)
     session.layers.swaps = ()
     session.histograms, session.experts = {}, {}
+    session.ranges, session.fixes = {}, {}
     session.baseline = session.control = session.partial = None
     session.effects, session.errors, session.scores = Effects(), Errors(), {}
     return frozenset(get_args(Dirty))
@@ -276,6 +285,12 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.weights[row] = _with_error(session.layers.weights[row], fact)
             return "weights"
+        case p.LayerRanges():
+            session.ranges[fact.layer] = fact
+            return "ranges"
+        case p.FormatTried():
+            session.fixes.setdefault(fact.layer, {})[fact.format] = fact
+            return "fixes"
         case p.LayerActivations():
             if (row := session.index.get(fact.layer)) is not None:
                 session.layers.activations[row] = fact

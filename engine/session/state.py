@@ -139,6 +139,12 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
         return [row for row, role in enumerate(self.roles) if role in OUTSIDE]
 
     @cached_property
+    def ends(self) -> tuple[int, int]:
+        """Numbers of the first and the last block; -1 without blocks."""
+        inside = [block for block in self.blocks if block >= 0]
+        return (min(inside), max(inside)) if inside else (-1, -1)
+
+    @cached_property
     def as_stored(self) -> StoredSums:
         """Sums over the columns that only a new listing changes; computed on first use."""
         return StoredSums(self.roles, self.shapes, self.dtypes)
@@ -234,6 +240,10 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     histograms: dict[str, p.HistogramReady] = {}
     experts: dict[str, p.ExpertsReady] = {}
     """By fused layer."""
+    ranges: dict[str, p.LayerRanges] = {}
+    """Group sizes and clipped ranges, by layer: of the format asked for last."""
+    fixes: dict[str, dict[str, p.FormatTried]] = {}
+    """Formats tried on calibration inputs, by layer and format."""
     seq: int = 0
     """Number of the last journalled event applied."""
     index: dict[str, int] = {}

@@ -139,6 +139,20 @@ class WeightError(Key, frozen=True, kw_only=True):
     scale_dtype: str
 
 
+class Ranges(Key, frozen=True, kw_only=True):
+    """Errors of one layer's weights in several group sizes and clipped ranges."""
+
+    kind = "ranges"
+    constants = QUANTISED
+    on: Files
+    layer: str
+    format: str
+    groups: tuple[int, ...]
+    """0 for a whole row."""
+    ratios: tuple[float, ...]
+    scale_dtype: str
+
+
 class Swapped(Key, frozen=True, kw_only=True):
     """Layers that seem to be swapped."""
 
@@ -300,4 +314,19 @@ class Activations(Key, frozen=True, kw_only=True):
     dtype: str
     device: str
     """Its kind."""
+    calibration: Calibration
+
+
+class FormatTried(Key, frozen=True, kw_only=True):
+    """One layer in one format, on calibration inputs of the unchanged model."""
+
+    kind = "format tried"
+    constants = QUANTISED
+    on: Files
+    layer: str
+    format: str
+    dtype: str
+    device: str
+    """Its kind."""
+    scale_dtype: str
     calibration: Calibration

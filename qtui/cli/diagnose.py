@@ -28,6 +28,15 @@ def diagnose(
             "--format", metavar="F", help="whose damage to judge (default: the profile's)"
         ),
     ] = None,
+    fixes: Annotated[
+        int,
+        typer.Option(
+            "--fixes",
+            metavar="N",
+            min=0,
+            help="try other formats on the N worst layers, and measure those that matter",
+        ),
+    ] = 0,
     errors: Annotated[
         bool,
         typer.Option(
@@ -54,6 +63,9 @@ def diagnose(
     of it away. A finding names a layer, its evidence, and the cheapest known format that wins back
     half of what it costs; a clean model has none.
 
+    With --fixes, the worst layers are tried in every format that may help: errors of weights and
+    outputs, KL, size, and the serving kernels that take them.
+
     --errors runs a recipe and the unchanged model side by side, block by block: how much each
     layer's outputs err, how much each block adds to the drift of the hidden state, and which
     attention heads look elsewhere.
@@ -63,8 +75,9 @@ def diagnose(
         if recipe is not None and not errors:
             raise UsageError("--recipe is whose errors --errors measures: add --errors")
         check_destination(json)
-        ask = _asked(p.Diagnose(format or ""), recipe) if errors else p.Diagnose(format or "")
-        outcome = run(model, settings, ask, of=p.Diagnose)
+        ask = p.Diagnose(format or "", fixes=fixes)
+        asked = _asked(ask, recipe) if errors else ask
+        outcome = run(model, settings, asked, of=p.Diagnose)
         command, session = outcome.job.command, outcome.session
         assert isinstance(command, p.Diagnose)
         measured = None

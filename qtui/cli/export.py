@@ -8,7 +8,7 @@ import typer
 
 from engine import protocol as p
 from engine.errors import UsageError
-from engine.export.target import listed, targets
+from engine.export.target import listed, target_named, targets
 from engine.report import documents, tables
 from qtui.cli import headless
 from qtui.cli.exit import check_destination, publish, reporting_errors
@@ -40,10 +40,11 @@ def export(
         ),
     ] = None,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="PATH", help="the folder to write")
+        str | None,
+        typer.Option("-o", "--output", metavar="PATH", help="the folder or file to write"),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace an existing checkpoint")
+        bool, typer.Option("--overwrite", help="replace what an earlier export wrote")
     ] = False,
     check: Annotated[
         bool,
@@ -51,23 +52,32 @@ def export(
             "--check/--no-check", help="load it with transformers before it counts as done"
         ),
     ] = True,
+    nearest: Annotated[
+        bool,
+        typer.Option(
+            "--nearest", help="give layers that the target cannot hold the nearest format it can"
+        ),
+    ] = False,
     json: JsonOption = None,
     *,
     shared: Shared,
 ) -> None:
-    """Write a recipe as a checkpoint that other programs load.
+    """Write a recipe as a checkpoint, or in the words of another quantisation tool.
 
-    The weights written are exactly the ones measured. Only the files are read, one layer at a time;
-    formats with +gptq load the model and calibrate as qtui eval does with the same options. The
-    folder appears only once it is complete and transformers has loaded it; for programs that load
-    what transformers does not, leave that out with --no-check.
+    --to checkpoint writes a folder with exactly the weights that were measured. Only the files are
+    read, one layer at a time; formats with +gptq load the model and calibrate as qtui eval does
+    with the same options. The folder appears only once it is complete and transformers has loaded
+    it; for programs that load what transformers does not, leave that out with --no-check. Every
+    other target is one file that tells a tool which layer to quantise how, by exact names; the tool
+    does the quantising. Layers that a target cannot hold are listed before any work, each with the
+    nearest format that it can, which --nearest takes.
     """
     with reporting_errors(kept=headless.NOT_WHOLE):
         settings, _ = shared.resolve()
         check_recipe("export", format, recipe)
         target = _checked(to)
         if not output:
-            raise UsageError("qtui export needs -o PATH, the folder to write")
+            raise UsageError("qtui export needs -o PATH, the folder or file to write")
         check_destination(json)
         # The engine may run in another folder.
         written = p.Export(
@@ -76,9 +86,10 @@ def export(
             to=target,
             overwrite=overwrite,
             check=check,
+            nearest=nearest,
         )
         ask = with_recipe(recipe, written)
-        solves = calibrates(format, recipe)
+        solves = target_named(target).words is None and calibrates(format, recipe)
         outcome = run(model, settings, ask, of=p.Export, calibrates=solves)
         assert outcome.exported is not None
         document = documents.export_document(

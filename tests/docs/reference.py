@@ -20,6 +20,7 @@ import msgspec
 import typer.main
 from typer.core import TyperArgument, TyperGroup
 
+from engine.export.target import targets
 from engine.recipes.file import KEYS
 from engine.report import schema
 from engine.report.figures import figures
@@ -161,10 +162,22 @@ def recipe_reference() -> str:
     return "\n".join(lines)
 
 
+def export_targets() -> str:
+    """Every export target: what it is, and what it does otherwise."""
+    lines = ["| `--to` | what is written | note |", "|---|---|---|"]
+    for target in targets():
+        said = [target.differs, f"{target.why_alike}"
+                if target.why_alike else ""]  # fmt: skip
+        note = "; ".join(part for part in said if part)
+        lines.append(f"| `{target.name}` | {_escaped(target.help)} | {_escaped(note)} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "figures.md": figure_reference,
     "json.md": json_reference,
     "recipes.md": recipe_reference,
+    "shipping.md": export_targets,
     "command-line.md": command_reference,
 }
 

@@ -35,7 +35,7 @@ from engine.errors import (
     UsageError,
 )
 from engine.export.compressed.plan import why_not_exported
-from engine.export.writer import NotExportable
+from engine.export.refusal import NotExportable
 from engine.formats.grammar import parse_format
 from engine.quant.quantize import dequantized, scale_dtype_for
 from engine.texts.corpora import held_out_library

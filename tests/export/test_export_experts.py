@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from engine.checkpoint import DiskLayer, list_layers, open_checkpoint, read_layer
 from engine.export.compressed.writer import export_checkpoint
 from engine.export.load_check import _Question, digest, problem_of
-from engine.export.writer import NotExportable, Request
+from engine.export.refusal import NotExportable
+from engine.export.writer import Request
 from engine.formats.grammar import parse_format
 from engine.quant.quantize import dequantized, scale_dtype_for
 from tests import tiny

@@ -31,7 +31,7 @@ from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoin
 from engine.client import in_process
 from engine.export.compressed.layouts import tensors
 from engine.export.compressed.plan import why_not_exported
-from engine.export.writer import NotExportable
+from engine.export.refusal import NotExportable
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits
 from engine.quant.quantize import dequantized, scale_dtype_for, stored_form

@@ -27,9 +27,10 @@ from engine.export.compressed.expressed import why_not_expressed
 from engine.export.compressed.layouts import slots, tensors
 from engine.export.modules import Modules, read_modules
 from engine.export.packing import LAST_PADDED, is_dense
+from engine.export.refusal import NotExportable, some_of
 from engine.export.shards import Slot
 from engine.export.tensor_groups import TensorGroup, shard_name
-from engine.export.writer import Codes, NotExportable, some_of
+from engine.export.writer import Codes
 from engine.formats.grammar import Format, parse_format
 from engine.quant.kept import DTYPES
 from engine.quant.quantize import dequantized

@@ -20,8 +20,9 @@ from engine.export.compressed.experts import expert_of
 from engine.export.compressed.plan import FORM, Plan, plan_of, why_not_exported
 from engine.export.folder import atomic_folder, check_destination, copied_files, copy_files
 from engine.export.load_check import check_loads, check_would_load, digest
+from engine.export.refusal import NotExportable
 from engine.export.tensor_groups import bytes_of, check_room, write_json, write_shards
-from engine.export.writer import Codes, Exported, NotExportable, Request
+from engine.export.writer import Codes, Exported, Request
 from engine.formats.grammar import Format, needs_calibration, why_not_alone
 from engine.model.memory import GIB, memory_free, memory_needed
 from engine.quant.methods.channel_scales import only_weights

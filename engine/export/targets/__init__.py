@@ -9,8 +9,12 @@ from engine.export.target import register_target
 
 
 def _register() -> None:
-    for found in pkgutil.iter_modules(__path__):
-        register_target(importlib.import_module(f"{__name__}.{found.name}").TARGET)
+    found = [
+        importlib.import_module(f"{__name__}.{module.name}").TARGET
+        for module in pkgutil.iter_modules(__path__)
+    ]
+    for target in sorted(found, key=lambda target: target.words is not None):
+        register_target(target)  # checkpoints before recipes for other tools
 
 
 _register()

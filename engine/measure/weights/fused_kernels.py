@@ -64,7 +64,7 @@ def _health(x: Any, tiny: Any) -> tuple[int, int]:
 
 
 @compiled(reordered=True)
-def _ranges(x: Any, size: int, lo: Any, hi: Any) -> None:
+def ranges(x: Any, size: int, lo: Any, hi: Any) -> None:
     """The least and the greatest entry of each group."""
     for g in range(lo.size):
         part = x[g * size : (g + 1) * size]
@@ -147,7 +147,7 @@ def _stored(scale: Any, brain: bool) -> bool:
 
 
 @compiled()
-def _parameters(
+def find_parameters(
     lo: Any, hi: Any, each: int, symmetric: bool, ends: Any, brain: bool, found: Any
 ) -> bool:
     """Scale, divisor and zero point of groups of ``each`` ranges; whether a scale overflows."""
@@ -173,7 +173,7 @@ def _parameters(
 
 
 @compiled()
-def _approximate(x: Any, size: int, ends: Any, found: Any, approx: Any) -> None:
+def round_to_grid(x: Any, size: int, ends: Any, found: Any, approx: Any) -> None:
     """``Ŵ`` of one row, rounded in groups of ``size``."""
     q_min, q_max = ends
     for g in range(found.shape[1]):
@@ -208,8 +208,8 @@ def _format(
     groups = (x.size + size - 1) // size
     each = (size + base - 1) // base
     found = room[:, :groups]
-    over = _parameters(lo, hi, each, symmetric, ends, brain, found)
-    _approximate(x, size, ends, found, approx)
+    over = find_parameters(lo, hi, each, symmetric, ends, brain, found)
+    round_to_grid(x, size, ends, found, approx)
     return over
 
 
@@ -273,7 +273,7 @@ def pass_over(
                 continue
             good = i
             powers[4] += denormal
-            _ranges(row, base, lo, hi)
+            ranges(row, base, lo, hi)
             a, b = float32(inf), float32(-inf)
             for g in range(lo.size):
                 a, b = least(lo[g], a), greatest(hi[g], b)
@@ -303,7 +303,7 @@ def approximate(
     over = False
     for i in range(raw.shape[0]):
         _widen(raw[i], kind, x[0])
-        _ranges(x[0], base, groups[0], groups[1])
+        ranges(x[0], base, groups[0], groups[1])
         over |= _format(x[0], groups[0], groups[1], base, fmt, brain, groups[2:], out[i])
     return over
 

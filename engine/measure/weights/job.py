@@ -1,4 +1,4 @@
-"""Jobs on weights alone: triage, a layer's histogram, a layer's experts."""
+"""Jobs on weights alone: triage, a layer's histogram, its experts, its groups and ranges."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.errors import UsageError
-from engine.formats.grammar import parse_format
+from engine.formats.grammar import parse_built, parse_format
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Outcome, Steps
 from engine.session import Session
@@ -115,4 +115,37 @@ EXPERTS = JobSpec(
     repeated="join",  # every client receives the answer
     accept=_experts_accepted,
     steps=_experts,
+)
+
+
+def _ranges_accepted(context: Context[Workspace], command: p.AskRanges) -> p.AskRanges:
+    _row(context.session, command.layer)
+    fmt = parse_built(command.format)
+    if fmt.family != "integer" or fmt.strategy == "tensor":
+        raise UsageError(
+            f"{fmt} has no groups to vary: ask with an integer format by groups or channels"
+        )
+    plain = msgspec.structs.replace(fmt, methods=())
+    return msgspec.structs.replace(command, format=str(plain))
+
+
+def _ranges(context: Context[Workspace], command: p.AskRanges) -> Steps:
+    from engine.measure.weights.ranges import layer_ranges
+
+    opened = context.workspace.need(Opened)
+    return (yield from layer_ranges(opened, opened.row(command.layer), command.format))
+
+
+RANGES = JobSpec(
+    command=p.AskRanges,
+    kind="ranges",
+    title=lambda command: f"groups and ranges of {command.layer}",
+    needs="checkpoint",
+    lane="questions",
+    urgency=0,
+    newest_first=True,
+    announced="never",
+    repeated="join",
+    accept=_ranges_accepted,
+    steps=_ranges,
 )

@@ -24,7 +24,13 @@ from engine.report.wording import size
 
 NO_VERDICT = "no verdict: the effects of some layers are not known"
 CLEAN = "no findings"
-HEADINGS = ("layer", "format", "weight error", "KL·10³", "≈KL·10³", "bits", "size")
+HEADINGS = (
+    *("layer", "format", "weight error", "output error", "KL·10³", "≈KL·10³", "bits", "size"),
+    *("won/MB", "verdict", "kernels"),
+)
+LEGEND = "≈ estimated, ~ filled in from another format; won/MB: KL·10³ won back for a megabyte more"
+WORDS = {0, 1, 9, 10}
+"""Columns of words, which begin at the left."""
 
 
 def diagnosis_text(document: s.DiagnoseDocument) -> str:
@@ -32,7 +38,8 @@ def diagnosis_text(document: s.DiagnoseDocument) -> str:
     return paragraphs(
         _verdict(document),
         "\n".join(_finding(each) for each in document.findings) or CLEAN,
-        table(HEADINGS, _rows(document), {0, 1}) if document.layers else "",
+        table(HEADINGS, _rows(document), WORDS) if document.layers else "",
+        LEGEND if document.layers else "",
         errors_text(document),
         about(document.model),
         protocol_lines(document.protocol, document.baseline),
@@ -96,19 +103,31 @@ def _rows(document: s.DiagnoseDocument) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
     for layer in document.layers[:LISTED]:  # the worst come first
         for at, each in enumerate(layer.fixes):
-            error = each.weight_error
             rows.append(
                 [
                     printable(layer.name) if at == 0 else "",
                     printable(each.format),
-                    NOT_KNOWN if isinstance(error, UnsetType) else share(error),
+                    _share(each.weight_error),
+                    _share(each.output_error),
                     _kl(each.kl_measured),
-                    _kl(each.kl_estimated),
+                    ("~" if each.filled else "") + _kl(each.kl_estimated),
                     figure(each.bits, 2),
                     size(each.bytes),
+                    _won(each.kl_per_megabyte),
+                    printable(each.verdict),
+                    " ".join(each.kernels) or "none",
                 ]
             )
     return rows
+
+
+def _won(value: s.Number | UnsetType) -> str:
+    """KL won back per megabyte more; a smaller layer that wins any back has no price."""
+    return NOT_KNOWN if isinstance(value, UnsetType) else "free" if value is None else _kl(value)
+
+
+def _share(value: s.Number | UnsetType) -> str:
+    return NOT_KNOWN if isinstance(value, UnsetType) else share(value)
 
 
 def _kl(value: s.Number | UnsetType) -> str:

@@ -14,7 +14,8 @@ def _why_not(fmt: Format, shape: Sequence[int], dtype: str) -> str | None:
 
 def _writer() -> object:
     from engine.export.folder import atomic_folder, check_destination  # when something is exported
-    from engine.export.writer import Exported, NotExportable, Request
+    from engine.export.refusal import NotExportable
+    from engine.export.writer import Exported, Request
     from engine.formats.grammar import parse_format
 
     class Listing:

@@ -47,7 +47,13 @@ def test_the_document_has_verdict_findings_and_the_worst_layers(
     assert found["layers"][0]["name"] == "lm_head"
     sizes = [each["bytes"] for each in found["layers"][0]["fixes"]]
     assert sizes == sorted(sizes)
-    assert len(sizes) == 4
+    assert len(sizes) == 5
+    fixes = {each["format"]: each for each in found["layers"][0]["fixes"]}
+    assert fixes[F]["verdict"] == "as it is"
+    assert fixes[F]["kernels"] == ["marlin", "machete", "exllamav2"]
+    assert fixes["bf16"]["recovered"] == 1.0
+    assert fixes["int6-g128"]["verdict"] == "best: wins back about 94%"
+    assert not fixes["int6-g128"]["filled"]
 
 
 def test_text_begins_with_the_verdict_and_markdown_has_its_headings(
