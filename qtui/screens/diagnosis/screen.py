@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from textwrap import wrap
 
 from rich.cells import cell_len
@@ -11,13 +12,14 @@ from textual.app import ComposeResult
 
 from engine import protocol as p
 from engine.diagnosis.finding import Finding
-from engine.diagnosis.findings import findings
+from engine.diagnosis.findings import by_order, findings_by_check
 from engine.report.figures import Context
 from engine.report.figures.declaration import Figure
 from engine.report.wording import short
 from engine.session import Dirty, Session
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.workbench.effects import ShownEffects
+from qtui.sliced import Sliced
 from qtui.views.maps import (
     Map,
     by_severity,
@@ -68,6 +70,7 @@ class Diagnosis(SessionScreen):
         self._in_map = True
         self._next = 0.0
         self._waits = False
+        self._looking: Sliced[list[Finding]] = Sliced(self.set_timer)
         self._top = self._top_found = 0
 
     def compose(self) -> ComposeResult:
@@ -101,10 +104,30 @@ class Diagnosis(SessionScreen):
         session = self.session
         self.effects.update(session)
         self.verdict.follow(session, self.format)
-        self.found = findings(session, self.format or "int4-g128") if session.layers.names else []
         self._draw_map()
         self._write()
         self._next = begun + max(LEAST, REST * (time.monotonic() - begun))
+        if session.layers.names:
+            self._looking.begin(self._find(session), self._found)
+        else:
+            self._found([])
+
+    def _find(self, session: Session) -> Generator[None, None, list[Finding]]:
+        """All findings, one check a step; none where the layers are listed anew meanwhile."""
+        layers, found = session.layers, []
+        for some in findings_by_check(session, self.format or "int4-g128"):
+            found += some
+            yield
+            if layers is not session.layers:
+                return []
+        return by_order(found)
+
+    def _found(self, found: list[Finding]) -> None:
+        self._next = max(self._next, time.monotonic() + REST * self._looking.took)
+        if found != self.found:
+            self.found = found
+            self._on = max(0, min(self._on, len(found) - 1))
+            self._write()
 
     @property
     def format(self) -> str:
