@@ -123,10 +123,10 @@ def perplexity(looked: Looked) -> Iterator[Finding]:
     if session.baseline is None or not looked.whole or not looked.damage > 0:
         return
     increase: dict[str, float] = {}
+    column = looked.effects.column(looked.format)
     for name in looked.body:
-        effect = looked.effects.known(name, looked.format)
-        if effect is not None:
-            increase[name] = session.baseline.ppl * math.expm1(min(effect.dnll, 700.0))
+        if (effect := column[session.index[name]]) is not None:
+            increase[name] = session.baseline.ppl * math.expm1(min(effect[1], 700.0))
     sensitive = [name for name, by in increase.items() if by >= limits.ppl_sensitive]
     critical = sum(by >= limits.ppl_critical for by in increase.values())
     share = math.fsum(looked.kl[name] for name in sensitive) / looked.damage

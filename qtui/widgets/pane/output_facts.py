@@ -7,15 +7,13 @@ import math
 from engine import protocol as p
 from engine.protocol import OUTPUT_ERROR_BOUNDS, OutputError
 from engine.report import wording as n
-from engine.session import Session, recipe_hash
-from qtui.views.text import Glyphs, bar, printable, wrapped
+from engine.session import Session
+from qtui.views.text import Glyphs, bar, listed, printable, wrapped
 from qtui.widgets.line import Words
 from qtui.widgets.pane.tab import TabContext
 from qtui.widgets.pane.weight_map import map_lines
 
 LABEL, COUNT = 12, 8
-STAYS = "\xa0"
-"""A blank that no line is broken at."""
 MOST_BAR = 40
 """Cells of a bar at most."""
 
@@ -46,7 +44,7 @@ def wanted_map(session: Session, row: int) -> p.AnyCommand | None:
 def _outputs(context: TabContext) -> list[Words]:
     session, row, glyphs = context.session, context.row, context.glyphs
     name, held = session.layers.names[row], session.layers.holds[row]
-    found = session.output_error(name, held, recipe_hash(session.changed))
+    found = session.output_error(name, held)
     if found is None:
         said = "outputs not measured yet in this format"
         if session.model is not None:
@@ -124,10 +122,8 @@ def _worst(found: OutputError, context: TabContext) -> list[Words]:
     if not each:
         return []
     title = "worst output channels" + (" (expert:channel)" if found.worst_experts else "")
-    listed = ", ".join(
-        f"{where}{STAYS}{n.percent(error) if math.isfinite(error) else f'from{STAYS}0'}"
-        for where, error in each
-    )
+    said = [
+        f"{where} {n.percent(error) if math.isfinite(error) else 'from 0'}" for where, error in each
+    ]
     lines: list[Words] = [[], [(title, "$dim")]]
-    pieces = wrapped(listed, max(20, context.width - 2))
-    return lines + [[("  " + piece.replace(STAYS, " "), "")] for piece in pieces]
+    return lines + [[("  " + piece, "")] for piece in listed(said, max(20, context.width - 2))]
