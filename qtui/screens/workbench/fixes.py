@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from engine import protocol as p
 from engine.diagnosis.fixes import verdict_of
 from engine.diagnosis.worst import worst_layers
 from engine.report import wording as n
+from engine.session import Session
 from qtui.actions import Choice
+from qtui.screens.session_screen import AppWide
+from qtui.screens.workbench.screen import Workbench
 from qtui.views.fixes import changes, fixes_and_best, is_tried, kl_words, to_better
-
-if TYPE_CHECKING:
-    from qtui.screens.workbench.actions import WorkbenchActions
 
 WORST = p.TryFixes().worst
 """Layers that "the worst" are."""
 KEPT = "kept"
 
 
+class Doing(Protocol):
+    """What runs the workbench's actions, as fixes need it."""
+
+    bench: Workbench
+
+    @property
+    def session(self) -> Session:
+        """What is shown."""
+
+    def say(self, level: p.Level, words: str) -> None:
+        """Show a message at the foot."""
+
+    def ask(self, command: p.AnyCommand) -> None:
+        """Send the engine a command."""
+
+    def app_wide(self, what: AppWide) -> None:
+        """Have the app do something."""
+
+    def set_format(self, layers: tuple[str, ...], format: str, who: str) -> None:
+        """Set the format of layers."""
+
+    def list_choices(self, id: str, at: str = "") -> None:
+        """List the values of an action."""
+
+
 class Fixes:
     """Asks for fixes of the layer under the cursor, of the marked layers or the worst."""
 
-    def __init__(self, do: WorkbenchActions) -> None:
+    def __init__(self, do: Doing) -> None:
         """
         Args:
             do: runs the workbench's actions.
