@@ -157,6 +157,15 @@ def test_a_checkpoint_of_a_quantised_one_is_told_once(tmp_path: Path, store: Fac
     assert "37 of 37 layers are on a grid already, of 4 bits" in said.sentence
 
 
+def test_a_tied_pair_is_judged_once() -> None:
+    session = without_channels(clean())
+    for name in ("model.embed_tokens", "lm_head"):
+        changed(session, name, worst_column=3, worst_column_sigma=20.0)
+    assert [each.layer for each in findings(session, F)] == ["model.embed_tokens", "lm_head"]
+    session.layers.tied, session.model = True, None
+    assert [each.layer for each in findings(session, F)] == ["model.embed_tokens"]
+
+
 # --- effects, activations -----------------------------------------------------------------------
 
 
