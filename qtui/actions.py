@@ -89,6 +89,10 @@ ACTIONS: tuple[Action, ...] = (
         words="quantise quantize bits mix precision toggle",
     ),
     Action(
+        "target", "W", "Mark what an export target cannot hold", "Recipe",
+        words="export ship checkpoint llm-compressor gptqmodel gguf llama torchao mlx serve",
+    ),
+    Action(
         "verdict", "V", "Take the mix of the verdict", "Recipe",
         words="recommended recipe best mixed precision fix",
     ),
@@ -152,7 +156,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("suspend", "ctrl+z", "Suspend (fg resumes)", "View", everywhere=True, words="shell"),
     Action("quit", "q", "Quit", "View", "quit", rank=20, place=160, everywhere=True, words="exit"),
     Action(
-        "save", "w", "Save table, plot or recipe", "Save", "save", rank=120, place=120,
+        "save", "w", "Save table, plot or recipe; export", "Save", "save", rank=120, place=120,
         words="write export file csv svg png screenshot",
     ),
     Action(
