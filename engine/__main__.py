@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 
+from engine.client.launch import IDLE_MINUTES
 from engine.client.log import LOG_FORMAT, STARTS
 from engine.errors import EngineError
 from engine.service.process import own_process
@@ -18,9 +19,6 @@ from engine.service.server import Server
 from engine.store.facts import FactStore
 from engine.store.journal import Journal
 from engine.store.paths import facts_file, session_folder, socket_file
-
-IDLE_SECONDS = 600.0
-"""An engine without clients and jobs exits after this long."""
 
 
 def step_back(nice: int) -> None:
@@ -43,8 +41,8 @@ def import_ahead() -> None:
     kernels()
 
 
-async def serve(session: str) -> None:
-    """Lock the session, listen, and run its engine until a client stops it."""
+async def serve(session: str, idle_seconds: float) -> None:
+    """Lock the session, listen, and run its engine until a client stops it, or nobody needs it."""
     facts = FactStore(facts_file())
     journal = Journal(session_folder(session), facts)
     server = Server(socket_file(session), session)
@@ -60,7 +58,7 @@ async def serve(session: str) -> None:
         return engines[0]
 
     try:
-        await server.run(make, IDLE_SECONDS)
+        await server.run(make, idle_seconds)
     finally:
         for engine in engines:
             await asyncio.to_thread(engine.close)
@@ -71,6 +69,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
     parser.add_argument("session")
     parser.add_argument("--nice", type=int, default=10)
+    parser.add_argument(
+        "--idle", type=float, default=IDLE_MINUTES,
+        help="minutes without clients and jobs after which it ends",
+    )  # fmt: skip
     asked = parser.parse_args()
     logging.basicConfig(
         level=logging.INFO,
@@ -83,7 +85,7 @@ def main() -> int:
     step_back(asked.nice)
     threading.Thread(target=import_ahead, name="import ahead", daemon=True).start()
     try:
-        asyncio.run(serve(asked.session))
+        asyncio.run(serve(asked.session, 60 * asked.idle))
     except EngineError as error:
         logging.getLogger("engine").error("%s", error)
         return error.exit_code

@@ -35,6 +35,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     sigma: float
     fps: int
     nice: int
+    idle_minutes: int = 10
     keys: dict[str, str]
     findings: dict[str, float]
     """From where on a figure is a finding; `engine.diagnosis.thresholds` gives them types."""
@@ -80,6 +81,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "sigma": (0.5, 100),
     "fps": (1, 60),
     "nice": (0, 19),
+    "idle_minutes": (1, 100_000),
 }
 """Smallest and largest value, both allowed."""
 

@@ -154,7 +154,13 @@ ACTIONS: tuple[Action, ...] = (
         "redraw", "ctrl+l", "Redraw the screen", "View", everywhere=True, words="refresh repaint",
     ),
     Action("suspend", "ctrl+z", "Suspend (fg resumes)", "View", everywhere=True, words="shell"),
-    Action("quit", "q", "Quit", "View", "quit", rank=20, place=160, everywhere=True, words="exit"),
+    Action(
+        "quit", "q", "Quit; work goes on", "View", "quit", rank=20, place=160, everywhere=True,
+        words="exit detach leave",
+    ),
+    Action(
+        "stop", "Q", "Quit, and stop the engine", "View", everywhere=True, words="exit end kill",
+    ),
     Action(
         "save", "w", "Save table, plot or recipe; export", "Save", "save", rank=120, place=120,
         words="write export file csv svg png screenshot",

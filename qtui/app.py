@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -15,11 +17,12 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from engine import protocol as p
-from engine.client import Link, launch
+from engine.client import Link, launch, running_engine
 from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.session import Session
-from qtui.engine_link import STOP_SECONDS, EngineLink
+from engine.store.paths import session_name
+from qtui.engine_link import STOP_SECONDS, EngineLink, Leave
 from qtui.pump import Pump
 from qtui.screens.mounted import MountedScreens
 from qtui.screens.session_screen import SessionScreen
@@ -31,7 +34,7 @@ from qtui.user.remembered import Remembered, remember_theme
 from qtui.user.theme_watch import ThemeShelf
 from qtui.user.themes import default_theme, depth
 from qtui.views.eventlog import EventLog
-from qtui.views.text import PLAIN, UNICODE, Glyphs, only_ascii
+from qtui.views.text import PLAIN, UNICODE, Glyphs, only_ascii, printable
 from qtui.widgets.frame.scoreboard import running
 from qtui.widgets.prompt.opened import prompt_over
 
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 UNASKED = (p.AskHistogram, p.AskExperts)
 """Commands that are sent without a key press."""
+ONLY_LOOKS = "this terminal only looks: it was opened with --read-only"
 CONFIRM_SECONDS = 4.0
 """A second ``ctrl+c`` within this many seconds quits."""
 
@@ -97,6 +101,7 @@ class QtuiApp(OneFrameApp):
         shelf: ThemeShelf | None = None,
         *,
         asked: bool = True,
+        read_only: bool = False,
     ) -> None:
         """
         Args:
@@ -108,6 +113,7 @@ class QtuiApp(OneFrameApp):
             choice: the start screen; needed where there is no source.
             shelf: the themes; None reads them.
             asked: whether a person asked for these settings.
+            read_only: whether this terminal only looks.
         """
         super().__init__(driver_class=TerminalDriver)
         if self.no_color:
@@ -115,9 +121,11 @@ class QtuiApp(OneFrameApp):
         self.animation_level = "none"
         self.appearance, self.choice = appearance, choice
         self.glyphs = PLAIN if appearance.ascii else UNICODE
-        self._connect, self._asked = connect, asked
+        self._connect, self._asked, self._read_only = connect, asked, read_only
         self._begun = False
         self._leaving = False
+        self.left_working = ""
+        """What the engine that was left goes on with; empty if it was not left working."""
         self._code: int | None = None
         """Exit code of a signal that ends the interface."""
         self._interrupted = float("-inf")
@@ -137,11 +145,14 @@ class QtuiApp(OneFrameApp):
             self.appearance.keymap, self.shelf.listed, self.appearance.remembered,
             self.appearance.commands,
         )  # fmt: skip
-        connect = self._connect or (lambda: launch(source, nice=profile.nice))
+        connect = self._connect or (
+            lambda: launch(source, nice=profile.nice, idle=profile.idle_minutes)
+        )
         screens = MountedScreens(self, context)
         return EngineLink(
-            self, screens, source, settings, profile, connect, self._is_behind, asked=self._asked
-        )
+            self, screens, source, settings, profile, connect, self._is_behind,
+            asked=self._asked, read_only=self._read_only,
+        )  # fmt: skip
 
     @property
     def engine(self) -> EngineLink:
@@ -241,7 +252,8 @@ class QtuiApp(OneFrameApp):
     def on_session_screen_ask(self, ask: SessionScreen.Ask) -> None:
         """Send the engine a command."""
         if not self.engine.ask(ask.command) and not isinstance(ask.command, UNASKED):
-            self.screens.shown.refused()
+            only_looks = self.engine.read_only and not self.engine.gone
+            self.screens.shown.refused(ONLY_LOOKS if only_looks else "")
 
     async def on_session_screen_show_screen(self, wanted: SessionScreen.ShowScreen) -> None:
         """Show another screen of the session."""
@@ -264,6 +276,8 @@ class QtuiApp(OneFrameApp):
                 self.screens.say("info", link.retry())
             case "quit":
                 await self.action_quit()
+            case "stop":
+                await self.action_quit("stop all")
             case "redraw":
                 self.redraw()
             case "suspend":
@@ -310,25 +324,33 @@ class QtuiApp(OneFrameApp):
             said += f"; {self.screens.shown.key('cancel')} cancels {what}"
         self.screens.say("warning", said, CONFIRM_SECONDS)
 
-    async def action_quit(self) -> None:
-        """Stop the engine and quit."""
+    async def action_quit(self, how: Leave | None = None) -> None:
+        """Quit. While jobs run, the engine goes on with them; else it is stopped.
+
+        Args:
+            how: what becomes of the engine, where that was said.
+        """
         if self._leaving:
             return
         self._leaving = True
         if self.engine_link is None:
             self.exit(return_code=self._code or 0)
             return
-        self.screens.say("info", "stopping the engine")
-        self.run_worker(self._shut_down(self.engine_link), group="shutdown")
+        left = self.engine_link.work()
+        how = how or ("detach" if left else "stop")
+        if how == "detach":
+            self.left_working = left[0].title if len(left) == 1 else f"{len(left)} jobs"
+        self.screens.say("info", "leaving" if how == "detach" else "stopping the engine")
+        self.run_worker(self._shut_down(self.engine_link, how), group="shutdown")
 
     def leave(self, code: int) -> None:
-        """Stop the engine and quit with this exit code; called by a signal handler."""
+        """Quit with this exit code; called by a signal handler."""
         loop = asyncio.get_running_loop()
         self._code = code
         loop.call_soon_threadsafe(lambda: self.call_later(self.action_quit))
 
-    async def _shut_down(self, link: EngineLink) -> None:
-        await link.end()
+    async def _shut_down(self, link: EngineLink, how: Leave) -> None:
+        await link.end(how)
         self.exit(return_code=link.open_failed() if self._code is None else self._code)
 
 
@@ -342,31 +364,43 @@ def run(
     shelf: ThemeShelf | None = None,
     started: subprocess.Popen[bytes] | None = None,
     asked: bool = True,
+    read_only: bool = False,
 ) -> int:
     """Run the terminal interface until the user quits, and return the exit code.
 
     ``asked`` says whether a person asked for the settings. ``started`` is the engine that was
-    started ahead; it is ended too where the interface ends by a signal or an error.
+    started ahead; it is ended too where the interface ends by a signal or an error, unless it is
+    left working. ``read_only`` attaches to a running engine and only looks.
     """
 
     async def connect() -> Link:
         assert source is not None
-        return await launch(source, nice=profile.nice, started=started)
+        if read_only:
+            return await running_engine(source)
+        return await launch(source, nice=profile.nice, idle=profile.idle_minutes, started=started)
 
     appearance = appearance._replace(ascii=appearance.ascii or only_ascii(os.environ))
     app = QtuiApp(
         source, settings, profile, connect if source else None, appearance, choice, shelf,
-        asked=asked,
+        asked=asked, read_only=read_only,
     )  # fmt: skip
 
     def give_up() -> None:
-        if started is not None:
+        if started is not None and not app.left_working:
             started.terminate()
 
     # Tables of many rows live as long as the session: collecting garbage there finds nothing.
     gc.set_threshold(20_000, 20, 100)
     end_on_signals(app.leave, give_up, STOP_SECONDS + 1.0)
     app.run(mouse=appearance.mouse)
-    if started is not None and (app.engine_link is None or not app.engine_link.said_stop):
+    if app.left_working:
+        name = session_name(app.engine.source)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            sys.stderr.write(
+                f"qtui: the engine goes on with {printable(app.left_working)}: "
+                f"`qtui attach {name}` returns to it, `qtui stop {name}` ends it\n"
+            )
+            sys.stderr.flush()
+    elif started is not None and (app.engine_link is None or not app.engine_link.said_stop):
         started.terminate()
     return app.return_code or 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Literal, TypeAlias
 
 import msgspec
 from textual.app import App
@@ -13,11 +14,15 @@ from engine import protocol as p
 from engine.client import EngineGoneError, Link
 from engine.errors import EngineError
 from engine.profiles import Profile
-from engine.session import Dirty, Session, decode_session, encode_session
+from engine.session import Dirty, Job, Session, decode_session, encode_session
 from qtui.attaching import lacking
 from qtui.pump import EVERYTHING, Pump
 from qtui.screens.mounted import MountedScreens
+from qtui.widgets.frame.scoreboard import running
 
+Leave: TypeAlias = Literal["detach", "stop", "stop all"]
+QUESTIONS = (p.AskHistogram, p.AskExperts)
+"""Commands that change nothing and measure nothing."""
 STOP_SECONDS = 3.0
 """Seconds to wait for the stop command to be sent."""
 
@@ -36,6 +41,7 @@ class EngineLink:
         behind: Callable[[], bool],
         *,
         asked: bool = True,
+        read_only: bool = False,
     ) -> None:
         """
         Args:
@@ -48,15 +54,18 @@ class EngineLink:
             behind: whether the terminal still has frames to take.
             asked: whether a person asked for these settings; where not, those that the session had
                 before are used.
+            read_only: whether this terminal only looks: it sends nothing but questions.
         """
         self.app, self.screens = app, screens
         self.source, self.settings, self.connect = source, settings, connect
-        self.asked = asked
+        self.asked, self.read_only = asked, read_only
         self.link: Link | None = None
         self.leaving = False
         self.gone = False
         """Whether there is no engine, and none is being started."""
         self.said_stop = False
+        self.detached = False
+        """Whether it was left working."""
         self.pump = Pump(
             Session(),
             self._paint,
@@ -120,6 +129,8 @@ class EngineLink:
 
     def _lacking(self) -> list[p.Command]:
         """Commands for what the session lacks."""
+        if self.read_only:
+            return []
         commands = [
             p.identified(each) for each in lacking(self.session, self.source, self.settings)
         ]
@@ -209,7 +220,9 @@ class EngineLink:
         self.pump.mark_dirty(EVERYTHING)
 
     def ask(self, command: p.AnyCommand) -> bool:
-        """Send a command; false where there is no engine."""
+        """Send a command; false where there is no engine, or this terminal only looks."""
+        if self.read_only and not isinstance(command, QUESTIONS):
+            return False
         if not self.gone:
             self._commands.put_nowait(command)
         return not self.gone
@@ -230,17 +243,30 @@ class EngineLink:
         opens = [job for job in self.session.jobs.values() if job.kind == "open"]
         return (opens[-1].exit_code or 1) if opens and opens[-1].status == "failed" else 0
 
-    async def end(self) -> None:
-        """Ask the engine to stop; wait at most `STOP_SECONDS`."""
+    def work(self) -> list[Job]:
+        """Jobs that would be lost if the engine stopped now; to open is none."""
+        if self.gone or self.link is None:
+            return []
+        return [job for job in running(self.session) if job.kind not in ("open", "triage")]
+
+    async def end(self, how: Leave) -> None:
+        """Leave the engine, or stop it; wait at most `STOP_SECONDS`.
+
+        Args:
+            how: ``detach`` leaves it working; ``stop`` stops it unless another terminal is
+                attached, ``stop all`` even then.
+        """
         self.leaving = True
+        self.detached = how == "detach" or self.read_only
         with contextlib.suppress(EngineError, OSError, TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 while self.link is None and not self.gone:
                     await asyncio.sleep(0.02)
                 if self.link is not None:
                     await self._commands.join()
-                    await self.link.send(p.Stop())
-                    self.said_stop = True
+                    if not self.detached:
+                        await self.link.send(p.Stop(others=how == "stop all"))
+                        self.said_stop = True
                     await self.link.close()
 
 

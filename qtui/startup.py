@@ -29,6 +29,7 @@ def interface(
     mouse: bool = True,
     asked: bool = True,
     started: subprocess.Popen[bytes] | None = None,
+    read_only: bool = False,
 ) -> int:
     """Run the interface on ``source``, or on what is chosen on its start screen.
 
@@ -44,6 +45,7 @@ def interface(
         mouse: whether the mouse is used.
         asked: whether an option says how to measure; if not, a session keeps its settings.
         started: the engine that was started ahead.
+        read_only: whether this terminal only looks, at an engine that runs.
 
     Returns:
         The exit code.
@@ -87,5 +89,5 @@ def interface(
     )
     return run(
         source, settings, profile, appearance=appearance, shelf=shelf,
-        choice=StartScreen(start, resolve), started=started, asked=asked,
+        choice=StartScreen(start, resolve), started=started, asked=asked, read_only=read_only,
     )  # fmt: skip

@@ -5,7 +5,7 @@ Nothing here imports a tensor library; `in_process` imports the engine by name w
 
 from engine.client.attached import Attached, attached, spawned
 from engine.client.in_process import Client, InProcess, JobError, in_process, own_process
-from engine.client.launch import launch, start_ahead, start_engine
+from engine.client.launch import launch, running_engine, start_ahead, start_engine
 from engine.client.link import EngineGoneError, Link, SocketLink, connect
 from engine.client.log import log_file, log_to_file
 from engine.client.needs import needs_model
@@ -26,6 +26,7 @@ __all__ = [
     "log_to_file",
     "needs_model",
     "own_process",
+    "running_engine",
     "spawned",
     "start_ahead",
     "start_engine",

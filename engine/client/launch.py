@@ -13,11 +13,15 @@ from engine.client.log import MAX_LOG, log_file
 from engine.store.lock import holder
 from engine.store.paths import check_state_folder, session_folder, session_name, socket_file
 
+IDLE_MINUTES = 10.0
+"""Minutes without clients and jobs after which an engine ends, unless a profile says otherwise."""
 START_SECONDS = 30.0
 """How long a started engine may take to open its socket."""
 
 
-def start_ahead(source: str, *, nice: int = 10) -> subprocess.Popen[bytes] | None:
+def start_ahead(
+    source: str, *, nice: int = 10, idle: float = IDLE_MINUTES
+) -> subprocess.Popen[bytes] | None:
     """Start the source's engine for a later `launch`, unless one seems to be running.
 
     Its interpreter starts, and imports what triage needs, while the caller keeps importing; it
@@ -25,11 +29,15 @@ def start_ahead(source: str, *, nice: int = 10) -> subprocess.Popen[bytes] | Non
     session open, it exits.
     """
     name = session_name(source)
-    return None if socket_file(name).exists() else start_engine(name, nice)
+    return None if socket_file(name).exists() else start_engine(name, nice, idle)
 
 
 async def launch(
-    source: str, *, nice: int = 10, started: subprocess.Popen[bytes] | None = None
+    source: str,
+    *,
+    nice: int = 10,
+    idle: float = IDLE_MINUTES,
+    started: subprocess.Popen[bytes] | None = None,
 ) -> SocketLink:
     """Attach to the engine of the source's session; start one first if there is none.
 
@@ -39,6 +47,7 @@ async def launch(
     Args:
         source: ``demo``, a folder, or a hub id.
         nice: niceness of a new engine.
+        idle: minutes without clients and jobs after which a new engine ends.
         started: result of `start_ahead`.
 
     Raises:
@@ -49,7 +58,7 @@ async def launch(
     if (link := await connect(name)) is not None:
         return link
     alive = started is not None and started.poll() is None
-    process = started if started is not None and alive else start_engine(name, nice)
+    process = started if started is not None and alive else start_engine(name, nice, idle)
     try:
         link = await _reach(name, process)
         link.process = process
@@ -58,6 +67,18 @@ async def launch(
         # No client will attach to it, so nothing else would stop it.
         process.terminate()
         raise
+
+
+async def running_engine(source: str) -> SocketLink:
+    """Attach to the running engine of the source's session; start none.
+
+    Raises:
+        EngineGoneError: there is none.
+    """
+    name = session_name(source)
+    if (link := await connect(name)) is None:
+        raise EngineGoneError(f"no engine of {name} is running")
+    return link
 
 
 async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
@@ -80,7 +101,7 @@ async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
     raise EngineGoneError.of(name, f"the engine did not answer in {START_SECONDS:.0f} s")
 
 
-def start_engine(name: str, nice: int) -> subprocess.Popen[bytes]:
+def start_engine(name: str, nice: int, idle: float = IDLE_MINUTES) -> subprocess.Popen[bytes]:
     """Start a session's engine in its own process group, with its output in the session's log.
 
     Raises:
@@ -92,7 +113,7 @@ def start_engine(name: str, nice: int) -> subprocess.Popen[bytes]:
     with log.open(mode) as output:
         return subprocess.Popen(
             # -P: do not import a folder named engine in the working directory.
-            [sys.executable, "-P", "-m", "engine", name, "--nice", str(nice)],
+            [sys.executable, "-P", "-m", "engine", name, "--nice", str(nice), "--idle", str(idle)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

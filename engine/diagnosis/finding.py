@@ -119,6 +119,10 @@ class Looked:
         known = [k.format for k in self.session.effects.known("degrade") if k.by == "layer"]
         return list(dict.fromkeys(known))
 
+    def weights_of(self, row: int) -> int:
+        """Number of a layer's weights."""
+        return math.prod(self.session.layers.shapes[row])
+
     def where(self, row: int) -> str:
         """A layer's name."""
         return self.session.layers.names[row]

@@ -251,6 +251,9 @@ class AskErrorMap(Command, frozen=True):
 class Stop(Command, frozen=True):
     """Stop the engine, unless another client is attached."""
 
+    others: bool = False
+    """Stop it even then: its jobs end, what they measured is saved."""
+
 
 class Unknown(Command, frozen=True):
     """A command of a plugin that is not installed here. It can be shown but not run."""

@@ -34,6 +34,7 @@ from engine.report.sweep_parts import (
     other_formats,
     unit_parts,
 )
+from engine.report.verdicts import from_weights
 from engine.session import Job, Session
 
 ERRORS = "errors.*."
@@ -71,7 +72,29 @@ def triage_document(
         histogram=next((histogram(x) for x in answers if isinstance(x, p.HistogramReady)), UNSET),
         experts=next((experts(x) for x in answers if isinstance(x, p.ExpertsReady)), UNSET),
         remarks=[note.message for note in session.notices if note.level == "warning"] or UNSET,
+        verdict=(found := _verdict_of_triage(session, job)),
+        outlook=_outlook(session, job) or UNSET if isinstance(found, UnsetType) else UNSET,
     )
+
+
+def _verdict_of_triage(session: Session, job: Job) -> s.VerdictPart | UnsetType:
+    """Of the first of its formats whose effects are known from earlier runs."""
+    for format in _formats_of(session, job):
+        found = verdict_part(session, format)
+        if not isinstance(found, UnsetType):
+            return found
+    return UNSET
+
+
+def _outlook(session: Session, job: Job) -> str:
+    found = (from_weights(session, format) for format in _formats_of(session, job))
+    return next((said for said in found if said), "")
+
+
+def _formats_of(session: Session, job: Job) -> list[str]:
+    """Formats that a triage was about: those that a sweep would measure first."""
+    asked = job.command.formats if isinstance(job.command, p.Triage) else ()
+    return list(dict.fromkeys((*session.settings.sweep_formats, *asked)))
 
 
 def histogram(found: p.HistogramReady) -> s.HistogramPart:

@@ -117,6 +117,8 @@ class TriageLayer(Part, frozen=True, kw_only=True):
     """``[out, in]`` or ``[experts, out, in]``."""
     dtype: str
     """Stored dtype, by torch's name."""
+    category: str | UnsetType = UNSET
+    """Place and part, such as ``first attention``."""
     outliers: OutlierPart | UnsetType = UNSET
     """Weights far from the mean."""
     range_ratio: Number | UnsetType = UNSET
@@ -202,6 +204,10 @@ class TriageDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     """Experts of the layer that ``--experts`` names."""
     remarks: list[str] | UnsetType = UNSET
     """What the table does not show, such as layers that one block lacks and its neighbours have."""
+    verdict: VerdictPart | UnsetType = UNSET
+    """What a format costs; missing unless the session knows the effects of all layers."""
+    outlook: str | UnsetType = UNSET
+    """Where there is no verdict, what can be said from weights alone."""
 
 
 class BaselinePart(Part, frozen=True, kw_only=True):
@@ -279,6 +285,17 @@ class MeasuredPart(Part, frozen=True, kw_only=True):
     """True if the KL is below the numeric floor."""
 
 
+class AdvicePart(Part, frozen=True, kw_only=True):
+    """The smallest known format that keeps a layer's share of the damage below a bound."""
+
+    format: str
+    """Canonical, or a kept one."""
+    bits: Number
+    """Bits per weight in it."""
+    share: Number
+    """Share of the damage that is left."""
+
+
 class SweepLayer(Part, frozen=True, kw_only=True):
     """One layer in one format."""
 
@@ -294,6 +311,12 @@ class SweepLayer(Part, frozen=True, kw_only=True):
     """Missing if not estimated."""
     measured: MeasuredPart | UnsetType = UNSET
     """Missing if not measured."""
+    category: str | UnsetType = UNSET
+    """Place and part, such as ``first attention``."""
+    share: Number | UnsetType = UNSET
+    """Share of the damage of the format everywhere; missing unless all layers are known."""
+    advice: AdvicePart | UnsetType = UNSET
+    """Missing likewise, and for restore."""
 
 
 class SweepUnit(Part, frozen=True, kw_only=True):
@@ -917,6 +940,55 @@ class ReportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     """What reproduces the figures, by what it gives."""
 
 
+SessionState: TypeAlias = Literal["working", "idle", "headless", "past"]
+"""What a session's engine does: it has jobs; it has none; it is a command without an interface;
+there is no engine."""
+
+
+class SessionJob(Part, frozen=True, kw_only=True):
+    """What an engine does."""
+
+    title: str
+    done: Number
+    total: int
+    """In units of the job; 0 where it is not known."""
+    seconds_left: Number
+
+
+class SessionPart(Part, frozen=True, kw_only=True):
+    """A session."""
+
+    name: str
+    source: str
+    """What it has open: ``demo``, a folder, or a hub id."""
+    state: SessionState
+    job: SessionJob | UnsetType = UNSET
+    """The most urgent of its jobs."""
+    waiting: int
+    """Its other jobs."""
+    pid: int | UnsetType = UNSET
+    memory_bytes: int | UnsetType = UNSET
+    """Resident memory of its engine."""
+    layers: int
+    measured: int
+    """Layers whose effect was measured in some format."""
+    changed: int
+    """Layers that its recipe quantises."""
+    ppl: Number
+    """Of the unchanged model."""
+    ppl_recipe: Number
+    last_used: float
+    """Seconds since 1970."""
+    problem: str | UnsetType = UNSET
+    """Why it cannot be opened again."""
+
+
+class SessionsDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.sessions/1"):
+    """Engines that run, and past sessions."""
+
+    sessions: list[SessionPart]
+
+
 Document: TypeAlias = (
     TriageDocument
     | SweepDocument
@@ -925,4 +997,5 @@ Document: TypeAlias = (
     | PlanDocument
     | ExportDocument
     | ReportDocument
+    | SessionsDocument
 )

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+
+from engine.diagnosis.advice import Advice
 from engine.diagnosis.verdict import WORST, Verdict
-from engine.report.wording import short, size
+from engine.report.wording import percent, short, size
+from engine.session import Session
+from engine.session.artefact import OUTSIDE
 
 TIMES = "×"
 
@@ -60,6 +66,54 @@ def sentence(found: Verdict, *, arrow: str = "→") -> str:
     """Both, in one line."""
     said = remedy(found)
     return f"{costs(found)} {arrow} {said}" if said else costs(found)
+
+
+def advice_sentence(found: Advice, format: str, kept: str, *, about: str = "≈") -> str:
+    """The advised format of a layer, with the reason and the number behind it.
+
+    Args:
+        found: the advice.
+        format: whose damage everywhere it is about.
+        kept: what the layer is as stored.
+    """
+    mark = "" if found.measured or not found.format else about
+    bound = f"an even share of it is {percent(found.bound)}"
+    held = found.format or f"keep {kept}"
+    if found.format == format:
+        return f"{held} will do: {percent(found.now)} of the damage everywhere, {bound}"
+    return (
+        f"{held}: leaves {mark}{percent(found.share)} of what {format} costs everywhere, now "
+        f"{percent(found.now)}; {bound}"
+    )
+
+
+def from_weights(session: Session, format: str) -> str:
+    """What weights alone tell, while effects are not known: the largest errors; what to run next.
+
+    Empty before weights are read.
+
+    Args:
+        session: after a triage.
+        format: canonical; whose errors are told.
+    """
+    layers = session.layers
+    errors = {
+        known.layer: error.relative
+        for known in layers.weights
+        if known is not None
+        and (error := known.errors.get(format)) is not None
+        and math.isfinite(error.relative)
+        and layers.roles[session.index[known.layer]] not in OUTSIDE
+    }
+    if not errors:
+        return ""
+    worst = sorted(errors, key=lambda name: -errors[name])[:3]
+    usual = statistics.median(errors.values())
+    named = ", ".join(f"{name} {percent(errors[name])}" for name in worst)
+    return (
+        f"{format} everywhere: weight errors of {percent(usual)} in the median layer, most in "
+        f"{named}; what that costs is not known from weights alone: qtui diagnose tells"
+    )
 
 
 def _percent(now: float, before: float, times: str) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +40,23 @@ class Engine(Protocol):
 
     def busy(self) -> bool:
         """Whether a job is running or waiting."""
+
+
+PEER = struct.Struct("3i")
+"""Process, user and group at the other end of a socket, as Linux gives them."""
+
+
+def _same_user(writer: asyncio.StreamWriter) -> bool:
+    """Whether the other end is of this user; the folder keeps others out already.
+
+    Where the system does not say (``SO_PEERCRED`` is Linux'), the folder alone has to do.
+    """
+    option = getattr(socket, "SO_PEERCRED", None)
+    peer = writer.get_extra_info("socket")
+    if option is None or peer is None:
+        return True
+    _, user, _ = PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, option, PEER.size))
+    return bool(user == os.getuid())
 
 
 class _Client:
@@ -160,6 +179,10 @@ class Server:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert self._engine is not None
+        if not _same_user(writer):
+            log.warning("a process of another user connected: it was turned away")
+            writer.close()
+            return
         client = _Client(writer)
         sending: asyncio.Task[None] | None = None
         try:
@@ -179,7 +202,7 @@ class Server:
             sending = asyncio.create_task(client.write())
             while (message := await read_frame(reader)) is not None:
                 if isinstance(message, p.Stop):
-                    if len(self._clients) == 1:
+                    if len(self._clients) == 1 or message.others:
                         self.stop()
                     return
                 elif isinstance(message, p.Command):

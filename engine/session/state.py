@@ -139,6 +139,12 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
         return [row for row, role in enumerate(self.roles) if role in OUTSIDE]
 
     @cached_property
+    def ends(self) -> tuple[int, int]:
+        """Numbers of the first and the last block; -1 without blocks."""
+        inside = [block for block in self.blocks if block >= 0]
+        return (min(inside), max(inside)) if inside else (-1, -1)
+
+    @cached_property
     def as_stored(self) -> StoredSums:
         """Sums over the columns that only a new listing changes; computed on first use."""
         return StoredSums(self.roles, self.shapes, self.dtypes)
@@ -277,16 +283,21 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         column = self.effects.estimated.get(key)
         return column[row] if column is not None else None
 
-    def output_error(self, layer: str, format: str, recipe: str) -> p.OutputError | None:
+    def output_error(
+        self, layer: str, format: str, recipe: str | None = None
+    ) -> p.OutputError | None:
         """The error of a layer's outputs in a format, within a recipe.
 
         Args:
             layer: its name.
             format: canonical.
-            recipe: hash of the recipe; it matters to formats whose methods use inputs.
+            recipe: hash of the recipe, the current one if not given; it matters to formats whose
+                methods use inputs.
         """
         found = self.errors.outputs.get(layer, {}).get(format)
-        return found if found is not None and found.recipe in ("", recipe) else None
+        if found is None or not found.recipe:
+            return found
+        return found if found.recipe == (recipe or recipe_hash(self.changed)) else None
 
     def drift(self) -> p.Drift | None:
         """How the current recipe's error grows from block to block."""

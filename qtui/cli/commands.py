@@ -35,9 +35,12 @@ COMMANDS = (
     Command("plan", "qtui.cli.plan:plan"),
     Command("export", "qtui.cli.export:export"),
     Command("report", "qtui.cli.report:report"),
+    Command("sessions", "qtui.cli.sessions:sessions"),
+    Command("attach", "qtui.cli.attach:attach"),
+    Command("stop", "qtui.cli.sessions:stop"),
     Command("doctor", "qtui.cli.doctor:doctor"),
 )
-PLANNED = ("compare", "sessions", "attach", "stop")
+PLANNED = ("compare",)
 """Names kept for commands to come, so that they are not taken for a MODEL."""
 
 _registered: dict[str, Command] = {}

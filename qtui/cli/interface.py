@@ -83,7 +83,11 @@ def _show(
         )
     source = None if model is None else located_model(model)
     # The engine imports its libraries while the first frame is drawn.
-    started = None if source is None else start_ahead(source, nice=profile.nice)
+    started = (
+        None
+        if source is None
+        else start_ahead(source, nice=profile.nice, idle=profile.idle_minutes)
+    )
     # A key waits for the next frame; Textual reads this once. Only what changed is drawn and sent.
     os.environ.setdefault("TEXTUAL_FPS", str(FRAMES))
     try:

@@ -19,7 +19,9 @@ from qtui.textual_internals import bind_key
 from qtui.views.text import UNICODE, Glyphs
 from qtui.widgets.frame.status import KeyBar, Message, key_names
 
-AppWide: TypeAlias = Literal["retry", "quit", "freeze", "unfreeze", "theme", "redraw", "suspend"]
+AppWide: TypeAlias = Literal[
+    "retry", "quit", "stop", "freeze", "unfreeze", "theme", "redraw", "suspend"
+]
 """What only the app can do."""
 
 
@@ -115,9 +117,10 @@ class SessionScreen(Screen[None]):
         """The engine is gone."""
         self.say("error", f"{error.reason}: {self.key('retry')} restarts it")
 
-    def refused(self) -> None:
-        """A command could not be sent: there is no engine."""
-        self.say("warning", f"no engine is running: {self.key('retry')} restarts it")
+    def refused(self, why: str = "") -> None:
+        """A command was not sent: there is no engine, if nothing else is said."""
+        said = why or f"no engine is running: {self.key('retry')} restarts it"
+        self.say("warning", said)
 
     def freeze(self, frozen: bool) -> None:
         """The display is frozen, or follows the session again."""

@@ -50,6 +50,7 @@ class SharedActions:
         "help": lambda do: do.help(),
         "redraw": lambda do: do.app_wide("redraw"),
         "suspend": lambda do: do.app_wide("suspend"),
+        "stop": lambda do: do.app_wide("stop"),
         "quit": lambda do: do.app_wide("quit"),
     }
     """What runs an action, by its id."""

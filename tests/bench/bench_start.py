@@ -34,7 +34,7 @@ def once() -> tuple[dict[str, float], bytes, set[str]]:
             drawn = drawn if name != "table of layers" else terminal.output
         maps = Path(f"/proc/{terminal.process.pid}/maps")
         mapped = maps.read_text() if maps.exists() else ""
-        terminal.press("q")
+        terminal.press("Q")
         terminal.ended()
     return found, drawn, {name for name in HEAVY if f"/site-packages/{name}" in mapped}
 

@@ -52,7 +52,7 @@ def run(options: Options, figures: Recorder) -> None:
             screens.append("\n".join(line.rstrip() for line in terminal.screen))
             _keep(options, screens)
         figures.most("the interface has ended", float(terminal.process.poll() is not None), 0)
-        terminal.press("q")
+        terminal.press("Q")
     loaded = opened(
         options, source, options.device, dtype, tokens=tokens, seq_len=seq_len, batch_tokens=2048
     )

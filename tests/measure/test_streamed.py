@@ -11,6 +11,7 @@ import pytest
 
 from engine import protocol as p
 from engine.measure.counts import JobCounts
+from engine.measure.errors.measuring import measure_errors
 from engine.measure.evaluation.evaluate import baseline, evaluate
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.sweep.sweep import sweep
@@ -74,6 +75,18 @@ def both(
         found = learnt(job(again))
         network.assert_at_rest()
     return resident, found, source.reads
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3_moe"])
+def test_errors_of_a_recipe_are_the_same(arch: str, anew: Callable[[str], Loaded]) -> None:
+    def job(loaded: Loaded) -> Generator[Any, None, Any]:
+        layers = loaded.network.layers
+        recipe = {n: "int4-g32" for n, layer in layers.items() if layer.role != "embedding"}
+        return measure_errors(loaded, recipe, JobCounts())
+
+    resident, found, reads = both(lambda: anew(arch), job)
+    assert found == resident
+    assert max(reads) == 1, "a block is read once, for all windows and everything compared"
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3_moe"])

@@ -108,6 +108,7 @@ async def driving(
     ascii: bool = False,
     keymap: Mapping[str, str] | None = None,
     commands: tuple[Command, ...] = (),
+    read_only: bool = False,
 ) -> AsyncIterator[Driver]:
     """An app that was shown these events."""
     link = Replay()
@@ -121,10 +122,11 @@ async def driving(
         profile,
         connect,
         Appearance(ascii, "qtui-dark", keymap=keymap or {}, commands=commands),
+        read_only=read_only,
     )
     async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, link)
-        await driver.until(lambda: len(link.sent) >= 3)
+        await driver.until(lambda: read_only or len(link.sent) >= 3)
         if events:
             await driver.give(*events)
         yield driver

@@ -44,7 +44,7 @@ def profile(tokens: int = 16384) -> Profile:
     return Profile(
         tokens=tokens, seq_len=2048, stride=0, batch_tokens=2048, formats=("int4-g128", "int8"),
         sweep_formats=("int4-g128",), estimate_formats=("int3-g128", "int4-g128"), draws=2,
-        calib_tokens=8192, sigma=4.0, fps=8, nice=10, keys={},
+        calib_tokens=8192, sigma=4.0, fps=8, nice=10, keys={}, findings={},
     )  # fmt: skip
 
 

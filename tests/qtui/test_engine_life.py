@@ -125,6 +125,35 @@ async def test_quitting_stops_the_engine() -> None:
         assert d.app.return_code == 0
 
 
+async def test_quitting_leaves_an_engine_working_and_stopping_does_not() -> None:
+    working = (*r.opening(), *r.swept(12))
+    async with driving(*working) as d:
+        await d.pilot.press("q")
+        await d.until(lambda: d.app.return_code is not None)
+        assert not d.sent(p.Stop)
+        assert d.link.closed
+        assert d.app.left_working == "sweep int4-g128"
+    async with driving(*working) as d:
+        await d.pilot.press("Q")
+        await d.until(lambda: d.app.return_code is not None)
+        assert d.link.sent[-1] == p.Stop(others=True)
+        assert not d.app.left_working
+
+
+async def test_who_only_looks_sends_questions_alone() -> None:
+    async with driving(*r.opening(), *r.swept(12), read_only=True) as d:
+        await d.settled()
+        assert not [c for c in d.link.sent if not isinstance(c, p.AskHistogram | p.AskExperts)]
+        for key in ("4", "u", "S", "x"):
+            await d.pilot.press(key, "enter")
+        await d.pilot.pause()
+        assert not [c for c in d.link.sent if not isinstance(c, p.AskHistogram | p.AskExperts)]
+        assert not d.table.pending
+        await d.pilot.press("Q")
+        await d.until(lambda: d.app.return_code is not None)
+        assert not d.sent(p.Stop)
+
+
 async def test_a_link_that_never_pauses_leaves_room_for_keys() -> None:
     class Flood(r.Replay):
         async def receive(self) -> p.Sent:

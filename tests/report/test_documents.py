@@ -97,7 +97,8 @@ def test_sweep_has_the_keys_of_its_schema(sweep: dict[str, Any]) -> None:
     assert sweep["control"]["max_abs_kl"] == 0
     assert [layer["name"] for layer in sweep["layers"]] == r.names()
     layer = sweep["layers"][0]
-    assert layer.keys() == {"name", "kind", "block", "format", "measured"}
+    shown = {"name", "kind", "block", "format", "measured", "category", "share", "advice"}
+    assert layer.keys() == shown
     assert sweep["floor"] == {"kl": 0.0, "dnll": 0.0}
     assert sweep.keys().isdisjoint({"estimated", "units", "agreement"})
     assert layer["measured"].keys() >= {
@@ -171,7 +172,7 @@ def test_what_the_table_of_a_triage_lacks_comes_before_it() -> None:
 def test_what_was_not_measured_has_no_key() -> None:
     session = folded()
     layer = as_json(triage_document(session))["layers"][0]
-    assert layer.keys() == {"name", "kind", "block", "shape", "dtype"}
+    assert layer.keys() == {"name", "kind", "block", "shape", "dtype", "category"}
     found = as_json(sweep_document(session, [r.FORMAT]))
     assert found["layers"] == []
     assert "control" not in found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor
 
 from engine import protocol as p
-from engine.checkpoint import DiskLayer, read_layer
+from engine.checkpoint import DiskLayer, read_expert, read_layer
 from engine.errors import FormatError
 from engine.formats.grammar import Format, parse_format, without_calibration
 from engine.formats.storage import why_not_held
@@ -44,23 +44,25 @@ def draw_error_map(
     if why is not None:
         yield _empty(layer, format, why)
         return
-    weight = read_layer(opened.checkpoint, layer)
-    yield None
-    try:
-        approx = dequantized(weight, used, getattr(torch, opened.scale_dtype), name=layer.name)
-    except FormatError as error:  # a scale overflows
-        yield _empty(layer, format, str(error))
-        return
-    yield None
+    scale_dtype: torch.dtype = getattr(torch, opened.scale_dtype)
     size = group_of(used, layer.shape[-1])
-    cells = error_map(weight, approx, size)
     rows = math.prod(layer.shape[:-1])
+    errors = ErrorMap(rows, layer.shape[-1], size)
+    for matrix in _matrices(opened, layer):
+        yield None
+        try:
+            approx = dequantized(matrix, used, scale_dtype, name=layer.name)
+        except FormatError as error:  # a scale overflows
+            yield _empty(layer, format, str(error))
+            return
+        errors.add(matrix, approx)
+    cells = errors.cells()
     yield p.ErrorMapReady(
         layer=layer.name,
         format=format,
         used=str(used),
         rows=rows,
-        groups=math.ceil(layer.shape[-1] / size),
+        groups=errors.groups,
         group_size=size,
         height=cells.shape[0],
         width=cells.shape[1],
@@ -68,35 +70,59 @@ def draw_error_map(
     )
 
 
+def _matrices(opened: Opened, layer: DiskLayer) -> Iterator[Tensor]:
+    """The weight, or one expert after another: no more is in memory."""
+    if len(layer.shape) == 2:
+        yield read_layer(opened.checkpoint, layer)
+        return
+    for expert in range(layer.shape[0]):
+        yield read_expert(opened.checkpoint, layer, expert)
+
+
 def group_of(format: Format, row: int) -> int:
     """Weights in a column of the map: those of a group, or of a stretch of a row."""
     return min(row, format.group_size or STRETCH)
 
 
-@torch.no_grad()
-def error_map(weight: Tensor, approx: Tensor, size: int) -> Tensor:
-    """Mean squared relative error of groups, in at most `CELLS` × `CELLS` cells, float64.
+class ErrorMap:
+    """Mean squared relative error of groups, in at most `CELLS` × `CELLS` cells.
 
     Args:
-        weight: ``[out, in]`` or ``[experts, out, in]``; what is not finite counts as 0.
-        approx: its quantised value.
+        rows: of the weight; of experts, of all of them together.
+        width: of a row.
         size: weights in a group; the last of a row may be shorter.
     """
-    whole, quantised = weight.reshape(-1, weight.shape[-1]), approx.reshape(-1, weight.shape[-1])
-    height, groups = whole.shape[0], math.ceil(whole.shape[1] / size)
-    rows = torch.arange(height) * min(height, CELLS) // height
-    columns = torch.arange(groups) * min(groups, CELLS) // groups
-    shape = min(height, CELLS), min(groups, CELLS)
-    cells = torch.zeros(shape, dtype=torch.float64)
-    counts = torch.zeros(shape, dtype=torch.float64)
-    step = max(1, ROWS // whole.shape[1])
-    for top in range(0, height, step):
-        some = slice(top, top + step)
-        relative = _squared(whole[some], quantised[some], size)
-        at = (rows[some, None].expand_as(relative), columns.expand_as(relative))
-        cells.index_put_(at, relative, accumulate=True)
-        counts.index_put_(at, torch.ones_like(relative), accumulate=True)
-    return cells / counts
+
+    def __init__(self, rows: int, width: int, size: int) -> None:
+        self.groups = math.ceil(width / size)
+        self._size, self._top = size, 0
+        self._row = torch.arange(rows) * min(rows, CELLS) // rows
+        self._column = torch.arange(self.groups) * min(self.groups, CELLS) // self.groups
+        shape = min(rows, CELLS), min(self.groups, CELLS)
+        self._sums = torch.zeros(shape, dtype=torch.float64)
+        self._counts = torch.zeros(shape, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, weight: Tensor, approx: Tensor) -> None:
+        """Add the next rows.
+
+        Args:
+            weight: ``[rows, width]``; what is not finite counts as 0.
+            approx: its quantised value.
+        """
+        step = max(1, ROWS // weight.shape[1])
+        for top in range(0, len(weight), step):
+            some = slice(top, top + step)
+            relative = _squared(weight[some], approx[some], self._size)
+            rows = self._row[self._top : self._top + len(relative), None]
+            at = rows.expand_as(relative), self._column.expand_as(relative)
+            self._sums.index_put_(at, relative, accumulate=True)
+            self._counts.index_put_(at, torch.ones_like(relative), accumulate=True)
+            self._top += len(relative)
+
+    def cells(self) -> Tensor:
+        """The cells, float64."""
+        return self._sums / self._counts
 
 
 def _squared(weight: Tensor, approx: Tensor, size: int) -> Tensor:

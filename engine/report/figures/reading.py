@@ -78,17 +78,23 @@ def of_output(value: Callable[[OutputError, Session], Value | None]) -> Reading:
     def bind(context: Context) -> Reader:
         session = context.session
         names, holds = session.layers.names, session.layers.holds
-        known, recipe = session.errors.outputs, recipe_hash(session.changed)
+        current: list[str] = []
+        """Hash of the recipe, once a row needs it: it costs a look at all layers."""
 
         def read(row: int) -> Value | None:
-            if names[row] not in known:
+            error = session.errors.outputs.get(names[row], {}).get(holds[row])
+            if error is None or error.why:
                 return None
-            error = session.output_error(names[row], holds[row], recipe)
-            return None if error is None or error.why else value(error, session)
+            if error.recipe:
+                if not current:
+                    current.append(recipe_hash(session.changed))
+                if error.recipe != current[0]:
+                    return None
+            return value(error, session)
 
         return read
 
-    return Reading(bind, "output", value)
+    return Reading(bind, "output", value, changes="holds")
 
 
 def of_effect(value: OfEffect, bind: Callable[[Context], Reader] | None = None) -> Reading:

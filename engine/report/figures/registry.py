@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from engine.plugins import load_plugins
-from engine.report.figures import activations, layers, outputs, sensitivity, weights
+from engine.report.figures import activations, advice, layers, outputs, sensitivity, weights
 from engine.report.figures.declaration import (
     ALWAYS,
     EFFECTS,
@@ -20,7 +20,7 @@ _FIGURES: dict[str, Figure] = {
     figure.id: figure
     for group in (
         layers.IDENTITY, sensitivity.WHICH, layers.HOLDS, sensitivity.KL, sensitivity.NLL,
-        sensitivity.SCORES, weights.ERRORS, weights.OUTLIERS, weights.HEALTH,
+        sensitivity.SCORES, advice.ADVICE, weights.ERRORS, weights.OUTLIERS, weights.HEALTH,
         activations.ACTIVATIONS, outputs.OUTPUTS,
     )
     for figure in group

@@ -7,6 +7,7 @@ import math
 from msgspec import UnsetType
 
 from engine.report import schema as s
+from engine.report.characters import printable
 from engine.report.tables.cells import NOT_KNOWN, figure, order, share
 from engine.report.tables.layout import paragraphs, table
 from engine.report.tables.parts import about, fallback_lines, spent
@@ -43,8 +44,16 @@ def triage_text(document: s.TriageDocument) -> str:
         _legend(document),
         _activations(document),
         fallback_lines(document.fallbacks),
+        _last_line(document),
         spent(document.timings, document.resumed),
     )
+
+
+def _last_line(document: s.TriageDocument) -> str:
+    """The verdict; without one, what weights alone tell."""
+    if not isinstance(document.verdict, UnsetType):
+        return printable(document.verdict.sentence)
+    return "" if isinstance(document.outlook, UnsetType) else printable(document.outlook)
 
 
 def _activations(document: s.TriageDocument) -> str:

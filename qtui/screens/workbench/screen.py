@@ -157,11 +157,11 @@ class Workbench(SessionScreen):
         self.events.say("error", error.reason)
         self.banner.show(error, self.key("retry"), self.key("quit"))
 
-    def refused(self) -> None:
-        """A command went nowhere: there is no engine."""
+    def refused(self, why: str = "") -> None:
+        """A command went nowhere."""
         self.table.pending.clear()
         self.table.redraw()
-        super().refused()
+        super().refused(why)
 
     def freeze(self, frozen: bool) -> None:
         """The display is frozen, or follows the session again."""

@@ -388,8 +388,9 @@ class Detail(Vertical):
             found := layer_facts.findings(known, thresholds(session), glyphs)
         ):
             lines.append(found)
-        lines += [[], *layer_facts.error_lines(session, row, width, glyphs)]
         context = Context(session, EffectKey(self.shown[1], self.shown[0]))
+        lines += layer_facts.advice_lines(context, row, width, glyphs)
+        lines += [[], *layer_facts.error_lines(session, row, width, glyphs)]
         if weights := layer_facts.weight_lines(context, row, glyphs):
             lines += [[], *weights]
         if history:

@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
+from engine.diagnosis.advice import category
 from engine.diagnosis.thresholds import Thresholds, thresholds
 from engine.protocol import ExpertsReady, LayerWeights
 from engine.report import wording as n
 from engine.report.figures import Context, Figure
+from engine.report.figures.advice import advised
 from engine.report.figures.registry import pane_figures
+from engine.report.verdicts import advice_sentence
 from engine.session import Session
 from qtui.views.text import Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Words, cells
@@ -99,6 +102,18 @@ def _pairs(pairs: list[tuple[str, str]]) -> Words:
     for name, value in pairs:
         words += [(("  " if words else "") + name + " ", "$dim"), (value, "")]
     return words
+
+
+def advice_lines(context: Context, row: int, width: int, glyphs: Glyphs) -> list[Words]:
+    """Where the layer is, and the format that its share of the damage calls for."""
+    session = context.session
+    found = advised(context, row)
+    if found is None:
+        return []
+    said = advice_sentence(found, context.key.format, session.kept(row), about=glyphs.about)
+    place = category(session, row)
+    lines = wrapped(printable(f"{place}: {said}"), max(20, width - 2))
+    return [[(line if at == 0 else f"  {line}", "$better")] for at, line in enumerate(lines)]
 
 
 def error_lines(session: Session, row: int, width: int, glyphs: Glyphs) -> list[Words]:

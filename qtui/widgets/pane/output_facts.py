@@ -7,7 +7,7 @@ import math
 from engine import protocol as p
 from engine.protocol import OUTPUT_ERROR_BOUNDS, OutputError
 from engine.report import wording as n
-from engine.session import Session, recipe_hash
+from engine.session import Session
 from qtui.views.text import Glyphs, bar, printable, wrapped
 from qtui.widgets.line import Words
 from qtui.widgets.pane.tab import TabContext
@@ -46,7 +46,7 @@ def wanted_map(session: Session, row: int) -> p.AnyCommand | None:
 def _outputs(context: TabContext) -> list[Words]:
     session, row, glyphs = context.session, context.row, context.glyphs
     name, held = session.layers.names[row], session.layers.holds[row]
-    found = session.output_error(name, held, recipe_hash(session.changed))
+    found = session.output_error(name, held)
     if found is None:
         said = "outputs not measured yet in this format"
         if session.model is not None:

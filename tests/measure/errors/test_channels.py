@@ -18,7 +18,7 @@ from engine.formats.grammar import parse_format
 from engine.measure.errors import channels
 from engine.measure.errors.attention import divergence
 from engine.measure.errors.channels import ChannelSums
-from engine.measure.errors.weight_map import CELLS, draw_error_map, error_map
+from engine.measure.errors.weight_map import CELLS, ErrorMap, draw_error_map
 from engine.model.network import StandIn
 from engine.quant.quantize import dequantized
 from engine.store.facts import FactStore
@@ -135,7 +135,11 @@ def test_the_map_is_the_mean_of_groups_squared_relative_errors(
     w = random.normal(size=shape).astype(np.float32)
     w.reshape(-1, shape[-1])[2, : min(size, shape[-1])] = 0  # a group of zeros, kept exactly
     approx = np.where(w == 0, 0, w + 0.1 * random.normal(size=shape).astype(np.float32))
-    found = error_map(torch.tensor(w), torch.tensor(approx, dtype=torch.float32), size).numpy()
+    errors = ErrorMap(math.prod(shape[:-1]), shape[-1], size)
+    pairs = [(w, approx)] if len(shape) == 2 else zip(w, approx, strict=True)
+    for one, other in pairs:
+        errors.add(torch.tensor(one), torch.tensor(other, dtype=torch.float32))
+    found = errors.cells().numpy()
     rows = w.reshape(-1, shape[-1]).astype(np.float64)
     apart = approx.reshape(rows.shape).astype(np.float32).astype(np.float64) - rows
     groups = math.ceil(shape[-1] / size)
@@ -170,9 +174,27 @@ def test_a_map_is_drawn_of_the_files_alone(tmp_path: Path, prose: Path) -> None:
     weight = read_layer(opened.checkpoint, layer)
     scales: torch.dtype = getattr(torch, opened.scale_dtype)
     approx = dequantized(weight, parse_format("int3-g32"), scales)
-    assert found.cells == error_map(weight, approx, 32).flatten().tolist()
+    errors = ErrorMap(64, 128, 32)
+    errors.add(weight, approx)
+    assert found.cells == errors.cells().flatten().tolist()
     assert len(found.cells) == found.height * found.width
     assert drawn("fp32").why == "it is as stored"
     assert not drawn("fp32").cells
     assert "256" in drawn("q4_k").why
     assert drawn("int8").group_size == 128
+
+
+def test_the_map_of_experts_is_of_one_after_another(tmp_path: Path, prose: Path) -> None:
+    source = tiny.build("qwen3_moe", tmp_path / "qwen3_moe")
+    opened = open_files(source, FactStore(tmp_path / "facts.sqlite"), chosen(prose))
+    layer = next(row for row in opened.rows.values() if len(row.shape) == 3)
+    *steps, found = draw_error_map(opened, layer, "int4-g32")
+    assert steps == [None] * layer.shape[0]
+    assert isinstance(found, p.ErrorMapReady)
+    assert found.rows == layer.shape[0] * layer.shape[1]
+    weight = read_layer(opened.checkpoint, layer)
+    scales: torch.dtype = getattr(torch, opened.scale_dtype)
+    errors = ErrorMap(found.rows, layer.shape[2], 32)
+    approx = dequantized(weight, parse_format("int4-g32"), scales)
+    errors.add(weight.flatten(0, 1), approx.flatten(0, 1))
+    assert found.cells == pytest.approx(errors.cells().flatten().tolist(), rel=1e-12)

@@ -132,8 +132,9 @@ class Plain:
         hooks = []
         for name, layer in self.loaded.network.layers.items():
             if layer.role in ("linear", "conv1d", "head"):
-                module = self.model.get_submodule(layer.module)
-                hooks.append(module.register_forward_pre_hook(taking(name)))
+                for path in layer.modules:  # several where blocks share the weight
+                    module = self.model.get_submodule(path)
+                    hooks.append(module.register_forward_pre_hook(taking(name)))
             elif layer.kind == "gate_up_proj":
                 path = layer.module.removesuffix(".gate_up_proj")
                 down = name.removesuffix("gate_up_proj") + "down_proj"
@@ -159,7 +160,13 @@ def kl(reference: Array, recipe: Array) -> list[float]:
     return [float(value) for value in each.sum(-1).mean((0, 2))]
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3_moe"])
+OTHERS = ("qwen3", "gemma3", "mistral", "phi3", "opt")
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["llama", "gpt2", "qwen3_moe", *(pytest.param(a, marks=pytest.mark.soak) for a in OTHERS)],
+)
 def test_figures_are_those_of_plain_transformers(arch: str, tmp_path: Path, prose: Path) -> None:
     loaded = opened(arch, tmp_path, prose)
     recipe = body(loaded)
@@ -371,3 +378,16 @@ def test_methods_with_inputs_belong_to_their_recipe(tmp_path: Path, prose: Path)
     assert {fact.recipe for fact in solved.values()} == {drift.recipe}
     # They minimise this error, summed over a block's layers, on another text.
     assert sum(f.relative for f in solved.values()) < sum(f.relative for f in plain.values())
+
+
+def test_a_weight_that_several_blocks_share_errs_in_each(tmp_path: Path, prose: Path) -> None:
+    loaded = opened("zamba2", tmp_path, prose, tokens=32)
+    name = "model.layers.1.shared_transformer.feed_forward.down_proj"
+    assert loaded.network.layers[name].uses == (1, 4)
+    outputs, drift = found(loaded, {name: FORMAT})
+    injected = [each.block for each in drift.blocks if each.injected > 0]
+    assert injected == [1, 4]
+    inputs = Plain(loaded).inputs()[name]
+    assert len(inputs) == 2
+    both = np.concatenate([x for _, x in inputs])
+    check_channels(outputs[name], loaded, name, [(None, both)])

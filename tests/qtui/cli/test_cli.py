@@ -56,7 +56,9 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
         choice: StartScreen,
         started: object,
         asked: bool,
+        read_only: bool,
     ) -> int:
+        assert not read_only
         assert started == (None if source is None else f"engine of {source}")
         found.append(Shown(source, settings, profile, appearance, choice))
         return 0
@@ -64,7 +66,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
     monkeypatch.setattr(opening, "run", show)
     monkeypatch.setattr(interface, "has_terminal", lambda: True)
     monkeypatch.setattr(
-        interface, "start_ahead", lambda source, nice: Started(f"engine of {source}")
+        interface, "start_ahead", lambda source, nice, idle: Started(f"engine of {source}")
     )
     return found
 
@@ -187,7 +189,6 @@ def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
     "given",
     [
         ("compare", "demo"),
-        ("attach",),
         ("export", "demo", "--format", "int8", "--to", "gguf", "-o", "out"),
     ],
 )
