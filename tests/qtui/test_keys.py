@@ -161,7 +161,7 @@ async def test_help_and_key_bar_list_the_keys_as_they_are_bound() -> None:
         await d.pilot.press("question_mark")
         await d.pilot.pause()
         lines = [line for line in d.screen().splitlines() if "degrade or restore" in line]
-        assert " W " in lines[0]
+        assert " X " in lines[0]
         assert "Set int4-g128" in d.screen()
         await d.pilot.press("escape")
         await d.pilot.press("X")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, list_layers, open_checkpoint
 from engine.export.refusal import NotExportable
 from engine.export.target import Weight, Words, WordsFor, target_named, targets
 from engine.formats.grammar import parse_format
@@ -266,6 +266,28 @@ def test_llama_quantize_has_a_type_for_every_tensor(tmp_path: Path, tied: bool) 
         answer = json.loads((HERE / "decided" / "llama-quantize.json").read_text())
         assert text == answer["file"]
         assert found == answer["decided"]
+
+
+def test_experts_are_three_tensors_in_gguf(tmp_path: Path) -> None:
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        hidden_size=256, intermediate_size=256, moe_intermediate_size=256, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, vocab_size=64, num_experts=4,
+        num_experts_per_tok=2, head_dim=64,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "moe")
+    checkpoint = open_checkpoint(tmp_path / "moe")
+    experts = [row.name for row in list_layers(checkpoint) if row.role == "experts"]
+    recipe = dict(zip(experts, ("q4_k", "q6_k"), strict=True))
+    found = RULES["llama-quantize"](
+        written("llama-quantize", checkpoint, tmp_path, recipe),
+        [f"blk.0.{name}.weight" for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")],
+    )
+    assert list(found.values()) == ["q4_k", "q4_k", "q6_k"]
+    with pytest.raises(NotExportable, match="torchao quantises no experts"):
+        written("torchao", checkpoint, tmp_path, dict.fromkeys(experts, "int8"))
 
 
 def test_gguf_names_are_those_of_the_architecture(tmp_path: Path) -> None:
