@@ -123,11 +123,19 @@ ACTIONS: tuple[Action, ...] = (
         "errors", "E", "Errors: measure, show", "Engine",
         words="outputs channels clipping drift injected propagated attention heads recipe",
     ),
+    Action(
+        "fixes", "F", "Fixes: try, take", "Recipe",
+        words="better format smaller group clip gptq awq hadamard kernels megabyte improve",
+    ),
+    Action(
+        "fixes_worst", "", "Fixes: the worst ten layers", "Recipe",
+        words="better format improve all",
+    ),
     Action("format", "c", "Effects of the next format", "View", words="column compare"),
     Action("pane", "tab", "Pane: show, alone, hide", "View", "pane", rank=70, place=100),
     Action(
         "tab", "full_stop", "Pane: next tab", "View", "tab", rank=100, place=102,
-        words="activations errors drift view side",
+        words="activations errors groups clipping fixes drift view side",
     ),
     Action("tab_before", "comma", "Pane: tab before", "View", words="view side"),
     Action("pane_down", "right_square_bracket", "Pane: scroll down", "View"),

@@ -41,7 +41,7 @@ from qtui.widgets.prompt.opened import prompt_over
 if TYPE_CHECKING:
     from qtui.screens.start.screen import Start
 
-UNASKED = (p.AskHistogram, p.AskExperts)
+UNASKED = (p.AskHistogram, p.AskExperts, p.AskRanges)
 """Commands that are sent without a key press."""
 ONLY_LOOKS = "this terminal only looks: it was opened with --read-only"
 CONFIRM_SECONDS = 4.0

@@ -86,7 +86,7 @@ def test_completing_a_format_and_listing_sessions_imports_no_tensor_library() ->
 DECLARED = {
     *("", ".target", ".targets", ".rules", ".refusal"),
     *(f".targets.{module.name}" for module in pkgutil.iter_modules(targets.__path__)),
-    *(".compressed", ".compressed.expressed", ".compressed.form"),
+    *(".compressed", ".compressed.expressed", ".gptq", ".gptq.expressed", ".compressed.form"),
 }
 """What says, in text, which targets an export has and what they express."""
 

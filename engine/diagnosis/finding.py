@@ -14,7 +14,7 @@ from engine import protocol as p
 from engine.diagnosis.fixes import best_fix, layer_fixes
 from engine.diagnosis.thresholds import Thresholds
 from engine.formats.storage import can_hold
-from engine.session import KnownEffects, Session, correction
+from engine.session import KnownEffects, Session
 from engine.session.artefact import OUTSIDE
 
 Severity: TypeAlias = Literal["alert", "warning", "note", "info"]
@@ -72,19 +72,13 @@ class Looked:
     @cached_property
     def kl(self) -> dict[str, float]:
         """Known effects of the format, by layer; those filled in from other formats are not."""
-        session, key = self.session, p.EffectKey("degrade", self.format)
-        count = len(session.layers.names)
-        measured = session.effects.measured.get(key) or [None] * count
-        estimated = session.effects.estimated.get(key) or [None] * count
-        fit = correction(session, key)
-        found: dict[str, float] = {}
-        for name, exact, guess in zip(session.layers.names, measured, estimated, strict=True):
-            known = exact if exact is not None else guess
-            if known is None or not math.isfinite(known.kl) or not math.isfinite(known.dnll):
-                continue
-            kl = known.kl if exact is not None or fit is None else fit.kl(known.kl)
-            found[name] = max(0.0, kl)
-        return found
+        column = self.effects.column(self.format)
+        names = self.session.layers.names
+        return {
+            name: max(0.0, known[0])
+            for name, known in zip(names, column, strict=True)
+            if known is not None
+        }
 
     @cached_property
     def weights(self) -> list[tuple[int, p.LayerWeights]]:

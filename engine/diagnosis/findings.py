@@ -53,6 +53,11 @@ def findings(session: Session, format: str, limits: Thresholds | None = None) ->
     found: list[Finding] = []
     for some in findings_by_check(session, format, limits):
         found += some
+    return by_order(found)
+
+
+def by_order(found: list[Finding]) -> list[Finding]:
+    """The most severe first."""
     return sorted(found, key=lambda each: ORDER[each.severity])
 
 

@@ -123,20 +123,22 @@ def perplexity(looked: Looked) -> Iterator[Finding]:
     if session.baseline is None or not looked.whole or not looked.damage > 0:
         return
     increase: dict[str, float] = {}
+    column = looked.effects.column(looked.format)
     for name in looked.body:
-        effect = looked.effects.known(name, looked.format)
-        if effect is not None:
-            increase[name] = session.baseline.ppl * math.expm1(min(effect.dnll, 700.0))
+        if (effect := column[session.index[name]]) is not None:
+            increase[name] = session.baseline.ppl * math.expm1(min(effect[1], 700.0))
     sensitive = [name for name, by in increase.items() if by >= limits.ppl_sensitive]
     critical = sum(by >= limits.ppl_critical for by in increase.values())
     share = math.fsum(looked.kl[name] for name in sensitive) / looked.damage
     verdict = "finds most of the damage" if share >= HALF else "misses most of the damage"
+    said = f"{len(sensitive)} layers, {critical} of them critical, cause {share:.0%}"
+    if not sensitive:
+        said = f"the worst costs +{max(increase.values(), default=0.0):.2f}"
     yield Finding(
         id="rule-perplexity",
         severity="info",
         sentence=f"that a layer is sensitive from a perplexity of +{limits.ppl_sensitive:g} on, "
-        f"and critical from +{limits.ppl_critical:g}, {verdict} here: {len(sensitive)} layers, "
-        f"{critical} of them critical, cause {share:.0%}",
+        f"and critical from +{limits.ppl_critical:g}, {verdict} here: {said}",
         evidence={"sensitive": len(sensitive), "critical": critical, "share": share},
     )
 

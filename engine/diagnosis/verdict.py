@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
@@ -20,10 +21,15 @@ from engine.recipes.mixes import better_than
 from engine.session import KnownEffects, Session, recipe_hash
 from engine.session.artefact import OUTSIDE
 
+T = TypeVar("T")
+Steps: TypeAlias = Generator[None, None, T]
+
 MOST = 0.5
 """Share of a uniform format's KL that the mix leaves, at most."""
 WORST = 5
 """Layers whose share of the damage is said."""
+AT_ONCE = 500
+"""Units of a step."""
 MANY = 4000
 """Layers from which on a mix uses only one better format, so that a screen need not wait."""
 
@@ -66,26 +72,41 @@ def verdict(session: Session, format: str) -> Verdict | None:
         session: with a baseline and effects.
         format: canonical, and not a kept one.
     """
+    steps = verdict_in_steps(session, format)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Verdict | None = end.value
+            return found
+
+
+def verdict_in_steps(session: Session, format: str) -> Steps[Verdict | None]:
+    """The same in steps of some milliseconds, so that a screen may do other things in between."""
     if session.baseline is None or not session.layers.names:
         return None
-    effects, layers = KnownEffects(session), session.layers
+    effects, layers = Columns(session), session.layers
     uniform: dict[str, str] = {}
     kl_of: dict[str, float] = {}
     dnll = variance = 0.0
+    column = effects.of(format)
+    yield
     for row, name in enumerate(layers.names):
         if layers.roles[row] in OUTSIDE or not can_hold(format, layers.shapes[row]):
             continue
-        effect = effects.known(name, format)
+        effect = column[row]
         if effect is None:
             return None
         uniform[name] = format
-        kl_of[name] = max(0.0, effect.kl)
-        dnll += effect.dnll
-        variance += effect.kl_se**2
+        kl_of[name] = max(0.0, effect[0])
+        dnll += effect[1]
+        variance += effect[2] ** 2
+    yield
     if not uniform:
         return None
     alone = math.fsum(kl_of.values())
-    score = session.scores.get(recipe_hash(uniform))
+    score = session.scores.get(recipe_hash(uniform)) if session.scores else None
+    yield
     known = score is not None and score.done and math.isfinite(score.kl)
     together = 1.0
     kl, kl_se = alone, math.sqrt(variance)
@@ -112,11 +133,14 @@ def verdict(session: Session, format: str) -> Verdict | None:
     )
     if not alone > 0:
         return found
-    mix, left = cheapest_mix(session, uniform, effects, MOST * alone)
+    yield
+    mix, left = yield from _cheapest_mix(session, uniform, effects, MOST * alone)
+    yield
     if left > MOST * alone * (1 + 1e-9):
         return found
     size = session.size_of(mix)
-    score = session.scores.get(recipe_hash(mix))
+    score = session.scores.get(recipe_hash(mix)) if session.scores else None
+    yield
     if score is not None and score.done and math.isfinite(score.kl):
         mix_kl, mix_ppl = score.kl, score.ppl
     else:
@@ -135,9 +159,30 @@ def verdict(session: Session, format: str) -> Verdict | None:
     )
 
 
-def cheapest_mix(
-    session: Session, uniform: dict[str, str], effects: KnownEffects, aim: float
-) -> tuple[dict[str, str], float]:
+class Columns:
+    """Effects of all layers by format, each column read once."""
+
+    def __init__(self, session: Session) -> None:
+        self._known = KnownEffects(session)
+        self._columns: dict[str, list[tuple[float, float, float] | None]] = {}
+
+    def of(self, held: str) -> list[tuple[float, float, float] | None]:
+        """KL, ΔNLL and standard error of every layer; None where it is not known."""
+        if held not in self._columns:
+            self._columns[held] = self._known.column(held)
+        return self._columns[held]
+
+    def together(self, rows: Sequence[int], held: str) -> float:
+        """KL of some layers together, as a sum; infinite where one is not known."""
+        column = self.of(held)
+        return math.fsum(
+            math.inf if (known := column[row]) is None else max(0.0, known[0]) for row in rows
+        )
+
+
+def _cheapest_mix(
+    session: Session, uniform: dict[str, str], effects: Columns, aim: float
+) -> Steps[tuple[dict[str, str], float]]:
     """The smallest recipe of better formats whose sum of effects is at most ``aim``.
 
     Fused groups take one format. Steps along every group's convex hull are taken in the order of
@@ -146,12 +191,21 @@ def cheapest_mix(
     Returns:
         The recipe, and its sum of effects; that may be above ``aim`` if no better format is known.
     """
-    steps = [
-        (gain / more, unit, at, gain)
-        for unit in _units(session, uniform)
-        for at, more, gain in _steps(session, uniform, unit, effects)
-    ]
-    left = math.fsum(_kl(effects, name, held) for name, held in uniform.items())
+    format = next(iter(uniform.values()))
+    better = ("", *_formats(session, format))
+    steps: list[tuple[float, tuple[str, ...], str, float]] = []
+    for held in (format, *better):
+        effects.of(held)
+        yield
+    for number, unit in enumerate(_units(session, uniform)):
+        if number % AT_ONCE == 0:
+            yield
+        steps += [
+            (gain / more, unit, at, gain)
+            for at, more, gain in _steps(session, unit, format, better, effects)
+        ]
+    left = effects.together([session.index[name] for name in uniform], format)
+    yield
     mix = dict(uniform)
     for _, unit, held, gain in sorted(steps, key=lambda step: -step[0]):
         if left <= aim:
@@ -166,12 +220,13 @@ def cheapest_mix(
 
 
 def _steps(
-    session: Session, uniform: dict[str, str], unit: Sequence[str], effects: KnownEffects
+    session: Session, unit: Sequence[str], format: str, better: Sequence[str], effects: Columns
 ) -> Iterator[tuple[str, int, float]]:
     """Better formats on a unit's hull: format, more bits, less KL than the one before."""
-    points = [(_bits(session, unit, uniform[unit[0]]), _sum(effects, unit, uniform[unit[0]]), "")]
-    for held in ("", *_formats(session, uniform[unit[0]])):
-        bits, kl = _bits(session, unit, held), _sum(effects, unit, held)
+    rows = [session.index[name] for name in unit]
+    points = [(_bits(session, rows, format), effects.together(rows, format), "")]
+    for held in better:
+        bits, kl = _bits(session, rows, held), effects.together(rows, held)
         if bits > points[0][0] and kl < points[0][1]:
             points.append((bits, kl, held))
     hull: list[tuple[int, float, str]] = []
@@ -214,21 +269,9 @@ def _units(session: Session, uniform: dict[str, str]) -> list[tuple[str, ...]]:
     return [tuple(names) for names in found.values()]
 
 
-def _sum(effects: KnownEffects, unit: Sequence[str], held: str) -> float:
-    return math.fsum(_kl(effects, name, held) for name in unit)
-
-
-def _kl(effects: KnownEffects, name: str, held: str) -> float:
-    known = effects.known(name, held)
-    return math.inf if known is None else max(0.0, known.kl)
-
-
-def _bits(session: Session, unit: Sequence[str], held: str) -> int:
+def _bits(session: Session, rows: Sequence[int], held: str) -> int:
     """Stored bits of a unit; -1 where one of its layers cannot hold the format."""
-    layers, total = session.layers, 0
-    for name in unit:
-        row = session.index[name]
-        if held and not can_hold(held, layers.shapes[row]):
-            return -1
-        total += session.bits_in(row, held)
-    return total
+    shapes = session.layers.shapes
+    if held and not all(can_hold(held, shapes[row]) for row in rows):
+        return -1
+    return sum(session.bits_in(row, held) for row in rows)

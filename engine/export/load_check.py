@@ -43,6 +43,13 @@ class NotLoadable(InfeasibleError):
         )
 
 
+class NotReadBack(InfeasibleError):
+    """What was written is not read as it was measured."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; nothing is left of it. Please report this with the recipe")
+
+
 class _Planned(msgspec.Struct, frozen=True, tag="planned"):
     folder: str
     """Holds ``config.json``, and code if there is any."""

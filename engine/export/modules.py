@@ -49,21 +49,19 @@ class Modules:
         found = {self.merged.get(part, "") for part in row.parts}
         return found.pop() if len(found) == 1 else ""
 
-    def why_not_quantised(self, row: DiskLayer) -> str | None:
-        """Why compressed-tensors cannot quantise the layer's module; None if it can.
+    def why_not_quantised(self, row: DiskLayer, tool: str = "compressed-tensors") -> str | None:
+        """Why a tool cannot quantise the layer's module; None if it can.
 
-        It supports ``nn.Linear`` and ``nn.Embedding`` and their subclasses; but transformers does
-        not load an embedding without a ``weight``. Experts it merges from codes of each.
+        Compressed-tensors supports ``nn.Linear`` and ``nn.Embedding`` and their subclasses; but
+        transformers does not load an embedding without a ``weight``. Experts it merges from codes
+        of each.
         """
         if row.role == "experts":
             if self.experts(row) and not row.transposed:
                 return None
-            return (
-                "the experts are one tensor on disk, and compressed-tensors quantises linear "
-                "modules only"
-            )
+            return f"the experts are one tensor on disk, and {tool} quantises linear modules only"
         if row.role == "conv1d":
-            return "it is a transposed Conv1D, and compressed-tensors quantises linear modules only"
+            return f"it is a transposed Conv1D, and {tool} quantises linear modules only"
         name = self.head if row.role == "head" else self.by_tensor.get(row.parts[0], "")
         kind = self.kinds.get(name)
         if kind is None:
@@ -76,7 +74,7 @@ class Modules:
         if issubclass(kind, nn.Embedding):
             return "transformers cannot load an embedding stored as codes"
         if not issubclass(kind, nn.Linear):
-            return f"it is a {kind.__name__}, and compressed-tensors quantises linear modules only"
+            return f"it is a {kind.__name__}, and {tool} quantises linear modules only"
         return None
 
 

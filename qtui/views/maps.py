@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.report.figures import Context
@@ -167,18 +166,8 @@ def scale_line(found: Map, glyphs: Glyphs) -> Words:
     return words
 
 
-def by_severity(severity: str) -> str:
-    """The style of a finding."""
-    return {"alert": "bold $error", "warning": "$finding"}.get(severity, "$dim")
-
-
 def visible(at: int, top: int, count: int, room: int) -> int:
     """The first of ``count`` lines to draw so that ``at`` is among ``room``; ``top`` if it is."""
     if top <= at < top + room:
         return max(0, min(top, count - room))
     return max(0, min(at - room // 2, count - room))
-
-
-def cut(lines: Sequence[Words], top: int, room: int) -> list[Words]:
-    """The lines that are visible."""
-    return list(lines[top : top + room])

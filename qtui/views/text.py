@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from rich.cells import cell_len, set_cell_size
@@ -96,6 +96,18 @@ def wrapped(text: str, room: int) -> list[str]:
         if lines[-1] and len(lines[-1]) + 1 + len(word) > room:
             lines.append("")
         lines[-1] += (" " if lines[-1] else "") + word
+    return lines
+
+
+def listed(items: Sequence[str], room: int) -> list[str]:
+    """Items with commas between them, in lines of at most so many cells; no item is broken."""
+    lines: list[str] = []
+    for at, item in enumerate(items):
+        word = item + ("," if at + 1 < len(items) else "")
+        if lines and cell_len(lines[-1]) + 1 + cell_len(word) <= room:
+            lines[-1] += " " + word
+        else:
+            lines.append(word)
     return lines
 
 

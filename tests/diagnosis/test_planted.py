@@ -227,7 +227,7 @@ def test_rules_of_thumb_hold_or_not_by_the_figures() -> None:
         "does not hold for v_proj and down_proj" in rules(v_proj=0.01, down_proj=0.01)["rule-kinds"]
     )
     assert "than others holds here" in rules(v_proj=20.0, down_proj=20.0)["rule-kinds"]
-    assert "misses most of the damage here: 0 layers" in rules()["rule-perplexity"]
+    assert "misses most of the damage here: the worst costs +0.0" in rules()["rule-perplexity"]
     many = rules(layers__2__=3000.0)
     assert "finds most of the damage here: 7 layers" in many["rule-perplexity"]
 

@@ -34,7 +34,7 @@ from engine.errors import (
     InfeasibleError,
     UsageError,
 )
-from engine.export.compressed.plan import why_not_exported
+from engine.export.compressed.folder import why_not_exported
 from engine.export.refusal import NotExportable
 from engine.formats.grammar import parse_format
 from engine.quant.quantize import dequantized, scale_dtype_for

@@ -29,8 +29,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint, read_layer
 from engine.client import in_process
+from engine.export.compressed.folder import why_not_exported
 from engine.export.compressed.layouts import tensors
-from engine.export.compressed.plan import why_not_exported
 from engine.export.refusal import NotExportable
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, HrmTextConfig
 
 from engine.checkpoint import Checkpoint, list_layers, open_checkpoint
 from engine.errors import UsageError
-from engine.export.compressed.plan import why_not_exported
+from engine.export.compressed.folder import why_not_exported
 from tests import tiny
 
 SIZES = {**tiny.SIZES, "num_hidden_layers": 1, "num_key_value_heads": 4, "head_dim": 16}

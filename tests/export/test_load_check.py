@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForMultimodalLM
 
 from engine.checkpoint import list_layers, open_checkpoint
 from engine.errors import EngineError
-from engine.export import load_check
+from engine.export import folder_writer, load_check
 from engine.export.compressed import writer
 from engine.export.compressed.writer import export_checkpoint
 from engine.export.load_check import (
@@ -87,7 +87,7 @@ def test_what_nothing_would_load_is_refused_before_it_is_written(
     request = asked(source, tmp_path / "out", "transformer.h.1.mlp.dense_h_to_4h")
     before = set(tmp_path.iterdir())
     written: list[object] = []
-    monkeypatch.setattr(writer, "write_shards", lambda *given: written.append(given))
+    monkeypatch.setattr(folder_writer, "write_shards", lambda *given: written.append(given))
     monkeypatch.setattr(load_check, "_asked", in_this_process)
     for refused in (writer.WRITER.check, export_checkpoint):
         with pytest.raises(NotLoadable, match=r"weight of a module .* nothing was written"):
@@ -102,7 +102,7 @@ def test_what_nothing_would_load_is_refused_before_it_is_written(
 def test_what_is_read_otherwise_is_taken_away(
     tmp_path: Path, written: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "digest", lambda _weight: "other")
+    monkeypatch.setattr(folder_writer, "digest", lambda _weight: "other")
     monkeypatch.setattr(load_check, "_asked", in_this_process)
     source, before = written[0].parent / "in", set(tmp_path.iterdir())
     with pytest.raises(NotLoadable, match=r"other weights than were measured.*nothing is left"):

@@ -27,6 +27,7 @@ SOLVED = 0.05
 """Of the KL of solved weights: where two codes are as good, rounding chooses."""
 
 KINDS = ("measured KL", "measured ΔNLL", "estimated KL", "estimated ΔNLL", "additivity")
+KINDS_OF_DRIFT = ("drift", "injected", "propagated", "control")
 Figures = Mapping[str, float]
 
 
@@ -72,6 +73,9 @@ def _compared(
                           for each in (found, expected))  # fmt: skip
             lax = 3 * within if kind.startswith("estimated") else within
             figures.worst(f"{name}: {kind}", own, other, lax, 0.0 if alike else floor, slack)
+    if sweep and direction == "degrade" and dtype == "fp32":
+        own, other = _errors(there), _errors(here)
+        figures.worst(f"{name}: errors inside the model", own, other, within, 1e-6)
     if methods:
         own, other = _scored(there, methods), _scored(here, methods)
         for method in methods:
@@ -119,6 +123,26 @@ def _swept(loaded: Loaded, direction: p.Direction) -> dict[str, float]:
             found[f"error of estimated ΔNLL {fact.layer} {fact.format}"] = fact.dnll_se
         elif isinstance(fact, p.Additivity):
             found["additivity"] = fact.kl
+    return found
+
+
+def _errors(loaded: Loaded) -> dict[str, float]:
+    """Errors of outputs, drift and attention of a recipe."""
+    from engine.measure.errors.measuring import measure_errors
+
+    layers = loaded.network.layers
+    recipe = {name: FORMAT for name, layer in layers.items() if layer.role != "embedding"}
+    found: dict[str, float] = {}
+    for fact in learnt(measure_errors(loaded, recipe, counts())):
+        if isinstance(fact, p.OutputError):
+            found[f"output {fact.layer}"] = fact.relative
+            found[f"worst channel {fact.layer}"] = fact.worst_errors[0]
+        elif isinstance(fact, p.Drift):
+            for each in fact.blocks:
+                figures = each.drift, each.injected, each.propagated, each.control
+                for kind, value in zip(KINDS_OF_DRIFT, figures, strict=True):
+                    found[f"{kind} {each.block}"] = value
+                found |= {f"head {each.block} {h}": kl for h, kl in enumerate(each.attention)}
     return found
 
 

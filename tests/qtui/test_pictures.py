@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from random import Random
 
 import pytest
 from textual.pilot import Pilot
@@ -232,6 +233,52 @@ def test_what_keeping_a_layer_wins_back(snap_compare: Compare, size: tuple[int, 
     restored = [r.estimated([r.FORMAT], "restore"), *r.swept(9, direction="restore")]
     events = [*r.opening(), *r.triaged(), r.estimated(), *r.swept(), *restored]
     assert picture(snap_compare, size, pressed("s"), plotted, events=events)
+
+
+@pytest.mark.parametrize(
+    ("size", "ascii", "tab"),
+    [((160, 50), False, "errors"), ((160, 50), False, "drift"), ((80, 24), True, "errors")],
+    ids=["errors-wide", "drift-wide", "errors-narrow-ascii"],
+)
+def test_errors_inside_the_model(
+    snap_compare: Compare, size: tuple[int, int], ascii: bool, tab: str
+) -> None:
+    layer = r.names()[6]
+    random = Random(3)
+    output = p.OutputError(
+        layer=layer, format=r.FORMAT, tokens=4096, relative=0.117, channels=256, over_10=191,
+        over_50=2, counts=[0, 0, 0, 0, 0, 3, 62, 171, 18, 2, 0],
+        worst=[121, 212, 97, 157, 111, 225, 183],
+        worst_errors=[0.618, 0.518, 0.315, 0.308, 0.207, 0.203, 0.193],
+    )  # fmt: skip
+    found = p.ErrorMapReady(
+        layer=layer, format=r.FORMAT, used=r.FORMAT, rows=256, groups=24, group_size=32, height=64,
+        width=24, cells=[(0.1 + 0.2 * (at % 24 == 9) + 0.08 * random.random()) ** 2
+                         for at in range(64 * 24)],
+    )  # fmt: skip
+    blocks = [
+        p.BlockDrift(
+            block=k, drift=0.09 + 0.02 * k, injected=0.05 if k else 0.09,
+            propagated=0.07 + 0.02 * k if k else 0.0, control=0.08 if k else 0.0,
+            attention=[0.003 * k + 0.002 * head for head in range(8)],
+        )
+        for k in range(5)
+    ]  # fmt: skip
+
+    async def shown(d: Driver) -> None:
+        d.table.move_to(d.table.rows.index(d.app.session.index[layer]))
+        await d.give(r.changed(d.app.session, [layer], r.FORMAT))
+        drift = p.Drift(
+            recipe=recipe_hash(d.app.session.changed), tokens=4096, embedding=0.0, blocks=blocks,
+            attention_windows=2, attention_tokens=256,
+        )  # fmt: skip
+        await d.give(p.Learned(("o", "d"), (output, drift)), found)
+        if size[0] < 100:
+            await d.pilot.press("tab")  # the pane alone
+        d.bench.show_tab(tab)
+        await d.settled()
+
+    assert picture(snap_compare, size, shown, ascii=ascii)
 
 
 # --- the start screen ----------------------------------------------------------------------------

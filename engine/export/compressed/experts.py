@@ -16,9 +16,8 @@ programs.
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,11 +25,11 @@ from torch import Tensor
 
 from engine.checkpoint import Checkpoint, DiskLayer
 from engine.export.compressed.layouts import slots, tensors
+from engine.export.expert_codes import rows_of
+from engine.export.folder_form import ExpertsForm, OneExpert
+from engine.export.folder_plan import merged
 from engine.export.tensor_groups import TensorGroup
-from engine.export.writer import Codes
 from engine.formats.grammar import Format
-from engine.quant.methods.gptq import Solved
-from engine.quant.stored import StoredWeight
 
 PLAIN_EXPERTS: dict[str, Any] = {
     "format": "float-quantized",
@@ -38,14 +37,6 @@ PLAIN_EXPERTS: dict[str, Any] = {
     "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
 }
 """A config group that matches no module: with it transformers reads plain experts."""
-
-OneExpert = Callable[[DiskLayer, Format, int], StoredWeight]
-"""The stored form ``[out, in]`` of one expert of a layer."""
-
-
-def merged(row: DiskLayer) -> bool:
-    """Whether a layer's experts are one matrix each on disk."""
-    return row.role == "experts" and len(row.parts) > 1
 
 
 def why_not_read(fmt: Format) -> str | None:
@@ -146,28 +137,6 @@ def expert_group(
     return TensorGroup(wanted, quantised)
 
 
-def expert_of(codes: Codes, expert: int) -> StoredWeight:
-    """The stored form of one expert, of that of all ``[experts, out, in]``."""
-    form = codes.stored if isinstance(codes, Solved) else codes
-    return _replaced(form, lambda tensor: tensor[expert])
-
-
-def rows_of(form: StoredWeight, lines: slice) -> StoredWeight:
-    """Some rows of a weight ``[out, in]``; a scale of the whole belongs to all of them."""
-    return _replaced(form, lambda tensor: tensor[lines] if tensor.shape[0] > 1 else tensor)
-
-
-def _replaced(form: StoredWeight, change: Callable[[Tensor], Tensor]) -> StoredWeight:
-    of: Any = form
-    changed = {
-        field.name: change(value)
-        for field in dataclasses.fields(of)
-        if isinstance(value := getattr(of, field.name), Tensor)
-    }
-    found: StoredWeight = dataclasses.replace(of, **changed)
-    return found
-
-
-def kept_targets(rows: Iterable[DiskLayer]) -> list[str]:
-    """`targets` of several layers."""
-    return [target for row in rows for target in targets(row)]
+EXPERTS = ExpertsForm(
+    why_not_read, why_not_together, expert_group, targets, {"kept_experts": PLAIN_EXPERTS}
+)

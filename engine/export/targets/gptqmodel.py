@@ -9,17 +9,14 @@ is read as a literal name (``_extract_literal_regex_pattern``).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
+from engine.export.gptq.expressed import rules_of
 from engine.export.rules import (
     FUSED,
     UNTIES,
     as_json,
-    exactly,
     in_words,
-    method_of,
     why_no_method,
     why_no_role,
     why_no_scales,
@@ -52,37 +49,13 @@ def _why_not_weight(fmt: Format, weight: Weight) -> str | None:
     return why_no_role(weight, _TOOL, ("linear", "conv1d", "head"))
 
 
-def values_of(fmt: Format) -> dict[str, Any]:
-    """The values of a format in a ``QuantizeConfig``."""
-    gptq = method_of(fmt, "gptq")
-    options = {} if gptq is None else dict(gptq.options)
-    found: dict[str, Any] = {
-        "bits": fmt.bits,
-        "group_size": -1 if fmt.strategy == "channel" else fmt.group_size,
-        "sym": fmt.symmetric,
-        "desc_act": bool(options.get("actorder", False)),
-    }
-    if gptq is not None:
-        found["damp_percent"] = options.get("damp", 0.01)
-    if options.get("static"):
-        found["static_groups"] = True
-    return found
-
-
 def _words(words: Words) -> str:
-    # The commonest format as the config's own; all layers of a module's kind get a line otherwise.
-    formats = Counter(fmt for _, fmt in words.quantised)
-    usual = formats.most_common(1)[0][0]
-    dynamic: dict[str, Any] = {f"-:{exactly(name)}": {} for name in words.kept}
-    for layer, fmt in words.quantised:
-        if fmt != usual:
-            given = {"damp_percent": 0.05, "static_groups": False, **values_of(fmt)}
-            dynamic[f"+:{exactly(layer.module)}"] = {
-                key: value for key, value in given.items()
-                if key in values_of(fmt) or key in values_of(usual)
-            }  # fmt: skip
+    # The commonest format as the config's own; other modules get a rule each.
+    formats = {layer.module: fmt for layer, fmt in words.quantised}
     head = any(layer.weight.role == "head" for layer, _ in words.quantised)
-    return as_json({**values_of(usual), "lm_head": head, "dynamic": dynamic})
+    rules = rules_of(formats, words.kept, {"damp_percent": 0.05, "static_groups": False})
+    dynamic = rules.pop("dynamic")  # the long part last
+    return as_json({**rules, "lm_head": head, "dynamic": dynamic})
 
 
 TARGET = Target(

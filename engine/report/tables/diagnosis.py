@@ -28,7 +28,7 @@ HEADINGS = (
     *("layer", "format", "weight error", "output error", "KL·10³", "≈KL·10³", "bits", "size"),
     *("won/MB", "verdict", "kernels"),
 )
-LEGEND = "≈ estimated, ~ filled in from another format; won/MB: KL·10³ won back for a megabyte more"
+LEGEND = "≈ estimated, ? filled in from another format; won/MB: KL·10³ won back for a megabyte more"
 WORDS = {0, 1, 9, 10}
 """Columns of words, which begin at the left."""
 
@@ -110,7 +110,7 @@ def _rows(document: s.DiagnoseDocument) -> list[Sequence[str]]:
                     _share(each.weight_error),
                     _share(each.output_error),
                     _kl(each.kl_measured),
-                    ("~" if each.filled else "") + _kl(each.kl_estimated),
+                    _kl(each.kl_estimated) + ("?" if each.filled else ""),
                     figure(each.bits, 2),
                     size(each.bytes),
                     _won(each.kl_per_megabyte),

@@ -34,7 +34,12 @@ SCREEN = ScreenSpec(
         ),
         Action("diagnosis.side", "tab", "Map or findings", "View", "side", rank=2, place=2),
         Action(
-            "diagnosis.figure", "c", "Map of the next figure", "View", "figure", rank=3, place=3,
+            "diagnosis.figure", "c", "Map of the next figure, gallery of the next kind", "View",
+            "figure", rank=3, place=3,
+        ),
+        Action(
+            "diagnosis.gallery", "g", "Gallery: histograms of all layers of a kind", "View",
+            "gallery", rank=4, place=4, words="histograms small multiples distribution",
         ),
     ),
 )  # fmt: skip

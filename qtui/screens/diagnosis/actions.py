@@ -28,6 +28,7 @@ class DiagnosisActions(SharedActions):
         "diagnosis.right": lambda do: do.diagnosis.move(0, 1),
         "diagnosis.side": lambda do: do.diagnosis.other_side(),
         "diagnosis.figure": lambda do: do.diagnosis.next_figure(),
+        "diagnosis.gallery": lambda do: do.diagnosis.toggle_gallery(),
         "diagnosis.show": lambda do: do.show(),
     }
     """What runs an action, by its id."""

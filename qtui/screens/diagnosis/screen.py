@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import time
-from textwrap import wrap
+from collections.abc import Generator
 
-from rich.cells import cell_len
 from textual import events
 from textual.app import ComposeResult
 
 from engine import protocol as p
 from engine.diagnosis.finding import Finding
-from engine.diagnosis.findings import findings
+from engine.diagnosis.findings import by_order, findings_by_check
 from engine.report.figures import Context
 from engine.report.figures.declaration import Figure
-from engine.report.wording import short
 from engine.session import Dirty, Session
+from qtui.screens.diagnosis.gallery import GalleryView
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.workbench.effects import ShownEffects
+from qtui.sliced import Sliced
+from qtui.views.findings import FindingLines
 from qtui.views.maps import (
     Map,
-    by_severity,
-    cut,
     map_lines,
     map_of,
     mapped_figures,
@@ -57,9 +56,15 @@ class Diagnosis(SessionScreen):
         self.map, self.scale = Lines(id="map"), Lines(id="scale")
         self.list = Lines(id="findings", wrap=False)
         self.effects = ShownEffects()
+        self.findings = FindingLines(glyphs)
+        self.gallery = GalleryView(glyphs, self._ask, lambda: self.session)
         self.found: list[Finding] = []
         """All findings."""
         self._figure = 0
+        self._mapped: list[Figure] = []
+        """Figures that can be mapped."""
+        self._maps: dict[str, Map] = {}
+        """Those that were drawn, by the ids of their figures."""
         self._drawn: Map | None = None
         self._at = (0, 0)
         """Block and kind of the cursor in the map, by their places."""
@@ -68,7 +73,8 @@ class Diagnosis(SessionScreen):
         self._in_map = True
         self._next = 0.0
         self._waits = False
-        self._top = self._top_found = 0
+        self._looking: Sliced[list[Finding]] = Sliced(self.set_timer)
+        self._top = 0
 
     def compose(self) -> ComposeResult:
         """The verdict, the map and its scale, the findings, the foot."""
@@ -94,6 +100,19 @@ class Diagnosis(SessionScreen):
             self._waits = True
             self.set_timer(left, self._look)
 
+    def _ask(self, command: p.AnyCommand) -> None:
+        self.post_message(SessionScreen.Ask(command))
+
+    def before_fold(self, event: p.AnyEvent) -> bool:
+        """Keep histograms for the gallery: a session keeps fewer than a screen has room for."""
+        if isinstance(event, p.HistogramReady) and self.gallery.keep(event) and self.is_current:
+            self.call_later(self._write)
+        return True
+
+    def connected(self) -> None:
+        """A new engine knows nothing of what was asked for."""
+        self.gallery.forget()
+
     def _look(self) -> None:
         """Look at the session as it is now; not again before most of the time was free for keys."""
         self._waits = False
@@ -101,10 +120,30 @@ class Diagnosis(SessionScreen):
         session = self.session
         self.effects.update(session)
         self.verdict.follow(session, self.format)
-        self.found = findings(session, self.format or "int4-g128") if session.layers.names else []
         self._draw_map()
         self._write()
         self._next = begun + max(LEAST, REST * (time.monotonic() - begun))
+        if session.layers.names:
+            self._looking.begin(self._find(session), self._found)
+        else:
+            self._found([])
+
+    def _find(self, session: Session) -> Generator[None, None, list[Finding]]:
+        """All findings, one check a step; none where the layers are listed anew meanwhile."""
+        layers, found = session.layers, []
+        for some in findings_by_check(session, self.format or "int4-g128"):
+            found += some
+            yield
+            if layers is not session.layers:
+                return []
+        return by_order(found)
+
+    def _found(self, found: list[Finding]) -> None:
+        self._next = max(self._next, time.monotonic() + REST * self._looking.took)
+        if found != self.found:
+            self.found = found
+            self._on = max(0, min(self._on, len(found) - 1))
+            self._write()
 
     @property
     def format(self) -> str:
@@ -112,12 +151,19 @@ class Diagnosis(SessionScreen):
         return self.effects.format
 
     def _draw_map(self) -> None:
-        figures = self.figures()
-        if not figures:
+        self._mapped, self._maps = self.figures(), {}
+        self._choose_map()
+
+    def _choose_map(self) -> None:
+        """Show the map of the chosen figure, drawn once until something changes."""
+        if not self._mapped:
             self._drawn = None
             return
-        self._figure %= len(figures)
-        self._drawn = map_of(self._shown(), figures[self._figure])
+        self._figure %= len(self._mapped)
+        figure = self._mapped[self._figure]
+        if figure.id not in self._maps:
+            self._maps[figure.id] = map_of(self._shown(), figure)
+        self._drawn = self._maps[figure.id]
 
     def _shown(self) -> Context:
         return Context(self.session, p.EffectKey("degrade", self.effects.format))
@@ -131,6 +177,8 @@ class Diagnosis(SessionScreen):
     @property
     def current(self) -> str | None:
         """The layer under the cursor; None for a finding about several."""
+        if self._in_map and self.gallery.on:
+            return self.session.layers.names[self.gallery.row]
         if self._in_map:
             row = self._drawn.layer(self._at) if self._drawn is not None else None
             return None if row is None else self.session.layers.names[row]
@@ -139,7 +187,9 @@ class Diagnosis(SessionScreen):
 
     def move(self, down: int, right: int) -> None:
         """Move the cursor in the map, or in the list."""
-        if self._in_map and self._drawn is not None:
+        if self._in_map and self.gallery.on:
+            self.gallery.move(down, right)
+        elif self._in_map and self._drawn is not None:
             y, x = self._at[0] + down, self._at[1] + right
             blocks, kinds = len(self._drawn.blocks), len(self._drawn.kinds)
             self._at = max(0, min(y, blocks - 1)), max(0, min(x, kinds - 1))
@@ -163,10 +213,24 @@ class Diagnosis(SessionScreen):
             self._follow_finding()
         self._write()
 
+    def toggle_gallery(self) -> None:
+        """Change between the map and the histograms of the kind under its cursor."""
+        if self.gallery.on:
+            self.gallery.close()
+        elif self._drawn is not None:
+            row = self._drawn.layer(self._at)
+            self.gallery.open(self.session, self._drawn.kinds[self._at[1]], row)
+        self._in_map = True
+        self._write()
+
     def next_figure(self) -> None:
-        """Map another figure."""
+        """Map another figure, or show the histograms of another kind."""
+        if self.gallery.on:
+            self.gallery.next_kind(self.session)
+            self._write()
+            return
         self._figure += 1
-        self._draw_map()
+        self._choose_map()
         self._write()
 
     def here(self) -> tuple[str, bool]:
@@ -177,7 +241,12 @@ class Diagnosis(SessionScreen):
 
     def _write(self) -> None:
         width = self.app.size.width - 2
-        if self._drawn is None:
+        if self.gallery.on:
+            room = max(4, (self.app.size.height - 6) * 3 // 5)
+            tiles, about = self.gallery.draw(self.session, width, room, here=self._in_map)
+            self.map.set_lines(tiles)
+            self.scale.set_lines([about])
+        elif self._drawn is None:
             self.map.set_lines([[("nothing is known of the layers yet", "$dim")]])
             self.scale.set_lines([])
         else:
@@ -188,16 +257,12 @@ class Diagnosis(SessionScreen):
                 map_lines(self._drawn, self._at, self._top, width, room, self.glyphs)
             )
             self.scale.set_lines([self._under_cursor(self._drawn)])
-        lines: list[Words] = []
-        at = 0
-        for number, finding in enumerate(self.found):
-            if number == self._on:
-                at = len(lines)
-            lines += self._finding(number, finding)
         room = max(1, self.list.size.height)
-        self._top_found = visible(at, self._top_found, len(lines), room - 1)
+        lines = self.findings.draw(
+            self.found, self.session, width - 2, room, None if self._in_map else self._on
+        )
         none = "no findings so far" if self.session.layers.names else ""
-        self.list.set_lines(cut(lines, self._top_found, room) or [[(none, "$dim")]])
+        self.list.set_lines(lines or [[(none, "$dim")]])
 
     def _under_cursor(self, drawn: Map) -> Words:
         row = drawn.layer(self._at)
@@ -208,37 +273,3 @@ class Diagnosis(SessionScreen):
         value = drawn.cells[drawn.blocks[self._at[0]], drawn.kinds[self._at[1]]][0]
         said = drawn.figure.quantity.text(value) if value == value else self.glyphs.unknown
         return [(f"{name}: {said}  ", "bold"), *scale_line(drawn, self.glyphs)]
-
-    def _finding(self, number: int, finding: Finding) -> list[Words]:
-        here = number == self._on and not self._in_map
-        cursor = self.glyphs.cursor if here else " "
-        layers = self.session.layers
-        where = ""
-        if finding.layer:
-            row = self.session.index[finding.layer]
-            where = printable(short_name(finding.layer, layers.blocks[row], 2)).strip() + ": "
-        tone = by_severity(finding.severity)
-        width = max(20, self.app.size.width - 4)
-        said = _plain(finding.sentence, self.glyphs)
-        first, *rest = wrap(said, width - 2, initial_indent=" " * cell_len(where))
-        lines: list[Words] = [
-            [(f"{cursor} ", "$primary"), (where, "bold"), (first.lstrip(), tone)],
-            *([("    ", ""), (line, tone)] for line in rest),
-        ]
-        if (fix := finding.fix) is not None:
-            held = printable(fix.format) or "as stored it"
-            mark = "" if fix.measured else self.glyphs.about
-            bits = f"{short(abs(fix.bits))} bits per weight {'more' if fix.bits > 0 else 'less'}"
-            said = f"{held} wins back {mark}{fix.recovered:.0%} for {bits}"
-            lines.append([("    ", ""), (self.glyphs.arrow + " " + said, "$better")])
-        return lines
-
-
-def _plain(sentence: str, glyphs: Glyphs) -> str:
-    """A sentence in the characters that may be drawn."""
-    said = printable(sentence)
-    if not glyphs.ascii:
-        return said
-    for sign, plain in (("σ", " sd"), ("×", "x"), ("…", ".."), ("≈", "~")):
-        said = said.replace(sign, plain)
-    return said

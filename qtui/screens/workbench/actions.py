@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import protocol as p
@@ -11,6 +12,7 @@ from engine.formats.grammar import parse_format
 from engine.session import recipe_hash
 from qtui.actions import HOLD, Choice
 from qtui.screens.shared_actions import Chooser, SharedActions
+from qtui.screens.workbench.fixes import Fixes
 from qtui.screens.workbench.screen import Workbench
 from qtui.user.commands import Command
 from qtui.user.remembered import remember
@@ -90,6 +92,8 @@ class WorkbenchActions(SharedActions):
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
         "activations": lambda do: do.activations(),
         "errors": lambda do: do.errors(),
+        "fixes": lambda do: do.fixes.ask(),
+        "fixes_worst": lambda do: do.fixes.ask_worst(),
         "format": lambda do: do.bench.next_format(),
         "pane": lambda do: do.bench.toggle_pane(),
         "log_pane": lambda do: do.log_pane(),
@@ -105,6 +109,12 @@ class WorkbenchActions(SharedActions):
     """What runs an action, by its id."""
     CHOOSERS: ClassVar[Mapping[str, Chooser]] = {
         **SharedActions.CHOOSERS,
+        "fixes": Chooser(
+            "Take the fix {}",
+            "fixes of this layer: enter takes one",
+            lambda do: do.fixes.choices(),
+            lambda do, id: do.fixes.take(id),
+        ),
         "order": Chooser(
             "Sort by {}",
             "sort by: type a column, enter sorts",
@@ -130,6 +140,11 @@ class WorkbenchActions(SharedActions):
             lambda do, id: do.bench.show_tab(id),
         ),
     }
+
+    @cached_property
+    def fixes(self) -> Fixes:
+        """Other formats tried on layers."""
+        return Fixes(self)
 
     # What opens over the workbench is imported when it first opens: the first frame does not wait.
 
@@ -169,6 +184,8 @@ class WorkbenchActions(SharedActions):
                 return "this layer has no experts"
             case "undo" if table.pending or self._marks_to_restore():
                 return ""
+            case "fixes" | "fixes_worst":
+                return self.fixes.why_not(id)
             case "errors" if not session.changed:
                 return "no layer is changed: there is no error"
             case "errors" if session.model is None and not self._errors_known():
@@ -328,11 +345,15 @@ class WorkbenchActions(SharedActions):
 
     def hold(self, format: str) -> None:
         """Set the format of the layers in scope."""
-        bench, session = self.bench, self.session
-        layers = bench.layers_in_scope()
+        layers = self.bench.layers_in_scope()
         if not layers:
-            self.say("warning", f"no layer in scope: {bench.scope_words()}")
+            self.say("warning", f"no layer in scope: {self.bench.scope_words()}")
             return
+        self.set_format(layers, format, self.bench.scope_words())
+
+    def set_format(self, layers: tuple[str, ...], format: str, who: str) -> None:
+        """Set the format of layers; ``who`` they are is said where all of them hold it."""
+        bench, session = self.bench, self.session
         bench.table.stay()
         shown = format if format == "kept" else str(parse_format(format))
         changing = {}
@@ -343,7 +364,7 @@ class WorkbenchActions(SharedActions):
                 changing[layer] = after
         if not changing:
             held = "as stored" if format == "kept" else shown
-            self.say("info", f"{bench.scope_words()}: already {held}")
+            self.say("info", f"{who}: already {held}")
             return
         command = p.identified(p.SetFormat(layers, format))
         bench.requested[command.ask] = changing

@@ -46,10 +46,12 @@ TABLE: frozenset[Dirty] = frozenset(
 DETAIL: frozenset[Dirty] = frozenset(
     {
         "layers", "holds", "weights", "measured", "baseline", "recipe", "histogram", "experts",
-        "notices", "errors",
+        "notices", "errors", "ranges", "fixes",
     }
 )  # fmt: skip
 """Parts of a session that the table, and the pane, draw."""
+QUESTIONS = frozenset({"AskHistogram", "AskErrorMap", "AskRanges"})
+"""Commands that the pane sends by itself."""
 
 
 class Workbench(SessionScreen):
@@ -187,7 +189,7 @@ class Workbench(SessionScreen):
             self.events.add_earlier(session)
             if session.model is not None and not running(session):
                 self.scoreboard.state = "ready"
-        if dirty - {"histogram", "notices", "experts", "errors"}:
+        if dirty - {"histogram", "notices", "experts", "errors", "ranges", "fixes"}:
             self.scoreboard.show(session, dirty)
         if dirty & {"measured", "recipe", "baseline", "layers"}:
             self._judge()
@@ -197,7 +199,7 @@ class Workbench(SessionScreen):
             self.table.show(session, self.format, self.direction, reorder=moved)
             self._show_caption()
             self.show_scope()
-        if dirty & DETAIL:
+        if dirty & DETAIL or ("jobs" in dirty and self.detail.tab == "fixes"):
             self._detail()
         if dirty & {"layers", "model", "holds"}:
             self.pane_requests.soon()
@@ -274,7 +276,7 @@ class Workbench(SessionScreen):
             self.pane_requests.answered(event.layer, event.format)
         if isinstance(event, p.ErrorMapReady):
             self.pane_requests.tab_answered(p.AskErrorMap(event.layer, event.format))
-        if isinstance(event, p.Refused) and event.command in ("AskHistogram", "AskErrorMap"):
+        if isinstance(event, p.Refused) and event.command in QUESTIONS:
             # Requested too early, or for a layer that cannot be read; no key was pressed.
             self.pane_requests.forget()
             return False
@@ -302,6 +304,8 @@ class Workbench(SessionScreen):
                 if event.how != "set":
                     done = {"undo": "undone", "redo": "redone"}[event.how]
                     self.message.say("info", f"{done}: {self.change(event.layers, event.after)}")
+            case p.JobEnded(kind="fixes", status="done"):
+                self.message.say("info", f"fixes tried: {self.key('fixes')} takes the best")
             case p.JobEnded(kind="open", status=status):
                 self.scoreboard.state = "ready" if status == "done" else "not open"
         return True

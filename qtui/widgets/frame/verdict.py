@@ -6,9 +6,10 @@ import time
 
 from rich.cells import cell_len
 
-from engine.diagnosis.verdict import Verdict, verdict
+from engine.diagnosis.verdict import Steps, Verdict, verdict_in_steps
 from engine.report.verdicts import costs, in_short, remedy
 from engine.session import Session
+from qtui.sliced import Sliced
 from qtui.views.text import UNICODE, Glyphs
 from qtui.widgets.line import Lines, Words
 
@@ -19,6 +20,19 @@ LEAST = 0.5
 
 
 NONE_YET = "no verdict before all layers are estimated"
+
+
+def _guarded(session: Session, format: str) -> Steps[Verdict | None]:
+    """The steps of a verdict, which end when the layers are listed anew: rows are others then."""
+    layers, steps = session.layers, verdict_in_steps(session, format)
+    while layers is session.layers:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Verdict | None = end.value
+            return found
+        yield
+    return None
 
 
 class VerdictLine(Lines):
@@ -38,25 +52,44 @@ class VerdictLine(Lines):
         self._session, self._format = Session(), ""
         self._next = 0.0
         self._waits = False
+        self._sliced: Sliced[Verdict | None] = Sliced(self.set_timer)
 
     def follow(self, session: Session, format: str) -> None:
         """Judge a session that changed: at once, or once the last verdict is old enough."""
         self._session, self._format = session, format
+        if self._waits:
+            return
         left = self._next - time.monotonic()
-        if left <= 0:
+        if left <= 0 and not self._sliced.busy:
             self._judge()
-        elif not self._waits:
+        else:
             self._waits = True
-            self.set_timer(left, self._judge)
+            self.set_timer(max(left, LEAST), self._later)
+
+    def _later(self) -> None:
+        """Judge now, or once the verdict that is being made is there."""
+        if self._sliced.busy or self._next > time.monotonic():
+            self.set_timer(LEAST, self._later)
+        else:
+            self._judge()
 
     def _judge(self) -> None:
+        """Judge in slices; the session may be another meanwhile, and is judged again later."""
         self._waits = False
-        begun = time.monotonic()
-        found = verdict(self._session, self._format) if self._format else None
-        took = time.monotonic() - begun
-        self._next = begun + max(LEAST, REST * took)
-        self.found = found
-        self.draw()
+        layers = self._session.layers
+        self._next = time.monotonic() + LEAST
+
+        def done(found: Verdict | None) -> None:
+            self._next = time.monotonic() + max(LEAST, REST * self._sliced.took)
+            if layers is self._session.layers:  # else listed anew: rows are others
+                self.found = found
+                self.draw()
+
+        if self._format:
+            self._sliced.begin(_guarded(self._session, self._format), done)
+        else:
+            self._sliced.stop()
+            done(None)
 
     def draw(self) -> None:
         """Draw the verdict for the width there is."""

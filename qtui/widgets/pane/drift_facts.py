@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from heapq import nlargest
 
 from engine.protocol import BlockDrift, Drift
 from engine.report import wording as n
-from qtui.views.text import Glyphs, bar, printable, wrapped
+from qtui.views.text import Glyphs, bar, listed, printable, wrapped
 from qtui.widgets.line import Words
-from qtui.widgets.pane.output_facts import STAYS
 from qtui.widgets.pane.tab import TabContext
 
 BLOCK, FIGURE = 6, 11
@@ -79,19 +79,18 @@ def _block(each: BlockDrift, here: int, most: float, width: int, glyphs: Glyphs)
 def _heads(found: Drift, here: int, width: int, glyphs: Glyphs) -> list[Words]:
     """The heads whose attention diverges most, of the whole model and of the layer's block."""
     if found.no_attention:
-        said = f"attention was not compared: {printable(found.no_attention)}"
-        return [*([(piece, "$dim")] for piece in wrapped(said, max(20, width))), []]
+        why = f"attention was not compared: {printable(found.no_attention)}"
+        return [*([(piece, "$dim")] for piece in wrapped(why, max(20, width))), []]
     every = [
         (kl, each.block, head) for each in found.blocks for head, kl in enumerate(each.attention)
     ]
-    worst = sorted(every, reverse=True)[:HEADS]
-    listed = ", ".join(f"{block}.{head}{STAYS}{n.short(1000 * kl)}" for kl, block, head in worst)
+    worst = nlargest(HEADS, every)
+    said = [f"{block}.{head} {n.short(1000 * kl)}" for kl, block, head in worst]
     windows = f"{found.attention_windows} window" + "s" * (found.attention_windows != 1)
     title = f"attention that diverges most: block.head, KL{glyphs.kilo} in nats"
     title += f" (first {found.attention_tokens} tokens of {windows})"
     lines: list[Words] = [[(piece, "$dim")] for piece in wrapped(title, max(20, width))]
-    pieces = wrapped(listed, max(20, width - 2))
-    lines += [[("  " + piece.replace(STAYS, " "), "")] for piece in pieces]
+    lines += [[("  " + piece, "")] for piece in listed(said, max(20, width - 2))]
     own = [each.attention for each in found.blocks if each.block == here and each.attention]
     if own:
         heads = ", ".join(n.short(1000 * kl) for kl in own[0])

@@ -8,14 +8,12 @@ from engine import protocol as p
 from engine.protocol import OUTPUT_ERROR_BOUNDS, OutputError
 from engine.report import wording as n
 from engine.session import Session
-from qtui.views.text import Glyphs, bar, printable, wrapped
+from qtui.views.text import Glyphs, bar, listed, printable, wrapped
 from qtui.widgets.line import Words
 from qtui.widgets.pane.tab import TabContext
 from qtui.widgets.pane.weight_map import map_lines
 
 LABEL, COUNT = 12, 8
-STAYS = "\xa0"
-"""A blank that no line is broken at."""
 MOST_BAR = 40
 """Cells of a bar at most."""
 
@@ -71,7 +69,8 @@ def _outputs(context: TabContext) -> list[Words]:
     if found.nonfinite:
         lines.append([(f"{glyphs.finding} {found.nonfinite:,} are not finite", "$error")])
     if found.unseen_experts:
-        said = f"{glyphs.finding} {found.unseen_experts} experts got no token"
+        experts = "1 expert" if found.unseen_experts == 1 else f"{found.unseen_experts} experts"
+        said = f"{glyphs.finding} {experts} got no token"
         lines.append([(said, "$finding")])
     return [*lines, [], *_histogram(found, context.width, glyphs), *_worst(found, context)]
 
@@ -124,10 +123,8 @@ def _worst(found: OutputError, context: TabContext) -> list[Words]:
     if not each:
         return []
     title = "worst output channels" + (" (expert:channel)" if found.worst_experts else "")
-    listed = ", ".join(
-        f"{where}{STAYS}{n.percent(error) if math.isfinite(error) else f'from{STAYS}0'}"
-        for where, error in each
-    )
+    said = [
+        f"{where} {n.percent(error) if math.isfinite(error) else 'from 0'}" for where, error in each
+    ]
     lines: list[Words] = [[], [(title, "$dim")]]
-    pieces = wrapped(listed, max(20, context.width - 2))
-    return lines + [[("  " + piece.replace(STAYS, " "), "")] for piece in pieces]
+    return lines + [[("  " + piece, "")] for piece in listed(said, max(20, context.width - 2))]

@@ -1,4 +1,4 @@
-"""Plans a compressed-tensors checkpoint: its tensors, shard by shard, and its config."""
+"""Plans a quantised checkpoint that is a folder: its tensors, shard by shard, and its config."""
 
 from __future__ import annotations
 
@@ -12,21 +12,8 @@ from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint, DiskLayer, TensorInfo, fused_groups, list_layers
 from engine.errors import CheckpointError, UsageError
-from engine.export.compressed.config import quantization_config
-from engine.export.compressed.experts import (
-    PLAIN_EXPERTS,
-    OneExpert,
-    expert_group,
-    kept_targets,
-    merged,
-    targets,
-    why_not_read,
-    why_not_together,
-)
-from engine.export.compressed.expressed import why_not_expressed
-from engine.export.compressed.layouts import slots, tensors
+from engine.export.folder_form import ExpertsForm, FolderForm, OneExpert
 from engine.export.modules import Modules, read_modules
-from engine.export.packing import LAST_PADDED, is_dense
 from engine.export.refusal import NotExportable, some_of
 from engine.export.shards import Slot
 from engine.export.tensor_groups import TensorGroup, shard_name
@@ -35,7 +22,7 @@ from engine.formats.grammar import Format, parse_format
 from engine.quant.kept import DTYPES
 from engine.quant.quantize import dequantized
 
-FORM = "compressed-tensors"
+NO_EXPERTS = "experts that are one tensor in the model have no modules to quantise"
 
 
 class Plan(NamedTuple):
@@ -46,8 +33,17 @@ class Plan(NamedTuple):
     notes: list[str]
 
 
+def merged(row: DiskLayer) -> bool:
+    """Whether a layer's experts are one matrix each on disk."""
+    return row.role == "experts" and len(row.parts) > 1
+
+
 def why_not_exported(
-    checkpoint: Checkpoint, recipe: Mapping[str, str], *, trust_remote_code: bool = False
+    form: FolderForm,
+    checkpoint: Checkpoint,
+    recipe: Mapping[str, str],
+    *,
+    trust_remote_code: bool = False,
 ) -> dict[str, str]:
     """The layers of ``recipe`` that cannot be exported, with reasons; empty if all can.
 
@@ -57,7 +53,7 @@ def why_not_exported(
         CheckpointError: the checkpoint cannot be read.
     """
     rows, formats, modules = _resolved(checkpoint, recipe, trust_remote_code=trust_remote_code)
-    return _refused(rows, formats, modules, checkpoint)
+    return _refused(form, rows, formats, modules, checkpoint)
 
 
 def _resolved(
@@ -96,6 +92,7 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
 
 
 def _refused(
+    form: FolderForm,
     rows: Mapping[str, DiskLayer],
     formats: Mapping[str, Format],
     modules: Modules,
@@ -113,11 +110,11 @@ def _refused(
                 "it loads the file, and codes cannot be split"
             )
             continue
-        why = why_not_expressed(fmt, rows[layer].shape, checkpoint.dtype)
+        why = form.why_not(fmt, rows[layer].shape, checkpoint.dtype)
         if why is None and not fmt.kept:
-            why = modules.why_not_quantised(rows[layer])
+            why = modules.why_not_quantised(rows[layer], form.tool)
         if why is None and rows[layer].role == "experts":
-            why = why_not_read(fmt)
+            why = NO_EXPERTS if form.experts is None else form.experts.why_not(fmt)
         if why is None and modules.shared and pair.intersection(rows[layer].parts):
             why = (
                 "head and embedding are tied, and where they are not, transformers does not read "
@@ -126,10 +123,13 @@ def _refused(
         if why is not None:
             refused[layer] = f"{fmt}: {why}" if str(fmt) not in why else why
     known = {layer: fmt for layer, fmt in formats.items() if layer in rows}
-    return refused or why_not_together(rows, known, modules.converted)
+    if refused or form.experts is None:
+        return refused
+    return form.experts.why_not_together(rows, known, modules.converted)
 
 
 def plan_of(
+    form: FolderForm,
     checkpoint: Checkpoint,
     recipe: Mapping[str, str],
     scale_dtype: torch.dtype,
@@ -140,6 +140,7 @@ def plan_of(
     """Plan what happens to every tensor of the checkpoint, before anything is read.
 
     Args:
+        form: how it is stored.
         checkpoint: the checkpoint to export.
         recipe: formats by layer.
         scale_dtype: the dtype that scales are stored in.
@@ -152,8 +153,8 @@ def plan_of(
         EngineError: see `why_not_exported`.
     """
     rows, formats, modules = _resolved(checkpoint, recipe, trust_remote_code=trust_remote_code)
-    if refused := _refused(rows, formats, modules, checkpoint):
-        raise NotExportable(refused, FORM)
+    if refused := _refused(form, rows, formats, modules, checkpoint):
+        raise NotExportable(refused, form.name)
     stored_as = {name: checkpoint.tensors[row.parts[0]].dtype for name, row in rows.items()}
     changed = {
         layer: fmt
@@ -176,24 +177,29 @@ def plan_of(
             row = owners.get(tensor.name)
             fmt = None if row is None else changed.get(row.name)
             if row is not None and fmt is not None and not fmt.kept and merged(row):
+                assert form.experts is not None
                 groups.append(
-                    expert_group(checkpoint, row, tensor.name, fmt, scale_dtype, one_expert)
+                    form.experts.group(checkpoint, row, tensor.name, fmt, scale_dtype, one_expert)
                 )
                 continue
             groups.append(
-                _tensor_group(checkpoint, tensor, tensor.name, row, changed, scale_dtype, stored)
+                _tensor_group(
+                    form, checkpoint, tensor, tensor.name, row, changed, scale_dtype, stored
+                )
             )
             if untied and tied is not None and tensor.name in tied.parts:
                 name = f"{modules.head}.weight"
                 groups.append(
-                    _tensor_group(checkpoint, tensor, name, tied, changed, scale_dtype, stored)
+                    _tensor_group(
+                        form, checkpoint, tensor, name, tied, changed, scale_dtype, stored
+                    )
                 )
         shards[shard_name(number, len(files))] = groups
     codes = {layer: fmt for layer, fmt in changed.items() if not fmt.kept}
     if untied:
         notes.append("the head was tied to the embedding and now has its own weight")
     notes += _unlike_fellows(rows, formats)
-    notes += _unlike_readers(codes)
+    notes += form.notes(codes)
     # Where both are on disk, they are two weights, whatever the source's config says.
     own_head = any(row.role == "head" and row is not tied for row in rows.values())
     config = _config(checkpoint, untied=untied or own_head)
@@ -203,35 +209,32 @@ def plan_of(
         for layer in codes
     }
     if codes:
-        quantised: dict[str, Format] = {}
-        for layer, fmt in codes.items():
-            names = targets(rows[layer]) if layer in experts else [module_of[layer]]
-            quantised |= dict.fromkeys(names, fmt)
-        kept = [name for name in modules.linear if name not in quantised]
-        kept += kept_targets(row for name, row in experts.items() if name not in codes)
-        alone = modules.converted and not any(layer in experts for layer in codes)
-        more = {"kept_experts": PLAIN_EXPERTS} if alone else {}
-        config["quantization_config"] = quantization_config(quantised, kept, more)
+        config["quantization_config"] = _quantization_config(
+            form, modules, codes, {name: rows[name] for name in experts}, module_of
+        )
     return Plan(config, shards, module_of, notes)
 
 
-def _unlike_readers(codes: Mapping[str, Format]) -> list[str]:
-    """A note about codes that other versions of compressed-tensors pack in another way."""
-    odd = sorted({fmt.bits for fmt in codes.values() if fmt.family == "integer" and 32 % fmt.bits})
-    if not odd:
-        return []
-    bits = " and ".join(map(str, odd))
-    if is_dense():
-        return [
-            f"codes of {bits} bits are packed as compressed-tensors from 0.18 on reads them; up to "
-            f"{LAST_PADDED} it reads other values from the same file without an error"
-        ]
-    return [
-        f"codes of {bits} bits are packed as compressed-tensors up to {LAST_PADDED}, which is "
-        "installed, reads them; from 0.18 on it reads other values from the same file without an "
-        f"error: load it with compressed-tensors=={LAST_PADDED}, export it where a newer one is "
-        "installed, or use 4 or 8 bits"
-    ]
+def _quantization_config(
+    form: FolderForm,
+    modules: Modules,
+    codes: Mapping[str, Format],
+    experts: Mapping[str, DiskLayer],
+    module_of: Mapping[str, str],
+) -> Any:
+    """What the config says of a recipe: formats by module, and the modules that are kept."""
+    of: ExpertsForm | None = form.experts
+    quantised: dict[str, Format] = {}
+    for layer, fmt in codes.items():
+        together = layer in experts and of is not None
+        names = of.targets(experts[layer]) if together and of is not None else [module_of[layer]]
+        quantised |= dict.fromkeys(names, fmt)
+    kept = [name for name in modules.linear if name not in quantised]
+    if of is None:
+        return form.config(quantised, kept, modules.head, {})
+    kept += [each for name, row in experts.items() if name not in codes for each in of.targets(row)]
+    alone = modules.converted and not any(layer in experts for layer in codes)
+    return form.config(quantised, kept, modules.head, of.plain if alone else {})
 
 
 def _is_tied(row: DiskLayer, checkpoint: Checkpoint) -> bool:
@@ -240,6 +243,7 @@ def _is_tied(row: DiskLayer, checkpoint: Checkpoint) -> bool:
 
 
 def _tensor_group(
+    form: FolderForm,
     checkpoint: Checkpoint,
     tensor: TensorInfo,
     name: str,
@@ -267,9 +271,9 @@ def _tensor_group(
         raise AssertionError(f"{row.name} is not one plain tensor")
 
     def quantised() -> dict[str, Tensor]:
-        return tensors(prefix, fmt, stored(row, fmt))
+        return form.tensors(prefix, fmt, stored(row, fmt))
 
-    return TensorGroup(slots(prefix, fmt, row.shape, scale_dtype), quantised)
+    return TensorGroup(form.slots(prefix, fmt, row.shape, scale_dtype), quantised)
 
 
 def _config(checkpoint: Checkpoint, *, untied: bool) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Codes of the GPTQ layout, version 1: packed into words, and unpacked again.
+
+A weight ``[out, in]`` is ``(code − zero) · scale`` with codes and zero points from 0 on, and
+
+- ``qweight`` ``[in · bits / 32, out]`` int32: codes along the inputs, the first in the lowest bits;
+- ``qzeros`` ``[groups, out · bits / 32]`` int32: ``zero − 1``, along the outputs;
+- ``scales`` ``[groups, out]``; ``g_idx`` ``[in]`` int32: the group of each input.
+
+Codes of 3 bits follow one another across words, 32 of them in 3 words.
+Source: GPTQModel, ``utils/model_dequant.py`` and ``nn_modules/qlinear``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.export.packing import packed
+from engine.export.shards import Slot
+from engine.formats.grammar import Format
+from engine.quant.methods.gptq import Solved
+from engine.quant.quantized import Quantized
+from engine.quant.stored import StoredWeight
+
+
+def slots(
+    prefix: str, fmt: Format, shape: tuple[int, ...], scale_dtype: torch.dtype
+) -> dict[str, Slot]:
+    """The slots of a weight ``[out, in]`` by name."""
+    out, row = shape
+    groups = row // (fmt.group_size or row)
+    return {
+        f"{prefix}.qweight": Slot(torch.int32, (row * fmt.bits // 32, out)),
+        f"{prefix}.qzeros": Slot(torch.int32, (groups, out * fmt.bits // 32)),
+        f"{prefix}.scales": Slot(scale_dtype, (groups, out)),
+        f"{prefix}.g_idx": Slot(torch.int32, (row,)),
+    }
+
+
+def tensors(prefix: str, fmt: Format, form: StoredWeight | Solved) -> dict[str, Tensor]:
+    """The tensors for `slots`, from a weight's stored form.
+
+    Raises:
+        TypeError: the stored form is not one of integer codes.
+    """
+    order = form.order if isinstance(form, Solved) else None
+    codes = form.stored if isinstance(form, Solved) else form
+    if not isinstance(codes, Quantized):
+        raise TypeError(f"{prefix}: {type(codes).__name__} is not how {fmt} is stored")
+    out, row = codes.shape
+    size, half = fmt.group_size or row, 1 << (fmt.bits - 1)
+    values, groups = codes.codes, torch.arange(row, dtype=torch.int64) // size
+    if order is not None:
+        place = order.argsort()
+        values, groups = values[:, place], (place // size).cpu()
+    scales = codes.scale.reshape(out, -1)
+    zeros = torch.zeros(scales.shape, dtype=torch.int32, device=scales.device)
+    if codes.zero_point is not None:
+        zeros = codes.zero_point.reshape(out, -1).to(torch.int32)
+    # From codes around 0 to codes from 0 on, less one, and back, as `packed` takes them.
+    stored = ((zeros + half - 1) & ((1 << fmt.bits) - 1)) - half
+    return {
+        f"{prefix}.qweight": packed(values, fmt.bits, dense=True).T.contiguous(),
+        f"{prefix}.qzeros": packed(stored.to(torch.int8).T.contiguous(), fmt.bits, dense=True),
+        f"{prefix}.scales": scales.T.contiguous(),
+        f"{prefix}.g_idx": groups.to(torch.int32),
+    }
+
+
+def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
+    """Codes from 0 on, ``[rows, count]``, of words ``[rows, count · bits / 32]``."""
+    wide = words.to(torch.int64) & 0xFFFFFFFF
+    first = torch.arange(count, device=words.device) * bits
+    word, bit = first // 32, first % 32
+    low = wide[:, word] >> bit
+    # The rest of a code that begins in one word and ends in the next.
+    after = wide[:, (word + 1).clamp_max(wide.shape[1] - 1)] << (32 - bit)
+    return (low | torch.where(bit + bits > 32, after, 0)) & ((1 << bits) - 1)
+
+
+def dequantised(found: dict[str, Tensor], bits: int) -> Tensor:
+    """The weight ``[out, in]`` in float32, as a reader of version 1 has it.
+
+    Args:
+        found: ``qweight``, ``qzeros``, ``scales`` and ``g_idx``.
+        bits: of a code.
+    """
+    scales = found["scales"].to(torch.float32)
+    out, row = found["qweight"].shape[1], len(found["g_idx"])
+    codes = unpacked(found["qweight"].T, bits, row)
+    zeros = (unpacked(found["qzeros"], bits, out) + 1) & ((1 << bits) - 1)
+    group = found["g_idx"].to(torch.int64)
+    return (codes - zeros[group].T).to(torch.float32) * scales[group].T

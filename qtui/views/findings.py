@@ -1,0 +1,102 @@
+"""Findings as lines: a sentence that wraps, and the format that helps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from textwrap import wrap
+
+from rich.cells import cell_len
+
+from engine.diagnosis.finding import Finding
+from engine.report.wording import short
+from engine.session import Session
+from qtui.views.text import Glyphs, Words, printable, short_name
+
+STYLES = {"alert": "bold $error", "warning": "$finding"}
+"""By severity; all others are dim."""
+KEPT = 512
+"""Findings whose lines are kept."""
+
+
+class FindingLines:
+    """The part of a list of findings that is visible; no other is laid out."""
+
+    def __init__(self, glyphs: Glyphs) -> None:
+        self.glyphs = glyphs
+        self._top = 0
+        self._lines = lru_cache(KEPT)(self._of)
+
+    def draw(
+        self, found: Sequence[Finding], session: Session, width: int, room: int, on: int | None
+    ) -> list[Words]:
+        """The lines that are visible, the finding under the cursor whole among them.
+
+        Args:
+            found: all findings.
+            session: whose they are.
+            width: cells there are.
+            room: lines there are.
+            on: number of the finding under the cursor; None where that is elsewhere.
+        """
+        layers = session.layers
+
+        def of(number: int) -> tuple[Words, ...]:
+            each = found[number]
+            block = layers.blocks[session.index[each.layer]] if each.layer else -1
+            return self._lines(_Same(each), block, width)
+
+        at = on if on is not None else min(self._top, len(found) - 1)
+        self._top = max(0, min(self._top, at))
+        while self._top < at and sum(len(of(n)) for n in range(self._top, at + 1)) > room:
+            self._top += 1
+        lines: list[Words] = []
+        number = self._top
+        while number < len(found) and len(lines) < room:
+            first, *rest = of(number)
+            cursor = self.glyphs.cursor if number == on else " "
+            lines += [[(f"{cursor} ", "$primary"), *first], *rest]
+            number += 1
+        return lines[:room]
+
+    def _of(self, same: _Same, block: int, width: int) -> tuple[Words, ...]:
+        """The lines of a finding; the first without its cursor."""
+        finding = same.finding
+        where = ""
+        if finding.layer:
+            where = printable(short_name(finding.layer, block, 2)).strip() + ": "
+        tone = STYLES.get(finding.severity, "$dim")
+        said = plain(finding.sentence, self.glyphs)
+        first, *rest = wrap(said, max(20, width) - 2, initial_indent=" " * cell_len(where))
+        lines: list[Words] = [[(where, "bold"), (first.lstrip(), tone)]]
+        lines += [[("    ", ""), (line, tone)] for line in rest]
+        if (fix := finding.fix) is not None:
+            held = printable(fix.format) or "as stored it"
+            mark = "" if fix.measured else self.glyphs.about
+            bits = f"{short(abs(fix.bits))} bits per weight {'more' if fix.bits > 0 else 'less'}"
+            said = f"{held} wins back {mark}{fix.recovered:.0%} for {bits}"
+            lines.append([("    ", ""), (self.glyphs.arrow + " " + said, "$better")])
+        return tuple(lines)
+
+
+class _Same:
+    """A finding as a key: itself, not its figures."""
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.finding is self.finding
+
+    def __hash__(self) -> int:
+        return id(self.finding)
+
+
+def plain(sentence: str, glyphs: Glyphs) -> str:
+    """A sentence in the characters that may be drawn."""
+    said = printable(sentence)
+    if not glyphs.ascii:
+        return said
+    for sign, plain in (("σ", " sd"), ("×", "x"), ("…", ".."), ("≈", "~")):
+        said = said.replace(sign, plain)
+    return said

@@ -1,0 +1,75 @@
+"""Clean models of six architectures: hardly any gives a warning.
+
+Weights as they are drawn, the last layers of residual branches scaled by ``1 / √(2 · blocks)`` as
+GPT-2 has it. Judged are weights and activations. Effects are not: those of a model that was never
+trained are unlike a trained one's (its first block does cost ten times the others, measured), so
+`test_findings` draws effects as clean trained models have them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.diagnosis.finding import Finding
+from engine.store.facts import FactStore
+from tests import tiny
+from tests.diagnosis.planting import diagnosed, standing_out, triaged
+
+ARCHITECTURES = ("llama", "qwen3", "gemma3", "gpt2", "opt", "qwen3_moe")
+BLOCKS = 4
+FORMAT = "int4-g32"
+LAST = re.compile(r"(o_proj|out_proj|c_proj|down_proj|fc2)(\.weight)?$")
+"""Layers that write to the residual stream."""
+SEEDS = 100
+MOST = 0.02
+"""Share of the models that may give a warning."""
+
+
+def clean(arch: str, folder: Path, seed: int) -> Path:
+    """A checkpoint as it is drawn before training."""
+    blocks = {"n_layer": BLOCKS} if arch == "gpt2" else {"num_hidden_layers": BLOCKS}
+    tiny.build(arch, folder, seed=seed, dtype=torch.bfloat16, **blocks)
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    for name, each in state.items():
+        if LAST.search(name):
+            state[name] = each / (2 * BLOCKS) ** 0.5
+    save_file(state, file, {"format": "pt"})
+    return folder
+
+
+def warnings(found: list[Finding]) -> list[tuple[str, str, str]]:
+    severe = ("alert", "warning")
+    return [(each.id, each.layer, each.sentence) for each in found if each.severity in severe]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_weights_of_a_clean_model_give_no_warning(arch: str, tmp_path: Path) -> None:
+    for seed in range(2):
+        store = FactStore(tmp_path / f"{seed}.sqlite")
+        session = triaged(clean(arch, tmp_path / str(seed), seed), store)
+        assert warnings(standing_out(session, FORMAT)) == []
+        store.close()
+
+
+def test_activations_of_a_clean_model_give_no_warning(tmp_path: Path) -> None:
+    session = diagnosed(clean("llama", tmp_path / "model", 0))
+    assert any(session.layers.activations)
+    assert warnings(standing_out(session, FORMAT)) == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_hardly_any_of_a_hundred_clean_models_gives_a_warning(arch: str, tmp_path: Path) -> None:
+    alarms = {}
+    for seed in range(SEEDS):
+        session = diagnosed(clean(arch, tmp_path / str(seed), seed))
+        if found := warnings(standing_out(session, FORMAT)):
+            alarms[seed] = found
+    assert len(alarms) < max(1, MOST * SEEDS), alarms
