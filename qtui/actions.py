@@ -89,7 +89,7 @@ ACTIONS: tuple[Action, ...] = (
         words="quantise quantize bits mix precision toggle",
     ),
     Action(
-        "target", "W", "Mark what an export target cannot hold", "Recipe",
+        "target", "W", "Choose an export target", "Recipe",
         words="export ship checkpoint llm-compressor gptqmodel gguf llama torchao mlx serve",
     ),
     Action(
