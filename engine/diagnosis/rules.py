@@ -131,12 +131,14 @@ def perplexity(looked: Looked) -> Iterator[Finding]:
     critical = sum(by >= limits.ppl_critical for by in increase.values())
     share = math.fsum(looked.kl[name] for name in sensitive) / looked.damage
     verdict = "finds most of the damage" if share >= HALF else "misses most of the damage"
+    said = f"{len(sensitive)} layers, {critical} of them critical, cause {share:.0%}"
+    if not sensitive:
+        said = f"the worst costs +{max(increase.values(), default=0.0):.2f}"
     yield Finding(
         id="rule-perplexity",
         severity="info",
         sentence=f"that a layer is sensitive from a perplexity of +{limits.ppl_sensitive:g} on, "
-        f"and critical from +{limits.ppl_critical:g}, {verdict} here: {len(sensitive)} layers, "
-        f"{critical} of them critical, cause {share:.0%}",
+        f"and critical from +{limits.ppl_critical:g}, {verdict} here: {said}",
         evidence={"sensitive": len(sensitive), "critical": critical, "share": share},
     )
 
