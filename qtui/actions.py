@@ -89,6 +89,10 @@ ACTIONS: tuple[Action, ...] = (
         words="quantise quantize bits mix precision toggle",
     ),
     Action(
+        "target", "W", "Choose an export target", "Recipe",
+        words="export ship checkpoint llm-compressor gptqmodel gguf llama torchao mlx serve",
+    ),
+    Action(
         "verdict", "V", "Take the mix of the verdict", "Recipe",
         words="recommended recipe best mixed precision fix",
     ),
@@ -166,7 +170,7 @@ ACTIONS: tuple[Action, ...] = (
         "stop", "Q", "Quit, and stop the engine", "View", everywhere=True, words="exit end kill",
     ),
     Action(
-        "save", "w", "Save table, plot or recipe", "Save", "save", rank=120, place=120,
+        "save", "w", "Save table, plot or recipe; export", "Save", "save", rank=120, place=120,
         words="write export file csv svg png screenshot",
     ),
     Action(

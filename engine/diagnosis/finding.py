@@ -82,9 +82,14 @@ class Looked:
 
     @cached_property
     def weights(self) -> list[tuple[int, p.LayerWeights]]:
-        """Rows whose statistics are known, with these."""
-        found = enumerate(self.session.layers.weights)
-        return [(row, known) for row, known in found if known is not None]
+        """Rows whose statistics are known, with these; of a tied pair only the embedding."""
+        layers = self.session.layers
+        tied = self.session.tied and "embedding" in layers.roles
+        return [
+            (row, known)
+            for row, known in enumerate(layers.weights)
+            if known is not None and not (tied and layers.roles[row] == "head")
+        ]
 
     @cached_property
     def kinds(self) -> dict[str, list[int]]:

@@ -92,7 +92,10 @@ def smaller_groups(looked: Looked) -> Iterator[Finding]:
     """Whether groups of 64 at 3 bits are worth their scales: beside more bits for as much."""
     layers = looked.session.layers
     session = looked.session
-    three, four = (Looked(session, name, looked.limits) for name in ("int3-g128", "int4-g128"))
+    three, four = (
+        looked if looked.format == name else Looked(session, name, looked.limits)
+        for name in ("int3-g128", "int4-g128")
+    )
     if not (three.whole and four.whole and 0 < four.damage < three.damage):
         return
     noise = {known.layer: known.noise_g64 for _, known in looked.weights}
@@ -131,12 +134,14 @@ def perplexity(looked: Looked) -> Iterator[Finding]:
     critical = sum(by >= limits.ppl_critical for by in increase.values())
     share = math.fsum(looked.kl[name] for name in sensitive) / looked.damage
     verdict = "finds most of the damage" if share >= HALF else "misses most of the damage"
+    said = f"{len(sensitive)} layers, {critical} of them critical, cause {share:.0%}"
+    if not sensitive:
+        said = f"the worst costs +{max(increase.values(), default=0.0):.2f}"
     yield Finding(
         id="rule-perplexity",
         severity="info",
         sentence=f"that a layer is sensitive from a perplexity of +{limits.ppl_sensitive:g} on, "
-        f"and critical from +{limits.ppl_critical:g}, {verdict} here: {len(sensitive)} layers, "
-        f"{critical} of them critical, cause {share:.0%}",
+        f"and critical from +{limits.ppl_critical:g}, {verdict} here: {said}",
         evidence={"sensitive": len(sensitive), "critical": critical, "share": share},
     )
 

@@ -102,6 +102,13 @@ def mixed(target: Target, weights: Sequence[Weight], recipe: Mapping[str, str]) 
     }
 
 
+def untied(target: Target, weights: Sequence[Weight], recipe: Mapping[str, str]) -> dict[str, str]:
+    """The changed ones of a tied head and embedding, where the target stores both apart then."""
+    tied = [weight.name for weight in weights if weight.tied]
+    changed = [name for name in tied if recipe.get(name, KEPT) != KEPT]
+    return dict.fromkeys(changed, target.unties) if target.unties and len(tied) > 1 else {}
+
+
 def nearest(target: Target, fmt: Format, weight: Weight) -> str:
     """The nearest format that a target holds for a weight, or ``kept``.
 
@@ -210,8 +217,10 @@ def _candidates(fmt: Format) -> Iterator[Format]:
         for some in (fmt.methods, ())
     ]
     for candidate in _plain():
+        keys = BASES[candidate.name].keys
+        kept = fmt.options if all(key in keys for key, _ in fmt.options) else ()
         for some in dict.fromkeys(methods):
-            for options in dict.fromkeys((fmt.options, ())):
+            for options in dict.fromkeys((kept, ())):
                 try:
                     found = msgspec.structs.replace(candidate, methods=some, options=options)
                     found.__post_init__()

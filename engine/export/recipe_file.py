@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.checkpoint import Checkpoint, DiskLayer, fused_groups, list_layers
 from engine.errors import EngineError, InfeasibleError, UsageError
-from engine.export.held import mixed, nearest, refused
+from engine.export.held import mixed, nearest, refused, untied
 from engine.export.modules import Modules, read_modules
 from engine.export.refusal import NotExportable, some_of
 from engine.export.target import Target, Weight, Words, WordsFor
@@ -89,6 +89,8 @@ class RecipeFile:
         if target.differs:
             notes.append(target.differs)
         weights = [layer.weight for layer in words.layers]
+        if untied(target, weights, request.recipe):
+            notes.append(target.unties)
         if unlike := mixed(target, weights, request.recipe):
             notes.append(f"{target.mixed}: {some_of(list(unlike))}")
         return notes

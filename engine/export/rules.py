@@ -11,6 +11,11 @@ from engine.export.target import Weight
 from engine.formats.grammar import Format, Method, why_not_built
 from engine.formats.storage import why_not_held
 
+UNTIES = "the head was tied to the embedding and gets a weight of its own"
+"""`Target.unties` of targets whose files can have both."""
+FUSED = "vLLM and SGLang store fused layers as one tensor and cannot serve several formats"
+"""`Target.mixed` of targets that these engines read."""
+
 
 def exactly(name: str) -> str:
     """A regular expression that matches a name and no other, for ``match`` and for ``search``."""

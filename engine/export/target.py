@@ -111,6 +111,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Why, as the rest of a sentence."""
     mixed: str = ""
     """What cannot use fused groups with several formats, though they are written, and why."""
+    unties: str = ""
+    """What happens to a tied head or embedding that is changed, where the target can have it."""
     form: str = ""
     """What cannot hold a format, in errors; the name if empty."""
     words: Callable[[Words], str] | None = None

@@ -79,7 +79,7 @@ class _Body:
     def allowed(self, row: int, format: str) -> bool:
         """Whether a layer can hold a format, the target can store it, and nobody banned it."""
         layers = self.session.layers
-        return self.rules.allows(layers.kinds[row], layers.shapes[row], format)
+        return self.rules.allows(layers.kinds[row], layers.shapes[row], format, row)
 
     def total(self, recipe: Mapping[str, str]) -> int:
         names = self.session.layers.names

@@ -66,13 +66,23 @@ class Rules:
     grouped: bool = True
     """Whether the layers of a fused group take one format."""
     why_not: WhyNot = lambda format, shape: None
-    """Of the export target."""
+    """Of the export target, for a weight of a shape."""
+    why_not_row: Callable[[Format, int], str | None] = lambda format, row: None
+    """Of the export target, for the layer on a row of the session."""
+    alike: Callable[[int], str | None] = lambda row: None
+    """Rows with the same key must take one format for the export target; None if any."""
 
-    def allows(self, kind: str, shape: tuple[int, ...], format: str) -> bool:
+    def allows(self, kind: str, shape: tuple[int, ...], format: str, row: int) -> bool:
         """Whether a layer can hold a format, the target can store it, and no ban forbids it."""
         if any(of in ("", kind) and no == format for of, no in self.bans):
             return False
-        return can_hold(format, shape) and self.why_not(parse_format(format), shape) is None
+        return can_hold(format, shape) and self.why_target_not(
+            parse_format(format), shape, row
+        ) is (None)
+
+    def why_target_not(self, format: Format, shape: Sequence[int], row: int) -> str | None:
+        """Why the export target cannot store a layer in a format; None if it can."""
+        return self.why_not(format, shape) or self.why_not_row(format, row)
 
 
 def units_of(session: Session, rules: Rules) -> list[Unit]:
@@ -129,15 +139,29 @@ def _rows(session: Session, rules: Rules) -> list[list[int]]:
     """The rows of every unit."""
     layers = session.layers
     tied = session.tied and len(layers.outside) > 1
-    found: dict[tuple[str, int], list[int]] = {}
+    found: dict[int, list[int]] = {}
+    """Rows by the first row of their unit."""
+    unit_of: list[int] = []
+    first: dict[tuple[str, object], int] = {}
     for row, (role, group) in enumerate(zip(layers.roles, layers.groups, strict=True)):
+        keys: list[tuple[str, object]] = []
         if role in OUTSIDE and tied:
-            home = ("tied", 0)
+            keys.append(("tied", 0))
         elif rules.grouped and group >= 0:
-            home = ("group", group)
-        else:
-            home = ("layer", row)
+            keys.append(("group", group))
+        if (alike := rules.alike(row)) is not None:
+            keys.append(("alike", alike))
+        homes = {unit_of[first[key]] for key in keys if key in first}
+        home = min(homes, default=row)
+        for other in homes - {home}:
+            # Two units have one member now: they are one.
+            for moved in found[other]:
+                unit_of[moved] = home
+            found[home] = sorted(found[home] + found.pop(other))
         found.setdefault(home, []).append(row)
+        unit_of.append(home)
+        for key in keys:
+            first.setdefault(key, row)
     return list(found.values())
 
 
@@ -171,7 +195,10 @@ class _Layers:
         """Candidates for all layers together."""
         each = [self._of_layer(row) for row in self._rows]
         if self._apart:
-            yield from product(*each)
+            keys = [self._rules.alike(row) for row in self._rows]
+            for formats in product(*each):
+                if len({*zip(keys, formats, strict=True)}) == len({*keys}) or None in keys:
+                    yield formats
             return
         for format in each[0]:
             if all(format in others for others in each[1:]):
@@ -183,7 +210,7 @@ class _Layers:
         if name in rules.pins:
             return [] if self._why_no_pin(row) else [rules.pins[name]]
         kept = self._session.kept(row)
-        possible = (f for f in rules.formats if f != kept and rules.allows(kind, shape, f))
+        possible = (f for f in rules.formats if f != kept and rules.allows(kind, shape, f, row))
         return ["", *possible]
 
     def _why_no_pin(self, row: int) -> str:
@@ -193,7 +220,7 @@ class _Layers:
         if not held:
             return ""
         parsed = parse_format(held)
-        why = why_not_held(parsed, shape) or self._rules.why_not(parsed, shape)
+        why = why_not_held(parsed, shape) or self._rules.why_target_not(parsed, shape, row)
         if why is None and self._effects is not None and self._effects.known(name, held) is None:
             why = "its effect in that format is not known"
         return f", but {why}" if why else ""

@@ -64,6 +64,6 @@ def _unknown(session: Session, rules: Rules) -> int:
         kind, shape = layers.kinds[row], layers.shapes[row]
         if layers.roles[row] in OUTSIDE or name in rules.pins:
             continue
-        possible = [format for format in rules.formats if rules.allows(kind, shape, format)]
+        possible = [format for format in rules.formats if rules.allows(kind, shape, format, row)]
         count += bool(possible) and all(effects.known(name, each) is None for each in possible)
     return count

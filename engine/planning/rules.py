@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from engine import protocol as p
 from engine.errors import UsageError
+from engine.export.held import weights_of, why_not
 from engine.export.target import target_named
 from engine.plan.pins import pinned_layers
 from engine.plan.units import Rules
@@ -33,10 +36,17 @@ def rules_of(session: Session, command: p.Plan, dtype: str) -> Rules:
     if not command.to:
         return Rules(command.formats, pins, command.bans, command.grouped)
     target = target_named(command.to)
+    weights = [msgspec.structs.replace(weight, dtype=dtype) for weight in weights_of(session)]
+
+    def alike(row: int) -> str | None:
+        # Where kept layers may differ from the others, no unit says so: the export refuses a mix.
+        return target.alike(None, weights[row])
+
     return Rules(
         command.formats,
         pins,
         command.bans,
         command.grouped,
-        lambda format, shape: target.why_not_expressed(format, shape, dtype),
+        why_not_row=lambda format, row: why_not(target, format, weights[row]),
+        alike=alike,
     )

@@ -178,6 +178,7 @@ def legend(glyphs: Glyphs) -> list[tuple[str, str]]:
     signs = (
         (f"{g.changed} {g.pending}", "changed by hand; requested, not confirmed yet"),
         (g.finding, "a finding: an outlier input channel, NaN or Inf"),
+        (f"{g.refused} {g.unserved}", "the export target cannot hold it; it can, but see the pane"),
         (g.about, "estimated, or a sum of single effects; measured has no sign"),
         (DOUBT, "an unreliable estimate: the pane says why"),
         (BELOW, "measured, but below what rounding alone can cause"),

@@ -115,6 +115,5 @@ def about(gallery: Gallery, place: int, session: Session, known: int) -> Words:
     many = f"{known} of {len(gallery.rows)} read  " if known < len(gallery.rows) else ""
     return [
         (f"{name}: {said} ", "bold"),
-        (f"{many}weights of all {printable(gallery.kind)}, from least to greatest, by logarithm",
-         "$dim"),
+        (f"{many}all {printable(gallery.kind)}, least to greatest, by logarithm", "$dim"),
     ]  # fmt: skip

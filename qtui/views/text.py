@@ -22,6 +22,8 @@ class Glyphs(NamedTuple):
     pending: str = "○"
     finding: str = "▲"
     frontier: str = "◆"
+    refused: str = "✗"
+    unserved: str = "≠"
     cursor: str = "▌"
     marked: str = "+"
     about: str = "≈"
@@ -48,7 +50,8 @@ BELOW = "<floor"
 
 UNICODE = Glyphs()
 PLAIN = Glyphs(
-    changed="*", pending="o", finding="!", frontier="^", cursor=">", marked="+", about="~",
+    changed="*", pending="o", finding="!", frontier="^", refused="x", unserved="/", cursor=">",
+    marked="+", about="~",
     plus_minus="+-", arrow="->", sigma="sd", unknown=".", ellipsis="..", times="x", rule="-",
     kilo="*1e3", full="#", eighths="", rising=".:-=+*%#", bar="#", bar_left=".", ascii=True,
 )  # fmt: skip

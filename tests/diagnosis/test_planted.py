@@ -157,6 +157,15 @@ def test_a_checkpoint_of_a_quantised_one_is_told_once(tmp_path: Path, store: Fac
     assert "37 of 37 layers are on a grid already, of 4 bits" in said.sentence
 
 
+def test_a_tied_pair_is_judged_once() -> None:
+    session = without_channels(clean())
+    for name in ("model.embed_tokens", "lm_head"):
+        changed(session, name, worst_column=3, worst_column_sigma=20.0)
+    assert [each.layer for each in findings(session, F)] == ["model.embed_tokens", "lm_head"]
+    session.layers.tied, session.model = True, None
+    assert [each.layer for each in findings(session, F)] == ["model.embed_tokens"]
+
+
 # --- effects, activations -----------------------------------------------------------------------
 
 
@@ -227,7 +236,7 @@ def test_rules_of_thumb_hold_or_not_by_the_figures() -> None:
         "does not hold for v_proj and down_proj" in rules(v_proj=0.01, down_proj=0.01)["rule-kinds"]
     )
     assert "than others holds here" in rules(v_proj=20.0, down_proj=20.0)["rule-kinds"]
-    assert "misses most of the damage here: 0 layers" in rules()["rule-perplexity"]
+    assert "misses most of the damage here: the worst costs +0.0" in rules()["rule-perplexity"]
     many = rules(layers__2__=3000.0)
     assert "finds most of the damage here: 7 layers" in many["rule-perplexity"]
 

@@ -99,6 +99,8 @@ def test_a_mix_is_written_with_a_rule_for_each_module(source: Path, tmp_path: Pa
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert json.loads((tmp_path / "out" / "quantize_config.json").read_text()) == config
     assert (config["quant_method"], config["checkpoint_format"]) == ("gptq", "gptq")
+    # What GPTQModel asks of writers of asymmetric weights.
+    assert config["meta"]["quantizer"] == ["qtui", "gptqmodel:0.9.0"]
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     for row in body:
         held = recipe.get(row.name)

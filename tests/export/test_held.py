@@ -17,7 +17,7 @@ from tests.export.targets.mixes import EMBEDDING, HEAD, LINEAR, save_tiny
 FORMATS = (
     "int4-g128", "int3-g32-sym", "int5-g64", "int8", "int8+a8", "int8-tensor", "nf4-g64", "q4_k",
     "q6_k", "fp8-e4m3", "fp8-e5m2", "mxfp4", "nvfp4", "int4-g128+gptq:actorder", "int4-g64+hqq",
-    "kmeans4", "int4-g128+clip", "e8-2+hadamard",
+    "kmeans4", "nf4-g64:dq", "kmeans4:sparse=.5%", "int4-g128+clip", "e8-2+hadamard",
 )  # fmt: skip
 
 

@@ -294,3 +294,35 @@ def test_bans_and_targets_hold_for_simple_rules_too() -> None:
         assert set(recipe.values()) == {"int4-g128"}
     with pytest.raises(UsageError, match="did you mean 'down_proj'"):
         rules_of(session, p.Plan(budget=p.Budget(bits=4), bans=(("down_prj", "int8"),)), "bfloat16")
+
+
+def _units_for(target: str, *, tied: bool = False, grouped: bool = True) -> list[Unit]:
+    session = known(tied=tied)
+    command = p.Plan(budget=p.Budget(bits=4.0), formats=FORMATS, to=target, grouped=grouped)
+    return units_of(session, rules_of(session, command, "float16"))
+
+
+def test_a_target_that_knows_layers_by_kind_gets_one_unit_for_all_blocks() -> None:
+    wanted = {DOWN, LAYERS[4]}
+    assert any(set(unit.layers) == wanted for unit in _units_for("hqq"))
+    assert not any(set(unit.layers) == wanted for unit in _units_for("torchao"))
+    # Formats without what HQQ does to zero points are no choice.
+    assert all(len(unit.choices) == 1 for unit in _units_for("hqq"))
+
+
+def test_fused_layers_and_layers_that_must_be_alike_are_one_unit() -> None:
+    session = known()
+    rules = Rules(FORMATS, alike=lambda row: "all" if row in (1, 3) else None)
+    units = units_of(session, rules)
+    assert [unit.layers for unit in units] == [
+        (LAYERS[0],), (Q, K, DOWN), (LAYERS[4],), (LAYERS[5],),
+    ]  # fmt: skip
+
+
+def test_a_target_is_not_offered_what_it_has_no_place_for() -> None:
+    (embedding,) = [
+        unit for unit in _units_for("torchao") if unit.layers == ("model.embed_tokens",)
+    ]
+    assert [choice.formats for choice in embedding.choices] == [("",)]
+    (pair,) = [unit for unit in _units_for("mlx", tied=True) if "lm_head" in unit.layers]
+    assert all(head == embedding for head, embedding in (choice.formats for choice in pair.choices))

@@ -153,18 +153,18 @@ async def test_the_pane_folds_and_unfolds() -> None:
 
 
 async def test_help_and_key_bar_list_the_keys_as_they_are_bound() -> None:
-    keymap = {"sweep": "W", "undo": UNBOUND, "hold.int8": "f8"}
+    keymap = {"sweep": "X", "undo": UNBOUND, "hold.int8": "f8"}
     async with driving(*r.opening(), size=(120, 80), keymap=keymap) as d:
-        assert "W restore" in d.bench.keybar.text
+        assert "X restore" in d.bench.keybar.text
         assert "undo" not in d.bench.keybar.text
         assert "f8" in d.bench.keybar.text.split()
         await d.pilot.press("question_mark")
         await d.pilot.pause()
         lines = [line for line in d.screen().splitlines() if "degrade or restore" in line]
-        assert " W " in lines[0]
+        assert " X " in lines[0]
         assert "Set int4-g128" in d.screen()
         await d.pilot.press("escape")
-        await d.pilot.press("W")
+        await d.pilot.press("X")
         await d.until(lambda: d.bench.direction == "restore")
         await d.pilot.press("f8")
         await d.until(lambda: d.sent(p.SetFormat))

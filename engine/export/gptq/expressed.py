@@ -11,6 +11,9 @@ from engine.formats.grammar import Format
 
 BITS = (2, 3, 4, 8)
 """Those that a word of version 1 holds. GPTQModel has others in a layout of its own."""
+LIKE = "gptqmodel:0.9.0"
+"""GPTQModel loads asymmetric weights of version 1 only from writers that say so: zero points of 0
+wrap around, as it has written them since (``models/loader.py``, ``is_quantized_by_gptaq``)."""
 _METHODS = {"gptq": ("damp", "actorder", "static"), "clip": ()}
 _NAME = "the GPTQ layout"
 
@@ -84,6 +87,7 @@ def quantization_config(
         kept: the other linear modules.
         head: the module of the head.
     """
+    symmetric = all(fmt.symmetric for fmt in formats.values())
     return {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
@@ -94,5 +98,5 @@ def quantization_config(
         "static_groups": False,
         "damp_percent": 0.01,
         **rules_of(formats, kept, {"damp_percent": 0.01, "static_groups": False}),
-        "meta": {"quantizer": ["qtui"]},
+        "meta": {"quantizer": ["qtui", *([] if symmetric else [LIKE])]},
     }

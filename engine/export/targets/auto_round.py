@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.export.rules import (
+    FUSED,
     as_json,
     in_words,
     why_no_method,
@@ -79,7 +80,7 @@ TARGET = Target(
     help="a layer_config (JSON) for AutoRound",
     why_not_expressed=_why_not,
     why_not_weight=_why_not_weight,
-    mixed="vLLM and SGLang store fused layers as one tensor and cannot serve several formats",
+    mixed=FUSED,
     words=_words,
     ending=".json",
     use='use it as: AutoRound({source}, scheme="W4A16", layer_config=json.load(open({path})))',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.export.compressed.expressed import why_not_expressed
+from engine.export.rules import FUSED, UNTIES
 from engine.export.target import Target, Weight
 from engine.formats.grammar import Format
 
@@ -21,6 +22,7 @@ TARGET = Target(
     why_not_expressed=why_not_expressed,
     why_not_weight=_why_not_weight,
     form="compressed-tensors",
-    mixed="vLLM and SGLang store fused layers as one tensor and cannot serve several formats",
+    mixed=FUSED,
+    unties=UNTIES,
     writer="engine.export.compressed.writer:WRITER",
 )

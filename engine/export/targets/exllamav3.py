@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from engine.export.rules import as_yaml, glob_exactly, why_no_role, why_not_at_all
+from engine.export.rules import UNTIES, as_yaml, glob_exactly, why_no_role, why_not_at_all
 from engine.export.target import Target, Weight, Words
 from engine.formats.grammar import Format
 
@@ -58,6 +58,7 @@ TARGET = Target(
     help="bits of every tensor (YAML) for ExLlamaV3's convert.py",
     why_not_expressed=_why_not,
     why_not_weight=_why_not_weight,
+    unties=UNTIES,
     words=_words,
     ending=".yaml",
     use="use it as: python convert.py -i {model} -o OUT -w WORK --recipe {file}",

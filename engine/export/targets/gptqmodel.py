@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 from engine.export.gptq.expressed import rules_of
 from engine.export.rules import (
+    FUSED,
+    UNTIES,
     as_json,
     in_words,
     why_no_method,
@@ -61,7 +63,8 @@ TARGET = Target(
     help="a QuantizeConfig (JSON) for GPTQModel",
     why_not_expressed=_why_not,
     why_not_weight=_why_not_weight,
-    mixed="vLLM and SGLang store fused layers as one tensor and cannot serve several formats",
+    mixed=FUSED,
+    unties=UNTIES,
     words=_words,
     ending=".json",
     use="use it as: GPTQModel.load({source}, QuantizeConfig(**json.load(open({path}))))",

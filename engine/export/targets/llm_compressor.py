@@ -15,6 +15,8 @@ from typing import Any
 
 from engine.export.compressed.form import form_of
 from engine.export.rules import (
+    FUSED,
+    UNTIES,
     as_yaml,
     exactly,
     method_of,
@@ -131,7 +133,8 @@ TARGET = Target(
     help="a recipe (YAML) for llm-compressor",
     why_not_expressed=_why_not,
     why_not_weight=_why_not_weight,
-    mixed="vLLM and SGLang store fused layers as one tensor and cannot serve several formats",
+    mixed=FUSED,
+    unties=UNTIES,
     words=_words,
     ending=".yaml",
     use="use it as: oneshot(model={source}, recipe={path})",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.export.rules import (
+    FUSED,
     as_json,
     glob_exactly,
     why_no_method,
@@ -122,7 +123,7 @@ TARGET = Target(
     help="a QConfig (JSON) for AMD Quark",
     why_not_expressed=_why_not,
     why_not_weight=_why_not_weight,
-    mixed="vLLM and SGLang store fused layers as one tensor and cannot serve several formats",
+    mixed=FUSED,
     words=_words,
     ending=".json",
     use=(

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.export.rules import (
+    FUSED,
+    UNTIES,
     as_json,
     method_of,
     why_no_method,
@@ -91,7 +93,8 @@ TARGET = Target(
     help="an FqnToConfig (JSON) for torchao",
     why_not_expressed=_why_not,
     why_not_weight=_why_not_weight,
-    mixed="vLLM and SGLang store fused layers as one tensor and cannot serve several formats",
+    mixed=FUSED,
+    unties=UNTIES,
     words=_words,
     ending=".json",
     use="use it as: quantize_(model, config_from_dict(json.load(open({path}))), filter_fn=None)",

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import protocol as p
+from engine.export.target import targets
 from engine.formats.grammar import parse_format
 from engine.session import recipe_hash
 from qtui.actions import HOLD, Choice
@@ -32,6 +33,8 @@ WAYS: dict[p.Direction, str] = {
 }
 """What is measured, by direction."""
 NO_LAYERS = "no layers yet"
+NO_TARGET = "none"
+"""The choice of no export target."""
 NEEDS_LAYERS = frozenset(
     {
         "filter",
@@ -82,6 +85,7 @@ class WorkbenchActions(SharedActions):
         "mark_others": lambda do: do.mark_many(do.bench.table.invert_marks),
         "undo": lambda do: do.undo(),
         "unmark": lambda do: do.unmark(),
+        "target": lambda do: do.list_choices("target", do.bench.marks.name),
         "verdict": lambda do: do.take_verdict(),
         "hold": lambda do: do.prompts.format(),
         "sweep": lambda do: do.switch_direction(),
@@ -116,6 +120,12 @@ class WorkbenchActions(SharedActions):
             "sort by: type a column, enter sorts",
             lambda do: do.columns(),
             lambda do, id: do.bench.table.order_by(id),
+        ),
+        "target": Chooser(
+            "Export target: {}",
+            "what an export target cannot hold is marked",
+            lambda do: do.targets(),
+            lambda do, id: do.choose_target(id),
         ),
         "scope": Chooser(
             "Scope: {}",
@@ -239,6 +249,26 @@ class WorkbenchActions(SharedActions):
             )
             for each in table_columns()
         ]
+
+    def targets(self) -> Sequence[Choice]:
+        """Every export target, and none."""
+        shown = self.bench.marks.name
+        return [
+            Choice(NO_TARGET, NO_TARGET, "" if shown else "now"),
+            *(
+                Choice(each.name, each.name, "now" if each.name == shown else each.help)
+                for each in targets()
+            ),
+        ]
+
+    def choose_target(self, name: str) -> None:
+        """Mark what a target cannot hold, and say how much that is."""
+        self.bench.choose_target("" if name == NO_TARGET else name)
+        if name == NO_TARGET:
+            self.say("info", "no export target: nothing is marked")
+        else:
+            summary = self.bench.marks.summary()
+            self.say("info", f"{summary}; {self.bench.key('save')} export writes it")
 
     def scope(self, step: int) -> None:
         """Choose the next scope, or the one before."""

@@ -20,6 +20,14 @@ from engine.store.paths import session_folder, session_name
 from qtui.background import in_thread
 from qtui.saved.clipboard import copy, what_to_copy
 from qtui.saved.completion import complete_path, judge_path
+from qtui.saved.exporting import (
+    WORD,
+    asks_export,
+    complete_export,
+    export_command,
+    judge_export,
+    read_export,
+)
 from qtui.saved.saving import save_asked
 from qtui.saved.svg import Palette, screen_lines
 from qtui.saved.view import View
@@ -29,7 +37,7 @@ from qtui.views.filter import FilterError, parse_filter
 from qtui.views.filter.completion import complete_filter
 from qtui.views.filter.verdict import judge_filter
 from qtui.views.filter.words import filter_fields
-from qtui.views.text import Glyphs
+from qtui.views.text import Glyphs, printable
 from qtui.widgets.prompt.prompt import Completion, Prompt, Verdict, open_prompt
 
 if TYPE_CHECKING:
@@ -145,20 +153,30 @@ class Prompts:
         layers = bench.layers_in_scope()
         shapes = [bench.session.layers.shapes[bench.session.index[layer]] for layer in layers]
         alike = shapes[0] if len(set(shapes)) == 1 else None
+        glyphs = bench.glyphs
 
         def judge(value: str) -> Verdict:
             canonical, says = explain_format(value, alike)
             if canonical is None:
                 return Verdict(False, says, _going_on(value, says))
+            if why := bench.marks.refusal(bench.session, layers, canonical):
+                says += f"; {glyphs.refused} {why}"
             if canonical == "kept" or alike is not None:
                 return Verdict(True, says)
             return _held_by(canonical, shapes, says)
+
+        @lru_cache(maxsize=256)
+        def not_in_target(text: str) -> str:
+            canonical, _ = explain_format(text, alike)
+            if canonical is None or not bench.marks.refusal(bench.session, layers, canonical):
+                return ""
+            return f"  {glyphs.refused} {bench.marks.name}"
 
         kl_of = predicted_kl(bench.session, layers, bench.glyphs)
         prompt = Prompt(
             f"format for {_in_a_label(bench.scope_words())}",
             lambda value: [
-                offer._replace(says=offer.says + kl_of(offer.text))
+                offer._replace(says=offer.says + kl_of(offer.text) + not_in_target(offer.text))
                 for offer in _complete_format(value, alike)
             ],
             judge,
@@ -225,6 +243,9 @@ class Prompts:
 
         def write(value: str) -> None:
             view = now()
+            if asks_export(value):
+                self._export(value)
+                return
 
             async def writing() -> None:
                 try:
@@ -240,16 +261,40 @@ class Prompts:
             bench.run_worker(writing(), group="save")
 
         def judge(value: str) -> Verdict:
+            if asks_export(value):
+                return Verdict(*judge_export(value, bench.marks.name, bench.session))
             return Verdict(*judge_path(value, now()))
+
+        def offers(value: str) -> list[Completion]:
+            first = value.strip()
+            found = [] if asks_export(value) else list(_saved_before(value, now()))
+            if asks_export(value) or (len(first) > 1 and WORD.startswith(first)) or not first:
+                read = bench.session.checkpoint
+                name = bench.source if read is None else read.name
+                exports = complete_export(value, bench.marks.name, Path(name).name)
+                found += exports if first else exports[:1]
+            return [Completion(*offer) for offer in found]
 
         prompt = Prompt(
             "save",
-            lambda value: [Completion(*offer) for offer in _saved_before(value, now())],
+            offers,
             judge,
             glyphs=bench.glyphs,
-            placeholder="[table|histogram|layer|experts|log|screen|recipe] FILE",
+            placeholder="[table|histogram|layer|experts|log|screen|recipe] FILE, export TARGET",
         )
         self._open(OpenPrompt(prompt, write))
+
+    def _export(self, value: str) -> None:
+        """Have the engine write the recipe for a target."""
+        bench = self.bench
+        try:
+            asked = read_export(value, bench.marks.name)
+        except EngineError as error:
+            bench.say_and_log("error", str(error))
+            return
+        shown = printable(str(asked.path))
+        bench.say_and_log("info", f"export for {asked.target.name} to {shown} requested")
+        bench.post_message(bench.Ask(export_command(asked, bench.session)))
 
     def copy(self, *, whole: bool) -> None:
         """Copy rows, or the table, to the terminal's clipboard and to a file."""

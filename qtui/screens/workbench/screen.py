@@ -20,6 +20,7 @@ from qtui.screens.workbench.effects import ShownEffects
 from qtui.screens.workbench.layout import CSS, apply_layout
 from qtui.screens.workbench.pane_requests import PaneRequests
 from qtui.user.remembered import remember
+from qtui.views.export_marks import ExportMarks
 from qtui.views.scope import Scope, describe
 from qtui.views.text import printable, short_name
 from qtui.widgets.frame.banner import Banner
@@ -77,6 +78,8 @@ class Workbench(SessionScreen):
         self.log_pane = LogPane(self.events, glyphs, id="log")
         self.banner = Banner(id="banner")
         self.effects = ShownEffects()
+        self.marks = ExportMarks()
+        """What the export target cannot hold."""
         self._caption: Words = []
         """What is said above the table."""
         self.requested: dict[str, dict[str, str]] = {}
@@ -178,6 +181,8 @@ class Workbench(SessionScreen):
         """Draw the parts of the session that changed; ``whole`` if all of it was replaced."""
         self.session = session
         self.effects.update(session)
+        if dirty & {"layers", "holds", "recipe", "checkpoint"} or whole:
+            self._mark()
         self.scoreboard.shown = self.format, self.direction
         if whole:
             self.table.pending.clear()
@@ -199,6 +204,20 @@ class Workbench(SessionScreen):
         if dirty & {"layers", "model", "holds"}:
             self.pane_requests.soon()
         self.log_pane.show()
+
+    def choose_target(self, name: str) -> None:
+        """Mark what an export target cannot hold; an empty name marks nothing."""
+        self.marks.choose(name)
+        self._mark()
+        self.table.redraw()
+        self._detail()
+        self._show_caption()
+
+    def _mark(self) -> None:
+        if self.marks.update(self.session):
+            self.table.refused = {
+                layer: mark.kind == "refused" for layer, mark in self.marks.by_layer.items()
+            }
 
     @property
     def format(self) -> str:
@@ -246,6 +265,9 @@ class Workbench(SessionScreen):
 
     def _detail(self) -> None:
         where = self.table.current, self.table.current_expert
+        self.detail.cannot = "", ""
+        if (said := self.marks.said_of(where[0])) is not None:
+            self.detail.cannot = self.glyphs.refused if said[0] else self.glyphs.unserved, said[1]
         self.detail.show(self.session, *where, (self.format, self.direction))
 
     def before_fold(self, event: p.AnyEvent) -> bool:
@@ -331,7 +353,15 @@ class Workbench(SessionScreen):
         width = self.app.size.width - 2
         way = self.format, self.direction
         ranked = not self.table.by_weight_error
-        words = caption(self.session, *way, filtered, width, self.glyphs, ranked=ranked)
+        words = caption(
+            self.session,
+            *way,
+            filtered,
+            width,
+            self.glyphs,
+            ranked=ranked,
+            target=self.marks.summary(),
+        )
         if words != self._caption:
             # Setting a title resends everything below it to the terminal.
             self._caption = words

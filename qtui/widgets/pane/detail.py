@@ -16,7 +16,7 @@ from engine.report import wording as n
 from engine.report.figures import Context
 from engine.session import Session
 from qtui.views import text as t
-from qtui.views.text import DOUBT, UNICODE, Glyphs, fit, printable
+from qtui.views.text import DOUBT, UNICODE, Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Lines, Words, cells
 from qtui.widgets.pane import effect_facts, layer_facts
 from qtui.widgets.pane.histogram import Histogram
@@ -65,6 +65,8 @@ class Detail(Vertical):
         """Format and direction of the effects in the table."""
         self.tab = LAYER
         """The tab that is shown."""
+        self.cannot: tuple[str, str] = "", ""
+        """What the export target says of the layer, with the sign before it; empty for nothing."""
         self.top = 0
         """Lines of the figures that were scrolled away."""
         self.about = Lines(id="about")
@@ -267,6 +269,9 @@ class Detail(Vertical):
             ],
         ]
         self._add_partners(lines, row, width)
+        if self.cannot[1]:
+            said = wrapped(" ".join(self.cannot), width)
+            lines += [[(line, "$finding")] for line in said]
         return lines
 
     def _add_partners(self, lines: list[Words], row: int, width: int) -> None:

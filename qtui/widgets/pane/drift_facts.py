@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from heapq import nlargest
 
 from engine.protocol import BlockDrift, Drift
 from engine.report import wording as n
@@ -83,7 +84,7 @@ def _heads(found: Drift, here: int, width: int, glyphs: Glyphs) -> list[Words]:
     every = [
         (kl, each.block, head) for each in found.blocks for head, kl in enumerate(each.attention)
     ]
-    worst = sorted(every, reverse=True)[:HEADS]
+    worst = nlargest(HEADS, every)
     said = [f"{block}.{head} {n.short(1000 * kl)}" for kl, block, head in worst]
     windows = f"{found.attention_windows} window" + "s" * (found.attention_windows != 1)
     title = f"attention that diverges most: block.head, KL{glyphs.kilo} in nats"

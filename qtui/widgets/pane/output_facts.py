@@ -69,7 +69,8 @@ def _outputs(context: TabContext) -> list[Words]:
     if found.nonfinite:
         lines.append([(f"{glyphs.finding} {found.nonfinite:,} are not finite", "$error")])
     if found.unseen_experts:
-        said = f"{glyphs.finding} {found.unseen_experts} experts got no token"
+        experts = "1 expert" if found.unseen_experts == 1 else f"{found.unseen_experts} experts"
+        said = f"{glyphs.finding} {experts} got no token"
         lines.append([(said, "$finding")])
     return [*lines, [], *_histogram(found, context.width, glyphs), *_worst(found, context)]
 

@@ -25,6 +25,7 @@ def caption(
     glyphs: Glyphs,
     *,
     ranked: bool = True,
+    target: str = "",
 ) -> Words:
     """What stands above the table, the most important first; what has no room is left out.
 
@@ -35,11 +36,14 @@ def caption(
         filter: what is said of the filter; empty without one.
         width: cells there are.
         glyphs: what to draw with.
+        target: what the export target cannot hold; empty without one.
         ranked: whether rows are sorted by effects yet; until then, how many layers have findings.
     """
     pieces: list[tuple[str, ...]] = []
     if filter:
         pieces.append((filter,))
+    if target:
+        pieces.append((target,))
     if format and session.layers.names:
         if not ranked:
             pieces.append(_findings(session, glyphs))

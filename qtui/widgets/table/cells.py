@@ -33,6 +33,8 @@ class LayerRow(NamedTuple):
     marked: bool
     in_scope: bool
     """Whether it is in the scope of a toggle."""
+    refused: bool | None
+    """Whether the export target cannot hold it; None where nothing is to be said of it."""
     fused: bool
     open: bool
     """Whether its experts are listed below it."""
@@ -119,8 +121,11 @@ def _name(row: LayerRow, style: TableStyle, width: int) -> list[Piece]:
 def _holds(row: LayerRow, style: TableStyle, width: int) -> list[Piece]:
     glyphs = style.glyphs
     hand = glyphs.pending if row.pending else glyphs.changed if row.changed else " "
-    text = fit(hand + printable(row.holds), width, glyphs)
-    return [(text, "held" if row.changed or row.pending else "dim")]
+    tone = "held" if row.changed or row.pending else "dim"
+    if row.refused is None:
+        return [(fit(hand + printable(row.holds), width, glyphs), tone)]
+    sign = glyphs.refused if row.refused else glyphs.unserved
+    return [(sign, "finding"), (fit(printable(row.holds), width - 1, glyphs), tone)]
 
 
 def _kl(row: LayerRow, style: TableStyle, width: int) -> list[Piece]:

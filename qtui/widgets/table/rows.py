@@ -60,6 +60,7 @@ def layer_row(
     marked: Collection[str],
     pending: Mapping[str, str],
     in_scope: bool,
+    refused: bool | None,
     readers: Sequence[tuple[str, Reader]],
 ) -> LayerRow:
     """What the line of a layer says."""
@@ -76,6 +77,7 @@ def layer_row(
         pending=name in pending,
         marked=name in marked,
         in_scope=in_scope,
+        refused=refused,
         fused=layers.roles[row] == "experts",
         open=name in listing.opened,
         measured=effect if isinstance(effect, Sensitivity) else None,

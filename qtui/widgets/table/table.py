@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -91,6 +91,8 @@ class Table(ScrollView, can_focus=False):
         self.marked: set[str] = set()
         self.pending: dict[str, str] = {}
         """Formats asked for by a key and not yet confirmed by the engine."""
+        self.refused: Mapping[str, bool] = {}
+        """Layers that the export target cannot hold, or (False) that something is to be said of."""
         self.empty = ""
         """What stands in place of rows while there are none."""
         self.way_out = "/ changes the filter, escape clears it"
@@ -476,7 +478,14 @@ class Table(ScrollView, can_focus=False):
         if expert == LAYER:
             effect = frame.effect(row)
             content = layer_row(
-                listing, row, effect, self.marked, self.pending, in_scope, frame.readers
+                listing,
+                row,
+                effect,
+                self.marked,
+                self.pending,
+                in_scope,
+                self.refused.get(self.session.layers.names[row]),
+                frame.readers,
             )
         else:
             content = expert_row(listing, row, expert, self.no_experts, in_scope)

@@ -288,6 +288,87 @@ def bitsandbytes(file: Path, checkpoint: Path) -> tuple[str, Decided]:
     return version("bitsandbytes"), decided
 
 
+def llama_quantize(file: Path, checkpoint: Path) -> tuple[str, Decided]:
+    """llama.cpp's own quantiser as the package ``cyllama`` has it, by the names of tensors.
+
+    Its Python has no way to set the overrides, so that the pointer is written into its parameters:
+    ``llama_model_quantize_params`` of ``llama.h``, found by its first four fields.
+    """
+    import ctypes
+    import struct
+    from tempfile import TemporaryDirectory
+
+    import gguf
+    from cyllama.llama import llama_cpp
+
+    class Override(ctypes.Structure):
+        _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
+
+    types = {type.name.lower(): type.value for type in gguf.GGMLQuantizationType}
+    words = [word.split("=", 1) for word in file.read_text().split()]
+    given = (Override * (len(words) + 1))(
+        *(Override(pattern.lower().encode(), types[type]) for pattern, type in words)
+    )
+    params = llama_cpp.LlamaModelQuantizeParams()
+    params.ftype = q4_k_m = 15
+    head = struct.pack("<iiii", 0, q4_k_m, params.output_tensor_type, params.token_embedding_type)
+    place = id(params) + ctypes.string_at(id(params), 256).index(head)
+    flags, before = 8, 2 * ctypes.sizeof(ctypes.c_void_p)
+    address = struct.pack("<Q", ctypes.addressof(given))
+    ctypes.memmove(place + len(head) + flags + before, address, len(address))
+    with TemporaryDirectory() as folder:
+        plain, quantised = f"{folder}/plain.gguf", f"{folder}/quantised.gguf"
+        _random_gguf(plain, json.loads((checkpoint / "config.json").read_text()))
+        llama_cpp.model_quantize(plain, quantised, params)
+        decided = {
+            tensor.name: tensor.tensor_type.name.lower()
+            for tensor in gguf.GGUFReader(quantised).tensors
+            if len(tensor.shape) > 1
+        }
+    # The extension prints to the file of stdout, past sys.stdout.
+    return f"cyllama {version('cyllama')}", decided
+
+
+def _random_gguf(path: str, config: dict[str, Any]) -> None:
+    """A Llama of random weights in float16, with the tensors that a converter writes."""
+    import gguf
+    import numpy as np
+
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    blocks, words = config["num_hidden_layers"], config["vocab_size"]
+    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    keys = width // heads * shared
+    file = gguf.GGUFWriter(path, "llama")
+    file.add_context_length(64)
+    file.add_embedding_length(width)
+    file.add_block_count(blocks)
+    file.add_feed_forward_length(inner)
+    file.add_head_count(heads)
+    file.add_head_count_kv(shared)
+    file.add_layer_norm_rms_eps(1e-5)
+    file.add_vocab_size(words)
+    file.add_tokenizer_model("llama")
+    file.add_token_list([f"t{number}" for number in range(words)])
+    shapes = {"token_embd": (words, width), "output": (words, width), "output_norm": (width,)}
+    for block in range(blocks):
+        shapes |= {
+            f"blk.{block}.{name}": shape
+            for name, shape in {
+                "attn_norm": (width,), "ffn_norm": (width,), "attn_q": (width, width),
+                "attn_k": (keys, width), "attn_v": (keys, width), "attn_output": (width, width),
+                "ffn_gate": (inner, width), "ffn_up": (inner, width), "ffn_down": (width, inner),
+            }.items()
+        }  # fmt: skip
+    random = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        dtype = np.float32 if len(shape) == 1 else np.float16
+        file.add_tensor(f"{name}.weight", random.standard_normal(shape).astype(dtype))
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+
+
 def main() -> None:
     target, file, checkpoint = sys.argv[1:]
     found, decided = globals()[target.replace("-", "_")](Path(file), Path(checkpoint))

@@ -17,7 +17,7 @@ from tests.export.targets.mixes import recipe_for, save_tiny
 HERE = Path(__file__).parent
 ASKED = (
     "llm-compressor", "gptqmodel", "auto-round", "model-optimizer", "torchao", "bitsandbytes",
-    "hqq", "mlx", "exllamav3", "quark",
+    "hqq", "mlx", "exllamav3", "quark", "llama-quantize",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, list_layers, open_checkpoint
 from engine.export.refusal import NotExportable
 from engine.export.target import Weight, Words, WordsFor, target_named, targets
 from engine.formats.grammar import parse_format
@@ -25,6 +25,8 @@ from tests.export.targets.matching import RULES
 from tests.export.targets.mixes import EMBEDDING, HEAD, LINEAR, recipe_for, save_tiny
 from tests.export.targets.renew import ASKED, HERE, ask
 
+BY_MODULE = [target for target in ASKED if target != "llama-quantize"]
+"""Targets whose answers are by the names of modules."""
 FILES = [target.name for target in targets() if target.words is not None and target.name in RULES]
 
 _GPTQ = ("bits", "group_size", "sym", "desc_act", "damp_percent", "static_groups")
@@ -179,7 +181,7 @@ def written(target: str, checkpoint: Checkpoint, folder: Path, recipe: Mapping[s
     return file.read_text()
 
 
-@pytest.mark.parametrize("target", ASKED)
+@pytest.mark.parametrize("target", BY_MODULE)
 def test_the_tool_decides_what_the_recipe_says(
     target: str, tiny: Checkpoint, tmp_path: Path
 ) -> None:
@@ -197,7 +199,7 @@ def test_the_tool_decides_what_the_recipe_says(
             assert decided == DECISIONS[target][recipe[name]], name
 
 
-@pytest.mark.parametrize("target", ASKED)
+@pytest.mark.parametrize("target", BY_MODULE)
 def test_the_rule_written_again_decides_as_the_tool_does(target: str) -> None:
     answer = json.loads((HERE / "decided" / f"{target}.json").read_text())
     names = [name for name in answer["decided"] if name not in (EMBEDDING, HEAD)]
@@ -260,6 +262,32 @@ def test_llama_quantize_has_a_type_for_every_tensor(tmp_path: Path, tied: bool) 
     assert len(text.splitlines()) == len(there)
     found = RULES["llama-quantize"](text, there.values())
     assert found == {tensor: recipe.get(layer, "bf16") for layer, tensor in there.items()}
+    if not tied:
+        answer = json.loads((HERE / "decided" / "llama-quantize.json").read_text())
+        assert text == answer["file"]
+        assert found == answer["decided"]
+
+
+def test_experts_are_three_tensors_in_gguf(tmp_path: Path) -> None:
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        hidden_size=256, intermediate_size=256, moe_intermediate_size=256, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, vocab_size=64, num_experts=4,
+        num_experts_per_tok=2, head_dim=64,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "moe")
+    checkpoint = open_checkpoint(tmp_path / "moe")
+    experts = [row.name for row in list_layers(checkpoint) if row.role == "experts"]
+    recipe = dict(zip(experts, ("q4_k", "q6_k"), strict=True))
+    found = RULES["llama-quantize"](
+        written("llama-quantize", checkpoint, tmp_path, recipe),
+        [f"blk.0.{name}.weight" for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")],
+    )
+    assert list(found.values()) == ["q4_k", "q4_k", "q6_k"]
+    with pytest.raises(NotExportable, match="torchao quantises no experts"):
+        written("torchao", checkpoint, tmp_path, dict.fromkeys(experts, "int8"))
 
 
 def test_gguf_names_are_those_of_the_architecture(tmp_path: Path) -> None:

@@ -159,15 +159,15 @@ def test_what_is_wrong_with_own_files_is_said_on_the_screen_and_stops_nothing(
     folder = tmp_path / "qtui"
     (folder / "themes").mkdir(parents=True)
     (folder / "themes" / "mine.toml").write_text("name = 3")
-    (folder / "keymap.toml").write_text('[keys]\nswep = "W"')
+    (folder / "keymap.toml").write_text('[keys]\nswep = "X"')
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert run("demo")[0] == 0
     problems = "\n".join(shown[0].appearance.problems)
     assert str(folder / "themes" / "mine.toml") in problems
     assert "did you mean `sweep`" in problems
-    (folder / "keymap.toml").write_text('[keys]\nsweep = "W"')
+    (folder / "keymap.toml").write_text('[keys]\nsweep = "X"')
     assert run("demo")[0] == 0
-    assert shown[1].appearance.keymap["sweep"] == "W"
+    assert shown[1].appearance.keymap["sweep"] == "X"
 
 
 def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:

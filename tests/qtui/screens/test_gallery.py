@@ -44,7 +44,7 @@ async def test_visible_histograms_are_asked_for_and_shown(
         tiles = tiling(gallery_of(d.app.session, "k_proj"), size[0] - 2)
         drawn = sparkline(histogram(names[2], 2).counts, tiles.cells, screen(d).glyphs)
         assert drawn.strip() in d.screen()
-        assert "weights of all k_proj" in d.screen()
+        assert "all k_proj, least to greatest" in d.screen()
         assert max(len(line) for line in d.screen().splitlines()) <= size[0]
         assert not ascii or d.screen().isascii()
         count = len(asked(d))

@@ -81,7 +81,7 @@ def test_channels_of_experts_have_both_numbers_and_one_expert_its_own() -> None:
     whole = text(error_lines(context(session)))
     assert "(expert:channel)" in whole
     assert "3:121 81.8%, 1:7 from 0" in whole
-    assert "1 experts got no token" in whole
+    assert "1 expert got no token" in whole
     assert "3:121" not in text(error_lines(context(session, expert=1)))
 
 

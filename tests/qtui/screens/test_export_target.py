@@ -1,0 +1,121 @@
+"""An export target while a recipe is tuned: it marks what it cannot hold, and takes the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine import protocol as p
+from engine.session import Session
+from qtui.saved.exporting import complete_export, export_command, judge_export, read_export
+from qtui.views.export_marks import ExportMarks
+from tests.qtui import replay as r
+from tests.qtui.driving import Driver, driving
+from tests.qtui.saving import session
+from tests.qtui.views.test_scope import grouped
+
+DOWN = "model.layers.0.mlp.down_proj"
+GATE = "model.layers.0.mlp.gate_proj"
+
+
+def marks(found: Session, target: str) -> ExportMarks:
+    made = ExportMarks()
+    made.choose(target)
+    made.update(found)
+    return made
+
+
+def test_every_kind_of_mark_is_counted() -> None:
+    found = session()  # lm_head in int8, one down_proj in int4
+    assert marks(found, "torchao").summary() == "for torchao: holds all"
+    assert marks(found, "llama-quantize").summary() == "for llama-quantize: cannot hold 2 layers"
+    assert marks(found, "").summary() == ""
+
+
+def test_marks_are_worked_out_again_only_when_the_recipe_changes() -> None:
+    found = session()
+    made = marks(found, "torchao")
+    assert not made.update(found)
+    made.choose("hqq")
+    assert made.update(found)
+    assert made.by_layer[DOWN].kind == "refused"
+    assert not made.update(found)
+
+
+def test_a_refusal_names_the_nearest_format() -> None:
+    found = session()
+    made = marks(found, "torchao")
+    said = made.refusal(found, [DOWN], "nf4")
+    assert said == "torchao has no stable config for nf4-g64 (nearest: int4-g32-sym)"
+    assert made.refusal(found, [DOWN], "int8") == ""
+    assert made.refusal(found, [DOWN], "kept") == ""
+    both = made.refusal(found, [DOWN, "model.embed_tokens"], "int8")
+    assert both.startswith("torchao: 1 of 2 layers: ") or both.startswith("1 of 2 layers: ")
+
+
+def test_what_is_typed_to_export_is_judged(tmp_path: Path) -> None:
+    found = session()
+    path = tmp_path / "a recipe.json"
+    text = f"export torchao {path}"
+    assert judge_export(text, "", found) == (True, f"the recipe for torchao to {path}")
+    asked = read_export(f"export '{path}'!", "torchao")
+    assert (asked.target.name, asked.path, asked.replace) == ("torchao", path, True)
+    sent = export_command(asked, found)
+    assert (sent.to, sent.out, sent.overwrite) == ("torchao", str(path), True)
+    assert sent.layers == dict(found.changed)
+    path.write_text("")
+    assert judge_export(text, "", found)[1].endswith("exists: add ! to replace it")
+    assert judge_export("export", "", found) == (False, "name a target and a path")
+    assert "'x.json' is no target" in judge_export("export x.json", "", found)[1]
+    ok, why = judge_export(f"export hqq {tmp_path}/x", "", found)
+    assert not ok
+    assert why.startswith("hqq cannot hold 2 layers: ")
+    assert judge_export(text, "", Session())[1].startswith("no layer is changed")
+    offered = [text for text, _, _ in complete_export("export q", "", "demo")]
+    assert offered == ["export quark demo-quark.json"]
+    assert complete_export("export ", "mlx", "demo")[0][0] == "export mlx demo-mlx.json"
+
+
+async def _choose(d: Driver, name: str) -> None:
+    await d.pilot.press("W", *name, "enter")
+    await d.pilot.pause()
+    await d.settled()
+
+
+async def test_the_table_the_pane_and_the_prompt_mark_what_a_target_cannot_hold() -> None:
+    async with driving(*r.opening(grouped()), *r.triaged(), *r.swept(), size=(150, 45)) as d:
+        await _choose(d, "torchao")
+        assert "for torchao: holds all" in d.screen()
+        await d.give(r.changed(d.app.session, [DOWN], "nf4-g64"))
+        assert "for torchao: cannot hold 1 layer" in d.screen()
+        assert "✗nf4-g64" in d.screen()
+        d.bench.go_to(DOWN)
+        await d.pilot.pause()
+        await d.settled()
+        assert "torchao has no stable config for nf4-g64" in " ".join(d.screen().split())
+        await d.give(r.changed(d.app.session, [DOWN, GATE], "int8"))
+        assert "2 layers in mixed groups" in d.screen()
+        assert "≠int8" in d.screen()
+        await d.pilot.press("equals_sign", *"nf4")
+        await d.until(lambda: "✗ torchao" in d.screen())
+        assert "nearest: int4-g32-sym" in d.screen()
+        await d.pilot.press("escape")
+        await _choose(d, "none")
+        assert "torchao" not in d.screen().splitlines()[5]
+        assert "≠" not in d.screen()
+
+
+@pytest.mark.parametrize("typed", ["export torchao {}", "export {}"])
+async def test_save_exports_the_recipe(tmp_path: Path, typed: str) -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept(), size=(150, 45)) as d:
+        await _choose(d, "torchao")
+        await d.give(r.changed(d.app.session, [DOWN], "int8"))
+        path = tmp_path / "mine.json"
+        await d.pilot.press("w")
+        await d.paste(typed.format(path))
+        await d.pilot.press("enter")
+        await d.until(lambda: d.sent(p.Export))
+        (sent,) = d.sent(p.Export)
+        assert isinstance(sent, p.Export)
+        assert (sent.out, sent.to, sent.layers) == (str(path), "torchao", {DOWN: "int8"})
