@@ -41,8 +41,6 @@ from qtui.widgets.prompt.opened import prompt_over
 if TYPE_CHECKING:
     from qtui.screens.start.screen import Start
 
-UNASKED = (p.AskHistogram, p.AskExperts, p.AskRanges)
-"""Commands that are sent without a key press."""
 ONLY_LOOKS = "this terminal only looks: it was opened with --read-only"
 CONFIRM_SECONDS = 4.0
 """A second ``ctrl+c`` within this many seconds quits."""
@@ -251,7 +249,7 @@ class QtuiApp(OneFrameApp):
 
     def on_session_screen_ask(self, ask: SessionScreen.Ask) -> None:
         """Send the engine a command."""
-        if not self.engine.ask(ask.command) and not isinstance(ask.command, UNASKED):
+        if not self.engine.ask(ask.command) and not isinstance(ask.command, p.QUESTIONS):
             only_looks = self.engine.read_only and not self.engine.gone
             self.screens.shown.refused(ONLY_LOOKS if only_looks else "")
 
@@ -337,8 +335,8 @@ class QtuiApp(OneFrameApp):
             self.exit(return_code=self._code or 0)
             return
         left = self.engine_link.work()
-        how = how or ("detach" if left else "stop")
-        if how == "detach":
+        how = "detach" if self._read_only else how or ("detach" if left else "stop")
+        if how == "detach" and left:
             self.left_working = left[0].title if len(left) == 1 else f"{len(left)} jobs"
         self.screens.say("info", "leaving" if how == "detach" else "stopping the engine")
         self.run_worker(self._shut_down(self.engine_link, how), group="shutdown")

@@ -21,8 +21,6 @@ from qtui.screens.mounted import MountedScreens
 from qtui.widgets.frame.scoreboard import running
 
 Leave: TypeAlias = Literal["detach", "stop", "stop all"]
-QUESTIONS = (p.AskHistogram, p.AskExperts)
-"""Commands that change nothing and measure nothing."""
 STOP_SECONDS = 3.0
 """Seconds to wait for the stop command to be sent."""
 
@@ -110,11 +108,12 @@ class EngineLink:
             self.screens.paint(self.session, dirty, whole=whole)
         elif dirty == EVERYTHING:
             self.screens.paint(self._frozen_session, dirty)
-        elif answers := dirty & {"histogram", "experts", "errors"}:
+        elif answers := dirty & {"histogram", "experts", "errors", "ranges"}:
             # Questions about a layer are answered even while the display is frozen.
             self._frozen_session.histograms = self.session.histograms
             self._frozen_session.experts = self.session.experts
             self._frozen_session.errors.maps = self.session.errors.maps
+            self._frozen_session.ranges = self.session.ranges
             self.screens.paint(self._frozen_session, frozenset(answers))
 
     # --- the engine ---------------------------------------------------------------------------
@@ -221,7 +220,7 @@ class EngineLink:
 
     def ask(self, command: p.AnyCommand) -> bool:
         """Send a command; false where there is no engine, or this terminal only looks."""
-        if self.read_only and not isinstance(command, QUESTIONS):
+        if self.read_only and not isinstance(command, p.QUESTIONS):
             return False
         if not self.gone:
             self._commands.put_nowait(command)

@@ -11,6 +11,7 @@ and KL, bytes for sizes, seconds for times; ``nan`` means unknown.
 from __future__ import annotations
 
 from engine.protocol.commands import (
+    QUESTIONS,
     AnyCommand,
     AskErrorMap,
     AskExperts,
@@ -130,6 +131,7 @@ from engine.protocol.settings import (
 __all__ = [
     "MAX_FRAME",
     "OUTPUT_ERROR_BOUNDS",
+    "QUESTIONS",
     "WIRE_VERSION",
     "Activation",
     "Additivity",

@@ -248,6 +248,11 @@ class AskErrorMap(Command, frozen=True):
     format: str
 
 
+QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap)
+"""Commands that change nothing of a session: screens send them without a key press, and terminals
+that only look may."""
+
+
 class Stop(Command, frozen=True):
     """Stop the engine, unless another client is attached."""
 

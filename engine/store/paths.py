@@ -143,6 +143,7 @@ def session_name(source: str) -> str:
     if source == "demo":
         return "demo"
     path = Path(os.path.expanduser(source))  # leaves ~NAME unchanged if there is no such user
-    where = str(path.resolve()) if path.exists() else source
+    # Unlike `Path.exists`, it takes names that are too long for a file: they are no file.
+    where = str(path.resolve()) if os.path.exists(path) else source
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", where.rstrip("/").split("/")[-1])[:48] or "model"
     return f"{readable}-{hashlib.sha256(where.encode()).hexdigest()[:6]}"

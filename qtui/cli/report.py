@@ -22,7 +22,7 @@ from engine.store.facts import FactStore
 from engine.store.files import write_whole
 from engine.store.journal import peek
 from engine.store.past_sessions import past_sessions
-from engine.store.paths import facts_file, session_folder, session_name
+from engine.store.paths import facts_file, session_name, state_path
 from qtui.cli.exit import print_error, reporting_errors
 from qtui.cli.options import expanded
 from qtui.cli.progress import put
@@ -103,8 +103,9 @@ def _session(given: str) -> tuple[str, Session]:
         UsageError: there is none; the message names those there are.
     """
     for name in (given, session_name(given)):
-        folder = session_folder(name) if "/" not in name and name not in ("", ".", "..") else None
-        if folder is None or not (folder / "journal.sqlite").exists():
+        folder = state_path() / "sessions" / name
+        plain = "/" not in name and name not in ("", ".", "..")
+        if not plain or not os.path.exists(folder / "journal.sqlite"):
             continue
         facts = FactStore(facts_file(), read_only=True)
         try:
@@ -114,8 +115,8 @@ def _session(given: str) -> tuple[str, Session]:
         if found.checkpoint is None:
             raise UsageError(f"session {name} never read a checkpoint: there is nothing to report")
         return name, found
-    there = ", ".join(each.name for each in past_sessions(8)) or "none yet"
-    raise UsageError(f"no session {given!r}: sessions are {there}")
+    there = ", ".join(each.name for each in past_sessions(8)) or "none"
+    raise UsageError(f"no session {given!r}; known: {there} (see `qtui sessions`)")
 
 
 def _histograms(session: Session, document: s.ReportDocument) -> Sequence[p.HistogramReady]:

@@ -74,7 +74,7 @@ def judge_export(text: str, chosen: str, session: Session) -> tuple[bool, str]:
     shown, target = printable(str(asked.path)), asked.target
     if not session.changed:
         return False, "no layer is changed: there is no recipe to export"
-    if not asked.path.parent.is_dir():
+    if not os.path.isdir(asked.path.parent):  # also of names that are too long
         return False, f"{shown}: there is no folder {printable(str(asked.path.parent))}"
     if os.path.lexists(asked.path) and not asked.replace:
         return False, f"{shown} exists: add ! to replace it"

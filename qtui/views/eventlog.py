@@ -24,8 +24,8 @@ WAVE = 2.0
 """Seconds in which fallbacks of one format are one entry."""
 OF_ONE_LAYER = p.LayerWeights | p.LayerError | p.Sensitivity | p.Estimate
 """Facts that the table shows: there are too many of them for a log."""
-SILENT = frozenset({"AskHistogram", "AskExperts", "AskRanges"})
-"""Commands that no key sends: their refusals are not logged."""
+SILENT = frozenset(question.__name__ for question in p.QUESTIONS)
+"""Refusals of these are not logged: no key sent them."""
 STYLES: dict[Level, str] = {"info": "$dim", "warning": "$warning", "error": "bold $error"}
 SIGNS: dict[Level, str] = {"info": " ", "warning": "!", "error": "x"}
 BEFORE = "before"

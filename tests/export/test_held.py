@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import EngineError, UsageError
-from engine.export.held import mixed, nearest, nearest_recipe, refused, why_not
+from engine.export.held import mixed, nearest, nearest_recipe, refused, untied, why_not
 from engine.export.refusal import NotExportable
 from engine.export.target import Weight, target_named, targets
 from engine.formats.grammar import parse_format
@@ -91,6 +91,15 @@ def test_fused_groups_with_several_formats_are_marked() -> None:
     assert list(found) == [pair[0].name, pair[1].name]
     assert mixed(target_named("mlx"), [*pair, other], recipe) == {}
     assert mixed(target_named("torchao"), pair, {pair[0].name: "int8", pair[1].name: "int8"}) == {}
+
+
+@pytest.mark.parametrize("target", ["checkpoint", "gptq", "gptqmodel"])
+def test_a_tied_head_that_gets_a_weight_of_its_own_is_marked(target: str) -> None:
+    head = weight("lm_head", role="head", block=-1, tied=True)
+    embedding = weight("model.embed_tokens", role="embedding", block=-1, tied=True)
+    declared = target_named(target)
+    assert list(untied(declared, [head, embedding], {"lm_head": "int8"})) == ["lm_head"]
+    assert untied(declared, [head, embedding], {"lm_head": "kept"}) == {}
 
 
 def test_a_refusal_names_every_layer_and_the_nearest_format(tmp_path: Path) -> None:

@@ -120,11 +120,11 @@ async def test_resizing_over_and_over_ends_whole() -> None:
 
 
 async def test_a_frozen_display_says_so_and_how_to_go_on() -> None:
-    async with driving(*r.opening(), *r.swept(5), keymap={"freeze": "F"}) as d:
-        await d.pilot.press("F")
+    async with driving(*r.opening(), *r.swept(5), keymap={"freeze": "X"}) as d:
+        await d.pilot.press("X")
         await d.settled()
-        assert "display frozen, F resumes" in d.screen()
-        await d.pilot.press("F")
+        assert "display frozen, X resumes" in d.screen()
+        await d.pilot.press("X")
         await d.settled()
         assert "frozen" not in d.screen()
 

@@ -143,11 +143,15 @@ async def test_quitting_leaves_an_engine_working_and_stopping_does_not() -> None
 async def test_who_only_looks_sends_questions_alone() -> None:
     async with driving(*r.opening(), *r.swept(12), read_only=True) as d:
         await d.settled()
-        assert not [c for c in d.link.sent if not isinstance(c, p.AskHistogram | p.AskExperts)]
+        assert not [c for c in d.link.sent if not isinstance(c, p.QUESTIONS)]
         for key in ("4", "u", "S", "x"):
             await d.pilot.press(key, "enter")
         await d.pilot.pause()
-        assert not [c for c in d.link.sent if not isinstance(c, p.AskHistogram | p.AskExperts)]
+        assert not [c for c in d.link.sent if not isinstance(c, p.QUESTIONS)]
+        layer = d.app.engine.session.layers.names[0]
+        for question in (p.AskRanges(layer, "int4-g128"), p.AskErrorMap(layer, "int4-g128")):
+            d.app.engine.ask(question)
+        await d.until(lambda: d.sent(p.AskRanges) and d.sent(p.AskErrorMap))
         assert not d.table.pending
         await d.pilot.press("Q")
         await d.until(lambda: d.app.return_code is not None)

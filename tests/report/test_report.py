@@ -101,6 +101,19 @@ def test_the_page_requests_nothing_and_runs_nothing() -> None:
         )
 
 
+def test_warnings_and_fallbacks_are_in_every_form() -> None:
+    session = full()
+    session.notices.append(p.Notice("warning", "the text is short"))
+    fell_back = p.Fallback(layer="lm_head", format="q4_k", why="256 does not divide")
+    told(session, fell_back)
+    given = document(session)
+    for text in (Page(report_page(given)).text, report_markdown(given)):
+        assert "Doubts" in text
+        assert "the text is short" in text
+        assert "256 does not divide" in text
+    assert "Doubts" not in report_markdown(document(full()))
+
+
 def test_names_are_text_in_every_form() -> None:
     given = document(hostile(), commands={"again": HOSTILE})
     html, markdown = report_page(given), report_markdown(given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.export.gptq.expressed import why_not_expressed
-from engine.export.rules import FUSED, why_no_role
+from engine.export.rules import FUSED, UNTIES, why_no_role
 from engine.export.target import Target
 
 TARGET = Target(
@@ -13,4 +13,5 @@ TARGET = Target(
     why_not_weight=lambda fmt, weight: why_no_role(weight, "the GPTQ layout", ("linear", "head")),
     writer="engine.export.gptq.writer:WRITER",
     mixed=FUSED,
+    unties=UNTIES,
 )

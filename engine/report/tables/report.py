@@ -54,7 +54,7 @@ def _factor(document: s.ReportDocument) -> float:
 
 
 def report_markdown(document: s.ReportDocument) -> str:
-    """The report as Markdown: verdict, findings, worst layers, recipe, protocol, commands."""
+    """The report as Markdown, in the order of the page."""
     name = document.model.name.rstrip("/").rsplit("/", 1)[-1]
     findings = [
         f"- **{each.severity}** {_code(each)}{escaped(printable(each.sentence))}"
@@ -65,6 +65,11 @@ def report_markdown(document: s.ReportDocument) -> str:
     worst = [
         (f"`{_tick(row.name)}`", row.holds, row.kl_text, row.dppl_text, row.error)
         for row in worst_rows(document)
+    ]
+    doubts = [escaped(printable(warning)) for warning in document.warnings]
+    doubts += [
+        f"`{_tick(each.layer)}` does not hold {escaped(printable(f'{each.format}: {each.why}'))}"
+        for each in document.fallbacks
     ]
     return paragraphs(
         f"# {escaped(printable(name))}",
@@ -83,6 +88,8 @@ def report_markdown(document: s.ReportDocument) -> str:
         _table(("recipe", "bits", "size", "PPL", "KL·10³", ""), tried_rows(document))
         if document.tried
         else "",
+        "## Doubts" if doubts else "",
+        "\n".join(f"- {each}" for each in doubts),
         "## Protocol",
         _table(("", ""), protocol_facts(document)),
         "## Reproduce" if document.commands else "",
@@ -124,7 +131,8 @@ def finding_fix(found: s.FindingPart) -> str:
     bits = fix.bits or 0.0
     mark = "" if fix.measured else "≈"
     more = f"{n.short(abs(bits))} bits per weight {'more' if bits > 0 else 'less'}"
-    return f"{fix.format} wins back {mark}{share(fix.recovered)} for {more}"
+    cost = f"for {more}" if bits else "at the same size"
+    return f"{fix.format} wins back {mark}{share(fix.recovered)} {cost}"
 
 
 def worst_rows(document: s.ReportDocument) -> list[Row]:

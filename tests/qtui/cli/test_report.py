@@ -10,7 +10,7 @@ import pytest
 
 from engine import protocol as p
 from engine.client import in_process
-from engine.store.paths import session_name
+from engine.store.paths import session_name, state_path
 from tests import tiny
 from tests.drive import ended, settings, until
 
@@ -51,6 +51,11 @@ def test_what_cannot_be_reported_is_said(run: Run, tmp_path: Path) -> None:
     code, _, err = run("report", "nowhere")
     assert code == 2
     assert "no session 'nowhere'" in err
+    for name in ("n" * 300, "..", ""):
+        code, _, err = run("report", name)
+        assert code == 2
+        assert "no session" in err
+    assert not list((state_path() / "sessions").glob("*")), "asking leaves no folder behind"
     code, _, err = run("report", "nowhere", "-o", str(tmp_path / "a.pdf"))
     assert code == 2
     assert ".html, .md, .json" in err

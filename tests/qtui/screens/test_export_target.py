@@ -68,6 +68,9 @@ def test_what_is_typed_to_export_is_judged(tmp_path: Path) -> None:
     assert judge_export(text, "", found)[1].endswith("exists: add ! to replace it")
     assert judge_export("export", "", found) == (False, "name a target and a path")
     assert "'x.json' is no target" in judge_export("export x.json", "", found)[1]
+    ok, why = judge_export(f"export hqq {tmp_path}/{'n' * 300}/x", "", found)
+    assert not ok
+    assert "there is no folder" in why
     ok, why = judge_export(f"export hqq {tmp_path}/x", "", found)
     assert not ok
     assert why.startswith("hqq cannot hold 2 layers: ")
