@@ -48,13 +48,18 @@ def outlier_channel(looked: Looked) -> Iterator[Finding]:
     for _, known in looked.weights:
         if not known.worst_column_sigma > limit:
             continue
+        pairs = zip(known.large_columns, known.large_columns_sigma, strict=True)
+        channels = [channel for channel, sigma in pairs if sigma > limit] or [known.worst_column]
+        listed, reach = ", ".join(map(str, channels)), f"{known.worst_column_sigma:.1f}σ"
+        said = f"channel {listed} reaches {reach}"
+        if len(channels) > 1:
+            said = f"channels {listed} reach up to {reach}"
         yield Finding(
             id="outlier-channel",
             severity="warning",
             layer=known.layer,
-            channels=(known.worst_column,),
-            sentence=f"input channel {known.worst_column} reaches {known.worst_column_sigma:.1f}σ; "
-            f"outliers waste {known.waste:.0%} of the grid",
+            channels=tuple(channels),
+            sentence=f"input {said}; outliers waste {known.waste:.0%} of the grid",
             evidence={"sigma": known.worst_column_sigma, "waste": known.waste},
             fix=looked.fix(known.layer),
         )

@@ -92,7 +92,10 @@ def smaller_groups(looked: Looked) -> Iterator[Finding]:
     """Whether groups of 64 at 3 bits are worth their scales: beside more bits for as much."""
     layers = looked.session.layers
     session = looked.session
-    three, four = (Looked(session, name, looked.limits) for name in ("int3-g128", "int4-g128"))
+    three, four = (
+        looked if looked.format == name else Looked(session, name, looked.limits)
+        for name in ("int3-g128", "int4-g128")
+    )
     if not (three.whole and four.whole and 0 < four.damage < three.damage):
         return
     noise = {known.layer: known.noise_g64 for _, known in looked.weights}

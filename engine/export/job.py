@@ -186,6 +186,7 @@ def _write(
         bits_per_weight=size.bits_per_weight,
         bits_all=size.bits_all,
         to=command.to,
+        codes=target_named(command.to).words is None,
         notes=list(written.notes),
     )
     return written

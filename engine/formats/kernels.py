@@ -240,7 +240,7 @@ KERNELS: tuple[Kernel, ...] = (
         title="llama.cpp",
         runs_on="CPU, NVIDIA, AMD, Metal, Vulkan",
         rule=_llama_cpp,
-        source="llama.cpp: ggml/src/ggml.c (type_traits, and rows that divide into whole blocks)",
+        source="llama.cpp: ggml/src/ggml.c (type_traits; ggml_row_size: rows of whole blocks)",
     ),
     Kernel(
         name="dense",

@@ -237,6 +237,8 @@ class Exported(Event, frozen=True, kw_only=True):
     """See `RecipeScore`."""
     to: str = "checkpoint"
     """Name of the export target."""
+    codes: bool = True
+    """Whether the codes were written; otherwise a recipe, by which another tool makes them."""
     notes: list[str] = []
     """Sentences about anything unexpected."""
 

@@ -59,6 +59,10 @@ class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
     worst_column: int = -1
     """Input channel with the largest weights, and its largest weight in σ."""
     worst_column_sigma: float = 0.0
+    large_columns: tuple[int, ...] = ()
+    """Input channels that dwarf the median one, the largest weight first; as many as are listed."""
+    large_columns_sigma: tuple[float, ...] = ()
+    """Their largest weights in σ."""
     levels: int = 0
     """Most distinct values among 32 consecutive weights, of sampled rows as are the next five; 0 if
     not known."""

@@ -335,6 +335,7 @@ def export_document(
         checkpoint=_model(session),
         recipe=written.recipe,
         to=written.to,
+        codes=written.codes,
         folder=written.folder,
         bytes=written.bytes,
         bits_per_weight=finite(written.bits_per_weight),

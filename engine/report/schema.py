@@ -801,6 +801,8 @@ class ExportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     """Layers that are not kept, with canonical formats."""
     to: str
     """Name of the export target."""
+    codes: bool
+    """Whether the codes were written; otherwise a recipe, by which another tool makes them."""
     folder: str
     """Path of the written folder, or file."""
     bytes: int

@@ -29,7 +29,7 @@ MEASURE_VERSION = 1
 """Version of every measurement."""
 QUANTISER_VERSION = 1
 """Version of the arithmetic of formats and methods."""
-STATISTICS_VERSION = 2
+STATISTICS_VERSION = 3
 """Version of the statistics of weights: what they hold."""
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""

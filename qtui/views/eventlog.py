@@ -119,6 +119,8 @@ class EventLog:
                 self.say(event.level, event.message)
             case p.Exported():
                 self.say("info", f"exported to {event.folder}")
+                for note in event.notes:
+                    self.say("info", note)
             case p.Refused():
                 if event.command not in SILENT:
                     self.say("error", f"refused: {event.message}")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engine import protocol as p
 from engine.diagnosis.fixes import LayerFix, best_fix, layer_fixes
 from engine.diagnosis.thresholds import thresholds
 from engine.errors import FormatError
@@ -41,7 +40,7 @@ def to_better(session: Session, layer: str, shown: str) -> str:
 
 
 def is_tried(session: Session, layer: str, format: str) -> bool:
-    """Whether every alternative to a format was tried on a layer, and KL measured.
+    """Whether every alternative to a format was tried on a layer, and the best one measured.
 
     Errors are there again after a restart; what was measured has to be asked for, and is then found
     at once.
@@ -51,8 +50,11 @@ def is_tried(session: Session, layer: str, format: str) -> bool:
         wanted = alternatives(format, session.layers.shapes[session.index[layer]])
     except FormatError:
         return True  # it cannot hold the format: there is nothing to better
-    measured = session.sensitivity(session.index[layer], p.EffectKey("degrade", format))
-    return measured is not None and all(each in tried for each in wanted)
+    if not all(each in tried for each in wanted):
+        return False
+    fixes, best = fixes_and_best(session, layer, format)
+    base = next(fix for fix in fixes if fix.format == format)
+    return base.measured and (best is None or best.measured)
 
 
 def fixes_and_best(

@@ -137,3 +137,14 @@ def test_a_restart_keeps_formats_tried_unless_calibration_changes() -> None:
     other = msgspec.structs.replace(session.settings, calib_tokens=7)
     apply(session, p.Opened(source="x", settings=other, versions={}))
     assert session.fixes == {}
+
+
+def test_all_outlier_channels_of_a_layer_are_named() -> None:
+    session = without_channels(clean())
+    changed(
+        session, Q, worst_column=7, worst_column_sigma=15.0,
+        large_columns=(7, 101, 3), large_columns_sigma=(15.0, 12.0, 8.0),
+    )  # fmt: skip
+    (found,) = (each for each in findings(session, F) if each.id == "outlier-channel")
+    assert found.channels == (7, 101)
+    assert "input channels 7, 101 reach up to 15.0σ" in found.sentence

@@ -130,8 +130,9 @@ def test_export_has_the_keys_of_its_schema() -> None:
     found = as_json(export_document(session, written, (r.FORMAT,)))
     assert found.keys() == {
         "schema", "checkpoint", "recipe", "folder", "bytes", "bits_per_weight", "bits_all",
-        "layers", "fallbacks", "notes", "versions", "timings",
+        "layers", "fallbacks", "notes", "versions", "timings", "to", "codes",
     }  # fmt: skip
+    assert (found["to"], found["codes"]) == ("checkpoint", True)
     assert found["schema"] == "qtui.export/1"
     assert found["checkpoint"].keys() == {"name", "params", "bytes", "fingerprint"}
     assert found["recipe"] == dict.fromkeys(r.names()[1:3], "int4-g128")

@@ -80,6 +80,8 @@ def among(new: Any, old: Any) -> Any:
     """``new`` without the fields that ``old`` does not have, such as settings added since."""
     if isinstance(new, dict) and isinstance(old, dict):
         return {key: among(new[key], value) for key, value in old.items()}
+    if isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
+        return [among(*pair) for pair in zip(new, old, strict=True)]
     return new
 
 

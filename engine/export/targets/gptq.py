@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.export.gptq.expressed import why_not_expressed
-from engine.export.rules import why_no_role
+from engine.export.rules import FUSED, why_no_role
 from engine.export.target import Target
 
 TARGET = Target(
@@ -12,5 +12,5 @@ TARGET = Target(
     why_not_expressed=why_not_expressed,
     why_not_weight=lambda fmt, weight: why_no_role(weight, "the GPTQ layout", ("linear", "head")),
     writer="engine.export.gptq.writer:WRITER",
-    mixed="vLLM and SGLang store fused layers as one tensor and cannot serve several formats",
+    mixed=FUSED,
 )

@@ -14,6 +14,7 @@ from engine.measure.weights.errors import WeightErrors
 from engine.measure.weights.reconstruction import compare, weight_errors
 from engine.measure.weights.sample import Array, sample_of, sampled_rows
 from engine.measure.weights.statistics import WeightStatistics, weight_statistics
+from engine.measure.weights.sums import LARGE_COLUMNS
 from engine.quant.arithmetic import arithmetic_of
 from engine.quant.quantize import dequantized
 
@@ -74,7 +75,7 @@ def errors_in(
 
 
 def _fact(layer: str, found: WeightStatistics) -> p.LayerWeights:
-    worst = max(found.columns, key=lambda channel: channel.peak, default=None)
+    large = sorted(found.columns, key=lambda channel: -channel.peak)[:LARGE_COLUMNS]
     return p.LayerWeights(
         layer=layer,
         outliers=p.Outliers(
@@ -90,6 +91,8 @@ def _fact(layer: str, found: WeightStatistics) -> p.LayerWeights:
         denormals=found.denormals,
         mean=found.mean,
         std=found.std,
-        worst_column=worst.index if worst is not None else -1,
-        worst_column_sigma=worst.peak if worst is not None else 0.0,
+        worst_column=large[0].index if large else -1,
+        worst_column_sigma=large[0].peak if large else 0.0,
+        large_columns=tuple(channel.index for channel in large),
+        large_columns_sigma=tuple(channel.peak for channel in large),
     )

@@ -358,7 +358,7 @@ def _channels(energy: Tensor, peak: Tensor, std: float) -> tuple[int, tuple[Chan
         return 0, ()
     middle = voters.median()
     found = torch.nonzero(rms > CHANNEL_FACTOR * middle).flatten()
-    order = peak[found].argsort(descending=True)[:MOST_CHANNELS]
+    order = peak[found].argsort(descending=True, stable=True)[:MOST_CHANNELS]
     named = found[order]
     ratios, peaks = (rms[named] / middle).tolist(), (peak[named] / std).tolist()
     channels = zip(named.tolist(), ratios, peaks, strict=True)

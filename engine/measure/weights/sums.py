@@ -17,6 +17,8 @@ Array: TypeAlias = NDArray[Any]
 
 CHANNEL_FACTOR = 3.0
 """A row or column is an outlier channel if its RMS exceeds this many times the median one."""
+LARGE_COLUMNS = 8
+"""Columns that are listed, at most."""
 
 
 class Beyond(NamedTuple):
@@ -204,7 +206,7 @@ class Sums:
         if beyond is not None:
             inner = beyond.hi - beyond.lo if beyond.lo <= beyond.hi else 0.0
         ratio = 1.0 if full == inner else (full / inner if inner > 0 else math.inf)
-        worst, far = self._worst_column(mean, std)
+        large = self._large_columns(mean, std)
         count = beyond.entries if beyond is not None else 0
         largest = max(abs(lo), abs(hi))
         return p.LayerWeights(
@@ -220,8 +222,10 @@ class Sums:
             denormals=int(self.powers[4]),
             mean=mean,
             std=std,
-            worst_column=worst,
-            worst_column_sigma=far,
+            worst_column=large[0][0] if large else -1,
+            worst_column_sigma=large[0][1] if large else 0.0,
+            large_columns=tuple(column for column, _ in large),
+            large_columns_sigma=tuple(sigma for _, sigma in large),
             **self._sample()._asdict(),
         )
 
@@ -237,14 +241,14 @@ class Sums:
         found: Array = np.maximum(two + 2 * self.shift * one + count * self.shift**2, 0.0)
         return found
 
-    def _worst_column(self, mean: float, std: float) -> tuple[int, float]:
-        """Of the columns whose RMS dwarfs the median one, that with the farthest entry.
+    def _large_columns(self, mean: float, std: float) -> list[tuple[int, float]]:
+        """Columns whose RMS dwarfs the median one, that with the farthest entry first.
 
-        Columns that do not vary at all do not vote. Returns −1 if there is none, and how many
-        standard deviations away its farthest entry is.
+        Columns that do not vary at all do not vote. With each, how many standard deviations away
+        its farthest entry is; as many as are listed.
         """
         if not std > 0:
-            return -1, 0.0
+            return []
         d, count = mean - self.shift, self.height - self.missing
         one, two = self.columns
         lo, hi = self.extremes.astype(np.float64)
@@ -254,10 +258,10 @@ class Sums:
         rms = np.sqrt(np.where(count > 0, energy, 0.0) / self.height)
         voters = rms[rms > 0]
         if not len(voters):
-            return -1, 0.0
+            return []
         middle = np.partition(voters, (len(voters) - 1) // 2)[(len(voters) - 1) // 2]
         found = np.flatnonzero(rms > CHANNEL_FACTOR * middle)
         if not len(found):
-            return -1, 0.0
-        worst = int(found[peak[found].argmax()])
-        return worst, float(peak[worst] / std)
+            return []
+        order = found[np.argsort(-peak[found], kind="stable")][:LARGE_COLUMNS]
+        return [(int(column), float(peak[column]) / std) for column in order]

@@ -16,13 +16,12 @@ def export_text(document: s.ExportDocument) -> str:
     """An export: what was written where, and its size."""
     held = Counter(document.recipe.values())
     formats = ", ".join(f"{many} in {format}" for format, many in held.most_common())
-    whole = document.to == "checkpoint"
     lines = [
-        ["folder" if whole else "file", document.folder],
+        ["folder" if document.codes else "file", document.folder],
         ["size", f"{size(document.bytes)}, of {size(document.checkpoint.bytes)}"]
-        if whole
+        if document.codes
         else ["for", document.to],
-        ["layers", f"{formats}; {document.layers} stored as codes" if whole else formats],
+        ["layers", f"{formats}; {document.layers} stored as codes" if document.codes else formats],
         ["bits", bits_per_weight(document.bits_per_weight, document.bits_all)],
     ]
     return paragraphs(

@@ -85,7 +85,9 @@ class FixChanges(ModalScreen[bool]):
         kl = f"{kl_words(change.base, glyphs)} {glyphs.arrow} {kl_words(change.fix, glyphs)}"
         won = f"{kl:>16} {change.fix.recovered:>5.0%}"
         room = max(12, width - len(won) - 2)
-        left = fit(f"{name}  {held} {glyphs.arrow} {after}", room, glyphs)
+        before = printable(change.before)
+        holds = "" if held == before else f"  holds {held}"
+        left = fit(f"{name}  {before} {glyphs.arrow} {after}{holds}", room, glyphs)
         return spread([(left, "")], [(won, "$dim")], width)
 
     def action_move(self, rows: int) -> None:

@@ -177,6 +177,11 @@ def same(found: object, expected: object, what: str) -> None:
             assert one == pytest.approx(other, rel=SUMS * 1e3, abs=room, nan_ok=True), (what, name)
             if isinstance(found, WeightErrors) and name != "sqnr_db":
                 assert one == pytest.approx(other, rel=SUMS), (what, name)
+        elif name == "large_columns":
+            assert one[:1] == other[:1], (what, name)
+            assert len(one) == len(other)  # of equally large ones either may come first
+        elif name == "large_columns_sigma":
+            assert one == pytest.approx(other, rel=SUMS * 1e3), (what, name)
         else:
             assert one == other, (what, name)
 

@@ -41,7 +41,8 @@ async def test_the_key_measures_the_recipe_once_and_shows_the_tab() -> None:
         screen = d.screen()
         assert "output error 11.7%" in screen
         assert "weight error of 256 rows" in screen
-        await d.pilot.press("full_stop", "E")
+        d.bench.show_tab("drift")
+        await d.pilot.press("E")
         await d.settled()
         assert "propagated" in d.screen(), "the tab of drift stays"
         assert len(d.sent(p.MeasureErrors)) == 1, "all of it is known"

@@ -119,3 +119,17 @@ async def test_save_exports_the_recipe(tmp_path: Path, typed: str) -> None:
         (sent,) = d.sent(p.Export)
         assert isinstance(sent, p.Export)
         assert (sent.out, sent.to, sent.layers) == (str(path), "torchao", {DOWN: "int8"})
+
+
+async def test_how_a_written_file_is_used_is_in_the_log() -> None:
+    async with driving(*r.opening(), *r.triaged(), size=(150, 45)) as d:
+        await d.give(
+            p.Exported(
+                job="9", folder="/there/mine.json", bytes=1, recipe={DOWN: "int8"},
+                quantised=[DOWN], bits_per_weight=4.0, to="torchao",
+                notes=["use it as: quantize_(model, …)"],
+            )
+        )  # fmt: skip
+        assert [entry.text for entry in d.bench.events.entries][-2:] == [
+            "exported to /there/mine.json", "use it as: quantize_(model, …)",
+        ]  # fmt: skip
