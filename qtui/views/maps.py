@@ -157,8 +157,13 @@ def map_lines(
                 drawn, tone = shades[step] * (each - 1), f"$heat-{step + 1}"
                 if step == 0 and not glyphs.ascii:
                     drawn = glyphs.unknown * (each - 1)
-            here = at == (y, x)
-            words += [(drawn, f"{tone} reverse" if here else tone), (" ", "")]
+            if at != (y, x):
+                words.append((drawn, tone))
+            elif len(drawn) < 3:
+                words.append((drawn, f"{tone} reverse"))
+            else:  # a full block in reverse would look like a gap
+                words += [("[", "bold"), (drawn[1:-1], tone), ("]", "bold")]
+            words.append((" ", ""))
         lines.append(words)
     return lines
 

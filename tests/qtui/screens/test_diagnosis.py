@@ -87,6 +87,16 @@ def test_the_map_marks_where_there_are_more_blocks() -> None:
     assert marks(1, rows) == "+" + " " * (rows - 2)
 
 
+def test_the_cell_under_the_cursor_keeps_its_shade_between_brackets() -> None:
+    session = clean(lm_head=20.0)
+    found = map_of(Context(session, p.EffectKey("degrade", F)), figure("kl"))
+    at = 0, found.kinds.index("lm_head")
+    for width, seen in ((120, "[█████████]"), (25, "█")):
+        head = map_lines(found, at, 0, width, 9, UNICODE)[1]
+        assert "".join(text for text, _ in head).rstrip().endswith(seen)
+        assert any("reverse" in style for _, style in head) == (seen == "█")
+
+
 async def test_figures_of_the_map_are_those_of_which_something_is_known() -> None:
     async with driving(*events(), size=(120, 40)) as d:
         await d.pilot.press("D")
