@@ -214,6 +214,10 @@ def best_fix(fixes: Sequence[LayerFix], format: str, enough: float) -> LayerFix 
     return None
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f} times" if ratio >= 9.95 else f"{ratio:.2g} times"
+
+
 def verdict_of(fix: LayerFix, format: str, best: LayerFix | None) -> str:
     """What to make of a fix, in a few words.
 
@@ -232,7 +236,7 @@ def verdict_of(fix: LayerFix, format: str, best: LayerFix | None) -> str:
     if best is not None and fix.format == best.format:
         return f"best: wins back {about}{fix.recovered:.0%}"
     if fix.recovered <= 0:
-        return f"costs {about}{1 - fix.recovered:.2g} times as much" if fix.recovered else "no gain"
+        return f"costs {about}{_times(1 - fix.recovered)} as much" if fix.recovered else "no gain"
     if fix.better is not None:
         return f"{fix.better or 'as stored'} is better"
     return f"wins back {about}{fix.recovered:.0%}"

@@ -288,10 +288,10 @@ class Palette(ModalScreen[str | None]):
         words: Words = []
         if self._group_width:
             words = [(fit(printable(group), self._group_width + 2, self.glyphs), "$dim")]
-        key = printable(entry.key)
-        key = fit(key, min(cell_len(key), width // 3), self.glyphs)
+        key, title = printable(entry.key), printable(entry.title)
+        spare = width - cells(words) - cell_len(title) - 3
+        key = fit(key, min(cell_len(key), max(width // 3, spare)), self.glyphs)
         room = width - cells(words) - cell_len(key) - 2
-        title = printable(entry.title)
         shown = fit(title, min(cell_len(title), room), self.glyphs)
         words += _lit(shown, found.places, "$dim" if cannot else "")
         rest = room - cell_len(shown)

@@ -112,8 +112,8 @@ def about(gallery: Gallery, place: int, session: Session, known: int) -> Words:
     name = printable(short_name(layers.names[row], layers.blocks[row], 2)).strip()
     weights = layers.weights[row]
     said = "" if weights is None else f"std {weights.std:.3g}, max {weights.outliers.max_abs:.3g}  "
-    many = f"{known} of {len(gallery.rows)} read  " if known < len(gallery.rows) else ""
+    many = f", {known} of {len(gallery.rows)} read" if known < len(gallery.rows) else ""
     return [
         (f"{name}: {said} ", "bold"),
-        (f"{many}all {printable(gallery.kind)}, least to greatest, by logarithm", "$dim"),
+        (f"all {printable(gallery.kind)}, min to max, log counts{many}", "$dim"),
     ]  # fmt: skip

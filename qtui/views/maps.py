@@ -54,6 +54,19 @@ class Map:
             return None
         return self.blocks.index(key[0]), self.kinds.index(key[1])
 
+    def moved(self, at: tuple[int, int], down: int, right: int) -> tuple[int, int]:
+        """Where a cursor is after a move: on a layer always, the nearest in the new line.
+
+        Args:
+            at: block and kind that it leaves, by their places.
+            down: blocks to move by; it stops at an end.
+            right: kinds to move by; places without a layer are not counted.
+        """
+        y = max(0, min(at[0] + down, len(self.blocks) - 1))
+        there = [x for x, kind in enumerate(self.kinds) if (self.blocks[y], kind) in self.cells]
+        x = min(there, key=lambda x: abs(x - at[1]))
+        return y, there[max(0, min(there.index(x) + right, len(there) - 1))]
+
     def step(self, value: float) -> int:
         """Shade of a value, 0 to `STEPS` − 1, by its logarithm."""
         if not value > 0 or not self.largest > 0:
@@ -129,7 +142,8 @@ def map_lines(
     for y in range(top, min(len(found.blocks), top + height - 1)):
         block = found.blocks[y]
         name = WHOLE if block < 0 else str(block)
-        words: Words = [(f"{name:>{label - 1}} ", "$dim")]
+        hidden = y == top > 0 or y == top + height - 2 < len(found.blocks) - 1
+        words: Words = [(f"{name:>{label - 1}}{'+' if hidden else ' '}", "$dim")]
         for x, kind in enumerate(found.kinds):
             cell = found.cells.get((block, kind))
             if cell is None:
@@ -143,8 +157,13 @@ def map_lines(
                 drawn, tone = shades[step] * (each - 1), f"$heat-{step + 1}"
                 if step == 0 and not glyphs.ascii:
                     drawn = glyphs.unknown * (each - 1)
-            here = at == (y, x)
-            words += [(drawn, f"{tone} reverse" if here else tone), (" ", "")]
+            if at != (y, x):
+                words.append((drawn, tone))
+            elif len(drawn) < 3:
+                words.append((drawn, f"{tone} reverse"))
+            else:  # a full block in reverse would look like a gap
+                words += [("[", "bold"), (drawn[1:-1], tone), ("]", "bold")]
+            words.append((" ", ""))
         lines.append(words)
     return lines
 

@@ -92,6 +92,9 @@ def test_the_front_holds_what_nothing_betters_in_size_and_kl() -> None:
     assert verdict_of(best, F, best) == "best: wins back 95%"
     three = next(fix for fix in found if fix.format == "int3-g128")
     assert verdict_of(three, F, best) == "costs 4.5 times as much"
+    for recovered, times in ((-448.6, "450"), (-9.0, "10"), (-8.94, "9.9"), (-1999.0, "2,000")):
+        worse = msgspec.structs.replace(three, recovered=recovered)
+        assert verdict_of(worse, F, best) == f"costs {times} times as much"
     eight = next(fix for fix in found if fix.format == "fp8-e4m3")
     assert verdict_of(eight, F, best) == "int8 is better"
 

@@ -87,8 +87,8 @@ ADVICE: tuple[Figure, ...] = (
         quantity=WORD, read=of_row(_format),
         column=Column(
             "advice", 10, 14, left=True, sorted_by="advised_bits",
-            legend=("smallest format that keeps the layer's damage below an even share of",
-                    "what the shown format costs everywhere"),
+            legend=("smallest format that keeps the layer's damage below an even",
+                    "share of what the shown format costs everywhere"),
         ),
         json=_json("advice.format"), csv=CsvName("advised_format"),
     ),

@@ -24,8 +24,8 @@ OUTPUTS: tuple[Figure, ...] = (
         column=Column(
             "out err", 7, 12,
             legend=(
-                "of the outputs, in the format held: norm of the difference over norm,",
-                "and channels whose own error is above 10%",
+                "of the outputs, in the format held: norm of the difference",
+                "over norm, and channels whose own error is above 10%",
             ),
         ),
         filter=FilterWord(">5%", 21),

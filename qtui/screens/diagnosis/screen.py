@@ -190,9 +190,7 @@ class Diagnosis(SessionScreen):
         if self._in_map and self.gallery.on:
             self.gallery.move(down, right)
         elif self._in_map and self._drawn is not None:
-            y, x = self._at[0] + down, self._at[1] + right
-            blocks, kinds = len(self._drawn.blocks), len(self._drawn.kinds)
-            self._at = max(0, min(y, blocks - 1)), max(0, min(x, kinds - 1))
+            self._at = self._drawn.moved(self._at, down, right)
         elif not self._in_map:
             self._on = max(0, min(self._on + down, len(self.found) - 1))
             self._follow_finding()

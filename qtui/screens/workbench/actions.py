@@ -187,7 +187,7 @@ class WorkbenchActions(SharedActions):
             case "fixes" | "fixes_worst":
                 return self.fixes.why_not(id)
             case "errors" if not session.changed:
-                return "no layer is changed: there is no error"
+                return "no layer is changed: there is no error until one holds a format"
             case "errors" if session.model is None and not self._errors_known():
                 return "the model is not loaded yet"
             case "activations" if session.model is None:

@@ -29,8 +29,11 @@ def activation_lines(context: TabContext) -> list[Words]:
     if known is None:
         said = "not measured yet"
         if session.model is not None:
-            said += ": one pass over the calibration text measures every layer"
-        return [[(said, "$dim")]]
+            said += (
+                ': "Activations: measure, show" measures every layer in one pass over the '
+                "calibration text"
+            )
+        return [[(piece, "$dim")] for piece in wrapped(said, max(20, context.width))]
     sides = [("input", known.input), ("output", known.output)]
     shown = [(name, found) for name, found in sides if found is not None]
     title = "".join(f"{name:>{COLUMN}}" for name, _ in shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from engine import protocol as p
 from engine.diagnosis.fixes import LayerFix, verdict_of
 from engine.formats.kernels import kernel_named
 from engine.report import wording as n
@@ -32,7 +33,8 @@ def fix_lines(context: TabContext) -> list[Words]:
     if layer not in session.fixes:
         return lines
     fixes, best = fixes_and_best(session, layer, format)
-    lines += _best(session, context.row, best, context.width, glyphs)
+    if best is not None:
+        lines += _best(session, context.row, best, context.width, glyphs)
     figures = sum(width for _, width in FIGURES)
     name = max(NAME, min(MOST_NAME, context.width - figures))
     beside = context.width - name - figures >= KERNELS
@@ -52,7 +54,7 @@ def fix_lines(context: TabContext) -> list[Words]:
 def _state(session: Session, layer: str, format: str, width: int) -> list[Words]:
     """Which format is to be bettered, and how to try more."""
     said = f"instead of {printable(format)}"
-    if any(job.kind == "fixes" and job.status == "running" for job in session.jobs.values()):
+    if _is_trying(session, layer):
         said += ": trying, the quick ones first"
     elif layer not in session.fixes:
         said = f'nothing was tried {said} yet: "Fixes: try, take" tries everything'
@@ -63,11 +65,16 @@ def _state(session: Session, layer: str, format: str, width: int) -> list[Words]
     return [[(piece, "$dim")] for piece in wrapped(said, max(20, width))]
 
 
-def _best(
-    session: Session, row: int, best: LayerFix | None, width: int, glyphs: Glyphs
-) -> list[Words]:
-    if best is None:
-        return [[("no format that was tried wins half of it back", "$finding")]]
+def _is_trying(session: Session, layer: str) -> bool:
+    """Whether a running job tries fixes of a layer; one that names no layers may reach it."""
+    running = (job.command for job in session.jobs.values() if job.status == "running")
+    return any(
+        isinstance(command, p.TryFixes) and (not command.layers or layer in command.layers)
+        for command in running
+    )
+
+
+def _best(session: Session, row: int, best: LayerFix, width: int, glyphs: Glyphs) -> list[Words]:
     name = best.format or session.kept(row)
     kernels = ", ".join(kernel_named(each).title for each in best.kernels) or "no kernel"
     about = "" if best.measured else glyphs.about

@@ -9,7 +9,8 @@ from engine.diagnosis.findings import findings
 from engine.report.figures import Context
 from engine.report.figures.registry import figure
 from qtui.screens.diagnosis.screen import Diagnosis
-from qtui.views.maps import STEPS, map_of
+from qtui.views.maps import STEPS, map_lines, map_of
+from qtui.views.text import UNICODE
 from tests.diagnosis.test_findings import F, clean
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
@@ -55,11 +56,45 @@ async def test_the_cursor_of_the_map_is_on_a_layer_and_shows_it() -> None:
     async with driving(*events(), size=(120, 40)) as d:
         await d.pilot.press("D")
         await d.settled()
-        await d.pilot.press("down", "down", "right", "right")
+        await d.pilot.press("down", "down", "right")
         assert screen(d).current == "model.layers.1.self_attn.k_proj"
         await d.pilot.press("enter")
         await d.settled()
         assert d.table.current == "model.layers.1.self_attn.k_proj"
+
+
+async def test_the_cursor_of_the_map_never_rests_where_there_is_no_layer() -> None:
+    async with driving(*events(), size=(120, 40)) as d:
+        await d.pilot.press("D")
+        await d.settled()
+        for key in ("down", "right", "up", "right", "right", "left", "down", *["down"] * 9, "left"):
+            await d.pilot.press(key)
+            assert screen(d).current, key
+        assert screen(d).current == f"model.layers.{r.BLOCKS - 1}.self_attn.q_proj"
+
+
+def test_the_map_marks_where_there_are_more_blocks() -> None:
+    session = clean(lm_head=20.0)
+    found = map_of(Context(session, p.EffectKey("degrade", F)), figure("kl"))
+
+    def marks(top: int, height: int) -> str:
+        lines = map_lines(found, None, top, 80, height, UNICODE)[1:]
+        return "".join(line[0][0][-1] for line in lines)
+
+    rows = r.BLOCKS + 1
+    assert marks(0, rows + 1) == " " * rows
+    assert marks(0, rows) == " " * (rows - 2) + "+"
+    assert marks(1, rows) == "+" + " " * (rows - 2)
+
+
+def test_the_cell_under_the_cursor_keeps_its_shade_between_brackets() -> None:
+    session = clean(lm_head=20.0)
+    found = map_of(Context(session, p.EffectKey("degrade", F)), figure("kl"))
+    at = 0, found.kinds.index("lm_head")
+    for width, seen in ((120, "[█████████]"), (25, "█")):
+        head = map_lines(found, at, 0, width, 9, UNICODE)[1]
+        assert "".join(text for text, _ in head).rstrip().endswith(seen)
+        assert any("reverse" in style for _, style in head) == (seen == "█")
 
 
 async def test_figures_of_the_map_are_those_of_which_something_is_known() -> None:

@@ -124,6 +124,12 @@ async def test_keys_go_round_and_q_is_a_letter() -> None:
         assert len(ids(d)) == len(ENTRIES)
 
 
+async def test_what_stands_at_the_end_has_the_room_that_its_title_leaves() -> None:
+    about = "types of all tensors, for llama-quantize"
+    async with asking([PaletteEntry("t", "gguf", about)], (80, 24)) as d:
+        assert about in d.screen()
+
+
 async def test_click_runs_and_the_wheel_scrolls() -> None:
     many = [PaletteEntry(f"n{n}", f"Number {n}", "", "Numbers") for n in range(200)]
     async with asking(many) as d:

@@ -13,6 +13,7 @@ from qtui.views.text import PLAIN, UNICODE
 from qtui.widgets.pane.fix_facts import fix_lines
 from qtui.widgets.pane.range_facts import range_lines, wanted_ranges
 from qtui.widgets.pane.tab import TabContext
+from tests.qtui import replay as r
 from tests.qtui.panes import told, whole
 
 LAYER = "model.layers.0.mlp.down_proj"
@@ -132,3 +133,22 @@ def test_fixes_are_listed_with_the_best_above(ascii: bool) -> None:
 
 def test_what_was_not_tried_says_how() -> None:
     assert "nothing was tried" in " ".join(said(whole(), fix_lines))
+
+
+def test_nothing_is_said_of_the_best_before_any_effect_is_known() -> None:
+    facts = tried(BASE, 0.1), tried("int4-g64", 0.07)
+    unswept = told(Session(), *r.opening(), *r.triaged(), p.Learned(("", ""), facts))
+    text = " ".join(said(unswept, fix_lines))
+    assert "7.0%" in text
+    assert "wins" not in text
+    assert "best" not in text
+
+
+@pytest.mark.parametrize(("layers", "tries"), [((LAYER,), True), ((), True), (("lm_head",), False)])
+def test_only_a_layer_of_the_running_job_is_being_tried(
+    layers: tuple[str, ...], tries: bool
+) -> None:
+    job = p.JobStarted(job="j1", kind="fixes", title="fixes", command=p.TryFixes(layers))
+    text = " ".join(said(told(whole(), job), fix_lines))
+    assert ("trying" in text) == tries
+    assert ("nothing was tried" in text) != tries
