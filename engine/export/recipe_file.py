@@ -44,7 +44,7 @@ class RecipeFile:
 
     def _text(self, request: Request) -> tuple[Words, str]:
         target = self.target
-        check_file(request.out, overwrite=request.overwrite)
+        check_file(request.out, request.checkpoint.folder, overwrite=request.overwrite)
         weights = disk_weights(request.checkpoint)
         known = {weight.name: weight for weight in weights}
         for layer in request.recipe:
@@ -96,15 +96,18 @@ class RecipeFile:
         return notes
 
 
-def check_file(out: Path, *, overwrite: bool) -> None:
+def check_file(out: Path, source: Path, *, overwrite: bool) -> None:
     """Raise if a file cannot be written to ``out``, or would replace something.
 
     Raises:
-        UsageError: it exists and may not be overwritten, or is a folder.
+        UsageError: it exists and may not be overwritten, is a folder, or lies in the folder of the
+            checkpoint, ``source``.
         EngineError: the parent folder is missing or cannot be written to.
     """
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
         raise EngineError(f"{out.parent} is not a writable folder; give another path")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{out} lies in the checkpoint's own folder; give another path")
     if out.is_dir():
         raise UsageError(f"{out} is a folder; give the path of a file")
     if out.is_symlink() or (out.exists() and not out.is_file()):

@@ -21,7 +21,7 @@ from qtui.cli.exit import print_error, reporting_errors
 from qtui.cli.interface import FRAMES, has_terminal
 from qtui.cli.options import AsciiOption, FpsOption, NoMouseOption, Shared, ThemeOption
 from qtui.cli.progress import put
-from qtui.cli.sessions import named
+from qtui.cli.sessions import EVERY_SESSION, named
 from qtui.views.progress import about, time_left
 from qtui.views.text import printable
 
@@ -86,7 +86,7 @@ def _running(name: str | None) -> PastSession:
     """
     if name is not None:
         return named(name, running=True)
-    alive = [each for each in past_sessions() if each.running]
+    alive = [each for each in past_sessions(EVERY_SESSION) if each.running]
     if len(alive) == 1:
         return alive[0]
     if not alive:

@@ -23,6 +23,8 @@ from engine.store.paths import session_name
 from qtui.cli.exit import check_destination, print_error, publish, reporting_errors
 from qtui.cli.options import JsonOption
 
+EVERY_SESSION = 1_000_000
+"""As many as there are: one that runs may be old."""
 HEADINGS = ("session", "state", "does", "measured", "PPL", "memory", "last used")
 
 
@@ -65,7 +67,7 @@ def named(given: str, *, running: bool = False) -> PastSession:
     Raises:
         UsageError: there is none; the message names those there are.
     """
-    known = {each.name: each for each in past_sessions()}
+    known = {each.name: each for each in past_sessions(EVERY_SESSION)}
     found = known.get(given) or known.get(session_name(given))
     alive = [each.name for each in known.values() if each.running]
     there = ", ".join(map(printable, alive)) or "none"

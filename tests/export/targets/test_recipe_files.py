@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from engine.checkpoint import Checkpoint, list_layers, open_checkpoint
+from engine.errors import UsageError
 from engine.export.refusal import NotExportable
 from engine.export.target import Weight, Words, WordsFor, target_named, targets
 from engine.formats.grammar import parse_format
@@ -372,3 +373,11 @@ def test_every_target_says_how_its_file_is_used() -> None:
         if target.words is not None:
             assert target.ending
             assert re.search(r"\{(file|path)\}", target.use), target.name
+
+
+def test_no_file_of_the_checkpoint_is_overwritten(tiny: Checkpoint) -> None:
+    config = tiny.folder / "config.json"
+    before = config.read_bytes()
+    with pytest.raises(UsageError, match="the checkpoint's own folder"):
+        export_checkpoint(tiny, {LINEAR[0]: "int8"}, config, "torchao", overwrite=True)
+    assert config.read_bytes() == before
