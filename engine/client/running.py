@@ -95,7 +95,8 @@ def stop(name: str) -> int:
         asyncio.run(_told(name))
     except (EngineError, OSError, TimeoutError):
         # It answers nobody, or is a run without an interface: SIGTERM ends both in good order.
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline:
         if holder(session_folder(name)) != pid:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from engine import protocol as p
+from engine.client import InProcess, own_process
 from engine.errors import EngineError, UsageError
 from engine.formats.grammar import parse_format
 from engine.report import documents
@@ -23,14 +26,15 @@ from engine.store.files import write_whole
 from engine.store.journal import peek
 from engine.store.past_sessions import past_sessions
 from engine.store.paths import facts_file, session_name, state_path
-from qtui.cli.exit import print_error, reporting_errors
+from qtui.cli.exit import print_error, reporting_errors, terminated_as_interrupted
 from qtui.cli.options import expanded
 from qtui.cli.progress import put
-from qtui.cli.run import run
 from qtui.views.reproduce import commands
 
 HISTOGRAMS = 9
 """Layers whose histograms are on a page."""
+ANSWER_SECONDS = 60.0
+"""Seconds to wait for the next histogram; a page without it is written then."""
 
 
 def report(
@@ -126,13 +130,23 @@ def _histograms(session: Session, document: s.ReportDocument) -> Sequence[p.Hist
     missing = [name for name in layers if name not in session.histograms]
     if not missing:
         return known
+    # Beside the session: opening only the files there would forget its protocol.
+    own_process(session.source)
+    settings = msgspec.structs.replace(session.settings, fresh=False)
     try:
-        questions = [p.AskHistogram(name) for name in missing]
-        outcome = run(session.source, session.settings, p.Triage(), questions)
+        with terminated_as_interrupted(), closing(InProcess(None)) as engine:
+            for _ in engine.run(p.Open(session.source, settings)):
+                pass
+            for name in missing:
+                engine.send(p.AskHistogram(name))
+            answers = 0
+            while answers < len(missing) and (event := engine.receive(ANSWER_SECONDS)) is not None:
+                answers += isinstance(event, p.HistogramReady | p.Refused)
+                if isinstance(event, p.HistogramReady):
+                    known.append(event)
     except EngineError as error:
         print_error(f"no histograms: {error}")
-        return known
-    return [*known, *(each for each in outcome.answers if isinstance(each, p.HistogramReady))]
+    return sorted(known, key=lambda each: layers.index(each.layer))
 
 
 def worst(document: s.ReportDocument) -> list[s.ReportLayer]:

@@ -19,7 +19,7 @@ from engine.report.json import encode
 from engine.report.page.charts import SHADES, heat_map, shade, size_chart
 from engine.report.page.page import report_page
 from engine.report.page.scales import Axis, spanning
-from engine.report.tables.report import report_markdown
+from engine.report.tables.report import facts, report_markdown, worst_rows
 from engine.session import Session
 from tests.qtui import replay as r
 from tests.qtui.panes import holding, told, whole
@@ -112,6 +112,14 @@ def test_warnings_and_fallbacks_are_in_every_form() -> None:
         assert "the text is short" in text
         assert "256 does not divide" in text
     assert "Doubts" not in report_markdown(document(full()))
+
+
+def test_an_interval_that_is_not_known_is_not_said_to_be_zero() -> None:
+    session = full()
+    assert any("±" in row.kl_text for row in worst_rows(document(session)))
+    given = msgspec.structs.replace(document(session), interval_factor=None)
+    assert all("±" not in row.kl_text for row in worst_rows(given))
+    assert all("±" not in value for name, value in facts(given) if name == "KL·10³")
 
 
 def test_names_are_text_in_every_form() -> None:

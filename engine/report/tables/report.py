@@ -40,8 +40,8 @@ class Row(NamedTuple):
             return cls(layer.name, layer.holds, None, NOT_KNOWN, NOT_KNOWN, error)
         mark = "" if effect.measured else "≈"
         kl = f"{mark}{n.short(1000 * effect.kl)}"
-        if not isinstance(effect.kl_se, UnsetType) and effect.kl_se is not None:
-            kl += f" ± {n.short(1000 * _factor(document) * effect.kl_se)}"
+        if not isinstance(effect.kl_se, UnsetType):
+            kl += _half(document, effect.kl_se)
         change = effect.dppl
         dppl = NOT_KNOWN
         if not isinstance(change, UnsetType) and change is not None:
@@ -49,8 +49,11 @@ class Row(NamedTuple):
         return cls(layer.name, layer.holds, effect.kl, kl, dppl, error)
 
 
-def _factor(document: s.ReportDocument) -> float:
-    return document.interval_factor or 0.0
+def _half(document: s.ReportDocument, kl_se: float | None) -> str:
+    """Half the interval of a KL, times 1000; nothing while it is not known."""
+    if kl_se is None or document.interval_factor is None:
+        return ""
+    return f" ± {n.short(1000 * document.interval_factor * kl_se)}"
 
 
 def report_markdown(document: s.ReportDocument) -> str:
@@ -116,8 +119,8 @@ def facts(document: s.ReportDocument) -> list[tuple[str, str]]:
             half = n.margin((high - low) / 2) if high is not None and low is not None else "?"
             found.append(("PPL of the recipe", f"{n.perplexity(score.ppl)} ± {half}"))
         if score.kl is not None:
-            half = n.short(1000 * _factor(document) * (score.kl_se or 0.0))
-            found.append(("KL·10³", f"{n.short(1000 * score.kl)} ± {half}"))
+            half = _half(document, score.kl_se)
+            found.append(("KL·10³", f"{n.short(1000 * score.kl)}{half}"))
         if score.top1_agreement is not None:
             found.append(("top-1 agreement", share(score.top1_agreement)))
     return found

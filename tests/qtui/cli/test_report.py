@@ -43,6 +43,8 @@ def test_a_session_is_reported_by_name_and_by_its_model(
     assert read["schema"] == "qtui.report/1"
     assert all("int4-g32" in layer["effects"] for layer in read["layers"])
     code, out, err = run("report", str(swept))
+    assert read["interval_factor"], "reading histograms leaves the session as it was"
+    assert "SHA-256" in out
     assert out.startswith("# tiny")
     assert "qtui sweep" in out
 
