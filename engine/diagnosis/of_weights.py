@@ -125,7 +125,7 @@ def few_levels(looked: Looked) -> Iterator[Finding]:
             severity="info",
             sentence=f"{len(found)} of {len(looked.weights)} layers are on a grid already, of "
             f"{_bits(most)}: the checkpoint was made from a quantised one, "
-            "and formats on the same grid cost next to nothing",
+            "and only formats on just that grid cost next to nothing",
             evidence={"layers": len(found), "levels": most},
         )
         return

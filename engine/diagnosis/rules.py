@@ -50,7 +50,7 @@ def first_and_last(looked: Looked) -> Iterator[Finding]:
     yield Finding(
         id="rule-first-last",
         severity="info",
-        sentence=f"keeping the first and last block {said}: weight for weight they cost "
+        sentence=f"the rule to keep the first and last block {said}: weight for weight they cost "
         f"{first:.1f}× and {last:.1f}× what the others do",
         evidence={"first": first, "last": last},
     )
@@ -77,13 +77,13 @@ def kinds(looked: Looked) -> Iterator[Finding]:
     if set(FIRST_KINDS) <= set(cost):
         middle = statistics.median(cost.values())
         not_so = [kind for kind in FIRST_KINDS if cost[kind] <= middle]
-        rule = "; that v_proj and down_proj need more than others " + (
+        rule = "; the rule that v_proj and down_proj need more than most kinds " + (
             f"does not hold for {' and '.join(not_so)}" if not_so else "holds here"
         )
     yield Finding(
         id="rule-kinds",
         severity="info",
-        sentence=f"kinds by damage, weight for weight: {said}{rule}",
+        sentence=f"kinds by damage, weight for weight, as multiples of the least: {said}{rule}",
         evidence={kind: cost[kind] / least for kind in order},
     )
 

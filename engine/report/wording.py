@@ -50,6 +50,14 @@ def percent(share: float) -> str:
     return short(100 * share, small=2 if abs(share) < 0.00995 else 1) + "%"
 
 
+def bits_more(bits: float) -> str:
+    """What a change costs: ``for .34 bits per weight more``; a difference that shows as zero is
+    none."""
+    if abs(bits) < 0.005:
+        return "at the same size"
+    return f"for {short(abs(bits))} bits per weight {'more' if bits > 0 else 'less'}"
+
+
 def perplexity(value: float) -> str:
     """A perplexity, two places below a thousand."""
     if not math.isfinite(value):

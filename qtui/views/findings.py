@@ -9,7 +9,7 @@ from textwrap import wrap
 from rich.cells import cell_len
 
 from engine.diagnosis.finding import Finding
-from engine.report.wording import short
+from engine.report.wording import bits_more
 from engine.session import Session
 from qtui.views.text import Glyphs, Words, printable, short_name
 
@@ -39,12 +39,9 @@ class FindingLines:
             room: lines there are.
             on: number of the finding under the cursor; None where that is elsewhere.
         """
-        layers = session.layers
 
         def of(number: int) -> tuple[Words, ...]:
-            each = found[number]
-            block = layers.blocks[session.index[each.layer]] if each.layer else -1
-            return self._lines(_Same(each), block, width)
+            return self._in(found[number], session, width)
 
         at = on if on is not None else min(self._top, len(found) - 1)
         self._top = max(0, min(self._top, at))
@@ -58,6 +55,20 @@ class FindingLines:
             lines += [[(f"{cursor} ", "$primary"), *first], *rest]
             number += 1
         return lines[:room]
+
+    def count(self, found: Sequence[Finding], session: Session, width: int, most: int) -> int:
+        """Lines of all findings; ``most`` where they are as many or more."""
+        lines = 0
+        for each in found:
+            lines += len(self._in(each, session, width))
+            if lines >= most:
+                return most
+        return lines
+
+    def _in(self, finding: Finding, session: Session, width: int) -> tuple[Words, ...]:
+        layer = finding.layer
+        block = session.layers.blocks[session.index[layer]] if layer else -1
+        return self._lines(_Same(finding), block, width)
 
     def _of(self, same: _Same, block: int, width: int) -> tuple[Words, ...]:
         """The lines of a finding; the first without its cursor."""
@@ -73,8 +84,7 @@ class FindingLines:
         if (fix := finding.fix) is not None:
             held = printable(fix.format) or "as stored it"
             mark = "" if fix.measured else self.glyphs.about
-            bits = f"{short(abs(fix.bits))} bits per weight {'more' if fix.bits > 0 else 'less'}"
-            said = f"{held} wins back {mark}{fix.recovered:.0%} for {bits}"
+            said = f"{held} wins back {mark}{fix.recovered:.0%} {bits_more(fix.bits)}"
             lines.append([("    ", ""), (self.glyphs.arrow + " " + said, "$better")])
         return tuple(lines)
 

@@ -155,6 +155,7 @@ def test_a_checkpoint_of_a_quantised_one_is_told_once(tmp_path: Path, store: Fac
     (said,) = [each for each in all_of(session, F) if each.id == "few-levels"]
     assert said.severity == "info"
     assert "37 of 37 layers are on a grid already, of 4 bits" in said.sentence
+    assert "only formats on just that grid" in said.sentence
 
 
 def test_a_tied_pair_is_judged_once() -> None:
@@ -231,11 +232,11 @@ def test_rules_of_thumb_hold_or_not_by_the_figures() -> None:
         "holds for the first block, not for the last" in rules(layers__0__=4.0)["rule-first-last"]
     )
     both = rules(layers__0__=4.0, layers__4__=4.0)
-    assert "keeping the first and last block holds here" in both["rule-first-last"]
+    assert "to keep the first and last block holds here" in both["rule-first-last"]
     assert (
         "does not hold for v_proj and down_proj" in rules(v_proj=0.01, down_proj=0.01)["rule-kinds"]
     )
-    assert "than others holds here" in rules(v_proj=20.0, down_proj=20.0)["rule-kinds"]
+    assert "than most kinds holds here" in rules(v_proj=20.0, down_proj=20.0)["rule-kinds"]
     assert "misses most of the damage here: the worst costs +0.0" in rules()["rule-perplexity"]
     many = rules(layers__2__=3000.0)
     assert "finds most of the damage here: 7 layers" in many["rule-perplexity"]

@@ -131,11 +131,9 @@ def finding_fix(found: s.FindingPart) -> str:
     fix = found.fix
     if isinstance(fix, UnsetType):
         return ""
-    bits = fix.bits or 0.0
     mark = "" if fix.measured else "≈"
-    more = f"{n.short(abs(bits))} bits per weight {'more' if bits > 0 else 'less'}"
-    cost = f"for {more}" if bits else "at the same size"
-    return f"{fix.format} wins back {mark}{share(fix.recovered)} {cost}"
+    won = f"wins back {mark}{share(fix.recovered)}"
+    return f"{fix.format} {won} {n.bits_more(fix.bits or 0.0)}"
 
 
 def worst_rows(document: s.ReportDocument) -> list[Row]:

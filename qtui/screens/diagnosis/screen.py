@@ -43,7 +43,7 @@ class Diagnosis(SessionScreen):
 
     CSS = """
     Diagnosis { layout: vertical; }
-    #map { height: auto; max-height: 60%; padding: 0 1; border-top: solid $panel; }
+    #map { height: auto; padding: 0 1; border-top: solid $panel; }
     #scale { height: 1; padding: 0 1; }
     #findings { height: 1fr; padding: 0 1; border-top: solid $panel; }
     Diagnosis.-ascii #map, Diagnosis.-ascii #findings { border-top: ascii $panel; }
@@ -248,7 +248,9 @@ class Diagnosis(SessionScreen):
             self.map.set_lines([[("nothing is known of the layers yet", "$dim")]])
             self.scale.set_lines([])
         else:
-            most = max(4, (self.app.size.height - 6) * 3 // 5)
+            both = self.app.size.height - 6
+            listed = self.findings.count(self.found, self.session, width - 2, both)
+            most = max(4, both * 3 // 5, both - max(1, listed))
             room = min(len(self._drawn.blocks) + 1, most)
             self._top = visible(self._at[0], self._top, len(self._drawn.blocks), room - 1)
             self.map.set_lines(

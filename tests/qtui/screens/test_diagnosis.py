@@ -87,6 +87,19 @@ def test_the_map_marks_where_there_are_more_blocks() -> None:
     assert marks(1, rows) == "+" + " " * (rows - 2)
 
 
+@pytest.mark.parametrize(("height", "rows"), [(14, 7), (12, 5), (11, 4)])
+async def test_the_map_has_the_lines_that_findings_leave(height: int, rows: int) -> None:
+    async with driving(*r.opening(), *r.triaged(), size=(100, height)) as d:
+        await d.pilot.press("D")
+        await d.settled()
+        shown = screen(d)
+        shown._found([])
+        await d.settled()
+        assert "no findings so far" in d.screen()
+        assert shown.map.content_size.height == rows
+        assert shown.list.region.bottom <= height - 2
+
+
 def test_the_cell_under_the_cursor_keeps_its_shade_between_brackets() -> None:
     session = clean(lm_head=20.0)
     found = map_of(Context(session, p.EffectKey("degrade", F)), figure("kl"))

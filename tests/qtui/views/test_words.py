@@ -111,3 +111,9 @@ def test_where_only_ascii_can_be_drawn(environ: dict[str, str], expected: bool) 
 def test_half_an_interval_has_no_more_places_than_mean_something() -> None:
     shown = [n.margin(half) for half in (0.004, 0.05, 1.5, 12.34, 108.0)]
     assert shown == [".004", ".05", "1.50", "12.3", "108"]
+
+
+def test_a_difference_of_bits_that_shows_as_zero_is_none() -> None:
+    assert n.bits_more(0.336) == "for .34 bits per weight more"
+    assert n.bits_more(-2.0) == "for 2.00 bits per weight less"
+    assert {n.bits_more(each) for each in (0.0, 0.004, -0.004)} == {"at the same size"}
