@@ -15,7 +15,7 @@ from qtui.views.text import Glyphs, Words, fit, printable
 STEPS = 5
 """Shades."""
 RANGE = 100.0
-"""A value of this share of the largest, or less, has the lightest shade."""
+"""A value of this share of the largest, or less, has the lightest shade at any rate."""
 UNICODE_SHADES = " ░▒▓█"
 ASCII_SHADES = ".:+*#"
 WHOLE = "other"
@@ -38,6 +38,8 @@ class Map:
     cells: dict[tuple[int, str], tuple[float, int]] = field(default_factory=dict)
     """By block and kind the largest value and its row."""
     largest: float = 0.0
+    least: float = 0.0
+    """The lightest shade: the smallest value above 0, or what is a hundredth of the largest."""
 
     def layer(self, at: tuple[int, int]) -> int | None:
         """The row of a cell, by its place; None where there is no layer."""
@@ -69,9 +71,9 @@ class Map:
 
     def step(self, value: float) -> int:
         """Shade of a value, 0 to `STEPS` − 1, by its logarithm."""
-        if not value > 0 or not self.largest > 0:
+        if not value > self.least or not self.largest > self.least > 0:
             return 0
-        share = 1 + math.log(value / self.largest) / math.log(RANGE)
+        share = math.log(value / self.least) / math.log(self.largest / self.least)
         return max(0, min(STEPS - 1, math.ceil(share * (STEPS - 1) - 1e-9)))
 
 
@@ -109,7 +111,10 @@ def map_of(context: Context, figure: Figure) -> Map:
             found.cells.setdefault(key, (math.nan, row))
     found.kinds = list(kinds)
     found.blocks = sorted({block for block, _ in found.cells})
-    found.largest = max((v for v, _ in found.cells.values() if v == v), default=0.0)
+    values = [v for v, _ in found.cells.values() if v == v]
+    found.largest = max(values, default=0.0)
+    smallest = min((v for v in values if v > 0), default=0.0)
+    found.least = max(smallest, found.largest / RANGE)
     return found
 
 
@@ -151,7 +156,7 @@ def map_lines(
                 continue
             value, _ = cell
             if value != value:
-                drawn, tone = glyphs.unknown * (each - 1), "$dim"
+                drawn, tone = "?".center(each - 1), "$dim"
             else:
                 step = found.step(value)
                 drawn, tone = shades[step] * (each - 1), f"$heat-{step + 1}"
@@ -181,7 +186,7 @@ def scale_line(found: Map, glyphs: Glyphs) -> Words:
     for step in range(1, STEPS):
         words.append((shades[step], f"$heat-{step + 1}"))
     most = text(found.largest) if found.largest else "0"
-    words.append((f" up to {most}, by logarithm", "$dim"))
+    words.append((f" {text(found.least)} to {most}, by logarithm", "$dim"))
     return words
 
 

@@ -9,7 +9,7 @@ from engine.diagnosis.findings import findings
 from engine.report.figures import Context
 from engine.report.figures.registry import figure
 from qtui.screens.diagnosis.screen import Diagnosis
-from qtui.views.maps import STEPS, map_lines, map_of
+from qtui.views.maps import STEPS, Map, map_lines, map_of
 from qtui.views.text import UNICODE
 from tests.diagnosis.test_findings import F, clean
 from tests.qtui import replay as r
@@ -144,3 +144,12 @@ def test_a_cell_has_the_largest_of_its_layers_and_shades_follow_the_logarithm() 
         place = found.place(session, session.index[name])
         assert place is not None
         assert found.layer(place) == session.index[name]
+
+
+def test_shades_tell_values_of_one_size_apart() -> None:
+    found = Map(figure("error"))
+    found.largest, found.least = 0.14, 0.10
+    steps = [found.step(value) for value in (0.10, 0.105, 0.115, 0.125, 0.14)]
+    assert steps == [0, 1, 2, 3, 4]
+    found.least = found.largest
+    assert found.step(0.14) == 0, "all the same: none stands out"
