@@ -216,7 +216,7 @@ def _candidates(fmt: Format) -> Iterator[Format]:
         if all(method.name != added for method in fmt.methods)
         for some in (fmt.methods, ())
     ]
-    for candidate in _plain():
+    for candidate in _plain(tuple(BASES)):
         keys = BASES[candidate.name].keys
         kept = fmt.options if all(key in keys for key, _ in fmt.options) else ()
         for some in dict.fromkeys(methods):
@@ -236,10 +236,12 @@ def _candidates(fmt: Format) -> Iterator[Format]:
                 continue
 
 
-@lru_cache(maxsize=1)
-def _plain() -> tuple[Format, ...]:
+@lru_cache(maxsize=4)
+def _plain(bases: tuple[str, ...]) -> tuple[Format, ...]:
+    """Formats without methods; of these bases, since plugins may add some."""
     found: dict[Format, None] = {}
-    for name, base in BASES.items():
+    for name in bases:
+        base = BASES[name]
         if base.kept:
             continue
         scales = [(base.strategy, base.group_size), ("channel", None), ("tensor", None)]

@@ -285,7 +285,7 @@ def report_document(
         histograms: of some layers.
     """
     shown = judged_format(session, format)
-    read, ready = session.checkpoint, session.model
+    read, ready = session.checkpoint, session.measured_with
     known = [key.format for key in session.effects.known("degrade") if key.by == "layer"]
     formats = list(dict.fromkeys(known))
     fell_back = [(x.layer, x.format, x.why, x.holds) for x in session.fallbacks]

@@ -169,6 +169,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     session.ranges, session.fixes = {}, {}
     session.baseline = session.control = session.partial = None
     session.effects, session.errors, session.scores = Effects(), Errors(), {}
+    session.measured_with = None
     return frozenset(get_args(Dirty))
 
 
@@ -210,7 +211,8 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
 
 
 def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
-    session.model, session.stage = event, None
+    session.model = session.measured_with = event
+    session.stage = None
     # Facts of another protocol are not comparable with this one's; the store sends matching ones
     # again.
     session.baseline = session.control = session.partial = None

@@ -210,6 +210,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     versions: dict[str, str] = {}
     checkpoint: p.CheckpointRead | None = None
     model: p.ModelReady | None = None
+    measured_with: p.ModelReady | None = None
+    """The model and the text behind effects and scores, also while no model is loaded."""
     calibration: p.Calibrated | None = None
     """The calibration text; None until a method needs it."""
     layers: Layers = msgspec.field(default_factory=Layers)
@@ -252,7 +254,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     @property
     def interval_factor(self) -> float:
         """Half a 95% interval, in standard errors over the windows."""
-        return self.model.interval_factor if self.model is not None else math.nan
+        known = self.measured_with
+        return known.interval_factor if known is not None else math.nan
 
     def row(self, layer: str) -> int | None:
         """Row of a layer; None if no layer has this name."""

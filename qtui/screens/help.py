@@ -169,8 +169,9 @@ def legend(glyphs: Glyphs) -> list[tuple[str, str]]:
     """Columns and signs with what they mean; a column's further lines have no sign."""
     g = glyphs
     style = TableStyle(glyphs, "", 0.0, Settings().sigma, 0)
+    signs_by_name = {name: getattr(g, name) for name in Glyphs.__annotations__}
     columns = [
-        (heading(figure, style).strip() if at == 0 else "", line.format(**g._asdict()))
+        (heading(figure, style).strip() if at == 0 else "", line.format(**signs_by_name))
         for figure in column_figures()
         if figure.column is not None
         for at, line in enumerate(figure.column.legend)

@@ -231,3 +231,18 @@ def test_a_browser_shows_it_without_a_word(tmp_path: Path) -> None:
     )  # fmt: skip
     assert b"CONSOLE" not in ran.stderr
     assert b"<script" not in ran.stdout
+
+
+def test_a_run_on_the_files_alone_leaves_the_protocol_of_what_was_measured() -> None:
+    session = full()
+    before = document(session)
+    told(session, p.Opened(session.source, session.settings, session.versions))
+    assert session.model is None
+    after = document(session)
+    assert after.protocol == before.protocol
+    assert after.interval_factor == before.interval_factor
+    assert after.verdict == before.verdict
+    read = session.checkpoint
+    assert read is not None
+    told(session, msgspec.structs.replace(read, fingerprint="another"))
+    assert session.measured_with is None, "the effects are gone, too"

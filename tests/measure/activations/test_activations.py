@@ -193,7 +193,7 @@ def test_what_is_planted_in_activations_is_found_with_its_cause(
 
     session = without_channels(clean())
     apply(session, p.Learned(("",) * 5, tuple(planted.values())))
-    found = {each.id: each for each in findings(session, F)}
+    found = {each.id: each for each in findings(session, F) if each.severity != "info"}
     assert found["massive-channel"].channels == (9,)  # of inputs of one width
     assert "5 of 5 blocks" in found["massive-channel"].sentence
     assert found["input-channel"].channels == (40,)
@@ -201,7 +201,8 @@ def test_what_is_planted_in_activations_is_found_with_its_cause(
     assert ".3." in found["massive-token"].layer
     assert "position 0" in found["massive-token"].sentence
     assert "1 of 3 experts got no token" in found["unseen-expert"].sentence
-    assert set(found) == {"massive-channel", "input-channel", "massive-token", "unseen-expert"}
+    causes = {"massive-channel", "input-channel", "massive-token", "unseen-expert"}
+    assert set(found) == causes | {"thin-experts"}  # the other two saw few tokens, too
 
 
 def test_activations_of_normal_tensors_are_no_finding() -> None:
@@ -239,4 +240,5 @@ def test_channels_of_other_widths_and_the_head_are_not_counted_together() -> Non
             p.LayerActivations(layer=name, tokens=256, input=of_tensor(sums), shared_with=name)
         )
     apply(session, p.Learned(("",) * 5, tuple(facts)))
-    assert {each.id for each in findings(session, F)} == {"input-channel"}
+    told = {each.id for each in findings(session, F) if each.severity != "info"}
+    assert told == {"input-channel"}
