@@ -38,7 +38,7 @@ def sweeping(session: Session, format: str, direction: Direction) -> Job | None:
 def measured(session: Session, format: str, direction: Direction) -> int:
     """How many layers were measured alone."""
     column = session.effects.measured.get(EffectKey(direction, format), [])
-    return sum(fact is not None for fact in column)
+    return len(column) - column.count(None)
 
 
 def total(session: Session, direction: Direction) -> int:

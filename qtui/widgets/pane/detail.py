@@ -21,6 +21,7 @@ from qtui.widgets.line import Lines, Words, cells
 from qtui.widgets.pane import effect_facts, layer_facts
 from qtui.widgets.pane.histogram import Histogram
 from qtui.widgets.pane.past import LayerHistory
+from qtui.widgets.pane.rested_advice import RestedAdvice
 from qtui.widgets.pane.tab import TabContext
 from qtui.widgets.pane.tabs import LAYER, tab, title_line
 
@@ -73,6 +74,7 @@ class Detail(Vertical):
         self.histogram = Histogram(glyphs, id="histogram")
         self.figures = Lines(id="figures")
         self._history = LayerHistory()
+        self._advice = RestedAdvice()
         self._groups: tuple[list[int], dict[int, list[int]]] = [], {}
         self._lines: list[Words] = []
         self._room = 0
@@ -389,7 +391,8 @@ class Detail(Vertical):
         ):
             lines.append(found)
         context = Context(session, EffectKey(self.shown[1], self.shown[0]))
-        lines += layer_facts.advice_lines(context, row, width, glyphs)
+        advice = self._advice.of(context, row)
+        lines += layer_facts.advice_lines(context, row, advice, width, glyphs)
         lines += [[], *layer_facts.error_lines(session, row, width, glyphs)]
         if weights := layer_facts.weight_lines(context, row, glyphs):
             lines += [[], *weights]

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from engine.diagnosis.advice import category
+from engine.diagnosis.advice import Advice, category
 from engine.diagnosis.thresholds import Thresholds, thresholds
 from engine.protocol import ExpertsReady, LayerWeights
 from engine.report import wording as n
 from engine.report.figures import Context, Figure
-from engine.report.figures.advice import advised
 from engine.report.figures.registry import pane_figures
 from engine.report.verdicts import advice_sentence
 from engine.session import Session
@@ -104,10 +103,11 @@ def _pairs(pairs: list[tuple[str, str]]) -> Words:
     return words
 
 
-def advice_lines(context: Context, row: int, width: int, glyphs: Glyphs) -> list[Words]:
+def advice_lines(
+    context: Context, row: int, found: Advice | None, width: int, glyphs: Glyphs
+) -> list[Words]:
     """Where the layer is, and the format that its share of the damage calls for."""
     session = context.session
-    found = advised(context, row)
     if found is None:
         return []
     said = advice_sentence(found, context.key.format, session.kept(row), about=glyphs.about)
