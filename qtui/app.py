@@ -20,7 +20,7 @@ from engine import protocol as p
 from engine.client import Link, launch, running_engine
 from engine.errors import EngineError
 from engine.profiles import Profile
-from engine.session import Session
+from engine.session import Session, running
 from engine.store.paths import session_name
 from qtui.engine_link import STOP_SECONDS, EngineLink, Leave
 from qtui.pump import Pump
@@ -35,7 +35,6 @@ from qtui.user.theme_watch import ThemeShelf
 from qtui.user.themes import default_theme, depth
 from qtui.views.eventlog import EventLog
 from qtui.views.text import PLAIN, UNICODE, Glyphs, only_ascii, printable
-from qtui.widgets.frame.scoreboard import running
 from qtui.widgets.prompt.opened import prompt_over
 
 if TYPE_CHECKING:

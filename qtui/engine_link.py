@@ -14,11 +14,10 @@ from engine import protocol as p
 from engine.client import EngineGoneError, Link
 from engine.errors import EngineError
 from engine.profiles import Profile
-from engine.session import Dirty, Job, Session, decode_session, encode_session
+from engine.session import Dirty, Job, Session, decode_session, encode_session, running
 from qtui.attaching import lacking
 from qtui.pump import EVERYTHING, Pump
 from qtui.screens.mounted import MountedScreens
-from qtui.widgets.frame.scoreboard import running
 
 Leave: TypeAlias = Literal["detach", "stop", "stop all"]
 STOP_SECONDS = 3.0
@@ -62,8 +61,6 @@ class EngineLink:
         self.gone = False
         """Whether there is no engine, and none is being started."""
         self.said_stop = False
-        self.detached = False
-        """Whether it was left working."""
         self.pump = Pump(
             Session(),
             self._paint,
@@ -256,14 +253,14 @@ class EngineLink:
                 attached, ``stop all`` even then.
         """
         self.leaving = True
-        self.detached = how == "detach" or self.read_only
+        detached = how == "detach" or self.read_only
         with contextlib.suppress(EngineError, OSError, TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 while self.link is None and not self.gone:
                     await asyncio.sleep(0.02)
                 if self.link is not None:
                     await self._commands.join()
-                    if not self.detached:
+                    if not detached:
                         await self.link.send(p.Stop(others=how == "stop all"))
                         self.said_stop = True
                     await self.link.close()

@@ -13,7 +13,7 @@ import msgspec
 from engine import protocol as p
 from engine.client.link import EngineGoneError, connect
 from engine.errors import EngineError
-from engine.session import Job, Session
+from engine.session import Job, Session, running
 from engine.store.lock import holder
 from engine.store.paths import session_folder
 
@@ -49,9 +49,7 @@ def look(name: str) -> Engine | None:
         session = asyncio.run(_shown(name))
     if session is None:
         return Engine(pid, _resident(pid), False)
-    jobs = [job for job in session.jobs.values() if job.status == "running"]
-    jobs.sort(key=lambda job: (job.urgency, job.place))
-    return Engine(pid, _resident(pid), True, jobs)
+    return Engine(pid, _resident(pid), True, running(session))
 
 
 async def _shown(name: str) -> Session | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -288,7 +288,7 @@ def report_document(
     read, ready = session.checkpoint, session.measured_with
     known = [key.format for key in session.effects.known("degrade") if key.by == "layer"]
     formats = list(dict.fromkeys(known))
-    fell_back = [(x.layer, x.format, x.why, x.holds) for x in session.fallbacks]
+    fell_back = _fell_back(session, {x.format for x in session.fallbacks})
     agreed = agreement_parts(session, formats, "degrade")
     warnings = dict.fromkeys(note.message for note in session.notices if note.level != "info")
     return s.ReportDocument(
@@ -456,7 +456,7 @@ def _additivity(
     return s.AdditivityPart(kl=first.kl, dnll=first.dnll, by_format=found)
 
 
-def _fell_back(session: Session, formats: Sequence[str]) -> list[_Fallen]:
+def _fell_back(session: Session, formats: Collection[str]) -> list[_Fallen]:
     return [(x.layer, x.format, x.why, x.holds) for x in session.fallbacks if x.format in formats]
 
 

@@ -22,6 +22,7 @@ from engine.session.state import (
     encode_session,
     kept_format,
     recipe_hash,
+    running,
 )
 
 __all__ = [
@@ -48,5 +49,6 @@ __all__ = [
     "kept_format",
     "predict",
     "recipe_hash",
+    "running",
     "without_methods",
 ]

@@ -348,6 +348,12 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         return self.layers.as_stored.size(changed, self.other_bytes, tied=self.tied)
 
 
+def running(session: Session) -> list[Job]:
+    """Jobs that are not over, the one worth showing first."""
+    jobs = [job for job in session.jobs.values() if job.status == "running"]
+    return sorted(jobs, key=lambda job: (job.urgency, job.place))
+
+
 def encode_session(session: Session) -> bytes:
     """A snapshot of the whole session."""
     return msgspec.msgpack.encode(session)

@@ -15,7 +15,7 @@ from engine.client import attached
 from engine.errors import EngineError, UsageError
 from engine.profiles import Profile
 from engine.report.wording import perplexity, short
-from engine.session import Session
+from engine.session import Session, running
 from engine.store.past_sessions import PastSession, past_sessions
 from qtui.cli.exit import print_error, reporting_errors
 from qtui.cli.interface import FRAMES, has_terminal
@@ -118,9 +118,7 @@ def _watch(session: PastSession, every: float) -> None:
 def line(session: Session) -> str:
     """What an engine does and knows, in one line with the time."""
     said = [time.strftime("%Y-%m-%d %H:%M:%S")]
-    jobs = [job for job in session.jobs.values() if job.status == "running"]
-    jobs.sort(key=lambda job: (job.urgency, job.place))
-    if jobs:
+    if jobs := running(session):
         job = jobs[0]
         said.append(printable(job.title))
         if job.total:

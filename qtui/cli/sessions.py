@@ -22,6 +22,7 @@ from engine.store.past_sessions import PastSession, past_sessions
 from engine.store.paths import session_name
 from qtui.cli.exit import check_destination, print_error, publish, reporting_errors
 from qtui.cli.options import JsonOption
+from qtui.views.text import ago
 
 EVERY_SESSION = 1_000_000
 """As many as there are: one that runs may be old."""
@@ -153,12 +154,3 @@ def _does(each: s.SessionPart) -> str:
     if job.seconds_left is not None:
         said += f", {clock(job.seconds_left)} left"
     return said + (f", {each.waiting} more" if each.waiting else "")
-
-
-def ago(seconds: float) -> str:
-    """``now``, ``5 min ago``, ``3 h ago``, ``12 days ago``."""
-    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= unit:
-            count = int(seconds // unit)
-            return f"{count} {'day' if name == 'days' and count == 1 else name} ago"
-    return "now"

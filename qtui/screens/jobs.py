@@ -10,11 +10,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 
-from engine.session import Job
+from engine.session import Job, running
 from qtui.views.progress import about, phase_words, time_left
 from qtui.views.text import fit, printable
 from qtui.widgets.choices import Choices
-from qtui.widgets.frame.scoreboard import running
 from qtui.widgets.line import Lines, Words, cells, spread
 
 if TYPE_CHECKING:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from engine import protocol as p
-from engine.session import Job, Session
+from engine.session import Job, Session, running
 from qtui.actions import CHOICE, Action, Choice
 from qtui.screens.registry import screens
 from qtui.screens.session_screen import AppWide, SessionScreen
 from qtui.views.eventlog import EventLog
-from qtui.widgets.frame.scoreboard import running
 from qtui.widgets.frame.status import key_names
 
 

@@ -164,3 +164,27 @@ def signed_change(dppl: float, half: float, glyphs: Glyphs, *, estimated: bool =
         return shown
     error = decimals(half, 3) if fine else short(half)
     return f"{shown} {glyphs.plus_minus}{error if glyphs.ascii else ' ' + error}"
+
+
+def ago(seconds: float, *, short: bool = False) -> str:
+    """How long something is past: ``5 min ago``, ``2 h ago``, ``3 days ago``; ``short`` is ``3 d``.
+
+    Less than a minute, and what is still to come, is ``now``.
+    """
+    if not seconds >= 60:
+        return "now"
+    day = 86400
+    spans = (
+        (3600, 60, "min", "min"),
+        (day, 3600, "h", "h"),
+        (14 * day, day, "day", "d"),
+        (61 * day, 7 * day, "week", "w"),
+        (730 * day, 30.44 * day, "month", "mo"),
+    )
+    years = (math.inf, 365.25 * day, "year", "y")
+    _, step, unit, brief = next((span for span in spans if seconds < span[0]), years)
+    number = int(min(seconds, 1e11) // step)
+    if short:
+        return f"{number} {brief}"
+    many = number > 1 and unit not in ("min", "h")
+    return f"{number} {unit}{'s' if many else ''} ago"

@@ -153,7 +153,7 @@ class BackwardPass:
         # The outer loop is over parts: the cotangents of all windows do not fit, so that a block
         # is needed once per part, not once.
         parts = self._parts()
-        costs = [self._cost(region) for region in regions]
+        costs = self._costs(regions)
         begun, whole = 0.0, math.fsum(costs) * len(parts)
         for number, part in enumerate(parts):
             for region, cost in zip(regions, costs, strict=True):
@@ -164,16 +164,16 @@ class BackwardPass:
                     yield self._done(region)
             self.cotangents.clear()
 
-    def _cost(self, region: int) -> float:
-        """How long a region takes, in weights that are changed: for progress."""
-        layers = self.network.layers.values()
-        here = [math.prod(layer.shape) for layer in layers if region in (WHOLE, *layer.uses)]
-        changed = [
-            math.prod(self.network.layers[name].shape)
-            for name, _ in self.wanted
-            if region in (WHOLE, *self.network.layers[name].uses)
-        ]
-        return 1.0 + math.fsum(changed) + RUN_AGAIN * math.fsum(here)
+    def _costs(self, regions: Sequence[int]) -> list[float]:
+        """How long each region takes, in weights that are changed: for progress."""
+        layers = self.network.layers
+        weights = [(RUN_AGAIN, name) for name in layers] + [(1.0, name) for name, _ in self.wanted]
+        found = dict.fromkeys(regions, 1.0)
+        for factor, name in weights:
+            for region in (WHOLE, *layers[name].uses):
+                if region in found:
+                    found[region] += factor * math.prod(layers[name].shape)
+        return [found[region] for region in regions]
 
     def _empty(self, windows: int) -> Sums:
         return Sums.empty(self.fixed, self.losses - self.fixed, windows)

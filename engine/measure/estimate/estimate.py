@@ -134,17 +134,17 @@ def _unknown(
             wanted[name, format] = estimate_key(
                 loaded, name, format, formats, direction, calibration
             )
-    have = known_estimates(loaded, wanted)
+    have, missing = known_estimates(loaded, wanted)
     yield from counts.found(*map(list, zip(*have.values(), strict=True)) if have else ([], []))
     for (name, format), (_, fact) in have.items():
         found[str(format)][name] = fact
-    return {at: key.address for at, key in wanted.items() if at not in have}
+    return missing
 
 
 def known_estimates(
     loaded: Loaded, wanted: Mapping[tuple[str, Format], keys.Estimate]
-) -> dict[tuple[str, Format], tuple[str, p.Estimate]]:
-    """Stored estimates with their addresses.
+) -> tuple[dict[tuple[str, Format], tuple[str, p.Estimate]], dict[tuple[str, Format], str]]:
+    """Stored estimates with their addresses, and the addresses of the others.
 
     An estimate that was made together with all of the settings' formats serves for one of fewer,
     too: they differ only as products of other shapes round.
@@ -163,7 +163,7 @@ def known_estimates(
         for address in each:
             if at not in have and isinstance(fact := known.get(address), p.Estimate):
                 have[at] = address, fact
-    return have
+    return have, {at: each[0] for at, each in addresses.items() if at not in have}
 
 
 def estimate_key(

@@ -72,7 +72,7 @@ def first_look(
         )
         for name, format in wanted
     }
-    if not wanted or known_estimates(loaded, final):
+    if not wanted or known_estimates(loaded, final)[0]:
         return
     addresses = {
         at: msgspec.structs.replace(key, together=(str(at[1]),), effort=f"{seen} windows").address

@@ -18,7 +18,7 @@ from engine.report.tables.errors import (
     output_rows,
     remarks,
 )
-from engine.report.tables.layout import paragraphs, table
+from engine.report.tables.layout import escaped, paragraphs, table
 from engine.report.tables.parts import about, protocol_lines, spent
 from engine.report.wording import size
 
@@ -49,21 +49,21 @@ def diagnosis_text(document: s.DiagnoseDocument) -> str:
 
 def diagnosis_markdown(document: s.DiagnoseDocument) -> str:
     """The same as Markdown."""
-    lines = [f"- {_escaped(_finding(each))}" for each in document.findings] or [CLEAN]
+    lines = [f"- {escaped(_finding(each))}" for each in document.findings] or [CLEAN]
     rows = [HEADINGS, ["---"] * len(HEADINGS), *_rows(document)]
-    cells = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+    cells = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
     return paragraphs(
-        f"# {_escaped(printable(document.model.name))}",
-        _escaped(_verdict(document)),
+        f"# {escaped(printable(document.model.name))}",
+        escaped(_verdict(document)),
         "## Findings",
         "\n".join(lines),
         "## Worst layers",
         "\n".join(cells),
         *_errors(document),
         "## Protocol",
-        _escaped(about(document.model))
+        escaped(about(document.model))
         + "  \n"
-        + _escaped(protocol_lines(document.protocol, document.baseline)),
+        + escaped(protocol_lines(document.protocol, document.baseline)),
     )
 
 
@@ -77,8 +77,8 @@ def _errors(document: s.DiagnoseDocument) -> list[str]:
         (DRIFT_HEADINGS, drift_rows(document)),
     ):
         every = [headings, ["---"] * len(headings), *rows]
-        found.append("\n".join("| " + " | ".join(map(_escaped, row)) + " |" for row in every))
-    return [*found, *map(_escaped, remarks(document.errors))]
+        found.append("\n".join("| " + " | ".join(map(escaped, row)) + " |" for row in every))
+    return [*found, *map(escaped, remarks(document.errors))]
 
 
 def _verdict(document: s.DiagnoseDocument) -> str:
@@ -132,8 +132,3 @@ def _share(value: s.Number | UnsetType) -> str:
 
 def _kl(value: s.Number | UnsetType) -> str:
     return NOT_KNOWN if isinstance(value, UnsetType) else thousandth(value)
-
-
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "".join(f"\\{char}" if char in "\\`*_{}[]<>#|" else char for char in text)

@@ -36,3 +36,8 @@ def named(lines: Sequence[Sequence[str]]) -> str:
 def paragraphs(*texts: str) -> str:
     """Texts separated by an empty line; empty ones are left out."""
     return "\n\n".join(text for text in texts if text) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join(f"\\{char}" if char in "\\`*_{}[]<>#|" else char for char in text)

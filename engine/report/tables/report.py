@@ -12,7 +12,7 @@ from engine.report import schema as s
 from engine.report import wording as n
 from engine.report.characters import printable
 from engine.report.tables.cells import NOT_KNOWN, share
-from engine.report.tables.layout import paragraphs
+from engine.report.tables.layout import escaped, paragraphs
 
 WORST = 12
 """Layers that are listed with their effects."""
@@ -216,8 +216,3 @@ def _code(found: s.FindingPart) -> str:
 def _tick(name: str) -> str:
     """A name between back quotes, which none of its own can end; nor a table's cell."""
     return printable(name).replace("`", "'").replace("|", "¦")
-
-
-def escaped(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "".join(f"\\{char}" if char in "\\`*_{}[]<>#|" else char for char in text)

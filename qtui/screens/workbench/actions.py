@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine import protocol as p
 from engine.export.target import targets
 from engine.formats.grammar import parse_format
-from engine.session import recipe_hash
+from engine.session import recipe_hash, running
 from qtui.actions import HOLD, Choice
 from qtui.screens.shared_actions import Chooser, SharedActions
 from qtui.screens.workbench.fixes import Fixes
@@ -19,7 +19,6 @@ from qtui.user.remembered import remember
 from qtui.views import sweeps
 from qtui.views.scope import SCOPE_TITLES, SCOPES
 from qtui.views.scope import why_not as why_not_scope
-from qtui.widgets.frame.scoreboard import running
 from qtui.widgets.pane.tabs import TABS, beside
 from qtui.widgets.table.columns import table_column, table_columns
 from qtui.widgets.table.layer_table import MarkedRows

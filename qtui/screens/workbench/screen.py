@@ -13,7 +13,7 @@ from textual.geometry import Size
 from engine import protocol as p
 from engine.client import EngineGoneError
 from engine.formats.grammar import parse_format
-from engine.session import Dirty, Session
+from engine.session import Dirty, Session, running
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext
 from qtui.screens.workbench.effects import ShownEffects
@@ -25,7 +25,7 @@ from qtui.views.scope import Scope, describe
 from qtui.views.text import printable, short_name
 from qtui.widgets.frame.banner import Banner
 from qtui.widgets.frame.log_pane import LogPane
-from qtui.widgets.frame.scoreboard import Scoreboard, running
+from qtui.widgets.frame.scoreboard import Scoreboard
 from qtui.widgets.frame.verdict import VerdictLine
 from qtui.widgets.line import Lines, Words, content
 from qtui.widgets.pane.detail import Detail

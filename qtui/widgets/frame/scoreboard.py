@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 from engine.protocol import Direction, ModelReady, RecipeScore, Sweep
 from engine.report import wording as n
-from engine.session import Dirty, Job, Prediction, Session, predict
+from engine.session import Dirty, Job, Prediction, Session, predict, running
 from qtui.views import sweeps
 from qtui.views.progress import COUNTED, about, phase_words, time_left
 from qtui.views.text import UNICODE, Glyphs, fit, printable, short_name
@@ -19,12 +19,6 @@ COUNT = "{}"
 ROOM_FOR_MORE = 110
 """Columns from which there are the error of the KL, the agreement of the first choices, and all
 gauges."""
-
-
-def running(session: Session) -> list[Job]:
-    """Jobs that are not over, the one worth showing first."""
-    jobs = [job for job in session.jobs.values() if job.status == "running"]
-    return sorted(jobs, key=lambda job: (job.urgency, job.place))
 
 
 class Scoreboard(Lines):

@@ -12,36 +12,12 @@ from engine.opening.inspection import Inspection
 from engine.report import wording as n
 from engine.store.past_sessions import PastSession
 from qtui.views.completion import Completion
-from qtui.views.text import Glyphs, fit, printable
+from qtui.views.text import Glyphs, ago, fit, printable
 from qtui.widgets.line import Words
 
 DEMO = "demo"
 """What the bundled checkpoint is opened by."""
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-
-
-def ago(seconds: float, *, short: bool = False) -> str:
-    """How long something is past: ``5 min ago``, ``2 h ago``, ``3 days ago``; ``short`` is ``3 d``.
-
-    Less than a minute, and what is still to come, is ``now``.
-    """
-    if not seconds >= 60:
-        return "now"
-    day = 86400
-    spans = (
-        (3600, 60, "min", "min"),
-        (day, 3600, "h", "h"),
-        (14 * day, day, "day", "d"),
-        (61 * day, 7 * day, "week", "w"),
-        (730 * day, 30.44 * day, "month", "mo"),
-    )
-    years = (math.inf, 365.25 * day, "year", "y")
-    _, step, unit, brief = next((span for span in spans if seconds < span[0]), years)
-    number = int(min(seconds, 1e11) // step)
-    if short:
-        return f"{number} {brief}"
-    many = number > 1 and unit not in ("min", "h")
-    return f"{number} {unit}{'s' if many else ''} ago"
 
 
 def kind(architecture: str, parameters: int) -> str:

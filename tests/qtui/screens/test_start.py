@@ -16,7 +16,7 @@ from engine.opening.inspection import Inspection
 from engine.store.past_sessions import PastSession
 from qtui.views.completion import Completion
 from qtui.views.sources import complete_path, complete_source
-from qtui.views.text import PLAIN, UNICODE
+from qtui.views.text import PLAIN, UNICODE, ago
 from qtui.widgets.start import recent
 from tests.qtui.driving import press_at_once
 from tests.qtui.starting import NOW, looked, session, starting
@@ -38,8 +38,8 @@ TWO = [session("tiny", when=NOW - 7200), session("qwen", "Qwen/Qwen2.5-7B", when
      (1.7e9, "53 years ago", "53 y")],
 )  # fmt: skip
 def test_how_long_ago(seconds: float, long: str, short: str) -> None:
-    assert recent.ago(seconds) == long
-    assert recent.ago(seconds, short=True) == short
+    assert ago(seconds) == long
+    assert ago(seconds, short=True) == short
 
 
 def test_what_is_known_of_a_session_in_words() -> None:
