@@ -6,10 +6,10 @@ import msgspec
 from textual import events
 
 from engine import protocol as p
+from engine.session import running
 from qtui.app import Appearance, QtuiApp
 from qtui.user.keymap import UNBOUND
 from qtui.user.remembered import recall
-from qtui.widgets.frame.scoreboard import running
 from qtui.widgets.table.layer_table import LayerTable
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
