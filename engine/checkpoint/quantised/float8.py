@@ -16,6 +16,7 @@ from engine.checkpoint.headers import TensorInfo
 from engine.checkpoint.quantised.reader import (
     Joined,
     Reader,
+    not_finite,
     quantization_config,
     scale_of,
 )
@@ -64,6 +65,8 @@ def multiplied(
 
     weight = codes.to(torch.float32)
     scale = checkpoint.read(scale_name).to(torch.float32)
+    if not bool(torch.isfinite(scale).all()):
+        raise CheckpointError(not_finite(checkpoint, scale_name))
     if scale.numel() == 1:
         return weight.mul_(scale.reshape(()))
     if scale.ndim < weight.ndim:
