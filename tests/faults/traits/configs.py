@@ -57,7 +57,7 @@ _config(
 )  # fmt: skip
 _config("10^9 blocks", "config.json", "num_hidden_layers", num_hidden_layers=10**9)
 _config("-1 blocks", "config.json", "num_hidden_layers", num_hidden_layers=-1)
-_config("blocks as text", "config.json", "num_hidden_layers", num_hidden_layers="2")
+_config("blocks as text", "config.json", "num_hidden_layers", command="eval", num_hidden_layers="2")
 _config("10^12 tokens", "config.json", "vocab_size", vocab_size=10**12)
 _config("another vocabulary than the table", "lm_head", "[320, 64]", command="eval", vocab_size=321)
 _config("a width of 10^12", "config.json", "hidden_size", hidden_size=10**12)
