@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import regex
 
 SECONDS = 0.5
-"""Processor time that one pattern may take, in all it is tried on."""
+"""Processor time that one pattern may take, on all names that it is tried on together."""
+FREE = 0.001
+"""Processor time on one name that does not count: no real pattern takes it."""
 LONGEST = 10_000
 """Characters of a pattern, at most."""
 MOST_REPEATS = 100_000
@@ -93,7 +95,7 @@ class Pattern:
         except TimeoutError:
             found, self._left = None, 0.0
         else:
-            self._left -= time.thread_time() - begun
+            self._left -= max(0.0, time.thread_time() - begun - FREE)
         if self._left <= 0:
             raise self._failed(
                 "takes too long to match, as patterns do that repeat a repetition: write it simpler"

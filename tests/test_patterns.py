@@ -68,7 +68,7 @@ def test_a_pattern_that_backtracks_for_ever_ends_after_its_time_and_is_named() -
 
 
 def test_the_time_is_that_of_all_names_together() -> None:
-    pattern, names = Pattern(SLOW, seconds=0.05), [f"{'a' * 16}." for _ in range(10_000)]
+    pattern, names = Pattern(SLOW, seconds=0.05), [f"{'a' * 22}." for _ in range(1000)]
     with pytest.raises(UsageError, match="takes too long"):
         [pattern.match(name) for name in names]
 

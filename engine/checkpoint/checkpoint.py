@@ -26,6 +26,8 @@ from engine.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from engine.checkpoint.weight import QuantisedWeight
+
 WHOLE = 256 * 2**20
 """Files up to this many bytes are hashed in full for the fingerprint."""
 SAMPLES, SAMPLE = 64, 4096
@@ -51,6 +53,9 @@ class Checkpoint:
     follow_links: bool = False
     """Whether files may be links to anywhere."""
     _config_sha256: str = field(default="", repr=False)
+    quantised: dict[str, QuantisedWeight] = field(default_factory=dict, repr=False)
+    """Weights that are made of several tensors on disk, by name. In ``tensors`` each has the name,
+    the shape and the dtype of the weight, and the bytes of all its pieces."""
 
     @property
     def bytes(self) -> int:
@@ -105,11 +110,13 @@ class Checkpoint:
         return file.relative_to(self.folder).as_posix()
 
     def read(self, name: str) -> Tensor:
-        """Tensor ``name`` as stored, copied to CPU memory.
+        """Tensor ``name`` as stored, copied to CPU memory; dequantised if it is `quantised`.
 
         Raises:
             CheckpointError: no such tensor, or its file has changed since it was opened.
         """
+        if (weight := self.quantised.get(name)) is not None:
+            return weight.read()
         found = self._find(name)
         return self._read(found, found.start, found.end, found.shape)
 
@@ -120,6 +127,8 @@ class Checkpoint:
             raise CheckpointError(
                 f"{found.file} has no rows {a}:{b} in {name!r} of shape {list(found.shape)}"
             )
+        if (weight := self.quantised.get(name)) is not None:
+            return weight.read_rows(a, b)
         row = found.bytes // found.shape[0] if found.shape[0] else 0
         start = found.start + a * row
         return self._read(found, start, start + (b - a) * row, (b - a, *found.shape[1:]))
@@ -184,15 +193,10 @@ def _file_digest(file: Path) -> bytes:
         return digest.digest()
 
 
-def open_checkpoint(folder: Path, *, follow_links: bool = False) -> Checkpoint:
-    """Open the checkpoint in ``folder``, reading ``config.json`` and the headers of its weights.
+def open_stored(folder: Path, *, follow_links: bool = False) -> Checkpoint:
+    """Open the checkpoint in ``folder`` with its tensors as they are stored.
 
-    Looks for weights in the order of transformers: ``model.safetensors``, the shards of
-    ``model.safetensors.index.json``, ``pytorch_model.bin``, the shards of its index.
-
-    Args:
-        folder: as saved by transformers, or a snapshot in the hub's cache.
-        follow_links: whether its files may be links out of it.
+    See `engine.checkpoint.open_checkpoint`, which gives quantised weights their own names.
 
     Raises:
         CheckpointError: something is missing, truncated, contradictory or unsafe; names it.

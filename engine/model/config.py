@@ -96,7 +96,8 @@ def refuse_not_causal(file: Path, raw: dict[str, Any], *, trusted: bool = False)
     Raises:
         CheckpointError: saying what it is.
     """
-    if not isinstance(kind := raw.get("model_type", ""), str):
+    kind = raw.get("model_type")
+    if kind is not None and not isinstance(kind, str):
         raise CheckpointError(f"{file} gives model_type as {kind!r:.100}, not as a word")
     if (why := why_not_causal(raw, trusted=trusted)) is not None:
         raise CheckpointError(f"{file}: {why}")

@@ -19,12 +19,18 @@ _BLOCK_BYTES = {
     "q5_1": 24,
     "iq4_nl": 18,
     "iq4_xs": 136,
+    "iq3_s": 110,
+    "iq3_xxs": 98,
+    "iq2_s": 82,
+    "iq2_xs": 74,
+    "iq2_xxs": 66,
 }
 """Bytes of a block of 32 or 256 weights."""
 
 
-def _base(bits: int, block: int, *, symmetric: bool = True) -> Base:
-    return Base(bits, "block", block, symmetric, row_multiple=block)
+def _base(bits: int, block: int, *, symmetric: bool = True, weighs: bool = True) -> Base:
+    methods = ("imatrix",) if weighs else ()
+    return Base(bits, "block", block, symmetric, methods=methods, row_multiple=block)
 
 
 def _stored_bits(fmt: Format, out: int, row: int) -> int:
@@ -34,7 +40,7 @@ def _stored_bits(fmt: Format, out: int, row: int) -> int:
 FAMILY = Family(
     name="gguf",
     formats={
-        "q8_0": _base(8, 32),
+        "q8_0": _base(8, 32, weighs=False),
         "q6_k": _base(6, 256),
         "q5_k": _base(5, 256, symmetric=False),
         "q4_k": _base(4, 256, symmetric=False),
@@ -46,6 +52,11 @@ FAMILY = Family(
         "q5_1": _base(5, 32, symmetric=False),
         "iq4_nl": _base(4, 32),
         "iq4_xs": _base(4, 256),
+        "iq3_s": _base(3, 256),
+        "iq3_xxs": _base(3, 256),
+        "iq2_s": _base(2, 256),
+        "iq2_xs": _base(2, 256),
+        "iq2_xxs": _base(2, 256),
     },
     stored_bits=_stored_bits,
     arithmetic="engine.quant.gguf:ARITHMETIC",
