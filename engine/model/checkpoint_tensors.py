@@ -77,6 +77,9 @@ def checkpoint_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint
         for name, info in checkpoint.tensors.items()
     }
     found = readers_of(checkpoint)
+    if not found and checkpoint.dequantised:
+        note = f"stored in {checkpoint.dequantised}, dequantised as reference"
+        return CheckpointTensors(tensors, dtype, note)
     if not found:
         return CheckpointTensors(tensors, getattr(torch, checkpoint.dtype))
     for reader in found:

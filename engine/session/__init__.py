@@ -23,6 +23,7 @@ from engine.session.state import (
     kept_format,
     recipe_hash,
     running,
+    shown_as,
 )
 
 __all__ = [
@@ -50,5 +51,6 @@ __all__ = [
     "predict",
     "recipe_hash",
     "running",
+    "shown_as",
     "without_methods",
 ]

@@ -17,6 +17,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.formats.storage import bits_of
+from engine.ggml_types import QUANTISED
 from engine.session.artefact import OUTSIDE, Size, StoredSums, bits_as_stored
 
 Result = TypeVar("Result", bound=msgspec.Struct)
@@ -28,6 +29,11 @@ KEPT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 def kept_format(dtype: str) -> str:
     """The kept format of a stored dtype; weights stored in 8 bits or fewer are kept as ``bf16``."""
     return KEPT.get(dtype, "bf16")
+
+
+def shown_as(held: str, dtype: str) -> str:
+    """What a layer holds, in words: its own type where that is one of GGUF, as stored."""
+    return dtype if dtype in QUANTISED and held == kept_format(dtype) else held
 
 
 def recipe_hash(layers: Mapping[str, str]) -> str:
@@ -264,6 +270,10 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     def kept(self, row: int) -> str:
         """The format of a row that is left as stored."""
         return kept_format(self.layers.dtypes[row])
+
+    def shown(self, row: int) -> str:
+        """What a row holds, in words; see `shown_as`."""
+        return shown_as(self.layers.holds[row], self.layers.dtypes[row])
 
     def recipe(self) -> dict[str, str]:
         """Layers of the current recipe that are not kept, with their formats."""

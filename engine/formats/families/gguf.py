@@ -5,22 +5,7 @@ from __future__ import annotations
 from engine.formats.catalogue import Base
 from engine.formats.family import Family
 from engine.formats.grammar import Format
-
-_BLOCK_BYTES = {
-    "q8_0": 34,
-    "q6_k": 210,
-    "q5_k": 176,
-    "q4_k": 144,
-    "q3_k": 110,
-    "q2_k": 84,
-    "q4_0": 18,
-    "q4_1": 20,
-    "q5_0": 22,
-    "q5_1": 24,
-    "iq4_nl": 18,
-    "iq4_xs": 136,
-}
-"""Bytes of a block of 32 or 256 weights."""
+from engine.ggml_types import QUANTISED
 
 
 def _base(bits: int, block: int, *, symmetric: bool = True) -> Base:
@@ -28,7 +13,7 @@ def _base(bits: int, block: int, *, symmetric: bool = True) -> Base:
 
 
 def _stored_bits(fmt: Format, out: int, row: int) -> int:
-    return out * row // (fmt.group_size or 1) * _BLOCK_BYTES[fmt.name] * 8
+    return out * row // (fmt.group_size or 1) * QUANTISED[fmt.name].bytes * 8
 
 
 FAMILY = Family(

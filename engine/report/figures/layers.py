@@ -41,6 +41,10 @@ def _marked(context: Context) -> Reader:
     return lambda row: names[row] in marked
 
 
+def _shown(context: Context) -> Reader:
+    return context.session.shown
+
+
 def _changed(context: Context) -> Reader:
     session = context.session
     holds = session.layers.holds
@@ -138,7 +142,7 @@ IDENTITY: tuple[Figure, ...] = (
 HOLDS: tuple[Figure, ...] = (
     Figure(
         id="holds", title="format held", help="the format in the recipe, or the dtype as stored",
-        quantity=WORD, read=_listed("holds", "holds"),
+        quantity=WORD, read=of_row(_shown, "holds"),
         column=Column(
             " holds", 11, 0, falling=False, left=True,
             legend=("the format in your recipe; fp16 and the like are as stored",),

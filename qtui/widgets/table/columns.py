@@ -15,7 +15,7 @@ from engine.protocol import ExpertsReady
 from engine.report.figures import Column, Context, Figure, Reader, figure
 from engine.report.figures.quantity import WORD
 from engine.report.figures.registry import column_figures
-from engine.session import Session
+from engine.session import Session, shown_as
 from qtui.views.text import fit, short_name
 from qtui.widgets.table.cells import KL, Drawer, TableStyle, drawer, plain_drawer
 from qtui.widgets.table.headings import heading, kl_titles
@@ -157,7 +157,8 @@ def fit_columns(width: int, session: Session, digits: int, sorted_by: str = "kl"
 
 def longest_held(session: Session) -> int:
     """Cells of the longest format that a layer holds, with the mark of a changed one."""
-    return 1 + max(map(cell_len, set(session.layers.holds)), default=0)
+    kinds = set(zip(session.layers.holds, session.layers.dtypes, strict=True))
+    return 1 + max((cell_len(shown_as(held, dtype)) for held, dtype in kinds), default=0)
 
 
 def header(layout: ColumnLayout, style: TableStyle, sorted_by: str, falling: bool) -> str:
