@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.checkpoint.checkpoint import Checkpoint, open_folder
+from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.dequantised import open_folder
 from engine.checkpoint.gguf import is_gguf, open_gguf
 
 

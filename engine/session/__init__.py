@@ -23,7 +23,6 @@ from engine.session.state import (
     kept_format,
     recipe_hash,
     running,
-    shown_as,
 )
 
 __all__ = [
@@ -51,6 +50,5 @@ __all__ = [
     "predict",
     "recipe_hash",
     "running",
-    "shown_as",
     "without_methods",
 ]
