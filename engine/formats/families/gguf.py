@@ -8,8 +8,9 @@ from engine.formats.grammar import Format
 from engine.ggml_types import QUANTISED
 
 
-def _base(bits: int, block: int, *, symmetric: bool = True) -> Base:
-    return Base(bits, "block", block, symmetric, row_multiple=block)
+def _base(bits: int, block: int, *, symmetric: bool = True, weighs: bool = True) -> Base:
+    methods = ("imatrix",) if weighs else ()
+    return Base(bits, "block", block, symmetric, methods=methods, row_multiple=block)
 
 
 def _stored_bits(fmt: Format, out: int, row: int) -> int:
@@ -19,7 +20,7 @@ def _stored_bits(fmt: Format, out: int, row: int) -> int:
 FAMILY = Family(
     name="gguf",
     formats={
-        "q8_0": _base(8, 32),
+        "q8_0": _base(8, 32, weighs=False),
         "q6_k": _base(6, 256),
         "q5_k": _base(5, 256, symmetric=False),
         "q4_k": _base(4, 256, symmetric=False),
