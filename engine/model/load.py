@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from engine.checkpoint import Checkpoint, open_checkpoint
 from engine.checkpoint.files import LARGEST_TEXT, check_file
+from engine.checkpoint.gguf import is_gguf, open_gguf
 from engine.checkpoint.links import refuse_pointer
 from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
@@ -127,12 +129,14 @@ def load_network(
 def load_tokenizer(
     path: Path, *, trust_remote_code: bool = False, follow_links: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer in folder ``path``.
+    """The tokenizer in folder ``path``, or in a GGUF file.
 
     Raises:
         TextError: there is none.
         CheckpointError: there is one, but it cannot be read, or must not be.
     """
+    if is_gguf(path):
+        return _gguf_tokenizer(path)
     for file in (file for pattern in BESIDE for file in sorted(path.glob(pattern))):
         if file.suffix or not file.is_dir():  # such as the folder chat_templates
             check_file(path, file, follow=follow_links, largest=LARGEST_TEXT)
@@ -160,6 +164,24 @@ def load_tokenizer(
             f"the tokenizer in {path} cannot be read: {_one_line(error)}"
         ) from error
     return tokenizer
+
+
+def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    document, special = open_gguf(file).tokenizer()
+    try:
+        with quiet():
+            return PreTrainedTokenizerFast(
+                tokenizer_object=Tokenizer.from_str(json.dumps(document)),
+                clean_up_tokenization_spaces=False,
+                **special,
+            )
+    except Exception as error:  # the Rust reader raises bare ones
+        raise CheckpointError(
+            f"the tokenizer in {file} cannot be made: {_one_line(error)}"
+        ) from error
 
 
 def choose_device(asked: str) -> tuple[str, str]:
