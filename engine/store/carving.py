@@ -73,8 +73,8 @@ def _carved(database: bytes, log: bytes, size: int) -> Iterator[Carved]:
 
 
 def frames_in(log: bytes) -> int:
-    """Number of frames in a log, up to the last that ends a transaction; damaged or not, but of full
-    length: a shorter one was never finished."""
+    """Number of frames in a log, up to the last that ends a transaction: damaged or not, but of
+    full length, since a shorter one was never finished."""
     return max(
         (
             number
