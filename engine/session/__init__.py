@@ -13,6 +13,7 @@ from engine.session.prediction import Prediction, Predictor, expected, predict
 from engine.session.state import (
     KEPT,
     Change,
+    Compared,
     Effects,
     Job,
     Layers,
@@ -31,6 +32,7 @@ __all__ = [
     "MAX_HISTOGRAMS",
     "MAX_NOTICES",
     "Change",
+    "Compared",
     "Dirty",
     "Effects",
     "Job",

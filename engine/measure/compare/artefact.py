@@ -1,0 +1,139 @@
+"""A finished checkpoint beside its original: its layers, by the original's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from torch import Tensor
+
+from engine import protocol as p
+from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint, read_layer
+from engine.checkpoint.companions import readers_of
+from engine.checkpoint.quantised.reader import quantization_config
+from engine.errors import CheckpointError
+from engine.model.source import resolve_model
+from engine.session.artefact import OUTSIDE
+from engine.workspace import Opened
+
+
+@dataclass(eq=False)
+class Artefact:
+    """The files of a finished checkpoint."""
+
+    checkpoint: Checkpoint
+    rows: dict[str, DiskLayer]
+    """Its layers by name."""
+    original: Opened
+
+    @cached_property
+    def shared(self) -> list[DiskLayer]:
+        """Rows of the original that it has too, in the same shape."""
+        return [row for row in self.original.rows.values() if self._why_not(row) is None]
+
+    @cached_property
+    def unmatched(self) -> dict[str, str]:
+        """The original's layers that it has not, with the reason."""
+        found = {row.name: self._why_not(row) for row in self.original.rows.values()}
+        return {name: why for name, why in found.items() if why is not None}
+
+    def _why_not(self, row: DiskLayer) -> str | None:
+        mine = self.rows.get(row.name)
+        if mine is None:
+            return "it has no layer of this name"
+        if mine.shape != row.shape:
+            return f"it is {list(mine.shape)} there and {list(row.shape)} in the original"
+        return None
+
+    def read(self, layer: str) -> Tensor:
+        """The weight that a layer dequantises to, ``[out, in]`` or ``[experts, out, in]``."""
+        return read_layer(self.checkpoint, self.rows[layer])
+
+    def holds(self, layer: str) -> str:
+        """What a layer is stored as."""
+        row = self.rows[layer]
+        return row.reader or row.dtype
+
+    def bits(self, layer: str) -> float:
+        """Stored bits a weight of a layer, with all that is stored to dequantise it."""
+        row = self.rows[layer]
+        return 8 * self._bytes[layer] / prod(row.shape)
+
+    @cached_property
+    def _bytes(self) -> dict[str, int]:
+        """Bytes of each layer: of its tensors, and of what else its module has but a bias."""
+        owner: dict[str, str] = {}
+        for row in self.rows.values():
+            for part in (*row.parts, *row.scales):
+                owner.setdefault(part, row.name)
+            if row.role != "experts":  # of fused experts several are in one module
+                owner.setdefault(_module(row.parts[0]), row.name)
+        found = dict.fromkeys(self.rows, 0)
+        for name, tensor in self.checkpoint.tensors.items():
+            layer = owner.get(name) or owner.get(_module(name))
+            if layer is not None and not name.endswith(".bias"):
+                found[layer] += tensor.bytes
+        return found
+
+    def per_weight(self, *, body: bool) -> float:
+        """Stored bits a weight, of the body or of all layers."""
+        rows = [row for row in self.rows.values() if not body or row.role not in OUTSIDE]
+        weights = sum(prod(row.shape) for row in rows if self._bytes[row.name])
+        return 8 * sum(self._bytes[row.name] for row in rows) / max(1, weights)
+
+    def opened(self) -> p.ArtefactOpened:
+        """What its headers say."""
+        layouts = [reader.name for reader in readers_of(self.checkpoint)]
+        return p.ArtefactOpened(
+            fingerprint=self.checkpoint.fingerprint,
+            name=self.checkpoint.name,
+            path=str(self.checkpoint.folder),
+            layout=" and ".join(layouts) or self.checkpoint.dtype,
+            declared=declared(quantization_config(self.checkpoint)),
+            bytes=self.checkpoint.bytes,
+            bits_per_weight=self.per_weight(body=True),
+            bits_all=self.per_weight(body=False),
+            unmatched=tuple(self.unmatched),
+        )
+
+
+def open_artefact(source: str, original: Opened) -> Artefact:
+    """Read the headers of a finished checkpoint.
+
+    Args:
+        source: a folder or a hub id.
+        original: the checkpoint it is compared with.
+
+    Raises:
+        CheckpointError: it cannot be read, or shares no layer of a block with the original.
+    """
+    folder = resolve_model(source)
+    checkpoint = open_checkpoint(folder, follow_links=original.settings.follow_links)
+    rows = {row.name: row for row in list_layers(checkpoint)}
+    found = Artefact(checkpoint, rows, original)
+    if all(row.block is None for row in found.shared):
+        layers = original.rows.values()
+        first = next(row.name for row in layers if row.block is not None)
+        why = found.unmatched[first]
+        raise CheckpointError(
+            f"{source} shares no layer of a block with {original.checkpoint.name}: {first}: {why}; "
+            "give checkpoints of the same model"
+        )
+    return found
+
+
+def declared(config: dict[str, object]) -> dict[str, str | int | float | bool]:
+    """The plain values of a ``quantization_config``, those of nested tables by dotted keys."""
+    found: dict[str, str | int | float | bool] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": each for inner, each in declared(value).items()}
+        elif isinstance(value, str | int | float | bool):
+            found[str(key)] = value
+    return found
+
+
+def _module(tensor: str) -> str:
+    """The module of a tensor: what comes before the last dot."""
+    return tensor.rpartition(".")[0]
