@@ -45,6 +45,7 @@ from engine.protocol.commands import (
     register_command,
     same_request,
 )
+from engine.protocol.comparison import Comparison
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
@@ -164,6 +165,7 @@ __all__ = [
     "ClipRatio",
     "Command",
     "Compare",
+    "Comparison",
     "Control",
     "Diagnose",
     "Direction",

@@ -344,6 +344,8 @@ class ArtefactLayer(Key, frozen=True, kw_only=True):
     artefact: str
     """Fingerprint of the finished checkpoint."""
     layer: str
+    norms: bool = False
+    """Whether the original's norms told which scales were folded into it."""
 
 
 class ArtefactScore(Key, frozen=True, kw_only=True):

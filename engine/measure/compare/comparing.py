@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
+import msgspec
 from torch import Tensor
 
 from engine import protocol as p
@@ -27,7 +28,7 @@ from engine.model.load import load_network
 from engine.model.network import Network
 from engine.model.selfcheck import check_on_window
 from engine.service.in_thread import in_thread
-from engine.service.jobs import Steps
+from engine.service.jobs import Outcome, Steps
 from engine.store import keys
 from engine.workspace import Loaded, Opened
 
@@ -50,10 +51,12 @@ def compare_files(opened: Opened, artefacts: Sequence[str], job: str) -> Steps:
         CheckpointError: one cannot be read, or is of another model.
     """
     counts = JobCounts(job=job)
-    for each in [open_artefact(source, opened) for source in artefacts]:
+    found = [open_artefact(source, opened) for source in artefacts]
+    for each in found:
         yield each.opened()
+    for each in found:
         yield from _layers(each, {}, counts)
-    return counts.outcome()
+    return _outcome(found, counts)
 
 
 def compare_models(loaded: Loaded, artefacts: Sequence[str], restore: int, job: str) -> Steps:
@@ -83,7 +86,12 @@ def compare_models(loaded: Loaded, artefacts: Sequence[str], restore: int, job: 
         worst = yield from _layers(each, fold_groups(loaded.network), counts)
         scoring = _Scoring(loaded, each, counts, nll)
         yield from scoring.score(worst[:restore])
-    return counts.outcome()
+    return _outcome(found, counts)
+
+
+def _outcome(artefacts: Sequence[Artefact], counts: JobCounts) -> Outcome:
+    compared = p.Comparison(tuple(each.checkpoint.fingerprint for each in artefacts))
+    return msgspec.structs.replace(counts.outcome(), result=compared)
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -96,7 +104,9 @@ def _layers(
     original = artefact.original
     mine = artefact.checkpoint.fingerprint
     addresses = {
-        row.name: keys.ArtefactLayer(on=original.files, artefact=mine, layer=row.name).address
+        row.name: keys.ArtefactLayer(
+            on=original.files, artefact=mine, layer=row.name, norms=bool(groups)
+        ).address
         for row in artefact.shared
     }
     known = {
