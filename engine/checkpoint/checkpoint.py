@@ -25,6 +25,8 @@ from engine.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from engine.checkpoint.weight import QuantisedWeight
+
 WHOLE = 256 * 2**20
 """Files up to this many bytes are hashed in full for the fingerprint."""
 SAMPLES, SAMPLE = 64, 4096
@@ -50,6 +52,9 @@ class Checkpoint:
     follow_links: bool = False
     """Whether files may be links to anywhere."""
     _config_sha256: str = field(default="", repr=False)
+    quantised: dict[str, QuantisedWeight] = field(default_factory=dict, repr=False)
+    """Weights that are made of several tensors on disk, by name. In ``tensors`` each has the name,
+    the shape and the dtype of the weight, and the bytes of all its pieces."""
 
     @property
     def bytes(self) -> int:
@@ -104,11 +109,13 @@ class Checkpoint:
         return file.relative_to(self.folder).as_posix()
 
     def read(self, name: str) -> Tensor:
-        """Tensor ``name`` as stored, copied to CPU memory.
+        """Tensor ``name`` as stored, copied to CPU memory; dequantised if it is `quantised`.
 
         Raises:
             CheckpointError: no such tensor, or its file has changed since it was opened.
         """
+        if (weight := self.quantised.get(name)) is not None:
+            return weight.read()
         found = self._find(name)
         return self._read(found, found.start, found.end, found.shape)
 
@@ -119,6 +126,8 @@ class Checkpoint:
             raise CheckpointError(
                 f"{found.file} has no rows {a}:{b} in {name!r} of shape {list(found.shape)}"
             )
+        if (weight := self.quantised.get(name)) is not None:
+            return weight.read_rows(a, b)
         row = found.bytes // found.shape[0] if found.shape[0] else 0
         start = found.start + a * row
         return self._read(found, start, start + (b - a) * row, (b - a, *found.shape[1:]))
@@ -183,15 +192,10 @@ def _file_digest(file: Path) -> bytes:
         return digest.digest()
 
 
-def open_checkpoint(folder: Path, *, follow_links: bool = False) -> Checkpoint:
-    """Open the checkpoint in ``folder``, reading ``config.json`` and the headers of its weights.
+def open_stored(folder: Path, *, follow_links: bool = False) -> Checkpoint:
+    """Open the checkpoint in ``folder`` with its tensors as they are stored.
 
-    Looks for weights in the order of transformers: ``model.safetensors``, the shards of
-    ``model.safetensors.index.json``, ``pytorch_model.bin``, the shards of its index.
-
-    Args:
-        folder: as saved by transformers, or a snapshot in the hub's cache.
-        follow_links: whether its files may be links out of it.
+    See `engine.checkpoint.open_checkpoint`, which gives quantised weights their own names.
 
     Raises:
         CheckpointError: something is missing, truncated, contradictory or unsafe; names it.
@@ -240,8 +244,12 @@ def _name(folder: Path) -> str:
     return folder.name or real.name
 
 
-def _read_json(file: Path) -> tuple[dict[str, Any], str]:
-    """The JSON object in ``file``, and the SHA-256 of its bytes."""
+def read_json(file: Path) -> tuple[dict[str, Any], str]:
+    """The JSON object in ``file``, and the SHA-256 of its bytes.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not a JSON object.
+    """
     try:
         text = file.read_bytes()
         refuse_pointer(file, text)
@@ -270,7 +278,7 @@ def read_config(folder: Path, *, follow_links: bool = False) -> tuple[dict[str, 
         refuse_other_formats(folder)
         raise CheckpointError(f"{file} is missing; give a folder as saved by transformers")
     check_link(folder, file, follow=follow_links)
-    return _read_json(file)
+    return read_json(file)
 
 
 def find_weights(
@@ -310,7 +318,7 @@ def find_weights(
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index)[0].get("weight_map")
+    weight_map = read_json(index)[0].get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; download or save it again")
     for name, shard in weight_map.items():

@@ -68,8 +68,9 @@ class DiskLayer:
 
     ``shape`` is ``[out, in]`` or ``[experts, out, in]`` whatever the order on disk; ``transposed``
     means the reverse order on disk. ``parts`` are its tensors: for fused experts, expert by expert,
-    gate before up. ``scales`` are the tensors that multiply an 8-bit or 4-bit weight, one per part,
-    or none; ``reader`` then names the layout.
+    gate before up. ``scales`` are the tensors that a quantised weight is stored in besides its
+    codes, one per part if it has one scale, or none; ``reader`` then names the layout, and
+    ``dtype`` the format.
     """
 
     name: str
@@ -82,6 +83,8 @@ class DiskLayer:
     role: Role
     scales: tuple[str, ...] = ()
     reader: str = ""
+    own_bits: int = 0
+    """Bits of all its tensors, where shape and dtype do not tell."""
 
     @property
     def parameters(self) -> int:
@@ -177,7 +180,7 @@ def _read_part(
     """One part of a layer, dequantised if it is quantised; of one expert ``[1, …]`` if given."""
     name = layer.parts[part]
     read = reader_named(layer.reader).read if layer.reader else None
-    if read is not None:
+    if read is not None and name not in checkpoint.quantised:
         return read(checkpoint, name, layer.scales[part], expert)
     if expert is None:
         return read_plain(checkpoint, name, checkpoint.read(name))
@@ -264,9 +267,26 @@ def _row(checkpoint: Checkpoint, tensor: TensorInfo, block: int | None, role: Ro
     turned = (role == "conv1d") or (role == "experts" and _are_turned(checkpoint, kind, tensor))
     *lead, out, inner = tensor.shape
     shape = (*lead, inner, out) if turned else tensor.shape
-    reader, scales = scales_of(checkpoint, (tensor,))
-    return DiskLayer(
-        name, kind, block, shape, tensor.dtype, (tensor.name,), turned, role, scales, reader
+    row = DiskLayer(name, kind, block, shape, tensor.dtype, (tensor.name,), turned, role)
+    return _with_layout(checkpoint, row, (tensor,))
+
+
+def _with_layout(
+    checkpoint: Checkpoint, row: DiskLayer, parts: tuple[TensorInfo, ...]
+) -> DiskLayer:
+    """The row with the layout that its parts are stored in, if they are quantised."""
+    made = [checkpoint.quantised[part.name] for part in parts if part.name in checkpoint.quantised]
+    if not made:
+        reader, scales = scales_of(checkpoint, parts)
+        return replace(row, scales=scales, reader=reader)
+    forms = list(dict.fromkeys(weight.form for weight in made))
+    plain = {part.dtype for part in parts if part.name not in checkpoint.quantised}
+    return replace(
+        row,
+        dtype=" and ".join([*forms, *plain]),
+        scales=tuple(piece for weight in made for piece in weight.pieces[1:]),
+        reader=made[0].layout,
+        own_bits=8 * sum(part.bytes for part in parts),
     )
 
 
@@ -409,8 +429,7 @@ def _fused_row(
     if any(part.shape[1] != width for part in parts):
         raise CheckpointError(f"{checkpoint.folder} stores halves of {name} with different widths")
     out = sum(part.shape[0] for part in parts[: len(members)])
-    reader, scales = scales_of(checkpoint, tuple(parts))
-    return DiskLayer(
+    row = DiskLayer(
         name=name,
         kind=name.rpartition(".")[2],
         block=block,
@@ -419,6 +438,5 @@ def _fused_row(
         parts=tuple(part.name for part in parts),
         transposed=False,
         role="experts",
-        scales=scales,
-        reader=reader,
     )
+    return _with_layout(checkpoint, row, tuple(parts))

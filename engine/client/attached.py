@@ -9,8 +9,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from engine import protocol as p
-from engine.client.launch import launch
-from engine.client.link import SocketLink, connect
+from engine.client.launch import find_engine, launch
+from engine.client.link import SocketLink
 from engine.session import Session, apply
 from engine.store.paths import session_name
 
@@ -76,7 +76,7 @@ def attached(source: str) -> Attached | None:
 def _attach(name: str, start: bool = False, source: str = "", nice: int = 10) -> Attached | None:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="link", daemon=True).start()
-    work = launch(source, nice=nice) if start else connect(name)
+    work = launch(source, nice=nice) if start else find_engine(name)
     try:
         link = asyncio.run_coroutine_threadsafe(work, loop).result()
     except BaseException:

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import subprocess
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol, Self
 
 from engine import protocol as p
 from engine.client.log import log_file, log_tail
@@ -29,6 +29,9 @@ ENDED_SECONDS = 0.05
 class EngineGoneError(EngineError):
     """The engine exited while a client was attached; the message has the last lines of its log."""
 
+    remedy: ClassVar[str] = "restarts it and resumes"
+    """What the interface's key for another try does."""
+
     def __init__(self, reason: str, log: Sequence[str] = (), log_path: str = "") -> None:
         """
         Args:
@@ -41,10 +44,32 @@ class EngineGoneError(EngineError):
         super().__init__(reason + (where if log_path else "") + "\n".join(log))
 
     @classmethod
-    def of(cls, name: str, reason: str) -> EngineGoneError:
+    def of(cls, name: str, reason: str) -> Self:
         """What happened to the engine of a session, with the end of its log."""
         path = log_file(name)
         return cls(reason, log_tail(name), str(path) if path.exists() else "")
+
+
+class OtherVersionError(EngineGoneError):
+    """The engine was started by another version of qtui: it can only be stopped."""
+
+    remedy = "stops it and starts one of this version"
+
+    def __init__(self, name: str, pid: int) -> None:
+        """
+        Args:
+            name: of the session.
+            pid: the engine's process.
+        """
+        self.name = name
+        super().__init__(
+            f"the engine of {name} (process {pid}) runs another version of qtui: "
+            f"`qtui stop {name}` ends it, results are saved"
+        )
+
+
+class EngineEndingError(EngineGoneError):
+    """The engine hung up on a new client: it is just ending."""
 
 
 class Link(Protocol):
@@ -89,18 +114,16 @@ class SocketLink:
         """Exchange hellos.
 
         Raises:
-            EngineError: the engine has another wire version.
+            EngineEndingError: it hung up.
+            OtherVersionError: it has another wire version.
         """
         self._writer.write(frame(p.Hello()))
         await self._writer.drain()
         hello = await read_frame(self._reader)
         if not isinstance(hello, p.Hello):
-            raise EngineGoneError.of(self.name, f"the engine of {self.name} did not answer")
+            raise EngineEndingError.of(self.name, f"the engine of {self.name} did not answer")
         if hello.wire != p.WIRE_VERSION:
-            raise EngineError(
-                f"the engine of {self.name} (process {hello.pid}) runs another version of qtui: "
-                f"stop it with `kill {hello.pid}` and start again"
-            )
+            raise OtherVersionError(self.name, hello.pid)
         self.pid = hello.pid
 
     async def send(self, command: p.AnyCommand) -> None:
@@ -173,7 +196,13 @@ def _how_ended(process: subprocess.Popen[bytes] | None) -> str:
 
 
 async def connect(name: str) -> SocketLink | None:
-    """Attach to a session's running engine; None if there is none."""
+    """Attach to a session's running engine; None if there is none.
+
+    Raises:
+        EngineEndingError: it is just ending.
+        EngineGoneError: it does not answer.
+        OtherVersionError: it was started by another version of qtui.
+    """
     try:
         reader, writer = await asyncio.open_unix_connection(str(socket_file(name)))
     except (FileNotFoundError, ConnectionRefusedError, SocketFolderError):
@@ -191,7 +220,7 @@ async def connect(name: str) -> SocketLink | None:
         ) from error
     except ConnectionError as error:
         writer.close()
-        raise EngineGoneError.of(name, f"the engine of {name} hung up") from error
+        raise EngineEndingError.of(name, f"the engine of {name} hung up") from error
     except BaseException:
         writer.close()
         raise

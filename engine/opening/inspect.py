@@ -20,7 +20,7 @@ import msgspec
 from engine.checkpoint import list_layers, open_checkpoint, remarks
 from engine.checkpoint.architecture import architecture_name
 from engine.checkpoint.checkpoint import find_weights, read_config
-from engine.checkpoint.quantised.reader import quant_method
+from engine.checkpoint.companions import stored_note
 from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
 from engine.model.config import refuse_other_models
@@ -146,8 +146,8 @@ def _safetensors(source: str, folder: Path) -> Inspection:
     checkpoint = open_checkpoint(folder)
     rows = list_layers(checkpoint)
     notes = remarks(checkpoint, rows)
-    if (method := quant_method(checkpoint)) is not None:
-        notes.insert(0, f"stored in {method}, dequantised as reference")
+    if (note := stored_note(checkpoint)) is not None and note not in notes:
+        notes.insert(0, note)
     return Inspection(
         source=source,
         name="demo" if source == "demo" else checkpoint.name,

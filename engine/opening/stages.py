@@ -29,9 +29,9 @@ from engine.model.source import resolve_model
 from engine.service.in_thread import in_thread
 from engine.service.jobs import Outcome, Steps
 from engine.service.process import without_collecting
-from engine.session.artefact import bits_as_stored
 from engine.store import keys
 from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace.opened import row_bits
 
 if TYPE_CHECKING:
     from engine.model.network import Network
@@ -98,7 +98,7 @@ def _open_files(
 
 def _other_bytes(checkpoint: Checkpoint, rows: Sequence[DiskLayer]) -> int:
     """Bytes of the checkpoint outside of layers."""
-    in_layers = sum(bits_as_stored(row.shape, row.dtype) // 8 for row in rows if not _tied(row))
+    in_layers = sum(row_bits(row) // 8 for row in rows if not _tied(row))
     return max(0, checkpoint.bytes - in_layers)
 
 

@@ -78,6 +78,8 @@ class CheckpointRead(Event, frozen=True, kw_only=True):
     cache: list[CacheBlocks] | None = None
     """What the cache of keys and values holds, by kind of block; None if its configuration does not
     say, or in sessions of an earlier version."""
+    stored: str = ""
+    """The layouts of weights that are stored quantised, and are dequantised; empty if none are."""
 
 
 class ArtefactOpened(Event, frozen=True, kw_only=True):
@@ -118,6 +120,8 @@ class LayersListed(Event, frozen=True, kw_only=True):
     the experts of a block). -1 for a layer in none; empty if not known."""
     tied: bool = False
     """Whether head and embedding are one tensor in the files."""
+    bits: list[int] = []
+    """Bits of each layer in the files; empty if shapes and dtypes tell them."""
 
 
 class ModelReady(Event, frozen=True, kw_only=True):

@@ -1,8 +1,9 @@
 """GGUF types: blocks of bytes in the layout of ggml, which llama.cpp and others run.
 
 A row is cut into blocks of 32 or 256 weights, each with its own scales. Which bytes a block has is
-in `engine.quant.gguf_legacy`, `engine.quant.gguf_k` and `engine.quant.gguf_iq4`; here is what they
-share: rows are taken a few at a time, and ``Ŵ`` is read back from the bytes.
+in `engine.quant.gguf_legacy`, `engine.quant.gguf_k`, `engine.quant.gguf_iq4` and
+`engine.quant.gguf_iq`; here is what they share: rows are taken a few at a time, and ``Ŵ`` is read
+back from the bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import Format
-from engine.quant import gguf_compiled, gguf_iq4, gguf_k, gguf_legacy
+from engine.quant import gguf_compiled, gguf_iq, gguf_iq4, gguf_k, gguf_legacy
 from engine.quant.arithmetic import Arithmetic, Levels
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.stored import Encoded, joined, write_rows
@@ -51,6 +52,7 @@ _TYPES = {
     "q5_k": _type(gguf_k, 0, 2, name="q5_k"),
     "q6_k": _type(gguf_k, 208, name="q6_k"),
     **{name: _type(gguf_iq4, 0, super_block=size) for name, size in gguf_iq4.SUPER_BLOCKS.items()},
+    **{name: _type(gguf_iq, 0, name=name) for name in gguf_iq.KINDS},
 }
 
 
@@ -107,7 +109,7 @@ def _encoded(
     kind = _TYPES[fmt.name]
     for rows in row_chunks(weight):
         finite, broken = finite_and_broken(weight[rows])
-        blocks = gguf_compiled.encode(finite, fmt) if importance is None else None
+        blocks = gguf_compiled.encode(finite, fmt, importance=importance)
         if blocks is None:
             blocks = torch.cat([kind.encode(tile, importance) for tile in _tiles(finite)])
         for start in kind.halves:

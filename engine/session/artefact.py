@@ -76,11 +76,11 @@ class StoredSums:
         self,
         roles: Sequence[Role],
         shapes: Sequence[tuple[int, ...]],
-        dtypes: Sequence[str],
+        bits: Sequence[int],
     ) -> None:
-        """Takes the arguments of `artefact_size`, and the dtype that each layer is stored in."""
+        """Takes the arguments of `artefact_size`, with the bits of each layer as it is stored."""
         self._weights = [math.prod(shape) for shape in shapes]
-        self._bits = [bits_as_stored(s, d) for s, d in zip(shapes, dtypes, strict=True)]
+        self._bits = bits
         self._roles = roles
         body = [row for row, role in enumerate(roles) if role not in OUTSIDE]
         self._body_weights = sum(self._weights[row] for row in body)

@@ -187,7 +187,9 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
     old, old_index = session.layers, session.index
     session.index = {name: row for row, name in enumerate(event.names)}
     before = [old_index.get(name) for name in event.names]
-    bits = [bits_as_stored(s, d) for s, d in zip(event.shapes, event.dtypes, strict=True)]
+    bits = event.bits or [
+        bits_as_stored(s, d) for s, d in zip(event.shapes, event.dtypes, strict=True)
+    ]
     changed = [
         row if row is not None and name in session.changed and old.shapes[row] == shape else None
         for name, row, shape in zip(event.names, before, event.shapes, strict=True)
@@ -199,6 +201,7 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
         roles=event.roles,
         shapes=event.shapes,
         dtypes=event.dtypes,
+        own_bits=bits,
         holds=[
             kept_format(dtype) if row is None else old.holds[row]
             for row, dtype in zip(changed, event.dtypes, strict=True)

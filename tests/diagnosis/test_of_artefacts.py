@@ -16,7 +16,7 @@ def layer(
     relative: float,
     rounding: p.Rounding = "nearest",
     steps: float = 0.29,
-    **given: object,
+    refused: str = "",
 ) -> p.ArtefactLayer:
     error = p.WeightError(relative, relative, relative, relative, 0.0)
     return p.ArtefactLayer(

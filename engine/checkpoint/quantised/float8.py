@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
-from engine.checkpoint.quantised.reader import (
-    Joined,
-    Reader,
-    quantization_config,
-    scale_of,
-)
+from engine.checkpoint.packed.declared import quantization_config
+from engine.checkpoint.quantised.reader import Joined, Reader, scale_of
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:

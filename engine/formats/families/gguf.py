@@ -19,6 +19,11 @@ _BLOCK_BYTES = {
     "q5_1": 24,
     "iq4_nl": 18,
     "iq4_xs": 136,
+    "iq3_s": 110,
+    "iq3_xxs": 98,
+    "iq2_s": 82,
+    "iq2_xs": 74,
+    "iq2_xxs": 66,
 }
 """Bytes of a block of 32 or 256 weights."""
 
@@ -46,6 +51,11 @@ FAMILY = Family(
         "q5_1": _base(5, 32, symmetric=False),
         "iq4_nl": _base(4, 32),
         "iq4_xs": _base(4, 256),
+        "iq3_s": _base(3, 256),
+        "iq3_xxs": _base(3, 256),
+        "iq2_s": _base(2, 256),
+        "iq2_xs": _base(2, 256),
+        "iq2_xxs": _base(2, 256),
     },
     stored_bits=_stored_bits,
     arithmetic="engine.quant.gguf:ARITHMETIC",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 
 from torch import Tensor
 
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint, read_layer
-from engine.checkpoint.companions import readers_of
-from engine.checkpoint.quantised.reader import quantization_config
+from engine.checkpoint.companions import layouts_of
+from engine.checkpoint.packed.declared import declared_config
 from engine.errors import CheckpointError
 from engine.model.source import resolve_model
-from engine.session.artefact import OUTSIDE
+from engine.session.artefact import OUTSIDE, bits_as_stored
+from engine.session.state import own_format
 from engine.workspace import Opened
 
 
@@ -51,46 +51,38 @@ class Artefact:
         return read_layer(self.checkpoint, self.rows[layer])
 
     def holds(self, layer: str) -> str:
-        """What a layer is stored as."""
-        row = self.rows[layer]
-        return row.reader or row.dtype
+        """What a layer is stored as: a format where it is one of ours, else a layout or dtype."""
+        return own_format(self.rows[layer].dtype)
 
     def bits(self, layer: str) -> float:
         """Stored bits a weight of a layer, with all that is stored to dequantise it."""
         row = self.rows[layer]
-        return 8 * self._bytes[layer] / prod(row.shape)
+        return _bits(row) / row.parameters
 
-    @cached_property
-    def _bytes(self) -> dict[str, int]:
-        """Bytes of each layer: of its tensors, and of what else its module has but a bias."""
-        owner: dict[str, str] = {}
-        for row in self.rows.values():
-            for part in (*row.parts, *row.scales):
-                owner.setdefault(part, row.name)
-            if row.role != "experts":  # of fused experts several are in one module
-                owner.setdefault(_module(row.parts[0]), row.name)
-        found = dict.fromkeys(self.rows, 0)
-        for name, tensor in self.checkpoint.tensors.items():
-            layer = owner.get(name) or owner.get(_module(name))
-            if layer is not None and not name.endswith(".bias"):
-                found[layer] += tensor.bytes
-        return found
+    def reading(self, layer: str) -> tuple[str, str]:
+        """What the configuration declares a layer as, and what it is read as; empty if the same."""
+        for part in self.rows[layer].parts:
+            weight = self.checkpoint.quantised.get(part)
+            if weight is not None and weight.read_as:
+                return weight.declared, weight.read_as
+        return "", ""
 
     def per_weight(self, *, body: bool) -> float:
-        """Stored bits a weight, of the body or of all layers."""
-        rows = [row for row in self.rows.values() if not body or row.role not in OUTSIDE]
-        weights = sum(prod(row.shape) for row in rows if self._bytes[row.name])
-        return 8 * sum(self._bytes[row.name] for row in rows) / max(1, weights)
+        """Stored bits a weight, of the body or of all layers; one tensor counts once."""
+        rows = {
+            row.parts: row for row in self.rows.values() if not body or row.role not in OUTSIDE
+        }.values()
+        return sum(map(_bits, rows)) / max(1, sum(row.parameters for row in rows))
 
     def opened(self) -> p.ArtefactOpened:
         """What its headers say."""
-        layouts = [reader.name for reader in readers_of(self.checkpoint)]
+        layouts = layouts_of(self.checkpoint)
         return p.ArtefactOpened(
             fingerprint=self.checkpoint.fingerprint,
             name=self.checkpoint.name,
             path=str(self.checkpoint.folder),
             layout=" and ".join(layouts) or self.checkpoint.dtype,
-            declared=declared(quantization_config(self.checkpoint)),
+            declared=declared(declared_config(self.checkpoint)),
             bytes=self.checkpoint.bytes,
             bits_per_weight=self.per_weight(body=True),
             bits_all=self.per_weight(body=False),
@@ -134,6 +126,6 @@ def declared(config: dict[str, object]) -> dict[str, str | int | float | bool]:
     return found
 
 
-def _module(tensor: str) -> str:
-    """The module of a tensor: what comes before the last dot."""
-    return tensor.rpartition(".")[0]
+def _bits(row: DiskLayer) -> int:
+    """Bits of a layer in the files."""
+    return row.own_bits or bits_as_stored(row.shape, row.dtype)

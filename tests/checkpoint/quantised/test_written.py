@@ -1,0 +1,30 @@
+"""Every weight that another tool wrote is read as that tool dequantises it, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint import list_layers, read_layer
+from tests.checkpoint.quantised.fixtures import WEIGHT, all_cases, cases, digest, written
+
+
+@pytest.mark.parametrize(("tool", "name"), all_cases())
+def test_a_weight_is_what_its_tool_dequantises_it_to(tool: str, name: str, tmp_path: Path) -> None:
+    checkpoint = written(tmp_path, tool, name)
+    (row,) = list_layers(checkpoint)
+    weight = read_layer(checkpoint, row)
+    known = cases(tool)[name]["weight"]
+    assert (list(row.shape), str(weight.dtype)) == (known["shape"], f"torch.{known['dtype']}")
+    assert digest(weight) == known["sha256"]
+    assert row.own_bits == 8 * checkpoint.bytes
+
+
+@pytest.mark.parametrize(("tool", "name"), all_cases())
+def test_rows_are_those_of_the_whole(tool: str, name: str, tmp_path: Path) -> None:
+    checkpoint = written(tmp_path, tool, name)
+    whole = checkpoint.read(WEIGHT)
+    some = checkpoint.read_rows(WEIGHT, 3, 9)
+    assert torch.equal(some.view(torch.uint8), whole[3:9].contiguous().view(torch.uint8))
