@@ -22,11 +22,28 @@ WINS = 0.1
 """Share of the whole KL from which a layer given back is worth naming."""
 
 
+_MISTAKES = {
+    "off-by-one": "off by one step everywhere: zero points of one version (GPTQ v1, v2) were "
+    "stored, and are read as the other's",
+    "scale-factor": "{factor:.3g} times the original: a global scale multiplies where it divides, "
+    "or is missing",
+    "swapped-codes": "right with every two neighbours exchanged: codes were packed in the other "
+    "order",
+    "permuted-rows": "right with its heads' rows in another order: rotary halves were permuted on "
+    "one side only",
+    "transposed": "the transpose of the original's",
+    "other-scales": "right up to a factor for every group: these are scales of another layer",
+}
+"""What a mistake is, after the layer and "is" or "are"."""
+
+
 def artefact_findings(compared: Compared) -> list[Finding]:
     """What stands out of a finished checkpoint, the worst first; none of a clean one."""
     found = [
         *_unreadable(compared),
         *_unmatched(compared),
+        *_declared(compared),
+        *_mistakes(compared),
         *_other_weights(compared),
         *_worth_keeping(compared),
     ]
@@ -59,8 +76,59 @@ def _unmatched(compared: Compared) -> Iterator[Finding]:
         )
 
 
+def _declared(compared: Compared) -> Iterator[Finding]:
+    """Layers that are read as something else than their configuration says."""
+    by_reading: dict[tuple[str, str], list[str]] = {}
+    for fact in compared.layers.values():
+        if fact.read_as:
+            by_reading.setdefault((fact.declared, fact.read_as), []).append(fact.layer)
+    for (declared, read_as), layers in by_reading.items():
+        yield Finding(
+            id="declared-otherwise",
+            severity="warning",
+            layer=layers[0] if len(layers) == 1 else "",
+            sentence=f"{_those(layers)} declared {declared} and read as {read_as}; programs that "
+            "trust the configuration read other weights",
+            evidence={"layers": len(layers)},
+        )
+
+
+def _mistakes(compared: Compared) -> Iterator[Finding]:
+    """Layers whose error one mistake explains."""
+    found: dict[str, list[p.ArtefactLayer]] = {}
+    for fact in compared.layers.values():
+        if fact.mistake:
+            found.setdefault(fact.mistake, []).append(fact)
+    for mistake, facts in found.items():
+        first = facts[0]
+        what = _MISTAKES[mistake].format(factor=first.factor)
+        yield Finding(
+            id=mistake,
+            severity="alert",
+            layer=first.layer if len(facts) == 1 else "",
+            sentence=f"{_those([fact.layer for fact in facts])} {what}",
+            evidence={
+                "layers": len(facts),
+                "relative": first.error.relative,
+                "undone": first.left,
+                "factor": first.factor,
+            },
+        )
+
+
+def _those(layers: list[str]) -> str:
+    """The subject of a sentence about some layers, with its verb."""
+    if len(layers) == 1:
+        return f"{layers[0]} is"
+    return f"{len(layers)} layers ({layers[0]} …) are"
+
+
 def _other_weights(compared: Compared) -> Iterator[Finding]:
-    changed = [f for f in compared.layers.values() if f.rounding != "same" and not f.refused]
+    changed = [
+        fact
+        for fact in compared.layers.values()
+        if fact.rounding != "same" and not fact.refused and not fact.mistake
+    ]
     errors = [fact.error.relative for fact in changed if math.isfinite(fact.error.relative)]
     if not errors:
         return

@@ -323,6 +323,16 @@ class ArtefactLayer(Fact, frozen=True, gc=False, kw_only=True):
     folded: float = 1.0
     """The largest scale of an input channel that was folded into it, by AWQ or SmoothQuant, over
     the smallest; 1 if there are none."""
+    declared: str = ""
+    """What the configuration says it is stored as, where it is read as something else."""
+    read_as: str = ""
+    """And what it is read as."""
+    mistake: str = ""
+    """A mistake that explains most of its error: see `engine.measure.compare.explained`."""
+    factor: float = 1.0
+    """What the stored weights are multiplied by, or the steps by which they are off."""
+    left: float = float("nan")
+    """Its relative error with the mistake undone."""
     refused: str = ""
     """Why it could not be compared; figures are nan."""
 

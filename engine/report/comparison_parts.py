@@ -81,5 +81,9 @@ def _layer(fact: p.ArtefactLayer, win: p.LayerRestored | None) -> s.ComparedLaye
             dnll=finite(win.dnll),
             dnll_se=finite(win.dnll_se),
         ),
+        declared=fact.declared or UNSET,
+        read_as=fact.read_as or UNSET,
+        mistake=fact.mistake or UNSET,
+        left=finite(fact.left) if fact.mistake else UNSET,
         refused=fact.refused or UNSET,
     )

@@ -22,6 +22,7 @@ from engine.session.state import (
     decode_session,
     encode_session,
     kept_format,
+    own_format,
     recipe_hash,
     running,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "encode_session",
     "expected",
     "kept_format",
+    "own_format",
     "predict",
     "recipe_hash",
     "running",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from engine import protocol as p
@@ -83,3 +84,23 @@ def test_a_layer_that_wins_much_is_worth_keeping() -> None:
     (found,) = artefact_findings(known)
     assert (found.id, found.layer, found.severity) == ("worth-keeping", "a", "info")
     assert "40%" in found.sentence
+
+
+def test_one_mistake_in_many_layers_is_one_finding_and_no_other_parent() -> None:
+    broken = [
+        msgspec.structs.replace(layer(f"l{i}", 1.0, "other", 1.0), mistake="off-by-one", factor=1.0)
+        for i in range(20)
+    ]
+    (found,) = artefact_findings(compared(*broken))
+    assert (found.id, found.severity) == ("off-by-one", "alert")
+    assert found.sentence.startswith("20 layers (l0 …) are off by one step")
+
+
+def test_what_is_declared_otherwise_is_said_once() -> None:
+    layers = [
+        msgspec.structs.replace(layer(f"l{i}", 0.1), declared="GPTQ v1", read_as="GPTQ v2: why")
+        for i in range(3)
+    ]
+    (found,) = artefact_findings(compared(*layers))
+    assert found.id == "declared-otherwise"
+    assert "3 layers (l0 …) are declared GPTQ v1 and read as GPTQ v2: why" in found.sentence

@@ -13,9 +13,14 @@ from engine.checkpoint.companions import layouts_of
 from engine.checkpoint.packed.declared import declared_config
 from engine.errors import CheckpointError
 from engine.model.source import resolve_model
+from engine.session import own_format
 from engine.session.artefact import OUTSIDE, bits_as_stored
-from engine.session.state import own_format
 from engine.workspace import Opened
+
+_HEADS = {
+    "q_proj": ("num_attention_heads", "n_head"),
+    "k_proj": ("num_key_value_heads", "num_attention_heads"),
+}
 
 
 @dataclass(eq=False)
@@ -66,6 +71,17 @@ class Artefact:
             if weight is not None and weight.read_as:
                 return weight.declared, weight.read_as
         return "", ""
+
+    def heads(self, layer: str) -> int:
+        """Heads of the rows of queries or keys, as the original's config has them; else 0."""
+        config = self.original.checkpoint.config
+        text = config.get("text_config")
+        named = _HEADS.get(self.original.rows[layer].kind, ())
+        for table in (config, text if isinstance(text, dict) else {}):
+            for name in named:
+                if isinstance(table.get(name), int) and table[name] > 0:
+                    return int(table[name])
+        return 0
 
     def per_weight(self, *, body: bool) -> float:
         """Stored bits a weight, of the body or of all layers; one tensor counts once."""

@@ -14,6 +14,7 @@ from engine import protocol as p
 from engine.checkpoint import read_layer
 from engine.errors import EngineError
 from engine.measure.compare.artefact import Artefact, open_artefact
+from engine.measure.compare.explained import explanation
 from engine.measure.compare.folded import of_norms, scales, spread
 from engine.measure.compare.rounding import grid_of
 from engine.measure.compare.running import ArtefactRun
@@ -157,11 +158,13 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
             refused=str(error),
         )
     scale = _folded(artefact, weight, stored, group)
-    if scale is None:
-        errors, grid = compared(weight, stored), grid_of(weight, stored)
-    else:
-        errors = compared(weight, stored / scale)
-        grid = grid_of(weight.float() * scale, stored)
+    errors = compared(weight, stored if scale is None else stored / scale)
+    target = weight if scale is None else weight.float() * scale
+    grid = grid_of(target, stored)
+    found = None
+    if grid.rounding in ("solved", "other"):
+        found = explanation(target, stored, artefact.heads(layer))
+    declared, read_as = artefact.reading(layer)
     return p.ArtefactLayer(
         artefact=artefact.checkpoint.fingerprint,
         layer=layer,
@@ -172,6 +175,11 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
         displaced=grid.displaced,
         steps=grid.steps,
         folded=spread(scale),
+        declared=declared,
+        read_as=read_as,
+        mistake="" if found is None else found.mistake,
+        factor=1.0 if found is None else found.factor,
+        left=math.nan if found is None else found.relative,
     )
 
 

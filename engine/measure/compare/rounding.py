@@ -70,7 +70,7 @@ def grid_of(weight: Tensor, stored: Tensor, order: Tensor | None = None) -> Grid
     if not len(levels):
         return Grid("other", math.nan, math.nan)
     present = levels.sort(-1).values
-    step = _steps(present)
+    step = steps_of(present)
     known = torch.isfinite(step)
     if not bool(known.any()):  # every run has one value: nothing to be nearest to
         return Grid("other", math.nan, math.nan)
@@ -101,8 +101,12 @@ def _runs(tensor: Tensor, run: int) -> Tensor:
     return rows[:, :whole].float().reshape(-1, run)
 
 
-def _steps(present: Tensor) -> Tensor:
-    """The step of each run's grid: its smallest gap; nan where there is one value."""
+def steps_of(present: Tensor) -> Tensor:
+    """The step of each run's grid: its smallest gap; nan where there is one value.
+
+    Args:
+        present: ``[runs, run]``, the values of each run, sorted.
+    """
     gaps = present.diff(dim=-1)
     width = present[:, -1:] - present[:, :1]
     # Values of one level differ in their last bits where they were computed in 16 bits.

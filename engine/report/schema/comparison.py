@@ -44,6 +44,14 @@ class ComparedLayer(Part, frozen=True, kw_only=True):
     """Largest scale folded into an input channel over the smallest; 1 if there are none."""
     sensitivity: RestoredPart | UnsetType = UNSET
     """What giving it back wins, where that was measured."""
+    declared: str | UnsetType = UNSET
+    """What the configuration says it is stored as, where it is read as something else."""
+    read_as: str | UnsetType = UNSET
+    """And what it is read as."""
+    mistake: str | UnsetType = UNSET
+    """A mistake that explains most of its error, such as ``off-by-one``."""
+    left: Number | UnsetType = UNSET
+    """Its relative error with the mistake undone."""
     refused: str | UnsetType = UNSET
     """Why it could not be compared."""
 
