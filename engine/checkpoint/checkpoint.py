@@ -37,7 +37,7 @@ _BUFFER = re.compile(r"(\.attn\.(masked_)?bias|\.inv_freq)$")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of weights, opened and checked; created by ``open_checkpoint``.
+    """A folder of weights, opened and checked; created by `open_folder`.
 
     ``tensors`` are in the order of shards and offsets. ``pickled`` means that the weights are
     ``.bin`` files, whose offsets are not used.
@@ -55,6 +55,21 @@ class Checkpoint:
     quantised: dict[str, QuantisedWeight] = field(default_factory=dict, repr=False)
     """Weights that are made of several tensors on disk, by name. In ``tensors`` each has the name,
     the shape and the dtype of the weight, and the bytes of all its pieces."""
+
+    @property
+    def config_file(self) -> Path:
+        """The file that the config comes from."""
+        return self.folder / "config.json"
+
+    @property
+    def container(self) -> str:
+        """What the weights are stored in, if not as transformers saves them; else empty."""
+        return ""
+
+    @property
+    def dequantised(self) -> str:
+        """What is dequantised by the container itself, in words; empty if nothing is."""
+        return ""
 
     @property
     def bytes(self) -> int:
@@ -100,13 +115,17 @@ class Checkpoint:
         for file in sorted(self.files, key=self._relative):
             total.update(self._relative(file).encode("utf-8", "surrogateescape") + b"\0")
             try:
-                total.update(_file_digest(file))
+                total.update(file_digest(file))
             except OSError as error:
                 raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
         return total.hexdigest()
 
     def _relative(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
+
+    def as_stored(self, name: str) -> bool:
+        """Whether the bytes on disk are the tensor ``name`` that `read` returns."""
+        return not self.pickled
 
     def read(self, name: str) -> Tensor:
         """Tensor ``name`` as stored, copied to CPU memory; dequantised if it is `quantised`.
@@ -178,13 +197,21 @@ def _fill(stream: BinaryIO, room: memoryview) -> None:
         room = room[got:]
 
 
-def _file_digest(file: Path) -> bytes:
+def file_digest(file: Path, header: int = 0) -> bytes:
+    """SHA-256 of a file: in full, or of a large one its size, time, header and samples.
+
+    Args:
+        file: the file.
+        header: bytes of its header; 0 for the header of safetensors, if it is one.
+    """
     with file.open("rb") as stream:
         status = file.stat()
         if status.st_size <= WHOLE:
             return hashlib.file_digest(stream, "sha256").digest()
         digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
-        if file.suffix == ".safetensors":
+        if header:
+            digest.update(stream.read(header))
+        elif file.suffix == ".safetensors":
             digest.update(stream.read(8 + int.from_bytes(stream.read(8), "little")))
         for i in range(SAMPLES):
             stream.seek((status.st_size - SAMPLE) * i // (SAMPLES - 1))

@@ -56,7 +56,8 @@ def layouts_of(checkpoint: Checkpoint) -> list[str]:
     """
     layouts = [weight.layout for weight in checkpoint.quantised.values()]
     of_one = [] if plain_codes(checkpoint) else readers_of(checkpoint)
-    return list(dict.fromkeys([*layouts, *(reader.name for reader in of_one)]))
+    whole = [checkpoint.dequantised] if checkpoint.dequantised else []
+    return list(dict.fromkeys([*whole, *layouts, *(reader.name for reader in of_one)]))
 
 
 def check_companions(checkpoint: Checkpoint) -> None:

@@ -22,7 +22,7 @@ _OTHERS = (
         "holds Mistral's or Meta's own format ({file}): give the folder or hub id with the same "
         "model as saved by transformers (config.json and model.safetensors)",
     ),
-    ("*.gguf", "has GGUF files ({file}): open the checkpoint that they were made from"),
+    ("*.gguf", "has GGUF files: give one of them by name, such as {file}"),
     ("tf_model.h5", "has TensorFlow weights only ({file}): save it as safetensors first"),
     ("flax_model.msgpack", "has Flax weights only ({file}): save it as safetensors first"),
     ("*.onnx", "has ONNX files only ({file}): open the checkpoint that they were made from"),

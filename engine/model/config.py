@@ -25,10 +25,9 @@ def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
         CheckpointError: an unknown architecture, code of its own that was not asked for, or not a
             causal language model.
     """
-    folder, raw = checkpoint.folder, checkpoint.config
-    file = folder / "config.json"
+    file, raw = checkpoint.config_file, checkpoint.config
     refuse_other_models(file, raw, trusted=trust_remote_code)
-    config = _parse(folder, file, raw, trust_remote_code)
+    config = _parse(checkpoint, file, raw, trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(
             f"{file}: {raw.get('model_type')!r} is an encoder-decoder; "
@@ -105,12 +104,14 @@ def refuse_not_causal(file: Path, raw: dict[str, Any], *, trusted: bool = False)
         )
 
 
-def _parse(folder: Path, file: Path, raw: dict[str, Any], trusted: bool) -> Any:
+def _parse(checkpoint: Checkpoint, file: Path, raw: dict[str, Any], trusted: bool) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trusted)
+        if checkpoint.container:
+            return AutoConfig.for_model(**raw)
+        return AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=trusted)
     except (
         StrictDataclassError,
         ValueError,

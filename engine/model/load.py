@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from engine.checkpoint import Checkpoint, open_checkpoint
+from engine.checkpoint.gguf import is_gguf, open_gguf
 from engine.checkpoint.links import refuse_pointer
 from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
@@ -64,13 +66,14 @@ OnStage = Callable[[LoadStage], None]
 def load_network(
     path: Path,
     *,
+    checkpoint: Checkpoint | None = None,
     device: str = "auto",
     dtype: str | None = None,
     trust_remote_code: bool = False,
     follow_links: bool = False,
     on_stage: OnStage = lambda _stage: None,
 ) -> Network:
-    """Loads the checkpoint in folder ``path``.
+    """Loads the checkpoint in folder ``path``, or its files that are open as ``checkpoint``.
 
     ``on_stage`` is called with the progress. While weights are read it is called from the threads
     that read them, one call at a time; raising there abandons the loading.
@@ -81,7 +84,8 @@ def load_network(
         OutOfMemoryError: it does not fit.
     """
     on_stage(LoadStage("reading config", 0, 1))
-    checkpoint = open_checkpoint(path, follow_links=follow_links)
+    if checkpoint is None:
+        checkpoint = open_checkpoint(path, follow_links=follow_links)
     with quiet():
         config = read_config(checkpoint, trust_remote_code=trust_remote_code)
     stored = checkpoint_tensors(checkpoint, _dequantised(config))
@@ -124,12 +128,14 @@ def load_network(
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in folder ``path``.
+    """The tokenizer in folder ``path``, or in a GGUF file.
 
     Raises:
         TextError: there is none.
         CheckpointError: there is one, but it cannot be read.
     """
+    if is_gguf(path):
+        return _gguf_tokenizer(path)
     if not any((path / name).exists() for name in TOKENIZER_FILES):
         raise TextError(
             f"{path} has no tokenizer (tokenizer.json or tokenizer.model), so no text can be "
@@ -151,6 +157,24 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
             f"the tokenizer in {path} cannot be read: {_one_line(error)}"
         ) from error
     return tokenizer
+
+
+def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    document, special = open_gguf(file).tokenizer()
+    try:
+        with quiet():
+            return PreTrainedTokenizerFast(
+                tokenizer_object=Tokenizer.from_str(json.dumps(document)),
+                clean_up_tokenization_spaces=False,
+                **special,
+            )
+    except Exception as error:  # the Rust reader raises bare ones
+        raise CheckpointError(
+            f"the tokenizer in {file} cannot be made: {_one_line(error)}"
+        ) from error
 
 
 def choose_device(asked: str) -> tuple[str, str]:

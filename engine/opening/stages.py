@@ -66,7 +66,7 @@ def _open_files(
     demo, trusted = source == "demo", workspace.settings.trust_remote_code
     path = DEMO_PATH if demo else resolve_model(source, trust_remote_code=trusted)
     checkpoint = open_checkpoint(path, follow_links=workspace.settings.follow_links)
-    file, unknown = path / "config.json", why_unknown(checkpoint.config, trusted=trusted)
+    file, unknown = checkpoint.config_file, why_unknown(checkpoint.config, trusted=trusted)
     refuse_not_causal(file, checkpoint.config, trusted=trusted)
     if model:
         refuse_other_models(file, checkpoint.config, trusted=trusted)

@@ -45,6 +45,8 @@ def _accepted(context: Context[Workspace], command: p.Plan) -> p.Plan:
     return msgspec.structs.replace(
         command,
         formats=tuple(format for format in formats if not parse_built(format).kept),
+        served=not command.to
+        and (command.served or not (command.formats or session.settings.unserved)),
         pins=pins,
         bans=bans,
     )

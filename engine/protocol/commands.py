@@ -184,6 +184,9 @@ class Plan(Command, frozen=True, kw_only=True):
     """Kinds of layers, empty for all, and a format that they may not take."""
     to: str = ""
     """Export target that must be able to store every choice; empty for any."""
+    served: bool = False
+    """Whether all layers must run on one serving kernel, if a recipe within the budget does; set
+    where neither formats nor a target are given, and the settings allow no ``unserved`` ones."""
     grouped: bool = True
     """Whether the layers of a fused group take one format."""
     forwards: float = 20.0

@@ -26,6 +26,8 @@ class Hello(Message, frozen=True):
     session: str = ""
     seen: int = 0
     pid: int = 0
+    of_run: bool = False
+    """Whether the engine belongs to a command without an interface, and ends with it."""
 
 
 class Sent(Message, frozen=True):

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.diagnosis.serving import Serving
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
@@ -246,6 +247,7 @@ def diagnose_document(
     format: str,
     job: Job | None = None,
     recipe: Mapping[str, str] | None = None,
+    serving: Serving | None = None,
 ) -> s.DiagnoseDocument:
     """The document of a diagnosis.
 
@@ -254,6 +256,7 @@ def diagnose_document(
         format: canonical; whose damage is judged.
         job: its job; the session's last diagnosis if not given.
         recipe: whose errors inside the model were measured, by layer; None if none were.
+        serving: what the verdict's mix may have; None for what some serving kernel takes.
     """
     job = job or _last(session, "diagnose")
     return s.DiagnoseDocument(
@@ -262,7 +265,7 @@ def diagnose_document(
         protocol=_protocol(session),
         versions=session.versions,
         baseline=_baseline(session),
-        verdict=verdict_part(session, format),
+        verdict=verdict_part(session, format, serving),
         findings=finding_parts(session, format),
         layers=diagnosed_layers(session, format, recipe or {}),
         errors=UNSET if recipe is None else errors_part(session, recipe),

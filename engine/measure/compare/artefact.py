@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -11,12 +11,18 @@ from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint, read_layer
 from engine.checkpoint.companions import layouts_of
 from engine.checkpoint.packed.declared import declared_config
+from engine.checkpoint.weight import QuantisedWeight
 from engine.errors import CheckpointError
 from engine.model.source import resolve_model
 from engine.session import own_format
 from engine.session.artefact import OUTSIDE, bits_as_stored
 from engine.workspace import Opened
 
+ROWS = 64
+"""Rows that are read in each of several ways."""
+FITS = 0.7
+"""Another reading is right if it leaves less than this of the error: off by one step, it is a third
+of it."""
 _HEADS = {
     "q_proj": ("num_attention_heads", "n_head"),
     "k_proj": ("num_key_value_heads", "num_attention_heads"),
@@ -54,6 +60,41 @@ class Artefact:
     def read(self, layer: str) -> Tensor:
         """The weight that a layer dequantises to, ``[out, in]`` or ``[experts, out, in]``."""
         return read_layer(self.checkpoint, self.rows[layer])
+
+    def settle(self, layer: str, weight: Tensor) -> None:
+        """Read a layer in the way that fits the original, where there are several.
+
+        Args:
+            layer: one that both have.
+            weight: the original's, ``[out, in]`` or ``[experts, out, in]``.
+        """
+        stored = self._ambiguous(layer)
+        if stored is None:
+            return
+        rows = weight.reshape(-1, weight.shape[-1])[:ROWS].double()
+
+        def apart(reading: QuantisedWeight) -> float:
+            found = reading.load().rows(0, len(rows)).double()
+            return float((found - rows).norm())
+
+        own = apart(stored)
+        best = min(stored.otherwise, key=apart)
+        if apart(best) < FITS * own:
+            why = f"{best.read_as}: that fits the original"
+            self.checkpoint.quantised[stored.name] = replace(best, read_as=why)
+
+    def settle_all(self) -> None:
+        """Settle how every layer is read that can be read in several ways."""
+        for row in self.shared:
+            if self._ambiguous(row.name) is not None:
+                self.settle(row.name, read_layer(self.original.checkpoint, row))
+
+    def _ambiguous(self, layer: str) -> QuantisedWeight | None:
+        """A layer's weight, if there are several ways to read it."""
+        row = self.rows[layer]
+        stored = self.checkpoint.quantised.get(row.parts[0])
+        whole = stored is not None and len(row.parts) == 1 and not row.transposed
+        return stored if whole and stored is not None and stored.otherwise else None
 
     def holds(self, layer: str) -> str:
         """What a layer is stored as: a format where it is one of ours, else a layout or dtype."""

@@ -143,6 +143,7 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
     original = artefact.original
     weight = read_layer(original.checkpoint, original.rows[layer])
     try:
+        artefact.settle(layer, weight)
         stored = artefact.read(layer)
     except EngineError as error:
         nan = math.nan
@@ -253,8 +254,10 @@ class _Scoring:
         dtype = _SHORT[self.loaded.protocol.dtype]
 
         def load(report: Callable[[p.Progress], None]) -> Network:
+            artefact.settle_all()
             return load_network(
                 artefact.checkpoint.folder,
+                checkpoint=artefact.checkpoint,  # as the original settled how to read it
                 device=device,
                 dtype=dtype,
                 trust_remote_code=settings.trust_remote_code,
