@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.client import in_process
+from engine.diagnosis.of_artefacts import artefact_findings
 from engine.formats.grammar import parse_format
 from engine.quant.quantize import dequantized
 from engine.session import Compared, Session, apply
@@ -214,3 +215,44 @@ def test_what_is_another_model_is_refused(llama: Path, tmp_path: Path, prose: Pa
     assert job.exit_code == 3
     assert "shares no layer of a block" in job.message
     assert math.isnan(job.seconds_left) or job.seconds_left == 0
+
+
+def test_the_original_decides_how_a_file_is_read(llama: Path, tmp_path: Path, prose: Path) -> None:
+    """Zero points of version 1 in a folder that declares version 2, as some writers leave it."""
+    right = exported(llama, tmp_path / "gptq", "int4-g32", "gptq")
+    wrong = tmp_path / "declared otherwise"
+    shutil.copytree(right, wrong)
+    for file in (wrong / "config.json", wrong / "quantize_config.json"):
+        if file.exists():
+            said = '"checkpoint_format": "gptq'
+            text = file.read_text().replace(f'{said}"', f'{said}_v2"')
+            assert "gptq_v2" in text
+            file.write_text(text)
+    session = compared(llama, prose, right, wrong)
+    good, bad = session.compared.values()
+    assert bad.score is not None
+    assert good.score is not None
+    assert bad.score.kl == good.score.kl > 0
+    changed = {name: fact for name, fact in bad.layers.items() if fact.rounding != "same"}
+    assert len(changed) == 21
+    assert {fact.rounding for fact in changed.values()} == {"nearest"}
+    assert {fact.declared for fact in changed.values()} == {"GPTQ v2"}
+    assert {fact.read_as for fact in good.layers.values()} == {""}
+    assert {fact.holds for fact in changed.values()} == {"int4-g32"}
+    (found,) = artefact_findings(bad)
+    assert found.id == "declared-otherwise"
+    assert artefact_findings(good) == []
+
+
+def exported(source: Path, folder: Path, format: str, to: str) -> Path:
+    """A folder written by an export."""
+    client = in_process(str(source))
+    try:
+        client.send(p.Open(str(source), settings(), model=False))
+        client.send(p.Export(out=str(folder), to=to, format=format))
+        (*_, end) = until(client, ended("export"))
+        assert isinstance(end, p.JobEnded)
+        assert end.status == "done", end.message
+    finally:
+        client.close()
+    return folder
