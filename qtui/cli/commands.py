@@ -41,7 +41,7 @@ COMMANDS = (
     Command("stop", "qtui.cli.sessions:stop"),
     Command("doctor", "qtui.cli.doctor:doctor"),
 )
-PLANNED: tuple[str, ...] = ()
+PLANNED = ("calibrate", "symptoms", "bench")
 """Names kept for commands to come, so that they are not taken for a MODEL."""
 
 _registered: dict[str, Command] = {}
