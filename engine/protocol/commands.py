@@ -106,6 +106,18 @@ class Diagnose(Command, frozen=True):
     """On how many of the worst layers to try other formats; see `TryFixes`."""
 
 
+class Compare(Command, frozen=True):
+    """Compare finished checkpoints with the one that is open, their original."""
+
+    artefacts: tuple[str, ...]
+    """Folders or hub ids, each of the same model quantised."""
+    score: bool = True
+    """Whether each is run on the evaluation windows too."""
+    restore: int = 0
+    """For how many layers of each, those that err most first, to measure what giving that layer
+    back its original weight wins."""
+
+
 class Evaluate(Command, frozen=True):
     """Measure a recipe without changing the session's."""
 
@@ -281,6 +293,7 @@ _types: dict[str, type[Command]] = {
             Diagnose,
             TryFixes,
             MeasureErrors,
+            Compare,
             Evaluate,
             MeasureRecipe,
             Export,
