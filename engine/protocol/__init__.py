@@ -38,6 +38,7 @@ from engine.protocol.commands import (
     TryFixes,
     Undo,
     Unknown,
+    WriteImatrix,
     command_hook,
     command_types,
     identified,
@@ -117,6 +118,7 @@ from engine.protocol.frames import (
     decode_frame,
     encode,
 )
+from engine.protocol.imatrix import ImatrixWritten
 from engine.protocol.keys import (
     By,
     Direction,
@@ -175,6 +177,7 @@ __all__ = [
     "GroupSize",
     "Hello",
     "HistogramReady",
+    "ImatrixWritten",
     "Intent",
     "JobEnded",
     "JobFirst",
@@ -229,6 +232,7 @@ __all__ = [
     "Undo",
     "Unknown",
     "WeightError",
+    "WriteImatrix",
     "command_hook",
     "command_types",
     "decode_event",
