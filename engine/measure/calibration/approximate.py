@@ -247,7 +247,7 @@ def _scaling(
     device = inputs.statistics.gram.device
     scale = torch.ones(inputs.statistics.width, device=device)
     online, gain = scale, scale
-    stored: torch.dtype = getattr(torch, loaded.opened.checkpoint.dtype)
+    stored: torch.dtype = getattr(torch, loaded.opened.checkpoint.dtype, torch.float32)
     for each in wanted:
 
         def find(name: str = each.name, scale: Tensor = scale, gain: Tensor = gain) -> Tensor:
