@@ -40,7 +40,7 @@ def _type(module: ModuleType, *halves: int, **which: Any) -> _Type:
     return _Type(partial(module.encode, **which), partial(module.decode, **which), halves)
 
 
-_TYPES = {
+TYPES = {
     "q4_0": _type(gguf_legacy, 0, bits=4, offset=False),
     "q4_1": _type(gguf_legacy, 0, 2, bits=4, offset=True),
     "q5_0": _type(gguf_legacy, 0, bits=5, offset=False),
@@ -68,7 +68,7 @@ class GgufBlocks:
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ``, as the ``gguf`` package reads it, in float32 and cast last."""
-        values = _TYPES[self.type].decode(self.blocks.reshape(-1, self.block_bytes))
+        values = TYPES[self.type].decode(self.blocks.reshape(-1, self.block_bytes))
         return values.reshape(*self.blocks.shape[:-1], -1).to(dtype)
 
 
@@ -110,7 +110,7 @@ def write_dequantized(
 def _encoded(
     weight: Tensor, fmt: Format, name: str, importance: Tensor | None
 ) -> Encoded[GgufBlocks]:
-    kind = _TYPES[fmt.name]
+    kind = TYPES[fmt.name]
     for rows in row_chunks(weight):
         finite, broken = finite_and_broken(weight[rows])
         blocks = gguf_compiled.encode(finite, fmt, importance=importance)
