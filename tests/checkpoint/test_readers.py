@@ -27,14 +27,13 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_quantisers_that_can_be_read() -> None:
     assert readable_methods() == {
         *("fp8", "mxfp4", "compressed-tensors"),
-        *("gptq", "gptqmodel", "auto-round", "intel/auto-round"),
+        *("gptq", "awq", "gptqmodel", "auto-round", "intel/auto-round"),
     }
 
 
 @pytest.mark.parametrize(
     ("ending", "tensor"),
     [
-        (".weight_packed", torch.zeros(4, 4, dtype=torch.int32)),
         (".weight.absmax", torch.zeros(4, dtype=torch.uint8)),
         (".weight.quant_state.bitsandbytes__nf4", torch.zeros(4, dtype=torch.uint8)),
         (".weight", torch.zeros(4, 4, dtype=torch.int8)),

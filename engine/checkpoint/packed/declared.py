@@ -71,7 +71,7 @@ def overridden(config: Mapping[str, Any], module: str) -> dict[str, Any] | None:
         return dict(config)
     for rule, values in rules.items():
         negative = rule.startswith("-:")
-        if not _matches(rule.removeprefix("-:").removeprefix("+:"), module):
+        if not matches(rule.removeprefix("-:").removeprefix("+:"), module):
             continue
         if negative:
             return None
@@ -79,7 +79,12 @@ def overridden(config: Mapping[str, Any], module: str) -> dict[str, Any] | None:
     return dict(config)
 
 
-def _matches(pattern: str, module: str) -> bool:
+def matches(pattern: str, module: str) -> bool:
+    """Whether a regular expression of a config matches the beginning of a module's name.
+
+    Raises:
+        CheckpointError: it is none.
+    """
     try:
         return re.match(pattern, module) is not None
     except (re.error, RecursionError) as error:
