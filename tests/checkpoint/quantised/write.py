@@ -250,7 +250,71 @@ def autoawq() -> Iterator[Case]:
             yield Case(f"{form}-g{size}", config, named(state, tuple(state)), dequantised)
 
 
+def autoround() -> Iterator[Case]:
+    """The layouts of GPTQ that AutoRound writes: zero points less one or not, ``g_idx`` or not."""
+    from auto_round_extension.torch.qlinear_torch import QuantLinear
+    from auto_round_extension.torch.qlinear_torch_zp import QuantLinear as LessOne
+
+    for packing, kind, more in (
+        ("auto_round:auto_gptq", LessOne, {}),
+        ("auto_round", QuantLinear, {}),
+        ("auto_round:gptqmodel", QuantLinear, {"g_idx": True}),
+    ):
+        for bits in (2, 3, 4, 8):
+            for symmetric in (True, False):
+                whole = weight()
+                scales, zeros = grid(whole, bits, 32, symmetric=symmetric)
+                linear = torch.nn.Linear(64, 32, bias=False)
+                linear.weight.data = whole
+                module = kind(bits, 32, 64, 32, False, **more)
+                middle = int(zeros.flatten()[0]) if symmetric else zeros
+                module.pack(linear, scales, middle, None)
+                module.eval()
+                dequantised = module(torch.eye(64).half()).T.contiguous()
+                config = {
+                    "quant_method": "auto-round", "packing_format": packing, "bits": bits,
+                    "group_size": 32, "sym": symmetric,
+                }  # fmt: skip
+                name = f"{packing}-{bits}-{'sym' if symmetric else 'asym'}"
+                yield Case(name, config, named(module.state_dict(), tuple(_BUFFERS)), dequantised)
+
+
+_BUFFERS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+def bitsandbytes() -> Iterator[Case]:
+    """nf4 and fp4, quantised twice and of an odd number of weights; int8."""
+    from bitsandbytes import functional as bnb
+
+    for kind in ("nf4", "fp4"):
+        for block, nested, shape, dtype in (
+            (64, False, (32, 64), torch.bfloat16),
+            (64, True, (32, 64), torch.bfloat16),
+            (128, True, (30, 65), torch.float16),
+            (64, False, (7, 33), torch.float32),
+        ):
+            whole = weight(*shape).to(dtype)
+            codes, state = bnb.quantize_4bit(
+                whole, quant_type=kind, blocksize=block, compress_statistics=nested
+            )
+            dequantised = bnb.dequantize_4bit(codes, state)
+            tensors = {f"{MODULE}.weight": codes}
+            for key, value in state.as_dict(packed=True).items():
+                tensors[f"{MODULE}.weight.{key}"] = value
+            name = f"{kind}-{block}{'-nested' if nested else ''}-{shape[0]}x{shape[1]}"
+            config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+            yield Case(name, config, tensors, dequantised)
+    codes, absmax, _ = bnb.int8_vectorwise_quant(weight().half())
+    dequantised = bnb.int8_vectorwise_dequant(codes, absmax)
+    tensors = {f"{MODULE}.weight": codes, f"{MODULE}.SCB": absmax}
+    tensors[f"{MODULE}.weight_format"] = torch.tensor(0, dtype=torch.uint8)
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    yield Case("int8", config, tensors, dequantised)
+
+
 TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
+    "auto-round": (autoround, "auto-round", ("auto-round",)),
+    "bitsandbytes": (bitsandbytes, "bitsandbytes", ("bitsandbytes",)),
     "autoawq": (autoawq, "autoawq", ("autoawq",)),
     "gptqmodel": (gptqmodel, "gptqmodel", ("gptqmodel",)),
     "compressed-tensors": (compressed_tensors, "llm-compressor", ("compressed-tensors",)),
