@@ -127,8 +127,8 @@ class EngineLink:
         self.app.run_worker(self._run(), group="engine", exclusive=True)
 
     def _lacking(self) -> list[p.Command]:
-        """Commands for what the session lacks."""
-        if self.read_only:
+        """Commands for what the session lacks; a command's own engine is only watched."""
+        if self.read_only or (self.link is not None and self.link.of_run):
             return []
         commands = [
             p.identified(each) for each in lacking(self.session, self.source, self.settings)

@@ -1,7 +1,7 @@
 """Reads checkpoints on disk: safetensors headers, shards, lazy tensors; reports what is wrong."""
 
 from engine.checkpoint.checkpoint import Checkpoint
-from engine.checkpoint.dequantised import open_checkpoint
+from engine.checkpoint.containers import open_checkpoint
 from engine.checkpoint.groups import fused_groups
 from engine.checkpoint.headers import TensorInfo, read_header
 from engine.checkpoint.layers import (

@@ -56,7 +56,8 @@ def layouts_of(checkpoint: Checkpoint) -> list[str]:
     """
     layouts = [weight.layout for weight in checkpoint.quantised.values()]
     of_one = [] if plain_codes(checkpoint) else readers_of(checkpoint)
-    return list(dict.fromkeys([*layouts, *(reader.name for reader in of_one)]))
+    whole = [checkpoint.dequantised] if checkpoint.dequantised else []
+    return list(dict.fromkeys([*whole, *layouts, *(reader.name for reader in of_one)]))
 
 
 def check_companions(checkpoint: Checkpoint) -> None:
@@ -86,6 +87,12 @@ def _refuse_stale_config(checkpoint: Checkpoint, known: Sequence[Reader]) -> Non
     """Refuse a config that names a quantiser where no weight is quantised, or in a way unknown."""
     method = quant_method(checkpoint)
     tensors = checkpoint.tensors.values()
+    given = checkpoint.config.get("quantization_config")
+    if given is not None and not isinstance(given, dict):
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'} has a quantization_config that is a "
+            f"{type(given).__name__}, not an object: how its weights are stored is not known"
+        )
     if method is None or checkpoint.quantised:
         return
     if any(recogniser(checkpoint, tensor, known) for tensor in tensors):

@@ -13,7 +13,7 @@ from engine.checkpoint.weight import QuantisedWeight
 from engine.errors import CheckpointError
 
 
-def open_checkpoint(folder: Path, *, follow_links: bool = False) -> Checkpoint:
+def open_folder(folder: Path, *, follow_links: bool = False) -> Checkpoint:
     """Open the checkpoint in ``folder``, reading ``config.json`` and the headers of its weights.
 
     Looks for weights in the order of transformers: ``model.safetensors``, the shards of

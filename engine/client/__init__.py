@@ -11,6 +11,7 @@ from engine.client.link import (
     EngineGoneError,
     Link,
     OtherVersionError,
+    RunEndedError,
     SocketLink,
     connect,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "JobError",
     "Link",
     "OtherVersionError",
+    "RunEndedError",
     "SocketLink",
     "attached",
     "connect",

@@ -23,6 +23,8 @@ class Attached:
     def __init__(self, link: SocketLink, loop: asyncio.AbstractEventLoop) -> None:
         self.session = Session()
         self._link, self._loop = link, loop
+        self.of_run = link.of_run
+        """Whether the engine belongs to a command without an interface, and ends with it."""
         self._pending: asyncio.Task[p.Sent | Session] | None = None
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:

@@ -68,6 +68,12 @@ class OtherVersionError(EngineGoneError):
         )
 
 
+class RunEndedError(EngineGoneError):
+    """The engine belonged to a command without an interface, which has ended."""
+
+    remedy = "starts an engine and resumes"
+
+
 class EngineEndingError(EngineGoneError):
     """The engine hung up on a new client: it is just ending."""
 
@@ -79,6 +85,8 @@ class Link(Protocol):
     """The session's name."""
     log_path: str
     """Path of the engine's log."""
+    of_run: bool
+    """Whether the engine belongs to a command without an interface, and ends with it."""
 
     async def send(self, command: p.AnyCommand) -> None:
         """Send a command; returns once it is written."""
@@ -103,6 +111,7 @@ class SocketLink:
         self.name = name
         self.log_path = str(log_file(name))
         self.pid = 0
+        self.of_run = False
         self.process: subprocess.Popen[bytes] | None = None
         """The engine process, if this client started it."""
         self._reader, self._writer = reader, writer
@@ -124,7 +133,7 @@ class SocketLink:
             raise EngineEndingError.of(self.name, f"the engine of {self.name} did not answer")
         if hello.wire != p.WIRE_VERSION:
             raise OtherVersionError(self.name, hello.pid)
-        self.pid = hello.pid
+        self.pid, self.of_run = hello.pid, hello.of_run
 
     async def send(self, command: p.AnyCommand) -> None:
         """See `Link`."""
@@ -163,6 +172,8 @@ class SocketLink:
                     continue
 
     def _gone(self) -> EngineGoneError:
+        if self.of_run:
+            return RunEndedError(f"the command that had {self.name} open has ended")
         how = _how_ended(self.process)
         return EngineGoneError.of(self.name, f"the engine of {self.name} {how}")
 

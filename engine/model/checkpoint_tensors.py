@@ -78,6 +78,8 @@ def checkpoint_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint
     }
     found = readers_of(checkpoint)
     note = stored_note(checkpoint)
+    if not found and checkpoint.dequantised:
+        return CheckpointTensors(tensors, dtype, note)
     if not found:
         return CheckpointTensors(tensors, getattr(torch, checkpoint.dtype), note)
     for reader in found:

@@ -106,6 +106,18 @@ class Diagnose(Command, frozen=True):
     """On how many of the worst layers to try other formats; see `TryFixes`."""
 
 
+class Compare(Command, frozen=True):
+    """Compare finished checkpoints with the one that is open, their original."""
+
+    artefacts: tuple[str, ...]
+    """Folders or hub ids, each of the same model quantised."""
+    score: bool = True
+    """Whether each is run on the evaluation windows too."""
+    restore: int = 0
+    """For how many layers of each, those that err most first, to measure what giving that layer
+    back its original weight wins."""
+
+
 class Evaluate(Command, frozen=True):
     """Measure a recipe without changing the session's."""
 
@@ -172,6 +184,9 @@ class Plan(Command, frozen=True, kw_only=True):
     """Kinds of layers, empty for all, and a format that they may not take."""
     to: str = ""
     """Export target that must be able to store every choice; empty for any."""
+    served: bool = False
+    """Whether all layers must run on one serving kernel, if a recipe within the budget does; set
+    where neither formats nor a target are given, and the settings allow no ``unserved`` ones."""
     grouped: bool = True
     """Whether the layers of a fused group take one format."""
     forwards: float = 20.0
@@ -278,6 +293,7 @@ _types: dict[str, type[Command]] = {
             Diagnose,
             TryFixes,
             MeasureErrors,
+            Compare,
             Evaluate,
             MeasureRecipe,
             Export,

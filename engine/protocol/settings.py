@@ -31,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Draws of labels behind an estimate of KL."""
     calib_tokens: int = 32768
     """Tokens of calibration text, in windows of ``seq_len``."""
+    unserved: bool = False
+    """Whether verdicts, advice and plans may choose formats that no serving kernel takes."""
     sigma: float = 4.0
     """Weights beyond this many standard deviations count as outliers."""
     bos: bool = False

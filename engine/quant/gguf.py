@@ -40,7 +40,7 @@ def _type(module: ModuleType, *halves: int, **which: Any) -> _Type:
     return _Type(partial(module.encode, **which), partial(module.decode, **which), halves)
 
 
-_TYPES = {
+TYPES = {
     "q4_0": _type(gguf_legacy, 0, bits=4, offset=False),
     "q4_1": _type(gguf_legacy, 0, 2, bits=4, offset=True),
     "q5_0": _type(gguf_legacy, 0, bits=5, offset=False),
@@ -68,7 +68,7 @@ class GgufBlocks:
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ``, as the ``gguf`` package reads it, in float32 and cast last."""
-        values = _TYPES[self.type].decode(self.blocks.reshape(-1, self.block_bytes))
+        values = TYPES[self.type].decode(self.blocks.reshape(-1, self.block_bytes))
         return values.reshape(*self.blocks.shape[:-1], -1).to(dtype)
 
 
@@ -83,13 +83,17 @@ def quantize_gguf(
         weight: The weight; not modified.
         fmt: A GGUF type.
         name: The tensor, for error messages.
-        importance: How much each input matters, ``[in]``, not negative: a row of an importance
-            matrix of llama.cpp. None weighs errors by the weights alone.
+        importance: How much each input matters, ``[in]`` or ``[experts, in]``, not negative: what
+            an importance matrix of llama.cpp has for a tensor. None weighs errors by the weights
+            alone.
 
     Raises:
         FormatError: A scale of a block is too large for float16.
     """
-    return joined(lambda matrix: _encoded(matrix, fmt, name, importance), weight.detach())
+    if importance is None or importance.dim() == 1:
+        return joined(lambda matrix: _encoded(matrix, fmt, name, importance), weight.detach())
+    of_expert = iter(importance)
+    return joined(lambda matrix: _encoded(matrix, fmt, name, next(of_expert)), weight.detach())
 
 
 def write_dequantized(
@@ -106,7 +110,7 @@ def write_dequantized(
 def _encoded(
     weight: Tensor, fmt: Format, name: str, importance: Tensor | None
 ) -> Encoded[GgufBlocks]:
-    kind = _TYPES[fmt.name]
+    kind = TYPES[fmt.name]
     for rows in row_chunks(weight):
         finite, broken = finite_and_broken(weight[rows])
         blocks = gguf_compiled.encode(finite, fmt, importance=importance)
@@ -128,6 +132,11 @@ def _tiles(matrix: Tensor) -> Iterator[Tensor]:
         yield matrix[start : start + step]
 
 
+def quantize_gguf_weighed(weight: Tensor, fmt: Format, importance: Tensor, name: str) -> GgufBlocks:
+    """`quantize_gguf` by the importance of inputs."""
+    return quantize_gguf(weight, fmt, name, importance.to(weight.device, torch.float32))
+
+
 def _levels(fmt: Format) -> Levels | None:
     """The scales of K-quants and ``iq4`` are searched for, weight by weight."""
     return Levels() if fmt.name in gguf_legacy.NAMES else None
@@ -136,5 +145,6 @@ def _levels(fmt: Format) -> Levels | None:
 ARITHMETIC = Arithmetic(
     quantize=lambda weight, fmt, _dtype, name: quantize_gguf(weight, fmt, name),
     write=lambda weight, fmt, _dtype, out, name: write_dequantized(weight, fmt, out, name),
+    weighed=quantize_gguf_weighed,
     levels=_levels,
 )

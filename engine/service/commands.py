@@ -24,6 +24,7 @@ DECLARED = (
     "engine.measure.fixes.job:TRY_FIXES",
     "engine.measure.errors.job:ERRORS",
     "engine.measure.errors.job:ERROR_MAP",
+    "engine.measure.compare.job:COMPARE",
     "engine.measure.evaluation.job:EVALUATE",
     "engine.measure.evaluation.job:MEASURE_RECIPE",
     "engine.export.job:EXPORT",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from engine.ggml_types import QUANTISED
 from engine.protocol import Role
 
 OUTSIDE = ("head", "embedding")
@@ -111,6 +112,8 @@ class StoredSums:
 
 
 def bits_as_stored(shape: tuple[int, ...], dtype: str) -> int:
-    """Bits of a tensor as stored, by torch's dtype name."""
+    """Bits of a tensor as stored, by torch's dtype name, or that of a type of ggml."""
+    if (blocks := QUANTISED.get(dtype)) is not None:
+        return math.prod(shape) // blocks.block * blocks.bytes * 8
     digits = "".join(c for c in dtype.split("_")[0] if c.isdigit())
     return math.prod(shape) * int(digits or 8)

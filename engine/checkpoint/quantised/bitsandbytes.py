@@ -212,7 +212,8 @@ def _eight_bits(pieces: Pieces) -> QuantisedWeight:
     pieces.expect(".SCB", FLOATS, (out,), (out, 1))
     if ".weight_format" in pieces and pieces.read(".weight_format").flatten()[:1].any():
         raise pieces.refusal(
-            "its rows are in an order of a GPU, which is not read: save it with a newer bitsandbytes"
+            "its rows are in an order of a GPU, which is not read: save it with a newer "
+            "bitsandbytes"
         )
     return QuantisedWeight(
         name=f"{pieces.prefix}.weight",

@@ -11,7 +11,14 @@ from torch import Tensor
 from engine import protocol as p
 from engine.checkpoint import read_layer
 from engine.errors import FormatError
-from engine.formats.grammar import FOLDED, Format, folds, needs_calibration, why_not_alone
+from engine.formats.grammar import (
+    FOLDED,
+    Format,
+    folds,
+    needs_calibration,
+    weighs_alone,
+    why_not_alone,
+)
 from engine.measure.calibration.block_inputs import BlockInputs, Events, RecipeInputs
 from engine.measure.calibration.calibration import Calibration, need_calibration
 from engine.measure.calibration.solve import (
@@ -48,7 +55,8 @@ def approximated(
     """What a layer computes with in a format; yields while the calibration inputs are gathered.
 
     Methods that need inputs get those of the unchanged network. With a recipe they get the outputs
-    of the blocks before as the recipe quantises them, so those blocks are quantised first.
+    of the blocks before as the recipe quantises them, so those blocks are quantised first; but
+    ``+imatrix`` always weighs by the inputs of the unchanged network, as llama.cpp does.
 
     Args:
         loaded: the model.
@@ -78,16 +86,17 @@ def approximated(
         return StandIn(weight, rounded_inputs(rotated=rotated))
     calibration = yield from need_calibration(loaded)
     start = network.layers[layer].start
-    states = calibration.reference if recipe is None else recipe.of(start)
+    before = None if weighs_alone(format) else recipe
+    states = calibration.reference if before is None else before.of(start)
     key = (layer, str(format), states.prefix)
-    wanted = None if recipe is None or method(format, "gptq") is None else recipe.forms
+    wanted = None if recipe is None or not _stores_codes(format) else recipe.forms
     known = calibration.solved.get(key)
     if known is not None and (wanted is None or layer in wanted):
         return known
-    for name in [] if recipe is None else recipe.unsettled(start):
-        assert recipe is not None
-        before = yield from approximated(loaded, name, recipe.formats[name], counts, recipe)
-        recipe.settled[name] = before
+    for name in [] if before is None else before.unsettled(start):
+        assert before is not None
+        settled = yield from approximated(loaded, name, before.formats[name], counts, before)
+        before.settled[name] = settled
         yield None
     inputs = yield from calibration.inputs(layer, states, counts)
     scaling = yield from _scaling(loaded, calibration, layer, format, inputs, states, counts)
@@ -111,6 +120,11 @@ def approximated(
     return held
 
 
+def _stores_codes(format: Format) -> bool:
+    """Whether inputs decide codes that an export stores."""
+    return method(format, "gptq") is not None or method(format, "imatrix") is not None
+
+
 def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[RecipeInputs | None]:
     """Where inputs come from in a recipe; None if none of its formats needs them."""
     network = loaded.network
@@ -123,7 +137,8 @@ def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[Recip
 def solved_codes(
     loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts
 ) -> Events[dict[str, Solved]]:
-    """The codes that ``+gptq`` finds for the layers of a recipe, for the weights it is scored with.
+    """The codes that ``+gptq`` and ``+imatrix`` find for the layers of a recipe, for the weights it
+    is scored with.
 
     Layers are solved in the order of the blocks, each on the outputs of the quantised blocks
     before. Codes are in main memory, one byte per weight.
@@ -209,7 +224,7 @@ def _scaling(
     device = inputs.statistics.gram.device
     scale = torch.ones(inputs.statistics.width, device=device)
     online, gain = scale, scale
-    stored: torch.dtype = getattr(torch, loaded.opened.checkpoint.dtype)
+    stored: torch.dtype = getattr(torch, loaded.opened.checkpoint.dtype, torch.float32)
     for each in wanted:
 
         def find(name: str = each.name, scale: Tensor = scale, gain: Tensor = gain) -> Tensor:

@@ -217,7 +217,11 @@ def need_calibration(loaded: Loaded) -> Events[Calibration]:
     from engine.model.quiet import quiet
 
     opened, settings, notices = loaded.opened, loaded.settings, list[str]()
-    tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(
+        opened.path,
+        trust_remote_code=settings.trust_remote_code,
+        follow_links=settings.follow_links,
+    )
     text = calibration_text(
         settings.calib, demo=opened.demo, notify=notices.append, tokenizer=tokenizer
     )

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from engine.report.schema.comparison import ArtefactPart as ArtefactPart
+from engine.report.schema.comparison import ComparedLayer as ComparedLayer
+from engine.report.schema.comparison import CompareDocument as CompareDocument
+from engine.report.schema.comparison import RestoredPart as RestoredPart
 from engine.report.schema.diagnosis import ClippingPart as ClippingPart
 from engine.report.schema.diagnosis import DiagnosedLayer as DiagnosedLayer
 from engine.report.schema.diagnosis import DiagnoseDocument as DiagnoseDocument
@@ -70,6 +74,7 @@ Document: TypeAlias = (
     | EvalDocument
     | DiagnoseDocument
     | PlanDocument
+    | CompareDocument
     | ExportDocument
     | ReportDocument
     | SessionsDocument

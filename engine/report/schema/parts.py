@@ -155,6 +155,14 @@ class VerdictPart(Part, frozen=True, kw_only=True):
     """Share of the damage from the worst five layers, 0 to 1."""
     worst: list[str]
     """These layers, the worst first."""
+    to: str | UnsetType = UNSET
+    """The export target that holds the mix, with ``--to``."""
+    unable: int | UnsetType = UNSET
+    """Layers that cannot have the format there: the target does not hold it, or no serving kernel
+    takes it."""
+    kernels: list[str]
+    """Serving kernels that take the mix, or without one the uniform format: one that takes every
+    layer, else as few as do; those of layers that none takes are missing."""
     mix: MixPart | UnsetType = UNSET
     """Missing where no better format is known."""
     sentence: str

@@ -67,6 +67,10 @@ class PlanDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtu
     """Plain forward passes that measuring took; an estimate of all layers counts as 7."""
     layers: dict[str, str]
     """Format of every layer, kept formats among them."""
+    kernels: list[str]
+    """Serving kernels that take the quantised layers: one that takes all, else as few as do."""
+    unserved: int | UnsetType = UNSET
+    """Layers whose format none takes."""
     units: list[UnitPart]
     """Layers that were decided together."""
     frontier: list[PointPart]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.report import schema
+from engine.report.tables.comparison import comparison_text as comparison_text
 from engine.report.tables.diagnosis import diagnosis_markdown as diagnosis_markdown
 from engine.report.tables.diagnosis import diagnosis_text as diagnosis_text
 from engine.report.tables.evaluation import eval_text as eval_text
@@ -21,6 +22,7 @@ TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
     schema.EvalDocument: eval_text,
     schema.DiagnoseDocument: diagnosis_text,
     schema.PlanDocument: plan_text,
+    schema.CompareDocument: comparison_text,
     schema.ExportDocument: export_text,
 }
 """How each type of document is printed."""

@@ -28,5 +28,5 @@ def test_a_weight_is_what_its_tool_dequantises_it_to(tool: str, name: str, tmp_p
 def test_rows_are_those_of_the_whole(tool: str, name: str, tmp_path: Path) -> None:
     checkpoint = written(tmp_path, tool, name)
     whole = checkpoint.read(WEIGHT)
-    some = checkpoint.read_rows(WEIGHT, 3, 9)
-    assert torch.equal(some.view(torch.uint8), whole[3:9].contiguous().view(torch.uint8))
+    some = checkpoint.read_rows(WEIGHT, 3, 7)
+    assert torch.equal(some.view(torch.uint8), whole[3:7].contiguous().view(torch.uint8))

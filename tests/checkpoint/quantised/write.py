@@ -267,6 +267,7 @@ def autoround() -> Iterator[Case]:
                 linear = torch.nn.Linear(64, 32, bias=False)
                 linear.weight.data = whole
                 module = kind(bits, 32, 64, 32, False, **more)
+                module.device = "cpu"
                 middle = int(zeros.flatten()[0]) if symmetric else zeros
                 module.pack(linear, scales, middle, None)
                 module.eval()
