@@ -8,7 +8,6 @@ while we read it is then an error that names it, not a bus error.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.checkpoint import pickles
+from engine.checkpoint.config_sizes import check_sizes
+from engine.checkpoint.files import check_file, is_there
 from engine.checkpoint.headers import TensorInfo, read_header
-from engine.checkpoint.links import check_link, refuse_pointer
+from engine.checkpoint.json_files import read_object
 from engine.checkpoint.other_formats import refuse_other_formats
 from engine.errors import CheckpointError
 
@@ -40,7 +41,7 @@ class Checkpoint:
     """A folder of weights, opened and checked; created by `open_folder`.
 
     ``tensors`` are in the order of shards and offsets. ``pickled`` means that the weights are
-    ``.bin`` files, whose offsets are not used.
+    ``.bin`` files, in which a tensor may have no place of its own: its offset is 0 then.
     """
 
     folder: Path
@@ -176,7 +177,7 @@ class Checkpoint:
     def _read(self, found: TensorInfo, start: int, end: int, shape: tuple[int, ...]) -> Tensor:
         import torch
 
-        if self.pickled:
+        if self.pickled and not found.start:
             row = found.bytes // found.shape[0] if found.shape and found.shape[0] else 0
             whole = pickles.load(found.file)[found.name]
             if shape != found.shape:
@@ -251,6 +252,7 @@ def open_stored(folder: Path, *, follow_links: bool = False) -> Checkpoint:
             )
     if not tensors:
         raise CheckpointError(f"{shards[0]} holds no tensors; download or save it again")
+    check_sizes(folder / "config.json", config, tensors)
     return Checkpoint(
         folder,
         _name(folder),
@@ -271,29 +273,6 @@ def _name(folder: Path) -> str:
     return folder.name or real.name
 
 
-def read_json(file: Path) -> tuple[dict[str, Any], str]:
-    """The JSON object in ``file``, and the SHA-256 of its bytes.
-
-    Raises:
-        CheckpointError: it cannot be read, or is not a JSON object.
-    """
-    try:
-        text = file.read_bytes()
-        refuse_pointer(file, text)
-        found = json.loads(text.decode("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file} is not valid JSON ({error}); download or save it again"
-        ) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(
-            f"{file} holds a {type(found).__name__} instead of an object; download or save it again"
-        )
-    return found, hashlib.sha256(text).hexdigest()
-
-
 def read_config(folder: Path, *, follow_links: bool = False) -> tuple[dict[str, Any], str]:
     """The contents of ``config.json``, and the SHA-256 of its bytes.
 
@@ -301,11 +280,10 @@ def read_config(folder: Path, *, follow_links: bool = False) -> tuple[dict[str, 
         CheckpointError: it is missing or not a JSON object.
     """
     file = folder / "config.json"
-    if not file.is_file():
+    if not is_there(file):
         refuse_other_formats(folder)
         raise CheckpointError(f"{file} is missing; give a folder as saved by transformers")
-    check_link(folder, file, follow=follow_links)
-    return read_json(file)
+    return read_object(folder, file, follow=follow_links)
 
 
 def find_weights(
@@ -318,14 +296,11 @@ def find_weights(
     """
     for name, pickled in (("model.safetensors", False), ("pytorch_model.bin", True)):
         file, index = folder / name, folder / f"{name}.index.json"
-        if file.is_file():
-            check_link(folder, file, follow=follow_links)
+        if is_there(file):
+            check_file(folder, file, follow=follow_links)
             return [file], {}, pickled
-        if file.is_symlink():
-            raise CheckpointError(f"{file} links to a file that is missing; download it again")
-        if index.is_file():
-            check_link(folder, index, follow=follow_links)
-            claimed = _read_index(index)
+        if is_there(index):
+            claimed = _read_index(folder, index, follow_links)
             shards = [
                 _shard(folder, index, shard, follow_links)
                 for shard in sorted(set(claimed.values()))
@@ -344,8 +319,9 @@ def find_weights(
     )
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    weight_map = read_json(index)[0].get("weight_map")
+def _read_index(folder: Path, index: Path, follow_links: bool) -> dict[str, str]:
+    found, _ = read_object(folder, index, follow=follow_links, unique=True)
+    weight_map = found.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; download or save it again")
     for name, shard in weight_map.items():
@@ -364,12 +340,12 @@ def _shard(folder: Path, index: Path, name: str, follow_links: bool) -> Path:
         )
     file = folder / name
     try:
-        present = file.is_file()
+        present = is_there(file)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{index} names the shard {name!r}: {error}") from error
     if not present:
         raise CheckpointError(
             f"{file} is missing, though {index.name} names it; finish the download"
         )
-    check_link(folder, file, follow=follow_links)
+    check_file(folder, file, follow=follow_links)
     return file

@@ -87,6 +87,12 @@ def _refuse_stale_config(checkpoint: Checkpoint, known: Sequence[Reader]) -> Non
     """Refuse a config that names a quantiser where no weight is quantised, or in a way unknown."""
     method = quant_method(checkpoint)
     tensors = checkpoint.tensors.values()
+    given = checkpoint.config.get("quantization_config")
+    if given is not None and not isinstance(given, dict):
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'} has a quantization_config that is a "
+            f"{type(given).__name__}, not an object: how its weights are stored is not known"
+        )
     if method is None or checkpoint.quantised:
         return
     if any(recogniser(checkpoint, tensor, known) for tensor in tensors):

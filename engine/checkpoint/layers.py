@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.companions import check_companions, read_plain
 from engine.checkpoint.headers import TensorInfo
+from engine.checkpoint.names import block_of
 from engine.checkpoint.quantised.reader import (
     Reader,
     reader_named,
@@ -108,7 +109,7 @@ def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
     tables = [
         tensor
         for tensor in checkpoint.tensors.values()
-        if len(tensor.shape) == 2 and not _block_of(tensor.name) and not _is_other_sense(tensor)
+        if len(tensor.shape) == 2 and not block_of(tensor.name) and not _is_other_sense(tensor)
     ]
     embedding = _find_embedding(checkpoint, tables)
     head = next((tensor for tensor in tables if _is_weight(tensor, _HEAD)), None)
@@ -204,15 +205,6 @@ def _model_types(config: dict[str, Any]) -> set[object]:
     return found | ({str(inner.get("model_type"))} if isinstance(inner, dict) else set())
 
 
-def _block_of(name: str) -> tuple[str, int] | None:
-    """The outermost list of a tensor, and its index: ``model.layers.3.x`` → 3 of that."""
-    words = name.split(".")
-    for i, word in enumerate(words[1:-1], 1):
-        if word.isascii() and word.isdigit() and len(word) < 7:
-            return ".".join(words[:i]), int(word)
-    return None
-
-
 def _is_other_sense(tensor: TensorInfo) -> bool:
     """Whether it belongs to a vision or audio tower, or to extra heads."""
     return is_other_sense(tensor.name.split(".")[:-2])
@@ -228,7 +220,7 @@ def _find_body(checkpoint: Checkpoint) -> tuple[str, dict[int, list[TensorInfo]]
     lists: dict[str, dict[int, list[TensorInfo]]] = defaultdict(lambda: defaultdict(list))
     sizes: dict[str, int] = defaultdict(int)
     for tensor in checkpoint.tensors.values():
-        found = _block_of(tensor.name)
+        found = block_of(tensor.name)
         if found and not _is_other_sense(tensor):
             name, index = found
             lists[name][index].append(tensor)

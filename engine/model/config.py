@@ -95,9 +95,13 @@ def refuse_not_causal(file: Path, raw: dict[str, Any], *, trusted: bool = False)
     Raises:
         CheckpointError: saying what it is.
     """
+    kind = raw.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise CheckpointError(f"{file} gives model_type as {kind!r:.100}, not as a word")
     if (why := why_not_causal(raw, trusted=trusted)) is not None:
         raise CheckpointError(f"{file}: {why}")
-    architectures = [a for a in raw.get("architectures") or () if isinstance(a, str)]
+    named = raw.get("architectures")
+    architectures = [a for a in named if isinstance(a, str)] if isinstance(named, list) else []
     if architectures and all(OTHER_HEAD.search(a) for a in architectures):
         raise CheckpointError(
             f"{file}: {architectures[0]} is not a causal language model, and only those are read"
@@ -120,7 +124,9 @@ def _parse(checkpoint: Checkpoint, file: Path, raw: dict[str, Any], trusted: boo
         AttributeError,
         ImportError,
         OSError,
-        ZeroDivisionError,
+        ArithmeticError,
+        RecursionError,
+        AssertionError,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(

@@ -22,7 +22,7 @@ from engine.checkpoint import (
     remarks,
 )
 from engine.demo import DEMO_PATH
-from engine.errors import EngineError, few
+from engine.errors import CheckpointError, few
 from engine.model.config import refuse_not_causal, refuse_other_models
 from engine.model.known_models import why_unknown
 from engine.model.source import resolve_model
@@ -219,7 +219,11 @@ def _cut_windows(
     settings = opened.settings
     yield p.Stage("reading text", 0, 1)
     notices: list[str] = []
-    tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(
+        opened.path,
+        trust_remote_code=settings.trust_remote_code,
+        follow_links=settings.follow_links,
+    )
     text = evaluation_text(
         settings.text, demo=opened.demo, notify=notices.append, tokenizer=tokenizer
     )
@@ -241,7 +245,7 @@ def _cut_windows(
     windows = shuffled(windows, settings.seed)
     vocabulary = network.config.get_text_config().vocab_size
     if int(windows.ids.max()) >= vocabulary:
-        raise EngineError(
+        raise CheckpointError(
             f"the tokenizer produces token {int(windows.ids.max())}, but the model has only "
             f"{vocabulary} tokens: tokenizer and model do not match"
         )

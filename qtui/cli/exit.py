@@ -58,7 +58,9 @@ def publish(document: AnyDocument, as_text: Callable[[AnyDocument], str], json: 
         return
     if json is not None:
         json_output.write(document, Path(json).expanduser())
-    put(sys.stdout, as_text(document))
+    # A checkpoint's names are in it, which a terminal must not obey.
+    lines = [printable(line) for line in as_text(document).split("\n")]
+    put(sys.stdout, "\n".join(lines))
 
 
 @contextmanager

@@ -6,13 +6,15 @@ disagree that is said.
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from engine.checkpoint.checkpoint import Checkpoint, read_json
-from engine.checkpoint.links import check_link
+from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.files import is_there
+from engine.checkpoint.json_files import read_object
 from engine.errors import CheckpointError
+from engine.patterns import Pattern
 
 _BESIDE = ("quantize_config.json", "quant_config.json")
 """Where GPTQ's and AWQ's first tools put it."""
@@ -42,13 +44,12 @@ def beside(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """The JSON object in a file of the checkpoint's folder; empty without one.
 
     Raises:
-        CheckpointError: it is not a JSON object, or a link out of the folder.
+        CheckpointError: it is not a JSON object, or no file that may be read.
     """
     file = checkpoint.folder / name
-    if not file.is_file():
+    if not is_there(file):
         return {}
-    check_link(checkpoint.folder, file, follow=checkpoint.follow_links)
-    return read_json(file)[0]
+    return read_object(checkpoint.folder, file, follow=checkpoint.follow_links)[0]
 
 
 def whole_number(config: Mapping[str, Any], name: str) -> int | None:
@@ -64,14 +65,14 @@ def overridden(config: Mapping[str, Any], module: str) -> dict[str, Any] | None:
         None for a module that a rule leaves in 16 bits.
 
     Raises:
-        CheckpointError: a rule is no regular expression.
+        CheckpointError: a rule is no regular expression, or takes too long to match.
     """
     rules = config.get("dynamic")
     if not isinstance(rules, dict):
         return dict(config)
     for rule, values in rules.items():
         negative = rule.startswith("-:")
-        if not _matches(rule.removeprefix("-:").removeprefix("+:"), module):
+        if not _pattern(rule.removeprefix("-:").removeprefix("+:")).match(module):
             continue
         if negative:
             return None
@@ -79,10 +80,6 @@ def overridden(config: Mapping[str, Any], module: str) -> dict[str, Any] | None:
     return dict(config)
 
 
-def _matches(pattern: str, module: str) -> bool:
-    try:
-        return re.match(pattern, module) is not None
-    except (re.error, RecursionError) as error:
-        raise CheckpointError(
-            f"quantization_config has the rule {pattern!r}, which is no regular expression: {error}"
-        ) from error
+@functools.lru_cache(maxsize=256)
+def _pattern(rule: str) -> Pattern:
+    return Pattern(rule, "quantization_config: dynamic", CheckpointError)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
 from engine.checkpoint.packed.declared import quantization_config
-from engine.checkpoint.quantised.reader import Joined, Reader, scale_of
+from engine.checkpoint.quantised.reader import Joined, Reader, not_finite, scale_of
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def multiplied(
 
     weight = codes.to(torch.float32)
     scale = checkpoint.read(scale_name).to(torch.float32)
+    if not bool(torch.isfinite(scale).all()):
+        raise CheckpointError(not_finite(checkpoint, scale_name))
     if scale.numel() == 1:
         return weight.mul_(scale.reshape(()))
     if scale.ndim < weight.ndim:

@@ -77,7 +77,7 @@ def _weight(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
     scales = pieces[".scales"].dtype
     size = layer.group if layer.group is not None else -(-layer.inputs // layer.groups)
     size = _declared_group(settings or {}, layer) or size
-    return QuantisedWeight(
+    found = QuantisedWeight(
         name=f"{pieces.prefix}.weight",
         shape=(layer.outputs, layer.inputs),
         dtype=scales,
@@ -88,6 +88,20 @@ def _weight(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
         load=partial(_Loaded, layer),
         declared=declared,
         read_as=read_as,
+    )
+    return replace(found, otherwise=tuple(_otherwise(found, layer)))
+
+
+def _otherwise(found: QuantisedWeight, layer: _Layer) -> Iterator[QuantisedWeight]:
+    """The weight with zero points of the other version."""
+    if layer.version == "planar":
+        return
+    version: Version = "v2" if layer.version == "v1" else "v1"
+    yield replace(
+        found,
+        load=partial(_Loaded, replace(layer, version=version)),
+        declared=f"GPTQ {layer.version}",
+        read_as=f"GPTQ {version}",
     )
 
 

@@ -140,6 +140,14 @@ def scales_of(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[st
     return reader.name, tuple(scale_of(checkpoint, reader, part.name) for part in parts)
 
 
+def not_finite(checkpoint: Checkpoint, scale: str) -> str:
+    """What is said of a scale that holds NaN or infinity."""
+    return (
+        f"{checkpoint.tensors[scale].file} stores {scale!r}, a scale, with values that are not "
+        "finite: no weight can be computed from it; download or save it again"
+    )
+
+
 def quant_method(checkpoint: Checkpoint) -> object:
     """The quantiser named in ``config.json``; None if it names none."""
     return quantization_config(checkpoint).get("quant_method")
