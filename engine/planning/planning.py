@@ -33,7 +33,7 @@ from engine.plan.units import Choice, Unit, recipe_of, units_of
 from engine.planning.known import plan_known
 from engine.planning.rules import rules_of, tiers_of
 from engine.service.jobs import Steps
-from engine.session import Session, apply
+from engine.session import KnownEffects, Session, apply
 from engine.workspace import Loaded
 
 ESTIMATING = 7.0
@@ -148,7 +148,10 @@ class Planner:
         recipe = recipe_of(units, chosen)
         choices = [unit.choices[at] for unit, at in zip(units, chosen, strict=True)]
         predicted = offset + math.fsum(choice.kl for choice in choices)
-        error = math.sqrt(math.fsum(choice.variance for choice in choices))
+        if offset:
+            error = math.sqrt(math.fsum(choice.variance for choice in choices))
+        else:
+            error = KnownEffects(self.session).error_of_sum(recipe)
         found = yield from self.measured(recipe)
         bound = bound_of(self.session, budget, solution)
         return Tried(recipe, chosen, predicted, error, found), bound + offset
