@@ -116,7 +116,7 @@ def lines_of(
     if item.kind == "titles":
         won = f"KL{glyphs.kilo} back" if compared.restored else ""
         name = fit("layer", _layer_room(width), glyphs)
-        titles = f"  {name} {'stored as':<15}{'bits':>6}{'error':>8} {'rounded':<14}{won:>11}"
+        titles = f"  {name} {'stored as':<15}{'bits':>6}{'error':>8} {'rounded':<8}{won:>11}"
         return [[cursor, (titles, "$dim")]]
     if item.finding is not None:
         return _finding(item.finding, cursor, width, glyphs)
@@ -129,7 +129,7 @@ def _room(width: int) -> int:
 
 def _layer_room(width: int) -> int:
     """Cells of a layer's name."""
-    return max(14, min(40, width - 66))
+    return max(14, min(40, width - 56))
 
 
 def _checkpoint(compared: Compared, width: int, glyphs: Glyphs, here: bool) -> Words:
@@ -171,12 +171,12 @@ def _layer(
         (f"  {fit(name, room, glyphs)} ", style),
         (held, "$held"),
         (f"{fact.bits:>6.2f}{error:>8} ", style),
-        (f"{ROUNDED[fact.rounding]:<14}", "$error" if fact.rounding == "other" else "$dim"),
+        (f"{fact.rounding:<8}", "$error" if fact.rounding == "other" else "$dim"),
     ]
     if win is not None and compared.score is not None:
         most = max(each.kl for each in compared.restored.values())
         share = win.kl / most if most > 0 else 0.0
-        left = width - room - 5 - 15 - 15 - 14
+        left = width - room - 56 + 12
         words.append((f"{n.short(1000 * win.kl):>11} ", "$better" if win.kl > 0 else "$dim"))
         words.append((bar(share, max(0, min(BAR, left - 12)), glyphs), "$better"))
     return words
