@@ -39,6 +39,7 @@ from engine.protocol.commands import (
     TryFixes,
     Undo,
     Unknown,
+    WriteImatrix,
     command_hook,
     command_types,
     identified,
@@ -124,6 +125,7 @@ from engine.protocol.frames import (
     decode_frame,
     encode,
 )
+from engine.protocol.imatrix import ImatrixWritten
 from engine.protocol.keys import (
     By,
     Direction,
@@ -187,6 +189,7 @@ __all__ = [
     "GroupSize",
     "Hello",
     "HistogramReady",
+    "ImatrixWritten",
     "Intent",
     "JobEnded",
     "JobFirst",
@@ -243,6 +246,7 @@ __all__ = [
     "Undo",
     "Unknown",
     "WeightError",
+    "WriteImatrix",
     "command_hook",
     "command_types",
     "decode_event",

@@ -156,6 +156,19 @@ class Export(Command, frozen=True, kw_only=True):
     as a `Fallback`, instead of an error."""
 
 
+class WriteImatrix(Command, frozen=True, kw_only=True):
+    """Write the importance of every layer's inputs over the calibration text, as a file of
+    llama.cpp. Returns `ImatrixWritten`."""
+
+    out: str
+    """File to write: an absolute path on the engine's machine. One that ends in ``.dat`` gets the
+    form that llama.cpp used before GGUF."""
+    head: bool = False
+    """Whether the head is included, which ``llama-imatrix`` leaves out too unless asked."""
+    overwrite: bool = False
+    """Whether an existing file may be replaced."""
+
+
 class SetFormat(Command, frozen=True):
     """Set the format of layers in the session's recipe, and measure the result."""
 
@@ -297,6 +310,7 @@ _types: dict[str, type[Command]] = {
             Evaluate,
             MeasureRecipe,
             Export,
+            WriteImatrix,
             SetFormat,
             SetRecipe,
             Plan,

@@ -326,6 +326,8 @@ class Agreement(Transient, frozen=True, kw_only=True):
     rank_dnll: float
     ratio: float
     """Median of measured over estimated KL."""
+    spread: float = 0.0
+    """Standard deviation of the logarithm of measured over estimated KL; 0 for too few layers."""
     estimated: list[float] = []
     """Knots of the monotone fit of measured to estimated KL, ascending; empty if there are too
     few."""

@@ -377,6 +377,26 @@ def export_document(
     )
 
 
+def imatrix_document(session: Session, job: Job) -> s.ImatrixDocument:
+    """The document of an importance matrix.
+
+    Args:
+        session: in which its job has ended.
+        job: the job.
+    """
+    written = job.read(p.ImatrixWritten)
+    return s.ImatrixDocument(
+        checkpoint=_model(session),
+        calibration=_calibration(session, "reference"),
+        file=written.file,
+        bytes=written.bytes,
+        weights=written.weights,
+        left=written.left,
+        versions=session.versions,
+        timings=_timings(job),
+    )
+
+
 def _known(figure: float) -> s.Number | UnsetType:
     """A figure that is 0 where an earlier version did not have it."""
     return finite(figure) if figure else UNSET

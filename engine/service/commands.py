@@ -28,6 +28,7 @@ DECLARED = (
     "engine.measure.evaluation.job:EVALUATE",
     "engine.measure.evaluation.job:MEASURE_RECIPE",
     "engine.export.job:EXPORT",
+    "engine.export.importance_job:IMATRIX",
     "engine.recipes.commands:SET_FORMAT",
     "engine.recipes.commands:SET_RECIPE",
     "engine.planning.job:PLAN",

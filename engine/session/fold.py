@@ -163,7 +163,8 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
 def _calibration(settings: p.Settings) -> tuple[object, ...]:
     """Settings that decide which inputs layers are tried on, and in which arithmetic."""
     each = settings
-    return each.calib, each.calib_tokens, each.seq_len, each.seed, each.bos, each.dtype, each.device
+    text = each.calib, each.calib_tokens, each.seq_len, each.seed, each.bos, each.imatrix
+    return *text, each.dtype, each.device
 
 
 def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dirty]:

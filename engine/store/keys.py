@@ -82,11 +82,11 @@ def evaluation(
     return Evaluation(files, parts, windows, uses or {})
 
 
-class Calibration(msgspec.Struct, frozen=True):
+class Calibration(msgspec.Struct, frozen=True, omit_defaults=True):
     """The calibration text that methods used."""
 
     text: str
-    """Hash of the text."""
+    """Hash of the text; empty if an importance matrix is all that they used."""
     windows: str
     """Hash of the windows' tokens."""
     tokens: int
@@ -94,6 +94,8 @@ class Calibration(msgspec.Struct, frozen=True):
     seed: int
     mode: str
     """``reference`` or ``sequential``: which model's inputs were used."""
+    imatrix: str = ""
+    """Hash of the importance matrix that was read from a file."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -34,6 +34,7 @@ COMMANDS = (
     Command("diagnose", "qtui.cli.diagnose:diagnose"),
     Command("plan", "qtui.cli.plan:plan"),
     Command("export", "qtui.cli.export:export"),
+    Command("imatrix", "qtui.cli.imatrix:imatrix"),
     Command("compare", "qtui.cli.compare:compare"),
     Command("report", "qtui.cli.report:report"),
     Command("sessions", "qtui.cli.sessions:sessions"),

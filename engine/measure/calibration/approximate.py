@@ -21,6 +21,7 @@ from engine.formats.grammar import (
 )
 from engine.measure.calibration.block_inputs import BlockInputs, Events, RecipeInputs
 from engine.measure.calibration.calibration import Calibration, need_calibration
+from engine.measure.calibration.importance import from_file, gathers, need_importances, weighs
 from engine.measure.calibration.solve import (
     LayerInputs,
     Scaling,
@@ -51,6 +52,7 @@ def approximated(
     recipe: RecipeInputs | None = None,
     *,
     compact: bool = False,
+    forms: dict[str, Solved] | None = None,
 ) -> Events[Held]:
     """What a layer computes with in a format; yields while the calibration inputs are gathered.
 
@@ -65,6 +67,7 @@ def approximated(
         counts: of the job.
         recipe: contains the layer and its format; from `recipe_inputs`.
         compact: whether to keep the stored form instead of ``Ŵ``, where no method needs inputs.
+        forms: if they are wanted, codes that inputs decide are added here, in main memory.
 
     Raises:
         FormatError: see `approximation`; or nothing absorbs the scale that the format needs, or a
@@ -84,18 +87,29 @@ def approximated(
         assert isinstance(weight, Tensor)
         rotated = method(format, "hadamard") is not None
         return StandIn(weight, rounded_inputs(rotated=rotated))
+    given = None
+    if weighs([format]) and (importances := (yield from need_importances(loaded))) is not None:
+        given = importances.of(layer).to(network.device)
+    wanted = forms if _stores_codes(format) else None
+    if from_file(loaded, format):
+        by_file = counts.timed(
+            "quantize_s", partial(_by_importance, loaded, layer, format, given)
+        )()
+        if wanted is not None and by_file.form is not None:
+            wanted[layer] = by_file.form.on(torch.device("cpu"))
+        return by_file.weight.to(network.dtype)
     calibration = yield from need_calibration(loaded)
     start = network.layers[layer].start
     before = None if weighs_alone(format) else recipe
     states = calibration.reference if before is None else before.of(start)
     key = (layer, str(format), states.prefix)
-    wanted = None if recipe is None or not _stores_codes(format) else recipe.forms
     known = calibration.solved.get(key)
     if known is not None and (wanted is None or layer in wanted):
         return known
     for name in [] if before is None else before.unsettled(start):
         assert before is not None
-        settled = yield from approximated(loaded, name, before.formats[name], counts, before)
+        earlier = before.formats[name]
+        settled = yield from approximated(loaded, name, earlier, counts, before, forms=forms)
         before.settled[name] = settled
         yield None
     inputs = yield from calibration.inputs(layer, states, counts)
@@ -104,7 +118,7 @@ def approximated(
 
     def solved() -> Solution:
         stored = _stored(loaded, layer).to(network.device)
-        return solve(stored, inputs, format, scaling, scale_dtype, layer)
+        return solve(stored, inputs, format, scaling, scale_dtype, layer, given)
 
     solution = counts.timed("quantize_s", solved)()
     weight = solution.weight.to(network.dtype)
@@ -120,6 +134,13 @@ def approximated(
     return held
 
 
+def _by_importance(loaded: Loaded, layer: str, format: Format, given: Tensor | None) -> Solution:
+    """A layer weighed by what a file has of its inputs."""
+    stored = _stored(loaded, layer).to(loaded.network.device)
+    scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
+    return solve(stored, None, format, None, scale_dtype, layer, given)
+
+
 def _stores_codes(format: Format) -> bool:
     """Whether inputs decide codes that an export stores."""
     return method(format, "gptq") is not None or method(format, "imatrix") is not None
@@ -128,7 +149,7 @@ def _stores_codes(format: Format) -> bool:
 def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[RecipeInputs | None]:
     """Where inputs come from in a recipe; None if none of its formats needs them."""
     network = loaded.network
-    if not any(map(needs_calibration, formats.values())):
+    if not any(gathers(loaded, each) for each in formats.values()):
         return None
     calibration = yield from need_calibration(loaded)
     return RecipeInputs(calibration.reference, network, calibration.batches, formats)
@@ -153,18 +174,18 @@ def solved_codes(
         TextError: the calibration text cannot be read.
     """
     recipe = yield from recipe_inputs(loaded, formats)
-    if recipe is None:
-        return {}
     found: dict[str, Solved] = {}
-    recipe.forms, recipe.forgets = found, True
+    if recipe is not None:
+        recipe.forgets = True
     wanted = [name for name in formats if needs_calibration(formats[name])]
     network = loaded.network
     wanted.sort(key=lambda name: network.layers[name].start)
     stage = counts.stage("calibrating", len(wanted))
     for done, name in enumerate(wanted):
         yield stage.step(done, name, str(formats[name]))
-        held = yield from approximated(loaded, name, formats[name], counts, recipe)
-        recipe.settled[name] = held
+        held = yield from approximated(loaded, name, formats[name], counts, recipe, forms=found)
+        if recipe is not None:
+            recipe.settled[name] = held
     return found
 
 
@@ -188,9 +209,11 @@ def why_not_given(loaded: Loaded, layer: str, format: Format) -> str | None:
     if network.layers[layer].role == "embedding":
         why = why_not_alone(format)
         return why and f"{why}, and an embedding is a lookup: it multiplies no inputs"
+    if from_file(loaded, format):
+        return None
     if why_not_alone(format) is not None and (why := why_unseen(network, layer)) is not None:
         return f"{why}, and {format} needs them"
-    if needs_calibration(format) and (why := why_not_gathered(network, layer)) is not None:
+    if gathers(loaded, format) and (why := why_not_gathered(network, layer)) is not None:
         return f"{why}, and {format} needs those of one place"
     if not folds(format):
         return None

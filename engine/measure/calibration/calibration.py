@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
-from engine.formats.grammar import Format, needs_calibration
+from engine.formats.grammar import Format
 from engine.measure.calibration.block_inputs import BlockInputs, Events, ReferenceInputs
+from engine.measure.calibration.importance import gathers, key_of, need_importances, weighs
 from engine.measure.calibration.solve import LayerInputs, Scaling
 from engine.measure.calibration.text import CalibrationWindows, cut_calibration
 from engine.measure.counts import JobCounts
@@ -268,6 +269,9 @@ def calibration_key(
         formats: all that the figure depends on.
         mode: ``reference`` or ``sequential``: which model's inputs were used.
     """
-    if not any(map(needs_calibration, formats)):
-        return None
-    return (yield from need_calibration(loaded)).key(mode)
+    used, key = list(formats), None
+    if any(gathers(loaded, each) for each in used):
+        key = (yield from need_calibration(loaded)).key(mode)
+    if weighs(used) and (given := (yield from need_importances(loaded))) is not None:
+        return key_of(given, key, mode)
+    return key

@@ -22,6 +22,7 @@ from engine.report.schema.diagnosis import TriedPart as TriedPart
 from engine.report.schema.evaluation import EvalDocument as EvalDocument
 from engine.report.schema.evaluation import RecipePart as RecipePart
 from engine.report.schema.export import ExportDocument as ExportDocument
+from engine.report.schema.imatrix import ImatrixDocument as ImatrixDocument
 from engine.report.schema.parts import AgreementPart as AgreementPart
 from engine.report.schema.parts import BaselinePart as BaselinePart
 from engine.report.schema.parts import CalibrationPart as CalibrationPart
@@ -76,6 +77,7 @@ Document: TypeAlias = (
     | PlanDocument
     | CompareDocument
     | ExportDocument
+    | ImatrixDocument
     | ReportDocument
     | SessionsDocument
 )

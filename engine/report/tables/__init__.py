@@ -12,6 +12,7 @@ from engine.report.tables.diagnosis import diagnosis_markdown as diagnosis_markd
 from engine.report.tables.diagnosis import diagnosis_text as diagnosis_text
 from engine.report.tables.evaluation import eval_text as eval_text
 from engine.report.tables.export import export_text as export_text
+from engine.report.tables.imatrix import imatrix_text as imatrix_text
 from engine.report.tables.plan import plan_text as plan_text
 from engine.report.tables.sweep import sweep_text as sweep_text
 from engine.report.tables.triage import triage_text as triage_text
@@ -24,5 +25,6 @@ TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
     schema.PlanDocument: plan_text,
     schema.CompareDocument: comparison_text,
     schema.ExportDocument: export_text,
+    schema.ImatrixDocument: imatrix_text,
 }
 """How each type of document is printed."""
