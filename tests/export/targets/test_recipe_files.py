@@ -272,12 +272,15 @@ def test_llama_quantize_has_a_type_for_every_tensor(tmp_path: Path, tied: bool) 
 
 def test_llama_quantize_takes_small_types_with_an_importance_matrix_only(tmp_path: Path) -> None:
     checkpoint = save_tiny(tmp_path / "tiny")
+    small = ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs")
+    for layer, held in zip(LINEAR, small, strict=False):
+        with pytest.raises(NotExportable, match=f"write {held}\\+imatrix"):
+            written("llama-quantize", checkpoint, tmp_path, {layer: held})
     outside = {EMBEDDING: "iq2_s", HEAD: "iq3_xxs", LINEAR[0]: "iq3_s"}
     assert written("llama-quantize", checkpoint, tmp_path, outside)
-    for held in ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"):
-        assert written("llama-quantize", checkpoint, tmp_path, {LINEAR[0]: f"{held}+imatrix"})
-        with pytest.raises(NotExportable, match=f"write {held}\\+imatrix"):
-            written("llama-quantize", checkpoint, tmp_path, {LINEAR[0]: held})
+    (tmp_path / "informed").mkdir()
+    informed = {layer: f"{held}+imatrix" for layer, held in zip(LINEAR, small, strict=False)}
+    assert written("llama-quantize", checkpoint, tmp_path / "informed", informed)
 
 
 def test_experts_are_three_tensors_in_gguf(tmp_path: Path) -> None:
