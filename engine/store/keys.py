@@ -79,7 +79,7 @@ def evaluation(
     return Evaluation(files, parts, windows, uses or {})
 
 
-class Calibration(msgspec.Struct, frozen=True):
+class Calibration(msgspec.Struct, frozen=True, omit_defaults=True):
     """The calibration text that methods used."""
 
     text: str
@@ -91,6 +91,9 @@ class Calibration(msgspec.Struct, frozen=True):
     seed: int
     mode: str
     """``reference`` or ``sequential``: which model's inputs were used."""
+    scales: Literal["", "powers of two"] = ""
+    """How scales were chosen that another layer absorbs, if there are any. Earlier versions chose
+    them freely, which left out how that layer's own rounding changes."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

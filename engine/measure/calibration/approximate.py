@@ -12,7 +12,7 @@ from engine import protocol as p
 from engine.checkpoint import read_layer
 from engine.errors import FormatError
 from engine.formats.grammar import FOLDED, Format, folds, needs_calibration, why_not_alone
-from engine.measure.calibration.block_inputs import BlockInputs, Events, RecipeInputs
+from engine.measure.calibration.block_inputs import BlockInputs, Events, ForExport, RecipeInputs
 from engine.measure.calibration.calibration import Calibration, need_calibration
 from engine.measure.calibration.solve import (
     LayerInputs,
@@ -29,7 +29,6 @@ from engine.model.fold_groups import fold_groups
 from engine.model.inputs import why_not_gathered, why_unseen
 from engine.model.network import Compact, Held, StandIn
 from engine.quant.methods.channel_scales import folded, only_weights
-from engine.quant.methods.gptq import Solved
 from engine.quant.packed import packed
 from engine.quant.quantize import dequantized, stored_form
 from engine.quant.stored import stored_bytes
@@ -80,9 +79,9 @@ def approximated(
     start = network.layers[layer].start
     states = calibration.reference if recipe is None else recipe.of(start)
     key = (layer, str(format), states.prefix)
-    wanted = None if recipe is None or method(format, "gptq") is None else recipe.forms
+    wanted = None if recipe is None else recipe.for_export
     known = calibration.solved.get(key)
-    if known is not None and (wanted is None or layer in wanted):
+    if known is not None and (wanted is None or wanted.has(layer, format)):
         return known
     for name in [] if recipe is None else recipe.unsettled(start):
         assert recipe is not None
@@ -103,7 +102,9 @@ def approximated(
     calibration.solved.keep(key, held, weight.nbytes)
     calibration.columns[key] = solution.columns
     if wanted is not None and solution.form is not None:
-        wanted[layer] = solution.form.on(torch.device("cpu"))
+        wanted.forms[layer] = solution.form.on(torch.device("cpu"))
+    if wanted is not None and scaling is not None:
+        wanted.scales[layer] = scaling.scale.cpu()
     for note in solution.notes:
         if note not in calibration.said:
             calibration.said.add(note)
@@ -122,8 +123,8 @@ def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[Recip
 
 def solved_codes(
     loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts
-) -> Events[dict[str, Solved]]:
-    """The codes that ``+gptq`` finds for the layers of a recipe, for the weights it is scored with.
+) -> Events[ForExport]:
+    """The codes and scales that methods find for a recipe's layers: those it is scored with.
 
     Layers are solved in the order of the blocks, each on the outputs of the quantised blocks
     before. Codes are in main memory, one byte per weight.
@@ -139,9 +140,9 @@ def solved_codes(
     """
     recipe = yield from recipe_inputs(loaded, formats)
     if recipe is None:
-        return {}
-    found: dict[str, Solved] = {}
-    recipe.forms, recipe.forgets = found, True
+        return ForExport()
+    found = ForExport()
+    recipe.for_export, recipe.forgets = found, True
     wanted = [name for name in formats if needs_calibration(formats[name])]
     network = loaded.network
     wanted.sort(key=lambda name: network.layers[name].start)
@@ -208,26 +209,30 @@ def _scaling(
     scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
     device = inputs.statistics.gram.device
     scale = torch.ones(inputs.statistics.width, device=device)
-    online, gain = scale, scale
+    at_once, gain = scale, scale
     stored: torch.dtype = getattr(torch, loaded.opened.checkpoint.dtype)
     for each in wanted:
+        online = ("online", True) in each.options
+        exact = not online and group is not None and group.kind == "layer"
 
-        def find(name: str = each.name, scale: Tensor = scale, gain: Tensor = gain) -> Tensor:
+        def find(
+            name: str = each.name, scale: Tensor = scale, gain: Tensor = gain, exact: bool = exact
+        ) -> Tensor:
             weights = [folded(_stored(loaded, n).to(device), scale) for n in layers]
             there = scaled_inputs(inputs, gain)
-            return find_scale(name, weights, there, format, scale_dtype, layer)
+            return find_scale(name, weights, there, format, scale_dtype, layer, exact=exact)
 
         found = counts.timed("quantize_s", find)()
         scale = scale * found
-        if ("online", True) in each.options:
-            online = online * found
-        gain = 1 / online
+        if online:
+            at_once = at_once * found
+        gain = 1 / at_once
         if group is not None:
-            gain = gain * group.gain(scale / online, stored)
+            gain = gain * group.gain(scale / at_once, stored)
         yield None
     offset = None
     if group is not None:
-        offset = group.offset(scale / online, stored) / online
+        offset = group.offset(scale / at_once, stored) / at_once
         offset = offset if offset.any() else None
     scaling = Scaling(scale, gain, offset)
     calibration.scalings.keep(key, scaling, 8 * len(scale))
