@@ -33,6 +33,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     draws: int
     calib_tokens: int
     sigma: float
+    unserved: bool = False
     fps: int
     nice: int
     idle_minutes: int = 10
@@ -54,6 +55,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "draws": self.draws,
             "calib_tokens": self.calib_tokens,
             "sigma": self.sigma,
+            "unserved": self.unserved,
         }
         chosen.update({key: value for key, value in given.items() if value is not None})
         return Settings(**chosen)

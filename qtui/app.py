@@ -137,8 +137,10 @@ class QtuiApp(OneFrameApp):
             self.engine_link = self._link_to(source, settings, profile)
 
     def _link_to(self, source: str, settings: p.Settings, profile: Profile) -> EngineLink:
+        from qtui.views.export_marks import ExportMarks
+
         context = ScreenContext(
-            source, profile, self.glyphs, EventLog(self.glyphs),
+            source, profile, self.glyphs, EventLog(self.glyphs), ExportMarks(),
             self.appearance.keymap, self.shelf.listed, self.appearance.remembered,
             self.appearance.commands,
         )  # fmt: skip

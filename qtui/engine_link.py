@@ -11,7 +11,8 @@ import msgspec
 from textual.app import App
 
 from engine import protocol as p
-from engine.client import EngineGoneError, Link
+from engine.client import EngineGoneError, Link, OtherVersionError
+from engine.client.running import look, stop
 from engine.errors import EngineError
 from engine.profiles import Profile
 from engine.session import Dirty, Job, Session, decode_session, encode_session, running
@@ -61,6 +62,8 @@ class EngineLink:
         self.gone = False
         """Whether there is no engine, and none is being started."""
         self.said_stop = False
+        self._other_version = ""
+        """The session whose engine is of another version, to be stopped at the next try."""
         self.pump = Pump(
             Session(),
             self._paint,
@@ -124,8 +127,8 @@ class EngineLink:
         self.app.run_worker(self._run(), group="engine", exclusive=True)
 
     def _lacking(self) -> list[p.Command]:
-        """Commands for what the session lacks."""
-        if self.read_only:
+        """Commands for what the session lacks; a command's own engine is only watched."""
+        if self.read_only or (self.link is not None and self.link.of_run):
             return []
         commands = [
             p.identified(each) for each in lacking(self.session, self.source, self.settings)
@@ -162,6 +165,7 @@ class EngineLink:
         """Connect, then send commands and fold events until the engine ends."""
         self.link = None
         try:
+            await self._stop_other_version()
             self.link = link = await self.connect()
             self.screens.connected()
             # The session comes first; what it lacks is requested before the user's own commands.
@@ -179,6 +183,11 @@ class EngineLink:
             error = next(_single_errors(group))
             if not self.leaving:
                 await self._lost(error)
+
+    async def _stop_other_version(self) -> None:
+        name, self._other_version = self._other_version, ""
+        if name and not self.read_only and await asyncio.to_thread(look, name) is not None:
+            await asyncio.to_thread(stop, name)
 
     async def _send(self, link: Link) -> None:
         while True:
@@ -201,6 +210,7 @@ class EngineLink:
 
     async def _lost(self, error: BaseException) -> None:
         self.gone = True
+        self._other_version = error.name if isinstance(error, OtherVersionError) else ""
         if self.link is not None:
             with contextlib.suppress(EngineError, OSError):
                 await self.link.close()

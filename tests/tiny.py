@@ -150,6 +150,15 @@ UNCALLED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Models with layers whose weights are taken without calling them."""
+IN_GGUF: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2Config", {**SIZES, "tie_word_embeddings": True}),
+    "gemma": ("GemmaConfig", {**SIZES, "head_dim": 16}),
+    "gemma2": (
+        "Gemma2Config",
+        {**SIZES, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    ),
+}
+"""Further models that llama.cpp's files hold."""
 RESUMABLE = tuple(arch for arch in ARCHITECTURES if arch != "gemma4")
 
 
@@ -172,7 +181,7 @@ def build(
     """
     import transformers
 
-    config_name, fields = (ARCHITECTURES | PLACED | UNCALLED)[arch]
+    config_name, fields = (ARCHITECTURES | PLACED | UNCALLED | IN_GGUF)[arch]
     config = getattr(transformers, config_name)(**{**fields, **overrides})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

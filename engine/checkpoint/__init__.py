@@ -1,6 +1,7 @@
 """Reads checkpoints on disk: safetensors headers, shards, lazy tensors; reports what is wrong."""
 
-from engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.containers import open_checkpoint
 from engine.checkpoint.groups import fused_groups
 from engine.checkpoint.headers import TensorInfo, read_header
 from engine.checkpoint.layers import (

@@ -8,7 +8,6 @@ while we read it is then an error that names it, not a bus error.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,13 +16,17 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.checkpoint import pickles
+from engine.checkpoint.config_sizes import check_sizes
+from engine.checkpoint.files import check_file, is_there
 from engine.checkpoint.headers import TensorInfo, read_header
-from engine.checkpoint.links import check_link, refuse_pointer
+from engine.checkpoint.json_files import read_object
 from engine.checkpoint.other_formats import refuse_other_formats
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from engine.checkpoint.weight import QuantisedWeight
 
 WHOLE = 256 * 2**20
 """Files up to this many bytes are hashed in full for the fingerprint."""
@@ -35,10 +38,10 @@ _BUFFER = re.compile(r"(\.attn\.(masked_)?bias|\.inv_freq)$")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of weights, opened and checked; created by ``open_checkpoint``.
+    """A folder of weights, opened and checked; created by `open_folder`.
 
     ``tensors`` are in the order of shards and offsets. ``pickled`` means that the weights are
-    ``.bin`` files, whose offsets are not used.
+    ``.bin`` files, in which a tensor may have no place of its own: its offset is 0 then.
     """
 
     folder: Path
@@ -50,6 +53,24 @@ class Checkpoint:
     follow_links: bool = False
     """Whether files may be links to anywhere."""
     _config_sha256: str = field(default="", repr=False)
+    quantised: dict[str, QuantisedWeight] = field(default_factory=dict, repr=False)
+    """Weights that are made of several tensors on disk, by name. In ``tensors`` each has the name,
+    the shape and the dtype of the weight, and the bytes of all its pieces."""
+
+    @property
+    def config_file(self) -> Path:
+        """The file that the config comes from."""
+        return self.folder / "config.json"
+
+    @property
+    def container(self) -> str:
+        """What the weights are stored in, if not as transformers saves them; else empty."""
+        return ""
+
+    @property
+    def dequantised(self) -> str:
+        """What is dequantised by the container itself, in words; empty if nothing is."""
+        return ""
 
     @property
     def bytes(self) -> int:
@@ -95,7 +116,7 @@ class Checkpoint:
         for file in sorted(self.files, key=self._relative):
             total.update(self._relative(file).encode("utf-8", "surrogateescape") + b"\0")
             try:
-                total.update(_file_digest(file))
+                total.update(file_digest(file))
             except OSError as error:
                 raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
         return total.hexdigest()
@@ -103,12 +124,18 @@ class Checkpoint:
     def _relative(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
 
+    def as_stored(self, name: str) -> bool:
+        """Whether the bytes on disk are the tensor ``name`` that `read` returns."""
+        return not self.pickled
+
     def read(self, name: str) -> Tensor:
-        """Tensor ``name`` as stored, copied to CPU memory.
+        """Tensor ``name`` as stored, copied to CPU memory; dequantised if it is `quantised`.
 
         Raises:
             CheckpointError: no such tensor, or its file has changed since it was opened.
         """
+        if (weight := self.quantised.get(name)) is not None:
+            return weight.read()
         found = self._find(name)
         return self._read(found, found.start, found.end, found.shape)
 
@@ -119,6 +146,8 @@ class Checkpoint:
             raise CheckpointError(
                 f"{found.file} has no rows {a}:{b} in {name!r} of shape {list(found.shape)}"
             )
+        if (weight := self.quantised.get(name)) is not None:
+            return weight.read_rows(a, b)
         row = found.bytes // found.shape[0] if found.shape[0] else 0
         start = found.start + a * row
         return self._read(found, start, start + (b - a) * row, (b - a, *found.shape[1:]))
@@ -148,7 +177,7 @@ class Checkpoint:
     def _read(self, found: TensorInfo, start: int, end: int, shape: tuple[int, ...]) -> Tensor:
         import torch
 
-        if self.pickled:
+        if self.pickled and not found.start:
             row = found.bytes // found.shape[0] if found.shape and found.shape[0] else 0
             whole = pickles.load(found.file)[found.name]
             if shape != found.shape:
@@ -169,13 +198,21 @@ def _fill(stream: BinaryIO, room: memoryview) -> None:
         room = room[got:]
 
 
-def _file_digest(file: Path) -> bytes:
+def file_digest(file: Path, header: int = 0) -> bytes:
+    """SHA-256 of a file: in full, or of a large one its size, time, header and samples.
+
+    Args:
+        file: the file.
+        header: bytes of its header; 0 for the header of safetensors, if it is one.
+    """
     with file.open("rb") as stream:
         status = file.stat()
         if status.st_size <= WHOLE:
             return hashlib.file_digest(stream, "sha256").digest()
         digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
-        if file.suffix == ".safetensors":
+        if header:
+            digest.update(stream.read(header))
+        elif file.suffix == ".safetensors":
             digest.update(stream.read(8 + int.from_bytes(stream.read(8), "little")))
         for i in range(SAMPLES):
             stream.seek((status.st_size - SAMPLE) * i // (SAMPLES - 1))
@@ -183,15 +220,10 @@ def _file_digest(file: Path) -> bytes:
         return digest.digest()
 
 
-def open_checkpoint(folder: Path, *, follow_links: bool = False) -> Checkpoint:
-    """Open the checkpoint in ``folder``, reading ``config.json`` and the headers of its weights.
+def open_stored(folder: Path, *, follow_links: bool = False) -> Checkpoint:
+    """Open the checkpoint in ``folder`` with its tensors as they are stored.
 
-    Looks for weights in the order of transformers: ``model.safetensors``, the shards of
-    ``model.safetensors.index.json``, ``pytorch_model.bin``, the shards of its index.
-
-    Args:
-        folder: as saved by transformers, or a snapshot in the hub's cache.
-        follow_links: whether its files may be links out of it.
+    See `engine.checkpoint.open_checkpoint`, which gives quantised weights their own names.
 
     Raises:
         CheckpointError: something is missing, truncated, contradictory or unsafe; names it.
@@ -220,6 +252,7 @@ def open_checkpoint(folder: Path, *, follow_links: bool = False) -> Checkpoint:
             )
     if not tensors:
         raise CheckpointError(f"{shards[0]} holds no tensors; download or save it again")
+    check_sizes(folder / "config.json", config, tensors)
     return Checkpoint(
         folder,
         _name(folder),
@@ -240,25 +273,6 @@ def _name(folder: Path) -> str:
     return folder.name or real.name
 
 
-def _read_json(file: Path) -> tuple[dict[str, Any], str]:
-    """The JSON object in ``file``, and the SHA-256 of its bytes."""
-    try:
-        text = file.read_bytes()
-        refuse_pointer(file, text)
-        found = json.loads(text.decode("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file} is not valid JSON ({error}); download or save it again"
-        ) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(
-            f"{file} holds a {type(found).__name__} instead of an object; download or save it again"
-        )
-    return found, hashlib.sha256(text).hexdigest()
-
-
 def read_config(folder: Path, *, follow_links: bool = False) -> tuple[dict[str, Any], str]:
     """The contents of ``config.json``, and the SHA-256 of its bytes.
 
@@ -266,11 +280,10 @@ def read_config(folder: Path, *, follow_links: bool = False) -> tuple[dict[str, 
         CheckpointError: it is missing or not a JSON object.
     """
     file = folder / "config.json"
-    if not file.is_file():
+    if not is_there(file):
         refuse_other_formats(folder)
         raise CheckpointError(f"{file} is missing; give a folder as saved by transformers")
-    check_link(folder, file, follow=follow_links)
-    return _read_json(file)
+    return read_object(folder, file, follow=follow_links)
 
 
 def find_weights(
@@ -283,14 +296,11 @@ def find_weights(
     """
     for name, pickled in (("model.safetensors", False), ("pytorch_model.bin", True)):
         file, index = folder / name, folder / f"{name}.index.json"
-        if file.is_file():
-            check_link(folder, file, follow=follow_links)
+        if is_there(file):
+            check_file(folder, file, follow=follow_links)
             return [file], {}, pickled
-        if file.is_symlink():
-            raise CheckpointError(f"{file} links to a file that is missing; download it again")
-        if index.is_file():
-            check_link(folder, index, follow=follow_links)
-            claimed = _read_index(index)
+        if is_there(index):
+            claimed = _read_index(folder, index, follow_links)
             shards = [
                 _shard(folder, index, shard, follow_links)
                 for shard in sorted(set(claimed.values()))
@@ -309,8 +319,9 @@ def find_weights(
     )
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index)[0].get("weight_map")
+def _read_index(folder: Path, index: Path, follow_links: bool) -> dict[str, str]:
+    found, _ = read_object(folder, index, follow=follow_links, unique=True)
+    weight_map = found.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; download or save it again")
     for name, shard in weight_map.items():
@@ -329,12 +340,12 @@ def _shard(folder: Path, index: Path, name: str, follow_links: bool) -> Path:
         )
     file = folder / name
     try:
-        present = file.is_file()
+        present = is_there(file)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{index} names the shard {name!r}: {error}") from error
     if not present:
         raise CheckpointError(
             f"{file} is missing, though {index.name} names it; finish the download"
         )
-    check_link(folder, file, follow=follow_links)
+    check_file(folder, file, follow=follow_links)
     return file

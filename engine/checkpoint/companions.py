@@ -38,6 +38,28 @@ def readers_of(checkpoint: Checkpoint) -> list[Reader]:
     return [reader for reader in known if reader in found]
 
 
+def stored_note(checkpoint: Checkpoint) -> str | None:
+    """A sentence about a checkpoint whose weights are quantised; None if none are.
+
+    Raises:
+        CheckpointError: see `check_companions`.
+    """
+    names = layouts_of(checkpoint)
+    return f"stored in {' and '.join(names)}, dequantised as reference" if names else None
+
+
+def layouts_of(checkpoint: Checkpoint) -> list[str]:
+    """The names of the layouts of a checkpoint's quantised weights.
+
+    Raises:
+        CheckpointError: see `check_companions`.
+    """
+    layouts = [weight.layout for weight in checkpoint.quantised.values()]
+    of_one = [] if plain_codes(checkpoint) else readers_of(checkpoint)
+    whole = [checkpoint.dequantised] if checkpoint.dequantised else []
+    return list(dict.fromkeys([*whole, *layouts, *(reader.name for reader in of_one)]))
+
+
 def check_companions(checkpoint: Checkpoint) -> None:
     """Check every tensor of a checkpoint that holds codes, and every scale.
 
@@ -65,7 +87,15 @@ def _refuse_stale_config(checkpoint: Checkpoint, known: Sequence[Reader]) -> Non
     """Refuse a config that names a quantiser where no weight is quantised, or in a way unknown."""
     method = quant_method(checkpoint)
     tensors = checkpoint.tensors.values()
-    if method is None or any(recogniser(checkpoint, tensor, known) for tensor in tensors):
+    given = checkpoint.config.get("quantization_config")
+    if given is not None and not isinstance(given, dict):
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'} has a quantization_config that is a "
+            f"{type(given).__name__}, not an object: how its weights are stored is not known"
+        )
+    if method is None or checkpoint.quantised:
+        return
+    if any(recogniser(checkpoint, tensor, known) for tensor in tensors):
         return
     file = checkpoint.folder / "config.json"
     if any("int" in tensor.dtype and len(tensor.shape) > 1 for tensor in tensors):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.companions import check_companions, read_plain
 from engine.checkpoint.headers import TensorInfo
+from engine.checkpoint.names import block_of
 from engine.checkpoint.quantised.reader import (
     Reader,
     reader_named,
@@ -68,8 +69,9 @@ class DiskLayer:
 
     ``shape`` is ``[out, in]`` or ``[experts, out, in]`` whatever the order on disk; ``transposed``
     means the reverse order on disk. ``parts`` are its tensors: for fused experts, expert by expert,
-    gate before up. ``scales`` are the tensors that multiply an 8-bit or 4-bit weight, one per part,
-    or none; ``reader`` then names the layout.
+    gate before up. ``scales`` are the tensors that a quantised weight is stored in besides its
+    codes, one per part if it has one scale, or none; ``reader`` then names the layout, and
+    ``dtype`` the format.
     """
 
     name: str
@@ -82,6 +84,8 @@ class DiskLayer:
     role: Role
     scales: tuple[str, ...] = ()
     reader: str = ""
+    own_bits: int = 0
+    """Bits of all its tensors, where shape and dtype do not tell."""
 
     @property
     def parameters(self) -> int:
@@ -105,7 +109,7 @@ def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
     tables = [
         tensor
         for tensor in checkpoint.tensors.values()
-        if len(tensor.shape) == 2 and not _block_of(tensor.name) and not _is_other_sense(tensor)
+        if len(tensor.shape) == 2 and not block_of(tensor.name) and not _is_other_sense(tensor)
     ]
     embedding = _find_embedding(checkpoint, tables)
     head = next((tensor for tensor in tables if _is_weight(tensor, _HEAD)), None)
@@ -177,7 +181,7 @@ def _read_part(
     """One part of a layer, dequantised if it is quantised; of one expert ``[1, …]`` if given."""
     name = layer.parts[part]
     read = reader_named(layer.reader).read if layer.reader else None
-    if read is not None:
+    if read is not None and name not in checkpoint.quantised:
         return read(checkpoint, name, layer.scales[part], expert)
     if expert is None:
         return read_plain(checkpoint, name, checkpoint.read(name))
@@ -201,15 +205,6 @@ def _model_types(config: dict[str, Any]) -> set[object]:
     return found | ({str(inner.get("model_type"))} if isinstance(inner, dict) else set())
 
 
-def _block_of(name: str) -> tuple[str, int] | None:
-    """The outermost list of a tensor, and its index: ``model.layers.3.x`` → 3 of that."""
-    words = name.split(".")
-    for i, word in enumerate(words[1:-1], 1):
-        if word.isascii() and word.isdigit() and len(word) < 7:
-            return ".".join(words[:i]), int(word)
-    return None
-
-
 def _is_other_sense(tensor: TensorInfo) -> bool:
     """Whether it belongs to a vision or audio tower, or to extra heads."""
     return is_other_sense(tensor.name.split(".")[:-2])
@@ -225,7 +220,7 @@ def _find_body(checkpoint: Checkpoint) -> tuple[str, dict[int, list[TensorInfo]]
     lists: dict[str, dict[int, list[TensorInfo]]] = defaultdict(lambda: defaultdict(list))
     sizes: dict[str, int] = defaultdict(int)
     for tensor in checkpoint.tensors.values():
-        found = _block_of(tensor.name)
+        found = block_of(tensor.name)
         if found and not _is_other_sense(tensor):
             name, index = found
             lists[name][index].append(tensor)
@@ -264,9 +259,26 @@ def _row(checkpoint: Checkpoint, tensor: TensorInfo, block: int | None, role: Ro
     turned = (role == "conv1d") or (role == "experts" and _are_turned(checkpoint, kind, tensor))
     *lead, out, inner = tensor.shape
     shape = (*lead, inner, out) if turned else tensor.shape
-    reader, scales = scales_of(checkpoint, (tensor,))
-    return DiskLayer(
-        name, kind, block, shape, tensor.dtype, (tensor.name,), turned, role, scales, reader
+    row = DiskLayer(name, kind, block, shape, tensor.dtype, (tensor.name,), turned, role)
+    return _with_layout(checkpoint, row, (tensor,))
+
+
+def _with_layout(
+    checkpoint: Checkpoint, row: DiskLayer, parts: tuple[TensorInfo, ...]
+) -> DiskLayer:
+    """The row with the layout that its parts are stored in, if they are quantised."""
+    made = [checkpoint.quantised[part.name] for part in parts if part.name in checkpoint.quantised]
+    if not made:
+        reader, scales = scales_of(checkpoint, parts)
+        return replace(row, scales=scales, reader=reader)
+    forms = list(dict.fromkeys(weight.form for weight in made))
+    plain = {part.dtype for part in parts if part.name not in checkpoint.quantised}
+    return replace(
+        row,
+        dtype=" and ".join([*forms, *plain]),
+        scales=tuple(piece for weight in made for piece in weight.pieces[1:]),
+        reader=made[0].layout,
+        own_bits=8 * sum(part.bytes for part in parts),
     )
 
 
@@ -409,8 +421,7 @@ def _fused_row(
     if any(part.shape[1] != width for part in parts):
         raise CheckpointError(f"{checkpoint.folder} stores halves of {name} with different widths")
     out = sum(part.shape[0] for part in parts[: len(members)])
-    reader, scales = scales_of(checkpoint, tuple(parts))
-    return DiskLayer(
+    row = DiskLayer(
         name=name,
         kind=name.rpartition(".")[2],
         block=block,
@@ -419,6 +430,5 @@ def _fused_row(
         parts=tuple(part.name for part in parts),
         transposed=False,
         role="experts",
-        scales=scales,
-        reader=reader,
     )
+    return _with_layout(checkpoint, row, tuple(parts))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from pathlib import Path
 
+from engine.checkpoint.json_files import read_object
 from engine.errors import CheckpointError
 
 ADAPTER = "adapter_config.json"
@@ -22,7 +23,7 @@ _OTHERS = (
         "holds Mistral's or Meta's own format ({file}): give the folder or hub id with the same "
         "model as saved by transformers (config.json and model.safetensors)",
     ),
-    ("*.gguf", "has GGUF files ({file}): open the checkpoint that they were made from"),
+    ("*.gguf", "has GGUF files: give one of them by name, such as {file}"),
     ("tf_model.h5", "has TensorFlow weights only ({file}): save it as safetensors first"),
     ("flax_model.msgpack", "has Flax weights only ({file}): save it as safetensors first"),
     ("*.onnx", "has ONNX files only ({file}): open the checkpoint that they were made from"),
@@ -54,11 +55,8 @@ def adapter_note(folder: Path) -> str:
 
 def _adapter(folder: Path) -> str:
     base = None
-    try:
-        found = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
-    except (OSError, ValueError, RecursionError):
-        pass  # it is an adapter all the same
+    with suppress(CheckpointError):  # it is an adapter all the same
+        base = read_object(folder, folder / ADAPTER)[0].get("base_model_name_or_path")
     model = f"of {base}" if isinstance(base, str) and base else "of a model that it does not name"
     return (
         f"{folder} is an adapter (LoRA or another of PEFT) {model}, not a model: open that model, "

@@ -65,7 +65,8 @@ class StoredRows:
 def stored_rows(checkpoint: Checkpoint, layer: DiskLayer) -> StoredRows | None:
     """The rows of a layer on disk; None if they are transposed, quantised, pickled, or float64."""
     parts = tuple(checkpoint.tensors[name] for name in layer.parts)
-    if checkpoint.pickled or layer.transposed or layer.reader or layer.dtype not in _BYTES:
+    plain = all(map(checkpoint.as_stored, layer.parts)) and layer.dtype in _BYTES
+    if not plain or layer.transposed or layer.reader:
         return None
     width = layer.shape[-1] if layer.shape else 0
     if not layer.parameters or any(

@@ -6,17 +6,28 @@ Nothing here imports a tensor library; `in_process` imports the engine by name w
 from engine.client.attached import Attached, attached, spawned
 from engine.client.in_process import Client, InProcess, JobError, in_process, own_process
 from engine.client.launch import launch, running_engine, start_ahead, start_engine
-from engine.client.link import EngineGoneError, Link, SocketLink, connect
+from engine.client.link import (
+    EngineEndingError,
+    EngineGoneError,
+    Link,
+    OtherVersionError,
+    RunEndedError,
+    SocketLink,
+    connect,
+)
 from engine.client.log import log_file, log_to_file
 from engine.client.needs import needs_model
 
 __all__ = [
     "Attached",
     "Client",
+    "EngineEndingError",
     "EngineGoneError",
     "InProcess",
     "JobError",
     "Link",
+    "OtherVersionError",
+    "RunEndedError",
     "SocketLink",
     "attached",
     "connect",

@@ -9,8 +9,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from engine import protocol as p
-from engine.client.launch import launch
-from engine.client.link import SocketLink, connect
+from engine.client.launch import find_engine, launch
+from engine.client.link import SocketLink
 from engine.session import Session, apply
 from engine.store.paths import session_name
 
@@ -23,6 +23,8 @@ class Attached:
     def __init__(self, link: SocketLink, loop: asyncio.AbstractEventLoop) -> None:
         self.session = Session()
         self._link, self._loop = link, loop
+        self.of_run = link.of_run
+        """Whether the engine belongs to a command without an interface, and ends with it."""
         self._pending: asyncio.Task[p.Sent | Session] | None = None
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -76,7 +78,7 @@ def attached(source: str) -> Attached | None:
 def _attach(name: str, start: bool = False, source: str = "", nice: int = 10) -> Attached | None:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="link", daemon=True).start()
-    work = launch(source, nice=nice) if start else connect(name)
+    work = launch(source, nice=nice) if start else find_engine(name)
     try:
         link = asyncio.run_coroutine_threadsafe(work, loop).result()
     except BaseException:

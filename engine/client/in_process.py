@@ -1,4 +1,4 @@
-"""An engine in this process: no socket, and no global setting changes.
+"""An engine in this process: no socket unless asked for, and no global setting changes.
 
 Logging, threads and the garbage collector are left alone. A process that does nothing else calls
 `own_process` first.
@@ -63,11 +63,12 @@ class JobError(EngineError):
 class InProcess:
     """An engine in this process, with the same commands and events."""
 
-    def __init__(self, name: str | None) -> None:
+    def __init__(self, name: str | None, *, serve: bool = False) -> None:
         """
         Args:
             name: of the session; None for one that is not saved. While another process has it
                 open, this engine has one of its own beside it, and both share all facts.
+            serve: whether others can attach to it, unless it has a session of its own.
 
         Raises:
             StateFolderError: nothing can be saved.
@@ -85,6 +86,7 @@ class InProcess:
         except BaseException:
             facts.close()
             raise
+        self._serving: Any = None
         self._events: queue.SimpleQueue[tuple[int, p.AnyEvent]] = queue.SimpleQueue()
         # By name, so that importing this module never imports the engine.
         service = importlib.import_module("engine.service.engine")
@@ -95,6 +97,8 @@ class InProcess:
             journal.close()
             facts.close()
             raise
+        self._serve_as = name if serve and not self.beside else None
+        """The session to serve once it is being opened, so that nobody else opens it."""
 
     def _journal(self, name: str | None, facts: FactStore) -> Journal:
         from engine.store.journal import Journal
@@ -114,6 +118,8 @@ class InProcess:
 
     def _take(self, seq: int, event: p.AnyEvent) -> None:
         self._events.put((seq, event))
+        if self._serving is not None:
+            self._serving.announce(seq, event)
 
     def send(self, command: p.AnyCommand) -> None:
         """Send a command to the engine."""
@@ -126,6 +132,10 @@ class InProcess:
         """
         command = p.identified(command)
         job: str | None = self._engine.handle(command, lambda refused: self._take(0, refused))
+        if self._serve_as is not None:
+            name, self._serve_as = self._serve_as, None
+            serving = importlib.import_module("engine.client.serving")
+            self._serving = serving.Serving(name, self._engine)
         return job
 
     def receive(self, timeout: float | None = None) -> p.AnyEvent | None:
@@ -171,13 +181,18 @@ class InProcess:
 
     def close(self) -> None:
         """Stop every job and close the journal; results are saved."""
+        # Before the session is unlocked: the next engine has the same socket.
+        if self._serving is not None:
+            self._serving.close()
         self._engine.close()
         if self._beside is not None:
             shutil.rmtree(self._beside, ignore_errors=True)
 
 
-def in_process(source: str, *, unsaved: Callable[[str], None] | None = None) -> InProcess:
-    """Run an engine for the source's session in this process, with no socket.
+def in_process(
+    source: str, *, unsaved: Callable[[str], None] | None = None, serve: bool = False
+) -> InProcess:
+    """Run an engine for the source's session in this process.
 
     If another process has the session open, the engine has a session of its own.
 
@@ -185,12 +200,14 @@ def in_process(source: str, *, unsaved: Callable[[str], None] | None = None) -> 
         source: ``demo``, a folder, or a hub id.
         unsaved: called with a sentence if nothing can be saved, before a session that is not saved
             is run; None does not run one.
+        serve: whether others can attach to it over a socket; who asks it to stop sends SIGTERM to
+            this process. For a process that does nothing else.
 
     Raises:
         StateFolderError: nothing can be saved.
     """
     try:
-        return InProcess(session_name(source))
+        return InProcess(session_name(source), serve=serve)
     except StateFolderError as error:
         if unsaved is None:
             raise

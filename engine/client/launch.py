@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 
-from engine.client.link import EngineGoneError, SocketLink, connect
+from engine.client.link import EngineEndingError, EngineGoneError, SocketLink, connect
 from engine.client.log import MAX_LOG, log_file
 from engine.store.lock import holder
 from engine.store.paths import check_state_folder, session_folder, session_name, socket_file
 
 IDLE_MINUTES = 10.0
 """Minutes without clients and jobs after which an engine ends, unless a profile says otherwise."""
+END_SECONDS = 5.0
+"""How long an engine that is ending may still accept connections."""
 START_SECONDS = 30.0
 """How long a started engine may take to open its socket."""
 
@@ -55,7 +57,7 @@ async def launch(
             run that has the session open.
     """
     name = session_name(source)
-    if (link := await connect(name)) is not None:
+    if (link := await find_engine(name)) is not None:
         return link
     alive = started is not None and started.poll() is None
     process = started if started is not None and alive else start_engine(name, nice, idle)
@@ -69,6 +71,25 @@ async def launch(
         raise
 
 
+async def find_engine(name: str) -> SocketLink | None:
+    """Attach to the running engine of a session, unless there is none, or it is just ending.
+
+    One that was killed closes its files one by one. On a busy machine its clients know that it is
+    gone while others can connect to it still.
+
+    Raises:
+        EngineGoneError: it does not answer, or is of another version.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    while True:
+        try:
+            return await connect(name)
+        except EngineEndingError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.02)
+
+
 async def running_engine(source: str) -> SocketLink:
     """Attach to the running engine of the source's session; start none.
 
@@ -76,7 +97,7 @@ async def running_engine(source: str) -> SocketLink:
         EngineGoneError: there is none.
     """
     name = session_name(source)
-    if (link := await connect(name)) is None:
+    if (link := await find_engine(name)) is None:
         raise EngineGoneError(f"no engine of {name} is running")
     return link
 
@@ -84,11 +105,11 @@ async def running_engine(source: str) -> SocketLink:
 async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if (link := await connect(name)) is not None:
+        if (link := await find_engine(name)) is not None:
             return link
         if process.poll() is not None:
             # Another engine may have started first and have the session open.
-            if (link := await connect(name)) is not None:
+            if (link := await find_engine(name)) is not None:
                 return link
             if (busy := holder(session_folder(name))) is not None:
                 raise EngineGoneError(

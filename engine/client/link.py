@@ -7,7 +7,7 @@ import contextlib
 import signal
 import subprocess
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol, Self
 
 from engine import protocol as p
 from engine.client.log import log_file, log_tail
@@ -29,6 +29,9 @@ ENDED_SECONDS = 0.05
 class EngineGoneError(EngineError):
     """The engine exited while a client was attached; the message has the last lines of its log."""
 
+    remedy: ClassVar[str] = "restarts it and resumes"
+    """What the interface's key for another try does."""
+
     def __init__(self, reason: str, log: Sequence[str] = (), log_path: str = "") -> None:
         """
         Args:
@@ -41,10 +44,38 @@ class EngineGoneError(EngineError):
         super().__init__(reason + (where if log_path else "") + "\n".join(log))
 
     @classmethod
-    def of(cls, name: str, reason: str) -> EngineGoneError:
+    def of(cls, name: str, reason: str) -> Self:
         """What happened to the engine of a session, with the end of its log."""
         path = log_file(name)
         return cls(reason, log_tail(name), str(path) if path.exists() else "")
+
+
+class OtherVersionError(EngineGoneError):
+    """The engine was started by another version of qtui: it can only be stopped."""
+
+    remedy = "stops it and starts one of this version"
+
+    def __init__(self, name: str, pid: int) -> None:
+        """
+        Args:
+            name: of the session.
+            pid: the engine's process.
+        """
+        self.name = name
+        super().__init__(
+            f"the engine of {name} (process {pid}) runs another version of qtui: "
+            f"`qtui stop {name}` ends it, results are saved"
+        )
+
+
+class RunEndedError(EngineGoneError):
+    """The engine belonged to a command without an interface, which has ended."""
+
+    remedy = "starts an engine and resumes"
+
+
+class EngineEndingError(EngineGoneError):
+    """The engine hung up on a new client: it is just ending."""
 
 
 class Link(Protocol):
@@ -54,6 +85,8 @@ class Link(Protocol):
     """The session's name."""
     log_path: str
     """Path of the engine's log."""
+    of_run: bool
+    """Whether the engine belongs to a command without an interface, and ends with it."""
 
     async def send(self, command: p.AnyCommand) -> None:
         """Send a command; returns once it is written."""
@@ -78,6 +111,7 @@ class SocketLink:
         self.name = name
         self.log_path = str(log_file(name))
         self.pid = 0
+        self.of_run = False
         self.process: subprocess.Popen[bytes] | None = None
         """The engine process, if this client started it."""
         self._reader, self._writer = reader, writer
@@ -89,19 +123,17 @@ class SocketLink:
         """Exchange hellos.
 
         Raises:
-            EngineError: the engine has another wire version.
+            EngineEndingError: it hung up.
+            OtherVersionError: it has another wire version.
         """
         self._writer.write(frame(p.Hello()))
         await self._writer.drain()
         hello = await read_frame(self._reader)
         if not isinstance(hello, p.Hello):
-            raise EngineGoneError.of(self.name, f"the engine of {self.name} did not answer")
+            raise EngineEndingError.of(self.name, f"the engine of {self.name} did not answer")
         if hello.wire != p.WIRE_VERSION:
-            raise EngineError(
-                f"the engine of {self.name} (process {hello.pid}) runs another version of qtui: "
-                f"stop it with `kill {hello.pid}` and start again"
-            )
-        self.pid = hello.pid
+            raise OtherVersionError(self.name, hello.pid)
+        self.pid, self.of_run = hello.pid, hello.of_run
 
     async def send(self, command: p.AnyCommand) -> None:
         """See `Link`."""
@@ -140,6 +172,8 @@ class SocketLink:
                     continue
 
     def _gone(self) -> EngineGoneError:
+        if self.of_run:
+            return RunEndedError(f"the command that had {self.name} open has ended")
         how = _how_ended(self.process)
         return EngineGoneError.of(self.name, f"the engine of {self.name} {how}")
 
@@ -173,7 +207,13 @@ def _how_ended(process: subprocess.Popen[bytes] | None) -> str:
 
 
 async def connect(name: str) -> SocketLink | None:
-    """Attach to a session's running engine; None if there is none."""
+    """Attach to a session's running engine; None if there is none.
+
+    Raises:
+        EngineEndingError: it is just ending.
+        EngineGoneError: it does not answer.
+        OtherVersionError: it was started by another version of qtui.
+    """
     try:
         reader, writer = await asyncio.open_unix_connection(str(socket_file(name)))
     except (FileNotFoundError, ConnectionRefusedError, SocketFolderError):
@@ -191,7 +231,7 @@ async def connect(name: str) -> SocketLink | None:
         ) from error
     except ConnectionError as error:
         writer.close()
-        raise EngineGoneError.of(name, f"the engine of {name} hung up") from error
+        raise EngineEndingError.of(name, f"the engine of {name} hung up") from error
     except BaseException:
         writer.close()
         raise

@@ -33,6 +33,8 @@ class Engine(msgspec.Struct, frozen=True):
     """Whether it can be attached to."""
     jobs: list[Job] = []
     """Running and waiting, the most urgent first."""
+    of_run: bool = False
+    """Whether it belongs to a command without an interface, and ends with it."""
 
 
 def look(name: str) -> Engine | None:
@@ -44,16 +46,17 @@ def look(name: str) -> Engine | None:
     pid = holder(session_folder(name))
     if pid is None:
         return None
-    session: Session | None = None
+    shown: tuple[Session, bool] | None = None
     with contextlib.suppress(EngineError, OSError, TimeoutError):
-        session = asyncio.run(_shown(name))
-    if session is None:
+        shown = asyncio.run(_shown(name))
+    if shown is None:
         return Engine(pid, _resident(pid), False)
-    return Engine(pid, _resident(pid), True, running(session))
+    session, of_run = shown
+    return Engine(pid, _resident(pid), True, running(session), of_run)
 
 
-async def _shown(name: str) -> Session | None:
-    """The session that an engine shows to who attaches."""
+async def _shown(name: str) -> tuple[Session, bool] | None:
+    """The session that an engine shows to who attaches, and whether it belongs to a command."""
     async with asyncio.timeout(LOOK_SECONDS):
         link = await connect(name)
         if link is None:
@@ -62,7 +65,7 @@ async def _shown(name: str) -> Session | None:
             found = await link.receive()
         finally:
             await link.close()
-    return found if isinstance(found, Session) else None
+    return (found, link.of_run) if isinstance(found, Session) else None
 
 
 def _resident(pid: int) -> int:

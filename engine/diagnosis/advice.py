@@ -1,7 +1,8 @@
 """Advice for each layer: where it is, and the smallest format that keeps its damage bounded.
 
 The bound is a share of what the shown format costs everywhere: ``advised_share`` of the profile
-times an even share of it, so that no layer is left worse than the average is now.
+times an even share of it, so that no layer is left worse than the average is now. But for the shown
+format, those that no serving kernel takes are not advised, unless the settings allow them.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Adviser:
             return None
         found: list[tuple[int, Advice]] = []
         for held in ("", *looked.formats):
-            if held and not can_hold(held, shape):
+            able = held == looked.format or looked.serving.takes(held, row)
+            if held and not (can_hold(held, shape) and able):
                 continue
             effect = looked.effects.known(name, held)
             if effect is None or (share := max(0.0, effect.kl) / damage) > bound:

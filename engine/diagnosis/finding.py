@@ -12,6 +12,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.diagnosis.fixes import best_fix, layer_fixes
+from engine.diagnosis.serving import Serving, by_kernels
 from engine.diagnosis.thresholds import Thresholds
 from engine.formats.storage import can_hold
 from engine.session import KnownEffects, Session
@@ -68,6 +69,11 @@ class Looked:
     def effects(self) -> KnownEffects:
         """Effects of single layers."""
         return KnownEffects(self.session)
+
+    @cached_property
+    def serving(self) -> Serving:
+        """What a fix may be."""
+        return by_kernels(self.session)
 
     @cached_property
     def kl(self) -> dict[str, float]:
@@ -167,7 +173,7 @@ class Looked:
             recovered = 1 - max(0.0, effect.kl) / before
             if recovered < self.limits.wins_back:
                 continue
-            if held and not can_hold(held, shape):
+            if held and not (can_hold(held, shape) and self.serving.takes(held, row)):
                 continue
             bits = session.bits_in(row, held)
             fix = Fix(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from engine import protocol as p
+from engine.diagnosis.serving import by_kernels
 from engine.formats.grammar import parse_format
 from engine.formats.kernels import kernels_for
 from engine.formats.storage import can_hold, stored_bits
@@ -44,6 +45,8 @@ class LayerFix(msgspec.Struct, frozen=True, kw_only=True):
     per_megabyte: float = math.nan
     """KL won back per megabyte more: infinite where it is no larger, nan where it wins nothing."""
     kernels: tuple[str, ...] = ()
+    served: bool = True
+    """Whether it may be the best: some kernel takes it, or the settings allow others too."""
     refused: str = ""
     """Why the layer cannot take it."""
     better: str | None = None
@@ -83,6 +86,8 @@ def layer_fixes(session: Session, layer: str, format: str) -> list[LayerFix]:
     found = [_against(base, reader.read(held)) for held in formats]
     found.append(_against(base, reader.as_stored()))
     found.sort(key=lambda fix: (fix.bits, fix.kl if not math.isnan(fix.kl) else math.inf))
+    takes = by_kernels(session).takes
+    found = [msgspec.structs.replace(fix, served=takes(fix.format, row)) for fix in found]
     return [msgspec.structs.replace(fix, better=_better(fix, found)) for fix in found]
 
 
@@ -180,8 +185,13 @@ def _against(base: LayerFix, fix: LayerFix) -> LayerFix:
 
 
 def _better(fix: LayerFix, fixes: Sequence[LayerFix]) -> str | None:
-    """Another format that is no larger and costs no more KL, and is better in one of the two."""
+    """Another format that is no larger and costs no more KL, and is better in one of the two.
+
+    One that no kernel takes does not better one that some kernel does.
+    """
     for other in fixes:
+        if fix.served and not other.served:
+            continue
         alike = (other.bits, other.kl) == (fix.bits, fix.kl)
         if other.bits <= fix.bits and other.kl <= fix.kl and not alike:
             return other.format
@@ -189,9 +199,11 @@ def _better(fix: LayerFix, fixes: Sequence[LayerFix]) -> str | None:
 
 
 def front(fixes: Sequence[LayerFix]) -> list[LayerFix]:
-    """Fixes that none betters in both size and KL, the smallest first."""
+    """Fixes that may be the best and that none betters in both size and KL, the smallest first."""
     return [
-        fix for fix in fixes if not fix.refused and fix.better is None and not math.isnan(fix.kl)
+        fix
+        for fix in fixes
+        if fix.served and not fix.refused and fix.better is None and not math.isnan(fix.kl)
     ]
 
 
@@ -204,7 +216,9 @@ def best_fix(fixes: Sequence[LayerFix], format: str, enough: float) -> LayerFix 
         enough: share of its KL; `Thresholds.wins_back`.
     """
     able = [
-        fix for fix in fixes if fix.format != format and not fix.refused and fix.recovered >= enough
+        fix
+        for fix in fixes
+        if fix.format != format and fix.served and not fix.refused and fix.recovered >= enough
     ]
     measured = [fix for fix in able if fix.measured and fix.format]
     kept = [fix for fix in able if not fix.format]

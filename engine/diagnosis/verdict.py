@@ -2,19 +2,21 @@
 
 From single effects, measured where they are, so there is one as soon as all layers are estimated,
 and a better one as they are measured. The mix is on the convex hull of KL over size: no other mix
-of its size has a smaller sum of effects.
+of its size has a smaller sum of effects. It has only formats that can run where it is to:
+`engine.diagnosis.serving` says which.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeAlias, TypeVar
 
 import msgspec
 
+from engine.diagnosis.serving import Serving, by_kernels, kernels_of
 from engine.formats.grammar import parse_format
 from engine.formats.storage import can_hold
 from engine.recipes.mixes import better_than
@@ -63,16 +65,24 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     mix_bytes: int = 0
     better: tuple[tuple[str, int], ...] = ()
     """Formats of the mix other than `format`, each with its number of layers, most first."""
+    to: str = ""
+    """The export target that holds the mix; empty for none."""
+    unable: int = 0
+    """Layers that cannot take `format` there: the target does not hold it, or no kernel does."""
+    kernels: tuple[str, ...] = ()
+    """Serving kernels that take the mix, or without one `format`: one that takes every layer, else
+    as few as do; those of layers that none takes are missing."""
 
 
-def verdict(session: Session, format: str) -> Verdict | None:
+def verdict(session: Session, format: str, serving: Serving | None = None) -> Verdict | None:
     """The verdict on a format; None while an effect of a layer of the body is not known.
 
     Args:
         session: with a baseline and effects.
         format: canonical, and not a kept one.
+        serving: what the mix may have; None for what some serving kernel takes.
     """
-    steps = verdict_in_steps(session, format)
+    steps = verdict_in_steps(session, format, serving)
     while True:
         try:
             next(steps)
@@ -81,14 +91,17 @@ def verdict(session: Session, format: str) -> Verdict | None:
             return found
 
 
-def verdict_in_steps(session: Session, format: str) -> Steps[Verdict | None]:
+def verdict_in_steps(
+    session: Session, format: str, serving: Serving | None = None
+) -> Steps[Verdict | None]:
     """The same in steps of some milliseconds, so that a screen may do other things in between."""
     if session.baseline is None or not session.layers.names:
         return None
+    serving = serving or by_kernels(session)
     effects, layers = Columns(session), session.layers
     uniform: dict[str, str] = {}
     kl_of: dict[str, float] = {}
-    dnll = variance = 0.0
+    dnll = 0.0
     column = effects.of(format)
     yield
     for row, name in enumerate(layers.names):
@@ -100,7 +113,6 @@ def verdict_in_steps(session: Session, format: str) -> Steps[Verdict | None]:
         uniform[name] = format
         kl_of[name] = max(0.0, effect[0])
         dnll += effect[1]
-        variance += effect[2] ** 2
     yield
     if not uniform:
         return None
@@ -109,7 +121,8 @@ def verdict_in_steps(session: Session, format: str) -> Steps[Verdict | None]:
     yield
     known = score is not None and score.done and math.isfinite(score.kl)
     together = 1.0
-    kl, kl_se = alone, math.sqrt(variance)
+    kl, kl_se = alone, effects.error(uniform)
+    yield
     ppl = session.baseline.ppl * math.exp(min(dnll, 700.0))
     if known and score is not None:
         kl, kl_se, ppl = score.kl, score.kl_se, score.ppl
@@ -117,6 +130,7 @@ def verdict_in_steps(session: Session, format: str) -> Steps[Verdict | None]:
         dnll = score.dnll
     worst = sorted(kl_of, key=lambda name: -kl_of[name])[:WORST]
     size = session.size_of(uniform)
+    unable = sum(not serving.takes(format, session.index[name]) for name in uniform)
     found = Verdict(
         format=format,
         kl=kl,
@@ -130,11 +144,14 @@ def verdict_in_steps(session: Session, format: str) -> Steps[Verdict | None]:
         bits_per_weight=size.bits_per_weight,
         bytes=size.bytes,
         mix={},
+        to=serving.to,
+        unable=unable,
+        kernels=kernels_of(session, uniform)[0],
     )
     if not alone > 0:
         return found
     yield
-    mix, left = yield from _cheapest_mix(session, uniform, effects, MOST * alone)
+    mix, left = yield from _cheapest_mix(session, uniform, effects, MOST * alone, serving)
     yield
     if left > MOST * alone * (1 + 1e-9):
         return found
@@ -156,6 +173,7 @@ def verdict_in_steps(session: Session, format: str) -> Steps[Verdict | None]:
         mix_bits=size.bits_per_weight,
         mix_bytes=size.bytes,
         better=tuple(counted.most_common()) + ((("kept", kept),) if kept else ()),
+        kernels=kernels_of(session, mix)[0],
     )
 
 
@@ -172,6 +190,10 @@ class Columns:
             self._columns[held] = self._known.column(held)
         return self._columns[held]
 
+    def error(self, recipe: Mapping[str, str]) -> float:
+        """Standard error of a recipe's sum of effects."""
+        return self._known.error_of_sum(recipe)
+
     def together(self, rows: Sequence[int], held: str) -> float:
         """KL of some layers together, as a sum; infinite where one is not known."""
         column = self.of(held)
@@ -181,34 +203,39 @@ class Columns:
 
 
 def _cheapest_mix(
-    session: Session, uniform: dict[str, str], effects: Columns, aim: float
+    session: Session, uniform: dict[str, str], effects: Columns, aim: float, serving: Serving
 ) -> Steps[tuple[dict[str, str], float]]:
     """The smallest recipe of better formats whose sum of effects is at most ``aim``.
 
     Fused groups take one format. Steps along every group's convex hull are taken in the order of
-    what they gain per bit, so what is found is optimal for its own size.
+    what they gain per bit, so what is found is optimal for its own size. Layers that an export
+    target does not hold in the uniform format take a step in any case.
 
     Returns:
         The recipe, and its sum of effects; that may be above ``aim`` if no better format is known.
     """
     format = next(iter(uniform.values()))
-    better = ("", *_formats(session, format))
+    better = ("", *_formats(session, format, serving))
     steps: list[tuple[float, tuple[str, ...], str, float]] = []
     for held in (format, *better):
         effects.of(held)
         yield
-    for number, unit in enumerate(_units(session, uniform)):
+    for number, (unit, possible) in enumerate(_units(session, uniform, better, serving)):
         if number % AT_ONCE == 0:
             yield
+        found = list(_steps(session, unit, format, possible, effects))
+        stays = not serving.to or all(serving.takes(format, session.index[n]) for n in unit)
+        if not stays and not found:
+            found = [("", 1, 0.0)]
         steps += [
-            (gain / more, unit, at, gain)
-            for at, more, gain in _steps(session, unit, format, better, effects)
+            (gain / more if stays or at else math.inf, unit, held, gain)
+            for at, (held, more, gain) in enumerate(found)
         ]
     left = effects.together([session.index[name] for name in uniform], format)
     yield
     mix = dict(uniform)
-    for _, unit, held, gain in sorted(steps, key=lambda step: -step[0]):
-        if left <= aim:
+    for worth, unit, held, gain in sorted(steps, key=lambda step: -step[0]):
+        if left <= aim and worth < math.inf:
             break
         for name in unit:
             if held:
@@ -245,28 +272,61 @@ def _convex(hull: Sequence[tuple[int, float, str]], point: tuple[int, float, str
     return (a[1] - b[1]) * (point[0] - b[0]) > (b[1] - point[1]) * (b[0] - a[0])
 
 
-def _formats(session: Session, format: str) -> Sequence[str]:
+def _formats(session: Session, format: str, serving: Serving) -> Sequence[str]:
     """Formats that may be better: those with known effects, or only the next step up.
 
-    Of the same family, so that one file can hold the mix and one kernel family serves it.
+    Of the same family, so that one file can hold the mix and one kernel family serves it; for an
+    export target, of any, since it says what it holds.
     """
-    if len(session.layers.names) > MANY:
-        step = better_than(format)
-        return () if step == "kept" else (step,)
     known = dict.fromkeys(k.format for k in session.effects.known("degrade") if k.by == "layer")
     family = parse_format(format).family
-    return [each for each in known if each != format and parse_format(each).family == family]
+    able = [
+        each
+        for each in known
+        if each != format and (serving.to or parse_format(each).family == family)
+    ]
+    if len(session.layers.names) <= MANY:
+        return able
+    step = better_than(format)
+    if serving.to and not _held(session, step, serving):
+        return [each for each in able if _held(session, each, serving)][:1]
+    return () if step == "kept" else (step,)
 
 
-def _units(session: Session, uniform: dict[str, str]) -> list[tuple[str, ...]]:
-    """The layers of the body that take one format."""
+def _held(session: Session, format: str, serving: Serving) -> bool:
+    """Whether some layer of the body can take a format."""
     layers = session.layers
-    found: dict[int, list[str]] = {}
+    rows = {layers.shapes[row]: row for row, role in enumerate(layers.roles) if role not in OUTSIDE}
+    return any(serving.takes(format, row) for row in rows.values())
+
+
+def _units(
+    session: Session, uniform: Mapping[str, str], better: Sequence[str], serving: Serving
+) -> Iterator[tuple[tuple[str, ...], Sequence[str]]]:
+    """The layers of the body that take one format, each with those that may be better for them.
+
+    Where a target has one format for many layers, and they may be left as stored, that is all.
+    """
+    layers = session.layers
+    fmt = parse_format(next(iter(uniform.values())))
+    found: dict[object, list[str]] = {}
+    alone: set[object] = set()
     for name in uniform:
         row = session.index[name]
-        group = layers.groups[row]
-        found.setdefault(group if group >= 0 else -2 - row, []).append(name)
-    return [tuple(names) for names in found.values()]
+        key: object = group if (group := layers.groups[row]) >= 0 else -2 - row
+        if (many := serving.alike(fmt, row)) is not None:
+            if serving.alike(None, row) is None:
+                alone.add(key)
+            else:
+                key = many
+        found.setdefault(key, []).append(name)
+    for key, names in found.items():
+        rows = [session.index[name] for name in names]
+        possible = better[:1] if key in alone else better
+        yield (
+            tuple(names),
+            [held for held in possible if all(serving.takes(held, row) for row in rows)],
+        )
 
 
 def _bits(session: Session, rows: Sequence[int], held: str) -> int:

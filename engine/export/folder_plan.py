@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint, DiskLayer, TensorInfo, fused_groups, list_layers
+from engine.checkpoint.companions import readers_of
+from engine.checkpoint.dequantised import without_quantisation
 from engine.errors import CheckpointError, UsageError
 from engine.export.folder_form import ExpertsForm, FolderForm, OneExpert
 from engine.export.modules import Modules, read_modules
@@ -85,6 +87,8 @@ def _of_model_alone(layer: str, modules: Modules, checkpoint: Checkpoint) -> Dis
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
     method = checkpoint.config.get("quantization_config")
+    if checkpoint.quantised and not readers_of(checkpoint):
+        return
     if method is not None or checkpoint.dtype not in ("float32", "float16", "bfloat16"):
         stored = method.get("quant_method") if isinstance(method, dict) else checkpoint.dtype
         raise CheckpointError(
@@ -195,6 +199,8 @@ def plan_of(
     codes = {layer: fmt for layer, fmt in changed.items() if not fmt.kept}
     if untied:
         notes.append("the head was tied to the embedding and now has its own weight")
+    if kept := [name for name in rows if name not in codes and name in _dequantised(rows)]:
+        notes.append(f"{some_of(kept)}: stored quantised, and written dequantised where kept")
     notes += _unlike_fellows(rows, formats)
     notes += form.notes(codes)
     # Where both are on disk, they are two weights, whatever the source's config says.
@@ -282,7 +288,7 @@ def _tensor_group(
 
 def _config(checkpoint: Checkpoint, *, untied: bool) -> dict[str, Any]:
     """The source's config, with the dtype of its weights on disk."""
-    config = copy.deepcopy(checkpoint.config)
+    config = without_quantisation(copy.deepcopy(checkpoint.config))
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
         config[key] = checkpoint.dtype
     if untied:
@@ -291,6 +297,10 @@ def _config(checkpoint: Checkpoint, *, untied: bool) -> dict[str, Any]:
         if isinstance(text, dict):
             text["tie_word_embeddings"] = False
     return config
+
+
+def _dequantised(rows: Mapping[str, DiskLayer]) -> set[str]:
+    return {name for name, row in rows.items() if row.reader}
 
 
 def _unlike_fellows(rows: Mapping[str, DiskLayer], formats: Mapping[str, Format]) -> list[str]:

@@ -86,6 +86,7 @@ METHODS: dict[str, MethodRule] = {
     "awq": MethodRule(keys={"online": None}),
     "clip": MethodRule("it has no range that a search could narrow"),
     "hqq": MethodRule("it moves zero points, which only integer formats have"),
+    "imatrix": MethodRule("it weighs the search of llama.cpp's quantisers for scales and codes"),
     "gptq": MethodRule(
         "it chooses the codes of a row by its own search",
         keys={"damp": Number(1e-6, 1, default=0.01), "actorder": None, "static": None},

@@ -36,7 +36,7 @@ _BLOCK = re.compile(r"block([0-9]{1,7})")
 
 FOLDED = ("smooth", "awq")
 """Methods that scale input channels."""
-CALIBRATED = (*FOLDED, "gptq", "outlier")
+CALIBRATED = (*FOLDED, "imatrix", "gptq", "outlier")
 """Methods that use calibration inputs; ``+a8:static`` does too."""
 
 
@@ -74,7 +74,7 @@ class Format(msgspec.Struct, frozen=True):
     options: tuple[tuple[str, Value], ...] = ()
     """Keys of the format that differ from their defaults; ``sparse`` is in percent."""
     methods: tuple[Method, ...] = ()
-    """In the order smooth, hadamard, awq, clip or hqq, gptq, outlier, a8."""
+    """In the order smooth, hadamard, awq, clip or hqq, imatrix, gptq, outlier, a8."""
 
     def __post_init__(self) -> None:
         if self.name not in BASES:
@@ -163,6 +163,8 @@ def why_not_built(fmt: Format) -> str | None:
     missing = ""
     if "hadamard" in names and "outlier" in names:
         missing = "'+hadamard' mixes the channels that '+outlier' would keep"
+    elif "hadamard" in names and "imatrix" in names:
+        missing = "'+hadamard' mixes the channels whose importance '+imatrix' weighs by"
     elif "hadamard" in names and "static" in names.get("a8", {}):
         missing = "the range of inputs that '+hadamard' has rotated is not gathered"
     return f"{fmt} is not yet built: {missing}" if missing else None
@@ -188,6 +190,12 @@ def without_folds(fmt: Format) -> Format:
 def needs_calibration(fmt: Format) -> bool:
     """Whether calibration inputs affect what a layer in this format computes."""
     return any(map(_calibrates, fmt.methods))
+
+
+def weighs_alone(fmt: Format) -> bool:
+    """Whether the inputs of a layer affect nothing but the weights of errors, by ``+imatrix``."""
+    calibrated = [method.name for method in fmt.methods if _calibrates(method)]
+    return calibrated == ["imatrix"]
 
 
 def without_calibration(fmt: Format) -> Format:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
-from engine.checkpoint.companions import plain_note, read_plain, readers_of
+from engine.checkpoint.companions import plain_note, read_plain, readers_of, stored_note
 from engine.checkpoint.quantised.reader import Reader
 
 
@@ -77,12 +77,13 @@ def checkpoint_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint
         for name, info in checkpoint.tensors.items()
     }
     found = readers_of(checkpoint)
+    note = stored_note(checkpoint)
+    if not found and checkpoint.dequantised:
+        return CheckpointTensors(tensors, dtype, note)
     if not found:
-        return CheckpointTensors(tensors, getattr(torch, checkpoint.dtype))
+        return CheckpointTensors(tensors, getattr(torch, checkpoint.dtype), note)
     for reader in found:
         tensors = _joined(checkpoint, reader, tensors)
-    names = " and ".join(reader.name for reader in found)
-    note = f"stored in {names}, dequantised as reference"
     return CheckpointTensors(tensors, dtype, plain_note(checkpoint) or note)
 
 

@@ -25,10 +25,9 @@ def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
         CheckpointError: an unknown architecture, code of its own that was not asked for, or not a
             causal language model.
     """
-    folder, raw = checkpoint.folder, checkpoint.config
-    file = folder / "config.json"
+    file, raw = checkpoint.config_file, checkpoint.config
     refuse_other_models(file, raw, trusted=trust_remote_code)
-    config = _parse(folder, file, raw, trust_remote_code)
+    config = _parse(checkpoint, file, raw, trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(
             f"{file}: {raw.get('model_type')!r} is an encoder-decoder; "
@@ -96,21 +95,27 @@ def refuse_not_causal(file: Path, raw: dict[str, Any], *, trusted: bool = False)
     Raises:
         CheckpointError: saying what it is.
     """
+    kind = raw.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise CheckpointError(f"{file} gives model_type as {kind!r:.100}, not as a word")
     if (why := why_not_causal(raw, trusted=trusted)) is not None:
         raise CheckpointError(f"{file}: {why}")
-    architectures = [a for a in raw.get("architectures") or () if isinstance(a, str)]
+    named = raw.get("architectures")
+    architectures = [a for a in named if isinstance(a, str)] if isinstance(named, list) else []
     if architectures and all(OTHER_HEAD.search(a) for a in architectures):
         raise CheckpointError(
             f"{file}: {architectures[0]} is not a causal language model, and only those are read"
         )
 
 
-def _parse(folder: Path, file: Path, raw: dict[str, Any], trusted: bool) -> Any:
+def _parse(checkpoint: Checkpoint, file: Path, raw: dict[str, Any], trusted: bool) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trusted)
+        if checkpoint.container:
+            return AutoConfig.for_model(**raw)
+        return AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=trusted)
     except (
         StrictDataclassError,
         ValueError,
@@ -119,7 +124,9 @@ def _parse(folder: Path, file: Path, raw: dict[str, Any], trusted: bool) -> Any:
         AttributeError,
         ImportError,
         OSError,
-        ZeroDivisionError,
+        ArithmeticError,
+        RecursionError,
+        AssertionError,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(

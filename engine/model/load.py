@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from engine.checkpoint import Checkpoint, open_checkpoint
+from engine.checkpoint.files import LARGEST_TEXT, check_file
+from engine.checkpoint.gguf import is_gguf, open_gguf
 from engine.checkpoint.links import refuse_pointer
 from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
@@ -21,7 +24,7 @@ from engine.model.names import check_covered, join_names
 from engine.model.network import Network
 from engine.model.quiet import quiet
 from engine.model.selfcheck import check_resuming
-from engine.model.source import resolve_model
+from engine.model.source import BESIDE, resolve_model
 from engine.model.transformers_internals import computed_keys
 
 if TYPE_CHECKING:
@@ -64,13 +67,14 @@ OnStage = Callable[[LoadStage], None]
 def load_network(
     path: Path,
     *,
+    checkpoint: Checkpoint | None = None,
     device: str = "auto",
     dtype: str | None = None,
     trust_remote_code: bool = False,
     follow_links: bool = False,
     on_stage: OnStage = lambda _stage: None,
 ) -> Network:
-    """Loads the checkpoint in folder ``path``.
+    """Loads the checkpoint in folder ``path``, or its files that are open as ``checkpoint``.
 
     ``on_stage`` is called with the progress. While weights are read it is called from the threads
     that read them, one call at a time; raising there abandons the loading.
@@ -81,7 +85,8 @@ def load_network(
         OutOfMemoryError: it does not fit.
     """
     on_stage(LoadStage("reading config", 0, 1))
-    checkpoint = open_checkpoint(path, follow_links=follow_links)
+    if checkpoint is None:
+        checkpoint = open_checkpoint(path, follow_links=follow_links)
     with quiet():
         config = read_config(checkpoint, trust_remote_code=trust_remote_code)
     stored = checkpoint_tensors(checkpoint, _dequantised(config))
@@ -123,13 +128,20 @@ def load_network(
     return network
 
 
-def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in folder ``path``.
+def load_tokenizer(
+    path: Path, *, trust_remote_code: bool = False, follow_links: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in folder ``path``, or in a GGUF file.
 
     Raises:
         TextError: there is none.
-        CheckpointError: there is one, but it cannot be read.
+        CheckpointError: there is one, but it cannot be read, or must not be.
     """
+    if is_gguf(path):
+        return _gguf_tokenizer(path)
+    for file in (file for pattern in BESIDE for file in sorted(path.glob(pattern))):
+        if file.suffix or not file.is_dir():  # such as the folder chat_templates
+            check_file(path, file, follow=follow_links, largest=LARGEST_TEXT)
     if not any((path / name).exists() for name in TOKENIZER_FILES):
         raise TextError(
             f"{path} has no tokenizer (tokenizer.json or tokenizer.model), so no text can be "
@@ -146,11 +158,32 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 str(path), trust_remote_code=trust_remote_code
             )
-    except Exception as error:  # the Rust reader raises bare ones
+    except BaseException as error:
+        # The Rust reader raises bare exceptions, or gives up with one that is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CheckpointError(
             f"the tokenizer in {path} cannot be read: {_one_line(error)}"
         ) from error
     return tokenizer
+
+
+def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    document, special = open_gguf(file).tokenizer()
+    try:
+        with quiet():
+            return PreTrainedTokenizerFast(
+                tokenizer_object=Tokenizer.from_str(json.dumps(document)),
+                clean_up_tokenization_spaces=False,
+                **special,
+            )
+    except Exception as error:  # the Rust reader raises bare ones
+        raise CheckpointError(
+            f"the tokenizer in {file} cannot be made: {_one_line(error)}"
+        ) from error
 
 
 def choose_device(asked: str) -> tuple[str, str]:
@@ -210,6 +243,13 @@ def _untied_shape(config: Any) -> list[tuple[int, int]]:
     return [(text.vocab_size, text.hidden_size)] if tied else []
 
 
+_NOT_BUILT = (
+    *(KeyError, ValueError, TypeError, AttributeError, ArithmeticError, IndexError),
+    *(AssertionError, RecursionError, NotImplementedError),
+)
+"""What classes of transformers raise for configs that make no sense."""
+
+
 def _build(
     loaded_class: Any, config: Any, stored: CheckpointTensors, dtype: torch.dtype, on_stage: OnStage
 ) -> tuple[Any, dict[str, Any]]:
@@ -231,7 +271,7 @@ def _build(
         raise CheckpointError(
             f"{config.model_type} needs a package that is not installed: {_one_line(error)}"
         ) from error
-    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except _NOT_BUILT as error:
         raise CheckpointError(
             f"config.json does not describe a {config.model_type} model that can be built: "
             f"{type(error).__name__}: {_one_line(error)}"
@@ -353,5 +393,5 @@ def _too_big(what: str, needed: int, device: str) -> OutOfMemoryError:
     )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

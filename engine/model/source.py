@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from engine.checkpoint.gguf import is_gguf
 from engine.errors import CheckpointError, first_line
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]*[\w-])?")
@@ -27,7 +28,7 @@ NOT_WANTED = ("*/*", "consolidated*")  # copies of the same weights for other pr
 
 
 def resolve_model(source: str, *, trust_remote_code: bool = False) -> Path:
-    """The folder that holds ``source``: itself if it is one, else a hub id's snapshot.
+    """The folder or GGUF file that ``source`` is, else the folder of a hub id's snapshot.
 
     A snapshot is downloaded if the cache does not hold it; ``HF_HUB_OFFLINE=1`` forbids that.
 
@@ -35,11 +36,12 @@ def resolve_model(source: str, *, trust_remote_code: bool = False) -> Path:
         CheckpointError: no such folder, or the hub has no such model or cannot be reached.
     """
     folder = Path(os.path.expanduser(source))
-    if folder.is_dir():
+    if folder.is_dir() or is_gguf(folder):
         return folder
     if folder.is_file():
         raise CheckpointError(
-            f"{source} is a file: give the folder that holds it together with its config.json"
+            f"{source} is a file: give the folder that holds it together with its config.json, "
+            "or a GGUF file"
         )
     if source.startswith((".", "/", "~")) or not HUB_ID.fullmatch(source):
         raise CheckpointError(f"{source}: no such folder")

@@ -20,7 +20,8 @@ import msgspec
 from engine.checkpoint import list_layers, open_checkpoint, remarks
 from engine.checkpoint.architecture import architecture_name
 from engine.checkpoint.checkpoint import find_weights, read_config
-from engine.checkpoint.quantised.reader import quant_method
+from engine.checkpoint.companions import stored_note
+from engine.checkpoint.gguf import is_gguf, open_gguf
 from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
 from engine.model.config import refuse_other_models
@@ -56,7 +57,7 @@ def _folder(source: str) -> tuple[Path | None, str]:
         return DEMO_PATH, ""
     path = Path(os.path.expanduser(source))
     try:
-        if path.is_dir():
+        if path.is_dir() or is_gguf(path):
             return path, ""
         if path.exists() or not _hub_name(source):
             return None, ""
@@ -112,11 +113,6 @@ def _nowhere(source: str) -> Inspection:
 
 
 def _a_file(source: str, path: Path) -> Inspection:
-    if path.suffix == ".gguf":
-        problem = f"{source} is a GGUF file, which is already quantised"
-        return Inspection(
-            source=source, problem=problem, advice="open the checkpoint it was made from"
-        )
     problem = f"{source} is a file: give the folder that holds it together with its config.json"
     whole = (path.parent / "config.json").is_file()
     return Inspection(source=source, problem=problem, advice=f"open {path.parent}" if whole else "")
@@ -128,6 +124,8 @@ def _headers(source: str, folder: Path, trusted: bool) -> Inspection:
     Raises:
         CheckpointError: the headers have a problem.
     """
+    if is_gguf(folder):
+        return _gguf(source, folder)
     config, _ = read_config(folder)
     refuse_other_models(folder / "config.json", config, trusted=trusted)
     _, _, pickled = find_weights(folder)
@@ -143,11 +141,12 @@ def _headers(source: str, folder: Path, trusted: bool) -> Inspection:
 
 
 def _safetensors(source: str, folder: Path) -> Inspection:
+    """Inspect what is not pickled: a folder, or a GGUF file."""
     checkpoint = open_checkpoint(folder)
     rows = list_layers(checkpoint)
     notes = remarks(checkpoint, rows)
-    if (method := quant_method(checkpoint)) is not None:
-        notes.insert(0, f"stored in {method}, dequantised as reference")
+    if (note := stored_note(checkpoint)) is not None and note not in notes:
+        notes.insert(0, note)
     return Inspection(
         source=source,
         name="demo" if source == "demo" else checkpoint.name,
@@ -159,6 +158,11 @@ def _safetensors(source: str, folder: Path) -> Inspection:
         layers=len(rows),
         note="; ".join(notes),
     )
+
+
+def _gguf(source: str, file: Path) -> Inspection:
+    open_gguf(file).tokenizer()  # or say why there is none, before the model is loaded
+    return _safetensors(source, file)
 
 
 def _pickled(source: str, folder: Path, config: dict[str, Any]) -> Inspection:

@@ -22,16 +22,16 @@ from engine.checkpoint import (
     remarks,
 )
 from engine.demo import DEMO_PATH
-from engine.errors import EngineError, few
+from engine.errors import CheckpointError, few
 from engine.model.config import refuse_not_causal, refuse_other_models
 from engine.model.known_models import why_unknown
 from engine.model.source import resolve_model
 from engine.service.in_thread import in_thread
 from engine.service.jobs import Outcome, Steps
 from engine.service.process import without_collecting
-from engine.session.artefact import bits_as_stored
 from engine.store import keys
 from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace.opened import row_bits
 
 if TYPE_CHECKING:
     from engine.model.network import Network
@@ -66,7 +66,7 @@ def _open_files(
     demo, trusted = source == "demo", workspace.settings.trust_remote_code
     path = DEMO_PATH if demo else resolve_model(source, trust_remote_code=trusted)
     checkpoint = open_checkpoint(path, follow_links=workspace.settings.follow_links)
-    file, unknown = path / "config.json", why_unknown(checkpoint.config, trusted=trusted)
+    file, unknown = checkpoint.config_file, why_unknown(checkpoint.config, trusted=trusted)
     refuse_not_causal(file, checkpoint.config, trusted=trusted)
     if model:
         refuse_other_models(file, checkpoint.config, trusted=trusted)
@@ -98,7 +98,7 @@ def _open_files(
 
 def _other_bytes(checkpoint: Checkpoint, rows: Sequence[DiskLayer]) -> int:
     """Bytes of the checkpoint outside of layers."""
-    in_layers = sum(bits_as_stored(row.shape, row.dtype) // 8 for row in rows if not _tied(row))
+    in_layers = sum(row_bits(row) // 8 for row in rows if not _tied(row))
     return max(0, checkpoint.bytes - in_layers)
 
 
@@ -219,7 +219,11 @@ def _cut_windows(
     settings = opened.settings
     yield p.Stage("reading text", 0, 1)
     notices: list[str] = []
-    tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(
+        opened.path,
+        trust_remote_code=settings.trust_remote_code,
+        follow_links=settings.follow_links,
+    )
     text = evaluation_text(
         settings.text, demo=opened.demo, notify=notices.append, tokenizer=tokenizer
     )
@@ -241,7 +245,7 @@ def _cut_windows(
     windows = shuffled(windows, settings.seed)
     vocabulary = network.config.get_text_config().vocab_size
     if int(windows.ids.max()) >= vocabulary:
-        raise EngineError(
+        raise CheckpointError(
             f"the tokenizer produces token {int(windows.ids.max())}, but the model has only "
             f"{vocabulary} tokens: tokenizer and model do not match"
         )

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from engine.errors import UsageError
+from engine.patterns import pattern_of
 from engine.recipes.file import nearest
 from engine.session import Session
-
-
-def compiled(pattern: str) -> re.Pattern[str] | None:
-    """The regular expression of a pin; None where it is a name.
-
-    Raises:
-        UsageError: it is not one.
-    """
-    if not pattern.startswith("re:"):
-        return None
-    try:
-        return re.compile(pattern.removeprefix("re:"))
-    except re.error as error:
-        raise UsageError(f"{pattern!r} is no regular expression: {error}") from None
 
 
 def pinned_layers(session: Session, pins: Mapping[str, str]) -> dict[str, str]:
     """Formats by layer name; empty for as stored. The first pin that matches a layer counts.
 
     Raises:
-        UsageError: a pin matches no layer.
+        UsageError: a pin is no pattern, or matches no layer.
     """
     found: dict[str, str] = {}
     for pin, held in pins.items():
-        pattern = compiled(pin)
+        pattern = pattern_of(pin)
         matching = [
             name
             for name in session.layers.names

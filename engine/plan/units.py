@@ -72,9 +72,16 @@ class Rules:
     alike: Callable[[int], str | None] = lambda row: None
     """Rows with the same key must take one format for the export target; None if any."""
 
+    why_unserved: Callable[[str, int], str | None] = lambda format, row: None
+    """Why the layer on a row should not take a canonical format, since it would not run fast;
+    pinned layers may."""
+
     def allows(self, kind: str, shape: tuple[int, ...], format: str, row: int) -> bool:
-        """Whether a layer can hold a format, the target can store it, and no ban forbids it."""
+        """Whether a layer can hold a format, the target can store it, it runs, and no ban forbids
+        it."""
         if any(of in ("", kind) and no == format for of, no in self.bans):
+            return False
+        if self.why_unserved(format, row) is not None:
             return False
         return can_hold(format, shape) and self.why_target_not(
             parse_format(format), shape, row

@@ -10,7 +10,7 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.export.target import target_named
 from engine.formats.grammar import parse_built
-from engine.plan.pins import compiled
+from engine.patterns import pattern_of
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
 from engine.workspace import Loaded, Opened, Workspace
@@ -40,11 +40,13 @@ def _accepted(context: Context[Workspace], command: p.Plan) -> p.Plan:
     formats = canonical(command.formats or [*session.settings.estimate_formats, *known])
     pins = {name: _pinned(held) for name, held in command.pins.items()}
     for pattern in pins:
-        compiled(pattern)
+        pattern_of(pattern)
     bans = tuple((kind, str(parse_built(format))) for kind, format in command.bans)
     return msgspec.structs.replace(
         command,
         formats=tuple(format for format in formats if not parse_built(format).kept),
+        served=not command.to
+        and (command.served or not (command.formats or session.settings.unserved)),
         pins=pins,
         bans=bans,
     )

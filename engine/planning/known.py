@@ -7,9 +7,10 @@ import math
 from engine import protocol as p
 from engine.errors import InfeasibleError
 from engine.plan.baselines import baseline_points, baselines
+from engine.plan.decided import decided
 from engine.plan.proposal import bound_of, frontier_of, planned_units, point_of, solved
 from engine.plan.units import Rules, recipe_of, units_of
-from engine.planning.rules import rules_of
+from engine.planning.rules import rules_of, tiers_of
 from engine.service.jobs import Outcome
 from engine.session import KnownEffects, Session
 from engine.session.artefact import OUTSIDE
@@ -37,6 +38,7 @@ def plan_known(session: Session, command: p.Plan, dtype: str) -> Outcome:
             f"the effects of {unknown} of {len(session.layers.names)} layers are not known yet: "
             "plan again once all are estimated"
         )
+    rules = decided(session, tiers_of(session, rules, command), command.budget)
     units = units_of(session, rules)
     solution = solved(session, units, command.budget)
     chosen = solution.chosen.tolist()
@@ -47,7 +49,7 @@ def plan_known(session: Session, command: p.Plan, dtype: str) -> Outcome:
             budget=command.budget,
             recipe=recipe,
             point=point_of(session, recipe, math.fsum(choice.kl for choice in choices)),
-            kl_se=math.sqrt(math.fsum(choice.variance for choice in choices)),
+            kl_se=KnownEffects(session).error_of_sum(recipe),
             bound=bound_of(session, command.budget, solution),
             units=planned_units(units, chosen),
             frontier=frontier_of(session, units, body=command.budget.bits is not None),

@@ -27,12 +27,13 @@ from engine.measure.sweep.agreement import agreement
 from engine.measure.sweep.candidates import SweepTable
 from engine.measure.sweep.sweep import from_store
 from engine.plan.baselines import baseline_points, baselines
+from engine.plan.decided import decided
 from engine.plan.proposal import bound_of, check_size, frontier_of, planned_units, point_of, solved
 from engine.plan.units import Choice, Unit, recipe_of, units_of
 from engine.planning.known import plan_known
-from engine.planning.rules import rules_of
+from engine.planning.rules import rules_of, tiers_of
 from engine.service.jobs import Steps
-from engine.session import Session, apply
+from engine.session import KnownEffects, Session, apply
 from engine.workspace import Loaded
 
 ESTIMATING = 7.0
@@ -147,7 +148,10 @@ class Planner:
         recipe = recipe_of(units, chosen)
         choices = [unit.choices[at] for unit, at in zip(units, chosen, strict=True)]
         predicted = offset + math.fsum(choice.kl for choice in choices)
-        error = math.sqrt(math.fsum(choice.variance for choice in choices))
+        if offset:
+            error = math.sqrt(math.fsum(choice.variance for choice in choices))
+        else:
+            error = KnownEffects(self.session).error_of_sum(recipe)
         found = yield from self.measured(recipe)
         bound = bound_of(self.session, budget, solution)
         return Tried(recipe, chosen, predicted, error, found), bound + offset
@@ -274,8 +278,10 @@ def plan(loaded: Loaded, command: p.Plan, job: str) -> Steps:
     """
     planner = Planner(loaded, command, job)
     rules = rules_of(planner.session, command, loaded.opened.checkpoint.dtype)
+    tiers = tiers_of(planner.session, rules, command)
     check_size(planner.session, rules, command.budget)  # before hours of estimating
     yield from planner.learn()
+    rules = decided(planner.session, tiers, command.budget)
     units = units_of(planner.session, rules)
     search = _within_kl if command.budget.kl is not None else _least_kl
     best, bound = yield from search(planner, units)

@@ -26,6 +26,8 @@ class Hello(Message, frozen=True):
     session: str = ""
     seen: int = 0
     pid: int = 0
+    of_run: bool = False
+    """Whether the engine belongs to a command without an interface, and ends with it."""
 
 
 class Sent(Message, frozen=True):
@@ -66,7 +68,8 @@ def decode_frame(data: bytes) -> AnyFrame:
         return _frames(len(command_types())).decode(data)
     except msgspec.ValidationError:
         found = msgspec.msgpack.decode(data)
-        if isinstance(found, dict) and found.get("type") not in _KNOWN | command_types().keys():
+        kind = found.get("type") if isinstance(found, dict) else None
+        if isinstance(kind, str) and kind not in _KNOWN | command_types().keys():
             return read_command(found)
         raise
 

@@ -51,6 +51,9 @@ class Arithmetic:
     columns: Callable[[Tensor, Format, torch.dtype, str], Columns] | None = None
     """The columns of a finite float32 weight ``[in, out]`` before rounding, for solvers such as
     ``+gptq``; None for a family without a solver."""
+    weighed: Callable[[Tensor, Format, Tensor, str], StoredWeight] | None = None
+    """As `quantize`, given the importance of inputs ``[in]`` or ``[experts, in]`` instead of a
+    dtype; for a family that has ``+imatrix``."""
     levels: Callable[[Format], Levels | None] = lambda _: None
     """How the values of a group follow from its range; None if every weight matters."""
     by_row: Callable[[Format], bool] = lambda _: False
@@ -74,6 +77,24 @@ def write_dequantized(
     for rows in row_chunks(weight):
         _, broken = finite_and_broken(weight[rows])
         out[rows] = restored(out[rows], broken, weight[rows])
+
+
+def weighed(weight: Tensor, fmt: Format, importance: Tensor, name: str) -> StoredWeight:
+    """The stored form of a weight where errors are weighed by the importance of inputs.
+
+    Args:
+        weight: ``[out, in]`` or ``[experts, out, in]``; not modified.
+        fmt: The format, without ``+imatrix``.
+        importance: float32 ``[in]`` or ``[experts, in]``, not negative.
+        name: The tensor, for messages.
+
+    Raises:
+        FormatError: A scale is too large for its dtype, or the family weighs no errors.
+    """
+    found = arithmetic_of(fmt).weighed
+    if found is None:
+        raise FormatError(f"{name}: {fmt} weighs no errors by the importance of inputs")
+    return found(weight, fmt, importance, name)
 
 
 def columns_of(W: Tensor, fmt: Format, scale_dtype: torch.dtype, name: str) -> Columns:

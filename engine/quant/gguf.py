@@ -1,8 +1,9 @@
 """GGUF types: blocks of bytes in the layout of ggml, which llama.cpp and others run.
 
 A row is cut into blocks of 32 or 256 weights, each with its own scales. Which bytes a block has is
-in `engine.quant.gguf_legacy`, `engine.quant.gguf_k` and `engine.quant.gguf_iq4`; here is what they
-share: rows are taken a few at a time, and ``Ŵ`` is read back from the bytes.
+in `engine.quant.gguf_legacy`, `engine.quant.gguf_k`, `engine.quant.gguf_iq4` and
+`engine.quant.gguf_iq`; here is what they share: rows are taken a few at a time, and ``Ŵ`` is read
+back from the bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import Format
-from engine.quant import gguf_compiled, gguf_iq4, gguf_k, gguf_legacy
+from engine.quant import gguf_compiled, gguf_iq, gguf_iq4, gguf_k, gguf_legacy
 from engine.quant.arithmetic import Arithmetic, Levels
 from engine.quant.rows import finite_and_broken, row_chunks
 from engine.quant.stored import Encoded, joined, write_rows
@@ -39,7 +40,7 @@ def _type(module: ModuleType, *halves: int, **which: Any) -> _Type:
     return _Type(partial(module.encode, **which), partial(module.decode, **which), halves)
 
 
-_TYPES = {
+TYPES = {
     "q4_0": _type(gguf_legacy, 0, bits=4, offset=False),
     "q4_1": _type(gguf_legacy, 0, 2, bits=4, offset=True),
     "q5_0": _type(gguf_legacy, 0, bits=5, offset=False),
@@ -51,6 +52,7 @@ _TYPES = {
     "q5_k": _type(gguf_k, 0, 2, name="q5_k"),
     "q6_k": _type(gguf_k, 208, name="q6_k"),
     **{name: _type(gguf_iq4, 0, super_block=size) for name, size in gguf_iq4.SUPER_BLOCKS.items()},
+    **{name: _type(gguf_iq, 0, name=name) for name in gguf_iq.KINDS},
 }
 
 
@@ -66,7 +68,7 @@ class GgufBlocks:
 
     def approx(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``Ŵ``, as the ``gguf`` package reads it, in float32 and cast last."""
-        values = _TYPES[self.type].decode(self.blocks.reshape(-1, self.block_bytes))
+        values = TYPES[self.type].decode(self.blocks.reshape(-1, self.block_bytes))
         return values.reshape(*self.blocks.shape[:-1], -1).to(dtype)
 
 
@@ -81,13 +83,17 @@ def quantize_gguf(
         weight: The weight; not modified.
         fmt: A GGUF type.
         name: The tensor, for error messages.
-        importance: How much each input matters, ``[in]``, not negative: a row of an importance
-            matrix of llama.cpp. None weighs errors by the weights alone.
+        importance: How much each input matters, ``[in]`` or ``[experts, in]``, not negative: what
+            an importance matrix of llama.cpp has for a tensor. None weighs errors by the weights
+            alone.
 
     Raises:
         FormatError: A scale of a block is too large for float16.
     """
-    return joined(lambda matrix: _encoded(matrix, fmt, name, importance), weight.detach())
+    if importance is None or importance.dim() == 1:
+        return joined(lambda matrix: _encoded(matrix, fmt, name, importance), weight.detach())
+    of_expert = iter(importance)
+    return joined(lambda matrix: _encoded(matrix, fmt, name, next(of_expert)), weight.detach())
 
 
 def write_dequantized(
@@ -104,10 +110,10 @@ def write_dequantized(
 def _encoded(
     weight: Tensor, fmt: Format, name: str, importance: Tensor | None
 ) -> Encoded[GgufBlocks]:
-    kind = _TYPES[fmt.name]
+    kind = TYPES[fmt.name]
     for rows in row_chunks(weight):
         finite, broken = finite_and_broken(weight[rows])
-        blocks = gguf_compiled.encode(finite, fmt) if importance is None else None
+        blocks = gguf_compiled.encode(finite, fmt, importance=importance)
         if blocks is None:
             blocks = torch.cat([kind.encode(tile, importance) for tile in _tiles(finite)])
         for start in kind.halves:
@@ -126,6 +132,11 @@ def _tiles(matrix: Tensor) -> Iterator[Tensor]:
         yield matrix[start : start + step]
 
 
+def quantize_gguf_weighed(weight: Tensor, fmt: Format, importance: Tensor, name: str) -> GgufBlocks:
+    """`quantize_gguf` by the importance of inputs."""
+    return quantize_gguf(weight, fmt, name, importance.to(weight.device, torch.float32))
+
+
 def _levels(fmt: Format) -> Levels | None:
     """The scales of K-quants and ``iq4`` are searched for, weight by weight."""
     return Levels() if fmt.name in gguf_legacy.NAMES else None
@@ -134,5 +145,6 @@ def _levels(fmt: Format) -> Levels | None:
 ARITHMETIC = Arithmetic(
     quantize=lambda weight, fmt, _dtype, name: quantize_gguf(weight, fmt, name),
     write=lambda weight, fmt, _dtype, out, name: write_dequantized(weight, fmt, out, name),
+    weighed=quantize_gguf_weighed,
     levels=_levels,
 )

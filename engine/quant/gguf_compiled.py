@@ -1,13 +1,16 @@
-"""Runs the compiled kernels of `engine.quant.gguf_kernels`, on as many threads as torch has.
+"""Runs the compiled kernels of GGUF types, on as many threads as torch has.
 
-Bytes equal those that `engine.quant.gguf_k` and `engine.quant.gguf_iq4` search for step by step.
-That is what is done on a GPU, with an importance matrix, and where numba is missing or fails, which
-takes many times as long and is logged once. It is also done while a kernel is being compiled, which
-takes some seconds, once on each machine: nobody waits longer for it than `PATIENCE`.
+Those of `engine.quant.gguf_kernels` and `engine.quant.gguf_grid_kernels`. Bytes equal those that
+`engine.quant.gguf_k`, `engine.quant.gguf_iq4` and `engine.quant.gguf_iq` search for step by step.
+That is what is done on a GPU, for K-quants and ``iq4`` with an importance matrix, and where numba
+is missing or fails, which takes many times as long and is logged once. It is also done while a
+kernel is being compiled, which takes some seconds, once on each machine: nobody waits longer for it
+than `PATIENCE`.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -23,7 +26,8 @@ from torch import Tensor
 from engine.errors import first_line
 from engine.formats.family import family_of
 from engine.formats.grammar import Format
-from engine.quant import gguf_iq4, gguf_k
+from engine.quant import gguf_iq, gguf_iq4, gguf_k
+from engine.quant.gguf_grids import grid
 from engine.quant.gguf_search import symmetric_candidates
 
 log = logging.getLogger(__name__)
@@ -32,7 +36,9 @@ PATIENCE = 1.0
 """Seconds to wait for a kernel: enough to read it from the disk."""
 LEAST = 1 << 14
 """Weights that are worth a thread of their own."""
-NAMES = (*gguf_k.NAMES, *gguf_iq4.SUPER_BLOCKS)
+PLAIN = (*gguf_k.NAMES, *gguf_iq4.SUPER_BLOCKS)
+"""Types whose kernels take no importance."""
+NAMES = (*PLAIN, *gguf_iq.KINDS)
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
@@ -44,22 +50,30 @@ class Kernel(NamedTuple):
     """What it is called with between the weight and the span."""
     group: int
     """Weights of a group."""
+    module: str = "engine.quant.gguf_kernels"
 
 
-def encode(x: Tensor, fmt: Format, patience: float = PATIENCE) -> Tensor | None:
-    """Super-blocks of a weight as bytes, without an importance matrix.
+def encode(
+    x: Tensor, fmt: Format, patience: float = PATIENCE, importance: Tensor | None = None
+) -> Tensor | None:
+    """Super-blocks of a weight as bytes.
 
     Args:
         x: float32 ``[rows, in]``, finite.
-        fmt: a K-quant or an ``iq4`` type; any other gives None.
+        fmt: one of `NAMES`; any other gives None.
         patience: seconds to wait for the kernel.
+        importance: of each input, float32 ``[in]``; with it, one of `PLAIN` gives None.
 
     Returns:
         uint8 ``[super-blocks, bytes]``; None if there is no kernel for it here, or not yet.
     """
-    if x.device.type != "cpu" or fmt.name not in NAMES:
+    known = NAMES if importance is None else tuple(gguf_iq.KINDS)
+    if x.device.type != "cpu" or fmt.name not in known:
         return None
     kernel = _kernel(fmt.name)
+    if importance is not None:
+        rows = importance.detach().to("cpu", torch.float32).reshape(-1, kernel.group).numpy()
+        kernel = kernel._replace(given=(np.ascontiguousarray(rows), 0, *kernel.given[2:]))
     compiling = _compiling(kernel.entry)
     wait([compiling], patience)
     if not compiling.done() or (kernels := compiling.result()) is None:
@@ -99,18 +113,17 @@ def _compiling(entry: str) -> Future[ModuleType | None]:
 def _compiled(entry: str) -> ModuleType | None:
     kernel = next(each for each in map(_kernel, NAMES) if each.entry == entry)
     try:
-        from engine.quant import gguf_kernels
-
+        kernels = importlib.import_module(kernel.module)
         nothing = np.zeros((1, kernel.group), np.float32), 0, 0, np.empty((1, 1), np.uint8)
-        _call(gguf_kernels, kernel, *nothing)
+        _call(kernels, kernel, *nothing)
     except Exception as error:  # noqa: BLE001 - numba refuses a processor or a numpy in many ways
         log.warning(
-            "numba is missing or fails (%s: %s): K-quants and iq4 are searched for step by step, "
-            "which takes many times as long; install it with pip",
+            "numba is missing or fails (%s: %s): K-quants and iq types are searched for step by "
+            "step, which takes many times as long; install it with pip",
             type(error).__name__, first_line(error)[:120],
         )  # fmt: skip
         return None
-    return gguf_kernels
+    return kernels
 
 
 @cache
@@ -123,12 +136,30 @@ def _kernel(name: str) -> Kernel:
         return Kernel("encode_q3", (), 16)
     if name == "q6_k":
         return Kernel("encode_q6", (_array(symmetric_candidates(32)),), 16)
+    if name in gguf_iq.KINDS:
+        return _grid_kernel(name)
     nearest = gguf_iq4.nearest_of_halves().numpy().astype(np.uint8)
     values = _array(gguf_iq4.TABLE)[nearest]
     candidates = _array([gguf_iq4.TABLE[0], *gguf_iq4.CANDIDATES])
     return Kernel(
         "encode_iq4", (gguf_iq4.SUPER_BLOCKS[name] // 32, candidates, values, nearest), 32
     )
+
+
+def _grid_kernel(name: str) -> Kernel:
+    """Given without an importance; the first two of what is given say what an error counts."""
+    kind, points = gguf_iq.KINDS[name], grid(name)
+    counts = ("even", "x²", "x² + σ²/4").index(kind.plain)
+    layout = ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s").index(name)
+    again = ("missed", "all", "all if missed").index(kind.again)
+    values = np.ascontiguousarray(2 * points.codes.astype(np.float32) + 1)
+    of_kind = (
+        layout, kind.group, kind.parity, np.float32(kind.spread), np.float32(kind.smallest), again,
+        np.float32(kind.factor), kind.searched, _array(gguf_iq.tried(kind, points.levels)),
+    )  # fmt: skip
+    of_grid = points.bits, values, points.point, points.starts, points.neighbours
+    given = np.ones((1, gguf_iq.SUPER_BLOCK), np.float32), counts, *of_kind, *of_grid
+    return Kernel("encode_grid", given, gguf_iq.SUPER_BLOCK, "engine.quant.gguf_grid_kernels")
 
 
 def _array(numbers: Sequence[float]) -> Array:

@@ -200,34 +200,36 @@ def _refine_symmetric(x: Tensor, half: int) -> Symmetric:
 def fit_positive(x: Tensor, weights: Tensor, top: int) -> Symmetric:
     """Scale and codes ``0…top`` of numbers that are not negative (``make_qp_quants``).
 
-    It is for the scales and minima of a block where there is an importance matrix: nine candidates,
-    then each code in turn moves to where the error is least, five times.
+    It is for the scales and minima of a block where there is an importance matrix, and for the
+    magnitudes of ``iq2_xxs``: nine candidates, then each code in turn moves to where the error is
+    least, five times. A code is a byte there: that of a negative number counts as 256 more.
     """
     greatest = x.amax(0).clamp(min=0)
     empty = greatest < SMALLEST
     best = quotient(top, greatest)
-    least = _plain_error(x, weights, quotient(1, best), (best * x).round_())
+    least = _plain_error(x, weights, quotient(1, best), _in_a_byte((best * x).round_()))
     for candidate in candidates(0, 0.1, top, [i for i in range(-4, 5) if i]):
         tried = quotient(candidate, greatest)
         codes = (tried * x).round_().clamp_(max=top)
         error = _plain_error(x, weights, quotient(1, tried), codes)
         better = error < least
         least, best = torch.where(better, error, least), torch.where(better, tried, best)
-    codes = (best * x).round_().clamp_(0, top)
+    codes = (best * x).round_().clamp_(max=top)
     weighted = weights * x
     sum_lx, sum_l2 = total(weighted * codes), total(weights * codes * codes)
+    codes = _in_a_byte(codes)
     for _ in range(5):
         changed = torch.zeros((), dtype=torch.bool, device=x.device)  # read once a round
         for i in range(len(x)):
             code, weight = codes[i], weights[i]
             rest_lx = sum_lx - weighted[i] * code
             rest_l2 = sum_l2 - weight * code * code
-            new = (x[i] * rest_l2 / rest_lx).round_().clamp_(0, top)
+            new = (x[i] * rest_l2 / rest_lx).round_().clamp_(max=top)
             new_lx = rest_lx + weighted[i] * new
             new_l2 = rest_l2 + weight * new * new
             better = (rest_lx > 0) & (rest_l2 > 0) & (new != code)
             better &= new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
-            codes[i] = torch.where(better, new, code)
+            codes[i] = torch.where(better, _in_a_byte(new), code)
             sum_lx = torch.where(better, new_lx, sum_lx)
             sum_l2 = torch.where(better, new_l2, sum_l2)
             changed |= better.any()
@@ -235,6 +237,10 @@ def fit_positive(x: Tensor, weights: Tensor, top: int) -> Symmetric:
             break
     scale = torch.where(sum_l2 > 0, sum_lx / sum_l2, 0).masked_fill(empty, 0)
     return Symmetric(scale, codes.masked_fill(empty, 0))
+
+
+def _in_a_byte(codes: Tensor) -> Tensor:
+    return codes.remainder(256)
 
 
 def _peak(x: Tensor) -> Tensor:

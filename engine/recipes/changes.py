@@ -22,9 +22,9 @@ from engine.formats.grammar import (
 )
 from engine.formats.storage import stored_bits, why_not_held
 from engine.recipes.file import nearest
-from engine.recipes.mixes import Row, asked_of, held_instead
+from engine.recipes.mixes import asked_of, held_instead
+from engine.recipes.tensor_classes import Row
 from engine.session import Session, Tried
-from engine.session.artefact import bits_as_stored
 from engine.session.tried import differing
 
 
@@ -329,9 +329,7 @@ def _changed(
 ) -> p.RecipeChanged:
     layers = session.layers
     bits = [
-        _bits(held, layers.shapes[row])
-        if held != session.kept(row)
-        else bits_as_stored(layers.shapes[row], layers.dtypes[row])
+        _bits(held, layers.shapes[row]) if held != session.kept(row) else layers.own_bits[row]
         for row, held in zip(rows, after, strict=True)
     ]
     return p.RecipeChanged(

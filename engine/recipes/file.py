@@ -6,7 +6,6 @@ With ``recipe = "Q4_K_M"`` its lines override a built-in recipe.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import tomli
 
 from engine.errors import UsageError
 from engine.formats.catalogue import KEPT
+from engine.patterns import PREFIX, Pattern, pattern_of
 from engine.recipes.mixes import recipe_named
 from engine.session import Session
 
@@ -55,10 +55,8 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             UsageError: a line that names or matches no layer of the session.
         """
-        patterns = [
-            (line, re.compile(line.removeprefix("re:")) if line.startswith("re:") else None, held)
-            for line, held in self.lines
-        ]
+        where = f"{self.path}: [layers]"
+        patterns = [(line, pattern_of(line, where), held) for line, held in self.lines]
         unmatched = {line for line, _ in self.lines}
         recipe: dict[str, str] = {}
         layers = session.layers
@@ -69,7 +67,7 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
                     recipe.setdefault(name, format)
         for line, _ in self.lines:
             if line in unmatched:
-                what = "matches no layer" if line.startswith("re:") else "is not a layer"
+                what = "matches no layer" if line.startswith(PREFIX) else "is not a layer"
                 raise UsageError(
                     f"{self.path}: [layers] {line!r} {what} of {session.source}: "
                     f"{_instead(line, layers.names)}"
@@ -81,9 +79,10 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
 
 def _instead(line: str, names: Sequence[str]) -> str:
     """What to write instead of a line that names no layer."""
-    if line.startswith("re:"):
-        inside = line.removeprefix("re:")
-        if any(re.search(inside, name) for name in names):
+    if line.startswith(PREFIX):
+        inside = line.removeprefix(PREFIX)
+        pattern = Pattern(inside)
+        if any(pattern.search(name) for name in names):
             return f"a pattern begins where the name does: did you mean {f're:.*{inside}'!r}?"
     elif near := nearest(line, names):
         return f"did you mean {near!r}?"
@@ -174,11 +173,7 @@ def _base(path: Path, found: Any) -> str:
 def _line(path: Path, name: str, held: Any) -> tuple[str, str]:
     if isinstance(held, dict):
         raise UsageError(f'{path}: [layers] `{name}` is a table: put names with dots in quotes ""')
-    if name.startswith("re:"):
-        try:
-            re.compile(name.removeprefix("re:"))
-        except re.error as error:
-            raise UsageError(f"{path}: [layers] {name!r} is not a pattern: {error}") from error
+    pattern_of(name, f"{path}: [layers]")
     return name, _word(path, f"[layers] {name!r}", held)
 
 

@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from engine.diagnosis.finding import Finding
 from engine.diagnosis.findings import findings
 from engine.diagnosis.fixes import best_fix, layer_fixes, verdict_of
+from engine.diagnosis.serving import Serving
 from engine.diagnosis.thresholds import thresholds
 from engine.diagnosis.verdict import verdict
 from engine.diagnosis.worst import worst_layers
@@ -27,14 +28,17 @@ LISTED = 10
 """Worst layers whose formats are listed."""
 
 
-def verdict_part(session: Session, format: str) -> s.VerdictPart | UnsetType:
+def verdict_part(
+    session: Session, format: str, serving: Serving | None = None
+) -> s.VerdictPart | UnsetType:
     """The verdict on a format; missing while an effect is not known.
 
     Args:
         session: with effects.
         format: canonical.
+        serving: what the mix may have; None for what some serving kernel takes.
     """
-    found = verdict(session, format)
+    found = verdict(session, format, serving)
     if found is None:
         return UNSET
     mix: s.MixPart | UnsetType = UNSET
@@ -59,6 +63,9 @@ def verdict_part(session: Session, format: str) -> s.VerdictPart | UnsetType:
         measured=found.measured,
         top5_share=finite(found.share),
         worst=list(found.worst),
+        to=found.to or UNSET,
+        unable=found.unable or UNSET,
+        kernels=list(found.kernels),
         mix=mix,
         sentence=sentence(found),
     )

@@ -9,9 +9,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.diagnosis.serving import Serving
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
+from engine.report.comparison_parts import artefact_part
 from engine.report.diagnosis_parts import diagnosed_layers, finding_parts, verdict_part
 from engine.report.entry import Template
 from engine.report.error_parts import drift_parts, errors_part
@@ -172,6 +174,31 @@ def sweep_document(
     )
 
 
+def compare_document(session: Session, job: Job | None = None) -> s.CompareDocument:
+    """The document of a comparison.
+
+    Args:
+        session: in which one has ended.
+        job: its job; the session's last comparison if not given.
+    """
+    job = job or _last(session, "compare")
+    command = job.command
+    assert isinstance(command, p.Compare)
+    scored = command.score
+    return s.CompareDocument(
+        resumed=job.resumed,
+        reference=_model(session),
+        protocol=_protocol(session) if scored else UNSET,
+        versions=session.versions,
+        baseline=_baseline(session) if scored else UNSET,
+        artefacts=[
+            artefact_part(session, session.compared[each])
+            for each in job.read(p.Comparison).artefacts
+        ],
+        timings=_timings(job),
+    )
+
+
 def eval_document(
     session: Session,
     score: p.RecipeScore,
@@ -220,6 +247,7 @@ def diagnose_document(
     format: str,
     job: Job | None = None,
     recipe: Mapping[str, str] | None = None,
+    serving: Serving | None = None,
 ) -> s.DiagnoseDocument:
     """The document of a diagnosis.
 
@@ -228,6 +256,7 @@ def diagnose_document(
         format: canonical; whose damage is judged.
         job: its job; the session's last diagnosis if not given.
         recipe: whose errors inside the model were measured, by layer; None if none were.
+        serving: what the verdict's mix may have; None for what some serving kernel takes.
     """
     job = job or _last(session, "diagnose")
     return s.DiagnoseDocument(
@@ -236,7 +265,7 @@ def diagnose_document(
         protocol=_protocol(session),
         versions=session.versions,
         baseline=_baseline(session),
-        verdict=verdict_part(session, format),
+        verdict=verdict_part(session, format, serving),
         findings=finding_parts(session, format),
         layers=diagnosed_layers(session, format, recipe or {}),
         errors=UNSET if recipe is None else errors_part(session, recipe),
@@ -345,6 +374,26 @@ def export_document(
         notes=written.notes,
         versions=session.versions,
         timings=_timings(job or _last(session, "export")),
+    )
+
+
+def imatrix_document(session: Session, job: Job) -> s.ImatrixDocument:
+    """The document of an importance matrix.
+
+    Args:
+        session: in which its job has ended.
+        job: the job.
+    """
+    written = job.read(p.ImatrixWritten)
+    return s.ImatrixDocument(
+        checkpoint=_model(session),
+        calibration=_calibration(session, "reference"),
+        file=written.file,
+        bytes=written.bytes,
+        weights=written.weights,
+        left=written.left,
+        versions=session.versions,
+        timings=_timings(job),
     )
 
 

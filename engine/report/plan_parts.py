@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.diagnosis.serving import kernels_of
 from engine.report import schema as s
 from engine.report.json import finite
 from engine.session import Session
@@ -21,6 +22,7 @@ def plan_parts(session: Session, planned: p.Planned) -> dict[str, Any]:
     """
     point = planned.point
     layers = session.layers
+    kernels, unserved = kernels_of(session, planned.recipe)
     return {
         "budget": dict(planned.budget.given),
         "bits_per_weight": finite(point.bits_per_weight),
@@ -37,6 +39,8 @@ def plan_parts(session: Session, planned: p.Planned) -> dict[str, Any]:
             name: planned.recipe.get(name, session.kept(row))
             for row, name in enumerate(layers.names)
         },
+        "kernels": list(kernels),
+        "unserved": unserved or UNSET,
         "units": [
             s.UnitPart(
                 name=unit.layers[0],

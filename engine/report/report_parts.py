@@ -48,7 +48,7 @@ def report_layers(session: Session) -> list[s.ReportLayer]:
     found = []
     for row, name in enumerate(layers.names):
         weights, held = layers.weights[row], layers.holds[row]
-        stored = session.bits_in(row, held)
+        stored = session.bits_in(row, "" if held == session.kept(row) else held)
         found.append(
             s.ReportLayer(
                 name=name,
@@ -57,7 +57,7 @@ def report_layers(session: Session) -> list[s.ReportLayer]:
                 role=layers.roles[row],
                 shape=list(layers.shapes[row]),
                 dtype=layers.dtypes[row],
-                holds=held,
+                holds=session.shown(row),
                 bits=finite(stored / max(1, math.prod(layers.shapes[row]))),
                 bytes=-(-stored // 8),
                 errors={}

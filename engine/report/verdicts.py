@@ -7,6 +7,7 @@ import statistics
 
 from engine.diagnosis.advice import Advice
 from engine.diagnosis.verdict import WORST, Verdict
+from engine.formats.kernels import kernel_named
 from engine.report.wording import percent, short, size
 from engine.session import Session
 from engine.session.artefact import OUTSIDE
@@ -22,16 +23,34 @@ def costs(
     about: str = "≈",
     times: str = TIMES,
 ) -> str:
-    """What the uniform format costs, and how much of it the worst layers cause."""
+    """What the uniform format costs, how much of it the worst layers cause, and whether it runs."""
     mark = "" if found.measured else about
     said = (
         f"{found.format} everywhere: PPL {mark}{_percent(found.ppl, found.baseline_ppl, times)} "
         f"(KL{kilo} {mark}{short(1000 * found.kl)} {plus_minus} {short(1000 * found.kl_se)})"
     )
     count = len(found.worst)
-    if count < WORST or found.layers <= WORST:
-        return said
-    return f"{said}, {found.share:.0%} of it from {count} of {found.layers} layers"
+    if count == WORST < found.layers:
+        said += f", {found.share:.0%} of it from {count} of {found.layers} layers"
+    return said + (f"; {cannot}" if (cannot := unable(found)) else "")
+
+
+def unable(found: Verdict) -> str:
+    """How many layers cannot run in the uniform format; empty if all can."""
+    if not found.unable:
+        return ""
+    many = "" if found.unable == found.layers else f" for {found.unable} of {found.layers} layers"
+    if found.to:
+        return f"{found.to} does not hold it{many}"
+    return f"no serving kernel takes it{many}"
+
+
+def runs(found: Verdict) -> str:
+    """Where the mix runs: its export target, else the kernels that take it; empty if none does."""
+    if found.to:
+        return f"for {found.to}"
+    titles = [kernel_named(name).title for name in found.kernels]
+    return f"by {' and '.join(titles)}" if titles else ""
 
 
 def remedy(found: Verdict, *, about: str = "≈", times: str = TIMES) -> str:
@@ -39,27 +58,33 @@ def remedy(found: Verdict, *, about: str = "≈", times: str = TIMES) -> str:
     if not found.mix:
         return ""
     formats = ", ".join(f"{held} for {many}" for held, many in found.better)
-    return (
+    said = (
         f"{formats}: PPL {about}{_percent(found.mix_ppl, found.baseline_ppl, times)}, "
         f"{found.mix_bits:.2f} bits, {size(found.mix_bytes)}"
     )
+    return f"{said}, {where}" if (where := runs(found)) else said
 
 
 def in_short(
     found: Verdict, *, about: str = "≈", times: str = TIMES, others: bool = True
 ) -> tuple[str, str]:
-    """What it costs and what helps, in few words; in fewer without the mix's other formats."""
+    """What it costs and what helps, in few words; in fewer without the mix's other formats and
+    where it runs."""
     mark = "" if found.measured else about
     said = f"{found.format}: PPL {mark}{_percent(found.ppl, found.baseline_ppl, times)}"
     if len(found.worst) == WORST < found.layers:
         said += f", {found.share:.0%} in {WORST} of {found.layers}"
+    if found.unable:
+        said += f"; not in {found.to}" if found.to else "; no kernel"
+        said += "" if found.unable == found.layers else f" for {found.unable}"
     if not found.mix:
         return said, ""
     held, many = found.better[0]
     rest = sum(number for _, number in found.better[1:])
     more = f", {rest} more" if rest and others else ""
     after = _percent(found.mix_ppl, found.baseline_ppl, times)
-    return said, f"{held} for {many}{more}: {about}{after}, {found.mix_bits:.2f} bits"
+    where = f" {runs(found)}" if others else ""
+    return said, f"{held} for {many}{more}: {about}{after}, {found.mix_bits:.2f} bits{where}"
 
 
 def sentence(found: Verdict, *, arrow: str = "→") -> str:

@@ -82,6 +82,10 @@ class Engine:
         self._lock = threading.RLock()
         self._recorder = Recorder(journal, facts, announce, self._lock)
         self._emit, self.snapshot = self._recorder.emit, self._recorder.snapshot
+        facts.on_damage = self._say_damage
+        if journal.recovered:
+            self._emit(p.Notice("warning", journal.recovered))
+        self._say_damage()
         self.session: Session = self._recorder.session
         self._workspace: Workspace | None = None
         self._opening: tuple[OpenSpec, p.Open, str] | None = None
@@ -402,7 +406,12 @@ class Engine:
 
     # -- the engine's own life -----------------------------------------------------------------
 
+    def _say_damage(self) -> None:
+        for sentence in self._facts.damage():
+            self._emit(p.Notice("warning", sentence))
+
     def _watch(self) -> None:
+        verified = False
         while not self._closing.wait(GAUGE_SECONDS):
             if self.busy():
                 try:
@@ -411,6 +420,12 @@ class Engine:
                 except Exception:
                     log.exception("the gauges cannot be read")
                     return
+            elif not verified and self._opening is not None:
+                verified = True  # once, when nothing else is to be done
+                try:
+                    self._facts.verify()
+                except EngineError:
+                    log.exception("the facts cannot be verified")
 
     def busy(self) -> bool:
         """Whether a job is running or waiting."""

@@ -14,17 +14,22 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from engine import protocol as p
-from engine.service.wire import frame, read_frame
+from engine.service.wire import MOST_SENT, frame, read_frame
 
 log = logging.getLogger(__name__)
 
 MOST_KEPT = 20_000
 """Journalled events a stalled client may be behind; beyond that it is disconnected and
 reattaches."""
+
+
+FLUSH_SECONDS = 1.0
+"""Seconds in which clients are sent what happened last, before the engine hangs up."""
 
 
 class Engine(Protocol):
@@ -103,13 +108,17 @@ class _Client:
 class Server:
     """Accepts clients on a Unix socket until the last of them asks to stop."""
 
-    def __init__(self, path: Path, session: str) -> None:
+    def __init__(
+        self, path: Path, session: str, stop_run: Callable[[], None] | None = None
+    ) -> None:
         """
         Args:
             path: of the socket; only the owner may enter its folder.
             session: name sent to clients.
+            stop_run: the engine belongs to a command, which this ends. Without others, a client
+                that asks to stop only leaves: the command is another one.
         """
-        self.path, self.session = path, session
+        self.path, self.session, self._stop_run = path, session, stop_run
         self._clients: list[_Client] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = asyncio.Event()
@@ -118,7 +127,8 @@ class Server:
     def announce(self, seq: int, event: p.AnyEvent) -> None:
         """Queue an event for every client; from any thread, never blocking."""
         loop = self._loop
-        if loop is None or loop.is_closed():
+        # One that connects meanwhile gets a snapshot, which the engine makes after this event.
+        if loop is None or loop.is_closed() or not self._clients:
             return
         data = frame(p.Sent(seq, event))
         loop.call_soon_threadsafe(self._give, seq, event, data)
@@ -158,9 +168,17 @@ class Server:
         finally:
             # Clients first: closing the server waits for its connections.
             self.path.unlink(missing_ok=True)
+            await self._flush()
             for client in self._clients:
                 client.writer.close()
             server.close()
+
+    async def _flush(self) -> None:
+        """Send what is queued to clients that read it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                while any(client.results and not client.gone for client in self._clients):
+                    await asyncio.sleep(0.01)
 
     async def _until_stopped(self, idle_seconds: float) -> None:
         assert self._engine is not None
@@ -186,12 +204,12 @@ class Server:
         client = _Client(writer)
         sending: asyncio.Task[None] | None = None
         try:
-            hello = await read_frame(reader)
+            hello = await read_frame(reader, MOST_SENT)
+            of_run = self._stop_run is not None
+            writer.write(frame(p.Hello(session=self.session, pid=os.getpid(), of_run=of_run)))
             if not isinstance(hello, p.Hello) or hello.wire != p.WIRE_VERSION:
-                writer.write(frame(p.Hello(session=self.session, pid=os.getpid())))
                 await writer.drain()
                 return
-            writer.write(frame(p.Hello(session=self.session, pid=os.getpid())))
             # Events announced from here on are queued for this client; those already in the
             # snapshot are skipped below by their number.
             self._clients.append(client)
@@ -200,9 +218,12 @@ class Server:
             writer.write(frame(p.Snapshot(seq, data)))
             await writer.drain()
             sending = asyncio.create_task(client.write())
-            while (message := await read_frame(reader)) is not None:
+            while (message := await read_frame(reader, MOST_SENT)) is not None:
                 if isinstance(message, p.Stop):
-                    if len(self._clients) == 1 or message.others:
+                    if self._stop_run is not None:
+                        if message.others:
+                            self._stop_run()
+                    elif len(self._clients) == 1 or message.others:
                         self.stop()
                     return
                 elif isinstance(message, p.Command):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from engine.ggml_types import QUANTISED
 from engine.protocol import Role
 
 OUTSIDE = ("head", "embedding")
@@ -76,11 +77,11 @@ class StoredSums:
         self,
         roles: Sequence[Role],
         shapes: Sequence[tuple[int, ...]],
-        dtypes: Sequence[str],
+        bits: Sequence[int],
     ) -> None:
-        """Takes the arguments of `artefact_size`, and the dtype that each layer is stored in."""
+        """Takes the arguments of `artefact_size`, with the bits of each layer as it is stored."""
         self._weights = [math.prod(shape) for shape in shapes]
-        self._bits = [bits_as_stored(s, d) for s, d in zip(shapes, dtypes, strict=True)]
+        self._bits = bits
         self._roles = roles
         body = [row for row, role in enumerate(roles) if role not in OUTSIDE]
         self._body_weights = sum(self._weights[row] for row in body)
@@ -111,6 +112,8 @@ class StoredSums:
 
 
 def bits_as_stored(shape: tuple[int, ...], dtype: str) -> int:
-    """Bits of a tensor as stored, by torch's dtype name."""
+    """Bits of a tensor as stored, by torch's dtype name, or that of a type of ggml."""
+    if (blocks := QUANTISED.get(dtype)) is not None:
+        return math.prod(shape) // blocks.block * blocks.bytes * 8
     digits = "".join(c for c in dtype.split("_")[0] if c.isdigit())
     return math.prod(shape) * int(digits or 8)

@@ -23,11 +23,17 @@ Result = TypeVar("Result", bound=msgspec.Struct)
 
 KEPT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """The format of a layer that is left as stored."""
+_FLOAT8 = {"float8_e4m3fn": "fp8-e4m3", "float8_e5m2": "fp8-e5m2"}
 
 
 def kept_format(dtype: str) -> str:
     """The kept format of a stored dtype; weights stored in 8 bits or fewer are kept as ``bf16``."""
     return KEPT.get(dtype, "bf16")
+
+
+def own_format(dtype: str) -> str:
+    """The format that a layer is stored in, by the dtype or format of its listing."""
+    return KEPT.get(dtype) or _FLOAT8.get(dtype, dtype)
 
 
 def recipe_hash(layers: Mapping[str, str]) -> str:
@@ -114,6 +120,9 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
     roles: list[p.Role] = []
     shapes: list[tuple[int, ...]] = []
     dtypes: list[str] = []
+    """The dtype of each layer in the files, or the format that it is stored in."""
+    own_bits: list[int] = []
+    """Bits of each layer in the files."""
     holds: list[str] = []
     """Canonical format of each layer in the current recipe."""
     bits: list[int] = []
@@ -132,6 +141,11 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
             self.groups = [-1] * len(self.names)
         if len(self.activations) != len(self.names):
             self.activations = [None] * len(self.names)
+        if len(self.own_bits) != len(self.names):
+            self.own_bits = [
+                bits_as_stored(shape, dtype)
+                for shape, dtype in zip(self.shapes, self.dtypes, strict=True)
+            ]
 
     @cached_property
     def outside(self) -> list[int]:
@@ -147,7 +161,7 @@ class Layers(msgspec.Struct, dict=True, forbid_unknown_fields=True):
     @cached_property
     def as_stored(self) -> StoredSums:
         """Sums over the columns that only a new listing changes; computed on first use."""
-        return StoredSums(self.roles, self.shapes, self.dtypes)
+        return StoredSums(self.roles, self.shapes, self.own_bits)
 
 
 class Effects(msgspec.Struct, forbid_unknown_fields=True):
@@ -202,6 +216,16 @@ class Errors(msgspec.Struct, forbid_unknown_fields=True):
     """Where weights err, by layer; those asked for last."""
 
 
+class Compared(msgspec.Struct, forbid_unknown_fields=True):
+    """A finished checkpoint beside this one, its original."""
+
+    opened: p.ArtefactOpened
+    layers: dict[str, p.ArtefactLayer] = {}
+    score: p.ArtefactScore | None = None
+    restored: dict[str, p.LayerRestored] = {}
+    """By layer."""
+
+
 class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Everything known about one opened checkpoint."""
 
@@ -246,6 +270,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Group sizes and clipped ranges, by layer: of the format asked for last."""
     fixes: dict[str, dict[str, p.FormatTried]] = {}
     """Formats tried on calibration inputs, by layer and format."""
+    compared: dict[str, Compared] = {}
+    """Finished checkpoints compared with this one, by fingerprint, in order of opening."""
     seq: int = 0
     """Number of the last journalled event applied."""
     index: dict[str, int] = {}
@@ -264,6 +290,11 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     def kept(self, row: int) -> str:
         """The format of a row that is left as stored."""
         return kept_format(self.layers.dtypes[row])
+
+    def shown(self, row: int) -> str:
+        """What a row holds, as it is shown: its own format if it is left as stored."""
+        held = self.layers.holds[row]
+        return held if held != self.kept(row) else own_format(self.layers.dtypes[row])
 
     def recipe(self) -> dict[str, str]:
         """Layers of the current recipe that are not kept, with their formats."""
@@ -332,8 +363,7 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         Raises:
             FormatError: the layer cannot hold the format.
         """
-        shape = self.layers.shapes[row]
-        return bits_of(held, shape) if held else bits_as_stored(shape, self.layers.dtypes[row])
+        return bits_of(held, self.layers.shapes[row]) if held else self.layers.own_bits[row]
 
     def size_of(self, recipe: Mapping[str, str]) -> Size:
         """Size of the artefact of any recipe, by the formats of its layers that are not kept."""

@@ -4,32 +4,35 @@ Events are written in order. An intent is committed before it is announced, and 
 its end. Other events wait briefly and are committed in groups: what a crash loses of them can be
 found again by opening and measuring again. The journal holds a `Learned` event as the keys of its
 facts; the facts themselves are in the store that all sessions share.
+
+A damaged journal is opened with the events that are whole; `Journal.recovered` says what was lost.
 """
 
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
-import msgspec
-
 from engine import protocol as p
-from engine.session import Session, apply, decode_session, encode_session
+from engine.session import Session, encode_session
 from engine.store.database import (
     IN_MEMORY,
+    DamagedFileError,
     StoreError,
-    connect,
     connect_to_read,
     naming,
     transaction,
 )
 from engine.store.facts import FactStore
+from engine.store.journal_recovery import opened
+from engine.store.journal_rows import Row, events_of, folded, newest_snapshot, rows_of
 from engine.store.lock import take
-from engine.store.upcasters import VERSION, upcast
+from engine.store.seals import seal
+from engine.store.upcasters import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -41,60 +44,6 @@ GROUP_SECONDS = 0.25
 
 GROUP_EVENTS = 1000
 """How many events may wait."""
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, time REAL NOT NULL,
-    kind TEXT NOT NULL, version INTEGER NOT NULL, bytes BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS snapshots (seq INTEGER PRIMARY KEY,
-    version INTEGER NOT NULL, bytes BLOB NOT NULL);
-"""
-
-_Row = tuple[int, int, bytes]
-"""Number, version and bytes of an event."""
-
-
-def _rows(db: sqlite3.Connection, path: Path, after: int) -> list[_Row]:
-    with naming(path):
-        return db.execute(
-            "SELECT seq, version, bytes FROM events WHERE seq > ? ORDER BY seq", (after,)
-        ).fetchall()
-
-
-def _events(
-    rows: Sequence[_Row], path: Path, facts: FactStore | None
-) -> Iterator[tuple[int, p.AnyEvent]]:
-    """Decode rows to events; all facts they refer to are fetched in one query."""
-    events: list[tuple[int, p.AnyEvent]] = []
-    for seq, version, data in rows:
-        try:
-            events.append((seq, p.decode_event(upcast(data, version, path))))
-        except msgspec.DecodeError as error:
-            raise StoreError(
-                f"{path}: event {seq} cannot be read ({error}): "
-                "move the file away to start a new history; results are stored separately and kept"
-            ) from error
-    wanted = [key for _, event in events if isinstance(event, p.Learned) for key in event.keys]
-    found = facts.get_many(wanted) if facts is not None else {}
-    for seq, event in events:
-        if isinstance(event, p.Learned):
-            keys = tuple(key for key in event.keys if key in found)
-            event = p.Learned(keys, tuple(found[key] for key in keys), event.fresh)
-        yield seq, event
-
-
-def _newest_snapshot(db: sqlite3.Connection, path: Path) -> Session:
-    """The newest snapshot, or an empty session; snapshots only shorten the fold."""
-    with naming(path):
-        row = db.execute("SELECT version, bytes FROM snapshots ORDER BY seq DESC LIMIT 1")
-        newest = row.fetchone()
-    if newest is None or newest[0] != VERSION:
-        return Session()
-    try:
-        session = decode_session(newest[1])
-    except msgspec.DecodeError:
-        return Session()
-    # Before recipes were numbered, a snapshot had a history without them.
-    return session if len(session.tried) > 1 or not session.history else Session()
 
 
 def peek(folder: Path, facts: FactStore | None) -> tuple[Session, float]:
@@ -109,18 +58,15 @@ def peek(folder: Path, facts: FactStore | None) -> tuple[Session, float]:
         StoreError: the journal cannot be read; the message names the file.
     """
     path = folder / "journal.sqlite"
-    db = connect_to_read(path)
     try:
-        with naming(path):
+        with closing(connect_to_read(path)) as db, naming(path):
             db.execute("BEGIN")  # snapshot and events of the same moment
-            session = _newest_snapshot(db, path)
-            rows = _rows(db, path, session.seq)
+            session = newest_snapshot(db, path)
+            rows = rows_of(db, path, session.seq)
             (when,) = db.execute("SELECT MAX(time) FROM events").fetchone()
-    finally:
-        db.close()
-    for seq, event in _events(rows, path, facts):
-        apply(session, event, seq)
-    return session, when or path.stat().st_mtime
+        return folded(session, events_of(rows, path, facts)), when or path.stat().st_mtime
+    except DamagedFileError as error:
+        raise StoreError(f"{error}: opening the session again keeps what is whole") from error
 
 
 class Journal:
@@ -137,18 +83,20 @@ class Journal:
 
         Raises:
             SessionBusyError: another engine has the session open.
-            StoreError: the journal cannot be read.
+            StoreError: the journal cannot be written, or a damaged one not be replaced.
         """
         self.facts = facts
         self.path = IN_MEMORY if folder is None else folder / "journal.sqlite"
         self.folder = self.path.parent
         self._guard = None if folder is None else take(folder / "lock", patience)
         self._lock = threading.Lock()
-        self._waiting: list[tuple[int, float, str, int, bytes]] = []
+        self._waiting: list[Row] = []
         """Rows not committed yet."""
         self._timer: threading.Timer | None = None
+        self.recovered = ""
+        """What was lost, in a sentence, if the file was damaged."""
         try:
-            self._db = connect(self.path, SCHEMA)
+            self._db, self.recovered = opened(self.path)
             with naming(self.path):
                 (last,) = self._db.execute(
                     "SELECT MAX(seq) FROM (SELECT seq FROM events"
@@ -168,10 +116,11 @@ class Journal:
         if isinstance(event, p.Learned):
             # The facts are in the store already: write only their keys.
             event = p.Learned(event.keys, (), event.fresh)
-        now, data = time.time(), p.encode(event)
+        now, kind, data = time.time(), type(event).__name__, p.encode(event)
         with self._lock:
             self._seq += 1
-            self._waiting.append((self._seq, now, type(event).__name__, VERSION, data))
+            sealed = seal(data, self._seq, now, kind, VERSION)
+            self._waiting.append((self._seq, now, kind, VERSION, sealed))
             full = len(self._waiting) >= GROUP_EVENTS
             late = now - self._waiting[0][1] > GROUP_SECONDS
             if full or late or not event.deferrable:
@@ -215,20 +164,19 @@ class Journal:
         """Events numbered over ``after``, facts filled in from the store."""
         with self._lock:
             self._commit()
-            rows = _rows(self._db, self.path, after)
-        yield from _events(rows, self.path, self.facts)
+            rows = rows_of(self._db, self.path, after)
+        yield from events_of(rows, self.path, self.facts)
 
     def fold(self) -> Session:
         """The session folded from the journal."""
         with self._lock:
-            session = _newest_snapshot(self._db, self.path)
-        for seq, event in self.read(session.seq):
-            apply(session, event, seq)
-        return session
+            session = newest_snapshot(self._db, self.path)
+        return folded(session, self.read(session.seq))
 
     def snapshot(self, session: Session) -> None:
         """Store a folded session, so that the next fold starts from it."""
-        row = (session.seq, VERSION, encode_session(session))
+        columns = session.seq, VERSION
+        row = (*columns, seal(encode_session(session), *columns))
         with self._lock:
             self._commit()
             with transaction(self._db, self.path):

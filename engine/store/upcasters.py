@@ -9,11 +9,12 @@ import msgspec
 
 from engine.store.database import StoreError
 
-VERSION = 2
+VERSION = 3
 """Of journal rows, snapshots and facts; raised when a Struct changes so that old rows cannot be
 read.
 
 2: `JobStarted` carries its command; a session finds effects by `EffectKey`.
+3: rows end with a checksum (`engine.store.seals`).
 """
 
 
@@ -50,7 +51,7 @@ def _command_of(kind: str, title: str, formats: list[str]) -> dict[str, Any]:
             return {"type": "MeasureRecipe"}
 
 
-UPCASTERS: dict[int, Callable[[bytes], bytes]] = {1: _commands_in_jobs}
+UPCASTERS: dict[int, Callable[[bytes], bytes]] = {1: _commands_in_jobs, 2: lambda data: data}
 """Version → how a row of it becomes one of the next version."""
 
 
@@ -58,7 +59,7 @@ def upcast(data: bytes, version: int, where: object) -> bytes:
     """Convert a row to the current version.
 
     Args:
-        data: an encoded event or fact.
+        data: an encoded event or fact, without its checksum.
         version: the version that wrote it.
         where: the file, for the error message.
 

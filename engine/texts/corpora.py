@@ -13,6 +13,7 @@ from engine.texts.hub import NoSuchSplitError, load_split
 from engine.texts.naming import on_disk, parquet_files, split_and_column
 from engine.texts.rows import Asked, Notify, text_of
 from engine.texts.text import JOINT, Text
+from engine.texts.tokenizing import token_ids
 
 __all__ = ["Text", "calibration_text", "evaluation_text", "first_tokens"]
 
@@ -119,11 +120,10 @@ def first_tokens(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     length = wanted * SURE_CHARACTERS
     if backend is not None and backend.pre_tokenizer is not None and length < len(content):
-        ids: list[int] = tokenizer(content[:length], add_special_tokens=special_tokens)["input_ids"]
+        ids = token_ids(tokenizer, content[:length], special_tokens=special_tokens)
         if len(ids) >= wanted + UNSURE_TOKENS:
             return ids[: len(ids) - UNSURE_TOKENS]
-    whole: list[int] = tokenizer(content, add_special_tokens=special_tokens)["input_ids"]
-    return whole
+    return token_ids(tokenizer, content, special_tokens=special_tokens)
 
 
 def _library(name: str, texts: list[str], option: str = "--text") -> Text:

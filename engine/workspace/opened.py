@@ -10,9 +10,11 @@ from typing import ClassVar
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer
 from engine.checkpoint.architecture import architecture_name
+from engine.checkpoint.companions import layouts_of
 from engine.checkpoint.groups import fused_groups
 from engine.checkpoint.kv_cache import cache_blocks
 from engine.errors import UsageError
+from engine.session.artefact import bits_as_stored
 from engine.store import keys
 from engine.workspace.workspace import Workspace
 
@@ -69,6 +71,7 @@ class Opened:
             dtype=checkpoint.dtype,
             fingerprint=checkpoint.fingerprint,
             cache=cache_blocks(checkpoint.config),
+            stored=" and ".join(layouts_of(checkpoint)),
         )
 
     def listed(self) -> p.LayersListed:
@@ -87,6 +90,7 @@ class Opened:
             other_bytes=self.other_bytes,
             groups=fused_groups(names, blocks, roles),
             tied=self.tied,
+            bits=[row_bits(row) for row in rows] if any(row.own_bits for row in rows) else [],
         )
 
     def row(self, layer: str) -> DiskLayer:
@@ -106,3 +110,8 @@ class Opened:
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
         """See `Workspace.known`."""
         return self.workspace.known(keys)
+
+
+def row_bits(row: DiskLayer) -> int:
+    """Bits of a layer in the files: of all its tensors, if it is stored quantised."""
+    return row.own_bits or bits_as_stored(row.shape, row.dtype)

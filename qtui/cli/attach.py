@@ -53,7 +53,8 @@ def attach(
     """Return to an engine that runs, in the terminal interface.
 
     Leaving the interface while jobs run leaves the engine working. Any number of terminals can be
-    attached to it.
+    attached to it. The engine of a command such as `qtui sweep` can be watched too; it ends with
+    that command.
     """
     with reporting_errors():
         session = _running(name)

@@ -10,6 +10,8 @@ import typer
 
 from engine import protocol as p
 from engine.errors import UsageError
+from engine.export.serving import serving
+from engine.export.target import listed, targets
 from engine.recipes.given import as_evaluated, given_recipe
 from engine.report import documents, tables
 from engine.session import Session
@@ -51,6 +53,14 @@ def diagnose(
             help="whose errors --errors measures (default: the format, of the whole body)",
         ),
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help="what must hold the verdict's mix (default: some serving kernel)",
+        ),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
     json: JsonOption = None,
     *,
@@ -60,8 +70,9 @@ def diagnose(
 
     Reads the weights, estimates every layer, and measures the worst five. The verdict says what the
     format costs everywhere, how much of it five layers cause, and the cheapest mix that takes half
-    of it away. A finding names a layer, its evidence, and the cheapest known format that wins back
-    half of what it costs; a clean model has none.
+    of it away, of formats that some serving kernel takes or, with --to, that a target holds. A
+    finding names a layer, its evidence, and the cheapest known format that wins back half of what
+    it costs; a clean model has none.
 
     With --fixes, the worst layers are tried in every format that may help: errors of weights and
     outputs, KL, size, and the serving kernels that take them.
@@ -74,6 +85,8 @@ def diagnose(
         settings, _ = shared.resolve()
         if recipe is not None and not errors:
             raise UsageError("--recipe is whose errors --errors measures: add --errors")
+        if to is not None and to not in {target.name for target in targets()}:
+            raise UsageError(f"--to {to!r}: targets are {listed()}")
         check_destination(json)
         ask = p.Diagnose(format or "", fixes=fixes)
         asked = _asked(ask, recipe) if errors else ask
@@ -84,7 +97,9 @@ def diagnose(
         if command.errors is not None:
             given = as_evaluated(command.errors)
             measured, _ = given_recipe(session, given, tied=session.tied)
-        document = documents.diagnose_document(session, command.format, outcome.job, measured)
+        document = documents.diagnose_document(
+            session, command.format, outcome.job, measured, serving(session, to or "")
+        )
         text = tables.diagnosis_markdown if markdown else tables.diagnosis_text
         publish(document, text, json)
 

@@ -29,16 +29,26 @@ def check_destination(json: str | None) -> None:
     Raises:
         UsageError: it cannot.
     """
-    if json is None or json == "-":
-        return
-    path = Path(json).expanduser()
+    if json is not None and json != "-":
+        check_file("--json", json, Path(json).expanduser())
+
+
+def check_file(option: str, given: str, path: Path) -> None:
+    """Check that a file can be written: a new one or over an old one.
+
+    Args:
+        given: the path as it was typed after the option.
+
+    Raises:
+        UsageError: it cannot.
+    """
     if path.is_dir():
-        raise UsageError(f"--json {json} is a folder, expected a file or -")
+        raise UsageError(f"{option} {given} is a folder, expected a file")
     folder = path.resolve().parent
     if not folder.is_dir():
-        raise UsageError(f"--json {json}: folder {folder} does not exist")
+        raise UsageError(f"{option} {given}: folder {folder} does not exist")
     if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK):
-        raise UsageError(f"--json {json} cannot be written")
+        raise UsageError(f"{option} {given} cannot be written")
 
 
 def publish(document: AnyDocument, as_text: Callable[[AnyDocument], str], json: str | None) -> None:
@@ -48,7 +58,9 @@ def publish(document: AnyDocument, as_text: Callable[[AnyDocument], str], json: 
         return
     if json is not None:
         json_output.write(document, Path(json).expanduser())
-    put(sys.stdout, as_text(document))
+    # A checkpoint's names are in it, which a terminal must not obey.
+    lines = [printable(line) for line in as_text(document).split("\n")]
+    put(sys.stdout, "\n".join(lines))
 
 
 @contextmanager

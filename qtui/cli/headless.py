@@ -40,8 +40,8 @@ NOT_WHOLE = "the incomplete folder is deleted"
 """What happens to an export that does not finish."""
 
 MUST_AGREE = (
-    "text", "calib", "calib_tokens", "tokens", "seq_len", "stride", "bos", "sigma", "device",
-    "dtype", "seed", "draws",
+    "text", "calib", "imatrix", "calib_tokens", "tokens", "seq_len", "stride", "bos", "sigma",
+    "device", "dtype", "seed", "draws",
     "trust_remote_code",
 )  # fmt: skip
 """Settings that results depend on: an engine with different ones cannot be used."""
@@ -124,10 +124,12 @@ def measure(
                 return run(running, attached=True)
             except _DisagreesError as error:
                 meter.say(f"{error}: measuring beside it; results are shared")
+            except client.RunEndedError as error:
+                meter.say(f"{error}: going on without it; its results are saved")
     client.own_process(source)
     # What only reads files is quick to do again: it needs no state folder.
     unsaved = (lambda sentence: meter.say(f"warning: {sentence}")) if of_files else None
-    with closing(client.in_process(source, unsaved=unsaved)) as engine:
+    with closing(client.in_process(source, unsaved=unsaved, serve=True)) as engine:
         if engine.beside and running is None:
             meter.say(f"another run has {source} open: measuring beside it; results are shared")
         return run(engine, attached=False)
@@ -219,6 +221,8 @@ class _Run:
         self._engine.send(self._sent)
 
     def _check_settings(self, settings: p.Settings) -> None:
+        if not self._of_files and _without_model(self._engine.session):
+            raise _DisagreesError("another run has the checkpoint open without its model")
         names = MUST_AGREE_OF_FILES.get(self._kind, MUST_AGREE)
         _agree(self._engine.session, settings, names if self._of_files else MUST_AGREE)
 
@@ -316,6 +320,12 @@ class _Run:
             answers=tuple(self._answers[question] for question in self._questions),
             exported=self._exported,
         )
+
+
+def _without_model(session: Session) -> bool:
+    """Whether the checkpoint was opened, or is being opened, without its model."""
+    opened = [each.command for each in session.jobs.values() if isinstance(each.command, p.Open)]
+    return bool(opened) and not opened[-1].model
 
 
 def _names_are_listed(session: Session) -> bool:

@@ -73,7 +73,7 @@ class ProfileValue(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str
     """``keys.4`` for an entry of ``[NAME.keys]``."""
-    value: str | int | float | list[str]
+    value: bool | str | int | float | list[str]
     path: str
     profile: str
     """The table that contains it."""

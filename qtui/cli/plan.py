@@ -14,7 +14,7 @@ from engine.formats.catalogue import KEPT
 from engine.formats.grammar import parse_format
 from engine.report import documents, tables
 from engine.store.files import write_whole
-from qtui.cli.exit import check_destination, print_error, publish, reporting_errors
+from qtui.cli.exit import check_destination, check_file, print_error, publish, reporting_errors
 from qtui.cli.options import (
     FormatsOption,
     JsonOption,
@@ -93,8 +93,8 @@ def plan(
             raise UsageError(f"--to {to!r}: targets are {listed()}")
         check_destination(json)
         path = None if output is None else expanded(output)
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise UsageError(f"-o {output}: expected a file in a folder that exists")
+        if output is not None and path is not None:
+            check_file("-o", output, path)
         wanted = split_formats(formats)
         ask = p.Plan(
             budget=budget,

@@ -26,7 +26,7 @@ from engine.store.files import write_whole
 from engine.store.journal import peek
 from engine.store.past_sessions import past_sessions
 from engine.store.paths import facts_file, session_name, state_path
-from qtui.cli.exit import print_error, reporting_errors, terminated_as_interrupted
+from qtui.cli.exit import check_file, print_error, reporting_errors, terminated_as_interrupted
 from qtui.cli.options import expanded
 from qtui.cli.progress import put
 from qtui.views.reproduce import commands
@@ -94,10 +94,7 @@ def _check(path: Path) -> None:
     """Refuse a path that cannot be written, before anything is read."""
     if path.suffix.lower() not in REPORT_FORMS:
         raise UsageError(f"-o {path}: expected a name that ends in {', '.join(REPORT_FORMS)}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"-o {path}: expected a file in a folder that exists")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise UsageError(f"-o {path}: cannot be written")
+    check_file("-o", str(path), path)
 
 
 def _session(given: str) -> tuple[str, Session]:

@@ -103,7 +103,7 @@ def _entry(session: PastSession) -> s.SessionPart:
 def _state(engine: Engine | None) -> s.SessionState:
     if engine is None:
         return "past"
-    if not engine.answers:
+    if engine.of_run or not engine.answers:
         return "headless"
     return "working" if engine.jobs else "idle"
 

@@ -115,7 +115,7 @@ class SessionScreen(Screen[None]):
 
     def lost(self, error: EngineGoneError) -> None:
         """The engine is gone."""
-        self.say("error", f"{error.reason}: {self.key('retry')} restarts it")
+        self.say("error", f"{error.reason}: {self.key('retry')} {error.remedy}")
 
     def refused(self, why: str = "") -> None:
         """A command was not sent: there is no engine, if nothing else is said."""

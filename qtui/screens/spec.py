@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.profiles import Profile
 from qtui.actions import Action
@@ -12,6 +12,9 @@ from qtui.user.commands import Command
 from qtui.user.remembered import Remembered
 from qtui.views.eventlog import EventLog
 from qtui.views.text import Glyphs
+
+if TYPE_CHECKING:
+    from qtui.views.export_marks import ExportMarks
 
 
 class ScreenContext(NamedTuple):
@@ -25,6 +28,8 @@ class ScreenContext(NamedTuple):
     """What to draw with."""
     events: EventLog
     """What happened in the session, shared by its screens; kept up by the workbench."""
+    marks: ExportMarks
+    """The chosen export target, shared by its screens; kept up by the workbench."""
     keymap: Mapping[str, str] = {}
     """Keys of actions by their ids, where they are not the usual ones."""
     themes: Callable[[], Sequence[tuple[str, str]]] = lambda: ()

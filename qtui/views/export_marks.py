@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from engine.diagnosis.serving import Serving
 from engine.export.held import mixed, nearest, refused, untied, weights_of, why_not
+from engine.export.serving import serving
 from engine.export.target import Target, Weight, target_named
 from engine.formats.grammar import parse_format
 from engine.session import Session
@@ -27,20 +29,32 @@ class ExportMarks:
     def __init__(self) -> None:
         self.target: Target | None = None
         """The chosen target; None for none."""
+        self.chosen = False
+        """Whether a target, or none, was ever chosen."""
         self.by_layer: Mapping[str, Mark] = {}
         """Marks of the layers that have one."""
-        self._weights: Sequence[Weight] = ()
         self._of: tuple[object, ...] = ()
+        self._serving: tuple[object, str, Serving] | None = None
 
     def choose(self, name: str) -> None:
         """Choose a target by its name, or none."""
         self.target = target_named(name) if name else None
+        self.chosen = True
         self._of = ()
 
     @property
     def name(self) -> str:
         """The target's name; empty for none."""
         return self.target.name if self.target is not None else ""
+
+    def serving(self, session: Session) -> Serving:
+        """What recipes may have: what the target holds, or without one what some kernel takes."""
+        found = self._serving
+        if not self.name:
+            return serving(session, "")
+        if found is None or found[0] is not session.layers or found[1] != self.name:
+            found = self._serving = session.layers, self.name, serving(session, self.name)
+        return found[2]
 
     def update(self, session: Session) -> bool:
         """Work the marks out for the session's recipe; whether they may have changed."""

@@ -25,8 +25,8 @@ def complete_path(typed: str, *, files: bool = False) -> list[Completion]:
     """Folders, and files if asked for, that begin with what was typed; checkpoints come first.
 
     The way to them stays as it was typed, ``~`` too. A folder that holds a ``config.json`` is a
-    checkpoint, and its weights' size is said. A folder that cannot be read offers nothing. It
-    looks at the disk, and may wait for it.
+    checkpoint, and so is a GGUF file; its size is said. A folder that cannot be read offers
+    nothing. It looks at the disk, and may wait for it.
     """
     if typed in ("~", ".", ".."):
         return [Completion(f"{typed}/")]
@@ -39,6 +39,9 @@ def complete_path(typed: str, *, files: bool = False) -> list[Completion]:
     checkpoints: list[Completion] = []
     others: list[Completion] = []
     for entry in found:
+        if _is_gguf(entry):
+            checkpoints.append(Completion(way + entry.name, f"checkpoint  {_file_size(entry)}"))
+            continue
         weights = _weights(entry.path) if _is_dir(entry) else None
         if weights is None:
             others.append(_other(way, entry))
@@ -57,7 +60,7 @@ def _named(folder: Path, leaf: str, files: bool) -> list[os.DirEntry[str]]:
             if entry.name.lower().startswith(leaf.lower())
             and (leaf.startswith(".") or not entry.name.startswith("."))
             and entry.name.isprintable()
-            and (_is_dir(entry) or files)
+            and (_is_dir(entry) or files or _is_gguf(entry))
         ]
     exact = [entry for entry in near if entry.name.startswith(leaf)]
     return sorted(exact or near, key=lambda entry: _natural(entry.name))[:OFFERED]
@@ -77,6 +80,10 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
+
+
+def _is_gguf(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(".gguf") and not _is_dir(entry)
 
 
 def _other(way: str, entry: os.DirEntry[str]) -> Completion:

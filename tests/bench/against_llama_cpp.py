@@ -13,7 +13,7 @@ Not run with the tests: it needs ``libggml-base.so``, built in seconds from the 
 
 and then, in the root of the repository,
 
-    python tests/bench/against_llama_cpp.py build/out/ggml/src/libggml-base.so
+    python -m tests.bench.against_llama_cpp build/out/ggml/src/libggml-base.so
 
 writes ``tests/quant/llama_cpp.json``, hashes of its blocks that the tests compare ours with, and
 ``tests/bench/against_llama_cpp.md``, the ratios of squared errors.
@@ -34,14 +34,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from engine.formats.catalogue import BASES
+from engine.formats.grammar import parse_format
+from engine.quant.gguf import quantize_gguf
+from tests.quant.exact_weights import exact_importance, exact_weights
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]
-
-from engine.formats.catalogue import BASES  # noqa: E402
-from engine.formats.grammar import parse_format  # noqa: E402
-from engine.quant.gguf import quantize_gguf  # noqa: E402
-from tests.quant.exact_weights import exact_importance, exact_weights  # noqa: E402
-
 NAMES = [name for name, base in BASES.items() if base.family == "gguf"]
 
 
@@ -49,6 +47,8 @@ def load(path: str) -> ctypes.CDLL:
     library = ctypes.CDLL(path)
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    library.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
         pointer,
@@ -64,8 +64,13 @@ def load(path: str) -> ctypes.CDLL:
 def blocks(
     library: ctypes.CDLL, weight: Tensor, name: str, importance: Tensor | None
 ) -> np.ndarray:
-    """What llama.cpp writes for ``[out, in]``, uint8 ``[out, bytes]``."""
+    """What llama.cpp writes for ``[out, in]``, uint8 ``[out, bytes]``.
+
+    A type that it does not quantise without an importance matrix gets one of ones.
+    """
     kind = gguf.GGMLQuantizationType[name.upper()]
+    if importance is None and library.ggml_quantize_requires_imatrix(int(kind)):
+        importance = torch.ones(weight.shape[1])
     size, length = gguf.GGML_QUANT_SIZES[kind]
     rows, columns = weight.shape
     source = np.ascontiguousarray(weight.numpy())
@@ -123,7 +128,8 @@ def main(path: str) -> None:
         "(`ggml_quantize_chunk` of llama-cpp-python 0.3.36, x86-64 without `-march=native`), made",
         "by `tests/bench/against_llama_cpp.py`: 256 × 2048 normal weights, their cubes, and",
         f"{len(sources['demo'])} layers of the bundled checkpoint (the least and greatest ratio).",
-        "With an importance matrix errors are weighted by it.",
+        "With an importance matrix errors are weighted by it; `iq2_xs` and `iq2_xxs`, which",
+        "llama.cpp quantises with one only, get one of ones where there is none.",
         "",
         "| type | " + " | ".join(f"{s}, {m}" for s in sources for m in ("plain", "matrix")) + " |",
         "|---" * (1 + 2 * len(sources)) + "|",

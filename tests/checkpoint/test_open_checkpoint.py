@@ -264,7 +264,8 @@ def test_only_gguf(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("{", "not valid JSON"), ("[]", "a list"), ("[" * 99999, "not valid JSON")]
+    ("text", "says"),
+    [("{", "not valid JSON"), ("[]", "a list"), ("[" * 99999, "nested too deeply")],
 )
 def test_a_config_that_is_no_object(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)

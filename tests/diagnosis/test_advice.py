@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from engine import protocol as p
 from engine.diagnosis.advice import adviser, category
+from engine.formats.kernels import kernels_for
 from engine.formats.storage import can_hold
 from engine.report.figures import Context
 from engine.report.figures.registry import figure
@@ -22,9 +24,11 @@ def body(session: Session) -> list[int]:
     return [row for row, role in enumerate(session.layers.roles) if role not in OUTSIDE]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_advice_is_the_smallest_format_within_the_bound(seed: int) -> None:
+@pytest.mark.parametrize("unserved", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_advice_is_the_smallest_format_within_the_bound(seed: int, unserved: bool) -> None:
     session = clean(seed, layers__0__=30.0)
+    session.settings = msgspec.structs.replace(session.settings, unserved=unserved)
     effects, names = KnownEffects(session), session.layers.names
     kl = {
         (row, held): known.kl
@@ -39,7 +43,9 @@ def test_advice_is_the_smallest_format_within_the_bound(seed: int) -> None:
         within = [
             (session.bits_in(row, held), held)
             for held in ("", *FORMATS)
-            if kl[row, held] <= bound and (not held or can_hold(held, session.layers.shapes[row]))
+            if kl[row, held] <= bound
+            and (not held or can_hold(held, shape := session.layers.shapes[row]))
+            and (held in ("", F) or unserved or kernels_for(held, shape))
         ]
         found = adviser(session, F).advice(row)
         assert found is not None

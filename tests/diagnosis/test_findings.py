@@ -97,6 +97,10 @@ def test_a_fix_is_the_smallest_format_that_wins_half_of_it_back() -> None:
     session = without_channels(clean())
     changed(session, Q, worst_column=7, worst_column_sigma=15.0)
     (found,) = findings(session, F)
+    assert found.fix is not None
+    assert found.fix.format == "int8"  # no kernel takes int6
+    session.settings = msgspec.structs.replace(session.settings, unserved=True)
+    (found,) = findings(session, F)
     assert found.channels == (7,)
     assert found.fix is not None
     assert found.fix.format == "int6-g128"

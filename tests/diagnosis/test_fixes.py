@@ -82,6 +82,12 @@ def test_the_front_holds_what_nothing_betters_in_size_and_kl() -> None:
         measured("int6-g128", 1e-4), measured("int3-g128", 9e-3), measured("q4_k", 2.5e-3),
     )  # fmt: skip
     found = layer_fixes(session, Q, F)
+    assert [fix.format for fix in front(found)] == [F, "int8", ""]  # those that some kernel takes
+    served = best_fix(found, F, 0.5)
+    assert served is not None
+    assert served.format == "int8"
+    session.settings = msgspec.structs.replace(session.settings, unserved=True)
+    found = layer_fixes(session, Q, F)
     assert [fix.format for fix in front(found)] == ["int3-g128", F, "int6-g128", "int8", ""]
     worse = next(fix for fix in found if fix.format == "q4_k")
     assert worse.better == F

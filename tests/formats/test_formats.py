@@ -218,6 +218,8 @@ def test_a_format_has_one_canonical_text(text: str, canonical: str) -> None:
         ("nf4+hqq", "only integer formats"),
         ("q4_k+clip", "no range"),
         ("kmeans4+gptq", "its own search"),
+        ("q8_0+imatrix", "weighs the search"),
+        ("int4+imatrix", "llama.cpp's quantisers"),
         ("e8-2", "write 'e8-2+hadamard'"),
     ],
 )
@@ -269,9 +271,15 @@ def test_every_format_is_built_and_so_is_every_method() -> None:
         assert why_not_built(parse_format("e8-2+hadamard" if name == "e8-2" else name)) is None
     for text in ("int4+clip", "nf4:dq+clip", "nvfp4+clip", "int3-g64+hqq", "q4_k+hadamard"):
         assert why_not_built(parse_format(text)) is None
-    for text in ("int4+awq", "e8-2+hadamard+gptq", "int4+clip+gptq", "int8+smooth+a8:static"):
+    for text in (
+        "q4_k+awq+imatrix",
+        "int4+awq",
+        "e8-2+hadamard+gptq",
+        "int4+clip+gptq",
+        "int8+smooth+a8:static",
+    ):
         assert why_not_built(parse_format(text)) is None
-    for text in ("int8+hadamard+outlier6", "int8+hadamard+a8:static"):
+    for text in ("int8+hadamard+outlier6", "int8+hadamard+a8:static", "q4_k+hadamard+imatrix"):
         assert "not yet" in str(why_not_built(parse_format(text)))
 
 
@@ -283,6 +291,8 @@ def test_every_format_is_built_and_so_is_every_method() -> None:
         ("int8+a8", False, False, False),
         ("int8+a8:static", True, False, False),
         ("int8+outlier6", True, False, False),
+        ("iq2_xs+imatrix", True, False, False),
+        ("q4_0+awq+imatrix", True, False, True),
         ("int4-g128+gptq", True, False, False),
         ("int4-g128+awq+gptq", True, False, True),
         ("int8+smooth.5:online+a8", True, False, False),

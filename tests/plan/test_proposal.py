@@ -38,7 +38,13 @@ LAYERS = [
 Q, K, DOWN = LAYERS[1], LAYERS[2], LAYERS[3]
 
 
-def known(*, tied: bool = False, layers: list[str] | None = None, seed: int = 1) -> Session:
+def known(
+    *,
+    tied: bool = False,
+    layers: list[str] | None = None,
+    seed: int = 1,
+    formats: tuple[str, ...] = FORMATS,
+) -> Session:
     """A session with effects of all its layers, some measured and some estimated."""
     layers = layers or LAYERS
     rows = r.listed(layers)
@@ -51,7 +57,7 @@ def known(*, tied: bool = False, layers: list[str] | None = None, seed: int = 1)
     facts: list[p.AnyFact] = []
     for name in layers:
         worst = float(np.exp(random.normal(-5, 1.5)))
-        for format in FORMATS:
+        for format in formats:
             kl = worst * 4.0 ** (3 - parse_format(format).bits) * float(random.uniform(0.7, 1.3))
             if random.uniform() < 0.5:
                 facts.append(

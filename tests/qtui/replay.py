@@ -47,6 +47,7 @@ class Replay:
         self._seq = 0
         self._journal = Session()
         self._waiting = self._died = False
+        self.of_run = False
         self._queue: asyncio.Queue[p.AnyEvent | Session | EngineGoneError] = asyncio.Queue()
         # An engine says first what it knows.
         self.give(session or Session(), *events)

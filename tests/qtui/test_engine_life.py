@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.client import EngineGoneError
+from engine.client import EngineGoneError, OtherVersionError
 from engine.session import decode_session, encode_session
 from qtui.app import Appearance, QtuiApp
 from tests.qtui import replay as r
@@ -76,6 +76,23 @@ async def test_an_engine_that_cannot_start_is_said_too() -> None:
         assert "No room on /run." in d.bench.banner.text
         await d.pilot.press("r")
         await d.until(lambda: len(link.sent) >= 3)
+
+
+async def test_an_engine_of_another_version_is_stopped_when_another_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped: list[str] = []
+    monkeypatch.setattr("qtui.engine_link.look", lambda name: object())
+    monkeypatch.setattr("qtui.engine_link.stop", stopped.append)
+    link = r.Replay()
+    async with reconnecting(OtherVersionError("demo", 77), link) as d:
+        await d.until(lambda: d.bench.banner.has_class("-shown"))
+        assert "(process 77) runs another version of qtui" in d.bench.banner.text
+        assert "r stops it and starts one of this version" in d.bench.banner.text
+        assert not stopped
+        await d.pilot.press("r")
+        await d.until(lambda: len(link.sent) >= 3)
+        assert stopped == ["demo"]
 
 
 async def test_an_engine_that_hangs_up_at_once_is_said_in_words() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.errors import FormatError
 from engine.formats.grammar import parse_format
-from engine.quant import gguf, gguf_compiled
+from engine.quant import gguf, gguf_compiled, gguf_iq
 from engine.quant.gguf import quantize_gguf
 from engine.quant.gguf_compiled import NAMES, encode
 from tests.quant.adversarial import adversarial, normal
@@ -33,8 +33,8 @@ def _cases() -> dict[str, Tensor]:
     return found
 
 
-def _step_by_step(weight: Tensor, name: str) -> Tensor:
-    encoded = [gguf._TYPES[name].encode(tile, None) for tile in gguf._tiles(weight)]
+def _step_by_step(weight: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
+    encoded = [gguf._TYPES[name].encode(tile, importance) for tile in gguf._tiles(weight)]
     return torch.cat(encoded)
 
 
@@ -47,6 +47,20 @@ def test_bytes_are_those_of_the_search(name: str) -> None:
         differ = (found != expected).any(1).sum()
         assert found.shape == expected.shape
         assert not differ, f"{which}: {differ} of {len(found)} blocks"
+
+
+@pytest.mark.parametrize("name", gguf_iq.KINDS)
+def test_bytes_with_an_importance_matrix_are_those_of_the_search(name: str) -> None:
+    importance = torch.linspace(0, 1, 1024) ** 4
+    importance[512:544] = 0
+    weight = normal(40, 1024, seed=23)
+    found = encode(weight, parse_format(name), MINUTES, importance)
+    assert found is not None
+    assert torch.equal(found, _step_by_step(weight, name, importance))
+
+
+def test_a_kernel_without_an_importance_matrix_is_not_used_for_one() -> None:
+    assert encode(normal(4, 512), parse_format("q4_k"), MINUTES, torch.ones(512)) is None
 
 
 @pytest.mark.parametrize("threads", [1, 3])

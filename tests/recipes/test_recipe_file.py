@@ -83,7 +83,7 @@ def test_a_pattern_matches_from_the_beginning_of_a_name(tmp_path: Path, session:
         ('schema = "qtui.recipe/1"\nlayers = "int8"', "`layers` is not a table"),
         ('schema = "qtui.recipe/1"\n[layers]\nlm_head = 8', "[layers] 'lm_head' is 8"),
         ('schema = "qtui.recipe/1"\n[layers]\na.b = "int8"', "put names with dots in quotes"),
-        ('schema = "qtui.recipe/1"\n[layers]\n"re:(" = "int8"', "'re:(' is not a pattern"),
+        ('schema = "qtui.recipe/1"\n[layers]\n"re:(" = "int8"', "'(' is no regular expression"),
     ],
 )
 def test_a_fault_is_told_with_file_and_key(tmp_path: Path, text: str, named: str) -> None:

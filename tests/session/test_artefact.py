@@ -35,7 +35,7 @@ def test_sums_made_once_give_what_sums_over_the_whole_table_give(
         other,
         tied=tied,
     )
-    found = StoredSums(roles, shapes, [d for _, _, d, _ in layers]).size(changed, other, tied=tied)
+    found = StoredSums(roles, shapes, stored).size(changed, other, tied=tied)
     assert repr(found) == repr(wanted)  # nan equals nan
 
 
@@ -43,7 +43,7 @@ def test_bits_of_the_body_are_of_the_same_layers_in_every_recipe() -> None:
     """By hand: a body of 1,000 weights and a head of 500 that shares the embedding's tensor."""
     roles: list[Role] = ["embedding", "linear", "head"]
     shapes = [(50, 10), (100, 10), (50, 10)]
-    sums = StoredSums(roles, shapes, ["float16"] * 3)
+    sums = StoredSums(roles, shapes, [bits_as_stored(shape, "float16") for shape in shapes])
     as_stored = sums.size({}, 100, tied=True)
     assert (as_stored.bits_per_weight, as_stored.bits_all) == (16, 16)
     assert as_stored.bytes == 100 + 2 * (500 + 1000)

@@ -18,6 +18,7 @@ from engine.store.database import StoreError
 from engine.store.facts import FactStore
 from engine.store.journal import Journal
 from engine.store.lock import SessionBusyError
+from engine.store.seals import seal
 
 LISTED = p.LayersListed(
     names=["a", "b"],
@@ -176,17 +177,20 @@ def test_one_engine_holds_a_session(tmp_path: Path, facts: FactStore) -> None:
     Journal(tmp_path, facts).close()
 
 
-def test_what_is_no_journal_is_named(tmp_path: Path, facts: FactStore) -> None:
-    (tmp_path / "journal.sqlite").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(StoreError, match=r"journal\.sqlite"):
-        Journal(tmp_path, facts)
-    (tmp_path / "journal.sqlite").unlink()
-    Journal(tmp_path, facts).close()  # the lock was let go
+def test_what_is_no_journal_is_named_kept_and_replaced(tmp_path: Path, facts: FactStore) -> None:
+    content = b"not a database at all" * 100
+    (tmp_path / "journal.sqlite").write_bytes(content)
+    journal = Journal(tmp_path, facts)
+    assert "journal.sqlite" in journal.recovered
+    assert "nothing of it is left" in journal.recovered
+    assert journal.append(NOTICE) == 1
+    journal.close()
+    assert (tmp_path / "journal.sqlite.damaged").read_bytes() == content
 
 
 def test_a_newer_version_is_refused(tmp_path: Path, facts: FactStore) -> None:
-    facts.put(["k"], [score("x", 1.0)])
-    facts._db.execute("UPDATE facts SET version = 99")
+    data = seal(p.encode(score("x", 1.0)), "k", 1.5, 99)
+    facts._db.execute("INSERT INTO facts VALUES ('k', 1.5, 99, ?)", (data,))
     with pytest.raises(StoreError, match="newer qtui"):
         facts.get("k")
 

@@ -21,6 +21,7 @@ from engine.store.journal import Journal
 from engine.store.lock import SessionBusyError, is_running
 from engine.store.past_sessions import PastSession, past_sessions, remove_session
 from engine.store.paths import facts_file, session_folder, session_name, state_folder
+from engine.store.seals import seal
 from tests import tiny
 from tests.drive import ended, settings, until
 
@@ -167,11 +168,14 @@ def test_a_lock_that_another_holds_is_seen(written: Written) -> None:
         assert is_running(folder)
 
 
-def test_the_last_used_come_first_and_no_more_than_asked_for(tmp_path: Path) -> None:
+def test_the_last_used_come_first_and_no_more_than_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(4):
         (tmp_path / str(number)).mkdir()
-        written = Written(str(tmp_path / str(number)))
-        written.journal._db.execute("UPDATE events SET time = ?", (1000.0 + number % 3,))
+        with monkeypatch.context() as patched:
+            patched.setattr("engine.store.journal.time.time", lambda at=number: 1000.0 + at % 3)
+            written = Written(str(tmp_path / str(number)))
         written.close()
         os.utime(written.journal.path, (1000 + number % 3,) * 2)
     found = past_sessions()
@@ -189,23 +193,16 @@ def test_what_cannot_be_read_is_told_beside_the_others(written: Written, tmp_pat
     (sessions / "empty" / "journal.sqlite").write_bytes(b"")  # an engine that was killed at once
     (sessions / "without").mkdir()
     (sessions / "file").write_text("")
-    for name, statement in (
-        ("newer", "UPDATE events SET version = 99"),
-        ("strange", "UPDATE events SET bytes = x'C1'"),
-        ("torn", "DELETE FROM events WHERE kind = 'LayersListed'"),
-    ):
+    undone = p.encode(p.RecipeChanged(how="undo", layers=["a"], before=[], after=[], bits=[]))
+    for name, statement, values in (
+        ("newer", "INSERT INTO events VALUES (9, 9, 'Notice', 99, ?)",
+         (seal(b"from the future", 9, 9.0, "Notice", 99),)),
+        ("strange", "UPDATE events SET bytes = x'C1'", ()),
+        ("torn", "INSERT INTO events VALUES (4, 9, 'RecipeChanged', 1, ?)", (undone,)),
+    ):  # fmt: skip
         shutil.copytree(written.journal.folder, sessions / name)
         db = sqlite3.connect(sessions / name / "journal.sqlite")
-        if name == "torn":
-            db.execute(
-                "INSERT INTO events VALUES (9, 9, 'RecipeChanged', 1, ?)",
-                (
-                    p.encode(
-                        p.RecipeChanged(how="undo", layers=["a"], before=[], after=[], bits=[])
-                    ),
-                ),
-            )
-        db.execute(statement)
+        db.execute(statement, values)
         db.commit()
         db.close()
     found = {each.name: each for each in past_sessions()}

@@ -25,6 +25,7 @@ from engine.store.facts import FactStore
 from engine.store.journal import Journal, peek
 from engine.store.past_sessions import past_sessions
 from engine.store.paths import facts_file, session_folder
+from engine.store.seals import seal
 from engine.store.upcasters import VERSION
 from tests.drive import ended, until
 
@@ -83,6 +84,24 @@ def among(new: Any, old: Any) -> Any:
     if isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
         return [among(*pair) for pair in zip(new, old, strict=True)]
     return new
+
+
+def events(folder: Path, facts: FactStore) -> dict[int, bytes]:
+    """Every event of a journal, encoded: NaN equals NaN."""
+    journal = Journal(folder, facts)
+    try:
+        return {seq: p.encode(event) for seq, event in journal.read()}
+    finally:
+        journal.close()
+
+
+def notices() -> list[str]:
+    """What an engine of the demo says when it is made."""
+    client = in_process("demo")
+    while client.receive(0.0) is not None:
+        pass
+    client.close()
+    return [notice.message for notice in client.session.notices]
 
 
 def test_every_fact_is_there_with_all_its_figures(facts: FactStore) -> None:
@@ -193,7 +212,8 @@ def test_a_past_session_is_listed(journal_file: Path) -> None:
 
 
 def test_a_newer_version_is_refused_in_a_sentence(journal_file: Path, facts: FactStore) -> None:
-    newer = p.encode(p.Notice("info", "from the future"))
+    columns = 9999, 0.0, "Notice", VERSION + 1
+    newer = seal(p.encode(p.Notice("info", "from the future")), *columns)
     execute(journal_file, "INSERT INTO events VALUES (9999, 0, 'Notice', ?, ?)", VERSION + 1, newer)
     journal = Journal(journal_file.parent, facts)
     with pytest.raises(StoreError, match=r"journal\.sqlite was written by a newer qtui"):
@@ -213,27 +233,47 @@ def test_a_snapshot_of_a_newer_version_is_not_read(journal_file: Path, facts: Fa
 
 
 @pytest.mark.parametrize("kept", [100, 5000, 40000])
-def test_a_file_that_was_cut_off_is_named(journal_file: Path, kept: int) -> None:
+def test_a_file_that_was_cut_off_keeps_what_is_whole(
+    journal_file: Path, facts: FactStore, kept: int
+) -> None:
+    whole = events(journal_file.parent, facts)
     journal_file.write_bytes(unpacked("journal.sqlite")[:kept])
-    with pytest.raises(StoreError, match=r"journal\.sqlite"):
-        in_process("demo")
     (past,) = past_sessions()
-    assert "journal.sqlite" in past.problem
+    assert "opening the session again keeps what is whole" in past.problem
+    told = notices()
+    assert any("damaged" in message and str(journal_file) in message for message in told)
+    found = {seq: data for seq, data in events(journal_file.parent, facts).items() if seq in whole}
+    # After the events that are whole, those that said so.
+    assert sum(whole[seq] == data for seq, data in found.items()) >= len(found) - 2
+    assert len(found) > {100: 0, 5000: 0, 40000: 100}[kept]
 
 
-def test_an_event_that_is_damaged_is_named(journal_file: Path) -> None:
+def test_an_event_that_is_damaged_is_named_and_left_out(
+    journal_file: Path, facts: FactStore
+) -> None:
     execute(journal_file, "UPDATE events SET bytes = ? WHERE seq = 12", b"\xc1\x00damaged")
-    with pytest.raises(StoreError, match=r"journal\.sqlite: event 12 cannot be read .*move"):
-        in_process("demo")
     (past,) = past_sessions()
     assert "event 12 cannot be read" in past.problem
+    journal = Journal(journal_file.parent, facts)
+    assert "number 12 and whatever followed" in journal.recovered
+    assert 12 not in dict(journal.read())
+    journal.close()
 
 
-def test_a_store_of_facts_that_is_damaged_is_named(journal_file: Path) -> None:
-    facts_file().write_bytes(b"not a database at all" * 100)
-    with pytest.raises(StoreError, match=r"facts\.sqlite"):
-        in_process("demo")
-    facts_file().write_bytes(unpacked("facts.sqlite"))
-    execute(facts_file(), "UPDATE facts SET data = ?", b"\xc1\x00damaged")
-    with pytest.raises(StoreError, match=r"facts\.sqlite: fact \w+ cannot be read .*--fresh"):
-        in_process("demo")
+def test_a_store_of_facts_that_is_damaged_is_named_and_replaced(journal_file: Path) -> None:
+    content = b"not a database at all" * 100
+    facts_file().write_bytes(content)
+    told = notices()
+    assert any("facts.sqlite" in message and "are kept" in message for message in told)
+    assert facts_file().with_name("facts.sqlite.damaged").read_bytes() == content
+
+
+def test_facts_that_are_damaged_are_as_if_they_had_never_been_measured(
+    journal_file: Path, facts: FactStore
+) -> None:
+    keys = [key for (key,) in rows(facts_file(), "SELECT key FROM facts")]
+    execute(facts_file(), "UPDATE facts SET data = ? WHERE key = ?", b"\xc1\x00damaged", keys[0])
+    assert keys[0] not in facts.get_many(keys)
+    assert "1 measurements in" in facts.damage()[0]
+    facts.put(keys[:1], [p.Control("x", 0.0, 0.0)])
+    assert facts.get(keys[0]) == p.Control("x", 0.0, 0.0)

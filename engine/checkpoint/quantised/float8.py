@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
-from engine.checkpoint.quantised.reader import (
-    Joined,
-    Reader,
-    quantization_config,
-    scale_of,
-)
+from engine.checkpoint.packed.declared import quantization_config
+from engine.checkpoint.quantised.reader import Joined, Reader, not_finite, scale_of
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -64,6 +60,8 @@ def multiplied(
 
     weight = codes.to(torch.float32)
     scale = checkpoint.read(scale_name).to(torch.float32)
+    if not bool(torch.isfinite(scale).all()):
+        raise CheckpointError(not_finite(checkpoint, scale_name))
     if scale.numel() == 1:
         return weight.mul_(scale.reshape(()))
     if scale.ndim < weight.ndim:
@@ -81,6 +79,11 @@ def multiplied(
         if scale.shape[dim] not in (1, size):
             scale = scale.repeat_interleave(step, dim=dim).narrow(dim, 0, size)
     return weight.mul_(scale)
+
+
+def fits_as_float8(checkpoint: Checkpoint, codes: TensorInfo, scale: TensorInfo) -> bool:
+    """Whether a scale is of this layout: one number, or one for each row or block."""
+    return _why_unlike(checkpoint, codes, scale) is None
 
 
 def _fits(codes: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> bool:

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
-from engine.checkpoint.quantised.reader import Joined, Reader, quant_method, scale_of
+from engine.checkpoint.quantised.reader import (
+    Joined,
+    Reader,
+    not_finite,
+    quant_method,
+    scale_of,
+)
+from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_NAN = 255
+"""The exponent that means that a number is none (E8M0)."""
 _BLOCKS, _SCALES = "_blocks", "_scales"
 
 
@@ -49,7 +58,10 @@ def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> 
     weight = torch.empty(len(experts), out, groups * 32)
     for place, e in enumerate(experts):
         packed = checkpoint.read_rows(name, e, e + 1)[0]
-        exponent = checkpoint.read_rows(scale, e, e + 1)[0].to(torch.int32) - 127
+        stored = checkpoint.read_rows(scale, e, e + 1)[0]
+        if bool((stored == _NAN).any()):
+            raise CheckpointError(not_finite(checkpoint, scale))
+        exponent = stored.to(torch.int32) - 127
         codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
         weight[place] = torch.ldexp(values[codes.int()], exponent[..., None]).flatten(-2)
     return weight

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
+from engine.checkpoint.packed.declared import quantization_config
+from engine.checkpoint.weight import QuantisedWeight
 from engine.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -30,7 +32,9 @@ class Joined:
 class Reader:
     """One layout of quantised weights.
 
-    If a layout is recognised but cannot be read, `read` and all that follows are None or empty.
+    A layout whose codes have one scale and the name of their weight declares `scale` and `read`;
+    any other finds its `weights` from all tensors together. One that is recognised but cannot be
+    read declares neither.
     """
 
     name: str
@@ -55,6 +59,9 @@ class Reader:
     why_not_plain: Callable[[Tensor], str | None] | None = None
     """If codes are plain numbers where neither the config nor any scale says otherwise: why these
     cannot be. None if codes never are."""
+    weights: Callable[[Checkpoint], Iterable[QuantisedWeight]] | None = None
+    """Find the weights of a checkpoint in this layout, from headers and config; those that are not
+    in it are left alone. A `CheckpointError` says which tensor lacks what, or cannot be."""
     unused: tuple[str, ...] = ()
     """Name suffixes of tensors that no model loads, such as scales of activations."""
 
@@ -88,7 +95,9 @@ def reader_named(name: str) -> Reader:
 
 def readable_methods() -> frozenset[str]:
     """The values of ``quant_method`` whose weights can be read, at least in part."""
-    return frozenset(method for reader in readers() if reader.read for method in reader.methods)
+    return frozenset(
+        method for reader in readers() if reader.read or reader.weights for method in reader.methods
+    )
 
 
 def scale_names(reader: Reader, codes: str) -> list[str]:
@@ -131,16 +140,14 @@ def scales_of(checkpoint: Checkpoint, parts: tuple[TensorInfo, ...]) -> tuple[st
     return reader.name, tuple(scale_of(checkpoint, reader, part.name) for part in parts)
 
 
+def not_finite(checkpoint: Checkpoint, scale: str) -> str:
+    """What is said of a scale that holds NaN or infinity."""
+    return (
+        f"{checkpoint.tensors[scale].file} stores {scale!r}, a scale, with values that are not "
+        "finite: no weight can be computed from it; download or save it again"
+    )
+
+
 def quant_method(checkpoint: Checkpoint) -> object:
     """The quantiser named in ``config.json``; None if it names none."""
     return quantization_config(checkpoint).get("quant_method")
-
-
-def quantization_config(checkpoint: Checkpoint) -> dict[str, object]:
-    """The ``quantization_config`` of ``config.json`` or of its text model; empty without one."""
-    text = checkpoint.config.get("text_config")
-    for config in (checkpoint.config, text if isinstance(text, dict) else {}):
-        found = config.get("quantization_config")
-        if isinstance(found, dict):
-            return found
-    return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -11,9 +12,17 @@ from torch import Tensor
 from engine import protocol as p
 from engine.checkpoint import read_layer
 from engine.errors import FormatError
-from engine.formats.grammar import FOLDED, Format, folds, needs_calibration, why_not_alone
-from engine.measure.calibration.block_inputs import BlockInputs, Events, ForExport, RecipeInputs
+from engine.formats.grammar import (
+    FOLDED,
+    Format,
+    folds,
+    needs_calibration,
+    weighs_alone,
+    why_not_alone,
+)
+from engine.measure.calibration.block_inputs import BlockInputs, Events, RecipeInputs
 from engine.measure.calibration.calibration import Calibration, need_calibration
+from engine.measure.calibration.importance import from_file, gathers, need_importances, weighs
 from engine.measure.calibration.solve import (
     LayerInputs,
     Scaling,
@@ -29,10 +38,35 @@ from engine.model.fold_groups import fold_groups
 from engine.model.inputs import why_not_gathered, why_unseen
 from engine.model.network import Compact, Held, StandIn
 from engine.quant.methods.channel_scales import folded, only_weights
+from engine.quant.methods.gptq import Solved
 from engine.quant.packed import packed
 from engine.quant.quantize import dequantized, stored_form
 from engine.quant.stored import stored_bytes
 from engine.workspace import Loaded
+
+
+@dataclass
+class ForExport:
+    """What an export stores of the layers that were solved, in main memory."""
+
+    forms: dict[str, Solved] = field(default_factory=dict)
+    """The codes that inputs decide."""
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    """``s``, float32 ``[in]``, of layers whose input channels ``+awq`` or ``+smooth`` scale: codes
+    are those of ``W · diag(s)``."""
+
+    def has(self, layer: str, format: Format) -> bool:
+        """Whether everything is known that this layer's format needs."""
+        return (layer in self.forms or not _stores_codes(format)) and (
+            layer in self.scales or not folds(format)
+        )
+
+    def take(self, layer: str, solution: Solution, scaling: Scaling | None) -> None:
+        """Add what a layer was solved to."""
+        if solution.form is not None:
+            self.forms[layer] = solution.form.on(torch.device("cpu"))
+        if scaling is not None:
+            self.scales[layer] = scaling.scale.cpu()
 
 
 def approximated(
@@ -43,11 +77,13 @@ def approximated(
     recipe: RecipeInputs | None = None,
     *,
     compact: bool = False,
+    store: ForExport | None = None,
 ) -> Events[Held]:
     """What a layer computes with in a format; yields while the calibration inputs are gathered.
 
     Methods that need inputs get those of the unchanged network. With a recipe they get the outputs
-    of the blocks before as the recipe quantises them, so those blocks are quantised first.
+    of the blocks before as the recipe quantises them, so those blocks are quantised first; but
+    ``+imatrix`` always weighs by the inputs of the unchanged network, as llama.cpp does.
 
     Args:
         loaded: the model.
@@ -56,6 +92,7 @@ def approximated(
         counts: of the job.
         recipe: contains the layer and its format; from `recipe_inputs`.
         compact: whether to keep the stored form instead of ``Ŵ``, where no method needs inputs.
+        store: what an export stores of the layer is added here, if that is wanted.
 
     Raises:
         FormatError: see `approximation`; or nothing absorbs the scale that the format needs, or a
@@ -75,18 +112,29 @@ def approximated(
         assert isinstance(weight, Tensor)
         rotated = method(format, "hadamard") is not None
         return StandIn(weight, rounded_inputs(rotated=rotated))
+    given = None
+    if weighs([format]) and (importances := (yield from need_importances(loaded))) is not None:
+        given = importances.of(layer).to(network.device)
+    if from_file(loaded, format):
+        by_file = counts.timed(
+            "quantize_s", partial(_by_importance, loaded, layer, format, given)
+        )()
+        if store is not None:
+            store.take(layer, by_file, None)
+        return by_file.weight.to(network.dtype)
     calibration = yield from need_calibration(loaded)
     start = network.layers[layer].start
-    states = calibration.reference if recipe is None else recipe.of(start)
+    before = None if weighs_alone(format) else recipe
+    states = calibration.reference if before is None else before.of(start)
     key = (layer, str(format), states.prefix)
-    wanted = None if recipe is None else recipe.for_export
     known = calibration.solved.get(key)
-    if known is not None and (wanted is None or wanted.has(layer, format)):
+    if known is not None and (store is None or store.has(layer, format)):
         return known
-    for name in [] if recipe is None else recipe.unsettled(start):
-        assert recipe is not None
-        before = yield from approximated(loaded, name, recipe.formats[name], counts, recipe)
-        recipe.settled[name] = before
+    for name in [] if before is None else before.unsettled(start):
+        assert before is not None
+        earlier = before.formats[name]
+        settled = yield from approximated(loaded, name, earlier, counts, before, store=store)
+        before.settled[name] = settled
         yield None
     inputs = yield from calibration.inputs(layer, states, counts)
     scaling = yield from _scaling(loaded, calibration, layer, format, inputs, states, counts)
@@ -94,17 +142,15 @@ def approximated(
 
     def solved() -> Solution:
         stored = _stored(loaded, layer).to(network.device)
-        return solve(stored, inputs, format, scaling, scale_dtype, layer)
+        return solve(stored, inputs, format, scaling, scale_dtype, layer, given)
 
     solution = counts.timed("quantize_s", solved)()
     weight = solution.weight.to(network.dtype)
     held = weight if solution.inputs is None else StandIn(weight, solution.inputs)
     calibration.solved.keep(key, held, weight.nbytes)
     calibration.columns[key] = solution.columns
-    if wanted is not None and solution.form is not None:
-        wanted.forms[layer] = solution.form.on(torch.device("cpu"))
-    if wanted is not None and scaling is not None:
-        wanted.scales[layer] = scaling.scale.cpu()
+    if store is not None:
+        store.take(layer, solution, scaling)
     for note in solution.notes:
         if note not in calibration.said:
             calibration.said.add(note)
@@ -112,10 +158,22 @@ def approximated(
     return held
 
 
+def _by_importance(loaded: Loaded, layer: str, format: Format, given: Tensor | None) -> Solution:
+    """A layer weighed by what a file has of its inputs."""
+    stored = _stored(loaded, layer).to(loaded.network.device)
+    scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
+    return solve(stored, None, format, None, scale_dtype, layer, given)
+
+
+def _stores_codes(format: Format) -> bool:
+    """Whether inputs decide codes that an export stores."""
+    return method(format, "gptq") is not None or method(format, "imatrix") is not None
+
+
 def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[RecipeInputs | None]:
     """Where inputs come from in a recipe; None if none of its formats needs them."""
     network = loaded.network
-    if not any(map(needs_calibration, formats.values())):
+    if not any(gathers(loaded, each) for each in formats.values()):
         return None
     calibration = yield from need_calibration(loaded)
     return RecipeInputs(calibration.reference, network, calibration.batches, formats)
@@ -124,7 +182,8 @@ def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[Recip
 def solved_codes(
     loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts
 ) -> Events[ForExport]:
-    """The codes and scales that methods find for a recipe's layers: those it is scored with.
+    """The codes and scales that methods find for the layers of a recipe, for the weights it is
+    scored with.
 
     Layers are solved in the order of the blocks, each on the outputs of the quantised blocks
     before. Codes are in main memory, one byte per weight.
@@ -139,18 +198,18 @@ def solved_codes(
         TextError: the calibration text cannot be read.
     """
     recipe = yield from recipe_inputs(loaded, formats)
-    if recipe is None:
-        return ForExport()
     found = ForExport()
-    recipe.for_export, recipe.forgets = found, True
+    if recipe is not None:
+        recipe.forgets = True
     wanted = [name for name in formats if needs_calibration(formats[name])]
     network = loaded.network
     wanted.sort(key=lambda name: network.layers[name].start)
     stage = counts.stage("calibrating", len(wanted))
     for done, name in enumerate(wanted):
         yield stage.step(done, name, str(formats[name]))
-        held = yield from approximated(loaded, name, formats[name], counts, recipe)
-        recipe.settled[name] = held
+        held = yield from approximated(loaded, name, formats[name], counts, recipe, store=found)
+        if recipe is not None:
+            recipe.settled[name] = held
     return found
 
 
@@ -174,9 +233,11 @@ def why_not_given(loaded: Loaded, layer: str, format: Format) -> str | None:
     if network.layers[layer].role == "embedding":
         why = why_not_alone(format)
         return why and f"{why}, and an embedding is a lookup: it multiplies no inputs"
+    if from_file(loaded, format):
+        return None
     if why_not_alone(format) is not None and (why := why_unseen(network, layer)) is not None:
         return f"{why}, and {format} needs them"
-    if needs_calibration(format) and (why := why_not_gathered(network, layer)) is not None:
+    if gathers(loaded, format) and (why := why_not_gathered(network, layer)) is not None:
         return f"{why}, and {format} needs those of one place"
     if not folds(format):
         return None
@@ -210,7 +271,7 @@ def _scaling(
     device = inputs.statistics.gram.device
     scale = torch.ones(inputs.statistics.width, device=device)
     at_once, gain = scale, scale
-    stored: torch.dtype = getattr(torch, loaded.opened.checkpoint.dtype)
+    stored: torch.dtype = getattr(torch, loaded.opened.checkpoint.dtype, torch.float32)
     for each in wanted:
         online = ("online", True) in each.options
         exact = not online and group is not None and group.kind == "layer"

@@ -8,21 +8,19 @@ block all use the unquantised block (Frantar et al. 2022, arXiv 2210.17323, sect
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from engine import protocol as p
-from engine.formats.grammar import Format, folds
+from engine.formats.grammar import Format
 from engine.measure.counts import JobCounts
 from engine.measure.preemption import repeated
 from engine.model.boundary_states import BoundaryStates, CacheSizes, Collected, choose
 from engine.model.lanes import Lane
 from engine.model.memory_tiers import TieredMemory
 from engine.model.network import Held, Network
-from engine.quant.methods.gptq import Solved
 from engine.session import recipe_hash
 
 T = TypeVar("T")
@@ -43,22 +41,6 @@ class BlockInputs(Protocol):
 
     def held(self) -> Mapping[str, Held]:
         """The weights of the blocks before, for a whole forward."""
-
-
-@dataclass
-class ForExport:
-    """What an export stores of the layers that were solved, in main memory."""
-
-    forms: dict[str, Solved] = field(default_factory=dict)
-    """The codes that ``+gptq`` finds."""
-    scales: dict[str, Tensor] = field(default_factory=dict)
-    """``s``, float32 ``[in]``, of layers whose input channels ``+awq`` or ``+smooth`` scale: codes
-    are those of ``W · diag(s)``."""
-
-    def has(self, layer: str, format: Format) -> bool:
-        """Whether everything is known that this layer's format needs."""
-        solves = any(method.name == "gptq" for method in format.methods)
-        return (layer in self.forms or not solves) and (layer in self.scales or not folds(format))
 
 
 class ReferenceInputs:
@@ -166,8 +148,6 @@ class RecipeInputs:
         self.formats = dict(formats)
         self.settled: dict[str, Held] = {}
         """What layers compute with, as far as known."""
-        self.for_export: ForExport | None = None
-        """If an export needs it, what it stores."""
         self.forgets = False
         """Whether weights are freed once the text has passed their blocks: for a caller that goes
         once from the first block to the last."""

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
-from engine.formats.grammar import Format, folds, needs_calibration
+from engine.formats.grammar import Format, folds
 from engine.measure.calibration.block_inputs import BlockInputs, Events, ReferenceInputs
+from engine.measure.calibration.importance import gathers, key_of, need_importances, weighs
 from engine.measure.calibration.solve import LayerInputs, Scaling
 from engine.measure.calibration.text import CalibrationWindows, cut_calibration
 from engine.measure.counts import JobCounts
@@ -219,7 +220,11 @@ def need_calibration(loaded: Loaded) -> Events[Calibration]:
     from engine.model.quiet import quiet
 
     opened, settings, notices = loaded.opened, loaded.settings, list[str]()
-    tokenizer = load_tokenizer(opened.path, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(
+        opened.path,
+        trust_remote_code=settings.trust_remote_code,
+        follow_links=settings.follow_links,
+    )
     text = calibration_text(
         settings.calib, demo=opened.demo, notify=notices.append, tokenizer=tokenizer
     )
@@ -266,9 +271,12 @@ def calibration_key(
         formats: all that the figure depends on.
         mode: ``reference`` or ``sequential``: which model's inputs were used.
     """
-    if not any(map(needs_calibration, formats)):
-        return None
-    return (yield from need_calibration(loaded)).key(mode)
+    used, key = list(formats), None
+    if any(gathers(loaded, each) for each in used):
+        key = (yield from need_calibration(loaded)).key(mode)
+    if weighs(used) and (given := (yield from need_importances(loaded))) is not None:
+        return key_of(given, key, mode)
+    return key
 
 
 def with_scales(

@@ -2,7 +2,7 @@
 
 Methods are applied in the grammar's order: ``+smooth`` and ``+awq`` scale the input channels of all
 weights that share an input, ``+outlier`` takes channels out, ``+gptq`` or plain rounding finds the
-codes, ``+a8`` rounds the inputs.
+codes, weighed by ``+imatrix`` where the format has it, ``+a8`` rounds the inputs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from engine.formats.grammar import Format, Method
+from engine.quant.arithmetic import weighed
 from engine.quant.data_free.hadamard import rotate_inputs, rotate_inputs_back
 from engine.quant.input_statistics import InputStatistics
 from engine.quant.methods.a8 import quantized_tokens, static_scale
 from engine.quant.methods.awq import awq
 from engine.quant.methods.channel_scales import folded, only_weights
 from engine.quant.methods.gptq import Solved
+from engine.quant.methods.imatrix import importance, importance_of_experts
 from engine.quant.methods.outlier import outlier_columns
 from engine.quant.methods.smooth import smooth
 from engine.quant.quantize import dequantized
@@ -81,7 +83,8 @@ class Solution:
     """Input channels that ``+outlier`` keeps in 16 bits, of all experts together."""
     notes: tuple[str, ...] = ()
     form: Solved | None = None
-    """The codes of a weight ``[out, in]`` found by ``+gptq``; None otherwise."""
+    """The codes of a weight ``[out, in]`` found by ``+gptq``, or of any weight by ``+imatrix``;
+    None otherwise."""
 
 
 def method(fmt: Format, name: str) -> Method | None:
@@ -131,11 +134,12 @@ def scaled_inputs(inputs: LayerInputs, gain: Tensor) -> LayerInputs:
 @torch.no_grad()
 def solve(
     weight: Tensor,
-    inputs: LayerInputs,
+    inputs: LayerInputs | None,
     fmt: Format,
     scaling: Scaling | None,
     scale_dtype: torch.dtype,
     name: str,
+    given: Tensor | None = None,
 ) -> Solution:
     """Quantise a layer's weight, given its inputs before any scale.
 
@@ -143,17 +147,24 @@ def solve(
 
     Args:
         weight: ``[out, in]`` or ``[experts, out, in]``; not modified.
-        inputs: before any scale.
+        inputs: before any scale; None where the importance is all that is needed.
         fmt: the format; the scale of its methods is already known.
         scaling: that scale; None without one.
         scale_dtype: the dtype that scales are stored in.
         name: the layer, for messages.
+        given: the importance of inputs before any scale, ``[in]`` or ``[experts, in]``; None takes
+            that of ``inputs``.
 
     Raises:
         FormatError: see the methods.
     """
     if scaling is not None:
+        assert inputs is not None, "a scale is found with inputs"
         weight, inputs = folded(weight, scaling.scale), scaled_inputs(inputs, scaling.gain)
+        given = None if given is None else given * scaling.gain.to(given.device).square()
+    if method(fmt, "imatrix") is not None:
+        return _weighed(weight, inputs, fmt, scaling, name, given)
+    assert inputs is not None, "only an importance does without inputs"
     approx = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     notes: list[str] = []
     columns: list[Tensor] = []
@@ -193,6 +204,40 @@ def solve(
         approx *= gain.to(approx.device)
     alone = form if weight.dim() == 2 else None
     return Solution(approx, change, sum(map(len, columns)), tuple(notes), alone)
+
+
+def _weighed(
+    weight: Tensor,
+    inputs: LayerInputs | None,
+    fmt: Format,
+    scaling: Scaling | None,
+    name: str,
+    given: Tensor | None,
+) -> Solution:
+    """A weight by the importance of its inputs, both scaled already."""
+    notes, idle = [], 0
+    if given is not None:
+        found = given
+    else:
+        assert inputs is not None, "neither inputs nor their importance"
+        if inputs.experts:
+            found = importance_of_experts(inputs.experts, name)
+            idle = sum(not each.tokens for each in inputs.experts)
+        else:
+            found = importance(inputs.statistics, name)
+    if idle:
+        assert inputs is not None
+        notes.append(
+            f"{name}: {idle} of {len(inputs.experts)} experts received no calibration token: "
+            "all their inputs count the same"
+        )
+    stored = weighed(weight, only_weights(fmt), found, name)
+    approx, change = stored.approx(), None
+    if scaling is not None and scaling.offset is not None:
+        change = scaling.applied
+    elif scaling is not None:
+        approx *= scaling.gain.to(approx.device)
+    return Solution(approx, change, 0, tuple(notes), Solved(stored, None, ()))
 
 
 def _solve_matrix(

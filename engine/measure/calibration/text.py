@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.errors import TextError, UsageError
 from engine.texts.corpora import SURE_CHARACTERS, Text
+from engine.texts.tokenizing import encoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def cut_calibration(
     for excerpt in excerpts:
         if len(windows) == wanted:
             break
-        ids = tokenizer(excerpt, add_special_tokens=False)["input_ids"]
+        ids = encoded(tokenizer, excerpt, special_tokens=False)
         if len(ids) >= own:
             windows.append(ids[:own])
             later.append(ids[own:])

@@ -27,9 +27,10 @@ from engine.model.memory import memory_free, memory_needed
 from engine.model.network import Held, Network
 from engine.service.jobs import Steps
 from engine.session import recipe_hash
-from engine.session.artefact import OUTSIDE, Size, artefact_size, bits_as_stored
+from engine.session.artefact import OUTSIDE, Size, artefact_size
 from engine.store import keys
 from engine.workspace import Loaded, Opened
+from engine.workspace.opened import row_bits
 
 Found = Generator[p.AnyEvent | None, None, p.RecipeScore]
 
@@ -348,7 +349,7 @@ def recipe_size(
     """
     rows = list(opened.rows.values())
     bits = [
-        bits_as_stored(row.shape, row.dtype)
+        row_bits(row)
         if (format := formats.get(row.name)) is None
         else stored_bits(format, row.shape, (columns or {}).get(row.name, 0))
         for row in rows

@@ -14,7 +14,7 @@ from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits, why_not_held
 from engine.protocol import EffectKey, Estimate, LayerWeights, Sensitivity
 from engine.session import Session, correction
-from engine.session.artefact import OUTSIDE, bits_as_stored
+from engine.session.artefact import OUTSIDE
 
 Effect: TypeAlias = Sensitivity | Estimate
 
@@ -131,7 +131,7 @@ def size_changes(session: Session, format: str) -> Callable[[int], float | None]
             return None
         if tied and layers.roles[row] in OUTSIDE:
             return bits / 8
-        return (bits - bits_as_stored(shape, layers.dtypes[row])) / 8
+        return (bits - layers.own_bits[row]) / 8
 
     return read
 

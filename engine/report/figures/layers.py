@@ -47,6 +47,10 @@ def _changed(context: Context) -> Reader:
     return lambda row: holds[row] != session.kept(row)
 
 
+def _held(context: Context) -> Reader:
+    return context.session.shown
+
+
 def _bits_per_weight(context: Context) -> Reader:
     bits, shapes = context.session.layers.bits, context.session.layers.shapes
 
@@ -137,8 +141,9 @@ IDENTITY: tuple[Figure, ...] = (
 
 HOLDS: tuple[Figure, ...] = (
     Figure(
-        id="holds", title="format held", help="the format in the recipe, or the dtype as stored",
-        quantity=WORD, read=_listed("holds", "holds"),
+        id="holds", title="format held",
+        help="the format in the recipe; else the format or dtype as stored",
+        quantity=WORD, read=of_row(_held, "holds"),
         column=Column(
             " holds", 11, 0, falling=False, left=True,
             legend=("the format in your recipe; fp16 and the like are as stored",),

@@ -6,6 +6,7 @@ from collections import Counter
 
 from msgspec import UnsetType
 
+from engine.formats.kernels import kernel_named
 from engine.report import schema as s
 from engine.report.tables.cells import NOT_KNOWN, figure, ppl, share, thousandth
 from engine.report.tables.layout import named, paragraphs, table
@@ -46,6 +47,10 @@ def plan_text(document: s.PlanDocument) -> str:
         )
     counted = Counter(document.layers.values())
     lines.append(["formats", ", ".join(f"{many} {held}" for held, many in counted.most_common())])
+    kernels = [kernel_named(name).title for name in document.kernels]
+    if not isinstance(document.unserved, UnsetType):
+        kernels.append(f"none for {document.unserved} of {len(document.layers)} layers")
+    lines.append(["kernels", ", ".join(kernels) or "16-bit"])
     return paragraphs(
         about(document.model),
         protocol_lines(document.protocol, document.baseline),

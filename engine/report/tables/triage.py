@@ -39,7 +39,9 @@ def triage_text(document: s.TriageDocument) -> str:
     ]
     return paragraphs(
         about(document.model),
-        "" if isinstance(document.remarks, UnsetType) else "\n".join(document.remarks),
+        ""
+        if isinstance(document.remarks, UnsetType)
+        else "\n".join(map(printable, document.remarks)),
         table(headings, rows, left={0, 1, 2, 6}),
         _legend(document),
         _activations(document),

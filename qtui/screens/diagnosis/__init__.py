@@ -12,7 +12,7 @@ def make(context: ScreenContext) -> SessionScreen:
     from qtui.screens.diagnosis.actions import DiagnosisActions
     from qtui.screens.diagnosis.screen import Diagnosis
 
-    screen = Diagnosis(context.glyphs)
+    screen = Diagnosis(context.glyphs, context.marks)
     DiagnosisActions(screen, context.events)
     return screen
 

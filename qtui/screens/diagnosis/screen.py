@@ -18,6 +18,7 @@ from qtui.screens.diagnosis.gallery import GalleryView
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.workbench.effects import ShownEffects
 from qtui.sliced import Sliced
+from qtui.views.export_marks import ExportMarks
 from qtui.views.findings import FindingLines
 from qtui.views.maps import (
     Map,
@@ -49,8 +50,9 @@ class Diagnosis(SessionScreen):
     Diagnosis.-ascii #map, Diagnosis.-ascii #findings { border-top: ascii $panel; }
     """
 
-    def __init__(self, glyphs: Glyphs = UNICODE) -> None:
+    def __init__(self, glyphs: Glyphs = UNICODE, marks: ExportMarks | None = None) -> None:
         super().__init__(glyphs)
+        self._marks = marks or ExportMarks()
         self.verdict = VerdictLine(glyphs, id="verdict")
         self.verdict.take_key = ""
         self.map, self.scale = Lines(id="map"), Lines(id="scale")
@@ -119,7 +121,7 @@ class Diagnosis(SessionScreen):
         begun = time.monotonic()
         session = self.session
         self.effects.update(session)
-        self.verdict.follow(session, self.format)
+        self.verdict.follow(session, self.format, self._marks.serving(session))
         self._draw_map()
         self._write()
         self._next = begun + max(LEAST, REST * (time.monotonic() - begun))

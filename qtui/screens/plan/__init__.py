@@ -12,7 +12,7 @@ def make(context: ScreenContext) -> SessionScreen:
     from qtui.screens.plan.actions import PlanActions
     from qtui.screens.plan.screen import Plan
 
-    screen = Plan(context.glyphs)
+    screen = Plan(context.glyphs, context.marks)
     PlanActions(screen, context.events)
     return screen
 

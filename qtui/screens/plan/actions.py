@@ -60,9 +60,14 @@ class PlanActions(SharedActions):
         self.ask(self._plan(budget, 0))
 
     def _plan(self, budget: p.Budget, forwards: float) -> p.Plan:
-        """The command of the plan that is shown, with its pins and target, for another budget."""
+        """The command of the plan that is shown, with its pins, for another budget and the target
+        that was chosen since."""
         command = self.plan.command or p.Plan(budget=budget)
-        return msgspec.structs.replace(command, budget=budget, forwards=forwards, ask="")
+        to = self.plan.marks.name if self.plan.marks.chosen else command.to
+        served = command.served or (bool(command.to) and not to)
+        return msgspec.structs.replace(
+            command, budget=budget, forwards=forwards, to=to, served=served, ask=""
+        )
 
     def take(self) -> None:
         """Take the recipe under the cursor; one of the frontier is planned first."""

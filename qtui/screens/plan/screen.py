@@ -12,6 +12,7 @@ from engine.errors import UsageError
 from engine.session import Dirty, Session
 from qtui.screens.session_screen import SessionScreen
 from qtui.views.budgets import SYNTAX, parse_budget
+from qtui.views.export_marks import ExportMarks
 from qtui.views.plans import (
     Row,
     changes,
@@ -44,8 +45,10 @@ class Plan(SessionScreen):
     Plan.-ascii #points, Plan.-ascii #changes { border-top: ascii $panel; }
     """
 
-    def __init__(self, glyphs: Glyphs = UNICODE) -> None:
+    def __init__(self, glyphs: Glyphs = UNICODE, marks: ExportMarks | None = None) -> None:
         super().__init__(glyphs)
+        self.marks = marks or ExportMarks()
+        """With the export target that a plan is for."""
         self.head, self.plot = Lines(id="head"), Lines(id="plot")
         self.points, self.apart = Lines(id="points"), Lines(id="changes")
         self.planned: p.Planned | None = None

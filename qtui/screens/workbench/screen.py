@@ -20,7 +20,6 @@ from qtui.screens.workbench.effects import ShownEffects
 from qtui.screens.workbench.layout import CSS, apply_layout
 from qtui.screens.workbench.pane_requests import PaneRequests
 from qtui.user.remembered import remember
-from qtui.views.export_marks import ExportMarks
 from qtui.views.scope import Scope, describe
 from qtui.views.text import printable, short_name
 from qtui.widgets.frame.banner import Banner
@@ -78,7 +77,7 @@ class Workbench(SessionScreen):
         self.log_pane = LogPane(self.events, glyphs, id="log")
         self.banner = Banner(id="banner")
         self.effects = ShownEffects()
-        self.marks = ExportMarks()
+        self.marks = context.marks
         """What the export target cannot hold."""
         self._caption: Words = []
         """What is said above the table."""
@@ -209,6 +208,7 @@ class Workbench(SessionScreen):
         """Mark what an export target cannot hold; an empty name marks nothing."""
         self.marks.choose(name)
         self._mark()
+        self._judge()
         self.table.redraw()
         self._detail()
         self._show_caption()
@@ -246,7 +246,9 @@ class Workbench(SessionScreen):
     def _judge(self) -> None:
         # Of a restore view too: what the format costs everywhere is the same.
         kept = not self.format or parse_format(self.format).kept
-        self.verdict.follow(self.session, "" if kept else self.format)
+        self.verdict.follow(
+            self.session, "" if kept else self.format, self.marks.serving(self.session)
+        )
 
     def _show_effects(self) -> None:
         self._judge()

@@ -39,7 +39,7 @@ class Banner(Lines):
         if error.log_path:
             lines.append([("Log: ", ""), (printable(error.log_path), "$primary")])
         lines.append(
-            [(retry, "bold $primary"), (" restarts it and resumes; ", ""),
+            [(retry, "bold $primary"), (f" {error.remedy}; ", ""),
              (leave, "bold $primary"), (" quits. Results are saved.", "")]
         )  # fmt: skip
         self.set_lines(lines)

@@ -90,6 +90,7 @@ class Scoreboard(Lines):
         for tail in ("ForCausalLM", "LMHeadModel"):
             kind = kind.removesuffix(tail)
         facts = [f"{kind} {n.count(checkpoint.parameters)}", f"{len(session.layers.names)} layers"]
+        own = f"{printable(checkpoint.stored)}, dequantised" if checkpoint.stored else ""
         memory = ""
         if model is not None:
             facts.append(f"{printable(model.device)} {model.dtype}")
@@ -97,7 +98,8 @@ class Scoreboard(Lines):
         changed = f"{self.glyphs.changed} {self._changed} changed" if self._changed else ""
         device = facts[2] if model is not None else ""
         # Parts to drop if there is no room, in this order.
-        optional = [fact for fact in (memory, device, facts[1], facts[0], changed) if fact]
+        facts += [own] if own else []
+        optional = [fact for fact in (memory, device, facts[1], facts[0], own, changed) if fact]
         stored, *fewer = self._stored
         while True:
             words = left + [(f"  {fact}", "$dim") for fact in facts if fact in optional]

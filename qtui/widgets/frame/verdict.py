@@ -6,6 +6,7 @@ import time
 
 from rich.cells import cell_len
 
+from engine.diagnosis.serving import Serving
 from engine.diagnosis.verdict import Steps, Verdict, verdict_in_steps
 from engine.report.verdicts import costs, in_short, remedy
 from engine.session import Session
@@ -22,9 +23,9 @@ LEAST = 0.5
 NONE_YET = "no verdict before all layers are estimated"
 
 
-def _guarded(session: Session, format: str) -> Steps[Verdict | None]:
+def _guarded(session: Session, format: str, serving: Serving | None) -> Steps[Verdict | None]:
     """The steps of a verdict, which end when the layers are listed anew: rows are others then."""
-    layers, steps = session.layers, verdict_in_steps(session, format)
+    layers, steps = session.layers, verdict_in_steps(session, format, serving)
     while layers is session.layers:
         try:
             next(steps)
@@ -50,13 +51,23 @@ class VerdictLine(Lines):
         self.take_key = "V"
         """The key that takes its mix."""
         self._session, self._format = Session(), ""
+        self._serving: Serving | None = None
         self._next = 0.0
         self._waits = False
         self._sliced: Sliced[Verdict | None] = Sliced(self.set_timer)
 
-    def follow(self, session: Session, format: str) -> None:
-        """Judge a session that changed: at once, or once the last verdict is old enough."""
-        self._session, self._format = session, format
+    def follow(self, session: Session, format: str, serving: Serving | None = None) -> None:
+        """Judge a session that changed: at once, or once the last verdict is old enough.
+
+        Args:
+            session: with effects.
+            format: whose verdict is shown; empty for none.
+            serving: what its mix may have; None for what some serving kernel takes.
+        """
+        before = self._serving.to if self._serving is not None else ""
+        self._session, self._format, self._serving = session, format, serving
+        if (serving.to if serving is not None else "") != before:
+            self._next = 0.0  # another target is another question
         if self._waits:
             return
         left = self._next - time.monotonic()
@@ -86,7 +97,7 @@ class VerdictLine(Lines):
                 self.draw()
 
         if self._format:
-            self._sliced.begin(_guarded(self._session, self._format), done)
+            self._sliced.begin(_guarded(self._session, self._format, self._serving), done)
         else:
             self._sliced.stop()
             done(None)
@@ -116,7 +127,7 @@ class VerdictLine(Lines):
         ]
         for said, helps in forms:
             key = f"  {self.take_key} takes it" if helps and self.take_key else ""
-            if found.mix == self._session.changed:
+            if found.mix and found.mix == self._session.changed:
                 key = "  (taken)"
             arrow = f" {g.arrow} " if helps else ""
             for last in (key, ""):

@@ -16,6 +16,7 @@ from engine.report.figures import Column, Context, Figure, Reader, figure
 from engine.report.figures.quantity import WORD
 from engine.report.figures.registry import column_figures
 from engine.session import Session
+from engine.session.state import kept_format, own_format
 from qtui.views.text import fit, short_name
 from qtui.widgets.table.cells import KL, Drawer, TableStyle, drawer, plain_drawer
 from qtui.widgets.table.headings import heading, kl_titles
@@ -157,7 +158,10 @@ def fit_columns(width: int, session: Session, digits: int, sorted_by: str = "kl"
 
 def longest_held(session: Session) -> int:
     """Cells of the longest format that a layer holds, with the mark of a changed one."""
-    return 1 + max(map(cell_len, set(session.layers.holds)), default=0)
+    layers = session.layers
+    pairs = set(zip(layers.holds, layers.dtypes, strict=True))
+    shown = {own_format(dtype) if held == kept_format(dtype) else held for held, dtype in pairs}
+    return 1 + max(map(cell_len, shown), default=0)
 
 
 def header(layout: ColumnLayout, style: TableStyle, sorted_by: str, falling: bool) -> str:

@@ -70,7 +70,7 @@ def layer_row(
     return LayerRow(
         name=name,
         block=layers.blocks[row],
-        holds=pending.get(name, layers.holds[row]),
+        holds=pending.get(name, session.shown(row)),
         shape=layers.shapes[row],
         bits=layers.bits[row],
         changed=name in session.changed,

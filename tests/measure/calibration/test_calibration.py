@@ -15,7 +15,12 @@ from engine import protocol as p
 from engine.client import in_process
 from engine.errors import FormatError, TextError, UsageError
 from engine.formats.grammar import parse_format, without_folds
-from engine.measure.calibration.approximate import approximated, columns_kept, recipe_inputs
+from engine.measure.calibration.approximate import (
+    approximated,
+    columns_kept,
+    recipe_inputs,
+    solved_codes,
+)
 from engine.measure.calibration.calibration import (
     Kept,
     calibration_key,
@@ -29,6 +34,7 @@ from engine.measure.evaluation.evaluate import evaluate
 from engine.measure.evaluation.reference import reference_of
 from engine.model.fold_groups import fold_groups
 from engine.model.network import Held, StandIn
+from engine.quant.gguf import GgufBlocks, quantize_gguf
 from engine.quant.input_statistics import InputStatistics
 from engine.quant.methods.awq import awq
 from engine.quant.methods.gptq import gptq
@@ -368,6 +374,51 @@ def test_an_expert_that_no_token_reached_is_rounded_to_nearest_and_said_so() -> 
     assert solve(weight, shared, fmt, None, torch.float16, "experts").notes == ()
 
 
+def test_imatrix_weighs_by_the_mean_square_of_the_layers_inputs(
+    opened: Opened, folder: Callable[[str], Path]
+) -> None:
+    loaded = opened()
+    weight, x = (
+        loaded.network.weight(DOWN),
+        inputs_by_hook(folder("llama"), windows_of(loaded), DOWN),
+    )
+    ours, plain = changed_alone(loaded, DOWN, "q4_1+imatrix"), parse_format("q4_1")
+    theirs = quantize_gguf(weight, plain, importance=x.square().mean(0)).approx()
+    assert isinstance(ours, Tensor)
+    assert close(ours, theirs)
+    assert not close(ours, dequantized(weight, plain, torch.float16), 1e-2)
+
+
+def test_imatrix_weighs_what_awq_has_scaled(opened: Opened, folder: Callable[[str], Path]) -> None:
+    loaded = opened()
+    weights = [loaded.network.weight(name) for name in (Q, K, V)]
+    x = inputs_by_hook(folder("llama"), windows_of(loaded), Q)
+    ours = changed_alone(loaded, Q, "q4_1+awq:online+imatrix")
+    scale = awq(weights, gathered(x), parse_format("q4_1+awq:online"), torch.float16).scale
+    squares = (x / scale).square().mean(0)
+    theirs = quantize_gguf(weights[0] * scale, parse_format("q4_1"), importance=squares).approx()
+    assert isinstance(ours, Tensor)
+    assert close(ours, theirs / scale)
+
+
+def test_imatrix_has_an_importance_of_every_expert() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 16, 64, generator=generator)
+    tokens = [torch.randn(count, 64, generator=generator) ** 3 for count in (200, 0, 100)]
+    inputs = LayerInputs(gathered(torch.cat(tokens)), torch.cat(tokens), (*map(gathered, tokens),))
+    found = solve(weight, inputs, parse_format("q4_0+imatrix"), None, torch.float16, "experts")
+    assert found.notes == (
+        "experts: 1 of 3 experts received no calibration token: all their inputs count the same",
+    )
+    for expert, x in enumerate(tokens):
+        squares = x.square().mean(0) if len(x) else torch.ones(64)
+        theirs = quantize_gguf(weight[expert], parse_format("q4_0"), importance=squares)
+        assert torch.equal(found.weight[expert], theirs.approx())
+        assert found.form is not None
+        assert isinstance(found.form.stored, GgufBlocks)
+        assert torch.equal(found.form.stored.blocks[expert], theirs.blocks)
+
+
 # --- whole recipes -------------------------------------------------------------------------------
 
 
@@ -391,6 +442,21 @@ def test_a_recipe_is_calibrated_on_what_its_earlier_blocks_give(
     assert not torch.equal(later, changed_alone(loaded, DOWN, text))
 
 
+def test_imatrix_weighs_by_the_unchanged_model_whatever_the_recipe(opened: Opened) -> None:
+    loaded = opened()
+    text, first = "q4_1+imatrix", "model.layers.0.mlp.down_proj"
+    formats = {first: parse_format("int3-g32+gptq"), DOWN: parse_format(text)}
+    found = finish(solved_codes(loaded, formats, JobCounts()))[1].forms
+    assert isinstance(found[DOWN].stored, GgufBlocks)
+    ours = changed_alone(loaded, DOWN, text)
+    assert isinstance(ours, Tensor)
+    assert torch.equal(found[DOWN].approx(), ours)
+    _, states = finish(recipe_inputs(loaded, formats))
+    _, later = finish(approximated(loaded, DOWN, formats[DOWN], JobCounts(), states))
+    assert torch.equal(later, ours)
+    assert not states.settled  # no block before it had to be quantised
+
+
 def test_what_did_not_change_is_not_solved_again(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,7 +467,7 @@ def test_what_did_not_change_is_not_solved_again(
     real = approximate.solve
 
     def spy(*args: Any) -> Any:
-        solved.append(args[-1])
+        solved.append(args[5])
         return real(*args)
 
     monkeypatch.setattr(approximate, "solve", spy)
@@ -596,7 +662,7 @@ def test_without_an_absorber_a_toggle_is_refused_and_a_recipe_falls_back(
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3_moe"])
 @pytest.mark.parametrize(
     "text",
-    ["int4-g32+awq+gptq", "int8+smooth.5+a8", "int8+outlier3+a8", "int8+a8:static"],
+    ["int4-g32+awq+gptq", "q4_0+imatrix", "int8+smooth.5+a8", "int8+outlier3+a8", "int8+a8:static"],
 )
 def test_every_method_is_scored_on_every_architecture(arch: str, text: str, opened: Opened) -> None:
     loaded = opened(arch)

@@ -52,7 +52,10 @@ def test_the_document_has_verdict_findings_and_the_worst_layers(
     assert fixes[F]["verdict"] == "as it is"
     assert fixes[F]["kernels"] == ["marlin", "machete", "exllamav2"]
     assert fixes["bf16"]["recovered"] == 1.0
-    assert fixes["int6-g128"]["verdict"] == "best: wins back about 94%"
+    assert fixes["int6-g128"]["verdict"] == "wins back about 94%"
+    assert fixes["int6-g128"]["kernels"] == []
+    assert fixes["int8"]["verdict"].startswith("best: wins back")
+    assert found["verdict"]["kernels"] == ["marlin"]
     assert not fixes["int6-g128"]["filled"]
 
 

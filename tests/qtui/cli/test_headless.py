@@ -248,7 +248,7 @@ def test_beside_an_engine_with_another_protocol_a_run_measures_by_itself(
     used = install(monkeypatch, attached_answer, attached=running(theirs))
     own: list[Scripted] = []
 
-    def in_process(source: str, *, unsaved: object = None) -> Scripted:
+    def in_process(source: str, **given: object) -> Scripted:
         own.append(Scripted(whole))
         return own[-1]
 

@@ -63,7 +63,7 @@ def test_the_document_the_table_and_the_recipe_file_agree(
         (("--gib", "4", "--batch", "0"), "--batch is 0, expected at least 1"),
         (("--bits", "4", "--pin", "lm_head"), "expected NAME=FORMAT"),
         (("--bits", "4", "--to", "gguff"), "targets are checkpoint"),
-        (("--bits", "4", "-o", "no/such/folder/x.toml"), "a folder that exists"),
+        (("--bits", "4", "-o", "no/such/folder/x.toml"), "does not exist"),
     ],
 )
 def test_what_makes_no_sense_is_said_before_anything_runs(

@@ -63,7 +63,7 @@ def test_what_cannot_be_reported_is_said(run: Run, tmp_path: Path) -> None:
     assert ".html, .md, .json" in err
     code, _, err = run("report", "nowhere", "-o", str(tmp_path / "none" / "a.md"))
     assert code == 2
-    assert "folder that exists" in err
+    assert "does not exist" in err
 
 
 def test_a_format_that_is_not_known_is_refused_with_those_that_are(swept: Path, run: Run) -> None:

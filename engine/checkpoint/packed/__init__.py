@@ -1,0 +1,1 @@
+"""What readers of quantised weights share: which tensors belong together, unpacking, names."""

@@ -1,0 +1,94 @@
+"""What a checkpoint says of its own quantisation, wherever it says it.
+
+Nothing here is trusted: what a weight is read as follows from its tensors, and where the two
+disagree that is said.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.files import is_there
+from engine.checkpoint.json_files import read_object
+from engine.errors import CheckpointError
+from engine.patterns import Pattern
+
+_BESIDE = ("quantize_config.json", "quant_config.json")
+"""Where GPTQ's and AWQ's first tools put it."""
+
+
+def quantization_config(checkpoint: Checkpoint) -> dict[str, object]:
+    """The ``quantization_config`` of ``config.json`` or of its text model; empty without one."""
+    text = checkpoint.config.get("text_config")
+    for config in (checkpoint.config, text if isinstance(text, dict) else {}):
+        found = config.get("quantization_config")
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def declared_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The ``quantization_config`` of ``config.json``, else of the file that older tools wrote."""
+    if found := quantization_config(checkpoint):
+        return found
+    for name in _BESIDE:
+        if found := beside(checkpoint, name):
+            return found
+    return {}
+
+
+def beside(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The JSON object in a file of the checkpoint's folder; empty without one.
+
+    Raises:
+        CheckpointError: it is not a JSON object, or no file that may be read.
+    """
+    file = checkpoint.folder / name
+    if not is_there(file):
+        return {}
+    return read_object(checkpoint.folder, file, follow=checkpoint.follow_links)[0]
+
+
+def whole_number(config: Mapping[str, Any], name: str) -> int | None:
+    """A setting that is a whole number; None if it is absent or anything else."""
+    found = config.get(name)
+    return found if type(found) is int else None
+
+
+def overridden(config: Mapping[str, Any], module: str) -> dict[str, Any] | None:
+    """GPTQ's settings for one module: those of the first ``dynamic`` rule that matches it.
+
+    Returns:
+        None for a module that a rule leaves in 16 bits.
+
+    Raises:
+        CheckpointError: a rule is no regular expression, or takes too long to match.
+    """
+    rules = config.get("dynamic")
+    if not isinstance(rules, dict):
+        return dict(config)
+    for rule, values in rules.items():
+        negative = rule.startswith("-:")
+        if not matches(rule.removeprefix("-:").removeprefix("+:"), module):
+            continue
+        if negative:
+            return None
+        return {**config, **(values if isinstance(values, dict) else {})}
+    return dict(config)
+
+
+def matches(pattern: str, module: str) -> bool:
+    """Whether a regular expression of a config matches the beginning of a module's name.
+
+    Raises:
+        CheckpointError: it is none, or takes too long.
+    """
+    return _pattern(pattern).match(module)
+
+
+@functools.lru_cache(maxsize=256)
+def _pattern(rule: str) -> Pattern:
+    return Pattern(rule, "quantization_config", CheckpointError)

@@ -1,0 +1,1 @@
+"""Finished quantised checkpoints of many tools, read without them."""

@@ -1,0 +1,69 @@
+"""Engines that end while someone attaches, and engines of another version."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import subprocess
+
+import pytest
+
+from engine import protocol as p
+from engine.client import EngineGoneError, OtherVersionError, connect, launch, running_engine
+from engine.service.server import Server
+from engine.service.wire import frame
+from engine.store.paths import socket_file
+from tests.service.test_server import Fake
+
+launching = importlib.import_module("engine.client.launch")
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def test_an_engine_that_is_ending_is_no_reason_not_to_start_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that was killed may accept connections after its clients have lost it."""
+    ending = await asyncio.start_unix_server(hang_up, path=str(socket_file("demo")))
+    asyncio.get_running_loop().call_later(0.1, ending.close)
+    served: list[asyncio.Task[None]] = []
+    server = Server(socket_file("demo"), "demo")
+
+    def start(name: str, nice: int, idle: float) -> subprocess.Popen[bytes]:
+        from engine.session import Session
+
+        assert not ending.is_serving()
+        served.append(asyncio.create_task(server.run(lambda: Fake(Session(seq=3)), 60)))
+        return subprocess.Popen(["sleep", "30"])
+
+    monkeypatch.setattr(launching, "start_engine", start)
+    link = await launch("demo")
+    assert link.process is not None
+    link.process.kill()
+    await link.close()
+    server.stop()
+    await served[0]
+
+
+async def test_an_engine_that_keeps_hanging_up_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "END_SECONDS", 0.05)
+    ending = await asyncio.start_unix_server(hang_up, path=str(socket_file("demo")))
+    with pytest.raises(EngineGoneError, match="the engine of demo"):
+        await running_engine("demo")
+    ending.close()
+
+
+async def test_an_engine_of_another_version_can_be_stopped() -> None:
+    async def older(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(frame(p.Hello(wire=p.WIRE_VERSION - 1, session="demo", pid=77)))
+        await writer.drain()
+        writer.close()
+
+    serving = await asyncio.start_unix_server(older, path=str(socket_file("demo")))
+    with pytest.raises(OtherVersionError, match=r"process 77.*`qtui stop demo` ends it") as caught:
+        await connect("demo")
+    assert caught.value.name == "demo"
+    assert caught.value.remedy.startswith("stops it")
+    serving.close()
