@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from engine.errors import EngineError, UsageError
 from engine.export.held import (
@@ -154,3 +155,21 @@ def test_what_must_be_alike_is_refused_with_the_nearest_recipe_and_how_to_take_i
     assert "or take the nearest formats with --nearest" in said
     assert f"{names[0]}: int8+a8, and nf4-g64 elsewhere" in said
     assert "(nearest: kept)" in said
+
+
+@pytest.mark.parametrize("target", ["checkpoint", "gptq"])
+def test_a_scaled_input_is_shared_by_its_whole_fused_group(target: str) -> None:
+    declared = target_named(target)
+    gate, up, down = (weight(f"model.layers.0.mlp.{kind}_proj") for kind in ("gate", "up", "down"))
+    fused = [replace(gate, group=0), replace(up, group=0), down]
+    scaled = {gate.name: "int4-g128+awq", up.name: "int4-g128+awq", down.name: "int8+smooth.5"}
+    assert refused(declared, fused, scaled) == {}
+    mixed_group = {**scaled, up.name: "int8"}
+    why = refused(declared, fused, mixed_group)
+    assert list(why) == [gate.name]
+    assert "share its scale" in why[gate.name]
+    near = nearest_recipe(declared, fused, mixed_group)
+    assert {name: to for name, (to, _why) in near.items()} == {gate.name: "int4-g128"}
+    assert refused(declared, fused, {**mixed_group, gate.name: "int4-g128"}) == {}
+    kept = {gate.name: "int4-g128+awq", down.name: "int8"}
+    assert list(refused(declared, fused, kept)) == [gate.name]
