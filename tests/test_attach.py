@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from tests import terminal as t
 from tests import tiny
+from tests.faults.table import put
 from tests.terminal import Home, Terminal, wait_for
 from tests.test_pty import LONG, known
 
@@ -89,12 +91,29 @@ def test_attaching_shows_the_whole_picture_and_leaving_leaves_it(
     measuring(home, engine)
 
 
-def test_a_killed_terminal_takes_nothing_with_it(home: Home, engine: psutil.Process) -> None:
-    with attached(home) as terminal:
-        terminal.until(t.whole)
-        terminal.process.kill()
-        terminal.process.wait(10)
-    measuring(home, engine)
+WAYS: dict[str, Callable[[Terminal], None]] = {
+    "killed": lambda terminal: terminal.process.kill(),
+    "closed": lambda terminal: terminal.hang_up(),
+    "SIGHUP": lambda terminal: terminal.process.send_signal(signal.SIGHUP),
+}
+"""How a terminal ends without saying so."""
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("times", [1, pytest.param(17, marks=pytest.mark.soak)])
+def test_a_terminal_that_ends_takes_nothing_with_it(
+    times: int, home: Home, engine: psutil.Process
+) -> None:
+    for how in [*WAYS] * times:
+        with attached(home) as terminal:
+            terminal.until(t.whole, what=f"the whole picture, before it is {how}")
+            WAYS[how](terminal)
+            if how == "SIGHUP":
+                terminal.ended()  # it restores the screen, which has to be read
+            terminal.process.wait(20)
+        measuring(home, engine)
+    if times > 1:
+        put("the terminal is killed", f"{times * len(WAYS)} of {times * len(WAYS)}")
 
 
 def test_two_terminals_agree_and_one_that_only_looks_changes_nothing(

@@ -87,6 +87,7 @@ DECLARED = {
     *("", ".target", ".targets", ".rules", ".refusal"),
     *(f".targets.{module.name}" for module in pkgutil.iter_modules(targets.__path__)),
     *(".compressed", ".compressed.expressed", ".gptq", ".gptq.expressed", ".compressed.form"),
+    *(".gguf", ".gguf.expressed"),
 }
 """What says, in text, which targets an export has and what they express."""
 

@@ -71,6 +71,9 @@ class QuantisedWeight:
     """What the config says of it, where that is not what it is read as."""
     read_as: str = ""
     """What it is read as, and why, where the config says something else."""
+    otherwise: tuple[QuantisedWeight, ...] = ()
+    """Other ways to read the same tensors, each with what was `declared` and what it is `read_as`:
+    an original at hand decides between them."""
 
     @property
     def height(self) -> int:

@@ -101,7 +101,7 @@ def verdict_in_steps(
     effects, layers = Columns(session), session.layers
     uniform: dict[str, str] = {}
     kl_of: dict[str, float] = {}
-    dnll = variance = 0.0
+    dnll = 0.0
     column = effects.of(format)
     yield
     for row, name in enumerate(layers.names):
@@ -113,7 +113,6 @@ def verdict_in_steps(
         uniform[name] = format
         kl_of[name] = max(0.0, effect[0])
         dnll += effect[1]
-        variance += effect[2] ** 2
     yield
     if not uniform:
         return None
@@ -122,7 +121,8 @@ def verdict_in_steps(
     yield
     known = score is not None and score.done and math.isfinite(score.kl)
     together = 1.0
-    kl, kl_se = alone, math.sqrt(variance)
+    kl, kl_se = alone, effects.error(uniform)
+    yield
     ppl = session.baseline.ppl * math.exp(min(dnll, 700.0))
     if known and score is not None:
         kl, kl_se, ppl = score.kl, score.kl_se, score.ppl
@@ -189,6 +189,10 @@ class Columns:
         if held not in self._columns:
             self._columns[held] = self._known.column(held)
         return self._columns[held]
+
+    def error(self, recipe: Mapping[str, str]) -> float:
+        """Standard error of a recipe's sum of effects."""
+        return self._known.error_of_sum(recipe)
 
     def together(self, rows: Sequence[int], held: str) -> float:
         """KL of some layers together, as a sum; infinite where one is not known."""

@@ -111,6 +111,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Why, as the rest of a sentence."""
     mixed: str = ""
     """What cannot use fused groups with several formats, though they are written, and why."""
+    folds: bool = False
+    """Whether the layer before can be written with the scale of ``+awq`` and ``+smooth``, which is
+    one for all layers that share an input: a fused group then needs one format."""
     unties: str = ""
     """What happens to a tied head or embedding that is changed, where the target can have it."""
     form: str = ""
@@ -120,12 +123,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     names: Literal["modules", "disk"] = "modules"
     """Whether the tool knows layers by their modules in transformers, so that each needs one."""
     ending: str = ""
-    """The ending of such a file, as ``.yaml``."""
+    """The ending of a file, as ``.yaml``; empty for a folder."""
     use: str = ""
     """How such a file is used: one line with ``{file}`` and ``{model}`` for its path and the
     checkpoint's as a shell reads them, ``{path}`` and ``{source}`` as Python does."""
     differs: str = ""
     """What the tool computes otherwise than qtui did when it measured; a sentence."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one file, not a folder."""
+        return self.words is not None or bool(self.ending)
 
 
 _TARGETS: dict[str, Target] = {}

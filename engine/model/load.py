@@ -74,13 +74,14 @@ OnStage = Callable[[LoadStage], None]
 def load_network(
     path: Path,
     *,
+    checkpoint: Checkpoint | None = None,
     device: str = "auto",
     dtype: str | None = None,
     trust_remote_code: bool = False,
     follow_links: bool = False,
     on_stage: OnStage = lambda _stage: None,
 ) -> Network:
-    """Loads the checkpoint in folder ``path``.
+    """Loads the checkpoint in folder ``path``, or its files that are open as ``checkpoint``.
 
     ``on_stage`` is called with the progress. While weights are read it is called from the threads
     that read them, one call at a time; raising there abandons the loading.
@@ -91,7 +92,8 @@ def load_network(
         OutOfMemoryError: it does not fit.
     """
     on_stage(LoadStage("reading config", 0, 1))
-    checkpoint = open_checkpoint(path, follow_links=follow_links)
+    if checkpoint is None:
+        checkpoint = open_checkpoint(path, follow_links=follow_links)
     with quiet():
         config = read_config(checkpoint, trust_remote_code=trust_remote_code)
     stored = checkpoint_tensors(checkpoint, _dequantised(config))

@@ -49,7 +49,7 @@ def plan_known(session: Session, command: p.Plan, dtype: str) -> Outcome:
             budget=command.budget,
             recipe=recipe,
             point=point_of(session, recipe, math.fsum(choice.kl for choice in choices)),
-            kl_se=math.sqrt(math.fsum(choice.variance for choice in choices)),
+            kl_se=KnownEffects(session).error_of_sum(recipe),
             bound=bound_of(session, command.budget, solution),
             units=planned_units(units, chosen),
             frontier=frontier_of(session, units, body=command.budget.bits is not None),

@@ -106,6 +106,18 @@ class Diagnose(Command, frozen=True):
     """On how many of the worst layers to try other formats; see `TryFixes`."""
 
 
+class Compare(Command, frozen=True):
+    """Compare finished checkpoints with the one that is open, their original."""
+
+    artefacts: tuple[str, ...]
+    """Folders or hub ids, each of the same model quantised."""
+    score: bool = True
+    """Whether each is run on the evaluation windows too."""
+    restore: int = 0
+    """For how many layers of each, those that err most first, to measure what giving that layer
+    back its original weight wins."""
+
+
 class Evaluate(Command, frozen=True):
     """Measure a recipe without changing the session's."""
 
@@ -142,6 +154,19 @@ class Export(Command, frozen=True, kw_only=True):
     nearest: bool = False
     """Whether layers that the target cannot hold get the nearest format that it can, each reported
     as a `Fallback`, instead of an error."""
+
+
+class WriteImatrix(Command, frozen=True, kw_only=True):
+    """Write the importance of every layer's inputs over the calibration text, as a file of
+    llama.cpp. Returns `ImatrixWritten`."""
+
+    out: str
+    """File to write: an absolute path on the engine's machine. One that ends in ``.dat`` gets the
+    form that llama.cpp used before GGUF."""
+    head: bool = False
+    """Whether the head is included, which ``llama-imatrix`` leaves out too unless asked."""
+    overwrite: bool = False
+    """Whether an existing file may be replaced."""
 
 
 class SetFormat(Command, frozen=True):
@@ -281,9 +306,11 @@ _types: dict[str, type[Command]] = {
             Diagnose,
             TryFixes,
             MeasureErrors,
+            Compare,
             Evaluate,
             MeasureRecipe,
             Export,
+            WriteImatrix,
             SetFormat,
             SetRecipe,
             Plan,

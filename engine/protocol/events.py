@@ -18,11 +18,12 @@ JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
 Phase: TypeAlias = Literal[
     "", "reading", "reference", "control", "estimating", "calibrating", "quantising", "measuring",
-    "together", "timing", "writing", "activations",
+    "together", "timing", "writing", "activations", "comparing",
 ]  # fmt: skip
 """What a job is doing. A triage reads weights. A sweep runs the reference and the control,
 estimates, measures each layer, then all of them together, and times a forward. A recipe's layers
-are calibrated or quantised before it is measured. An export writes. Empty if there is nothing to
+are calibrated or quantised before it is measured. An export writes. Finished checkpoints are
+compared with their original. Empty if there is nothing to
 distinguish."""
 RANKING: frozenset[Phase] = frozenset({"reference", "control", "estimating"})
 """Phases of a sweep before its layers are ranked: `Progress.seconds_left` is until they are."""
@@ -79,6 +80,26 @@ class CheckpointRead(Event, frozen=True, kw_only=True):
     say, or in sessions of an earlier version."""
     stored: str = ""
     """The layouts of weights that are stored quantised, and are dequantised; empty if none are."""
+
+
+class ArtefactOpened(Event, frozen=True, kw_only=True):
+    """The headers of a finished checkpoint were read, to be compared with the open one."""
+
+    fingerprint: str
+    """Of the finished checkpoint."""
+    name: str
+    path: str
+    layout: str
+    """What its weights are stored in: names of layouts, or a dtype."""
+    declared: dict[str, str | int | float | bool] = {}
+    """What its configuration says of its quantisation."""
+    bytes: int
+    bits_per_weight: float
+    """Stored bits a weight of the body, scales and zero points included."""
+    bits_all: float
+    """The same of all layers."""
+    unmatched: tuple[str, ...] = ()
+    """Layers of the original that it has not, or in another shape."""
 
 
 class LayersListed(Event, frozen=True, kw_only=True):
@@ -305,6 +326,8 @@ class Agreement(Transient, frozen=True, kw_only=True):
     rank_dnll: float
     ratio: float
     """Median of measured over estimated KL."""
+    spread: float = 0.0
+    """Standard deviation of the logarithm of measured over estimated KL; 0 for too few layers."""
     estimated: list[float] = []
     """Knots of the monotone fit of measured to estimated KL, ascending; empty if there are too
     few."""
@@ -421,6 +444,7 @@ class JobFirst(Transient, frozen=True):
 AnyEvent: TypeAlias = (
     Opened
     | CheckpointRead
+    | ArtefactOpened
     | LayersListed
     | ModelReady
     | Calibrated

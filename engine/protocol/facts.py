@@ -298,6 +298,75 @@ class FormatTried(Fact, frozen=True, gc=False, kw_only=True):
     """Why it could not be quantised; figures are nan."""
 
 
+Rounding: TypeAlias = Literal["same", "nearest", "solved", "other"]
+"""How a stored weight follows from its original: the same; every weight at the nearest level of
+its grid; rounded to make up for other weights' errors, as GPTQ does; or from other weights."""
+
+
+class ArtefactLayer(Fact, frozen=True, gc=False, kw_only=True):
+    """One layer of a finished checkpoint, against its original."""
+
+    artefact: str
+    """Fingerprint of the finished checkpoint."""
+    layer: str
+    holds: str
+    """What it is stored as: a format where it is one of ours, else its layout or dtype."""
+    bits: float
+    """Stored bits a weight, scales and zero points included."""
+    error: WeightError
+    """With scales folded into the layer taken back."""
+    rounding: Rounding
+    displaced: float
+    """Share of its weights that are not at the nearest level of their grid."""
+    steps: float
+    """Root mean square of its errors, in steps of its grid; nan if it has none."""
+    folded: float = 1.0
+    """The largest scale of an input channel that was folded into it, by AWQ or SmoothQuant, over
+    the smallest; 1 if there are none."""
+    declared: str = ""
+    """What the configuration says it is stored as, where it is read as something else."""
+    read_as: str = ""
+    """And what it is read as."""
+    mistake: str = ""
+    """A mistake that explains most of its error: see `engine.measure.compare.explained`."""
+    factor: float = 1.0
+    """What the stored weights are multiplied by, or the steps by which they are off."""
+    left: float = float("nan")
+    """Its relative error with the mistake undone."""
+    refused: str = ""
+    """Why it could not be compared; figures are nan."""
+
+
+class ArtefactScore(Fact, frozen=True, gc=False, kw_only=True):
+    """A finished checkpoint on the evaluation windows, against its original."""
+
+    artefact: str
+    nll: float
+    ppl: float
+    ppl_low: float
+    ppl_high: float
+    dnll: float
+    dnll_se: float
+    kl: float
+    kl_se: float
+    top1: float
+    tokens: int
+
+
+class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
+    """What giving one layer of a finished checkpoint back its original weight wins."""
+
+    artefact: str
+    layer: str
+    kl: float
+    """By how much KL falls; negative if it rises."""
+    kl_se: float
+    dnll: float
+    """By how much NLL falls."""
+    dnll_se: float
+    tokens: int
+
+
 class Baseline(Fact, frozen=True, gc=False):
     """The score of the unchanged model."""
 
@@ -481,4 +550,7 @@ AnyFact: TypeAlias = (
     | Swapped
     | OutputError
     | Drift
+    | ArtefactLayer
+    | ArtefactScore
+    | LayerRestored
 )

@@ -68,7 +68,8 @@ def decode_frame(data: bytes) -> AnyFrame:
         return _frames(len(command_types())).decode(data)
     except msgspec.ValidationError:
         found = msgspec.msgpack.decode(data)
-        if isinstance(found, dict) and found.get("type") not in _KNOWN | command_types().keys():
+        kind = found.get("type") if isinstance(found, dict) else None
+        if isinstance(kind, str) and kind not in _KNOWN | command_types().keys():
             return read_command(found)
         raise
 

@@ -14,6 +14,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """A text file or a dataset, with a split and a column after colons; None means the default
     text."""
     calib: str | None = None
+    imatrix: str | None = None
+    """A file of llama.cpp with the importance of inputs; None takes it from calibration text."""
     tokens: int = 16384
     seq_len: int = 2048
     """Tokens in a window; shortened, with a notice, if the model takes fewer."""

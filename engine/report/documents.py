@@ -13,6 +13,7 @@ from engine.diagnosis.serving import Serving
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
+from engine.report.comparison_parts import artefact_part
 from engine.report.diagnosis_parts import diagnosed_layers, finding_parts, verdict_part
 from engine.report.entry import Template
 from engine.report.error_parts import drift_parts, errors_part
@@ -169,6 +170,31 @@ def sweep_document(
         agreement=agreement_parts(session, formats, direction),
         verdict=verdict_part(session, formats[0]) if direction == "degrade" and formats else UNSET,
         additivity=_additivity(session, formats, direction),
+        timings=_timings(job),
+    )
+
+
+def compare_document(session: Session, job: Job | None = None) -> s.CompareDocument:
+    """The document of a comparison.
+
+    Args:
+        session: in which one has ended.
+        job: its job; the session's last comparison if not given.
+    """
+    job = job or _last(session, "compare")
+    command = job.command
+    assert isinstance(command, p.Compare)
+    scored = command.score
+    return s.CompareDocument(
+        resumed=job.resumed,
+        reference=_model(session),
+        protocol=_protocol(session) if scored else UNSET,
+        versions=session.versions,
+        baseline=_baseline(session) if scored else UNSET,
+        artefacts=[
+            artefact_part(session, session.compared[each])
+            for each in job.read(p.Comparison).artefacts
+        ],
         timings=_timings(job),
     )
 
@@ -348,6 +374,26 @@ def export_document(
         notes=written.notes,
         versions=session.versions,
         timings=_timings(job or _last(session, "export")),
+    )
+
+
+def imatrix_document(session: Session, job: Job) -> s.ImatrixDocument:
+    """The document of an importance matrix.
+
+    Args:
+        session: in which its job has ended.
+        job: the job.
+    """
+    written = job.read(p.ImatrixWritten)
+    return s.ImatrixDocument(
+        checkpoint=_model(session),
+        calibration=_calibration(session, "reference"),
+        file=written.file,
+        bytes=written.bytes,
+        weights=written.weights,
+        left=written.left,
+        versions=session.versions,
+        timings=_timings(job),
     )
 
 

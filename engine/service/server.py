@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engine import protocol as p
-from engine.service.wire import frame, read_frame
+from engine.service.wire import MOST_SENT, frame, read_frame
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class Server:
         client = _Client(writer)
         sending: asyncio.Task[None] | None = None
         try:
-            hello = await read_frame(reader)
+            hello = await read_frame(reader, MOST_SENT)
             of_run = self._stop_run is not None
             writer.write(frame(p.Hello(session=self.session, pid=os.getpid(), of_run=of_run)))
             if not isinstance(hello, p.Hello) or hello.wire != p.WIRE_VERSION:
@@ -218,7 +218,7 @@ class Server:
             writer.write(frame(p.Snapshot(seq, data)))
             await writer.drain()
             sending = asyncio.create_task(client.write())
-            while (message := await read_frame(reader)) is not None:
+            while (message := await read_frame(reader, MOST_SENT)) is not None:
                 if isinstance(message, p.Stop):
                     if self._stop_run is not None:
                         if message.others:

@@ -13,13 +13,21 @@ LENGTH = struct.Struct(">I")
 PIECE_OVERHEAD = 64
 
 
-async def read_frame(reader: asyncio.StreamReader) -> p.AnyFrame | None:
+MOST_SENT = 64 << 20
+"""Bytes of the longest message that a client may send; a change of a million layers has fewer."""
+
+
+async def read_frame(reader: asyncio.StreamReader, most: int | None = None) -> p.AnyFrame | None:
     """The next message, joined from its fragments; None at the end of the stream.
+
+    Args:
+        most: bytes that its fragments may have together; None trusts the other end.
 
     Raises:
         ConnectionError: the bytes are not a message of ours.
     """
     pieces: list[bytes] = []
+    total = 0
     try:
         while True:
             (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
@@ -29,12 +37,15 @@ async def read_frame(reader: asyncio.StreamReader) -> p.AnyFrame | None:
             if not isinstance(message, p.Fragment):
                 return message
             pieces.append(message.data)
+            total += len(message.data)
+            if not message.data or (most is not None and total > most):
+                raise ConnectionError(f"fragments of {total} bytes: not this protocol")
             if message.last:
                 whole: p.AnyFrame = p.decode_frame(b"".join(pieces))
                 return whole
     except asyncio.IncompleteReadError:
         return None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConnectionError(f"a frame that cannot be decoded: {error}") from error
 
 

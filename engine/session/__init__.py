@@ -13,6 +13,7 @@ from engine.session.prediction import Prediction, Predictor, expected, predict
 from engine.session.state import (
     KEPT,
     Change,
+    Compared,
     Effects,
     Job,
     Layers,
@@ -21,6 +22,7 @@ from engine.session.state import (
     decode_session,
     encode_session,
     kept_format,
+    own_format,
     recipe_hash,
     running,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "MAX_HISTOGRAMS",
     "MAX_NOTICES",
     "Change",
+    "Compared",
     "Dirty",
     "Effects",
     "Job",
@@ -47,6 +50,7 @@ __all__ = [
     "encode_session",
     "expected",
     "kept_format",
+    "own_format",
     "predict",
     "recipe_hash",
     "running",

@@ -12,6 +12,7 @@ measured layers holds.
 from __future__ import annotations
 
 import math
+import statistics
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ from engine.protocol import Agreement, Estimate
 
 LEAST_PAIRS = 8
 """Layers that must be both estimated and measured before estimates are corrected."""
+OF_A_MEDIAN = math.sqrt(math.pi / 2)
+"""Standard error of a median over that of a mean, of normally distributed values."""
 
 
 class Correction(msgspec.Struct, frozen=True):
@@ -30,6 +33,30 @@ class Correction(msgspec.Struct, frozen=True):
     """Knots, in nats per token, above 0 and ascending."""
     measured: tuple[float, ...]
     """Measured KL at each knot, above 0 and never falling."""
+    spread: float = 0.0
+    """Standard deviation of the logarithm of measured over estimated KL."""
+    layers: int = 0
+    """That it is based on."""
+
+    def common(self, measured: Sequence[float], every: Sequence[float]) -> float:
+        """Standard error, as a share, that all corrected estimates have in common.
+
+        That of the median ratio of so many layers; and since those with the largest estimates are
+        measured, estimates that are too large are among them more often than among the others, by
+        as much as regression towards the mean has it.
+
+        Args:
+            measured: estimates of the layers that were measured.
+            every: of all layers.
+        """
+        of_ratio = OF_A_MEDIAN * self.spread / math.sqrt(self.layers) if self.layers else 0.0
+        some = [math.log(each) for each in measured if each > 0]
+        all_ = [math.log(each) for each in every if each > 0]
+        variance = statistics.pvariance(all_) if all_ else 0.0
+        if not some or not variance:
+            return of_ratio
+        chosen = (statistics.fmean(some) - statistics.fmean(all_)) / variance
+        return math.hypot(of_ratio, self.spread**2 * chosen)
 
     def kl(self, estimate: float) -> float:
         """The KL to expect for an estimated one.
@@ -68,7 +95,8 @@ def fitted(agreement: Agreement | None) -> Correction | None:
     knots = _ascending(agreement.estimated, agreement.measured, agreement.ratio)
     if not knots:
         return None
-    return Correction(tuple(x for x, _ in knots), tuple(y for _, y in knots))
+    places, heights = zip(*knots, strict=True)
+    return Correction(places, heights, agreement.spread, agreement.layers)
 
 
 def _ascending(

@@ -10,6 +10,7 @@ from engine import protocol as p
 from engine.session.artefact import bits_as_stored
 from engine.session.state import (
     Change,
+    Compared,
     Effects,
     Errors,
     Job,
@@ -23,6 +24,7 @@ from engine.session.state import (
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
     "stage", "notices", "gauges", "histogram", "experts", "errors", "ranges", "fixes",
+    "compared",
 ]  # fmt: skip
 
 MAX_NOTICES = 200
@@ -48,6 +50,13 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return _checkpoint_read(session, event)
         case p.LayersListed():
             return _layers_listed(session, event)
+        case p.ArtefactOpened():
+            before = session.compared.get(event.fingerprint)
+            if before is None:
+                session.compared[event.fingerprint] = Compared(event)
+            else:
+                before.opened = event
+            return frozenset({"compared"})
         case p.ModelReady():
             return _model_ready(session, event)
         case p.Calibrated():
@@ -154,7 +163,8 @@ def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
 def _calibration(settings: p.Settings) -> tuple[object, ...]:
     """Settings that decide which inputs layers are tried on, and in which arithmetic."""
     each = settings
-    return each.calib, each.calib_tokens, each.seq_len, each.seed, each.bos, each.dtype, each.device
+    text = each.calib, each.calib_tokens, each.seq_len, each.seed, each.bos, each.imatrix
+    return *text, each.dtype, each.device
 
 
 def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dirty]:
@@ -170,6 +180,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     session.baseline = session.control = session.partial = None
     session.effects, session.errors, session.scores = Effects(), Errors(), {}
     session.measured_with = None
+    session.compared = {}
     return frozenset(get_args(Dirty))
 
 
@@ -214,6 +225,7 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
 
 
 def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
+    before = session.measured_with
     session.model = session.measured_with = event
     session.stage = None
     # Facts of another protocol are not comparable with this one's; the store sends matching ones
@@ -222,7 +234,10 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     session.effects, session.scores = Effects(), {}
     if session.errors.protocol != event.protocol:  # no job sends these again by itself
         session.errors = Errors(protocol=event.protocol, maps=session.errors.maps)
-    return frozenset({"model", "stage", "baseline", "measured", "recipe", "errors"})
+    if before is None or before.protocol != event.protocol:
+        for found in session.compared.values():
+            found.score, found.restored = None, {}
+    return frozenset({"model", "stage", "baseline", "measured", "recipe", "errors", "compared"})
 
 
 def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty]:
@@ -277,6 +292,19 @@ def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
     return frozenset({"jobs", "stage", "notices"})
 
 
+def _compared(session: Session, fact: p.ArtefactLayer | p.ArtefactScore | p.LayerRestored) -> Dirty:
+    found = session.compared.get(fact.artefact)
+    if found is not None:
+        match fact:
+            case p.ArtefactLayer():
+                found.layers[fact.layer] = fact
+            case p.ArtefactScore():
+                found.score = fact
+            case p.LayerRestored():
+                found.restored[fact.layer] = fact
+    return "compared"
+
+
 def _learn(session: Session, fact: p.AnyFact) -> Dirty:
     match fact:
         case p.LayerWeights():
@@ -306,6 +334,8 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
         case p.Drift():
             session.errors.drifts[fact.recipe] = fact
             return "errors"
+        case p.ArtefactLayer() | p.ArtefactScore() | p.LayerRestored():
+            return _compared(session, fact)
         case p.Baseline():
             session.baseline = fact
             return "baseline"

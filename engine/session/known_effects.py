@@ -7,6 +7,7 @@ in from the same layer's effect in another format: KL grows with the square of t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 
 import msgspec
@@ -97,6 +98,48 @@ class KnownEffects:
                 dnll += kl - before
             found.append((kl, dnll, se) if math.isfinite(kl) and math.isfinite(dnll) else None)
         return found
+
+    def error_of_sum(self, recipe: Mapping[str, str]) -> float:
+        """Standard error of the sum of a recipe's single effects, in nats per token.
+
+        Errors of measured effects add up: they come from the same windows, of which some are
+        harder than others in every layer. Those of estimates are their own, and no smaller than
+        measurements of other layers show them to be; but that of their correction adds up too.
+
+        Args:
+            recipe: formats by layer; a layer whose effect is not known counts as 0.
+        """
+        by_format: dict[str, list[int]] = {}
+        for layer, held in recipe.items():
+            by_format.setdefault(held, []).append(self._session.index[layer])
+        windows = own = common = 0.0
+        for held, rows in by_format.items():
+            key, column = p.EffectKey("degrade", held), self.column(held)
+            measured = self._session.effects.measured.get(key)
+            fit, corrected = correction(self._session, key), 0.0
+            spread = fit.spread if fit is not None else 0.0
+            for row in rows:
+                if (effect := column[row]) is None:
+                    continue
+                if measured is not None and measured[row] is not None:
+                    windows += effect[2]
+                else:
+                    own += max(effect[2], spread * abs(effect[0])) ** 2
+                    corrected += abs(effect[0])
+            common += corrected * (0.0 if fit is None else self._common_error(key, fit))
+        return math.hypot(windows, math.sqrt(own), common)
+
+    def _common_error(self, key: p.EffectKey, fit: Correction) -> float:
+        """Standard error, as a share, that the corrected estimates of a format have in common."""
+        effects = self._session.effects
+        measured, estimated = effects.measured.get(key, []), effects.estimated.get(key, [])
+        every = [each.kl for each in estimated if each is not None and math.isfinite(each.kl)]
+        some = [
+            guess.kl
+            for exact, guess in zip(measured, estimated, strict=False)
+            if exact is not None and guess is not None and math.isfinite(guess.kl)
+        ]
+        return fit.common(some, every)
 
     def _read(self, row: int, key: p.EffectKey) -> KnownEffect | None:
         known = self._session.sensitivity(row, key) or self._session.estimate(row, key)

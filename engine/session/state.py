@@ -216,6 +216,16 @@ class Errors(msgspec.Struct, forbid_unknown_fields=True):
     """Where weights err, by layer; those asked for last."""
 
 
+class Compared(msgspec.Struct, forbid_unknown_fields=True):
+    """A finished checkpoint beside this one, its original."""
+
+    opened: p.ArtefactOpened
+    layers: dict[str, p.ArtefactLayer] = {}
+    score: p.ArtefactScore | None = None
+    restored: dict[str, p.LayerRestored] = {}
+    """By layer."""
+
+
 class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Everything known about one opened checkpoint."""
 
@@ -260,6 +270,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Group sizes and clipped ranges, by layer: of the format asked for last."""
     fixes: dict[str, dict[str, p.FormatTried]] = {}
     """Formats tried on calibration inputs, by layer and format."""
+    compared: dict[str, Compared] = {}
+    """Finished checkpoints compared with this one, by fingerprint, in order of opening."""
     seq: int = 0
     """Number of the last journalled event applied."""
     index: dict[str, int] = {}

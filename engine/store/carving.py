@@ -73,13 +73,14 @@ def _carved(database: bytes, log: bytes, size: int) -> Iterator[Carved]:
 
 
 def frames_in(log: bytes) -> int:
-    """Number of frames in a log, up to the last that ends a transaction; damaged or not."""
+    """Number of frames in a log, up to the last that ends a transaction: damaged or not, but of
+    full length, since a shorter one was never finished."""
     return max(
         (
             number
             for size in _page_sizes(b"", log)
-            for number, at in enumerate(range(LOG_HEADER, len(log), size + FRAME_HEADER), 1)
-            if log[at + 8 : at + 16] == _salt(log) and log[at + 4 : at + 8] != b"\0\0\0\0"
+            for number, at in enumerate(range(LOG_HEADER, len(log) - size, size + FRAME_HEADER), 1)
+            if _is_of_round(log, at) and log[at + 4 : at + 8] != b"\0\0\0\0"
         ),
         default=0,
     )
@@ -89,6 +90,13 @@ def is_begun(log: bytes) -> bool:
     """Whether a log's header belongs to its frames, or is damaged; else it was written for frames
     that never came."""
     return any(log[16:24] == log[at + 8 : at + 16] for at in _first_frames(log))
+
+
+def _is_of_round(log: bytes, at: int) -> bool:
+    """Whether a frame was written since the log was last begun anew: then both halves of its salt
+    are the log's. One of them may be damaged."""
+    salt = _salt(log)
+    return log[at + 8 : at + 12] == salt[:4] or log[at + 12 : at + 16] == salt[4:]
 
 
 def _salt(log: bytes) -> bytes:
@@ -116,7 +124,7 @@ def _frames(log: bytes, size: int) -> Iterator[tuple[int, bytes]]:
     """Number and content of each page in the log; frames of an earlier round are left out."""
     for at in range(LOG_HEADER, len(log), size + FRAME_HEADER):
         page = log[at + FRAME_HEADER : at + FRAME_HEADER + size]
-        if log[at + 8 : at + 16] == _salt(log):
+        if _is_of_round(log, at):
             yield int.from_bytes(log[at : at + 4], "big"), page.ljust(size, b"\0")
 
 

@@ -48,9 +48,10 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
         connection.text_factory = _text
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        if (found := _tables(connection)) and found != _declared(schema):
+        declared = _declared(schema)
+        if any(declared.get(name) != columns for name, columns in _tables(connection).items()):
             raise DamagedFileError(f"{path}: its tables are damaged")
-        connection.executescript(schema)
+        connection.executescript(f"BEGIN; {schema}; COMMIT")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("PRAGMA user_version = 0")  # fails now rather than at the first fact
         connection.execute("ROLLBACK")

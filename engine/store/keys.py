@@ -34,6 +34,9 @@ STATISTICS_VERSION = 3
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
+COMPARISON_VERSION = 1
+"""Version of reading finished checkpoints, and of what is told of their layers."""
+
 MEASURED: Mapping[str, Any] = {"version": MEASURE_VERSION}
 QUANTISED: Mapping[str, Any] = {**MEASURED, "quantiser": QUANTISER_VERSION}
 
@@ -79,11 +82,11 @@ def evaluation(
     return Evaluation(files, parts, windows, uses or {})
 
 
-class Calibration(msgspec.Struct, frozen=True):
+class Calibration(msgspec.Struct, frozen=True, omit_defaults=True):
     """The calibration text that methods used."""
 
     text: str
-    """Hash of the text."""
+    """Hash of the text; empty if an importance matrix is all that they used."""
     windows: str
     """Hash of the windows' tokens."""
     tokens: int
@@ -91,6 +94,11 @@ class Calibration(msgspec.Struct, frozen=True):
     seed: int
     mode: str
     """``reference`` or ``sequential``: which model's inputs were used."""
+    imatrix: str = ""
+    """Hash of the importance matrix that was read from a file."""
+    scales: Literal["", "powers of two"] = ""
+    """How scales were chosen that another layer absorbs, if there are any. Earlier versions chose
+    them freely, which left out how that layer's own rounding changes."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -330,3 +338,35 @@ class FormatTried(Key, frozen=True, kw_only=True):
     """Its kind."""
     scale_dtype: str
     calibration: Calibration
+
+
+class ArtefactLayer(Key, frozen=True, kw_only=True):
+    """One layer of a finished checkpoint, against its original."""
+
+    kind = "artefact layer"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    on: Files
+    artefact: str
+    """Fingerprint of the finished checkpoint."""
+    layer: str
+    norms: bool = False
+    """Whether the original's norms told which scales were folded into it."""
+
+
+class ArtefactScore(Key, frozen=True, kw_only=True):
+    """The score of a finished checkpoint."""
+
+    kind = "artefact"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    on: Evaluation
+    artefact: str
+
+
+class LayerRestored(Key, frozen=True, kw_only=True):
+    """What giving one layer of a finished checkpoint back its original weight wins."""
+
+    kind = "layer restored"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    on: Evaluation
+    artefact: str
+    layer: str

@@ -16,7 +16,7 @@ class SessionBusyError(EngineError):
     """Another engine has the session open."""
 
 
-def take(path: Path, patience: float) -> IO[str]:
+def take(path: Path, patience: float) -> IO[bytes]:
     """Lock a file until it is closed; the system releases the lock when the process dies.
 
     Args:
@@ -25,10 +25,10 @@ def take(path: Path, patience: float) -> IO[str]:
 
     Raises:
         SessionBusyError: another process holds the lock.
-        StateFolderError: the file cannot be created.
+        StateFolderError: the file cannot be written.
     """
     try:
-        handle = path.open("a+")
+        handle = path.open("a+b", buffering=0)
     except OSError as error:
         raise StateFolderError(unwritable(error.strerror or str(error))) from error
     deadline = time.monotonic() + patience
@@ -41,15 +41,18 @@ def take(path: Path, patience: float) -> IO[str]:
                 time.sleep(0.05)
                 continue
             handle.seek(0)
-            holder = handle.read().strip() or "unknown"
+            holder = handle.read().decode(errors="replace").strip() or "unknown"
             handle.close()
             raise SessionBusyError(
                 f"another run (process {holder}) has the session {path.parent.name} open: "
                 "wait until it ends, or stop that process"
             ) from error
-    handle.truncate(0)
-    handle.write(str(os.getpid()))
-    handle.flush()
+    try:
+        handle.truncate(0)
+        handle.write(str(os.getpid()).encode())
+    except OSError as error:
+        handle.close()
+        raise StateFolderError(unwritable(error.strerror or str(error))) from error
     return handle
 
 

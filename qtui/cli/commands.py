@@ -34,13 +34,15 @@ COMMANDS = (
     Command("diagnose", "qtui.cli.diagnose:diagnose"),
     Command("plan", "qtui.cli.plan:plan"),
     Command("export", "qtui.cli.export:export"),
+    Command("imatrix", "qtui.cli.imatrix:imatrix"),
+    Command("compare", "qtui.cli.compare:compare"),
     Command("report", "qtui.cli.report:report"),
     Command("sessions", "qtui.cli.sessions:sessions"),
     Command("attach", "qtui.cli.attach:attach"),
     Command("stop", "qtui.cli.sessions:stop"),
     Command("doctor", "qtui.cli.doctor:doctor"),
 )
-PLANNED = ("compare",)
+PLANNED = ("calibrate", "symptoms", "bench")
 """Names kept for commands to come, so that they are not taken for a MODEL."""
 
 _registered: dict[str, Command] = {}

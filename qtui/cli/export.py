@@ -64,12 +64,13 @@ def export(
 ) -> None:
     """Write a recipe as a checkpoint, or in the words of another quantisation tool.
 
-    --to checkpoint writes a folder with exactly the weights that were measured. Only the files are
-    read, one layer at a time; formats with +gptq load the model and calibrate as qtui eval does
-    with the same options. The folder appears only once it is complete and transformers has loaded
-    it; for programs that load what transformers does not, leave that out with --no-check. Every
-    other target is one file that tells a tool which layer to quantise how, by exact names; the tool
-    does the quantising. Layers that a target cannot hold are listed before any work, each with the
+    --to checkpoint writes a folder, and --to gguf a file for llama.cpp, with exactly the weights
+    that were measured. Only the files are read, one layer at a time; formats with +gptq load the
+    model and calibrate as qtui eval does with the same options. The folder appears only once it is
+    complete and transformers has loaded it, a GGUF file once every weight was read back from it;
+    for programs that load what transformers does not, leave that out with --no-check. Every other
+    target is one file that tells a tool which layer to quantise how, by exact names; the tool does
+    the quantising. Layers that a target cannot hold are listed before any work, each with the
     nearest format that it can, which --nearest takes.
     """
     with reporting_errors(kept=headless.NOT_WHOLE):

@@ -40,8 +40,8 @@ NOT_WHOLE = "the incomplete folder is deleted"
 """What happens to an export that does not finish."""
 
 MUST_AGREE = (
-    "text", "calib", "calib_tokens", "tokens", "seq_len", "stride", "bos", "sigma", "device",
-    "dtype", "seed", "draws",
+    "text", "calib", "imatrix", "calib_tokens", "tokens", "seq_len", "stride", "bos", "sigma",
+    "device", "dtype", "seed", "draws",
     "trust_remote_code",
 )  # fmt: skip
 """Settings that results depend on: an engine with different ones cannot be used."""

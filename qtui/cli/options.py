@@ -103,6 +103,14 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         typer.Option("--calib", metavar="FILE|DATASET[:COLUMN]", help="calibration text"),
     ] = None
+    imatrix: Annotated[
+        str | None,
+        typer.Option(
+            "--imatrix",
+            metavar="FILE",
+            help="importance matrix of llama.cpp, for +imatrix instead of calibration text",
+        ),
+    ] = None
     calib_tokens: Annotated[
         int | None,
         typer.Option("--calib-tokens", metavar="N", help="tokens of calibration text"),
@@ -169,6 +177,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             self.profile,
             text=None if self.text is None else located_text(self.text),
             calib=None if self.calib is None else located_text(self.calib),
+            imatrix=None if self.imatrix is None else located(self.imatrix),
             calib_tokens=self.calib_tokens,
             tokens=self.tokens,
             seq_len=self.seq_len,

@@ -57,7 +57,7 @@ def read_export(text: str, chosen: str) -> ExportRequest:
         path = path[1:].removesuffix(path[0])
     target = target_named(name)
     if not path or "\0" in path:
-        what = "file" if target.words is not None else "folder"
+        what = "file" if target.is_file else "folder"
         raise UsageError(f"name the {what} to write for {name}")
     try:
         return ExportRequest(target, Path(path).expanduser().absolute(), replace)

@@ -19,10 +19,20 @@ PHASES: dict[Phase, str] = {
     "timing": "timing a forward pass",
     "writing": "writing",
     "activations": "activations",
+    "comparing": "comparing",
 }
 """What each phase is, in words."""
 COUNTED = frozenset(
-    {"reference", "control", "calibrating", "quantising", "together", "timing", "activations"}
+    {
+        "reference",
+        "control",
+        "calibrating",
+        "quantising",
+        "together",
+        "timing",
+        "activations",
+        "comparing",
+    }
 )
 """Phases that are shown with their count; another is known by its job, or has its own words."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from engine.errors import EngineError, UsageError
 from engine.export.held import mixed, nearest, nearest_recipe, refused, untied, why_not
@@ -129,3 +130,21 @@ def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
         export_checkpoint(checkpoint, {LINEAR[0]: "int8"}, tmp_path, "torchao", overwrite=True)
     with pytest.raises(EngineError, match="not a writable folder"):
         export_checkpoint(checkpoint, {LINEAR[0]: "int8"}, tmp_path / "no" / "x", "torchao")
+
+
+@pytest.mark.parametrize("target", ["checkpoint", "gptq"])
+def test_a_scaled_input_is_shared_by_its_whole_fused_group(target: str) -> None:
+    declared = target_named(target)
+    gate, up, down = (weight(f"model.layers.0.mlp.{kind}_proj") for kind in ("gate", "up", "down"))
+    fused = [replace(gate, group=0), replace(up, group=0), down]
+    scaled = {gate.name: "int4-g128+awq", up.name: "int4-g128+awq", down.name: "int8+smooth.5"}
+    assert refused(declared, fused, scaled) == {}
+    mixed_group = {**scaled, up.name: "int8"}
+    why = refused(declared, fused, mixed_group)
+    assert list(why) == [gate.name]
+    assert "share its scale" in why[gate.name]
+    near = nearest_recipe(declared, fused, mixed_group)
+    assert {name: to for name, (to, _why) in near.items()} == {gate.name: "int4-g128"}
+    assert refused(declared, fused, {**mixed_group, gate.name: "int4-g128"}) == {}
+    kept = {gate.name: "int4-g128+awq", down.name: "int8"}
+    assert list(refused(declared, fused, kept)) == [gate.name]

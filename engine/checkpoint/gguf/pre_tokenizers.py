@@ -78,7 +78,10 @@ PRE_TOKENIZERS: Mapping[str, dict[str, Any]] = {
 }
 """By name."""
 IGNORE_MERGES = frozenset(
-    ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
+    (
+        *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        "tekken",
+    )
 )
 """With these llama.cpp takes a word that is a token whole, and adds BOS where nothing is said."""
 COMPOSED = frozenset(("qwen2", "deepseek-r1-qwen", "megrez"))
@@ -94,7 +97,8 @@ def pre_tokenizer_name(rule: Mapping[str, Any] | None, *, ignore_merges: bool) -
     """
     wanted = _canonical(rule)
     for name, known in PRE_TOKENIZERS.items():
-        if _canonical(known) == wanted and (name in IGNORE_MERGES) == ignore_merges:
+        same = (name in IGNORE_MERGES) == ignore_merges or name == "tekken"
+        if _canonical(known) == wanted and same:
             return name
     return None
 

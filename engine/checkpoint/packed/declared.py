@@ -72,7 +72,7 @@ def overridden(config: Mapping[str, Any], module: str) -> dict[str, Any] | None:
         return dict(config)
     for rule, values in rules.items():
         negative = rule.startswith("-:")
-        if not _pattern(rule.removeprefix("-:").removeprefix("+:")).match(module):
+        if not matches(rule.removeprefix("-:").removeprefix("+:"), module):
             continue
         if negative:
             return None
@@ -80,6 +80,15 @@ def overridden(config: Mapping[str, Any], module: str) -> dict[str, Any] | None:
     return dict(config)
 
 
+def matches(pattern: str, module: str) -> bool:
+    """Whether a regular expression of a config matches the beginning of a module's name.
+
+    Raises:
+        CheckpointError: it is none, or takes too long.
+    """
+    return _pattern(pattern).match(module)
+
+
 @functools.lru_cache(maxsize=256)
 def _pattern(rule: str) -> Pattern:
-    return Pattern(rule, "quantization_config: dynamic", CheckpointError)
+    return Pattern(rule, "quantization_config", CheckpointError)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
+from engine.checkpoint.llama_cpp_names import architecture_of, llama_cpp_names
 from engine.export.refusal import NotExportable
 from engine.export.rules import why_no_method, why_not_at_all
 from engine.export.target import Target, Weight, Words
@@ -22,12 +22,6 @@ from engine.formats.grammar import Format
 _TOOL = "llama-quantize"
 _KEPT = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _STORED = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-_ARCHITECTURES = {
-    "mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "cohere": "command-r",
-    "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss",
-    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "granitemoe": "granite",
-}  # fmt: skip
-"""Architectures of GGUF by ``model_type`` where the name is another one."""
 
 
 def _why_not(fmt: Format, shape: Sequence[int], dtype: str) -> str | None:
@@ -54,27 +48,27 @@ def tensor_names(words: Words) -> dict[str, list[str]]:
     Raises:
         NotExportable: the gguf package does not know the architecture, or a layer.
     """
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    wanted = _ARCHITECTURES.get(words.model_type, words.model_type)
-    arch = next((arch for arch, name in MODEL_ARCH_NAMES.items() if name == wanted), None)
-    if arch is None:
+    layers = [layer for layer in words.layers
+              if not (layer.weight.role == "head" and layer.weight.tied)]  # fmt: skip
+    # A tied head is one tensor with the embedding.
+    parts = {layer.weight.name: layer.tensors for layer in layers}
+    found = llama_cpp_names(words.model_type, words.blocks, parts)
+    if found is None:
         why = f"the gguf package has no architecture {words.model_type!r}"
         raise NotExportable({layer.weight.name: why for layer in words.layers}, _FORM)
-    names: Any = get_tensor_name_map(arch, words.blocks)
-    found: dict[str, list[str]] = {}
-    unknown: dict[str, str] = {}
-    for layer in words.layers:
-        if layer.weight.role == "head" and layer.weight.tied:
-            continue  # one tensor with the embedding
-        plain = dict.fromkeys(re.sub(r"(\.experts)\.\d+\.", r"\1.", part) for part in layer.tensors)
-        of_layer = [names.get_name(part, (".weight",)) for part in plain]
-        if None in of_layer:
-            unknown[layer.weight.name] = f"{wanted} in GGUF has no tensor for it alone"
-        found[layer.weight.name] = of_layer
+    wanted = architecture_of(words.model_type)
+    unknown = {
+        name: f"{wanted} in GGUF has no tensor for it alone"
+        for name, of_layer in found.items()
+        if None in of_layer
+    }
     if unknown := {name: why for name, why in unknown.items() if name in _quantised(words)}:
         raise NotExportable(unknown, _FORM)
-    return {name: of_layer for name, of_layer in found.items() if None not in of_layer}
+    return {
+        name: [each for each in of_layer if each is not None]
+        for name, of_layer in found.items()
+        if None not in of_layer
+    }
 
 
 def _quantised(words: Words) -> set[str]:

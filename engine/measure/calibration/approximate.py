@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -21,6 +22,7 @@ from engine.formats.grammar import (
 )
 from engine.measure.calibration.block_inputs import BlockInputs, Events, RecipeInputs
 from engine.measure.calibration.calibration import Calibration, need_calibration
+from engine.measure.calibration.importance import from_file, gathers, need_importances, weighs
 from engine.measure.calibration.solve import (
     LayerInputs,
     Scaling,
@@ -43,6 +45,30 @@ from engine.quant.stored import stored_bytes
 from engine.workspace import Loaded
 
 
+@dataclass
+class ForExport:
+    """What an export stores of the layers that were solved, in main memory."""
+
+    forms: dict[str, Solved] = field(default_factory=dict)
+    """The codes that inputs decide."""
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    """``s``, float32 ``[in]``, of layers whose input channels ``+awq`` or ``+smooth`` scale: codes
+    are those of ``W · diag(s)``."""
+
+    def has(self, layer: str, format: Format) -> bool:
+        """Whether everything is known that this layer's format needs."""
+        return (layer in self.forms or not _stores_codes(format)) and (
+            layer in self.scales or not folds(format)
+        )
+
+    def take(self, layer: str, solution: Solution, scaling: Scaling | None) -> None:
+        """Add what a layer was solved to."""
+        if solution.form is not None:
+            self.forms[layer] = solution.form.on(torch.device("cpu"))
+        if scaling is not None:
+            self.scales[layer] = scaling.scale.cpu()
+
+
 def approximated(
     loaded: Loaded,
     layer: str,
@@ -51,6 +77,7 @@ def approximated(
     recipe: RecipeInputs | None = None,
     *,
     compact: bool = False,
+    store: ForExport | None = None,
 ) -> Events[Held]:
     """What a layer computes with in a format; yields while the calibration inputs are gathered.
 
@@ -65,6 +92,7 @@ def approximated(
         counts: of the job.
         recipe: contains the layer and its format; from `recipe_inputs`.
         compact: whether to keep the stored form instead of ``Ŵ``, where no method needs inputs.
+        store: what an export stores of the layer is added here, if that is wanted.
 
     Raises:
         FormatError: see `approximation`; or nothing absorbs the scale that the format needs, or a
@@ -84,18 +112,28 @@ def approximated(
         assert isinstance(weight, Tensor)
         rotated = method(format, "hadamard") is not None
         return StandIn(weight, rounded_inputs(rotated=rotated))
+    given = None
+    if weighs([format]) and (importances := (yield from need_importances(loaded))) is not None:
+        given = importances.of(layer).to(network.device)
+    if from_file(loaded, format):
+        by_file = counts.timed(
+            "quantize_s", partial(_by_importance, loaded, layer, format, given)
+        )()
+        if store is not None:
+            store.take(layer, by_file, None)
+        return by_file.weight.to(network.dtype)
     calibration = yield from need_calibration(loaded)
     start = network.layers[layer].start
     before = None if weighs_alone(format) else recipe
     states = calibration.reference if before is None else before.of(start)
     key = (layer, str(format), states.prefix)
-    wanted = None if recipe is None or not _stores_codes(format) else recipe.forms
     known = calibration.solved.get(key)
-    if known is not None and (wanted is None or layer in wanted):
+    if known is not None and (store is None or store.has(layer, format)):
         return known
     for name in [] if before is None else before.unsettled(start):
         assert before is not None
-        settled = yield from approximated(loaded, name, before.formats[name], counts, before)
+        earlier = before.formats[name]
+        settled = yield from approximated(loaded, name, earlier, counts, before, store=store)
         before.settled[name] = settled
         yield None
     inputs = yield from calibration.inputs(layer, states, counts)
@@ -104,20 +142,27 @@ def approximated(
 
     def solved() -> Solution:
         stored = _stored(loaded, layer).to(network.device)
-        return solve(stored, inputs, format, scaling, scale_dtype, layer)
+        return solve(stored, inputs, format, scaling, scale_dtype, layer, given)
 
     solution = counts.timed("quantize_s", solved)()
     weight = solution.weight.to(network.dtype)
     held = weight if solution.inputs is None else StandIn(weight, solution.inputs)
     calibration.solved.keep(key, held, weight.nbytes)
     calibration.columns[key] = solution.columns
-    if wanted is not None and solution.form is not None:
-        wanted[layer] = solution.form.on(torch.device("cpu"))
+    if store is not None:
+        store.take(layer, solution, scaling)
     for note in solution.notes:
         if note not in calibration.said:
             calibration.said.add(note)
             yield p.Notice("info", note)
     return held
+
+
+def _by_importance(loaded: Loaded, layer: str, format: Format, given: Tensor | None) -> Solution:
+    """A layer weighed by what a file has of its inputs."""
+    stored = _stored(loaded, layer).to(loaded.network.device)
+    scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
+    return solve(stored, None, format, None, scale_dtype, layer, given)
 
 
 def _stores_codes(format: Format) -> bool:
@@ -128,7 +173,7 @@ def _stores_codes(format: Format) -> bool:
 def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[RecipeInputs | None]:
     """Where inputs come from in a recipe; None if none of its formats needs them."""
     network = loaded.network
-    if not any(map(needs_calibration, formats.values())):
+    if not any(gathers(loaded, each) for each in formats.values()):
         return None
     calibration = yield from need_calibration(loaded)
     return RecipeInputs(calibration.reference, network, calibration.batches, formats)
@@ -136,9 +181,9 @@ def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[Recip
 
 def solved_codes(
     loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts
-) -> Events[dict[str, Solved]]:
-    """The codes that ``+gptq`` and ``+imatrix`` find for the layers of a recipe, for the weights it
-    is scored with.
+) -> Events[ForExport]:
+    """The codes and scales that methods find for the layers of a recipe, for the weights it is
+    scored with.
 
     Layers are solved in the order of the blocks, each on the outputs of the quantised blocks
     before. Codes are in main memory, one byte per weight.
@@ -153,18 +198,18 @@ def solved_codes(
         TextError: the calibration text cannot be read.
     """
     recipe = yield from recipe_inputs(loaded, formats)
-    if recipe is None:
-        return {}
-    found: dict[str, Solved] = {}
-    recipe.forms, recipe.forgets = found, True
+    found = ForExport()
+    if recipe is not None:
+        recipe.forgets = True
     wanted = [name for name in formats if needs_calibration(formats[name])]
     network = loaded.network
     wanted.sort(key=lambda name: network.layers[name].start)
     stage = counts.stage("calibrating", len(wanted))
     for done, name in enumerate(wanted):
         yield stage.step(done, name, str(formats[name]))
-        held = yield from approximated(loaded, name, formats[name], counts, recipe)
-        recipe.settled[name] = held
+        held = yield from approximated(loaded, name, formats[name], counts, recipe, store=found)
+        if recipe is not None:
+            recipe.settled[name] = held
     return found
 
 
@@ -188,9 +233,11 @@ def why_not_given(loaded: Loaded, layer: str, format: Format) -> str | None:
     if network.layers[layer].role == "embedding":
         why = why_not_alone(format)
         return why and f"{why}, and an embedding is a lookup: it multiplies no inputs"
+    if from_file(loaded, format):
+        return None
     if why_not_alone(format) is not None and (why := why_unseen(network, layer)) is not None:
         return f"{why}, and {format} needs them"
-    if needs_calibration(format) and (why := why_not_gathered(network, layer)) is not None:
+    if gathers(loaded, format) and (why := why_not_gathered(network, layer)) is not None:
         return f"{why}, and {format} needs those of one place"
     if not folds(format):
         return None
@@ -223,26 +270,30 @@ def _scaling(
     scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
     device = inputs.statistics.gram.device
     scale = torch.ones(inputs.statistics.width, device=device)
-    online, gain = scale, scale
+    at_once, gain = scale, scale
     stored: torch.dtype = getattr(torch, loaded.opened.checkpoint.dtype, torch.float32)
     for each in wanted:
+        online = ("online", True) in each.options
+        exact = not online and group is not None and group.kind == "layer"
 
-        def find(name: str = each.name, scale: Tensor = scale, gain: Tensor = gain) -> Tensor:
+        def find(
+            name: str = each.name, scale: Tensor = scale, gain: Tensor = gain, exact: bool = exact
+        ) -> Tensor:
             weights = [folded(_stored(loaded, n).to(device), scale) for n in layers]
             there = scaled_inputs(inputs, gain)
-            return find_scale(name, weights, there, format, scale_dtype, layer)
+            return find_scale(name, weights, there, format, scale_dtype, layer, exact=exact)
 
         found = counts.timed("quantize_s", find)()
         scale = scale * found
-        if ("online", True) in each.options:
-            online = online * found
-        gain = 1 / online
+        if online:
+            at_once = at_once * found
+        gain = 1 / at_once
         if group is not None:
-            gain = gain * group.gain(scale / online, stored)
+            gain = gain * group.gain(scale / at_once, stored)
         yield None
     offset = None
     if group is not None:
-        offset = group.offset(scale / online, stored) / online
+        offset = group.offset(scale / at_once, stored) / at_once
         offset = offset if offset.any() else None
     scaling = Scaling(scale, gain, offset)
     calibration.scalings.keep(key, scaling, 8 * len(scale))

@@ -21,7 +21,6 @@ from engine.model.boundary_states import BoundaryStates, CacheSizes, Collected, 
 from engine.model.lanes import Lane
 from engine.model.memory_tiers import TieredMemory
 from engine.model.network import Held, Network
-from engine.quant.methods.gptq import Solved
 from engine.session import recipe_hash
 
 T = TypeVar("T")
@@ -149,8 +148,6 @@ class RecipeInputs:
         self.formats = dict(formats)
         self.settled: dict[str, Held] = {}
         """What layers compute with, as far as known."""
-        self.forms: dict[str, Solved] | None = None
-        """If an export needs them, the codes that ``+gptq`` finds, in main memory."""
         self.forgets = False
         """Whether weights are freed once the text has passed their blocks: for a caller that goes
         once from the first block to the last."""

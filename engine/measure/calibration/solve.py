@@ -99,6 +99,8 @@ def find_scale(
     fmt: Format,
     scale_dtype: torch.dtype,
     name: str,
+    *,
+    exact: bool = False,
 ) -> Tensor:
     """The scale of weights that share an input, by ``+smooth`` or ``+awq``: float32 ``[in]``.
 
@@ -109,14 +111,15 @@ def find_scale(
         fmt: a format with this method.
         scale_dtype: the dtype that scales are stored in.
         name: a layer of them, for messages.
+        exact: whether it must be made of powers of two, as for a layer that absorbs it.
 
     Raises:
         FormatError: see `smooth` and `awq`.
     """
     if by == "smooth":
         sample = inputs.sample if method(fmt, "a8") is not None else None
-        return smooth(weights, inputs.statistics, fmt, scale_dtype, sample, name).scale
-    return awq(weights, inputs.statistics, fmt, scale_dtype, name).scale
+        return smooth(weights, inputs.statistics, fmt, scale_dtype, sample, name, exact=exact).scale
+    return awq(weights, inputs.statistics, fmt, scale_dtype, name, exact=exact).scale
 
 
 def scaled_inputs(inputs: LayerInputs, gain: Tensor) -> LayerInputs:
@@ -131,11 +134,12 @@ def scaled_inputs(inputs: LayerInputs, gain: Tensor) -> LayerInputs:
 @torch.no_grad()
 def solve(
     weight: Tensor,
-    inputs: LayerInputs,
+    inputs: LayerInputs | None,
     fmt: Format,
     scaling: Scaling | None,
     scale_dtype: torch.dtype,
     name: str,
+    given: Tensor | None = None,
 ) -> Solution:
     """Quantise a layer's weight, given its inputs before any scale.
 
@@ -143,19 +147,24 @@ def solve(
 
     Args:
         weight: ``[out, in]`` or ``[experts, out, in]``; not modified.
-        inputs: before any scale.
+        inputs: before any scale; None where the importance is all that is needed.
         fmt: the format; the scale of its methods is already known.
         scaling: that scale; None without one.
         scale_dtype: the dtype that scales are stored in.
         name: the layer, for messages.
+        given: the importance of inputs before any scale, ``[in]`` or ``[experts, in]``; None takes
+            that of ``inputs``.
 
     Raises:
         FormatError: see the methods.
     """
     if scaling is not None:
+        assert inputs is not None, "a scale is found with inputs"
         weight, inputs = folded(weight, scaling.scale), scaled_inputs(inputs, scaling.gain)
+        given = None if given is None else given * scaling.gain.to(given.device).square()
     if method(fmt, "imatrix") is not None:
-        return _weighed(weight, inputs, fmt, scaling, name)
+        return _weighed(weight, inputs, fmt, scaling, name, given)
+    assert inputs is not None, "only an importance does without inputs"
     approx = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     notes: list[str] = []
     columns: list[Tensor] = []
@@ -198,16 +207,26 @@ def solve(
 
 
 def _weighed(
-    weight: Tensor, inputs: LayerInputs, fmt: Format, scaling: Scaling | None, name: str
+    weight: Tensor,
+    inputs: LayerInputs | None,
+    fmt: Format,
+    scaling: Scaling | None,
+    name: str,
+    given: Tensor | None,
 ) -> Solution:
     """A weight by the importance of its inputs, both scaled already."""
-    idle = sum(not each.tokens for each in inputs.experts)
-    notes = []
-    if inputs.experts:
-        found = importance_of_experts(inputs.experts, name)
+    notes, idle = [], 0
+    if given is not None:
+        found = given
     else:
-        found = importance(inputs.statistics, name)
+        assert inputs is not None, "neither inputs nor their importance"
+        if inputs.experts:
+            found = importance_of_experts(inputs.experts, name)
+            idle = sum(not each.tokens for each in inputs.experts)
+        else:
+            found = importance(inputs.statistics, name)
     if idle:
+        assert inputs is not None
         notes.append(
             f"{name}: {idle} of {len(inputs.experts)} experts received no calibration token: "
             "all their inputs count the same"

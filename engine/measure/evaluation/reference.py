@@ -230,15 +230,24 @@ class Reference:
         return Crossing(lane, lambda: take(self.tally(batch, lane.reached(), weights)))
 
     @torch.no_grad()
-    def tally(self, batch: int, last: Tensor, weights: Mapping[str, Held]) -> Tally:
+    def tally(
+        self,
+        batch: int,
+        last: Tensor,
+        weights: Mapping[str, Held],
+        other: Network | None = None,
+    ) -> Tally:
         """Compare the logits of a final hidden state with the reference on one micro-batch.
 
         Args:
             batch: index of the micro-batch, run before.
             last: output of the last block of the network holding ``weights``.
             weights: all weights that it holds.
+            other: the network whose state it is, if not this one: another checkpoint of the same
+                model. Of a vocabulary that was padded or cut, the tokens of both are compared.
         """
-        network, ids = self.network, self.batches[batch]
+        ids = self.batches[batch]
+        network = self.network if other is None else other
         if network.head_resumable:  # no block runs again, so weights of blocks need not be held
             end = len(network.blocks)
             after = range(end, end + 1)
@@ -251,16 +260,20 @@ class Reference:
                 reference = stored.read()
             else:
                 final = self.state(batch, len(network.blocks)) if final is None else final
-                reference = network.logits(ids, final, (a, b)).float()
+                reference = self.network.logits(ids, final, (a, b)).float()
             with network.holding(weights):
                 changed = network.logits(ids, last, (a, b)).float()
+            lse, first = self._lse[batch, chunk], self._first[batch, chunk]
+            if changed.shape != reference.shape:
+                reference, changed, lse = _of_both(reference, changed)
+                first = reference.argmax(-1, keepdim=True)
             for rows, at in tiles(reference):
                 found = compare(
                     reference[rows, at],
-                    self._lse[batch, chunk][rows, at],
+                    lse[rows, at],
                     changed[rows, at],
                     ids[rows, a + 1 : b + 1][:, at],
-                    self._first[batch, chunk][rows, at],
+                    first[rows, at],
                 )
                 for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
                     total[rows] += part
@@ -317,6 +330,13 @@ def reference_of(loaded: Loaded) -> Reference:
         return Reference(loaded.network, loaded.windows, loaded.batch_tokens, budget)
 
     return loaded.part(Reference, make)
+
+
+def _of_both(reference: Tensor, changed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of the tokens that both have, and the log-sum-exp of the reference's."""
+    width = min(reference.shape[-1], changed.shape[-1])
+    reference, changed = reference[..., :width], changed[..., :width].contiguous()
+    return reference, changed, torch.logsumexp(reference, -1)
 
 
 def tiles(logits: Tensor) -> Iterator[tuple[slice, slice]]:

@@ -87,11 +87,12 @@ def agreement(
     found = np.array([fact.kl for _, fact in both])
     positive = (guessed > 0) & (found > floor)
     knots: tuple[list[float], list[float]] = ([], [])
-    ratio = math.nan
+    ratio, spread = math.nan, 0.0
     if positive.any():
         ratio = float(np.median(found[positive] / guessed[positive]))
     if positive.sum() >= FEWEST:
         knots = monotone_fit(guessed[positive], found[positive])
+        spread = float(np.log(found[positive] / guessed[positive]).std(ddof=1))
     return p.Agreement(
         format=format,
         direction=direction,
@@ -101,6 +102,7 @@ def agreement(
             np.array([guess.dnll for guess, _ in both]), np.array([fact.dnll for _, fact in both])
         ),
         ratio=ratio,
+        spread=spread,
         estimated=knots[0],
         measured=knots[1],
     )

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from engine.report.schema.comparison import ArtefactPart as ArtefactPart
+from engine.report.schema.comparison import ComparedLayer as ComparedLayer
+from engine.report.schema.comparison import CompareDocument as CompareDocument
+from engine.report.schema.comparison import RestoredPart as RestoredPart
 from engine.report.schema.diagnosis import ClippingPart as ClippingPart
 from engine.report.schema.diagnosis import DiagnosedLayer as DiagnosedLayer
 from engine.report.schema.diagnosis import DiagnoseDocument as DiagnoseDocument
@@ -18,6 +22,7 @@ from engine.report.schema.diagnosis import TriedPart as TriedPart
 from engine.report.schema.evaluation import EvalDocument as EvalDocument
 from engine.report.schema.evaluation import RecipePart as RecipePart
 from engine.report.schema.export import ExportDocument as ExportDocument
+from engine.report.schema.imatrix import ImatrixDocument as ImatrixDocument
 from engine.report.schema.parts import AgreementPart as AgreementPart
 from engine.report.schema.parts import BaselinePart as BaselinePart
 from engine.report.schema.parts import CalibrationPart as CalibrationPart
@@ -70,7 +75,9 @@ Document: TypeAlias = (
     | EvalDocument
     | DiagnoseDocument
     | PlanDocument
+    | CompareDocument
     | ExportDocument
+    | ImatrixDocument
     | ReportDocument
     | SessionsDocument
 )

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.report import schema
+from engine.report.tables.comparison import comparison_text as comparison_text
 from engine.report.tables.diagnosis import diagnosis_markdown as diagnosis_markdown
 from engine.report.tables.diagnosis import diagnosis_text as diagnosis_text
 from engine.report.tables.evaluation import eval_text as eval_text
 from engine.report.tables.export import export_text as export_text
+from engine.report.tables.imatrix import imatrix_text as imatrix_text
 from engine.report.tables.plan import plan_text as plan_text
 from engine.report.tables.sweep import sweep_text as sweep_text
 from engine.report.tables.triage import triage_text as triage_text
@@ -21,6 +23,8 @@ TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
     schema.EvalDocument: eval_text,
     schema.DiagnoseDocument: diagnosis_text,
     schema.PlanDocument: plan_text,
+    schema.CompareDocument: comparison_text,
     schema.ExportDocument: export_text,
+    schema.ImatrixDocument: imatrix_text,
 }
 """How each type of document is printed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from engine.report import schema as s
 from engine.report.characters import printable
@@ -17,7 +18,7 @@ def export_text(document: s.ExportDocument) -> str:
     held = Counter(document.recipe.values())
     formats = ", ".join(f"{many} in {format}" for format, many in held.most_common())
     lines = [
-        ["folder" if document.codes else "file", document.folder],
+        ["file" if _is_file(document) else "folder", document.folder],
         ["size", f"{size(document.bytes)}, of {size(document.checkpoint.bytes)}"]
         if document.codes
         else ["for", document.to],
@@ -31,3 +32,7 @@ def export_text(document: s.ExportDocument) -> str:
         fallback_lines(document.fallbacks),
         spent(document.timings, 0),
     )
+
+
+def _is_file(document: s.ExportDocument) -> bool:
+    return not document.codes or Path(document.folder).is_file()

@@ -23,7 +23,7 @@ ROPE_LONG = {
     "rope_theta": 10_000.0,
     "short_factor": [1.0 + 0.01 * i for i in range(8)],
     "long_factor": [1.5 + 0.1 * i for i in range(8)],
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 512,
 }
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "llama-bpe", {}),
@@ -55,7 +55,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "phi3-long": (
         "phi3",
         "pieces",
-        {"rope_parameters": ROPE_LONG, "original_max_position_embeddings": 64},
+        {
+            "rope_parameters": ROPE_LONG,
+            "original_max_position_embeddings": 512,
+            "max_position_embeddings": 1024,
+        },
     ),
     "gpt2": ("gpt2", "gpt-2", {}),
 }
@@ -108,7 +112,7 @@ def _pieces() -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<unk>", "<s>", "</s>"]
+    special = ["<unk>", "<s>", "</s>", "<|endoftext|>"]  # llama.cpp wants the last of Phi-3
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     letters = sorted({*"▁TheQuickbrown.,!'0123456789abcdefgijlmopqstvxyz"})
     words = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("o", "w"), ("q", "u"), ("i", "ck")]
@@ -136,7 +140,11 @@ def _pieces() -> Any:
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+        tokenizer_object=inner,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<|endoftext|>"],
     )
 
 

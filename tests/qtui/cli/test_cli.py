@@ -188,8 +188,8 @@ def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        ("compare", "demo"),
-        ("export", "demo", "--format", "int8", "--to", "gguf", "-o", "out"),
+        ("symptoms", "demo"),
+        ("export", "demo", "--format", "int8", "--to", "onnx", "-o", "out"),
     ],
 )
 def test_what_is_planned_is_refused_and_said_so(run: Run, given: tuple[str, ...]) -> None:

@@ -1,0 +1,180 @@
+"""The metadata of a GGUF file that describes the tokenizer, from transformers' tokenizer.
+
+Two kinds are written, as `engine.checkpoint.gguf.tokenizer` reads them: bytes and merges
+(``gpt2``), and SentencePiece's pieces with scores (``llama``). A ``tokenizer.json`` has merges in
+place of scores: a piece that is merged earlier gets a higher one, and llama.cpp merges in the same
+order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from engine.checkpoint.gguf.pre_tokenizers import pre_tokenizer_name
+from engine.checkpoint.gguf.tokenizer import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+)
+from engine.errors import CheckpointError
+from engine.export.gguf.settings import GgufKey
+
+_IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_LAST = -1e6
+"""Score of pieces that no merge makes."""
+
+
+def tokens_of(tokenizer: Any, count: int) -> list[GgufKey]:
+    """The metadata of a tokenizer.
+
+    Args:
+        tokenizer: transformers' own, backed by tokenizers.
+        count: rows of the embedding; tokens beyond those that there are become unused.
+
+    Raises:
+        CheckpointError: llama.cpp has no tokenizer of this kind.
+    """
+    inner: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        _refuse(tokenizer, "is written in Python, and llama.cpp has its own kinds alone")
+    state = json.loads(inner.to_str())
+    model = state["model"]
+    if model["type"] != "BPE":
+        _refuse(
+            tokenizer, f"is of the kind {model['type']}, and qtui writes those that merge pairs"
+        )
+    names = {number: token for token, number in tokenizer.get_vocab().items()}
+    if names and max(names) >= count:
+        _refuse(tokenizer, f"has token {max(names)}, and the embedding {count} rows")
+    byte_level = _has(state.get("pre_tokenizer"), "ByteLevel")
+    if byte_level:
+        keys = _byte_level(tokenizer, state)
+    elif model.get("byte_fallback"):
+        keys = _pieces(tokenizer, state, names, count)
+    else:
+        _refuse(tokenizer, "merges neither bytes nor SentencePiece's pieces with bytes among them")
+    texts, types = _listed(state, names, count, byte_level=byte_level)
+    keys += [
+        ("tokenizer.ggml.tokens", texts, "array"),
+        ("tokenizer.ggml.token_type", types, "array"),
+    ]
+    for name, key in _IDS.items():
+        number = getattr(tokenizer, f"{name}_token_id", None)
+        if isinstance(number, int) and 0 <= number < count:
+            keys.append((f"tokenizer.ggml.{key}_token_id", number, "uint32"))
+    keys += _around(tokenizer)
+    template = getattr(tokenizer, "chat_template", None)
+    template = template.get("default") if isinstance(template, dict) else template
+    if isinstance(template, str):
+        keys.append(("tokenizer.chat_template", template, "string"))
+    return keys
+
+
+def _refuse(tokenizer: Any, why: str) -> NoReturn:
+    raise CheckpointError(
+        f"the tokenizer in {tokenizer.name_or_path} {why}: no GGUF file can be written with it"
+    )
+
+
+def _has(rule: Any, kind: str) -> bool:
+    """Whether a rule of ``tokenizer.json`` is of a kind, or has a step that is."""
+    if not isinstance(rule, Mapping):
+        return False
+    steps = [*rule.get("pretokenizers", ()), *rule.get("normalizers", ())]
+    return rule.get("type") == kind or any(_has(step, kind) for step in steps)
+
+
+def _byte_level(tokenizer: Any, state: dict[str, Any]) -> list[GgufKey]:
+    model, normalizer = state["model"], state.get("normalizer")
+    name = pre_tokenizer_name(
+        state["pre_tokenizer"], ignore_merges=bool(model.get("ignore_merges"))
+    )
+    if name is None:
+        _refuse(tokenizer, "cuts text before merging by a rule that llama.cpp has no name for")
+    if normalizer is not None and normalizer.get("type") != "NFC":
+        _refuse(tokenizer, "changes text before cutting it, which llama.cpp does not")
+    merges = [" ".join(_pair(merge)) for merge in model["merges"]]
+    if not merges:
+        _refuse(tokenizer, "has no merges, without which llama.cpp takes none")
+    return [
+        ("tokenizer.ggml.model", "gpt2", "string"),
+        ("tokenizer.ggml.pre", name, "string"),
+        ("tokenizer.ggml.merges", merges, "array"),
+    ]
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    """The two parts of a merge, which newer files have as a list."""
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right
+
+
+def _pieces(
+    tokenizer: Any, state: dict[str, Any], names: Mapping[int, str], count: int
+) -> list[GgufKey]:
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(state["model"]["merges"]):
+        ranks.setdefault("".join(_pair(merge)), rank)
+    scores = [-float(ranks[names[i]]) if names.get(i) in ranks else _LAST for i in range(count)]
+    begins = begins_with_space(tokenizer)
+    return [
+        ("tokenizer.ggml.model", "llama", "string"),
+        ("tokenizer.ggml.pre", "default", "string"),
+        ("tokenizer.ggml.scores", scores, "array"),
+        ("tokenizer.ggml.add_space_prefix", begins, "bool"),
+    ]
+
+
+def begins_with_space(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts a space before every text."""
+    tokens = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens
+    return bool(tokens) and tokens[0].startswith(SPACE)
+
+
+def _listed(
+    state: dict[str, Any], names: Mapping[int, str], count: int, *, byte_level: bool
+) -> tuple[list[str], list[int]]:
+    """All tokens and their kinds, by id."""
+    added = {each["id"]: each for each in state["added_tokens"]}
+    unknown = state["model"].get("unk_token")
+    texts, types = [], []
+    for number in range(count):
+        text = names.get(number)
+        if text is None:
+            text, kind = f"[PAD{number}]", UNUSED
+        elif not byte_level and text == unknown:
+            kind = UNKNOWN
+        elif number in added and added[number]["special"]:
+            kind = CONTROL
+        elif number in added:
+            kind = USER_DEFINED
+            text = text if byte_level else text.replace(SPACE, " ")
+        elif not byte_level and _is_byte(text):
+            kind = BYTE
+        else:
+            kind = NORMAL
+        texts.append(text)
+        types.append(kind)
+    return texts, types
+
+
+def _is_byte(token: str) -> bool:
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
+def _around(tokenizer: Any) -> list[GgufKey]:
+    """Whether BOS and EOS stand around every text, as the tokenizer itself has it."""
+    ids = list(tokenizer("a").input_ids)
+    found = []
+    for name, place in (("bos", 0), ("eos", -1)):
+        number = getattr(tokenizer, f"{name}_token_id", None)
+        if number is not None:
+            adds = len(ids) > 1 and ids[place] == number
+            found.append((f"tokenizer.ggml.add_{name}_token", adds, "bool"))
+    return found

@@ -1,0 +1,1 @@
+"""Finished quantised checkpoints, compared with their original."""

@@ -1,0 +1,341 @@
+"""Compares finished checkpoints with their original: weights layer by layer, and whole scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+from torch import Tensor
+
+from engine import protocol as p
+from engine.checkpoint import read_layer
+from engine.errors import EngineError
+from engine.measure.compare.artefact import Artefact, open_artefact
+from engine.measure.compare.explained import explanation
+from engine.measure.compare.folded import of_norms, scales, spread
+from engine.measure.compare.rounding import grid_of
+from engine.measure.compare.running import ArtefactRun
+from engine.measure.counts import JobCounts
+from engine.measure.evaluation.divergence import Tally, difference, perplexity
+from engine.measure.evaluation.evaluate import baseline, run_reference
+from engine.measure.evaluation.reference import reference_of
+from engine.measure.preemption import repeated
+from engine.measure.weights.reconstruction import compare as compared
+from engine.model.fold_groups import FoldGroup, fold_groups
+from engine.model.load import load_network
+from engine.model.network import Network
+from engine.model.selfcheck import check_on_window
+from engine.service.in_thread import in_thread
+from engine.service.jobs import Outcome, Steps
+from engine.store import keys
+from engine.workspace import Loaded, Opened
+
+T = TypeVar("T")
+Events = Generator[p.AnyEvent | None, None, None]
+
+
+def compare_files(opened: Opened, artefacts: Sequence[str], job: str) -> Steps:
+    """Compare the weights of finished checkpoints with the original's, from the files alone.
+
+    Args:
+        opened: the original.
+        artefacts: folders or hub ids.
+        job: id, for progress.
+
+    Yields:
+        `ArtefactOpened`, `Learned` with `ArtefactLayer` facts, `Progress`.
+
+    Raises:
+        CheckpointError: one cannot be read, or is of another model.
+    """
+    counts = JobCounts(job=job)
+    found = [open_artefact(source, opened) for source in artefacts]
+    for each in found:
+        yield each.opened()
+    for each in found:
+        yield from _layers(each, {}, counts)
+    return _outcome(found, counts)
+
+
+def compare_models(loaded: Loaded, artefacts: Sequence[str], restore: int, job: str) -> Steps:
+    """Compare finished checkpoints with the original: weights, then scores on the same windows.
+
+    Args:
+        loaded: the original.
+        artefacts: folders or hub ids.
+        restore: for how many layers of each, those that err most first, to measure what giving that
+            layer back wins.
+        job: id, for progress.
+
+    Yields:
+        `ArtefactOpened`, `Learned` with `ArtefactLayer`, `ArtefactScore` and `LayerRestored` facts,
+        `Progress`.
+
+    Raises:
+        CheckpointError: one cannot be read, or is of another model.
+        OutOfMemoryError: it does not fit beside the original.
+    """
+    counts = JobCounts(timings={"load_s": loaded.load_s}, job=job)
+    found = [open_artefact(source, loaded.opened) for source in artefacts]
+    for each in found:
+        yield each.opened()
+    nll = (yield from baseline(loaded, counts)).nll
+    for each in found:
+        worst = yield from _layers(each, fold_groups(loaded.network), counts)
+        scoring = _Scoring(loaded, each, counts, nll)
+        yield from scoring.score(worst[:restore])
+    return _outcome(found, counts)
+
+
+def _outcome(artefacts: Sequence[Artefact], counts: JobCounts) -> Outcome:
+    compared = p.Comparison(tuple(each.checkpoint.fingerprint for each in artefacts))
+    return msgspec.structs.replace(counts.outcome(), result=compared)
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def _layers(
+    artefact: Artefact, groups: Mapping[str, FoldGroup], counts: JobCounts
+) -> Generator[p.AnyEvent | None, None, list[str]]:
+    """Compare every layer; returns those that differ, the worst first."""
+    original = artefact.original
+    mine = artefact.checkpoint.fingerprint
+    addresses = {
+        row.name: keys.ArtefactLayer(
+            on=original.files, artefact=mine, layer=row.name, norms=bool(groups)
+        ).address
+        for row in artefact.shared
+    }
+    known = {
+        address: fact
+        for address, fact in original.known(list(addresses.values())).items()
+        if isinstance(fact, p.ArtefactLayer)
+    }
+    yield from counts.found(list(known), list(known.values()))
+    facts = {fact.layer: fact for fact in known.values()}
+    left = [name for name, address in addresses.items() if address not in known]
+    stage = counts.stage("comparing", len(left))
+    for done, layer in enumerate(left):
+        yield stage.step(done, layer)
+        step = partial(layer_fact, artefact, layer, groups.get(layer))
+        fact = counts.timed("compare_s", step)()
+        facts[layer] = fact
+        yield counts.learnt(addresses[layer], fact)
+    apart = [fact for fact in facts.values() if fact.rounding != "same" and not fact.refused]
+    # By what is lost of the layer, times how much there is of it: a guess of the order.
+    apart.sort(key=lambda fact: -fact.error.frobenius)
+    return [fact.layer for fact in apart]
+
+
+def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -> p.ArtefactLayer:
+    """One layer of a finished checkpoint against its original; holds both in memory.
+
+    Args:
+        artefact: the finished checkpoint.
+        layer: one that both have.
+        group: what is before the layer, where the model is loaded; its norm tells folded scales.
+    """
+    holds, bits = artefact.holds(layer), artefact.bits(layer)
+    original = artefact.original
+    weight = read_layer(original.checkpoint, original.rows[layer])
+    try:
+        artefact.settle(layer, weight)
+        stored = artefact.read(layer)
+    except EngineError as error:
+        nan = math.nan
+        return p.ArtefactLayer(
+            artefact=artefact.checkpoint.fingerprint,
+            layer=layer,
+            holds=holds,
+            bits=bits,
+            error=p.WeightError(nan, nan, nan, nan, nan),
+            rounding="other",
+            displaced=nan,
+            steps=nan,
+            refused=str(error),
+        )
+    scale = _folded(artefact, weight, stored, group)
+    errors = compared(weight, stored if scale is None else stored / scale)
+    target = weight if scale is None else weight.float() * scale
+    grid = grid_of(target, stored)
+    found = None
+    if grid.rounding in ("solved", "other"):
+        found = explanation(target, stored, artefact.heads(layer))
+    declared, read_as = artefact.reading(layer)
+    return p.ArtefactLayer(
+        artefact=artefact.checkpoint.fingerprint,
+        layer=layer,
+        holds=holds,
+        bits=bits,
+        error=errors.fact,
+        rounding=grid.rounding,
+        displaced=grid.displaced,
+        steps=grid.steps,
+        folded=spread(scale),
+        declared=declared,
+        read_as=read_as,
+        mistake="" if found is None else found.mistake,
+        factor=1.0 if found is None else found.factor,
+        left=math.nan if found is None else found.relative,
+    )
+
+
+def _folded(
+    artefact: Artefact, weight: Tensor, stored: Tensor, group: FoldGroup | None
+) -> Tensor | None:
+    """Scales that were folded into a stored weight, ``[in]`` float32: by its norm, else fitted."""
+    name = "" if group is None or group.kind != "norm" else f"{group.absorber}.weight"
+    if group is not None and group.weight is not None and name in artefact.checkpoint.tensors:
+        now = artefact.checkpoint.read(name).float() + group.unit
+        before = group.weight.float().cpu() + group.unit
+        scale = of_norms(before, now) if now.shape == before.shape else None
+        # A norm may have been tuned without its layers.
+        if scale is not None and _nearer(weight, stored, scale):
+            return scale.float()
+    fitted = scales(weight, stored)
+    return None if fitted is None else fitted.float()
+
+
+def _nearer(weight: Tensor, stored: Tensor, scale: Tensor) -> bool:
+    """Whether a stored weight is nearer to the original with its scales taken back."""
+    back = stored.float() / scale.float()
+    return float((back - weight).norm()) < float((stored.float() - weight).norm())
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+class _Scoring:
+    """One finished checkpoint on the windows of its original."""
+
+    def __init__(self, loaded: Loaded, artefact: Artefact, counts: JobCounts, nll: float) -> None:
+        self.loaded, self.artefact, self.counts, self.nll = loaded, artefact, counts, nll
+        self.mine = artefact.checkpoint.fingerprint
+        self.reference = reference_of(loaded)
+
+    def score(self, restore: Sequence[str]) -> Events:
+        """Its score, and what restoring layers wins; from the store where they are there."""
+        on = self.loaded.evaluation
+        whole = keys.ArtefactScore(on=on, artefact=self.mine).address
+        single = {
+            layer: keys.LayerRestored(on=on, artefact=self.mine, layer=layer).address
+            for layer in restore
+        }
+        known = self.loaded.known([whole, *single.values()])
+        yield from self.counts.found(list(known), list(known.values()))
+        left = {layer: address for layer, address in single.items() if address not in known}
+        if whole in known and not left:
+            return
+        network = yield from self._network()
+        run = ArtefactRun(self.reference, network, keep=bool(left))
+        tallies: list[Tally] = []
+        stage = self.counts.stage("measuring", len(self.reference.batches))
+        for batch in range(len(self.reference.batches)):
+            yield stage.step(batch, self.artefact.checkpoint.name)
+            yield from run_reference(self.reference, batch, self.counts)
+            tallies.append((yield from self._timed(partial(run.run, batch))))
+            yield None
+        if whole not in known:
+            yield self.counts.learnt(whole, self._fact(tallies))
+        stage = self.counts.stage("measuring", len(left))
+        for done, (layer, address) in enumerate(left.items()):
+            yield stage.step(done, layer)
+            fact = yield from self._restored(run, layer, tallies)
+            yield self.counts.learnt(address, fact)
+
+    def _network(self) -> Generator[p.AnyEvent | None, None, Network]:
+        """Its model, loaded aside on the original's device."""
+        settings, counts = self.loaded.settings, self.counts
+        artefact, device = self.artefact, str(self.reference.network.device)
+        dtype = _SHORT[self.loaded.protocol.dtype]
+
+        def load(report: Callable[[p.Progress], None]) -> Network:
+            artefact.settle_all()
+            return load_network(
+                artefact.checkpoint.folder,
+                checkpoint=artefact.checkpoint,  # as the original settled how to read it
+                device=device,
+                dtype=dtype,
+                trust_remote_code=settings.trust_remote_code,
+                follow_links=settings.follow_links,
+                on_stage=lambda stage: report(
+                    p.Progress(
+                        job=counts.job,
+                        done=stage.done,
+                        total=stage.total,
+                        phase="comparing",
+                        seconds_left=math.nan,
+                        subject=artefact.checkpoint.name,
+                    )
+                ),
+            )
+
+        network = yield from in_thread("loading", load, wait=False)
+        network.should_stop = self.loaded.should_stop
+        ids = self.reference.windows.ids
+        vocabulary = network.model.get_input_embeddings().weight.shape[0]
+        if int(ids.max()) >= vocabulary:
+            raise EngineError(
+                f"{artefact.checkpoint.name} has {vocabulary} tokens, and the text uses token "
+                f"{int(ids.max())} of the original: its vocabulary was cut"
+            )
+        check_on_window(network, ids[:1].to(network.device))
+        for sentence in network.zeroed:
+            yield p.Notice("error", f"{artefact.checkpoint.name}: {sentence}")
+        return network
+
+    def _timed(self, step: Callable[[], T]) -> Generator[p.AnyEvent | None, None, T]:
+        return (yield from repeated(self.counts.timed("measure_s", step)))
+
+    def _fact(self, tallies: Sequence[Tally]) -> p.ArtefactScore:
+        targets = self.reference.windows.targets
+        found = difference(tallies, targets)
+        mean, half = self.nll + found.dnll.mean, found.dnll.half()
+        return p.ArtefactScore(
+            artefact=self.mine,
+            nll=mean,
+            ppl=perplexity(mean),
+            ppl_low=perplexity(mean - half),
+            ppl_high=perplexity(mean + half),
+            dnll=found.dnll.mean,
+            dnll_se=found.dnll.se,
+            kl=found.kl.mean,
+            kl_se=found.kl.se,
+            top1=found.top1.mean,
+            tokens=found.dnll.windows * targets,
+        )
+
+    def _restored(
+        self, run: ArtefactRun, layer: str, whole: Sequence[Tally]
+    ) -> Generator[p.AnyEvent | None, None, p.LayerRestored]:
+        """What giving one layer back wins: the whole's figures minus those without its error."""
+        weight = self.reference.network.weight(layer)
+        wins: list[Tally] = []
+        for batch in range(len(self.reference.batches)):
+            left = yield from self._timed(partial(run.restored, batch, layer, weight))
+            wins.append(
+                Tally(
+                    whole[batch].dnll - left.dnll,
+                    whole[batch].kl - left.kl,
+                    whole[batch].agree - left.agree,
+                )
+            )
+            yield None
+        targets = self.reference.windows.targets
+        found = difference(wins, targets)
+        return p.LayerRestored(
+            artefact=self.mine,
+            layer=layer,
+            kl=found.kl.mean,
+            kl_se=found.kl.se,
+            dnll=found.dnll.mean,
+            dnll_se=found.dnll.se,
+            tokens=found.dnll.windows * targets,
+        )
+
+
+_SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

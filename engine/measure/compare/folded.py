@@ -1,0 +1,65 @@
+"""Scales of input channels that AWQ or SmoothQuant folded into a stored weight.
+
+Such a checkpoint holds ``round(W · s)``, column by column, and divides the layer's input by ``s``
+elsewhere: in the norm before it, or in the rows of the layer before. Compared as it is, every
+weight would seem wrong. Where the original's norm and the finished checkpoint's differ, their ratio
+is the scale. Else it is fitted, and believed where columns differ by more than rounding could do:
+rounding shrinks a column by no more than the share of it that it leaves unexplained.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CERTAIN = 2.0
+"""How many times its unexplained share a column's fit must differ from the others'."""
+ENOUGH = 0.25
+"""Share of the columns that must."""
+LEAST = 0.01
+"""The least difference that counts: 16-bit norms round by up to 0.4%."""
+
+
+def scales(weight: Tensor, stored: Tensor) -> Tensor | None:
+    """The scale of each input channel that was folded into a stored weight; None if none was.
+
+    Args:
+        weight: ``[…, out, in]``, the original.
+        stored: the same shape.
+
+    Returns:
+        ``[in]``, float64: ``stored ≈ weight · scale``.
+    """
+    rows = weight.reshape(-1, weight.shape[-1]).double()
+    found = stored.reshape(rows.shape).double()
+    power, products = rows.square().sum(0), (rows * found).sum(0)
+    usable = (power > 0) & (products > 0) & torch.isfinite(products)
+    if not bool(usable.any()):
+        return None
+    scale = (products / power).where(usable, 1.0)
+    explained = scale.square() * power
+    left = (found.square().sum(0) - explained).clamp(min=0) / explained.where(usable, 1.0)
+    apart = (scale.log() - scale[usable].log().median()).abs()
+    sure = usable & (apart > LEAST) & (apart > CERTAIN * left.sqrt())
+    if int(sure.sum()) < ENOUGH * int(usable.sum()):
+        return None
+    return scale
+
+
+def of_norms(original: Tensor, finished: Tensor) -> Tensor | None:
+    """The scales that a norm says were folded into the layers behind it; None if it is unchanged.
+
+    Args:
+        original: ``[in]``, the norm's weight.
+        finished: the same of the finished checkpoint.
+    """
+    before, after = original.double(), finished.double()
+    ratio = before / after
+    if not bool(torch.isfinite(ratio).all()) or bool((ratio <= 0).any()):
+        return None
+    return ratio if bool(((ratio - 1).abs() > LEAST).any()) else None
+
+
+def spread(scale: Tensor | None) -> float:
+    """The largest scale over the smallest; 1 where nothing was folded."""
+    return 1.0 if scale is None else float(scale.amax() / scale.amin())

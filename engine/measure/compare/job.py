@@ -1,0 +1,61 @@
+"""The job that compares finished checkpoints with the open one, their original."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.service.jobs import Context, JobSpec, Needs, Steps
+from engine.workspace import Loaded, Opened, Workspace
+
+
+def _accepted(context: Context[Workspace], command: p.Compare) -> p.Compare:
+    if not command.artefacts:
+        raise UsageError("name a finished checkpoint to compare with this one")
+    if command.restore < 0:
+        raise UsageError(f"{command.restore} layers to restore: expected 0 or more")
+    if command.restore and not command.score:
+        raise UsageError("what restoring a layer wins is measured with the model: it needs scores")
+    found = tuple(_where(each) for each in dict.fromkeys(command.artefacts))
+    return msgspec.structs.replace(command, artefacts=found)
+
+
+def _where(source: str) -> str:
+    """A folder by its absolute path: an engine's working folder is not the client's."""
+    path = Path(os.path.expanduser(source))
+    return str(path.absolute()) if path.exists() else source
+
+
+def _needs(command: p.Compare) -> Needs:
+    return "model" if command.score else "checkpoint"
+
+
+def _steps(context: Context[Workspace], command: p.Compare) -> Steps:
+    from engine.measure.compare.comparing import compare_files, compare_models
+
+    workspace = context.workspace
+    if not command.score:
+        return (yield from compare_files(workspace.need(Opened), command.artefacts, context.job))
+    loaded = workspace.need(Loaded)
+    return (yield from compare_models(loaded, command.artefacts, command.restore, context.job))
+
+
+def _title(command: p.Compare) -> str:
+    return "compare with " + ", ".join(Path(each).name for each in command.artefacts)
+
+
+COMPARE = JobSpec(
+    command=p.Compare,
+    kind="compare",
+    title=_title,
+    needs=_needs,
+    lane="compute",
+    urgency=3,
+    repeated="join",
+    accept=_accepted,
+    steps=_steps,
+)

@@ -1,0 +1,89 @@
+"""Parts of the document of a comparison, made from a session."""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+
+from engine import protocol as p
+from engine.diagnosis.of_artefacts import artefact_findings
+from engine.report import schema as s
+from engine.report.json import finite
+from engine.session import Compared, Session
+
+
+def artefact_part(session: Session, compared: Compared) -> s.ArtefactPart:
+    """A finished checkpoint, with its score where it has one.
+
+    Args:
+        session: in which it was compared.
+        compared: what is known of it.
+    """
+    opened, score = compared.opened, compared.score
+    names = session.layers.names
+    return s.ArtefactPart(
+        path=opened.path,
+        name=opened.name,
+        fingerprint=opened.fingerprint,
+        layout=opened.layout,
+        declared=opened.declared,
+        bits_per_weight=finite(opened.bits_per_weight),
+        bits_all=finite(opened.bits_all),
+        bytes=opened.bytes,
+        nll=UNSET if score is None else finite(score.nll),
+        ppl=UNSET if score is None else finite(score.ppl),
+        ppl_ci95=UNSET if score is None else (finite(score.ppl_low), finite(score.ppl_high)),
+        dnll=UNSET if score is None else finite(score.dnll),
+        dnll_se=UNSET if score is None else finite(score.dnll_se),
+        kl=UNSET if score is None else finite(score.kl),
+        kl_se=UNSET if score is None else finite(score.kl_se),
+        top1_agreement=UNSET if score is None else finite(score.top1),
+        layers=[
+            _layer(compared.layers[name], compared.restored.get(name))
+            for name in names
+            if name in compared.layers
+        ],
+        unmatched=list(opened.unmatched),
+        findings=[
+            s.FindingPart(
+                id=each.id,
+                severity=each.severity,
+                layer=each.layer or UNSET,
+                sentence=each.sentence,
+                evidence={name: finite(value) for name, value in each.evidence.items()},
+            )
+            for each in artefact_findings(compared)
+        ],
+    )
+
+
+def _layer(fact: p.ArtefactLayer, win: p.LayerRestored | None) -> s.ComparedLayer:
+    error = fact.error
+    return s.ComparedLayer(
+        name=fact.layer,
+        format=fact.holds,
+        bits=finite(fact.bits),
+        errors=s.ErrorPart(
+            frobenius=finite(error.frobenius),
+            relative=finite(error.relative),
+            max_abs=finite(error.max_abs),
+            mean_abs=finite(error.mean_abs),
+            sqnr_db=finite(error.sqnr_db),
+        ),
+        rounding=fact.rounding,
+        displaced=finite(fact.displaced),
+        steps=finite(fact.steps),
+        folded=finite(fact.folded),
+        sensitivity=UNSET
+        if win is None
+        else s.RestoredPart(
+            kl=finite(win.kl),
+            kl_se=finite(win.kl_se),
+            dnll=finite(win.dnll),
+            dnll_se=finite(win.dnll_se),
+        ),
+        declared=fact.declared or UNSET,
+        read_as=fact.read_as or UNSET,
+        mistake=fact.mistake or UNSET,
+        left=finite(fact.left) if fact.mistake else UNSET,
+        refused=fact.refused or UNSET,
+    )

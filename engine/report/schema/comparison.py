@@ -1,0 +1,118 @@
+"""The document of `qtui compare`."""
+
+from __future__ import annotations
+
+from msgspec import UNSET, UnsetType
+
+from engine import protocol as p
+from engine.report.schema.parts import BaselinePart, FindingPart, Model, Number, Part
+from engine.report.schema.triage import ErrorPart
+
+
+class RestoredPart(Part, frozen=True, kw_only=True):
+    """What giving the layer back its original weight wins."""
+
+    kl: Number
+    """By how much KL falls, nats per token."""
+    kl_se: Number
+    """Standard error of ``kl`` over windows."""
+    dnll: Number
+    """By how much NLL falls, nats per token."""
+    dnll_se: Number
+    """Standard error of ``dnll`` over windows."""
+
+
+class ComparedLayer(Part, frozen=True, kw_only=True):
+    """A layer of a finished checkpoint against its original."""
+
+    name: str
+    """Its name."""
+    format: str
+    """What it is stored as: a format where it is one of qtui's, else a layout or a dtype."""
+    bits: Number
+    """Stored bits a weight."""
+    errors: ErrorPart
+    """Difference of the weights, with folded scales taken back."""
+    rounding: str
+    """``same``; ``nearest``, to the nearest level of its grid; ``solved``, as by GPTQ; ``other``,
+    from other weights."""
+    displaced: Number
+    """Share of weights that are not at the nearest level of their grid."""
+    steps: Number
+    """Root mean square error in steps of the grid; rounding to nearest errs by 0.29."""
+    folded: Number
+    """Largest scale folded into an input channel over the smallest; 1 if there are none."""
+    sensitivity: RestoredPart | UnsetType = UNSET
+    """What giving it back wins, where that was measured."""
+    declared: str | UnsetType = UNSET
+    """What the configuration says it is stored as, where it is read as something else."""
+    read_as: str | UnsetType = UNSET
+    """And what it is read as."""
+    mistake: str | UnsetType = UNSET
+    """A mistake that explains most of its error, such as ``off-by-one``."""
+    left: Number | UnsetType = UNSET
+    """Its relative error with the mistake undone."""
+    refused: str | UnsetType = UNSET
+    """Why it could not be compared."""
+
+
+class ArtefactPart(Part, frozen=True, kw_only=True):
+    """A finished checkpoint."""
+
+    path: str
+    """Where it is."""
+    name: str
+    """Folder name or hub id."""
+    fingerprint: str
+    """SHA-256 of configuration and weights."""
+    layout: str
+    """What its weights are stored in."""
+    declared: dict[str, str | int | float | bool]
+    """What its configuration says of its quantisation."""
+    bits_per_weight: Number
+    """Stored bits a weight of the body, scales and zero points included."""
+    bits_all: Number
+    """The same of all layers."""
+    bytes: int
+    """Bytes of all tensors as stored."""
+    nll: Number | UnsetType = UNSET
+    """Mean negative log-likelihood, nats per token."""
+    ppl: Number | UnsetType = UNSET
+    """Perplexity, ``exp(nll)``."""
+    ppl_ci95: tuple[Number, Number] | UnsetType = UNSET
+    """95% interval of ``ppl``, of the difference to the original alone."""
+    dnll: Number | UnsetType = UNSET
+    """Change of NLL, nats per token."""
+    dnll_se: Number | UnsetType = UNSET
+    """Standard error of ``dnll`` over windows."""
+    kl: Number | UnsetType = UNSET
+    """KL divergence from the original, nats per token."""
+    kl_se: Number | UnsetType = UNSET
+    """Standard error of ``kl`` over windows."""
+    top1_agreement: Number | UnsetType = UNSET
+    """Share of positions where both have the same top token, 0 to 1."""
+    layers: list[ComparedLayer]
+    """Its layers, in the original's order."""
+    unmatched: list[str]
+    """Layers of the original that it has not, or in another shape."""
+    findings: list[FindingPart]
+    """What stands out, the worst first."""
+
+
+class CompareDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.compare/1"):
+    """Finished checkpoints compared with their original."""
+
+    resumed: int
+    """Number of results taken from the cache."""
+    reference: Model
+    """The original."""
+    protocol: p.Protocol | UnsetType = UNSET
+    """Text, windows and arithmetic behind the scores; missing where files alone were compared."""
+    versions: dict[str, str]
+    """Versions of libraries that figures may depend on, by name."""
+    baseline: BaselinePart | UnsetType = UNSET
+    """The original's score."""
+    artefacts: list[ArtefactPart]
+    """In the order they were named."""
+    timings: dict[str, Number]
+    """Seconds by what they were spent on."""

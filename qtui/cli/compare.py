@@ -1,0 +1,60 @@
+"""``qtui compare``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.report import documents, tables
+from qtui.cli.exit import check_destination, publish, reporting_errors
+from qtui.cli.options import JsonOption, Shared, located_model, shares_options
+from qtui.cli.run import run
+
+
+@shares_options
+def compare(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="the original checkpoint")],
+    quantised: Annotated[
+        list[str],
+        typer.Argument(metavar="QUANT…", help="finished checkpoints of the same model"),
+    ],
+    restore: Annotated[
+        int,
+        typer.Option(
+            "--restore",
+            metavar="N",
+            min=0,
+            help="give the N layers of each that err most back their original weight, one at a "
+            "time, and measure what that wins",
+        ),
+    ] = 0,
+    weights: Annotated[
+        bool,
+        typer.Option("--weights", help="compare the files alone: no model is loaded"),
+    ] = False,
+    json: JsonOption = None,
+    *,
+    shared: Shared,
+) -> None:
+    """Finished quantised checkpoints against their original.
+
+    Layer by layer: the error of its weights, and how they were rounded: to the nearest level of
+    their grid, by a solver such as GPTQ, or from other weights than this original's. Scales that
+    AWQ or SmoothQuant folded into a layer are taken back first. As a whole: KL, perplexity and
+    agreement with the original on the same windows. --restore says which layers to keep in more
+    bits next time.
+    """
+    with reporting_errors():
+        settings, _ = shared.resolve()
+        check_destination(json)
+        if weights and restore:
+            raise UsageError("--restore measures with the model: leave out --weights")
+        ask = p.Compare(
+            tuple(located_model(each) for each in quantised), score=not weights, restore=restore
+        )
+        outcome = run(reference, settings, ask)
+        document = documents.compare_document(outcome.session, outcome.job)
+        publish(document, tables.comparison_text, json)

@@ -1,0 +1,82 @@
+"""``qtui compare``: its document and its text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests import tiny
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An original, and a copy whose weights were halved in one layer and cut to steps in others."""
+    folder = tmp_path_factory.mktemp("compare")
+    source, finished = tiny.build("llama", folder / "original"), folder / "finished"
+    shutil.copytree(source, finished)
+    (file,) = finished.glob("*.safetensors")
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if ".mlp." in name:
+            tensors[name] = ((tensor.float() * 64).round() / 64).to(tensor.dtype)
+    other = "model.layers.1.self_attn.o_proj.weight"
+    tensors[other] = tensors["model.layers.2.self_attn.o_proj.weight"].clone()
+    save_file(tensors, file, {"format": "pt"})
+    return source, finished
+
+
+def asked(prose: Path, *further: str) -> list[str]:
+    return ["--text", str(prose), "--tokens", "256", "--seq-len", "32", *further]
+
+
+def test_the_document_says_what_each_is_worth_and_what_is_wrong(
+    checkpoints: tuple[Path, Path], prose: Path, run: Run
+) -> None:
+    source, finished = map(str, checkpoints)
+    given = asked(prose, "--restore", "1", "--json", "-")
+    code, out, err = run("compare", source, finished, *given)
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["schema"] == "qtui.compare/1"
+    assert document["baseline"]["nll"] > 0
+    (artefact,) = document["artefacts"]
+    assert artefact["path"] == finished
+    assert artefact["kl"] > 0
+    assert artefact["nll"] == pytest.approx(document["baseline"]["nll"] + artefact["dnll"])
+    kinds = {layer["name"].split(".", 2)[-1]: layer["rounding"] for layer in artefact["layers"]}
+    assert kinds["1.self_attn.o_proj"] == "other"
+    assert kinds["0.self_attn.q_proj"] == "same"
+    assert kinds["2.mlp.down_proj"] == "nearest"
+    (wrong,) = [each for each in artefact["findings"] if each["severity"] == "alert"]
+    assert wrong["layer"] == "model.layers.1.self_attn.o_proj"
+    restored = [layer["name"] for layer in artefact["layers"] if "sensitivity" in layer]
+    assert restored == ["model.layers.1.self_attn.o_proj"]
+
+
+def test_files_alone_are_compared_without_a_model(checkpoints: tuple[Path, Path], run: Run) -> None:
+    source, finished = map(str, checkpoints)
+    code, out, err = run("compare", source, finished, "--weights")
+    assert code == 0, err
+    assert "KL·10³" in out
+    assert "from other weights" in out
+    assert "alert: model.layers.1.self_attn.o_proj" in out
+    assert "PPL 1" not in out, "no model was run"
+
+
+def test_what_cannot_be_compared_is_said(
+    checkpoints: tuple[Path, Path], tmp_path: Path, prose: Path, run: Run
+) -> None:
+    source, finished = map(str, checkpoints)
+    code, _, err = run("compare", source, finished, "--weights", "--restore", "2")
+    assert code == 2
+    assert "--weights" in err
+    code, _, err = run("compare", source, str(tmp_path / "nowhere"), *asked(prose))
+    assert code == 3
+    assert "nowhere" in err
