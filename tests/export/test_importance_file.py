@@ -98,7 +98,7 @@ def test_a_file_weighs_as_the_text_that_it_was_made_of(
         assert torch.equal(ours, theirs)
         (calibrated,) = [each for each in told if isinstance(each, p.Calibrated)]
         assert (calibrated.text, calibrated.tokens) == (file.name, 512)
-        codes = finish(solved_codes(by_file, {layer: parse_format(TEXT)}, JobCounts()))[1]
+        codes = finish(solved_codes(by_file, {layer: parse_format(TEXT)}, JobCounts()))[1].forms
         assert torch.equal(codes[layer].approx(), ours)
 
 
@@ -212,7 +212,7 @@ def test_the_bytes_are_those_of_the_quantiser_with_the_file(
     write(loaded, file)
     importance = torch.from_numpy(read_imatrix(file).entries["blk.1.ffn_down.weight"].importance)
     theirs = quantize_gguf(loaded.network.weight(DOWN), parse_format("q4_1"), DOWN, importance[0])
-    found = finish(solved_codes(loaded, {DOWN: parse_format(TEXT)}, JobCounts()))[1][DOWN]
+    found = finish(solved_codes(loaded, {DOWN: parse_format(TEXT)}, JobCounts()))[1].forms[DOWN]
     assert torch.equal(found.stored.blocks, theirs.blocks)
 
 
