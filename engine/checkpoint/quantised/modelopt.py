@@ -7,7 +7,8 @@
 - INT8: a scale for each row.
 
 ``pre_quant_scale`` multiplies the layer's inputs; here it multiplies the columns of the weight,
-which is the same. fp8 is read by `engine.checkpoint.quantised.float8`, MXFP8 as compressed-tensors' is.
+which is the same. fp8 is read by `engine.checkpoint.quantised.float8`, MXFP8 as that of
+compressed-tensors is.
 
 Source: nvidia-modelopt 0.47.0, ``torch/export/quant_utils.py``, ``quantization/qtensor``.
 """
