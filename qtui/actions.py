@@ -148,7 +148,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("log_pane", "N", "Log: show or hide", "View", words="events messages section"),
     Action("freeze", "z", "Freeze the display", "View", everywhere=True, words="pause"),
     Action(
-        "theme", "C", "Next theme", "View", everywhere=True, words="colours colors dark light",
+        "theme", "ctrl+t", "Next theme", "View", everywhere=True, words="colours colors dark light",
     ),
     Action(
         "palette", "colon,ctrl+p", "Command palette", "View", "all", rank=35, place=140,

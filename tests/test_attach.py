@@ -15,6 +15,7 @@ import pytest
 
 from tests import terminal as t
 from tests import tiny
+from tests.faults.table import put
 from tests.terminal import Home, Terminal, wait_for
 from tests.test_pty import LONG, known
 
@@ -111,6 +112,8 @@ def test_a_terminal_that_ends_takes_nothing_with_it(
                 terminal.ended()  # it restores the screen, which has to be read
             terminal.process.wait(20)
         measuring(home, engine)
+    if times > 1:
+        put("the terminal is killed", f"{times * len(WAYS)} of {times * len(WAYS)}")
 
 
 def test_two_terminals_agree_and_one_that_only_looks_changes_nothing(

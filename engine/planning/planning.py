@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 
@@ -30,6 +29,7 @@ from engine.plan.baselines import baseline_points, baselines
 from engine.plan.decided import decided
 from engine.plan.proposal import bound_of, check_size, frontier_of, planned_units, point_of, solved
 from engine.plan.units import Choice, Unit, recipe_of, units_of
+from engine.planning.changes import TRUST, Change, Changes
 from engine.planning.known import plan_known
 from engine.planning.rules import rules_of, tiers_of
 from engine.service.jobs import Steps
@@ -40,6 +40,8 @@ ESTIMATING = 7.0
 """Plain forward passes that estimating at a recipe takes, about."""
 ENOUGH = 0.01
 """Relative improvement of KL below which no further estimate is made."""
+READINGS = 2
+"""Recipes measured for one estimate at a recipe, at most."""
 TRIES = 5
 """Recipes measured for a budget of KL, at most."""
 
@@ -158,8 +160,8 @@ class Planner:
 
     def at_recipe(
         self, units: Sequence[Unit], tried: Tried
-    ) -> Generator[p.AnyEvent | None, None, list[list[Unit]]]:
-        """The units, with what every choice adds to the KL of a recipe, by two readings."""
+    ) -> Generator[p.AnyEvent | None, None, Changes]:
+        """What every other choice adds to the KL of a recipe."""
         recipe = {name: parse_format(held) for name, held in tried.recipe.items()}
         kept = dict.fromkeys(
             parse_format(self.session.kept(self.session.index[name])) for name in recipe
@@ -168,14 +170,14 @@ class Planner:
         formats = [*self.formats, *kept]
         found = yield from further(self.loaded, recipe, formats, self.counts, self.job)
         self.spent += ESTIMATING * (self.counts.measured > before)
-        changes = [
-            self._further(unit, choice, unit.choices[at], found)
-            for unit, at in zip(units, tried.chosen, strict=True)
-            for choice in unit.choices
-        ]
-        # The estimate as it is, and shrunk towards what effects at the unchanged model say: which
-        # of the two finds the better recipe depends on the model and on the budget.
-        return [_priced(units, changes, spread) for spread in (math.inf, disagreement(changes))]
+        return Changes(
+            units,
+            tried.chosen,
+            [
+                [self._further(unit, choice, unit.choices[at], found) for choice in unit.choices]
+                for unit, at in zip(units, tried.chosen, strict=True)
+            ],
+        )
 
     def _further(self, unit: Unit, choice: Choice, now: Choice, found: Further) -> Change:
         expected = choice.kl - now.kl
@@ -191,55 +193,6 @@ class Planner:
             kl += known.kl
             variance += known.kl_se**2
         return Change(expected, kl, variance)
-
-
-class Change(NamedTuple):
-    """What another choice for one unit adds to a recipe's KL."""
-
-    expected: float
-    """Difference of the effects at the unchanged model."""
-    estimated: float
-    """As estimated at the recipe; nan where it was not."""
-    variance: float
-    """Of the estimate."""
-
-    def kl(self, spread: float) -> float:
-        """Both together: the more the two disagree beyond the error, the more the estimate counts.
-
-        The posterior mean, if true changes lie about the expected ones with a relative variance of
-        ``spread``.
-        """
-        if not math.isfinite(self.estimated):
-            return self.expected
-        prior = spread * self.expected**2 if self.expected else 0.0
-        if math.isinf(prior) or not prior + self.variance > 0:
-            return self.estimated
-        trust = prior / (prior + self.variance)
-        return self.expected + trust * (self.estimated - self.expected)
-
-
-def _priced(units: Sequence[Unit], changes: Sequence[Change], spread: float) -> list[Unit]:
-    """Units whose choices have the KL that they add to a recipe."""
-    priced = iter(changes)
-    found = []
-    for unit in units:
-        choices = []
-        for choice in unit.choices:
-            change = next(priced)
-            choices.append(choice._replace(kl=change.kl(spread), variance=change.variance))
-        found.append(Unit(unit.layers, tuple(choices)))
-    return found
-
-
-def disagreement(changes: Sequence[Change]) -> float:
-    """Relative variance of true changes about the expected ones, by the method of moments.
-
-    What changes estimated at the recipe differ by, less what their own errors explain.
-    """
-    known = [each for each in changes if math.isfinite(each.estimated) and each.expected]
-    total = math.fsum(each.expected**2 for each in known)
-    apart = math.fsum((each.estimated - each.expected) ** 2 - each.variance for each in known)
-    return max(0.0, apart / total) if total > 0 else 0.0
 
 
 def plan_stored(loaded: Loaded, command: p.Plan, job: str) -> Steps:
@@ -313,13 +266,17 @@ def _least_kl(
     budget = planner.command.budget
     best, bound = yield from planner.attempt(units, budget)
     while planner.room(ESTIMATING + 1) and best.score.kl > 0:
-        readings = yield from planner.at_recipe(units, best)
-        start = best.score.kl
-        for reading in readings:
-            if planner.room(1):
-                tried, _ = yield from planner.attempt(reading, budget, start)
-                best = tried if tried.score.kl < best.score.kl else best
-        if 1 - best.score.kl / start < ENOUGH:
+        start = best
+        changes = yield from planner.at_recipe(units, start)
+        trust = TRUST
+        for _ in range(READINGS):
+            if not planner.room(1):
+                break
+            reading = changes.priced(trust)
+            tried, _ = yield from planner.attempt(reading, budget, start.score.kl)
+            best = tried if tried.score.kl < best.score.kl else best
+            trust = changes.realised(tried.chosen, tried.score.kl - start.score.kl, trust)
+        if 1 - best.score.kl / start.score.kl < ENOUGH:
             break
     return best, bound
 

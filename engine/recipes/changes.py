@@ -22,7 +22,8 @@ from engine.formats.grammar import (
 )
 from engine.formats.storage import stored_bits, why_not_held
 from engine.recipes.file import nearest
-from engine.recipes.mixes import Row, asked_of, held_instead
+from engine.recipes.mixes import asked_of, held_instead
+from engine.recipes.tensor_classes import Row
 from engine.session import Session, Tried
 from engine.session.tried import differing
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from engine import protocol as p
 from engine.recipes.changes import canonical, resolve
-from engine.recipes.mixes import recipe_named
+from engine.recipes.mixes import body_format, recipe_named
 from engine.session import Session
 
 OfRecipe: TypeAlias = p.Evaluate | p.Export
@@ -19,14 +19,15 @@ def check_given(command: OfRecipe) -> None:
         FormatError: a format that does not parse or is not built yet.
         UsageError: no built-in recipe has this name.
     """
-    canonical([held for held in formats_given(command) if held != "kept"])
     if command.recipe:
         recipe_named(command.recipe)
+    canonical([held for held in formats_given(command) if held != "kept"])
 
 
 def formats_given(command: OfRecipe) -> list[str]:
-    """Every format that the command names, ``kept`` among them."""
-    return [command.format, *command.layers.values()]
+    """Every format that the command names, ``kept`` among them, and that of a mix's body."""
+    mix = body_format(command.recipe) if command.recipe else ""
+    return [command.format, *command.layers.values(), *([mix] if mix else [])]
 
 
 def given_recipe(

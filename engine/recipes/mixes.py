@@ -2,9 +2,11 @@
 
 A mix gives every tensor a type by its class, its block's position, and the model's heads and
 experts: the rules of ``llama_tensor_get_type`` in ``src/llama-quant.cpp`` of llama.cpp, as of
-llama-cpp-python 0.3.36 and without an importance matrix. The types of head and embedding are part
-of a mix. If the block size of a type does not divide the row, llama.cpp uses another type, as in
-its ``tensor_type_fallback``; such layers are reported as fallbacks.
+llama-cpp-python 0.3.36: without an importance matrix, but with one for the mixes of
+`engine.recipes.importance_mixes`, whose body has ``+imatrix``. The types of head and embedding are
+part of a mix; they have no importance, as in what ``llama-imatrix`` writes. If the block size of a
+type does not divide the row, llama.cpp uses another type, as in its ``tensor_type_fallback``; such
+layers are reported as fallbacks.
 
 Two things differ from a converted model. DeepSeek's ``kv_b_proj`` is one layer here and two tensors
 there, one of them transposed: it gets the mix's own type. A tied head is one tensor there, and here
@@ -16,14 +18,21 @@ No tensors: only names, roles and shapes.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
 
 from engine.errors import UsageError
 from engine.formats.family import family_of
 from engine.formats.grammar import parse_format
 from engine.formats.storage import why_not_held
-from engine.protocol import Role
+from engine.recipes import importance_mixes
+from engine.recipes.tensor_classes import (
+    Row,
+    TensorClass,
+    Traits,
+    more_bits,
+    tensor_class,
+    traits_of,
+)
 
 FIRST_LAST = "first-last"
 FIRST_LAST_FORMAT = "int4-g128"
@@ -32,59 +41,18 @@ FIRST_LAST_FORMAT = "int4-g128"
 DEFAULTS = {
     "Q2_K": "q2_k", "Q3_K_S": "q3_k", "Q3_K_M": "q3_k", "Q3_K_L": "q3_k", "Q4_K_S": "q4_k",
     "Q4_K_M": "q4_k", "Q5_K_S": "q5_k", "Q5_K_M": "q5_k", "Q6_K": "q6_k", "Q8_0": "q8_0",
-    "Q4_0": "q4_0",
+    "Q4_0": "q4_0", **importance_mixes.DEFAULTS,
 }  # fmt: skip
 """Every mix, with the type of tensors that no rule matches."""
 NAMES = (*DEFAULTS, FIRST_LAST)
 
-FALLBACKS = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+FALLBACKS = {
+    "q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0",
+    "iq2_xxs": "iq4_nl", "iq2_xs": "iq4_nl", "iq2_s": "iq4_nl", "iq3_xxs": "iq4_nl",
+    "iq3_s": "iq4_nl",
+}  # fmt: skip
 """llama.cpp's type for a row that blocks of 256 do not divide."""
-
-TensorClass: TypeAlias = Literal[
-    "output", "token_embd", "attn_v", "attn_k", "attn_output", "ffn_down", "other", "left"
-]
-"""The tensor classes of llama.cpp that its mixes distinguish; ``left`` is never quantised."""
-
-_ATTENTION = ("attn", "attention", "self_attn", "self_attention")
-_V = {"v_proj", "wv", "v_lin"}
-_QKV = {"qkv_proj", "query_key_value", "c_attn", "wqkv", "qkv", "in_proj_qkv"}
-"""One tensor of queries, keys and values, which llama.cpp treats like the values."""
-_K = {"k_proj", "wk", "k_lin"}
-_OUT = {"o_proj", "attn_out", "out_lin"}
-_OUT_OF_ATTENTION = {"out_proj", "dense", "c_proj", "wo"}
-_DOWN = {
-    *("down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h", "output_linear", "ff_out", "lin2"),
-    "linear_fc2",
-}
-_DOWN_OF_MLP = {"c_proj", "wo"}
-_LEFT = {"per_layer_model_projection"}
-
-_FALCON = ("FalconForCausalLM", "RWForCausalLM")
-_SEVENTY = {"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM"}
-"""Models that llama.cpp treats as one of 70 billion parameters if they have 80 blocks."""
-
-
-class Row(NamedTuple):
-    """A layer, from the table."""
-
-    name: str
-    kind: str
-    block: int
-    """-1 outside of blocks."""
-    role: Role
-    shape: tuple[int, ...]
-
-
-class Traits(NamedTuple):
-    """Properties of a model that the rules use."""
-
-    blocks: int
-    experts: int
-    """0 for a dense model."""
-    queries_per_key: int
-    """Query heads per key-value head, rounded down."""
-    falcon: bool
-    seventy: bool
+_IMATRIX = "+imatrix"
 
 
 def recipe_named(text: str) -> str:
@@ -127,11 +95,20 @@ def asked_of(
     return mixed(name, rows, architecture, tied=tied)
 
 
+def body_format(name: str) -> str:
+    """The format of what no rule of a mix matches; empty for a recipe that sets none itself."""
+    name = recipe_named(name)
+    held = DEFAULTS.get(name, "")
+    return _weighed(held) if name in importance_mixes.DEFAULTS else held
+
+
 def held_instead(name: str, format: str, shape: Sequence[int]) -> str:
     """The format of a layer that cannot hold the one of ``name``; empty if it is kept."""
     if recipe_named(name) == FIRST_LAST:
         return ""
-    instead = FALLBACKS.get(format, "")
+    instead = FALLBACKS.get(format.removesuffix(_IMATRIX), "")
+    if instead and format.endswith(_IMATRIX):
+        instead = _weighed(instead)
     return instead if instead and why_not_held(parse_format(instead), shape) is None else ""
 
 
@@ -181,8 +158,10 @@ def mixed(
         if kind == "left":
             continue
         if kind == "output" or (tied and kind == "token_embd"):
-            eight = traits.falcon or DEFAULTS[name] == "q8_0"
-            found[at] = "q8_0" if eight else "q6_k"
+            found[at] = _output(name, traits, rows[at])
+        elif name in importance_mixes.DEFAULTS:
+            held = importance_mixes.type_of(name, kind, traits, number, rows[at].block)
+            found[at] = held if kind == "token_embd" else _weighed(held)
         elif kind == "attn_v":
             found[at] = _value(name, traits, number, values)
         elif kind == "attn_k":
@@ -196,63 +175,17 @@ def mixed(
     return found
 
 
-def tensor_class(name: str, kind: str, role: Role) -> TensorClass:
-    """llama.cpp's class of a layer, from its name in transformers."""
-    if role == "head":
-        return "output"
-    if role == "embedding":
-        return "token_embd"
-    home, kind = name.rpartition(".")[0].rpartition(".")[2], kind.lower()
-    if kind in _LEFT:
-        return "left"
-    if kind in _V | _QKV:
-        return "attn_v"
-    if kind in _K:
-        return "attn_k"
-    if kind in _OUT or (kind in _OUT_OF_ATTENTION and home in _ATTENTION):
-        return "attn_output"
-    if kind in _DOWN or (kind in _DOWN_OF_MLP and home == "mlp"):
-        return "ffn_down"
-    return "other"
+def _weighed(type: str) -> str:
+    """The type with an importance matrix, which ``q8_0`` does not look at."""
+    return type if type == "q8_0" else type + _IMATRIX
 
 
-def traits_of(rows: Sequence[Row], architecture: str) -> Traits:
-    """Properties of a model that the rules use, from its layers.
-
-    The ratio of heads comes from the first block with attention: inputs of the output projection
-    over outputs of the value projection.
-    """
-    blocks = 1 + max((row.block for row in rows), default=-1)
-    experts = max((row.shape[0] for row in rows if row.role == "experts"), default=0)
-    shared = _queries_per_key(rows)
-    # A Llama with 80 blocks and without shared keys is the one of 65 billion.
-    seventy = architecture in _SEVENTY and blocks == 80
-    if architecture != "Qwen2ForCausalLM":
-        seventy = seventy and shared > 1
-    return Traits(blocks, experts, shared, architecture in _FALCON, seventy)
-
-
-def _queries_per_key(rows: Iterable[Row]) -> int:
-    by_block: dict[int, dict[str, Row]] = {}
-    for row in rows:
-        of_block = by_block.setdefault(row.block, {})
-        kind = tensor_class(row.name, row.kind, row.role)
-        if kind in ("attn_v", "attn_output"):
-            of_block.setdefault(kind, row)
-    for _, found in sorted(by_block.items()):
-        if len(found) == 2:
-            values, read = found["attn_v"], found["attn_output"].shape[-1]
-            each = values.shape[-2]
-            if values.kind.lower() in _QKV:
-                each = (each - read) // 2
-            return read // each if each > 0 else 1
-    return 1
-
-
-def more_bits(block: int, blocks: int) -> bool:
-    """Whether a block is one of those that ``_M`` mixes favour: both ends, and every third."""
-    eighth = blocks // 8
-    return block < eighth or block >= 7 * blocks // 8 or (block - eighth) % 3 == 2
+def _output(name: str, traits: Traits, row: Row) -> str:
+    if traits.falcon or DEFAULTS[name] == "q8_0":
+        return "q8_0"
+    if name not in (*importance_mixes.SMALL, "IQ3_XXS"):
+        return "q6_k"
+    return "q5_k" if row.shape[-1] % 256 == 0 else "q8_0"
 
 
 def _value(name: str, traits: Traits, number: int, values: int) -> str:

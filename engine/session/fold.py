@@ -225,6 +225,7 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
 
 
 def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
+    before = session.measured_with
     session.model = session.measured_with = event
     session.stage = None
     # Facts of another protocol are not comparable with this one's; the store sends matching ones
@@ -233,6 +234,7 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     session.effects, session.scores = Effects(), {}
     if session.errors.protocol != event.protocol:  # no job sends these again by itself
         session.errors = Errors(protocol=event.protocol, maps=session.errors.maps)
+    if before is None or before.protocol != event.protocol:
         for found in session.compared.values():
             found.score, found.restored = None, {}
     return frozenset({"model", "stage", "baseline", "measured", "recipe", "errors", "compared"})

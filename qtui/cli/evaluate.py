@@ -31,8 +31,9 @@ def evaluate(
 
     --recipe takes a file (its name has a suffix or a slash) or the name of a built-in recipe.
     Built in are llama.cpp's mixes Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_0, Q4_K_S, Q4_K_M, Q5_K_S,
-    Q5_K_M, Q6_K and Q8_0, which include head and embedding; and first-last, which gives the first
-    and the last block a better format than the rest of the body, whose format --format F sets
+    Q5_K_M, Q6_K and Q8_0, which include head and embedding; IQ2_XXS, IQ2_XS, IQ2_S, IQ2_M, IQ3_XXS,
+    IQ3_XS, IQ3_S and IQ3_M, which have an importance matrix too; and first-last, which gives the
+    first and the last block a better format than the rest of the body, whose format --format F sets
     (default: int4-g128).
     """
     with reporting_errors():

@@ -13,7 +13,7 @@ from engine.errors import UsageError
 from engine.formats.catalogue import KEPT
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.file import built_in, names_file, read_recipe
-from engine.recipes.mixes import FIRST_LAST
+from engine.recipes.mixes import FIRST_LAST, body_format
 from engine.session import Session
 from qtui.cli.exit import print_error
 
@@ -33,11 +33,14 @@ def check_recipe(command: str, format: str | None, recipe: str | None) -> None:
 
 
 def calibrates(format: str | None, recipe: str | None) -> bool:
-    """Whether a format, or one of a recipe file, needs calibration inputs."""
+    """Whether a format, or one of a recipe, needs calibration inputs."""
     formats = [format]
     if recipe is not None and names_file(recipe):
         read = read_recipe(Path(recipe).expanduser())
         formats += [read.default, *(held for _, held in read.lines)]
+        formats.append(body_format(read.recipe) if read.recipe else None)
+    elif recipe is not None:
+        formats.append(body_format(recipe))
     return any(needs_calibration(parse_format(each)) for each in formats if each and each != KEPT)
 
 

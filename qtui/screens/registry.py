@@ -24,6 +24,7 @@ SCREENS = (
     "qtui.screens.diagnosis:SCREEN",
     "qtui.screens.plan:SCREEN",
     "qtui.screens.recipes:SCREEN",
+    "qtui.screens.comparison:SCREEN",
 )
 """Where each screen is declared; imported when the first of them is needed."""
 

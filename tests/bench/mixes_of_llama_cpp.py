@@ -26,13 +26,15 @@ import gguf
 import llama_cpp
 import numpy as np
 
+from engine.recipes import importance_mixes
 from engine.recipes.mixes import DEFAULTS
 from tests.recipes.models import INNER, MODELS, VOCABULARY, Model
 
 KEPT_IN = Path(__file__).parents[1] / "recipes" / "llama_cpp_mixes.json"
 FTYPES = {
     "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14,
-    "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18,
+    "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XS": 22,
+    "IQ3_XXS": 23, "IQ3_S": 26, "IQ3_M": 27, "IQ2_S": 28, "IQ2_M": 29,
 }  # fmt: skip
 
 
@@ -98,6 +100,11 @@ def quantised(model: Model, source: Path, mix: str) -> dict[str, str]:
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.dry_run = FTYPES[mix], True
+    one = ctypes.c_float(1)
+    kind = llama_cpp.llama_cpp.llama_model_imatrix_data
+    entries = (kind * 2)(kind(b"any.weight", ctypes.pointer(one), 1), kind())
+    if mix in importance_mixes.DEFAULTS:
+        params.imatrix = ctypes.cast(entries, ctypes.POINTER(kind))
     llama_cpp.llama_log_set(hear, ctypes.c_void_p(0))
     code = llama_cpp.llama_model_quantize(str(source).encode(), b"", ctypes.byref(params))
     assert code == 0, b"".join(said).decode()

@@ -26,15 +26,14 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_quantisers_that_can_be_read() -> None:
     assert readable_methods() == {
-        *("fp8", "mxfp4", "compressed-tensors"),
-        *("gptq", "gptqmodel", "auto-round", "intel/auto-round"),
+        *("fp8", "mxfp4", "compressed-tensors", "bitsandbytes", "modelopt", "bitnet"),
+        *("gptq", "awq", "gptqmodel", "auto-round", "intel/auto-round"),
     }
 
 
 @pytest.mark.parametrize(
     ("ending", "tensor"),
     [
-        (".weight_packed", torch.zeros(4, 4, dtype=torch.int32)),
         (".weight.absmax", torch.zeros(4, dtype=torch.uint8)),
         (".weight.quant_state.bitsandbytes__nf4", torch.zeros(4, dtype=torch.uint8)),
         (".weight", torch.zeros(4, 4, dtype=torch.int8)),
@@ -48,17 +47,17 @@ def test_what_is_recognised_and_not_read_is_refused(
 
 
 def test_a_layout_from_outside_is_read(tmp_path: Path) -> None:
-    """LLM.int8() of bitsandbytes, which is recognised only without it."""
+    """Rows of int8, which are recognised only without it."""
     codes = torch.randint(-127, 128, (5, 7), dtype=torch.int8)
     absmax = torch.rand(5)
-    folder = save(tmp_path, {f"{NAME}.weight": codes, f"{NAME}.SCB": absmax})
+    folder = save(tmp_path, {f"{NAME}.weight": codes, f"{NAME}.row_max": absmax})
     with pytest.raises(CheckpointError, match="packed in int8"):
         list_layers(open_checkpoint(folder))
     layout.register()
     checkpoint = open_checkpoint(folder)
     (row,) = list_layers(checkpoint)
-    assert (row.name, row.scales, row.reader) == (NAME, (f"{NAME}.SCB",), "llm.int8")
+    assert (row.name, row.scales, row.reader) == (NAME, (f"{NAME}.row_max",), "example-int8")
     assert torch.equal(read_layer(checkpoint, row), codes.float() * absmax[:, None] / 127)
-    assert "bitsandbytes" in readable_methods()
-    with pytest.raises(ValueError, match=r"a reader of 'llm.int8' already"):
+    assert "example" in readable_methods()
+    with pytest.raises(ValueError, match=r"a reader of 'example-int8' already"):
         layout.register()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+
+import pytest
 
 from engine import protocol as p
 from engine.client import Attached, attached
@@ -16,6 +19,7 @@ from engine.session import Session
 from engine.store.paths import session_name, socket_file
 from tests import tiny
 from tests.drive import ended, settings, until
+from tests.faults.table import put
 
 TOGGLES = 12
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
@@ -107,3 +111,41 @@ def test_eight_clients_agree_while_two_toggle_and_one_reads_nothing(
         with closing(late):
             late.receive(10)
             assert late.session.recipe() == one.session.recipe()
+
+
+def seconds_of_a_sweep(source: str, text: Path, stalled: int, readers: int) -> float:
+    """From the first result of a sweep to its end, with other clients attached."""
+    chosen = settings(text, tokens=4096, fresh=True)
+    with clients(source, 1 + readers) as (one, *others):
+        held = [Stalled(source) for _ in range(stalled)]
+        one.send(p.Open(source, chosen))
+        one.send(p.Sweep())
+        reading = [
+            threading.Thread(target=until, args=(client, ended("sweep"))) for client in others
+        ]
+        for each in reading:
+            each.start()
+        until(one, lambda e: isinstance(e, p.Learned) and isinstance(e.facts[0], p.Sensitivity))
+        before = time.monotonic()
+        until(one, ended("sweep"))
+        spent = time.monotonic() - before
+        for each in reading:
+            each.join()
+        for each in held:
+            each.socket.close()
+    return spent
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_pace_of_a_sweep_with_clients_that_read_and_that_do_not(
+    tmp_path: Path, prose: Path
+) -> None:
+    """Side by side in turns: what is said of it holds on a machine that does nothing else."""
+    source = str(tiny.build("llama", tmp_path / "model", num_hidden_layers=8))
+    spent: dict[tuple[int, int], list[float]] = {(0, 0): [], (1, 0): [], (0, 7): []}
+    for _ in range(5):
+        for (stalled, readers), seconds in spent.items():
+            seconds.append(seconds_of_a_sweep(source, prose, stalled, readers))
+    alone, held, read = (min(each) for each in spent.values())
+    put("pace of a sweep", f"{held / alone:.3f} / {read / alone:.3f}")

@@ -25,6 +25,7 @@ from engine.store.facts import FactStore
 from engine.store.journal import Journal
 from engine.store.paths import socket_file
 from tests import tiny
+from tests.faults.table import put
 
 PATIENCE = 20.0
 HELLO = frame(p.Hello())
@@ -212,3 +213,4 @@ def test_a_million_messages(served: Served) -> None:
             data = data[:4096] or bytearray(1)
         if b"Stop" not in data:
             served.survives(HELLO, prefixed(bytes(data)))
+    put("fuzzed wire messages", "1,000,000: 0")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -22,7 +21,7 @@ from engine.measure.evaluation.evaluate import baseline, score
 from engine.measure.evaluation.reference import reference_of
 from engine.planning.job import PLAN
 from engine.planning.known import plan_known
-from engine.planning.planning import Change, Tried, _within_kl, disagreement, plan, plan_stored
+from engine.planning.planning import Tried, _within_kl, plan, plan_stored
 from engine.quant.quantize import dequantized
 from engine.service.jobs import Context
 from engine.session import Session, encode_session
@@ -202,30 +201,6 @@ def test_a_target_leaves_out_what_it_cannot_store(loaded: Loaded) -> None:
     alone = p.Plan(budget=p.Budget(bits=5.2), formats=("q4_0",), to="checkpoint", forwards=1)
     with pytest.raises(InfeasibleError, match="no recipe fits"):
         drained(plan(loaded, alone, "j"))
-
-
-def test_an_estimate_counts_by_how_far_true_changes_lie_from_the_expected_ones() -> None:
-    """True changes drawn about the expected ones, estimates drawn about the true ones."""
-    random = np.random.default_rng(3)
-    expected = np.exp(random.normal(0, 0.3, 4000))
-    for spread, error in ((0.25, 0.3), (0.0, 0.5), (1.0, 0.1)):
-        true = expected * (1 + math.sqrt(spread) * random.normal(size=4000))
-        estimated = true + error * random.normal(size=4000)
-        changes = [
-            Change(e, f, error**2)
-            for e, f in zip(expected.tolist(), estimated.tolist(), strict=True)
-        ]
-        found = disagreement(changes)
-        assert found == pytest.approx(spread, abs=0.06)
-        together = np.array([change.kl(found) for change in changes])
-
-        def off(values: np.ndarray, true: np.ndarray = true) -> float:
-            return float(((values - true) ** 2).mean())
-
-        # The posterior mean is nearer to the truth than either.
-        assert off(together) < min(off(expected), off(estimated)) * 1.02 + 1e-3
-    assert Change(1.0, 3.0, 0.5).kl(math.inf) == 3.0
-    assert Change(1.0, math.nan, 0.5).kl(math.inf) == 1.0
 
 
 class Tries:

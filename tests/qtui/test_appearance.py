@@ -76,7 +76,7 @@ async def test_the_next_theme_is_drawn_and_remembered(monkeypatch: pytest.Monkey
     monkeypatch.setenv("COLORTERM", "truecolor")
     async with driving(*r.opening(), *r.swept()) as d:
         names, before = d.app.shelf.names, d.app.theme
-        await d.pilot.press("C")
+        await d.pilot.press("ctrl+t")
         await d.pilot.pause()
         after = d.app.theme
         assert after == names[(names.index(before) + 1) % len(names)]

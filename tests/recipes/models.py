@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from engine.recipes.mixes import Row
+from engine.recipes.tensor_classes import Row
 
 WIDTH = 256
 INNER = 512

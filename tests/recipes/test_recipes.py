@@ -9,7 +9,7 @@ from engine.errors import FormatError, UsageError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits
 from engine.recipes import changes as recipes
-from engine.recipes.mixes import Row
+from engine.recipes.tensor_classes import Row
 from engine.session import Session, apply
 from engine.session.artefact import bits_as_stored
 

@@ -52,6 +52,16 @@ def beside(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     return read_object(checkpoint.folder, file, follow=checkpoint.follow_links)[0]
 
 
+def model_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype that the config gives the model, where weights do not tell; else bfloat16."""
+    text = checkpoint.config.get("text_config")
+    for config in (checkpoint.config, text if isinstance(text, dict) else {}):
+        for key in ("dtype", "torch_dtype"):
+            if config.get(key) in ("float16", "bfloat16", "float32"):
+                return str(config[key])
+    return "bfloat16"
+
+
 def whole_number(config: Mapping[str, Any], name: str) -> int | None:
     """A setting that is a whole number; None if it is absent or anything else."""
     found = config.get(name)
@@ -72,7 +82,7 @@ def overridden(config: Mapping[str, Any], module: str) -> dict[str, Any] | None:
         return dict(config)
     for rule, values in rules.items():
         negative = rule.startswith("-:")
-        if not _pattern(rule.removeprefix("-:").removeprefix("+:")).match(module):
+        if not matches(rule.removeprefix("-:").removeprefix("+:"), module):
             continue
         if negative:
             return None
@@ -80,6 +90,15 @@ def overridden(config: Mapping[str, Any], module: str) -> dict[str, Any] | None:
     return dict(config)
 
 
+def matches(pattern: str, module: str) -> bool:
+    """Whether a regular expression of a config matches the beginning of a module's name.
+
+    Raises:
+        CheckpointError: it is none, or takes too long.
+    """
+    return _pattern(pattern).match(module)
+
+
 @functools.lru_cache(maxsize=256)
 def _pattern(rule: str) -> Pattern:
-    return Pattern(rule, "quantization_config: dynamic", CheckpointError)
+    return Pattern(rule, "quantization_config", CheckpointError)

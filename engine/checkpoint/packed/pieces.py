@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
 from engine.errors import CheckpointError
 
-ORIGINAL = "open the checkpoint it was made from"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLOATS = ("float16", "bfloat16", "float32")
+"""Dtypes that scales are stored in."""
+E8M0 = ("uint8", "float8_e8m0fnu")
+"""Those of scales that are powers of two."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,28 @@ class Pieces:
     def codes(self) -> TensorInfo:
         """The tensor of codes."""
         return next(iter(self.found.values()))
+
+    def read(self, ending: str) -> Tensor:
+        """One of the tensors, as stored."""
+        return self.checkpoint.read(self.found[ending].name)
+
+    def check_index(self, ending: str, index: Tensor, inputs: int, groups: int) -> None:
+        """Refuse an index that puts inputs into groups that do not exist.
+
+        Raises:
+            CheckpointError: names an input and its group.
+        """
+        name = self.found[ending].name
+        if index.shape != (inputs,):
+            raise self.unlike(ending, f"[{inputs}], the group of each input")
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= groups:
+            worst = low if low < 0 else high
+            at = int((index == worst).nonzero()[0])
+            raise self.refusal(
+                f"{name!r} puts input {at} into group {worst} of {groups}; download or save it "
+                "again"
+            )
 
     def refusal(self, why: str) -> CheckpointError:
         """What is wrong with the weight, as an error that names its codes."""

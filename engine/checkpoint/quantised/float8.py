@@ -81,6 +81,11 @@ def multiplied(
     return weight.mul_(scale)
 
 
+def fits_as_float8(checkpoint: Checkpoint, codes: TensorInfo, scale: TensorInfo) -> bool:
+    """Whether a scale is of this layout: one number, or one for each row or block."""
+    return _why_unlike(checkpoint, codes, scale) is None
+
+
 def _fits(codes: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> bool:
     """Whether a scale is one number, or one for each matrix, row, column or block."""
     if prod(scale) == 1:

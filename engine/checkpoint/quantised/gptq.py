@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.packed.declared import declared_config, overridden, whole_number
 from engine.checkpoint.packed.form import integer_form
-from engine.checkpoint.packed.pieces import Pieces, pieces_of
+from engine.checkpoint.packed.pieces import FLOATS, Pieces, pieces_of
 from engine.checkpoint.quantised.reader import Reader
-from engine.checkpoint.weight import Codes, QuantisedWeight
+from engine.checkpoint.weight import Loaded, QuantisedWeight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Version = Literal["v1", "v2", "planar"]
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
-SCALES = ("float16", "bfloat16", "float32")
 _SAMPLED = 4096
 """Zero points of a layer that are looked at before it is read, to tell the versions apart."""
 
@@ -85,7 +84,7 @@ def _weight(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
         form=integer_form(layer.bits, None if layer.groups == 1 else size, symmetric=symmetric),
         pieces=pieces.names,
         bits=pieces.bits,
-        load=partial(_Loaded, layer),
+        load=partial(_load, layer),
         declared=declared,
         read_as=read_as,
     )
@@ -99,7 +98,7 @@ def _otherwise(found: QuantisedWeight, layer: _Layer) -> Iterator[QuantisedWeigh
     version: Version = "v2" if layer.version == "v1" else "v1"
     yield replace(
         found,
-        load=partial(_Loaded, replace(layer, version=version)),
+        load=partial(_load, replace(layer, version=version)),
         declared=f"GPTQ {layer.version}",
         read_as=f"GPTQ {version}",
     )
@@ -107,7 +106,7 @@ def _otherwise(found: QuantisedWeight, layer: _Layer) -> Iterator[QuantisedWeigh
 
 def _layer(pieces: Pieces, settings: dict[str, Any]) -> _Layer:
     """Bits, groups and sizes from the shapes; where several fit, as the config says."""
-    pieces.expect(".scales", SCALES)
+    pieces.expect(".scales", FLOATS)
     pieces.expect(".qzeros", ("int32",))
     words, outputs = pieces[".qweight"].shape
     groups, zero_words = pieces[".qzeros"].shape
@@ -226,55 +225,29 @@ def _zero_codes(layer: _Layer, words: Tensor, version: Version) -> Tensor:
     return (stored + 1) & mask if version == "v1" else stored
 
 
-class _Loaded:
-    """Words of codes turned to ``[out, words]``; zero points and scales to ``[out, groups]``."""
+def _load(layer: _Layer) -> Loaded:
+    import torch
 
-    def __init__(self, layer: _Layer) -> None:
-        import torch
+    from engine.checkpoint.packed.grid import Grid, regular
+    from engine.checkpoint.packed.unpacking import planar, unpacked
 
-        read = layer.pieces.checkpoint.read
-        self._layer = layer
-        self._words = read(layer.pieces[".qweight"].name).T.contiguous()
-        zeros = _zero_codes(layer, read(layer.pieces[".qzeros"].name), layer.version)
-        self._zeros = zeros.T.contiguous()
-        self._scales = read(layer.pieces[".scales"].name).T.contiguous()
-        self._dtype = self._scales.dtype
-        self._index: Tensor | None = None
-        if layer.group is None:
-            self._index = _checked_index(layer, read(layer.pieces[".g_idx"].name).to(torch.int64))
-        elif layer.inputs % layer.group:
-            self._index = torch.arange(layer.inputs) // layer.group
-        if self._index is not None and layer.inputs % layer.groups == 0:
-            plain = torch.arange(layer.inputs) // (layer.inputs // layer.groups)
-            self._index = None if torch.equal(self._index, plain) else self._index
-
-    def _codes(self, first: int, last: int) -> Tensor:
-        from engine.checkpoint.packed.unpacking import planar, unpacked
-
-        unpack = planar if self._layer.version == "planar" else unpacked
-        return unpack(self._words[first:last], self._layer.bits, self._layer.inputs)
-
-    def rows(self, first: int, last: int) -> Tensor:
-        import torch
-
-        codes = self._codes(first, last).to(torch.float32)
-        zeros = self._zeros[first:last].to(torch.float32)
-        scales = self._scales[first:last].to(torch.float32)
-        if self._index is not None:
-            return codes.sub_(zeros[:, self._index]).mul_(scales[:, self._index]).to(self._dtype)
-        whole = codes.view(last - first, self._layer.groups, -1)
-        whole.sub_(zeros[..., None]).mul_(scales[..., None])
-        return whole.view(last - first, -1).to(self._dtype)
-
-    def codes(self, first: int, last: int) -> Codes:
-        import torch
-
-        return Codes(
-            self._codes(first, last),
-            1 << self._layer.bits,
-            self._scales[first:last].to(torch.float32),
-            self._zeros[first:last],
-        )
+    read = layer.pieces.read
+    words = read(".qweight").T.contiguous()
+    zeros = _zero_codes(layer, read(".qzeros"), layer.version)
+    scales = read(".scales").T.contiguous()
+    unpack = planar if layer.version == "planar" else unpacked
+    if layer.group is None:
+        index = _checked_index(layer, read(".g_idx").to(torch.int64))
+    else:
+        index = torch.arange(layer.inputs) // layer.group
+    return Grid(
+        unpack=lambda first, last: unpack(words[first:last], layer.bits, layer.inputs),
+        scales=scales,
+        dtype=scales.dtype,
+        levels=1 << layer.bits,
+        zeros=zeros.T.contiguous(),
+        index=regular(index, layer.groups),
+    )
 
 
 def _checked_index(layer: _Layer, index: Tensor) -> Tensor:
@@ -285,15 +258,10 @@ def _checked_index(layer: _Layer, index: Tensor) -> Tensor:
     """
     import torch
 
-    low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= layer.groups:
-        worst = low if low < 0 else high
-        at = int((index == worst).nonzero()[0])
-        raise layer.pieces.refusal(
-            f"{layer.pieces['.g_idx'].name!r} puts input {at} into group {worst} of "
-            f"{layer.groups}; download or save it again"
-        )
-    if high == 0 and layer.groups > 1:  # old files leave it at zero where it is not used
+    layer.pieces.check_index(".g_idx", index, layer.inputs, layer.groups)
+    if layer.groups > 1 and not bool(
+        index.any()
+    ):  # old files leave it at zero where it is not used
         return torch.arange(layer.inputs) // -(-layer.inputs // layer.groups)
     return index
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import json
 import sys
+import types
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -108,8 +110,317 @@ def gptqmodel() -> Iterator[Case]:
         yield case(bits, "gptq_p", symmetric=bits == 5)
 
 
-TOOLS: dict[str, Callable[[], Iterator[Case]]] = {"gptqmodel": gptqmodel}
-PACKAGES = {"gptqmodel": ("gptqmodel",)}
+def compressed_tensors() -> Iterator[Case]:
+    """Every format of compressed-tensors that quantises, as its compressors write it."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    def case(name: str, form: str, weights: dict[str, Any], state: dict[str, Tensor]) -> Case:
+        scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+        compressor = BaseCompressor.load_from_registry(form)
+        packed = compressor.compress(state, scheme)
+        whole = compressor.decompress(dict(packed), scheme)["weight"]
+        group = {**json.loads(scheme.model_dump_json(exclude_none=True)), "format": form}
+        config = {
+            "quant_method": "compressed-tensors",
+            "format": form,
+            "config_groups": {"group_0": group},
+            "version": version("compressed-tensors"),
+        }
+        tensors = {f"{MODULE}.{key}": value for key, value in packed.items()}
+        return Case(name, config, tensors, whole)
+
+    def integers(bits: int, group: int, *, symmetric: bool) -> tuple[dict[str, Any], Any]:
+        size = {-1: 64, 0: 64}.get(group, group)
+        whole = weight(30)
+        scale, zero = grid(whole, bits, size, symmetric=symmetric)
+        strategy = {-1: "channel", 0: "tensor"}.get(group, "group")
+        arguments = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": strategy}
+        if group > 0:
+            arguments["group_size"] = group
+        if group == 0:
+            scale, zero = scale.amax().reshape(1), zero[:1, :1].reshape(1)
+        state = {"weight": whole.bfloat16(), "weight_scale": scale.bfloat16()}
+        if not symmetric:
+            state["weight_zero_point"] = (zero - (1 << (bits - 1))).to(torch.int8)
+        return arguments, state
+
+    for bits in range(1, 9):
+        for symmetric in (True, False) if bits > 1 else (True,):
+            arguments, state = integers(bits, 32, symmetric=symmetric)
+            kind = "sym" if symmetric else "asym"
+            yield case(f"pack-{bits}-{kind}-g32", "pack-quantized", arguments, state)
+    for group, name in ((-1, "channel"), (0, "tensor")):
+        arguments, state = integers(4, group, symmetric=True)
+        yield case(f"pack-4-sym-{name}", "pack-quantized", arguments, state)
+        arguments, state = integers(8, group, symmetric=True)
+        yield case(f"int-8-sym-{name}", "int-quantized", arguments, state)
+    arguments, state = integers(4, -1, symmetric=False)
+    yield case("pack-4-asym-channel", "pack-quantized", arguments, state)
+    arguments, state = integers(8, 32, symmetric=False)
+    yield case("int-8-asym-g32", "int-quantized", arguments, state)
+    if version("compressed-tensors").startswith("0.17"):  # newer ones do not write it
+        arguments, state = integers(4, 16, symmetric=False)
+        arguments["actorder"] = "group"
+        torch.manual_seed(3)
+        state["weight_g_idx"] = (torch.arange(64) // 16)[torch.randperm(64)].int()
+        yield case("pack-4-asym-g16-actorder", "pack-quantized", arguments, state)
+
+    whole = weight(32)
+    eight = {"num_bits": 8, "type": "float", "symmetric": True}
+    blocks = whole.unflatten(0, (2, 16)).unflatten(2, (4, 16)).abs().amax((1, 3)) / 448
+    state = {"weight": whole.bfloat16(), "weight_scale": blocks.bfloat16()}
+    arguments = {**eight, "strategy": "block", "block_structure": [16, 16]}
+    yield case("float-8-block16", "float-quantized", arguments, state)
+    for name, scale, more in (
+        ("channel", whole.abs().amax(1, keepdim=True) / 448, {"strategy": "channel"}),
+        ("tensor", (whole.abs().amax() / 448).reshape(1), {"strategy": "tensor"}),
+        (
+            "g16",
+            whole.unflatten(1, (-1, 16)).abs().amax(-1) / 448,
+            {"strategy": "group", "group_size": 16},
+        ),
+    ):
+        state = {"weight": whole.bfloat16(), "weight_scale": scale.bfloat16()}
+        yield case(f"float-8-{name}", "float-quantized", {**eight, **more}, state)
+    four = {"num_bits": 4, "type": "float", "symmetric": True}
+    whole_scale = (448 * 6 / whole.abs().amax()).reshape(1).float()
+    parts = whole.unflatten(1, (-1, 16)).abs().amax(-1)
+    scale = (parts / 6 * whole_scale).to(torch.float8_e4m3fn)
+    state = {
+        "weight": whole.bfloat16(),
+        "weight_scale": scale.bfloat16(),
+        "weight_global_scale": whole_scale,
+    }
+    arguments = {**four, "strategy": "tensor_group", "group_size": 16}
+    yield case("nvfp4", "nvfp4-pack-quantized", arguments, state)
+    power = torch.exp2(torch.floor(torch.log2(whole.unflatten(1, (-1, 32)).abs().amax(-1))) - 2)
+    state = {"weight": whole.bfloat16(), "weight_scale": power.bfloat16()}
+    arguments = {**four, "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+    yield case("mxfp4", "mxfp4-pack-quantized", arguments, state)
+    state["weight_scale"] = power.bfloat16() / 64
+    arguments = {**eight, "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+    yield case("mxfp8", "mxfp8-quantized", arguments, state)
+
+
+def autoawq() -> Iterator[Case]:
+    """GEMM, GEMV and GEMV_FAST as AutoAWQ packs them.
+
+    Only GEMM has a dequantiser on a CPU; the kernels of the others compute what stands here.
+    """
+    stub = types.ModuleType("awq")  # the package itself wants transformers of its time
+    found = importlib.util.find_spec("awq")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    stub.__path__ = list(found.submodule_search_locations)
+    sys.modules["awq"] = stub
+    from awq.modules.linear.gemm import WQLinear_GEMM
+    from awq.modules.linear.gemv import WQLinear_GEMV
+    from awq.modules.linear.gemv_fast import WQLinear_GEMVFast
+    from awq.utils.packing_utils import dequantize_gemm
+
+    for form, kind in (
+        ("gemm", WQLinear_GEMM), ("gemv", WQLinear_GEMV), ("gemv_fast", WQLinear_GEMVFast),
+    ):  # fmt: skip
+        for size in (32, 64):
+            whole = weight(row=128)
+            scales, zeros = grid(whole, 4, size, symmetric=False)
+            wide = scales.repeat_interleave(size, 1), zeros.repeat_interleave(size, 1)
+            codes = ((whole + wide[0] * wide[1]) / wide[0]).round().clamp(0, 15)
+            linear = torch.nn.Linear(128, 32, bias=False)
+            linear.weight.data = (codes - wide[1]) * wide[0]
+            given = (scales, zeros)
+            if form == "gemm":
+                given = (scales.T.contiguous(), zeros.T.contiguous())
+            module = kind.from_linear(linear, 4, size, False, *(each.half() for each in given))
+            state = module.state_dict()
+            if form == "gemm":
+                state_of = state["qweight"], state["qzeros"], state["scales"]
+                dequantised = dequantize_gemm(*state_of, 4, size).T.contiguous()
+            elif form == "gemv":
+                dequantised = (codes - wide[1]).half() * wide[0].half()
+            else:
+                offset = -(scales.half() * zeros.float()).half()
+                product = codes * wide[0].half().float()
+                dequantised = (product + offset.float().repeat_interleave(size, 1)).half()
+            config = {
+                "quant_method": "awq", "bits": 4, "group_size": size, "zero_point": True,
+                "version": form,
+            }  # fmt: skip
+            yield Case(f"{form}-g{size}", config, named(state, tuple(state)), dequantised)
+
+
+def autoround() -> Iterator[Case]:
+    """The layouts of GPTQ that AutoRound writes: zero points less one or not, ``g_idx`` or not."""
+    from auto_round_extension.torch.qlinear_torch import QuantLinear
+    from auto_round_extension.torch.qlinear_torch_zp import QuantLinear as LessOne
+
+    for packing, kind, more in (
+        ("auto_round:auto_gptq", LessOne, {}),
+        ("auto_round", QuantLinear, {}),
+        ("auto_round:gptqmodel", QuantLinear, {"g_idx": True}),
+    ):
+        for bits in (2, 3, 4, 8):
+            for symmetric in (True, False):
+                whole = weight()
+                scales, zeros = grid(whole, bits, 32, symmetric=symmetric)
+                linear = torch.nn.Linear(64, 32, bias=False)
+                linear.weight.data = whole
+                module = kind(bits, 32, 64, 32, False, **more)
+                module.device = "cpu"
+                middle = int(zeros.flatten()[0]) if symmetric else zeros
+                module.pack(linear, scales, middle, None)
+                module.eval()
+                dequantised = module(torch.eye(64).half()).T.contiguous()
+                config = {
+                    "quant_method": "auto-round", "packing_format": packing, "bits": bits,
+                    "group_size": 32, "sym": symmetric,
+                }  # fmt: skip
+                name = f"{packing}-{bits}-{'sym' if symmetric else 'asym'}"
+                yield Case(name, config, named(module.state_dict(), tuple(_BUFFERS)), dequantised)
+
+
+_BUFFERS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+def bitsandbytes() -> Iterator[Case]:
+    """nf4 and fp4, quantised twice and of an odd number of weights; int8."""
+    from bitsandbytes import functional as bnb
+
+    for kind in ("nf4", "fp4"):
+        for block, nested, shape, dtype in (
+            (64, False, (32, 64), torch.bfloat16),
+            (64, True, (32, 64), torch.bfloat16),
+            (128, True, (30, 65), torch.float16),
+            (64, False, (7, 33), torch.float32),
+        ):
+            whole = weight(*shape).to(dtype)
+            codes, state = bnb.quantize_4bit(
+                whole, quant_type=kind, blocksize=block, compress_statistics=nested
+            )
+            dequantised = bnb.dequantize_4bit(codes, state)
+            tensors = {f"{MODULE}.weight": codes}
+            for key, value in state.as_dict(packed=True).items():
+                tensors[f"{MODULE}.weight.{key}"] = value
+            name = f"{kind}-{block}{'-nested' if nested else ''}-{shape[0]}x{shape[1]}"
+            config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+            yield Case(name, config, tensors, dequantised)
+    codes, absmax, _ = bnb.int8_vectorwise_quant(weight().half())
+    dequantised = bnb.int8_vectorwise_dequant(codes, absmax)
+    tensors = {f"{MODULE}.weight": codes, f"{MODULE}.SCB": absmax}
+    tensors[f"{MODULE}.weight_format"] = torch.tensor(0, dtype=torch.uint8)
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    yield Case("int8", config, tensors, dequantised)
+
+
+def modelopt() -> Iterator[Case]:
+    """What Model Optimizer packs: NVFP4, MXFP4, INT4 AWQ, INT8 and fp8."""
+    from modelopt.torch.export import quant_utils as mo
+    from modelopt.torch.quantization.qtensor import MXFP4QTensor, NVFP4QTensor
+
+    def case(name: str, algo: str, tensors: dict[str, Tensor], dequantised: Tensor) -> Case:
+        config = {"quant_method": "modelopt", "quant_algo": algo, "": {"dtype": "bfloat16"}}
+        named_tensors = {f"{MODULE}.{key}": value for key, value in tensors.items()}
+        return Case(name, config, named_tensors, dequantised)
+
+    whole = weight().bfloat16()
+    found, scale, scale_2 = NVFP4QTensor.quantize(whole, 16)
+    dequantised = found.dequantize(
+        dtype=torch.bfloat16, scale=scale, double_scale=scale_2, block_sizes={-1: 16}
+    )
+    tensors = {
+        "weight": found._quantized_data,
+        "weight_scale": scale,
+        "weight_scale_2": scale_2,
+        "input_scale": torch.tensor(0.1),
+    }
+    yield case("nvfp4", "NVFP4", tensors, dequantised)
+    columns = torch.linspace(0.5, 2.0, 64).bfloat16()
+    folded = found.dequantize(
+        dtype=torch.float32, scale=scale, double_scale=scale_2, block_sizes={-1: 16}
+    )
+    tensors = {**tensors, "pre_quant_scale": columns}
+    yield case("nvfp4-awq", "NVFP4_AWQ", tensors, (folded * columns.float()).bfloat16())
+    found, scale = MXFP4QTensor.quantize(whole, 32)
+    dequantised = found.dequantize(dtype=torch.bfloat16, scale=scale, block_sizes={-1: 32})
+    tensors = {"weight": found._quantized_data, "weight_scale": scale.reshape(32, 2)}
+    yield case("mxfp4", "W4A8_MXFP4_FP8", tensors, dequantised.reshape(32, 64))
+    scale = whole.unflatten(1, (-1, 32)).abs().amax(-1).float() / 7
+    packed = mo.to_quantized_weight(whole, scale, "int4_awq", None, 32)
+    # Its dequantiser is for another packing: these are the codes that it packs.
+    codes = (whole / scale.repeat_interleave(32, 1)).round().clamp(-8, 7).to(torch.int8)
+    dequantised = (codes * scale.repeat_interleave(32, 1)).bfloat16()
+    tensors = {"weight": packed, "weight_scale": scale}
+    yield case("int4-awq", "W4A16_AWQ", tensors, dequantised)
+    scale = whole.abs().amax(1).float() / 127
+    codes = mo.to_quantized_weight(whole, scale, "int8_sq")
+    dequantised = codes.float() * scale[:, None]
+    tensors = {"weight": codes, "weight_scale": scale}
+    yield case("int8-sq", "W8A8_SQ_PER_CHANNEL", tensors, dequantised.bfloat16())
+    scale = whole.abs().amax().float() / 448
+    codes = mo.to_quantized_weight(whole, scale, "fp8")
+    dequantised = codes.float() * scale
+    yield case("fp8", "FP8", {"weight": codes, "weight_scale": scale}, dequantised)
+
+
+def mlx() -> Iterator[Case]:
+    """Every mode, number of bits and group size of MLX."""
+    import mlx.core as mx
+    import numpy as np
+
+    def torched(array: Any) -> Tensor:
+        if array.dtype == mx.bfloat16:
+            return torch.from_numpy(np.array(array.astype(mx.float32))).bfloat16()
+        return torch.from_numpy(np.array(array))
+
+    def case(mode: str, bits: int, size: int, dtype: Any) -> Case:
+        whole = mx.array(weight(16, 128).numpy()).astype(dtype)
+        parts = mx.quantize(whole, group_size=size, bits=bits, mode=mode)
+        dequantised = mx.dequantize(*parts, group_size=size, bits=bits, mode=mode, dtype=dtype)
+        names = ("weight", "scales", "biases")
+        tensors = {f"{MODULE}.{n}": torched(p) for n, p in zip(names, parts, strict=False)}
+        settings = {"group_size": size, "bits": bits, "mode": mode}
+        text = "float16" if dtype == mx.float16 else "bfloat16"
+        config = {"": {"quantization": settings, "dtype": text}}
+        return Case(f"{mode}-{bits}-g{size}-{text}", config, tensors, torched(dequantised))
+
+    for bits in (2, 3, 4, 5, 6, 8):
+        yield case("affine", bits, 32, mx.float16)
+    for size in (64, 128):
+        yield case("affine", 4, size, mx.bfloat16)
+    yield case("mxfp4", 4, 32, mx.bfloat16)
+    yield case("mxfp8", 8, 32, mx.bfloat16)
+    yield case("nvfp4", 4, 16, mx.bfloat16)
+
+
+def transformers() -> Iterator[Case]:
+    """BitNet, as transformers packs it."""
+    from transformers.integrations.bitnet import pack_weights, unpack_weights
+
+    torch.manual_seed(0)
+    values = torch.randint(-1, 2, (32, 64))
+    packed = pack_weights(values.clone())
+    scale = torch.tensor([13.7], dtype=torch.bfloat16)
+    own = unpack_weights.__wrapped__(packed, torch.float32)
+    for kind in ("bitlinear", "autobitlinear"):
+        whole = own * scale.float() if kind == "autobitlinear" else own * (1 / scale.float())
+        config = {"quant_method": "bitnet", "linear_class": kind}
+        tensors = {f"{MODULE}.weight": packed, f"{MODULE}.weight_scale": scale}
+        yield Case(kind, config, tensors, whole.bfloat16())
+
+
+TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
+    "auto-round": (autoround, "auto-round", ("auto-round",)),
+    "model-optimizer": (modelopt, "model-optimizer", ("nvidia-modelopt",)),
+    "mlx": (mlx, "mlx", ("mlx",)),
+    "transformers": (transformers, "bitsandbytes", ("transformers",)),
+    "bitsandbytes": (bitsandbytes, "bitsandbytes", ("bitsandbytes",)),
+    "autoawq": (autoawq, "autoawq", ("autoawq",)),
+    "gptqmodel": (gptqmodel, "gptqmodel", ("gptqmodel",)),
+    "compressed-tensors": (compressed_tensors, "llm-compressor", ("compressed-tensors",)),
+    "compressed-tensors-0.17": (compressed_tensors, "bitsandbytes", ("compressed-tensors",)),
+}
+"""What writes them, the environment that has it, and the packages whose versions matter."""
 
 
 def plain(tensor: Tensor) -> bytes:
@@ -141,10 +452,10 @@ def described(case: Case) -> dict[str, Any]:
 
 def main() -> None:
     """Print what a tool writes."""
-    tool = sys.argv[1]
+    function, _, packages = TOOLS[sys.argv[1]]
     with torch.no_grad():
-        cases = {case.name: described(case) for case in TOOLS[tool]()}
-    versions = {name: version(name) for name in PACKAGES[tool]}
+        cases = {case.name: described(case) for case in function()}
+    versions = {name: version(name) for name in packages}
     written = json.dumps({"versions": versions, "cases": cases}, indent=1, default=str)
     sys.stdout.write(f"\n{written}\n")
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -260,3 +261,19 @@ def exported(source: Path, folder: Path, format: str, to: str) -> Path:
     finally:
         client.close()
     return folder
+
+
+def test_scores_stay_while_the_windows_are_the_same(
+    llama: Path, tmp_path: Path, prose: Path
+) -> None:
+    folder = finished(llama, tmp_path / "int4", rounded("int4-g32"))
+    session = compared(llama, prose, folder)
+    score = only(session).score
+    assert score is not None
+    assert session.model is not None
+    apply(session, session.model)  # opened again
+    assert only(session).score == score
+    other = msgspec.structs.replace(session.model.protocol, seq_len=16)
+    apply(session, msgspec.structs.replace(session.model, protocol=other))
+    assert only(session).score is None
+    assert only(session).layers, "errors of weights hold on any text"

@@ -1,4 +1,4 @@
-"""A layout of quantised weights on disk: LLM.int8(), a scale in ``SCB`` for each output channel."""
+"""A layout of quantised weights on disk: int8, with the largest magnitude of each row."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> 
 
 
 READER = Reader(
-    name="llm.int8",
+    name="example-int8",
     recognises=lambda _, tensor: tensor.dtype == "int8" and tensor.name.endswith(".weight"),
-    methods=("bitsandbytes",),
-    scale=((".weight", ".SCB"),),
+    methods=("example",),
+    scale=((".weight", ".row_max"),),
     read=_read,
 )
 

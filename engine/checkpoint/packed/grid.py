@@ -1,0 +1,87 @@
+"""Weights of one form that most layouts share: ``(code - zero) · scale``, a table's value · scale.
+
+All of it is computed in float32, where the difference of two codes and its product with a scale of
+16 bits are exact, and rounded once to the dtype of the weight: the same as the layouts' own tools,
+which compute in that dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint.weight import Codes
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A weight's codes, and scales and zero points by row and group of columns.
+
+    A row of ``scales`` serves ``rows_each`` rows of the weight; their last dimension are groups.
+    """
+
+    unpack: Callable[[int, int], Tensor]
+    """Codes ``[rows, in]`` of some rows: integers from 0 on, or numbers in themselves."""
+    scales: Tensor
+    """``[rows, groups]``, in the dtype they are stored in."""
+    dtype: torch.dtype
+    """Of the weight."""
+    levels: int
+    """How many codes there are; 0 where they are numbers in themselves."""
+    zeros: Tensor | None = None
+    """``[rows, groups]``; None for none."""
+    middle: int = 0
+    """The code of zero, where there are no zero points."""
+    index: Tensor | None = None
+    """The group of each column, int64 ``[in]``; None for equal groups, one after another."""
+    rows_each: int = 1
+    offsets: Tensor | None = None
+    """What is added to each product, ``[rows, groups]``."""
+    rounded: bool = False
+    """Whether a product is rounded before something is added: no fused operation."""
+    table: Tensor | None = None
+    """The number that each code stands for, float32; None for the codes themselves."""
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """See `engine.checkpoint.weight.Loaded`."""
+        found = self.unpack(first, last)
+        values = found.to(torch.float32) if self.table is None else self.table[found.int()]
+        scales = self._at(self.scales, first, last).to(torch.float32)
+        zeros = None if self.zeros is None else self._at(self.zeros, first, last).to(torch.float32)
+        # By group, unless each column has its own.
+        whole = values if self.index is not None else values.view(last - first, scales.shape[1], -1)
+        if zeros is not None:
+            whole.sub_(self._wide(zeros))
+        elif self.middle:
+            whole.sub_(self.middle)
+        whole.mul_(self._wide(scales))
+        if self.rounded:
+            whole = whole.to(self.dtype).to(torch.float32)
+        if self.offsets is not None:
+            whole.add_(self._wide(self._at(self.offsets, first, last).to(torch.float32)))
+        return whole.view(last - first, -1).to(self.dtype)
+
+    def _wide(self, table: Tensor) -> Tensor:
+        return table[..., None] if self.index is None else table[:, self.index]
+
+    def codes(self, first: int, last: int) -> Codes:
+        """See `engine.checkpoint.weight.Loaded`."""
+        zeros = None if self.zeros is None else self._at(self.zeros, first, last)
+        scales = self._at(self.scales, first, last).to(torch.float32)
+        return Codes(self.unpack(first, last), self.levels, scales, zeros)
+
+    def _at(self, table: Tensor, first: int, last: int) -> Tensor:
+        if self.rows_each == 1:
+            return table[first:last]
+        return table[torch.arange(first, last) // self.rows_each]
+
+
+def regular(index: Tensor, groups: int) -> Tensor | None:
+    """The same groups of columns, as None if they are of equal size, one after another."""
+    inputs = len(index)
+    if inputs % groups:
+        return index
+    return None if torch.equal(index, torch.arange(inputs) // (inputs // groups)) else index

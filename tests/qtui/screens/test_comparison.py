@@ -1,0 +1,124 @@
+"""The comparison: finished checkpoints, what is wrong with each, the layers worth keeping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine import protocol as p
+from qtui.screens.comparison.screen import Comparison
+from tests.qtui import replay as r
+from tests.qtui.driving import Driver, driving
+
+Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
+
+
+def read(name: str, bits: float = 4.25) -> p.ArtefactOpened:
+    return p.ArtefactOpened(
+        fingerprint=name, name=name, path=f"/models/{name}", layout="gptq", bytes=5_200_000,
+        bits_per_weight=bits, bits_all=bits,
+    )  # fmt: skip
+
+
+def layer(
+    artefact: str, name: str, relative: float, rounding: p.Rounding = "nearest"
+) -> p.ArtefactLayer:
+    error = p.WeightError(relative, relative, relative, relative, 20.0)
+    return p.ArtefactLayer(
+        artefact=artefact, layer=name, holds="int4-g128", bits=4.28, error=error,
+        rounding=rounding, displaced=0.0, steps=0.29 if rounding == "nearest" else 4.0,
+    )  # fmt: skip
+
+
+def score(artefact: str, kl: float) -> p.ArtefactScore:
+    return p.ArtefactScore(
+        artefact=artefact, nll=3.0, ppl=20.0 + kl, ppl_low=19.0, ppl_high=21.0, dnll=kl,
+        dnll_se=0.001, kl=kl, kl_se=0.001, top1=0.9, tokens=4000,
+    )  # fmt: skip
+
+
+def learnt(*facts: p.AnyFact) -> p.Learned:
+    return p.Learned(tuple(str(i) for i in range(len(facts))), facts)
+
+
+async def shown(d: Driver) -> Comparison:
+    await d.pilot.press("C")
+    await d.settled()
+    screen = d.app.screens.shown
+    assert isinstance(screen, Comparison)
+    return screen
+
+
+async def two(d: Driver) -> Comparison:
+    """Two finished checkpoints, the worse one read last."""
+    screen = await shown(d)
+    await d.give(
+        read("good"), learnt(layer("good", Q, 0.1), layer("good", DOWN, 0.13), score("good", 0.03)),
+        read("bad"),
+        learnt(
+            *(layer("bad", f"model.layers.0.self_attn.{kind}_proj", 0.1) for kind in "qkvo"),
+            layer("bad", DOWN, 1.4, "other"), score("bad", 0.5),
+            p.LayerRestored(
+                artefact="bad", layer=DOWN, kl=0.46, kl_se=0.01, dnll=0.4, dnll_se=0.1, tokens=4000
+            ),
+        ),
+    )  # fmt: skip
+    await d.settled()
+    return screen
+
+
+async def test_the_best_comes_first_and_the_one_read_last_is_open() -> None:
+    for size, ascii in (((80, 24), False), ((80, 24), True), ((160, 50), False)):
+        async with driving(*r.opening(), *r.triaged(), size=size, ascii=ascii) as d:
+            screen = await two(d)
+            lines = [line.strip() for line in screen.list.text.splitlines() if line.strip()]
+            at = {
+                name: i
+                for i, line in enumerate(lines)
+                for name in ("good ", "bad ")
+                if name in line
+            }
+            assert at["good "] < at["bad "]
+            assert "30.0" in lines[at["good "]]
+            assert "500" in lines[at["bad "]]
+            assert any("errs by 140%" in line for line in lines)
+            worst = next(line for line in lines if "int4-g128" in line)
+            assert "0 mlp.down_proj" in worst, "what giving back wins most comes first"
+            assert "460" in worst
+            assert max(len(line) for line in d.screen().splitlines()) <= size[0]
+
+
+async def test_a_layer_is_shown_in_the_table_and_another_checkpoint_opened() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        screen = await two(d)
+        await d.pilot.press("home")
+        while screen.item is not None and screen.item.artefact != "good":
+            await d.pilot.press("up")
+        await d.pilot.press("enter")
+        await d.settled()
+        assert [each.layer for each in screen.items if each.kind == "layer"] == [DOWN, Q]
+        while screen.item is not None and screen.item.layer != Q:
+            await d.pilot.press("down")
+        await d.pilot.press("enter")
+        await d.settled()
+        assert d.app.screens.shown is not screen
+        assert d.table.current == Q
+
+
+async def test_naming_one_asks_the_engine_and_giving_back_more_layers_too(tmp_path: Path) -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        screen = await shown(d)
+        assert "names one" in screen.list.text
+        await d.pilot.press("a")
+        await d.paste(str(tmp_path))
+        await d.pilot.press("enter")
+        await d.settled()
+        assert d.sent(p.Compare) == [p.Compare((str(tmp_path),))]
+        await two_more(d)
+        await d.pilot.press("g")
+        await d.settled()
+        assert d.sent(p.Compare)[-1] == p.Compare(("/models/good",), restore=10)
+
+
+async def two_more(d: Driver) -> None:
+    await d.give(read("good"), learnt(layer("good", Q, 0.1), score("good", 0.03)))
+    await d.settled()
