@@ -19,8 +19,8 @@ from engine.store.paths import session_folder
 
 LOOK_SECONDS = 2.0
 """Seconds in which an engine has to show its session."""
-END_SECONDS = 20.0
-"""Seconds in which an engine that was told to stop has to end."""
+END_SECONDS = 40.0
+"""Seconds in which an engine that was told to stop has to end: it waits for a step of its jobs."""
 
 
 class Engine(msgspec.Struct, frozen=True):

@@ -267,11 +267,16 @@ def diagnose_document(
         baseline=_baseline(session),
         verdict=verdict_part(session, format, serving),
         findings=finding_parts(session, format),
-        layers=diagnosed_layers(session, format, recipe or {}),
+        layers=diagnosed_layers(session, format, recipe or {}, _tried(job)),
         errors=UNSET if recipe is None else errors_part(session, recipe),
         drift=UNSET if recipe is None else drift_parts(session, recipe),
         timings=_timings(job),
     )
+
+
+def _tried(job: Job) -> int:
+    """On how many layers a diagnosis tried other formats."""
+    return job.command.fixes if isinstance(job.command, p.Diagnose) else 0
 
 
 def plan_document(session: Session, planned: p.Planned, job: Job | None = None) -> s.PlanDocument:

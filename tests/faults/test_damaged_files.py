@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine import protocol as p
+from engine.service.engine import Engine
 from engine.session import Session, apply
 from engine.store.facts import FactStore
 from engine.store.journal import Journal
@@ -185,3 +186,39 @@ def test_who_has_the_store_open_follows_when_another_replaces_it(tmp_path: Path)
     third = FactStore(path)
     assert set(KEYS[5:]) <= set(third.get_many(KEYS))
     third.close()
+
+
+def test_a_large_store_is_checked_when_there_is_nothing_else_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.store.facts.CHECKED", 0)
+    facts = FactStore(tmp_path / "large.sqlite")
+    facts.put(KEYS, FACTS)
+    facts.close()
+    content = facts.path.read_bytes()
+    lost = KEYS[7]
+    assert content.count(lost.encode()) == 1
+    facts.path.write_bytes(content.replace(lost.encode(), lost[:-1].encode() + b"x"))
+    others = [key for key in KEYS if key != lost]
+    store = FactStore(facts.path)
+    said: list[str] = []
+    store.on_damage = lambda: said.extend(store.damage())
+    assert lost not in store.get_many(KEYS)
+    assert not said
+    store.verify()
+    assert f"{len(KEYS) - 1} are kept" in said[0]
+    assert list(store.get_many(KEYS)) == others
+    store.verify()
+    assert len(said) == 1
+    store.close()
+
+
+def test_damage_that_shows_while_an_engine_runs_is_said(tmp_path: Path, facts: FactStore) -> None:
+    told: list[p.AnyEvent] = []
+    engine = Engine(Journal(None, facts), facts, lambda seq, event: told.append(event))
+    facts._db.execute("UPDATE facts SET data = x'00' WHERE key = ?", (KEYS[3],))
+    assert KEYS[3] not in facts.get_many(KEYS)
+    engine.close()
+    (notice,) = [event for event in told if isinstance(event, p.Notice)]
+    assert notice.level == "warning"
+    assert "1 measurements in" in notice.message

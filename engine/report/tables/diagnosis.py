@@ -8,7 +8,6 @@ from msgspec import UnsetType
 
 from engine.report import schema as s
 from engine.report.characters import printable
-from engine.report.diagnosis_parts import LISTED
 from engine.report.tables.cells import NOT_KNOWN, figure, share, thousandth
 from engine.report.tables.errors import (
     DRIFT_HEADINGS,
@@ -98,7 +97,7 @@ def _finding(found: s.FindingPart) -> str:
 
 def _rows(document: s.DiagnoseDocument) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
-    for layer in document.layers[:LISTED]:  # the worst come first
+    for layer in document.layers:  # those of a recipe alone have no fixes
         for at, each in enumerate(layer.fixes):
             rows.append(
                 [
