@@ -19,7 +19,7 @@ from engine.export.modules import Modules, read_modules
 from engine.export.refusal import NotExportable, some_of
 from engine.export.shards import Slot
 from engine.export.tensor_groups import TensorGroup, shard_name
-from engine.export.writer import Codes
+from engine.export.writer import Codes, Request
 from engine.formats.grammar import Format, parse_format
 from engine.quant.kept import DTYPES
 from engine.quant.quantize import dequantized
@@ -33,6 +33,8 @@ class Plan(NamedTuple):
     quantised: Mapping[str, str]
     """Modules by layer, of experts their parameter."""
     notes: list[str]
+    replaced: Mapping[str, str]
+    """Modules by the tensors on disk whose weights absorb a scale, outside of layers."""
 
 
 def merged(row: DiskLayer) -> bool:
@@ -134,29 +136,28 @@ def _refused(
 
 def plan_of(
     form: FolderForm,
-    checkpoint: Checkpoint,
-    recipe: Mapping[str, str],
+    request: Request,
     scale_dtype: torch.dtype,
     stored: Callable[[DiskLayer, Format], Codes],
     one_expert: OneExpert,
-    trust_remote_code: bool,
 ) -> Plan:
     """Plan what happens to every tensor of the checkpoint, before anything is read.
 
     Args:
         form: how it is stored.
-        checkpoint: the checkpoint to export.
-        recipe: formats by layer.
+        request: of the export.
         scale_dtype: the dtype that scales are stored in.
         stored: returns the stored form of a layer when it is written.
         one_expert: returns that of one expert of a layer.
-        trust_remote_code: whether Python code of the checkpoint may be run.
 
     Raises:
         NotExportable: some layers cannot be written.
         EngineError: see `why_not_exported`.
     """
-    rows, formats, modules = _resolved(checkpoint, recipe, trust_remote_code=trust_remote_code)
+    checkpoint, folds = request.checkpoint, request.folds
+    rows, formats, modules = _resolved(
+        checkpoint, request.recipe, trust_remote_code=request.trust_remote_code
+    )
     if refused := _refused(form, rows, formats, modules, checkpoint):
         raise NotExportable(refused, form.name)
     stored_as = {name: checkpoint.tensors[row.parts[0]].dtype for name, row in rows.items()}
@@ -187,16 +188,12 @@ def plan_of(
                 )
                 continue
             groups.append(
-                _tensor_group(
-                    form, checkpoint, tensor, tensor.name, row, changed, scale_dtype, stored
-                )
+                _tensor_group(form, request, tensor, tensor.name, row, changed, scale_dtype, stored)
             )
             if untied and tied is not None and tensor.name in tied.parts:
                 name = f"{modules.head}.weight"
                 groups.append(
-                    _tensor_group(
-                        form, checkpoint, tensor, name, tied, changed, scale_dtype, stored
-                    )
+                    _tensor_group(form, request, tensor, name, tied, changed, scale_dtype, stored)
                 )
         shards[shard_name(number, len(files))] = groups
     codes = {layer: fmt for layer, fmt in changed.items() if not fmt.kept}
@@ -218,7 +215,10 @@ def plan_of(
         config["quantization_config"] = _quantization_config(
             form, modules, codes, {name: rows[name] for name in experts}, module_of
         )
-    return Plan(config, shards, module_of, notes)
+    replaced = {
+        name: modules.by_tensor[name] for name in folds.tensors if name in modules.by_tensor
+    }
+    return Plan(config, shards, module_of, notes, replaced)
 
 
 def _quantization_config(
@@ -250,7 +250,7 @@ def _is_tied(row: DiskLayer, checkpoint: Checkpoint) -> bool:
 
 def _tensor_group(
     form: FolderForm,
-    checkpoint: Checkpoint,
+    request: Request,
     tensor: TensorInfo,
     name: str,
     row: DiskLayer | None,
@@ -260,15 +260,19 @@ def _tensor_group(
 ) -> TensorGroup:
     """Plan one tensor of the source, to be written as ``name``."""
     fmt = changed.get(row.name) if row is not None else None
+
+    def read() -> Tensor:
+        return request.folds.read(request.checkpoint, tensor.name, row)
+
     if row is None or fmt is None:
         slot = Slot(getattr(torch, tensor.dtype), tensor.shape)
-        return TensorGroup({name: slot}, lambda: {name: checkpoint.read(tensor.name)})
+        return TensorGroup({name: slot}, lambda: {name: read()})
     if fmt.kept:
         dtype = DTYPES[fmt.name]
 
         def cast() -> dict[str, Tensor]:
             # Through float32, with its check that every value fits into the dtype.
-            whole = dequantized(checkpoint.read(tensor.name), fmt, scale_dtype, row.name)
+            whole = dequantized(read(), fmt, scale_dtype, row.name)
             return {name: whole.to(dtype)}
 
         return TensorGroup({name: Slot(dtype, tensor.shape)}, cast)

@@ -24,8 +24,9 @@ from engine.export.load_check import digest
 from engine.export.refusal import NotExportable
 from engine.export.tensor_groups import bytes_of, check_room, write_json, write_shards
 from engine.export.writer import Codes, Exported, Request
-from engine.formats.grammar import Format, needs_calibration, why_not_alone
+from engine.formats.grammar import Format, needs_calibration, why_not_alone, without_folds
 from engine.quant.methods.channel_scales import only_weights
+from engine.quant.methods.gptq import Solved
 from engine.quant.quantize import scale_dtype_for, stored_form
 from engine.quant.stored import StoredWeight
 
@@ -69,9 +70,10 @@ def write_folder(form: FolderForm, check: FolderCheck, request: Request) -> Expo
             experts[plan.quantised[row.name]][expert] = digest(found.approx().to(dtype))
         return found
 
-    plan = plan_of(
-        form, checkpoint, request.recipe, scale_dtype, stored, one_expert, request.trust_remote_code
-    )
+    plan = plan_of(form, request, scale_dtype, stored, one_expert)
+    if request.check:
+        for name, module in plan.replaced.items():
+            digests[module] = digest(request.folds.tensors[name].to(dtype))
     beside = copied_files(checkpoint.folder, follow_links=checkpoint.follow_links)
     total = bytes_of(plan.shards)
     copies = sum((checkpoint.folder / file).stat().st_size for file in beside)
@@ -98,11 +100,18 @@ def _stored(
     if not bool(weight.abs().amax().isfinite()):
         notes.append(f"{row.name} has NaN or infinite values: stored as 0")
     found = request.solved(row, fmt)
-    if found is not None:
-        return found
-    if needs_calibration(fmt) and (why := why_not_alone(fmt)) is not None:
+    if found is None:
+        _check_given(request, row, fmt)
+        scaled = request.folds.scaled(row.name, weight)
+        found = stored_form(scaled, only_weights(fmt), scale_dtype, row.name)
+    return request.folds.divided(row.name, found)
+
+
+def _check_given(request: Request, row: DiskLayer, fmt: Format) -> None:
+    """Raise if a layer's codes cannot be computed from its weight and its scale."""
+    rest = without_folds(fmt) if row.name in request.folds.scales else fmt
+    if needs_calibration(rest) and (why := why_not_alone(rest)) is not None:
         raise FormatError(f"{row.name}: {why}, and its codes were not given")
-    return stored_form(weight, only_weights(fmt), scale_dtype, row.name)
 
 
 def _stored_expert(
@@ -114,15 +123,20 @@ def _stored_expert(
     notes: list[str],
 ) -> StoredWeight:
     """`_stored` of one expert."""
-    found = request.solved(row, fmt)
-    if found is not None:
-        return expert_of(found, expert)
-    if needs_calibration(fmt) and (why := why_not_alone(fmt)) is not None:
-        raise FormatError(f"{row.name}: {why}, and its codes were not given")
-    weight = read_expert(request.checkpoint, row, expert).to(request.device)
-    if not bool(weight.abs().amax().isfinite()):
-        notes.append(f"{row.name} has NaN or infinite values: stored as 0")
-    return stored_form(weight, only_weights(fmt), scale_dtype, row.name)
+    folds = request.folds
+    given = request.solved(row, fmt)
+    if given is None:
+        _check_given(request, row, fmt)
+        weight = read_expert(request.checkpoint, row, expert).to(request.device)
+        if not bool(weight.abs().amax().isfinite()):
+            notes.append(f"{row.name} has NaN or infinite values: stored as 0")
+        weight = folds.scaled(row.name, weight)
+        found = stored_form(weight, only_weights(fmt), scale_dtype, row.name)
+    else:
+        found = expert_of(given, expert)
+    divided = folds.divided(row.name, found)
+    assert not isinstance(divided, Solved)
+    return divided
 
 
 def _nothing(*_args: object) -> Any:
@@ -181,7 +195,7 @@ class FolderWriter:
         if not request.check:
             return
         dtype = request.scale_dtype or scale_dtype_for(getattr(torch, checkpoint.dtype))
-        plan = plan_of(self._form, checkpoint, recipe, dtype, _nothing, _nothing, trusted)
+        plan = plan_of(self._form, request, dtype, _nothing, _nothing)
         code = [
             file
             for file in copied_files(checkpoint.folder, follow_links=checkpoint.follow_links)

@@ -13,10 +13,19 @@ import msgspec
 from engine.errors import FormatError
 from engine.export.target import Target, Weight, target_named
 from engine.formats.catalogue import BASES, KEPT, METHODS
-from engine.formats.grammar import Format, Method, parse_format, why_not_built
+from engine.formats.grammar import (
+    Format,
+    Method,
+    folds,
+    parse_format,
+    why_not_built,
+    without_folds,
+)
 from engine.formats.storage import stored_bits, why_not_held
 from engine.session import Session
 
+SCALED = "layers with the same input share its scale: give its whole fused group this format"
+"""Why `Target.folds` needs fused groups of one format, as the rest of a sentence."""
 _GROUPS = (16, 32, 64, 128, 256)
 _FEWER = 10
 """A bit less counts as much as this many more: the nearest format errs on the side of quality."""
@@ -82,6 +91,12 @@ def refused(target: Target, weights: Sequence[Weight], recipe: Mapping[str, str]
             name: f"{text}, and {usual} elsewhere: {target.why_alike}"
             for name, text in other.items()
             if text != usual
+        }
+    for names in _unfolded(target, weights, formats):
+        found |= {
+            name: f"{formats[name]}: {SCALED}"
+            for name in names
+            if name in formats and folds(formats[name])
         }
     return found
 
@@ -151,6 +166,11 @@ def nearest_recipe(
             keeps = more and target.alike(None, weight) is None
             why = changed[name][1] if name in changed else target.why_alike
             changed[name] = KEPT if keeps else usual, why
+    for names in _unfolded(target, weights, formats):
+        for name in names:
+            if name in formats and folds(formats[name]):
+                why = changed[name][1] if name in changed else SCALED
+                changed[name] = str(without_folds(formats[name])), why
     return {name: to for name, to in changed.items() if to[0] != recipe.get(name, KEPT)}
 
 
@@ -171,6 +191,24 @@ def _unlike(
             names.append(weight.name)
             held.append(fmt)
     return {key: group for key, group in found.items() if len(set(map(str, group[1]))) > 1}
+
+
+def _unfolded(
+    target: Target, weights: Sequence[Weight], formats: Mapping[str, Format]
+) -> list[list[str]]:
+    """Fused groups with several formats, one of which scales the input that all of them share."""
+    if not target.folds or not any(map(folds, formats.values())):
+        return []
+    groups: dict[int, list[str]] = defaultdict(list)
+    for weight in weights:
+        if weight.group >= 0 and weight.role != "experts":
+            groups[weight.group].append(weight.name)
+    return [
+        names
+        for names in groups.values()
+        if len({str(formats.get(name, KEPT)) for name in names}) > 1
+        and any(name in formats and folds(formats[name]) for name in names)
+    ]
 
 
 def _nameless(weight: Weight) -> Weight:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine import protocol as p
 from engine.errors import InfeasibleError, UsageError
-from engine.export.held import nearest, nearest_recipe, weights_of, why_not
+from engine.export.held import nearest_recipe, weights_of
 from engine.export.refusal import NotExportable
 from engine.export.target import target_named
 from engine.formats.grammar import needs_calibration, parse_format
@@ -24,6 +24,7 @@ from engine.session import Session
 from engine.workspace import Loaded, Opened, Workspace
 
 if TYPE_CHECKING:
+    from engine.export.folds import Folds
     from engine.export.writer import Exported, Request
     from engine.quant.methods.gptq import Solved
 
@@ -89,42 +90,46 @@ def _steps(context: Context[Workspace], command: p.Export) -> Steps:
     if not context.recipe:
         raise InfeasibleError("the recipe keeps every layer as it is: nothing to export")
     begun = time.perf_counter()
-    codes: dict[str, Solved] = {}
-    timings: dict[str, float] = {}
+    solved: Calibrated | None = None
     try:
         if calibrates(command):
-            timings = yield from _calibrate(context, command, codes)
+            solved = yield from _calibrate(context, command)
             yield OnLane("export")
-        written = yield from _write(context, command, codes)
+        written = yield from _write(context, command, solved)
     except NotExportable as error:
         raise _with_nearest(error, context, command.to) from error
     spent = time.perf_counter() - begun
-    return Outcome(measured=len(written.quantised), timings={**timings, "total_s": spent})
+    timings = {**(solved.timings if solved is not None else {}), "total_s": spent}
+    return Outcome(measured=len(written.quantised), timings=timings)
 
 
 def _with_nearest(error: NotExportable, context: Context[Workspace], to: str) -> NotExportable:
-    """The error with the nearest format of every layer that the target alone refuses."""
-    target, near = target_named(to), {}
-    for weight in weights_of(context.session):
-        if weight.name not in error.refused or weight.name not in context.recipe:
-            continue
-        fmt = parse_format(context.recipe[weight.name])
-        if why_not(target, fmt, weight) is not None:
-            near[weight.name] = nearest(target, fmt, weight)
+    """The error with the nearest format of every layer that the target alone refuses, or that must
+    be alike with others."""
+    found = nearest_recipe(target_named(to), weights_of(context.session), context.recipe)
+    near = {layer: held for layer, (held, _) in found.items() if layer in error.refused}
     return NotExportable(error.refused, error.form, error.nearest | near)
 
 
-def _calibrate(
-    context: Context[Workspace], command: p.Export, codes: dict[str, Solved]
-) -> Generator[p.AnyEvent | None, None, dict[str, float]]:
-    """Fill ``codes`` by layer, on the compute lane; first refuse layers that cannot be written.
+class Calibrated(NamedTuple):
+    """What calibrating found."""
 
-    Returns:
-        Seconds by what they were spent on.
+    codes: Mapping[str, Solved]
+    """By layer."""
+    folds: Folds
+    timings: Mapping[str, float]
+    """Seconds by what they were spent on."""
+
+
+def _calibrate(
+    context: Context[Workspace], command: p.Export
+) -> Generator[p.AnyEvent | None, None, Calibrated]:
+    """Codes and scales, on the compute lane; first refuse layers that cannot be written.
 
     Raises:
         NotExportable: some layers cannot be written.
     """
+    from engine.export.folding import folds_of, why_not_folded
     from engine.export.writer import writer_of
     from engine.measure.calibration.approximate import solved_codes
     from engine.measure.counts import JobCounts
@@ -132,14 +137,18 @@ def _calibrate(
     loaded, recipe = context.workspace.need(Loaded), context.recipe
     writer_of(command.to).check(_request(context, command))
     yield None
-    counts = JobCounts(timings={"load_s": loaded.load_s}, job=context.job)
     formats = {layer: parse_format(held) for layer, held in recipe.items()}
-    codes.update((yield from solved_codes(loaded, formats, counts)))
-    return counts.timings
+    if refused := why_not_folded(loaded, formats):
+        target = target_named(command.to)
+        raise NotExportable(refused, target.form or target.name)
+    yield None
+    counts = JobCounts(timings={"load_s": loaded.load_s}, job=context.job)
+    found = yield from solved_codes(loaded, formats, counts)
+    return Calibrated(found.forms, folds_of(loaded, formats, found.scales), counts.timings)
 
 
 def _write(
-    context: Context[Workspace], command: p.Export, codes: Mapping[str, Solved]
+    context: Context[Workspace], command: p.Export, solved: Calibrated | None
 ) -> Generator[p.AnyEvent | None, None, Exported]:
     """Write the folder in a thread of its own, one layer in memory at a time."""
     opened, recipe = context.workspace.need(Opened), context.recipe
@@ -167,9 +176,13 @@ def _write(
         request = replace(
             _request(context, command),
             device=choose_device(opened.settings.device)[0],
-            solved=lambda row, _: codes.get(row.name),
             on_progress=on_progress,
         )
+        if solved is not None:
+            codes = solved.codes
+            request = replace(
+                request, solved=lambda row, _: codes.get(row.name), folds=solved.folds
+            )
         return writer_of(command.to).write(request)
 
     written = yield from in_thread("exporting", write, wait=True)

@@ -111,6 +111,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Why, as the rest of a sentence."""
     mixed: str = ""
     """What cannot use fused groups with several formats, though they are written, and why."""
+    folds: bool = False
+    """Whether the layer before can be written with the scale of ``+awq`` and ``+smooth``, which is
+    one for all layers that share an input: a fused group then needs one format."""
     unties: str = ""
     """What happens to a tied head or embedding that is changed, where the target can have it."""
     form: str = ""

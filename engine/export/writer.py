@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 
 from engine.checkpoint import Checkpoint, DiskLayer
+from engine.export.folds import Folds
 from engine.export.target import target_named
 from engine.formats.grammar import Format
 from engine.plugins import resolve
@@ -61,6 +62,9 @@ class Request:
     """Called for every quantised layer when it is written: codes from calibration go into the file
     as they were measured. With scales in ``scale_dtype``, on any device. Must return those of
     layers that need calibration."""
+    folds: Folds = field(default_factory=Folds)
+    """Scales that ``+awq`` and ``+smooth`` fold into the model. Must have those of all layers in
+    such formats."""
     on_progress: OnProgress = lambda _done, _total, _tensor: None
     """Called with the progress."""
 

@@ -96,6 +96,9 @@ class Calibration(msgspec.Struct, frozen=True, omit_defaults=True):
     """``reference`` or ``sequential``: which model's inputs were used."""
     imatrix: str = ""
     """Hash of the importance matrix that was read from a file."""
+    scales: Literal["", "powers of two"] = ""
+    """How scales were chosen that another layer absorbs, if there are any. Earlier versions chose
+    them freely, which left out how that layer's own rounding changes."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -116,11 +116,11 @@ def test_reloaded_by_plain_transformers_it_scores_what_was_measured(
 def test_what_cannot_be_written_is_refused_before_anything_is_calibrated(
     client: InProcess, tmp_path: Path
 ) -> None:
-    client.send(p.Export(out=str(tmp_path / "out"), format="int4-g32+awq+gptq"))
+    client.send(p.Export(out=str(tmp_path / "out"), format="int4-g32+awq:online+gptq"))
     events = until(client, ended("export"))
     end = last_end(events)
     assert (end.status, end.exit_code) == ("failed", 5)
-    assert "'+awq' is folded into the layer before" in end.message
+    assert "'+awq:online' scales inputs at run time" in end.message
     assert not any(isinstance(event, p.Calibrated) for event in events)
     assert not list(tmp_path.glob("*out*"))
 

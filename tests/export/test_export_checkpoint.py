@@ -362,7 +362,7 @@ def test_values_that_are_not_finite_are_stored_as_zero_and_told(tmp_path: Path) 
         ("llama", "model.layers.0.self_attn.q_proj", "nf4", "no nf4"),
         ("llama", "model.layers.0.self_attn.q_proj", "q8_0", "GGUF"),
         ("llama", "model.layers.0.self_attn.q_proj", "fp8-e5m2", "no fp8-e5m2"),
-        ("llama", "model.layers.0.self_attn.q_proj", "int4-g32+awq", "layer before"),
+        ("llama", "model.layers.0.self_attn.q_proj", "int4-g32+awq:online", "run time"),
         ("llama", "model.layers.0.self_attn.q_proj", "int8+a8:static", "not implemented yet"),
         ("llama", "model.layers.0.self_attn.q_proj", "int4-g32+a8", "per channel or tensor"),
         ("gpt2", "transformer.h.0.attn.c_attn", "int8+gptq", "Conv1D"),

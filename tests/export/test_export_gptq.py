@@ -183,7 +183,7 @@ def test_other_words_than_were_measured_are_not_left(
         ("int4-tensor", (64, 64), "per group or channel"),
         ("int4-g32", (64, 48), "does not divide"),
         ("int3-g32", (40, 64), "32 codes at a time: 40 outputs"),
-        ("int4-g32+awq", (64, 64), "awq"),
+        ("int4-g32+awq:online", (64, 64), "no ':online' of '+awq'"),
         ("int4-g32+hqq", (64, 64), "hqq"),
         ("int8+a8", (64, 64), "a8"),
     ],

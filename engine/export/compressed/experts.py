@@ -28,6 +28,7 @@ from engine.export.compressed.layouts import slots, tensors
 from engine.export.expert_codes import rows_of
 from engine.export.folder_form import ExpertsForm, OneExpert
 from engine.export.folder_plan import merged
+from engine.export.folds import lines_of
 from engine.export.tensor_groups import TensorGroup
 from engine.formats.grammar import Format
 
@@ -54,10 +55,12 @@ def why_not_read(fmt: Format) -> str | None:
         return "transformers reads no zero points of experts: take a symmetric format (-sym)"
     if fmt.strategy == "tensor":
         return "transformers reads integer experts per group or channel only"
-    reordered = any(
-        method.name == "gptq" and "actorder" in dict(method.options) for method in fmt.methods
-    )
-    return "transformers does not reorder the columns of experts" if reordered else None
+    solved = next((method for method in fmt.methods if method.name == "gptq"), None)
+    if solved is None:
+        return None
+    if "actorder" in dict(solved.options):
+        return "transformers does not reorder the columns of experts"
+    return "the codes that '+gptq' finds for experts are not kept until they are written"
 
 
 def why_not_together(
@@ -118,14 +121,11 @@ def expert_group(
             multiplies by them in their own.
         stored: returns the stored form of one expert when it is written.
     """
-    each = len(row.parts) // row.shape[0]
-    expert, member = divmod(row.parts.index(part), each)
-    shapes = [checkpoint.tensors[name].shape for name in row.parts[expert * each :][:each]]
-    top = sum(shape[0] for shape in shapes[:member])
-    lines = slice(top, top + shapes[member][0])
+    expert = row.parts.index(part) // (len(row.parts) // row.shape[0])
+    lines, shape = lines_of(checkpoint, row, part), tuple(checkpoint.tensors[part].shape)
     dtype = torch.float32 if checkpoint.dtype == "float32" else scale_dtype
     prefix = part.removesuffix(".weight")
-    wanted = slots(prefix, fmt, tuple(shapes[member]), dtype)
+    wanted = slots(prefix, fmt, shape, dtype)
 
     def quantised() -> dict[str, Tensor]:
         form = rows_of(stored(row, fmt, expert), lines)

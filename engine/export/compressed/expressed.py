@@ -8,8 +8,8 @@ from engine.export.compressed.form import form_of
 from engine.formats.grammar import FOLDED, Format, why_not_built
 from engine.formats.storage import why_not_held
 
-_OF_CODES = {"clip", "gptq"}
-"""Methods that only choose codes and scales, with nothing else to write."""
+_WRITTEN = {"clip", "gptq", *FOLDED}
+"""Methods that only choose codes and scales, or whose scales go into the layer before."""
 
 
 def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
@@ -27,12 +27,6 @@ def exportable(fmt: Format, shape: Sequence[int]) -> str | None:
             return f"compressed-tensors has no {fmt.name}"
         if (why := form.why_not(fmt, shape)) is not None:
             return why
-    for method in fmt.methods:
-        if method.name in FOLDED:
-            return (
-                f"'+{method.name}' is folded into the layer before, and writing its scale is "
-                "not implemented yet"
-            )
     return why_not_built(fmt)
 
 
@@ -70,7 +64,7 @@ def why_not_expressed(fmt: Format, shape: Sequence[int], dtype: str) -> str | No
         if method.name == "a8" and not method.options:
             if not whole:
                 return "8-bit inputs require int8 per channel or tensor, symmetric"
-        elif method.name not in _OF_CODES:
+        elif method.name not in _WRITTEN:
             return f"'+{method.name}' needs more than codes and scales: not implemented yet"
     unpacked = form.unpacked_to or dtype
     if unpacked != dtype:

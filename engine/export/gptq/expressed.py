@@ -14,7 +14,7 @@ BITS = (2, 3, 4, 8)
 LIKE = "gptqmodel:0.9.0"
 """GPTQModel loads asymmetric weights of version 1 only from writers that say so: zero points of 0
 wrap around, as it has written them since (``models/loader.py``, ``is_quantized_by_gptaq``)."""
-_METHODS = {"gptq": ("damp", "actorder", "static"), "clip": ()}
+_METHODS = {"gptq": ("damp", "actorder", "static"), "clip": (), "awq": (), "smooth": ()}
 _NAME = "the GPTQ layout"
 
 

@@ -23,6 +23,7 @@ TARGET = Target(
     why_not_weight=_why_not_weight,
     form="compressed-tensors",
     mixed=FUSED,
+    folds=True,
     unties=UNTIES,
     writer="engine.export.compressed.writer:WRITER",
 )

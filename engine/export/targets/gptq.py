@@ -13,5 +13,6 @@ TARGET = Target(
     why_not_weight=lambda fmt, weight: why_no_role(weight, "the GPTQ layout", ("linear", "head")),
     writer="engine.export.gptq.writer:WRITER",
     mixed=FUSED,
+    folds=True,
     unties=UNTIES,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -44,6 +45,30 @@ from engine.quant.stored import stored_bytes
 from engine.workspace import Loaded
 
 
+@dataclass
+class ForExport:
+    """What an export stores of the layers that were solved, in main memory."""
+
+    forms: dict[str, Solved] = field(default_factory=dict)
+    """The codes that inputs decide."""
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    """``s``, float32 ``[in]``, of layers whose input channels ``+awq`` or ``+smooth`` scale: codes
+    are those of ``W · diag(s)``."""
+
+    def has(self, layer: str, format: Format) -> bool:
+        """Whether everything is known that this layer's format needs."""
+        return (layer in self.forms or not _stores_codes(format)) and (
+            layer in self.scales or not folds(format)
+        )
+
+    def take(self, layer: str, solution: Solution, scaling: Scaling | None) -> None:
+        """Add what a layer was solved to."""
+        if solution.form is not None:
+            self.forms[layer] = solution.form.on(torch.device("cpu"))
+        if scaling is not None:
+            self.scales[layer] = scaling.scale.cpu()
+
+
 def approximated(
     loaded: Loaded,
     layer: str,
@@ -52,7 +77,7 @@ def approximated(
     recipe: RecipeInputs | None = None,
     *,
     compact: bool = False,
-    forms: dict[str, Solved] | None = None,
+    store: ForExport | None = None,
 ) -> Events[Held]:
     """What a layer computes with in a format; yields while the calibration inputs are gathered.
 
@@ -67,7 +92,7 @@ def approximated(
         counts: of the job.
         recipe: contains the layer and its format; from `recipe_inputs`.
         compact: whether to keep the stored form instead of ``Ŵ``, where no method needs inputs.
-        forms: if they are wanted, codes that inputs decide are added here, in main memory.
+        store: what an export stores of the layer is added here, if that is wanted.
 
     Raises:
         FormatError: see `approximation`; or nothing absorbs the scale that the format needs, or a
@@ -90,13 +115,12 @@ def approximated(
     given = None
     if weighs([format]) and (importances := (yield from need_importances(loaded))) is not None:
         given = importances.of(layer).to(network.device)
-    wanted = forms if _stores_codes(format) else None
     if from_file(loaded, format):
         by_file = counts.timed(
             "quantize_s", partial(_by_importance, loaded, layer, format, given)
         )()
-        if wanted is not None and by_file.form is not None:
-            wanted[layer] = by_file.form.on(torch.device("cpu"))
+        if store is not None:
+            store.take(layer, by_file, None)
         return by_file.weight.to(network.dtype)
     calibration = yield from need_calibration(loaded)
     start = network.layers[layer].start
@@ -104,12 +128,12 @@ def approximated(
     states = calibration.reference if before is None else before.of(start)
     key = (layer, str(format), states.prefix)
     known = calibration.solved.get(key)
-    if known is not None and (wanted is None or layer in wanted):
+    if known is not None and (store is None or store.has(layer, format)):
         return known
     for name in [] if before is None else before.unsettled(start):
         assert before is not None
         earlier = before.formats[name]
-        settled = yield from approximated(loaded, name, earlier, counts, before, forms=forms)
+        settled = yield from approximated(loaded, name, earlier, counts, before, store=store)
         before.settled[name] = settled
         yield None
     inputs = yield from calibration.inputs(layer, states, counts)
@@ -125,8 +149,8 @@ def approximated(
     held = weight if solution.inputs is None else StandIn(weight, solution.inputs)
     calibration.solved.keep(key, held, weight.nbytes)
     calibration.columns[key] = solution.columns
-    if wanted is not None and solution.form is not None:
-        wanted[layer] = solution.form.on(torch.device("cpu"))
+    if store is not None:
+        store.take(layer, solution, scaling)
     for note in solution.notes:
         if note not in calibration.said:
             calibration.said.add(note)
@@ -157,9 +181,9 @@ def recipe_inputs(loaded: Loaded, formats: Mapping[str, Format]) -> Events[Recip
 
 def solved_codes(
     loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts
-) -> Events[dict[str, Solved]]:
-    """The codes that ``+gptq`` and ``+imatrix`` find for the layers of a recipe, for the weights it
-    is scored with.
+) -> Events[ForExport]:
+    """The codes and scales that methods find for the layers of a recipe, for the weights it is
+    scored with.
 
     Layers are solved in the order of the blocks, each on the outputs of the quantised blocks
     before. Codes are in main memory, one byte per weight.
@@ -174,7 +198,7 @@ def solved_codes(
         TextError: the calibration text cannot be read.
     """
     recipe = yield from recipe_inputs(loaded, formats)
-    found: dict[str, Solved] = {}
+    found = ForExport()
     if recipe is not None:
         recipe.forgets = True
     wanted = [name for name in formats if needs_calibration(formats[name])]
@@ -183,7 +207,7 @@ def solved_codes(
     stage = counts.stage("calibrating", len(wanted))
     for done, name in enumerate(wanted):
         yield stage.step(done, name, str(formats[name]))
-        held = yield from approximated(loaded, name, formats[name], counts, recipe, forms=found)
+        held = yield from approximated(loaded, name, formats[name], counts, recipe, store=found)
         if recipe is not None:
             recipe.settled[name] = held
     return found
@@ -246,26 +270,30 @@ def _scaling(
     scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
     device = inputs.statistics.gram.device
     scale = torch.ones(inputs.statistics.width, device=device)
-    online, gain = scale, scale
+    at_once, gain = scale, scale
     stored: torch.dtype = getattr(torch, loaded.opened.checkpoint.dtype, torch.float32)
     for each in wanted:
+        online = ("online", True) in each.options
+        exact = not online and group is not None and group.kind == "layer"
 
-        def find(name: str = each.name, scale: Tensor = scale, gain: Tensor = gain) -> Tensor:
+        def find(
+            name: str = each.name, scale: Tensor = scale, gain: Tensor = gain, exact: bool = exact
+        ) -> Tensor:
             weights = [folded(_stored(loaded, n).to(device), scale) for n in layers]
             there = scaled_inputs(inputs, gain)
-            return find_scale(name, weights, there, format, scale_dtype, layer)
+            return find_scale(name, weights, there, format, scale_dtype, layer, exact=exact)
 
         found = counts.timed("quantize_s", find)()
         scale = scale * found
-        if ("online", True) in each.options:
-            online = online * found
-        gain = 1 / online
+        if online:
+            at_once = at_once * found
+        gain = 1 / at_once
         if group is not None:
-            gain = gain * group.gain(scale / online, stored)
+            gain = gain * group.gain(scale / at_once, stored)
         yield None
     offset = None
     if group is not None:
-        offset = group.offset(scale / online, stored) / online
+        offset = group.offset(scale / at_once, stored) / at_once
         offset = offset if offset.any() else None
     scaling = Scaling(scale, gain, offset)
     calibration.scalings.keep(key, scaling, 8 * len(scale))

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor
 
 from engine import protocol as p
-from engine.formats.grammar import Format
+from engine.formats.grammar import Format, folds
 from engine.measure.calibration.block_inputs import BlockInputs, Events, ReferenceInputs
 from engine.measure.calibration.importance import gathers, key_of, need_importances, weighs
 from engine.measure.calibration.solve import LayerInputs, Scaling
 from engine.measure.calibration.text import CalibrationWindows, cut_calibration
 from engine.measure.counts import JobCounts
 from engine.measure.preemption import repeated
+from engine.model.fold_groups import fold_groups
 from engine.model.inputs import shared_inputs, watch_inputs, watched_layers
 from engine.model.network import Held, Network
 from engine.quant.input_statistics import InputStatistics
@@ -234,7 +236,7 @@ def need_calibration(loaded: Loaded) -> Events[Calibration]:
         )
     budget = loaded.budget() // 4
     found = loaded.part(
-        Calibration, lambda: Calibration(loaded.network, windows, settings.batch_tokens, budget)
+        Calibration, lambda: Calibration(loaded.network, windows, loaded.batch_tokens, budget)
     )
     for sentence in notices:
         yield p.Notice("warning", sentence)
@@ -275,3 +277,27 @@ def calibration_key(
     if weighs(used) and (given := (yield from need_importances(loaded))) is not None:
         return key_of(given, key, mode)
     return key
+
+
+def with_scales(
+    loaded: Loaded,
+    part: keys.Calibration | None,
+    formats: Mapping[str, Format],
+    everywhere: Format | None = None,
+) -> keys.Calibration | None:
+    """The calibration part of a key of a figure that depends on these layers in these formats.
+
+    Args:
+        loaded: the model.
+        part: from `calibration_key`.
+        formats: by layer.
+        everywhere: a format of the whole body, as where one layer of it is restored.
+    """
+    if part is None or not any(map(folds, [*formats.values(), *filter(None, [everywhere])])):
+        return part
+    groups = fold_groups(loaded.network)
+    names: Iterable[str] = (name for name, fmt in formats.items() if folds(fmt))
+    if everywhere is not None and folds(everywhere):
+        names = groups
+    absorbed = any(name in groups and groups[name].kind == "layer" for name in names)
+    return msgspec.structs.replace(part, scales="powers of two") if absorbed else part

@@ -99,6 +99,8 @@ def find_scale(
     fmt: Format,
     scale_dtype: torch.dtype,
     name: str,
+    *,
+    exact: bool = False,
 ) -> Tensor:
     """The scale of weights that share an input, by ``+smooth`` or ``+awq``: float32 ``[in]``.
 
@@ -109,14 +111,15 @@ def find_scale(
         fmt: a format with this method.
         scale_dtype: the dtype that scales are stored in.
         name: a layer of them, for messages.
+        exact: whether it must be made of powers of two, as for a layer that absorbs it.
 
     Raises:
         FormatError: see `smooth` and `awq`.
     """
     if by == "smooth":
         sample = inputs.sample if method(fmt, "a8") is not None else None
-        return smooth(weights, inputs.statistics, fmt, scale_dtype, sample, name).scale
-    return awq(weights, inputs.statistics, fmt, scale_dtype, name).scale
+        return smooth(weights, inputs.statistics, fmt, scale_dtype, sample, name, exact=exact).scale
+    return awq(weights, inputs.statistics, fmt, scale_dtype, name, exact=exact).scale
 
 
 def scaled_inputs(inputs: LayerInputs, gain: Tensor) -> LayerInputs:

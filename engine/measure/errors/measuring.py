@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.errors import UsageError
 from engine.formats.grammar import Format, needs_calibration, parse_format
 from engine.measure.calibration.block_inputs import Events
-from engine.measure.calibration.calibration import calibration_key
+from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.errors.block_by_block import block_by_block
 from engine.measure.errors.outputs import OutputErrors
@@ -84,7 +84,7 @@ def _addresses(
             scale_dtype=loaded.scale_dtype,
             tokens=tokens,
             recipe=recipe if calibrated else {},
-            calibration=calibration if calibrated else None,
+            calibration=with_scales(loaded, calibration, formats) if calibrated else None,
         ).address
     found[""] = keys.Drift(
         on=loaded.evaluation,
@@ -92,6 +92,6 @@ def _addresses(
         scale_dtype=loaded.scale_dtype,
         tokens=tokens,
         seed=loaded.settings.seed,
-        calibration=calibration,
+        calibration=with_scales(loaded, calibration, formats),
     ).address
     return found

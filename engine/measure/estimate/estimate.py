@@ -32,7 +32,7 @@ from engine import protocol as p
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import why_not_given
-from engine.measure.calibration.calibration import calibration_key
+from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.backward_pass import BackwardPass, weights_alone
 from engine.measure.estimate.first_order import Sums, drawn_windows
@@ -175,6 +175,7 @@ def estimate_key(
     calibration: keys.Calibration | None = None,
 ) -> keys.Estimate:
     """What an estimate depends on; ``together`` are formats whose products are made at once."""
+    everywhere = format if direction == "restore" else None
     return keys.Estimate(
         on=loaded.evaluation,
         layer=layer,
@@ -184,7 +185,7 @@ def estimate_key(
         draws=loaded.settings.draws,
         seed=loaded.settings.seed,
         scale_dtype=loaded.scale_dtype,
-        calibration=calibration,
+        calibration=with_scales(loaded, calibration, {layer: format}, everywhere),
     )
 
 

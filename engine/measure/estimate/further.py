@@ -17,7 +17,7 @@ from engine import protocol as p
 from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import why_not_given
-from engine.measure.calibration.calibration import calibration_key
+from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.backward_pass import BackwardPass, weights_alone
 from engine.measure.estimate.estimate import curvature, mean_slope
@@ -74,7 +74,7 @@ def further(
                 draws=loaded.settings.draws,
                 seed=loaded.settings.seed,
                 scale_dtype=loaded.scale_dtype,
-                calibration=calibration,
+                calibration=with_scales(loaded, calibration, {**recipe, name: format}),
             ).address
     found: Further = {}
     known = loaded.known(list(addresses.values()))

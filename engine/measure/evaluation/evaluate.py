@@ -16,7 +16,7 @@ from engine.formats.storage import stored_bits
 from engine.measure.block_loop import cross, with_head
 from engine.measure.calibration.approximate import approximated, columns_kept, recipe_inputs
 from engine.measure.calibration.block_inputs import RecipeInputs
-from engine.measure.calibration.calibration import calibration_key
+from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.beside import compact_weights
 from engine.measure.evaluation.divergence import Tally, difference, mean_with_error, perplexity
@@ -163,12 +163,13 @@ def score(
         raise UsageError(f"the model has no layer {unknown[0]!r}")
     formats = {name: parse_format(text) for name, text in layers.items()}
     recipe = {name: str(format) for name, format in sorted(formats.items())}
+    part = yield from calibration_key(loaded, formats.values(), "sequential")
     key = keys.RecipeScore(
         on=loaded.evaluation,
         recipe=recipe,
         scale_dtype=loaded.scale_dtype,
         weights="body" if any(network.layers[n].role in OUTSIDE for n in recipe) else "",
-        calibration=(yield from calibration_key(loaded, formats.values(), "sequential")),
+        calibration=with_scales(loaded, part, formats),
     ).address
     known = loaded.known([key]).get(key)
     if isinstance(known, p.RecipeScore):

@@ -20,7 +20,12 @@ from engine.formats.alternatives import alternatives
 from engine.formats.grammar import FOLDED, Format, parse_format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import approximated, why_not_given
-from engine.measure.calibration.calibration import Calibration, calibration_key, need_calibration
+from engine.measure.calibration.calibration import (
+    Calibration,
+    calibration_key,
+    need_calibration,
+    with_scales,
+)
 from engine.measure.calibration.solve import LayerInputs
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.evaluate import baseline
@@ -128,6 +133,8 @@ class _Trying:
         return self.network.layers[layer].shape
 
     def _address(self, layer: str, fmt: Format, calibration: Calibration) -> str:
+        part = with_scales(self.loaded, calibration.key("reference"), {layer: fmt})
+        assert part is not None
         return keys.FormatTried(
             on=self.loaded.opened.files,
             layer=layer,
@@ -135,7 +142,7 @@ class _Trying:
             dtype=self.loaded.protocol.dtype,
             device=self.loaded.protocol.device.split(":")[0],
             scale_dtype=self.loaded.scale_dtype,
-            calibration=calibration.key("reference"),
+            calibration=part,
         ).address
 
     def _tried(

@@ -20,6 +20,7 @@ from engine.formats.grammar import Format, needs_calibration
 from engine.formats.storage import why_not_held
 from engine.measure.block_loop import Crossing, cross, with_head
 from engine.measure.calibration.approximate import approximated, why_not_given
+from engine.measure.calibration.calibration import with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.beside import compact_weights
 from engine.measure.evaluation.divergence import Tally, difference, perplexity
@@ -90,6 +91,9 @@ def figure_key(loaded: Loaded, unit: Unit, table: SweepTable, exactness: str = "
         table: its format, direction and division into units.
         exactness: what the figure was measured for, if not on all windows.
     """
+    everywhere = table.format if table.direction == "restore" else None
+    of_unit = dict.fromkeys(unit.layers, table.format)
+    part = with_scales(loaded, table.calibration, of_unit, everywhere)
     return keys.Sensitivity(
         on=loaded.evaluation,
         layer=unit.name,
@@ -99,7 +103,7 @@ def figure_key(loaded: Loaded, unit: Unit, table: SweepTable, exactness: str = "
         by=table.by,
         layers=() if table.by == "layer" else unit.layers,
         effort=exactness,
-        calibration=table.calibration,
+        calibration=part,
     ).address
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.formats.grammar import Format, parse_built
-from engine.measure.calibration.calibration import calibration_key
+from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import estimate
 from engine.measure.estimate.first_look import first_look
@@ -332,13 +332,14 @@ def _additivity(loaded: Loaded, table: SweepTable, nll: float, counts: JobCounts
         sum_kl=sum_kl,
     )
     whole = loaded.windows.count * loaded.windows.targets
+    part = yield from calibration_key(loaded, [table.format], "sequential")
     key = keys.Additivity(
         on=loaded.evaluation,
         recipe=layers,
         scale_dtype=loaded.scale_dtype,
         direction=table.direction,
         fewer=sum(each.tokens for each in body if each.tokens != whole),
-        calibration=(yield from calibration_key(loaded, [table.format], "sequential")),
+        calibration=with_scales(loaded, part, dict.fromkeys(layers, table.format)),
     ).address
     if key in loaded.known([key]):
         yield from counts.found([key], [fact])

@@ -18,7 +18,12 @@ from torch import Tensor
 from engine.errors import FormatError
 from engine.formats.grammar import Format
 from engine.quant.input_statistics import InputStatistics
-from engine.quant.methods.channel_scales import Folded, check_group, fold_error
+from engine.quant.methods.channel_scales import (
+    Folded,
+    check_group,
+    fold_error,
+    powers_of_two,
+)
 
 STEPS = 20
 """Exponents from 0 to .95 that are tried."""
@@ -38,6 +43,8 @@ def awq(
     fmt: Format,
     scale_dtype: torch.dtype,
     name: str = "weight",
+    *,
+    exact: bool = False,
 ) -> Folded:
     """The scale for weights ``[…, out, in]`` that share an input.
 
@@ -49,6 +56,7 @@ def awq(
         fmt: The format they are to hold; of its methods ``+clip`` and ``+hqq`` are followed.
         scale_dtype: The dtype that scales are stored in.
         name: The fold group, for messages.
+        exact: Whether scales must be powers of two, as for a layer that absorbs them.
 
     Raises:
         FormatError: No tokens were taken in, something is not finite or does not fit, the format
@@ -60,6 +68,8 @@ def awq(
     for step in range(STEPS):
         exponent = step / STEPS
         scale = awq_scale(mean, exponent)
+        if exact:
+            scale = powers_of_two(scale)
         try:
             error = fold_error(weights, statistics, scale, fmt, scale_dtype, name)
         except FormatError:

@@ -3,10 +3,16 @@
 ``x Wᵀ = (x / s)(W · diag(s))ᵀ``: the operation before absorbs ``1 / s``, and the weights are
 rounded after they were multiplied. `engine.quant.methods.awq` and `engine.quant.methods.smooth`
 choose ``s``; the caller that has the model folds it.
+
+Where the operation before is a layer, which is rounded as well or stored in 16 bits, ``s`` is made
+of powers of two: then dividing its rows commutes with rounding them, so that its codes, and what it
+loses, are the same with and without the scale. A norm is rounded after the division, and its
+rounding is part of what is measured.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +44,13 @@ class Folded:
 def folded(weight: Tensor, scale: Tensor) -> Tensor:
     """``W · diag(s)`` in float32, of ``[out, in]`` or ``[experts, out, in]``."""
     return weight.detach().to(torch.float32) * scale
+
+
+def powers_of_two(scale: Tensor) -> Tensor:
+    """The nearest powers of two, in the logarithm, of positive scales, float32."""
+    mantissa, exponent = torch.frexp(scale.to(torch.float32))  # scale = mantissa · 2^exponent
+    exponent = exponent - (mantissa < math.sqrt(0.5)).int()  # the mantissa is at least 1/2
+    return ((exponent + 127).clamp(1, 254) << 23).view(torch.float32)
 
 
 def only_weights(fmt: Format) -> Format:

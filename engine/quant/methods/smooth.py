@@ -26,6 +26,7 @@ from engine.quant.methods.channel_scales import (
     fold_error,
     folded,
     only_weights,
+    powers_of_two,
 )
 from engine.quant.quantize import dequantized
 from engine.quant.rows import matrices
@@ -54,6 +55,8 @@ def smooth(
     scale_dtype: torch.dtype,
     inputs: Tensor | None = None,
     name: str = "weight",
+    *,
+    exact: bool = False,
 ) -> Folded:
     """The scale for weights ``[…, out, in]`` that share an input, or 1 where that loses less.
 
@@ -65,6 +68,7 @@ def smooth(
         inputs: Some of the tokens ``[…, in]``; needed with ``+a8``, where sums do not tell what
             rounding every token costs. Errors are over these then.
         name: The fold group, for messages.
+        exact: Whether scales must be powers of two, as for a layer that absorbs them.
 
     Raises:
         FormatError: No tokens were taken in, something is not finite or does not fit, ``+a8``
@@ -91,6 +95,8 @@ def smooth(
         )
 
     scale = smooth_scale(statistics.maximum, column_maximum(weights), strength)
+    if exact:
+        scale = powers_of_two(scale)
     one = torch.ones_like(scale)
     plain = error(one)
     try:

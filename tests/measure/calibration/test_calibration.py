@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,13 @@ from engine.measure.calibration.approximate import (
     recipe_inputs,
     solved_codes,
 )
-from engine.measure.calibration.calibration import Kept, calibration_key, need_calibration
-from engine.measure.calibration.solve import LayerInputs, solve
+from engine.measure.calibration.calibration import (
+    Kept,
+    calibration_key,
+    need_calibration,
+    with_scales,
+)
+from engine.measure.calibration.solve import LayerInputs, find_scale, solve
 from engine.measure.calibration.text import cut_calibration
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.evaluate import evaluate
@@ -440,7 +446,7 @@ def test_imatrix_weighs_by_the_unchanged_model_whatever_the_recipe(opened: Opene
     loaded = opened()
     text, first = "q4_1+imatrix", "model.layers.0.mlp.down_proj"
     formats = {first: parse_format("int3-g32+gptq"), DOWN: parse_format(text)}
-    found = finish(solved_codes(loaded, formats, JobCounts()))[1]
+    found = finish(solved_codes(loaded, formats, JobCounts()))[1].forms
     assert isinstance(found[DOWN].stored, GgufBlocks)
     ours = changed_alone(loaded, DOWN, text)
     assert isinstance(ours, Tensor)
@@ -523,6 +529,36 @@ def test_keys_change_with_text_tokens_and_seed_and_not_with_the_budget(
     loaded = opened(calib="/nowhere/at/all.txt")
     for text in ("int4", "int8+a8", "int4+clip"):
         assert finish(calibration_key(loaded, [parse_format(text)], "reference"))[1] is None
+
+
+def test_scales_that_a_layer_absorbs_have_a_key_of_their_own(opened: Opened) -> None:
+    """They were chosen freely once; those of norms are as they were."""
+    loaded, fmt = opened(), parse_format("int4-g32+awq")
+    part = finish(calibration_key(loaded, [fmt], "reference"))[1]
+    assert "scales" not in msgspec.to_builtins(part)
+    assert with_scales(loaded, part, {Q: fmt}) == part
+    assert with_scales(loaded, part, {Q: fmt, DOWN: fmt}) != part
+    assert with_scales(loaded, part, {Q: fmt}, everywhere=fmt) != part
+    assert with_scales(loaded, part, {DOWN: parse_format("int4-g32+gptq")}) == part
+    assert with_scales(loaded, part, {DOWN: parse_format("int4-g32+awq:online")}) == part
+
+
+def test_a_layer_is_asked_to_absorb_powers_of_two_and_a_norm_is_not(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, bool] = {}
+
+    def spy(by: str, *args: Any, exact: bool) -> Tensor:
+        asked[args[-1]] = exact
+        return find_scale(by, *args, exact=exact)
+
+    monkeypatch.setattr("engine.measure.calibration.approximate.find_scale", spy)
+    loaded = opened()
+    for layer in (DOWN, Q):
+        changed_alone(loaded, layer, "int4-g32+awq")
+    assert asked == {DOWN: True, Q: False}
+    changed_alone(loaded, DOWN, "int4-g32+awq:online")  # nothing absorbs it
+    assert asked[DOWN] is False
 
 
 def test_what_is_kept_changes_no_weight(opened: Opened) -> None:

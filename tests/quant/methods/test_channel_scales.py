@@ -67,6 +67,19 @@ def test_awq_gains_where_a_few_inputs_are_large() -> None:
     assert found.strength > 0
 
 
+@pytest.mark.parametrize("text", ["int3+awq", "int8-channel+smooth.5"])
+def test_scales_that_a_layer_absorbs_are_powers_of_two(text: str) -> None:
+    """Found among these, and never worse than none."""
+    weights, inputs = [normal(64, 128)], gathered(inputs_with_outliers(128, 1))
+    fmt = parse_format(text)
+    method = awq if "awq" in text else smooth
+    found = method(weights, inputs, fmt, torch.float16, exact=True)
+    free = method(weights, inputs, fmt, torch.float16)
+    assert torch.equal(found.scale, 2.0 ** found.scale.log2().round())
+    assert not torch.equal(free.scale, 2.0 ** free.scale.log2().round())
+    assert found.error < found.plain == free.plain
+
+
 def test_awq_takes_the_best_of_all_exponents() -> None:
     weight, inputs = normal(16, 128, seed=9), inputs_with_outliers(128, 2)
     fmt, mean = parse_format("int4-g64+awq"), inputs.double().abs().mean(0)
