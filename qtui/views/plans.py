@@ -200,9 +200,10 @@ def frontier_plot(
         words += [cells.get((x, y), (" ", "")) for x in range(columns)]
         drawn.append(words)
     ends = n.size(low), n.size(high)
+    compared = "C compared  " if others else ""
     legend = (
-        f"KL{glyphs.kilo} over size   {glyphs.frontier} plan  U uniform  F first-last  G greedy"
-        + ("  C compared" if others else "")
+        f"KL{glyphs.kilo} over size   {glyphs.frontier} plan  {compared}U uniform  F first-last  "
+        "G greedy"
     )
     gap = max(0, columns - len(ends[0]) - len(ends[1]) - 2)
     middle = fit(legend, gap, glyphs) if len(legend) > gap else legend.center(gap)
