@@ -84,7 +84,7 @@ class GgufCheckpoint(Checkpoint):
         for tensor in self.tensors.values():
             counts[tensor.dtype] += tensor.elements if tensor.dtype in QUANTISED else 0
         names = [name for name, count in counts.most_common() if count]
-        return f"GGUF ({', '.join(names)})" if names else ""
+        return f"GGUF ({few(names)})" if names else ""
 
     @cached_property
     def fingerprint(self) -> str:
