@@ -170,6 +170,10 @@ class LayerActivations(Fact, frozen=True, gc=False, kw_only=True):
     """The first layer with the same input; itself, if it is that."""
     expert_tokens: list[int] = []
     """Tokens given to each expert; empty for other layers."""
+    module: str = ""
+    """The attention or MLP module that this layer is the last of; empty for other layers."""
+    module_output: Activation | None = None
+    """What that module returns; of a mixture, of its experts together."""
 
 
 class OutputError(Fact, frozen=True, gc=False, kw_only=True):

@@ -132,6 +132,8 @@ class TriageLayer(Part, frozen=True, kw_only=True):
     """Its inputs, with ``--activations``."""
     output: ActivationPart | UnsetType = UNSET
     """Its outputs; not of experts, nor of the head."""
+    module: ActivationPart | UnsetType = UNSET
+    """What the attention or MLP that ends with this layer returns."""
     expert_tokens: list[int] | UnsetType = UNSET
     """Tokens of the calibration text given to each expert."""
 
