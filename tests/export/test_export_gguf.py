@@ -16,7 +16,7 @@ from engine import protocol as p
 from engine.checkpoint import list_layers, open_checkpoint
 from engine.checkpoint.gguf.architectures import ARCHITECTURES
 from engine.client import in_process
-from engine.errors import CheckpointError, EngineError, UsageError
+from engine.errors import CheckpointError, EngineError, FormatError, UsageError
 from engine.export.gguf import writer
 from engine.export.load_check import NotReadBack
 from engine.export.refusal import NotExportable
@@ -315,3 +315,29 @@ def test_the_engine_writes_a_file(llama: Path, tmp_path: Path) -> None:
     types = {each.name: each.tensor_type.name for each in GGUFReader(out).tensors}
     assert types["blk.0.attn_q.weight"] == "Q4_K"
     assert types["token_embd.weight"] == types["blk.0.attn_norm.weight"] == "F32"
+
+
+def test_codes_that_importance_weighs_are_written_as_they_were_found(
+    llama: Path, prose: Path, tmp_path: Path
+) -> None:
+    name, out = "model.layers.0.mlp.down_proj", tmp_path / "x.gguf"
+    client = in_process(str(llama))
+    try:
+        client.send(p.Open(str(llama), settings(prose, calib=str(prose), calib_tokens=1024)))
+        client.send(p.Export(out=str(out), layers={name: "q4_k+imatrix"}, to="gguf"))
+        end = until(client, ended("export"))[-1]
+        assert isinstance(end, p.JobEnded)
+        assert end.status == "done", end.message
+    finally:
+        client.close()
+    found = {each.name: each for each in GGUFReader(out).tensors}["blk.0.ffn_down.weight"]
+    assert found.tensor_type.name == "Q4_K"
+    values = torch.from_numpy(np.array(dequantize(found.data, found.tensor_type)))
+    weight = open_checkpoint(llama).read(f"{name}.weight").float()
+    plain = dequantized(weight, parse_format("q4_k"), torch.float16)
+    assert not torch.equal(values, plain)
+    torch.testing.assert_close(values, plain, rtol=0, atol=float(weight.abs().max()) / 4)
+    with pytest.raises(FormatError, match="not only on its weights"):
+        export_checkpoint(
+            open_checkpoint(llama), {name: "q4_k+imatrix"}, tmp_path / "y.gguf", "gguf"
+        )
