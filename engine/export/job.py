@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from engine import protocol as p
 from engine.errors import InfeasibleError, UsageError
-from engine.export.held import nearest, nearest_recipe, weights_of, why_not
+from engine.export.held import nearest_recipe, weights_of
 from engine.export.refusal import NotExportable
 from engine.export.target import target_named
 from engine.formats.grammar import needs_calibration, parse_format
@@ -104,14 +104,9 @@ def _steps(context: Context[Workspace], command: p.Export) -> Steps:
 
 
 def _with_nearest(error: NotExportable, context: Context[Workspace], to: str) -> NotExportable:
-    """The error with the nearest format of every layer that the target alone refuses."""
-    target, near = target_named(to), {}
-    for weight in weights_of(context.session):
-        if weight.name not in error.refused or weight.name not in context.recipe:
-            continue
-        fmt = parse_format(context.recipe[weight.name])
-        if why_not(target, fmt, weight) is not None:
-            near[weight.name] = nearest(target, fmt, weight)
+    """The error with the nearest format of every layer that ``--nearest`` would change."""
+    changed = nearest_recipe(target_named(to), weights_of(context.session), context.recipe)
+    near = {layer: held for layer, (held, _why) in changed.items() if layer in error.refused}
     return NotExportable(error.refused, error.form, error.nearest | near)
 
 
