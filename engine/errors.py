@@ -60,3 +60,14 @@ class InfeasibleError(EngineError):
     """A budget cannot be met, or a target cannot express the recipe."""
 
     exit_code = 5
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether main memory or a GPU's ran out, by whoever noticed: torch, its processor's allocator,
+    cuBLAS, or we ourselves beforehand."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in said for words in ("can't allocate memory", "CUDA out of memory", "ALLOC_FAILED")
+    )

@@ -41,7 +41,8 @@ def ran(*arguments: str, folder: Path) -> Any:
     document, said = folder / "document.json", folder / "said"
     process = qtui(*arguments, "--json", str(document), said=said)
     process.join()
-    assert process.exitcode == 0, said.read_text()
+    words = said.read_text() if said.exists() else "it said nothing"
+    assert process.exitcode == 0, f"ended with {process.exitcode}: {words}"
     return json.loads(document.read_text())
 
 

@@ -21,19 +21,17 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
+from engine.checkpoint.gguf.header import MAGIC, read_gguf_header
 from engine.errors import CheckpointError
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
-MAGIC = b"GGUF"
 LARGEST = 1 << 32
 """Bytes of a file beyond any real one."""
 _ALIGNMENT = 32
 _LONGEST = 1 << 16
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _UINT32, _STRING, _ARRAY = 4, 8, 9
-_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of the types of metadata that are numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,23 +81,29 @@ def read_imatrix(file: Path) -> Imatrix:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > LARGEST:
-                raise CheckpointError(
-                    f"{file} has {size} bytes, more than an importance matrix ever has: give the "
-                    "file that llama-imatrix wrote"
-                )
-            data = stream.read(size)
+                _refuse(file, f"has {size} bytes, more than any real one")
+            in_gguf = stream.read(len(MAGIC)) == MAGIC
+            stream.seek(0)
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            stream.seek(0)
+            data = b"" if in_gguf else stream.read(size)
+        found = _read_gguf(file) if in_gguf else _read_dat(_Reader(file, data))
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
-    reader = _Reader(file, data)
-    found = _read_gguf(reader) if data.startswith(MAGIC) else _read_dat(reader)
     if not found.entries:
-        reader.refuse("has no importance of any weight")
+        _refuse(file, "has no importance of any weight")
     for name, entry in found.entries.items():
         for numbers in (entry.sums, entry.counts):
             if not np.isfinite(numbers).all() or (numbers < 0).any():
-                reader.refuse(f"has a value for {name!r} that is negative or not finite")
-    digest = hashlib.sha256(data).hexdigest()
+                _refuse(file, f"has a value for {name!r} that is negative or not finite")
     return Imatrix(found.entries, found.datasets, found.chunks, found.chunk_size, digest)
+
+
+def _refuse(file: Path, why: str) -> NoReturn:
+    raise CheckpointError(
+        f"{file} {why}: it is no importance matrix of llama.cpp, or a damaged one; make it again "
+        "with llama-imatrix or qtui imatrix"
+    )
 
 
 def imatrix_bytes(matrix: Imatrix, *, older: bool = False) -> bytes:
@@ -126,10 +130,7 @@ class _Reader:
         return len(self._data) - self._at
 
     def refuse(self, why: str) -> NoReturn:
-        raise CheckpointError(
-            f"{self.file} {why}: it is no importance matrix of llama.cpp, or a damaged one; make "
-            "it again with llama-imatrix or qtui imatrix"
-        )
+        _refuse(self.file, why)
 
     def take(self, count: int, what: str) -> bytes:
         if not 0 <= count <= self.left:
@@ -149,16 +150,6 @@ class _Reader:
 
     def floats(self, count: int, what: str) -> Array:
         return np.frombuffer(self.take(4 * count, what), "<f4").astype(np.float32)
-
-    def part(self, start: int, count: int, what: str) -> _Reader:
-        """Another reader of ``count`` bytes from ``start``."""
-        if not 0 <= start <= start + count <= len(self._data):
-            self.refuse(f"is truncated: {what} would end at byte {start + count}")
-        return _Reader(self.file, self._data[start : start + count])
-
-    def aligned(self, alignment: int) -> int:
-        """The position, rounded up."""
-        return -(-self._at // alignment) * alignment
 
 
 def _read_dat(reader: _Reader) -> Imatrix:
@@ -180,79 +171,31 @@ def _read_dat(reader: _Reader) -> Imatrix:
     return Imatrix(entries, tuple(datasets), chunks)
 
 
-def _read_gguf(reader: _Reader) -> Imatrix:
-    reader.take(4, "the first bytes")
-    version = reader.number("I", "the version")
-    if version not in (2, 3):
-        reader.refuse(f"is a GGUF file of version {version}, and 2 and 3 are read")
-    tensors, keys = reader.number("Q", "the number of tensors"), reader.number("Q", "that of keys")
-    if tensors * 24 > reader.left or keys * 13 > reader.left:
-        reader.refuse(f"says that it has {tensors} tensors and {keys} keys, beyond its size")
-    about: dict[str, Any] = {}
-    for _ in range(keys):
-        key = reader.text("Q", "a key")
-        about[key] = _value(reader, reader.number("I", key), key)
-    if about.get("general.type") != "imatrix":
-        reader.refuse(f"is a GGUF file of type {about.get('general.type')!r}, not of 'imatrix'")
-    infos = [_info(reader) for _ in range(tensors)]
-    alignment = about.get("general.alignment", _ALIGNMENT)
-    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
-        reader.refuse(f"has the general.alignment {alignment!r}")
-    start, found = reader.aligned(alignment), dict[str, Array]()
-    if 4 * sum(rows * row for _, (row, rows), _ in infos) > reader.left:
-        reader.refuse("has tensors of more bytes than itself")
-    for name, dims, offset in infos:
-        count = dims[0] * dims[1]
-        part = reader.part(start + offset, 4 * count, repr(name))
-        if name in found:
-            reader.refuse(f"has {name!r} twice")
-        found[name] = part.floats(count, repr(name)).reshape(dims[1], dims[0])
-    datasets = about.get("imatrix.datasets")
-    chunks, size = about.get("imatrix.chunk_count"), about.get("imatrix.chunk_size")
+def _read_gguf(file: Path) -> Imatrix:
+    header = read_gguf_header(file)
+    if (kind := header.metadata.get("general.type")) != "imatrix":
+        _refuse(file, f"is a GGUF file of type {kind!r}, not of 'imatrix'")
+    found: dict[str, Array] = {}
+    with file.open("rb") as stream:
+        for tensor in header.tensors.values():
+            if tensor.type.name != "f32":
+                _refuse(file, f"stores {tensor.name!r} as {tensor.type.name}, not as float32")
+            stream.seek(tensor.start)
+            numbers = np.frombuffer(stream.read(tensor.bytes), "<f4").astype(np.float32)
+            if numbers.size != tensor.rows * tensor.shape[-1]:
+                _refuse(file, f"is truncated: {tensor.name!r} is not whole")
+            found[tensor.name] = numbers.reshape(tensor.rows, tensor.shape[-1])
+    datasets = header.metadata.get("imatrix.datasets")
+    chunks, size = (header.metadata.get(f"imatrix.chunk_{key}") for key in ("count", "size"))
     return Imatrix(
-        _paired(reader, found),
-        tuple(datasets) if isinstance(datasets, list) else (),
+        _paired(file, found),
+        tuple(map(str, datasets)) if isinstance(datasets, list) else (),
         chunks if isinstance(chunks, int) else 0,
         size if isinstance(size, int) else 0,
     )
 
 
-def _value(reader: _Reader, kind: int, key: str) -> Any:
-    """A value of metadata: a text, a whole number, or a list of texts; None for others."""
-    if kind == _STRING:
-        return reader.text("Q", key)
-    if kind == _ARRAY:
-        inner, count = reader.number("I", key), reader.number("Q", key)
-        if inner == _STRING:
-            if count * 8 > reader.left:
-                reader.refuse(f"says that {key!r} has {count} texts, beyond its size")
-            return [reader.text("Q", key) for _ in range(count)]
-        reader.take(count * _WIDTHS.get(inner, LARGEST), key)
-        return None
-    if kind == _UINT32:
-        return reader.number("I", key)
-    reader.take(_WIDTHS.get(kind, LARGEST), key)
-    return None
-
-
-def _info(reader: _Reader) -> tuple[str, tuple[int, int], int]:
-    name = reader.text("Q", "the name of a tensor")
-    count = reader.number("I", name)
-    if not 1 <= count <= 4:
-        reader.refuse(f"gives {name!r} {count} dimensions")
-    dims = [reader.number("Q", name) for _ in range(count)]
-    rows = 1
-    for size in dims[1:]:
-        rows *= size
-    kind, offset = reader.number("I", name), reader.number("Q", name)
-    if kind != 0:
-        reader.refuse(f"stores {name!r} in another type than float32")
-    if not 0 < dims[0] * rows <= LARGEST:
-        reader.refuse(f"gives {name!r} the dimensions {dims}")
-    return name, (dims[0], rows), offset
-
-
-def _paired(reader: _Reader, found: Mapping[str, Array]) -> dict[str, Entry]:
+def _paired(file: Path, found: Mapping[str, Array]) -> dict[str, Entry]:
     names = {
         tensor.removesuffix(end)
         for tensor in found
@@ -263,9 +206,9 @@ def _paired(reader: _Reader, found: Mapping[str, Array]) -> dict[str, Entry]:
     for name in sorted(names):
         sums, counts = found.get(name + _SUMS), found.get(name + _COUNTS)
         if sums is None or counts is None:
-            reader.refuse(f"has only one of sums and counts of {name!r}")
+            _refuse(file, f"has only one of sums and counts of {name!r}")
         if sums.size % counts.size:
-            reader.refuse(f"has {counts.size} counts for {sums.size} sums of {name!r}")
+            _refuse(file, f"has {counts.size} counts for {sums.size} sums of {name!r}")
         entries[name] = Entry(sums.reshape(counts.size, -1), np.rint(counts.reshape(-1)))
     return entries
 

@@ -104,9 +104,10 @@ def _steps(context: Context[Workspace], command: p.Export) -> Steps:
 
 
 def _with_nearest(error: NotExportable, context: Context[Workspace], to: str) -> NotExportable:
-    """The error with the nearest format of every layer that ``--nearest`` would change."""
-    changed = nearest_recipe(target_named(to), weights_of(context.session), context.recipe)
-    near = {layer: held for layer, (held, _why) in changed.items() if layer in error.refused}
+    """The error with the nearest format of every layer that the target alone refuses, or that must
+    be alike with others."""
+    found = nearest_recipe(target_named(to), weights_of(context.session), context.recipe)
+    near = {layer: held for layer, (held, _) in found.items() if layer in error.refused}
     return NotExportable(error.refused, error.form, error.nearest | near)
 
 

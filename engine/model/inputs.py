@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from engine.model.block_modules import BlockModule, block_modules
 from engine.model.blocks import Forward, Reached, patched
 from engine.model.experts import forward_by_expert, why_fused
 from engine.model.layers import Layer
@@ -20,6 +21,7 @@ from engine.model.torch_internals import version_of
 Take = Callable[[str, int | None, Tensor], None]
 """Called with a layer, its expert (None: it has none) and inputs ``[tokens, in]``."""
 Call = Callable[[str, Tensor], None]
+TakeModule = Callable[[str, Tensor | None], None]
 
 
 class _Seen(NamedTuple):
@@ -89,7 +91,13 @@ def watch_inputs(
     return output
 
 
-def watch_all(network: Network, ids: Tensor, take: Take, take_output: Call) -> None:
+def watch_all(
+    network: Network,
+    ids: Tensor,
+    take: Take,
+    take_output: Call,
+    take_module: TakeModule | None = None,
+) -> None:
     """Run the model up to its head, and pass what every layer is given and returns.
 
     Args:
@@ -97,24 +105,44 @@ def watch_all(network: Network, ids: Tensor, take: Take, take_output: Call) -> N
         take: called with the inputs of a layer, as by :func:`watch_inputs`.
         take_output: called with a layer and its output; not for experts, nor for the head, whose
             product is not made.
+        take_module: called with an attention or MLP module of a block and what it returns; None
+            where that is the very output of its last layer.
 
     Raises:
         Preempted: ``should_stop`` said so; some layers have been passed already.
     """
     layers = [n for n, layer in network.layers.items() if layer.role != "embedding"]
     names = [name for name in layers if _why_fused(network, name) is None]
-    outputs = _watching_outputs(network, names, take_output)
+    outputs = _watching_outputs(network, names, take_output, take_module)
     with watching(network, names, take), outputs, torch.no_grad():
         _run_to_head(network, ids, None)
 
 
 @contextmanager
-def _watching_outputs(network: Network, names: list[str], take: Call) -> Iterator[None]:
-    """Inside, forwards give the outputs of these layers to ``take``."""
+def _watching_outputs(
+    network: Network, names: list[str], take: Call, take_module: TakeModule | None
+) -> Iterator[None]:
+    """Inside, forwards give the outputs of these layers to ``take``, and those of modules."""
+    modules = block_modules(network) if take_module is not None else []
+    lasts = {module.last for module in modules}
+    returned: dict[str, Tensor] = {}
+    """Outputs of the last layers of modules that have not returned yet."""
 
     def giving(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             take(name, output)
+            if name in lasts:
+                returned[name] = output
+
+        return hook
+
+    def returning(found: BlockModule) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            last = returned.pop(found.last, None)
+            same = last is not None and where(last) == where(output)
+            assert take_module is not None
+            take_module(found.name, None if same else output)
 
         return hook
 
@@ -124,6 +152,7 @@ def _watching_outputs(network: Network, names: list[str], take: Call) -> Iterato
         if network.layers[name].role != "experts"
         for slot in network.slots(name)
     ]
+    hooks += [each.module.register_forward_hook(returning(each)) for each in modules]
     try:
         yield
     finally:

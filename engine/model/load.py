@@ -15,7 +15,14 @@ from engine.checkpoint import Checkpoint, open_checkpoint
 from engine.checkpoint.files import LARGEST_TEXT, check_file
 from engine.checkpoint.gguf import is_gguf, open_gguf
 from engine.checkpoint.links import refuse_pointer
-from engine.errors import CheckpointError, OutOfMemoryError, TextError, UsageError, few
+from engine.errors import (
+    CheckpointError,
+    OutOfMemoryError,
+    TextError,
+    UsageError,
+    few,
+    is_out_of_memory,
+)
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
 from engine.model.config import model_class, read_config
 from engine.model.exact_products import use_exact_products
@@ -119,10 +126,8 @@ def load_network(
         network = Network(model, made_from, tied=tied, notes=notes, zeroed=zeroed)
         check_resuming(network)
         on_stage(LoadStage("checking resume", 1, 1))
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _too_big(what, needed, chosen_device) from error
-    except RuntimeError as error:
-        if "allocate memory" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
             raise _too_big(what, needed, chosen_device) from error
         raise
     return network

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.errors import CheckpointError, EngineError
+from engine.errors import CheckpointError, EngineError, is_out_of_memory
 from engine.model.blocks import Forward, hidden_of, split_output
 from engine.model.network import Network
 from engine.model.torch_internals import version_of
@@ -217,9 +217,9 @@ def _head_is_alone(
     forwards = network.resuming(len(network.blocks), state)
     try:
         return _same(network.run(ids, forwards), whole, floor)
-    except torch.OutOfMemoryError:
-        raise
-    except CANNOT_RUN:
+    except CANNOT_RUN as error:
+        if is_out_of_memory(error):
+            raise
         return False
 
 
@@ -227,9 +227,9 @@ def _blocks_differ(network: Network, ids: Tensor, states: list[Tensor], floor: f
     for k in reversed(range(len(network.blocks))):  # earlier blocks have not seen this text again
         try:
             output = _one_block(network, ids, k, states[k])
-        except torch.OutOfMemoryError:
-            raise
-        except CANNOT_RUN:
+        except CANNOT_RUN as error:
+            if is_out_of_memory(error):
+                raise
             return f"block {k} cannot run without the blocks before it"
         if not _same(output, states[k + 1], floor):
             return f"block {k} depends on more than its input"

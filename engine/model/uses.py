@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.errors import is_out_of_memory
 from engine.model.blocks import Forward, hidden_of, join_output, split_output, with_hidden
 from engine.model.network import Network
 from engine.model.torch_internals import leaves_of
@@ -45,9 +46,9 @@ def find_uses(network: Network, ids: Tensor, cannot_run: tuple[type[Exception], 
     uses: Uses = {name: set() for name in names}
     try:
         _follow(network, ids, uses)
-    except torch.OutOfMemoryError:
-        raise
-    except cannot_run:
+    except cannot_run as error:
+        if is_out_of_memory(error):
+            raise
         uses = {name: set() for name in names}
     missing = [name for name, regions in uses.items() if not regions]
     if missing:

@@ -106,7 +106,7 @@ def _fix(session: Session, found: Finding) -> s.FixPart:
 
 
 def diagnosed_layers(
-    session: Session, format: str, recipe: Mapping[str, str]
+    session: Session, format: str, recipe: Mapping[str, str], fixes: int = 0
 ) -> list[s.DiagnosedLayer]:
     """The worst layers in every format that was tried or is known, then the others of a recipe.
 
@@ -114,8 +114,10 @@ def diagnosed_layers(
         session: with effects.
         format: canonical; whose effects say which are the worst.
         recipe: whose errors of outputs were measured, by layer; empty if none were.
+        fixes: on how many layers formats were tried: these are listed. 0 lists `LISTED`.
     """
-    worst = worst_layers(session, format)[:LISTED]
+    worst = worst_layers(session, format)
+    worst = [name for name in worst if name in session.fixes][:fixes] if fixes else worst[:LISTED]
     listed = json_figures("diagnose", "row")
     of_output = json_figures("diagnose", "output")
     template = Template(s.DiagnosedLayer, [*(p for p, _ in (*listed, *of_output)), "fixes"])
@@ -126,8 +128,8 @@ def diagnosed_layers(
         error = session.output_error(name, recipe.get(name, ""), hash)
         error = None if error is None or error.why else error
         values = [read(session.index[name]) for read in readers]
-        fixes = fix_parts(session, name, format)
-        found.append(template.fill([*values, *of_fact(of_output, error, session), fixes]))
+        tried = fix_parts(session, name, format) if name in worst else []
+        found.append(template.fill([*values, *of_fact(of_output, error, session), tried]))
     return found
 
 

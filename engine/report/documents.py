@@ -13,7 +13,7 @@ from engine.diagnosis.serving import Serving
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import schema as s
-from engine.report.comparison_parts import artefact_part
+from engine.report.comparison_parts import artefact_part, compared_parts
 from engine.report.diagnosis_parts import diagnosed_layers, finding_parts, verdict_part
 from engine.report.entry import Template
 from engine.report.error_parts import drift_parts, errors_part
@@ -267,11 +267,16 @@ def diagnose_document(
         baseline=_baseline(session),
         verdict=verdict_part(session, format, serving),
         findings=finding_parts(session, format),
-        layers=diagnosed_layers(session, format, recipe or {}),
+        layers=diagnosed_layers(session, format, recipe or {}, _tried(job)),
         errors=UNSET if recipe is None else errors_part(session, recipe),
         drift=UNSET if recipe is None else drift_parts(session, recipe),
         timings=_timings(job),
     )
+
+
+def _tried(job: Job) -> int:
+    """On how many layers a diagnosis tried other formats."""
+    return job.command.fixes if isinstance(job.command, p.Diagnose) else 0
 
 
 def plan_document(session: Session, planned: p.Planned, job: Job | None = None) -> s.PlanDocument:
@@ -339,6 +344,7 @@ def report_document(
         histograms=[histogram(each) for each in histograms],
         tried=tried_parts(session),
         plan=plan_part(session),
+        compared=compared_parts(session),
         agreement={} if isinstance(agreed, UnsetType) else agreed,
         fallbacks=_fallbacks(session, fell_back),
         warnings=list(warnings),

@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 import msgspec
 
 from engine import protocol as p
-from engine.errors import EngineError, UsageError
+from engine.errors import EngineError, OutOfMemoryError, UsageError
 from engine.service.commands import load, spec_of
-from engine.service.failures import describe
+from engine.service.failures import describe, out_of_memory
 from engine.service.gauges import read_gauges
 from engine.service.jobs import (
     ChangeSpec,
@@ -31,7 +31,8 @@ from engine.service.jobs import (
     Outcome,
     Workspace,
 )
-from engine.service.scheduler import Job, Scheduler
+from engine.service.retrying import Failure, Retried
+from engine.service.scheduler import AnySteps, Job, Scheduler
 from engine.session import Session, decode_session, encode_session, recipe_hash
 from engine.store.facts import FactStore
 from engine.store.journal import Journal
@@ -59,6 +60,8 @@ class _Task:
     job: Job | None = None
     """Set once it is queued on a lane."""
     lane: Lane | None = None
+    steps: Retried | None = None
+    """Its steps, unless it opens a checkpoint."""
 
 
 def _nobody(answer: p.Refused | p.Notice) -> None:
@@ -272,8 +275,35 @@ class Engine:
                 raise
         urgency = -next(self._numbers) if spec.newest_first else spec.urgency
         task.lane = spec.lane_of(task.command)
-        task.job = Job(task.id, spec.kind, urgency, spec.steps(task.context, task.command))
+        task.job = Job(task.id, spec.kind, urgency, self._steps_of(task))
         self._lanes[task.lane].submit(task.job)
+
+    def _steps_of(self, task: _Task) -> AnySteps:
+        """The steps of a job, begun again with less memory if it runs out on the compute lane."""
+        steps, context, command = task.spec.steps, task.context, task.command
+        if isinstance(task.spec, OpenSpec):
+            return steps(context, command)
+        task.steps = Retried(
+            lambda: steps(context, command), lambda failure: self._relieve(task, failure)
+        )
+        return task.steps
+
+    def _relieve(self, task: _Task, failure: Failure) -> p.AnyEvent:
+        """Give memory back, on the thread of the job that ran out of it.
+
+        Raises:
+            EngineError: nothing is left to give.
+        """
+        gave = None
+        if task.lane == "compute" and self._workspace is not None:
+            # The others there rest between two steps; they hold what is about to be made anew.
+            for other in list(self._tasks.values()):
+                if other.lane == "compute" and other.steps is not None and other is not task:
+                    other.steps.begin_again()
+            gave = self._workspace.relieve(failure.said, known_before=failure.refused is not None)
+        if gave is None:
+            raise failure.refused or OutOfMemoryError(out_of_memory(failure.said))
+        return p.Notice("warning", gave)
 
     def _open_failed(self) -> tuple[str, int] | None:
         """Why opening failed, with an exit code; None if the checkpoint is open or opening."""

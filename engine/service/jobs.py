@@ -73,6 +73,13 @@ class Workspace(Protocol):
     def assert_at_rest(self) -> None:
         """Fail if a step left something open that must not be open between two steps."""
 
+    def relieve(self, said: str, *, known_before: bool) -> str | None:
+        """Give memory back after an allocation failed; what was given up, or None.
+
+        Raises:
+            EngineError: everything was given up before.
+        """
+
 
 W = TypeVar("W")
 C = TypeVar("C", bound=p.Command)

@@ -11,15 +11,26 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 from engine import protocol as p
 from engine.service.in_thread import AbandonedError
-from engine.service.jobs import Lane, OnLane, Outcome, Steps
+from engine.service.jobs import Lane, OnLane, Outcome
 
 log = logging.getLogger(__name__)
 
 
 _order = count()
+
+
+class AnySteps(Protocol):
+    """The steps of a job: a generator, or what begins one again."""
+
+    def __next__(self) -> p.AnyEvent | OnLane | None:
+        """Run to the next yield; its `Outcome` comes with `StopIteration`."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 @dataclass(eq=False)
@@ -29,7 +40,7 @@ class Job:
     id: str
     kind: str
     urgency: int
-    steps: Steps
+    steps: AnySteps
     order: int = field(default_factory=lambda: next(_order))
     cancelled: bool = False
 

@@ -323,6 +323,8 @@ class Activations(Key, frozen=True, kw_only=True):
     device: str
     """Its kind."""
     calibration: Calibration
+    of: str = "layers, modules"
+    """What is watched; without modules before."""
 
 
 class FormatTried(Key, frozen=True, kw_only=True):

@@ -49,11 +49,15 @@ class PastSession(msgspec.Struct, frozen=True, kw_only=True):
     """Why it cannot be read or opened again, as a sentence."""
 
 
-def past_sessions(limit: int = 50) -> list[PastSession]:
+def past_sessions(limit: int = 50, *, only_running: bool = False) -> list[PastSession]:
     """The user's sessions, most recently used first.
 
     A session that cannot be read is included, with its ``problem``; what was never found to be a
     checkpoint is not.
+
+    Args:
+        limit: most that are read.
+        only_running: leave out those that no engine has open, without reading them.
     """
     found: list[tuple[float, Path]] = []
     try:
@@ -61,6 +65,8 @@ def past_sessions(limit: int = 50) -> list[PastSession]:
     except (OSError, StateFolderError):
         return []
     for folder in folders:
+        if only_running and not is_running(folder):
+            continue
         written = [_changed_at(folder / f"journal.sqlite{end}") for end in ("", "-wal")]
         if any(written):
             found.append((max(written), folder))

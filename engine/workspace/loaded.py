@@ -10,6 +10,7 @@ from engine import protocol as p
 from engine.checkpoint import DiskLayer
 from engine.store import keys
 from engine.workspace.opened import Opened
+from engine.workspace.pressure import Pressure
 
 if TYPE_CHECKING:  # torch is imported when a model is loaded, not with the engine
     from engine.model.network import Network
@@ -36,6 +37,8 @@ class Loaded:
     """The part of a fact's key for files, windows and arithmetic."""
     load_s: float = 0.0
     """Seconds that loading took."""
+    pressure: Pressure = field(default_factory=Pressure)
+    """What was given up since memory ran out."""
     _parts: dict[type, Any] = field(default_factory=dict)
 
     def part(self, kind: type[T], make: Callable[[], T]) -> T:
@@ -77,7 +80,46 @@ class Loaded:
         return self.opened.workspace.known(keys)
 
     def budget(self) -> int:
-        """Bytes available in addition to the model: as set, else half of the free memory."""
+        """Bytes available in addition to the model: as set, else half of the free memory; less
+        after memory ran out."""
         from engine.model.memory import memory_free
 
-        return self.settings.memory_budget or memory_free(self.network.device) // 2
+        free = self.settings.memory_budget or memory_free(self.network.device) // 2
+        return self.pressure.cached(free)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in a micro-batch: as set, fewer after memory ran out."""
+        return self.pressure.batch_tokens(self.settings.batch_tokens)
+
+    def give_way(self) -> str | None:
+        """Free every part, and let the next ones take less memory.
+
+        Returns:
+            What was given up, for a sentence; None if nothing is left.
+        """
+        windows = min(self.batch_tokens // self.windows.seq_len, self.windows.count)
+        self._free()
+        return self.pressure.give_way(windows)
+
+    def take_back(self) -> None:
+        """Go back to what is set; parts are made anew."""
+        self.pressure = Pressure()
+        self._free()
+
+    def memory(self) -> str:
+        """The device and what is free there."""
+        from engine.model.memory import GIB, memory_free
+
+        device = self.network.device
+        return f"{device}, where {memory_free(device) / GIB:.1f} GiB are free"
+
+    def _free(self) -> None:
+        import gc
+
+        import torch
+
+        self._parts.clear()
+        gc.collect()
+        if self.network.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -107,6 +107,17 @@ class Opened:
     def assert_at_rest(self) -> None:
         """Does nothing: files are only read."""
 
+    def give_way(self) -> str | None:
+        """Nothing is cached that could be given up."""
+        return None
+
+    def take_back(self) -> None:
+        """Does nothing: nothing was given up."""
+
+    def memory(self) -> str:
+        """Empty: files are read a layer at a time."""
+        return ""
+
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
         """See `Workspace.known`."""
         return self.workspace.known(keys)

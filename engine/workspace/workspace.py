@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, TypeVar
 
 from engine import protocol as p
-from engine.errors import EngineError
+from engine.errors import EngineError, OutOfMemoryError
 from engine.store.facts import FactStore
+from engine.workspace.pressure import requested
 
 
 class Openable(Protocol):
@@ -20,6 +21,15 @@ class Openable(Protocol):
 
     def assert_at_rest(self) -> None:
         """Fail if a job's step left it changed."""
+
+    def give_way(self) -> str | None:
+        """Give memory back; what was given up, for a sentence, or None if nothing is left."""
+
+    def take_back(self) -> None:
+        """Undo all `give_way`."""
+
+    def memory(self) -> str:
+        """Its device and what is free there, for a sentence; empty if it uses none to speak of."""
 
 
 OpenableT = TypeVar("OpenableT", bound=Openable)
@@ -47,6 +57,8 @@ class Workspace:
         self.begun = time.time()
         """With ``fresh``, facts older than this are measured again."""
         self._held: list[Openable] = []
+        self._relieved = False
+        """Whether memory was given back since the last time that a job ended for want of it."""
 
     def add(self, opened: Openable) -> None:
         """Add an object, which becomes the newest of its type."""
@@ -75,6 +87,37 @@ class Workspace:
             assert not torch.is_inference_mode_enabled(), "a job left inference mode on"
         for each in self._held:
             each.assert_at_rest()
+
+    def relieve(self, said: str, *, known_before: bool) -> str | None:
+        """Give memory back after an allocation failed.
+
+        Args:
+            said: by whoever tried to allocate.
+            known_before: the need was computed beforehand: only what is cached is of use then.
+
+        Returns:
+            What was given up, as a sentence; None if there was nothing to give.
+
+        Raises:
+            OutOfMemoryError: everything was given up before.
+        """
+        where = " and ".join(filter(None, (each.memory() for each in self._held)))
+        wanted = requested(said)
+        failed = f"out of memory on {where}{f': {wanted} requested' if wanted else ''}"
+        ways = [] if known_before and self._relieved else [each.give_way() for each in self._held]
+        if gave := "; ".join(filter(None, ways)):
+            self._relieved = True
+            return f"{failed}: {gave}; what was not saved yet is measured again"
+        before, self._relieved = self._relieved, False
+        for each in self._held:
+            each.take_back()
+        if known_before or not before:
+            return None
+        raise OutOfMemoryError(
+            f"{failed}, with micro-batches of one window and nothing cached: choose --dtype bf16, "
+            "a smaller --seq-len, another --device or a smaller model, or end the process that "
+            "uses the memory; results are saved"
+        )
 
     def known(self, keys: Sequence[str]) -> dict[str, p.AnyFact]:
         """The stored facts of these keys; with ``fresh`` only those of this run."""

@@ -87,7 +87,7 @@ def _running(name: str | None) -> PastSession:
     """
     if name is not None:
         return named(name, running=True)
-    alive = [each for each in past_sessions(EVERY_SESSION) if each.running]
+    alive = past_sessions(EVERY_SESSION, only_running=True)
     if len(alive) == 1:
         return alive[0]
     if not alive:

@@ -35,6 +35,7 @@ def compare(
         bool,
         typer.Option("--weights", help="compare the files alone: no model is loaded"),
     ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
     json: JsonOption = None,
     *,
     shared: Shared,
@@ -57,4 +58,5 @@ def compare(
         )
         outcome = run(reference, settings, ask)
         document = documents.compare_document(outcome.session, outcome.job)
-        publish(document, tables.comparison_text, json)
+        text = tables.comparison_markdown if markdown else tables.comparison_text
+        publish(document, text, json)

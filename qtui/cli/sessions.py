@@ -68,6 +68,10 @@ def named(given: str, *, running: bool = False) -> PastSession:
     Raises:
         UsageError: there is none; the message names those there are.
     """
+    if running:  # so that old sessions need not be read
+        for each in past_sessions(EVERY_SESSION, only_running=True):
+            if each.name in (given, session_name(given)):
+                return each
     known = {each.name: each for each in past_sessions(EVERY_SESSION)}
     found = known.get(given) or known.get(session_name(given))
     alive = [each.name for each in known.values() if each.running]

@@ -14,7 +14,7 @@ from engine.formats.grammar import parse_format
 from engine.formats.storage import why_not_held
 from engine.protocol import Level
 from engine.report import wording as n
-from engine.session import Layers, Session, recipe_hash
+from engine.session import Layers, Session, recipe_hash, running
 from qtui.views.sweeps import formats_of
 from qtui.views.text import UNICODE, Glyphs, Words, printable, short_name
 
@@ -71,6 +71,8 @@ class EventLog:
         self._entries: deque[Entry] = deque(maxlen=MOST)
         self._began: dict[str, float] = {}
         """When each running job started."""
+        self._queued: dict[str, str] = {}
+        """Titles of jobs that wait for others."""
         self._wave: _Wave | None = None
         self._uniforms: tuple[Layers, dict[str, str]] = Layers(), {}
         """Hashes of a format in the whole body, by format: made once a listing, of all its rows."""
@@ -107,7 +109,10 @@ class EventLog:
     def add(self, event: p.AnyEvent, session: Session) -> None:
         """Log an event, if it is of the kind that is logged."""
         match event:
-            case p.Progress() | p.RecipePartial() | p.Gauges() | p.Stage():
+            case p.Progress():
+                if (title := self._queued.pop(event.job, None)) is not None:
+                    self.say("info", f"{title}: started")
+            case p.RecipePartial() | p.Gauges() | p.Stage():
                 return
             case p.Learned():
                 for fact in event.facts:
@@ -127,7 +132,10 @@ class EventLog:
             case p.JobStarted():
                 self._began[event.job] = self._clock()
                 if event.kind != "evaluate":  # one at every toggle: its score says enough
-                    self.say("info", f"{event.title}: started")
+                    waits = any(job.urgency <= event.urgency for job in running(session))
+                    if waits:
+                        self._queued[event.job] = event.title
+                    self.say("info", f"{event.title}: {'queued' if waits else 'started'}")
             case p.JobEnded():
                 self._ended(event, session)
             case p.RecipeChanged():
@@ -162,6 +170,7 @@ class EventLog:
         job = session.jobs.get(event.job)
         title = event.kind if job is None else job.title
         began = self._began.pop(event.job, None)
+        self._queued.pop(event.job, None)
         if event.status == "failed":
             self.say("error", f"{title}: failed: {event.message or 'no reason given'}")
             return

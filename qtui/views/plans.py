@@ -148,32 +148,59 @@ def summary(planned: p.Planned, width: int, glyphs: Glyphs) -> Words:
     return words
 
 
+def finished_points(session: Session) -> list[tuple[int, float]]:
+    """Bytes and KL of the finished checkpoints that were compared."""
+    scored = (each for each in session.compared.values() if each.score is not None)
+    return [
+        (each.opened.bytes, each.score.kl) for each in scored if each.score and each.score.kl > 0
+    ]
+
+
 def frontier_plot(
-    rows: Sequence[Row], here: Row | None, width: int, height: int, glyphs: Glyphs
+    rows: Sequence[Row],
+    here: Row | None,
+    width: int,
+    height: int,
+    glyphs: Glyphs,
+    finished: Sequence[tuple[int, float]] = (),
 ) -> list[Words]:
     """KL over size, both axes' ends named: ``height`` lines of ``width`` cells; by logarithm.
 
-    Points of the frontier are dots; rules and the plan have a character of their own.
+    Points of the frontier are dots; rules, the plan and finished checkpoints have a character of
+    their own.
+
+    Args:
+        rows: points of the frontier, rules, the plan.
+        here: under the cursor.
+        width: cells there are.
+        height: lines there are.
+        glyphs: what to draw with.
+        finished: bytes and KL of finished checkpoints that were compared.
     """
     shown = [row for row in rows if _kl(row) > 0 and math.isfinite(_kl(row))]
     most = max(map(_kl, shown), default=0.0)
     shown = [row for row in shown if _kl(row) >= most / RANGE or row.name]
     if len(shown) < 2 or width < 24 or height < 5:
         return []
-    sizes = [row.point.bytes for row in shown]
-    logs = [math.log10(_kl(row)) for row in shown]
+    others = [(size, kl) for size, kl in finished if kl >= most / RANGE]
+    sizes = [row.point.bytes for row in shown] + [size for size, _ in others]
+    logs = [math.log10(_kl(row)) for row in shown] + [math.log10(kl) for _, kl in others]
     low, high = min(sizes), max(sizes)
     bottom, top = min(logs), max(logs)
     left = 7
     columns, lines = width - left, height - 1
 
-    def place(row: Row) -> tuple[int, int]:
-        x = (row.point.bytes - low) / ((high - low) or 1)
-        y = (math.log10(_kl(row)) - bottom) / ((top - bottom) or 1.0)
+    def at(size: int, kl: float) -> tuple[int, int]:
+        x = (size - low) / ((high - low) or 1)
+        y = (math.log10(kl) - bottom) / ((top - bottom) or 1.0)
         return round(x * (columns - 1)), round((1 - y) * (lines - 1))
+
+    def place(row: Row) -> tuple[int, int]:
+        return at(row.point.bytes, _kl(row))
 
     cells: dict[tuple[int, int], tuple[str, str]] = {}
     dot = "." if glyphs.ascii else "·"
+    cells.update({at(size, kl): ("C", "$better") for size, kl in others})
     for row in sorted(shown, key=lambda row: (bool(row.name), row.plan)):
         if row.plan:
             cells[place(row)] = (glyphs.frontier, "bold $held")
@@ -194,8 +221,10 @@ def frontier_plot(
         words += [cells.get((x, y), (" ", "")) for x in range(columns)]
         drawn.append(words)
     ends = n.size(low), n.size(high)
+    compared = "C compared  " if others else ""
     legend = (
-        f"KL{glyphs.kilo} over size   {glyphs.frontier} plan  U uniform  F first-last  G greedy"
+        f"KL{glyphs.kilo} over size   {glyphs.frontier} plan  {compared}U uniform  F first-last  "
+        "G greedy"
     )
     gap = max(0, columns - len(ends[0]) - len(ends[1]) - 2)
     middle = fit(legend, gap, glyphs) if len(legend) > gap else legend.center(gap)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from engine import protocol as p
 from engine.formats.grammar import parse_format
 from engine.measure.calibration.approximate import approximated
 from engine.measure.counts import JobCounts
+from engine.measure.evaluation.evaluate import whole_reference
 from engine.measure.evaluation.reference import reference_of
 from engine.model.network import Held
 from engine.plan.proposal import solved
@@ -46,6 +46,7 @@ class Measured:
 
     def __init__(self, bench: rivals.Bench) -> None:
         self.bench = bench
+        through(whole_reference(bench.loaded, JobCounts()))
         self.reference = reference_of(bench.loaded)
         self.weights: dict[tuple[str, str], Held] = {}
         self.known: dict[tuple[tuple[int, ...], int], Tensor] = {}
@@ -173,34 +174,29 @@ def main() -> None:
     parser.add_argument("--tokens-spent", type=int, default=1_000_000, help="for each budget")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kept", type=Path, required=True, help="of tests.bench.rivals")
-    given = parser.parse_args()
+    given = parser.parse_args(namespace=argparse.Namespace(others=False))
     print(f"{machine()}\n", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        bench = rivals.bench_of(given, Path(folder))
-        measured = Measured(bench)
-        for bits in map(float, given.bits.split(",")):
-            budget = p.Budget(bits=bits)
-            plans = bench.kept.all.get("plans", {}).get(f"{bits:g}", {})
-            starts = [indices(bench.units, each["recipe"]) for each in plans.values()]
-            starts.append(solved(bench.planner.session, bench.units, budget).chosen.tolist())
-            every = range(len(measured.reference.batches))
-            start = min(starts, key=lambda chosen: measured.kl(chosen, every))
-            chosen, kl, tokens = evolve(
-                measured, start, bench.limit(budget), given.tokens_spent, given.seed
-            )
-            ours = {
-                n: measured.kl(indices(bench.units, e["recipe"]), every) for n, e in plans.items()
-            }
-            beside = ", ".join(
-                f"{name} {1000 * of:.2f} ({of / kl:.3f})" for name, of in ours.items()
-            )
-            print(f"{bits:g} bits: {1000 * kl:.3f} after {tokens} tokens; {beside}", flush=True)
-            found = bench.kept.all.setdefault("evolution", {})
-            known = found.get(f"{bits:g}")
-            if known is None or kl < known["kl"]:
-                recipe = recipe_of(bench.units, chosen)
-                found[f"{bits:g}"] = {"recipe": recipe, "kl": kl, "tokens": tokens}
-                bench.kept.path.write_text(msgspec.json.encode(bench.kept.all).decode())
+    bench = rivals.bench_of(given)
+    measured = Measured(bench)
+    for bits in map(float, given.bits.split(",")):
+        budget = p.Budget(bits=bits)
+        plans = bench.kept.all.get("plans", {}).get(f"{bits:g}", {})
+        starts = [indices(bench.units, each["recipe"]) for each in plans.values()]
+        starts.append(solved(bench.planner.session, bench.units, budget).chosen.tolist())
+        every = range(len(measured.reference.batches))
+        start = min(starts, key=lambda chosen: measured.kl(chosen, every))
+        chosen, kl, tokens = evolve(
+            measured, start, bench.limit(budget), given.tokens_spent, given.seed
+        )
+        ours = {n: measured.kl(indices(bench.units, e["recipe"]), every) for n, e in plans.items()}
+        beside = ", ".join(f"{name} {1000 * of:.2f} ({of / kl:.3f})" for name, of in ours.items())
+        print(f"{bits:g} bits: {1000 * kl:.3f} after {tokens} tokens; {beside}", flush=True)
+        found = bench.kept.all.setdefault("evolution", {})
+        known = found.get(f"{bits:g}")
+        if known is None or kl < known["kl"]:
+            recipe = recipe_of(bench.units, chosen)
+            found[f"{bits:g}"] = {"recipe": recipe, "kl": kl, "tokens": tokens}
+            bench.kept.path.write_text(msgspec.json.encode(bench.kept.all).decode())
 
 
 if __name__ == "__main__":

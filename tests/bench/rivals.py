@@ -19,14 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import pytest
 import torch
 from torch import Tensor
 
@@ -35,13 +36,14 @@ from engine.formats.grammar import parse_format
 from engine.measure.calibration.approximate import approximated
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.further import further
-from engine.measure.evaluation.evaluate import baseline
+from engine.measure.evaluation.evaluate import baseline, whole_reference
 from engine.measure.evaluation.reference import reference_of
 from engine.model.network import whole
 from engine.plan.baselines import baselines
 from engine.plan.proposal import limit_of, solved
 from engine.plan.units import Choice, Unit, recipe_of, units_of
-from engine.planning.planning import ESTIMATING, Planner, plan
+from engine.planning import planning
+from engine.planning.planning import ESTIMATING, Events, Planner, Scored, Tried
 from engine.planning.rules import rules_of
 from engine.profiles import load_profile
 from engine.recipes.changes import canonical
@@ -89,7 +91,7 @@ class Bench:
     loaded: Loaded
     """On the windows that every rule sees."""
     wide: Loaded
-    """On as many windows more."""
+    """On as many windows more, or on the same."""
     kept: Kept
     planner: Planner
     """With estimates of every layer."""
@@ -101,33 +103,50 @@ class Bench:
     def formats(self) -> tuple[str, ...]:
         return self.command.formats
 
+    @property
+    def seen(self) -> int:
+        """Windows that every rule sees, the first ones."""
+        return reference_of(self.loaded).windows.count
+
+    @cached_property
+    def order(self) -> list[int]:
+        """The windows that every rule sees, then the others: the engine shuffles them."""
+        seen = {tuple(ids) for ids in reference_of(self.loaded).windows.ids.tolist()}
+        every = [tuple(ids) in seen for ids in reference_of(self.wide).windows.ids.tolist()]
+        assert sum(every) == self.seen, "windows of more tokens hold those of fewer"
+        return sorted(range(len(every)), key=lambda at: not every[at])
+
     def per_window(self, recipe: Mapping[str, str]) -> Tensor:
         """KL of a recipe on every window, float64: those seen, then the others."""
 
         def make() -> list[float]:
-            held = {
-                name: through(approximated(self.wide, name, parse_format(text), JobCounts()))
-                for name, text in recipe.items()
-            }
-            return measure(self.wide, held).kl.tolist()
+            return of_windows(self.wide, recipe).tolist()
 
-        return torch.tensor(self.kept.of("recipes", recipe_hash(recipe), make), dtype=torch.float64)
+        section = "recipes" if self.wide is not self.loaded else "recipes, seen"
+        found = self.kept.of(section, recipe_hash(recipe), make)
+        return torch.tensor(found, dtype=torch.float64)[self.order]
 
     def exact(self, recipe: Mapping[str, str]) -> float:
         """KL of a recipe on the windows seen."""
 
         def make() -> float:
-            held = {
-                name: through(approximated(self.loaded, name, parse_format(text), JobCounts()))
-                for name, text in recipe.items()
-            }
-            return float(measure(self.loaded, held).kl.mean())
+            return float(of_windows(self.loaded, recipe).mean())
 
         return self.kept.of("exact", recipe_hash(recipe), make) if recipe else 0.0
 
     def limit(self, budget: p.Budget) -> float:
         """Bits that the body may take."""
         return limit_of(self.planner.session, budget).bits
+
+
+def of_windows(loaded: Loaded, recipe: Mapping[str, str]) -> Tensor:
+    """KL of a recipe on every window, nats per token."""
+    through(whole_reference(loaded, JobCounts()))
+    held = {
+        name: through(approximated(loaded, name, parse_format(text), JobCounts()))
+        for name, text in recipe.items()
+    }
+    return measure(loaded, held).kl
 
 
 def learned(loaded: Loaded, steps: Generator[object, None, T]) -> T:
@@ -146,19 +165,20 @@ def learned(loaded: Loaded, steps: Generator[object, None, T]) -> T:
     return through(stored())
 
 
-def opened(given: argparse.Namespace, tokens: int, home: Path) -> Loaded:
-    """The model on so many tokens, in float32."""
+def opened(given: argparse.Namespace, tokens: int) -> Loaded:
+    """The model on so many tokens, in float32, with a store of facts beside the kept file."""
     chosen = load_profile("quick").settings(
         "quick", text=given.text, tokens=tokens, seq_len=given.seq_len, device="cpu", dtype="fp32"
     )
-    loaded = load(given.model, FactStore(home / f"{tokens}.sqlite"), chosen)
+    loaded = load(given.model, FactStore(given.kept.with_suffix(".sqlite")), chosen)
     learned(loaded, baseline(loaded, JobCounts()))
     return loaded
 
 
-def bench_of(given: argparse.Namespace, home: Path) -> Bench:
+def bench_of(given: argparse.Namespace) -> Bench:
     """Everything that rules choose from."""
-    loaded, wide = (opened(given, tokens, home) for tokens in (given.tokens, 2 * given.tokens))
+    loaded = opened(given, given.tokens)
+    wide = opened(given, 2 * given.tokens) if given.others else loaded
     asked = given.formats.split(",") if given.formats else loaded.settings.estimate_formats
     command = p.Plan(budget=p.Budget(bits=16.0), formats=tuple(canonical(asked)))
     planner = Planner(loaded, command, "bench")
@@ -230,6 +250,7 @@ def noise_slopes(bench: Bench, levels: Sequence[float]) -> dict[str, float]:
 
     def make() -> dict[str, float]:
         random = torch.Generator().manual_seed(0)
+        through(whole_reference(bench.loaded, JobCounts()))
         found = {}
         for unit in bench.units:
             for name in unit.layers:
@@ -363,43 +384,57 @@ def rivals(bench: Bench, given: argparse.Namespace) -> dict[str, Callable[[float
 # Ours
 
 
-def planned(bench: Bench, budget: p.Budget, home: Path) -> dict[str, Any]:
-    """``qtui plan`` with its own count of forward passes: estimates are known, and counted."""
-    with tempfile.TemporaryDirectory(dir=home) as folder:
-        mine = FactStore(Path(folder, "facts.sqlite"))
-        workspace = bench.loaded.opened.workspace
-        shared = workspace.facts
-        bench.loaded.opened.workspace.facts = Both(mine, shared)  # type: ignore[assignment]
-        command = msgspec.structs.replace(
-            bench.command, budget=budget, forwards=FORWARDS - ESTIMATING
-        )
-        begun = time.perf_counter()
-        try:
-            outcome = learned(bench.loaded, plan(bench.loaded, command, ""))
-        finally:
-            workspace.facts = shared
-    found = outcome.result
+class Counting(Planner):
+    """A planner that counts what is stored already like what it computes.
+
+    So facts are shared by budgets, by versions of the planner and by runs, and each plan still has
+    the forward passes that it is allowed.
+    """
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.counted: set[str] = set()
+
+    def learn(self, *, stored: bool = False) -> Events:
+        """See `Planner.learn`."""
+        yield from super().learn(stored=stored)
+        self.spent = ESTIMATING
+
+    def measured(self, recipe: Mapping[str, str]) -> Scored:
+        """See `Planner.measured`."""
+        spent = self.spent + self._first("score", recipe)
+        found = yield from super().measured(recipe)
+        self.spent = spent
+        return found
+
+    def at_recipe(self, units: Sequence[Unit], tried: Tried) -> Generator[Any, None, Any]:
+        """See `Planner.at_recipe`."""
+        spent = self.spent + ESTIMATING * self._first("further", tried.recipe)
+        found = yield from super().at_recipe(units, tried)
+        self.spent = spent
+        return found
+
+    def _first(self, what: str, recipe: Mapping[str, str]) -> bool:
+        key = f"{what} {recipe_hash(recipe)}"
+        new = key not in self.counted
+        self.counted.add(key)
+        return new
+
+
+def planned(bench: Bench, budget: p.Budget) -> dict[str, Any]:
+    """``qtui plan`` for a budget."""
+    command = msgspec.structs.replace(bench.command, budget=budget, forwards=FORWARDS)
+    begun = time.perf_counter()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "Planner", Counting)
+        found = learned(bench.loaded, planning.plan(bench.loaded, command, "")).result
     assert isinstance(found, p.Planned)
     return {
         "recipe": found.recipe,
         "predicted": found.point.kl,
-        "forwards": found.forwards + ESTIMATING,
+        "forwards": found.forwards,
         "seconds": time.perf_counter() - begun,
     }
-
-
-class Both:
-    """Facts of one store, beside those of another, to which nothing is added."""
-
-    def __init__(self, mine: FactStore, shared: FactStore) -> None:
-        self.mine, self.shared = mine, shared
-
-    def get_many(self, keys: Sequence[str], since: float = 0.0) -> dict[str, p.AnyFact]:
-        found = self.shared.get_many(keys, since=since)
-        return {**found, **self.mine.get_many(keys, since=since)}
-
-    def put(self, keys: Iterable[str], facts: Iterable[p.AnyFact]) -> None:
-        self.mine.put(tuple(keys), tuple(facts))
 
 
 # Tables
@@ -414,18 +449,18 @@ def ratio(ours: Tensor, theirs: Tensor) -> str:
 
 def row(bench: Bench, name: str, recipe: Recipe, best: Recipe) -> str:
     """One line of a table."""
-    all_of_them, ours = bench.per_window(recipe), bench.per_window(best)
-    seen = len(all_of_them) // 2
-    kl = all_of_them[:seen]
-    error = float(kl.std()) / math.sqrt(seen)
+    seen = bench.seen
+    kl, ours = bench.per_window(recipe), bench.per_window(best)
+    error = float(kl[:seen].std()) / math.sqrt(seen)
     size = bench.planner.session.size_of(recipe).bits_per_weight
-    beside = ["", ""]
-    if recipe != best:
-        beside = [ratio(ours[:seen], kl), ratio(ours[seen:], all_of_them[seen:])]
+    same = recipe == best
     cells = [
-        name, f"{size:.3f}", f"{1000 * float(kl.mean()):.2f} ± {1000 * error:.2f}", beside[0],
-        f"{1000 * float(all_of_them[seen:].mean()):.2f}", beside[1],
+        name, f"{size:.3f}", f"{1000 * float(kl[:seen].mean()):.2f} ± {1000 * error:.2f}",
+        "" if same else ratio(ours[:seen], kl[:seen]),
     ]  # fmt: skip
+    if len(kl) > seen:
+        cells += [f"{1000 * float(kl[seen:].mean()):.2f}"]
+        cells += ["" if same else ratio(ours[seen:], kl[seen:])]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -439,6 +474,9 @@ def main() -> None:
     parser.add_argument("--formats", help="to choose from; empty means those of the profile quick")
     parser.add_argument("--bits", default=BITS)
     parser.add_argument("--kept", type=Path, required=True)
+    parser.add_argument(
+        "--no-others", dest="others", action="store_false", help="measure no other windows"
+    )
     parser.add_argument("--as", dest="name", default=OURS, help="name of the plan in the tables")
     parser.add_argument("--again", action="store_true", help="make the plan of that name again")
     parser.add_argument(
@@ -451,21 +489,19 @@ def main() -> None:
         help="leave out HIGGS, which measures every layer with noise",
     )
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        bench = bench_of(given, home)
-        print(f"{machine()}\n", flush=True)
-        for bits in map(float, given.bits.split(",")):
-            table(bench, given, bits, home)
+    bench = bench_of(given)
+    print(f"{machine()}\n", flush=True)
+    for bits in map(float, given.bits.split(",")):
+        table(bench, given, bits)
 
 
-def table(bench: Bench, given: argparse.Namespace, bits: float, home: Path) -> None:
+def table(bench: Bench, given: argparse.Namespace, bits: float) -> None:
     """All rules for one budget."""
     budget = p.Budget(bits=bits)
     session = bench.planner.session
     plans = bench.kept.all.setdefault("plans", {}).setdefault(f"{bits:g}", {})
     if given.again or given.name not in plans:
-        plans[given.name] = planned(bench, budget, home)
+        plans[given.name] = planned(bench, budget)
         bench.kept.path.write_text(json.dumps(bench.kept.all))
     command = msgspec.structs.replace(bench.command, budget=budget)
     first = solved(session, bench.units, budget)
@@ -477,11 +513,11 @@ def table(bench: Bench, given: argparse.Namespace, bits: float, home: Path) -> N
             found[name] = recipe
     found.update(baselines(session, rules_of(session, command, "float32"), budget))
     ours = found[given.name]
-    heads = ["rule", "bits", "KL·10³", "ours / it", "on other windows", "ours / it there"]
+    heads = ["rule", "bits", "KL·10³", "ours / it"]
+    heads += ["on other windows", "ours / it there"] if given.others else []
     print(f"\n{bits:g} bits\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    lines = {name: row(bench, name, recipe, ours) for name, recipe in found.items()}
     for name in sorted(found, key=lambda name: float(seen_kl(bench, found[name]))):
-        print(lines[name], flush=True)
+        print(row(bench, name, found[name], ours), flush=True)
     for name, each in plans.items():
         print(f"\n{name}: predicted {1000 * each['predicted']:.2f}, {each['forwards']:g} forwards")
 
@@ -489,7 +525,7 @@ def table(bench: Bench, given: argparse.Namespace, bits: float, home: Path) -> N
 def seen_kl(bench: Bench, recipe: Recipe) -> Tensor:
     """Mean KL on the windows that the rules saw."""
     found = bench.per_window(recipe)
-    return found[: len(found) // 2].mean()
+    return found[: bench.seen].mean()
 
 
 if __name__ == "__main__":

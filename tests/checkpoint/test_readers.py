@@ -26,7 +26,8 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_quantisers_that_can_be_read() -> None:
     assert readable_methods() == {
-        *("fp8", "mxfp4", "compressed-tensors", "bitsandbytes"),
+        *("fp8", "mxfp4", "compressed-tensors", "bitsandbytes", "modelopt", "bitnet"),
+        *("hqq", "torchao", "quanto"),
         *("gptq", "awq", "gptqmodel", "auto-round", "intel/auto-round"),
     }
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from engine.errors import EngineError, UsageError
-from engine.export.held import mixed, nearest, nearest_recipe, refused, untied, why_not
+from engine.export.held import (
+    mixed,
+    nearest,
+    nearest_recipe,
+    refused,
+    untied,
+    weights_of,
+    why_not,
+)
+from engine.export.job import _with_nearest
 from engine.export.refusal import NotExportable
 from engine.export.target import Weight, target_named, targets
 from engine.formats.grammar import parse_format
 from tests.export.exporting import export_checkpoint
 from tests.export.targets.mixes import EMBEDDING, HEAD, LINEAR, save_tiny
+from tests.plan.test_proposal import LAYERS, known
 
 FORMATS = (
     "int4-g128", "int3-g32-sym", "int5-g64", "int8", "int8+a8", "int8-tensor", "nf4-g64", "q4_k",
@@ -130,6 +142,19 @@ def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
         export_checkpoint(checkpoint, {LINEAR[0]: "int8"}, tmp_path, "torchao", overwrite=True)
     with pytest.raises(EngineError, match="not a writable folder"):
         export_checkpoint(checkpoint, {LINEAR[0]: "int8"}, tmp_path / "no" / "x", "torchao")
+
+
+def test_what_must_be_alike_is_refused_with_the_nearest_recipe_and_how_to_take_it() -> None:
+    names = LAYERS[1:5]
+    session = known(layers=names, formats=("nf4", "int8+a8"))
+    recipe = dict.fromkeys(names[1:], "nf4") | {names[0]: "int8+a8"}
+    target = target_named("bitsandbytes")
+    refusal = NotExportable(refused(target, weights_of(session), recipe), "bitsandbytes")
+    context: Any = SimpleNamespace(session=session, recipe=recipe)
+    said = str(_with_nearest(refusal, context, "bitsandbytes"))
+    assert "or take the nearest formats with --nearest" in said
+    assert f"{names[0]}: int8+a8, and nf4-g64 elsewhere" in said
+    assert "(nearest: kept)" in said
 
 
 @pytest.mark.parametrize("target", ["checkpoint", "gptq"])

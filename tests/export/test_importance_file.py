@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 
 from engine import protocol as p
+from engine.checkpoint import open_checkpoint
 from engine.checkpoint.imatrix import Entry, Imatrix, imatrix_bytes, read_imatrix
 from engine.client import in_process
 from engine.errors import CheckpointError, FormatError, InfeasibleError, UsageError
@@ -21,6 +23,7 @@ from engine.quant.gguf import quantize_gguf
 from engine.store.facts import FactStore
 from engine.workspace import Loaded
 from tests import tiny
+from tests.checkpoint.gguf.models import build
 from tests.drive import ended, facts, load, settings, until
 from tests.measure.calibration.test_calibration import finish, inputs_by_hook
 
@@ -211,3 +214,36 @@ def test_the_bytes_are_those_of_the_quantiser_with_the_file(
     theirs = quantize_gguf(loaded.network.weight(DOWN), parse_format("q4_1"), DOWN, importance[0])
     found = finish(solved_codes(loaded, {DOWN: parse_format(TEXT)}, JobCounts()))[1].forms[DOWN]
     assert torch.equal(found.stored.blocks, theirs.blocks)
+
+
+def test_a_gguf_file_has_the_bytes_that_the_importance_leads_to(
+    prose: Path, tmp_path: Path
+) -> None:
+    folder = build("llama", tmp_path / "wide", hidden_size=256, intermediate_size=512)
+    recipe = {
+        "model.layers.0.mlp.up_proj": "iq2_xs+imatrix",
+        "model.layers.1.mlp.down_proj": "q4_k+imatrix",
+        "model.layers.1.self_attn.o_proj": "iq3_s",
+    }
+    client = in_process(str(folder))
+    try:
+        chosen = settings(prose, calib=str(prose), calib_tokens=512)
+        client.send(p.Open(str(folder), chosen))
+        until(client, ended("open"))
+        client.send(p.WriteImatrix(out=str(tmp_path / "imatrix.gguf")))
+        until(client, ended("imatrix"))
+        client.send(p.Export(out=str(tmp_path / "out.gguf"), layers=recipe, to="gguf"))
+        events = until(client, ended("export"))
+        assert [e.status for e in events if isinstance(e, p.JobEnded)] == ["done"], events[-1]
+    finally:
+        client.close()
+    entries = read_imatrix(tmp_path / "imatrix.gguf").entries
+    blocks = {each.name: each for each in GGUFReader(tmp_path / "out.gguf").tensors}
+    checkpoint = open_checkpoint(folder)
+    for layer, name in zip(recipe, ("0.ffn_up", "1.ffn_down", "1.attn_output"), strict=True):
+        weight, held = checkpoint.read(f"{layer}.weight"), recipe[layer]
+        importance = torch.from_numpy(entries[f"blk.{name}.weight"].importance[0])
+        fmt = parse_format(held.removesuffix("+imatrix"))
+        given = importance if held.endswith("+imatrix") else None
+        expected = quantize_gguf(weight, fmt, layer, given).blocks
+        assert np.array_equal(blocks[f"blk.{name}.weight"].data, expected.numpy()), layer

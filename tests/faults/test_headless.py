@@ -18,6 +18,8 @@ from engine.store.paths import session_name
 from tests import forked, tiny
 from tests.terminal import wait_for
 
+LONG = ",".join(f"int{bits}-g32" for bits in range(2, 9))
+"""A sweep that does not end before it is stopped."""
 Begin = Callable[..., BaseProcess]
 
 
@@ -32,10 +34,10 @@ def begin(source: Path, prose: Path, tmp_path: Path) -> Iterator[Begin]:
     """Begins a sweep in another process; what it says goes to the file ``FORMATS.said``."""
     begun: list[BaseProcess] = []
 
-    def sweep(formats: str = "int4-g32", *more: str) -> BaseProcess:
+    def sweep(formats: str = LONG) -> BaseProcess:
         process = forked.qtui(
             "sweep", str(source), "--tokens", "2048", "--seq-len", "32", "--text", str(prose),
-            "--formats", formats, *more, "--json", str(tmp_path / f"{formats}.json"),
+            "--formats", formats, "--json", str(tmp_path / f"{formats}.json"),
             said=tmp_path / f"{formats}.said",
         )  # fmt: skip
         begun.append(process)
@@ -76,7 +78,7 @@ def until_it_ends(client: Attached) -> None:
 def test_a_command_can_be_watched_and_used_by_another_which_goes_on_without_it(
     source: Path, begin: Begin, tmp_path: Path
 ) -> None:
-    first = begin("int4-g32")
+    first = begin("int4-g32,int5-g32,int6-g32")  # long enough for the second to come
     engine = measuring(source)
     assert (engine.of_run, engine.pid) == (True, first.pid)
     with closing(client_of(source)) as watching:
@@ -84,7 +86,7 @@ def test_a_command_can_be_watched_and_used_by_another_which_goes_on_without_it(
         assert running(watching.session)[0].kind == "sweep"
         second = begin("int3-g32")
         wait_for(
-            lambda: (seen := look(session_name(str(source)))) is None or len(seen.jobs) > 1,
+            lambda: (seen := look(session_name(str(source)))) is not None and len(seen.jobs) > 1,
             "both jobs in one engine",
         )
         with pytest.raises(RunEndedError, match=r"the command that had .* open has ended"):
@@ -92,9 +94,9 @@ def test_a_command_can_be_watched_and_used_by_another_which_goes_on_without_it(
         # It missed nothing: the end of the job came before the end of the engine.
         ended = [job.status for job in watching.session.jobs.values() if job.kind == "sweep"]
         assert ended[0] == "done"
-    first.join(60)
+    first.join(120)
     assert first.exitcode == 0
-    second.join(60)
+    second.join(120)
     said = (tmp_path / "int3-g32.said").read_text()
     assert second.exitcode == 0, said
     assert "has ended: going on without it; its results are saved" in said

@@ -15,7 +15,7 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ENGINE = ("msgspec", "platformdirs", "tomli", "nvidia-ml-py", "psutil")
+ENGINE = ("msgspec", "platformdirs", "tomli", "nvidia-ml-py", "psutil", "gguf==0.19.0")
 INTERFACE = (
     "textual==8.2.8", "plotext==5.3.2", "pyte", "wcwidth", "rich", "typer", "shellingham", "click",
     "markdown-it-py", "mdit-py-plugins", "linkify-it-py", "uc-micro-py", "mdurl", "pygments",

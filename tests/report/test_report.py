@@ -136,6 +136,37 @@ def test_names_are_text_in_every_form() -> None:
     assert "`" not in plain
 
 
+def test_finished_checkpoints_are_in_every_form() -> None:
+    session = full()
+    name = f"finished {HOSTILE}"
+    told(
+        session,
+        p.ArtefactOpened(
+            fingerprint="f", name=name, path="/f", layout="gptq", bytes=5_000_000,
+            bits_per_weight=4.25, bits_all=4.5, unmatched=("lm_head",),
+        ),
+        p.Learned(
+            ("k",),
+            (
+                p.ArtefactScore(
+                    artefact="f", nll=3.0, ppl=20.0, ppl_low=19.0, ppl_high=21.0, dnll=0.1,
+                    dnll_se=0.01, kl=0.0321, kl_se=0.001, top1=0.9, tokens=100,
+                ),
+            ),
+        ),
+    )  # fmt: skip
+    found = document(session)
+    assert [each.name for each in found.compared] == [name]
+    page = Page(report_page(found))
+    assert "32.1" in page.text
+    assert "it lacks one layer of the original" in page.text
+    assert any(given.get("class") == "finished" for tag, given in page.tags if tag == "g")
+    text = report_markdown(found)
+    assert "## Finished checkpoints" in text
+    assert "32.1" in text
+    assert "<script>" not in text
+
+
 def test_json_is_read_back_whole() -> None:
     given = document(full())
     assert msgspec.json.decode(encode(given), type=s.ReportDocument) == given

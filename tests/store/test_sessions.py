@@ -168,6 +168,17 @@ def test_a_lock_that_another_holds_is_seen(written: Written) -> None:
         assert is_running(folder)
 
 
+def test_those_that_do_not_run_can_be_left_out(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = written.journal.folder
+    Written(str(tmp_path)).close()
+    assert len(past_sessions()) == 2
+    monkeypatch.setattr("engine.store.past_sessions.is_running", lambda each: each == folder)
+    (running,) = past_sessions(only_running=True)
+    assert (running.name, running.running) == (folder.name, True)
+
+
 def test_the_last_used_come_first_and_no_more_than_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,10 +98,14 @@ def read_gguf_header(file: Path) -> GgufHeader:
 def _read(stream: HeaderStream) -> GgufHeader:
     version = _version(stream)
     tensors, keys = stream.whole("Q", "the number of tensors"), stream.whole("Q", "that of keys")
-    if keys > _MOST_KEYS or keys * 13 > stream.left:
-        stream.refuse(f"says that it has {keys} keys, beyond any real one")
-    if tensors > _MOST_TENSORS or tensors * 24 > stream.left:
-        stream.refuse(f"says that it has {tensors} tensors, beyond any real one")
+    for count, most, size, what in (
+        (keys, _MOST_KEYS, 13, "keys"),
+        (tensors, _MOST_TENSORS, 24, "tensors"),
+    ):
+        if count > most:
+            stream.refuse(f"says that it has {count} {what}, beyond any real one")
+        if count * size > stream.left:
+            stream.refuse(f"is truncated: {stream.size} bytes cannot hold {count} {what}")
     metadata: dict[str, Value] = {}
     for _ in range(keys):
         key = stream.text("a key", LONGEST_NAME)

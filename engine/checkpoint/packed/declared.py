@@ -52,6 +52,16 @@ def beside(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     return read_object(checkpoint.folder, file, follow=checkpoint.follow_links)[0]
 
 
+def model_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype that the config gives the model, where weights do not tell; else bfloat16."""
+    text = checkpoint.config.get("text_config")
+    for config in (checkpoint.config, text if isinstance(text, dict) else {}):
+        for key in ("dtype", "torch_dtype"):
+            if config.get(key) in ("float16", "bfloat16", "float32"):
+                return str(config[key])
+    return "bfloat16"
+
+
 def whole_number(config: Mapping[str, Any], name: str) -> int | None:
     """A setting that is a whole number; None if it is absent or anything else."""
     found = config.get(name)

@@ -40,6 +40,8 @@ class Grid:
     rows_each: int = 1
     offsets: Tensor | None = None
     """What is added to each product, ``[rows, groups]``."""
+    rounded: bool = False
+    """Whether a product is rounded before something is added: no fused operation."""
     table: Tensor | None = None
     """The number that each code stands for, float32; None for the codes themselves."""
 
@@ -56,6 +58,8 @@ class Grid:
         elif self.middle:
             whole.sub_(self.middle)
         whole.mul_(self._wide(scales))
+        if self.rounded:
+            whole = whole.to(self.dtype).to(torch.float32)
         if self.offsets is not None:
             whole.add_(self._wide(self._at(self.offsets, first, last).to(torch.float32)))
         return whole.view(last - first, -1).to(self.dtype)
@@ -65,8 +69,10 @@ class Grid:
 
     def codes(self, first: int, last: int) -> Codes:
         """See `engine.checkpoint.weight.Loaded`."""
-        zeros = None if self.zeros is None else self._at(self.zeros, first, last)
-        scales = self._at(self.scales, first, last).to(torch.float32)
+        # Each scale with the first of its rows.
+        begin, end = -(-first // self.rows_each), -(-last // self.rows_each)
+        zeros = None if self.zeros is None else self.zeros[begin:end]
+        scales = self.scales[begin:end].to(torch.float32)
         return Codes(self.unpack(first, last), self.levels, scales, zeros)
 
     def _at(self, table: Tensor, first: int, last: int) -> Tensor:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FLOATS = ("float16", "bfloat16", "float32")
 """Dtypes that scales are stored in."""
+E8M0 = ("uint8", "float8_e8m0fnu")
+"""Those of scales that are powers of two."""
 
 
 @dataclass(frozen=True)

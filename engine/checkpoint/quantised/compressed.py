@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.packed.declared import declared_config, matches, whole_number
 from engine.checkpoint.packed.form import canonical, integer_form
-from engine.checkpoint.packed.pieces import FLOATS, Pieces, pieces_of
+from engine.checkpoint.packed.pieces import E8M0, FLOATS, Pieces, pieces_of
 from engine.checkpoint.quantised.float8 import fits_as_float8
 from engine.checkpoint.quantised.reader import Reader
 from engine.checkpoint.weight import Loaded, QuantisedWeight
@@ -30,7 +30,6 @@ from engine.checkpoint.weight import Loaded, QuantisedWeight
 if TYPE_CHECKING:
     from torch import Tensor
 
-E8M0 = ("uint8", "float8_e8m0fnu")
 _FIRST_DENSE = (0, 18)
 _BESIDE = (".weight_zero_point", ".weight_g_idx")
 _UNUSED = (
@@ -48,7 +47,11 @@ def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
         if ".weight_scale" not in pieces or len(pieces.codes.shape) != 2:
             continue
         dtype, scale = pieces.codes.dtype, pieces[".weight_scale"]
-        if dtype == "int8" and scale.dtype in FLOATS:
+        if (
+            dtype == "int8"
+            and scale.dtype in FLOATS
+            and (len(scale.shape) == 2 or scale.elements == 1)
+        ):
             yield _eight_bits(pieces, config)
         elif dtype == "float8_e4m3fn" and scale.dtype in E8M0:
             yield _mxfp8(pieces)

@@ -18,7 +18,7 @@ def why_not_expressed(fmt: Format, shape: Sequence[int], dtype: str) -> str | No
         return None
     if fmt.family != "gguf" or fmt.name not in NUMBERS:
         return f"GGUF files have no {fmt.name}"
-    return why_not_at_all(fmt, shape) or why_no_method(fmt, NAME, {})
+    return why_not_at_all(fmt, shape) or why_no_method(fmt, NAME, {"imatrix": ()})
 
 
 def why_not_weight(fmt: Format, weight: Weight) -> str | None:

@@ -24,9 +24,10 @@ from engine.export.refusal import some_of
 from engine.export.target import target_named
 from engine.export.tensor_groups import check_room
 from engine.export.writer import Exported, Request
-from engine.formats.grammar import Format
+from engine.formats.grammar import Format, why_not_alone
 from engine.ggml_types import NUMBERS
 from engine.quant.gguf import GgufBlocks
+from engine.quant.methods.gptq import Solved
 from engine.quant.quantize import scale_dtype_for, stored_form
 
 _FILE_TYPES = {
@@ -87,7 +88,12 @@ class GgufFile:
             weight = read_layer(checkpoint, row).to(request.device)
             if not bool(weight.abs().amax().isfinite()):
                 notes.append(f"{row.name} has NaN or infinite values: stored as 0")
-            form = stored_form(weight, fmt, scale_dtype, row.name)
+            found = request.solved(row, fmt)
+            if found is None and (why := why_not_alone(fmt)) is not None:
+                raise FormatError(f"{row.name}: {why}, and its codes were not given")
+            form = found.stored if isinstance(found, Solved) else found
+            if form is None:
+                form = stored_form(weight, fmt, scale_dtype, row.name)
             if not isinstance(form, GgufBlocks):
                 raise FormatError(f"{row.name}: {fmt} is not stored in blocks of GGUF")
             if request.check:

@@ -15,12 +15,15 @@ from collections.abc import Sequence
 
 from engine.checkpoint.llama_cpp_names import architecture_of, llama_cpp_names
 from engine.export.refusal import NotExportable
-from engine.export.rules import why_no_method, why_not_at_all
+from engine.export.rules import method_of, why_no_method, why_not_at_all
 from engine.export.target import Target, Weight, Words
 from engine.formats.grammar import Format
 
 _TOOL = "llama-quantize"
 _KEPT = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_INFORMED = ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs")
+"""Types that need an importance matrix, except for head and embedding: those of
+``tensor_requires_imatrix``."""
 _STORED = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -29,12 +32,15 @@ def _why_not(fmt: Format, shape: Sequence[int], dtype: str) -> str | None:
         return None
     if fmt.family != "gguf":
         return f"GGUF files have no {fmt.name}"
-    return why_not_at_all(fmt, shape) or why_no_method(fmt, _TOOL, {})
+    return why_not_at_all(fmt, shape) or why_no_method(fmt, _TOOL, {"imatrix": ()})
 
 
 def _why_not_weight(fmt: Format, weight: Weight) -> str | None:
     if re.search(r"(?:^|\.)per_layer_model_projection$", weight.name):
         return f"{_TOOL} never quantises it"
+    inside = weight.role not in ("head", "embedding")
+    if inside and fmt.name in _INFORMED and method_of(fmt, "imatrix") is None:
+        return f"{_TOOL} writes {fmt.name} with an importance matrix only: write {fmt.name}+imatrix"
     return None
 
 
@@ -105,7 +111,11 @@ TARGET = Target(
     ending=".txt",
     use=(
         "use it as: llama-quantize --tensor-type-file {file} MODEL-f16.gguf MODEL.gguf Q4_K_M "
-        "(the type at the end is for tensors without a line: there are none)"
+        "(the type at the end is for tensors without a line: there are none); for formats with "
+        "+imatrix add --imatrix FILE, which qtui imatrix writes"
     ),
-    differs="llama.cpp rounds as qtui does without an importance matrix; with --imatrix otherwise",
+    differs=(
+        "llama.cpp rounds as qtui does: without an importance matrix, or with +imatrix every "
+        "tensor that the file of --imatrix has"
+    ),
 )

@@ -13,6 +13,7 @@ from engine.measure.activations.sums import ActivationSums, above
 from engine.measure.calibration.calibration import Calibration, need_calibration
 from engine.measure.counts import FACTS_IN_ONE_EVENT, JobCounts
 from engine.measure.preemption import repeated
+from engine.model.block_modules import block_modules
 from engine.model.inputs import shared_inputs, watch_all
 from engine.model.network import Network
 from engine.store import keys
@@ -61,8 +62,8 @@ def activations(loaded: Loaded, counts: JobCounts) -> Events:
     stage = counts.stage("activations", len(calibration.batches))
     for batch in range(len(calibration.batches)):
         yield stage.step(batch)
-        step = partial(_step, network, calibration, gathered, batch)
-        yield from repeated(counts.timed("activations_s", step))
+        watched = partial(step, network, calibration, gathered, batch)
+        yield from repeated(counts.timed("activations_s", watched))
     facts = {
         addresses[name]: gathered.fact(name) for name in addresses if addresses[name] not in have
     }
@@ -73,9 +74,15 @@ def activations(loaded: Loaded, counts: JobCounts) -> Events:
         yield p.Learned(tuple(key for key, _ in some), tuple(fact for _, fact in some))
 
 
-def _step(network: Network, calibration: Calibration, gathered: Gathered, batch: int) -> None:
+def step(network: Network, calibration: Calibration, gathered: Gathered, batch: int) -> None:
+    """Add what one micro-batch of the calibration text shows.
+
+    Raises:
+        Preempted: ``should_stop`` said so; nothing has been added.
+    """
     found = Gathered(network, gathered.seq_len)  # a step that is preempted has added nothing
-    watch_all(network, calibration.batches[batch], found.take_input, found.take_output)
+    ids = calibration.batches[batch]
+    watch_all(network, ids, found.take_input, found.take_output, found.take_module)
     gathered.merge(found)
 
 
@@ -94,7 +101,11 @@ class Gathered:
         self.outputs: dict[str, ActivationSums] = {}
         self.expert_tokens: dict[str, list[int]] = {}
         """Tokens that each expert was given."""
+        self.modules: dict[str, ActivationSums] = {}
+        """Of outputs of modules that are not those of their last layers."""
         self._shares = shared_inputs(network)
+        self._ends = {each.last: each.name for each in block_modules(network)}
+        """Modules by their last layers."""
 
     def take_input(self, layer: str, expert: int | None, values: Tensor) -> None:
         """Add inputs ``[tokens, in]`` of a layer, or of one of its experts."""
@@ -112,9 +123,20 @@ class Gathered:
         found = self.outputs.setdefault(layer, ActivationSums.empty(values.shape[-1]))
         found.add(values, self.seq_len)
 
+    def take_module(self, module: str, values: Tensor | None) -> None:
+        """Add outputs ``[batch, tokens, out]`` of a module; None for those of its last layer."""
+        if values is not None:
+            values = values.reshape(-1, values.shape[-1])
+            found = self.modules.setdefault(module, ActivationSums.empty(values.shape[-1]))
+            found.add(values, self.seq_len)
+
     def merge(self, other: Gathered) -> None:
         """Add what another has seen."""
-        for mine, theirs in ((self.inputs, other.inputs), (self.outputs, other.outputs)):
+        for mine, theirs in (
+            (self.inputs, other.inputs),
+            (self.outputs, other.outputs),
+            (self.modules, other.modules),
+        ):
             for name, sums in theirs.items():
                 mine.setdefault(name, ActivationSums.empty(len(sums.maximum))).merge(sums)
         for name, tokens in other.expert_tokens.items():
@@ -125,6 +147,8 @@ class Gathered:
         """The fact of one layer."""
         shared = self._shares.get(layer, (layer,))[0]
         inputs, outputs = self.inputs.get(shared), self.outputs.get(layer)
+        module = self._ends.get(layer, "")
+        returned = self.modules.get(module, outputs) if module else None
         shape = self.network.layers[layer].shape
         if inputs is None:  # nothing reached it, which is worth knowing too
             inputs = ActivationSums.empty(shape[-1])
@@ -135,6 +159,8 @@ class Gathered:
             input=of_tensor(inputs),
             output=None if outputs is None else of_tensor(outputs),
             shared_with=shared,
+            module=module,
+            module_output=None if returned is None else of_tensor(returned),
             expert_tokens=self.expert_tokens.get(layer, none),
         )
 

@@ -236,7 +236,7 @@ def need_calibration(loaded: Loaded) -> Events[Calibration]:
         )
     budget = loaded.budget() // 4
     found = loaded.part(
-        Calibration, lambda: Calibration(loaded.network, windows, settings.batch_tokens, budget)
+        Calibration, lambda: Calibration(loaded.network, windows, loaded.batch_tokens, budget)
     )
     for sentence in notices:
         yield p.Notice("warning", sentence)

@@ -22,6 +22,7 @@ from functools import partial
 from torch import Tensor
 
 from engine import protocol as p
+from engine.errors import is_out_of_memory
 from engine.measure.calibration.approximate import recipe_inputs
 from engine.measure.calibration.block_inputs import Events
 from engine.measure.errors.attention import POSITIONS, WINDOWS, divergence, probabilities
@@ -189,6 +190,8 @@ class _BlockByBlock:
             try:
                 heads = yield from repeated(self.counts.timed("errors_s", step))
             except CANNOT_RUN as error:
+                if is_out_of_memory(error):
+                    raise
                 kind = type(self.network.model).__name__
                 self.run.no_attention = f"{kind} cannot compute attention step by step: {error}"
                 return []

@@ -32,7 +32,7 @@ class Run:
         network = loaded.network
         self.loaded, self.network, self.formats = loaded, network, formats
         self.ids, self.outputs, self.counts = ids, outputs, counts
-        rows = max(1, loaded.settings.batch_tokens // ids.shape[1])
+        rows = max(1, loaded.batch_tokens // ids.shape[1])
         self.batches = [part.to(network.device) for part in torch.split(ids, rows)]
         self.firsts = list(range(0, len(ids), rows))
         """Number of the first window of each micro-batch."""

@@ -326,7 +326,8 @@ def reference_of(loaded: Loaded) -> Reference:
         settings = loaded.settings
         # If a budget is set, the other half is for calibration and estimates.
         budget = (settings.memory_budget or memory_free(loaded.network.device)) // 2
-        return Reference(loaded.network, loaded.windows, settings.batch_tokens, budget)
+        budget = loaded.pressure.cached(budget)
+        return Reference(loaded.network, loaded.windows, loaded.batch_tokens, budget)
 
     return loaded.part(Reference, make)
 

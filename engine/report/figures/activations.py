@@ -13,7 +13,7 @@ from engine.session import Session
 
 
 class _Of(NamedTuple):
-    """A figure that inputs and outputs have."""
+    """A figure that inputs, outputs and what modules return have."""
 
     name: str
     title: str
@@ -48,15 +48,22 @@ _FILTERS = {"input_ratio": ">100", "input_by_median": ">0", "input_massive_token
 """Filter words, each with its example."""
 
 
+_SIDES = {
+    "input": "the layer's inputs",
+    "output": "the layer's outputs",
+    "module": "what the attention or MLP that ends with the layer returns",
+}
+
+
 def _figures() -> Iterator[Figure]:
-    for side in ("input", "output"):
+    for side, whose in _SIDES.items():
         for of in _BOTH:
             id = f"{side}_{of.name}"
             example = _FILTERS.get(id)
             yield Figure(
                 id=id,
                 title=f"{side}: {of.title}",
-                help=f"{of.title}, of the layer's {side}s",
+                help=f"{of.title}, of {whose}",
                 quantity=of.quantity,
                 read=of_activations(_reader(side, of.value)),
                 filter=None if example is None else FilterWord(example, 20),
@@ -77,7 +84,8 @@ def _reader(
     side: str, value: Callable[[Activation], Value | None]
 ) -> Callable[[LayerActivations, Session], Value | None]:
     def read(known: LayerActivations, _: Session) -> Value | None:
-        found = known.input if side == "input" else known.output
+        sides = {"input": known.input, "output": known.output, "module": known.module_output}
+        found = sides[side]
         return None if found is None else value(found)
 
     return read

@@ -141,7 +141,7 @@ class SizeChart:
 
 
 def size_chart(document: s.ReportDocument) -> SizeChart | None:
-    """Recipes by size and KL: planned, tried, of simpler rules; None if there are none."""
+    """Recipes and finished checkpoints by size and KL; None if there are none."""
     points = list(_points(document))
     plan = document.plan
     frontier: list[tuple[int, float]] = []
@@ -201,6 +201,13 @@ def _points(document: s.ReportDocument) -> Iterator[Point]:
         title = f"{tried.name}: {n.size(tried.bytes)}, KL·10³ {n.short(1000 * score.kl)}"
         kind = "current" if tried.current else "tried"
         yield tried.bytes, score.kl, half, kind, "this recipe" if tried.current else "", title
+    for each in document.compared:
+        if isinstance(each.kl, UnsetType) or not each.kl or each.kl <= 0:
+            continue
+        error = 0.0 if isinstance(each.kl_se, UnsetType) else each.kl_se or 0.0
+        title = f"{each.name}: {n.size(each.bytes)}, KL·10³ {n.short(1000 * each.kl)}"
+        half = (document.interval_factor or 0.0) * error
+        yield each.bytes, each.kl, half, "finished", each.name, title
     if isinstance(document.plan, UnsetType):
         return
     for name, point in document.plan.baselines.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.report.schema.comparison import ArtefactPart
 from engine.report.schema.parts import (
     AgreementPart,
     BaselinePart,
@@ -132,6 +133,8 @@ class ReportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     """Of the layers that cost most, as far as they were read."""
     tried: list[TriedRecipe]
     plan: ReportPlan | UnsetType = UNSET
+    compared: list[ArtefactPart]
+    """Finished checkpoints compared with it, the best first."""
     agreement: dict[str, AgreementPart]
     """Estimates beside measurements, by format."""
     fallbacks: list[LayerFallback]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.report import schema
+from engine.report.tables.comparison import comparison_markdown as comparison_markdown
 from engine.report.tables.comparison import comparison_text as comparison_text
 from engine.report.tables.diagnosis import diagnosis_markdown as diagnosis_markdown
 from engine.report.tables.diagnosis import diagnosis_text as diagnosis_text

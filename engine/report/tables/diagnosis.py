@@ -8,7 +8,6 @@ from msgspec import UnsetType
 
 from engine.report import schema as s
 from engine.report.characters import printable
-from engine.report.diagnosis_parts import LISTED
 from engine.report.tables.cells import NOT_KNOWN, figure, share, thousandth
 from engine.report.tables.errors import (
     DRIFT_HEADINGS,
@@ -18,7 +17,7 @@ from engine.report.tables.errors import (
     output_rows,
     remarks,
 )
-from engine.report.tables.layout import escaped, paragraphs, table
+from engine.report.tables.layout import escaped, markdown, paragraphs, table
 from engine.report.tables.parts import about, protocol_lines, spent
 from engine.report.wording import size
 
@@ -50,15 +49,13 @@ def diagnosis_text(document: s.DiagnoseDocument) -> str:
 def diagnosis_markdown(document: s.DiagnoseDocument) -> str:
     """The same as Markdown."""
     lines = [f"- {escaped(_finding(each))}" for each in document.findings] or [CLEAN]
-    rows = [HEADINGS, ["---"] * len(HEADINGS), *_rows(document)]
-    cells = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
     return paragraphs(
         f"# {escaped(printable(document.model.name))}",
         escaped(_verdict(document)),
         "## Findings",
         "\n".join(lines),
         "## Worst layers",
-        "\n".join(cells),
+        markdown(HEADINGS, _rows(document)),
         *_errors(document),
         "## Protocol",
         escaped(about(document.model))
@@ -76,8 +73,7 @@ def _errors(document: s.DiagnoseDocument) -> list[str]:
         (OUTPUT_HEADINGS, output_rows(document)),
         (DRIFT_HEADINGS, drift_rows(document)),
     ):
-        every = [headings, ["---"] * len(headings), *rows]
-        found.append("\n".join("| " + " | ".join(map(escaped, row)) + " |" for row in every))
+        found.append(markdown(headings, rows))
     return [*found, *map(escaped, remarks(document.errors))]
 
 
@@ -101,7 +97,7 @@ def _finding(found: s.FindingPart) -> str:
 
 def _rows(document: s.DiagnoseDocument) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
-    for layer in document.layers[:LISTED]:  # the worst come first
+    for layer in document.layers:  # those of a recipe alone have no fixes
         for at, each in enumerate(layer.fixes):
             rows.append(
                 [

@@ -41,3 +41,20 @@ def paragraphs(*texts: str) -> str:
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is."""
     return "".join(f"\\{char}" if char in "\\`*_{}[]<>#|" else char for char in text)
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, code: bool = False) -> str:
+    """A table as Markdown has it; control characters and marks of Markdown are escaped.
+
+    Args:
+        headings: one per column, as they are.
+        rows: cells of each.
+        code: whether the first cell of each row is escaped already.
+    """
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    for row in rows:
+        cells = [
+            cell if code and at == 0 else escaped(printable(cell)) for at, cell in enumerate(row)
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

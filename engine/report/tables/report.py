@@ -12,7 +12,7 @@ from engine.report import schema as s
 from engine.report import wording as n
 from engine.report.characters import printable
 from engine.report.tables.cells import NOT_KNOWN, share
-from engine.report.tables.layout import escaped, paragraphs
+from engine.report.tables.layout import escaped, markdown, paragraphs
 
 WORST = 12
 """Layers that are listed with their effects."""
@@ -76,25 +76,32 @@ def report_markdown(document: s.ReportDocument) -> str:
     ]
     return paragraphs(
         f"# {escaped(printable(name))}",
-        _table(("", ""), facts(document)),
+        markdown(("", ""), facts(document)),
         "## Verdict",
         NO_VERDICT if isinstance(verdict, UnsetType) else escaped(printable(verdict.sentence)),
         "## Findings",
         "\n".join(findings) or "None.",
         f"## Layers that cost most in {escaped(document.format)}" if worst else "",
-        _table(("layer", "holds", "KL·10³", "ΔPPL", "weight error"), worst, code=True)
+        markdown(("layer", "holds", "KL·10³", "ΔPPL", "weight error"), worst, code=True)
         if worst
         else "",
         "## Recipe",
-        _table(("format", "layers", "weights", "size"), formats_used(document)),
+        markdown(("format", "layers", "weights", "size"), formats_used(document)),
         "## Recipes tried" if document.tried else "",
-        _table(("recipe", "bits", "size", "PPL", "KL·10³", ""), tried_rows(document))
+        markdown(("recipe", "bits", "size", "PPL", "KL·10³", ""), tried_rows(document))
         if document.tried
         else "",
+        "## Finished checkpoints" if document.compared else "",
+        markdown(FINISHED, finished_rows(document.compared)) if document.compared else "",
+        "\n".join(
+            f"- {escaped(printable(each.name))}: {escaped(printable(found.sentence))}"
+            for each in document.compared
+            for found in each.findings
+        ),
         "## Doubts" if doubts else "",
         "\n".join(f"- {each}" for each in doubts),
         "## Protocol",
-        _table(("", ""), protocol_facts(document)),
+        markdown(("", ""), protocol_facts(document)),
         "## Reproduce" if document.commands else "",
         "\n".join(f"    {printable(command)}" for command in document.commands.values()),
     )
@@ -174,6 +181,32 @@ def tried_rows(document: s.ReportDocument) -> list[tuple[str, str, str, str, str
     return found
 
 
+FINISHED = ("checkpoint", "stored as", "bits", "size", "KL·10³", "PPL", "top-1")
+
+
+def finished_rows(compared: Sequence[s.ArtefactPart]) -> list[tuple[str, ...]]:
+    """Finished checkpoints with their sizes and scores."""
+    found: list[tuple[str, ...]] = []
+    for each in compared:
+        bits = NOT_KNOWN if each.bits_per_weight is None else f"{each.bits_per_weight:.2f}"
+        kl = NOT_KNOWN if isinstance(each.kl, UnsetType) or each.kl is None else each.kl
+        ppl = NOT_KNOWN if isinstance(each.ppl, UnsetType) or each.ppl is None else each.ppl
+        top1 = each.top1_agreement
+        same = NOT_KNOWN if isinstance(top1, UnsetType) or top1 is None else f"{top1:.1%}"
+        found.append(
+            (
+                each.name,
+                each.layout,
+                bits,
+                n.size(each.bytes),
+                kl if isinstance(kl, str) else n.short(1000 * kl),
+                ppl if isinstance(ppl, str) else n.perplexity(ppl),
+                same,
+            )
+        )
+    return found
+
+
 def protocol_facts(document: s.ReportDocument) -> list[tuple[str, str]]:
     """How it was measured."""
     found = [("checkpoint", document.model.name), ("fingerprint", document.model.fingerprint)]
@@ -196,17 +229,6 @@ def protocol_facts(document: s.ReportDocument) -> list[tuple[str, str]]:
             found.append((f"estimates, {format}", said))
     found.append(("versions", ", ".join(f"{k} {v}" for k, v in sorted(document.versions.items()))))
     return found
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]], *, code: bool = False) -> str:
-    """A Markdown table; ``code`` where the first cell is escaped already."""
-    lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
-    for row in rows:
-        cells = [
-            cell if code and at == 0 else escaped(printable(cell)) for at, cell in enumerate(row)
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def _code(found: s.FindingPart) -> str:

@@ -17,6 +17,7 @@ from qtui.views.export_marks import ExportMarks
 from qtui.views.plans import (
     Row,
     changes,
+    finished_points,
     frontier_plot,
     heading,
     last_job,
@@ -176,7 +177,14 @@ class Plan(SessionScreen):
                 lines.set_lines([])
             return
         self.plot.set_lines(
-            frontier_plot(self.rows, self.row, width, self.plot.size.height, self.glyphs)
+            frontier_plot(
+                self.rows,
+                self.row,
+                width,
+                self.plot.size.height,
+                self.glyphs,
+                finished_points(self.session),
+            )
         )
         at, room = self.at, self.page
         if not self._top <= at < self._top + room or whole:

@@ -35,6 +35,8 @@ def activation_lines(context: TabContext) -> list[Words]:
             )
         return [[(piece, "$dim")] for piece in wrapped(said, max(20, context.width))]
     sides = [("input", known.input), ("output", known.output)]
+    if known.module_output != known.output:  # elsewhere a module returns what its last layer does
+        sides.append((known.module.rpartition(".")[2], known.module_output))
     shown = [(name, found) for name, found in sides if found is not None]
     title = "".join(f"{name:>{COLUMN}}" for name, _ in shown)
     lines: list[Words] = [[(f"{f'{known.tokens:,} tokens':<{LABEL}}{title}", "$dim")]]

@@ -253,7 +253,7 @@ class Detail(Vertical):
 
     def _about(self, row: int, width: int) -> list[Words]:
         layers, glyphs = self.session.layers, self.glyphs
-        weights, held = math.prod(layers.shapes[row]), layers.holds[row]
+        weights, held = math.prod(layers.shapes[row]), self.session.shown(row)
         name, bits = printable(layers.names[row]), float(layers.bits[row])
         if self.expert is not None:
             name += f"[{self.expert}]"

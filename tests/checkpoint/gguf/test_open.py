@@ -132,8 +132,12 @@ def changed(file: Path, out: Path, **keys: Any) -> Path:
     ("keys", "said"),
     [
         ({"llama_block_count": None}, "no 'llama.block_count'"),
+        ({"llama_block_count": 2**31 - 1}, "of 3 blocks"),
+        ({"llama_embedding_length": 2**30}, "llama.embedding_length"),
+        ({"llama_feed_forward_length": 2**31 - 1}, "llama.feed_forward_length"),
+        ({"llama_attention_head_count": 2**30, "llama_rope_dimension_count": None}, "head_count"),
         ({"llama_attention_head_count": 0}, "'llama.attention.head_count' as 0"),
-        ({"llama_attention_head_count_kv": 3}, "are no 3 heads"),
+        ({"llama_attention_head_count_kv": 3}, "head_count_kv"),
         ({"llama_rope_dimension_count": 8}, "turns 8 of 16"),
         ({"llama_attention_layer_norm_rms_epsilon": float("nan")}, "as nan, not as a number"),
     ],

@@ -313,8 +313,173 @@ def bitsandbytes() -> Iterator[Case]:
     yield Case("int8", config, tensors, dequantised)
 
 
+def modelopt() -> Iterator[Case]:
+    """What Model Optimizer packs: NVFP4, MXFP4, INT4 AWQ, INT8 and fp8."""
+    from modelopt.torch.export import quant_utils as mo
+    from modelopt.torch.quantization.qtensor import MXFP4QTensor, NVFP4QTensor
+
+    def case(name: str, algo: str, tensors: dict[str, Tensor], dequantised: Tensor) -> Case:
+        config = {"quant_method": "modelopt", "quant_algo": algo, "": {"dtype": "bfloat16"}}
+        named_tensors = {f"{MODULE}.{key}": value for key, value in tensors.items()}
+        return Case(name, config, named_tensors, dequantised)
+
+    whole = weight().bfloat16()
+    found, scale, scale_2 = NVFP4QTensor.quantize(whole, 16)
+    dequantised = found.dequantize(
+        dtype=torch.bfloat16, scale=scale, double_scale=scale_2, block_sizes={-1: 16}
+    )
+    tensors = {
+        "weight": found._quantized_data,
+        "weight_scale": scale,
+        "weight_scale_2": scale_2,
+        "input_scale": torch.tensor(0.1),
+    }
+    yield case("nvfp4", "NVFP4", tensors, dequantised)
+    columns = torch.linspace(0.5, 2.0, 64).bfloat16()
+    folded = found.dequantize(
+        dtype=torch.float32, scale=scale, double_scale=scale_2, block_sizes={-1: 16}
+    )
+    tensors = {**tensors, "pre_quant_scale": columns}
+    yield case("nvfp4-awq", "NVFP4_AWQ", tensors, (folded * columns.float()).bfloat16())
+    found, scale = MXFP4QTensor.quantize(whole, 32)
+    dequantised = found.dequantize(dtype=torch.bfloat16, scale=scale, block_sizes={-1: 32})
+    tensors = {"weight": found._quantized_data, "weight_scale": scale.reshape(32, 2)}
+    yield case("mxfp4", "W4A8_MXFP4_FP8", tensors, dequantised.reshape(32, 64))
+    scale = whole.unflatten(1, (-1, 32)).abs().amax(-1).float() / 7
+    packed = mo.to_quantized_weight(whole, scale, "int4_awq", None, 32)
+    # Its dequantiser is for another packing: these are the codes that it packs.
+    codes = (whole / scale.repeat_interleave(32, 1)).round().clamp(-8, 7).to(torch.int8)
+    dequantised = (codes * scale.repeat_interleave(32, 1)).bfloat16()
+    tensors = {"weight": packed, "weight_scale": scale}
+    yield case("int4-awq", "W4A16_AWQ", tensors, dequantised)
+    scale = whole.abs().amax(1).float() / 127
+    codes = mo.to_quantized_weight(whole, scale, "int8_sq")
+    dequantised = codes.float() * scale[:, None]
+    tensors = {"weight": codes, "weight_scale": scale}
+    yield case("int8-sq", "W8A8_SQ_PER_CHANNEL", tensors, dequantised.bfloat16())
+    scale = whole.abs().amax().float() / 448
+    codes = mo.to_quantized_weight(whole, scale, "fp8")
+    dequantised = codes.float() * scale
+    yield case("fp8", "FP8", {"weight": codes, "weight_scale": scale}, dequantised)
+
+
+def mlx() -> Iterator[Case]:
+    """Every mode, number of bits and group size of MLX."""
+    import mlx.core as mx
+    import numpy as np
+
+    def torched(array: Any) -> Tensor:
+        if array.dtype == mx.bfloat16:
+            return torch.from_numpy(np.array(array.astype(mx.float32))).bfloat16()
+        return torch.from_numpy(np.array(array))
+
+    def case(mode: str, bits: int, size: int, dtype: Any) -> Case:
+        whole = mx.array(weight(16, 128).numpy()).astype(dtype)
+        parts = mx.quantize(whole, group_size=size, bits=bits, mode=mode)
+        dequantised = mx.dequantize(*parts, group_size=size, bits=bits, mode=mode, dtype=dtype)
+        names = ("weight", "scales", "biases")
+        tensors = {f"{MODULE}.{n}": torched(p) for n, p in zip(names, parts, strict=False)}
+        settings = {"group_size": size, "bits": bits, "mode": mode}
+        text = "float16" if dtype == mx.float16 else "bfloat16"
+        config = {"": {"quantization": settings, "dtype": text}}
+        return Case(f"{mode}-{bits}-g{size}-{text}", config, tensors, torched(dequantised))
+
+    for bits in (2, 3, 4, 5, 6, 8):
+        yield case("affine", bits, 32, mx.float16)
+    for size in (64, 128):
+        yield case("affine", 4, size, mx.bfloat16)
+    yield case("mxfp4", 4, 32, mx.bfloat16)
+    yield case("mxfp8", 8, 32, mx.bfloat16)
+    yield case("nvfp4", 4, 16, mx.bfloat16)
+
+
+def transformers() -> Iterator[Case]:
+    """BitNet, as transformers packs it."""
+    from transformers.integrations.bitnet import pack_weights, unpack_weights
+
+    torch.manual_seed(0)
+    values = torch.randint(-1, 2, (32, 64))
+    packed = pack_weights(values.clone())
+    scale = torch.tensor([13.7], dtype=torch.bfloat16)
+    own = unpack_weights.__wrapped__(packed, torch.float32)
+    for kind in ("bitlinear", "autobitlinear"):
+        whole = own * scale.float() if kind == "autobitlinear" else own * (1 / scale.float())
+        config = {"quant_method": "bitnet", "linear_class": kind}
+        tensors = {f"{MODULE}.weight": packed, f"{MODULE}.weight_scale": scale}
+        yield Case(kind, config, tensors, whole.bfloat16())
+
+
+def hqq() -> Iterator[Case]:
+    """Every number of bits of HQQ, along both axes, its settings encoded as tensors."""
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    for bits, group, axis, dtype in (
+        (8, 64, 1, torch.float16), (4, 32, 1, torch.bfloat16), (3, 32, 1, torch.float16),
+        (2, 16, 1, torch.float16), (1, 32, 1, torch.float16), (4, 32, 0, torch.float16),
+        (3, 64, 0, torch.float16), (4, 64, 1, torch.float32),
+    ):  # fmt: skip
+        linear = torch.nn.Linear(64, 32, bias=False)
+        linear.weight.data = weight().to(dtype)
+        config = BaseQuantizeConfig(nbits=bits, group_size=group, axis=axis)
+        module = HQQLinear(linear, config, compute_dtype=dtype, device="cpu")
+        module.encoded_state_dict = True
+        tensors = {f"{MODULE}.{key}": value for key, value in module.state_dict().items()}
+        name = f"{bits}-g{group}-axis{axis}-{str(dtype).removeprefix('torch.')}"
+        yield Case(name, {"quant_method": "hqq"}, tensors, module.dequantize())
+
+
+def torchao() -> Iterator[Case]:
+    """Tensors of torchao that a CPU makes, flattened for safetensors."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import (
+        Float8WeightOnlyConfig,
+        Int8WeightOnlyConfig,
+        IntxWeightOnlyConfig,
+        PerAxis,
+        PerGroup,
+        quantize_,
+    )
+
+    for name, config in (
+        ("int8", Int8WeightOnlyConfig()),
+        ("float8", Float8WeightOnlyConfig()),
+        ("int4-g32", IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))),
+        ("int3-channel", IntxWeightOnlyConfig(weight_dtype=torch.int3, granularity=PerAxis(0))),
+    ):
+        linear = torch.nn.Linear(64, 32, bias=False)
+        linear.weight.data = weight().bfloat16()
+        quantize_(linear, config)
+        tensors, metadata = flatten_tensor_state_dict({f"{MODULE}.weight": linear.weight})
+        said = {"quant_method": "torchao", "": {"dtype": "bfloat16"}}
+        yield Case(name, said, tensors, linear.weight.dequantize(), metadata)
+
+
+def quanto() -> Iterator[Case]:
+    """8 bits of quanto."""
+    from optimum.quanto import freeze, qfloat8, qint8, quantize
+
+    for name, kind in (("int8", qint8), ("float8", qfloat8)):
+        linear = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False))
+        linear[0].weight.data = weight().bfloat16()
+        quantize(linear, weights=kind)
+        freeze(linear)
+        whole = linear[0].weight.dequantize()
+        tensors = {
+            f"{MODULE}.{key.removeprefix('0.')}": value
+            for key, value in linear.state_dict().items()
+            if "scale" not in key or "weight" in key
+        }
+        yield Case(name, {"quant_method": "quanto", "weights": name}, tensors, whole)
+
+
 TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
     "auto-round": (autoround, "auto-round", ("auto-round",)),
+    "model-optimizer": (modelopt, "model-optimizer", ("nvidia-modelopt",)),
+    "mlx": (mlx, "mlx", ("mlx",)),
+    "transformers": (transformers, "bitsandbytes", ("transformers",)),
+    "hqq": (hqq, "hqq", ("hqq",)),
+    "torchao": (torchao, "torchao", ("torchao",)),
+    "quanto": (quanto, "quanto", ("optimum-quanto",)),
     "bitsandbytes": (bitsandbytes, "bitsandbytes", ("bitsandbytes",)),
     "autoawq": (autoawq, "autoawq", ("autoawq",)),
     "gptqmodel": (gptqmodel, "gptqmodel", ("gptqmodel",)),

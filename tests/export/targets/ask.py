@@ -291,8 +291,9 @@ def bitsandbytes(file: Path, checkpoint: Path) -> tuple[str, Decided]:
 def llama_quantize(file: Path, checkpoint: Path) -> tuple[str, Decided]:
     """llama.cpp's own quantiser as the package ``cyllama`` has it, by the names of tensors.
 
-    Its Python has no way to set the overrides, so that the pointer is written into its parameters:
-    ``llama_model_quantize_params`` of ``llama.h``, found by its first four fields.
+    Its Python has no way to set the overrides nor an importance matrix, so that the pointers are
+    written into its parameters: ``llama_model_quantize_params`` of ``llama.h``, found by its first
+    four fields.
     """
     import ctypes
     import struct
@@ -304,6 +305,11 @@ def llama_quantize(file: Path, checkpoint: Path) -> tuple[str, Decided]:
     class Override(ctypes.Structure):
         _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
 
+    class Importance(ctypes.Structure):
+        _fields_ = (
+            ("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("size", ctypes.c_size_t),
+        )  # fmt: skip
+
     types = {type.name.lower(): type.value for type in gguf.GGMLQuantizationType}
     words = [word.split("=", 1) for word in file.read_text().split()]
     given = (Override * (len(words) + 1))(
@@ -313,12 +319,27 @@ def llama_quantize(file: Path, checkpoint: Path) -> tuple[str, Decided]:
     params.ftype = q4_k_m = 15
     head = struct.pack("<iiii", 0, q4_k_m, params.output_tensor_type, params.token_embedding_type)
     place = id(params) + ctypes.string_at(id(params), 256).index(head)
-    flags, before = 8, 2 * ctypes.sizeof(ctypes.c_void_p)
-    address = struct.pack("<Q", ctypes.addressof(given))
-    ctypes.memmove(place + len(head) + flags + before, address, len(address))
+    flags, pointer = 8, ctypes.sizeof(ctypes.c_void_p)
+
+    def point(number: int, to: ctypes.Array[Any]) -> None:
+        at, address = place + len(head) + flags, struct.pack("<Q", ctypes.addressof(to))
+        ctypes.memmove(at + number * pointer, address, len(address))
+
+    point(2, given)
     with TemporaryDirectory() as folder:
         plain, quantised = f"{folder}/plain.gguf", f"{folder}/quantised.gguf"
         _random_gguf(plain, json.loads((checkpoint / "config.json").read_text()))
+        inputs = {
+            tensor.name: int(tensor.shape[0])
+            for tensor in gguf.GGUFReader(plain).tensors
+            if tensor.name.startswith("blk.") and len(tensor.shape) > 1
+        }
+        ones = (ctypes.c_float * max(inputs.values()))(*([1.0] * max(inputs.values())))
+        importance = [
+            Importance(name.encode(), ctypes.addressof(ones), size) for name, size in inputs.items()
+        ]
+        matrix = (Importance * (len(inputs) + 1))(*importance)
+        point(0, matrix)
         llama_cpp.model_quantize(plain, quantised, params)
         decided = {
             tensor.name: tensor.tensor_type.name.lower()

@@ -45,7 +45,8 @@ FORMATS = {
         "int4-g32-sym", "int4-g32", "int8", "int8-asym", "int3-g32-sym", "fp8-e4m3", "fp8-e5m2",
         "fp8-e4m3-tensor", "mxfp4", "mxfp8", "int2-channel-sym",
     ),
-    "llama-quantize": ("q4_k", "q6_k", "q8_0", "q3_k", "iq4_xs", "q5_0", "q2_k", "q4_1"),
+    "llama-quantize": ("q4_k", "q6_k", "q8_0", "q3_k", "iq4_xs", "q5_0", "q2_k", "q4_1",
+                       "iq3_s+imatrix", "iq2_xs+imatrix"),
 }  # fmt: skip
 """Formats by target; HQQ's and those that must be alike have recipes of their own."""
 KEPT = (2, 9)

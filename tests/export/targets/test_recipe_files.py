@@ -262,11 +262,25 @@ def test_llama_quantize_has_a_type_for_every_tensor(tmp_path: Path, tied: bool) 
         there[layer] = f"blk.{block}.{kinds[kind]}.weight"
     assert len(text.splitlines()) == len(there)
     found = RULES["llama-quantize"](text, there.values())
-    assert found == {tensor: recipe.get(layer, "bf16") for layer, tensor in there.items()}
+    types = {layer: held.removesuffix("+imatrix") for layer, held in recipe.items()}
+    assert found == {tensor: types.get(layer, "bf16") for layer, tensor in there.items()}
     if not tied:
         answer = json.loads((HERE / "decided" / "llama-quantize.json").read_text())
         assert text == answer["file"]
         assert found == answer["decided"]
+
+
+def test_llama_quantize_takes_small_types_with_an_importance_matrix_only(tmp_path: Path) -> None:
+    checkpoint = save_tiny(tmp_path / "tiny")
+    small = ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs")
+    for layer, held in zip(LINEAR, small, strict=False):
+        with pytest.raises(NotExportable, match=f"write {held}\\+imatrix"):
+            written("llama-quantize", checkpoint, tmp_path, {layer: held})
+    outside = {EMBEDDING: "iq2_s", HEAD: "iq3_xxs", LINEAR[0]: "iq3_s"}
+    assert written("llama-quantize", checkpoint, tmp_path, outside)
+    (tmp_path / "informed").mkdir()
+    informed = {layer: f"{held}+imatrix" for layer, held in zip(LINEAR, small, strict=False)}
+    assert written("llama-quantize", checkpoint, tmp_path / "informed", informed)
 
 
 def test_experts_are_three_tensors_in_gguf(tmp_path: Path) -> None:

@@ -134,8 +134,25 @@ def test_layers_are_seen_as_plain_transformers_runs_them(
     plain = [n for n, x in loaded.network.layers.items() if x.role in ("linear", "conv1d", "head")]
     for name in plain:
         model.get_submodule(loaded.network.layers[name].module).register_forward_hook(hook(name))
+    returned_by: dict[str, Any] = {}
+
+    def returns(name: str) -> Any:
+        def take(_module: Any, _args: Any, output: Any) -> None:
+            returned_by[name] = output[0] if isinstance(output, tuple) else output
+
+        return take
+
+    ends = {fact.module: fact for fact in found.values() if fact.module}
+    # OPT has no module around its MLP.
+    assert len(ends) == (1 if arch == "opt" else 2) * len(loaded.network.blocks)
+    for name in ends:
+        model.get_submodule(name).register_forward_hook(returns(name))
     with torch.no_grad():
         model(input_ids=ids)
+    for name, fact in ends.items():
+        output, values = fact.module_output, returned_by[name]
+        assert output is not None
+        agree(output, values.reshape(-1, values.shape[-1]).numpy(), ids.shape[1])
     for name in plain:
         (given, returned) = seen[name][0]
         agree(found[name].input, given.numpy(), ids.shape[1])

@@ -70,6 +70,15 @@ def test_files_alone_are_compared_without_a_model(checkpoints: tuple[Path, Path]
     assert "PPL 1" not in out, "no model was run"
 
 
+def test_markdown_has_the_same(checkpoints: tuple[Path, Path], run: Run) -> None:
+    source, finished = map(str, checkpoints)
+    code, out, err = run("compare", source, finished, "--weights", "--markdown")
+    assert code == 0, err
+    assert out.startswith("# original: finished checkpoints\n")
+    assert "| finished |" in out
+    assert "- alert: model.layers.1.self\\_attn.o\\_proj errs by" in out
+
+
 def test_what_cannot_be_compared_is_said(
     checkpoints: tuple[Path, Path], tmp_path: Path, prose: Path, run: Run
 ) -> None:

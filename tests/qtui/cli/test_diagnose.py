@@ -142,3 +142,27 @@ def test_a_recipe_needs_errors(run: Run) -> None:
     code, _, err = run("diagnose", "demo", "--recipe", "Q4_K_M")
     assert code == 2
     assert "add --errors" in err
+
+
+def with_fixes(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent]:
+    events = list(diagnosed(command, session))
+    if isinstance(command, p.Diagnose):
+        tried = [
+            p.FormatTried(layer=name, format="int8", weight_error=0.1, output_error=0.1, tokens=9)
+            for name in ("lm_head", "model.layers.0.mlp.down_proj")
+        ]
+        events.insert(-1, p.Learned(("",) * len(tried), tuple(tried)))
+    yield from events
+
+
+def test_only_the_layers_on_which_formats_were_tried_are_listed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, with_fixes)
+    code, out, err = run("diagnose", "demo", "--fixes", "2", "--json", "-")
+    assert code == 0, err
+    names = [layer["name"] for layer in json.loads(out)["layers"]]
+    assert names == ["lm_head", "model.layers.0.mlp.down_proj"]
+    install(monkeypatch, diagnosed)
+    _, out, _ = run("diagnose", "demo", "--json", "-")
+    assert len(json.loads(out)["layers"]) == 10

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from engine import protocol as p
 from qtui.screens.comparison.screen import Comparison
+from qtui.views.plans import Row, frontier_plot
+from qtui.views.text import UNICODE
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 
@@ -122,3 +124,17 @@ async def test_naming_one_asks_the_engine_and_giving_back_more_layers_too(tmp_pa
 async def two_more(d: Driver) -> None:
     await d.give(read("good"), learnt(layer("good", Q, 0.1), score("good", 0.03)))
     await d.settled()
+
+
+def test_finished_checkpoints_are_marks_on_the_frontier() -> None:
+    def point(size: int, kl: float) -> Row:
+        return Row("", p.Point(bits_per_weight=4.0, bytes=size, kl=kl))
+
+    rows = [point(1_000_000 + 100_000 * i, 0.1 / 2**i) for i in range(8)]
+    drawn = frontier_plot(rows, None, 70, 12, UNICODE, [(1_200_000, 0.09)])
+    text = ["".join(piece for piece, _ in line) for line in drawn]
+    (at,) = [y for y, line in enumerate(text[:-1]) if "C" in line]
+    assert at <= 1, "above the frontier"
+    assert "C compared" in text[-1]
+    bare = frontier_plot(rows, None, 70, 12, UNICODE)
+    assert not any("C" in piece for line in bare[:-1] for piece, _ in line)

@@ -58,6 +58,21 @@ def test_a_run_is_told_from_opening_to_its_sweep_without_a_line_a_layer() -> Non
     ]
 
 
+def test_a_job_that_waits_for_another_is_queued_until_it_runs() -> None:
+    log, session = EventLog(), Session()
+    heard(log, session, *r.opening())
+    first = p.JobStarted(job="7", kind="sweep", title="sweep", command=p.Sweep(), urgency=3)
+    waits = p.JobStarted(job="8", kind="fixes", title="fixes", command=p.TryFixes(), urgency=3)
+    urgent = p.JobStarted(job="9", kind="errors", title="errors", command=p.MeasureErrors())
+    assert heard(log, session, first, waits, urgent) == [
+        "sweep: started", "fixes: queued", "errors: started",
+    ]  # fmt: skip
+    ends = [p.JobEnded(job=job, kind="x", status="cancelled") for job in ("9", "7")]
+    heard(log, session, *ends)
+    step = p.Progress(job="8", phase="quantising", done=0, total=3)
+    assert heard(log, session, step, step) == ["fixes: started"]
+
+
 def test_changes_of_the_recipe_are_told_in_words() -> None:
     log, session = EventLog(), whole()
     one = r.changed(session, [DOWN], r.FORMAT)
