@@ -24,7 +24,7 @@ def open(source: str, *, profile: str = "standard", model: bool = True, **settin
     Returns as soon as the layer names are known; the model keeps loading in the background.
 
     Args:
-        source: ``demo``, a folder in the Hugging Face layout, or a hub id.
+        source: ``demo``, a folder in the Hugging Face layout, a GGUF file, or a hub id.
         profile: how thoroughly to measure, by name: ``quick``, ``standard``, ``thorough`` or one of
             your own.
         model: False reads only the files, which is enough for a triage.

@@ -101,6 +101,16 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return _parse(file, text, size - 8 - length, 8 + length)
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """The ``__metadata__`` of a safetensors file whose header was read without complaint."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        text = stream.read(min(length, LONGEST_HEADER))
+    found = parse_object(f"{file} has a header that is", text, unique=True)
+    metadata: dict[str, str] = found.get("__metadata__", {})
+    return metadata
+
+
 def _refuse(file: Path, what: str) -> NoReturn:
     raise CheckpointError(f"{file} {what}; download or save it again")
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.diagnosis import of_activations, of_effects, of_weights, rules
+from engine.diagnosis import of_activations, of_effects, of_stored, of_weights, rules
 from engine.diagnosis.finding import ORDER, Check, Finding, Looked
 from engine.diagnosis.thresholds import Thresholds, thresholds
 from engine.session import Session
 
 CHECKS: tuple[Check, ...] = (
     of_weights.not_finite,
+    of_stored.stored_otherwise,
+    of_stored.bad_scales,
+    of_stored.wasted_codes,
     of_weights.outlier_channel,
     of_weights.two_heaps,
     of_weights.mixed_groups,

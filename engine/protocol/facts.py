@@ -37,6 +37,35 @@ class WeightError(msgspec.Struct, frozen=True, gc=False):
     sqnr_db: float
 
 
+class StoredCodes(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """How the codes of a quantised layer are used, and its scales and zero points."""
+
+    levels: int
+    """Codes that there are; 0 where they are numbers in themselves, and the next two are 0."""
+    unused: int
+    """Of these, how many no weight has."""
+    saturated: float
+    """Share of the weights that have the first or the last code."""
+    scales: int
+    """How many scales there are."""
+    scale_min: float
+    """Smallest magnitude of those that are finite and not zero; nan without any."""
+    scale_max: float
+    """Largest magnitude of those."""
+    scales_zero: int = 0
+    scales_negative: int = 0
+    scales_not_finite: int = 0
+    zero_min: int = -1
+    """Smallest zero point; -1 where there are none."""
+    zero_max: int = -1
+    zeros_outside: int = 0
+    """Zero points at the first or the last code, where tools disagree about what is stored."""
+    layout: str = ""
+    declared: str = ""
+    """What the config says of it, where that is not how it is read."""
+    read_as: str = ""
+
+
 class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
     """Statistics of one layer's weights, from triage.
 
@@ -81,6 +110,8 @@ class LayerWeights(Fact, frozen=True, gc=False, kw_only=True):
     and where it tells nothing."""
     columns: bytes = b""
     """The same of its columns."""
+    codes: StoredCodes | None = None
+    """Of a layer that is stored quantised."""
     errors: dict[str, WeightError] = {}
     """By canonical format."""
     refused: dict[str, str] = {}

@@ -150,13 +150,14 @@ def _search(
     width = grid.shape[1]
     top = float32(2) if bits == 2 else float32(7)
     missed = 0
+    for i in range(x.size):
+        code = _within(rint(HALF * (inverse * x[i] - ONE)), ZERO, top)
+        values[i] = code if code == code else ZERO
     for k in range(x.size // width):
         first = k * width
-        place: Any = 0
+        place: Any = int32(0)
         for i in range(width):
-            code = _within(rint(HALF * (inverse * x[first + i] - ONE)), ZERO, top)
-            code = code if code == code else ZERO
-            place |= int64(code) << (bits * i)
+            place |= int32(values[first + i]) << int32(bits * i)
         point = places[place]
         if point < 0:
             missed |= 1 << k

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.errors import TextError
+from engine.errors import CheckpointError, TextError
+from engine.texts.limits import LARGEST, LimitError, sized_operators, within
+
+SECONDS = 1.0
+"""That a template may take for one chat."""
 
 _FIELDS = (("role", "content"), ("from", "value"))
 """The fields of a message, as OpenAI and ShareGPT name them."""
@@ -53,9 +57,13 @@ class ChatError(Exception):
 def render(tokenizer: Any, messages: Messages) -> str:
     """A chat as the tokenizer's template writes it, special tokens included.
 
+    The template is a program that came with the checkpoint. It runs in the sandbox of Jinja, which
+    transformers sets up, and within limits of time and size.
+
     Raises:
         TextError: there is no template.
         ChatError: it does not accept this chat.
+        CheckpointError: it takes too long, or writes far too much.
     """
     from jinja2 import TemplateError
 
@@ -65,7 +73,17 @@ def render(tokenizer: Any, messages: Messages) -> str:
             "add chat_template.jinja to the checkpoint"
         )
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+        with sized_operators():
+            text: str = within(
+                SECONDS, lambda: tokenizer.apply_chat_template(messages, tokenize=False)
+            )
+        if len(text) > LARGEST:
+            raise LimitError(f"it writes {len(text)} characters")
+    except (LimitError, MemoryError, OverflowError, RecursionError) as error:
+        raise CheckpointError(
+            f"the chat template of {tokenizer.name_or_path} is stopped: "
+            f"{error or type(error).__name__}; do not trust this checkpoint"
+        ) from error
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise ChatError(" ".join(str(error).split()) or type(error).__name__) from error
     return text

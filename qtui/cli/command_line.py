@@ -45,8 +45,8 @@ def _top(
 ) -> None:
     """Which layers break when a checkpoint is quantised, by how much, and why.
 
-    `qtui MODEL` opens the terminal interface on a folder or a hub id, `qtui demo` on the bundled
-    checkpoint. `qtui COMMAND --help` lists a command's options.
+    `qtui MODEL` opens the terminal interface on a folder, a GGUF file or a hub id, `qtui demo` on
+    the bundled checkpoint. `qtui COMMAND --help` lists a command's options.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the checkpoint or a text cannot be read, 4 out of
     memory, 5 not feasible (as a format that an export target cannot store), 130 interrupted.

@@ -16,7 +16,8 @@ and then, in the root of the repository,
     python -m tests.bench.against_llama_cpp build/out/ggml/src/libggml-base.so
 
 writes ``tests/quant/llama_cpp.json``, hashes of its blocks that the tests compare ours with, and
-``tests/bench/against_llama_cpp.md``, the ratios of squared errors.
+``tests/bench/against_llama_cpp.md``, the ratios of squared errors; with ``--speed`` it prints how
+long the importance types take instead.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import hashlib
 import json
 import math
 import sys
+import time
 from pathlib import Path
 
 import gguf
@@ -36,6 +38,7 @@ from torch import Tensor
 
 from engine.formats.catalogue import BASES
 from engine.formats.grammar import parse_format
+from engine.quant import gguf_compiled, gguf_iq
 from engine.quant.gguf import quantize_gguf
 from tests.quant.exact_weights import exact_importance, exact_weights
 
@@ -109,6 +112,30 @@ def real(limit: int = 24) -> list[Tensor]:
     return held[:limit]
 
 
+def speed(path: str, rounds: int = 3) -> None:
+    """Print our seconds beside llama.cpp's, of the types that a grid makes slow, by turns.
+
+    512 × 2048 weights with an importance matrix, one thread each, the least of the rounds.
+    """
+    library = load(path)
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(512, 2048, generator=generator) * 0.02
+    importance = torch.rand(2048, generator=generator) + 0.01
+    for name in gguf_iq.KINDS:
+        fmt = parse_format(name)
+        assert gguf_compiled.encode(weight[:1], fmt, 200) is not None  # compiled
+        turns = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            blocks(library, weight, name, importance)
+            between = time.perf_counter()
+            gguf_compiled.encode(weight, fmt, importance=importance)
+            turns.append((between - began, time.perf_counter() - between))
+        theirs, ours = (min(column) for column in zip(*turns, strict=True))
+        print(f"{name}: llama.cpp {theirs:.2f} s, qtui {ours:.2f} s: {theirs / ours:.2f} times")
+
+
 def main(path: str) -> None:
     library = load(path)
     kept: dict[str, dict[str, list[str]]] = {}
@@ -150,4 +177,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    speed(sys.argv[1]) if "--speed" in sys.argv else main(sys.argv[1])

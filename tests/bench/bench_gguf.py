@@ -1,4 +1,4 @@
-"""K-quants and iq4 of one weight: compiled, and searched for step by step, by turns in one run.
+"""K-quants and iq types of one weight: compiled and searched for step by step, by turns.
 
 4096 × 4096 in float32, to bytes and back, two threads; what is quantised step by step is a quarter
 of the rows, its seconds told for all of them.
@@ -39,7 +39,7 @@ def test_quantised_and_read_back(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     def step_by_step() -> Tensor:
         with monkeypatch.context() as patched:
-            patched.setattr(gguf.gguf_compiled, "encode", lambda *_: None)
+            patched.setattr(gguf.gguf_compiled, "encode", lambda *_, **__: None)
             return dequantized(weight[: WIDTH // PART], fmt, torch.float16)
 
     assert torch.equal(compiled()[: WIDTH // PART], step_by_step())

@@ -30,11 +30,25 @@ FORMATS = (
     *("fp8-e4m3", "fp8-e5m2", "mxfp8", "mxfp4", "mxfp4+clip", "nvfp4", "nvfp4+clip"),
     *("nf4", "nf4:dq", "fp4", "kmeans4", "kmeans3", "kmeans3:sparse=.5%", "e8-2+hadamard"),
     *("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs"),
-    *("q3_k", "q2_k"),
+    *("q3_k", "q2_k", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "q4_k+imatrix"),
+    *("iq4_xs+imatrix", "q3_k+imatrix", "q2_k+imatrix", "iq3_s+imatrix", "iq3_xxs+imatrix"),
+    *("iq2_s+imatrix", "iq2_xs+imatrix", "iq2_xxs+imatrix"),
 )
 RECIPES = (
     *("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_L", "Q3_K_M"),
-    *("Q3_K_S", "Q2_K", "first-last"),
+    *(
+        "Q3_K_S",
+        "Q2_K",
+        "IQ3_M",
+        "IQ3_S",
+        "IQ3_XS",
+        "IQ3_XXS",
+        "IQ2_M",
+        "IQ2_S",
+        "IQ2_XS",
+        "IQ2_XXS",
+    ),
+    "first-last",
 )
 ROWS = (*(("--format", text) for text in FORMATS), *(("--recipe", name) for name in RECIPES))
 

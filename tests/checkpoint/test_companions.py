@@ -94,8 +94,8 @@ def test_two_scales_are_one_too_many(tmp_path: Path) -> None:
 
 def test_scales_that_another_tool_names_differently_are_told(tmp_path: Path) -> None:
     name = f"{BLOCK}.mlp.up_proj"
-    tensors = {f"{name}.weight": torch.ones(4, 4).to(F8), f"{name}.qscale_weight": torch.ones(1)}
-    assert f"only {name}.qscale_weight" in refusal(tmp_path, tensors, "fp8")
+    tensors = {f"{name}.weight": torch.ones(4, 4).to(F8), f"{name}.scb": torch.ones(1)}
+    assert f"only {name}.scb" in refusal(tmp_path, tensors, "fp8")
 
 
 def test_missing_scales_are_missed_without_a_config_too(tmp_path: Path) -> None:
@@ -151,3 +151,31 @@ def test_powers_of_two_are_scales_not_weights(tmp_path: Path) -> None:
 def test_experts_of_whole_numbers_are_refused(name: str, tmp_path: Path) -> None:
     tensors = {f"{BLOCK}.{name}": torch.zeros(2, 4, 4, dtype=torch.int8)}
     assert f"{name}' packed in int8" in refusal(tmp_path, tensors, None)
+
+
+def test_every_producer_of_fp8_has_its_own_name_and_meaning(tmp_path: Path) -> None:
+    """Mistral's name; GPTQModel's scales divide where its config says so; stacked experts."""
+    name = f"{BLOCK}.mlp.up_proj"
+    weight, scale = torch.randn(4, 4).to(F8), torch.tensor([3.0])
+    for beside, config, expected in (
+        (f"{name}.qscale_weight", {}, weight.float() * 3),
+        (f"{name}.weight_scale_inv", {}, weight.float() * 3),
+        (
+            f"{name}.weight_scale_inv",
+            {"weight_scale_semantics": "inverse"},
+            weight.float() * torch.tensor(3.0).reciprocal(),
+        ),
+    ):
+        stored = {"quantization_config": {"quant_method": "fp8", **config}}
+        tensors = {f"{name}.weight": weight, beside: scale}
+        checkpoint = open_checkpoint(save(tmp_path, tensors, **stored))
+        (row,) = list_layers(checkpoint)
+        assert torch.equal(read_layer(checkpoint, row), expected)
+    experts = torch.randn(2, 8, 4).to(F8)
+    scales = torch.rand(2, 1, 1) + 1
+    name = f"{BLOCK}.mlp.experts.gate_up_proj"
+    tensors = {name: experts, f"{name}_scales_inv": scales}
+    stored = {"quantization_config": {"quant_method": "fp8"}}
+    checkpoint = open_checkpoint(save(tmp_path, tensors, **stored))
+    (row,) = list_layers(checkpoint)
+    assert torch.equal(read_layer(checkpoint, row), experts.float() * scales)

@@ -16,7 +16,7 @@ from engine import protocol as p
 from engine.checkpoint import list_layers, open_checkpoint
 from engine.checkpoint.gguf.architectures import ARCHITECTURES
 from engine.client import in_process
-from engine.errors import CheckpointError, EngineError, UsageError
+from engine.errors import CheckpointError, EngineError, FormatError, UsageError
 from engine.export.gguf import writer
 from engine.export.load_check import NotReadBack
 from engine.export.refusal import NotExportable
@@ -315,3 +315,46 @@ def test_the_engine_writes_a_file(llama: Path, tmp_path: Path) -> None:
     types = {each.name: each.tensor_type.name for each in GGUFReader(out).tensors}
     assert types["blk.0.attn_q.weight"] == "Q4_K"
     assert types["token_embd.weight"] == types["blk.0.attn_norm.weight"] == "F32"
+
+
+def test_codes_that_importance_weighs_are_written_as_they_were_found(
+    llama: Path, prose: Path, tmp_path: Path
+) -> None:
+    name, out = "model.layers.0.mlp.down_proj", tmp_path / "x.gguf"
+    client = in_process(str(llama))
+    try:
+        client.send(p.Open(str(llama), settings(prose, calib=str(prose), calib_tokens=1024)))
+        client.send(p.Export(out=str(out), layers={name: "q4_k+imatrix"}, to="gguf"))
+        end = until(client, ended("export"))[-1]
+        assert isinstance(end, p.JobEnded)
+        assert end.status == "done", end.message
+    finally:
+        client.close()
+    found = {each.name: each for each in GGUFReader(out).tensors}["blk.0.ffn_down.weight"]
+    assert found.tensor_type.name == "Q4_K"
+    values = torch.from_numpy(np.array(dequantize(found.data, found.tensor_type)))
+    weight = open_checkpoint(llama).read(f"{name}.weight").float()
+    plain = dequantized(weight, parse_format("q4_k"), torch.float16)
+    assert not torch.equal(values, plain)
+    torch.testing.assert_close(values, plain, rtol=0, atol=float(weight.abs().max()) / 4)
+    with pytest.raises(FormatError, match="not only on its weights"):
+        export_checkpoint(
+            open_checkpoint(llama), {name: "q4_k+imatrix"}, tmp_path / "y.gguf", "gguf"
+        )
+
+
+def test_a_tokenizer_that_llama_cpp_has_not_quite_is_told(tmp_path: Path) -> None:
+    import json
+
+    from transformers import LlamaTokenizer
+
+    folder = build("llama-yarn", tmp_path / "model")
+    state = json.loads((folder / "tokenizer.json").read_text())["model"]
+    merges = [tuple(each) for each in state["merges"]]
+    # It puts a space before a text that begins with none; llama.cpp before every text.
+    LlamaTokenizer(vocab=state["vocab"], merges=merges).save_pretrained(folder)
+    done = export_checkpoint(open_checkpoint(folder), {}, tmp_path / "x.gguf", "gguf")
+    assert any("other tokens" in note and "' a space before'" in note for note in done.notes)
+    build("llama-yarn", tmp_path / "same")
+    done = export_checkpoint(open_checkpoint(tmp_path / "same"), {}, tmp_path / "y.gguf", "gguf")
+    assert not any("other tokens" in note for note in done.notes)

@@ -191,7 +191,7 @@ def test_who_has_the_store_open_follows_when_another_replaces_it(tmp_path: Path)
 def test_a_large_store_is_checked_when_there_is_nothing_else_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.store.facts.CHECKED", 0)
+    monkeypatch.setattr("engine.store.fact_file.CHECKED", 0)
     facts = FactStore(tmp_path / "large.sqlite")
     facts.put(KEYS, FACTS)
     facts.close()
@@ -216,7 +216,7 @@ def test_a_large_store_is_checked_when_there_is_nothing_else_to_do(
 def test_damage_that_shows_while_an_engine_runs_is_said(tmp_path: Path, facts: FactStore) -> None:
     told: list[p.AnyEvent] = []
     engine = Engine(Journal(None, facts), facts, lambda seq, event: told.append(event))
-    facts._db.execute("UPDATE facts SET data = x'00' WHERE key = ?", (KEYS[3],))
+    facts._file.connection.execute("UPDATE facts SET data = x'00' WHERE key = ?", (KEYS[3],))
     assert KEYS[3] not in facts.get_many(KEYS)
     engine.close()
     (notice,) = [event for event in told if isinstance(event, p.Notice)]

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.faults import fuzzing
+from tests.faults.table import put
 
 SHORT, LONG = 3_000, 1_000_000
 
@@ -52,3 +53,4 @@ def test_a_million_broken_checkpoints(tmp_path: Path) -> None:
     folder.mkdir()
     for seed in range(LONG):
         assert not fuzzing.fault(folder, random.Random(seed)), f"seed {seed}"
+    put("a broken checkpoint", f"{LONG:,}: 0")

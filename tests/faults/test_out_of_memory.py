@@ -16,6 +16,7 @@ from engine.workspace import Loaded
 from tests import tiny
 from tests.drive import ended, settings, until
 from tests.faults.allocations import ERRORS, Allocator, failing_allocator
+from tests.faults.table import put
 
 COMMANDS: dict[str, tuple[p.Command, str]] = {
     "sweep": (p.Sweep(("int4-g32",), exact="all"), "sweep"),
@@ -179,8 +180,9 @@ def test_a_waiting_job_begins_again_with_the_one_that_ran_out(running: Running) 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("forever", [False, True])
-def test_every_allocation_of_a_sweep_fails_once(forever: bool, running: Running) -> None:
+def test_every_allocation_of_a_sweep_fails(running: Running) -> None:
     expected, count = undisturbed(running, "sweep")
-    for at in range(1, count + 1):
-        check(running, "sweep", at, expected, forever=forever)
+    for forever in (False, True):
+        for at in range(1, count + 1):
+            check(running, "sweep", at, expected, forever=forever)
+    put("an allocation fails", f"all {count:,} of a sweep: 0")

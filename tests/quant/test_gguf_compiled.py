@@ -34,7 +34,7 @@ def _cases() -> dict[str, Tensor]:
 
 
 def _step_by_step(weight: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
-    encoded = [gguf._TYPES[name].encode(tile, importance) for tile in gguf._tiles(weight)]
+    encoded = [gguf.TYPES[name].encode(tile, importance) for tile in gguf._tiles(weight)]
     return torch.cat(encoded)
 
 

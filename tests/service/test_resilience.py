@@ -87,17 +87,18 @@ def test_a_full_disk_ends_the_job_and_says_so(model: Path, prose: Path) -> None:
         client.send(p.Open(str(model), settings(prose)))
         until(client, ended("open"))
         engine = client._engine
-        for store in (engine._facts, engine._journal):
-            pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-            store._db.execute(f"PRAGMA max_page_count = {pages}")
+        databases = engine._facts._file.connection, engine._journal._db
+        for db in databases:
+            pages = db.execute("PRAGMA page_count").fetchone()[0]
+            db.execute(f"PRAGMA max_page_count = {pages}")
         client.send(p.Sweep())
         events = until(client, lambda e: isinstance(e, p.JobEnded | p.Refused))
         told = events[-1]
         assert isinstance(told, p.JobEnded | p.Refused)
         assert "full" in told.message
         assert not engine.busy()
-        for store in (engine._facts, engine._journal):
-            store._db.execute("PRAGMA max_page_count = 1073741823")
+        for db in databases:
+            db.execute("PRAGMA max_page_count = 1073741823")
         client.send(p.Sweep())
         assert last_end(until(client, ended("sweep"))).status == "done"
     finally:

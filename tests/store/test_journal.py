@@ -190,7 +190,7 @@ def test_what_is_no_journal_is_named_kept_and_replaced(tmp_path: Path, facts: Fa
 
 def test_a_newer_version_is_refused(tmp_path: Path, facts: FactStore) -> None:
     data = seal(p.encode(score("x", 1.0)), "k", 1.5, 99)
-    facts._db.execute("INSERT INTO facts VALUES ('k', 1.5, 99, ?)", (data,))
+    facts._file.connection.execute("INSERT INTO facts VALUES ('k', 1.5, 99, ?)", (data,))
     with pytest.raises(StoreError, match="newer qtui"):
         facts.get("k")
 

@@ -20,6 +20,7 @@ from engine.checkpoint.gguf.config import config_of
 from engine.checkpoint.gguf.files import read_files
 from engine.checkpoint.gguf.header import MAGIC, GgufHeader, GgufTensor
 from engine.checkpoint.gguf.metadata import Metadata
+from engine.checkpoint.gguf.sizes import check_sizes
 from engine.checkpoint.gguf.tokenizer import tokenizer_of
 from engine.checkpoint.headers import TensorInfo
 from engine.errors import CheckpointError, few
@@ -223,6 +224,7 @@ def open_gguf(file: Path) -> GgufCheckpoint:
     config = config_of(architecture, metadata, tensors)
     stored, scales = _named(architecture, tensors, first)
     infos = {each: _info(each, found, architecture) for each, found in stored.items()}
+    check_sizes(architecture, metadata, tensors, config)
     _check_heads(architecture, stored, config)
     return GgufCheckpoint(
         folder=first,

@@ -69,8 +69,10 @@ class Grid:
 
     def codes(self, first: int, last: int) -> Codes:
         """See `engine.checkpoint.weight.Loaded`."""
-        zeros = None if self.zeros is None else self._at(self.zeros, first, last)
-        scales = self._at(self.scales, first, last).to(torch.float32)
+        # Each scale with the first of its rows.
+        begin, end = -(-first // self.rows_each), -(-last // self.rows_each)
+        zeros = None if self.zeros is None else self.zeros[begin:end]
+        scales = self.scales[begin:end].to(torch.float32)
         return Codes(self.unpack(first, last), self.levels, scales, zeros)
 
     def _at(self, table: Tensor, first: int, last: int) -> Tensor:

@@ -62,6 +62,8 @@ def multiplied(
     scale = checkpoint.read(scale_name).to(torch.float32)
     if not bool(torch.isfinite(scale).all()):
         raise CheckpointError(not_finite(checkpoint, scale_name))
+    if _is_divisor(checkpoint, scale_name):
+        scale = scale.reciprocal()
     if scale.numel() == 1:
         return weight.mul_(scale.reshape(()))
     if scale.ndim < weight.ndim:
@@ -84,6 +86,12 @@ def multiplied(
 def fits_as_float8(checkpoint: Checkpoint, codes: TensorInfo, scale: TensorInfo) -> bool:
     """Whether a scale is of this layout: one number, or one for each row or block."""
     return _why_unlike(checkpoint, codes, scale) is None
+
+
+def _is_divisor(checkpoint: Checkpoint, scale: str) -> bool:
+    """Whether a scale divides, as it may in GPTQModel's fp8: the only tool that says so."""
+    said = quantization_config(checkpoint).get("weight_scale_semantics")
+    return said == "inverse" and scale.endswith("_scale_inv")
 
 
 def _fits(codes: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> bool:
@@ -135,7 +143,11 @@ READER = Reader(
     name="fp8",
     recognises=_recognises,
     methods=("fp8", "compressed-tensors"),
-    scale=(("", "_scale_inv"), ("", "_scale")),
+    scale=(
+        *(("", "_scale_inv"), ("", "_scale")),
+        ("", "_scales_inv"),  # of experts that transformers has stacked
+        (".weight", ".qscale_weight"),  # Mistral's
+    ),
     why_unlike=_why_unlike,
     read=_read,
     joined=_joined,
@@ -143,6 +155,6 @@ READER = Reader(
     # Scales of activations and of cached keys and values, which the reference does not quantise.
     unused=(
         *(".input_scale", ".output_scale", ".activation_scale", "_activation_scale"),
-        *(".q_scale", ".k_scale", ".v_scale"),
+        *(".q_scale", ".k_scale", ".v_scale", ".qscale_act"),
     ),
 )

@@ -101,7 +101,18 @@ class Measuring:
             yield from self._passed(running, wanted, found)
         if len(found) < len(wanted.addresses):
             yield from self._step_by_step(wanted, found)
+        if wanted.statistics not in known and wanted.row.own_bits:
+            self._add_codes(wanted, found)
         return found
+
+    def _add_codes(self, wanted: Wanted, found: Known) -> None:
+        """Add what the codes of a layer that is stored quantised look like."""
+        from engine.measure.weights.stored import stored_codes
+
+        fact = found[wanted.statistics]
+        assert isinstance(fact, p.LayerWeights)
+        codes = stored_codes(self._opened.checkpoint, wanted.row)
+        found[wanted.statistics] = msgspec.structs.replace(fact, codes=codes)
 
     def _begin_next(self) -> bool:
         """Begin the pass over the next layer that has one; whether there was any layer left."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from engine.plugins import load_plugins
-from engine.report.figures import activations, advice, layers, outputs, sensitivity, weights
+from engine.report.figures import activations, advice, layers, outputs, sensitivity, stored, weights
 from engine.report.figures.declaration import (
     ALWAYS,
     EFFECTS,
@@ -21,7 +21,7 @@ _FIGURES: dict[str, Figure] = {
     for group in (
         layers.IDENTITY, sensitivity.WHICH, layers.HOLDS, sensitivity.KL, sensitivity.NLL,
         sensitivity.SCORES, advice.ADVICE, weights.ERRORS, weights.OUTLIERS, weights.HEALTH,
-        activations.ACTIVATIONS, outputs.OUTPUTS,
+        stored.STORED, activations.ACTIVATIONS, outputs.OUTPUTS,
     )
     for figure in group
 }  # fmt: skip

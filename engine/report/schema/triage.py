@@ -70,6 +70,31 @@ class ActivationPart(Part, frozen=True, kw_only=True):
     """Numbers that are NaN or infinite."""
 
 
+class StoredPart(Part, frozen=True, kw_only=True):
+    """How a layer that is stored quantised uses its codes."""
+
+    layout: str
+    """The layout it is read as."""
+    levels: int | UnsetType = UNSET
+    """Codes that there are; missing where they are numbers in themselves."""
+    unused: int | UnsetType = UNSET
+    """Codes that no weight has."""
+    saturated: Number | UnsetType = UNSET
+    """Share of the weights that have the first or the last code."""
+    scales: int
+    """How many scales there are."""
+    scale_min: Number
+    """Smallest magnitude of a scale, but for 0."""
+    scale_max: Number
+    """Largest magnitude of a scale."""
+    bad_scales: int
+    """Scales that are zero, NaN or infinite."""
+    zero_min: int | UnsetType = UNSET
+    """Smallest zero point; missing where there are none."""
+    zero_max: int | UnsetType = UNSET
+    """Largest zero point."""
+
+
 class TriageLayer(Part, frozen=True, kw_only=True):
     """One layer's weights."""
 
@@ -99,6 +124,8 @@ class TriageLayer(Part, frozen=True, kw_only=True):
     """Number of weights that are infinite."""
     zero_rows: int | UnsetType = UNSET
     """Number of rows that are all zero."""
+    stored: StoredPart | UnsetType = UNSET
+    """Its codes, if it is stored quantised."""
     errors: dict[str, ErrorPart] | UnsetType = UNSET
     """Quantisation errors by format."""
     input: ActivationPart | UnsetType = UNSET

@@ -150,6 +150,7 @@ def _tokens(writer: GGUFWriter, tokenizer: Any, count: int) -> None:
     merges = list(state["model"]["merges"])
     if state["model"]["byte_fallback"]:
         writer.add_tokenizer_model("llama")
+        writer.add_add_space_prefix("Prepend" in str(state["normalizer"]))
         ranks = {left + right: rank for rank, (left, right) in reversed(list(enumerate(merges)))}
         writer.add_token_scores([-float(ranks.get(token, 1000)) for token in tokens])
     else:

@@ -44,11 +44,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral": ("mistral", "pieces", {"sliding_window": None}),
     "qwen2": ("qwen2", "qwen2", {}),
     "qwen3": ("qwen3", "qwen2", {}),
-    "gemma": ("gemma", "pieces", {}),
-    "gemma2": ("gemma2", "pieces", {"head_dim": 256, "query_pre_attn_scalar": 256}),
+    "gemma": ("gemma", "pieces alone", {}),
+    "gemma2": ("gemma2", "pieces alone", {"head_dim": 256, "query_pre_attn_scalar": 256}),
     "gemma3": (
         "gemma3",
-        "pieces",
+        "pieces alone",
         {"num_hidden_layers": 7, "head_dim": 256, "query_pre_attn_scalar": 256},
     ),
     "phi3": ("phi3", "pieces", {}),
@@ -84,8 +84,8 @@ def tokenizer(kind: str) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    if kind == "pieces":
-        return _pieces()
+    if kind.startswith("pieces"):
+        return _pieces(prefix=kind == "pieces")
     import json
 
     inner = Tokenizer(models.BPE(ignore_merges=kind in IGNORE_MERGES))
@@ -107,8 +107,8 @@ def tokenizer(kind: str) -> Any:
     return made
 
 
-def _pieces() -> Any:
-    """As SentencePiece's are: bytes that are pieces, a space before the text, BOS."""
+def _pieces(*, prefix: bool) -> Any:
+    """As SentencePiece's are: bytes that are pieces, BOS, and perhaps a space before the text."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -129,13 +129,12 @@ def _pieces() -> Any:
             vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
         )
     )
-    inner.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    first = [normalizers.Prepend("▁")] if prefix else []
+    inner.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", "▁")])
+    last = [decoders.Strip(" ", 1, 0)] if prefix else []
     inner.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-         decoders.Strip(" ", 1, 0)]
-    )  # fmt: skip
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *last]
+    )
     inner.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )

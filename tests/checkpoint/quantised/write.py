@@ -409,11 +409,77 @@ def transformers() -> Iterator[Case]:
         yield Case(kind, config, tensors, whole.bfloat16())
 
 
+def hqq() -> Iterator[Case]:
+    """Every number of bits of HQQ, along both axes, its settings encoded as tensors."""
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    for bits, group, axis, dtype in (
+        (8, 64, 1, torch.float16), (4, 32, 1, torch.bfloat16), (3, 32, 1, torch.float16),
+        (2, 16, 1, torch.float16), (1, 32, 1, torch.float16), (4, 32, 0, torch.float16),
+        (3, 64, 0, torch.float16), (4, 64, 1, torch.float32),
+    ):  # fmt: skip
+        linear = torch.nn.Linear(64, 32, bias=False)
+        linear.weight.data = weight().to(dtype)
+        config = BaseQuantizeConfig(nbits=bits, group_size=group, axis=axis)
+        module = HQQLinear(linear, config, compute_dtype=dtype, device="cpu")
+        module.encoded_state_dict = True
+        tensors = {f"{MODULE}.{key}": value for key, value in module.state_dict().items()}
+        name = f"{bits}-g{group}-axis{axis}-{str(dtype).removeprefix('torch.')}"
+        yield Case(name, {"quant_method": "hqq"}, tensors, module.dequantize())
+
+
+def torchao() -> Iterator[Case]:
+    """Tensors of torchao that a CPU makes, flattened for safetensors."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import (
+        Float8WeightOnlyConfig,
+        Int8WeightOnlyConfig,
+        IntxWeightOnlyConfig,
+        PerAxis,
+        PerGroup,
+        quantize_,
+    )
+
+    for name, config in (
+        ("int8", Int8WeightOnlyConfig()),
+        ("float8", Float8WeightOnlyConfig()),
+        ("int4-g32", IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))),
+        ("int3-channel", IntxWeightOnlyConfig(weight_dtype=torch.int3, granularity=PerAxis(0))),
+    ):
+        linear = torch.nn.Linear(64, 32, bias=False)
+        linear.weight.data = weight().bfloat16()
+        quantize_(linear, config)
+        tensors, metadata = flatten_tensor_state_dict({f"{MODULE}.weight": linear.weight})
+        said = {"quant_method": "torchao", "": {"dtype": "bfloat16"}}
+        yield Case(name, said, tensors, linear.weight.dequantize(), metadata)
+
+
+def quanto() -> Iterator[Case]:
+    """8 bits of quanto."""
+    from optimum.quanto import freeze, qfloat8, qint8, quantize
+
+    for name, kind in (("int8", qint8), ("float8", qfloat8)):
+        linear = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False))
+        linear[0].weight.data = weight().bfloat16()
+        quantize(linear, weights=kind)
+        freeze(linear)
+        whole = linear[0].weight.dequantize()
+        tensors = {
+            f"{MODULE}.{key.removeprefix('0.')}": value
+            for key, value in linear.state_dict().items()
+            if "scale" not in key or "weight" in key
+        }
+        yield Case(name, {"quant_method": "quanto", "weights": name}, tensors, whole)
+
+
 TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
     "auto-round": (autoround, "auto-round", ("auto-round",)),
     "model-optimizer": (modelopt, "model-optimizer", ("nvidia-modelopt",)),
     "mlx": (mlx, "mlx", ("mlx",)),
     "transformers": (transformers, "bitsandbytes", ("transformers",)),
+    "hqq": (hqq, "hqq", ("hqq",)),
+    "torchao": (torchao, "torchao", ("torchao",)),
+    "quanto": (quanto, "quanto", ("optimum-quanto",)),
     "bitsandbytes": (bitsandbytes, "bitsandbytes", ("bitsandbytes",)),
     "autoawq": (autoawq, "autoawq", ("autoawq",)),
     "gptqmodel": (gptqmodel, "gptqmodel", ("gptqmodel",)),

@@ -1,0 +1,107 @@
+"""How the codes of a quantised layer are used: unused and saturated ones, scales, zero points.
+
+All from the file alone: what a wrong or careless quantiser leaves behind needs no original to see.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine import protocol as p
+from engine.checkpoint import Checkpoint, DiskLayer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.checkpoint.weight import Codes, QuantisedWeight
+
+
+@dataclass
+class _Sums:
+    """Counts over all codes, scales and zero points of a layer."""
+
+    levels: int = 0
+    counts: np.ndarray[tuple[int], np.dtype[np.int64]] = field(
+        default_factory=lambda: np.zeros(256, np.int64)
+    )
+    scales: int = 0
+    smallest: float = math.inf
+    largest: float = -math.inf
+    zero: int = 0
+    negative: int = 0
+    not_finite: int = 0
+    low: int = -1
+    high: int = -1
+    outside: int = 0
+
+    def add(self, codes: Codes) -> None:
+        """Count those of some rows."""
+        if codes.levels:
+            self.levels = max(self.levels, codes.levels)
+            self.counts += np.bincount(codes.codes.flatten().numpy(), minlength=256)
+        self._add_scales(codes.scale)
+        if codes.zero is not None and codes.zero.numel():
+            low, high = int(codes.zero.min()), int(codes.zero.max())
+            self.low = low if self.low < 0 else min(self.low, low)
+            self.high = max(self.high, high)
+            last = codes.levels - 1
+            self.outside += int(((codes.zero <= 0) | (codes.zero >= last)).sum())
+
+    def _add_scales(self, scale: Tensor) -> None:
+        import torch
+
+        finite = torch.isfinite(scale)
+        self.scales += scale.numel()
+        self.not_finite += scale.numel() - int(finite.sum())
+        self.zero += int((scale == 0).sum())
+        self.negative += int((scale < 0).sum())
+        sizes = scale[finite & (scale != 0)].abs()
+        if sizes.numel():
+            self.smallest = min(self.smallest, float(sizes.min()))
+            self.largest = max(self.largest, float(sizes.max()))
+
+    def fact(self, weight: QuantisedWeight) -> p.StoredCodes:
+        """The figures of a layer."""
+        used, total = self.counts[: self.levels], int(self.counts.sum())
+        ends = int(used[0] + used[-1]) if self.levels else 0
+        return p.StoredCodes(
+            levels=self.levels,
+            unused=int((used == 0).sum()),
+            saturated=ends / total if total else 0.0,
+            scales=self.scales,
+            scale_min=self.smallest if self.largest >= 0 else math.nan,
+            scale_max=self.largest if self.largest >= 0 else math.nan,
+            scales_zero=self.zero,
+            scales_negative=self.negative,
+            scales_not_finite=self.not_finite,
+            zero_min=self.low,
+            zero_max=self.high,
+            zeros_outside=self.outside,
+            layout=weight.layout,
+            declared=weight.declared,
+            read_as=weight.read_as,
+        )
+
+
+def stored_codes(checkpoint: Checkpoint, layer: DiskLayer) -> p.StoredCodes | None:
+    """The figures of a layer's codes; None if it is not stored as several tensors.
+
+    One part and its pieces are in memory at a time.
+
+    Raises:
+        CheckpointError: a piece cannot be read, or holds what it cannot mean.
+    """
+    weights = [checkpoint.quantised[part] for part in layer.parts if part in checkpoint.quantised]
+    if not weights:
+        return None
+    sums = _Sums()
+    for weight in weights:
+        loaded = weight.load()
+        for first, last in weight.spans():
+            sums.add(loaded.codes(first, last))
+    told = next((weight for weight in weights if weight.declared), weights[0])
+    return sums.fact(told)
