@@ -133,7 +133,7 @@ class SocketLink:
             raise EngineEndingError.of(self.name, f"the engine of {self.name} did not answer")
         if hello.wire != p.WIRE_VERSION:
             raise OtherVersionError(self.name, hello.pid)
-        self.pid, self.of_run = hello.pid, hello.of_run
+        self.pid, self.of_run = hello.pid, hello.of_run is True
 
     async def send(self, command: p.AnyCommand) -> None:
         """See `Link`."""

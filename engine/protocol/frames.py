@@ -19,14 +19,18 @@ MAX_FRAME = 1 << 20
 """Longest frame on the wire, in bytes."""
 
 
-class Hello(Message, frozen=True):
-    """First frame in both directions: what the client has seen, which engine this is."""
+class Hello(Message, frozen=True, forbid_unknown_fields=False):
+    """First frame in both directions: what the client has seen, which engine this is.
+
+    Other versions must be able to read it, to say which version they are. A field that is added is
+    left out where it is not needed.
+    """
 
     wire: int = WIRE_VERSION
     session: str = ""
     seen: int = 0
     pid: int = 0
-    of_run: bool = False
+    of_run: bool | msgspec.UnsetType = msgspec.UNSET
     """Whether the engine belongs to a command without an interface, and ends with it."""
 
 

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from msgspec import UNSET
+
 from engine import protocol as p
 from engine.service.wire import MOST_SENT, frame, read_frame
 
@@ -205,7 +207,7 @@ class Server:
         sending: asyncio.Task[None] | None = None
         try:
             hello = await read_frame(reader, MOST_SENT)
-            of_run = self._stop_run is not None
+            of_run = UNSET if self._stop_run is None else True
             writer.write(frame(p.Hello(session=self.session, pid=os.getpid(), of_run=of_run)))
             if not isinstance(hello, p.Hello) or hello.wire != p.WIRE_VERSION:
                 await writer.drain()

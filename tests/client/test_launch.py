@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import subprocess
 
+import msgspec
 import pytest
 
 from engine import protocol as p
@@ -67,3 +68,12 @@ async def test_an_engine_of_another_version_can_be_stopped() -> None:
     assert caught.value.name == "demo"
     assert caught.value.remedy.startswith("stops it")
     serving.close()
+
+
+def test_the_first_message_is_the_same_in_every_version() -> None:
+    """Else an engine of another version could not say that it is one."""
+    said = msgspec.msgpack.decode(p.encode(p.Hello(session="demo", pid=7)))
+    assert said.keys() == {"type", "wire", "session", "seen", "pid"}
+    later = p.decode_frame(msgspec.msgpack.encode({**said, "wire": 99, "added later": 1}))
+    assert isinstance(later, p.Hello)
+    assert later.wire == 99
