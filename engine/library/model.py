@@ -19,6 +19,7 @@ from engine.errors import EngineError, UsageError
 from engine.export.target import target_named
 from engine.library.diagnosis import DiagnoseResult
 from engine.library.results import (
+    ComparisonResult,
     EvaluationResult,
     ExportResult,
     Result,
@@ -179,6 +180,20 @@ class Model:
         """
         command = self._of_recipe(p.Evaluate(format=format or "kept"), recipe, format)
         return self._run(EvaluationResult(self, command, name=_name(recipe, format)))
+
+    def compare(
+        self, *finished: str | Path, score: bool = True, restore: int = 0
+    ) -> ComparisonResult:
+        """Finished quantised checkpoints of this model, against it.
+
+        Args:
+            finished: folders, GGUF files or hub ids.
+            score: whether each is run on the evaluation windows; else weights are compared alone.
+            restore: for how many layers of each, those that err most first, to measure what giving
+                that layer back wins.
+        """
+        paths = tuple(str(each) for each in finished)
+        return self._run(ComparisonResult(self, p.Compare(paths, score=score, restore=restore)))
 
     def export(
         self,
