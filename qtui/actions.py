@@ -93,6 +93,10 @@ ACTIONS: tuple[Action, ...] = (
         words="export ship checkpoint llm-compressor gptqmodel gguf llama torchao mlx serve",
     ),
     Action(
+        "context", "", "Context and batch: memory with the cache", "Recipe",
+        words="kv keys values cache memory card vram gpu tokens size fits",
+    ),
+    Action(
         "verdict", "V", "Take the mix of the verdict", "Recipe",
         words="recommended recipe best mixed precision fix",
     ),

@@ -260,6 +260,35 @@ class EvaluationResult(Result[schema.EvalDocument]):
         return [document["recipe"]]
 
 
+class ComparisonResult(Result[schema.CompareDocument]):
+    """Finished checkpoints against their original. Iterating yields facts, layer by layer."""
+
+    yields = (p.ArtefactLayer, p.ArtefactScore, p.LayerRestored)
+
+    def __init__(self, model: Source, command: p.Compare) -> None:
+        super().__init__(model, command)
+        self._mine: set[str] = set()
+
+    def take(self, event: p.AnyEvent) -> bool:
+        """See `Result`."""
+        if isinstance(event, p.ArtefactOpened):
+            self._mine.add(event.fingerprint)
+        return super().take(event)
+
+    def _is_mine(self, fact: p.ArtefactLayer | p.ArtefactScore | p.LayerRestored) -> bool:
+        return fact.artefact in self._mine
+
+    def _make(self, job: Job) -> schema.CompareDocument:
+        return documents.compare_document(self._model.session, job)
+
+    def _parts(self, document: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = []
+        for artefact in document["artefacts"]:
+            whole = {"checkpoint": artefact["name"]}
+            rows += [whole | layer for layer in artefact["layers"]]
+        return rows
+
+
 class ExportResult(Result[schema.ExportDocument]):
     """A recipe written as a checkpoint. Iterating yields `Progress`, then `Exported`."""
 

@@ -14,6 +14,7 @@ from engine.plan.knapsack import Choices, Frontier, Solution, cheapest
 from engine.plan.units import Rules, Unit, choices_of, recipe_of, smallest_units
 from engine.session import Session, recipe_hash
 from engine.session.artefact import OUTSIDE
+from engine.session.cache import cache_bytes
 
 POINTS = 200
 """Recipes of a frontier that are listed, at most."""
@@ -54,27 +55,6 @@ def limit_of(session: Session, budget: p.Budget) -> Limit:
             f"that are not layers, {cache / GIB:.3g} GiB the cache of keys and values"
         )
     return Limit(8.0 * math.floor(left), body=False)
-
-
-def cache_bytes(session: Session, budget: p.Budget) -> int:
-    """Bytes of cached keys and values; 0 without a context.
-
-    Raises:
-        InfeasibleError: the checkpoint's configuration does not say how large they are.
-    """
-    if not budget.context:
-        return 0
-    blocks = session.checkpoint.cache if session.checkpoint is not None else None
-    if blocks is None:
-        raise InfeasibleError(
-            "config.json does not say how many heads and dimensions keys and values have, so the "
-            "size of the cache is not known: leave --context out, and take it off --gib"
-        )
-    values = sum(
-        each.blocks * each.values * min(budget.context, each.window or budget.context)
-        for each in blocks
-    )
-    return math.ceil(values * budget.batch * budget.cache_bits / 8)
 
 
 def solved(session: Session, units: Sequence[Unit], budget: p.Budget) -> Solution:

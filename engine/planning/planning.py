@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -29,7 +29,7 @@ from engine.plan.baselines import baseline_points, baselines
 from engine.plan.decided import decided
 from engine.plan.proposal import bound_of, check_size, frontier_of, planned_units, point_of, solved
 from engine.plan.units import Choice, Unit, recipe_of, units_of
-from engine.planning.changes import TRUST, Change, Changes
+from engine.planning.changes import TRUST, TRUSTS, Change, Changes
 from engine.planning.known import plan_known
 from engine.planning.rules import rules_of, tiers_of
 from engine.service.jobs import Steps
@@ -268,17 +268,38 @@ def _least_kl(
     while planner.room(ESTIMATING + 1) and best.score.kl > 0:
         start = best
         changes = yield from planner.at_recipe(units, start)
-        trust = TRUST
-        for _ in range(READINGS):
-            if not planner.room(1):
-                break
-            reading = changes.priced(trust)
+        seen: list[tuple[list[int], float]] = []
+        while len(seen) < READINGS and planner.room(1):
+            reading = yield from _believed(planner, changes, budget, seen)
             tried, _ = yield from planner.attempt(reading, budget, start.score.kl)
+            if seen:
+                added = changes.together(tried.chosen, changes.coupling(seen))
+                tried = replace(tried, predicted=start.score.kl + added)
             best = tried if tried.score.kl < best.score.kl else best
-            trust = changes.realised(tried.chosen, tried.score.kl - start.score.kl, trust)
+            seen.append((tried.chosen, tried.score.kl - start.score.kl))
         if 1 - best.score.kl / start.score.kl < ENOUGH:
             break
     return best, bound
+
+
+def _believed(
+    planner: Planner,
+    changes: Changes,
+    budget: p.Budget,
+    seen: Sequence[tuple[list[int], float]],
+) -> Generator[None, None, list[Unit]]:
+    """The units with the trust whose solution is the best by what was measured so far."""
+    best, least = changes.priced(TRUST), math.inf
+    if not seen:
+        return best
+    coupling = changes.coupling(seen)
+    for trust in TRUSTS:
+        units = changes.priced(trust)
+        chosen = solved(planner.session, units, budget).chosen.tolist()
+        if (kl := changes.together(chosen, coupling)) < least:
+            best, least = units, kl
+        yield None
+    return best
 
 
 def _within_kl(

@@ -37,6 +37,7 @@ from engine.protocol.commands import (
     TakeRecipe,
     Triage,
     TryFixes,
+    TuneFor,
     Undo,
     Unknown,
     WriteImatrix,
@@ -80,6 +81,7 @@ from engine.protocol.events import (
     Role,
     Stage,
     Transient,
+    TunedFor,
 )
 from engine.protocol.facts import (
     OUTPUT_ERROR_BOUNDS,
@@ -245,6 +247,8 @@ __all__ = [
     "Transient",
     "Triage",
     "TryFixes",
+    "TuneFor",
+    "TunedFor",
     "Undo",
     "Unknown",
     "WeightError",

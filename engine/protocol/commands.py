@@ -233,6 +233,17 @@ class NameRecipe(Command, frozen=True):
     """Empty takes its name away."""
 
 
+class TuneFor(Command, frozen=True):
+    """Say what the recipe is tuned for."""
+
+    target: str = ""
+    """An export target, whose limits are marked; empty for none."""
+    context: int = 0
+    """Tokens whose keys and values must fit beside the weights; 0 for none."""
+    batch: int = 1
+    """Sequences of that many tokens."""
+
+
 class Cancel(Command, frozen=True):
     """Cancel a job; its results are kept."""
 
@@ -318,6 +329,7 @@ _types: dict[str, type[Command]] = {
             Redo,
             TakeRecipe,
             NameRecipe,
+            TuneFor,
             Cancel,
             RunFirst,
         ),

@@ -187,6 +187,14 @@ class RecipeNamed(Intent, frozen=True):
     """Empty takes its name away."""
 
 
+class TunedFor(Intent, frozen=True):
+    """It was said what the recipe is tuned for; see `TuneFor`."""
+
+    target: str = ""
+    context: int = 0
+    batch: int = 1
+
+
 class JobStarted(Event, frozen=True, kw_only=True):
     """A job was accepted."""
 
@@ -450,6 +458,7 @@ AnyEvent: TypeAlias = (
     | Calibrated
     | RecipeChanged
     | RecipeNamed
+    | TunedFor
     | JobStarted
     | JobEnded
     | Fallback

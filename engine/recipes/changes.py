@@ -126,6 +126,18 @@ def named(session: Session, number: int, name: str) -> p.RecipeNamed | None:
     return p.RecipeNamed(number, name)
 
 
+def tuned_for(session: Session, target: str, context: int, batch: int) -> p.TunedFor | None:
+    """The event of saying what the recipe is tuned for; None if that was said already.
+
+    Raises:
+        UsageError: a context below 0, or a batch below 1.
+    """
+    if context < 0 or batch < 1:
+        raise UsageError("a context is 0 or more, a batch 1 or more")
+    found = p.TunedFor(target, context, batch)
+    return None if found == (session.tuned_for or p.TunedFor()) else found
+
+
 def _tried(session: Session, number: int) -> Tried:
     if not 0 <= number < len(session.tried):
         raise UsageError(f"no recipe {number} was tried: there are 0 to {len(session.tried) - 1}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine import protocol as p
-from engine.recipes.changes import change, named, redo, take, undo, whole
+from engine.recipes.changes import change, named, redo, take, tuned_for, undo, whole
 from engine.service.jobs import ChangeSpec
 
 SET_FORMAT = ChangeSpec(
@@ -27,6 +27,12 @@ TAKE_RECIPE = ChangeSpec(
 NAME_RECIPE = ChangeSpec(
     command=p.NameRecipe,
     change=lambda session, command: named(session, command.number, command.name),
+)
+TUNE_FOR = ChangeSpec(
+    command=p.TuneFor,
+    change=lambda session, command: tuned_for(
+        session, command.target, command.context, command.batch
+    ),
 )
 REDO = ChangeSpec(
     command=p.Redo, change=lambda session, command: redo(session), then=p.MeasureRecipe()

@@ -36,6 +36,7 @@ DECLARED = (
     "engine.recipes.commands:REDO",
     "engine.recipes.commands:TAKE_RECIPE",
     "engine.recipes.commands:NAME_RECIPE",
+    "engine.recipes.commands:TUNE_FOR",
 )
 """``module:NAME`` of every `JobSpec` and `ChangeSpec`; these modules import no tensor library."""
 

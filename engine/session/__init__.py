@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from engine.session.fold import MAX_EXPERTS, MAX_HISTOGRAMS, MAX_NOTICES, Dirty, apply
 from engine.session.known_effects import KnownEffect, KnownEffects, correction, without_methods
-from engine.session.prediction import Prediction, Predictor, expected, predict
+from engine.session.prediction import Prediction, Predictor, expected, predict, predict_tried
 from engine.session.state import (
     KEPT,
     Change,
@@ -52,6 +52,7 @@ __all__ = [
     "kept_format",
     "own_format",
     "predict",
+    "predict_tried",
     "recipe_hash",
     "running",
     "without_methods",

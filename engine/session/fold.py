@@ -87,6 +87,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.RecipeNamed():
             session.tried[event.number].name = event.name
             return frozenset({"recipe"})
+        case p.TunedFor():
+            session.tuned_for = event
+            return frozenset({"holds", "recipe"})
         case p.Fallback():
             session.fallbacks.setdefault(event)
             return frozenset({"notices"})

@@ -61,18 +61,32 @@ def predict(session: Session) -> Prediction | None:
     return None if session.baseline is None else Predictor(session, itself=False).predict({})
 
 
-class Predictor:
-    """Predicts the current recipe with further changes."""
+def predict_tried(session: Session, number: int) -> Prediction | None:
+    """Predicted score of a recipe that was tried, as `predict` has it when it is the current one.
 
-    def __init__(self, session: Session, *, itself: bool = True) -> None:
+    Args:
+        session: that has held it.
+        number: its place in `Session.tried`.
+    """
+    if session.baseline is None:
+        return None
+    return Predictor(session, itself=False, at=number).predict({})
+
+
+class Predictor:
+    """Predicts a recipe, the current one or another that was tried, with further changes."""
+
+    def __init__(self, session: Session, *, itself: bool = True, at: int | None = None) -> None:
         """
         Args:
             session: with a recipe and effects.
-            itself: whether to start from the current recipe, if that is measured.
+            itself: whether to start from the recipe itself, if that is measured.
+            at: its place in `Session.tried`; None for the current one.
         """
         self.session = session
+        self._at = session.at if at is None else at
         self._effects = KnownEffects(session)
-        self._since, self.start, self._score = _since(session, itself=itself)
+        self._since, self.start, self._score = _since(session, self._at, itself=itself)
 
     @cached_property
     def _together(self) -> float:
@@ -97,17 +111,20 @@ class Predictor:
         session, effects, score = self.session, self._effects, self._score
         if session.baseline is None:
             return None
-        now = {layer: session.changed.get(layer, "") for layer in self._since}
-        for layer, held in further.items():
-            now[layer] = "" if held == session.kept(session.index[layer]) else held
+        held = session.changed
+        if self._at != session.at:
+            held = held_in(session, self._at, self._since)
+        now = {layer: held.get(layer, "") for layer in self._since}
+        for layer, wanted in further.items():
+            now[layer] = "" if wanted == session.kept(session.index[layer]) else wanted
         before = held_in(session, self.start, now)
         dnll = kl = 0.0
         missing = filled = changed = 0
-        for layer, held in now.items():
-            if held == (old := before.get(layer, "")):
+        for layer, new in now.items():
+            if new == (old := before.get(layer, "")):
                 continue
             changed += 1
-            gained, lost = effects.of(layer, held), effects.of(layer, old)
+            gained, lost = effects.of(layer, new), effects.of(layer, old)
             if gained is None or lost is None:
                 missing += 1
                 continue
@@ -124,12 +141,14 @@ class Predictor:
         return Prediction(dnll, kl, ppl, missing, filled, changed, self.start)
 
 
-def _since(session: Session, *, itself: bool) -> tuple[dict[str, None], int, p.RecipeScore | None]:
+def _since(
+    session: Session, at: int, *, itself: bool
+) -> tuple[dict[str, None], int, p.RecipeScore | None]:
     """Layers changed since the last measured recipe, its number and its score."""
     layers: dict[str, None] = {}
     start, score = 0, None
-    for start in line_of(session, session.at):
-        score = score_of(session, start) if itself or start != session.at else None
+    for start in line_of(session, at):
+        score = score_of(session, start) if itself or start != at else None
         if score is not None and math.isfinite(score.kl):
             break
         step = session.tried[start]

@@ -254,6 +254,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Every recipe that it has held, in order; the first is the model as stored."""
     at: int = 0
     """Number of the current one."""
+    tuned_for: p.TunedFor | None = None
+    """The export target and the context that the recipe is tuned for; None if never said."""
     history: list[Change] = []
     position: int = 0
     """Number of changes in effect; those after it can be redone."""

@@ -1,4 +1,4 @@
-"""Budgets as they are typed: ``4.5``, ``22GiB context=32k batch=4 cache=8``, ``kl=.01``."""
+"""Budgets and contexts as typed: ``4.5``, ``22GiB context=32k batch=4 cache=8``, ``kl=.01``."""
 
 from __future__ import annotations
 
@@ -39,6 +39,26 @@ def parse_budget(text: str) -> Budget:
     return Budget(**given)  # type: ignore[arg-type]
 
 
+def parse_context(text: str) -> tuple[int, int]:
+    """Context and batch as typed, ``32k`` or ``32k 4``; nothing, or 0, is no context.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    words = re.sub(r"\b(context|batch)\s*=?\s*", " ", text.lower()).replace("×", " ").split()
+    if words in ([], ["0"]):
+        return 0, 1
+    counts = [_COUNT.fullmatch(word) for word in words]
+    if len(words) > 2 or None in counts:
+        raise UsageError("a context is a number of tokens, and then of sequences: 32k, or 32k 4")
+    context, batch = [*(_whole(count) for count in counts if count is not None), 1][:2]
+    return context, batch
+
+
+def _whole(count: re.Match[str]) -> int:
+    return int(count[1]) * {"k": 1024, "m": 1024**2}.get(count[2] or "", 1)
+
+
 def _term(word: str) -> tuple[str, float | int]:
     name, equals, value = word.partition("=")
     if not equals:
@@ -50,7 +70,7 @@ def _term(word: str) -> tuple[str, float | int]:
     count = _COUNT.fullmatch(value)
     if name not in ("context", "batch", "cache") or count is None:
         raise UsageError(f"{word!r} is no part of a budget: {SYNTAX}")
-    whole = int(count[1]) * {"k": 1024, "m": 1024**2}.get(count[2] or "", 1)
+    whole = _whole(count)
     if name == "cache" and whole not in (16, 8, 4):
         raise UsageError("a cache has numbers of 16, 8 or 4 bits")
     return {"cache": "cache_bits"}.get(name, name), whole

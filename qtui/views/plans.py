@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from rich.cells import cell_len
+
 from engine import protocol as p
 from engine.report import wording as n
 from engine.session import Job, Session
@@ -77,8 +79,11 @@ def _room(width: int) -> int:
     return max(8, width - FIGURES - 2)
 
 
-def changes(session: Session, recipe: Mapping[str, str], glyphs: Glyphs) -> list[Words]:
-    """What a recipe would change in the current one, by formats before and after."""
+def changes(session: Session, recipe: Mapping[str, str], width: int, glyphs: Glyphs) -> list[Words]:
+    """What a recipe would change in the current one, by formats before and after.
+
+    Layers that do not fit into ``width`` go on in the next line.
+    """
     layers = session.layers
     by_formats: dict[tuple[str, str], list[int]] = {}
     for row, name in enumerate(layers.names):
@@ -91,27 +96,39 @@ def changes(session: Session, recipe: Mapping[str, str], glyphs: Glyphs) -> list
     total = sum(len(rows) for rows in by_formats.values())
     lines: list[Words] = [[(f"changes {total} layer{'s' if total > 1 else ''}", "bold")]]
     for (before, after), rows in sorted(by_formats.items(), key=lambda each: -len(each[1])):
-        lines.append(
-            [
-                (f"{len(rows):>5}  ", ""),
-                (f"{printable(before)} {glyphs.arrow} {printable(after)}".ljust(26), "$held"),
-                (f" {_which(session, rows)}", "$dim"),
-            ]
-        )
+        count = f"{len(rows):>5}  "
+        pair_shown = f"{printable(before)} {glyphs.arrow} {printable(after)}".ljust(26)
+        left = cell_len(count) + cell_len(pair_shown) + 1
+        which = _wrapped(_which(session, rows), max(16, width - left))
+        lines.append([(count, ""), (pair_shown, "$held"), (f" {which[0]}", "$dim")])
+        lines += [[(f"{' ' * left}{more}", "$dim")] for more in which[1:]]
     return lines
 
 
-def _which(session: Session, rows: Sequence[int]) -> str:
+def _wrapped(words: Sequence[str], width: int) -> list[str]:
+    """Words with commas between them, in lines of at most ``width`` cells where one fits."""
+    lines = [""]
+    for at, word in enumerate(words):
+        word += "," if at + 1 < len(words) else ""
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and cell_len(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _which(session: Session, rows: Sequence[int]) -> list[str]:
     """Some layers by name, or many by kind."""
     layers = session.layers
     if len(rows) <= NAMED:
-        return ", ".join(printable(short_name(layers.names[r], layers.blocks[r], 2)) for r in rows)
+        return [printable(short_name(layers.names[r], layers.blocks[r], 2)) for r in rows]
     kinds = Counter(layers.kinds[row] for row in rows)
-    return ", ".join(f"{many} {printable(kind)}" for kind, many in kinds.most_common())
+    return [f"{many} {printable(kind)}" for kind, many in kinds.most_common()]
 
 
-def summary(planned: p.Planned, glyphs: Glyphs) -> Words:
-    """The plan in a line: what it costs, and what it saves."""
+def summary(planned: p.Planned, width: int, glyphs: Glyphs) -> Words:
+    """The plan in a line: what it costs, and what it saves where ``width`` has room for it."""
     point = planned.point
     kl = f"KL{glyphs.kilo} "
     if point.score is not None:
@@ -123,7 +140,11 @@ def summary(planned: p.Planned, glyphs: Glyphs) -> Words:
     words: Words = [(said, "bold")]
     words.append((f"  {point.bits_per_weight:.3g} bits  {n.size(point.bytes)}", ""))
     if math.isfinite(planned.recovered):
-        words.append((f"  {planned.recovered:.0%} less than the best uniform recipe", "$better"))
+        for less in ("less than the best uniform recipe", "less than uniform"):
+            saved = f"  {planned.recovered:.0%} {less}"
+            if sum(cell_len(text) for text, _ in words) + cell_len(saved) <= width:
+                words.append((saved, "$better"))
+                break
     return words
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 from engine import protocol as p
 from engine.report import wording as n
-from engine.session import Session, expected
+from engine.session import Session, expected, predict_tried
 from engine.session.tried import Line, differing, layers_of
 from qtui.views.text import Glyphs, Words, fit, printable, short_name
 
@@ -86,15 +86,53 @@ def _figures(session: Session, line: Line) -> tuple[str, str]:
     return f"{line.changed:>8,}{body:>7}{every:>7}{n.size(bits[2]):>9}{ppl:>9}{kl:>9}", ""
 
 
+def side_by_side(
+    session: Session, base: Line, other: Line, width: int, glyphs: Glyphs
+) -> list[Words]:
+    """Two recipes, A and B, below each other: sizes, and scores as predicted and as measured.
+
+    Args:
+        session: whose recipes they are.
+        base: A.
+        other: B.
+        width: cells there are.
+        glyphs: what to draw with.
+    """
+    kl = f"KL{glyphs.kilo}"
+    titles = f"{'bits':>7}{'all':>7}{'size':>9}{'PPL':>9}{kl:>9}{'predicted':>11}"
+    lines: list[Words] = [[(f"    {fit('', _room(width), glyphs)}{titles}", "$dim")]]
+    for letter, line in (("A", base), ("B", other)):
+        name = fit(called(session, line), _room(width), glyphs)
+        lines.append([(f"  {letter} ", "bold"), (name, ""), (_compared(session, line, glyphs), "")])
+    return lines
+
+
+def _compared(session: Session, line: Line, glyphs: Glyphs) -> str:
+    """The figures of `side_by_side`."""
+    size, score = session.size_of(layers_of(session, line.number)), line.score
+    sizes = size.bits_per_weight, size.bits_all, size.bytes
+    ppl, kl, guess = "-", "-", "-"
+    if line.number == 0 or not line.changed:
+        if session.baseline is not None:
+            ppl, kl = n.perplexity(session.baseline.ppl), "0"
+    else:
+        if score is not None:
+            sizes = score.bits_per_weight, score.bits_all, score.bytes
+            ppl, kl = n.perplexity(score.ppl), n.short(1000 * score.kl)
+        found = predict_tried(session, line.number)
+        if found is not None:
+            guess = glyphs.unknown if found.vague else f"{glyphs.about}{n.short(1000 * found.kl)}"
+    body, every = (f"{each:.2f}" if each and math.isfinite(each) else "-" for each in sizes[:2])
+    return f"{body:>7}{every:>7}{n.size(sizes[2]):>9}{ppl:>9}{kl:>9}{guess:>11}"
+
+
 def apart(session: Session, base: Line, other: Line, glyphs: Glyphs) -> list[Words]:
     """What the second recipe has different from the first, layer by layer."""
     found = differing(session, base.number, other.number)
-    of, than = called(session, other), called(session, base)
     if not found:
         return [[("no layer differs", "$dim")]]
     layers = "1 layer differs" if len(found) == 1 else f"{len(found)} layers differ"
     lines: list[Words] = [[(layers, "bold"), (f"{_change(base, other, glyphs)}", "")]]
-    lines.append([(f"{fit(than, len(than), glyphs)} {glyphs.arrow} {of}", "$dim")])
     for name, (before, after) in found.items():
         row = session.index[name]
         shown = printable(short_name(name, session.layers.blocks[row], 2))

@@ -62,3 +62,9 @@ def test_a_layout_from_outside_is_read(tmp_path: Path) -> None:
     assert "example" in readable_methods()
     with pytest.raises(ValueError, match=r"a reader of 'example-int8' already"):
         layout.register()
+
+
+def test_the_page_of_layouts_has_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "layouts.md").read_text()
+    named = {each.name for each in reader.readers() if each.read or each.weights}
+    assert {name for name in named if f"| {name} |" not in page} == set()

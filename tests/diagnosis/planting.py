@@ -61,3 +61,19 @@ def diagnosed(folder: Path, **given: object) -> Session:
         return client.session
     finally:
         client.close()
+
+
+def with_effects(folder: Path, **given: object) -> Session:
+    """A session with weights, activations, and effects of all layers, estimated and measured."""
+    chosen = settings(sweep_formats=("int4-g32",), **{"calib_tokens": 2048, **given})
+    client = in_process(str(folder))
+    try:
+        client.send(p.Open(str(folder), chosen))
+        client.send(p.Triage(activations=True))
+        client.send(p.Sweep(("int4-g32",), only=True))
+        last = until(client, ended("sweep"))[-1]
+        assert isinstance(last, p.JobEnded)
+        assert last.status == "done", last.message
+        return client.session
+    finally:
+        client.close()

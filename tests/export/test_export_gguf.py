@@ -341,3 +341,20 @@ def test_codes_that_importance_weighs_are_written_as_they_were_found(
         export_checkpoint(
             open_checkpoint(llama), {name: "q4_k+imatrix"}, tmp_path / "y.gguf", "gguf"
         )
+
+
+def test_a_tokenizer_that_llama_cpp_has_not_quite_is_told(tmp_path: Path) -> None:
+    import json
+
+    from transformers import LlamaTokenizer
+
+    folder = build("llama-yarn", tmp_path / "model")
+    state = json.loads((folder / "tokenizer.json").read_text())["model"]
+    merges = [tuple(each) for each in state["merges"]]
+    # It puts a space before a text that begins with none; llama.cpp before every text.
+    LlamaTokenizer(vocab=state["vocab"], merges=merges).save_pretrained(folder)
+    done = export_checkpoint(open_checkpoint(folder), {}, tmp_path / "x.gguf", "gguf")
+    assert any("other tokens" in note and "' a space before'" in note for note in done.notes)
+    build("llama-yarn", tmp_path / "same")
+    done = export_checkpoint(open_checkpoint(tmp_path / "same"), {}, tmp_path / "y.gguf", "gguf")
+    assert not any("other tokens" in note for note in done.notes)

@@ -18,12 +18,13 @@ from engine.formats.storage import stored_bits
 from engine.plan.baselines import baselines
 from engine.plan.knapsack import Frontier
 from engine.plan.pins import pinned_layers
-from engine.plan.proposal import GIB, cache_bytes, check_size, frontier_of, solved
+from engine.plan.proposal import GIB, check_size, frontier_of, solved
 from engine.plan.units import Rules, Unit, choices_of, recipe_of, units_of
 from engine.planning.known import plan_known
 from engine.planning.rules import rules_of
 from engine.session import Session
 from engine.session.artefact import artefact_size, bits_as_stored
+from engine.session.cache import cache_bytes
 from tests.qtui import replay as r
 
 FORMATS = ("int3-g128", "int4-g128", "int8")

@@ -121,3 +121,16 @@ def test_named_layers_go_before_a_built_in_recipe() -> None:
 def test_a_recipe_by_no_known_name_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean Q4_K_M"):
         recipes.resolve(llama(), "kept", {}, "Q4_KM")
+
+
+def test_what_a_recipe_is_tuned_for_is_said_once_and_folded() -> None:
+    session = Session()
+    event = recipes.tuned_for(session, "gptq", 4096, 2)
+    assert event == p.TunedFor("gptq", 4096, 2)
+    apply(session, event)
+    assert session.tuned_for == event
+    assert recipes.tuned_for(session, "gptq", 4096, 2) is None
+    assert recipes.tuned_for(Session(), "", 0, 1) is None
+    for context, batch in ((-1, 1), (0, 0)):
+        with pytest.raises(UsageError, match="context"):
+            recipes.tuned_for(session, "", context, batch)

@@ -15,6 +15,8 @@ from engine.errors import CheckpointError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of token (``gguf.TokenType``)."""
+_MOST_LETTERS, _LONGEST = 1 << 23, 1000
+"""Of the pieces of a vocabulary: real ones have a quarter of it, and a tenth."""
 SPACE = "▁"
 """What SentencePiece writes for a space."""
 _SPECIAL = {
@@ -145,6 +147,13 @@ def _pieces(metadata: Metadata, tokens: list[str], types: list[float]) -> dict[s
         for token, score, kind in zip(spelled, scores, types, strict=True)
         if kind in (NORMAL, USER_DEFINED)
     }
+    if (letters := sum(map(len, merging))) > _MOST_LETTERS or max(map(len, merging), default=0) > (
+        _LONGEST
+    ):
+        raise CheckpointError(
+            f"{metadata.file} has pieces of {letters} letters together, or one beyond {_LONGEST}, "
+            "as no real vocabulary has; convert it again"
+        )
     vocabulary = _vocabulary(spelled)
     unknown = next((t for t, kind in zip(spelled, types, strict=True) if kind == UNKNOWN), None)
     prefix = metadata.flag("tokenizer.ggml.add_space_prefix", True)

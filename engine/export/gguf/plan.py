@@ -18,7 +18,7 @@ from engine.checkpoint.headers import TensorInfo
 from engine.errors import CheckpointError, UsageError, few
 from engine.export.gguf.expressed import NAME
 from engine.export.gguf.settings import GgufKey, Settings, settings_of
-from engine.export.gguf.tokens import tokens_of
+from engine.export.gguf.tokens import cut_otherwise, tokens_of
 from engine.export.held import nearest, refused
 from engine.export.recipe_file import disk_weights
 from engine.export.refusal import NotExportable
@@ -105,10 +105,15 @@ def plan_of(
         raise NotExportable(dict.fromkeys(recipe, settings), NAME)
     config["vocab_size"] = _rows_of_embedding(rows, config["vocab_size"])
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trusted)
-    keys = [*settings.keys, *tokens_of(tokenizer, config["vocab_size"])]
+    tokens = tokens_of(tokenizer, config["vocab_size"])
+    notes = list(settings.notes)
+    if (text := cut_otherwise(tokenizer, tokens)) is not None:
+        notes.append(
+            f"llama.cpp cuts some texts into other tokens than the model's tokenizer, as {text!r}"
+        )
     pieces = _pieces(checkpoint, settings, config, rows, formats, stored)
     quantised = {layer: rows[layer].parts[0] for layer, fmt in formats.items() if not fmt.kept}
-    return Plan(settings.architecture, keys, pieces, quantised, settings.notes)
+    return Plan(settings.architecture, [*settings.keys, *tokens], pieces, quantised, notes)
 
 
 def _formats(

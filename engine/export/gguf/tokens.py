@@ -9,9 +9,11 @@ order.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from engine.checkpoint.gguf.metadata import Metadata
 from engine.checkpoint.gguf.pre_tokenizers import pre_tokenizer_name
 from engine.checkpoint.gguf.tokenizer import (
     BYTE,
@@ -21,6 +23,7 @@ from engine.checkpoint.gguf.tokenizer import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
+    tokenizer_of,
 )
 from engine.errors import CheckpointError
 from engine.export.gguf.settings import GgufKey
@@ -74,6 +77,34 @@ def tokens_of(tokenizer: Any, count: int) -> list[GgufKey]:
     if isinstance(template, str):
         keys.append(("tokenizer.chat_template", template, "string"))
     return keys
+
+
+PROBES = (
+    "The quick brown fox: it's 12345 o'clock.",
+    "two  spaces,\n\ttabs",
+    " a space before",
+    "naïve café — 数学 🙂",
+)
+"""Texts on which a tokenizer and what is written of it are compared."""
+
+
+def cut_otherwise(tokenizer: Any, keys: Sequence[GgufKey]) -> str | None:
+    """A text that a reader of the metadata cuts into other tokens; None if none is found.
+
+    Args:
+        tokenizer: whose metadata it is.
+        keys: see `tokens_of`.
+    """
+    from tokenizers import Tokenizer
+
+    values = {key: value for key, value, _ in keys}
+    document, _ = tokenizer_of(Metadata(Path(str(tokenizer.name_or_path)), values))
+    read = Tokenizer.from_str(json.dumps(document))
+    ends = [f"one{token}two" for token in (tokenizer.eos_token,) if token]
+    for text in (*PROBES, *ends):
+        if read.encode(text).ids != list(tokenizer(text).input_ids):
+            return text
+    return None
 
 
 def _refuse(tokenizer: Any, why: str) -> NoReturn:

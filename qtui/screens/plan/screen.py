@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from rich.cells import cell_len
 from textual import events
 from textual.app import ComposeResult
 
@@ -42,7 +43,7 @@ class Plan(SessionScreen):
     #head { height: 2; padding: 0 1; }
     #plot { height: 2fr; padding: 0 1; }
     #points { height: 2fr; padding: 0 1; border-top: solid $panel; }
-    #changes { height: 1fr; padding: 0 1; border-top: solid $panel; }
+    #changes { height: 1fr; min-height: 7; padding: 0 1; border-top: solid $panel; }
     Plan.-ascii #points, Plan.-ascii #changes { border-top: ascii $panel; }
     """
 
@@ -202,10 +203,9 @@ class Plan(SessionScreen):
             if not self.effects_known():
                 return [("nothing to plan from yet: effects come with the sweep", "$dim")]
             return [(f"{self.key('plan.budget')} asks for a budget: {SYNTAX}", "$dim")]
-        return [
-            (f"plan for {self.planned.budget}  ", "$held"),
-            *summary(self.planned, self.glyphs),
-        ]
+        budget = f"plan for {self.planned.budget}  "
+        room = self.app.size.width - 2 - cell_len(budget)
+        return [(budget, "$held"), *summary(self.planned, room, self.glyphs)]
 
     def _second(self) -> Words:
         job = last_job(self.session)
@@ -227,10 +227,16 @@ class Plan(SessionScreen):
             take, measure = self.key("plan.take"), self.key("plan.measure")
             said = f"{take} plans for this size and takes the recipe; {measure} measures it first"
             return [[(said, "$dim")]]
-        lines = changes(self.session, planned.recipe, self.glyphs)
+        lines = changes(self.session, planned.recipe, self.app.size.width - 2, self.glyphs)
         room = max(1, self.apart.size.height - 1)
+        if len(lines) > room:
+            room = max(1, room - 1)  # for how many more there are
         self._top_apart = max(0, min(self._top_apart, len(lines) - room))
-        return lines[self._top_apart : self._top_apart + room]
+        shown = lines[self._top_apart : self._top_apart + room]
+        if (left := len(lines) - self._top_apart - len(shown)) > 0:
+            keys = self.key("plan.down_apart")
+            shown.append([(f"{self.glyphs.ellipsis} {left} more below, {keys}", "$dim")])
+        return shown
 
     # --- the budget ---------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from engine import protocol as p
 from engine.session import Dirty, Session
 from engine.session.tried import Line, listed
 from qtui.screens.session_screen import SessionScreen
-from qtui.views.recipes import apart, called, heading, line_of_list
+from qtui.views.recipes import apart, called, heading, line_of_list, side_by_side
 from qtui.views.text import UNICODE, Glyphs
 from qtui.widgets.line import Lines, Words
 from qtui.widgets.prompt.prompt import Prompt, open_prompt
@@ -26,7 +26,7 @@ class Recipes(SessionScreen):
     """Recipes tried, in the order in which they were first tried."""
 
     CSS = """
-    #tried { height: 2fr; padding: 0 1; }
+    #tried { height: 1fr; padding: 0 1; }
     #apart { height: 1fr; padding: 0 1; border-top: solid $panel; }
     Recipes.-ascii #apart { border-top: ascii $panel; }
     """
@@ -98,9 +98,14 @@ class Recipes(SessionScreen):
 
     def scroll_apart(self, pages: int) -> None:
         """Scroll the differences."""
-        step = max(1, self.apart.size.height - 3)
+        step = max(1, self._room_apart)
         self._top_apart = max(0, self._top_apart + pages * step)
         self._write()
+
+    @property
+    def _room_apart(self) -> int:
+        """Lines for layers, below the figures of both recipes and the number of layers."""
+        return self.apart.size.height - 5
 
     def here(self) -> tuple[str, bool]:
         """What the keys act on now."""
@@ -136,9 +141,11 @@ class Recipes(SessionScreen):
             keys = self.key("recipes.compare")
             said = f"{keys} marks a recipe to compare others with; else it is the current one"
             return [[(said, "$dim")]]
-        found = apart(self.session, self.base, self.line, self.glyphs)
-        head, layers = found[:2], found[2:]
-        room = max(1, self.apart.size.height - 3)
+        width = self.app.size.width - 2
+        head = side_by_side(self.session, self.base, self.line, width, self.glyphs)
+        differing, *layers = apart(self.session, self.base, self.line, self.glyphs)
+        head.append(differing)
+        room = max(1, self._room_apart)
         self._top_apart = max(0, min(self._top_apart, len(layers) - room))
         shown = layers[self._top_apart : self._top_apart + room]
         left = len(layers) - self._top_apart - len(shown)

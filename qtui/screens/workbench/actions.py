@@ -85,6 +85,7 @@ class WorkbenchActions(SharedActions):
         "undo": lambda do: do.undo(),
         "unmark": lambda do: do.unmark(),
         "target": lambda do: do.list_choices("target", do.bench.marks.name),
+        "context": lambda do: do.prompts.context(do.tune_for),
         "verdict": lambda do: do.take_verdict(),
         "hold": lambda do: do.prompts.format(),
         "sweep": lambda do: do.switch_direction(),
@@ -260,9 +261,17 @@ class WorkbenchActions(SharedActions):
             ),
         ]
 
+    def tune_for(self, **said: Any) -> None:
+        """Have the session remember what the recipe is tuned for; see `TuneFor`."""
+        now = self.session.tuned_for or p.TunedFor()
+        known = {"target": now.target, "context": now.context, "batch": now.batch}
+        self.ask(p.TuneFor(**{**known, **said}))
+
     def choose_target(self, name: str) -> None:
         """Mark what a target cannot hold, and say how much that is."""
-        self.bench.choose_target("" if name == NO_TARGET else name)
+        chosen = "" if name == NO_TARGET else name
+        self.bench.choose_target(chosen)
+        self.tune_for(target=chosen)
         if name == NO_TARGET:
             self.say("info", "no export target: nothing is marked")
         else:

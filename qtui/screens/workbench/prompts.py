@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from engine.errors import EngineError
+from engine.errors import EngineError, InfeasibleError, UsageError
 from engine.formats.completion import complete_format, explain_format
 from engine.formats.grammar import parse_format
 from engine.formats.storage import why_not_held
+from engine.protocol import Budget
 from engine.report.wording import short
 from engine.session import Predictor, Session
+from engine.session.cache import cache_bytes
 from engine.store.paths import session_folder, session_name
 from qtui.background import in_thread
 from qtui.saved.clipboard import copy, what_to_copy
@@ -33,6 +35,7 @@ from qtui.saved.svg import Palette, screen_lines
 from qtui.saved.view import View
 from qtui.user.remembered import recall, remember
 from qtui.views import sweeps
+from qtui.views.budgets import parse_context
 from qtui.views.filter import FilterError, parse_filter
 from qtui.views.filter.completion import complete_filter
 from qtui.views.filter.verdict import judge_filter
@@ -280,8 +283,39 @@ class Prompts:
             offers,
             judge,
             glyphs=bench.glyphs,
-            placeholder="[table|histogram|layer|experts|log|screen|recipe] FILE, export TARGET",
+            placeholder="[table|histogram|layer|experts|log|screen|recipe|report] FILE, export TO",
         )
+        self._open(OpenPrompt(prompt, write))
+
+    def context(self, tune_for: Callable[..., None]) -> None:
+        """Prompt for a context and a batch, whose cache is counted beside the weights."""
+        self._end()
+        bench = self.bench
+        now = bench.session.tuned_for
+
+        def judge(value: str) -> Verdict:
+            try:
+                context, batch = parse_context(value)
+            except UsageError as error:
+                return Verdict(False, str(error))
+            if not context:
+                return Verdict(True, "no cache is counted")
+            try:
+                cache_bytes(bench.session, Budget(context=context, batch=batch))
+            except InfeasibleError:
+                return Verdict(False, "config.json does not say how large keys and values are")
+            many = "1 sequence" if batch == 1 else f"{batch} sequences"
+            return Verdict(True, f"{many} of {context:,} tokens")
+
+        def write(value: str) -> None:
+            context, batch = parse_context(value)
+            tune_for(context=context, batch=batch)
+
+        typed = f"{now.context} {now.batch}" if now is not None and now.context else ""
+        prompt = Prompt(
+            "context", judge=judge, value=typed, kind="context", glyphs=bench.glyphs,
+            placeholder="tokens, and sequences of them: 32k, or 32k 4; nothing counts no cache",
+        )  # fmt: skip
         self._open(OpenPrompt(prompt, write))
 
     def _export(self, value: str) -> None:

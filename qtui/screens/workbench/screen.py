@@ -12,6 +12,7 @@ from textual.geometry import Size
 
 from engine import protocol as p
 from engine.client import EngineGoneError
+from engine.export.target import targets
 from engine.formats.grammar import parse_format
 from engine.session import Dirty, Session, running
 from qtui.screens.session_screen import SessionScreen
@@ -79,6 +80,8 @@ class Workbench(SessionScreen):
         self.effects = ShownEffects()
         self.marks = context.marks
         """What the export target cannot hold."""
+        self._tuned_for: p.TunedFor | None = None
+        """What the session's recipe was tuned for when it was shown last."""
         self._caption: Words = []
         """What is said above the table."""
         self.requested: dict[str, dict[str, str]] = {}
@@ -192,6 +195,10 @@ class Workbench(SessionScreen):
             self.scoreboard.show(session, dirty)
         if dirty & {"measured", "recipe", "baseline", "layers"}:
             self._judge()
+        said = session.tuned_for
+        if said is not None and said is not self._tuned_for:
+            self._tuned_for = said
+            self._follow_target(said.target)
         if dirty & TABLE:
             self.table.empty = self._empty()
             moved = bool(dirty & {"layers", "weights", "measured", "model", "experts", "errors"})
@@ -212,6 +219,12 @@ class Workbench(SessionScreen):
         self.table.redraw()
         self._detail()
         self._show_caption()
+
+    def _follow_target(self, name: str) -> None:
+        """Mark for the session's target: chosen earlier, or in another terminal."""
+        known = not name or any(each.name == name for each in targets())
+        if known and (name != self.marks.name or not self.marks.chosen):
+            self.choose_target(name)
 
     def _mark(self) -> None:
         if self.marks.update(self.session):

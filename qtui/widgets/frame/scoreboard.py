@@ -6,9 +6,11 @@ import math
 
 from rich.cells import cell_len
 
-from engine.protocol import Direction, ModelReady, RecipeScore, Sweep
+from engine.errors import InfeasibleError
+from engine.protocol import Budget, Direction, ModelReady, RecipeScore, Sweep, TunedFor
 from engine.report import wording as n
 from engine.session import Dirty, Job, Prediction, Session, predict, running
+from engine.session.cache import cache_bytes
 from qtui.views import sweeps
 from qtui.views.progress import COUNTED, about, phase_words, time_left
 from qtui.views.text import UNICODE, Glyphs, fit, printable, short_name
@@ -123,12 +125,36 @@ class Scoreboard(Lines):
             return (size,)
         body, every = f"{whole.bits_per_weight:.2f}", f"{whole.bits_all:.2f}"
         both = "" if body == every else f" ({every} all)"
+        if cached := self._with_cache(whole.bytes):
+            return (
+                f"{body} bits per weight{both}  {size}  {cached} with a 16, 8, 4-bit cache",
+                f"{body} bits/weight  {size}  {cached} with cache",
+                f"{body} bits  {size}  {cached}",
+                f"{body} bits  {cached}",
+            )
         return (
             f"{body} bits per weight{both}  {size}",
             f"{body} bits/weight{both}  {size}",
             f"{body} bits{both}  {size}",
             f"{body} bits  {size}",
         )
+
+    def _with_cache(self, weights: int) -> str:
+        """Weights and cached keys and values together, in 16, 8 and 4 bits, for the context that
+        the recipe is tuned for; empty without one, or where the configuration does not tell."""
+        said = self.session.tuned_for
+        if said is None or not said.context:
+            return ""
+        tokens = f"{said.context:,}" if said.context % 1024 else f"{said.context // 1024:,}k"
+        try:
+            sizes = [
+                n.size(weights + cache_bytes(self.session, _cached(said, bits)))
+                for bits in (16, 8, 4)
+            ]
+        except InfeasibleError:
+            return ""
+        many = f"{self.glyphs.times}{said.batch}" if said.batch > 1 else ""
+        return f"{tokens}{many}: {' '.join(sizes)}"
 
     # --- the score ----------------------------------------------------------------------------
 
@@ -383,3 +409,7 @@ def _tone(low: float, high: float, before: float) -> str:
     if low > before * 1.01:
         return "$heat-4"
     return "$better" if high < before else "$accent"
+
+
+def _cached(said: TunedFor, bits: int) -> Budget:
+    return Budget(context=said.context, batch=said.batch, cache_bits=bits)

@@ -88,10 +88,10 @@ HOSTILE: dict[str, tuple[File, str]] = {
 def test_a_hostile_header_is_refused(trait: str, tmp_path: Path) -> None:
     file, said = HOSTILE[trait]
     path = file.write(tmp_path / "x.gguf")
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(CheckpointError, match=said) as caught:
         open_checkpoint(path)
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
     assert str(path) in str(caught.value)
     assert caught.value.exit_code == 3
 
@@ -118,10 +118,10 @@ def test_ten_million_empty_strings_are_refused_at_once(tmp_path: Path) -> None:
     head = File(keys=[array("tokenizer.ggml.tokens", STRING, 10**7, b"")]).write(path)
     with head.open("ab") as stream:
         stream.truncate(90_000_000)
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(CheckpointError, match="10000000 strings"):
         open_checkpoint(path)
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def test_a_header_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,19 @@ def test_odd_tokens_and_templates_are_carried_as_text(
     assert open_checkpoint(out).tokenizer()[0]["model"]["vocab"][token] == len(tokens) - 1
     template = changed(made("llama")[1], tmp_path / "y.gguf", tokenizer_chat_template=evil)
     assert load_tokenizer(template).chat_template == evil
+
+
+@pytest.mark.parametrize("tokens", [["a" * 10**6] + ["b"] * 319, ["c" * 900] * 10_000])
+def test_endless_pieces_are_refused_at_once(tokens: list[str], made: Any, tmp_path: Path) -> None:
+    numbered = [f"{token}{at}" for at, token in enumerate(tokens)]
+    file = changed(
+        made("mistral")[1], tmp_path / "x.gguf", tokenizer_ggml_tokens=numbered,
+        tokenizer_ggml_scores=[0.0] * len(tokens), tokenizer_ggml_token_type=[1] * len(tokens),
+    )  # fmt: skip
+    begun = time.process_time()
+    with pytest.raises(CheckpointError, match="letters together"):
+        open_checkpoint(file).tokenizer()  # type: ignore[attr-defined]
+    assert time.process_time() - begun < 2
 
 
 def test_other_architectures_and_kinds_are_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import engine
 from engine import protocol as p
 from engine.client import in_process
 from engine.diagnosis.of_artefacts import artefact_findings
@@ -277,3 +278,20 @@ def test_scores_stay_while_the_windows_are_the_same(
     apply(session, msgspec.structs.replace(session.model, protocol=other))
     assert only(session).score is None
     assert only(session).layers, "errors of weights hold on any text"
+
+
+def test_the_library_gives_the_same(llama: Path, tmp_path: Path, prose: Path) -> None:
+    folder = finished(llama, tmp_path / "int4", rounded("int4-g32"))
+    known = compared(llama, prose, folder, restore=1)
+    model = engine.open(
+        str(llama), text=str(prose), tokens=512, seq_len=32, batch_tokens=128,
+        sweep_formats=("int4-g32",),
+    )  # fmt: skip
+    with model:
+        result = model.compare(folder, restore=1)
+        facts = list(result)
+        assert [fact for fact in facts if isinstance(fact, p.ArtefactScore)] == [only(known).score]
+        rows = result.rows()
+        assert len(rows) == len(only(known).layers)
+        assert {"checkpoint", "name", "format", "errors.relative", "rounding"} <= rows[0].keys()
+        assert "KL·10³" in str(result)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from engine import protocol as p
+from engine.errors import UsageError
+from engine.report import wording
 from engine.session import Session
 from qtui.saved.exporting import complete_export, export_command, judge_export, read_export
+from qtui.views.budgets import parse_context
 from qtui.views.export_marks import ExportMarks
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
@@ -136,3 +140,80 @@ async def test_how_a_written_file_is_used_is_in_the_log() -> None:
         assert [entry.text for entry in d.bench.events.entries][-2:] == [
             "exported to /there/mine.json", "use it as: quantize_(model, …)",
         ]  # fmt: skip
+
+
+async def test_the_chosen_target_is_part_of_the_session() -> None:
+    """Asked of the engine, and there again after a restart and in other terminals."""
+    async with driving(*r.opening(), *r.triaged(), size=(150, 45)) as d:
+        await _choose(d, "torchao")
+        (sent,) = d.sent(p.TuneFor)
+        assert isinstance(sent, p.TuneFor)
+        assert (sent.target, sent.context, sent.batch) == ("torchao", 0, 1)
+        await d.give(p.TunedFor("hqq", 4096, 2))  # another terminal
+        assert "for hqq" in d.screen()
+        await _choose(d, "none")
+        kept = d.sent(p.TuneFor)[-1]
+        assert isinstance(kept, p.TuneFor)
+        assert (kept.target, kept.context, kept.batch) == ("", 4096, 2)
+    async with driving(*r.opening(), p.TunedFor("torchao"), size=(150, 45)) as d:
+        assert "for torchao: holds all" in d.screen()
+        await d.give(p.TunedFor("of a plugin that is not here"))
+        assert "for torchao" in d.screen()
+
+
+def opening_with_cache() -> list[p.AnyEvent]:
+    """8 blocks that cache 1,000 numbers a token, and two more for at most 64 tokens."""
+    cache = [p.CacheBlocks(8, 1000), p.CacheBlocks(2, 1000, window=64)]
+    return [
+        replace(event, cache=cache) if isinstance(event, p.CheckpointRead) else event
+        for event in r.opening()
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+async def test_the_size_is_shown_with_the_cache_of_a_context(width: int) -> None:
+    async with driving(*opening_with_cache(), *r.triaged(), size=(width, 45)) as d:
+        before = d.screen().splitlines()[0]
+        weights = d.app.session.size().bytes
+        await d.pilot.press("colon", *"memory with the", "enter")
+        await d.settled()
+        await d.pilot.press(*"32k 4", "enter")
+        await d.settled()
+        sent = d.sent(p.TuneFor)[-1]
+        assert isinstance(sent, p.TuneFor)
+        assert (sent.context, sent.batch) == (32768, 4)
+        await d.give(p.TunedFor("", 32768, 4))
+        line = d.screen().splitlines()[0]
+        tokens = 4 * (8 * 1000 * 32768 + 2 * 1000 * 64)
+        sizes = [wording.size(weights + tokens * bits // 8) for bits in (16, 8, 4)]
+        assert f"32k×4: {' '.join(sizes)}" in line
+        assert max(map(len, d.screen().splitlines())) <= width
+        await d.give(p.TunedFor())
+        assert d.screen().splitlines()[0] == before
+
+
+async def test_a_context_that_cannot_be_counted_is_said_while_it_is_typed() -> None:
+    async with driving(*r.opening(), *r.triaged(), size=(120, 45)) as d:
+        await d.pilot.press("colon", *"memory with the", "enter")
+        await d.settled()
+        await d.pilot.press(*"32k")
+        await d.until(lambda: "does not say how large keys and values are" in d.screen())
+        await d.pilot.press("enter")
+        assert not d.sent(p.TuneFor)
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("32k", (32768, 1)), ("32k 4", (32768, 4)), ("8192 batch=2", (8192, 2)), ("", (0, 1)),
+        ("0", (0, 1)), ("context=1m", (1024**2, 1)), ("32k×8", (32768, 8)),
+    ],
+)  # fmt: skip
+def test_contexts_are_read_as_people_write_them(typed: str, found: tuple[int, int]) -> None:
+    assert parse_context(typed) == found
+
+
+@pytest.mark.parametrize("typed", ["much", "32k 4 2", "4.5", "-1"])
+def test_what_is_no_context_says_what_is(typed: str) -> None:
+    with pytest.raises(UsageError, match="32k"):
+        parse_context(typed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 import pytest
 
@@ -11,6 +13,8 @@ from engine.planning.known import plan_known
 from engine.recipes.changes import whole
 from qtui.screens.plan.screen import Plan
 from qtui.views.budgets import parse_budget
+from qtui.views.plans import NAMED, changes
+from qtui.views.text import UNICODE
 from tests.plan.test_proposal import FORMATS, LAYERS, known
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
@@ -152,3 +156,16 @@ def test_budgets_are_read_as_people_write_them(typed: str, budget: p.Budget) -> 
 def test_what_is_no_budget_says_what_is(typed: str) -> None:
     with pytest.raises(UsageError, match=r"budget|bits|twice|GiB"):
         parse_budget(typed)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_changes_name_every_layer_or_kind_within_the_width(width: int) -> None:
+    session = r.folded(*events())
+    recipe = dict.fromkeys(session.layers.names, "int4-g128") | {LAYERS[0]: "int8"}
+    lines = changes(session, recipe, width, UNICODE)
+    text = ["".join(words for words, _ in line) for line in lines]
+    assert max(map(len, text)) <= width
+    whole = " ".join(" ".join(text).split())
+    kinds = Counter(session.layers.kinds[1:])
+    for kind, many in kinds.items():
+        assert f"{many} {kind}" in whole or len(session.layers.names) - 1 <= NAMED

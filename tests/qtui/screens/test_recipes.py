@@ -6,7 +6,8 @@ import msgspec
 
 from engine import protocol as p
 from engine.recipes.changes import change, named, take
-from engine.session import Session, recipe_hash
+from engine.report import wording
+from engine.session import Session, apply, predict, predict_tried, recipe_hash
 from qtui.screens.recipes.screen import Recipes
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
@@ -103,3 +104,39 @@ async def test_a_recipe_gets_a_name() -> None:
         assert "mine: 1 int4-g128, 1 int3-g128" in screen.list.text
         await d.pilot.press("up", "e", *"mine", "enter")
         assert "another recipe is called mine" in d.screen()
+
+
+async def test_two_named_recipes_are_side_by_side() -> None:
+    """Names, sizes, and scores as predicted before they were measured and as measured."""
+    for size in ((80, 24), (160, 50)):
+        async with driving(*r.opening(), *r.triaged(), *r.swept(37), size=size) as d:
+            promised = []
+            for held, kl, name in (("int4-g128", 0.02, "small"), ("int8", 0.004, "safe")):
+                await did(d, change(d.app.session, [DOWN], held), kl, 900_000)
+                promised.append(predict(d.app.session))
+                await did(d, named(d.app.session, d.app.session.at, name))
+            await d.pilot.press("R")
+            await d.settled()
+            screen = d.app.screens.shown
+            assert isinstance(screen, Recipes)
+            await d.pilot.press("up", "space", "down")
+            titles, a, b, apart = screen.apart.text.splitlines()[:4]
+            assert titles.split() == ["bits", "all", "size", "PPL", "KL·10³", "predicted"]
+            assert a.split()[:2] == ["A", "small:"]
+            assert b.split()[:2] == ["B", "safe:"]
+            for line, kl, guess in zip((a, b), ("20.0", "4.00"), promised, strict=True):
+                assert guess is not None
+                assert line.split()[-2:] == [kl, f"≈{wording.short(1000 * guess.kl)}"]
+            assert apart.startswith("1 layer differs")
+            assert "int4-g128 → int8" in screen.apart.text
+
+
+def test_a_recipe_is_predicted_as_it_was_when_it_was_the_current_one() -> None:
+    session = r.folded(*r.opening(), *r.triaged(), *r.swept(37))
+    then = {}
+    for layers, held in (([Q, DOWN], "int4-g128"), ([DOWN], "int8"), ([Q], "int3-g128")):
+        event = change(session, layers, held)
+        assert event is not None
+        apply(session, event)
+        then[session.at] = predict(session)
+    assert {number: predict_tried(session, number) for number in then} == then
