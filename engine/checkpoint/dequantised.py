@@ -36,6 +36,8 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: codes lack a tensor that they need, or one does not fit.
     """
+    if all(tensor.dtype in _PLAIN for tensor in checkpoint.tensors.values()):
+        return checkpoint
     found: dict[str, QuantisedWeight] = {}
     owner: dict[str, str] = {}
     for reader in readers():
@@ -58,6 +60,10 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
         elif weight_name not in tensors:
             tensors[weight_name] = _listed(checkpoint, found[weight_name])
     return replace(checkpoint, tensors=tensors, quantised=found)
+
+
+_PLAIN = ("float16", "bfloat16", "float32", "float64")
+"""Every layout has a tensor in another dtype."""
 
 
 def _is_other(checkpoint: Checkpoint, weight: QuantisedWeight) -> bool:

@@ -33,7 +33,7 @@ _ABOUT = 0.05
 """A share of stored bits below which fewer are no loss."""
 _OTHER_FAMILY = 0.3
 """A format of another family is as far as one with this share of bits more."""
-_ADDED = ("a8", "hqq")
+_ADDED = ("a8", "hqq", "imatrix")
 """Methods without which some tools have no format."""
 
 

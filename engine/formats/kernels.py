@@ -38,7 +38,7 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         return why_not_held(fmt, shape) or self.rule(fmt, shape)
 
 
-OF_CODES = frozenset({"clip", "gptq", "smooth", "awq"})
+OF_CODES = frozenset({"clip", "gptq", "smooth", "awq", "imatrix"})
 """Methods that leave codes and scales of the usual form: what ``smooth`` and ``awq`` do to the
 inputs is in the operation before."""
 

@@ -16,6 +16,8 @@ import msgspec
 from engine import protocol as p
 from engine.client.in_process import InProcess, JobError, in_process
 from engine.errors import EngineError, UsageError
+from engine.export.target import target_named
+from engine.library.diagnosis import DiagnoseResult
 from engine.library.results import (
     ComparisonResult,
     EvaluationResult,
@@ -33,7 +35,7 @@ WAIT = 0.2
 
 Recipe = str | Path | Mapping[str, str]
 """The name of a built-in recipe, a recipe file, or formats by layer name."""
-OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export)
+OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export, p.MeasureErrors)
 R = TypeVar("R", bound=Result[Any])
 
 
@@ -132,6 +134,36 @@ class Model:
         wanted = tuple(formats) or self.settings.sweep_formats
         command = p.Sweep(wanted, direction=direction, exact=exact, by=by)
         return self._run(SweepResult(self, command))
+
+    def diagnose(
+        self,
+        format: str | None = None,
+        *,
+        fixes: int = 0,
+        errors: bool = False,
+        recipe: Recipe | None = None,
+        to: str = "",
+    ) -> DiagnoseResult:
+        """Verdict, findings, formats that help, and errors inside the model.
+
+        Args:
+            format: whose damage is judged; the profile's if not given.
+            fixes: on how many of the worst layers to try other formats.
+            errors: whether to measure errors of outputs, drift and attention.
+            recipe: whose errors; the format, of the whole body, if not given.
+            to: export target that must hold the verdict's mix; some serving kernel if empty.
+
+        Raises:
+            FormatError: a format does not parse.
+            UsageError: no such target, or the recipe cannot be read.
+        """
+        if to:
+            target_named(to)
+        asked = p.MeasureErrors() if errors or recipe is not None else None
+        if asked is not None and recipe is not None:
+            asked = self._of_recipe(asked, recipe, None)
+        command = p.Diagnose(format or "", errors=asked, fixes=fixes)
+        return self._run(DiagnoseResult(self, command, to=to))
 
     def evaluate(
         self, recipe: Recipe | None = None, *, format: str | None = None

@@ -81,9 +81,10 @@ def run(
     folder: Path, trait: Trait, prose: Path, audit: Audit, capsys: pytest.CaptureFixture[str]
 ) -> Ended:
     """Run a trait's command on a folder."""
-    words = ["triage", str(folder), "--formats", "int4-g32"]
+    model = str(folder / trait.model)
+    words = ["triage", model, "--formats", "int4-g32"]
     if trait.command == "eval":
-        words = ["eval", str(folder), "--format", "int4-g32", "--text", str(prose)]
+        words = ["eval", model, "--format", "int4-g32", "--text", str(prose)]
         words += ["--tokens", "64", "--seq-len", "32"]
     capsys.readouterr()
     begun, audit.watching = time.process_time(), True

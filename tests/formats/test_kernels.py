@@ -45,6 +45,8 @@ SHAPE = (4096, 4096)
         ("e8-2+hadamard", SHAPE, ""),
         ("q4_k", SHAPE, "llama.cpp"),
         ("iq4_xs", SHAPE, "llama.cpp"),
+        ("iq2_xxs", SHAPE, "llama.cpp"),
+        ("iq3_s+imatrix", SHAPE, "llama.cpp"),
         ("bf16", SHAPE, "dense"),
         # divisibility
         ("int4-g64", (4096, 96), ""),

@@ -167,3 +167,29 @@ def test_a_result_that_waits_for_the_model_can_be_cancelled(model: Model) -> Non
 
 def test_qtui_open_is_engine_open() -> None:
     assert qtui.open is engine.open
+
+
+def test_a_diagnosis_has_verdict_fixes_and_the_errors_of_a_recipe(
+    source: Path, prose: Path, own_folders: Path
+) -> None:
+    text = str(prose)
+    with engine.open(str(source), text=text, calib=text, **SMALL, calib_tokens=512) as narrow:
+        diagnosed(narrow)
+
+
+def diagnosed(narrow: Model) -> None:
+    layer = narrow.layers[1]
+    found = narrow.diagnose("int4-g128", fixes=1, recipe={layer: "int4-g128"}, to="gptq")
+    tried = [fact for fact in found if isinstance(fact, p.FormatTried)]
+    (worst,) = {fact.layer for fact in tried}
+    document = found.to_dict()
+    assert document["schema"] == "qtui.diagnose/1"
+    assert document["verdict"]["to"] == "gptq"
+    assert [each["name"] for each in document["layers"] if each["fixes"]] == [worst]
+    rows = found.rows()
+    assert {row["format"] for row in rows if row["name"] == worst} >= {f.format for f in tried}
+    errors = {row["name"] for row in rows if "clipping.relative" in row}
+    assert errors == {layer}
+    assert str(found).startswith("int4-g128 everywhere: PPL")
+    with pytest.raises(UsageError, match="unknown export target"):
+        narrow.diagnose(to="nowhere")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from engine.checkpoint.files import check_file
 from engine.checkpoint.gguf.header import GgufHeader, GgufTensor, read_gguf_header
 from engine.errors import CheckpointError
 
@@ -45,6 +46,7 @@ def read_files(file: Path) -> tuple[list[GgufHeader], Mapping[str, GgufTensor]]:
 
 def _parts(file: Path) -> list[Path]:
     """The paths of all parts, by the name of one."""
+    check_file(file.parent, file, follow=True)  # who names a file has chosen it
     match = _PART.fullmatch(file.name)
     if match is None:
         return [file]
@@ -58,7 +60,10 @@ def _parts(file: Path) -> list[Path]:
             f"{file.parent / missing} is missing, a part of the model of {file.name}; "
             "finish the download"
         )
-    return [file.parent / name for name in names]
+    parts = [file.parent / name for name in names]
+    for part in parts:
+        check_file(file.parent, part, follow=True)
+    return parts
 
 
 def _check_part(header: GgufHeader, number: int, count: int) -> None:

@@ -101,6 +101,7 @@ def pieces_of(
     codes: str,
     needed: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
+    dtypes: tuple[str, ...] = (),
 ) -> Iterator[Pieces]:
     """The weights whose codes have this ending.
 
@@ -109,13 +110,14 @@ def pieces_of(
         codes: the ending of the codes' names.
         needed: endings of other tensors that every weight has.
         optional: endings of those that it may have.
+        dtypes: of the codes; any if empty. Others are passed over, which is quick.
 
     Raises:
         CheckpointError: names codes that lack a tensor they need.
     """
     tensors = checkpoint.tensors
     for name, tensor in tensors.items():
-        if not name.endswith(codes):
+        if not name.endswith(codes) or (dtypes and tensor.dtype not in dtypes):
             continue
         prefix = name.removesuffix(codes)
         found = {codes: tensor}

@@ -26,8 +26,8 @@ def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
     config = declared_config(checkpoint)
     if config.get("quant_method") != "bitnet":
         return
-    for pieces in pieces_of(checkpoint, ".weight", (), (".weight_scale",)):
-        if pieces.codes.dtype != "uint8" or len(pieces.codes.shape) != 2:
+    for pieces in pieces_of(checkpoint, ".weight", (), (".weight_scale",), ("uint8",)):
+        if len(pieces.codes.shape) != 2:
             continue
         if ".weight_scale" not in pieces:
             raise pieces.refusal("there is no 'weight_scale' beside it; download or save it again")

@@ -70,7 +70,7 @@ def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
             for kind, ending in zip(_KINDS, states, strict=True):
                 if ending in pieces:
                     yield _four_bits(_state(pieces, dot, kind, ending))
-    for pieces in pieces_of(checkpoint, ".weight", (), (".SCB", ".weight_format")):
+    for pieces in pieces_of(checkpoint, ".weight", (), (".SCB", ".weight_format"), ("int8",)):
         if ".SCB" in pieces:
             yield _eight_bits(pieces)
 

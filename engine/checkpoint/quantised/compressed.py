@@ -43,7 +43,8 @@ def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
     optional = (".weight_shape", *_BESIDE, ".weight_global_scale", *(f".{u}" for u in _UNUSED))
     for pieces in pieces_of(checkpoint, ".weight_packed", (".weight_scale",), optional):
         yield (_packed if pieces.codes.dtype == "int32" else _four_bits)(pieces, config)
-    for pieces in pieces_of(checkpoint, ".weight", (), (".weight_scale", *optional)):
+    eight_bits = ("int8", "float8_e4m3fn", "float8_e5m2")
+    for pieces in pieces_of(checkpoint, ".weight", (), (".weight_scale", *optional), eight_bits):
         if ".weight_scale" not in pieces or len(pieces.codes.shape) != 2:
             continue
         dtype, scale = pieces.codes.dtype, pieces[".weight_scale"]

@@ -28,8 +28,8 @@ _FLOATS = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
     found = checkpoint.config.get("quantization")
     config = found if isinstance(found, dict) else {}
-    for pieces in pieces_of(checkpoint, ".weight", (), (".scales", ".biases")):
-        if pieces.codes.dtype == "uint32" and ".scales" in pieces:
+    for pieces in pieces_of(checkpoint, ".weight", (), (".scales", ".biases"), ("uint32",)):
+        if ".scales" in pieces:
             yield _weight(pieces, config)
 
 

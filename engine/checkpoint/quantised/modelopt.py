@@ -37,7 +37,8 @@ _SVD = (".svdquant_lora_a", ".svdquant_lora_b", ".weight_quantizer._svdquant_lor
 
 
 def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
-    for pieces in pieces_of(checkpoint, ".weight", (), (*_OPTIONAL, *_SVD)):
+    optional = (*_OPTIONAL, *_SVD)
+    for pieces in pieces_of(checkpoint, ".weight", (), optional, ("uint8", "int8")):
         if ".weight_scale" not in pieces or len(pieces.codes.shape) != 2:
             continue
         found = _layout(pieces)

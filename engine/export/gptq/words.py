@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.checkpoint.packed.unpacking import unpacked
 from engine.export.packing import packed
 from engine.export.shards import Slot
 from engine.formats.grammar import Format
@@ -67,17 +68,6 @@ def tensors(prefix: str, fmt: Format, form: StoredWeight | Solved) -> dict[str, 
     }
 
 
-def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
-    """Codes from 0 on, ``[rows, count]``, of words ``[rows, count · bits / 32]``."""
-    wide = words.to(torch.int64) & 0xFFFFFFFF
-    first = torch.arange(count, device=words.device) * bits
-    word, bit = first // 32, first % 32
-    low = wide[:, word] >> bit
-    # The rest of a code that begins in one word and ends in the next.
-    after = wide[:, (word + 1).clamp_max(wide.shape[1] - 1)] << (32 - bit)
-    return (low | torch.where(bit + bits > 32, after, 0)) & ((1 << bits) - 1)
-
-
 def dequantised(found: dict[str, Tensor], bits: int) -> Tensor:
     """The weight ``[out, in]`` in float32, as a reader of version 1 has it.
 
@@ -87,7 +77,7 @@ def dequantised(found: dict[str, Tensor], bits: int) -> Tensor:
     """
     scales = found["scales"].to(torch.float32)
     out, row = found["qweight"].shape[1], len(found["g_idx"])
-    codes = unpacked(found["qweight"].T, bits, row)
+    codes = unpacked(found["qweight"].T, bits, row).to(torch.float32)
     zeros = (unpacked(found["qzeros"], bits, out) + 1) & ((1 << bits) - 1)
     group = found["g_idx"].to(torch.int64)
-    return (codes - zeros[group].T).to(torch.float32) * scales[group].T
+    return (codes - zeros[group].T.to(torch.float32)) * scales[group].T

@@ -274,8 +274,9 @@ def test_llama_quantize_takes_small_types_with_an_importance_matrix_only(tmp_pat
     checkpoint = save_tiny(tmp_path / "tiny")
     small = ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs")
     for layer, held in zip(LINEAR, small, strict=False):
-        with pytest.raises(NotExportable, match=f"write {held}\\+imatrix"):
+        with pytest.raises(NotExportable, match=f"write {held}\\+imatrix") as refused:
             written("llama-quantize", checkpoint, tmp_path, {layer: held})
+        assert refused.value.nearest == {layer: f"{held}+imatrix"}
     outside = {EMBEDDING: "iq2_s", HEAD: "iq3_xxs", LINEAR[0]: "iq3_s"}
     assert written("llama-quantize", checkpoint, tmp_path, outside)
     (tmp_path / "informed").mkdir()

@@ -163,6 +163,13 @@ def _pipe_adapter(folder: Path) -> None:
     os.mkfifo(folder / "adapter_config.json")
 
 
+@trait("folder: a GGUF file of holes", "x.gguf", "holes", model="x.gguf")
+def _sparse_gguf(folder: Path) -> None:
+    with (folder / "x.gguf").open("wb") as stream:
+        stream.write(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+        stream.truncate(TIB)
+
+
 @trait("folder: a chat template that reads objects of Python", command="eval")
 def _template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(

@@ -22,6 +22,8 @@ class Trait:
     """Words of the sentence that refuses it; none if it is harmless."""
     command: Command = "triage"
     """The command that meets it first."""
+    model: str = ""
+    """The file in the folder that is given to it, if not the folder."""
 
     @property
     def harmless(self) -> bool:
@@ -34,12 +36,14 @@ TRAITS: dict[str, Trait] = {}
 Build = TypeVar("Build", bound=Callable[[Path], None])
 
 
-def trait(name: str, *says: str, command: Command = "triage") -> Callable[[Build], Build]:
+def trait(
+    name: str, *says: str, command: Command = "triage", model: str = ""
+) -> Callable[[Build], Build]:
     """Register the builder of a trait; without words to be said it is harmless."""
 
     def register(build: Build) -> Build:
         assert name not in TRAITS, name
-        TRAITS[name] = Trait(name, build, says, command)
+        TRAITS[name] = Trait(name, build, says, command, model)
         return build
 
     return register
