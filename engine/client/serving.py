@@ -16,7 +16,7 @@ from engine.store.paths import socket_file
 
 log = logging.getLogger(__name__)
 
-LEAVE_SECONDS = 3.0
+LEAVE_SECONDS = 8.0
 """Seconds to wait for the thread, which sends clients what happened last."""
 
 

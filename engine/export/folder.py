@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from engine.checkpoint.links import check_link
 from engine.errors import EngineError, UsageError
 from engine.model.source import BESIDE
+from engine.store.beside import lives
 
 COPIED = (
     *(pattern for pattern in BESIDE if pattern != "config.json"),
@@ -48,7 +50,10 @@ def check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
 def atomic_folder(out: Path) -> Iterator[Path]:
     """A temporary folder that replaces ``out`` on success and is removed on failure."""
     partial = out.parent / f".{out.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        process = left.name.split(".")[-2]
+        if left == partial or (process.isdecimal() and not lives(int(process))):
+            shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
     partial.mkdir()
     try:
         yield partial

@@ -30,7 +30,7 @@ MOST_KEPT = 20_000
 reattaches."""
 
 
-FLUSH_SECONDS = 1.0
+FLUSH_SECONDS = 5.0
 """Seconds in which clients are sent what happened last, before the engine hangs up."""
 
 
@@ -92,6 +92,11 @@ class _Client:
             assert isinstance(transport, asyncio.WriteTransport)
             transport.abort()
         self.wake.set()
+
+    def is_behind(self) -> bool:
+        """Whether a result is still on its way to it."""
+        unsent = self.writer.transport.get_write_buffer_size()
+        return not self.gone and bool(self.results or unsent)
 
     async def write(self) -> None:
         """Send what is queued, as fast as the client reads."""
@@ -179,7 +184,7 @@ class Server:
         """Send what is queued to clients that read it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_SECONDS):
-                while any(client.results and not client.gone for client in self._clients):
+                while any(client.is_behind() for client in self._clients):
                     await asyncio.sleep(0.01)
 
     async def _until_stopped(self, idle_seconds: float) -> None:

@@ -19,12 +19,13 @@ def folder_beside(name: str) -> Path:
     """A new folder beside a session's; those of processes that were killed are deleted."""
     for folder in (state_folder() / "sessions").glob("*.*"):
         process = folder.name.removeprefix(f"{name}.").split(".")[0]
-        if folder.name.startswith(f"{name}.") and process.isdecimal() and not _lives(int(process)):
+        if folder.name.startswith(f"{name}.") and process.isdecimal() and not lives(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
     return session_folder(f"{name}.{os.getpid()}.{next(_numbers)}")
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
+    """Whether there is a process of this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
