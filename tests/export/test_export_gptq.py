@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from engine import protocol as p
 from engine.checkpoint import list_layers, open_checkpoint
+from engine.checkpoint.packed.unpacking import unpacked
 from engine.client import in_process
+from engine.errors import InfeasibleError
 from engine.export.gptq import words
 from engine.export.gptq.expressed import why_not_expressed
 from engine.export.load_check import NotReadBack
@@ -199,3 +201,26 @@ def test_layers_that_cannot_be_are_named(tmp_path: Path) -> None:
     name = next(row.name for row in list_layers(checkpoint) if row.role == "conv1d")
     with pytest.raises(NotExportable, match="GPTQ layout quantises linear modules only"):
         export_checkpoint(checkpoint, {name: "int4-g32"}, tmp_path / "out", to="gptq")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_groups_of_zeros_get_a_zero_point_that_every_reader_has(bits: int) -> None:
+    """Readers that add 1 to whole words, as GPTQModel does, carry where one is all ones."""
+    fmt = parse_format(f"int{bits}-g32-asym")
+    weight = 0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(3))
+    weight[5] = 0.0  # a dead row
+    weight[9, 32:] = 0.0
+    form = stored_form(weight, fmt, torch.float16)
+    found = words.tensors("w", fmt, form)
+    zeros = unpacked(found["w.qzeros"], bits, 64)
+    assert int(zeros.max()) < (1 << bits) - 1
+    read = {name.removeprefix("w."): tensor for name, tensor in found.items()}
+    assert torch.equal(words.dequantised(read, bits), dequantized(weight, fmt, torch.float16))
+
+
+def test_a_group_without_negative_weights_is_refused_by_name() -> None:
+    fmt = parse_format("int4-g32")
+    weight = 0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(3))
+    weight[7, :32] = weight[7, :32].abs()
+    with pytest.raises(InfeasibleError, match="w: 1 of its rows .* symmetric"):
+        words.tensors("w", fmt, stored_form(weight, fmt, torch.float16))

@@ -7,6 +7,10 @@ A weight ``[out, in]`` is ``(code − zero) · scale`` with codes and zero point
 - ``scales`` ``[groups, out]``; ``g_idx`` ``[in]`` int32: the group of each input.
 
 Codes of 3 bits follow one another across words, 32 of them in 3 words.
+
+A zero point of 0 is stored as all ones, which readers take for 0 or for ``2^bits``, and GPTQModel,
+which adds 1 to whole words, for a carry into the next one. So none is written: a group of zeros
+gets another zero point, and one without a negative weight is refused.
 Source: GPTQModel, ``utils/model_dequant.py`` and ``nn_modules/qlinear``.
 """
 
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint.packed.unpacking import unpacked
+from engine.errors import InfeasibleError
 from engine.export.packing import packed
 from engine.export.shards import Slot
 from engine.formats.grammar import Format
@@ -42,6 +47,7 @@ def tensors(prefix: str, fmt: Format, form: StoredWeight | Solved) -> dict[str, 
     """The tensors for `slots`, from a weight's stored form.
 
     Raises:
+        InfeasibleError: a group has a zero point of 0, and weights.
         TypeError: the stored form is not one of integer codes.
     """
     order = form.order if isinstance(form, Solved) else None
@@ -58,6 +64,7 @@ def tensors(prefix: str, fmt: Format, form: StoredWeight | Solved) -> dict[str, 
     zeros = torch.zeros(scales.shape, dtype=torch.int32, device=scales.device)
     if codes.zero_point is not None:
         zeros = codes.zero_point.reshape(out, -1).to(torch.int32)
+        values, zeros = _without_zero(prefix, values, zeros, groups.to(zeros.device), half)
     # From codes around 0 to codes from 0 on, less one, and back, as `packed` takes them.
     stored = ((zeros + half - 1) & ((1 << fmt.bits) - 1)) - half
     return {
@@ -66,6 +73,29 @@ def tensors(prefix: str, fmt: Format, form: StoredWeight | Solved) -> dict[str, 
         f"{prefix}.scales": scales.T.contiguous(),
         f"{prefix}.g_idx": groups.to(torch.int32),
     }
+
+
+def _without_zero(
+    prefix: str, values: Tensor, zeros: Tensor, groups: Tensor, half: int
+) -> tuple[Tensor, Tensor]:
+    """Codes ``[out, in]`` and zero points ``[out, groups]``, both around 0, none at the lowest.
+
+    Raises:
+        InfeasibleError: a group with that zero point has weights other than 0.
+    """
+    lowest = zeros == -half
+    if not bool(lowest.any()):
+        return values, zeros
+    there = lowest[:, groups]
+    filled = there & (values != -half)
+    if bool(filled.any()):
+        rows = int(filled.any(1).sum())
+        raise InfeasibleError(
+            f"{prefix}: {rows} of its rows have a group without negative weights, whose zero point "
+            "of 0 this layout cannot store for every reader; give the layer a symmetric format, or "
+            "export with --to checkpoint"
+        )
+    return values.masked_fill(there, 0), zeros.masked_fill(lowest, 0)
 
 
 def dequantised(found: dict[str, Tensor], bits: int) -> Tensor:
