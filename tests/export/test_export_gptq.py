@@ -62,8 +62,7 @@ def read(tensors: dict[str, torch.Tensor], prefix: str, bits: int) -> NDArray[np
 def test_a_weight_is_read_as_it_was_measured(text: str) -> None:
     fmt = parse_format(text)
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(5))
-    weight[0] = weight[0].abs()  # a zero point at the end of the codes
-    weight[1] = -weight[1].abs()
+    weight[1] = -weight[1].abs()  # a zero point at the end of the codes
     weight[2, :32] = 0
     form = stored_form(weight, fmt, torch.float16, "layer")
     found = words.tensors("layer", fmt, form)
@@ -222,5 +221,5 @@ def test_a_group_without_negative_weights_is_refused_by_name() -> None:
     fmt = parse_format("int4-g32")
     weight = 0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(3))
     weight[7, :32] = weight[7, :32].abs()
-    with pytest.raises(InfeasibleError, match="w: 1 of its rows .* symmetric"):
+    with pytest.raises(InfeasibleError, match=r"w: 1 of its rows .* symmetric"):
         words.tensors("w", fmt, stored_form(weight, fmt, torch.float16))

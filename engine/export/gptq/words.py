@@ -10,7 +10,7 @@ Codes of 3 bits follow one another across words, 32 of them in 3 words.
 
 A zero point of 0 is stored as all ones, which readers take for 0 or for ``2^bits``, and GPTQModel,
 which adds 1 to whole words, for a carry into the next one. So none is written: a group of zeros
-gets another zero point, and one without a negative weight is refused.
+gets another zero point, and one of weights of one sign is refused.
 Source: GPTQModel, ``utils/model_dequant.py`` and ``nn_modules/qlinear``.
 """
 
@@ -91,9 +91,9 @@ def _without_zero(
     if bool(filled.any()):
         rows = int(filled.any(1).sum())
         raise InfeasibleError(
-            f"{prefix}: {rows} of its rows have a group without negative weights, whose zero point "
-            "of 0 this layout cannot store for every reader; give the layer a symmetric format, or "
-            "export with --to checkpoint"
+            f"{prefix}: {rows} of its rows have a group with a zero point of 0, for its weights "
+            "have one sign or nearly so; version 1 of the layout cannot store that for every "
+            "reader: give the layer a symmetric format, or export with --to checkpoint"
         )
     return values.masked_fill(there, 0), zeros.masked_fill(lowest, 0)
 
