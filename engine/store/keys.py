@@ -323,8 +323,8 @@ class Activations(Key, frozen=True, kw_only=True):
     device: str
     """Its kind."""
     calibration: Calibration
-    of: str = "layers, modules"
-    """What is watched; without modules before."""
+    modules: bool = False
+    """Whether outputs of attention and MLP modules are told too; earlier facts have none."""
 
 
 class FormatTried(Key, frozen=True, kw_only=True):

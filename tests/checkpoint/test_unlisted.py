@@ -37,15 +37,27 @@ def test_known_architectures_need_no_remark(arch: str, tmp_path: Path) -> None:
     assert all("embed_tokens_per_layer" in sentence for sentence in said)
 
 
-@pytest.mark.parametrize("ending", ["W_q", "weight._data", "trellis", "_weight_qdata"])
 @pytest.mark.parametrize("method", ["some", None])
-def test_codes_of_other_tools_are_refused_by_name(
-    ending: str, method: str | None, tmp_path: Path
+def test_codes_that_are_not_read_are_refused_by_name(method: str | None, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.trellis"
+    stored = {"quantization_config": {"quant_method": method}} if method else {}
+    tensors = {name: torch.zeros(4, 4, dtype=torch.uint8)}
+    with pytest.raises(CheckpointError, match=f"{name}' packed in uint8 by {method or ''}"):
+        list_layers(open_checkpoint(save(tmp_path, tensors, **stored)))
+
+
+@pytest.mark.parametrize(
+    ("ending", "lacks"),
+    [("W_q", "scale"), ("weight._data", "weight._scale"), ("_weight_qdata", "_weight_scale")],
+)
+@pytest.mark.parametrize("method", ["some", None])
+def test_codes_without_what_dequantises_them_are_refused_by_name(
+    ending: str, lacks: str, method: str | None, tmp_path: Path
 ) -> None:
     name = f"model.layers.0.mlp.up_proj.{ending}"
     stored = {"quantization_config": {"quant_method": method}} if method else {}
     tensors = {name: torch.zeros(4, 4, dtype=torch.uint8)}
-    with pytest.raises(CheckpointError, match=f"{name}' packed in uint8 by {method or ''}"):
+    with pytest.raises(CheckpointError, match=f"'{name}' without its '{lacks}'"):
         list_layers(open_checkpoint(save(tmp_path, tensors, **stored)))
 
 
