@@ -183,7 +183,7 @@ def open_artefact(source: str, original: Opened) -> Artefact:
         first = next(row.name for row in layers if row.block is not None)
         why = found.unmatched[first]
         raise CheckpointError(
-            f"{source} shares no layer of a block with {original.checkpoint.name}: {first}: {why}; "
+            f"{source} shares no layer of a block with the original: {first}: {why}; "
             "give checkpoints of the same model"
         )
     return found
