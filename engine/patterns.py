@@ -107,13 +107,13 @@ class Pattern:
         return self._error(f"{self._where}{': ' if self._where else ''}{shown!r} {what}")
 
 
-_REPEAT = re.compile(r"\{ *([0-9]*) *(?:, *([0-9]*) *)?\}")
+_REPEAT = re.compile(r"\{([0-9]*)(?:,([0-9]*))?\}")
 
 
 def _repeats(text: str) -> int:
     """The product of all counted repeats; more than the most once it is beyond that."""
     found = 1
-    for counts in _REPEAT.findall(text):
+    for counts in _REPEAT.findall(text.replace(" ", "")):  # which may stand in the braces
         found *= max([1, *(int(count[:10]) for count in counts if count)])
         if found > MOST_REPEATS:
             break

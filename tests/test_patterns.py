@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,14 @@ def test_the_time_is_that_of_all_names_together() -> None:
 def test_what_is_no_pattern_or_would_be_a_huge_one_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         Pattern(text)
+
+
+@pytest.mark.parametrize("text", ["{" + " " * 9990, "{ " * 4900, "{1," * 3000, "{" * 9990])
+def test_braces_are_counted_in_no_time(text: str) -> None:
+    begun = time.thread_time()
+    with suppress(UsageError):
+        Pattern(text)
+    assert time.thread_time() - begun < 1
 
 
 def test_a_name_is_a_pattern_only_behind_its_prefix() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Iterator, MutableMapping
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -38,15 +40,17 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
         DamagedFileError: it is not a database with these tables.
         StoreError: it cannot be opened.
     """
-    if path != IN_MEMORY:
-        _check_header(path)
     connection: sqlite3.Connection | None = None
     try:
-        connection = sqlite3.connect(
-            path, check_same_thread=False, timeout=30, isolation_level=None
-        )
-        connection.text_factory = _text
-        connection.execute("PRAGMA journal_mode=WAL")
+        with _registering:
+            if path != IN_MEMORY and _identity(path) not in _open.values():
+                _check_header(path)
+            connection = sqlite3.connect(
+                path, check_same_thread=False, timeout=30, isolation_level=None, factory=_Connection
+            )
+            connection.text_factory = _text
+            connection.execute("PRAGMA journal_mode=WAL")  # locks the file as being in use
+            _open[connection] = _identity(path)
         connection.execute("PRAGMA synchronous=FULL")
         declared = _declared(schema)
         if any(declared.get(name) != columns for name, columns in _tables(connection).items()):
@@ -67,10 +71,36 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
     return connection
 
 
+class _Connection(sqlite3.Connection):
+    """One that is known to be open."""
+
+    def close(self) -> None:
+        with _registering:
+            super().close()
+            _open.pop(self, None)
+
+
+_registering = threading.RLock()
+_open: MutableMapping[sqlite3.Connection, object] = weakref.WeakKeyDictionary()
+"""Which file each connection of this process has open."""
+
+
+def _identity(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError:
+        return path  # of no file that is open
+    return found.st_dev, found.st_ino
+
+
 def _check_header(path: Path) -> None:
     """Raise `DamagedFileError` for a file whose first bytes are not those of a database of ours.
 
     SQLite would read some of them as another text encoding, or as a file that is read-only.
+
+    This process must have no connection to it: whenever a process closes a file, the system drops
+    all locks that it has on it, those of SQLite too. Another process would then delete the log that
+    the connection goes on writing to (https://www.sqlite.org/howtocorrupt.html, section 2.2).
     """
     try:
         with path.open("rb") as file:

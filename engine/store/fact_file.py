@@ -61,6 +61,8 @@ class FactFile:
         self.said: list[str] = []
         """Sentences about damage that nobody was told yet."""
         self._guard: IO[bytes] | None = None
+        self._identity: tuple[int, int] | None = None
+        """Which file is open; None if none is."""
         if read_only:
             self.connection = connect_to_read(path)
             return
@@ -110,6 +112,7 @@ class FactFile:
             StoreError: the folder cannot be written; the damaged file stays.
         """
         self.connection.close()
+        self._identity = None  # where it fails, the next use tries again
         self.connection = self._replaced()
 
     def close(self) -> None:
@@ -129,18 +132,26 @@ class FactFile:
 
     def _opened(self, check: Callable[[sqlite3.Connection], bool]) -> sqlite3.Connection:
         db, unread = recovery.opened(self.path, SCHEMA, check)
-        self._identity = _identity(self.path)
         if unread:
-            rows = recovery.whole_rows([_TABLE], b"", unread)["facts"]
-            with transaction(db, self.path):
-                before = db.total_changes
-                db.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?, ?, ?)", rows)
-            if found := db.total_changes - before:
-                self.said.append(
-                    f"the log of the store of measurements was damaged ({self.path}): {found} "
-                    "measurements after the damage are kept"
-                )
+            try:
+                self._take_unread(db, unread)
+            except BaseException:
+                db.close()
+                raise
+        self._identity = _identity(self.path)
         return db
+
+    def _take_unread(self, db: sqlite3.Connection, unread: bytes) -> None:
+        """Add the facts of a log that SQLite did not read."""
+        rows = recovery.whole_rows([_TABLE], b"", unread)["facts"]
+        with transaction(db, self.path):
+            before = db.total_changes
+            db.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?, ?, ?)", rows)
+        if found := db.total_changes - before:
+            self.said.append(
+                f"the log of the store of measurements was damaged ({self.path}): {found} "
+                "measurements after the damage are kept"
+            )
 
     def _check(self, db: sqlite3.Connection) -> bool:
         """Whether a small file is whole; that of a large one takes too long to know."""
@@ -187,8 +198,12 @@ class FactFile:
 
     def _follow(self) -> None:
         """Connect to the file that another process has put in the place of a damaged one."""
-        if self._guard is not None and _identity(self.path) not in (self._identity, None):
+        if self._guard is None:
+            return
+        there = _identity(self.path)
+        if self._identity is None or there not in (self._identity, None):
             self.connection.close()
+            self._identity = None
             self.connection = self._opened(self._check)
 
 

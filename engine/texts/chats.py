@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.errors import CheckpointError, TextError
-from engine.texts.limits import LARGEST, LimitError, sized_operators, within
+from engine.texts.limits import LARGEST, LimitError, sized_templates, within
 
 SECONDS = 1.0
 """That a template may take for one chat."""
@@ -73,7 +73,7 @@ def render(tokenizer: Any, messages: Messages) -> str:
             "add chat_template.jinja to the checkpoint"
         )
     try:
-        with sized_operators():
+        with sized_templates():
             text: str = within(
                 SECONDS, lambda: tokenizer.apply_chat_template(messages, tokenize=False)
             )

@@ -98,7 +98,8 @@ class Loaded:
         Returns:
             What was given up, for a sentence; None if nothing is left.
         """
-        windows = min(self.batch_tokens // self.windows.seq_len, self.windows.count)
+        # Not how many there are of the text: there may be more of the calibration text.
+        windows = self.batch_tokens // self.windows.seq_len
         self._free()
         return self.pressure.give_way(windows)
 

@@ -36,7 +36,7 @@ class Pressure:
         """Take the next step.
 
         Args:
-            windows: in a micro-batch now.
+            windows: that a micro-batch may have now.
 
         Returns:
             What is given up, for a sentence; None if nothing is left.
@@ -45,8 +45,8 @@ class Pressure:
             self.halved += 1
             self.eased += 1
             return (
-                f"micro-batches of {windows // 2} instead of {windows} windows from here on, for "
-                "the reference too, and half the memory for caches"
+                f"micro-batches of at most {windows // 2} instead of {windows} windows from here "
+                "on, for the reference too, and half the memory for caches"
             )
         if not self.eased:
             self.eased = 1

@@ -145,3 +145,10 @@ def test_a_part_left_out_is_refused() -> None:
 def test_where_the_same_tokens_came_from_does_not_count() -> None:
     other = msgspec.structs.replace(PROTOCOL, text="b", column="content", documents=9, skipped=2)
     assert keys.evaluation(FILES, other, "of the windows") == EVALUATION
+
+
+def test_activations_with_those_of_modules_are_other_facts_than_those_before() -> None:
+    parts = {"layer": "a", "dtype": "float32", "device": "cpu"}
+    key = keys.Activations(on=FILES, calibration=CALIBRATION, **parts)
+    assert key.address == before("activations", measured=False, calibration=CALIBRATED, **parts)
+    assert msgspec.structs.replace(key, modules=True).address != key.address

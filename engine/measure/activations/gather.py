@@ -49,6 +49,7 @@ def activations(loaded: Loaded, counts: JobCounts) -> Events:
             dtype=loaded.protocol.dtype,
             device=loaded.protocol.device.split(":")[0],
             calibration=calibration.key("reference"),
+            modules=True,
         ).address
         for name, layer in network.layers.items()
         if layer.role != "embedding"

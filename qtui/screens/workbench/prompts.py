@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +35,7 @@ from qtui.saved.view import View
 from qtui.user.remembered import recall, remember
 from qtui.views import sweeps
 from qtui.views.budgets import parse_context
-from qtui.views.filter import FilterError, parse_filter
+from qtui.views.filter import parse_filter
 from qtui.views.filter.completion import complete_filter
 from qtui.views.filter.verdict import judge_filter
 from qtui.views.filter.words import filter_fields
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 
 MOST_PREDICTED = 2000
 """Layers for which the KL of every offered format is predicted while a format is typed."""
-_SEARCHES = re.compile(r"(?:^|\s)[-!]?re:")
 
 
 def ignore(value: str) -> None:
@@ -121,19 +119,11 @@ class Prompts:
             bench.set_filter(parse_filter(value))
 
         def follow(value: str) -> None:
-            if _SEARCHES.search(value):
-                return  # an unfinished regular expression may take forever: wait for enter
             # The beginning of a field's name would empty the table for a moment.
             *terms, last = value.split(" ")
             bench.set_filter(parse_filter(" ".join(terms) if _begins_field(last) else value))
 
         def judge(value: str) -> Verdict:
-            if _SEARCHES.search(value):
-                try:
-                    parse_filter(value)
-                except FilterError as error:
-                    return Verdict(False, str(error))
-                return Verdict(True, "enter searches")
             return Verdict(*judge_filter(value, bench.table.context))
 
         prompt = Prompt(

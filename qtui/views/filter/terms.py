@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeAlias, cast
 
 from engine.diagnosis.thresholds import thresholds
 from engine.errors import UsageError
+from engine.patterns import Pattern
 from engine.report.figures import Context, Number, figure
 from engine.report.figures.effects import finding
 from qtui.views.filter.words import NUMBER, OPERATORS, ROLES, STATES, UNITS, expected_after
@@ -19,6 +20,10 @@ from qtui.views.filter.words import NUMBER, OPERATORS, ROLES, STATES, UNITS, exp
 Test: TypeAlias = Callable[[int], bool]
 """Whether a row fits."""
 Bind: TypeAlias = Callable[[Context], Test]
+
+
+SEARCH_SECONDS = 0.1
+"""Processor time that a regular expression may take on all names: it is tried at every key."""
 
 
 class FilterError(UsageError):
@@ -61,21 +66,30 @@ def _one_of(value: str, name: str, known: Iterable[str], fail: Fail) -> None:
         )
 
 
-def regex(pattern: str, fail: Fail) -> Bind:
-    """Names in which a regular expression is found."""
-    if not pattern:
+def regex(text: str, fail: Fail) -> Bind:
+    """Names in which a regular expression is found; the test raises if that takes too long."""
+    if not text:
         hint = "a regular expression, as in re:down_proj$"
         raise fail(f"nothing after 're:': expected {hint}", f"re: and {hint}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what a later Python may read in another way
-            found = re.compile(pattern).search
-    except (re.error, OverflowError, RecursionError, ValueError) as error:
-        raise fail(f"not a regular expression: {error}") from error
+            warnings.simplefilter("ignore")  # of what a later version may read in another way
+            pattern = Pattern(text, seconds=SEARCH_SECONDS)
+    except UsageError as error:
+        raise fail(str(error)) from error
+    known: dict[str, bool] = {}
+
+    def is_found(name: str) -> bool:
+        if (answer := known.get(name)) is None:  # the table is filtered anew with every result
+            try:
+                answer = known[name] = pattern.search(name)
+            except UsageError as error:
+                raise fail(str(error)) from error
+        return answer
 
     def bind(context: Context) -> Test:
         names = context.session.layers.names
-        return lambda row: found(names[row]) is not None
+        return lambda row: is_found(names[row])
 
     return bind
 

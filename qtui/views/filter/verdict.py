@@ -17,10 +17,10 @@ def judge_filter(text: str, context: Context) -> tuple[bool, str, str]:
     """
     try:
         wanted = parse_filter(text)
+        rows = wanted.rows(context)
     except FilterError as error:
         typing = error.start + len(error.term) == len(text)
         return False, str(error), error.hint if typing else ""
-    rows = wanted.rows(context)
     says = f"{len(rows)} of {len(context.session.layers.names)} layers"
     reasons = [] if rows else [_why_none_match(term, context) for term in wanted.terms]
     return True, "; ".join([says, *filter(None, reasons)]), ""

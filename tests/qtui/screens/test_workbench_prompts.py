@@ -357,10 +357,11 @@ async def test_layers_listed_anew_while_a_path_is_typed_are_those_that_are_saved
         assert len(rows) == 1 + 5
 
 
-async def test_an_expression_is_looked_for_once_it_is_handed_in() -> None:
+async def test_an_expression_is_followed_too_and_one_that_never_ends_is_refused() -> None:
     async with driving(*r.opening(), *r.triaged()) as d:
         await d.pilot.press("slash", *"re:down_proj$")
-        await d.pilot.pause()
-        assert len(shown(d)) == 37
-        await d.pilot.press("enter")
         await d.until(lambda: len(shown(d)) == 5)
+        await d.pilot.press("escape", "slash", *"re:(\\w|\\w\\w|\\w\\w\\w|\\.)+[^\\w.]", "enter")
+        await d.until(lambda: "takes too long to match" in d.screen())
+        assert d.bench.handler.prompts.open
+        assert len(shown(d)) == 37

@@ -185,7 +185,7 @@ def test_a_nan_that_was_measured_fits_no_comparison(session: Session) -> None:
         ("kind>q", ("'>' does not apply to kind",)),
         ("fmt:", ("nothing after ':'",)),
         ("re:", ("nothing after 're:'",)),
-        ("re:(", ("not a regular expression",)),
+        ("re:(", ("no regular expression",)),
         ("re<3", ("'<' does not apply to re",)),
         ("-", ("nothing after '-'",)),
         ("!", ("nothing after '!'",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
@@ -107,3 +108,11 @@ def test_what_cannot_become_a_term_is_no_hint(session: Session, text: str) -> No
     assert not ok
     assert says
     assert hint == ""
+
+
+def test_an_expression_that_never_ends_is_named_soon(session: Session) -> None:
+    begun = time.thread_time()
+    ok, says, hint = judged(r"down re:(\w|\w\w|\w\w\w|\.)+[^\w.]", session)
+    assert (ok, hint) == (False, "")
+    assert "takes too long to match" in says
+    assert time.thread_time() - begun < 1
