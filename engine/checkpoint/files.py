@@ -57,7 +57,7 @@ def check_file(
         raise CheckpointError(f"{file} {why}; download it again") from error
     check_link(folder, file, follow=follow)
     if not stat.S_ISREG(found.st_mode):
-        kind = next((name for test, name in _KINDS if test(found.st_mode)), "no regular file")
+        kind = _kind(found.st_mode)
         raise CheckpointError(f"{file} is {kind}, not a file: do not trust this checkpoint")
     if largest is not None and found.st_size > largest:
         raise CheckpointError(
@@ -71,6 +71,19 @@ def check_file(
             f"{file} says that it is {found.st_size} bytes long, but only {stored} are on disk, "
             "the rest are holes: finish the download"
         )
+
+
+def missing_folder(source: str) -> str:
+    """Say of what is neither a folder nor a file what it is instead, or that it is not there."""
+    try:
+        mode = os.stat(os.path.expanduser(source)).st_mode
+    except (OSError, ValueError):
+        return f"{source}: no such folder"
+    return f"{source} is {_kind(mode)}, neither a folder nor a GGUF file"
+
+
+def _kind(mode: int) -> str:
+    return next((name for test, name in _KINDS if test(mode)), "no regular file")
 
 
 def is_there(file: Path) -> bool:

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from engine.checkpoint.files import missing_folder
 from engine.checkpoint.gguf import is_gguf
 from engine.errors import CheckpointError, first_line
 
@@ -44,7 +45,7 @@ def resolve_model(source: str, *, trust_remote_code: bool = False) -> Path:
             "or a GGUF file"
         )
     if source.startswith((".", "/", "~")) or not HUB_ID.fullmatch(source):
-        raise CheckpointError(f"{source}: no such folder")
+        raise CheckpointError(missing_folder(source))
     return _snapshot(source, trust_remote_code)
 
 

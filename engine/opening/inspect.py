@@ -21,6 +21,7 @@ from engine.checkpoint import list_layers, open_checkpoint, remarks
 from engine.checkpoint.architecture import architecture_name
 from engine.checkpoint.checkpoint import find_weights, read_config
 from engine.checkpoint.companions import stored_note
+from engine.checkpoint.files import missing_folder
 from engine.checkpoint.gguf import is_gguf, open_gguf
 from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
@@ -98,7 +99,8 @@ def _nowhere(source: str) -> Inspection:
     if is_file:
         return _a_file(source, path)
     if not _hub_name(source):
-        return Inspection(source=source, problem=f"{source}: no such folder", advice=_near(path))
+        advice = "" if os.path.exists(path) else _near(path)
+        return Inspection(source=source, problem=missing_folder(source), advice=advice)
     near = difflib.get_close_matches(source, hub_cache(), n=1, cutoff=0.8)
     advice = f"the cache has {near[0]}" if near else ""
     if _offline():

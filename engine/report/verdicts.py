@@ -66,13 +66,21 @@ def remedy(found: Verdict, *, about: str = "≈", times: str = TIMES) -> str:
 
 
 def in_short(
-    found: Verdict, *, about: str = "≈", times: str = TIMES, others: bool = True
+    found: Verdict,
+    *,
+    about: str = "≈",
+    times: str = TIMES,
+    others: bool = True,
+    worst: bool = True,
 ) -> tuple[str, str]:
-    """What it costs and what helps, in few words; in fewer without the mix's other formats and
-    where it runs."""
+    """What it costs and what helps, in few words.
+
+    In fewer without the mix's ``others``, its further formats and where it runs, and without the
+    share of the ``worst`` layers.
+    """
     mark = "" if found.measured else about
     said = f"{found.format}: PPL {mark}{_percent(found.ppl, found.baseline_ppl, times)}"
-    if len(found.worst) == WORST < found.layers:
+    if worst and len(found.worst) == WORST < found.layers:
         said += f", {found.share:.0%} in {WORST} of {found.layers}"
     if found.unable:
         said += f"; not in {found.to}" if found.to else "; no kernel"

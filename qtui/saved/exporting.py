@@ -13,7 +13,7 @@ from engine.export.held import refused, weights_of
 from engine.export.target import Target, target_named, targets
 from engine.session import Session
 from qtui.saved.request import QUOTES
-from qtui.views.text import printable
+from qtui.views.text import printable, short_name
 
 WORD = "export"
 
@@ -82,7 +82,9 @@ def judge_export(text: str, chosen: str, session: Session) -> tuple[bool, str]:
     if found:
         layer, why = next(iter(found.items()))
         few = "1 layer" if len(found) == 1 else f"{len(found)} layers"
-        return False, f"{target.name} cannot hold {few}: {printable(layer)}: {why}"
+        block = session.layers.blocks[session.index[layer]]
+        short = printable(short_name(layer, block, 0)).strip()
+        return False, f"{target.name} cannot hold {few}: {short}: {why}"
     return True, f"the recipe for {target.name} to {shown}"
 
 

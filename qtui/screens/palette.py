@@ -37,6 +37,8 @@ class PaletteEntry(NamedTuple):
     """Other words that it is found by."""
     asked: bool = False
     """Whether it is listed only once something is typed."""
+    note: str = ""
+    """What is said beside it, of one without a key."""
 
 
 class Found(NamedTuple):
@@ -167,6 +169,7 @@ class Palette(ModalScreen[str | None]):
         *,
         hint: str = "search actions",
         at: str = "",
+        verb: str = "runs it",
     ) -> None:
         """
         Args:
@@ -174,6 +177,7 @@ class Palette(ModalScreen[str | None]):
             glyphs: what to draw with.
             hint: shown in the empty line.
             at: the id of the entry that the cursor begins on; empty for the first.
+            verb: what enter does.
         """
         super().__init__(classes="-ascii" if glyphs.ascii else None)
         self.glyphs = glyphs
@@ -183,7 +187,7 @@ class Palette(ModalScreen[str | None]):
         self.choices.can_focus = False
         self.foot = Lines(id="foot", wrap=True)
         self.entry = Entry(placeholder=hint, heard=self._search, submit=self._run, id="entry")
-        self.at = at
+        self.at, self.verb = at, verb
         self._group_width = min(10, max((cell_len(entry.group) for entry in entries), default=0))
 
     def compose(self) -> ComposeResult:
@@ -247,7 +251,7 @@ class Palette(ModalScreen[str | None]):
         else:
             count = f"{len(self.found)} of {len(self.entries)}"
             width = self.foot.content_size.width or 56
-            keys: Words = [("enter", "bold $primary"), (" runs it   ", "$dim"),
+            keys: Words = [("enter", "bold $primary"), (f" {self.verb}   ", "$dim"),
                            ("escape", "bold $primary"), (" closes", "$dim")]  # fmt: skip
             self.foot.set_lines([spread(keys, [(count, "$dim")], width)])
 
@@ -288,7 +292,7 @@ class Palette(ModalScreen[str | None]):
         words: Words = []
         if self._group_width:
             words = [(fit(printable(group), self._group_width + 2, self.glyphs), "$dim")]
-        key, title = printable(entry.key), printable(entry.title)
+        key, title = printable(entry.key or entry.note), printable(entry.title)
         spare = width - cells(words) - cell_len(title) - 3
         key = fit(key, min(cell_len(key), max(width // 3, spare)), self.glyphs)
         room = width - cells(words) - cell_len(key) - 2
@@ -298,7 +302,8 @@ class Palette(ModalScreen[str | None]):
         if cannot and rest > 8:
             why = f"  ({printable(' '.join(entry.why_not.split()))})"
             words.append((fit(why, min(cell_len(why), rest), self.glyphs), "italic $dim"))
-        return spread(words, [(key, "$dim" if cannot else "bold $primary")], width)
+        quiet = cannot or not entry.key
+        return spread(words, [(key, "$dim" if quiet else "bold $primary")], width)
 
 
 def _lit(text: str, places: frozenset[int], style: str) -> Words:

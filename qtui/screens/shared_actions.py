@@ -175,7 +175,7 @@ class SharedActions:
                     PaletteEntry(
                         id=f"{action.id}{CHOICE}{choice.id}",
                         title=chooser.title.format(choice.title),
-                        key=choice.note,
+                        note=choice.note,
                         group=action.group,
                         why_not=self.why_not(action.id) or choice.why_not,
                         words=action.words,
@@ -201,7 +201,7 @@ class SharedActions:
 
         chooser = self.CHOOSERS[id]
         entries = [
-            PaletteEntry(choice.id, choice.title, choice.note, why_not=choice.why_not)
+            PaletteEntry(choice.id, choice.title, note=choice.note, why_not=choice.why_not)
             for choice in chooser.choices(self)
         ]
 
@@ -209,7 +209,7 @@ class SharedActions:
             if choice is not None:
                 chooser.choose(self, choice)
 
-        palette = Palette(entries, self.screen.glyphs, hint=chooser.hint, at=at)
+        palette = Palette(entries, self.screen.glyphs, hint=chooser.hint, at=at, verb="takes it")
         self.screen.app.push_screen(palette, chosen)
 
     def themes(self) -> Sequence[Choice]:

@@ -107,6 +107,11 @@ class ExportMarks:
         """The target's name before a reason that does not have it."""
         return "" if self.name in why.lower().replace(" ", "-") else f"{self.name}: "
 
+    @property
+    def refuses(self) -> bool:
+        """Whether the recipe cannot be written for the target as it is."""
+        return any(mark.kind == "refused" for mark in self.by_layer.values())
+
     def said_of(self, layer: str | None) -> tuple[bool, str] | None:
         """Whether a layer cannot be held, and why; None where nothing is to be said."""
         mark = self.by_layer.get(layer or "")

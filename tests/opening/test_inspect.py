@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.demo import DEMO_PATH
+from engine.errors import CheckpointError
 from engine.model.known_models import known_models
+from engine.model.source import resolve_model
 from engine.opening.inspect import inspect_headers
 from engine.opening.inspection import Inspection, inspect_source
 from tests import tiny
@@ -160,6 +162,16 @@ def test_a_misspelt_folder_leads_to_its_neighbour(model: Path, tmp_path: Path) -
     found = inspect_headers(str(tmp_path / "modle" / "deeper"))
     assert "no such folder" in found.problem
     assert str(model) in found.advice
+
+
+def test_a_pipe_is_called_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found = inspect_headers(str(pipe))
+    assert found.problem == f"{pipe} is a pipe, neither a folder nor a GGUF file"
+    assert not found.advice
+    with pytest.raises(CheckpointError, match="is a pipe, neither"):
+        resolve_model(str(pipe))
 
 
 @pytest.mark.parametrize("source", ["", " ", "a" * 5000, "/a\0b", "no/such/thing", "~nobody-x/y"])

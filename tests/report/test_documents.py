@@ -12,9 +12,11 @@ import pytest
 
 from engine import protocol as p
 from engine.report import json as json_output
+from engine.report import schema as s
 from engine.report import tables
 from engine.report.documents import eval_document, export_document, sweep_document, triage_document
 from engine.report.tables import sweep_text
+from engine.report.tables.parts import fallback_lines
 from engine.session import Session, apply
 from tests.qtui import replay as r
 from tests.qtui.scripted import whole
@@ -237,3 +239,15 @@ def test_a_document_goes_through_a_link_to_its_file(tmp_path: Path) -> None:
     json_output.write(sweep_document(folded(p.Sweep()), [r.FORMAT]), tmp_path / "link.json")
     assert (tmp_path / "link.json").is_symlink()
     assert (tmp_path / "real.json").is_file()
+
+
+def test_layers_that_fall_back_alike_are_one_line() -> None:
+    def fell(number: int, holds: str | msgspec.UnsetType = msgspec.UNSET) -> s.LayerFallback:
+        return s.LayerFallback(layer=f"l{number}", format="int4-g128", why="why", holds=holds)
+
+    lines = fallback_lines([*(fell(number, "iq4_xs") for number in range(7)), fell(8)])
+    assert lines.splitlines() == [
+        "fallback: l0, l1, l2, l3, l4 and 2 more hold iq4_xs, not int4-g128: why",
+        "fallback: l8 is kept, not int4-g128: why",
+    ]
+    assert "l0, l1 are kept" in fallback_lines([fell(0), fell(1)])

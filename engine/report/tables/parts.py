@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec import UnsetType
 
@@ -11,6 +11,9 @@ from engine.report import schema as s
 from engine.report.characters import printable
 from engine.report.tables.cells import figure, ppl
 from engine.report.wording import clock, count, size
+
+NAMED = 5
+"""Layers that a line about several names."""
 
 
 def about(model: s.Model) -> str:
@@ -64,17 +67,28 @@ def additivity_lines(additivity: s.AdditivityPart | UnsetType) -> str:
 
 
 def fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
-    """Layers that do not get the format asked for, one line each."""
+    """Layers that do not get the format asked for, in one line where all is the same of several."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for each in fallbacks:
+        alike.setdefault((each.holds or "", each.format, each.why), []).append(each.layer)
     return "\n".join(
-        f"fallback: {printable(each.layer)} {instead(each.holds or '')}, "
-        f"not {printable(each.format)}: "
-        f"{printable(each.why)}"
-        for each in fallbacks
+        f"fallback: {_some(layers)} {instead(holds, many=len(layers) > 1)}, "
+        f"not {printable(format)}: {printable(why)}"
+        for (holds, format, why), layers in alike.items()
     )
 
 
-def instead(holds: str) -> str:
+def _some(layers: Sequence[str]) -> str:
+    """The first names of several layers, and how many more there are."""
+    named = ", ".join(printable(layer) for layer in layers[:NAMED])
+    more = len(layers) - NAMED
+    return f"{named} and {more} more" if more > 0 else named
+
+
+def instead(holds: str, *, many: bool = False) -> str:
     """What happens to a layer that cannot hold a format: it gets another, or is kept."""
+    if many:
+        return f"hold {printable(holds)}" if holds else "are kept"
     return f"holds {printable(holds)}" if holds else "is kept"
 
 

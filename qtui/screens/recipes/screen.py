@@ -26,7 +26,7 @@ class Recipes(SessionScreen):
     """Recipes tried, in the order in which they were first tried."""
 
     CSS = """
-    #tried { height: 1fr; padding: 0 1; }
+    #tried { height: auto; max-height: 50%; padding: 0 1; }
     #apart { height: 1fr; padding: 0 1; border-top: solid $panel; }
     Recipes.-ascii #apart { border-top: ascii $panel; }
     """
@@ -44,6 +44,8 @@ class Recipes(SessionScreen):
         self._marked: int | None = None
         """Number of the one that others are compared with; None for the current one."""
         self._top = self._top_apart = 0
+        self._listed = 0
+        """Recipes that the list shows."""
         self._named: Callable[[str], None] = lambda name: None
 
     def compose(self) -> ComposeResult:
@@ -114,7 +116,7 @@ class Recipes(SessionScreen):
     # --- drawing ------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        width, height = self.app.size.width - 2, max(2, self.list.size.height)
+        width, height = self.app.size.width - 2, max(2, self.app.size.height // 2 - 1)
         if not self.session.layers.names:
             self.list.set_lines([[("no recipe was tried yet", "$dim")]])
             return
@@ -122,6 +124,9 @@ class Recipes(SessionScreen):
         room = height - 1
         self._top = max(min(self._top, at), at - room + 1, 0)
         shown = self.lines[self._top : self._top + room]
+        if len(shown) != self._listed:  # the differences have the room that the list leaves
+            self._listed = len(shown)
+            self.call_after_refresh(self._write)
         self.list.set_lines(
             [
                 heading(width, self.glyphs),
@@ -149,8 +154,9 @@ class Recipes(SessionScreen):
         self._top_apart = max(0, min(self._top_apart, len(layers) - room))
         shown = layers[self._top_apart : self._top_apart + room]
         left = len(layers) - self._top_apart - len(shown)
-        more = [[(f"{self.glyphs.ellipsis} {left} more below", "$dim")]] if left > 0 else []
-        return [*head, *shown, *more]
+        keys = self.key("recipes.down_apart")
+        said = f"{self.glyphs.ellipsis} {left} more below, {keys}"
+        return [*head, *shown, *([[(said, "$dim")]] if left > 0 else [])]
 
     # --- names --------------------------------------------------------------------------------
 

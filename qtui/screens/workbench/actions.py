@@ -275,8 +275,13 @@ class WorkbenchActions(SharedActions):
         if name == NO_TARGET:
             self.say("info", "no export target: nothing is marked")
         else:
-            summary = self.bench.marks.summary()
-            self.say("info", f"{summary}; {self.bench.key('save')} export writes it")
+            marks, key = self.bench.marks, self.bench.key
+            then = (
+                f"{key('hold')} gives others"
+                if marks.refuses
+                else f"{key('save')} export writes it"
+            )
+            self.say("info", f"{marks.summary()}; {then}")
 
     def scope(self, step: int) -> None:
         """Choose the next scope, or the one before."""

@@ -124,6 +124,7 @@ class VerdictLine(Lines):
             ),
             in_short(found, about=about, times=times),
             in_short(found, about=about, times=times, others=False),
+            in_short(found, about=about, times=times, others=False, worst=False),
         ]
         for said, helps in forms:
             key = f"  {self.take_key} takes it" if helps and self.take_key else ""

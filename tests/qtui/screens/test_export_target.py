@@ -35,6 +35,8 @@ def test_every_kind_of_mark_is_counted() -> None:
     assert marks(found, "torchao").summary() == "for torchao: holds all"
     assert marks(found, "llama-quantize").summary() == "for llama-quantize: cannot hold 2 layers"
     assert marks(found, "").summary() == ""
+    assert marks(found, "llama-quantize").refuses
+    assert not marks(found, "torchao").refuses
 
 
 def test_marks_are_worked_out_again_only_when_the_recipe_changes() -> None:
@@ -77,7 +79,7 @@ def test_what_is_typed_to_export_is_judged(tmp_path: Path) -> None:
     assert "there is no folder" in why
     ok, why = judge_export(f"export hqq {tmp_path}/x", "", found)
     assert not ok
-    assert why.startswith("hqq cannot hold 2 layers: ")
+    assert why.startswith("hqq cannot hold 2 layers: 0 mlp.down_proj: ")
     assert judge_export(text, "", Session())[1].startswith("no layer is changed")
     offered = [text for text, _, _ in complete_export("export q", "", "demo")]
     assert offered == ["export quark demo-quark.json"]
@@ -93,7 +95,7 @@ async def _choose(d: Driver, name: str) -> None:
 async def test_the_table_the_pane_and_the_prompt_mark_what_a_target_cannot_hold() -> None:
     async with driving(*r.opening(grouped()), *r.triaged(), *r.swept(), size=(150, 45)) as d:
         await _choose(d, "torchao")
-        assert "for torchao: holds all" in d.screen()
+        assert "for torchao: holds all; w export writes it" in d.screen()
         await d.give(r.changed(d.app.session, [DOWN], "nf4-g64"))
         assert "for torchao: cannot hold 1 layer" in d.screen()
         assert "✗nf4-g64" in d.screen()

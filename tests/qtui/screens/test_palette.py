@@ -147,6 +147,15 @@ def _wheel(x: int, y: int) -> MouseScrollDown:
     return MouseScrollDown(None, x, y, 0, 1, 0, False, False, False, x, y)
 
 
+async def test_a_note_is_no_key() -> None:
+    noted = PaletteEntry("gguf", "gguf", note="a whole file")
+    async with asking([noted, PaletteEntry("quit", "Quit", "q")]) as d:
+        width = d.palette.choices.content_size.width
+        styles = [dict(d.palette._draw(row, width)) for row in (0, 1)]
+        assert styles[0]["a whole file"] == "$dim"
+        assert styles[1]["q"] == "bold $primary"
+
+
 async def test_a_small_ascii_terminal_shows_all_of_it() -> None:
     foreign = PaletteEntry("theme.x", "Theme \x1b[31mevil" + "x" * 90, "F12", "View")
     async with asking([*ENTRIES, foreign], (60, 18), ascii=True) as d:

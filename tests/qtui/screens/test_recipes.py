@@ -106,6 +106,24 @@ async def test_a_recipe_gets_a_name() -> None:
         assert "another recipe is called mine" in d.screen()
 
 
+async def test_a_short_list_leaves_its_room_to_the_differences() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept(37), size=(120, 40)) as d:
+        names = list(d.app.session.layers.names)
+        for held, layers in (("int4-g128", names), ("int8", names[:1])):
+            await did(d, change(d.app.session, layers, held), 0.02, 900_000)
+        await d.pilot.press("R")
+        await d.settled()
+        await d.pilot.press("up", "space", "up")
+        await d.settled()
+        screen = d.app.screens.shown
+        assert isinstance(screen, Recipes)
+        assert screen.list.size.height == 1 + len(screen.lines)
+        more = screen.apart.text.splitlines()[-1].split()
+        room = screen.apart.size.height - 5
+        assert screen.list.size.height + screen.apart.region.height == 40 - 2
+        assert more == ["…", str(len(names) - room), "more", "below,", "]"]
+
+
 async def test_two_named_recipes_are_side_by_side() -> None:
     """Names, sizes, and scores as predicted before they were measured and as measured."""
     for size in ((80, 24), (160, 50)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from engine import protocol as p
 from engine.diagnosis.verdict import verdict
@@ -43,6 +44,22 @@ async def test_before_it_is_there_the_key_says_when_it_comes() -> None:
         assert "once all layers are estimated" in d.screen()
         assert d.app.screens.workbench.verdict.found is None
         assert "no verdict before all layers are estimated" in d.screen()
+
+
+def test_a_long_verdict_leaves_words_out_and_cuts_none() -> None:
+    found = verdict(known(), "int4-g128")
+    assert found is not None
+    worst = tuple(str(number) for number in range(5))
+    found = replace(found, unable=35, layers=35, worst=worst, share=0.46, to="gguf")
+    shown = widget.VerdictLine()
+    whole = shown._words(found, 200)
+    assert "of it from" in whole[0][0]
+    for width in (100, 78, 70):
+        words = shown._words(found, width)
+        said = "".join(text for text, _ in words)
+        assert len(said) <= width
+        assert f"{found.mix_bits:.2f} bits" in said
+        assert "not in gguf" in said
 
 
 def test_the_session_of_these_tests_has_a_verdict() -> None:
