@@ -237,6 +237,8 @@ class Server:
                     engine.handle(message, self._reply(client))
         except ConnectionError as error:
             log.warning("client: %s", error)
+        except asyncio.CancelledError:
+            pass  # the server ends; Python 3.11 prints a traceback of a handler that is cancelled
         finally:
             client.gone = True
             if client in self._clients:

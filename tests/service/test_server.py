@@ -202,6 +202,28 @@ async def test_stop_ends_the_engine_only_for_the_last_client() -> None:
         await two.close()
 
 
+def test_who_is_attached_when_a_run_ends_leaves_no_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        server = Server(socket_file("test"), "test")
+
+        async def look() -> None:
+            while not server.path.exists():
+                await asyncio.sleep(0)
+            link = await attach()
+            assert isinstance(await link.receive(), Session)
+            server.stop()
+            await link.receive()
+
+        looking = asyncio.create_task(look())
+        await server.run(lambda: Fake(Session()), idle_seconds=60)
+        assert not looking.done()
+
+    asyncio.run(run())
+    assert [each.getMessage() for each in caplog.records if each.name == "asyncio"] == []
+
+
 async def test_stop_is_heard_from_a_client_that_reads_nothing_and_hangs_up_at_once() -> None:
     async with serving() as (server, _):
         link = await attach()
