@@ -231,6 +231,7 @@ class Server:
                         if message.others:
                             self._stop_run()
                     elif len(self._clients) == 1 or message.others:
+                        log.info("stopped by a client")  # others are shown the end of the log
                         self.stop()
                     return
                 elif isinstance(message, p.Command):

@@ -182,7 +182,10 @@ async def test_a_change_of_fifty_thousand_layers_reaches_the_engine_whole() -> N
         await link.close()
 
 
-async def test_stop_ends_the_engine_only_for_the_last_client() -> None:
+async def test_stop_ends_the_engine_only_for_the_last_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
     async with serving() as (server, _):
         one, two = await attach(), await attach()
         await one.receive()
@@ -197,6 +200,7 @@ async def test_stop_ends_the_engine_only_for_the_last_client() -> None:
         with pytest.raises(EngineGoneError):
             async with asyncio.timeout(PATIENCE):
                 await two.receive()
+        assert "stopped by a client" in caplog.text
         assert not server.path.exists() or server._stopped.is_set()
         await one.close()
         await two.close()
