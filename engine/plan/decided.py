@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from engine import protocol as p
 from engine.errors import InfeasibleError
-from engine.plan.proposal import solved
+from engine.plan.proposal import check_size, solved
 from engine.plan.units import Rules, units_of
 from engine.session import Session
 
@@ -34,5 +34,22 @@ def decided(session: Session, tiers: Sequence[Sequence[Rules]], budget: p.Budget
                 why = error
         if found:
             return tier[min(found)[1]]
+    assert why is not None
+    raise why
+
+
+def check_sizes(session: Session, tiers: Sequence[Sequence[Rules]], budget: p.Budget) -> None:
+    """Whether some rules have a recipe of a size, before anything is measured.
+
+    Raises:
+        InfeasibleError: none have; of those that come last.
+    """
+    why: InfeasibleError | None = None
+    for rules in (rules for tier in tiers for rules in tier):
+        try:
+            check_size(session, rules, budget)
+            return
+        except InfeasibleError as error:
+            why = error
     assert why is not None
     raise why

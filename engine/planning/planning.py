@@ -26,7 +26,7 @@ from engine.measure.sweep.agreement import agreement
 from engine.measure.sweep.candidates import SweepTable
 from engine.measure.sweep.sweep import from_store
 from engine.plan.baselines import baseline_points, baselines
-from engine.plan.decided import decided
+from engine.plan.decided import check_sizes, decided
 from engine.plan.proposal import bound_of, check_size, frontier_of, planned_units, point_of, solved
 from engine.plan.units import Choice, Unit, recipe_of, units_of
 from engine.planning.changes import TRUST, TRUSTS, Change, Changes
@@ -232,7 +232,9 @@ def plan(loaded: Loaded, command: p.Plan, job: str) -> Steps:
     planner = Planner(loaded, command, job)
     rules = rules_of(planner.session, command, loaded.opened.checkpoint.dtype)
     tiers = tiers_of(planner.session, rules, command)
-    check_size(planner.session, rules, command.budget)  # before hours of estimating
+    # Before hours of estimating; what no rules allow is said of all formats together.
+    check_size(planner.session, rules, command.budget)
+    check_sizes(planner.session, tiers, command.budget)
     yield from planner.learn()
     rules = decided(planner.session, tiers, command.budget)
     units = units_of(planner.session, rules)

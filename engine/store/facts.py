@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from engine import protocol as p
-from engine.store.database import transaction
+from engine.store.database import DamagedFileError, transaction
 from engine.store.fact_file import FactFile, Row, decoded
 from engine.store.seals import DamagedRowError, seal
 from engine.store.upcasters import VERSION
@@ -120,9 +120,12 @@ class FactStore:
 
 def _rows(keys: Sequence[str], since: float, db: sqlite3.Connection) -> list[Row]:
     marks = ",".join("?" * len(keys))
-    return db.execute(
+    rows = db.execute(
         f"SELECT * FROM facts WHERE time >= ? AND key IN ({marks})", (since, *keys)
     ).fetchall()
+    if not {row[0] for row in rows} <= set(keys):  # nor could they be removed by their keys
+        raise DamagedFileError("facts have other keys than those they are found by")
+    return rows
 
 
 def _remove(keys: Sequence[str], path: Path, db: sqlite3.Connection) -> None:

@@ -34,7 +34,7 @@ STATISTICS_VERSION = 3
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
-COMPARISON_VERSION = 1
+COMPARISON_VERSION = 2
 """Version of reading finished checkpoints, and of what is told of their layers."""
 
 MEASURED: Mapping[str, Any] = {"version": MEASURE_VERSION}
@@ -353,6 +353,8 @@ class ArtefactLayer(Key, frozen=True, kw_only=True):
     layer: str
     norms: bool = False
     """Whether the original's norms told which scales were folded into it."""
+    refused: str = ""
+    """Why it could not be compared."""
 
 
 class ArtefactScore(Key, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from engine.errors import InfeasibleError, UsageError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import stored_bits
 from engine.plan.baselines import baselines
+from engine.plan.decided import check_sizes
 from engine.plan.knapsack import Frontier
 from engine.plan.pins import pinned_layers
 from engine.plan.proposal import GIB, check_size, frontier_of, solved
@@ -268,6 +269,15 @@ def test_sizes_are_checked_before_anything_is_known() -> None:
     check_size(session, Rules(FORMATS), p.Budget(kl=1e-9))
     with pytest.raises(InfeasibleError, match="smallest"):
         check_size(session, Rules(FORMATS), p.Budget(bits=3.0))
+
+
+def test_what_no_rules_allow_is_refused_before_anything_is_known() -> None:
+    """Small formats of two families fit together only, and one file holds one family."""
+    session = known()
+    tiers = [[Rules(("int8",))], [Rules(("int4-g128",)), Rules(("int8",))]]
+    check_sizes(session, tiers, p.Budget(bits=5.0))
+    with pytest.raises(InfeasibleError, match="the smallest of these formats"):
+        check_sizes(session, tiers, p.Budget(bits=4.0))
 
 
 def test_for_a_kl_the_bound_is_in_bytes_of_the_whole_artefact() -> None:

@@ -74,6 +74,15 @@ def test_a_store_that_could_not_be_replaced_is_replaced_at_its_next_use(
     store.close()
 
 
+def test_facts_that_are_found_by_other_keys_than_they_have_are_damage(tmp_path: Path) -> None:
+    with closing(FactStore(tmp_path / "facts.sqlite")) as store:
+        store.put(["a"], [fact(0)])
+        store._file.connection.text_factory = lambda data: data.decode() + "?"
+        store._file.connection.execute("DELETE FROM facts WHERE key = 'b'")
+        assert store.get("a") == fact(0)
+        assert store.get("a") == fact(0)
+
+
 def test_many_long_rows_are_carved_in_time_that_grows_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "long.sqlite"
     with closing(sqlite3.connect(path)) as db:

@@ -19,6 +19,17 @@ def integer_form(bits: int, group: int | None, *, symmetric: bool | None) -> str
     return canonical(f"int{bits}{strategy}{zero}", f"int{bits}{strategy}{zero}")
 
 
+def float8_form(dtype: str, scales: str) -> str:
+    """The name of an fp8 format, ``fp8-e4m3-channel``.
+
+    Args:
+        dtype: of the codes, ``float8_e4m3fn`` or ``float8_e5m2``.
+        scales: what shares one: ``channel``, ``tensor``, ``block128``, ``g128``.
+    """
+    name = "fp8-e5m2" if dtype == "float8_e5m2" else "fp8-e4m3"
+    return canonical(f"{name}-{scales}", f"{name}-{scales}")
+
+
 def canonical(text: str, otherwise: str) -> str:
     """A format in its canonical form; another name for what qtui has no format for."""
     try:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.packed.declared import declared_config, matches, whole_number
-from engine.checkpoint.packed.form import canonical, integer_form
+from engine.checkpoint.packed.form import float8_form, integer_form
 from engine.checkpoint.packed.pieces import E8M0, FLOATS, Pieces, pieces_of
 from engine.checkpoint.quantised.float8 import fits_as_float8
 from engine.checkpoint.quantised.reader import Reader
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FIRST_DENSE = (0, 18)
+_BYTES = ("int8", "uint8")
 _BESIDE = (".weight_zero_point", ".weight_g_idx")
 _UNUSED = (
     *("input_scale", "input_zero_point", "input_global_scale"),
@@ -74,7 +75,8 @@ def _arguments(config: dict[str, Any], module: str) -> list[dict[str, Any]]:
         targets = group.get("targets") if isinstance(group, dict) else None
         if not isinstance(weights, dict):
             continue
-        by_name = [t for t in targets or () if isinstance(t, str) and _names(t, module)]
+        every = targets if isinstance(targets, list) else []
+        by_name = [t for t in every if isinstance(t, str) and _names(t, module)]
         (named if by_name else others).append(weights)
     return named + others
 
@@ -93,6 +95,8 @@ def _packed(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
     scale = pieces[".weight_scale"].shape
     groups = _groups(pieces, out)
     symmetric = ".weight_zero_point" not in pieces
+    if not symmetric and pieces[".weight_zero_point"].dtype in _BYTES:
+        _check_zeros(pieces)
     size = _size(pieces, config, inputs, groups)
     return QuantisedWeight(
         name=f"{pieces.prefix}.weight",
@@ -104,6 +108,13 @@ def _packed(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
         bits=pieces.bits,
         load=partial(_load_packed, pieces, (out, inputs), bits, dense, size),
     )
+
+
+def _check_zeros(pieces: Pieces) -> None:
+    """Zero points that are not packed are as many as scales."""
+    scale = pieces[".weight_scale"]
+    if pieces[".weight_zero_point"].elements != scale.elements:
+        raise pieces.unlike(".weight_zero_point", f"{list(scale.shape)}, as its scales")
 
 
 def _shape(pieces: Pieces) -> tuple[int, int]:
@@ -252,11 +263,13 @@ def _eight_bits(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
         rows_each, size = block
     integers = pieces.codes.dtype == "int8"
     symmetric = ".weight_zero_point" not in pieces
+    if not symmetric:
+        _check_zeros(pieces)
     if integers and block is None:
         form = _form(8, scale.shape, out, size, groups, symmetric=symmetric)
     else:
-        name = "int8" if integers else canonical("fp8-e4m3", "fp8")
-        form = f"{name}-block{size}" if block else f"{name}-g{size}"
+        per = f"block{size}" if block else f"g{size}"
+        form = f"int8-{per}" if integers else float8_form(pieces.codes.dtype, per)
     return QuantisedWeight(
         name=f"{pieces.prefix}.weight",
         shape=(out, inputs),

@@ -44,6 +44,8 @@ _LONGEST = 64
 class _Layer:
     pieces: Pieces
     bits: int
+    width: int
+    """Bits that a code takes in a word: 8 also of codes of 5, 6 and 7 bits."""
     each: int
     shape: tuple[int, int]
     group: int
@@ -88,11 +90,11 @@ def _layer(pieces: Pieces) -> _Layer:
         )
     bits, axis = _number(pieces, "nbits"), _number(pieces, "axis")
     shape = _numbers(pieces, "shape")
-    group = _number(pieces, "group_size") if ".group_size" in pieces else shape[-1]
+    group = _number(pieces, "group_size", shape[-1] if shape else 0)
     packing = _text(pieces, "packing")
     dtype = _text(pieces, "compute_dtype").removeprefix("torch.")
     known = _PACKINGS.get(packing)
-    if known is None or known[0] < bits or dtype not in FLOATS or axis not in (0, 1):
+    if known is None or not 1 <= bits <= known[0] or dtype not in FLOATS or axis not in (0, 1):
         raise pieces.refusal(
             f"its settings are nothing that HQQ writes: packing {packing!r}, nbits {bits}, axis "
             f"{axis}, compute_dtype {dtype!r}; do not trust this checkpoint"
@@ -101,7 +103,7 @@ def _layer(pieces: Pieces) -> _Layer:
         raise pieces.refusal(
             f"groups of {group} do not divide a weight of {shape}; download or save it again"
         )
-    layer = _Layer(pieces, known[0], known[1], (shape[0], shape[1]), group, axis, dtype)
+    layer = _Layer(pieces, bits, known[0], known[1], (shape[0], shape[1]), group, axis, dtype)
     _check(layer)
     return layer
 
@@ -155,10 +157,10 @@ class _Loaded:
         height, width = layer.grid
         words = layer.pieces.read(".W_q").reshape(-1)
         words = words.view(torch.int32 if layer.each == 10 else torch.uint8).view(-1, width)
-        mask = (1 << layer.bits) - 1
+        mask = (1 << layer.width) - 1
         codes = torch.empty(layer.each, *words.shape, dtype=torch.uint8)
         for place in range(layer.each):
-            codes[place] = (words >> ((layer.each - 1 - place) * layer.bits)) & mask
+            codes[place] = (words >> ((layer.each - 1 - place) * layer.width)) & mask
         self._codes = codes.flatten(0, 1)[:height].reshape(layer.shape)
         self._scale = layer.pieces.read(".scale").to(self._dtype).flatten()
         self._zero = layer.pieces.read(".zero").to(self._dtype).flatten()

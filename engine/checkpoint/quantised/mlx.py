@@ -36,7 +36,7 @@ def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
 def _weight(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
     own = config.get(pieces.prefix)
     settings = {**config, **own} if isinstance(own, dict) else config
-    mode = settings.get("mode", "affine")
+    mode = str(settings.get("mode", "affine"))
     if len(pieces.codes.shape) != 2 or len(pieces[".scales"].shape) != 2:
         raise pieces.refusal(
             "it is of more than two dimensions: experts that are packed together are not read; "

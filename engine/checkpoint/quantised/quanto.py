@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from engine.checkpoint.checkpoint import Checkpoint
-from engine.checkpoint.packed.form import canonical, integer_form
+from engine.checkpoint.packed.form import float8_form, integer_form
 from engine.checkpoint.packed.pieces import FLOATS, Pieces, pieces_of
 from engine.checkpoint.quantised.reader import Reader
 from engine.checkpoint.weight import Loaded, QuantisedWeight
@@ -29,16 +29,15 @@ def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
             raise pieces.unlike(".weight._data", "[out, in]")
         pieces.expect(".weight._scale", FLOATS, (shape[0], 1), (1, 1), (1,), ())
         rows = shape[0] > 1 and pieces[".weight._scale"].elements == shape[0]
-        float8 = "fp8-e4m3-channel" if rows else "fp8-e4m3-tensor"
-        integers = pieces.codes.dtype == "int8"
+        codes = pieces.codes.dtype
         yield QuantisedWeight(
             name=f"{pieces.prefix}.weight",
             shape=shape,
             dtype=pieces[".weight._scale"].dtype,
             layout=READER.name,
             form=integer_form(8, None if rows else 0, symmetric=True)
-            if integers
-            else canonical(float8, float8),
+            if codes == "int8"
+            else float8_form(codes, "channel" if rows else "tensor"),
             pieces=pieces.names,
             bits=pieces.bits,
             load=partial(_load, pieces),

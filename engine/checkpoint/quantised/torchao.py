@@ -17,9 +17,9 @@ from functools import partial
 from typing import Any
 
 from engine.checkpoint.checkpoint import Checkpoint
-from engine.checkpoint.headers import read_metadata
+from engine.checkpoint.headers import TensorInfo, read_metadata
 from engine.checkpoint.packed.declared import model_dtype
-from engine.checkpoint.packed.form import canonical, integer_form
+from engine.checkpoint.packed.form import float8_form, integer_form
 from engine.checkpoint.packed.pieces import FLOATS, Pieces, pieces_of
 from engine.checkpoint.quantised.reader import Reader
 from engine.checkpoint.weight import Loaded, QuantisedWeight
@@ -62,6 +62,9 @@ def _weight(pieces: Pieces, text: str) -> QuantisedWeight:
     )
     if not fits:
         raise pieces.unlike("._weight_scale", f"scales of blocks that divide {list(shape)}")
+    if "._weight_zero_point" in pieces:
+        floats = (*FLOATS, "int8", "int32", "int64")
+        pieces.expect("._weight_zero_point", floats, scale.shape)
     rows, columns = (size // count for size, count in zip(shape, scale.shape, strict=True))
     dtype = _dtype(about.get("dtype")) or model_dtype(pieces.checkpoint)
     bits = _BITS.fullmatch(_dtype_text(about.get("target_dtype")) or "int8")
@@ -70,7 +73,7 @@ def _weight(pieces: Pieces, text: str) -> QuantisedWeight:
         shape=shape,
         dtype=dtype,
         layout=READER.name,
-        form=_form(kind, int(bits[1]) if bits else 8, rows, columns, shape),
+        form=_form(pieces.codes, int(bits[1]) if bits else 8, rows, columns),
         pieces=pieces.names,
         bits=pieces.bits,
         load=partial(_load, pieces, dtype, rows, int(bits[1]) if bits else 8),
@@ -99,12 +102,12 @@ def _dtype(value: object) -> str | None:
     return found if found in FLOATS else None
 
 
-def _form(kind: str, bits: int, rows: int, columns: int, shape: tuple[int, ...]) -> str:
+def _form(codes: TensorInfo, bits: int, rows: int, columns: int) -> str:
+    shape = codes.shape
     whole = columns == shape[1]
-    if kind == _FLOAT:
-        per = "tensor" if whole and rows == shape[0] else "channel" if whole else ""
-        name = f"fp8-e4m3-{per}" if per else f"fp8-e4m3-block{columns}"
-        return canonical(name, name)
+    if codes.dtype != "int8":
+        per = "tensor" if rows == shape[0] else "channel"
+        return float8_form(codes.dtype, per if whole else f"block{columns}")
     group = columns if not whole else None if rows == 1 else 0
     return integer_form(bits, group, symmetric=None)
 

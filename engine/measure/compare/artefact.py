@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
+import torch
 from torch import Tensor
 
 from engine import protocol as p
@@ -53,13 +55,23 @@ class Artefact:
         mine = self.rows.get(row.name)
         if mine is None:
             return "it has no layer of this name"
-        if mine.shape != row.shape:
+        if mine.shape != row.shape and not _is_padded(mine, row):
             return f"it is {list(mine.shape)} there and {list(row.shape)} in the original"
         return None
 
     def read(self, layer: str) -> Tensor:
-        """The weight that a layer dequantises to, ``[out, in]`` or ``[experts, out, in]``."""
-        return read_layer(self.checkpoint, self.rows[layer])
+        """The weight that a layer dequantises to, ``[out, in]`` or ``[experts, out, in]``.
+
+        Of a padded vocabulary, the tokens that the original has.
+        """
+        return read_layer(self.checkpoint, self.rows[layer])[: self.original.rows[layer].shape[0]]
+
+    def given_back(self, layer: str, weight: Tensor) -> Tensor:
+        """A weight of the original's shape in that of this checkpoint, padded as it is here."""
+        if weight.shape == self.rows[layer].shape:
+            return weight
+        padding = read_layer(self.checkpoint, self.rows[layer])[len(weight) :]
+        return torch.cat([weight, padding.to(weight.device, weight.dtype)])
 
     def settle(self, layer: str, weight: Tensor) -> None:
         """Read a layer in the way that fits the original, where there are several.
@@ -68,10 +80,12 @@ class Artefact:
             layer: one that both have.
             weight: the original's, ``[out, in]`` or ``[experts, out, in]``.
         """
-        stored = self._ambiguous(layer)
-        if stored is None:
-            return
-        rows = weight.reshape(-1, weight.shape[-1])[:ROWS].double()
+        rows = weight.reshape(-1, weight.shape[-1])
+        for stored, first in self._ambiguous(layer):
+            self._settle(stored, rows[first : first + min(ROWS, stored.height)].double())
+
+    def _settle(self, stored: QuantisedWeight, rows: Tensor) -> None:
+        """Read a weight in the way that fits its first rows in the original."""
 
         def apart(reading: QuantisedWeight) -> float:
             found = reading.load().rows(0, len(rows)).double()
@@ -86,15 +100,22 @@ class Artefact:
     def settle_all(self) -> None:
         """Settle how every layer is read that can be read in several ways."""
         for row in self.shared:
-            if self._ambiguous(row.name) is not None:
+            if self._ambiguous(row.name):
                 self.settle(row.name, read_layer(self.original.checkpoint, row))
 
-    def _ambiguous(self, layer: str) -> QuantisedWeight | None:
-        """A layer's weight, if there are several ways to read it."""
-        row = self.rows[layer]
-        stored = self.checkpoint.quantised.get(row.parts[0])
-        whole = stored is not None and len(row.parts) == 1 and not row.transposed
-        return stored if whole and stored is not None and stored.otherwise else None
+    def _ambiguous(self, layer: str) -> list[tuple[QuantisedWeight, int]]:
+        """The weights of a layer that can be read in several ways, with the first row of each.
+
+        Experts that are stored one by one lie one below the other.
+        """
+        row, first = self.rows[layer], 0
+        found: list[tuple[QuantisedWeight, int]] = []
+        for part in () if row.transposed else row.parts:
+            stored = self.checkpoint.quantised.get(part)
+            if stored is not None and stored.otherwise:
+                found.append((stored, first))
+            first += prod(self.checkpoint.tensors[part].shape[:-1])
+        return found
 
     def holds(self, layer: str) -> str:
         """What a layer is stored as: a format where it is one of ours, else a layout or dtype."""
@@ -115,9 +136,16 @@ class Artefact:
 
     def heads(self, layer: str) -> int:
         """Heads of the rows of queries or keys, as the original's config has them; else 0."""
+        return self._number(_HEADS.get(self.original.rows[layer].kind, ()))
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values, as the original's config has them; 0 if it does not say."""
+        return self._number(_HEADS["k_proj"])
+
+    def _number(self, named: tuple[str, ...]) -> int:
         config = self.original.checkpoint.config
         text = config.get("text_config")
-        named = _HEADS.get(self.original.rows[layer].kind, ())
         for table in (config, text if isinstance(text, dict) else {}):
             for name in named:
                 if isinstance(table.get(name), int) and table[name] > 0:
@@ -181,6 +209,11 @@ def declared(config: dict[str, object]) -> dict[str, str | int | float | bool]:
         elif isinstance(value, str | int | float | bool):
             found[str(key)] = value
     return found
+
+
+def _is_padded(mine: DiskLayer, row: DiskLayer) -> bool:
+    """Whether a layer is the original's with more tokens."""
+    return row.role in OUTSIDE and mine.shape[1:] == row.shape[1:] and mine.shape[0] > row.shape[0]
 
 
 def _bits(row: DiskLayer) -> int:

@@ -8,16 +8,16 @@ from functools import partial
 from typing import TypeVar
 
 import msgspec
-from torch import Tensor
 
 from engine import protocol as p
 from engine.checkpoint import read_layer
-from engine.errors import EngineError
+from engine.errors import CheckpointError, EngineError
 from engine.measure.compare.artefact import Artefact, open_artefact
 from engine.measure.compare.explained import explanation
-from engine.measure.compare.folded import of_norms, scales, spread
+from engine.measure.compare.folded import spread
 from engine.measure.compare.rounding import grid_of
 from engine.measure.compare.running import ArtefactRun
+from engine.measure.compare.unfolding import columns_of, confirmed, folded_into
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, perplexity
 from engine.measure.evaluation.evaluate import baseline, run_reference
@@ -104,12 +104,13 @@ def _layers(
     """Compare every layer; returns those that differ, the worst first."""
     original = artefact.original
     mine = artefact.checkpoint.fingerprint
-    addresses = {
+    found = {
         row.name: keys.ArtefactLayer(
             on=original.files, artefact=mine, layer=row.name, norms=bool(groups)
-        ).address
+        )
         for row in artefact.shared
     }
+    addresses = {name: key.address for name, key in found.items()}
     known = {
         address: fact
         for address, fact in original.known(list(addresses.values())).items()
@@ -124,7 +125,9 @@ def _layers(
         step = partial(layer_fact, artefact, layer, groups.get(layer))
         fact = counts.timed("compare_s", step)()
         facts[layer] = fact
-        yield counts.learnt(addresses[layer], fact)
+        # What cannot be read is not looked up: it may be mended, or the disk be back.
+        key = msgspec.structs.replace(found[layer], refused=fact.refused)
+        yield counts.learnt(key.address, fact)
     apart = [fact for fact in facts.values() if fact.rounding != "same" and not fact.refused]
     # By what is lost of the layer, times how much there is of it: a guess of the order.
     apart.sort(key=lambda fact: -fact.error.frobenius)
@@ -145,7 +148,7 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
     try:
         artefact.settle(layer, weight)
         stored = artefact.read(layer)
-    except EngineError as error:
+    except CheckpointError as error:
         nan = math.nan
         return p.ArtefactLayer(
             artefact=artefact.checkpoint.fingerprint,
@@ -158,13 +161,16 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
             steps=nan,
             refused=str(error),
         )
-    scale = _folded(artefact, weight, stored, group)
-    errors = compared(weight, stored if scale is None else stored / scale)
-    target = weight if scale is None else weight.float() * scale
-    grid = grid_of(target, stored)
+    scales = columns_of(artefact, layer, weight, stored, group)
+    grid = grid_of(scales.into(weight), stored, doubt=scales.doubt)
     found = None
     if grid.rounding in ("solved", "other"):
-        found = explanation(target, stored, artefact.heads(layer))
+        scales = confirmed(scales, artefact, layer, weight, stored)
+        target = scales.into(weight)
+        grid = grid_of(target, stored, doubt=scales.doubt)
+        if grid.rounding in ("solved", "other"):
+            found = explanation(target, stored, artefact.heads(layer))
+    errors = compared(weight, scales.out_of(stored))
     declared, read_as = artefact.reading(layer)
     return p.ArtefactLayer(
         artefact=artefact.checkpoint.fingerprint,
@@ -175,35 +181,13 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
         rounding=grid.rounding,
         displaced=grid.displaced,
         steps=grid.steps,
-        folded=spread(scale),
+        folded=spread(scales.columns),
         declared=declared,
         read_as=read_as,
         mistake="" if found is None else found.mistake,
         factor=1.0 if found is None else found.factor,
         left=math.nan if found is None else found.relative,
     )
-
-
-def _folded(
-    artefact: Artefact, weight: Tensor, stored: Tensor, group: FoldGroup | None
-) -> Tensor | None:
-    """Scales that were folded into a stored weight, ``[in]`` float32: by its norm, else fitted."""
-    name = "" if group is None or group.kind != "norm" else f"{group.absorber}.weight"
-    if group is not None and group.weight is not None and name in artefact.checkpoint.tensors:
-        now = artefact.checkpoint.read(name).float() + group.unit
-        before = group.weight.float().cpu() + group.unit
-        scale = of_norms(before, now) if now.shape == before.shape else None
-        # A norm may have been tuned without its layers.
-        if scale is not None and _nearer(weight, stored, scale):
-            return scale.float()
-    fitted = scales(weight, stored)
-    return None if fitted is None else fitted.float()
-
-
-def _nearer(weight: Tensor, stored: Tensor, scale: Tensor) -> bool:
-    """Whether a stored weight is nearer to the original with its scales taken back."""
-    back = stored.float() / scale.float()
-    return float((back - weight).norm()) < float((stored.float() - weight).norm())
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -313,7 +297,12 @@ class _Scoring:
         self, run: ArtefactRun, layer: str, whole: Sequence[Tally]
     ) -> Generator[p.AnyEvent | None, None, p.LayerRestored]:
         """What giving one layer back wins: the whole's figures minus those without its error."""
-        weight = self.reference.network.weight(layer)
+        network, artefact = self.reference.network, self.artefact
+        group = fold_groups(network).get(layer)
+        scales = self.counts.timed("compare_s", partial(folded_into, artefact, layer, group))()
+        weight = network.weight(layer)
+        # Its inputs, or those of the layer after it, are divided by what it was multiplied by.
+        weight = artefact.given_back(layer, scales.into(weight).to(weight.dtype))
         wins: list[Tally] = []
         for batch in range(len(self.reference.batches)):
             left = yield from self._timed(partial(run.restored, batch, layer, weight))

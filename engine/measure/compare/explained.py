@@ -48,12 +48,20 @@ def explanation(weight: Tensor, stored: Tensor, heads: int = 0) -> Explanation |
     """The mistake that explains most of a weight's error; None if none does.
 
     Args:
-        weight: ``[out, in]``, the original.
+        weight: ``[out, in]``, the original; or ``[experts, out, in]``, of which some rows are
+            looked at.
         stored: the same shape.
         heads: of the rows, where they are those of queries or keys; 0 elsewhere.
     """
-    if weight.dim() != 2:
-        return None
+    if weight.dim() == 3:
+        weight, stored = (_rows(each.flatten(0, 1)) for each in (weight, stored))
+        found = _explained(weight, stored, 0)
+        # Scales that every expert takes back in its own rows look like scales of another layer.
+        return None if found is None or found.mistake == "other-scales" else found
+    return _explained(weight, stored, heads)
+
+
+def _explained(weight: Tensor, stored: Tensor, heads: int) -> Explanation | None:
     before = _relative(weight, stored)
     if not before > 0 or not math.isfinite(before):
         return None

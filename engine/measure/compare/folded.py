@@ -16,6 +16,10 @@ CERTAIN = 2.0
 """How many times its unexplained share a column's fit must differ from the others'."""
 ENOUGH = 0.25
 """Share of the columns that must."""
+ROUNDS = 4
+"""Times that rows and columns are fitted in turn."""
+NEAR = 0.05
+"""Of a power of two, in its logarithm: 3.5%."""
 LEAST = 0.01
 """The least difference that counts: 16-bit norms round by up to 0.4%."""
 
@@ -44,6 +48,43 @@ def scales(weight: Tensor, stored: Tensor) -> Tensor | None:
     if int(sure.sum()) < ENOUGH * int(usable.sum()):
         return None
     return scale
+
+
+def fitted(weight: Tensor, stored: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What fits best, of rows and of columns: ``stored ≈ diag(rows) · weight · diag(columns)``.
+
+    Args:
+        weight: ``[…, out, in]``, the original.
+        stored: the same shape.
+        columns: ``[in]``, where they are known.
+
+    Returns:
+        ``[out]`` and ``[in]``, float64, all positive; 1 where nothing tells. Powers of two where
+        all are near one: those are what an absorbing layer can be divided by exactly.
+    """
+    original, found = weight.double(), stored.double()
+    inner = tuple(range(original.dim() - 2))
+    rows = original.new_ones(original.shape[-2])
+    known = columns is not None
+    columns = original.new_ones(original.shape[-1]) if columns is None else columns.double()
+    for _ in range(ROUNDS):
+        if not known:
+            scaled = original * rows[:, None]
+            columns = _ratio(found * scaled, scaled * scaled, (*inner, -2))
+        scaled = original * columns
+        rows = _ratio(found * scaled, scaled * scaled, (*inner, -1))
+    return _snapped(rows), columns if known else _snapped(columns)
+
+
+def _ratio(products: Tensor, squares: Tensor, over: tuple[int, ...]) -> Tensor:
+    ratio = products.sum(over) / squares.sum(over)
+    return ratio.where(torch.isfinite(ratio) & (ratio > 0), 1.0)
+
+
+def _snapped(scale: Tensor) -> Tensor:
+    exponents = scale.log2().round()
+    near = bool(((scale.log2() - exponents).abs() < NEAR).all())
+    return exponents.exp2() if near else scale
 
 
 def of_norms(original: Tensor, finished: Tensor) -> Tensor | None:

@@ -20,14 +20,14 @@ def _accepted(context: Context[Workspace], command: p.Compare) -> p.Compare:
         raise UsageError(f"{command.restore} layers to restore: expected 0 or more")
     if command.restore and not command.score:
         raise UsageError("what restoring a layer wins is measured with the model: it needs scores")
-    found = tuple(_where(each) for each in dict.fromkeys(command.artefacts))
-    return msgspec.structs.replace(command, artefacts=found)
+    found = dict.fromkeys(map(_where, command.artefacts))
+    return msgspec.structs.replace(command, artefacts=tuple(found))
 
 
 def _where(source: str) -> str:
     """A folder by its absolute path: an engine's working folder is not the client's."""
     path = Path(os.path.expanduser(source))
-    return str(path.absolute()) if path.exists() else source
+    return os.path.normpath(path.absolute()) if path.exists() else source
 
 
 def _needs(command: p.Compare) -> Needs:

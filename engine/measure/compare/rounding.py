@@ -51,13 +51,16 @@ class Grid:
     steps: float
 
 
-def grid_of(weight: Tensor, stored: Tensor, order: Tensor | None = None) -> Grid:
+def grid_of(
+    weight: Tensor, stored: Tensor, order: Tensor | None = None, *, doubt: float = 0.0
+) -> Grid:
     """How ``stored`` follows from ``weight``.
 
     Args:
         weight: ``[…, out, in]``, the original, with the scales that were folded into ``stored``.
         stored: the same shape, what the finished checkpoint dequantises to.
         order: ``[in]``, columns in the order in which groups hold them; None if as they are.
+        doubt: relative error of the scales that were folded, where they had to be fitted.
     """
     if torch.equal(weight.float(), stored.float()):
         return Grid("same", 0.0, 0.0)
@@ -78,7 +81,7 @@ def grid_of(weight: Tensor, stored: Tensor, order: Tensor | None = None) -> Grid
     own = (original - levels).abs()
     moved = (own - _nearest(present, original)) / step[:, None]
     codes = (present[:, -1:] - present[:, :1]) / step[:, None]
-    displaced = moved > TIE + codes * SCALE_ROUNDING
+    displaced = moved > TIE + codes * (SCALE_ROUNDING + doubt)
     share = float(displaced.double().mean())
     steps = float((own / step[:, None]).square().double().mean().sqrt())
     return Grid(_verdict(share, steps, moved[displaced]), share, steps)

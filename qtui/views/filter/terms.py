@@ -76,7 +76,7 @@ def regex(text: str, fail: Fail) -> Bind:
             warnings.simplefilter("ignore")  # of what a later version may read in another way
             pattern = Pattern(text, seconds=SEARCH_SECONDS)
     except UsageError as error:
-        raise fail(str(error)) from error
+        raise fail(_why(text, error)) from error
     known: dict[str, bool] = {}
 
     def is_found(name: str) -> bool:
@@ -84,7 +84,7 @@ def regex(text: str, fail: Fail) -> Bind:
             try:
                 answer = known[name] = pattern.search(name)
             except UsageError as error:
-                raise fail(str(error)) from error
+                raise fail(_why(text, error)) from error
         return answer
 
     def bind(context: Context) -> Test:
@@ -92,6 +92,11 @@ def regex(text: str, fail: Fail) -> Bind:
         return lambda row: is_found(names[row])
 
     return bind
+
+
+def _why(pattern: str, error: UsageError) -> str:
+    """What is wrong with a pattern that the term names already."""
+    return f"it {str(error).removeprefix(f'{pattern!r} ')}"
 
 
 def name_has(part: str) -> Bind:

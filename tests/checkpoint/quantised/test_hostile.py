@@ -59,6 +59,12 @@ def chars(text: str) -> Tensor:
     return torch.tensor([ord(char) for char in text], dtype=torch.uint8)
 
 
+def no_shape(stored: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """The shape of HQQ is empty, and the size of its groups follows from it."""
+    stored[f"{MODULE}.shape"] = torch.zeros(0, dtype=torch.int64)
+    del stored[f"{MODULE}.group_size"]
+
+
 STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
@@ -76,6 +82,7 @@ def state(**values: object) -> Spoil:
 GPTQ, CT = ("gptqmodel", "gptq_v2-4-asym-g32-act"), ("compressed-tensors", "pack-3-asym-g32")
 NF4, NESTED = ("bitsandbytes", "nf4-64-32x64"), ("bitsandbytes", "nf4-64-nested-32x64")
 INT8, AWQ, MLX = ("bitsandbytes", "int8"), ("autoawq", "gemv-g64"), ("mlx", "affine-4-g64-bfloat16")
+EIGHT = ("compressed-tensors", "int-8-asym-g32")
 HQQ, AO = ("hqq", "4-g32-axis1-bfloat16"), ("torchao", "int4-g32")
 NVFP4, MO = ("compressed-tensors", "nvfp4"), ("model-optimizer", "nvfp4")
 DEEP = torch.tensor(list(b"[" * 20000), dtype=torch.uint8)
@@ -97,6 +104,7 @@ TRAITS: list[tuple[tuple[str, str], Spoil, str]] = [
     (CT, without("weight_scale"), "without its 'weight_scale'"),
     (CT, instead("weight_packed", torch.zeros(30, 5, dtype=torch.int32)), "5 words a row of 64"),
     (CT, instead("weight_zero_point", torch.zeros(2, 2, dtype=torch.int32)), "weight_zero_point"),
+    (EIGHT, instead("weight_zero_point", torch.zeros(5, 1).to(torch.int8)), "as its scales"),
     (NVFP4, without("weight_global_scale"), "no 'weight_global_scale'"),
     (NVFP4, instead("weight_scale", torch.zeros(32, 3).to(torch.float8_e4m3fn)), "weight_scale"),
     (NF4, state(shape=[2**40, 2**40]), "weight' is uint8"),
@@ -123,9 +131,11 @@ TRAITS: list[tuple[tuple[str, str], Spoil, str]] = [
     (HQQ, instead("packing", torch.zeros(10**6, dtype=torch.uint8)), "a short text"),
     (HQQ, instead("group_size", torch.tensor(0)), "groups of 0"),
     (HQQ, instead("shape", torch.tensor([2**40, 2**40])), "bytes of codes"),
+    (HQQ, no_shape, "groups of 0"),
     (HQQ, instead("axis", torch.tensor(7)), "axis 7"),
     (HQQ, without("nbits"), "no 'nbits'"),
     (AO, instead("_weight_scale", torch.ones(32, 5).bfloat16()), "blocks that divide"),
+    (AO, instead("_weight_zero_point", torch.zeros(3, dtype=torch.int8)), "_weight_zero_point"),
     (AO, put("_weight_qdata", 100), "beyond 4 bits"),
     (MLX, without("biases"), "no 'biases'"),
     (MLX, instead("scales", torch.ones(16, 3).bfloat16()), "biases|scales|words"),

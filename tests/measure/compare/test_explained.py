@@ -50,6 +50,16 @@ def parts(values: Tensor, format: str) -> Quantized:
     return stored
 
 
+def test_experts_are_told_of_too() -> None:
+    experts = torch.stack([weight(seed) for seed in (6, 7, 8)])
+    clean = torch.stack([quantised(each, "int4-g32") for each in experts])
+    assert explanation(experts, clean) is None
+    off = torch.stack([_off(each, "int4-g32", 1.0) for each in experts])
+    found = explanation(experts, off)
+    assert found is not None
+    assert found.mistake == "off-by-one"
+
+
 def _off(values: Tensor, format: str, by: float) -> Tensor:
     stored = parts(values, format)
     scales = stored.scale.float()
