@@ -44,6 +44,7 @@ def artefact_findings(compared: Compared) -> list[Finding]:
         *_unmatched(compared),
         *_declared(compared),
         *_mistakes(compared),
+        *_not_finite(compared),
         *_other_weights(compared),
         *_worth_keeping(compared),
     ]
@@ -123,16 +124,34 @@ def _those(layers: list[str]) -> str:
     return f"{len(layers)} layers ({layers[0]} …) are"
 
 
+def _not_finite(compared: Compared) -> Iterator[Finding]:
+    found = [
+        fact.layer
+        for fact in compared.layers.values()
+        if not fact.refused and not math.isfinite(fact.error.relative)
+    ]
+    if found:
+        yield Finding(
+            id="not-finite",
+            severity="alert",
+            layer=found[0] if len(found) == 1 else "",
+            sentence=f"{_those(found)} read with NaN or infinite values: scales are "
+            "damaged, or the quantiser failed there",
+            evidence={"layers": len(found)},
+        )
+
+
 def _other_weights(compared: Compared) -> Iterator[Finding]:
     changed = [
         fact
         for fact in compared.layers.values()
-        if fact.rounding != "same" and not fact.refused and not fact.mistake
+        if fact.rounding != "same"
+        and not (fact.refused or fact.mistake)
+        and math.isfinite(fact.error.relative)
     ]
-    errors = [fact.error.relative for fact in changed if math.isfinite(fact.error.relative)]
-    if not errors:
+    if not changed:
         return
-    middle = median(errors)
+    middle = median(fact.error.relative for fact in changed)
     wrong = [fact for fact in changed if _is_another(fact, middle)]
     if len(wrong) > MANY * len(changed):
         yield Finding(
@@ -167,9 +186,8 @@ def _other_weights(compared: Compared) -> Iterator[Finding]:
 
 def _is_another(fact: p.ArtefactLayer, middle: float) -> bool:
     relative = fact.error.relative
-    return not math.isfinite(relative) or (
-        fact.rounding == "other" and relative > HALF and (relative > FAR * middle or middle > HALF)
-    )
+    far = relative > FAR * middle or middle > HALF
+    return fact.rounding == "other" and relative > HALF and far
 
 
 def _worth_keeping(compared: Compared) -> Iterator[Finding]:

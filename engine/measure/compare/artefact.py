@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
+import torch
 from torch import Tensor
 
 from engine import protocol as p
@@ -54,13 +55,23 @@ class Artefact:
         mine = self.rows.get(row.name)
         if mine is None:
             return "it has no layer of this name"
-        if mine.shape != row.shape:
+        if mine.shape != row.shape and not _is_padded(mine, row):
             return f"it is {list(mine.shape)} there and {list(row.shape)} in the original"
         return None
 
     def read(self, layer: str) -> Tensor:
-        """The weight that a layer dequantises to, ``[out, in]`` or ``[experts, out, in]``."""
-        return read_layer(self.checkpoint, self.rows[layer])
+        """The weight that a layer dequantises to, ``[out, in]`` or ``[experts, out, in]``.
+
+        Of a padded vocabulary, the tokens that the original has.
+        """
+        return read_layer(self.checkpoint, self.rows[layer])[: self.original.rows[layer].shape[0]]
+
+    def given_back(self, layer: str, weight: Tensor) -> Tensor:
+        """A weight of the original's shape in that of this checkpoint, padded as it is here."""
+        if weight.shape == self.rows[layer].shape:
+            return weight
+        padding = read_layer(self.checkpoint, self.rows[layer])[len(weight) :]
+        return torch.cat([weight, padding.to(weight.device, weight.dtype)])
 
     def settle(self, layer: str, weight: Tensor) -> None:
         """Read a layer in the way that fits the original, where there are several.
@@ -198,6 +209,11 @@ def declared(config: dict[str, object]) -> dict[str, str | int | float | bool]:
         elif isinstance(value, str | int | float | bool):
             found[str(key)] = value
     return found
+
+
+def _is_padded(mine: DiskLayer, row: DiskLayer) -> bool:
+    """Whether a layer is the original's with more tokens."""
+    return row.role in OUTSIDE and mine.shape[1:] == row.shape[1:] and mine.shape[0] > row.shape[0]
 
 
 def _bits(row: DiskLayer) -> int:

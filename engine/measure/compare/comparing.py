@@ -302,7 +302,7 @@ class _Scoring:
         scales = self.counts.timed("compare_s", partial(folded_into, artefact, layer, group))()
         weight = network.weight(layer)
         # Its inputs, or those of the layer after it, are divided by what it was multiplied by.
-        weight = scales.into(weight).to(weight.dtype)
+        weight = artefact.given_back(layer, scales.into(weight).to(weight.dtype))
         wins: list[Tally] = []
         for batch in range(len(self.reference.batches)):
             left = yield from self._timed(partial(run.restored, batch, layer, weight))

@@ -275,6 +275,47 @@ def test_experts_that_are_stored_one_by_one_are_settled_one_by_one(
     assert {each.id for each in artefact_findings(found)} == {"declared-otherwise"}
 
 
+def test_a_padded_vocabulary_is_no_other_shape(llama: Path, tmp_path: Path, prose: Path) -> None:
+    """The tokens of both are compared, and the padding stays where a head is given back."""
+
+    def change(name: str, tensor: Tensor) -> Tensor:
+        rows = rounded("int4-g32")(name, tensor) if "lm_head" in name else tensor
+        return torch.cat([rows, torch.ones(24, 64)])
+
+    folder = tmp_path / "padded"
+    shutil.copytree(llama, folder)
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        tensors[name] = change(name, tensors[name].float()).to(tensors[name].dtype)
+    save_file(tensors, file, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": tiny.VOCABULARY + 24}))
+    found = only(compared(llama, prose, folder, restore=1))
+    assert found.opened.unmatched == ()
+    assert artefact_findings(found)[0].id == "worth-keeping"
+    assert found.layers["model.embed_tokens"].rounding == "same"
+    assert found.layers["lm_head"].rounding == "nearest"
+    assert found.score is not None
+    assert found.restored["lm_head"].kl == pytest.approx(found.score.kl)
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_weights_that_are_not_finite_are_said_to_be_so(
+    every: bool, llama: Path, tmp_path: Path, prose: Path
+) -> None:
+    def change(name: str, tensor: Tensor) -> Tensor:
+        found = rounded("int4-g32")(name, tensor).clone()
+        if every or "layers.1.mlp.up_proj" in name:
+            found[3, 4] = math.inf
+        return found
+
+    folder = finished(llama, tmp_path / "infinite", change)
+    (found,) = artefact_findings(only(compared(llama, prose, folder, score=False)))
+    assert found.id == "not-finite"
+    assert found.evidence == {"layers": 21 if every else 1}
+
+
 def test_one_folder_is_compared_once_however_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     spelled = (str(tmp_path / "a"), f"{tmp_path}/a/", f"{tmp_path}/../{tmp_path.name}/./a")
