@@ -321,6 +321,7 @@ def test_one_folder_is_compared_once_however_it_is_written(tmp_path: Path) -> No
     spelled = (str(tmp_path / "a"), f"{tmp_path}/a/", f"{tmp_path}/../{tmp_path.name}/./a")
     accept = COMPARE.accept
     assert accept is not None
+    assert accept(None, p.Compare(("demo",))).artefacts == ("demo",)  # type: ignore[arg-type]
     assert accept(None, p.Compare(spelled)).artefacts == (str(tmp_path / "a"),)  # type: ignore[arg-type]
 
 
