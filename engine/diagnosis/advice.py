@@ -2,7 +2,8 @@
 
 The bound is a share of what the shown format costs everywhere: ``advised_share`` of the profile
 times an even share of it, so that no layer is left worse than the average is now. But for the shown
-format, those that no serving kernel takes are not advised, unless the settings allow them.
+format, those that no serving kernel takes are not advised, unless the settings allow them; with an
+export target none that it does not hold.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import cached_property
 import msgspec
 
 from engine.diagnosis.finding import Looked
+from engine.diagnosis.serving import Serving
 from engine.diagnosis.thresholds import thresholds
 from engine.formats.storage import can_hold
 from engine.session import Session
@@ -59,13 +61,14 @@ def category(session: Session, row: int) -> str:
 class Adviser:
     """Advises layers, given the effects of all of the body in a format."""
 
-    def __init__(self, session: Session, format: str) -> None:
+    def __init__(self, session: Session, format: str, serving: Serving | None = None) -> None:
         """
         Args:
             session: with effects.
             format: canonical; whose damage everywhere is shared out.
+            serving: what may be advised; None for the shown format and what some kernel takes.
         """
-        self.session = session
+        self.session, self._serving = session, serving
         self._looked = Looked(session, format, thresholds(session))
 
     @cached_property
@@ -93,7 +96,7 @@ class Adviser:
             return None
         found: list[tuple[int, Advice]] = []
         for held in ("", *looked.formats):
-            able = held == looked.format or looked.serving.takes(held, row)
+            able = self._able(held, row)
             if held and not (can_hold(held, shape) and able):
                 continue
             effect = looked.effects.known(name, held)
@@ -106,18 +109,25 @@ class Adviser:
             found.append((bits, advice))
         return min(found, key=lambda each: each[0])[1] if found else None
 
+    def _able(self, format: str, row: int) -> bool:
+        """Whether a format may be advised for a layer."""
+        if self._serving is not None and self._serving.to:
+            return self._serving.takes(format, row)
+        return format == self._looked.format or self._looked.serving.takes(format, row)
+
 
 _last: dict[str, tuple[object, Adviser]] = {}
 """The last adviser of each format: a table asks for one on every repaint."""
 
 
-def adviser(session: Session, format: str) -> Adviser:
+def adviser(session: Session, format: str, serving: Serving | None = None) -> Adviser:
     """An adviser; the one before while nothing has changed."""
     effects = session.effects
-    state = id(session), session.seq, len(effects.measured), len(effects.estimated)
+    to = serving.to if serving is not None else ""
+    state = id(session), session.seq, len(effects.measured), len(effects.estimated), to
     known = _last.get(format)
     if known is None or known[0] != state or known[1].session is not session:
         if len(_last) > 32:
             _last.clear()
-        known = _last[format] = state, Adviser(session, format)
+        known = _last[format] = state, Adviser(session, format, serving)
     return known[1]

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from engine.checkpoint import Checkpoint, open_checkpoint
-from engine.checkpoint.files import LARGEST_TEXT, check_file
 from engine.checkpoint.gguf import is_gguf, open_gguf
 from engine.checkpoint.links import refuse_pointer
 from engine.errors import (
@@ -23,6 +22,7 @@ from engine.errors import (
     few,
     is_out_of_memory,
 )
+from engine.model.beside import check_beside
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
 from engine.model.config import model_class, read_config
 from engine.model.exact_products import use_exact_products
@@ -31,7 +31,7 @@ from engine.model.names import check_covered, join_names
 from engine.model.network import Network
 from engine.model.quiet import quiet
 from engine.model.selfcheck import check_resuming
-from engine.model.source import BESIDE, resolve_model
+from engine.model.source import resolve_model
 from engine.model.transformers_internals import computed_keys
 
 if TYPE_CHECKING:
@@ -144,9 +144,7 @@ def load_tokenizer(
     """
     if is_gguf(path):
         return _gguf_tokenizer(path)
-    for file in (file for pattern in BESIDE for file in sorted(path.glob(pattern))):
-        if file.suffix or not file.is_dir():  # such as the folder chat_templates
-            check_file(path, file, follow=follow_links, largest=LARGEST_TEXT)
+    check_beside(path, follow=follow_links)
     if not any((path / name).exists() for name in TOKENIZER_FILES):
         raise TextError(
             f"{path} has no tokenizer (tokenizer.json or tokenizer.model), so no text can be "

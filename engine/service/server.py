@@ -231,12 +231,15 @@ class Server:
                         if message.others:
                             self._stop_run()
                     elif len(self._clients) == 1 or message.others:
+                        log.info("stopped by a client")  # others are shown the end of the log
                         self.stop()
                     return
                 elif isinstance(message, p.Command):
                     engine.handle(message, self._reply(client))
         except ConnectionError as error:
             log.warning("client: %s", error)
+        except asyncio.CancelledError:
+            pass  # the server ends; Python 3.11 prints a traceback of a handler that is cancelled
         finally:
             client.gone = True
             if client in self._clients:

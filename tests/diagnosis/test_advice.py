@@ -9,6 +9,7 @@ import pytest
 
 from engine import protocol as p
 from engine.diagnosis.advice import adviser, category
+from engine.diagnosis.serving import Serving
 from engine.formats.kernels import kernels_for
 from engine.formats.storage import can_hold
 from engine.report.figures import Context
@@ -69,6 +70,23 @@ def test_the_adviser_follows_the_session() -> None:
     assert adviser(session, F) is before
     session.seq += 1
     assert adviser(session, F) is not before
+
+
+def test_what_a_target_does_not_hold_is_not_advised() -> None:
+    session = clean()
+    row = session.index["model.layers.2.mlp.down_proj"]
+    usual = adviser(session, F).advice(row)
+    assert usual is not None
+    for held in (usual.format, ""):
+        target = Serving(
+            f"only {held}", lambda format, _, held=held: None if format == held else "no"
+        )
+        found = adviser(session, F, target).advice(row)
+        assert found is not None
+        assert found.format == held
+        context = Context(session, p.EffectKey("degrade", F), serving=target)
+        assert figure("advice").read.bind(context)(row) == (held or session.kept(row))
+    assert adviser(session, F).advice(row) == usual
 
 
 def test_places_and_parts_are_named() -> None:

@@ -182,7 +182,10 @@ async def test_a_change_of_fifty_thousand_layers_reaches_the_engine_whole() -> N
         await link.close()
 
 
-async def test_stop_ends_the_engine_only_for_the_last_client() -> None:
+async def test_stop_ends_the_engine_only_for_the_last_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
     async with serving() as (server, _):
         one, two = await attach(), await attach()
         await one.receive()
@@ -197,9 +200,32 @@ async def test_stop_ends_the_engine_only_for_the_last_client() -> None:
         with pytest.raises(EngineGoneError):
             async with asyncio.timeout(PATIENCE):
                 await two.receive()
+        assert "stopped by a client" in caplog.text
         assert not server.path.exists() or server._stopped.is_set()
         await one.close()
         await two.close()
+
+
+def test_who_is_attached_when_a_run_ends_leaves_no_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        server = Server(socket_file("test"), "test")
+
+        async def look() -> None:
+            while not server.path.exists():
+                await asyncio.sleep(0)
+            link = await attach()
+            assert isinstance(await link.receive(), Session)
+            server.stop()
+            await link.receive()
+
+        looking = asyncio.create_task(look())
+        await server.run(lambda: Fake(Session()), idle_seconds=60)
+        assert not looking.done()
+
+    asyncio.run(run())
+    assert [each.getMessage() for each in caplog.records if each.name == "asyncio"] == []
 
 
 async def test_stop_is_heard_from_a_client_that_reads_nothing_and_hangs_up_at_once() -> None:

@@ -34,7 +34,7 @@ def advised(context: Context, row: int) -> Advice | None:
     """The advice for a row, by the effects that are shown; None for those of restore."""
     if not _advises(context):
         return None
-    return adviser(context.session, context.key.format).advice(row)
+    return adviser(context.session, context.key.format, context.serving).advice(row)
 
 
 def _format(context: Context) -> Reader:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from engine.diagnosis.serving import Serving
 from engine.protocol import EffectKey, ExpertsReady
 from engine.report.figures.quantity import Quantity
 from engine.session import Session
@@ -47,6 +48,8 @@ class Context(NamedTuple):
     """The effects and errors to read."""
     marked: Collection[str] = ()
     """Names of the marked layers."""
+    serving: Serving | None = None
+    """What layers may be advised; None for what some serving kernel takes."""
 
 
 @dataclass(frozen=True)

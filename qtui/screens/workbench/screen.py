@@ -201,6 +201,7 @@ class Workbench(SessionScreen):
             self._follow_target(said.target)
         if dirty & TABLE:
             self.table.empty = self._empty()
+            self.table.listing.serving = self.marks.serving(session)
             moved = bool(dirty & {"layers", "weights", "measured", "model", "experts", "errors"})
             self.table.show(session, self.format, self.direction, reorder=moved)
             self._show_caption()
@@ -216,6 +217,7 @@ class Workbench(SessionScreen):
         self.marks.choose(name)
         self._mark()
         self._judge()
+        self.table.listing.serving = self.marks.serving(self.session)
         self.table.redraw()
         self._detail()
         self._show_caption()
@@ -283,6 +285,7 @@ class Workbench(SessionScreen):
         self.detail.cannot = "", ""
         if (said := self.marks.said_of(where[0])) is not None:
             self.detail.cannot = self.glyphs.refused if said[0] else self.glyphs.unserved, said[1]
+        self.detail.serving = self.marks.serving(self.session)
         self.detail.show(self.session, *where, (self.format, self.direction))
 
     def before_fold(self, event: p.AnyEvent) -> bool:

@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.timer import Timer
 
+from engine.diagnosis.serving import Serving
 from engine.diagnosis.thresholds import thresholds
 from engine.protocol import AnyCommand, Direction, EffectKey
 from engine.report import wording as n
@@ -75,6 +76,8 @@ class Detail(Vertical):
         self.figures = Lines(id="figures")
         self._history = LayerHistory()
         self._advice = RestedAdvice()
+        self.serving: Serving | None = None
+        """What may be advised; None for what some serving kernel takes."""
         self._groups: tuple[list[int], dict[int, list[int]]] = [], {}
         self._lines: list[Words] = []
         self._room = 0
@@ -390,7 +393,8 @@ class Detail(Vertical):
             found := layer_facts.findings(known, thresholds(session), glyphs)
         ):
             lines.append(found)
-        context = Context(session, EffectKey(self.shown[1], self.shown[0]))
+        key = EffectKey(self.shown[1], self.shown[0])
+        context = Context(session, key, serving=self.serving)
         advice = self._advice.of(context, row)
         lines += layer_facts.advice_lines(context, row, advice, width, glyphs)
         lines += [[], *layer_facts.error_lines(session, row, width, glyphs)]

@@ -24,19 +24,21 @@ class RestedAdvice:
 
     def __init__(self) -> None:
         self._adviser: Adviser | None = None
-        self._of: tuple[Session, str] | None = None
+        self._of: tuple[Session, str, str] | None = None
         self._seq = -1
         self._until = 0.0
 
     def of(self, context: Context, row: int) -> Advice | None:
         """The advice for a row, by the effects that are shown; None for those of restore."""
-        session, key = context.session, context.key
+        session, key, serving = context.session, context.key, context.serving
+        to = serving.to if serving is not None else ""
         if key.direction != "degrade" or not key.format:
             return None
         now = time.monotonic()
-        same = self._of is not None and self._of[0] is session and self._of[1] == key.format
+        same = self._of is not None and self._of[0] is session and self._of[1:] == (key.format, to)
         if self._adviser is None or not same or (session.seq != self._seq and now >= self._until):
-            self._adviser, self._of = Adviser(session, key.format), (session, key.format)
+            self._adviser = Adviser(session, key.format, serving)
+            self._of = session, key.format, to
             self._seq = session.seq
             found = self._adviser.advice(row)
             took = time.monotonic() - now

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
 from typing import Any
 
+from engine.diagnosis.serving import Serving
 from engine.protocol import Direction, EffectKey, ExpertsReady
 from engine.report.figures import Context
 from engine.report.figures.effects import kl_reader
@@ -41,6 +42,8 @@ class Listing:
         """Rows that fit the filter, in the model's order."""
         self.layers = self.session.layers
         """The listing that rows are of; a session has another when the model corrects it."""
+        self.serving: Serving | None = None
+        """What may be advised; None for what some serving kernel takes."""
         self.worst = 0.0
         """The largest finite KL of all layers."""
         self.by_later = False
@@ -54,7 +57,8 @@ class Listing:
         """Filter and sort anew."""
         session, self.layers = self.session, self.session.layers
         everything = range(len(session.layers.names))
-        context = Context(session, EffectKey(self.direction, self.format), marked)
+        key = EffectKey(self.direction, self.format)
+        context = Context(session, key, marked, self.serving)
         kl = kl_reader(session, context.key)
         self.worst = max(
             (each for row in everything if (each := kl(row)) is not None and each < inf),

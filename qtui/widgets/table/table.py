@@ -140,7 +140,7 @@ class Table(ScrollView, can_focus=False):
     def context(self) -> Context:
         """What figures are read in: session, effects and marks that are shown."""
         key = EffectKey(self.listing.direction, self.listing.format)
-        return Context(self.session, key, self.marked)
+        return Context(self.session, key, self.marked, self.listing.serving)
 
     @property
     def rows(self) -> list[int]:

@@ -175,3 +175,27 @@ def _template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(
         "{{ ''.__class__.__mro__[1].__subclasses__() }}{% for a in range(10**9) %}{% endfor %}"
     )
+
+
+@trait("folder: a further chat template is a pipe", "more.jinja", "is a pipe", command="eval")
+def _pipe_template(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    os.mkfifo(folder / "additional_chat_templates" / "more.jinja")
+
+
+@trait("folder: further chat templates lie elsewhere", "outside the checkpoint's", command="eval")
+def _templates_outside(folder: Path) -> None:
+    (folder / "additional_chat_templates").symlink_to("/etc")
+
+
+@trait("folder: a vocabulary of another class is a pipe", "bpe.codes", "is a pipe", command="eval")
+def _pipe_codes(folder: Path) -> None:
+    os.mkfifo(folder / "bpe.codes")
+
+
+@trait("folder: a tokenizer for a version lies outside", "fast_tokenizer_files", command="eval")
+def _fast_outside(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    known["fast_tokenizer_files"] = ["../tokenizer.4.0.0.json"]
+    file.write_text(json.dumps(known))
