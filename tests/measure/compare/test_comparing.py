@@ -54,7 +54,8 @@ def compared(source: Path, text: Path, *artefacts: Path, **given: object) -> Ses
     session = Session()
     client = in_process(str(source))
     try:
-        client.send(p.Open(str(source), settings(text, batch_tokens=32 * BATCH)))
+        scored = bool(given.get("score", True))
+        client.send(p.Open(str(source), settings(text, batch_tokens=32 * BATCH), model=scored))
         client.send(p.Compare(tuple(map(str, artefacts)), **given))  # type: ignore[arg-type]
         stop = ended("compare")
         for event in until(client, lambda e: stop(e) or isinstance(e, p.Refused)):
