@@ -147,7 +147,7 @@ class EngineLink:
             self.screens.say_and_log(
                 "info",
                 f"settings as before in this session: profile {earlier.profile}, "
-                f"text {earlier.text or 'usual'}, {earlier.tokens:,} tokens; options change them",
+                f"{earlier.text or 'default text'}, {earlier.tokens:,} tokens; options change them",
             )
 
     def _before_fold(self, event: p.AnyEvent) -> bool:

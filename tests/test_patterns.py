@@ -74,6 +74,20 @@ def test_the_time_is_that_of_all_names_together() -> None:
         [pattern.match(name) for name in names]
 
 
+def test_a_pattern_that_is_slow_on_every_name_of_a_large_model_is_named() -> None:
+    pattern, names = Pattern(SLOW), [f"{'a' * 14}{number}." for number in range(20_000)]
+    begun = time.thread_time()
+    with pytest.raises(UsageError, match="takes too long"):
+        [pattern.match(name) for name in names]
+    assert time.thread_time() - begun < 4 * SECONDS
+
+
+def test_real_patterns_may_be_tried_on_every_name_of_a_large_model() -> None:
+    pattern = Pattern(r"(?!.*(shared|gate)).*layers\.(\d|[1-5]\d)\..*experts\.\d+\.(up|down)_proj")
+    names = [f"model.layers.{n % 60}.mlp.experts.{n}.down_proj" for n in range(20_000)]
+    assert all(pattern.match(name) for name in names)
+
+
 @pytest.mark.parametrize(
     "text", ["((", "(?:(?:a{1000}){1000}){1000}", "x" * 20_000, "(" * 3000 + ")" * 3000, "*"]
 )

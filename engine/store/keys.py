@@ -34,7 +34,7 @@ STATISTICS_VERSION = 3
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
-COMPARISON_VERSION = 2
+COMPARISON_VERSION = 3
 """Version of reading finished checkpoints, and of what is told of their layers."""
 
 MEASURED: Mapping[str, Any] = {"version": MEASURE_VERSION}

@@ -374,6 +374,7 @@ def _agree(session: Session, settings: p.Settings, names: Sequence[str]) -> None
     for name in names:
         theirs, ours = getattr(session.settings, name), getattr(settings, name)
         if theirs != ours:
+            theirs, ours = ("none" if each in (None, "") else each for each in (theirs, ours))
             raise _DisagreesError(
                 f"an engine already has {session.source} open with {name} {theirs}, not {ours}"
             )

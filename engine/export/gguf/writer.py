@@ -72,7 +72,9 @@ class GgufFile:
                 _write(plan, partial, request)
                 if request.check:
                     _read_back(plan, partial, request, digests)
-                    notes.append("every weight was read back from the file and equals the measured")
+                    notes.append(
+                        "every weight was read back from the file and equals what was measured"
+                    )
         except OSError as error:
             raise EngineError(f"{out} cannot be written: {error.strerror or error}") from error
         target = target_named("gguf")

@@ -14,6 +14,7 @@ from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoin
 from engine.checkpoint.companions import layouts_of
 from engine.checkpoint.packed.declared import declared_config
 from engine.checkpoint.weight import QuantisedWeight
+from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
 from engine.model.source import resolve_model
 from engine.session import own_format
@@ -179,13 +180,13 @@ def open_artefact(source: str, original: Opened) -> Artefact:
     """Read the headers of a finished checkpoint.
 
     Args:
-        source: a folder or a hub id.
+        source: a folder, a GGUF file, a hub id, or ``demo``.
         original: the checkpoint it is compared with.
 
     Raises:
         CheckpointError: it cannot be read, or shares no layer of a block with the original.
     """
-    folder = resolve_model(source)
+    folder = DEMO_PATH if source == "demo" else resolve_model(source)
     checkpoint = open_checkpoint(folder, follow_links=original.settings.follow_links)
     rows = {row.name: row for row in list_layers(checkpoint)}
     found = Artefact(checkpoint, rows, original)

@@ -72,8 +72,7 @@ def _explained(weight: Tensor, stored: Tensor, heads: int) -> Explanation | None
             continue
         undone, factor, mine = found
         left = _relative(weight if mine is None else mine, undone)
-        enough = LEFT if mistake != "other-scales" else LEFT * SIMPLER
-        allowed = min(MOST, before * enough)
+        allowed = min(MOST, before * LEFT)
         if best is not None:
             allowed = min(allowed, best.relative * (SIMPLER if mistake == "other-scales" else 1.0))
         if left < allowed:

@@ -26,6 +26,8 @@ def _accepted(context: Context[Workspace], command: p.Compare) -> p.Compare:
 
 def _where(source: str) -> str:
     """A folder by its absolute path: an engine's working folder is not the client's."""
+    if source == "demo":  # the bundled checkpoint, as everywhere
+        return source
     path = Path(os.path.expanduser(source))
     return os.path.normpath(path.absolute()) if path.exists() else source
 

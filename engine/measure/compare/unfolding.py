@@ -92,6 +92,11 @@ def columns_of(
         # A norm may have been tuned without its layers.
         if scale is not None and _nearer(weight, stored, scale):
             return Folded(scale.float())
+    if group is None:
+        norms = list(_norms_beside(artefact, layer))
+        best = min(norms, key=lambda scale: _left(weight, stored, scale), default=None)
+        if best is not None and _nearer(weight, stored, best):
+            return Folded(best.float())
     columns = scales(weight, stored)
     if columns is None:
         return Folded()
@@ -194,10 +199,32 @@ def _doubt(found: Folded, weight: Tensor, stored: Tensor, over: int) -> float:
     return DEVIATIONS * left / math.sqrt(over)
 
 
+def _norms_beside(artefact: Artefact, layer: str) -> Iterator[Tensor]:
+    """What the norms of its block say, where no model tells which is before the layer."""
+    row, theirs, ours = (
+        artefact.original.rows[layer],
+        artefact.original.checkpoint,
+        artefact.checkpoint,
+    )
+    home, dot, _ = layer.partition(f".{row.block}.")
+    for name, info in theirs.tensors.items():
+        if not (dot and name.startswith(home + dot) and name.endswith(".weight")):
+            continue
+        if info.shape != (row.shape[-1],) or name not in ours.tensors:
+            continue
+        before, now = theirs.read(name).float(), ours.read(name).float()
+        for unit in (0.0, 1.0) if before.shape == now.shape else ():  # Gemma adds 1
+            if (scale := of_norms(before + unit, now + unit)) is not None:
+                yield scale
+
+
+def _left(weight: Tensor, stored: Tensor, scale: Tensor) -> float:
+    return float((stored.float() / scale.float() - weight).norm())
+
+
 def _nearer(weight: Tensor, stored: Tensor, scale: Tensor) -> bool:
     """Whether a stored weight is nearer to the original with its scales taken back."""
-    back = stored.float() / scale.float()
-    return float((back - weight).norm()) < float((stored.float() - weight).norm())
+    return _left(weight, stored, scale) < float((stored.float() - weight).norm())
 
 
 def _both(artefact: Artefact, layer: str) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,8 @@ def compared(source: Path, text: Path, *artefacts: Path, **given: object) -> Ses
     session = Session()
     client = in_process(str(source))
     try:
-        client.send(p.Open(str(source), settings(text, batch_tokens=32 * BATCH)))
+        scored = bool(given.get("score", True))
+        client.send(p.Open(str(source), settings(text, batch_tokens=32 * BATCH), model=scored))
         client.send(p.Compare(tuple(map(str, artefacts)), **given))  # type: ignore[arg-type]
         stop = ended("compare")
         for event in until(client, lambda e: stop(e) or isinstance(e, p.Refused)):
@@ -321,6 +322,7 @@ def test_one_folder_is_compared_once_however_it_is_written(tmp_path: Path) -> No
     spelled = (str(tmp_path / "a"), f"{tmp_path}/a/", f"{tmp_path}/../{tmp_path.name}/./a")
     accept = COMPARE.accept
     assert accept is not None
+    assert accept(None, p.Compare(("demo",))).artefacts == ("demo",)  # type: ignore[arg-type]
     assert accept(None, p.Compare(spelled)).artefacts == (str(tmp_path / "a"),)  # type: ignore[arg-type]
 
 

@@ -109,8 +109,11 @@ def test_a_mistake_is_named(format: str, mistake: Mistake, make: object) -> None
     assert found.mistake == mistake
 
 
-def test_scales_of_another_layer() -> None:
-    original, other = weight(6), weight(7)
+@pytest.mark.parametrize("unlike", [1.0, 0.3])
+def test_scales_of_another_layer(unlike: float) -> None:
+    """Also where the other layer's rows are of much the same sizes."""
+    original = weight(6)
+    other = unlike * weight(7) + (1 - unlike) * original
     mine, theirs = (parts(each, "int4-g32-sym") for each in (original, other))
     codes = mine.approx().unflatten(1, (-1, 32)) / mine.scale.float()[..., None]
     wrong = (codes * theirs.scale.float()[..., None]).flatten(1)
