@@ -56,6 +56,8 @@ def test_errors_of_the_session_s_recipe_survive_a_restart(source: Path, prose: P
         assert client.session.errors.drifts == {drift.recipe: drift}
         assert client.session.output_error(DOWN, "int3-g32", "") == error
         client.send(p.SetFormat((DOWN,), "int8-channel"))
+        # The recipe that was left is measured on opening too; its end is not the one meant.
+        until(client, lambda event: isinstance(event, p.RecipeChanged))
         until(client, ended("evaluate"))
         assert client.session.drift() is None
 
