@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from msgspec import UNSET
 
 from engine import protocol as p
@@ -15,13 +13,7 @@ from engine.session import Compared, Session
 
 def compared_parts(session: Session) -> list[s.ArtefactPart]:
     """Every finished checkpoint that was compared, the one with the least KL first."""
-
-    def order(compared: Compared) -> float:
-        score = compared.score
-        return score.kl if score is not None and math.isfinite(score.kl) else math.inf
-
-    found = sorted(session.compared.values(), key=order)
-    return [artefact_part(session, each) for each in found]
+    return [artefact_part(session, each) for each in session.by_kl()]
 
 
 def artefact_part(session: Session, compared: Compared) -> s.ArtefactPart:

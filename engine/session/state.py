@@ -279,6 +279,15 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     index: dict[str, int] = {}
     """Row of each layer, by name."""
 
+    def by_kl(self) -> list[Compared]:
+        """Finished checkpoints that were compared, the least KL first; last those without one."""
+
+        def kl(compared: Compared) -> float:
+            score = compared.score
+            return score.kl if score is not None and math.isfinite(score.kl) else math.inf
+
+        return sorted(self.compared.values(), key=kl)
+
     @property
     def interval_factor(self) -> float:
         """Half a 95% interval, in standard errors over the windows."""

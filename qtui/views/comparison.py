@@ -44,16 +44,12 @@ def items(session: Session, opened: str) -> list[Item]:
         opened: fingerprint of the one whose findings and layers are listed.
     """
     found: list[Item] = []
-    for fingerprint, compared in sorted(session.compared.items(), key=lambda each: _kl(each[1])):
+    for compared in session.by_kl():
+        fingerprint = compared.opened.fingerprint
         found.append(Item("checkpoint", fingerprint))
         if fingerprint == opened:
             found += _inside(session, fingerprint, compared)
     return found
-
-
-def _kl(compared: Compared) -> float:
-    score = compared.score
-    return score.kl if score is not None and math.isfinite(score.kl) else math.inf
 
 
 def _inside(session: Session, fingerprint: str, compared: Compared) -> list[Item]:

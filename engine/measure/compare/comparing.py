@@ -30,6 +30,7 @@ from engine.model.network import Network
 from engine.model.selfcheck import check_on_window
 from engine.service.in_thread import in_thread
 from engine.service.jobs import Outcome, Steps
+from engine.session import KEPT
 from engine.store import keys
 from engine.workspace import Loaded, Opened
 
@@ -235,7 +236,7 @@ class _Scoring:
         """Its model, loaded aside on the original's device."""
         settings, counts = self.loaded.settings, self.counts
         artefact, device = self.artefact, str(self.reference.network.device)
-        dtype = _SHORT[self.loaded.protocol.dtype]
+        dtype = KEPT[self.loaded.protocol.dtype]
 
         def load(report: Callable[[p.Progress], None]) -> Network:
             artefact.settle_all()
@@ -325,6 +326,3 @@ class _Scoring:
             dnll_se=found.dnll.se,
             tokens=found.dnll.windows * targets,
         )
-
-
-_SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
