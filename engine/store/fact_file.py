@@ -14,10 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
 
-import msgspec
-
 from engine import protocol as p
-from engine.store import recovery
+from engine.store import recovery, upcasters
 from engine.store.carving import Carved
 from engine.store.database import (
     IN_MEMORY,
@@ -29,7 +27,7 @@ from engine.store.database import (
 )
 from engine.store.paths import StateFolderError, unwritable
 from engine.store.seals import DamagedRowError, unsealed
-from engine.store.upcasters import VERSION, upcast
+from engine.store.upcasters import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -230,13 +228,8 @@ def decoded(row: Row, path: Path) -> p.AnyFact:
         DamagedRowError: it is not what was written.
         StoreError: a newer version wrote it.
     """
-    version = row[2]
-    try:
-        data = upcast(unsealed(row[3], version, *row[:3]), version, path)
-        fact: p.AnyFact = p.decode_fact(data)
-        return fact
-    except (msgspec.DecodeError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise DamagedRowError(str(error)) from error
+    fact: p.AnyFact = upcasters.decoded(row, path, p.decode_fact)
+    return fact
 
 
 def _is_whole(db: sqlite3.Connection) -> bool:

@@ -12,10 +12,11 @@ import msgspec
 
 from engine import protocol as p
 from engine.session import Session, apply, decode_session
+from engine.store import upcasters
 from engine.store.database import DamagedFileError, naming
 from engine.store.facts import FactStore
 from engine.store.seals import DamagedRowError, unsealed
-from engine.store.upcasters import VERSION, upcast
+from engine.store.upcasters import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +44,8 @@ def decoded(row: Row, path: Path) -> p.AnyEvent:
         DamagedRowError: it is not what was written.
         StoreError: a newer version wrote it.
     """
-    version = row[3]
-    try:
-        data = upcast(unsealed(row[4], version, *row[:4]), version, path)
-        event: p.AnyEvent = p.decode_event(data)
-        return event
-    except (msgspec.DecodeError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise DamagedRowError(str(error)) from error
+    event: p.AnyEvent = upcasters.decoded(row, path, p.decode_event)
+    return event
 
 
 def is_whole(row: Row, path: Path) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
 from engine.store.database import StoreError
+from engine.store.seals import DamagedRowError, unsealed
+
+T = TypeVar("T")
 
 VERSION = 3
 """Of journal rows, snapshots and facts; raised when a Struct changes so that old rows cannot be
@@ -72,3 +76,17 @@ def upcast(data: bytes, version: int, where: object) -> bytes:
     for step in range(version, VERSION):
         data = UPCASTERS[step](data)
     return data
+
+
+def decoded(row: Sequence[Any], path: Path, decode: Callable[[bytes], T]) -> T:
+    """What a stored row holds; its last two columns are version and bytes.
+
+    Raises:
+        DamagedRowError: it is not what was written.
+        StoreError: a newer version wrote it.
+    """
+    *columns, version, data = row
+    try:
+        return decode(upcast(unsealed(data, version, *columns, version), version, path))
+    except (msgspec.DecodeError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise DamagedRowError(str(error)) from error
