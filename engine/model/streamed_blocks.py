@@ -49,7 +49,7 @@ class StreamedBlocks:
         self._keys = {id(p): key for own in self._own for key, p in own.items()}
         self._open = [0] * len(modules)
         self._ahead: _Ahead | None = None
-        self._last, self._step = -1, 1
+        self._last = -1
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -100,12 +100,16 @@ class StreamedBlocks:
         self.reads[k] += 1
         for key, parameter in self._own[k].items():
             parameter.data = values[key]
-        if k != self._last:
-            self._step = 1 if k > self._last else -1
+        following = k + self._direction(k)
         self._last = k
-        following = k + self._step
         if 0 <= following < len(self) and not self._open[following]:
             self._ahead = self._read(following)
+
+    def _direction(self, k: int) -> int:
+        """Which way the pass goes that needs this block after the last one."""
+        if abs(k - self._last) == 1:
+            return k - self._last
+        return -1 if k + 1 == len(self) else 1  # a new pass
 
     def _read(self, k: int) -> _Ahead:
         own = self._own[k]
