@@ -40,7 +40,9 @@ from engine.model.streaming import (
     RESIDENT,
     CannotStream,
     fits,
+    least_memory,
     load_around_blocks,
+    refuse_unstreamable,
     without_weights,
 )
 from engine.model.transformers_internals import computed_keys
@@ -191,6 +193,9 @@ def _streamed(one: _Loading, notes: tuple[str, ...], needed: int, budget: int | 
     config = copy.deepcopy(one.config)  # it is the model's, and changed with it
     model, report = without_weights(lambda tensors: _build(one, config, tensors), one.stored)
     notes += _unread_note(_check_report(one.path, model, report))
+    what = f"streaming {one.path.name} in {one.dtype} from disk".replace("torch.", "")
+    refuse_unstreamable(model, one.checkpoint, one.stored)
+    check_memory(least_memory(model), memory_free(one.device), one.device, what=what)
     made_from = _disk_names(model, one.stored)
 
     def mend(values: Mapping[str, torch.Tensor]) -> tuple[str, ...]:

@@ -59,6 +59,38 @@ def without_weights(load: Callable[[dict[str, Any]], Any], stored: CheckpointTen
         return load(named)
 
 
+def refuse_unstreamable(model: Any, checkpoint: Checkpoint, stored: CheckpointTensors) -> None:
+    """Refuse a model whose blocks cannot be read one by one, as far as shows without running it.
+
+    Args:
+        model: as `without_weights` gives it.
+        checkpoint: that it is read from.
+        stored: its tensors.
+
+    Raises:
+        CannotStream: blocks share weights, or have some that are no tensors of the checkpoint.
+    """
+    if checkpoint.pickled and not all(tensor.start for tensor in checkpoint.tensors.values()):
+        raise CannotStream("of a .bin file every tensor is read with the whole file")
+    name, modules = find_blocks(model)
+    if len(modules) < 2:
+        raise CannotStream("it has one block only")
+    _refuse_shared(model, name, modules)
+    sources = join_names(model, stored.tensors)
+    for key in (key for of_block in _keys(model) for key in of_block):
+        if key not in sources:
+            raise CannotStream(f"{key} is not made from tensors of the checkpoint")
+
+
+def least_memory(model: Any) -> int:
+    """Bytes of weights that are in memory at a time: those outside of blocks, and two blocks."""
+    blocks = [sum(map(_bytes, block.parameters())) for block in find_blocks(model)[1]]
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = getattr(head, "weight", None) is embedding.weight  # it gets a weight of its own
+    whole = sum(map(_bytes, model.parameters())) + tied * _bytes(embedding.weight)
+    return whole - sum(blocks) + sum(sorted(blocks)[-2:])
+
+
 def load_around_blocks(
     model: Any, checkpoint: Checkpoint, stored: CheckpointTensors, device: str, mend: Mend
 ) -> Callable[[list[nn.Module]], StreamedBlocks]:
@@ -75,22 +107,10 @@ def load_around_blocks(
         What makes the source of its blocks.
 
     Raises:
-        CannotStream: blocks share weights, or have some that are no tensors of the checkpoint.
+        CannotStream: a tensor belongs to a block and to what is outside.
     """
-    if checkpoint.pickled and not all(tensor.start for tensor in checkpoint.tensors.values()):
-        raise CannotStream("of a .bin file every tensor is read with the whole file")
-    name, modules = find_blocks(model)
-    keys = [
-        [f"{name}.{k}.{each}" for each, _ in module.named_parameters()]
-        for k, module in enumerate(modules)
-    ]
-    sources = join_names(model, stored.tensors)
-    _refuse_shared(model, name, modules)
-    for key in (key for of_block in keys for key in of_block):
-        if key not in sources:
-            raise CannotStream(f"{key} is not made from tensors of the checkpoint")
-    if len(modules) < 2:
-        raise CannotStream("it has one block only")
+    modules = find_blocks(model)[1]
+    keys, sources = _keys(model), join_names(model, stored.tensors)
     skeleton = copy.deepcopy(model)
     inside = {key for of_block in keys for key in of_block}
     late = {source for key in inside for source in sources[key]}
@@ -106,6 +126,19 @@ def load_around_blocks(
     files = {info.file for info in checkpoint.tensors.values()}
     reader = BlockReader(skeleton, sources, stored.tensors, files, mend)
     return lambda found: StreamedBlocks(found, keys, reader)
+
+
+def _keys(model: Any) -> list[list[str]]:
+    """Of every block, the keys of its parameters."""
+    name, modules = find_blocks(model)
+    return [
+        [f"{name}.{k}.{each}" for each, _ in module.named_parameters()]
+        for k, module in enumerate(modules)
+    ]
+
+
+def _bytes(parameter: torch.Tensor) -> int:
+    return parameter.numel() * parameter.element_size()
 
 
 def _refuse_shared(model: Any, name: str, modules: Sequence[nn.Module]) -> None:
