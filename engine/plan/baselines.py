@@ -131,7 +131,7 @@ class _Body:
         return min(fitting, key=self.kl, default=None)
 
     def mix(self, name: str) -> dict[str, str] | None:
-        """One of llama.cpp's mixes; None if it is one format, may not be chosen, or is not known."""
+        """One of llama.cpp's mixes; None if it is one format, not allowed or not known."""
         session, layers = self.session, self.session.layers
         asked, _ = resolve(session, "kept", {}, named=name, tied=session.tied)
         rows = {layers.names[row]: row for row in self.rows}
