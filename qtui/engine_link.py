@@ -19,6 +19,7 @@ from engine.session import Dirty, Job, Session, decode_session, encode_session, 
 from qtui.attaching import lacking
 from qtui.pump import EVERYTHING, Pump
 from qtui.screens.mounted import MountedScreens
+from qtui.textual_internals import calling_after
 
 Leave: TypeAlias = Literal["detach", "stop", "stop all"]
 STOP_SECONDS = 3.0
@@ -67,7 +68,7 @@ class EngineLink:
         self.pump = Pump(
             Session(),
             self._paint,
-            app.set_timer,
+            calling_after(app),
             profile.fps,
             before_fold=self._before_fold,
             behind=behind,
