@@ -48,6 +48,7 @@ from engine.protocol.commands import (
     same_request,
 )
 from engine.protocol.comparison import Comparison
+from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
@@ -141,6 +142,8 @@ from engine.protocol.settings import (
 )
 
 __all__ = [
+    "DELTA_P_QUANTILES",
+    "KLD_QUANTILES",
     "MAX_FRAME",
     "OUTPUT_ERROR_BOUNDS",
     "QUESTIONS",
@@ -174,6 +177,7 @@ __all__ = [
     "Control",
     "Diagnose",
     "Direction",
+    "DivergenceTable",
     "Drift",
     "EffectKey",
     "ErrorMapReady",
