@@ -67,7 +67,7 @@ class Exports:
         except EngineError:
             left = [file.name for file in self.into.iterdir()]
             return f"left {left}" if left else ""
-        except Exception as raised:
+        except Exception as raised:  # noqa: BLE001 -- whatever it is, it is what is wrong
             return f"{type(raised).__name__}: {raised}"
         finally:
             self.shim.arm(0, 0, 0)
