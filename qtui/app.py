@@ -144,10 +144,12 @@ class QtuiApp(OneFrameApp):
             self.appearance.keymap, self.shelf.listed, self.appearance.remembered,
             self.appearance.commands,
         )  # fmt: skip
-        connect = self._connect or (
-            lambda: launch(source, nice=profile.nice, idle=profile.idle_minutes)
-        )
         screens = MountedScreens(self, context)
+        connect = self._connect or (
+            lambda: launch(
+                source, nice=profile.nice, idle=profile.idle_minutes, say=screens.waiting
+            )
+        )
         return EngineLink(
             self, screens, source, settings, profile, connect, self._is_behind,
             asked=self._asked, read_only=self._read_only,
@@ -372,11 +374,16 @@ def run(
     left working. ``read_only`` attaches to a running engine and only looks.
     """
 
+    ahead = [started]
+
     async def connect() -> Link:
         assert source is not None
         if read_only:
             return await running_engine(source)
-        return await launch(source, nice=profile.nice, idle=profile.idle_minutes, started=started)
+        return await launch(
+            source, nice=profile.nice, idle=profile.idle_minutes,
+            started=ahead.pop() if ahead else None, say=app.screens.waiting,
+        )  # fmt: skip
 
     appearance = appearance._replace(ascii=appearance.ascii or only_ascii(os.environ))
     app = QtuiApp(
