@@ -111,11 +111,15 @@ async def _until_free(name: str, patience: float, say: Callable[[str], None]) ->
         await asyncio.sleep(0.02)
 
 
-async def find_engine(name: str) -> SocketLink | None:
+async def find_engine(name: str, command: str = "") -> SocketLink | None:
     """Attach to the running engine of a session, unless there is none, or it is just ending.
 
     One that was killed closes its files one by one. On a busy machine its clients know that it is
     gone while others can connect to it still.
+
+    Args:
+        name: of the session.
+        command: see `connect`.
 
     Raises:
         EngineGoneError: it does not answer, or is of another version.
@@ -123,7 +127,7 @@ async def find_engine(name: str) -> SocketLink | None:
     deadline = time.monotonic() + END_SECONDS
     while True:
         try:
-            return await connect(name)
+            return await connect(name, command)
         except EngineEndingError:
             if time.monotonic() > deadline:
                 raise
