@@ -19,6 +19,7 @@ from engine.session import Dirty, Job, Session, decode_session, encode_session, 
 from qtui.attaching import lacking
 from qtui.pump import EVERYTHING, Pump
 from qtui.screens.mounted import MountedScreens
+from qtui.textual_internals import call_after, calling_after
 from qtui.views.clients import used_by
 
 Leave: TypeAlias = Literal["detach", "stop", "stop all"]
@@ -68,7 +69,7 @@ class EngineLink:
         self.pump = Pump(
             Session(),
             self._paint,
-            app.set_timer,
+            calling_after(app),
             profile.fps,
             before_fold=self._before_fold,
             behind=behind,
@@ -272,7 +273,7 @@ class EngineLink:
             return
         self._decide = decide
         self.ask(p.AskClients())
-        self.app.set_timer(STOP_SECONDS, lambda: self._answered("the engine does not answer"))
+        call_after(self.app, STOP_SECONDS, lambda: self._answered("the engine does not answer"))
 
     def _answered(self, said: str) -> None:
         decide, self._decide = self._decide, None

@@ -49,6 +49,7 @@ from engine.protocol.commands import (
     same_request,
 )
 from engine.protocol.comparison import Comparison
+from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
@@ -143,6 +144,8 @@ from engine.protocol.settings import (
 )
 
 __all__ = [
+    "DELTA_P_QUANTILES",
+    "KLD_QUANTILES",
     "MAX_FRAME",
     "OUTPUT_ERROR_BOUNDS",
     "QUESTIONS",
@@ -178,6 +181,7 @@ __all__ = [
     "Control",
     "Diagnose",
     "Direction",
+    "DivergenceTable",
     "Drift",
     "EffectKey",
     "ErrorMapReady",

@@ -20,6 +20,7 @@ from qtui.screens.spec import ScreenContext
 from qtui.screens.workbench.effects import ShownEffects
 from qtui.screens.workbench.layout import CSS, apply_layout
 from qtui.screens.workbench.pane_requests import PaneRequests
+from qtui.textual_internals import calling_after
 from qtui.user.remembered import remember
 from qtui.views.scope import Scope, describe
 from qtui.views.text import printable, short_name
@@ -89,7 +90,7 @@ class Workbench(SessionScreen):
         self.pane_requests = PaneRequests(
             lambda: (self.session, self.table.current),
             lambda command: self.post_message(self.Ask(command)),
-            self.set_timer,
+            calling_after(self),
             self.detail.wanted,
         )
         # As in an earlier run.
