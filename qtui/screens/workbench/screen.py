@@ -147,8 +147,14 @@ class Workbench(SessionScreen):
         self.banner.hide()
         self.scoreboard.state = "starting the engine"
 
+    def waiting(self, sentence: str) -> None:
+        """Say it where it was said that the engine is gone."""
+        self.banner.wait(sentence)
+        self.events.say("info", sentence)
+
     def connected(self) -> None:
         """There is an engine; it knows nothing of what the one before was asked."""
+        self.banner.hide()
         self.scoreboard.state = "opening"
         self.pane_requests.forget()
         self.table.pending.clear()
