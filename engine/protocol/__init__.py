@@ -13,6 +13,7 @@ from __future__ import annotations
 from engine.protocol.commands import (
     QUESTIONS,
     AnyCommand,
+    AskClients,
     AskErrorMap,
     AskExperts,
     AskHistogram,
@@ -48,12 +49,14 @@ from engine.protocol.commands import (
     same_request,
 )
 from engine.protocol.comparison import Comparison
+from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
     ArtefactOpened,
     Calibrated,
     CheckpointRead,
+    Clients,
     ErrorMapReady,
     Event,
     ExpertsReady,
@@ -141,6 +144,8 @@ from engine.protocol.settings import (
 )
 
 __all__ = [
+    "DELTA_P_QUANTILES",
+    "KLD_QUANTILES",
     "MAX_FRAME",
     "OUTPUT_ERROR_BOUNDS",
     "QUESTIONS",
@@ -155,6 +160,7 @@ __all__ = [
     "ArtefactLayer",
     "ArtefactOpened",
     "ArtefactScore",
+    "AskClients",
     "AskErrorMap",
     "AskExperts",
     "AskHistogram",
@@ -167,6 +173,7 @@ __all__ = [
     "Calibrated",
     "Cancel",
     "CheckpointRead",
+    "Clients",
     "ClipRatio",
     "Command",
     "Compare",
@@ -174,6 +181,7 @@ __all__ = [
     "Control",
     "Diagnose",
     "Direction",
+    "DivergenceTable",
     "Drift",
     "EffectKey",
     "ErrorMapReady",

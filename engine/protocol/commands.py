@@ -287,7 +287,11 @@ class AskErrorMap(Command, frozen=True):
     format: str
 
 
-QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap)
+class AskClients(Command, frozen=True):
+    """Ask who else is attached; answered with `Clients` to this client alone."""
+
+
+QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap, AskClients)
 """Commands that change nothing of a session: screens send them without a key press, and terminals
 that only look may."""
 
@@ -333,7 +337,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, AskClients, Stop, Unknown),
     )
 }
 

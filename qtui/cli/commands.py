@@ -46,6 +46,20 @@ COMMANDS = (
 PLANNED = ("calibrate", "symptoms")
 """Names kept for commands to come, so that they are not taken for a MODEL."""
 
+_invoked = ""
+
+
+def invoked() -> str:
+    """The command that this process runs, such as ``qtui eval``, as others are told of it."""
+    return f"qtui {_invoked}".strip()
+
+
+def invoke(name: str) -> None:
+    """Note which command this process runs."""
+    global _invoked
+    _invoked = name
+
+
 _registered: dict[str, Command] = {}
 
 
