@@ -13,6 +13,7 @@ from __future__ import annotations
 from engine.protocol.commands import (
     QUESTIONS,
     AnyCommand,
+    AskClients,
     AskErrorMap,
     AskExperts,
     AskFixes,
@@ -49,12 +50,14 @@ from engine.protocol.commands import (
     same_request,
 )
 from engine.protocol.comparison import Comparison
+from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
     ArtefactOpened,
     Calibrated,
     CheckpointRead,
+    Clients,
     ErrorMapReady,
     Event,
     ExpertsReady,
@@ -142,6 +145,8 @@ from engine.protocol.settings import (
 )
 
 __all__ = [
+    "DELTA_P_QUANTILES",
+    "KLD_QUANTILES",
     "MAX_FRAME",
     "OUTPUT_ERROR_BOUNDS",
     "QUESTIONS",
@@ -156,6 +161,7 @@ __all__ = [
     "ArtefactLayer",
     "ArtefactOpened",
     "ArtefactScore",
+    "AskClients",
     "AskErrorMap",
     "AskExperts",
     "AskFixes",
@@ -169,6 +175,7 @@ __all__ = [
     "Calibrated",
     "Cancel",
     "CheckpointRead",
+    "Clients",
     "ClipRatio",
     "Command",
     "Compare",
@@ -176,6 +183,7 @@ __all__ = [
     "Control",
     "Diagnose",
     "Direction",
+    "DivergenceTable",
     "Drift",
     "EffectKey",
     "ErrorMapReady",

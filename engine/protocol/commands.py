@@ -298,7 +298,11 @@ class AskFixes(Command, frozen=True):
     knows to be tried, whose measurements are looked up."""
 
 
-QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap, AskFixes)
+class AskClients(Command, frozen=True):
+    """Ask who else is attached; answered with `Clients` to this client alone."""
+
+
+QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap, AskFixes, AskClients)
 """Commands that change nothing of a session: screens send them without a key press, and terminals
 that only look may."""
 
@@ -344,7 +348,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, AskFixes, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, AskFixes, AskClients, Stop, Unknown),
     )
 }
 

@@ -449,6 +449,14 @@ class JobFirst(Transient, frozen=True):
     job: str
 
 
+class Clients(Transient, frozen=True, kw_only=True):
+    """Who is attached besides the client that asked."""
+
+    terminals: int = 0
+    commands: tuple[str, ...] = ()
+    """Commands without an interface, such as ``qtui eval``."""
+
+
 AnyEvent: TypeAlias = (
     Opened
     | CheckpointRead
@@ -475,4 +483,5 @@ AnyEvent: TypeAlias = (
     | Refused
     | Gauges
     | JobFirst
+    | Clients
 )
