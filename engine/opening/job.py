@@ -14,13 +14,23 @@ def _steps(context: Context[Workspace], command: p.Open) -> Steps:
     return (yield from open_job(context.workspace, command.source, model=command.model))
 
 
-def _then(session: Session, command: p.Open) -> p.Command | None:
-    """Measure the recipe of an earlier run, unless a change since then is being measured."""
+def _then(session: Session, command: p.Open) -> list[p.Command]:
+    """Find the scores of recipes of an earlier run, and measure the last of them.
+
+    The last one only if no change since then is being measured.
+    """
+    if not command.take_up:
+        return []
+    found: list[p.Command] = []
+    if any(tried.measured for tried in session.tried):
+        found.append(p.RecallScores())
     measuring = any(
         isinstance(job.command, p.MeasureRecipe) and job.status == "running"
         for job in session.jobs.values()
     )
-    return p.MeasureRecipe() if command.take_up and session.changed and not measuring else None
+    if session.changed and not measuring:
+        found.append(p.MeasureRecipe())
+    return found
 
 
 def differing(known: p.Settings, wanted: p.Settings) -> p.Notice | None:

@@ -135,6 +135,10 @@ class MeasureRecipe(Command, frozen=True):
     """Measure the session's own recipe; the engine sends this to itself after every change."""
 
 
+class RecallScores(Command, frozen=True):
+    """Find the scores of recipes that the session held before; the engine sends this to itself."""
+
+
 class Export(Command, frozen=True, kw_only=True):
     """Write a recipe for an export target without changing the session's recipe."""
 
@@ -324,6 +328,7 @@ _types: dict[str, type[Command]] = {
             Compare,
             Evaluate,
             MeasureRecipe,
+            RecallScores,
             Export,
             WriteImatrix,
             SetFormat,

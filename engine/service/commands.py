@@ -27,6 +27,7 @@ DECLARED = (
     "engine.measure.compare.job:COMPARE",
     "engine.measure.evaluation.job:EVALUATE",
     "engine.measure.evaluation.job:MEASURE_RECIPE",
+    "engine.measure.evaluation.job:RECALL",
     "engine.export.job:EXPORT",
     "engine.export.importance_job:IMATRIX",
     "engine.recipes.commands:SET_FORMAT",
