@@ -13,7 +13,7 @@ from engine.recipes.changes import canonical
 from engine.recipes.given import as_evaluated, check_given, given_recipe, names_recipe
 from engine.service.jobs import Context, JobSpec, Outcome, Resolved, Steps
 from engine.session import without_methods
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 EXACT = "top:5"
 """Layers that are measured, worst first; the others are estimated."""
@@ -94,6 +94,7 @@ DIAGNOSE = JobSpec(
     lane="compute",
     urgency=4,
     repeated="join",
+    memory=needs.of_passes(streams=2, backward=True),
     announced="when ready",  # layer names are final only once the model is loaded
     accept=_accepted,
     recipe=_recipe,

@@ -6,7 +6,7 @@ from engine import protocol as p
 from engine.recipes.given import check_given, given_recipe
 from engine.service.jobs import Context, JobSpec, Resolved, Steps
 from engine.session.tried import layers_of
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 
 def _accepted(context: Context[Workspace], command: p.Evaluate) -> p.Evaluate:
@@ -35,6 +35,7 @@ EVALUATE = JobSpec(
     needs="model",
     lane="compute",
     urgency=0,
+    memory=needs.of_passes(streams=2),
     announced="when ready",  # layer names are final only once the model is loaded
     accept=_accepted,
     recipe=_given,
@@ -48,6 +49,7 @@ MEASURE_RECIPE = JobSpec(
     needs="model",
     lane="compute",
     urgency=0,
+    memory=needs.of_passes(streams=2),
     repeated="replace",
     recipe=_own,
     steps=_steps,

@@ -11,7 +11,7 @@ from engine.diagnosis.worst import worst_layers
 from engine.errors import UsageError
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
-from engine.workspace import Loaded, Workspace
+from engine.workspace import Loaded, Workspace, needs
 
 
 def _accepted(context: Context[Workspace], command: p.TryFixes) -> p.TryFixes:
@@ -60,6 +60,7 @@ TRY_FIXES = JobSpec(
     lane="compute",
     urgency=3,
     repeated="join",
+    memory=needs.of_passes(layers=4),
     snapshot=lambda command: True,
     accept=_accepted,
     steps=_steps,
