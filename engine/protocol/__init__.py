@@ -13,8 +13,10 @@ from __future__ import annotations
 from engine.protocol.commands import (
     QUESTIONS,
     AnyCommand,
+    AskClients,
     AskErrorMap,
     AskExperts,
+    AskFixes,
     AskHistogram,
     AskRanges,
     Cancel,
@@ -49,12 +51,14 @@ from engine.protocol.commands import (
     same_request,
 )
 from engine.protocol.comparison import Comparison
+from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
     ArtefactOpened,
     Calibrated,
     CheckpointRead,
+    Clients,
     Continuing,
     ErrorMapReady,
     Event,
@@ -145,6 +149,8 @@ from engine.protocol.settings import (
 from engine.protocol.symptoms import Choice, Continuation, Sampling, Symptoms
 
 __all__ = [
+    "DELTA_P_QUANTILES",
+    "KLD_QUANTILES",
     "MAX_FRAME",
     "OUTPUT_ERROR_BOUNDS",
     "QUESTIONS",
@@ -159,8 +165,10 @@ __all__ = [
     "ArtefactLayer",
     "ArtefactOpened",
     "ArtefactScore",
+    "AskClients",
     "AskErrorMap",
     "AskExperts",
+    "AskFixes",
     "AskHistogram",
     "AskRanges",
     "Baseline",
@@ -172,6 +180,7 @@ __all__ = [
     "Cancel",
     "CheckpointRead",
     "Choice",
+    "Clients",
     "ClipRatio",
     "Command",
     "Compare",
@@ -182,6 +191,7 @@ __all__ = [
     "Control",
     "Diagnose",
     "Direction",
+    "DivergenceTable",
     "Drift",
     "EffectKey",
     "ErrorMapReady",

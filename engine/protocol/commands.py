@@ -303,7 +303,22 @@ class AskErrorMap(Command, frozen=True):
     format: str
 
 
-QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap)
+class AskFixes(Command, frozen=True):
+    """Ask what was tried on layers before, by any run; learnt as `FormatTried` and `Sensitivity`.
+    Nothing is measured."""
+
+    layers: tuple[str, ...] = ()
+    """Empty means those that the session knows something tried of."""
+    format: str = ""
+    """The format to better, whose alternatives are looked up; empty means those that the session
+    knows to be tried, whose measurements are looked up."""
+
+
+class AskClients(Command, frozen=True):
+    """Ask who else is attached; answered with `Clients` to this client alone."""
+
+
+QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap, AskFixes, AskClients)
 """Commands that change nothing of a session: screens send them without a key press, and terminals
 that only look may."""
 
@@ -350,7 +365,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, AskFixes, AskClients, Stop, Unknown),
     )
 }
 

@@ -463,6 +463,14 @@ class JobFirst(Transient, frozen=True):
     job: str
 
 
+class Clients(Transient, frozen=True, kw_only=True):
+    """Who is attached besides the client that asked."""
+
+    terminals: int = 0
+    commands: tuple[str, ...] = ()
+    """Commands without an interface, such as ``qtui eval``."""
+
+
 AnyEvent: TypeAlias = (
     Opened
     | CheckpointRead
@@ -490,4 +498,5 @@ AnyEvent: TypeAlias = (
     | Refused
     | Gauges
     | JobFirst
+    | Clients
 )

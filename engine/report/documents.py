@@ -16,7 +16,12 @@ from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
 from engine.report.comparison_parts import artefact_part, compared_parts
-from engine.report.diagnosis_parts import diagnosed_layers, finding_parts, verdict_part
+from engine.report.diagnosis_parts import (
+    diagnosed_layers,
+    finding_parts,
+    tried_layers,
+    verdict_part,
+)
 from engine.report.entry import Template
 from engine.report.error_parts import drift_parts, errors_part
 from engine.report.figures import Context
@@ -343,6 +348,7 @@ def report_document(
     format: str = "",
     commands: Mapping[str, str] | None = None,
     histograms: Sequence[p.HistogramReady] = (),
+    serving: Serving | None = None,
 ) -> s.ReportDocument:
     """All that a session knows, as one document.
 
@@ -353,6 +359,7 @@ def report_document(
         format: canonical; whose effects verdict and findings are about, chosen if not given.
         commands: what reproduces the figures, by what it gives.
         histograms: of some layers.
+        serving: what the verdict's mix may have; None for what some serving kernel takes.
     """
     shown = judged_format(session, format)
     read, ready = session.checkpoint, session.measured_with
@@ -373,11 +380,12 @@ def report_document(
         control=_control(session),
         interval_factor=finite(session.interval_factor),
         format=shown,
-        verdict=verdict_part(session, shown) if shown else UNSET,
+        verdict=verdict_part(session, shown, serving) if shown else UNSET,
         findings=finding_parts(session, shown or "int4-g128"),
         recipe=report_recipe(session),
         layers=report_layers(session),
         histograms=[histogram(each) for each in histograms],
+        fixes=tried_layers(session, shown) or UNSET,
         tried=tried_parts(session),
         plan=plan_part(session),
         compared=compared_parts(session),

@@ -22,6 +22,7 @@ DECLARED = (
     "engine.measure.sweep.job:SWEEP",
     "engine.measure.diagnosing:DIAGNOSE",
     "engine.measure.fixes.job:TRY_FIXES",
+    "engine.measure.fixes.job:KNOWN_FIXES",
     "engine.measure.errors.job:ERRORS",
     "engine.measure.errors.job:ERROR_MAP",
     "engine.measure.compare.job:COMPARE",

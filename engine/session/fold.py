@@ -147,6 +147,8 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.Gauges():
             session.gauges = event
             return frozenset({"gauges"})
+        case p.Clients():
+            return frozenset()  # an answer to a question, and no part of the session
 
 
 def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:

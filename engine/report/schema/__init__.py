@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from engine.report.schema.bench import BenchBatch as BenchBatch
+from engine.report.schema.bench import BenchDocument as BenchDocument
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer
 from engine.report.schema.comparison import CompareDocument as CompareDocument
@@ -86,6 +88,7 @@ Document: TypeAlias = (
     | SymptomsDocument
     | ExportDocument
     | ImatrixDocument
+    | BenchDocument
     | ReportDocument
     | SessionsDocument
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.report import schema
+from engine.report.tables.bench import bench_text as bench_text
 from engine.report.tables.comparison import comparison_markdown as comparison_markdown
 from engine.report.tables.comparison import comparison_text as comparison_text
 from engine.report.tables.diagnosis import diagnosis_markdown as diagnosis_markdown
@@ -30,5 +31,6 @@ TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
     schema.SymptomsDocument: symptoms_text,
     schema.ExportDocument: export_text,
     schema.ImatrixDocument: imatrix_text,
+    schema.BenchDocument: bench_text,
 }
 """How each type of document is printed."""
