@@ -15,21 +15,19 @@ def _steps(context: Context[Workspace], command: p.Open) -> Steps:
 
 
 def _then(session: Session, command: p.Open) -> list[p.Command]:
-    """Find the scores of recipes of an earlier run, and measure the last of them.
-
-    The last one only if no change since then is being measured.
-    """
-    if not command.take_up:
-        return []
+    """Find what an earlier run measured: of recipes it held, of formats tried; measure the last
+    recipe, unless a change since then is being measured."""
     found: list[p.Command] = []
-    if any(tried.measured for tried in session.tried):
+    if command.take_up and any(tried.measured for tried in session.tried):
         found.append(p.RecallScores())
     measuring = any(
         isinstance(job.command, p.MeasureRecipe) and job.status == "running"
         for job in session.jobs.values()
     )
-    if session.changed and not measuring:
+    if command.take_up and session.changed and not measuring:
         found.append(p.MeasureRecipe())
+    if session.fixes:
+        found.append(p.AskFixes())
     return found
 
 

@@ -31,6 +31,9 @@ COMMANDS: dict[str, p.Command] = {
     "plan": p.Plan(budget=p.Budget(bits=5.0), forwards=4),
     "export": p.Export(out="/nowhere/x", format="int4-g32"),
     "compare": p.Compare(("/nowhere",)),
+    "symptoms": p.FindSymptoms(
+        prompts=("a",), format="int4-g32", sampling=p.Sampling(new_tokens=1)
+    ),
     "imatrix": p.WriteImatrix(out="/nowhere/x.gguf"),
 }
 """Every job that people wait for."""
