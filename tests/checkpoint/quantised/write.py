@@ -429,7 +429,13 @@ def hqq() -> Iterator[Case]:
 
 
 def torchao() -> Iterator[Case]:
-    """Tensors of torchao that a CPU makes, flattened for safetensors."""
+    """Tensors of torchao that a CPU makes, flattened for safetensors.
+
+    Those that only a GPU makes are packed as torchao packs them (Int4PlainInt32Tensor), or stand
+    in ``torchao-cuda``.
+    """
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
     from torchao.quantization import (
         Float8WeightOnlyConfig,
@@ -440,6 +446,11 @@ def torchao() -> Iterator[Case]:
         quantize_,
     )
 
+    def case(name: str, stored: Tensor, whole: Tensor | None = None) -> Case:
+        tensors, metadata = flatten_tensor_state_dict({f"{MODULE}.weight": stored})
+        whole = stored.dequantize() if whole is None else whole  # type: ignore[no-untyped-call]
+        return Case(name, _TORCHAO, tensors, whole, metadata)
+
     for name, config in (
         ("int8", Int8WeightOnlyConfig()),
         ("float8", Float8WeightOnlyConfig()),
@@ -449,18 +460,94 @@ def torchao() -> Iterator[Case]:
         linear = torch.nn.Linear(64, 32, bias=False)
         linear.weight.data = weight().bfloat16()
         quantize_(linear, config)
-        tensors, metadata = flatten_tensor_state_dict({f"{MODULE}.weight": linear.weight})
-        said = {"quant_method": "torchao", "": {"dtype": "bfloat16"}}
-        yield Case(name, said, tensors, linear.weight.dequantize(), metadata)
+        yield case(name, linear.weight)
+    for dtype, name in (
+        (torch.float8_e4m3fn, "mxfp8"),
+        (torch.float8_e5m2, "mxfp8-e5m2"),
+        (torch.float4_e2m1fn_x2, "mxfp4"),
+    ):
+        for swizzled in (False, True):
+            whole = weight(136, 96).bfloat16()  # not all of a block of 128 x 4 scales
+            found = MXTensor.to_mx(whole, dtype, 32, is_swizzled_scales=swizzled)
+            yield case(f"{name}{'-swizzled' if swizzled else ''}", found)
+    for swizzled in (False, True):
+        for scaled in (False, True):
+            whole = weight(136, 96).bfloat16()
+            amax = per_tensor_amax_to_scale(whole.abs().amax().float()) if scaled else None
+            found = NVFP4Tensor.to_nvfp4(
+                whole, per_tensor_scale=amax, is_swizzled_scales=swizzled
+            )
+            kind = f"{'-scaled' if scaled else ''}{'-swizzled' if swizzled else ''}"
+            yield case(f"nvfp4{kind}", found)
+    for words in (False, True):
+        stored, whole = _plain_int4(words=words)
+        yield case(f"int4-{'words' if words else 'plain'}-g32", stored, whole)
+
+
+_TORCHAO: dict[str, Any] = {"quant_method": "torchao", "": {"dtype": "bfloat16"}}
+
+
+def _plain_int4(*, words: bool) -> tuple[Tensor, Tensor]:
+    """Int4PlainInt32Tensor or Int4Tensor, as kernels that are not on a CPU make them."""
+    from torchao.quantization import Int4PlainInt32Tensor, Int4Tensor
+
+    whole = weight().bfloat16()
+    scale, zero = (each.bfloat16() for each in grid(whole.float(), 4, 32, symmetric=False))
+    wide = scale.repeat_interleave(32, 1).float()
+    codes = (whole.float() / wide + zero.repeat_interleave(32, 1)).round().clamp(0, 15)
+    parts = (scale.T.contiguous(), zero.T.contiguous())
+    if words:
+        packed = (codes[:, 1::2].to(torch.uint8) << 4) | codes[:, ::2].to(torch.uint8)
+        parts = (parts[0], parts[1].to(torch.int8))
+        exact = (codes - zero.float().repeat_interleave(32, 1)) * wide
+        made = Int4PlainInt32Tensor(packed.view(torch.int32), *parts, [1, 32], whole.shape)
+        return made, exact.bfloat16()
+    signed = (codes - 8).to(torch.int8)
+    packed = (signed[:, ::2] & 15) | (signed[:, 1::2] << 4)  # pack_int4 of MSLK
+    added = (-(zero.float() - 8) * scale.float()).bfloat16()
+    exact = signed.float() * wide + added.float().repeat_interleave(32, 1)
+    made = Int4Tensor(packed, parts[0], added.T.contiguous(), [1, 32], whole.shape)
+    return made, exact.bfloat16()
+
+
+def torchao_on_cuda() -> Iterator[Case]:
+    """Tiles of tinygemm, which only a GPU packs and multiplies."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int4TilePackedTo4dTensor
+    from torchao.quantization.utils import pack_tinygemm_scales_and_zeros
+
+    for name, out, row, group in (("g32", 16, 1024, 32), ("g128-padded", 12, 200, 128)):
+        height, width = -(-out // 8) * 8, -(-row // 1024) * 1024
+        codes = torch.randint(0, 16, (height, width), dtype=torch.int32, device="cuda")
+        codes[:, row:] = 0
+        scale = (torch.rand(height, width // group, device="cuda") * 0.05 + 0.001).bfloat16()
+        zero = (torch.randn(height, width // group, device="cuda") * 0.1).bfloat16()
+        pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8).contiguous()
+        packed = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)
+        both = pack_tinygemm_scales_and_zeros(scale, zero)
+        one = torch.eye(width, device="cuda").bfloat16()
+        whole = torch.ops.aten._weight_int4pack_mm(one, packed, group, both).T[:out, :row]
+        stored = Int4TilePackedTo4dTensor(packed, both, [1, group], torch.Size((out, row)))
+        tensors, metadata = flatten_tensor_state_dict({f"{MODULE}.weight": stored})
+        yield Case(f"tiles-{name}", _TORCHAO, tensors, whole.contiguous(), metadata)
 
 
 def quanto() -> Iterator[Case]:
-    """8 bits of quanto."""
-    from optimum.quanto import freeze, qfloat8, qint8, quantize
+    """8 bits of quanto; 4 and 2 bits in groups, in one group a row, of a layer with a bias."""
+    from optimum.quanto import freeze, qfloat8, qint2, qint4, qint8, quantize
 
-    for name, kind in (("int8", qint8), ("float8", qfloat8)):
-        linear = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False))
-        linear[0].weight.data = weight().bfloat16()
+    for name, kind, row, dtype, biased in (
+        ("int8", qint8, 64, torch.bfloat16, False),
+        ("float8", qfloat8, 64, torch.bfloat16, False),
+        ("int4-g128", qint4, 256, torch.bfloat16, False),
+        ("int4-g96", qint4, 192, torch.float16, False),
+        ("int4-channel", qint4, 64, torch.float32, False),
+        ("int4-bias", qint4, 256, torch.float32, True),
+        ("int2-g128", qint2, 256, torch.bfloat16, False),
+        ("int2-channel", qint2, 64, torch.float16, False),
+    ):
+        linear = torch.nn.Sequential(torch.nn.Linear(row, 32, bias=biased))
+        linear[0].weight.data = weight(32, row).to(dtype)
         quantize(linear, weights=kind)
         freeze(linear)
         whole = linear[0].weight.dequantize()
@@ -469,7 +556,8 @@ def quanto() -> Iterator[Case]:
             for key, value in linear.state_dict().items()
             if "scale" not in key or "weight" in key
         }
-        yield Case(name, {"quant_method": "quanto", "weights": name}, tensors, whole)
+        config = {"quant_method": "quanto", "weights": name.partition("-")[0]}
+        yield Case(name, config | {"": {"hidden_size": row}}, tensors, whole)
 
 
 TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
@@ -479,6 +567,7 @@ TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
     "transformers": (transformers, "bitsandbytes", ("transformers",)),
     "hqq": (hqq, "hqq", ("hqq",)),
     "torchao": (torchao, "torchao", ("torchao",)),
+    "torchao-cuda": (torchao_on_cuda, "torchao", ("torch", "torchao")),
     "quanto": (quanto, "quanto", ("optimum-quanto",)),
     "bitsandbytes": (bitsandbytes, "bitsandbytes", ("bitsandbytes",)),
     "autoawq": (autoawq, "autoawq", ("autoawq",)),
@@ -487,6 +576,8 @@ TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
     "compressed-tensors-0.17": (compressed_tensors, "bitsandbytes", ("compressed-tensors",)),
 }
 """What writes them, the environment that has it, and the packages whose versions matter."""
+ON_GPU = ("torchao-cuda",)
+"""Those that a GPU must write; the others do without."""
 
 
 def plain(tensor: Tensor) -> bytes:
