@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 MODULE = "model.layers.0.mlp.up_proj"
+EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 
 
 @dataclass
@@ -48,6 +49,11 @@ def weight(out: int = 32, row: int = 64, seed: int = 0) -> Tensor:
     torch.manual_seed(seed)
     size = torch.linspace(0.5, 2.0, out)[:, None]
     return (torch.randn(out, row) + 0.3 * torch.randn(out, 1)) * size * 0.05
+
+
+def experts(out: int = 32, row: int = 64) -> Tensor:
+    """Weights of three experts, ``[3, out, in]``."""
+    return torch.stack([weight(out, row, seed) for seed in range(3)])
 
 
 def named(tensors: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -115,7 +121,13 @@ def compressed_tensors() -> Iterator[Case]:
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationScheme
 
-    def case(name: str, form: str, weights: dict[str, Any], state: dict[str, Tensor]) -> Case:
+    def case(
+        name: str,
+        form: str,
+        weights: dict[str, Any],
+        state: dict[str, Tensor],
+        module: str = MODULE,
+    ) -> Case:
         scheme = QuantizationScheme(targets=["Linear"], weights=weights)
         compressor = BaseCompressor.load_from_registry(form)
         packed = compressor.compress(state, scheme)
@@ -127,7 +139,7 @@ def compressed_tensors() -> Iterator[Case]:
             "config_groups": {"group_0": group},
             "version": version("compressed-tensors"),
         }
-        tensors = {f"{MODULE}.{key}": value for key, value in packed.items()}
+        tensors = {f"{module}.{key}": value for key, value in packed.items()}
         return Case(name, config, tensors, whole)
 
     def integers(bits: int, group: int, *, symmetric: bool) -> tuple[dict[str, Any], Any]:
@@ -150,6 +162,22 @@ def compressed_tensors() -> Iterator[Case]:
             arguments, state = integers(bits, 32, symmetric=symmetric)
             kind = "sym" if symmetric else "asym"
             yield case(f"pack-{bits}-{kind}-g32", "pack-quantized", arguments, state)
+    together = ((4, True), (4, False), (3, False))
+    if version("compressed-tensors").startswith("0.17"):  # it does not read what it packs then
+        together = ()
+    for bits, symmetric in together:
+        whole = experts(30)
+        pairs = [grid(each, bits, 32, symmetric=symmetric) for each in whole]
+        scale, zero = (torch.stack(each) for each in zip(*pairs, strict=True))
+        state = {"weight": whole.bfloat16(), "weight_scale": scale.bfloat16()}
+        if not symmetric:
+            state["weight_zero_point"] = (zero - (1 << (bits - 1))).to(torch.int8)
+        arguments = {
+            "num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group",
+            "group_size": 32,
+        }  # fmt: skip
+        kind = f"experts-{bits}-{'sym' if symmetric else 'asym'}-g32"
+        yield case(kind, "pack-quantized", arguments, state, EXPERTS)
     for group, name in ((-1, "channel"), (0, "tensor")):
         arguments, state = integers(4, group, symmetric=True)
         yield case(f"pack-4-sym-{name}", "pack-quantized", arguments, state)
@@ -278,6 +306,27 @@ def autoround() -> Iterator[Case]:
                 }  # fmt: skip
                 name = f"{packing}-{bits}-{'sym' if symmetric else 'asym'}"
                 yield Case(name, config, named(module.state_dict(), tuple(_BUFFERS)), dequantised)
+    yield _mxint4()
+
+
+def _mxint4() -> Case:
+    from auto_round.experimental.qmodules.mx import MXINT4QuantLinear
+    from auto_round.export.export_to_autoround.qlinear_int import QuantLinear
+
+    whole, group = weight(), 32
+    power = torch.floor(torch.log2(whole.unflatten(1, (-1, group)).abs().amax(-1)))
+    linear = torch.nn.Linear(64, 32, bias=False)
+    linear.weight.data = whole
+    module = QuantLinear(4, group, 64, 32, False)
+    module.pack(linear, power, device="cpu")
+    reader = MXINT4QuantLinear.__new__(MXINT4QuantLinear)
+    torch.nn.Module.__init__(reader)
+    reader.group_size, reader.dtype = group, torch.float32
+    dequantised = reader.dequant_mx_tensor(module.weight_packed, module.weight_scale).bfloat16()
+    config = {"quant_method": "auto-round", "packing_format": "auto_round:mx_int"}
+    config |= {"data_type": "mx_int", "bits": 4, "group_size": group}
+    names = ("weight_packed", "weight_scale")
+    return Case("mxint4", config, named(module.state_dict(), names), dequantised)
 
 
 _BUFFERS = ("qweight", "qzeros", "scales", "g_idx")
@@ -391,10 +440,17 @@ def mlx() -> Iterator[Case]:
     yield case("mxfp4", 4, 32, mx.bfloat16)
     yield case("mxfp8", 8, 32, mx.bfloat16)
     yield case("nvfp4", 4, 16, mx.bfloat16)
+    whole = mx.array(experts(16, 64).numpy()).astype(mx.float16)
+    settings = {"group_size": 32, "bits": 4}
+    parts = mx.quantize(whole, **settings)
+    names = (f"{EXPERTS}.weight", f"{EXPERTS}.scales", f"{EXPERTS}.biases")
+    tensors = {n: torched(p) for n, p in zip(names, parts, strict=True)}
+    dequantised = torched(mx.dequantize(*parts, **settings))
+    yield Case("experts-4-g32", {"": {"quantization": settings}}, tensors, dequantised)
 
 
 def transformers() -> Iterator[Case]:
-    """BitNet, as transformers packs it."""
+    """BitNet, ``metal``, ``mxfp8`` and DeepSeek V4, as transformers packs and reads them."""
     from transformers.integrations.bitnet import pack_weights, unpack_weights
 
     torch.manual_seed(0)
@@ -407,6 +463,52 @@ def transformers() -> Iterator[Case]:
         config = {"quant_method": "bitnet", "linear_class": kind}
         tensors = {f"{MODULE}.weight": packed, f"{MODULE}.weight_scale": scale}
         yield Case(kind, config, tensors, whole.bfloat16())
+    yield from _metal()
+    yield from _powers_of_two()
+
+
+def _metal() -> Iterator[Case]:
+    from transformers.integrations import metal_quantization as metal
+
+    for bits, dtype in ((4, torch.bfloat16), (2, torch.float16), (8, torch.bfloat16)):
+        packed, scales, biases = metal._affine_quantize_tensor(weight().to(dtype), 32, bits)
+        parts = (packed, scales.to(dtype), biases.to(dtype))
+        whole = metal._affine_dequantize_tensor(*parts, 32, bits).to(dtype)
+        names = (f"{MODULE}.weight", f"{MODULE}.scales", f"{MODULE}.qbiases")
+        config = {"quant_method": "metal", "bits": bits, "group_size": 32}
+        yield Case(f"metal-{bits}", config, dict(zip(names, parts, strict=True)), whole)
+
+
+def _powers_of_two() -> Iterator[Case]:
+    """fp8 and 4 bits with scales that are exponents: mxfp8, and DeepSeek V4's two layouts."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    reader = Fp8Dequantize(None)
+
+    def powers(whole: Tensor, rows: int, columns: int, top: int) -> Tensor:
+        blocks = whole.unflatten(0, (-1, rows)).unflatten(2, (-1, columns)).abs().amax((1, 3))
+        return torch.floor(torch.log2(blocks)) - top + 127
+
+    whole = weight(256, 128)
+    for name, rows, columns, scale_name, config in (
+        ("mxfp8", 1, 32, "weight_scale_inv", {"quant_method": "mxfp8", "weight_block_size": [1, 32]}),
+        ("deepseek-fp8", 128, 128, "scale", {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+    ):  # fmt: skip
+        scale = powers(whole, rows, columns, 8).to(torch.uint8)
+        wide = torch.exp2(scale.float() - 127).repeat_interleave(rows, 0)
+        codes = (whole / wide.repeat_interleave(columns, 1)).to(torch.float8_e4m3fn)
+        stored = scale if name == "mxfp8" else scale.view(torch.float8_e8m0fnu)
+        dequantised = reader._dequantize_one(codes, stored, torch.bfloat16)
+        tensors = {f"{MODULE}.weight": codes, f"{MODULE}.{scale_name}": stored}
+        yield Case(name, config, tensors, dequantised)
+    whole = weight(32, 64)
+    scale = powers(whole, 1, 32, 2).to(torch.uint8)
+    torch.manual_seed(1)
+    codes = torch.randint(-128, 128, (32, 32)).to(torch.int8)
+    stored = scale.view(torch.float8_e8m0fnu)
+    tensors = {f"{MODULE}.weight": codes, f"{MODULE}.scale": stored}
+    dequantised = reader._dequantize_one(codes, stored, torch.bfloat16)
+    yield Case("deepseek-fp4", {"quant_method": "fp8"}, tensors, dequantised)
 
 
 def hqq() -> Iterator[Case]:
