@@ -42,6 +42,6 @@ def _hidden_size(checkpoint: Checkpoint) -> int:
     text = checkpoint.config.get("text_config")
     for config in (text if isinstance(text, dict) else {}, checkpoint.config):
         for key in _HIDDEN:
-            if type(config.get(key)) is int:
-                return max(0, config[key])
+            if type(size := config.get(key)) is int:
+                return max(0, int(size))
     return 0

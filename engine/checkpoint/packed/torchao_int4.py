@@ -2,8 +2,8 @@
 
 - ``Int4Tensor``: signed codes, two a byte, the first in the low half; ``scale`` and ``zero_point``
   ``[in / group, out]``: ``code · scale + zero_point``. (Of MSLK, ``int4_row_quantize_zp``.)
-- ``Int4PlainInt32Tensor``, as written on XPU: codes from 0 on, eight a word, the first in the lowest
-  bits; whole zero points: ``(code - zero_point) · scale``.
+- ``Int4PlainInt32Tensor``, as written on XPU: codes from 0 on, eight a word, the first in the
+  lowest bits; whole zero points: ``(code - zero_point) · scale``.
 - ``Int4TilePackedTo4dTensor``: ``[out / 8, in / 128, 32, 4]`` words of eight codes, in the order in
   which the lanes of a warp take them; ``scale_and_zero [in / group, out, 2]``:
   ``(code - 8) · scale + zero``. Padded to 8 outputs and 1024 inputs.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _LANES, _WORDS = 32, 4
 _TILE = (8, 128)
-"""Outputs and inputs of a tile of ``Int4TilePackedTo4dTensor``: eight of tinygemm's, side by side."""
+"""Outputs and inputs of a tile of ``Int4TilePackedTo4dTensor``: eight tiles of tinygemm."""
 _PLACES = (0, 8, 16, 24, 1, 9, 17, 25)
 """Inputs of a word's codes, from its lowest bits on, after twice the lane modulo 4."""
 
@@ -92,9 +92,7 @@ def _tiled_shape(found: Described) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _load_plain(
-    found: Described, shape: tuple[int, int], group: int, *, words: bool
-) -> Loaded:
+def _load_plain(found: Described, shape: tuple[int, int], group: int, *, words: bool) -> Loaded:
     import torch
 
     from engine.checkpoint.packed.grid import Grid

@@ -1,4 +1,4 @@
-"""DeepSeek V4: ``P.weight`` in fp8, or two 4-bit numbers in an int8, with powers of two in ``P.scale``.
+"""DeepSeek V4: ``P.weight`` in fp8, or two 4-bit numbers an int8, with powers of two: ``P.scale``.
 
 A scale serves a block: of fp8 128 rows of 128 inputs, of 4 bits 32 inputs of one row; the shapes
 tell. The first number of a byte is in its low half.

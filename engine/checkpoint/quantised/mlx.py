@@ -2,8 +2,8 @@
 
 Codes run along the inputs as a stream of bits, the lowest first. ``affine``: code · scale + bias,
 of 2, 3, 4, 5, 6 or 8 bits in groups; ``mxfp4`` and ``mxfp8``: a power of two for 32; ``nvfp4``: fp8
-for 16. The config says which, for single modules too; the shapes must agree. transformers' ``metal``
-is ``affine`` with ``P.qbiases``.
+for 16. The config says which, for single modules too; the shapes must agree. ``metal`` of
+transformers is ``affine`` with ``P.qbiases``.
 
 Source: MLX 0.32, ``mlx/ops.cpp`` and ``backend/cpu/quantized.cpp``; ``mlx_lm/utils.py``;
 transformers 5.23, ``integrations/metal_quantization.py``.

@@ -30,6 +30,7 @@ from engine.checkpoint.packed.torchao_int4 import int4
 from engine.checkpoint.packed.torchao_mx import WHOLE, microscaled
 from engine.checkpoint.quantised.reader import Reader
 from engine.checkpoint.weight import Loaded, QuantisedWeight
+from engine.errors import CheckpointError
 
 _CODES = re.compile(r"\._weight_qdata$")
 _INTEGERS, _FLOAT = ("Int8Tensor", "IntxUnpackedToInt8Tensor"), "Float8Tensor"
@@ -43,6 +44,8 @@ _BITS = re.compile(r"int([1-8])")
 def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
     metadata: dict[str, str] | None = None
     for pieces in pieces_of(checkpoint, CODES, (), _BESIDE):
+        if SCALE not in pieces and SCALE_AND_ZERO not in pieces:
+            raise _without(pieces, SCALE)
         if metadata is None:
             files = [] if checkpoint.pickled else checkpoint.files
             metadata = {k: v for file in files for k, v in read_metadata(file).items()}
@@ -57,12 +60,17 @@ def _weight(found: Described) -> QuantisedWeight:
         raise found.refusal("its inputs are scaled first, which is not read")
     needed = SCALE_AND_ZERO if kind == "Int4TilePackedTo4dTensor" else SCALE
     if needed not in pieces:
-        raise pieces.refusal(
-            f"there is no {pieces.prefix + needed!r} beside it; download or save it again"
-        )
+        raise _without(pieces, needed)
     if kind in _INT4:
         return int4(found, READER.name)
     return microscaled(found, READER.name) if kind in _MICROSCALED else _by_blocks(found)
+
+
+def _without(pieces: Pieces, ending: str) -> CheckpointError:
+    return CheckpointError(
+        f"{pieces.codes.file} stores {pieces.codes.name!r} without its {ending[1:]!r}: no "
+        f"{pieces.prefix + ending!r} in {pieces.checkpoint.folder}; download or save it again"
+    )
 
 
 def _by_blocks(found: Described) -> QuantisedWeight:
@@ -70,9 +78,7 @@ def _by_blocks(found: Described) -> QuantisedWeight:
     pieces = found.pieces
     shape, scale = pieces.codes.shape, pieces[SCALE]
     pieces.expect(SCALE, FLOATS)
-    pieces.expect(
-        CODES, ("int8",) if found.kind in _INTEGERS else ("float8_e4m3fn", "float8_e5m2")
-    )
+    pieces.expect(CODES, ("int8",) if found.kind in _INTEGERS else ("float8_e4m3fn", "float8_e5m2"))
     fits = len(shape) == len(scale.shape) == 2 and all(
         count and size % count == 0 for size, count in zip(shape, scale.shape, strict=True)
     )

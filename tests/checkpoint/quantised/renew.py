@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Write ``written/TOOL.json`` for every tool, or for some; those that need a GPU only if named."""
+    """Write ``written/TOOL.json`` for every tool that needs no GPU, or for those that are named."""
     environments, *wanted = sys.argv[1:]
     for tool in wanted or [each for each in TOOLS if each not in ON_GPU]:
         python = Path(environments) / TOOLS[tool][1] / "bin" / "python"

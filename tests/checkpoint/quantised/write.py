@@ -15,13 +15,17 @@ import base64
 import hashlib
 import importlib.util
 import json
+import subprocess
 import sys
+import tempfile
 import types
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import torch
 from torch import Tensor
@@ -42,6 +46,9 @@ class Case:
     """What the tool dequantises them to, ``[out, in]``."""
     metadata: dict[str, str] = field(default_factory=dict)
     """Of the file."""
+    before: Tensor | None = None
+    """What the weight is made of where that takes sums, whose order depends on the machine: then
+    it is this that must be equal bit for bit, and some rows of the weight are kept."""
 
 
 def weight(out: int = 32, row: int = 64, seed: int = 0) -> Tensor:
@@ -491,9 +498,10 @@ def _powers_of_two() -> Iterator[Case]:
 
     whole = weight(256, 128)
     for name, rows, columns, scale_name, config in (
-        ("mxfp8", 1, 32, "weight_scale_inv", {"quant_method": "mxfp8", "weight_block_size": [1, 32]}),
-        ("deepseek-fp8", 128, 128, "scale", {"quant_method": "fp8", "weight_block_size": [128, 128]}),
-    ):  # fmt: skip
+        ("mxfp8", 1, 32, "weight_scale_inv", {"quant_method": "mxfp8"}),
+        ("deepseek-fp8", 128, 128, "scale", {"quant_method": "fp8"}),
+    ):
+        config["weight_block_size"] = [rows, columns]
         scale = powers(whole, rows, columns, 8).to(torch.uint8)
         wide = torch.exp2(scale.float() - 127).repeat_interleave(rows, 0)
         codes = (whole / wide.repeat_interleave(columns, 1)).to(torch.float8_e4m3fn)
@@ -576,9 +584,7 @@ def torchao() -> Iterator[Case]:
         for scaled in (False, True):
             whole = weight(136, 96).bfloat16()
             amax = per_tensor_amax_to_scale(whole.abs().amax().float()) if scaled else None
-            found = NVFP4Tensor.to_nvfp4(
-                whole, per_tensor_scale=amax, is_swizzled_scales=swizzled
-            )
+            found = NVFP4Tensor.to_nvfp4(whole, per_tensor_scale=amax, is_swizzled_scales=swizzled)
             kind = f"{'-scaled' if scaled else ''}{'-swizzled' if swizzled else ''}"
             yield case(f"nvfp4{kind}", found)
     for words in (False, True):
@@ -662,6 +668,63 @@ def quanto() -> Iterator[Case]:
         yield Case(name, config | {"": {"hidden_size": row}}, tensors, whole)
 
 
+def exllamav3() -> Iterator[Case]:
+    """Random paths, as ExLlamaV3 decodes them: its headers compiled for a CPU, its rotations."""
+    where = importlib.util.find_spec("exllamav3")
+    assert where is not None
+    assert where.submodule_search_locations is not None
+    home = Path(where.submodule_search_locations[0])
+    for name in ("", ".modules", ".modules.quant", ".modules.quant.exl3_lib"):
+        package = types.ModuleType(f"exllamav3{name}")  # the package itself wants CUDA
+        package.__path__ = [str(home.joinpath(*name.split(".")[1:]))]
+        sys.modules[f"exllamav3{name}"] = package
+    for name in ("exllamav3.ext", "exllamav3.model", "exllamav3.model.config", "triton"):
+        sys.modules[name] = MagicMock()
+    sys.modules["triton.language"] = sys.modules["triton"].language
+    from exllamav3.modules.quant.exl3 import LinearEXL3
+    from exllamav3.modules.quant.exl3_lib.quantize import tensor_core_perm_i
+
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "decode"
+        source = Path(__file__).parent / "exl3_on_cpu.cpp"
+        include = f"-I{home / 'exllamav3_ext'}"
+        command = ["g++", "-O1", "-std=c++20", "-DUSE_ROCM", include, str(source), "-o"]
+        subprocess.run([*command, str(program)], check=True)
+
+        def inner(module: Any, room: Tensor, first: int) -> None:
+            tiles = module.trellis
+            kind = 1 if module.mcg else 2 if module.mul1 else 0
+            asked = [str(program), str(round(2 * module.K)), str(kind)]
+            answer = subprocess.run(asked, input=plain(tiles), capture_output=True, check=True)
+            lanes = torch.frombuffer(bytearray(answer.stdout), dtype=torch.float16).view(-1, 256)
+            whole = lanes[:, tensor_core_perm_i("cpu").long()].view(*tiles.shape[:2], 16, 16)
+            room.copy_(whole.transpose(1, 2).reshape(room.shape))
+
+        LinearEXL3._reconstruct_inner = inner
+        for bits, book, old in (
+            (1, "", False), (2, "mcg", False), (3, "mul1", False), (4, "", True),
+            (5, "mcg", False), (6, "mul1", False), (7, "", False), (8, "mcg", False),
+            (1.5, "mul1", False), (2.5, "mul1", False), (3.5, "mul1", False),
+        ):  # fmt: skip
+            torch.manual_seed(int(2 * bits))
+            tensors = {"trellis": torch.randint(-(1 << 15), 1 << 15, (8, 8, int(16 * bits)))}
+            tensors["trellis"] = tensors["trellis"].to(torch.int16)
+            if old:
+                tensors["su"], tensors["sv"] = torch.randint(-(1 << 15), 1 << 15, (2, 8)).short()
+            else:
+                tensors["suh"], tensors["svh"] = (torch.randn(2, 128) * 0.1).half()
+            if book:
+                tensors[book] = torch.tensor(1, dtype=torch.int32)
+            module = LinearEXL3(None, 128, 128, **tensors)
+            module.su = module.sv = None  # it has unpacked them
+            whole = module.get_weight_tensor().T.contiguous()
+            tiles = module.get_inner_weight_tensor()
+            named_ = {f"{MODULE}.{key}": value for key, value in tensors.items()}
+            name = f"{bits}-{book or '3inst'}{'-signs' if old else ''}"
+            config = {"quant_method": "exl3", "bits": bits, "": {"hidden_size": 128}}
+            yield Case(name, config, named_, whole, before=tiles)
+
+
 TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
     "auto-round": (autoround, "auto-round", ("auto-round",)),
     "model-optimizer": (modelopt, "model-optimizer", ("nvidia-modelopt",)),
@@ -671,6 +734,7 @@ TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
     "torchao": (torchao, "torchao", ("torchao",)),
     "torchao-cuda": (torchao_on_cuda, "torchao", ("torch", "torchao")),
     "quanto": (quanto, "quanto", ("optimum-quanto",)),
+    "exllamav3": (exllamav3, "exllamav3", ("exllamav3",)),
     "bitsandbytes": (bitsandbytes, "bitsandbytes", ("bitsandbytes",)),
     "autoawq": (autoawq, "autoawq", ("autoawq",)),
     "gptqmodel": (gptqmodel, "gptqmodel", ("gptqmodel",)),
@@ -690,23 +754,35 @@ def plain(tensor: Tensor) -> bytes:
 
 def described(case: Case) -> dict[str, Any]:
     """A case as JSON."""
-    tensors = {
-        name: {
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "shape": list(tensor.shape),
-            "data": base64.b85encode(zlib.compress(plain(tensor), 9)).decode(),
-        }
-        for name, tensor in case.tensors.items()
-    }
+    tensors = {name: _stored(tensor) for name, tensor in case.tensors.items()}
     found: dict[str, Any] = {"config": case.config, "tensors": tensors}
     if case.metadata:
         found["metadata"] = case.metadata
-    found["weight"] = {
-        "dtype": str(case.weight.dtype).removeprefix("torch."),
-        "shape": list(case.weight.shape),
-        "sha256": hashlib.sha256(plain(case.weight)).hexdigest(),
-    }
+    found["weight"] = _weight_of(case.weight)
+    if case.before is not None:
+        found["before"] = _weight_of(case.before)
+        found["rows"] = _stored(case.weight[::SAMPLED])
     return found
+
+
+SAMPLED = 16
+"""Of how many rows of such a weight one is kept."""
+
+
+def _stored(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "data": base64.b85encode(zlib.compress(plain(tensor), 9)).decode(),
+    }
+
+
+def _weight_of(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "sha256": hashlib.sha256(plain(tensor)).hexdigest(),
+    }
 
 
 def main() -> None:
