@@ -14,7 +14,7 @@ from engine.recipes.changes import canonical
 from engine.recipes.given import as_evaluated, check_given, given_recipe, names_recipe
 from engine.service.jobs import Context, JobSpec, Outcome, Resolved, Steps
 from engine.session import without_methods
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 
 def _accepted(context: Context[Workspace], command: p.Diagnose) -> p.Diagnose:
@@ -92,6 +92,7 @@ DIAGNOSE = JobSpec(
     lane="compute",
     urgency=4,
     repeated="join",
+    memory=needs.of_passes(streams=2, backward=True),
     announced="when ready",  # layer names are final only once the model is loaded
     accept=_accepted,
     recipe=_recipe,
