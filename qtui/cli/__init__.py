@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from engine.errors import EngineError, UsageError
-from qtui.cli.commands import OPEN, PLANNED, all_commands, find_command
+from qtui.cli.commands import OPEN, PLANNED, all_commands, find_command, invoke
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -36,5 +36,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except EngineError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
+    invoke(listed[0].name)
     command_line(listed)(args=given, prog_name="qtui")
     sys.exit(0)

@@ -10,7 +10,7 @@ import msgspec
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.service.jobs import Context, JobSpec, Needs, Steps
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 
 def _accepted(context: Context[Workspace], command: p.Compare) -> p.Compare:
@@ -64,6 +64,7 @@ COMPARE = JobSpec(
     lane="compute",
     urgency=3,
     repeated="join",
+    memory=needs.of_second_model,
     accept=_accepted,
     steps=_steps,
 )

@@ -51,7 +51,7 @@ DETAIL: frozenset[Dirty] = frozenset(
     }
 )  # fmt: skip
 """Parts of a session that the table, and the pane, draw."""
-QUESTIONS = frozenset({"AskHistogram", "AskErrorMap", "AskRanges"})
+QUESTIONS = frozenset({"AskHistogram", "AskErrorMap", "AskRanges", "AskFixes"})
 """Commands that the pane sends by itself."""
 
 
@@ -138,6 +138,7 @@ class Workbench(SessionScreen):
     def _fold(self) -> None:
         narrow, pane = self.has_class("-narrow"), self.has_class("-pane")
         self.detail.set_class(narrow and not pane and not self.has_class("-roomy"), "-small")
+        self.keybar.show_alone(narrow and pane and not self.has_class("-folded"))
         self._detail()
 
     # --- what the engine's link says -----------------------------------------------------------
@@ -147,8 +148,14 @@ class Workbench(SessionScreen):
         self.banner.hide()
         self.scoreboard.state = "starting the engine"
 
+    def waiting(self, sentence: str) -> None:
+        """Say it where it was said that the engine is gone."""
+        self.banner.wait(sentence)
+        self.events.say("info", sentence)
+
     def connected(self) -> None:
         """There is an engine; it knows nothing of what the one before was asked."""
+        self.banner.hide()
         self.scoreboard.state = "opening"
         self.pane_requests.forget()
         self.table.pending.clear()
@@ -464,6 +471,7 @@ class Workbench(SessionScreen):
             self.remove_class("-folded")
             self.add_class("-pane")
             self._fold()
+        self.table.stay()  # what the tab asks for moves rows, not the cursor
         self.detail.show_tab(id)
         self.pane_requests.soon()
 
