@@ -117,6 +117,8 @@ class Compare(Command, frozen=True):
     restore: int = 0
     """For how many layers of each, those that err most first, to measure what giving that layer
     back its original weight wins."""
+    alone: bool = False
+    """Whether they are looked at by themselves, the open one being one of them: no original."""
 
 
 class FindSymptoms(Command, frozen=True, kw_only=True):
