@@ -17,6 +17,7 @@ from engine.protocol.keys import By, Direction
 from engine.protocol.message import Message
 from engine.protocol.plans import Budget
 from engine.protocol.settings import Settings
+from engine.protocol.symptoms import Sampling
 
 
 class _Registered:
@@ -116,6 +117,23 @@ class Compare(Command, frozen=True):
     restore: int = 0
     """For how many layers of each, those that err most first, to measure what giving that layer
     back its original weight wins."""
+    alone: bool = False
+    """Whether they are looked at by themselves, the open one being one of them: no original."""
+
+
+class FindSymptoms(Command, frozen=True, kw_only=True):
+    """Continue prompts by the reference and by a recipe, side by side. Returns `Symptoms`."""
+
+    prompts: tuple[str, ...] = ()
+    """As typed."""
+    file: str = ""
+    """A file of prompts: an absolute path on the engine's machine."""
+    sampling: Sampling = Sampling()
+    format: str = ""
+    """See `MeasureErrors`: the session's own recipe if this, ``layers`` and ``recipe`` are all
+    empty."""
+    layers: dict[str, str] = {}
+    recipe: str = ""
 
 
 class Evaluate(Command, frozen=True):
@@ -133,6 +151,10 @@ class Evaluate(Command, frozen=True):
 
 class MeasureRecipe(Command, frozen=True):
     """Measure the session's own recipe; the engine sends this to itself after every change."""
+
+
+class RecallScores(Command, frozen=True):
+    """Find the scores of recipes that the session held before; the engine sends this to itself."""
 
 
 class Export(Command, frozen=True, kw_only=True):
@@ -333,8 +355,10 @@ _types: dict[str, type[Command]] = {
             TryFixes,
             MeasureErrors,
             Compare,
+            FindSymptoms,
             Evaluate,
             MeasureRecipe,
+            RecallScores,
             Export,
             WriteImatrix,
             SetFormat,

@@ -9,9 +9,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.diagnosis.of_symptoms import alarms, rates, shown
 from engine.diagnosis.serving import Serving
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
+from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
 from engine.report.comparison_parts import artefact_part, compared_parts
 from engine.report.diagnosis_parts import (
@@ -41,6 +43,7 @@ from engine.report.sweep_parts import (
     other_formats,
     unit_parts,
 )
+from engine.report.symptom_parts import prompt_part, rate_part, sampling_part
 from engine.report.verdicts import from_weights
 from engine.session import Job, Session
 
@@ -192,7 +195,7 @@ def compare_document(session: Session, job: Job | None = None) -> s.CompareDocum
     scored = command.score
     return s.CompareDocument(
         resumed=job.resumed,
-        reference=_model(session),
+        reference=UNSET if command.alone else _model(session),
         protocol=_protocol(session) if scored else UNSET,
         versions=session.versions,
         baseline=_baseline(session) if scored else UNSET,
@@ -200,6 +203,39 @@ def compare_document(session: Session, job: Job | None = None) -> s.CompareDocum
             artefact_part(session, session.compared[each])
             for each in job.read(p.Comparison).artefacts
         ],
+        timings=_timings(job),
+    )
+
+
+def symptoms_document(
+    session: Session, name: str, formats: Sequence[str] = (), job: Job | None = None
+) -> s.SymptomsDocument:
+    """The document of a run on symptoms.
+
+    Args:
+        session: in which one has ended.
+        name: how the user named the recipe: a format or a file.
+        formats: those that some layer could not hold.
+        job: its job; the session's last one if not given.
+    """
+    job = job or _last(session, "symptoms")
+    command, found = job.command, job.read(p.Symptoms)
+    assert isinstance(command, p.FindSymptoms)
+    of = formats_given(as_evaluated(command)) if names_recipe(command) else session.changed.values()
+    known = session.continued.get(found.recipe, {})
+    prompts = shown([known[each] for each in found.prompts if each in known])
+    return s.SymptomsDocument(
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        calibration=_calibration(session, "sequential" if any(map(_calibrated, of)) else ""),
+        versions=session.versions,
+        recipe=name,
+        fallbacks=_fallbacks(session, _fell_back(session, formats)),
+        sampling=sampling_part(command.sampling, session.settings.seed),
+        rates=[rate_part(each) for each in rates(prompts)],
+        alarms=len(alarms(prompts)),
+        prompts=[prompt_part(each) for each in prompts],
         timings=_timings(job),
     )
 

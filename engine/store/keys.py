@@ -34,8 +34,11 @@ STATISTICS_VERSION = 3
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
-COMPARISON_VERSION = 3
+COMPARISON_VERSION = 4
 """Version of reading finished checkpoints, and of what is told of their layers."""
+
+GENERATION_VERSION = 1
+"""Version of continuing prompts, and of what is told of them."""
 
 MEASURED: Mapping[str, Any] = {"version": MEASURE_VERSION}
 QUANTISED: Mapping[str, Any] = {**MEASURED, "quantiser": QUANTISER_VERSION}
@@ -342,6 +345,18 @@ class FormatTried(Key, frozen=True, kw_only=True):
     calibration: Calibration
 
 
+class StoredLayer(Key, frozen=True, kw_only=True):
+    """One layer of a finished checkpoint, by itself."""
+
+    kind = "stored layer"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    on: Files
+    """The finished checkpoint."""
+    layer: str
+    refused: str = ""
+    """Why it could not be read."""
+
+
 class ArtefactLayer(Key, frozen=True, kw_only=True):
     """One layer of a finished checkpoint, against its original."""
 
@@ -374,3 +389,26 @@ class LayerRestored(Key, frozen=True, kw_only=True):
     on: Evaluation
     artefact: str
     layer: str
+
+
+class Continued(Key, frozen=True, kw_only=True):
+    """One prompt, continued by the reference and by a recipe.
+
+    Which prompts were continued together is no part of it: as any size of batch, it changes the
+    last bits of logits, and a token where two are as likely.
+    """
+
+    kind = "continued"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "generation": GENERATION_VERSION}
+    on: Files
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    dtype: str
+    device: str
+    """Its kind."""
+    prompt: str
+    """Hash of its tokens, and of how it is continued."""
+    id: str
+    rephrases: str = ""
+    topic: str = ""
+    calibration: Calibration | None = None

@@ -64,10 +64,18 @@ from engine.report.schema.sweep import MeasuredPart as MeasuredPart
 from engine.report.schema.sweep import SweepDocument as SweepDocument
 from engine.report.schema.sweep import SweepLayer as SweepLayer
 from engine.report.schema.sweep import SweepUnit as SweepUnit
+from engine.report.schema.symptoms import ChoicePart as ChoicePart
+from engine.report.schema.symptoms import DifferencePart as DifferencePart
+from engine.report.schema.symptoms import LoopPart as LoopPart
+from engine.report.schema.symptoms import PromptPart as PromptPart
+from engine.report.schema.symptoms import SamplingPart as SamplingPart
+from engine.report.schema.symptoms import SymptomRate as SymptomRate
+from engine.report.schema.symptoms import SymptomsDocument as SymptomsDocument
 from engine.report.schema.triage import ActivationPart as ActivationPart
 from engine.report.schema.triage import ErrorPart as ErrorPart
 from engine.report.schema.triage import ExpertsPart as ExpertsPart
 from engine.report.schema.triage import OutlierPart as OutlierPart
+from engine.report.schema.triage import StoredPart as StoredPart
 from engine.report.schema.triage import TriageDocument as TriageDocument
 from engine.report.schema.triage import TriageLayer as TriageLayer
 
@@ -78,6 +86,7 @@ Document: TypeAlias = (
     | DiagnoseDocument
     | PlanDocument
     | CompareDocument
+    | SymptomsDocument
     | ExportDocument
     | ImatrixDocument
     | BenchDocument
