@@ -365,6 +365,8 @@ class Agreement(Transient, frozen=True, kw_only=True):
     """Median of measured over estimated KL."""
     spread: float = 0.0
     """Standard deviation of the logarithm of measured over estimated KL; 0 for too few layers."""
+    curvature: float = 1.0
+    """Median share of KL in measured ΔNLL, beside its slope: ``(ΔNLL − slope) / KL``."""
     estimated: list[float] = []
     """Knots of the monotone fit of measured to estimated KL, ascending; empty if there are too
     few."""
