@@ -300,10 +300,9 @@ class Scoreboard(Lines):
             figures = f" {phase_text}"
         words.append((figures + clock, ""))
         rest = width - cells(words) - 2
-        known = phase and COUNT not in phase
-        if named and self.session.row(job.subject) is None:
-            known = phase  # its name is there, and no layer to add
-        detail = "" if known else self._detail(job)
+        # Its name is there, and no layer to add.
+        said = named and self.session.row(job.subject) is None
+        detail = "" if said or (phase and COUNT not in phase) else self._detail(job)
         more = f" +{len(jobs) - 2}" if len(jobs) > 2 else ""
         others = printable(f"next: {jobs[1].title}{more}" if len(jobs) > 1 else detail)
         if others and rest > 8:
