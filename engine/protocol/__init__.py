@@ -17,6 +17,7 @@ from engine.protocol.commands import (
     AskExperts,
     AskHistogram,
     AskRanges,
+    Calibrate,
     Cancel,
     Command,
     Compare,
@@ -47,7 +48,7 @@ from engine.protocol.commands import (
     register_command,
     same_request,
 )
-from engine.protocol.comparison import Comparison
+from engine.protocol.comparison import CalibrationSets, Comparison
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
@@ -92,6 +93,8 @@ from engine.protocol.facts import (
     ArtefactScore,
     Baseline,
     BlockDrift,
+    CalibrationCheck,
+    CalibrationScore,
     ClipRatio,
     Control,
     Drift,
@@ -131,6 +134,8 @@ from engine.protocol.frames import (
 from engine.protocol.imatrix import ImatrixWritten
 from engine.protocol.keys import (
     By,
+    CalibratedKey,
+    CalibratedOn,
     Direction,
     EffectKey,
 )
@@ -164,7 +169,13 @@ __all__ = [
     "Budget",
     "By",
     "CacheBlocks",
+    "Calibrate",
     "Calibrated",
+    "CalibratedKey",
+    "CalibratedOn",
+    "CalibrationCheck",
+    "CalibrationScore",
+    "CalibrationSets",
     "Cancel",
     "CheckpointRead",
     "ClipRatio",

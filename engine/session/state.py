@@ -226,6 +226,14 @@ class Compared(msgspec.Struct, forbid_unknown_fields=True):
     """By layer."""
 
 
+class Calibrating(msgspec.Struct, forbid_unknown_fields=True):
+    """Calibration sets compared, under one checkpoint and protocol."""
+
+    checks: dict[p.CalibratedKey, p.CalibrationCheck] = {}
+    """What is told of each set and text; of no method."""
+    scores: dict[p.CalibratedKey, p.CalibrationScore] = {}
+
+
 class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Everything known about one opened checkpoint."""
 
@@ -274,6 +282,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Formats tried on calibration inputs, by layer and format."""
     compared: dict[str, Compared] = {}
     """Finished checkpoints compared with this one, by fingerprint, in order of opening."""
+    calibrating: Calibrating = msgspec.field(default_factory=Calibrating)
+    """Calibration sets that were compared."""
     seq: int = 0
     """Number of the last journalled event applied."""
     index: dict[str, int] = {}

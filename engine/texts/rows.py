@@ -48,6 +48,8 @@ class Asked:
     option: str = "--text"
     tokenizer: Any = None
     """For chats."""
+    chats: bool = True
+    """Whether chats may be rendered by the tokenizer's template, a program of the checkpoint's."""
 
 
 def text_of(rows: Rows, name: str, asked: Asked, notify: Notify) -> Text:
@@ -68,6 +70,11 @@ def text_of(rows: Rows, name: str, asked: Asked, notify: Notify) -> Text:
     column = _checked(rows, asked) if asked.column else _chosen(rows, asked)
     values = rows.values(column)
     chats = rows.kinds[column] == CHAT
+    if chats and not asked.chats:
+        raise TextError(
+            f"{rows.name}: {column!r} holds chats: write chat:{asked.given} to have the "
+            "tokenizer's template render them, or name a column of text"
+        )
     found, why = _chats(values, rows, asked) if chats else (_strings(values), "no text")
     skipped = rows.count - len(found)
     if not any(each.strip() for each in found):

@@ -20,6 +20,7 @@ PHASES: dict[Phase, str] = {
     "writing": "writing",
     "activations": "activations",
     "comparing": "comparing",
+    "sampling": "writing samples",
 }
 """What each phase is, in words."""
 COUNTED = frozenset(
@@ -32,6 +33,7 @@ COUNTED = frozenset(
         "timing",
         "activations",
         "comparing",
+        "sampling",
     }
 )
 """Phases that are shown with their count; another is known by its job, or has its own words."""
