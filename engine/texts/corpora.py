@@ -10,9 +10,10 @@ from engine.errors import TextError, UsageError, first_line
 from engine.texts import stdlib as stdlib_text
 from engine.texts.files import SUFFIXES, read_text_file, rows_of_dataset, rows_of_parquet
 from engine.texts.hub import NoSuchSplitError, load_split
+from engine.texts.named_sets import named_text
 from engine.texts.naming import on_disk, parquet_files, split_and_column
 from engine.texts.rows import Asked, Notify, text_of
-from engine.texts.sets import CHAT_PREFIX, NAMED, Part, named_text
+from engine.texts.sets import CHAT_PREFIX, NAMED, Part
 from engine.texts.text import JOINT, Text
 from engine.texts.tokenizing import token_ids
 
@@ -177,7 +178,7 @@ def _given(
     notify: Notify,
     *,
     demo: bool,
-    chats: bool = True,
+    chats: bool | None = None,
 ) -> Text:
     if asked in NAMED:
         return named_text(asked, split, demo=demo, notify=notify)

@@ -36,13 +36,14 @@ COMMANDS = (
     Command("export", "qtui.cli.export:export"),
     Command("imatrix", "qtui.cli.imatrix:imatrix"),
     Command("compare", "qtui.cli.compare:compare"),
+    Command("calibrate", "qtui.cli.calibrate:calibrate"),
     Command("report", "qtui.cli.report:report"),
     Command("sessions", "qtui.cli.sessions:sessions"),
     Command("attach", "qtui.cli.attach:attach"),
     Command("stop", "qtui.cli.sessions:stop"),
     Command("doctor", "qtui.cli.doctor:doctor"),
 )
-PLANNED = ("calibrate", "symptoms", "bench")
+PLANNED = ("symptoms", "bench")
 """Names kept for commands to come, so that they are not taken for a MODEL."""
 
 _registered: dict[str, Command] = {}

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from engine.report.schema.calibration import CalibrateDocument as CalibrateDocument
+from engine.report.schema.calibration import CalibratedTextPart as CalibratedTextPart
+from engine.report.schema.calibration import CalibrationSetPart as CalibrationSetPart
+from engine.report.schema.calibration import JudgedPart as JudgedPart
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer
 from engine.report.schema.comparison import CompareDocument as CompareDocument
@@ -76,6 +80,7 @@ Document: TypeAlias = (
     | DiagnoseDocument
     | PlanDocument
     | CompareDocument
+    | CalibrateDocument
     | ExportDocument
     | ImatrixDocument
     | ReportDocument
