@@ -17,6 +17,7 @@ from engine.protocol.keys import By, Direction
 from engine.protocol.message import Message
 from engine.protocol.plans import Budget
 from engine.protocol.settings import Settings
+from engine.protocol.symptoms import Sampling
 
 
 class _Registered:
@@ -137,6 +138,21 @@ class Calibrate(Command, frozen=True, kw_only=True):
     """Whether layers are quantised and scored; else only what is told of the sets themselves."""
     halves: bool = True
     """Whether the halves of each set are scored too, at the largest number of samples."""
+
+
+class FindSymptoms(Command, frozen=True, kw_only=True):
+    """Continue prompts by the reference and by a recipe, side by side. Returns `Symptoms`."""
+
+    prompts: tuple[str, ...] = ()
+    """As typed."""
+    file: str = ""
+    """A file of prompts: an absolute path on the engine's machine."""
+    sampling: Sampling = Sampling()
+    format: str = ""
+    """See `MeasureErrors`: the session's own recipe if this, ``layers`` and ``recipe`` are all
+    empty."""
+    layers: dict[str, str] = {}
+    recipe: str = ""
 
 
 class Evaluate(Command, frozen=True):
@@ -308,7 +324,22 @@ class AskErrorMap(Command, frozen=True):
     format: str
 
 
-QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap)
+class AskFixes(Command, frozen=True):
+    """Ask what was tried on layers before, by any run; learnt as `FormatTried` and `Sensitivity`.
+    Nothing is measured."""
+
+    layers: tuple[str, ...] = ()
+    """Empty means those that the session knows something tried of."""
+    format: str = ""
+    """The format to better, whose alternatives are looked up; empty means those that the session
+    knows to be tried, whose measurements are looked up."""
+
+
+class AskClients(Command, frozen=True):
+    """Ask who else is attached; answered with `Clients` to this client alone."""
+
+
+QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap, AskFixes, AskClients)
 """Commands that change nothing of a session: screens send them without a key press, and terminals
 that only look may."""
 
@@ -340,6 +371,7 @@ _types: dict[str, type[Command]] = {
             MeasureErrors,
             Compare,
             Calibrate,
+            FindSymptoms,
             Evaluate,
             MeasureRecipe,
             Export,
@@ -355,7 +387,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, AskFixes, AskClients, Stop, Unknown),
     )
 }
 

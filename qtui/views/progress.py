@@ -21,6 +21,8 @@ PHASES: dict[Phase, str] = {
     "activations": "activations",
     "comparing": "comparing",
     "sampling": "writing samples",
+    "continuing": "continuing prompts",
+    "restoring": "restoring layers",
 }
 """What each phase is, in words."""
 COUNTED = frozenset(
@@ -34,6 +36,8 @@ COUNTED = frozenset(
         "activations",
         "comparing",
         "sampling",
+        "continuing",
+        "restoring",
     }
 )
 """Phases that are shown with their count; another is known by its job, or has its own words."""

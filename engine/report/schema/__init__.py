@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from engine.report.schema.bench import BenchBatch as BenchBatch
+from engine.report.schema.bench import BenchDocument as BenchDocument
 from engine.report.schema.calibration import CalibrateDocument as CalibrateDocument
 from engine.report.schema.calibration import CalibratedTextPart as CalibratedTextPart
 from engine.report.schema.calibration import CalibrationSetPart as CalibrationSetPart
@@ -66,6 +68,13 @@ from engine.report.schema.sweep import MeasuredPart as MeasuredPart
 from engine.report.schema.sweep import SweepDocument as SweepDocument
 from engine.report.schema.sweep import SweepLayer as SweepLayer
 from engine.report.schema.sweep import SweepUnit as SweepUnit
+from engine.report.schema.symptoms import ChoicePart as ChoicePart
+from engine.report.schema.symptoms import DifferencePart as DifferencePart
+from engine.report.schema.symptoms import LoopPart as LoopPart
+from engine.report.schema.symptoms import PromptPart as PromptPart
+from engine.report.schema.symptoms import SamplingPart as SamplingPart
+from engine.report.schema.symptoms import SymptomRate as SymptomRate
+from engine.report.schema.symptoms import SymptomsDocument as SymptomsDocument
 from engine.report.schema.triage import ActivationPart as ActivationPart
 from engine.report.schema.triage import ErrorPart as ErrorPart
 from engine.report.schema.triage import ExpertsPart as ExpertsPart
@@ -81,8 +90,10 @@ Document: TypeAlias = (
     | PlanDocument
     | CompareDocument
     | CalibrateDocument
+    | SymptomsDocument
     | ExportDocument
     | ImatrixDocument
+    | BenchDocument
     | ReportDocument
     | SessionsDocument
 )

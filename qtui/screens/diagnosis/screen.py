@@ -18,6 +18,7 @@ from qtui.screens.diagnosis.gallery import GalleryView
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.workbench.effects import ShownEffects
 from qtui.sliced import Sliced
+from qtui.textual_internals import call_after, calling_after
 from qtui.views.export_marks import ExportMarks
 from qtui.views.findings import FindingLines
 from qtui.views.maps import (
@@ -75,7 +76,7 @@ class Diagnosis(SessionScreen):
         self._in_map = True
         self._next = 0.0
         self._waits = False
-        self._looking: Sliced[list[Finding]] = Sliced(self.set_timer)
+        self._looking: Sliced[list[Finding]] = Sliced(calling_after(self))
         self._top = 0
 
     def compose(self) -> ComposeResult:
@@ -100,7 +101,7 @@ class Diagnosis(SessionScreen):
             self._look()
         elif not self._waits:
             self._waits = True
-            self.set_timer(left, self._look)
+            call_after(self, left, self._look)
 
     def _ask(self, command: p.AnyCommand) -> None:
         self.post_message(SessionScreen.Ask(command))

@@ -20,6 +20,7 @@ from qtui.screens.spec import ScreenContext
 from qtui.screens.workbench.effects import ShownEffects
 from qtui.screens.workbench.layout import CSS, apply_layout
 from qtui.screens.workbench.pane_requests import PaneRequests
+from qtui.textual_internals import calling_after
 from qtui.user.remembered import remember
 from qtui.views.scope import Scope, describe
 from qtui.views.text import printable, short_name
@@ -50,7 +51,7 @@ DETAIL: frozenset[Dirty] = frozenset(
     }
 )  # fmt: skip
 """Parts of a session that the table, and the pane, draw."""
-QUESTIONS = frozenset({"AskHistogram", "AskErrorMap", "AskRanges"})
+QUESTIONS = frozenset({"AskHistogram", "AskErrorMap", "AskRanges", "AskFixes"})
 """Commands that the pane sends by itself."""
 
 
@@ -89,7 +90,7 @@ class Workbench(SessionScreen):
         self.pane_requests = PaneRequests(
             lambda: (self.session, self.table.current),
             lambda command: self.post_message(self.Ask(command)),
-            self.set_timer,
+            calling_after(self),
             self.detail.wanted,
         )
         # As in an earlier run.
@@ -146,8 +147,14 @@ class Workbench(SessionScreen):
         self.banner.hide()
         self.scoreboard.state = "starting the engine"
 
+    def waiting(self, sentence: str) -> None:
+        """Say it where it was said that the engine is gone."""
+        self.banner.wait(sentence)
+        self.events.say("info", sentence)
+
     def connected(self) -> None:
         """There is an engine; it knows nothing of what the one before was asked."""
+        self.banner.hide()
         self.scoreboard.state = "opening"
         self.pane_requests.forget()
         self.table.pending.clear()

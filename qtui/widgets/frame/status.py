@@ -15,6 +15,7 @@ from textual.timer import Timer
 
 from engine.protocol import Level
 from qtui.actions import HOLD, Action, bindings
+from qtui.textual_internals import call_after
 from qtui.views.text import UNICODE, Glyphs, fit, printable
 from qtui.widgets.line import Lines, Words, cells
 
@@ -59,7 +60,7 @@ class Message(Lines):
             self._later.stop()
         if lasts is None:
             lasts = {"info": self.LINGER, "warning": 3 * self.LINGER}.get(level)
-        self._later = None if lasts is None else self.set_timer(lasts, self.clear)
+        self._later = None if lasts is None else call_after(self, lasts, self.clear)
         self._write()
 
     def clear(self) -> None:
