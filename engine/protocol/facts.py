@@ -61,6 +61,15 @@ class StoredCodes(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     zero_max: int = -1
     zeros_outside: int = 0
     """Zero points at the first or the last code, where tools disagree about what is stored."""
+    zeros_wrapped: int = 0
+    """Zero points of 0 that GPTQ's version 1 stores as the last code, which some readers take for
+    one more than that."""
+    scales_subnormal: int = 0
+    """Scales below the normal numbers of the dtype they are stored in, which have fewer digits."""
+    codes_not_finite: int = 0
+    """Codes that are NaN or infinite, where they are numbers in themselves."""
+    ordered: bool = False
+    """Whether the first and the last code are the ends of the grid: those of integers."""
     layout: str = ""
     declared: str = ""
     """What the config says of it, where that is not how it is read."""
@@ -337,6 +346,35 @@ class FormatTried(Fact, frozen=True, gc=False, kw_only=True):
 Rounding: TypeAlias = Literal["same", "nearest", "solved", "other"]
 """How a stored weight follows from its original: the same; every weight at the nearest level of
 its grid; rounded to make up for other weights' errors, as GPTQ does; or from other weights."""
+
+
+class StoredLayer(Fact, frozen=True, gc=False, kw_only=True):
+    """One layer of a finished checkpoint, by itself."""
+
+    artefact: str
+    """Fingerprint of the finished checkpoint."""
+    layer: str
+    holds: str
+    """What it is stored as: a format where it is one of ours, else its layout or dtype."""
+    bits: float
+    """Stored bits a weight, scales and zero points included."""
+    shape: tuple[int, ...]
+    """``[out, in]`` or ``[experts, out, in]``."""
+    codes: StoredCodes | None = None
+    """How its codes are used; None where it has none that are read by themselves."""
+    rms: float = float("nan")
+    """Root mean square of its weights that are finite; nan where they were not looked at."""
+    largest: float = float("nan")
+    """Largest magnitude of these."""
+    not_finite: int = 0
+    """Weights that are NaN or infinite."""
+    zero_rows: int = 0
+    groups_uneven: int = 0
+    """Groups of an index (``g_idx``) that have more or fewer inputs than the others."""
+    groups_unordered: bool = False
+    """Whether groups are not in order, though the config says that they are."""
+    refused: str = ""
+    """Why it could not be read."""
 
 
 class ArtefactLayer(Fact, frozen=True, gc=False, kw_only=True):
@@ -687,6 +725,7 @@ AnyFact: TypeAlias = (
     | Swapped
     | OutputError
     | Drift
+    | StoredLayer
     | ArtefactLayer
     | ArtefactScore
     | LayerRestored

@@ -224,6 +224,8 @@ class Compared(msgspec.Struct, forbid_unknown_fields=True):
     score: p.ArtefactScore | None = None
     restored: dict[str, p.LayerRestored] = {}
     """By layer."""
+    stored: dict[str, p.StoredLayer] = {}
+    """What its layers tell by themselves, by name."""
 
 
 class Calibrating(msgspec.Struct, forbid_unknown_fields=True):

@@ -16,7 +16,12 @@ from qtui.cli.run import run
 
 @shares_options
 def compare(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="the original checkpoint")],
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF", help="the original checkpoint; - for none: what the files alone tell"
+        ),
+    ],
     quantised: Annotated[
         list[str],
         typer.Argument(metavar="QUANT…", help="finished checkpoints of the same model"),
@@ -46,16 +51,25 @@ def compare(
     their grid, by a solver such as GPTQ, or from other weights than this original's. Scales that
     AWQ or SmoothQuant folded into a layer are taken back first. As a whole: KL, perplexity and
     agreement with the original on the same windows. --restore says which layers to keep in more
-    bits next time.
+    bits next time. With - in place of REF, what the files alone tell: codes, scales, zero points,
+    and where they contradict the configuration.
     """
     with reporting_errors():
         settings, _ = shared.resolve()
         check_destination(json)
         if weights and restore:
             raise UsageError("--restore measures with the model: leave out --weights")
+        alone = reference == "-"
+        if alone and restore:
+            raise UsageError("--restore measures with the original: name it in place of -")
         ask = p.Compare(
-            tuple(located_model(each) for each in quantised), score=not weights, restore=restore
+            tuple(located_model(each) for each in quantised),
+            score=not (weights or alone),
+            restore=restore,
+            alone=alone,
         )
+        if alone:  # the store and the settings are those of the first
+            reference = quantised[0]
         outcome = run(reference, settings, ask)
         document = documents.compare_document(outcome.session, outcome.job)
         text = tables.comparison_markdown if markdown else tables.comparison_text

@@ -12,6 +12,7 @@ import msgspec
 from engine import protocol as p
 from engine.checkpoint import read_layer
 from engine.errors import CheckpointError, EngineError
+from engine.measure.compare.alone import stored_facts
 from engine.measure.compare.artefact import Artefact, open_artefact
 from engine.measure.compare.explained import explanation
 from engine.measure.compare.folded import spread
@@ -57,6 +58,7 @@ def compare_files(opened: Opened, artefacts: Sequence[str], job: str) -> Steps:
     for each in found:
         yield each.opened()
     for each in found:
+        yield from stored_facts(opened, each.checkpoint, each.rows, counts)
         yield from _layers(each, {}, counts)
     return _outcome(found, counts)
 
@@ -85,6 +87,7 @@ def compare_models(loaded: Loaded, artefacts: Sequence[str], restore: int, job: 
         yield each.opened()
     nll = (yield from baseline(loaded, counts)).nll
     for each in found:
+        yield from stored_facts(loaded.opened, each.checkpoint, each.rows, counts)
         worst = yield from _layers(each, fold_groups(loaded.network), counts)
         scoring = _Scoring(loaded, each, counts, nll)
         yield from scoring.score(worst[:restore])
@@ -163,12 +166,14 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
             refused=str(error),
         )
     scales = columns_of(artefact, layer, weight, stored, group)
-    grid = grid_of(scales.into(weight), stored, doubt=scales.doubt)
+    arrange = artefact.arrangement(layer)
+    levels = arrange(stored)
+    grid = grid_of(arrange(scales.into(weight)), levels, doubt=scales.doubt)
     found = None
     if grid.rounding in ("solved", "other"):
         scales = confirmed(scales, artefact, layer, weight, stored)
         target = scales.into(weight)
-        grid = grid_of(target, stored, doubt=scales.doubt)
+        grid = grid_of(arrange(target), levels, doubt=scales.doubt)
         if grid.rounding in ("solved", "other"):
             found = explanation(target, stored, artefact.heads(layer))
     errors = compared(weight, scales.out_of(stored))

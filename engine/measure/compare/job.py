@@ -10,7 +10,7 @@ import msgspec
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.service.jobs import Context, JobSpec, Needs, Steps
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 
 def _accepted(context: Context[Workspace], command: p.Compare) -> p.Compare:
@@ -18,6 +18,8 @@ def _accepted(context: Context[Workspace], command: p.Compare) -> p.Compare:
         raise UsageError("name a finished checkpoint to compare with this one")
     if command.restore < 0:
         raise UsageError(f"{command.restore} layers to restore: expected 0 or more")
+    if command.alone and (command.score or command.restore):
+        raise UsageError("without an original, finished checkpoints are looked at by their files")
     if command.restore and not command.score:
         raise UsageError("what restoring a layer wins is measured with the model: it needs scores")
     found = dict.fromkeys(map(_where, command.artefacts))
@@ -33,13 +35,16 @@ def _where(source: str) -> str:
 
 
 def _needs(command: p.Compare) -> Needs:
-    return "model" if command.score else "checkpoint"
+    return "model" if command.score and not command.alone else "checkpoint"
 
 
 def _steps(context: Context[Workspace], command: p.Compare) -> Steps:
+    from engine.measure.compare.alone import look_at_files
     from engine.measure.compare.comparing import compare_files, compare_models
 
     workspace = context.workspace
+    if command.alone:
+        return (yield from look_at_files(workspace.need(Opened), command.artefacts, context.job))
     if not command.score:
         return (yield from compare_files(workspace.need(Opened), command.artefacts, context.job))
     loaded = workspace.need(Loaded)
@@ -47,7 +52,8 @@ def _steps(context: Context[Workspace], command: p.Compare) -> Steps:
 
 
 def _title(command: p.Compare) -> str:
-    return "compare with " + ", ".join(Path(each).name for each in command.artefacts)
+    names = ", ".join(Path(each).name for each in command.artefacts)
+    return f"{'look at' if command.alone else 'compare with'} {names}"
 
 
 COMPARE = JobSpec(
@@ -58,6 +64,7 @@ COMPARE = JobSpec(
     lane="compute",
     urgency=3,
     repeated="join",
+    memory=needs.of_second_model,
     accept=_accepted,
     steps=_steps,
 )

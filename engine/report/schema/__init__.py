@@ -79,6 +79,7 @@ from engine.report.schema.triage import ActivationPart as ActivationPart
 from engine.report.schema.triage import ErrorPart as ErrorPart
 from engine.report.schema.triage import ExpertsPart as ExpertsPart
 from engine.report.schema.triage import OutlierPart as OutlierPart
+from engine.report.schema.triage import StoredPart as StoredPart
 from engine.report.schema.triage import TriageDocument as TriageDocument
 from engine.report.schema.triage import TriageLayer as TriageLayer
 

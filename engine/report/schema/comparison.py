@@ -6,7 +6,7 @@ from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
 from engine.report.schema.parts import BaselinePart, FindingPart, Model, Number, Part
-from engine.report.schema.triage import ErrorPart
+from engine.report.schema.triage import ErrorPart, StoredPart
 
 
 class RestoredPart(Part, frozen=True, kw_only=True):
@@ -31,16 +31,19 @@ class ComparedLayer(Part, frozen=True, kw_only=True):
     """What it is stored as: a format where it is one of qtui's, else a layout or a dtype."""
     bits: Number
     """Stored bits a weight."""
-    errors: ErrorPart
-    """Difference of the weights, with folded scales taken back."""
-    rounding: str
+    stored: StoredPart | UnsetType = UNSET
+    """Its codes, if it is stored quantised."""
+    errors: ErrorPart | UnsetType = UNSET
+    """Difference of the weights, with folded scales taken back; as all that follows, missing
+    without an original."""
+    rounding: str | UnsetType = UNSET
     """``same``; ``nearest``, to the nearest level of its grid; ``solved``, as by GPTQ; ``other``,
     from other weights."""
-    displaced: Number
+    displaced: Number | UnsetType = UNSET
     """Share of weights that are not at the nearest level of their grid."""
-    steps: Number
+    steps: Number | UnsetType = UNSET
     """Root mean square error in steps of the grid; rounding to nearest errs by 0.29."""
-    folded: Number
+    folded: Number | UnsetType = UNSET
     """Largest scale folded into an input channel over the smallest; 1 if there are none."""
     sensitivity: RestoredPart | UnsetType = UNSET
     """What giving it back wins, where that was measured."""
@@ -104,8 +107,8 @@ class CompareDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="
 
     resumed: int
     """Number of results taken from the cache."""
-    reference: Model
-    """The original."""
+    reference: Model | UnsetType = UNSET
+    """The original; missing where there was none."""
     protocol: p.Protocol | UnsetType = UNSET
     """Text, windows and arithmetic behind the scores; missing where files alone were compared."""
     versions: dict[str, str]
