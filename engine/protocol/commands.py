@@ -119,6 +119,10 @@ class Compare(Command, frozen=True):
     back its original weight wins."""
     alone: bool = False
     """Whether they are looked at by themselves, the open one being one of them: no original."""
+    logits: str = ""
+    """A logits file of llama.cpp, read as the reference of scores in place of the open model."""
+    save_logits: str = ""
+    """Where to write such a file of the open model, on its windows; absolute."""
 
 
 class Calibrate(Command, frozen=True, kw_only=True):

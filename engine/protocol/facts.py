@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from engine.protocol.keys import By, CalibratedKey, CalibratedOn, Direction, EffectKey
+from engine.protocol.divergence import DivergenceTable
+from engine.protocol.keys import By, Direction, EffectKey
 from engine.protocol.message import Message
 from engine.protocol.symptoms import Choice, Continuation, Sampling
 
@@ -425,6 +427,18 @@ class ArtefactScore(Fact, frozen=True, gc=False, kw_only=True):
     kl_se: float
     top1: float
     tokens: int
+    table: DivergenceTable | None = None
+    """Position by position, as llama.cpp tells it; None in facts of an earlier version."""
+
+
+class ArtefactTable(Fact, frozen=True, gc=False):
+    """A finished checkpoint against a file of probabilities that the original left."""
+
+    artefact: str
+    """Fingerprint of the finished checkpoint."""
+    logits: str
+    """SHA-256 of the file."""
+    table: DivergenceTable
 
 
 class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
@@ -728,6 +742,7 @@ AnyFact: TypeAlias = (
     | StoredLayer
     | ArtefactLayer
     | ArtefactScore
+    | ArtefactTable
     | LayerRestored
     | CalibrationCheck
     | CalibrationScore

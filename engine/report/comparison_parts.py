@@ -44,6 +44,7 @@ def artefact_part(session: Session, compared: Compared) -> s.ArtefactPart:
         kl=UNSET if score is None else finite(score.kl),
         kl_se=UNSET if score is None else finite(score.kl_se),
         top1_agreement=UNSET if score is None else finite(score.top1),
+        divergence=UNSET if compared.table is None else divergence_part(compared.table),
         layers=[
             _layer(compared, name) for name in names if name in (compared.layers or compared.stored)
         ],
@@ -104,6 +105,24 @@ def _layer(compared: Compared, name: str) -> s.ComparedLayer:
         mistake=fact.mistake or UNSET,
         left=finite(fact.left) if fact.mistake else UNSET,
         refused=fact.refused or UNSET,
+    )
+
+
+def divergence_part(table: p.DivergenceTable) -> s.DivergencePart:
+    """The tables of llama.cpp, for a document."""
+    return s.DivergencePart(
+        tokens=table.tokens,
+        ppl=finite(table.ppl),
+        ppl_se=finite(table.ppl_se),
+        ppl_base=finite(table.ppl_base),
+        ppl_base_se=finite(table.ppl_base_se),
+        correlation=finite(table.correlation),
+        ln_ratio=finite(table.ln_ratio),
+        ln_ratio_se=finite(table.ln_ratio_se),
+        kld={name: finite(value) for name, value in table.kld.items()},
+        delta_p={name: finite(value) for name, value in table.delta_p.items()},
+        same_top=finite(table.same_top),
+        same_top_se=finite(table.same_top_se),
     )
 
 

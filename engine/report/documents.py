@@ -200,6 +200,7 @@ def compare_document(session: Session, job: Job | None = None) -> s.CompareDocum
         protocol=_protocol(session) if scored else UNSET,
         versions=session.versions,
         baseline=_baseline(session) if scored else UNSET,
+        logits=command.logits or UNSET,
         artefacts=[
             artefact_part(session, session.compared[each])
             for each in job.read(p.Comparison).artefacts

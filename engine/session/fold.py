@@ -310,7 +310,7 @@ def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
 
 def _compared(
     session: Session,
-    fact: p.StoredLayer | p.ArtefactLayer | p.ArtefactScore | p.LayerRestored,
+    fact: p.StoredLayer | p.ArtefactLayer | p.ArtefactScore | p.ArtefactTable | p.LayerRestored,
 ) -> Dirty:
     found = session.compared.get(fact.artefact)
     if found is not None:
@@ -321,6 +321,8 @@ def _compared(
                 found.layers[fact.layer] = fact
             case p.ArtefactScore():
                 found.score = fact
+            case p.ArtefactTable():
+                found.tables[fact.logits] = fact.table
             case p.LayerRestored():
                 found.restored[fact.layer] = fact
     return "compared"
@@ -355,7 +357,13 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
         case p.Drift():
             session.errors.drifts[fact.recipe] = fact
             return "errors"
-        case p.StoredLayer() | p.ArtefactLayer() | p.ArtefactScore() | p.LayerRestored():
+        case (
+            p.StoredLayer()
+            | p.ArtefactLayer()
+            | p.ArtefactScore()
+            | p.ArtefactTable()
+            | p.LayerRestored()
+        ):
             return _compared(session, fact)
         case p.CalibrationCheck():
             session.calibrating.checks[fact.key] = fact

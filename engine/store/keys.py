@@ -383,6 +383,21 @@ class ArtefactScore(Key, frozen=True, kw_only=True):
     artefact: str
 
 
+class ArtefactTable(Key, frozen=True, kw_only=True):
+    """A finished checkpoint against a file of probabilities."""
+
+    kind = "artefact table"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    on: Files
+    """The finished checkpoint."""
+    logits: str
+    """SHA-256 of the file."""
+    dtype: str
+    device: str
+    original: str = ""
+    """Fingerprint of the original that decided how it is read, if there was one."""
+
+
 class LayerRestored(Key, frozen=True, kw_only=True):
     """What giving one layer of a finished checkpoint back its original weight wins."""
 

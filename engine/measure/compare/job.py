@@ -20,6 +20,13 @@ def _accepted(context: Context[Workspace], command: p.Compare) -> p.Compare:
         raise UsageError(f"{command.restore} layers to restore: expected 0 or more")
     if command.alone and (command.score or command.restore):
         raise UsageError("without an original, finished checkpoints are looked at by their files")
+    for path in (command.logits, command.save_logits):
+        if path and not os.path.isabs(path):
+            raise UsageError(f"{path!r} is not an absolute path: a logits file needs one")
+    if command.logits and command.score:
+        raise UsageError("a logits file takes the place of the original's run: leave out scores")
+    if command.save_logits and not command.score:
+        raise UsageError("the original's probabilities are those of its model: it needs scores")
     if command.restore and not command.score:
         raise UsageError("what restoring a layer wins is measured with the model: it needs scores")
     found = dict.fromkeys(map(_where, command.artefacts))
@@ -44,11 +51,20 @@ def _steps(context: Context[Workspace], command: p.Compare) -> Steps:
 
     workspace = context.workspace
     if command.alone:
-        return (yield from look_at_files(workspace.need(Opened), command.artefacts, context.job))
+        opened = workspace.need(Opened)
+        return (yield from look_at_files(opened, command.artefacts, context.job, command.logits))
     if not command.score:
-        return (yield from compare_files(workspace.need(Opened), command.artefacts, context.job))
-    loaded = workspace.need(Loaded)
-    return (yield from compare_models(loaded, command.artefacts, command.restore, context.job))
+        opened = workspace.need(Opened)
+        return (yield from compare_files(opened, command.artefacts, context.job, command.logits))
+    return (
+        yield from compare_models(
+            workspace.need(Loaded),
+            command.artefacts,
+            command.restore,
+            context.job,
+            command.save_logits,
+        )
+    )
 
 
 def _title(command: p.Compare) -> str:

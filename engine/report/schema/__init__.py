@@ -18,6 +18,7 @@ from engine.report.schema.calibration import JudgedPart as JudgedPart
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer
 from engine.report.schema.comparison import CompareDocument as CompareDocument
+from engine.report.schema.comparison import DivergencePart as DivergencePart
 from engine.report.schema.comparison import RestoredPart as RestoredPart
 from engine.report.schema.diagnosis import ClippingPart as ClippingPart
 from engine.report.schema.diagnosis import DiagnosedLayer as DiagnosedLayer

@@ -59,6 +59,39 @@ class ComparedLayer(Part, frozen=True, kw_only=True):
     """Why it could not be compared."""
 
 
+class DivergencePart(Part, frozen=True, kw_only=True):
+    """The tables of ``llama-perplexity --kl-divergence``, by its names.
+
+    Its uncertainties take positions for independent; those of ``kl`` and ``dnll`` are over windows.
+    """
+
+    tokens: int
+    """Positions that count."""
+    ppl: Number
+    """``Mean PPL(Q)``."""
+    ppl_se: Number
+    """Its uncertainty."""
+    ppl_base: Number
+    """``Mean PPL(base)``."""
+    ppl_base_se: Number
+    """Its uncertainty."""
+    correlation: Number
+    """``Cor(ln(PPL(Q)), ln(PPL(base)))``, -1 to 1."""
+    ln_ratio: Number
+    """``Mean ln(PPL(Q)/PPL(base))``."""
+    ln_ratio_se: Number
+    """Its uncertainty."""
+    kld: dict[str, Number]
+    """KL divergence, nats: ``mean`` with ``mean_se``, ``max``, ``99.9%`` to ``0.1%``, ``min``."""
+    delta_p: dict[str, Number]
+    """Change of the probability of the token that follows, 0 to 1: ``mean`` with ``mean_se``,
+    ``rms`` with ``rms_se``, ``max``, ``99.9%`` to ``0.1%``, ``min``."""
+    same_top: Number
+    """``Same top p``, 0 to 1."""
+    same_top_se: Number
+    """Its uncertainty."""
+
+
 class ArtefactPart(Part, frozen=True, kw_only=True):
     """A finished checkpoint."""
 
@@ -94,6 +127,8 @@ class ArtefactPart(Part, frozen=True, kw_only=True):
     """Standard error of ``kl`` over windows."""
     top1_agreement: Number | UnsetType = UNSET
     """Share of positions where both have the same top token, 0 to 1."""
+    divergence: DivergencePart | UnsetType = UNSET
+    """How far it is from the original, position by position."""
     layers: list[ComparedLayer]
     """Its layers, in the original's order."""
     unmatched: list[str]
@@ -115,6 +150,8 @@ class CompareDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="
     """Versions of libraries that figures may depend on, by name."""
     baseline: BaselinePart | UnsetType = UNSET
     """The original's score."""
+    logits: str | UnsetType = UNSET
+    """The logits file that was the reference, where one was given."""
     artefacts: list[ArtefactPart]
     """In the order they were named."""
     timings: dict[str, Number]

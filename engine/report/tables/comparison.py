@@ -7,6 +7,7 @@ from msgspec import UnsetType
 from engine.report import schema as s
 from engine.report.characters import printable
 from engine.report.tables.cells import figure, ppl, share
+from engine.report.tables.divergence import divergences
 from engine.report.tables.layout import escaped, markdown, paragraphs, table
 from engine.report.tables.parts import about, protocol_lines, spent
 from engine.report.wording import size
@@ -24,6 +25,7 @@ def comparison_text(document: s.CompareDocument) -> str:
         if isinstance(document.protocol, UnsetType)
         else protocol_lines(document.protocol, document.baseline),
         _side_by_side(document.artefacts),
+        divergences({each.name: each.divergence for each in document.artefacts}),
         *(text for each in document.artefacts for text in _one(each)),
         spent(document.timings, document.resumed),
     )
@@ -34,6 +36,7 @@ def comparison_markdown(document: s.CompareDocument) -> str:
     return paragraphs(
         f"# {_heading(document)}",
         markdown(HEADINGS, _rows(document.artefacts)),
+        divergences({each.name: each.divergence for each in document.artefacts}, as_markdown=True),
         *(text for each in document.artefacts for text in _one_markdown(each)),
         "## Protocol",
         escaped(_reference(document)),
@@ -51,8 +54,12 @@ def _heading(document: s.CompareDocument) -> str:
 
 def _reference(document: s.CompareDocument) -> str:
     if isinstance(document.reference, UnsetType):
-        return "no original: what the files alone tell"
-    return about(document.reference)
+        said = "no original: what the files alone tell"
+    else:
+        said = about(document.reference)
+    if isinstance(document.logits, UnsetType):
+        return said
+    return f"{said}\nreference of scores: the probabilities in {printable(document.logits)}"
 
 
 def _one_markdown(artefact: s.ArtefactPart) -> list[str]:
