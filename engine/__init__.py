@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.library.model import Model
+    from engine.report.schema import BenchDocument
 
-__all__ = ["open"]
+__all__ = ["bench", "open"]
 
 
 def open(source: str, *, profile: str = "standard", model: bool = True, **settings: Any) -> Model:
@@ -40,3 +41,20 @@ def open(source: str, *, profile: str = "standard", model: bool = True, **settin
     from engine.library.model import open_model
 
     return open_model(source, profile=profile, model=model, **settings)
+
+
+def bench(artefact: str, **asked: Any) -> BenchDocument:
+    """Time a finished checkpoint in a runtime, in a process of its own.
+
+    Args:
+        artefact: a folder, a GGUF file, or ``demo``.
+        asked: fields of `engine.runtimes.running.Ask`, such as ``runtime="llama.cpp"``,
+            ``batches=(1, 4)``, ``prompt=512``, ``new=128``, ``threads=8``.
+
+    Raises:
+        UsageError: a field does not exist or is out of range, or the runtime is not installed.
+        EngineError: the checkpoint cannot be read, or the runtime failed.
+    """
+    from engine.library.bench import bench
+
+    return bench(artefact, **asked)

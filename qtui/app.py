@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 ONLY_LOOKS = "this terminal only looks: it was opened with --read-only"
 CONFIRM_SECONDS = 4.0
 """A second ``ctrl+c`` within this many seconds quits."""
+CONFIRM_STOP_SECONDS = 10.0
+"""A second ``Q`` within this many seconds stops an engine that others use."""
 
 
 class Appearance(NamedTuple):
@@ -125,7 +127,8 @@ class QtuiApp(OneFrameApp):
         """What the engine that was left goes on with; empty if it was not left working."""
         self._code: int | None = None
         """Exit code of a signal that ends the interface."""
-        self._interrupted = float("-inf")
+        self._interrupted = self._warned = float("-inf")
+        """When ``ctrl+c`` was pressed, and when it was said that others use the engine."""
         if "suspend" in appearance.keymap:
             # The user rebound it, and may use this key for another action.
             unbind_key(self, "ctrl+z")
@@ -144,10 +147,12 @@ class QtuiApp(OneFrameApp):
             self.appearance.keymap, self.shelf.listed, self.appearance.remembered,
             self.appearance.commands,
         )  # fmt: skip
-        connect = self._connect or (
-            lambda: launch(source, nice=profile.nice, idle=profile.idle_minutes)
-        )
         screens = MountedScreens(self, context)
+        connect = self._connect or (
+            lambda: launch(
+                source, nice=profile.nice, idle=profile.idle_minutes, say=screens.waiting
+            )
+        )
         return EngineLink(
             self, screens, source, settings, profile, connect, self._is_behind,
             asked=self._asked, read_only=self._read_only,
@@ -276,7 +281,7 @@ class QtuiApp(OneFrameApp):
             case "quit":
                 await self.action_quit()
             case "stop":
-                await self.action_quit("stop all")
+                await self._stop()
             case "redraw":
                 self.redraw()
             case "suspend":
@@ -342,6 +347,22 @@ class QtuiApp(OneFrameApp):
         self.screens.say("info", "leaving" if how == "detach" else "stopping the engine")
         self.run_worker(self._shut_down(self.engine_link, how), group="shutdown")
 
+    async def _stop(self) -> None:
+        """Stop the engine and quit; if others use it, only when asked again after saying so."""
+        if time.monotonic() - self._warned < CONFIRM_STOP_SECONDS:
+            await self.action_quit("stop all")
+        else:
+            self.engine.ask_to_stop(self._may_stop)
+
+    def _may_stop(self, used: str) -> None:
+        if not used:
+            self.call_later(self.action_quit, "stop all")
+            return
+        self._warned = time.monotonic()
+        key = self.screens.shown.key
+        said = f"{used}: {key('stop')} again stops it anyway, {key('quit')} leaves it"
+        self.screens.say("warning", said, CONFIRM_STOP_SECONDS)
+
     def leave(self, code: int) -> None:
         """Quit with this exit code; called by a signal handler."""
         loop = asyncio.get_running_loop()
@@ -372,11 +393,16 @@ def run(
     left working. ``read_only`` attaches to a running engine and only looks.
     """
 
+    ahead = [started]
+
     async def connect() -> Link:
         assert source is not None
         if read_only:
             return await running_engine(source)
-        return await launch(source, nice=profile.nice, idle=profile.idle_minutes, started=started)
+        return await launch(
+            source, nice=profile.nice, idle=profile.idle_minutes,
+            started=ahead.pop() if ahead else None, say=app.screens.waiting,
+        )  # fmt: skip
 
     appearance = appearance._replace(ascii=appearance.ascii or only_ascii(os.environ))
     app = QtuiApp(

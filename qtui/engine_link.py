@@ -19,6 +19,8 @@ from engine.session import Dirty, Job, Session, decode_session, encode_session, 
 from qtui.attaching import lacking
 from qtui.pump import EVERYTHING, Pump
 from qtui.screens.mounted import MountedScreens
+from qtui.textual_internals import call_after, calling_after
+from qtui.views.clients import used_by
 
 Leave: TypeAlias = Literal["detach", "stop", "stop all"]
 STOP_SECONDS = 3.0
@@ -67,7 +69,7 @@ class EngineLink:
         self.pump = Pump(
             Session(),
             self._paint,
-            app.set_timer,
+            calling_after(app),
             profile.fps,
             before_fold=self._before_fold,
             behind=behind,
@@ -77,6 +79,8 @@ class EngineLink:
         self._frozen_session: Session | None = None
         self._shown_session = self.pump.session
         """The session that was shown last, or is shown again after the display was frozen."""
+        self._decide: Callable[[str], None] | None = None
+        """Called with the answer to who else uses the engine."""
         self._commands: asyncio.Queue[p.AnyCommand] = asyncio.Queue()
         self._automatic: set[str] = set()
         """The ``ask`` of every command sent without a key press."""
@@ -158,6 +162,9 @@ class EngineLink:
             and event.ask in self._automatic
         ):
             # Another client requested the same sweep a moment earlier; no key was pressed here.
+            return False
+        if isinstance(event, p.Clients):
+            self._answered(used_by(event, of_run=self.link is not None and self.link.of_run))
             return False
         return self.screens.before_fold(event)
 
@@ -254,6 +261,24 @@ class EngineLink:
         if self.gone or self.link is None:
             return []
         return [job for job in running(self.session) if job.kind not in ("open", "triage")]
+
+    def ask_to_stop(self, decide: Callable[[str], None]) -> None:
+        """Ask who else uses the engine.
+
+        Args:
+            decide: called once, with a sentence that says who; empty if nobody does.
+        """
+        if self.gone or self.link is None or self.read_only:
+            decide("")
+            return
+        self._decide = decide
+        self.ask(p.AskClients())
+        call_after(self.app, STOP_SECONDS, lambda: self._answered("the engine does not answer"))
+
+    def _answered(self, said: str) -> None:
+        decide, self._decide = self._decide, None
+        if decide is not None:
+            decide(said)
 
     async def end(self, how: Leave) -> None:
         """Leave the engine, or stop it; wait at most `STOP_SECONDS`.

@@ -8,7 +8,8 @@ names anywhere else in qtui.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from rich.color import ColorSystem
@@ -30,6 +31,7 @@ from textual.keys import _character_to_key
 from textual.message_pump import MessagePump
 from textual.screen import Screen
 from textual.strip import Strip
+from textual.timer import Timer
 from textual.widgets import Input
 
 from qtui.changed_cells import Picture, Piece
@@ -58,6 +60,7 @@ USED = {
     "textual.message_pump.MessagePump._context": "keys that come together",
     "textual.message_pump.MessagePump._dispatch_message": "keys that come together",
     "textual.message_pump.MessagePump._parent": "keys that come together",
+    "textual.timer.Timer._skip": "a call after some milliseconds never comes on a busy machine",
     "textual.screen.Screen._compositor": "no pictures of the screen, and no whole frame",
     "textual.widgets._input.Input._suggestion": "completions are not shown grey behind the cursor",
 }
@@ -77,6 +80,31 @@ def bind_key(node: DOMNode, binding: Binding) -> None:
 def unbind_key(node: DOMNode, key: str) -> None:
     """Leave a key unbound on one widget, screen or app."""
     node._bindings.key_to_bindings.pop(key, None)
+
+
+def call_after(node: MessagePump, seconds: float, call: Callable[[], Any]) -> Timer:
+    """Call a function once after so many seconds, also on a busy machine.
+
+    `MessagePump.set_timer` alone drops the call without a word if the process gets no processor for
+    longer than the delay just as its timer begins: its timers skip what is past, be it the only
+    time (`textual.timer.Timer._run`).
+
+    Args:
+        node: whose message queue calls it: an app, a screen or a widget.
+        seconds: the delay.
+        call: the function.
+
+    Returns:
+        The timer, which can be stopped.
+    """
+    timer = node.set_timer(seconds, call)
+    timer._skip = False
+    return timer
+
+
+def calling_after(node: MessagePump) -> Callable[[float, Callable[[], Any]], Timer]:
+    """`call_after` for one node."""
+    return partial(call_after, node)
 
 
 def rendered_strips(screen: Screen[Any]) -> Sequence[Strip]:

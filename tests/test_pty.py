@@ -198,9 +198,6 @@ def test_an_engine_that_is_killed_is_told_of_and_r_starts_another(small: Path, p
         with suppress(AssertionError):
             # What there is to read is read, whether or not it is the engine that says it.
             wait_for(lambda: (terminal.read(0.05), home.engines())[1], "another engine")
-        if not home.engines() and any("did not start" in line for line in terminal.screen):
-            terminal.press("r")  # the killed one still had the session's lock: the banner offers it
-            wait_for(lambda: (terminal.read(0.05), home.engines())[1], "another engine")
         assert home.engines(), "\n".join(terminal.screen)
         assert home.engines()[0].pid != engine.pid
         terminal.until(lambda s: not any("engine.log" in line for line in s), what="no banner")

@@ -5,7 +5,7 @@ Nothing here imports a tensor library; `in_process` imports the engine by name w
 
 from engine.client.attached import Attached, attached, spawned
 from engine.client.in_process import Client, InProcess, JobError, in_process, own_process
-from engine.client.launch import launch, running_engine, start_ahead, start_engine
+from engine.client.launch import END_SECONDS, launch, running_engine, start_ahead, start_engine
 from engine.client.link import (
     EngineEndingError,
     EngineGoneError,
@@ -19,6 +19,7 @@ from engine.client.log import log_file, log_to_file
 from engine.client.needs import needs_model
 
 __all__ = [
+    "END_SECONDS",
     "Attached",
     "Client",
     "EngineEndingError",

@@ -70,15 +70,20 @@ class Attached:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
 
-def attached(source: str) -> Attached | None:
-    """The running engine of the source's session; None if there is none."""
-    return _attach(session_name(source))
+def attached(source: str, command: str = "") -> Attached | None:
+    """The running engine of the source's session; None if there is none.
+
+    Args:
+        source: ``demo``, a folder, or a hub id.
+        command: the command without an interface that attaches, such as ``qtui eval``: who wants
+            to stop the engine is told of it.
+    """
+    return _attach(find_engine(session_name(source), command))
 
 
-def _attach(name: str, start: bool = False, source: str = "", nice: int = 10) -> Attached | None:
+def _attach(work: Coroutine[Any, Any, SocketLink | None]) -> Attached | None:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="link", daemon=True).start()
-    work = launch(source, nice=nice) if start else find_engine(name)
     try:
         link = asyncio.run_coroutine_threadsafe(work, loop).result()
     except BaseException:
@@ -92,6 +97,6 @@ def _attach(name: str, start: bool = False, source: str = "", nice: int = 10) ->
 
 def spawned(source: str, *, nice: int = 10) -> Attached:
     """An engine in its own process, started if needed, behind the `Client` interface."""
-    found = _attach(session_name(source), start=True, source=source, nice=nice)
+    found = _attach(launch(source, nice=nice))
     assert found is not None
     return found

@@ -63,12 +63,13 @@ class JobError(EngineError):
 class InProcess:
     """An engine in this process, with the same commands and events."""
 
-    def __init__(self, name: str | None, *, serve: bool = False) -> None:
+    def __init__(self, name: str | None, *, serve: bool = False, patience: float = 0.0) -> None:
         """
         Args:
             name: of the session; None for one that is not saved. While another process has it
                 open, this engine has one of its own beside it, and both share all facts.
             serve: whether others can attach to it, unless it has a session of its own.
+            patience: seconds to wait for a process that is about to close the session.
 
         Raises:
             StateFolderError: nothing can be saved.
@@ -82,7 +83,7 @@ class InProcess:
         self._beside: Path | None = None
         """The folder of a session of its own, deleted at the end."""
         try:
-            journal = self._journal(name, facts)
+            journal = self._journal(name, facts, patience)
         except BaseException:
             facts.close()
             raise
@@ -100,14 +101,14 @@ class InProcess:
         self._serve_as = name if serve and not self.beside else None
         """The session to serve once it is being opened, so that nobody else opens it."""
 
-    def _journal(self, name: str | None, facts: FactStore) -> Journal:
+    def _journal(self, name: str | None, facts: FactStore, patience: float) -> Journal:
         from engine.store.journal import Journal
         from engine.store.lock import SessionBusyError
 
         if name is None:
             return Journal(None, facts)
         with suppress(SessionBusyError):
-            return Journal(session_folder(name), facts, patience=0.0)
+            return Journal(session_folder(name), facts, patience)
         self._beside = folder_beside(name)
         return Journal(self._beside, facts)
 
@@ -190,7 +191,11 @@ class InProcess:
 
 
 def in_process(
-    source: str, *, unsaved: Callable[[str], None] | None = None, serve: bool = False
+    source: str,
+    *,
+    unsaved: Callable[[str], None] | None = None,
+    serve: bool = False,
+    patience: float = 0.0,
 ) -> InProcess:
     """Run an engine for the source's session in this process.
 
@@ -202,12 +207,13 @@ def in_process(
             is run; None does not run one.
         serve: whether others can attach to it over a socket; who asks it to stop sends SIGTERM to
             this process. For a process that does nothing else.
+        patience: seconds to wait for a process that is about to close the session.
 
     Raises:
         StateFolderError: nothing can be saved.
     """
     try:
-        return InProcess(session_name(source), serve=serve)
+        return InProcess(session_name(source), serve=serve, patience=patience)
     except StateFolderError as error:
         if unsaved is None:
             raise

@@ -7,16 +7,19 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import IO
 
 from engine.client.link import EngineEndingError, EngineGoneError, SocketLink, connect
-from engine.client.log import MAX_LOG, log_file
-from engine.store.lock import holder
+from engine.client.log import MAX_LOG, STARTS, log_file
+from engine.store.lock import SessionBusyError, holder
 from engine.store.paths import check_state_folder, session_folder, session_name, socket_file
 
 IDLE_MINUTES = 10.0
 """Minutes without clients and jobs after which an engine ends, unless a profile says otherwise."""
-END_SECONDS = 5.0
-"""How long an engine that is ending may still accept connections."""
+END_SECONDS = 10.0
+"""How long an engine that is ending may still accept connections, or have the session open."""
 START_SECONDS = 30.0
 """How long a started engine may take to open its socket."""
 
@@ -40,8 +43,11 @@ async def launch(
     nice: int = 10,
     idle: float = IDLE_MINUTES,
     started: subprocess.Popen[bytes] | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> SocketLink:
     """Attach to the engine of the source's session; start one first if there is none.
+
+    A process that is dying may have the session open for a while: a new engine waits for it.
 
     The engine runs in its own process group, so that neither ``ctrl+c`` nor a hang-up of the
     terminal reaches it.
@@ -50,7 +56,9 @@ async def launch(
         source: ``demo``, a folder, or a hub id.
         nice: niceness of a new engine.
         idle: minutes without clients and jobs after which a new engine ends.
-        started: result of `start_ahead`.
+        started: result of `start_ahead`, for the first launch after it alone: an engine that was
+            reached once may be dying.
+        say: called with a sentence when there is something to wait for.
 
     Raises:
         EngineGoneError: the engine did not start; the message has the end of its log, or names the
@@ -59,23 +67,59 @@ async def launch(
     name = session_name(source)
     if (link := await find_engine(name)) is not None:
         return link
-    alive = started is not None and started.poll() is None
-    process = started if started is not None and alive else start_engine(name, nice, idle)
-    try:
-        link = await _reach(name, process)
-        link.process = process
-        return link
-    except BaseException:
-        # No client will attach to it, so nothing else would stop it.
-        process.terminate()
-        raise
+    patience = time.monotonic() + END_SECONDS
+    while True:
+        if (link := await _until_free(name, patience, say)) is not None:
+            return link
+        ready, started = started, None
+        if ready is None or ready.poll() is not None:
+            ready = start_engine(name, nice, idle)
+        try:
+            link = await _reach(name, ready)
+        except BaseException:
+            # No client will attach to it, so nothing else would stop it.
+            ready.terminate()
+            raise
+        if link is not None:
+            link.process = ready
+            return link
 
 
-async def find_engine(name: str) -> SocketLink | None:
+async def _until_free(name: str, patience: float, say: Callable[[str], None]) -> SocketLink | None:
+    """Wait until nothing has the session open, or attach to what has.
+
+    Args:
+        patience: until when to wait, as `time.monotonic` counts.
+
+    Raises:
+        EngineGoneError: a process still has it open, and cannot be attached to.
+    """
+    said = False
+    while True:
+        if (link := await find_engine(name)) is not None:
+            return link
+        if (busy := holder(session_folder(name))) is None:
+            return None
+        if time.monotonic() > patience:
+            raise EngineGoneError(
+                f"another run (process {busy}) has {name} open, and none can attach to it: wait "
+                "until it ends, or stop that process; what it has measured is saved"
+            )
+        if not said:
+            said = True
+            say(f"process {busy}, which had {name} open, is ending: waiting for it")
+        await asyncio.sleep(0.02)
+
+
+async def find_engine(name: str, command: str = "") -> SocketLink | None:
     """Attach to the running engine of a session, unless there is none, or it is just ending.
 
     One that was killed closes its files one by one. On a busy machine its clients know that it is
     gone while others can connect to it still.
+
+    Args:
+        name: of the session.
+        command: see `connect`.
 
     Raises:
         EngineGoneError: it does not answer, or is of another version.
@@ -83,7 +127,7 @@ async def find_engine(name: str) -> SocketLink | None:
     deadline = time.monotonic() + END_SECONDS
     while True:
         try:
-            return await connect(name)
+            return await connect(name, command)
         except EngineEndingError:
             if time.monotonic() > deadline:
                 raise
@@ -102,7 +146,8 @@ async def running_engine(source: str) -> SocketLink:
     return link
 
 
-async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
+async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink | None:
+    """Attach to an engine that was started; None if it ended because another has the session."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if (link := await find_engine(name)) is not None:
@@ -111,12 +156,8 @@ async def _reach(name: str, process: subprocess.Popen[bytes]) -> SocketLink:
             # Another engine may have started first and have the session open.
             if (link := await find_engine(name)) is not None:
                 return link
-            if (busy := holder(session_folder(name))) is not None:
-                raise EngineGoneError(
-                    f"another run (process {busy}) measures this checkpoint without an interface, "
-                    "and none can attach to it: wait until it ends, or stop that process; what it "
-                    "has measured is saved"
-                )
+            if process.returncode == SessionBusyError.exit_code:
+                return None
             raise EngineGoneError.of(name, "the engine did not start")
         await asyncio.sleep(0.02)
     raise EngineGoneError.of(name, f"the engine did not answer in {START_SECONDS:.0f} s")
@@ -132,6 +173,7 @@ def start_engine(name: str, nice: int, idle: float = IDLE_MINUTES) -> subprocess
     log = log_file(name)
     mode = "wb" if log.exists() and log.stat().st_size > MAX_LOG else "ab"
     with log.open(mode) as output:
+        _mark(output, name)
         return subprocess.Popen(
             # -P: do not import a folder named engine in the working directory.
             [sys.executable, "-P", "-m", "engine", name, "--nice", str(nice), "--idle", str(idle)],
@@ -141,3 +183,11 @@ def start_engine(name: str, nice: int, idle: float = IDLE_MINUTES) -> subprocess
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
+
+
+def _mark(log: IO[bytes], name: str) -> None:
+    """Separate what is logged from now on from the words of earlier engines."""
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    with suppress(OSError):  # on a full disk the engine says more
+        log.write(f"{now} INFO engine.client: {STARTS}: session {name}\n".encode())
+        log.flush()

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import ClassVar, Protocol, Self
 
+import msgspec
+
 from engine import protocol as p
 from engine.client.log import log_file, log_tail
 from engine.errors import EngineError
@@ -119,14 +121,17 @@ class SocketLink:
         self._stopping = self._receiving = self._closing = False
         self._ended = asyncio.Event()
 
-    async def greet(self) -> None:
+    async def greet(self, command: str = "") -> None:
         """Exchange hellos.
+
+        Args:
+            command: see `connect`.
 
         Raises:
             EngineEndingError: it hung up.
             OtherVersionError: it has another wire version.
         """
-        self._writer.write(frame(p.Hello()))
+        self._writer.write(frame(p.Hello(command=command or msgspec.UNSET)))
         await self._writer.drain()
         hello = await read_frame(self._reader)
         if not isinstance(hello, p.Hello):
@@ -206,8 +211,12 @@ def _how_ended(process: subprocess.Popen[bytes] | None) -> str:
     return f"ended with code {code}" if code else "ended"
 
 
-async def connect(name: str) -> SocketLink | None:
+async def connect(name: str, command: str = "") -> SocketLink | None:
     """Attach to a session's running engine; None if there is none.
+
+    Args:
+        name: of the session.
+        command: the command without an interface that attaches; empty for a terminal.
 
     Raises:
         EngineEndingError: it is just ending.
@@ -221,7 +230,7 @@ async def connect(name: str) -> SocketLink | None:
     link = SocketLink(name, reader, writer)
     try:
         async with asyncio.timeout(GREET_SECONDS):
-            await link.greet()
+            await link.greet(command)
     except TimeoutError as error:
         writer.close()
         holder = (session_folder(name) / "lock").read_text().strip() or "unknown"

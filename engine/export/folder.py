@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from engine.errors import EngineError, UsageError
 from engine.model.source import BESIDE
 from engine.store.beside import lives
 
+NAME = 200
+"""Bytes of a destination's name that a temporary name can repeat: names end at 255."""
 COPIED = (
     *(pattern for pattern in BESIDE if pattern != "config.json"),
     *("additional_chat_templates/*", "*processor_config.json", "*.py"),
@@ -49,17 +52,51 @@ def check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
     """A temporary folder that replaces ``out`` on success and is removed on failure."""
-    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-        process = left.name.split(".")[-2]
-        if left == partial or (process.isdecimal() and not lives(int(process))):
-            shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
+    partial = unfinished(out)
     partial.mkdir()
     try:
         yield partial
         _replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(out: Path) -> Iterator[Path]:
+    """The name of a temporary file that replaces ``out`` on success and is removed on failure."""
+    partial = unfinished(out)
+    try:
+        yield partial
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def unfinished(out: Path) -> Path:
+    """What an export is called until it is complete.
+
+    What exports that were killed have left is removed; and where one was killed between taking the
+    old folder away and putting the new one in its place, the old one comes back.
+    """
+    name, encoded = out.name, os.fsencode(out.name)
+    if len(encoded) > NAME:
+        name = hashlib.sha256(encoded).hexdigest()
+    for left in out.parent.glob(f".{glob.escape(name)}.*.*"):
+        process, suffix = left.name.split(".")[-2:]
+        if not process.isdecimal() or (lives(int(process)) and int(process) != os.getpid()):
+            continue
+        if suffix == "old" and not out.exists():
+            left.rename(out)
+        elif suffix in ("old", "partial"):
+            _remove(left)
+    return out.parent / f".{name}.{os.getpid()}.partial"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _replace(new: Path, out: Path) -> None:

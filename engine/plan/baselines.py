@@ -2,7 +2,8 @@
 
 ``uniform``: the best single format of the body that fits. ``first-last``: that format, and what is
 left of the budget spent on the first and last blocks, from the ends inwards. ``greedy``: the same,
-spent on the layers with the largest effects, as most published scripts do.
+spent on the layers with the largest effects, as most published scripts do. And the best of
+llama.cpp's mixes, by its own name, where the effects of its types are known.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from engine import protocol as p
 from engine.formats.grammar import parse_format
 from engine.plan.proposal import Limit, limit_of, point_of
 from engine.plan.units import Rules
+from engine.recipes.changes import resolve
+from engine.recipes.mixes import MIXES
 from engine.session import KnownEffects, Session
 from engine.session.artefact import OUTSIDE
 
@@ -25,14 +28,14 @@ def baselines(session: Session, rules: Rules, budget: p.Budget) -> dict[str, dic
     """What each rule finds within a budget, by its name; a rule that finds nothing is missing.
 
     They know no units and no pins, since they are what people use otherwise; but bans and what the
-    target stores hold for them too. For a budget of KL there is only ``uniform``, the smallest
-    format that is good enough.
+    target stores hold for them too. None changes head and embedding. For a budget of KL there are
+    only ``uniform`` and the mix, the smallest ones that are good enough.
     """
-    return {
-        name: recipe
-        for name, rule in _RULES.items()
-        if (recipe := rule(_Body(session, rules), budget)) is not None
+    body = _Body(session, rules)
+    found = {
+        name: recipe for name, rule in _RULES.items() if (recipe := rule(body, budget)) is not None
     }
+    return found | _best_mix(body, budget)
 
 
 def predicted(session: Session, recipe: Mapping[str, str]) -> float:
@@ -118,15 +121,35 @@ class _Body:
                 left -= more
         return found
 
+    def best(self, recipes: Iterable[dict[str, str]], budget: p.Budget) -> dict[str, str] | None:
+        """The one of least KL that fits, or the smallest one that is good enough."""
+        if budget.kl is not None:
+            enough = [recipe for recipe in recipes if self.kl(recipe) <= budget.kl]
+            return min(enough, key=self.total, default=None)
+        limit = self.limit(budget)
+        fitting = [recipe for recipe in recipes if self.total(recipe) <= limit]
+        return min(fitting, key=self.kl, default=None)
+
+    def mix(self, name: str) -> dict[str, str] | None:
+        """One of llama.cpp's mixes; None if it is one format, not allowed or not known."""
+        session, layers = self.session, self.session.layers
+        asked, _ = resolve(session, "kept", {}, named=name, tied=session.tied)
+        rows = {layers.names[row]: row for row in self.rows}
+        recipe = {layer: held for layer, held in asked.items() if layer in rows}
+        allowed = all(self.allowed(rows[layer], held) for layer, held in recipe.items())
+        mixes = len(set(recipe.values())) > 1
+        return recipe if mixes and allowed and math.isfinite(self.kl(recipe)) else None
+
 
 def _uniform(body: _Body, budget: p.Budget) -> dict[str, str] | None:
-    recipes = [body.uniform(format) for format in body.rules.formats]
-    if budget.kl is not None:
-        enough = [recipe for recipe in recipes if body.kl(recipe) <= budget.kl]
-        return min(enough, key=body.total, default=None)
-    limit = body.limit(budget)
-    fitting = [recipe for recipe in recipes if body.total(recipe) <= limit]
-    return min(fitting, key=body.kl, default=None)
+    return body.best([body.uniform(format) for format in body.rules.formats], budget)
+
+
+def _best_mix(body: _Body, budget: p.Budget) -> dict[str, dict[str, str]]:
+    """By its name; empty if none is known and fits."""
+    mixes = {name: recipe for name in MIXES if (recipe := body.mix(name)) is not None}
+    best = body.best(mixes.values(), budget)
+    return {name: recipe for name, recipe in mixes.items() if recipe is best}
 
 
 def _first_last(body: _Body, budget: p.Budget) -> dict[str, str] | None:

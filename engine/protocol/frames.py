@@ -12,7 +12,7 @@ from engine.protocol.events import AnyEvent
 from engine.protocol.facts import AnyFact
 from engine.protocol.message import Message
 
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 """Raised when a change would make an older client or engine misread a newer one."""
 
 MAX_FRAME = 1 << 20
@@ -32,6 +32,9 @@ class Hello(Message, frozen=True, forbid_unknown_fields=False):
     pid: int = 0
     of_run: bool | msgspec.UnsetType = msgspec.UNSET
     """Whether the engine belongs to a command without an interface, and ends with it."""
+    command: str | msgspec.UnsetType = msgspec.UNSET
+    """The command without an interface that the client is, such as ``qtui eval``; a terminal has
+    none."""
 
 
 class Sent(Message, frozen=True):

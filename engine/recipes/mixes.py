@@ -44,7 +44,8 @@ DEFAULTS = {
     "Q4_0": "q4_0", **importance_mixes.DEFAULTS,
 }  # fmt: skip
 """Every mix, with the type of tensors that no rule matches."""
-NAMES = (*DEFAULTS, FIRST_LAST)
+MIXES = tuple(DEFAULTS)
+NAMES = (*MIXES, FIRST_LAST)
 
 FALLBACKS = {
     "q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0",

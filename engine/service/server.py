@@ -73,6 +73,8 @@ class _Client:
         self.writer = writer
         self.results: deque[bytes] = deque()
         self.newest: dict[tuple[object, ...], bytes] = {}
+        self.command = ""
+        """The command without an interface that it is."""
         self.wake = asyncio.Event()
         self.gone = False
 
@@ -140,16 +142,22 @@ class Server:
         data = frame(p.Sent(seq, event))
         loop.call_soon_threadsafe(self._give, seq, event, data)
 
-    def _reply(self, client: _Client) -> Callable[[p.Refused | p.Notice], None]:
-        """A function that sends a refusal or a warning to one client, from any thread."""
+    def _reply(self, client: _Client) -> Callable[[p.AnyEvent], None]:
+        """A function that sends an answer or a warning to one client, from any thread."""
 
-        def reply(refused: p.Refused | p.Notice) -> None:
+        def reply(answer: p.AnyEvent) -> None:
             loop = self._loop
             if loop is not None and not loop.is_closed():
-                data = frame(p.Sent(0, refused))
-                loop.call_soon_threadsafe(client.give, 0, refused, data)
+                data = frame(p.Sent(0, answer))
+                loop.call_soon_threadsafe(client.give, 0, answer, data)
 
         return reply
+
+    def _others(self, asking: _Client) -> p.Clients:
+        """Who is attached besides a client."""
+        others = [client.command for client in self._clients if client is not asking]
+        commands = tuple(sorted(filter(None, others)))
+        return p.Clients(terminals=len(others) - len(commands), commands=commands)
 
     def _give(self, seq: int, event: p.AnyEvent, data: bytes) -> None:
         for client in self._clients:
@@ -219,6 +227,7 @@ class Server:
                 return
             # Events announced from here on are queued for this client; those already in the
             # snapshot are skipped below by their number.
+            client.command = hello.command or ""
             self._clients.append(client)
             engine = self._engine
             seq, data = await asyncio.to_thread(engine.snapshot)
@@ -234,6 +243,8 @@ class Server:
                         log.info("stopped by a client")  # others are shown the end of the log
                         self.stop()
                     return
+                if isinstance(message, p.AskClients):
+                    self._reply(client)(self._others(client))
                 elif isinstance(message, p.Command):
                     engine.handle(message, self._reply(client))
         except ConnectionError as error:

@@ -9,6 +9,7 @@ import msgspec
 from engine import protocol as p
 from engine.session.artefact import bits_as_stored
 from engine.session.state import (
+    Calibrating,
     Change,
     Compared,
     Effects,
@@ -24,7 +25,7 @@ from engine.session.state import (
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
     "stage", "notices", "gauges", "histogram", "experts", "errors", "ranges", "fixes",
-    "compared",
+    "compared", "symptoms", "calibrating",
 ]  # fmt: skip
 
 MAX_NOTICES = 200
@@ -114,6 +115,11 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             if any(j.kind == "open" and j.status == "running" for j in session.jobs.values()):
                 session.stage = event
             return frozenset({"stage"})
+        case p.Continuing():
+            job = session.jobs.get(event.job)
+            if job is not None and job.status == "running":  # it may arrive after its job has ended
+                session.continuing = event
+            return frozenset({"symptoms"})
         case p.RecipePartial():
             session.partial = event.score
             return frozenset({"recipe"})
@@ -142,6 +148,8 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.Gauges():
             session.gauges = event
             return frozenset({"gauges"})
+        case p.Clients():
+            return frozenset()  # an answer to a question, and no part of the session
 
 
 def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
@@ -183,7 +191,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     session.baseline = session.control = session.partial = None
     session.effects, session.errors, session.scores = Effects(), Errors(), {}
     session.measured_with = None
-    session.compared = {}
+    session.compared, session.calibrating = {}, Calibrating()
     return frozenset(get_args(Dirty))
 
 
@@ -240,7 +248,10 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     if before is None or before.protocol != event.protocol:
         for found in session.compared.values():
             found.score, found.restored = None, {}
-    return frozenset({"model", "stage", "baseline", "measured", "recipe", "errors", "compared"})
+        session.calibrating, session.continued = Calibrating(), {}
+    return frozenset(
+        {"model", "stage", "baseline", "measured", "recipe", "errors", "compared", "calibrating"}
+    )
 
 
 def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty]:
@@ -289,20 +300,29 @@ def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
     job.seconds_left = 0.0
     if event.kind == "open":
         session.stage = None
+    if session.continuing is not None and session.continuing.job == event.job:
+        session.continuing = None
     if event.status != "failed":
         return frozenset({"jobs", "stage"})
     session.notices = [*session.notices[-MAX_NOTICES:], p.Notice("error", event.message)]
     return frozenset({"jobs", "stage", "notices"})
 
 
-def _compared(session: Session, fact: p.ArtefactLayer | p.ArtefactScore | p.LayerRestored) -> Dirty:
+def _compared(
+    session: Session,
+    fact: p.StoredLayer | p.ArtefactLayer | p.ArtefactScore | p.ArtefactTable | p.LayerRestored,
+) -> Dirty:
     found = session.compared.get(fact.artefact)
     if found is not None:
         match fact:
+            case p.StoredLayer():
+                found.stored[fact.layer] = fact
             case p.ArtefactLayer():
                 found.layers[fact.layer] = fact
             case p.ArtefactScore():
                 found.score = fact
+            case p.ArtefactTable():
+                found.tables[fact.logits] = fact.table
             case p.LayerRestored():
                 found.restored[fact.layer] = fact
     return "compared"
@@ -337,8 +357,23 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
         case p.Drift():
             session.errors.drifts[fact.recipe] = fact
             return "errors"
-        case p.ArtefactLayer() | p.ArtefactScore() | p.LayerRestored():
+        case (
+            p.StoredLayer()
+            | p.ArtefactLayer()
+            | p.ArtefactScore()
+            | p.ArtefactTable()
+            | p.LayerRestored()
+        ):
             return _compared(session, fact)
+        case p.CalibrationCheck():
+            session.calibrating.checks[fact.key] = fact
+            return "calibrating"
+        case p.CalibrationScore():
+            session.calibrating.scores[fact.key] = fact
+            return "calibrating"
+        case p.Continued():
+            session.continued.setdefault(fact.recipe, {})[fact.prompt] = fact
+            return "symptoms"
         case p.Baseline():
             session.baseline = fact
             return "baseline"

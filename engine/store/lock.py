@@ -15,6 +15,9 @@ from engine.store.paths import StateFolderError, unwritable
 class SessionBusyError(EngineError):
     """Another engine has the session open."""
 
+    exit_code = 75
+    """By which a launcher knows why an engine did not start (``EX_TEMPFAIL``)."""
+
 
 def take(path: Path, patience: float) -> IO[bytes]:
     """Lock a file until it is closed; the system releases the lock when the process dies.

@@ -36,14 +36,29 @@ COMMANDS = (
     Command("export", "qtui.cli.export:export"),
     Command("imatrix", "qtui.cli.imatrix:imatrix"),
     Command("compare", "qtui.cli.compare:compare"),
+    Command("calibrate", "qtui.cli.calibrate:calibrate"),
+    Command("symptoms", "qtui.cli.symptoms:symptoms"),
+    Command("bench", "qtui.cli.bench:bench"),
     Command("report", "qtui.cli.report:report"),
     Command("sessions", "qtui.cli.sessions:sessions"),
     Command("attach", "qtui.cli.attach:attach"),
     Command("stop", "qtui.cli.sessions:stop"),
     Command("doctor", "qtui.cli.doctor:doctor"),
 )
-PLANNED = ("calibrate", "symptoms", "bench")
-"""Names kept for commands to come, so that they are not taken for a MODEL."""
+
+_invoked = ""
+
+
+def invoked() -> str:
+    """The command that this process runs, such as ``qtui eval``, as others are told of it."""
+    return f"qtui {_invoked}".strip()
+
+
+def invoke(name: str) -> None:
+    """Note which command this process runs."""
+    global _invoked
+    _invoked = name
+
 
 _registered: dict[str, Command] = {}
 

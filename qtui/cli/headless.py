@@ -1,7 +1,7 @@
 """Run one command without a screen: events in, an outcome out, messages on stderr.
 
-A run attaches to the engine that already has the checkpoint open; if there is none, it runs one in
-this process. Both look the same from here.
+A run attaches to the engine that already has the checkpoint open; if there is none, or it ends, it
+runs one in this process. Both look the same from here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from engine import protocol as p
 from engine.errors import EngineError, UsageError
 from engine.report.tables.parts import instead
 from engine.session import Job, Session
+from qtui.cli.commands import invoked
 from qtui.cli.progress import Meter
 from qtui.views.progress import about, time_left
 from qtui.views.sweeps import formats_of
 
-OfRecipe: TypeAlias = p.Evaluate | p.Export | p.Diagnose
+OfRecipe: TypeAlias = p.Evaluate | p.Export | p.Diagnose | p.FindSymptoms
 Ask: TypeAlias = p.Command | Callable[[Session], OfRecipe]
 """A command that has a job, from a plugin too. With a recipe, a function of the opened session,
 which knows the layers."""
@@ -31,6 +32,8 @@ Question: TypeAlias = p.AskHistogram | p.AskExperts
 """A question about one layer, in addition to a triage."""
 Answer: TypeAlias = p.HistogramReady | p.ExpertsReady
 
+ATTACHED = 2
+"""Engines of others that a run attaches to, one after the end of the other."""
 TICK = 0.2
 """Seconds to wait for an event before looking at the meter again."""
 FALLBACKS_SAID = 10
@@ -104,7 +107,7 @@ def measure(
     Raises:
         RunError: it was refused, failed, or was cancelled.
         UsageError: a question names an unknown layer.
-        EngineError: the engine cannot be reached or ended, or nothing can be saved.
+        EngineError: the engine cannot be reached, or nothing can be saved.
         KeyboardInterrupt: after the job was cancelled; its results are saved.
     """
     kind: type[p.Command]
@@ -118,18 +121,25 @@ def measure(
         started = _Run(engine, ask, meter, kind, asked, attached=attached, of_files=of_files)
         return started.follow(source, settings)
 
-    if (running := client.attached(source)) is not None:
+    running, patience = None, 0.0
+    for _ in range(ATTACHED):
+        if (running := client.attached(source, invoked())) is None:
+            break
         with closing(running):
             try:
                 return run(running, attached=True)
             except _DisagreesError as error:
                 meter.say(f"{error}: measuring beside it; results are shared")
-            except client.RunEndedError as error:
-                meter.say(f"{error}: going on without it; its results are saved")
+                break
+            except client.EngineGoneError as error:
+                # Stopped by somebody, or killed: what it has measured is found again.
+                meter.say(f"{error.reason}: going on without it; its results are saved")
+                patience = client.END_SECONDS
     client.own_process(source)
     # What only reads files is quick to do again: it needs no state folder.
     unsaved = (lambda sentence: meter.say(f"warning: {sentence}")) if of_files else None
-    with closing(client.in_process(source, unsaved=unsaved, serve=True)) as engine:
+    own = client.in_process(source, unsaved=unsaved, serve=True, patience=patience)
+    with closing(own) as engine:
         if engine.beside and running is None:
             meter.say(f"another run has {source} open: measuring beside it; results are shared")
         return run(engine, attached=False)

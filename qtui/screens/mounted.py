@@ -119,6 +119,11 @@ class MountedScreens:
         for screen in self._made.values():
             screen.connecting()
 
+    def waiting(self, sentence: str) -> None:
+        """No engine can be started yet."""
+        for screen in self._made.values():
+            screen.waiting(sentence)
+
     def connected(self) -> None:
         """There is an engine."""
         for screen in self._made.values():

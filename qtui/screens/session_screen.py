@@ -110,6 +110,10 @@ class SessionScreen(Screen[None]):
     def connecting(self) -> None:
         """An engine is being started."""
 
+    def waiting(self, sentence: str) -> None:
+        """An engine can only be started after something else has ended."""
+        self.say("info", sentence)
+
     def connected(self) -> None:
         """An engine is connected; it knows nothing of commands sent to the previous one."""
 

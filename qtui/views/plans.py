@@ -222,10 +222,9 @@ def frontier_plot(
         drawn.append(words)
     ends = n.size(low), n.size(high)
     compared = "C compared  " if others else ""
-    legend = (
-        f"KL{glyphs.kilo} over size   {glyphs.frontier} plan  {compared}U uniform  F first-last  "
-        "G greedy"
-    )
+    names = [row.name for row in rows if row.name and not row.plan]
+    rules = "  ".join(f"{name[0].upper()} {name}" for name in names)
+    legend = f"KL{glyphs.kilo} over size   {glyphs.frontier} plan  {compared}{rules}"
     gap = max(0, columns - len(ends[0]) - len(ends[1]) - 2)
     middle = fit(legend, gap, glyphs) if len(legend) > gap else legend.center(gap)
     drawn.append([(f"{' ' * left}{ends[0]} {middle} {ends[1]}", "$dim")])

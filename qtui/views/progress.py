@@ -20,6 +20,9 @@ PHASES: dict[Phase, str] = {
     "writing": "writing",
     "activations": "activations",
     "comparing": "comparing",
+    "sampling": "writing samples",
+    "continuing": "continuing prompts",
+    "restoring": "restoring layers",
 }
 """What each phase is, in words."""
 COUNTED = frozenset(
@@ -32,6 +35,9 @@ COUNTED = frozenset(
         "timing",
         "activations",
         "comparing",
+        "sampling",
+        "continuing",
+        "restoring",
     }
 )
 """Phases that are shown with their count; another is known by its job, or has its own words."""

@@ -66,6 +66,16 @@ def test_codes_that_other_versions_read_otherwise_are_said(
     assert any("codes of 3 bits" in note and "0.18" in note for note in done.notes) == said
 
 
+@pytest.mark.parametrize(
+    ("format", "said"), [("int4-g32", True), ("int8-channel-asym", True), ("int4-g32-sym", False)]
+)
+def test_zero_points_that_later_versions_do_not_load_are_said(
+    format: str, said: bool, llama: Checkpoint, tmp_path: Path
+) -> None:
+    done = export_checkpoint(llama, {"model.layers.0.mlp.up_proj": format}, tmp_path / "out")
+    assert any("0.18 to 0.20.1" in note for note in done.notes) == said
+
+
 @pytest.mark.parametrize("installed", ["0.17.1", "0.20.0"])
 @pytest.mark.parametrize("format", ["int3-g32", "int5-channel-sym", "int6-g32", "int4-g32"])
 def test_a_file_is_read_bit_by_bit_as_its_version_says(

@@ -1,12 +1,15 @@
 /* Lets the n-th write to a file of ours fail; loaded before libc, so that SQLite's writes pass here.
  *
- * A write that finds the disk full leaves half of itself behind, as a file system does.
+ * A write that finds the disk full leaves half of itself behind, as a file system does. With error 0
+ * the process is killed in its place.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -41,6 +44,8 @@ static int fails(int file)
 
 static long refuse(void)
 {
+    if (!with_error)
+        kill(getpid(), SIGKILL);
     errno = with_error;
     return -1;
 }
@@ -72,6 +77,16 @@ ssize_t pwrite64(int file, const void *data, size_t size, off64_t at)
     if (with_error == ENOSPC && size > 1)
         REAL(pwrite64)(file, data, size / 2, at);
     return refuse();
+}
+
+ssize_t sendfile(int file, int from, off_t *at, size_t size)
+{
+    return fails(file) ? refuse() : REAL(sendfile)(file, from, at, size);
+}
+
+ssize_t sendfile64(int file, int from, off64_t *at, size_t size)
+{
+    return fails(file) ? refuse() : REAL(sendfile64)(file, from, at, size);
 }
 
 int fsync(int file)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.faults.shim import compiler, failing_writes
 from tests.faults.table import put
-
-HERE = Path(__file__).parent
-compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
 
 def ran(folder: Path, step: int, **environment: str) -> int:
@@ -33,10 +30,7 @@ def ran(folder: Path, step: int, **environment: str) -> int:
 @compiler
 @pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.soak)])
 def test_every_write(step: int, tmp_path: Path) -> None:
-    shim = tmp_path / "failing_writes.so"
-    source = HERE / "failing_writes.c"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
-    runs = ran(tmp_path, step, LD_PRELOAD=str(shim))
+    runs = ran(tmp_path, step, LD_PRELOAD=str(failing_writes(tmp_path)))
     if step == 1:
         put("disk full", f"every write, {runs} runs: 0")
 

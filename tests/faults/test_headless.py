@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -11,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from engine import protocol as p
-from engine.client import Attached, RunEndedError, attached
+from engine.client import Attached, RunEndedError, attached, spawned
 from engine.client.running import Engine, look, stop
 from engine.session import running
 from engine.store.paths import session_name
+from qtui.cli.options import Shared
 from tests import forked, tiny
+from tests.drive import ended, until
 from tests.terminal import wait_for
 
 LONG = ",".join(f"int{bits}-g32" for bits in range(2, 9))
@@ -100,6 +104,41 @@ def test_a_command_can_be_watched_and_used_by_another_which_goes_on_without_it(
     said = (tmp_path / "int3-g32.said").read_text()
     assert second.exitcode == 0, said
     assert "has ended: going on without it; its results are saved" in said
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_command_goes_on_by_itself_when_the_engine_of_a_terminal_ends(
+    how: str, source: Path, prose: Path, begin: Begin, tmp_path: Path
+) -> None:
+    """What it had measured there is found, and the figures are those of a run of its own."""
+    chosen, _ = Shared(text=str(prose), tokens=2048, seq_len=32).resolve()
+    terminal = spawned(str(source), nice=0)
+    terminal.send(p.Open(str(source), chosen))
+    until(terminal, ended("open"))
+    command = begin("int4-g32,int5-g32,int6-g32")
+    measuring(source)
+    until(terminal, lambda event: isinstance(event, p.Learned))
+    terminal.send(p.AskClients())
+    (*_, clients) = until(terminal, lambda event: isinstance(event, p.Clients))
+    assert clients == p.Clients(commands=("qtui sweep",))
+    pid = measuring(source).pid
+    if how == "stopped":
+        stop(session_name(str(source)))
+    else:
+        os.kill(pid, signal.SIGKILL)
+    terminal.close()
+    command.join()
+    said = (tmp_path / "int4-g32,int5-g32,int6-g32.said").read_text()
+    assert command.exitcode == 0, said
+    assert said.count("going on without it; its results are saved") == 1
+    found = json.loads((tmp_path / "int4-g32,int5-g32,int6-g32.json").read_text())
+    assert found["resumed"] > 0
+    again = begin("int4-g32,int5-g32,int6-g32")
+    again.join()
+    later = json.loads((tmp_path / "int4-g32,int5-g32,int6-g32.json").read_text())
+    assert [later[name] for name in ("layers", "baseline", "additivity")] == [
+        found[name] for name in ("layers", "baseline", "additivity")
+    ]
 
 
 def test_to_stop_it_ends_the_command_in_good_order(source: Path, begin: Begin) -> None:

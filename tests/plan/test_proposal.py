@@ -23,6 +23,7 @@ from engine.plan.proposal import GIB, check_size, frontier_of, solved
 from engine.plan.units import Rules, Unit, choices_of, recipe_of, units_of
 from engine.planning.known import plan_known
 from engine.planning.rules import rules_of
+from engine.recipes.changes import resolve
 from engine.session import Session
 from engine.session.artefact import artefact_size, bits_as_stored
 from engine.session.cache import cache_bytes
@@ -232,6 +233,43 @@ def test_simple_rules_stay_within_the_budget_and_no_better_than_the_plan() -> No
     assert all(".0." in layer or ".3." in layer for layer in raised)
     worst = max(layers, key=lambda layer: effect(session, layer, "int4-g128"))
     assert found["greedy"][worst] == "int8"
+
+
+def test_the_best_mix_of_llama_cpp_within_the_budget_is_one_of_the_simple_rules() -> None:
+    types = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+    layers = [
+        f"model.layers.{block}.{kind}"
+        for block in range(8)
+        for kind in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
+    ]
+    session = known(layers=["model.embed_tokens", *layers, "lm_head"], formats=types)
+    found = {
+        bits: baselines(session, Rules(types), p.Budget(bits=bits))
+        for bits in np.arange(2.5, 7.0, 0.05)
+    }
+    simple = {"uniform", "first-last", "greedy"}
+    named = {bits: set(rules) - simple for bits, rules in found.items()}
+    chosen: set[str] = set().union(*named.values())
+    assert {"Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"} & chosen
+    assert len(chosen) >= 4
+    assert "Q6_K" not in chosen  # one format: that is `uniform`
+    for bits, rules in found.items():
+        for name in named[bits]:
+            recipe = rules[name]
+            whole, _ = resolve(session, "kept", {}, named=name)
+            assert recipe == {layer: held for layer, held in whole.items() if layer in layers}
+            assert sizes(session, recipe)[0] <= bits
+    assert all(len(names) <= 1 for names in named.values())
+    kls = [
+        math.fsum(effect(session, layer, held) for layer, held in rules[name].items())
+        for bits, rules in found.items()
+        for name in named[bits]
+    ]
+    assert kls == sorted(kls, reverse=True)
+    without = baselines(session, Rules(types, bans=(("", "q5_k"), ("", "q6_k"))), p.Budget(bits=6))
+    assert set(without) - simple == {"Q2_K"}
+    session = known(layers=["model.embed_tokens", *layers, "lm_head"], formats=("q3_k", "q4_k"))
+    assert set(baselines(session, Rules(types), p.Budget(bits=6.0))) <= simple
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -48,6 +48,8 @@ class Replay:
         self._journal = Session()
         self._waiting = self._died = False
         self.of_run = False
+        self.others = p.Clients()
+        """Who else is attached."""
         self._queue: asyncio.Queue[p.AnyEvent | Session | EngineGoneError] = asyncio.Queue()
         # An engine says first what it knows.
         self.give(session or Session(), *events)
@@ -68,6 +70,8 @@ class Replay:
     async def send(self, command: p.AnyCommand) -> None:
         self.asks.append(command.ask)
         self.sent.append(msgspec.structs.replace(command, ask=""))
+        if isinstance(command, p.AskClients):
+            self.give(self.others)
 
     async def receive(self) -> p.Sent | Session:
         if self._died:  # the next engine knows the session from its journal, and no job of it

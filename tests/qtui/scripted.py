@@ -154,7 +154,7 @@ def install(
     """Let every run meet a scripted engine: one of its own, or a running one with a session."""
     engine = Scripted(answer, attached)
     running = engine if attached is not None else None
-    monkeypatch.setattr(client, "attached", lambda source: running)
+    monkeypatch.setattr(client, "attached", lambda source, command: running)
     monkeypatch.setattr(client, "own_process", lambda source: None)
     monkeypatch.setattr(client, "in_process", lambda source, **_: engine)
     return engine

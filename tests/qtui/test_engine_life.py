@@ -157,6 +157,41 @@ async def test_quitting_leaves_an_engine_working_and_stopping_does_not() -> None
         assert not d.app.left_working
 
 
+async def test_an_engine_that_others_use_is_stopped_only_when_asked_twice() -> None:
+    async with driving(*r.opening(), *r.swept(12)) as d:
+        d.link.others = p.Clients(terminals=1, commands=("qtui eval",))
+        await d.pilot.press("Q")
+        await d.until(lambda: "Q again stops it anyway" in d.bench.message.text)
+        said = "another terminal and `qtui eval` use this engine too: Q again stops it anyway"
+        assert said in d.bench.message.text
+        assert not d.sent(p.Stop)
+        assert d.app.return_code is None
+        await d.pilot.press("Q")
+        await d.until(lambda: d.app.return_code is not None)
+        assert d.link.sent[-1] == p.Stop(others=True)
+
+
+async def test_a_command_is_not_ended_with_its_engine_unless_asked_twice() -> None:
+    async with driving(*r.opening(), *r.swept(12)) as d:
+        d.link.of_run = True
+        await d.pilot.press("Q")
+        await d.until(lambda: "runs this engine, and ends with it" in d.bench.message.text)
+        await d.pilot.press("q")
+        await d.until(lambda: d.app.return_code is not None)
+        assert not d.sent(p.Stop)
+
+
+async def test_what_a_new_engine_waits_for_is_said_in_the_banner() -> None:
+    link = r.Replay()
+    async with reconnecting(EngineGoneError("it died"), link) as d:
+        await d.until(lambda: d.bench.banner.has_class("-shown"))
+        d.app.screens.waiting("process 7, which had demo open, is ending: waiting for it")
+        assert "Process 7, which had demo open, is ending: waiting for it." in d.bench.banner.text
+        await d.pilot.press("r")
+        await d.until(lambda: len(link.sent) >= 3)
+        assert not d.bench.banner.has_class("-shown")
+
+
 async def test_who_only_looks_sends_questions_alone() -> None:
     async with driving(*r.opening(), *r.swept(12), read_only=True) as d:
         await d.settled()

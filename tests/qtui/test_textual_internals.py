@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
+import itertools
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import textual
+from textual import timer
+from textual.app import App
 
 import qtui
 from qtui import textual_internals
+from qtui.textual_internals import call_after
 
 PACKAGE = Path(qtui.__file__).parent
 FOREIGN = ("textual", "rich", "plotext")
@@ -97,3 +102,28 @@ def test_every_private_name_in_the_module_is_listed() -> None:
     private -= {"_handle_key", "_paint_now"}
     listed = {path.rsplit(".", 1)[-1] for path in textual_internals.USED}
     assert private <= listed
+
+
+async def test_a_call_comes_though_the_machine_is_too_busy_for_its_delay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app: App[None] = App()
+    async with app.run_test() as pilot:
+        clock = itertools.count()  # a second passes between any two looks at it
+        monkeypatch.setattr(timer._time, "get_time", lambda: float(next(clock)))
+        dropped, called = asyncio.Event(), asyncio.Event()
+        lost = app.set_timer(0.001, dropped.set)
+        call_after(app, 0.001, called.set)
+        await asyncio.sleep(0)  # both begin
+        monkeypatch.undo()
+        await asyncio.wait_for(called.wait(), 20)
+        assert lost._task is not None
+        await lost._task
+        await pilot.pause()
+        assert not dropped.is_set(), "Textual no longer drops it: `call_after` can go"
+
+
+def test_every_call_after_some_time_is_one_that_comes() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "textual_internals.py":
+            assert "set_timer" not in path.read_text(encoding="utf-8"), path

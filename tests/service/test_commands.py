@@ -39,7 +39,7 @@ def client(source: Path, prose: Path) -> Iterator[InProcess]:
 
 
 def test_every_command_is_declared_or_the_engine_s_own() -> None:
-    own = {p.Cancel, p.RunFirst, p.Stop, p.Unknown}
+    own = {p.Cancel, p.RunFirst, p.Stop, p.AskClients, p.Unknown}
     for kind in set(p.command_types().values()) - own:
         spec = commands._specs.get(kind) or commands.spec_of(made(kind))
         assert isinstance(spec, JobSpec | ChangeSpec)

@@ -101,6 +101,28 @@ async def test_commands_reach_the_engine_in_order() -> None:
         await link.close()
 
 
+async def test_a_client_is_told_who_else_is_attached() -> None:
+    async with serving() as (_, engine):
+        asking, *others = [
+            link
+            for command in ("", "", "qtui eval", "qtui eval")
+            if (link := await connect("test", command)) is not None
+        ]
+        for each in (asking, *others):
+            await each.receive()
+        await asking.send(p.AskClients())
+        (sent,) = await events(asking, lambda event: True)
+        assert sent.event == p.Clients(terminals=1, commands=("qtui eval", "qtui eval"))
+        for each in others:
+            await each.close()
+        alone: list[p.AnyEvent] = []
+        while p.Clients() not in alone:  # the server notices a moment later that they have left
+            await asking.send(p.AskClients())
+            alone += [each.event for each in await events(asking, lambda event: True)]
+        assert not engine.handled
+        await asking.close()
+
+
 async def test_a_refusal_reaches_only_the_client_that_asked() -> None:
     async with serving() as (server, _):
         asking, other = await attach(), await attach()

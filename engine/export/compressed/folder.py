@@ -16,7 +16,23 @@ from engine.formats.grammar import Format
 
 
 def _unlike_readers(codes: Mapping[str, Format]) -> list[str]:
-    """A note about codes that other versions of compressed-tensors pack in another way."""
+    """Notes about what other versions of compressed-tensors read otherwise, or do not load."""
+    return [*_packed_otherwise(codes), *_not_loaded(codes)]
+
+
+def _not_loaded(codes: Mapping[str, Format]) -> list[str]:
+    """Found with transformers 5.23 and 5.24: it makes room for zero points that are not packed."""
+    asymmetric = (fmt for fmt in codes.values() if fmt.family == "integer" and not fmt.symmetric)
+    if not (formats := sorted({str(fmt) for fmt in asymmetric})):
+        return []
+    return [
+        f"{', '.join(formats)}: transformers does not load packed zero points with "
+        "compressed-tensors 0.18 to 0.20.1, and says that sizes do not match: load it with "
+        f"{LAST_PADDED}, or use a symmetric format, such as int4-g128-sym"
+    ]
+
+
+def _packed_otherwise(codes: Mapping[str, Format]) -> list[str]:
     odd = sorted({fmt.bits for fmt in codes.values() if fmt.family == "integer" and 32 % fmt.bits})
     if not odd:
         return []

@@ -6,8 +6,7 @@ import logging
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from engine.checkpoint import DiskLayer, read_layer
 from engine.checkpoint.gguf import open_gguf
 from engine.errors import EngineError, FormatError
+from engine.export.folder import atomic_file
 from engine.export.gguf.plan import Plan, plan_of
 from engine.export.load_check import NotReadBack, digest
 from engine.export.recipe_file import check_file
@@ -68,7 +68,7 @@ class GgufFile:
         plan = self._plan(request, digests, notes)
         check_room(out.parent, plan.bytes + _HEADER)
         try:
-            with _atomic(out) as partial:
+            with atomic_file(out) as partial:
                 _write(plan, partial, request)
                 if request.check:
                     _read_back(plan, partial, request, digests)
@@ -181,17 +181,6 @@ def _read_back(plan: Plan, path: Path, request: Request, digests: Mapping[str, s
             wrong.append(piece.source)
     if wrong:
         raise NotReadBack(f"other weights are read than were measured for {some_of(wrong)}")
-
-
-@contextmanager
-def _atomic(out: Path) -> Iterator[Path]:
-    """A temporary file that replaces ``out`` on success and is removed on failure."""
-    partial = out.parent / f".{out.name[:32]}.{os.getpid()}.partial"
-    try:
-        yield partial
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 WRITER = GgufFile()

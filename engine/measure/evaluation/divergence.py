@@ -20,6 +20,24 @@ class Tally:
     agree: Tensor
 
 
+@dataclass(frozen=True)
+class Positions:
+    """Two models at every counted position of some windows: ``[windows, positions]``."""
+
+    nll: Tensor
+    """Of the reference, float32."""
+    dnll: Tensor
+    """How much more it is of the other model, float32."""
+    kl: Tensor
+    """KL(reference ‖ other), float32."""
+    agree: Tensor
+    """Whether their first choices are equal, bool."""
+
+    def sums(self) -> Tally:
+        """Sums over the positions of each window."""
+        return Tally(*(each.double().sum(-1) for each in (self.dnll, self.kl, self.agree)))
+
+
 def compare(
     reference: Tensor,
     lse: Tensor,
@@ -27,7 +45,18 @@ def compare(
     targets: Tensor,
     first_choice: Tensor | None = None,
 ) -> Tally:
-    """Change of NLL, KL(reference ‖ changed) and top-1 agreement of a chunk of positions.
+    """Sums over the positions of a chunk; see `at_positions`, whose arguments it takes."""
+    return at_positions(reference, lse, logits, targets, first_choice).sums()
+
+
+def at_positions(
+    reference: Tensor,
+    lse: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    first_choice: Tensor | None = None,
+) -> Positions:
+    """Change of NLL, KL(reference ‖ changed) and top-1 agreement at each position of a chunk.
 
     With ``d = z' − z`` the difference of logits and ``x = d − c`` for any constant ``c`` of a
     position, ``KL = log E_p[eˣ] − E_p[x]`` and ``ΔNLL = KL + E_p[d] − d_target``, ``p`` being the
@@ -41,15 +70,14 @@ def compare(
         logits: the changed model's, same shape as ``reference``; overwritten.
         targets: the next token at each position, ``[windows, positions]``.
         first_choice: the reference's most likely token, ``[windows, positions, 1]``, if known.
-
-    Returns:
-        Sums over the positions.
     """
     if first_choice is None:
         first_choice = reference.argmax(-1, keepdim=True)
     agree = logits.gather(-1, first_choice) >= logits.amax(-1, keepdim=True)
+    at_target = targets.unsqueeze(-1)
+    nll = lse - reference.gather(-1, at_target).squeeze(-1)
     d = logits.sub_(reference)
-    d_target = d.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    d_target = d.gather(-1, at_target).squeeze(-1)
     shift = d.gather(-1, first_choice)
     p = (reference - lse.unsqueeze(-1)).exp_()
     x = d.sub_(shift)
@@ -66,7 +94,7 @@ def compare(
         grown = torch.logsumexp(x + reference, -1) - lse
         kl = torch.where(overflowed, grown - mean_x, kl)
         dnll = torch.where(overflowed, grown + shift.squeeze(-1) - d_target, dnll)
-    return Tally(dnll.double().sum(-1), kl.double().sum(-1), agree.squeeze(-1).double().sum(-1))
+    return Positions(nll, dnll, kl, agree.squeeze(-1))
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ class PlanDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtu
     frontier: list[PointPart]
     """The best recipes of all sizes by single effects, smallest first."""
     baselines: dict[str, PointPart]
-    """What simpler rules find within the same budget: ``uniform``, ``first-last``, ``greedy``."""
+    """What simpler rules find within the same budget: ``uniform``, ``first-last``, ``greedy``, and
+    the name of one of llama.cpp's mixes."""
     recovered: Number
     """Share of the best uniform recipe's KL that this one avoids."""
     timings: dict[str, Number]

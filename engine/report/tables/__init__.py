@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.report import schema
+from engine.report.tables.bench import bench_text as bench_text
+from engine.report.tables.calibration import calibration_markdown as calibration_markdown
+from engine.report.tables.calibration import calibration_text as calibration_text
 from engine.report.tables.comparison import comparison_markdown as comparison_markdown
 from engine.report.tables.comparison import comparison_text as comparison_text
 from engine.report.tables.diagnosis import diagnosis_markdown as diagnosis_markdown
@@ -16,6 +19,8 @@ from engine.report.tables.export import export_text as export_text
 from engine.report.tables.imatrix import imatrix_text as imatrix_text
 from engine.report.tables.plan import plan_text as plan_text
 from engine.report.tables.sweep import sweep_text as sweep_text
+from engine.report.tables.symptoms import symptoms_markdown as symptoms_markdown
+from engine.report.tables.symptoms import symptoms_text as symptoms_text
 from engine.report.tables.triage import triage_text as triage_text
 
 TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
@@ -25,7 +30,10 @@ TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
     schema.DiagnoseDocument: diagnosis_text,
     schema.PlanDocument: plan_text,
     schema.CompareDocument: comparison_text,
+    schema.CalibrateDocument: calibration_text,
+    schema.SymptomsDocument: symptoms_text,
     schema.ExportDocument: export_text,
     schema.ImatrixDocument: imatrix_text,
+    schema.BenchDocument: bench_text,
 }
 """How each type of document is printed."""

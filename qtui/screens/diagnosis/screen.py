@@ -18,8 +18,9 @@ from qtui.screens.diagnosis.gallery import GalleryView
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.workbench.effects import ShownEffects
 from qtui.sliced import Sliced
+from qtui.textual_internals import call_after, calling_after
 from qtui.views.export_marks import ExportMarks
-from qtui.views.findings import FindingLines
+from qtui.views.findings import FindingLines, severity_mark
 from qtui.views.maps import (
     Map,
     map_lines,
@@ -57,6 +58,10 @@ class Diagnosis(SessionScreen):
         self.verdict.take_key = ""
         self.map, self.scale = Lines(id="map"), Lines(id="scale")
         self.list = Lines(id="findings", wrap=False)
+        self.message.legend = (
+            *(f"{severity_mark(each, glyphs)} {each}" for each in ("alert", "warning")),
+            f"{glyphs.about} estimated",
+        )
         self.effects = ShownEffects()
         self.findings = FindingLines(glyphs)
         self.gallery = GalleryView(glyphs, self._ask, lambda: self.session)
@@ -75,7 +80,7 @@ class Diagnosis(SessionScreen):
         self._in_map = True
         self._next = 0.0
         self._waits = False
-        self._looking: Sliced[list[Finding]] = Sliced(self.set_timer)
+        self._looking: Sliced[list[Finding]] = Sliced(calling_after(self))
         self._top = 0
 
     def compose(self) -> ComposeResult:
@@ -100,7 +105,7 @@ class Diagnosis(SessionScreen):
             self._look()
         elif not self._waits:
             self._waits = True
-            self.set_timer(left, self._look)
+            call_after(self, left, self._look)
 
     def _ask(self, command: p.AnyCommand) -> None:
         self.post_message(SessionScreen.Ask(command))
@@ -222,6 +227,7 @@ class Diagnosis(SessionScreen):
             self.gallery.open(self.session, self._drawn.kinds[self._at[1]], row)
         self._in_map = True
         self._write()
+        self.call_after_refresh(self._write)  # findings have another number of lines now
 
     def next_figure(self) -> None:
         """Map another figure, or show the histograms of another kind."""

@@ -10,6 +10,7 @@ from textual.timer import Timer
 
 from engine.errors import EngineError
 from engine.opening.inspection import Inspection
+from qtui.textual_internals import call_after
 
 GROUP = "inspect"
 
@@ -43,7 +44,7 @@ class Inspections:
         """Inspect a source after so many seconds, and nothing else meanwhile."""
         self._screen.workers.cancel_group(self._screen, GROUP)
         self._stop_waiting()
-        self._rest = self._screen.set_timer(wait, lambda: self._start(source()))
+        self._rest = call_after(self._screen, wait, lambda: self._start(source()))
 
     def now(self, source: str) -> None:
         """Inspect a source at once."""

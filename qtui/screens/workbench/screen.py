@@ -20,6 +20,7 @@ from qtui.screens.spec import ScreenContext
 from qtui.screens.workbench.effects import ShownEffects
 from qtui.screens.workbench.layout import CSS, apply_layout
 from qtui.screens.workbench.pane_requests import PaneRequests
+from qtui.textual_internals import calling_after
 from qtui.user.remembered import remember
 from qtui.views.scope import Scope, describe
 from qtui.views.text import printable, short_name
@@ -29,6 +30,7 @@ from qtui.widgets.frame.scoreboard import Scoreboard
 from qtui.widgets.frame.verdict import VerdictLine
 from qtui.widgets.line import Lines, Words, content
 from qtui.widgets.pane.detail import Detail
+from qtui.widgets.pane.tabs import LAYER
 from qtui.widgets.table.caption import caption
 from qtui.widgets.table.layer_table import LayerTable
 
@@ -50,7 +52,7 @@ DETAIL: frozenset[Dirty] = frozenset(
     }
 )  # fmt: skip
 """Parts of a session that the table, and the pane, draw."""
-QUESTIONS = frozenset({"AskHistogram", "AskErrorMap", "AskRanges"})
+QUESTIONS = frozenset({"AskHistogram", "AskErrorMap", "AskRanges", "AskFixes"})
 """Commands that the pane sends by itself."""
 
 
@@ -89,7 +91,7 @@ class Workbench(SessionScreen):
         self.pane_requests = PaneRequests(
             lambda: (self.session, self.table.current),
             lambda command: self.post_message(self.Ask(command)),
-            self.set_timer,
+            calling_after(self),
             self.detail.wanted,
         )
         # As in an earlier run.
@@ -137,6 +139,7 @@ class Workbench(SessionScreen):
     def _fold(self) -> None:
         narrow, pane = self.has_class("-narrow"), self.has_class("-pane")
         self.detail.set_class(narrow and not pane and not self.has_class("-roomy"), "-small")
+        self.keybar.show_alone(narrow and pane and not self.has_class("-folded"))
         self._detail()
 
     # --- what the engine's link says -----------------------------------------------------------
@@ -146,8 +149,14 @@ class Workbench(SessionScreen):
         self.banner.hide()
         self.scoreboard.state = "starting the engine"
 
+    def waiting(self, sentence: str) -> None:
+        """Say it where it was said that the engine is gone."""
+        self.banner.wait(sentence)
+        self.events.say("info", sentence)
+
     def connected(self) -> None:
         """There is an engine; it knows nothing of what the one before was asked."""
+        self.banner.hide()
         self.scoreboard.state = "opening"
         self.pane_requests.forget()
         self.table.pending.clear()
@@ -463,7 +472,9 @@ class Workbench(SessionScreen):
             self.remove_class("-folded")
             self.add_class("-pane")
             self._fold()
+        self.table.stay()  # what the tab asks for moves rows, not the cursor
         self.detail.show_tab(id)
+        self.set_class(self.detail.tab != LAYER, "-tabbed")  # no histogram beside its lines
         self.pane_requests.soon()
 
     def toggle_log(self) -> bool:

@@ -1,4 +1,4 @@
-"""The banner shown when the engine has ended."""
+"""The banner shown while there is no engine."""
 
 from __future__ import annotations
 
@@ -42,6 +42,13 @@ class Banner(Lines):
             [(retry, "bold $primary"), (f" {error.remedy}; ", ""),
              (leave, "bold $primary"), (" quits. Results are saved.", "")]
         )  # fmt: skip
+        self._say(lines)
+
+    def wait(self, sentence: str) -> None:
+        """Say what is waited for before another engine can be started."""
+        self._say([[(printable(sentence[:1].upper() + sentence[1:]) + ".", "$warning")]])
+
+    def _say(self, lines: list[Words]) -> None:
         self.set_lines(lines)
         self.add_class("-shown")
         self.refresh(layout=True)

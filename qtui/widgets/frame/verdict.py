@@ -11,6 +11,7 @@ from engine.diagnosis.verdict import Steps, Verdict, verdict_in_steps
 from engine.report.verdicts import costs, in_short, remedy
 from engine.session import Session
 from qtui.sliced import Sliced
+from qtui.textual_internals import call_after, calling_after
 from qtui.views.text import UNICODE, Glyphs
 from qtui.widgets.line import Lines, Words
 
@@ -54,7 +55,7 @@ class VerdictLine(Lines):
         self._serving: Serving | None = None
         self._next = 0.0
         self._waits = False
-        self._sliced: Sliced[Verdict | None] = Sliced(self.set_timer)
+        self._sliced: Sliced[Verdict | None] = Sliced(calling_after(self))
 
     def follow(self, session: Session, format: str, serving: Serving | None = None) -> None:
         """Judge a session that changed: at once, or once the last verdict is old enough.
@@ -75,12 +76,12 @@ class VerdictLine(Lines):
             self._judge()
         else:
             self._waits = True
-            self.set_timer(max(left, LEAST), self._later)
+            call_after(self, max(left, LEAST), self._later)
 
     def _later(self) -> None:
         """Judge now, or once the verdict that is being made is there."""
         if self._sliced.busy or self._next > time.monotonic():
-            self.set_timer(LEAST, self._later)
+            call_after(self, LEAST, self._later)
         else:
             self._judge()
 

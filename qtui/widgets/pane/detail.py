@@ -16,6 +16,7 @@ from engine.protocol import AnyCommand, Direction, EffectKey
 from engine.report import wording as n
 from engine.report.figures import Context
 from engine.session import Session
+from qtui.textual_internals import call_after
 from qtui.views import text as t
 from qtui.views.text import DOUBT, UNICODE, Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Lines, Words, cells
@@ -123,7 +124,7 @@ class Detail(Vertical):
         """What the tab on the screen needs for this layer and does not have."""
         if self.row is None or not self.display or self.has_class("-small"):
             return None
-        return tab(self.tab).request(self.session, self.row)
+        return tab(self.tab).request(self.session, self.row, self.shown[0])
 
     @property
     def can_scroll(self) -> bool:
@@ -194,7 +195,7 @@ class Detail(Vertical):
         self._plot(self.row)
         self._place()
         if self._history.pending:
-            self._timer = self.set_timer(Histogram.REST, lambda: self._write(rested=True))
+            self._timer = call_after(self, Histogram.REST, lambda: self._write(rested=True))
 
     def _write_tab(self, row: int, about: list[Words]) -> None:
         """A tab other than the first: lines alone, below the layer's name."""

@@ -10,6 +10,7 @@ from textual.timer import Timer
 from textual.widget import Widget
 
 from engine.protocol import HistogramReady
+from qtui.textual_internals import call_after
 from qtui.views.text import UNICODE, Glyphs, printable, sparkline
 from qtui.widgets.line import Words, content
 from qtui.widgets.pane.plot import LEAST, plot
@@ -138,7 +139,7 @@ class Histogram(Widget):
         if wait <= 0 or not self._plots:
             self.call_after_refresh(self._draw_now)
         else:
-            self._timer = self.set_timer(wait, self._draw_now)
+            self._timer = call_after(self, wait, self._draw_now)
 
     def _draw_now(self) -> None:
         found = self.found

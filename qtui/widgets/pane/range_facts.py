@@ -43,7 +43,7 @@ def range_lines(context: TabContext) -> list[Words]:
     return [*lines, *([(piece, "$dim")] for piece in wrapped(said, max(20, context.width)))]
 
 
-def wanted_ranges(session: Session, row: int) -> p.AnyCommand | None:
+def wanted_ranges(session: Session, row: int, format: str = "") -> p.AnyCommand | None:
     """The command for a layer's group sizes and ranges, where they are not there."""
     name, format = session.layers.names[row], _format(session, row)
     found = session.ranges.get(name)
@@ -74,8 +74,9 @@ def _group(each: GroupEffect, held: str, glyphs: Glyphs) -> Words:
         if not each.measured:
             kl = f"{glyphs.about}{kl}{DOUBT if each.filled else ''}"
     style = "bold $held" if group.format == held else ""
+    name = printable(group.format) + (f" {glyphs.changed}" if style else "")
     return [
-        (f"{printable(group.format):<{NAME}}", style),
+        (f"{name:<{NAME}}", style),
         (f"{n.short(group.rmse, small=4):>9}{n.percent(group.relative):>8}", ""),
         (f"{n.size(group.bits / 8):>10}{kl:>11}", ""),
     ]

@@ -24,6 +24,7 @@ from engine.protocol import Direction, EffectKey, Estimate, Sensitivity
 from engine.report.figures import Context, Reader, figure
 from engine.report.figures.effects import effects
 from engine.session import Session
+from qtui.textual_internals import call_after
 from qtui.views.filter import Filter
 from qtui.views.text import UNICODE, Glyphs, printable
 from qtui.widgets.line import PlainScrollBar
@@ -282,7 +283,7 @@ class Table(ScrollView, can_focus=False):
         if wait <= 0:
             self._arrange()
         elif self._later is None:
-            self._later = self.set_timer(wait, self._sort_late)
+            self._later = call_after(self, wait, self._sort_late)
 
     def _sort_late(self) -> None:
         self._later = None

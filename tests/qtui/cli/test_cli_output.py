@@ -219,7 +219,7 @@ def test_sigterm_ends_a_run_as_an_interrupt_does(run: Run, monkeypatch: pytest.M
     from engine import client
 
     engine = Terminated(interrupted(lambda: AssertionError("the signal was not heard")))
-    monkeypatch.setattr(client, "attached", lambda source: None)
+    monkeypatch.setattr(client, "attached", lambda source, command: None)
     monkeypatch.setattr(client, "in_process", lambda source, **_: engine)
     before = signal.getsignal(signal.SIGTERM)
     assert run("sweep", "demo")[0] == 130

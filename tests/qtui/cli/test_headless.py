@@ -226,6 +226,40 @@ def test_a_run_uses_the_engine_that_has_the_checkpoint(
     assert outcome.session is engine.session
 
 
+def test_a_run_whose_engine_is_stopped_goes_on_by_itself(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    """Also where another engine takes its place, and is stopped as well."""
+
+    def stopped(command: p.AnyCommand, session: Session) -> Iterable[p.AnyEvent | BaseException]:
+        if isinstance(command, p.Sweep):
+            return [*list(r.swept(done=5)), client.EngineGoneError("the engine ended", ["log"])]
+        return []
+
+    theirs: list[Scripted] = []
+    patience: list[float] = []
+    own = Scripted(whole)
+
+    def attached(source: str, command: str) -> Scripted:
+        theirs.append(Scripted(stopped, running()))
+        return theirs[-1]
+
+    def in_process(source: str, **given: float) -> Scripted:
+        patience.append(given["patience"])
+        return own
+
+    monkeypatch.setattr(client, "attached", attached)
+    monkeypatch.setattr(client, "own_process", lambda source: None)
+    monkeypatch.setattr(client, "in_process", in_process)
+    outcome = measure("demo", r.SETTINGS, p.Sweep((r.FORMAT,)), Meter(said))
+    assert outcome.session is own.session
+    assert len(theirs) == 2
+    assert all(each.closed for each in theirs)
+    assert patience == [client.END_SECONDS]
+    words = "the engine ended: going on without it; its results are saved"
+    assert said.getvalue().splitlines().count(words) == 2
+
+
 @pytest.mark.parametrize("attached", [True, False])
 def test_seconds_of_loading_are_those_of_this_run(
     monkeypatch: pytest.MonkeyPatch, said: io.StringIO, attached: bool
