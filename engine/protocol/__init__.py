@@ -31,6 +31,7 @@ from engine.protocol.commands import (
     Plan,
     Redo,
     RunFirst,
+    ScoreTasks,
     SetFormat,
     SetRecipe,
     Stop,
@@ -108,6 +109,7 @@ from engine.protocol.facts import (
     LayerRanges,
     LayerRestored,
     LayerWeights,
+    Likelihoods,
     Outliers,
     OutputError,
     RecipeScore,
@@ -142,6 +144,7 @@ from engine.protocol.settings import (
     Protocol,
     Settings,
 )
+from engine.protocol.tasks import Agreeing, Answered, TaskResult, TaskResults
 
 __all__ = [
     "DELTA_P_QUANTILES",
@@ -152,7 +155,9 @@ __all__ = [
     "WIRE_VERSION",
     "Activation",
     "Additivity",
+    "Agreeing",
     "Agreement",
+    "Answered",
     "AnyCommand",
     "AnyEvent",
     "AnyFact",
@@ -214,6 +219,7 @@ __all__ = [
     "LayersListed",
     "Learned",
     "Level",
+    "Likelihoods",
     "MeasureErrors",
     "MeasureRecipe",
     "ModelReady",
@@ -239,6 +245,7 @@ __all__ = [
     "Role",
     "Rounding",
     "RunFirst",
+    "ScoreTasks",
     "Sensitivity",
     "Sent",
     "SetFormat",
@@ -252,6 +259,8 @@ __all__ = [
     "Swapped",
     "Sweep",
     "TakeRecipe",
+    "TaskResult",
+    "TaskResults",
     "Transient",
     "Triage",
     "TryFixes",

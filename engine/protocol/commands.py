@@ -118,6 +118,18 @@ class Compare(Command, frozen=True):
     back its original weight wins."""
 
 
+class ScoreTasks(Command, frozen=True, kw_only=True):
+    """Have tasks answered by the reference and by a recipe. Returns `TaskResults`."""
+
+    tasks: tuple[str, ...]
+    """Files of JSON lines: absolute paths on the engine's machine; and names of lm-eval's tasks."""
+    format: str = ""
+    """See `MeasureErrors`: the session's own recipe if this, ``layers`` and ``recipe`` are all
+    empty."""
+    layers: dict[str, str] = {}
+    recipe: str = ""
+
+
 class Evaluate(Command, frozen=True):
     """Measure a recipe without changing the session's."""
 
@@ -322,6 +334,7 @@ _types: dict[str, type[Command]] = {
             TryFixes,
             MeasureErrors,
             Compare,
+            ScoreTasks,
             Evaluate,
             MeasureRecipe,
             Export,

@@ -18,7 +18,7 @@ JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
 Phase: TypeAlias = Literal[
     "", "reading", "reference", "control", "estimating", "calibrating", "quantising", "measuring",
-    "together", "timing", "writing", "activations", "comparing",
+    "together", "timing", "writing", "activations", "comparing", "scoring",
 ]  # fmt: skip
 """What a job is doing. A triage reads weights. A sweep runs the reference and the control,
 estimates, measures each layer, then all of them together, and times a forward. A recipe's layers

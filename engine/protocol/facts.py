@@ -402,6 +402,17 @@ class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
     tokens: int
 
 
+class Likelihoods(Fact, frozen=True, gc=False, kw_only=True):
+    """How likely continuations are after their contexts."""
+
+    recipe: str
+    """Hash of the recipe; empty for the reference."""
+    log: tuple[float, ...]
+    """Natural logarithm of the probability of each continuation."""
+    greedy: tuple[bool, ...]
+    """Whether each token of it is the most likely one."""
+
+
 class Baseline(Fact, frozen=True, gc=False):
     """The score of the unchanged model."""
 
@@ -588,4 +599,5 @@ AnyFact: TypeAlias = (
     | ArtefactLayer
     | ArtefactScore
     | LayerRestored
+    | Likelihoods
 )

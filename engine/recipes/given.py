@@ -43,11 +43,11 @@ def given_recipe(
     return resolve(session, command.format, command.layers, command.recipe, tied=tied)
 
 
-def names_recipe(command: p.MeasureErrors) -> bool:
+def names_recipe(command: p.MeasureErrors | p.ScoreTasks) -> bool:
     """Whether a command names a recipe; else it is about the session's own."""
     return bool(command.format or command.layers or command.recipe)
 
 
-def as_evaluated(command: p.MeasureErrors) -> p.Evaluate:
+def as_evaluated(command: p.MeasureErrors | p.ScoreTasks) -> p.Evaluate:
     """The recipe that a command names, as it would be evaluated."""
     return p.Evaluate(command.format or "kept", command.layers, command.recipe)

@@ -25,6 +25,7 @@ DECLARED = (
     "engine.measure.errors.job:ERRORS",
     "engine.measure.errors.job:ERROR_MAP",
     "engine.measure.compare.job:COMPARE",
+    "engine.measure.tasks.job:TASKS",
     "engine.measure.evaluation.job:EVALUATE",
     "engine.measure.evaluation.job:MEASURE_RECIPE",
     "engine.export.job:EXPORT",

@@ -341,6 +341,8 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             return "errors"
         case p.ArtefactLayer() | p.ArtefactScore() | p.LayerRestored():
             return _compared(session, fact)
+        case p.Likelihoods():  # only the store needs them: what they say is in the job's result
+            return "jobs"
         case p.Baseline():
             session.baseline = fact
             return "baseline"
