@@ -12,12 +12,12 @@ def wilson(count: int, total: int, z: float = Z) -> tuple[float, float]:
     """Wilson's interval of a share (1927); 0 to 1 of nothing."""
     if not total:
         return 0.0, 1.0
-    share, weight = count / total, z * z / total
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
-    # At the ends one bound is the share itself, which rounding would miss.
-    low = 0.0 if count == 0 else centre - half
-    return max(0.0, low), 1.0 if count == total else min(1.0, centre + half)
+    share, z2 = count / total, z * z
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    spread = share * (1 - share) / total + z2 / (4 * total * total)
+    half = z / (1 + z2 / total) * math.sqrt(spread)
+    low = max(0.0, centre - half) if count else 0.0
+    return low, min(1.0, centre + half) if count < total else 1.0
 
 
 def mcnemar(only_one: int, only_other: int) -> float:

@@ -2,7 +2,7 @@
 
 Between two calls the network is at rest: reference weights, no patched forward, gradients as
 they were. Every method computes under ``no_grad`` (not inference mode: its tensors could not be
-differentiated later) and with ``use_cache=False``.
+differentiated later), and nothing is cached of keys and values unless it is asked for.
 """
 
 from __future__ import annotations
@@ -412,11 +412,15 @@ class Network:
     def run(
         self, ids: Tensor, forwards: list[Forward] | None, *, grad: bool = False, **kwargs: Any
     ) -> Tensor:
-        """The model's logits with these block forwards; None: the blocks' own."""
+        """The model's logits with these block forwards; None: the blocks' own.
+
+        Nothing is kept of keys and values, unless ``kwargs`` have a cache for them.
+        """
+        kwargs.setdefault("use_cache", False)
         if forwards is None:
             forwards = [self._running(i) for i in range(len(self.blocks))]
         with torch.set_grad_enabled(grad), patched(self.blocks.modules, forwards):
-            output = self.model(input_ids=ids.to(self.device), use_cache=False, **kwargs)
+            output = self.model(input_ids=ids.to(self.device), **kwargs)
         logits: Tensor = output.logits
         return logits
 

@@ -155,3 +155,23 @@ def gated(module: Any, inner: Tensor) -> Tensor:
     """The activation of a module of grouped experts, ``[tokens, inner]``."""
     found: Tensor = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
     return found
+
+
+def empty_cache(config: Any) -> Any:
+    """A cache of keys and values, and of states of layers that have others, for one batch."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=config.get_text_config(decoder=True))
+
+
+def keeps_every_key(config: Any) -> bool:
+    """Whether every layer of such a cache keeps all keys and values, at one place for each token.
+
+    A layer with a window or a state of its own takes what is padding into account by its place.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    text = config.get_text_config(decoder=True)
+    windowed = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
+    layers = empty_cache(config).layers
+    return not windowed and all(type(layer) is DynamicLayer for layer in layers)

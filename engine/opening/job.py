@@ -14,13 +14,19 @@ def _steps(context: Context[Workspace], command: p.Open) -> Steps:
     return (yield from open_job(context.workspace, command.source, model=command.model))
 
 
-def _then(session: Session, command: p.Open) -> p.Command | None:
-    """Measure the recipe of an earlier run, unless a change since then is being measured."""
+def _then(session: Session, command: p.Open) -> list[p.Command]:
+    """Measure the recipe of an earlier run, unless a change since then is being measured, and find
+    what was measured of formats that were tried."""
     measuring = any(
         isinstance(job.command, p.MeasureRecipe) and job.status == "running"
         for job in session.jobs.values()
     )
-    return p.MeasureRecipe() if command.take_up and session.changed and not measuring else None
+    found: list[p.Command] = []
+    if command.take_up and session.changed and not measuring:
+        found.append(p.MeasureRecipe())
+    if session.fixes:
+        found.append(p.AskFixes())
+    return found
 
 
 def differing(known: p.Settings, wanted: p.Settings) -> p.Notice | None:

@@ -17,6 +17,7 @@ from engine.protocol.keys import By, Direction
 from engine.protocol.message import Message
 from engine.protocol.plans import Budget
 from engine.protocol.settings import Settings
+from engine.protocol.symptoms import Sampling
 
 
 class _Registered:
@@ -118,11 +119,17 @@ class Compare(Command, frozen=True):
     back its original weight wins."""
 
 
-class ScoreTasks(Command, frozen=True, kw_only=True):
-    """Have tasks answered by the reference and by a recipe. Returns `TaskResults`."""
+class FindSymptoms(Command, frozen=True, kw_only=True):
+    """Continue prompts and answer tasks, by the reference and by a recipe. Returns `Symptoms`."""
 
-    tasks: tuple[str, ...]
-    """Files of JSON lines: absolute paths on the engine's machine; and names of lm-eval's tasks."""
+    prompts: tuple[str, ...] = ()
+    """As typed."""
+    file: str = ""
+    """A file of prompts: an absolute path on the engine's machine."""
+    sampling: Sampling = Sampling()
+    tasks: tuple[str, ...] = ()
+    """To be answered by both: files of JSON lines, absolute paths on the engine's machine, and
+    names of lm-eval's tasks."""
     format: str = ""
     """See `MeasureErrors`: the session's own recipe if this, ``layers`` and ``recipe`` are all
     empty."""
@@ -299,11 +306,22 @@ class AskErrorMap(Command, frozen=True):
     format: str
 
 
+class AskFixes(Command, frozen=True):
+    """Ask what was tried on layers before, by any run; learnt as `FormatTried` and `Sensitivity`.
+    Nothing is measured."""
+
+    layers: tuple[str, ...] = ()
+    """Empty means those that the session knows something tried of."""
+    format: str = ""
+    """The format to better, whose alternatives are looked up; empty means those that the session
+    knows to be tried, whose measurements are looked up."""
+
+
 class AskClients(Command, frozen=True):
     """Ask who else is attached; answered with `Clients` to this client alone."""
 
 
-QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap, AskClients)
+QUESTIONS = (AskHistogram, AskExperts, AskRanges, AskErrorMap, AskFixes, AskClients)
 """Commands that change nothing of a session: screens send them without a key press, and terminals
 that only look may."""
 
@@ -334,7 +352,7 @@ _types: dict[str, type[Command]] = {
             TryFixes,
             MeasureErrors,
             Compare,
-            ScoreTasks,
+            FindSymptoms,
             Evaluate,
             MeasureRecipe,
             Export,
@@ -350,7 +368,7 @@ _types: dict[str, type[Command]] = {
             Cancel,
             RunFirst,
         ),
-        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, AskClients, Stop, Unknown),
+        *(AskHistogram, AskExperts, AskErrorMap, AskRanges, AskFixes, AskClients, Stop, Unknown),
     )
 }
 

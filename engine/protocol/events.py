@@ -18,13 +18,14 @@ JobStatus: TypeAlias = Literal["done", "cancelled", "failed"]
 Level: TypeAlias = Literal["info", "warning", "error"]
 Phase: TypeAlias = Literal[
     "", "reading", "reference", "control", "estimating", "calibrating", "quantising", "measuring",
-    "together", "timing", "writing", "activations", "comparing", "scoring",
+    "together", "timing", "writing", "activations", "comparing", "continuing", "restoring",
+    "scoring",
 ]  # fmt: skip
 """What a job is doing. A triage reads weights. A sweep runs the reference and the control,
 estimates, measures each layer, then all of them together, and times a forward. A recipe's layers
 are calibrated or quantised before it is measured. An export writes. Finished checkpoints are
-compared with their original. Empty if there is nothing to
-distinguish."""
+compared with their original. Prompts are continued, and layers of a recipe restored. Empty if
+there is nothing to distinguish."""
 RANKING: frozenset[Phase] = frozenset({"reference", "control", "estimating"})
 """Phases of a sweep before its layers are ranked: `Progress.seconds_left` is until they are."""
 
@@ -320,6 +321,20 @@ class RecipePartial(Transient, frozen=True):
     score: RecipeScore
 
 
+class Continuing(Transient, frozen=True, kw_only=True):
+    """Texts that are being written, of the prompts that a job is at."""
+
+    replaces: ClassVar[tuple[str, ...]] = ("job",)
+
+    job: str
+    ids: tuple[str, ...]
+    """Of the prompts."""
+    reference: tuple[str, ...]
+    """What the reference has written so far."""
+    changed: tuple[str, ...]
+    """What the recipe has written so far."""
+
+
 class Agreement(Transient, frozen=True, kw_only=True):
     """How well the estimates of a format agree with its measurements so far."""
 
@@ -476,6 +491,7 @@ AnyEvent: TypeAlias = (
     | Stage
     | Progress
     | RecipePartial
+    | Continuing
     | Agreement
     | HistogramReady
     | ExpertsReady

@@ -8,6 +8,7 @@ import msgspec
 
 from engine.protocol.keys import By, Direction, EffectKey
 from engine.protocol.message import Message
+from engine.protocol.symptoms import Choice, Continuation, Sampling
 
 
 class Fact(Message, frozen=True, gc=False):
@@ -413,6 +414,37 @@ class Likelihoods(Fact, frozen=True, gc=False, kw_only=True):
     """Whether each token of it is the most likely one."""
 
 
+class Continued(Fact, frozen=True, gc=False, kw_only=True):
+    """One prompt, continued by the reference and by a recipe, with the same random numbers."""
+
+    prompt: str
+    """Key of the prompt: hash of its tokens, and of how it was continued."""
+    recipe: str
+    """Hash of the recipe."""
+    id: str
+    """What the prompt is called."""
+    text: str
+    """The prompt as given; a chat as its template writes it."""
+    rephrases: str = ""
+    """The ``id`` of a prompt that asks for the same in other words."""
+    topic: str = ""
+    sampling: Sampling
+    prompt_tokens: int
+    reference: Continuation
+    changed: Continuation
+    """By the recipe."""
+    first: int = -1
+    """Number of the first token that differs; -1 where none does."""
+    pieces: tuple[str, str] = ("", "")
+    """The tokens there, as text: the reference's, the recipe's."""
+    reference_top: tuple[Choice, ...] = ()
+    """The reference's most likely tokens there."""
+    changed_top: tuple[Choice, ...] = ()
+    """The recipe's most likely tokens there."""
+    kl: float = float("nan")
+    """KL of the recipe from the reference over the recipe's continuation, nats per token."""
+
+
 class Baseline(Fact, frozen=True, gc=False):
     """The score of the unchanged model."""
 
@@ -600,4 +632,5 @@ AnyFact: TypeAlias = (
     | ArtefactScore
     | LayerRestored
     | Likelihoods
+    | Continued
 )

@@ -55,12 +55,3 @@ class TaskResult(msgspec.Struct, frozen=True):
     """Items whose answer changed, also from one wrong answer to another."""
     items: tuple[Answered, ...]
     """Of these the first ones, those that flipped before others."""
-
-
-class TaskResults(msgspec.Struct, frozen=True):
-    """What a job on tasks returns."""
-
-    recipe: str
-    """Hash of the recipe."""
-    tasks: tuple[TaskResult, ...]
-    """In the order in which they were named."""

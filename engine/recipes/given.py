@@ -10,6 +10,7 @@ from engine.recipes.mixes import body_format, recipe_named
 from engine.session import Session
 
 OfRecipe: TypeAlias = p.Evaluate | p.Export
+Named: TypeAlias = p.MeasureErrors | p.FindSymptoms
 
 
 def check_given(command: OfRecipe) -> None:
@@ -43,11 +44,11 @@ def given_recipe(
     return resolve(session, command.format, command.layers, command.recipe, tied=tied)
 
 
-def names_recipe(command: p.MeasureErrors | p.ScoreTasks) -> bool:
+def names_recipe(command: Named) -> bool:
     """Whether a command names a recipe; else it is about the session's own."""
     return bool(command.format or command.layers or command.recipe)
 
 
-def as_evaluated(command: p.MeasureErrors | p.ScoreTasks) -> p.Evaluate:
+def as_evaluated(command: Named) -> p.Evaluate:
     """The recipe that a command names, as it would be evaluated."""
     return p.Evaluate(command.format or "kept", command.layers, command.recipe)

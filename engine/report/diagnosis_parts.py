@@ -14,6 +14,7 @@ from engine.diagnosis.serving import Serving
 from engine.diagnosis.thresholds import thresholds
 from engine.diagnosis.verdict import verdict
 from engine.diagnosis.worst import worst_layers
+from engine.formats.storage import can_hold
 from engine.report import schema as s
 from engine.report.entry import Template
 from engine.report.figures import Context
@@ -131,6 +132,21 @@ def diagnosed_layers(
         tried = fix_parts(session, name, format) if name in worst else []
         found.append(template.fill([*values, *of_fact(of_output, error, session), tried]))
     return found
+
+
+def tried_layers(session: Session, format: str) -> list[s.DiagnosedLayer]:
+    """Layers on which other formats were tried, in the model's order.
+
+    Args:
+        session: with formats tried.
+        format: canonical; to better. None are listed without one.
+    """
+    layers = session.layers
+    return [
+        s.DiagnosedLayer(name=name, fixes=fix_parts(session, name, format))
+        for row, name in enumerate(layers.names)
+        if format and name in session.fixes and can_hold(format, layers.shapes[row])
+    ]
 
 
 def fix_parts(session: Session, layer: str, format: str) -> list[s.TriedPart]:

@@ -9,12 +9,19 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.diagnosis.of_symptoms import alarms, rates, shown
 from engine.diagnosis.serving import Serving
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
+from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
 from engine.report.comparison_parts import artefact_part, compared_parts
-from engine.report.diagnosis_parts import diagnosed_layers, finding_parts, verdict_part
+from engine.report.diagnosis_parts import (
+    diagnosed_layers,
+    finding_parts,
+    tried_layers,
+    verdict_part,
+)
 from engine.report.entry import Template
 from engine.report.error_parts import drift_parts, errors_part
 from engine.report.figures import Context
@@ -36,6 +43,8 @@ from engine.report.sweep_parts import (
     other_formats,
     unit_parts,
 )
+from engine.report.symptom_parts import prompt_part, rate_part, sampling_part
+from engine.report.task_parts import task_part
 from engine.report.verdicts import from_weights
 from engine.session import Job, Session
 
@@ -199,6 +208,40 @@ def compare_document(session: Session, job: Job | None = None) -> s.CompareDocum
     )
 
 
+def symptoms_document(
+    session: Session, name: str, formats: Sequence[str] = (), job: Job | None = None
+) -> s.SymptomsDocument:
+    """The document of a run on symptoms.
+
+    Args:
+        session: in which one has ended.
+        name: how the user named the recipe: a format or a file.
+        formats: those that some layer could not hold.
+        job: its job; the session's last one if not given.
+    """
+    job = job or _last(session, "symptoms")
+    command, found = job.command, job.read(p.Symptoms)
+    assert isinstance(command, p.FindSymptoms)
+    of = formats_given(as_evaluated(command)) if names_recipe(command) else session.changed.values()
+    known = session.continued.get(found.recipe, {})
+    prompts = shown([known[each] for each in found.prompts if each in known])
+    return s.SymptomsDocument(
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        calibration=_calibration(session, "sequential" if any(map(_calibrated, of)) else ""),
+        versions=session.versions,
+        recipe=name,
+        fallbacks=_fallbacks(session, _fell_back(session, formats)),
+        sampling=sampling_part(command.sampling, session.settings.seed),
+        rates=[rate_part(each) for each in rates(prompts)],
+        alarms=len(alarms(prompts)),
+        prompts=[prompt_part(each) for each in prompts],
+        tasks=[task_part(each) for each in found.tasks],
+        timings=_timings(job),
+    )
+
+
 def eval_document(
     session: Session,
     score: p.RecipeScore,
@@ -307,6 +350,7 @@ def report_document(
     format: str = "",
     commands: Mapping[str, str] | None = None,
     histograms: Sequence[p.HistogramReady] = (),
+    serving: Serving | None = None,
 ) -> s.ReportDocument:
     """All that a session knows, as one document.
 
@@ -317,6 +361,7 @@ def report_document(
         format: canonical; whose effects verdict and findings are about, chosen if not given.
         commands: what reproduces the figures, by what it gives.
         histograms: of some layers.
+        serving: what the verdict's mix may have; None for what some serving kernel takes.
     """
     shown = judged_format(session, format)
     read, ready = session.checkpoint, session.measured_with
@@ -337,11 +382,12 @@ def report_document(
         control=_control(session),
         interval_factor=finite(session.interval_factor),
         format=shown,
-        verdict=verdict_part(session, shown) if shown else UNSET,
+        verdict=verdict_part(session, shown, serving) if shown else UNSET,
         findings=finding_parts(session, shown or "int4-g128"),
         recipe=report_recipe(session),
         layers=report_layers(session),
         histograms=[histogram(each) for each in histograms],
+        fixes=tried_layers(session, shown) or UNSET,
         tried=tried_parts(session),
         plan=plan_part(session),
         compared=compared_parts(session),

@@ -352,7 +352,7 @@ class Engine:
                 assert self._opening is not None
                 self._release("model")
                 spec, command, _ = self._opening
-                if (then := spec.then(self.session, command)) is not None:
+                for then in spec.then(self.session, command):
                     self.handle(then, _nobody)
 
     def _renew(self) -> None:

@@ -168,8 +168,8 @@ class OpenSpec(JobSpec[p.Open]):
     """Versions of libraries that figures may depend on."""
     differing: Callable[[p.Settings, p.Settings], p.Notice | None]
     """A warning if the session's settings differ from those another client asks for."""
-    then: Callable[[Session, p.Open], p.Command | None]
-    """The command to send once the model is loaded."""
+    then: Callable[[Session, p.Open], Sequence[p.Command]]
+    """The commands to send once the model is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)

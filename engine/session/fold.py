@@ -24,7 +24,7 @@ from engine.session.state import (
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
     "stage", "notices", "gauges", "histogram", "experts", "errors", "ranges", "fixes",
-    "compared",
+    "compared", "symptoms",
 ]  # fmt: skip
 
 MAX_NOTICES = 200
@@ -114,6 +114,11 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             if any(j.kind == "open" and j.status == "running" for j in session.jobs.values()):
                 session.stage = event
             return frozenset({"stage"})
+        case p.Continuing():
+            job = session.jobs.get(event.job)
+            if job is not None and job.status == "running":  # it may arrive after its job has ended
+                session.continuing = event
+            return frozenset({"symptoms"})
         case p.RecipePartial():
             session.partial = event.score
             return frozenset({"recipe"})
@@ -242,6 +247,7 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     if before is None or before.protocol != event.protocol:
         for found in session.compared.values():
             found.score, found.restored = None, {}
+        session.continued = {}
     return frozenset({"model", "stage", "baseline", "measured", "recipe", "errors", "compared"})
 
 
@@ -291,6 +297,8 @@ def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
     job.seconds_left = 0.0
     if event.kind == "open":
         session.stage = None
+    if session.continuing is not None and session.continuing.job == event.job:
+        session.continuing = None
     if event.status != "failed":
         return frozenset({"jobs", "stage"})
     session.notices = [*session.notices[-MAX_NOTICES:], p.Notice("error", event.message)]
@@ -343,6 +351,9 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             return _compared(session, fact)
         case p.Likelihoods():  # only the store needs them: what they say is in the job's result
             return "jobs"
+        case p.Continued():
+            session.continued.setdefault(fact.recipe, {})[fact.prompt] = fact
+            return "symptoms"
         case p.Baseline():
             session.baseline = fact
             return "baseline"

@@ -274,6 +274,10 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Formats tried on calibration inputs, by layer and format."""
     compared: dict[str, Compared] = {}
     """Finished checkpoints compared with this one, by fingerprint, in order of opening."""
+    continued: dict[str, dict[str, p.Continued]] = {}
+    """Prompts that were continued, by recipe and the prompt's key, in order of arrival."""
+    continuing: p.Continuing | None = None
+    """What is being written now."""
     seq: int = 0
     """Number of the last journalled event applied."""
     index: dict[str, int] = {}

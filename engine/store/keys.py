@@ -37,6 +37,9 @@ ESTIMATOR_VERSION = 3
 COMPARISON_VERSION = 3
 """Version of reading finished checkpoints, and of what is told of their layers."""
 
+GENERATION_VERSION = 1
+"""Version of continuing prompts, and of what is told of them."""
+
 MEASURED: Mapping[str, Any] = {"version": MEASURE_VERSION}
 QUANTISED: Mapping[str, Any] = {**MEASURED, "quantiser": QUANTISER_VERSION}
 
@@ -391,3 +394,26 @@ class LayerRestored(Key, frozen=True, kw_only=True):
     on: Evaluation
     artefact: str
     layer: str
+
+
+class Continued(Key, frozen=True, kw_only=True):
+    """One prompt, continued by the reference and by a recipe.
+
+    Which prompts were continued together is no part of it: as any size of batch, it changes the
+    last bits of logits, and a token where two are as likely.
+    """
+
+    kind = "continued"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "generation": GENERATION_VERSION}
+    on: Files
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    dtype: str
+    device: str
+    """Its kind."""
+    prompt: str
+    """Hash of its tokens, and of how it is continued."""
+    id: str
+    rephrases: str = ""
+    topic: str = ""
+    calibration: Calibration | None = None

@@ -54,11 +54,16 @@ class ChatError(Exception):
     """A template cannot write a chat."""
 
 
-def render(tokenizer: Any, messages: Messages) -> str:
+def render(tokenizer: Any, messages: Messages, *, reply: bool = False) -> str:
     """A chat as the tokenizer's template writes it, special tokens included.
 
     The template is a program that came with the checkpoint. It runs in the sandbox of Jinja, which
     transformers sets up, and within limits of time and size.
+
+    Args:
+        tokenizer: of transformers.
+        messages: with ``role`` and ``content``.
+        reply: whether what begins the assistant's reply is written after them.
 
     Raises:
         TextError: there is no template.
@@ -75,7 +80,10 @@ def render(tokenizer: Any, messages: Messages) -> str:
     try:
         with sized_templates():
             text: str = within(
-                SECONDS, lambda: tokenizer.apply_chat_template(messages, tokenize=False)
+                SECONDS,
+                lambda: tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=reply
+                ),
             )
         if len(text) > LARGEST:
             raise LimitError(f"it writes {len(text)} characters")

@@ -24,7 +24,7 @@ from qtui.cli.progress import Meter
 from qtui.views.progress import about, time_left
 from qtui.views.sweeps import formats_of
 
-OfRecipe: TypeAlias = p.Evaluate | p.Export | p.Diagnose
+OfRecipe: TypeAlias = p.Evaluate | p.Export | p.Diagnose | p.FindSymptoms
 Ask: TypeAlias = p.Command | Callable[[Session], OfRecipe]
 """A command that has a job, from a plugin too. With a recipe, a function of the opened session,
 which knows the layers."""

@@ -14,7 +14,10 @@ import typer
 
 from engine import protocol as p
 from engine.client import InProcess, own_process
+from engine.diagnosis.serving import Serving
 from engine.errors import EngineError, UsageError
+from engine.export.serving import serving
+from engine.export.target import targets
 from engine.formats.grammar import parse_format
 from engine.report import documents
 from engine.report import schema as s
@@ -75,19 +78,33 @@ def report(
             there = ", ".join(dict.fromkeys(known_formats)) or "none"
             raise UsageError(f"--format {wanted}: no effect of it is known; known: {there}")
         made = datetime.now().astimezone().isoformat(timespec="seconds")
+        where = _serving(known)
         document = documents.report_document(
-            known, name, made, format=wanted, commands=commands(known)
+            known, name, made, format=wanted, commands=commands(known), serving=where
         )
         if path is not None and path.suffix.lower() == ".html" and histograms:
             pictures = _histograms(known, document)
             document = documents.report_document(
-                known, name, made, format=wanted, commands=document.commands, histograms=pictures
+                known,
+                name,
+                made,
+                format=wanted,
+                commands=document.commands,
+                histograms=pictures,
+                serving=where,
             )
         if path is None:
             put(typer.get_text_stream("stdout"), report_markdown(document))
             return
         write_whole(path, REPORT_FORMS[path.suffix.lower()](document))
         print_error(f"report written to {path}")
+
+
+def _serving(session: Session) -> Serving:
+    """What the session's recipe is tuned for; a target of a plugin that is gone is left aside."""
+    said = session.tuned_for
+    name = "" if said is None else said.target
+    return serving(session, name if any(each.name == name for each in targets()) else "")
 
 
 def _check(path: Path) -> None:

@@ -58,6 +58,10 @@ def as_csv(table: SavedTable) -> str:
     return "\n".join([*lines, ""])
 
 
+IN_JSON = ("sorted by", "filter", "tuned for", "not in the command")
+"""Notes that a JSON document has no place of its own for."""
+
+
 def as_json(table: SavedTable, session: Session, found: p.HistogramReady | None = None) -> bytes:
     """One document; what is not finite is ``null``, what is not known has no key."""
     read, baseline = session.checkpoint, session.baseline
@@ -79,8 +83,7 @@ def as_json(table: SavedTable, session: Session, found: p.HistogramReady | None 
         if baseline is None
         else {"nll": finite(baseline.nll), "ppl": finite(baseline.ppl)},
         versions=session.versions,
-        notes={key: table.notes[key] for key in ("order", "filter", "layer", "not in the command")
-               if key in table.notes},
+        notes={key: table.notes[key] for key in IN_JSON if key in table.notes},
         columns=table.columns,
         rows=[
             {

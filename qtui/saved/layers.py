@@ -23,7 +23,7 @@ WHICH = ("format", "direction", "source")
 def layers(view: View) -> SavedTable:
     """The rows that are shown, in their order."""
     session = view.session
-    context = Context(session, p.EffectKey(view.direction, view.format), view.marked)
+    context = _context(view, view.format)
     chosen = csv_figures(view.columns)
     readers = [each.read.bind(context) for each in chosen]
     found = [[read(row) for read in readers] for row in view.rows]
@@ -59,7 +59,7 @@ def in_a_picture(view: View) -> SavedTable:
     In full precision, and with every figure there is, a picture would be as wide as four screens.
     """
     table = layers(view)
-    context = Context(view.session, p.EffectKey(view.direction, view.format), view.marked)
+    context = _context(view, view.format)
     chosen = [
         each
         for each in (*column_figures(), figure("source"))
@@ -77,6 +77,12 @@ def in_a_picture(view: View) -> SavedTable:
             for row in view.rows
         ],
     )
+
+
+def _context(view: View, format: str) -> Context:
+    """What rows are read in: the table's own, so that a file says what it shows."""
+    key = p.EffectKey(view.direction, format)
+    return Context(view.session, key, view.marked, view.serving)
 
 
 def _title(figure: Figure) -> str:
@@ -144,7 +150,7 @@ def layer(view: View) -> SavedTable:
 
 def _plain(view: View, row: int) -> Iterator[tuple[str, Value | None]]:
     """Figures of a layer that are of no format."""
-    context = Context(view.session, p.EffectKey(view.direction, ""), view.marked)
+    context = _context(view, "")
     for each in csv_figures():
         if each.csv is not None:
             yield each.csv.name, each.read.bind(context)(row)

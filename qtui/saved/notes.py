@@ -52,6 +52,8 @@ def notes_of(view: View, *, order: bool = False) -> dict[str, str]:
         )
     if session.versions:
         notes["versions"] = ", ".join(f"{name} {each}" for name, each in session.versions.items())
+    if view.serving is not None and view.serving.to:
+        notes["tuned for"] = f"{view.serving.to}: advice is of the formats that it holds"
     if order and view.order:
         notes["sorted by"] = view.order
     if order and view.filter:

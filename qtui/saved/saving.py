@@ -151,6 +151,7 @@ def _report(form: Form, view: View) -> bytes:
         format=view.format,
         commands=commands(session),
         histograms=list(session.histograms.values())[-HISTOGRAMS:],
+        serving=view.serving,
     )
     return REPORT_FORMS[form](document)
 

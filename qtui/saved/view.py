@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from engine import protocol as p
+from engine.diagnosis.serving import Serving
 from engine.session import Session
 from qtui.saved.svg import PAPER, Line, Palette
 from qtui.views.eventlog import Entry
@@ -45,6 +46,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """What happened, oldest first; without it a saved log has what the session keeps of it."""
     palette: Palette = PAPER
     """Colours of pictures."""
+    serving: Serving | None = None
+    """What layers may be advised, as in the table; None for what some serving kernel takes."""
 
 
 class SavedTable(msgspec.Struct, frozen=True, kw_only=True):

@@ -112,7 +112,7 @@ class EventLog:
             case p.Progress():
                 if (title := self._queued.pop(event.job, None)) is not None:
                     self.say("info", f"{title}: started")
-            case p.RecipePartial() | p.Gauges() | p.Stage() | p.Clients():
+            case p.RecipePartial() | p.Continuing() | p.Gauges() | p.Stage() | p.Clients():
                 return
             case p.Learned():
                 for fact in event.facts:

@@ -40,11 +40,7 @@ def to_better(session: Session, layer: str, shown: str) -> str:
 
 
 def is_tried(session: Session, layer: str, format: str) -> bool:
-    """Whether every alternative to a format was tried on a layer, and the best one measured.
-
-    Errors are there again after a restart; what was measured has to be asked for, and is then found
-    at once.
-    """
+    """Whether every alternative to a format was tried on a layer, and the best one measured."""
     tried = session.fixes.get(layer, {})
     try:
         wanted = alternatives(format, session.layers.shapes[session.index[layer]])

@@ -20,6 +20,8 @@ PHASES: dict[Phase, str] = {
     "writing": "writing",
     "activations": "activations",
     "comparing": "comparing",
+    "continuing": "continuing prompts",
+    "restoring": "restoring layers",
 }
 """What each phase is, in words."""
 COUNTED = frozenset(
@@ -32,6 +34,8 @@ COUNTED = frozenset(
         "timing",
         "activations",
         "comparing",
+        "continuing",
+        "restoring",
     }
 )
 """Phases that are shown with their count; another is known by its job, or has its own words."""

@@ -167,6 +167,42 @@ def test_finished_checkpoints_are_in_every_form() -> None:
     assert "<script>" not in text
 
 
+def test_formats_tried_are_in_every_form_with_what_was_measured() -> None:
+    session = full()
+    layer, other = session.layers.names[:2]
+    told(session, *(p.Learned(("",), (fact,)) for fact in tried_on(layer)))
+    given = document(session, format="int4-g128")
+    assert isinstance(given.fixes, list)
+    (found,) = given.fixes
+    assert found.name == layer
+    by_format = {each.format: each for each in found.fixes}
+    assert by_format["int4-g64"].kl_measured == 1e-4
+    assert by_format["int4-g64"].verdict == "best: wins back 95%"
+    for text in (Page(report_page(given)).text, report_markdown(given).replace("\\", "")):
+        section = text.split("Other formats tried")[1].split("Recipe")[0]
+        assert "best: wins back 95%" in section
+        assert ".10" in section  # KL·10³
+        assert other not in section
+        assert "nf4" not in section  # neither measured nor the best
+    assert "Other formats tried" not in report_markdown(document(full()))
+
+
+def tried_on(layer: str) -> list[p.AnyFact]:
+    """Three formats tried on a layer, and the KL of two of them."""
+    errors: list[p.AnyFact] = [
+        p.FormatTried(layer=layer, format=text, weight_error=0.1, output_error=0.1, tokens=9)
+        for text in ("int4-g128", "int4-g64", "nf4-g64")
+    ]
+    kls = (("int4-g128", 2e-3), ("int4-g64", 1e-4))
+    return errors + [
+        p.Sensitivity(
+            layer=layer, format=text, kl=kl, kl_se=kl / 20, dnll=kl, dnll_se=kl, dppl=0.0,
+            dppl_low=0.0, dppl_high=0.0, tokens=100,
+        )
+        for text, kl in kls
+    ]  # fmt: skip
+
+
 def test_json_is_read_back_whole() -> None:
     given = document(full())
     assert msgspec.json.decode(encode(given), type=s.ReportDocument) == given

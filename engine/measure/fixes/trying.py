@@ -20,29 +20,22 @@ from engine.formats.alternatives import alternatives
 from engine.formats.grammar import FOLDED, Format, parse_format
 from engine.formats.storage import why_not_held
 from engine.measure.calibration.approximate import approximated, why_not_given
-from engine.measure.calibration.calibration import (
-    Calibration,
-    calibration_key,
-    need_calibration,
-    with_scales,
-)
+from engine.measure.calibration.calibration import Calibration, need_calibration
 from engine.measure.calibration.solve import LayerInputs
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.evaluate import baseline
+from engine.measure.fixes.addresses import effect_address, effect_table, tried_address
 from engine.measure.fixes.errors import tried_errors
 from engine.measure.sweep.candidates import (
     Candidate,
     CandidateMeasurement,
-    SweepTable,
     Tallies,
     figure_key,
 )
-from engine.measure.sweep.units import Unit
 from engine.model.cost import cost_of
 from engine.model.inputs import why_not_gathered, why_unseen
 from engine.service.jobs import Steps
 from engine.session import Session, apply
-from engine.store import keys
 from engine.workspace import Loaded
 
 Events = Generator[p.AnyEvent | None, None, None]
@@ -117,7 +110,8 @@ class _Trying:
         ]
         wanted.sort(key=lambda each: each[0])
         addresses = {
-            (layer, fmt): self._address(layer, fmt, calibration) for _, layer, fmt in wanted
+            (layer, fmt): tried_address(self.loaded, layer, fmt, calibration)
+            for _, layer, fmt in wanted
         }
         known = self.loaded.known(list(addresses.values()))
         have = [key for key in addresses.values() if key in known]
@@ -131,19 +125,6 @@ class _Trying:
 
     def _shape(self, layer: str) -> tuple[int, ...]:
         return self.network.layers[layer].shape
-
-    def _address(self, layer: str, fmt: Format, calibration: Calibration) -> str:
-        part = with_scales(self.loaded, calibration.key("reference"), {layer: fmt})
-        assert part is not None
-        return keys.FormatTried(
-            on=self.loaded.opened.files,
-            layer=layer,
-            format=str(fmt),
-            dtype=self.loaded.protocol.dtype,
-            device=self.loaded.protocol.device.split(":")[0],
-            scale_dtype=self.loaded.scale_dtype,
-            calibration=part,
-        ).address
 
     def _tried(
         self, layer: str, fmt: Format, calibration: Calibration
@@ -201,8 +182,8 @@ class _Trying:
         addresses: dict[str, None] = {}
         for fix in layer_fixes(self.session, layer, str(self.base)):
             if fix.format and not fix.measured and not fix.refused:
-                table, unit = yield from self._table(layer, parse_format(fix.format))
-                addresses[figure_key(self.loaded, unit, table)] = None
+                fmt = parse_format(fix.format)
+                addresses[(yield from effect_address(self.loaded, layer, fmt))] = None
         known = self.loaded.known(list(addresses))
         yield from self._found(list(known), list(known.values()))
 
@@ -222,17 +203,8 @@ class _Trying:
         enough = thresholds(self.session).wins_back
         return min(left, key=lambda fix: _urgency(fix, enough)).format
 
-    def _table(
-        self, layer: str, fmt: Format
-    ) -> Generator[p.AnyEvent | None, None, tuple[SweepTable, Unit]]:
-        found = self.network.layers[layer]
-        body = found.role not in ("embedding", "head")
-        calibration = yield from calibration_key(self.loaded, [fmt], "reference")
-        table = SweepTable(fmt, "degrade", "layer", calibration)
-        return table, Unit(layer, (layer,), found.start, body)
-
     def _measured(self, layer: str, fmt: Format, nll: float) -> Events:
-        table, unit = yield from self._table(layer, fmt)
+        table, unit = yield from effect_table(self.loaded, layer, fmt)
         key = figure_key(self.loaded, unit, table)
         tallies = self.loaded.part(Tallies, Tallies)
         candidate = Candidate(unit, key, tallies.setdefault(key, []))

@@ -7,7 +7,7 @@ characters; of several that are equal, the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from engine import protocol as p
@@ -97,15 +97,15 @@ def task_result(name: str, items: Sequence[Judged]) -> p.TaskResult:
     )
 
 
-def by_task(items: Iterable[Item], judge: Callable[[Item], Judged]) -> list[p.TaskResult]:
+def by_task(items: Iterable[tuple[Item, Judged]]) -> list[p.TaskResult]:
     """The results of every task of a file, in the order in which each first occurs."""
     tasks: dict[tuple[str, bool], list[Judged]] = {}
-    for item in items:
-        tasks.setdefault((item.task, item.right < 0), []).append(judge(item))
+    for item, found in items:
+        tasks.setdefault((item.task, item.right < 0), []).append(found)
     names = [name for name, _ in tasks]
     return [
-        task_result(f"{name} (exact)" if exact and names.count(name) > 1 else name, found)
-        for (name, exact), found in tasks.items()
+        task_result(f"{name} (exact)" if exact and names.count(name) > 1 else name, of)
+        for (name, exact), of in tasks.items()
     ]
 
 

@@ -2,50 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine import protocol as p
-from engine.errors import TextError, UsageError
-from engine.formats.grammar import parse_format
+from engine.errors import TextError
+from engine.formats.grammar import Format
 from engine.measure.counts import JobCounts
-from engine.measure.symptoms.weights import recipe_weights
 from engine.measure.tasks.harness import Harness
-from engine.measure.tasks.likelihoods import Scored, score_pairs
+from engine.measure.tasks.likelihoods import Scored, Weights, score_pairs
 from engine.measure.tasks.pairs import Encoder, Pair
 from engine.measure.tasks.scoring import by_task, judged
-from engine.service.jobs import OnLane, Steps
-from engine.session import recipe_hash
+from engine.service.jobs import OnLane
 from engine.texts.task_items import Item, is_task_file, read_tasks
 from engine.workspace import Loaded
 
 
-def score_tasks(loaded: Loaded, tasks: Sequence[str], layers: Mapping[str, str], job: str) -> Steps:
+def score_tasks(
+    loaded: Loaded,
+    tasks: Sequence[str],
+    formats: Mapping[str, Format],
+    weights: Weights,
+    counts: JobCounts,
+) -> Generator[p.AnyEvent | OnLane | None, None, list[p.TaskResult]]:
     """Answer tasks by the reference and by a recipe.
 
     Args:
         loaded: the model.
         tasks: files of JSON lines, and names of lm-eval's tasks.
-        layers: the recipe: formats by name of the layers that are not kept.
-        job: id, for progress.
+        formats: the recipe; layers that are not named are kept.
+        weights: makes its weights.
+        counts: of the job.
 
     Yields:
         See `score_pairs`.
 
     Raises:
         TextError: a file, or what lm-eval needs, cannot be read.
-        UsageError: no layer is changed, or a task cannot be scored.
+        UsageError: a task cannot be scored.
         OutOfMemoryError: the recipe does not fit beside the model.
     """
-    counts = JobCounts(timings={"load_s": loaded.load_s}, job=job)
-    if not layers:
-        raise UsageError("every layer is as stored: give some layer a format first")
-    if unknown := [name for name in layers if name not in loaded.network.layers]:
-        raise UsageError(f"the model has no layer {unknown[0]!r}")
-    formats = {name: parse_format(text) for name, text in sorted(layers.items())}
     files = [Path(each) for each in tasks if is_task_file(each)]
     names = [each for each in tasks if not is_task_file(each)]
     items = [item for file in files for item in read_tasks(file)]
@@ -57,20 +54,20 @@ def score_tasks(loaded: Loaded, tasks: Sequence[str], layers: Mapping[str, str],
         harness = Harness(names, str(loaded.opened.path))
         asked = harness.requests
         yield OnLane("compute")
-    pairs = {item: _pairs(encoder, item) for item in items}
+    pairs = [_pairs(encoder, item) for item in items]
     of_harness = {each: encoder.pair(*each) for each in asked}
-    rows = [pair for each in pairs.values() for pair in each] + list(of_harness.values())
-    scores = yield from score_pairs(
-        loaded, rows, formats, lambda: recipe_weights(loaded, formats, counts), counts
-    )
+    rows = [pair for each in pairs for pair in each] + list(of_harness.values())
+    scores = yield from score_pairs(loaded, rows, formats, weights, counts)
     table = dict(zip(rows, scores, strict=True))
-    results = by_task(items, lambda item: judged(item, [table[pair] for pair in pairs[item]]))
+    results = by_task(
+        (item, judged(item, [table[pair] for pair in each]))
+        for item, each in zip(items, pairs, strict=True)
+    )
     if harness is not None:
         yield OnLane("export")
         results += _of_harness(harness, {each: table[pair] for each, pair in of_harness.items()})
         yield OnLane("compute")
-    recipe = recipe_hash({name: str(format) for name, format in formats.items()})
-    return msgspec.structs.replace(counts.outcome(), result=p.TaskResults(recipe, tuple(results)))
+    return results
 
 
 def _pairs(encoder: Encoder, item: Item) -> list[Pair]:

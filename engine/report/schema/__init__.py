@@ -64,6 +64,16 @@ from engine.report.schema.sweep import MeasuredPart as MeasuredPart
 from engine.report.schema.sweep import SweepDocument as SweepDocument
 from engine.report.schema.sweep import SweepLayer as SweepLayer
 from engine.report.schema.sweep import SweepUnit as SweepUnit
+from engine.report.schema.symptoms import ChoicePart as ChoicePart
+from engine.report.schema.symptoms import DifferencePart as DifferencePart
+from engine.report.schema.symptoms import LoopPart as LoopPart
+from engine.report.schema.symptoms import PromptPart as PromptPart
+from engine.report.schema.symptoms import SamplingPart as SamplingPart
+from engine.report.schema.symptoms import SymptomRate as SymptomRate
+from engine.report.schema.symptoms import SymptomsDocument as SymptomsDocument
+from engine.report.schema.symptoms import TaskItem as TaskItem
+from engine.report.schema.symptoms import TaskMetric as TaskMetric
+from engine.report.schema.symptoms import TaskPart as TaskPart
 from engine.report.schema.triage import ActivationPart as ActivationPart
 from engine.report.schema.triage import ErrorPart as ErrorPart
 from engine.report.schema.triage import ExpertsPart as ExpertsPart
@@ -78,6 +88,7 @@ Document: TypeAlias = (
     | DiagnoseDocument
     | PlanDocument
     | CompareDocument
+    | SymptomsDocument
     | ExportDocument
     | ImatrixDocument
     | BenchDocument

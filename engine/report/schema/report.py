@@ -6,6 +6,7 @@ from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
 from engine.report.schema.comparison import ArtefactPart
+from engine.report.schema.diagnosis import DiagnosedLayer
 from engine.report.schema.parts import (
     AgreementPart,
     BaselinePart,
@@ -131,6 +132,8 @@ class ReportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     layers: list[ReportLayer]
     histograms: list[HistogramPart]
     """Of the layers that cost most, as far as they were read."""
+    fixes: list[DiagnosedLayer] | UnsetType = UNSET
+    """Layers on which other formats were tried; missing if none were."""
     tried: list[TriedRecipe]
     plan: ReportPlan | UnsetType = UNSET
     compared: list[ArtefactPart]

@@ -17,6 +17,8 @@ from engine.report.tables.export import export_text as export_text
 from engine.report.tables.imatrix import imatrix_text as imatrix_text
 from engine.report.tables.plan import plan_text as plan_text
 from engine.report.tables.sweep import sweep_text as sweep_text
+from engine.report.tables.symptoms import symptoms_markdown as symptoms_markdown
+from engine.report.tables.symptoms import symptoms_text as symptoms_text
 from engine.report.tables.triage import triage_text as triage_text
 
 TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
@@ -26,6 +28,7 @@ TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
     schema.DiagnoseDocument: diagnosis_text,
     schema.PlanDocument: plan_text,
     schema.CompareDocument: comparison_text,
+    schema.SymptomsDocument: symptoms_text,
     schema.ExportDocument: export_text,
     schema.ImatrixDocument: imatrix_text,
     schema.BenchDocument: bench_text,

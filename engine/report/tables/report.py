@@ -85,6 +85,8 @@ def report_markdown(document: s.ReportDocument) -> str:
         markdown(("layer", "holds", "KL·10³", "ΔPPL", "weight error"), worst, code=True)
         if worst
         else "",
+        "## Other formats tried" if (fixes := fix_rows(document)) else "",
+        markdown(FIXES, fixes) if fixes else "",
         "## Recipe",
         markdown(("format", "layers", "weights", "size"), formats_used(document)),
         "## Recipes tried" if document.tried else "",
@@ -178,6 +180,38 @@ def tried_rows(document: s.ReportDocument) -> list[tuple[str, str, str, str, str
         marks = ["this one"] * each.current + ["frontier"] * each.frontier
         bits = NOT_KNOWN if each.bits_per_weight is None else f"{each.bits_per_weight:.2f}"
         found.append((each.name, bits, n.size(each.bytes), ppl, kl, ", ".join(marks)))
+    return found
+
+
+FIXES = ("layer", "format", "KL·10³", "output error", "bits", "", "kernels")
+
+
+def fix_rows(document: s.ReportDocument) -> list[tuple[str, ...]]:
+    """Formats tried on layers whose KL was measured, or that help most, as far as known."""
+    found: list[tuple[str, ...]] = []
+    fixes = document.fixes
+    for layer in () if isinstance(fixes, UnsetType) else fixes:
+        name = layer.name
+        for each in layer.fixes:
+            kl, mark = each.kl_measured, ""
+            if isinstance(kl, UnsetType):
+                kl, mark = each.kl_estimated, "≈"
+            if each.refused or (mark and not each.verdict.startswith("best")):
+                continue
+            error = each.output_error
+            shown = NOT_KNOWN if isinstance(kl, UnsetType) else mark + n.short(1000 * (kl or 0.0))
+            found.append(
+                (
+                    name,
+                    each.format,
+                    shown,
+                    NOT_KNOWN if isinstance(error, UnsetType) else share(error),
+                    NOT_KNOWN if each.bits is None else f"{each.bits:.2f}",
+                    each.verdict,
+                    " ".join(each.kernels) or "none",
+                )
+            )
+            name = ""
     return found
 
 

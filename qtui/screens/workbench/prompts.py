@@ -223,6 +223,7 @@ class Prompts:
             screen=tuple(screen_lines(bench.app)),
             log=tuple(bench.events.entries),
             palette=Palette(*(colors[name] for name in wanted)),
+            serving=bench.table.listing.serving,
         )
 
     def save(self) -> None:

@@ -51,7 +51,7 @@ DETAIL: frozenset[Dirty] = frozenset(
     }
 )  # fmt: skip
 """Parts of a session that the table, and the pane, draw."""
-QUESTIONS = frozenset({"AskHistogram", "AskErrorMap", "AskRanges"})
+QUESTIONS = frozenset({"AskHistogram", "AskErrorMap", "AskRanges", "AskFixes"})
 """Commands that the pane sends by itself."""
 
 

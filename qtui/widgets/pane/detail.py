@@ -124,7 +124,7 @@ class Detail(Vertical):
         """What the tab on the screen needs for this layer and does not have."""
         if self.row is None or not self.display or self.has_class("-small"):
             return None
-        return tab(self.tab).request(self.session, self.row)
+        return tab(self.tab).request(self.session, self.row, self.shown[0])
 
     @property
     def can_scroll(self) -> bool:

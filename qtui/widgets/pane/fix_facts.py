@@ -51,6 +51,15 @@ def fix_lines(context: TabContext) -> list[Words]:
     return [*lines, *([(piece, "$dim")] for piece in wrapped(legend, max(20, context.width)))]
 
 
+def wanted_fixes(session: Session, row: int, format: str) -> p.AnyCommand | None:
+    """The command for what any run tried on a layer before, where not all of it is there."""
+    layer = session.layers.names[row]
+    better = to_better(session, layer, format)
+    if session.model is None or is_tried(session, layer, better):
+        return None
+    return p.AskFixes((layer,), better)
+
+
 def _state(session: Session, layer: str, format: str, width: int) -> list[Words]:
     """Which format is to be bettered, and how to try more."""
     said = f"instead of {printable(format)}"

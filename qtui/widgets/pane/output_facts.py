@@ -31,8 +31,9 @@ def error_lines(context: TabContext) -> list[Words]:
     return [*lines, [], *map_lines(found, context.width, context.glyphs)]
 
 
-def wanted_map(session: Session, row: int) -> p.AnyCommand | None:
+def wanted_map(session: Session, row: int, format: str = "") -> p.AnyCommand | None:
     """The command for the map of a layer that holds a format, where it is not there."""
+    del format  # that of the effects shown: the map is of the one held
     layers = session.layers
     held = layers.holds[row]
     found = session.errors.maps.get(layers.names[row])

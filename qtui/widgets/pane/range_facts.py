@@ -43,7 +43,7 @@ def range_lines(context: TabContext) -> list[Words]:
     return [*lines, *([(piece, "$dim")] for piece in wrapped(said, max(20, context.width)))]
 
 
-def wanted_ranges(session: Session, row: int) -> p.AnyCommand | None:
+def wanted_ranges(session: Session, row: int, format: str = "") -> p.AnyCommand | None:
     """The command for a layer's group sizes and ranges, where they are not there."""
     name, format = session.layers.names[row], _format(session, row)
     found = session.ranges.get(name)

@@ -28,9 +28,9 @@ class TabContext(NamedTuple):
     glyphs: Glyphs
 
 
-def nothing(session: Session, row: int) -> p.AnyCommand | None:
+def nothing(session: Session, row: int, format: str) -> p.AnyCommand | None:
     """A tab whose figures come by themselves requests nothing."""
-    del session, row
+    del session, row, format
     return None
 
 
@@ -43,6 +43,7 @@ class Tab(NamedTuple):
     """What it shows, in a few words."""
     lines: Callable[[TabContext], list[Words]]
     """Everything it says; where nothing is known, how to get it."""
-    request: Callable[[Session, int], p.AnyCommand | None] = nothing
-    """A command for figures that only this tab shows, once the cursor rests on a layer; None where
-    they are there. A command is sent once: the same one is not repeated while the engine lives."""
+    request: Callable[[Session, int, str], p.AnyCommand | None] = nothing
+    """A command for figures that only this tab shows, once the cursor rests on a layer, by its row
+    and the format whose effects are shown; None where they are there. A command is sent once: the
+    same one is not repeated while the engine lives."""

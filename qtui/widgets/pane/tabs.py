@@ -10,7 +10,7 @@ from qtui.views.text import Glyphs
 from qtui.widgets.line import Words, cells
 from qtui.widgets.pane.activation_facts import activation_lines
 from qtui.widgets.pane.drift_facts import drift_lines
-from qtui.widgets.pane.fix_facts import fix_lines
+from qtui.widgets.pane.fix_facts import fix_lines, wanted_fixes
 from qtui.widgets.pane.output_facts import error_lines, wanted_map
 from qtui.widgets.pane.range_facts import range_lines, wanted_ranges
 from qtui.widgets.pane.tab import Tab
@@ -23,7 +23,7 @@ TABS: tuple[Tab, ...] = (
     Tab("activations", "Inputs and outputs over the calibration text", activation_lines),
     Tab("errors", "Errors of outputs and weights in the format held", error_lines, wanted_map),
     Tab("groups", "Group sizes and clipped ranges side by side", range_lines, wanted_ranges),
-    Tab("fixes", "Other formats tried: errors, KL, kernels", fix_lines),
+    Tab("fixes", "Other formats tried: errors, KL, kernels", fix_lines, wanted_fixes),
     Tab("drift", "Error of the recipe from block to block, and of attention", drift_lines),
 )
 """All tabs, in their order. The pane itself draws the first."""

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from engine import protocol as p
-from engine.client import in_process
+from engine.client import InProcess, in_process
 from engine.diagnosis.fixes import best_fix, layer_fixes
 from engine.session import Session, apply
 from tests import planted
-from tests.drive import ended, facts, settings, until
+from tests.drive import PATIENCE, ended, facts, settings, until
 
 
 def told(source: Path, text: Path, *commands: p.AnyCommand) -> tuple[Session, list[p.AnyEvent]]:
@@ -64,6 +64,49 @@ def test_a_planted_fault_is_mended_and_its_figures_are_a_sweep_s(
     assert isinstance(end, p.JobEnded)
     assert end.measured == 0
     assert repr(layer_fixes(again, fault, planted.FORMAT)) == repr(fixes)  # nan is not nan
+
+
+def opened_again(source: Path, text: Path, ask: p.AskFixes | None, found: int) -> Session:
+    """A session of a new engine, once it knows as many measured effects of formats tried."""
+    session = Session()
+    chosen = settings(text, tokens=512, calib=str(text), calib_tokens=256, estimate_formats=())
+    client = in_process(str(source)) if ask is None else InProcess("another")
+    try:
+        client.send(p.Open(str(source), chosen))
+        while sum(map(_measured, session.effects.measured.values())) < found:
+            event = client.receive(PATIENCE)
+            assert event is not None
+            assert not isinstance(event, p.Refused), event.message
+            assert not isinstance(event, p.JobEnded) or event.status == "done", event.message
+            apply(session, event)
+            if isinstance(event, p.ModelReady) and ask is not None:
+                client.send(ask)
+    finally:
+        client.close()
+    return session
+
+
+def _measured(column: list[p.Sensitivity | None]) -> int:
+    return sum(one is not None for one in column)
+
+
+def test_what_was_measured_is_there_again_after_a_restart_and_in_another_session(
+    tmp_path: Path, prose: Path
+) -> None:
+    source = tmp_path / "llama"
+    fault = planted.plant("llama", source)
+    before, _ = told(source, prose, p.TryFixes((fault,), planted.FORMAT, forwards=6.0))
+    fixes = repr(layer_fixes(before, fault, planted.FORMAT))  # nan is not nan
+    measured = sum(map(_measured, before.effects.measured.values()))
+    assert measured > 1
+
+    # A new engine of the same session finds it by itself.
+    again = opened_again(source, prose, None, measured)
+    assert repr(layer_fixes(again, fault, planted.FORMAT)) == fixes
+
+    # One of another session knows nothing of it, until it is asked.
+    other = opened_again(source, prose, p.AskFixes((fault,), planted.FORMAT), measured)
+    assert repr(layer_fixes(other, fault, planted.FORMAT)) == fixes
 
 
 def test_without_names_the_worst_layers_are_tried(tmp_path: Path, prose: Path) -> None:

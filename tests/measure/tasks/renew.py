@@ -24,7 +24,7 @@ from engine.formats.grammar import parse_format
 from engine.quant.quantize import dequantized
 from tests.measure.tasks.items import rows, write
 
-FORMAT = "int3-g32"
+FORMAT = "int2-g32"
 KEPT_IN = Path(__file__).parent / "lm_eval.json"
 METRICS = ("acc", "acc_norm")
 

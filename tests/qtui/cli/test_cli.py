@@ -188,7 +188,6 @@ def test_help_and_version_exit_with_nothing_on_stderr(run: Run) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        ("symptoms", "demo"),
         ("export", "demo", "--format", "int8", "--to", "onnx", "-o", "out"),
     ],
 )

@@ -10,10 +10,15 @@ from msgspec.structs import replace
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.report import wording
+from engine.report.figures import Context
+from engine.report.figures.registry import figure
 from engine.session import Session
 from qtui.saved.exporting import complete_export, export_command, judge_export, read_export
+from qtui.saved.layers import layers
+from qtui.saved.view import View
 from qtui.views.budgets import parse_context
 from qtui.views.export_marks import ExportMarks
+from tests.diagnosis.test_findings import F, clean
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 from tests.qtui.saving import session
@@ -113,6 +118,28 @@ async def test_the_table_the_pane_and_the_prompt_mark_what_a_target_cannot_hold(
         await _choose(d, "none")
         assert "torchao" not in d.screen().splitlines()[5]
         assert "≠" not in d.screen()
+
+
+@pytest.mark.parametrize("target", ["llama-quantize", ""])
+def test_a_saved_table_advises_as_the_table_does(target: str) -> None:
+    found = clean()
+    where, rows = marks(found, target).serving(found), tuple(range(len(found.layers.names)))
+    view = View(session=found, source="demo", format=F, rows=rows, serving=where)
+    table = layers(view)
+    shown = figure("advice").read.bind(Context(found, p.EffectKey("degrade", F), (), where))
+    advised = [row[table.columns.index("advised_format")] for row in table.rows]
+    assert advised == [shown(row) for row in rows]
+    # What llama.cpp reads is no integer format in groups of 128.
+    assert (F in advised) == (not target)
+    assert table.notes.get("tuned for", "").startswith(target)
+
+
+async def test_what_is_saved_is_advised_for_the_chosen_target() -> None:
+    async with driving(*r.opening(), *r.triaged(), size=(150, 45)) as d:
+        await _choose(d, "torchao")
+        serving = d.bench.handler.prompts.view().serving
+        assert serving is not None
+        assert serving.to == "torchao"
 
 
 @pytest.mark.parametrize("typed", ["export torchao {}", "export {}"])

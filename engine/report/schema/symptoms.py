@@ -1,0 +1,207 @@
+"""The document of `qtui symptoms`."""
+
+from __future__ import annotations
+
+from msgspec import UNSET, UnsetType
+
+from engine import protocol as p
+from engine.report.schema.parts import CalibrationPart, LayerFallback, Model, Number, Part
+
+
+class SamplingPart(Part, frozen=True, kw_only=True):
+    """How prompts were continued."""
+
+    new_tokens: int
+    """New tokens, at most."""
+    temperature: Number
+    """0 took the most likely token each time."""
+    top_p: Number
+    """The most likely tokens that together have this probability were chosen from."""
+    seed: int
+    """Of the random numbers, the same for reference and recipe."""
+    chat: bool
+    """Whether prompts were written by the tokenizer's chat template."""
+
+
+class ChoicePart(Part, frozen=True, kw_only=True):
+    """A token that may come next."""
+
+    token: str
+    """Its text."""
+    p: Number
+    """Its probability at temperature 1."""
+
+
+class DifferencePart(Part, frozen=True, kw_only=True):
+    """The first token that differs, with both distributions there."""
+
+    token: int
+    """Number of the token, from 0."""
+    reference: str
+    """What the reference wrote there."""
+    recipe: str
+    """What the recipe wrote there."""
+    reference_top: list[ChoicePart]
+    """The reference's most likely tokens."""
+    recipe_top: list[ChoicePart]
+    """The recipe's most likely tokens."""
+
+
+class LoopPart(Part, frozen=True, kw_only=True):
+    """A loop at the end of the recipe's text."""
+
+    period: int
+    """Tokens that repeat; 0 where there is no exact period."""
+    start: int
+    """Number of the first token of it."""
+
+
+class PromptPart(Part, frozen=True, kw_only=True):
+    """A prompt and its continuations."""
+
+    id: str
+    """What it is called."""
+    topic: str | UnsetType = UNSET
+    """What it is about, where that was said."""
+    prompt: str
+    """The prompt; a chat as its template writes it."""
+    reference: str
+    """What the reference wrote."""
+    recipe: str
+    """What the recipe wrote."""
+    reference_tokens: int
+    """Tokens that the reference wrote."""
+    recipe_tokens: int
+    """Tokens that the recipe wrote."""
+    reference_surprise: Number
+    """Mean NLL of the reference's text under the reference, nats per token."""
+    recipe_surprise: Number
+    """Mean NLL of the recipe's text under the reference, nats per token."""
+    kl: Number
+    """KL of the recipe from the reference over the recipe's text, nats per token."""
+    first_difference: int | None
+    """Number of the first token that differs; null where none does."""
+    difference: DifferencePart | UnsetType = UNSET
+    """What both would have said there."""
+    loop: LoopPart | UnsetType = UNSET
+    """The loop that the recipe ends in."""
+    reference_findings: list[str]
+    """Symptoms of the reference's text."""
+    findings: list[str]
+    """Symptoms of the recipe's text that the reference's does not have, the gravest first."""
+
+
+class SymptomRate(Part, frozen=True, kw_only=True):
+    """How often a symptom is there."""
+
+    symptom: str
+    """Its name, as in `findings`."""
+    prompts: int
+    """All prompts."""
+    reference: int
+    """Prompts where the reference shows it."""
+    reference_ci95: tuple[Number, Number]
+    """Wilson's interval of its share."""
+    recipe: int
+    """Prompts where the recipe shows it."""
+    recipe_ci95: tuple[Number, Number]
+    """Wilson's interval of its share."""
+    added: int
+    """Prompts where the recipe shows it and the reference nothing like it."""
+    chance: Number
+    """Probability of as uneven a change, were it as likely either way (exact McNemar test)."""
+
+
+class TaskItem(Part, frozen=True, kw_only=True):
+    """An item of a task whose answer the recipe changed."""
+
+    id: str
+    """What it is called."""
+    prompt: str
+    """The end of its prompt."""
+    right: str
+    """The right answer."""
+    reference: str
+    """What the reference answered; empty where it did not write the right answer."""
+    recipe: str
+    """What the recipe answered."""
+    reference_right: bool
+    """Whether the reference is right."""
+    recipe_right: bool
+    """Whether the recipe is."""
+
+
+class TaskMetric(Part, frozen=True, kw_only=True):
+    """A task by one metric."""
+
+    metric: str
+    """``acc``: the most likely choice; ``acc_norm``: the same by log-likelihood over characters;
+    ``exact``: whether the answer is written greedily; or a metric of lm-eval."""
+    accuracy_reference: Number
+    """Share of items that the reference has right."""
+    accuracy_reference_ci95: tuple[Number, Number]
+    """Wilson's interval of it."""
+    accuracy: Number
+    """Share of items that the recipe has right."""
+    accuracy_ci95: tuple[Number, Number]
+    """Wilson's interval of it."""
+    difference: Number
+    """Of the two."""
+    difference_ci95: tuple[Number, Number]
+    """Newcombe's interval of it, for the same items."""
+    flips: int
+    """Items that were right and are wrong, or the other way."""
+    flips_ci95: tuple[Number, Number]
+    """Wilson's interval of their share."""
+    lost: int
+    """Of these, those that only the reference has right."""
+    gained: int
+    """Of these, those that only the recipe has right."""
+    chance: Number
+    """Probability of as uneven a change, were it as likely either way (exact McNemar test)."""
+
+
+class TaskPart(TaskMetric, frozen=True, kw_only=True):
+    """A task that both answered, by its first metric."""
+
+    name: str
+    """What it is called."""
+    items: int
+    """How many it has."""
+    changed: int
+    """Items whose answer changed, also from one wrong answer to another."""
+    other_metrics: list[TaskMetric]
+    """The same by its other metrics."""
+    changed_items: list[TaskItem]
+    """The first of the items whose answer changed, those that flipped before others."""
+
+
+class SymptomsDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.symptoms/1"):
+    """Prompts continued by the reference and by a recipe, side by side."""
+
+    resumed: int
+    """Number of results taken from the cache."""
+    model: Model
+    """The reference."""
+    protocol: p.Protocol | UnsetType = UNSET
+    """Text and windows of the session; of it, only arithmetic and device matter to prompts."""
+    calibration: CalibrationPart | UnsetType = UNSET
+    """The text that methods of the recipe used."""
+    versions: dict[str, str]
+    """Versions of libraries that figures may depend on, by name."""
+    recipe: str
+    """What the recipe is called."""
+    fallbacks: list[LayerFallback]
+    """Layers that do not have the format that was asked for."""
+    sampling: SamplingPart
+    """How prompts were continued."""
+    rates: list[SymptomRate]
+    """Every symptom that was seen, the gravest first."""
+    alarms: int
+    """Prompts where the recipe shows a symptom that the reference does not."""
+    prompts: list[PromptPart]
+    """All prompts, in their order."""
+    tasks: list[TaskPart]
+    """Tasks that both answered."""
+    timings: dict[str, Number]
+    """Seconds by what they were spent on."""

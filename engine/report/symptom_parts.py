@@ -1,0 +1,81 @@
+"""Parts of the document of symptoms, made from facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import UNSET, UnsetType
+
+from engine import protocol as p
+from engine.diagnosis.detectors import Symptom
+from engine.diagnosis.of_symptoms import KindRate, Shown
+from engine.report import schema as s
+from engine.report.json import finite
+
+
+def sampling_part(how: p.Sampling, seed: int) -> s.SamplingPart:
+    """How prompts were continued."""
+    return s.SamplingPart(
+        new_tokens=how.new_tokens,
+        temperature=finite(how.temperature),
+        top_p=finite(how.top_p),
+        seed=seed,
+        chat=how.chat,
+    )
+
+
+def prompt_part(shown: Shown) -> s.PromptPart:
+    """A prompt with both continuations."""
+    fact = shown.fact
+    return s.PromptPart(
+        id=fact.id,
+        topic=fact.topic or UNSET,
+        prompt=fact.text,
+        reference=fact.reference.text,
+        recipe=fact.changed.text,
+        reference_tokens=len(fact.reference.tokens),
+        recipe_tokens=len(fact.changed.tokens),
+        reference_surprise=finite(fact.reference.surprise),
+        recipe_surprise=finite(fact.changed.surprise),
+        kl=finite(fact.kl),
+        first_difference=None if fact.first < 0 else fact.first,
+        difference=UNSET if fact.first < 0 else _difference(fact),
+        loop=_loop(shown.changed),
+        reference_findings=[each.kind for each in shown.reference],
+        findings=[each.kind for each in shown.added],
+    )
+
+
+def _difference(fact: p.Continued) -> s.DifferencePart:
+    def choices(top: Sequence[p.Choice]) -> list[s.ChoicePart]:
+        return [s.ChoicePart(token=each.token, p=finite(each.p)) for each in top]
+
+    return s.DifferencePart(
+        token=fact.first,
+        reference=fact.pieces[0],
+        recipe=fact.pieces[1],
+        reference_top=choices(fact.reference_top),
+        recipe_top=choices(fact.changed_top),
+    )
+
+
+def _loop(found: Sequence[Symptom]) -> s.LoopPart | UnsetType:
+    for each in found:
+        if each.kind == "loop" and "period" in each.evidence:
+            where = each.evidence
+            return s.LoopPart(period=int(where["period"]), start=int(where["start"]))
+    return UNSET
+
+
+def rate_part(found: KindRate) -> s.SymptomRate:
+    """How often a symptom is there."""
+    return s.SymptomRate(
+        symptom=found.kind,
+        prompts=found.reference.total,
+        reference=found.reference.count,
+        reference_ci95=found.reference.interval,
+        recipe=found.changed.count,
+        recipe_ci95=found.changed.interval,
+        added=found.added.count,
+        chance=finite(found.chance),
+    )

@@ -1,0 +1,139 @@
+"""Symptoms as text: rates, then prompts whose texts differ, one text below the other."""
+
+from __future__ import annotations
+
+from msgspec import UnsetType
+
+from engine.diagnosis.detectors import WORDS
+from engine.report import schema as s
+from engine.report.characters import printable
+from engine.report.tables.cells import figure, share
+from engine.report.tables.layout import escaped, markdown, paragraphs, table
+from engine.report.tables.parts import about, fallback_lines, spent
+from engine.report.tables.tasks import tasks_markdown, tasks_text
+
+SHOWN = 12
+"""Prompts whose texts are printed: those with symptoms first."""
+CHARACTERS = 300
+"""Of a text that is printed."""
+HEADINGS = ["symptom", "reference", "recipe", "95%", "added", "chance"]
+
+
+def symptoms_text(document: s.SymptomsDocument) -> str:
+    """Rates of symptoms, then both texts of the prompts that have one."""
+    return paragraphs(
+        about(document.model),
+        f"recipe {printable(document.recipe)}"
+        + (f"; {_how(document)}" if document.prompts else ""),
+        fallback_lines(document.fallbacks),
+        _summary(document) if document.prompts else "",
+        table(HEADINGS, _rates(document), {0}) if document.rates else "",
+        *(_prompt(each) for each in _chosen(document)),
+        _more(document),
+        *tasks_text(document.tasks),
+        spent(document.timings, document.resumed),
+    )
+
+
+def symptoms_markdown(document: s.SymptomsDocument) -> str:
+    """The same as Markdown."""
+    return paragraphs(
+        f"# {escaped(printable(document.model.name))}: symptoms",
+        escaped(f"recipe {printable(document.recipe)}{_how(document)}"),
+        escaped(_summary(document)) if document.prompts else "",
+        markdown(HEADINGS, _rates(document)) if document.rates else "",
+        *(_prompt_markdown(each) for each in _chosen(document)),
+        escaped(_more(document)),
+        *tasks_markdown(document.tasks),
+    )
+
+
+def _how(document: s.SymptomsDocument) -> str:
+    if not document.prompts:
+        return ""
+    how = document.sampling
+    drawn = f"temperature {figure(how.temperature, 2)}, seed {how.seed}"
+    if how.temperature and how.top_p != 1:
+        drawn += f", top-p {figure(how.top_p, 2)}"
+    return (
+        f"; {len(document.prompts)} prompts, {how.new_tokens} new tokens, "
+        + (drawn if how.temperature else "greedy")
+        + (", chat template" if how.chat else "")
+    )
+
+
+def _summary(document: s.SymptomsDocument) -> str:
+    prompts = document.prompts
+    same = sum(each.first_difference is None for each in prompts)
+    said = f"{same} of {len(prompts)} texts are the same"
+    if not document.alarms:
+        return f"{said}; the recipe shows no symptom that the reference does not"
+    return f"{said}; {document.alarms} show a symptom that the reference's do not"
+
+
+def _rates(document: s.SymptomsDocument) -> list[list[str]]:
+    return [
+        [
+            WORDS.get(each.symptom, each.symptom),
+            share(each.reference / each.prompts),
+            share(each.recipe / each.prompts),
+            " … ".join(share(end) for end in each.recipe_ci95),
+            str(each.added),
+            figure(each.chance, 3),
+        ]
+        for each in document.rates
+    ]
+
+
+def _chosen(document: s.SymptomsDocument) -> list[s.PromptPart]:
+    differing = [each for each in document.prompts if each.first_difference is not None]
+    return sorted(differing, key=lambda each: not each.findings)[:SHOWN]
+
+
+def _more(document: s.SymptomsDocument) -> str:
+    differing = sum(each.first_difference is not None for each in document.prompts)
+    left = differing - SHOWN
+    return f"… and {left} more that differ; --json has all" if left > 0 else ""
+
+
+def _prompt(part: s.PromptPart) -> str:
+    lines = [f"{printable(part.id)}: {_cut(part.prompt)}"]
+    if part.findings:
+        lines.append("  symptoms   " + ", ".join(WORDS.get(each, each) for each in part.findings))
+    lines.append(f"  reference  {_cut(part.reference)}")
+    lines.append(f"  recipe     {_cut(part.recipe)}")
+    if not isinstance(part.difference, UnsetType):
+        lines.append(f"  token {part.difference.token}   {_difference(part.difference)}")
+    return "\n".join(lines)
+
+
+def _prompt_markdown(part: s.PromptPart) -> str:
+    lines = [f"## {escaped(printable(part.id))}", ""]
+    if part.findings:
+        lines += [", ".join(WORDS.get(each, each) for each in part.findings), ""]
+    lines += [
+        f"- prompt: {escaped(_cut(part.prompt))}",
+        f"- reference: {escaped(_cut(part.reference))}",
+        f"- recipe: {escaped(_cut(part.recipe))}",
+    ]
+    if not isinstance(part.difference, UnsetType):
+        said = f"token {part.difference.token}: {_difference(part.difference)}"
+        lines.append(f"- {escaped(said)}")
+    return "\n".join(lines)
+
+
+def _difference(part: s.DifferencePart) -> str:
+    def said(top: list[s.ChoicePart]) -> str:
+        return ", ".join(f"{_quoted(each.token)} {share(each.p)}" for each in top[:3])
+
+    return f"reference {said(part.reference_top)}; recipe {said(part.recipe_top)}"
+
+
+def _quoted(token: str) -> str:
+    return f"'{printable(token)}'"
+
+
+def _cut(text: str) -> str:
+    """A text in one line, not longer than is printed."""
+    line = printable(text)
+    return line if len(line) <= CHARACTERS else f"{line[: CHARACTERS - 1]}…"
