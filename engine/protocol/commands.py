@@ -117,6 +117,33 @@ class Compare(Command, frozen=True):
     restore: int = 0
     """For how many layers of each, those that err most first, to measure what giving that layer
     back its original weight wins."""
+    alone: bool = False
+    """Whether they are looked at by themselves, the open one being one of them: no original."""
+    logits: str = ""
+    """A logits file of llama.cpp, read as the reference of scores in place of the open model."""
+    save_logits: str = ""
+    """Where to write such a file of the open model, on its windows; absolute."""
+
+
+class Calibrate(Command, frozen=True, kw_only=True):
+    """Compare calibration sets by what a method makes of them. Returns `CalibrationSets`."""
+
+    sets: tuple[str, ...]
+    """Named sets, files, folders, datasets; ``random`` tokens, the model's ``own`` samples, or what
+    is held out of the evaluation texts, ``eval``."""
+    method: str = "int4-g128+gptq"
+    """A format whose methods use calibration text, of every layer of the body."""
+    samples: tuple[int, ...] = ()
+    """Windows of each set; empty means a quarter, half and all of the settings' calibration
+    tokens."""
+    seq_lens: tuple[int, ...] = ()
+    """Tokens of each window; empty means the evaluation's."""
+    texts: tuple[str, ...] = ()
+    """Texts to judge the sets on; empty means the session's."""
+    measure: bool = True
+    """Whether layers are quantised and scored; else only what is told of the sets themselves."""
+    halves: bool = True
+    """Whether the halves of each set are scored too, at the largest number of samples."""
 
 
 class FindSymptoms(Command, frozen=True, kw_only=True):
@@ -152,6 +179,10 @@ class Evaluate(Command, frozen=True):
 
 class MeasureRecipe(Command, frozen=True):
     """Measure the session's own recipe; the engine sends this to itself after every change."""
+
+
+class RecallScores(Command, frozen=True):
+    """Find the scores of recipes that the session held before; the engine sends this to itself."""
 
 
 class Export(Command, frozen=True, kw_only=True):
@@ -352,9 +383,11 @@ _types: dict[str, type[Command]] = {
             TryFixes,
             MeasureErrors,
             Compare,
+            Calibrate,
             FindSymptoms,
             Evaluate,
             MeasureRecipe,
+            RecallScores,
             Export,
             WriteImatrix,
             SetFormat,
