@@ -118,6 +118,7 @@ from engine.protocol.facts import (
     LayerRanges,
     LayerRestored,
     LayerWeights,
+    Likelihoods,
     Outliers,
     OutputError,
     RecipeScore,
@@ -156,6 +157,7 @@ from engine.protocol.settings import (
     Settings,
 )
 from engine.protocol.symptoms import Choice, Continuation, Sampling, Symptoms
+from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
     "DELTA_P_QUANTILES",
@@ -166,7 +168,9 @@ __all__ = [
     "WIRE_VERSION",
     "Activation",
     "Additivity",
+    "Agreeing",
     "Agreement",
+    "Answered",
     "AnyCommand",
     "AnyEvent",
     "AnyFact",
@@ -242,6 +246,7 @@ __all__ = [
     "LayersListed",
     "Learned",
     "Level",
+    "Likelihoods",
     "MeasureErrors",
     "MeasureRecipe",
     "ModelReady",
@@ -284,6 +289,7 @@ __all__ = [
     "Sweep",
     "Symptoms",
     "TakeRecipe",
+    "TaskResult",
     "Transient",
     "Triage",
     "TryFixes",

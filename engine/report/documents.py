@@ -45,6 +45,7 @@ from engine.report.sweep_parts import (
     unit_parts,
 )
 from engine.report.symptom_parts import prompt_part, rate_part, sampling_part
+from engine.report.task_parts import task_part
 from engine.report.verdicts import from_weights
 from engine.session import Job, Session
 
@@ -267,6 +268,7 @@ def symptoms_document(
         rates=[rate_part(each) for each in rates(prompts)],
         alarms=len(alarms(prompts)),
         prompts=[prompt_part(each) for each in prompts],
+        tasks=[task_part(each) for each in found.tasks],
         timings=_timings(job),
     )
 

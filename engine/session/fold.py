@@ -365,6 +365,8 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             | p.LayerRestored()
         ):
             return _compared(session, fact)
+        case p.Likelihoods():  # only the store needs them: what they say is in the job's result
+            return "jobs"
         case p.CalibrationCheck():
             session.calibrating.checks[fact.key] = fact
             return "calibrating"
