@@ -120,6 +120,8 @@ from engine.protocol.facts import (
     StoredCodes,
     Swap,
     Swapped,
+    SymptomCure,
+    SymptomRestored,
     WeightError,
 )
 from engine.protocol.frames import (
@@ -146,7 +148,7 @@ from engine.protocol.settings import (
     Protocol,
     Settings,
 )
-from engine.protocol.symptoms import Choice, Continuation, Sampling, Symptoms
+from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling, Symptoms
 
 __all__ = [
     "DELTA_P_QUANTILES",
@@ -247,6 +249,7 @@ __all__ = [
     "RecipeScore",
     "Redo",
     "Refused",
+    "RestoredBy",
     "Role",
     "Rounding",
     "RunFirst",
@@ -263,6 +266,8 @@ __all__ = [
     "Swap",
     "Swapped",
     "Sweep",
+    "SymptomCure",
+    "SymptomRestored",
     "Symptoms",
     "TakeRecipe",
     "Transient",

@@ -127,6 +127,8 @@ class FindSymptoms(Command, frozen=True, kw_only=True):
     file: str = ""
     """A file of prompts: an absolute path on the engine's machine."""
     sampling: Sampling = Sampling()
+    why: bool = False
+    """Whether layers are given back where the recipe shows symptoms, to find those that cure it."""
     format: str = ""
     """See `MeasureErrors`: the session's own recipe if this, ``layers`` and ``recipe`` are all
     empty."""

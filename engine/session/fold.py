@@ -16,6 +16,7 @@ from engine.session.state import (
     Job,
     Layers,
     Session,
+    Traced,
     Tried,
     kept_format,
     recipe_hash,
@@ -247,7 +248,7 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     if before is None or before.protocol != event.protocol:
         for found in session.compared.values():
             found.score, found.restored = None, {}
-        session.continued = {}
+        session.continued, session.traced = {}, {}
     return frozenset({"model", "stage", "baseline", "measured", "recipe", "errors", "compared"})
 
 
@@ -349,6 +350,15 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             return "errors"
         case p.ArtefactLayer() | p.ArtefactScore() | p.LayerRestored():
             return _compared(session, fact)
+        case p.SymptomRestored() | p.SymptomCure():
+            traced = session.traced.get(fact.recipe)
+            if traced is None or traced.prompts != fact.prompts:
+                traced = session.traced[fact.recipe] = Traced(fact.prompts)
+            if isinstance(fact, p.SymptomRestored):
+                traced.restored[fact.unit] = fact
+            elif fact not in traced.cures:
+                traced.cures = [*traced.cures, fact]
+            return "symptoms"
         case p.Continued():
             session.continued.setdefault(fact.recipe, {})[fact.prompt] = fact
             return "symptoms"
