@@ -24,7 +24,7 @@ import pyte
 
 from qtui.views.progress import COUNTED, PHASES
 
-PATIENCE = 60.0
+PATIENCE = 150.0
 """Seconds after which what was waited for will not come."""
 UP, DOWN, END, HOME = b"\x1b[A", b"\x1b[B", b"\x1b[F", b"\x1b[H"
 

@@ -9,6 +9,7 @@ from typing import Any
 from engine.checkpoint.checkpoint import Checkpoint, open_stored
 from engine.checkpoint.headers import TensorInfo
 from engine.checkpoint.quantised.reader import readers
+from engine.checkpoint.unread import refuse_unread
 from engine.checkpoint.weight import QuantisedWeight
 from engine.errors import CheckpointError
 
@@ -34,10 +35,12 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     """The same checkpoint, with every weight in place of the tensors that it is made of.
 
     Raises:
-        CheckpointError: codes lack a tensor that they need, or one does not fit.
+        CheckpointError: codes lack a tensor that they need, or one does not fit; or they are in a
+            layout that is known and not read.
     """
     if all(tensor.dtype in _PLAIN for tensor in checkpoint.tensors.values()):
         return checkpoint
+    refuse_unread(checkpoint)
     found: dict[str, QuantisedWeight] = {}
     owner: dict[str, str] = {}
     for reader in readers():

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.service.jobs import Context, JobSpec, Steps
-from engine.workspace import Loaded, Workspace
+from engine.workspace import Loaded, Workspace, needs
 
 
 def _accepted(context: Context[Workspace], command: p.WriteImatrix) -> p.WriteImatrix:
@@ -33,6 +33,7 @@ IMATRIX = JobSpec(
     lane="compute",
     urgency=3,
     announced="when ready",
+    memory=needs.of_passes(layers=0),
     accept=_accepted,
     steps=_steps,
 )

@@ -21,7 +21,7 @@ from engine.recipes.given import check_given, formats_given, given_recipe
 from engine.service.in_thread import AbandonedError, in_thread
 from engine.service.jobs import Context, JobSpec, Lane, Needs, OnLane, Outcome, Resolved, Steps
 from engine.session import Session
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 if TYPE_CHECKING:
     from engine.export.folds import Folds
@@ -227,6 +227,7 @@ EXPORT = JobSpec(
     lane=_lane,
     urgency=3,
     announced="when ready",
+    memory=needs.of_either(calibrates, needs.of_passes(layers=4)),
     accept=_accepted,
     recipe=_given,
     steps=_steps,

@@ -15,13 +15,15 @@ def _steps(context: Context[Workspace], command: p.Open) -> Steps:
 
 
 def _then(session: Session, command: p.Open) -> list[p.Command]:
-    """Measure the recipe of an earlier run, unless a change since then is being measured, and find
-    what was measured of formats that were tried."""
+    """Find what an earlier run measured: of recipes it held, of formats tried; measure the last
+    recipe, unless a change since then is being measured."""
+    found: list[p.Command] = []
+    if command.take_up and any(tried.measured for tried in session.tried):
+        found.append(p.RecallScores())
     measuring = any(
         isinstance(job.command, p.MeasureRecipe) and job.status == "running"
         for job in session.jobs.values()
     )
-    found: list[p.Command] = []
     if command.take_up and session.changed and not measuring:
         found.append(p.MeasureRecipe())
     if session.fixes:

@@ -13,7 +13,7 @@ from engine.formats.grammar import parse_built
 from engine.patterns import pattern_of
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 CACHE_BITS = (16, 8, 4)
 """Bits that a cached number may have."""
@@ -86,6 +86,7 @@ PLAN = JobSpec(
     snapshot=lambda command: not _with_model(command),
     urgency=2,
     repeated="join",
+    memory=needs.of_either(_with_model, needs.of_passes(streams=2, backward=True)),
     accept=_accepted,
     steps=_steps,
 )

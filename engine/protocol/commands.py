@@ -117,6 +117,12 @@ class Compare(Command, frozen=True):
     restore: int = 0
     """For how many layers of each, those that err most first, to measure what giving that layer
     back its original weight wins."""
+    alone: bool = False
+    """Whether they are looked at by themselves, the open one being one of them: no original."""
+    logits: str = ""
+    """A logits file of llama.cpp, read as the reference of scores in place of the open model."""
+    save_logits: str = ""
+    """Where to write such a file of the open model, on its windows; absolute."""
 
 
 class FindSymptoms(Command, frozen=True, kw_only=True):
@@ -151,6 +157,10 @@ class Evaluate(Command, frozen=True):
 
 class MeasureRecipe(Command, frozen=True):
     """Measure the session's own recipe; the engine sends this to itself after every change."""
+
+
+class RecallScores(Command, frozen=True):
+    """Find the scores of recipes that the session held before; the engine sends this to itself."""
 
 
 class Export(Command, frozen=True, kw_only=True):
@@ -354,6 +364,7 @@ _types: dict[str, type[Command]] = {
             FindSymptoms,
             Evaluate,
             MeasureRecipe,
+            RecallScores,
             Export,
             WriteImatrix,
             SetFormat,

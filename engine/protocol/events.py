@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.protocol.commands import AnyCommand
@@ -82,6 +83,18 @@ class CheckpointRead(Event, frozen=True, kw_only=True):
     """The layouts of weights that are stored quantised, and are dequantised; empty if none are."""
 
 
+class Contradiction(msgspec.Struct, frozen=True):
+    """What the headers of a finished checkpoint hold against its configuration or themselves."""
+
+    id: str
+    """Of the finding."""
+    layers: tuple[str, ...]
+    """Those that it is about."""
+    said: str
+    """What is wrong, after the layers: a clause that begins with a verb or is a sentence's end."""
+    evidence: dict[str, float] = {}
+
+
 class ArtefactOpened(Event, frozen=True, kw_only=True):
     """The headers of a finished checkpoint were read, to be compared with the open one."""
 
@@ -100,6 +113,8 @@ class ArtefactOpened(Event, frozen=True, kw_only=True):
     """The same of all layers."""
     unmatched: tuple[str, ...] = ()
     """Layers of the original that it has not, or in another shape."""
+    contradictions: tuple[Contradiction, ...] = ()
+    """What its headers hold against its configuration."""
 
 
 class LayersListed(Event, frozen=True, kw_only=True):
@@ -350,6 +365,8 @@ class Agreement(Transient, frozen=True, kw_only=True):
     """Median of measured over estimated KL."""
     spread: float = 0.0
     """Standard deviation of the logarithm of measured over estimated KL; 0 for too few layers."""
+    curvature: float = 1.0
+    """Median share of KL in measured ΔNLL, beside its slope: ``(ΔNLL − slope) / KL``."""
     estimated: list[float] = []
     """Knots of the monotone fit of measured to estimated KL, ascending; empty if there are too
     few."""

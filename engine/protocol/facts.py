@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from engine.protocol.divergence import DivergenceTable
 from engine.protocol.keys import By, Direction, EffectKey
 from engine.protocol.message import Message
 from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling
@@ -61,6 +62,15 @@ class StoredCodes(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     zero_max: int = -1
     zeros_outside: int = 0
     """Zero points at the first or the last code, where tools disagree about what is stored."""
+    zeros_wrapped: int = 0
+    """Zero points of 0 that GPTQ's version 1 stores as the last code, which some readers take for
+    one more than that."""
+    scales_subnormal: int = 0
+    """Scales below the normal numbers of the dtype they are stored in, which have fewer digits."""
+    codes_not_finite: int = 0
+    """Codes that are NaN or infinite, where they are numbers in themselves."""
+    ordered: bool = False
+    """Whether the first and the last code are the ends of the grid: those of integers."""
     layout: str = ""
     declared: str = ""
     """What the config says of it, where that is not how it is read."""
@@ -339,6 +349,35 @@ Rounding: TypeAlias = Literal["same", "nearest", "solved", "other"]
 its grid; rounded to make up for other weights' errors, as GPTQ does; or from other weights."""
 
 
+class StoredLayer(Fact, frozen=True, gc=False, kw_only=True):
+    """One layer of a finished checkpoint, by itself."""
+
+    artefact: str
+    """Fingerprint of the finished checkpoint."""
+    layer: str
+    holds: str
+    """What it is stored as: a format where it is one of ours, else its layout or dtype."""
+    bits: float
+    """Stored bits a weight, scales and zero points included."""
+    shape: tuple[int, ...]
+    """``[out, in]`` or ``[experts, out, in]``."""
+    codes: StoredCodes | None = None
+    """How its codes are used; None where it has none that are read by themselves."""
+    rms: float = float("nan")
+    """Root mean square of its weights that are finite; nan where they were not looked at."""
+    largest: float = float("nan")
+    """Largest magnitude of these."""
+    not_finite: int = 0
+    """Weights that are NaN or infinite."""
+    zero_rows: int = 0
+    groups_uneven: int = 0
+    """Groups of an index (``g_idx``) that have more or fewer inputs than the others."""
+    groups_unordered: bool = False
+    """Whether groups are not in order, though the config says that they are."""
+    refused: str = ""
+    """Why it could not be read."""
+
+
 class ArtefactLayer(Fact, frozen=True, gc=False, kw_only=True):
     """One layer of a finished checkpoint, against its original."""
 
@@ -387,6 +426,18 @@ class ArtefactScore(Fact, frozen=True, gc=False, kw_only=True):
     kl_se: float
     top1: float
     tokens: int
+    table: DivergenceTable | None = None
+    """Position by position, as llama.cpp tells it; None in facts of an earlier version."""
+
+
+class ArtefactTable(Fact, frozen=True, gc=False):
+    """A finished checkpoint against a file of probabilities that the original left."""
+
+    artefact: str
+    """Fingerprint of the finished checkpoint."""
+    logits: str
+    """SHA-256 of the file."""
+    table: DivergenceTable
 
 
 class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
@@ -655,8 +706,10 @@ AnyFact: TypeAlias = (
     | Swapped
     | OutputError
     | Drift
+    | StoredLayer
     | ArtefactLayer
     | ArtefactScore
+    | ArtefactTable
     | LayerRestored
     | Continued
     | SymptomRestored

@@ -203,10 +203,11 @@ def compare_document(session: Session, job: Job | None = None) -> s.CompareDocum
     scored = command.score
     return s.CompareDocument(
         resumed=job.resumed,
-        reference=_model(session),
+        reference=UNSET if command.alone else _model(session),
         protocol=_protocol(session) if scored else UNSET,
         versions=session.versions,
         baseline=_baseline(session) if scored else UNSET,
+        logits=command.logits or UNSET,
         artefacts=[
             artefact_part(session, session.compared[each])
             for each in job.read(p.Comparison).artefacts

@@ -29,6 +29,7 @@ DECLARED = (
     "engine.measure.symptoms.job:SYMPTOMS",
     "engine.measure.evaluation.job:EVALUATE",
     "engine.measure.evaluation.job:MEASURE_RECIPE",
+    "engine.measure.evaluation.job:RECALL",
     "engine.export.job:EXPORT",
     "engine.export.importance_job:IMATRIX",
     "engine.recipes.commands:SET_FORMAT",

@@ -31,7 +31,7 @@ from engine.service.jobs import (
     Outcome,
     Workspace,
 )
-from engine.service.retrying import Failure, Retried
+from engine.service.retrying import Failure, Retried, with_need_said
 from engine.service.scheduler import AnySteps, Job, Scheduler
 from engine.session import Session, decode_session, encode_session, recipe_hash
 from engine.store.facts import FactStore
@@ -283,9 +283,8 @@ class Engine:
         steps, context, command = task.spec.steps, task.context, task.command
         if isinstance(task.spec, OpenSpec):
             return steps(context, command)
-        task.steps = Retried(
-            lambda: steps(context, command), lambda failure: self._relieve(task, failure)
-        )
+        begin = with_need_said(task.spec, context, command)
+        task.steps = Retried(begin, lambda failure: self._relieve(task, failure))
         return task.steps
 
     def _relieve(self, task: _Task, failure: Failure) -> p.AnyEvent:
@@ -300,7 +299,9 @@ class Engine:
             for other in list(self._tasks.values()):
                 if other.lane == "compute" and other.steps is not None and other is not task:
                     other.steps.begin_again()
-            gave = self._workspace.relieve(failure.said, known_before=failure.refused is not None)
+            gave = self._workspace.relieve(
+                failure.said, known_before=failure.refused is not None, again=failure.again
+            )
         if gave is None:
             raise failure.refused or OutOfMemoryError(out_of_memory(failure.said))
         return p.Notice("warning", gave)

@@ -67,14 +67,42 @@ Steps = Generator[p.AnyEvent | OnLane | None, None, Outcome]
 """A job: yields an event, or None for a step without one, and returns its outcome."""
 
 
+class Need(NamedTuple):
+    """Memory that a job needs at least, beside what is open."""
+
+    bytes: int
+    free: int
+    """Bytes that are free now."""
+    device: str
+    change: tuple[str, ...]
+    """What makes it need less, the best first."""
+
+    def lacking(self, title: str) -> str:
+        """A sentence for a person if it does not fit; empty if it does."""
+        if self.bytes <= self.free:
+            return ""
+        ways = [f"choose {', or '.join(self.change)}"] if self.change else []
+        return (
+            f"{title} needs at least {_size(self.bytes)} beside what is open, and {self.device} "
+            f"has {_size(self.free)} free: {', or '.join([*ways, 'end what else uses the memory'])}"
+            "; it begins all the same, and takes smaller steps where memory runs out"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1024**3:.1f} GiB" if count >= 1024**3 / 10 else f"{count / 1024**2:.1f} MiB"
+
+
 class Workspace(Protocol):
     """What the engine itself requires of the workspace that it passes to jobs."""
 
     def assert_at_rest(self) -> None:
         """Fail if a step left something open that must not be open between two steps."""
 
-    def relieve(self, said: str, *, known_before: bool) -> str | None:
+    def relieve(self, said: str, *, known_before: bool, again: bool) -> str | None:
         """Give memory back after an allocation failed; what was given up, or None.
+
+        ``again`` is whether the job has been given some before.
 
         Raises:
             EngineError: everything was given up before.
@@ -137,6 +165,9 @@ class JobSpec(Generic[C]):
     """The recipe of the job, resolved against the layer names when the job is announced."""
     snapshot: Callable[[C], bool] = lambda command: False
     """Whether the job reads what the session knew when the command was accepted."""
+    memory: Callable[[Context[Any], C], Need | None] | None = None
+    """What it needs, called once what it needs is open, on its own thread; see
+    `engine.workspace.needs`. None for questions about one layer."""
     announced: Literal["at once", "when ready", "never"] = "at once"
     """When `JobStarted` is sent. ``when ready``: the command waits silently until what it needs is
     open, since layer names are final only then. ``never``: the job answers a question with an event

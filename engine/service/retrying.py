@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine import protocol as p
 from engine.errors import EngineError, is_out_of_memory
-from engine.service.jobs import OnLane, Steps
+from engine.service.jobs import Context, JobSpec, OnLane, Steps
 
 
 class Failure(NamedTuple):
@@ -22,6 +22,8 @@ class Failure(NamedTuple):
     """By whoever tried, in one line."""
     refused: EngineError | None = None
     """Our own error, if the need was known beforehand."""
+    again: bool = False
+    """Whether memory was given back to this job before."""
 
 
 Relieve = Callable[[Failure], p.AnyEvent]
@@ -39,6 +41,7 @@ class Retried:
     def __init__(self, make: Callable[[], Steps], relieve: Relieve) -> None:
         self._make, self._relieve = make, relieve
         self._steps: Steps | None = None
+        self._relieved = False
 
     def __next__(self) -> p.AnyEvent | OnLane | None:
         if self._steps is None:
@@ -48,9 +51,9 @@ class Retried:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            failure = Failure(" ".join(str(error).split())[:300], _ours(error))
+            failure = Failure(" ".join(str(error).split())[:300], _ours(error), self._relieved)
             _let_go(error)
-        self._steps = None
+        self._steps, self._relieved = None, True
         return self._relieve(failure)
 
     def begin_again(self) -> None:
@@ -62,6 +65,23 @@ class Retried:
         """End the job."""
         if self._steps is not None:
             self._steps.close()
+
+
+def with_need_said(
+    spec: JobSpec[Any], context: Context[Any], command: p.Command
+) -> Callable[[], Steps]:
+    """Begins a job; the first time it says so before, if what it needs at least is not free."""
+    begun: list[bool] = []
+
+    def begin() -> Steps:
+        if spec.memory is not None and not begun:
+            begun.append(True)
+            need = spec.memory(context, command)
+            if need is not None and (said := need.lacking(spec.title(command))):
+                yield p.Notice("warning", said)
+        return (yield from spec.steps(context, command))
+
+    return begin
 
 
 def _ours(error: Exception) -> EngineError | None:

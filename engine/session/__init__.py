@@ -7,6 +7,7 @@ library.
 
 from __future__ import annotations
 
+from engine.session.correction import corrected
 from engine.session.fold import MAX_EXPERTS, MAX_HISTOGRAMS, MAX_NOTICES, Dirty, apply
 from engine.session.known_effects import KnownEffect, KnownEffects, correction, without_methods
 from engine.session.prediction import Prediction, Predictor, expected, predict, predict_tried
@@ -27,6 +28,7 @@ from engine.session.state import (
     recipe_hash,
     running,
 )
+from engine.session.text_curvature import TextCurvature
 
 __all__ = [
     "KEPT",
@@ -44,9 +46,11 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Session",
+    "TextCurvature",
     "Traced",
     "Tried",
     "apply",
+    "corrected",
     "correction",
     "decode_session",
     "encode_session",

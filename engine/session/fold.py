@@ -306,14 +306,21 @@ def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
     return frozenset({"jobs", "stage", "notices"})
 
 
-def _compared(session: Session, fact: p.ArtefactLayer | p.ArtefactScore | p.LayerRestored) -> Dirty:
+def _compared(
+    session: Session,
+    fact: p.StoredLayer | p.ArtefactLayer | p.ArtefactScore | p.ArtefactTable | p.LayerRestored,
+) -> Dirty:
     found = session.compared.get(fact.artefact)
     if found is not None:
         match fact:
+            case p.StoredLayer():
+                found.stored[fact.layer] = fact
             case p.ArtefactLayer():
                 found.layers[fact.layer] = fact
             case p.ArtefactScore():
                 found.score = fact
+            case p.ArtefactTable():
+                found.tables[fact.logits] = fact.table
             case p.LayerRestored():
                 found.restored[fact.layer] = fact
     return "compared"
@@ -348,7 +355,13 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
         case p.Drift():
             session.errors.drifts[fact.recipe] = fact
             return "errors"
-        case p.ArtefactLayer() | p.ArtefactScore() | p.LayerRestored():
+        case (
+            p.StoredLayer()
+            | p.ArtefactLayer()
+            | p.ArtefactScore()
+            | p.ArtefactTable()
+            | p.LayerRestored()
+        ):
             return _compared(session, fact)
         case p.SymptomRestored() | p.SymptomCure():
             traced = session.traced.get(fact.recipe)

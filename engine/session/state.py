@@ -224,6 +224,17 @@ class Compared(msgspec.Struct, forbid_unknown_fields=True):
     score: p.ArtefactScore | None = None
     restored: dict[str, p.LayerRestored] = {}
     """By layer."""
+    stored: dict[str, p.StoredLayer] = {}
+    """What its layers tell by themselves, by name."""
+    tables: dict[str, p.DivergenceTable] = {}
+    """Against files of probabilities, by their SHA-256; the last one was read last."""
+
+    @property
+    def table(self) -> p.DivergenceTable | None:
+        """How far it is from its original, position by position."""
+        if self.score is not None and self.score.table is not None:
+            return self.score.table
+        return next(reversed(self.tables.values()), None)
 
 
 class Traced(msgspec.Struct, forbid_unknown_fields=True):
@@ -305,8 +316,9 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         """Finished checkpoints that were compared, the least KL first; last those without one."""
 
         def kl(compared: Compared) -> float:
-            score = compared.score
-            return score.kl if score is not None and math.isfinite(score.kl) else math.inf
+            score, table = compared.score, compared.table
+            value = score.kl if score is not None else table.kld["mean"] if table else math.inf
+            return value if math.isfinite(value) else math.inf
 
         return sorted(self.compared.values(), key=kl)
 

@@ -34,7 +34,7 @@ STATISTICS_VERSION = 3
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
-COMPARISON_VERSION = 3
+COMPARISON_VERSION = 4
 """Version of reading finished checkpoints, and of what is told of their layers."""
 
 GENERATION_VERSION = 1
@@ -345,6 +345,18 @@ class FormatTried(Key, frozen=True, kw_only=True):
     calibration: Calibration
 
 
+class StoredLayer(Key, frozen=True, kw_only=True):
+    """One layer of a finished checkpoint, by itself."""
+
+    kind = "stored layer"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    on: Files
+    """The finished checkpoint."""
+    layer: str
+    refused: str = ""
+    """Why it could not be read."""
+
+
 class ArtefactLayer(Key, frozen=True, kw_only=True):
     """One layer of a finished checkpoint, against its original."""
 
@@ -367,6 +379,21 @@ class ArtefactScore(Key, frozen=True, kw_only=True):
     constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
     on: Evaluation
     artefact: str
+
+
+class ArtefactTable(Key, frozen=True, kw_only=True):
+    """A finished checkpoint against a file of probabilities."""
+
+    kind = "artefact table"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    on: Files
+    """The finished checkpoint."""
+    logits: str
+    """SHA-256 of the file."""
+    dtype: str
+    device: str
+    original: str = ""
+    """Fingerprint of the original that decided how it is read, if there was one."""
 
 
 class LayerRestored(Key, frozen=True, kw_only=True):

@@ -103,6 +103,11 @@ class Loaded:
         self._free()
         return self.pressure.give_way(windows)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether micro-batches have one window and nothing is cached."""
+        return self.pressure.empty
+
     def take_back(self) -> None:
         """Go back to what is set; parts are made anew."""
         self.pressure = Pressure()

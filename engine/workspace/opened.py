@@ -111,6 +111,11 @@ class Opened:
         """Nothing is cached that could be given up."""
         return None
 
+    @property
+    def exhausted(self) -> bool:
+        """Never: there is nothing to give."""
+        return False
+
     def take_back(self) -> None:
         """Does nothing: nothing was given up."""
 

@@ -25,6 +25,10 @@ class Openable(Protocol):
     def give_way(self) -> str | None:
         """Give memory back; what was given up, for a sentence, or None if nothing is left."""
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether `give_way` has given all there was."""
+
     def take_back(self) -> None:
         """Undo all `give_way`."""
 
@@ -57,8 +61,6 @@ class Workspace:
         self.begun = time.time()
         """With ``fresh``, facts older than this are measured again."""
         self._held: list[Openable] = []
-        self._relieved = False
-        """Whether memory was given back since the last time that a job ended for want of it."""
 
     def add(self, opened: Openable) -> None:
         """Add an object, which becomes the newest of its type."""
@@ -88,12 +90,13 @@ class Workspace:
         for each in self._held:
             each.assert_at_rest()
 
-    def relieve(self, said: str, *, known_before: bool) -> str | None:
+    def relieve(self, said: str, *, known_before: bool, again: bool = False) -> str | None:
         """Give memory back after an allocation failed.
 
         Args:
             said: by whoever tried to allocate.
             known_before: the need was computed beforehand: only what is cached is of use then.
+            again: whether the job has been given memory before.
 
         Returns:
             What was given up, as a sentence; None if there was nothing to give.
@@ -104,14 +107,13 @@ class Workspace:
         where = " and ".join(filter(None, (each.memory() for each in self._held)))
         wanted = requested(said)
         failed = f"out of memory on {where}{f': {wanted} requested' if wanted else ''}"
-        ways = [] if known_before and self._relieved else [each.give_way() for each in self._held]
+        ways = [] if known_before and again else [each.give_way() for each in self._held]
         if gave := "; ".join(filter(None, ways)):
-            self._relieved = True
             return f"{failed}: {gave}; what was not saved yet is measured again"
-        before, self._relieved = self._relieved, False
+        exhausted = any(each.exhausted for each in self._held)
         for each in self._held:
             each.take_back()
-        if known_before or not before:
+        if known_before or not exhausted:
             return None
         raise OutOfMemoryError(
             f"{failed}, with micro-batches of one window and nothing cached: choose --dtype bf16, "

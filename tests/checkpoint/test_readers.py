@@ -27,7 +27,7 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_quantisers_that_can_be_read() -> None:
     assert readable_methods() == {
         *("fp8", "mxfp4", "compressed-tensors", "bitsandbytes", "modelopt", "bitnet"),
-        *("hqq", "torchao", "quanto"),
+        *("hqq", "torchao", "quanto", "exl3", "metal", "mxfp8", "fbgemm_fp8"),
         *("gptq", "awq", "gptqmodel", "auto-round", "intel/auto-round"),
     }
 

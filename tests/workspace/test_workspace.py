@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -13,6 +14,8 @@ from engine.measure.counts import JobCounts
 from engine.measure.evaluation.evaluate import baseline
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.opening.stages import open_job
+from engine.service.jobs import Steps
+from engine.service.retrying import Failure, Retried
 from engine.store.facts import FactStore
 from engine.workspace import Loaded, Opened, Workspace
 from tests import tiny
@@ -83,3 +86,48 @@ def test_what_a_step_leaves_open_is_noticed(workspace: Workspace, tmp_path: Path
     with network.holding({name: network.weight(name) * 2}), pytest.raises(AssertionError):
         workspace.assert_at_rest()
     workspace.assert_at_rest()
+
+
+class Cached:
+    """Something open that can give its caches, as often as it has made them anew."""
+
+    absent: ClassVar[str] = "nothing is open"
+    exhausted = False
+
+    def assert_at_rest(self) -> None: ...
+
+    def give_way(self) -> str:
+        return "caches are dropped"
+
+    def take_back(self) -> None: ...
+
+    def memory(self) -> str:
+        return "cpu"
+
+
+def test_each_job_may_be_given_memory_once_for_a_need_that_was_known(workspace: Workspace) -> None:
+    """Also one that comes after another to which something was given, and which ended well."""
+    workspace.add(Cached())
+    for _ in range(2):
+        said = workspace.relieve("no room", known_before=True, again=False)
+        assert said is not None
+        assert "caches are dropped" in said
+        assert workspace.relieve("no room", known_before=True, again=True) is None
+
+
+def test_what_a_job_was_given_is_its_own() -> None:
+    asked: list[bool] = []
+
+    def fails() -> Steps:
+        yield None
+        raise MemoryError
+
+    def relieve(failure: Failure) -> p.AnyEvent:
+        asked.append(failure.again)
+        return p.Notice("warning", "given")
+
+    for _ in range(2):
+        job = Retried(fails, relieve)
+        events = [next(job) for _ in range(4)]
+        assert events == [None, p.Notice("warning", "given")] * 2
+    assert asked == [False, True] * 2

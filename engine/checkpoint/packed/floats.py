@@ -8,6 +8,9 @@ from torch import Tensor
 _POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1 = torch.tensor([*_POSITIVE, *(-value for value in _POSITIVE)])
 """The number of each code; bit 3 is the sign."""
+_QUARTERS = tuple(code / 4 for code in range(8))
+MXINT4 = torch.tensor([*_QUARTERS, *(-value for value in _QUARTERS)])
+"""The same of AutoRound's ``mxint4``: quarters from -1.75 to 1.75."""
 
 
 def powers_of_two(stored: Tensor) -> Tensor:

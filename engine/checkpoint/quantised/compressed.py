@@ -6,8 +6,10 @@
 - ``int-quantized``, ``naive-quantized``: int8, with a scale per tensor, channel, group or block.
 - ``nvfp4-pack-quantized``, ``mxfp4-pack-quantized``: two 4-bit numbers a byte, the first in its low
   half; a scale per 16 in fp8, divided by a scale of the whole; or a power of two per 32.
+  AutoRound's ``mxint4`` is stored as ``mxfp4``, but its codes stand for quarters.
 - ``mxfp8-quantized``: fp8 with a power of two per 32; fp8 in groups, or in blocks other than 128.
 
+Experts may be packed together, ``[experts, out, words]``: rows of one are below those of another.
 Other fp8 is read by `engine.checkpoint.quantised.float8`. Source: compressed-tensors 0.17.1 and
 0.19.0, ``compressors`` and ``quantization/lifecycle/forward.py``.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.checkpoint import Checkpoint
@@ -90,23 +93,24 @@ def _names(target: str, module: str) -> bool:
 
 def _packed(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
     pieces.expect(".weight_scale", FLOATS)
-    out, inputs = _shape(pieces)
+    shape = _shape(pieces)
+    out, inputs = prod(shape[:-1]), shape[-1]
     bits, dense = _packing(pieces, config, inputs)
-    scale = pieces[".weight_scale"].shape
-    groups = _groups(pieces, out)
+    scale = _of_rows(pieces, shape)
+    groups = _groups(pieces, scale, out)
     symmetric = ".weight_zero_point" not in pieces
     if not symmetric and pieces[".weight_zero_point"].dtype in _BYTES:
         _check_zeros(pieces)
     size = _size(pieces, config, inputs, groups)
     return QuantisedWeight(
-        name=f"{pieces.prefix}.weight",
-        shape=(out, inputs),
+        name=_name(pieces),
+        shape=shape,
         dtype=pieces[".weight_scale"].dtype,
         layout=READER.name,
         form=_form(bits, scale, out, size, groups, symmetric=symmetric),
         pieces=pieces.names,
         bits=pieces.bits,
-        load=partial(_load_packed, pieces, (out, inputs), bits, dense, size),
+        load=partial(_load_packed, pieces, shape, bits, dense, size),
     )
 
 
@@ -117,31 +121,45 @@ def _check_zeros(pieces: Pieces) -> None:
         raise pieces.unlike(".weight_zero_point", f"{list(scale.shape)}, as its scales")
 
 
-def _shape(pieces: Pieces) -> tuple[int, int]:
+def _name(pieces: Pieces) -> str:
+    """Of the weight: experts that are stored together are a parameter of their module."""
+    together = len(pieces.codes.shape) == 3
+    return pieces.prefix if together else f"{pieces.prefix}.weight"
+
+
+def _shape(pieces: Pieces) -> tuple[int, ...]:
     """The shape of the weight, which the words alone do not tell."""
     if ".weight_shape" not in pieces:
         raise pieces.refusal("there is no 'weight_shape' beside it; download or save it again")
-    stored = pieces[".weight_shape"]
+    stored, packed = pieces[".weight_shape"], pieces.codes.shape
     pieces.expect(".weight_shape", ("int64", "int32"), (2,), (3,))
-    found = [int(size) for size in pieces.checkpoint.read(stored.name)]
-    if len(found) != 2 or len(pieces.codes.shape) != 2:
+    found = tuple(int(size) for size in pieces.checkpoint.read(stored.name))
+    words = packed[-1]
+    if len(found) != len(packed) or found[:-1] != packed[:-1]:
+        fits = False
+    else:
+        fits = words <= found[-1] <= 32 * words
+    if not fits:
         raise pieces.refusal(
-            "it is of three dimensions: experts that are packed together are not read; open the "
-            "checkpoint it was made from"
-        )
-    out, inputs = found
-    words = pieces.codes.shape[1]
-    if out != pieces.codes.shape[0] or not words <= inputs <= 32 * words:
-        raise pieces.refusal(
-            f"{stored.name!r} says {found}, which {list(pieces.codes.shape)} words cannot hold; "
+            f"{stored.name!r} says {list(found)}, which {list(packed)} words cannot hold; "
             "download or save it again"
         )
-    return out, inputs
+    return found
+
+
+def _of_rows(pieces: Pieces, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of scales if those of all experts are one below the other."""
+    scale = pieces[".weight_scale"].shape
+    if len(shape) == 2 or len(scale) < 2:
+        return scale
+    if len(scale) != 3 or scale[:2] != shape[:2]:
+        raise pieces.unlike(".weight_scale", f"[{shape[0]}, {shape[1]}, groups]")
+    return prod(scale[:2]), scale[2]
 
 
 def _packing(pieces: Pieces, config: dict[str, Any], inputs: int) -> tuple[int, bool]:
     """Bits of a code, and whether codes follow one another without gaps."""
-    words = pieces.codes.shape[1]
+    words = pieces.codes.shape[-1]
     fitting = [
         (bits, dense)
         for bits in range(1, 9)
@@ -168,9 +186,8 @@ def _is_dense(config: dict[str, Any]) -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= _FIRST_DENSE
 
 
-def _groups(pieces: Pieces, out: int) -> int:
+def _groups(pieces: Pieces, shape: tuple[int, ...], out: int) -> int:
     """Groups of a row, from the shape of its scales."""
-    shape = pieces[".weight_scale"].shape
     if len(shape) == 2 and shape[0] in (1, out) and shape[1]:
         return shape[1]
     if shape in ((), (1,)):
@@ -198,15 +215,15 @@ def _form(
 
 
 def _load_packed(
-    pieces: Pieces, shape: tuple[int, int], bits: int, dense: bool, size: int
+    pieces: Pieces, shape: tuple[int, ...], bits: int, dense: bool, size: int
 ) -> Loaded:
     from engine.checkpoint.packed.grid import Grid
     from engine.checkpoint.packed.unpacking import unpacked
 
-    out, inputs = shape
-    words = pieces.read(".weight_packed")
+    out, inputs = prod(shape[:-1]), shape[-1]
+    words = pieces.read(".weight_packed").flatten(0, -2)
     scales = pieces.read(".weight_scale")
-    scales = scales.reshape(1, 1) if scales.ndim < 2 else scales
+    scales = scales.reshape(1, 1) if scales.ndim < 2 else scales.flatten(0, -2)
     half = 1 << (bits - 1)
     zeros = None
     if ".weight_zero_point" in pieces:
@@ -214,11 +231,14 @@ def _load_packed(
         if stored.dtype.itemsize == 1:
             zeros = stored.short().reshape(-1, scales.shape[1]) + half
         else:
-            wide = stored.T.contiguous()
-            length = -(-out * bits // 32) if dense else -(-out // (32 // bits))
-            if wide.shape != (scales.shape[1], length):
-                raise pieces.unlike(".weight_zero_point", f"int32 [{length}, {scales.shape[1]}]")
-            zeros = unpacked(wide, bits, out, dense=dense).T.contiguous()
+            groups, rows = scales.shape[1], shape[-2]  # packed along the rows of each expert
+            length = -(-rows * bits // 32) if dense else -(-rows // (32 // bits))
+            if stored.shape != (*shape[:-2], length, groups):
+                wanted = [*shape[:-2], length, groups]
+                raise pieces.unlike(".weight_zero_point", f"int32 {wanted}")
+            wide = stored.transpose(-1, -2).reshape(-1, length)
+            found = unpacked(wide, bits, rows, dense=dense).view(-1, groups, rows)
+            zeros = found.transpose(1, 2).reshape(-1, groups)
     return Grid(
         unpack=lambda first, last: unpacked(words[first:last], bits, inputs, dense=dense),
         scales=scales,
@@ -256,7 +276,7 @@ def _eight_bits(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
     shape = scale.shape if len(scale.shape) == 2 else (1, 1)
     groups = shape[1]
     if block is None:
-        groups = _groups(pieces, out)
+        groups = _groups(pieces, scale.shape, out)
         size = _size(pieces, config, inputs, groups)
         rows_each = 1 if shape[0] == out else out
     else:
@@ -346,40 +366,51 @@ def _load_eight_bits(pieces: Pieces, size: int, rows_each: int) -> Loaded:
 
 def _four_bits(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
     pieces.expect(".weight_packed", ("uint8",))
-    if len(pieces.codes.shape) != 2:
-        raise pieces.unlike(".weight_packed", "[out, in / 2]")
-    out, half = pieces.codes.shape
+    if len(pieces.codes.shape) not in (2, 3):
+        raise pieces.unlike(".weight_packed", "[out, in / 2] or [experts, out, in / 2]")
+    *rows, half = pieces.codes.shape
     nv = pieces[".weight_scale"].dtype == "float8_e4m3fn"
     size = 16 if nv else 32
-    pieces.expect(".weight_scale", ("float8_e4m3fn",) if nv else E8M0, (out, -(-2 * half // size)))
+    groups = -(-2 * half // size)
+    pieces.expect(".weight_scale", ("float8_e4m3fn",) if nv else E8M0, (*rows, groups))
     if nv and ".weight_global_scale" not in pieces:
         raise pieces.refusal("there is no 'weight_global_scale' beside it; save it again")
+    form = "nvfp4" if nv else "mxint4" if _is_mxint4(config, pieces.prefix) else "mxfp4"
     return QuantisedWeight(
-        name=f"{pieces.prefix}.weight",
-        shape=(out, 2 * half),
+        name=_name(pieces),
+        shape=(*rows, 2 * half),
         dtype="bfloat16",  # whatever the model's: the tool unpacks to it
         layout=READER.name,
-        form="nvfp4" if nv else "mxfp4",
+        form=form,
         pieces=pieces.names,
         bits=pieces.bits,
-        load=partial(_load_four_bits, pieces, size),
+        load=partial(_load_four_bits, pieces, form),
     )
 
 
-def _load_four_bits(pieces: Pieces, size: int) -> Loaded:
+def _is_mxint4(config: dict[str, Any], module: str) -> bool:
+    """Whether AutoRound says that codes stand for quarters: nothing else tells them apart."""
+    layers = config.get("extra_config")
+    own = layers.get(module) if isinstance(layers, dict) else None
+    said = own.get("data_type") if isinstance(own, dict) else None
+    return str(said or config.get("data_type", "")).startswith("mx_int")
+
+
+def _load_four_bits(pieces: Pieces, form: str) -> Loaded:
     import torch
 
-    from engine.checkpoint.packed.floats import E2M1, powers_of_two
+    from engine.checkpoint.packed.floats import E2M1, MXINT4, powers_of_two
     from engine.checkpoint.packed.grid import Grid, regular
     from engine.checkpoint.packed.unpacking import unpacked
 
-    codes, scales = pieces.read(".weight_packed"), pieces.read(".weight_scale")
-    inputs = 2 * codes.shape[1]
-    if size == 16:
-        whole = pieces.read(".weight_global_scale").to(torch.float32).reshape(-1)
-        if len(whole) != 1:
-            raise pieces.unlike(".weight_global_scale", "one number")
-        scales = scales.to(torch.float32) / whole
+    codes = pieces.read(".weight_packed").flatten(0, -2)
+    scales = pieces.read(".weight_scale").flatten(0, -2)
+    inputs, size = 2 * codes.shape[1], 16 if form == "nvfp4" else 32
+    if form == "nvfp4":
+        whole = pieces.read(".weight_global_scale").to(torch.float32).reshape(-1, 1)
+        if not len(whole) or len(scales) % len(whole) or (len(whole) > 1 and not _each(pieces)):
+            raise pieces.unlike(".weight_global_scale", "one number, or one for each expert")
+        scales = scales.to(torch.float32) / whole.repeat_interleave(len(scales) // len(whole), 0)
     else:
         scales = powers_of_two(scales)
     return Grid(
@@ -387,9 +418,15 @@ def _load_four_bits(pieces: Pieces, size: int) -> Loaded:
         scales=scales,
         dtype=torch.bfloat16,
         levels=16,
-        table=E2M1,
+        table=MXINT4 if form == "mxint4" else E2M1,
         index=regular(torch.arange(inputs) // size, scales.shape[1]),
     )
+
+
+def _each(pieces: Pieces) -> bool:
+    """Whether there is a scale of the whole for each expert."""
+    experts = pieces.codes.shape[0] if len(pieces.codes.shape) == 3 else 1
+    return pieces[".weight_global_scale"].elements == experts
 
 
 def _mxfp8(pieces: Pieces) -> QuantisedWeight:
@@ -429,6 +466,6 @@ READER = Reader(
     recognises=lambda _, tensor: (
         tensor.name.endswith(".weight_packed") and "float" not in tensor.dtype
     ),
-    methods=("compressed-tensors",),
+    methods=("compressed-tensors", "auto-round"),
     weights=_weights,
 )

@@ -2,7 +2,8 @@
 
 Used by DeepSeek, ``quant_method: fp8`` and compressed-tensors' ``float-quantized``. The scale is
 one number, a column, or one number per block; blocks at the edges may be smaller. (DeepSeek-V3's
-``weight_scale_inv`` is a factor too, despite its name.)
+``weight_scale_inv`` is a factor too, despite its name.) transformers' ``mxfp8`` stores it as
+exponents plus 127 in uint8, one for 32 inputs.
 """
 
 from __future__ import annotations
@@ -59,7 +60,12 @@ def multiplied(
     import torch
 
     weight = codes.to(torch.float32)
-    scale = checkpoint.read(scale_name).to(torch.float32)
+    scale = checkpoint.read(scale_name)
+    if scale.dtype == torch.uint8:
+        from engine.checkpoint.packed.floats import powers_of_two
+
+        scale = powers_of_two(scale)
+    scale = scale.to(torch.float32)
     if not bool(torch.isfinite(scale).all()):
         raise CheckpointError(not_finite(checkpoint, scale_name))
     if _is_divisor(checkpoint, scale_name):
@@ -112,7 +118,7 @@ def _fits(codes: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]
 
 def _why_unlike(checkpoint: Checkpoint, codes: TensorInfo, scale: TensorInfo) -> str | None:
     block = _block_shape(checkpoint)
-    if "float" not in scale.dtype:
+    if "float" not in scale.dtype and not _is_exponent(scale):
         return f"a scale stored as {scale.dtype}, which qtui does not read"
     if not _fits(codes.shape, scale.shape, block):
         return (
@@ -120,6 +126,11 @@ def _why_unlike(checkpoint: Checkpoint, codes: TensorInfo, scale: TensorInfo) ->
             f"in blocks of {block[0]}x{block[1]}"
         )
     return None
+
+
+def _is_exponent(scale: TensorInfo) -> bool:
+    """Whether a scale is a power of two in uint8; compressed-tensors' own are read elsewhere."""
+    return scale.dtype == "uint8" and scale.name.endswith(("_scale_inv", "_scales_inv"))
 
 
 def _block_shape(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -142,7 +153,7 @@ def _why_not_plain(values: Tensor) -> str | None:
 READER = Reader(
     name="fp8",
     recognises=_recognises,
-    methods=("fp8", "compressed-tensors"),
+    methods=("fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors"),
     scale=(
         *(("", "_scale_inv"), ("", "_scale")),
         ("", "_scales_inv"),  # of experts that transformers has stacked

@@ -1,10 +1,12 @@
-"""MLX: ``P.weight`` in words of 32 bits, ``P.scales`` and ``P.biases``.
+"""MLX: ``P.weight`` in words of 32 bits, ``P.scales`` and ``P.biases``; experts one below another.
 
 Codes run along the inputs as a stream of bits, the lowest first. ``affine``: code · scale + bias,
 of 2, 3, 4, 5, 6 or 8 bits in groups; ``mxfp4`` and ``mxfp8``: a power of two for 32; ``nvfp4``: fp8
-for 16. The config says which, for single modules too; the shapes must agree.
+for 16. The config says which, for single modules too; the shapes must agree. ``metal`` of
+transformers is ``affine`` with ``P.qbiases``.
 
-Source: MLX 0.32, ``mlx/ops.cpp`` and ``backend/cpu/quantized.cpp``; ``mlx_lm/utils.py``.
+Source: MLX 0.32, ``mlx/ops.cpp`` and ``backend/cpu/quantized.cpp``; ``mlx_lm/utils.py``;
+transformers 5.23, ``integrations/metal_quantization.py``.
 """
 
 from __future__ import annotations
@@ -14,21 +16,23 @@ from functools import partial
 from typing import Any
 
 from engine.checkpoint.checkpoint import Checkpoint
-from engine.checkpoint.packed.declared import model_dtype, whole_number
+from engine.checkpoint.packed.declared import model_dtype, quantization_config, whole_number
 from engine.checkpoint.packed.form import integer_form
 from engine.checkpoint.packed.pieces import FLOATS, Pieces, pieces_of
 from engine.checkpoint.quantised.reader import Reader
 from engine.checkpoint.weight import Loaded, QuantisedWeight
 
 _BITS, _SIZES = (4, 8, 2, 3, 5, 6), (64, 32, 128, 16)
+_QBIASES = ".qbiases"
 _FLOATS = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 """Bits of a code and weights that share a scale."""
 
 
 def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
     found = checkpoint.config.get("quantization")
-    config = found if isinstance(found, dict) else {}
-    for pieces in pieces_of(checkpoint, ".weight", (), (".scales", ".biases"), ("uint32",)):
+    config = found if isinstance(found, dict) else quantization_config(checkpoint)
+    beside = (".scales", ".biases", _QBIASES)
+    for pieces in pieces_of(checkpoint, ".weight", (), beside, ("uint32",)):
         if ".scales" in pieces:
             yield _weight(pieces, config)
 
@@ -37,15 +41,12 @@ def _weight(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
     own = config.get(pieces.prefix)
     settings = {**config, **own} if isinstance(own, dict) else config
     mode = str(settings.get("mode", "affine"))
-    if len(pieces.codes.shape) != 2 or len(pieces[".scales"].shape) != 2:
-        raise pieces.refusal(
-            "it is of more than two dimensions: experts that are packed together are not read; "
-            "open the checkpoint it was made from"
-        )
-    out, words = pieces.codes.shape
+    if len(pieces.codes.shape) not in (2, 3) or not pieces.codes.elements:
+        raise pieces.unlike(".weight", "[out, words] or [experts, out, words]")
+    *rows, words = pieces.codes.shape
     if mode in _FLOATS:
         bits, size = _FLOATS[mode]
-        pieces.expect(".scales", ("uint8",), (out, words * 32 // bits // size))
+        pieces.expect(".scales", ("uint8",), (*rows, words * 32 // bits // size))
         dtype, form = model_dtype(pieces.checkpoint), mode
     elif mode == "affine":
         bits, size = _affine(pieces, settings)
@@ -57,7 +58,7 @@ def _weight(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
         )
     return QuantisedWeight(
         name=f"{pieces.prefix}.weight",
-        shape=(out, words * 32 // bits),
+        shape=(*rows, words * 32 // bits),
         dtype=dtype,
         layout=READER.name,
         form=form,
@@ -69,11 +70,12 @@ def _weight(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
 
 def _affine(pieces: Pieces, settings: dict[str, Any]) -> tuple[int, int]:
     """Bits and group size: as the config says if the shapes agree."""
-    if ".biases" not in pieces:
+    biases = _biases(pieces)
+    if biases not in pieces:
         raise pieces.refusal("there are no 'biases' beside it; download or save it again")
-    (out, words), groups = pieces.codes.shape, pieces[".scales"].shape[1]
-    pieces.expect(".scales", FLOATS, (out, groups))
-    pieces.expect(".biases", FLOATS, (out, groups))
+    (*rows, words), groups = pieces.codes.shape, (0, *pieces[".scales"].shape)[-1]
+    pieces.expect(".scales", FLOATS, (*rows, groups))
+    pieces.expect(biases, FLOATS, (*rows, groups))
     named = whole_number(settings, "bits"), whole_number(settings, "group_size")
     fitting = [
         (bits, size) for bits in _BITS for size in _SIZES if groups * size * bits == 32 * words
@@ -86,6 +88,10 @@ def _affine(pieces: Pieces, settings: dict[str, Any]) -> tuple[int, int]:
     )
 
 
+def _biases(pieces: Pieces) -> str:
+    return _QBIASES if _QBIASES in pieces else ".biases"
+
+
 def _load(pieces: Pieces, mode: str, bits: int, dtype: str) -> Loaded:
     import torch
 
@@ -93,7 +99,8 @@ def _load(pieces: Pieces, mode: str, bits: int, dtype: str) -> Loaded:
     from engine.checkpoint.packed.grid import Grid
     from engine.checkpoint.packed.unpacking import unpacked
 
-    words, scales = pieces.read(".weight"), pieces.read(".scales")
+    words = pieces.read(".weight").flatten(0, -2)
+    scales = pieces.read(".scales").flatten(0, -2)
     inputs = words.shape[1] * 32 // bits
     numbers = mode == "mxfp8"
     if mode == "nvfp4":
@@ -111,13 +118,14 @@ def _load(pieces: Pieces, mode: str, bits: int, dtype: str) -> Loaded:
         dtype=getattr(torch, dtype),
         levels=0 if numbers else 1 << bits,
         table=E2M1 if bits == 4 and mode in _FLOATS else None,
-        offsets=pieces.read(".biases") if mode == "affine" else None,
-        rounded=mode == "affine",
+        offsets=pieces.read(_biases(pieces)).flatten(0, -2) if mode == "affine" else None,
+        rounded=mode == "affine" and _QBIASES not in pieces,
     )
 
 
 READER = Reader(
     name="mlx",
     recognises=lambda _, tensor: tensor.dtype == "uint32" and tensor.name.endswith(".weight"),
+    methods=("metal",),
     weights=_weights,
 )

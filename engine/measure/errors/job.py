@@ -9,7 +9,7 @@ from engine.errors import UsageError
 from engine.formats.grammar import parse_built
 from engine.recipes.given import as_evaluated, check_given, given_recipe, names_recipe
 from engine.service.jobs import Context, JobSpec, Outcome, Resolved, Steps
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 
 def _accepted(context: Context[Workspace], command: p.MeasureErrors) -> p.MeasureErrors:
@@ -44,6 +44,7 @@ ERRORS = JobSpec(
     lane="compute",
     urgency=3,
     repeated="replace",
+    memory=needs.of_passes(streams=2),
     announced="when ready",  # layer names are final only once the model is loaded
     accept=_accepted,
     recipe=_recipe,

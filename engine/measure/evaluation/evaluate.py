@@ -15,7 +15,7 @@ from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits
 from engine.measure.block_loop import cross, with_head
 from engine.measure.calibration.approximate import approximated, columns_kept, recipe_inputs
-from engine.measure.calibration.block_inputs import RecipeInputs
+from engine.measure.calibration.block_inputs import Events, RecipeInputs
 from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.beside import compact_weights
@@ -162,15 +162,8 @@ def score(
     if unknown:
         raise UsageError(f"the model has no layer {unknown[0]!r}")
     formats = {name: parse_format(text) for name, text in layers.items()}
-    recipe = {name: str(format) for name, format in sorted(formats.items())}
-    part = yield from calibration_key(loaded, formats.values(), "sequential")
-    key = keys.RecipeScore(
-        on=loaded.evaluation,
-        recipe=recipe,
-        scale_dtype=loaded.scale_dtype,
-        weights="body" if any(network.layers[n].role in OUTSIDE for n in recipe) else "",
-        calibration=with_scales(loaded, part, formats),
-    ).address
+    recipe = canonical(formats)
+    key = yield from score_key(loaded, formats)
     known = loaded.known([key]).get(key)
     if isinstance(known, p.RecipeScore):
         known = _sized(loaded, known)
@@ -221,6 +214,29 @@ def score(
     finally:  # also when cancelled: the next run reuses what this one computed
         recent.remember(run)
     return fact
+
+
+def canonical(formats: Mapping[str, Format]) -> dict[str, str]:
+    """A recipe as it is hashed: printed formats, by names in alphabetical order."""
+    return {name: str(format) for name, format in sorted(formats.items())}
+
+
+def score_key(loaded: Loaded, formats: Mapping[str, Format]) -> Events[str]:
+    """The address of a recipe's score in the store.
+
+    Args:
+        loaded: the model.
+        formats: by name of the layers that are not kept, all of which it has.
+    """
+    layers = loaded.network.layers
+    part = yield from calibration_key(loaded, formats.values(), "sequential")
+    return keys.RecipeScore(
+        on=loaded.evaluation,
+        recipe=canonical(formats),
+        scale_dtype=loaded.scale_dtype,
+        weights="body" if any(layers[name].role in OUTSIDE for name in formats) else "",
+        calibration=with_scales(loaded, part, formats),
+    ).address
 
 
 def _run(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.measure.block_loop import Crossing
-from engine.measure.evaluation.divergence import Tally, compare
+from engine.measure.evaluation.divergence import Positions, Tally, at_positions
 from engine.measure.evaluation.not_finite import check_finite
 from engine.model.boundary_states import (
     BoundaryStates,
@@ -236,6 +236,7 @@ class Reference:
         last: Tensor,
         weights: Mapping[str, Held],
         other: Network | None = None,
+        take: Callable[[Positions], None] | None = None,
     ) -> Tally:
         """Compare the logits of a final hidden state with the reference on one micro-batch.
 
@@ -245,6 +246,7 @@ class Reference:
             weights: all weights that it holds.
             other: the network whose state it is, if not this one: another checkpoint of the same
                 model. Of a vocabulary that was padded or cut, the tokens of both are compared.
+            take: called with what is found at every position, in some order.
         """
         ids = self.batches[batch]
         network = self.network if other is None else other
@@ -268,13 +270,16 @@ class Reference:
                 reference, changed, lse = _of_both(reference, changed)
                 first = reference.argmax(-1, keepdim=True)
             for rows, at in tiles(reference):
-                found = compare(
+                each = at_positions(
                     reference[rows, at],
                     lse[rows, at],
                     changed[rows, at],
                     ids[rows, a + 1 : b + 1][:, at],
                     first[rows, at],
                 )
+                if take is not None:
+                    take(each)
+                found = each.sums()
                 for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
                     total[rows] += part
         return Tally(*sums.cpu())

@@ -14,7 +14,7 @@ from engine.formats.alternatives import alternatives
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
 from engine.session import Session
-from engine.workspace import Loaded, Workspace
+from engine.workspace import Loaded, Workspace, needs
 
 
 def _accepted(context: Context[Workspace], command: p.TryFixes) -> p.TryFixes:
@@ -67,6 +67,7 @@ TRY_FIXES = JobSpec(
     lane="compute",
     urgency=3,
     repeated="join",
+    memory=needs.of_passes(layers=4),
     snapshot=lambda command: True,
     accept=_accepted,
     steps=_steps,

@@ -9,7 +9,7 @@ from engine.errors import UsageError
 from engine.measure.sweep.exactness import parse_exactness
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
-from engine.workspace import Loaded, Workspace
+from engine.workspace import Loaded, Workspace, needs
 
 
 def _accepted(context: Context[Workspace], command: p.Sweep) -> p.Sweep:
@@ -53,6 +53,7 @@ SWEEP = JobSpec(
     lane="compute",
     urgency=4,
     repeated="refuse",
+    memory=needs.of_passes(streams=2, backward=True),
     accept=_accepted,
     steps=_steps,
 )

@@ -8,7 +8,7 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.recipes.given import as_evaluated, check_given, given_recipe, names_recipe
 from engine.service.jobs import Context, JobSpec, Resolved, Steps
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 MOST_TOKENS = 4096
 """New tokens of a prompt."""
@@ -51,6 +51,7 @@ SYMPTOMS = JobSpec(
     title=lambda command: " ".join(["symptoms", command.recipe, command.format]).strip(),
     needs="model",
     lane="compute",
+    memory=needs.of_passes(streams=2),
     urgency=3,
     repeated="join",
     announced="when ready",  # layer names are final only once the model is loaded

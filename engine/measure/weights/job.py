@@ -10,7 +10,7 @@ from engine.formats.grammar import parse_built, parse_format
 from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Outcome, Steps
 from engine.session import Session
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 
 def _triage_accepted(context: Context[Workspace], command: p.Triage) -> p.Triage:
@@ -46,6 +46,7 @@ TRIAGE = JobSpec(
     lane="compute",
     urgency=2,
     accept=_triage_accepted,
+    memory=needs.of_either(lambda command: command.activations, needs.of_passes(layers=0)),
     steps=_triage,
 )
 

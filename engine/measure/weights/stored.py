@@ -37,12 +37,21 @@ class _Sums:
     low: int = -1
     high: int = -1
     outside: int = 0
+    wrapped: int = 0
+    subnormal: int = 0
+    broken: int = 0
+    version_1: bool = False
+    """Whether zero points are stored as GPTQ's version 1 has them."""
+    half: bool = False
+    """Whether scales are stored in float16."""
 
     def add(self, codes: Codes) -> None:
         """Count those of some rows."""
         if codes.levels:
             self.levels = max(self.levels, codes.levels)
             self.counts += np.bincount(codes.codes.flatten().numpy(), minlength=256)
+        else:
+            self.broken += not_finite(codes.codes)
         self._add_scales(codes.scale)
         if codes.zero is not None and codes.zero.numel():
             low, high = int(codes.zero.min()), int(codes.zero.max())
@@ -50,6 +59,8 @@ class _Sums:
             self.high = max(self.high, high)
             last = codes.levels - 1
             self.outside += int(((codes.zero <= 0) | (codes.zero >= last)).sum())
+            if self.version_1:
+                self.wrapped += int((codes.zero == 0).sum())
 
     def _add_scales(self, scale: Tensor) -> None:
         import torch
@@ -63,6 +74,15 @@ class _Sums:
         if sizes.numel():
             self.smallest = min(self.smallest, float(sizes.min()))
             self.largest = max(self.largest, float(sizes.max()))
+            self.subnormal += self._subnormal(sizes)
+
+    def _subnormal(self, sizes: Tensor) -> int:
+        import torch
+
+        if not self.half:
+            return int((sizes < torch.finfo(torch.float32).tiny).sum())
+        small = sizes[sizes < torch.finfo(torch.float16).tiny]
+        return int((small.half().float() == small).sum())  # else it is stored in another dtype
 
     def fact(self, weight: QuantisedWeight) -> p.StoredCodes:
         """The figures of a layer."""
@@ -81,6 +101,10 @@ class _Sums:
             zero_min=self.low,
             zero_max=self.high,
             zeros_outside=self.outside,
+            zeros_wrapped=self.wrapped,
+            scales_subnormal=self.subnormal,
+            codes_not_finite=self.broken,
+            ordered="int" in weight.form,
             layout=weight.layout,
             declared=weight.declared,
             read_as=weight.read_as,
@@ -101,7 +125,17 @@ def stored_codes(checkpoint: Checkpoint, layer: DiskLayer) -> p.StoredCodes | No
     sums = _Sums()
     for weight in weights:
         loaded = weight.load()
+        sums.version_1 = any(each.declared == "GPTQ v1" for each in weight.otherwise)
+        sums.half = weight.dtype == "float16"
         for first, last in weight.spans():
             sums.add(loaded.codes(first, last))
     told = next((weight for weight in weights if weight.declared), weights[0])
     return sums.fact(told)
+
+
+def not_finite(values: Tensor) -> int:
+    """How many of some numbers are NaN or infinite; of 8 bits too."""
+    import torch
+
+    wide = values.to(torch.float32) if values.is_floating_point() else values
+    return int((~torch.isfinite(wide)).sum())

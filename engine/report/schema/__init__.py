@@ -14,6 +14,7 @@ from engine.report.schema.bench import BenchDocument as BenchDocument
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer
 from engine.report.schema.comparison import CompareDocument as CompareDocument
+from engine.report.schema.comparison import DivergencePart as DivergencePart
 from engine.report.schema.comparison import RestoredPart as RestoredPart
 from engine.report.schema.diagnosis import ClippingPart as ClippingPart
 from engine.report.schema.diagnosis import DiagnosedLayer as DiagnosedLayer
@@ -78,6 +79,7 @@ from engine.report.schema.triage import ActivationPart as ActivationPart
 from engine.report.schema.triage import ErrorPart as ErrorPart
 from engine.report.schema.triage import ExpertsPart as ExpertsPart
 from engine.report.schema.triage import OutlierPart as OutlierPart
+from engine.report.schema.triage import StoredPart as StoredPart
 from engine.report.schema.triage import TriageDocument as TriageDocument
 from engine.report.schema.triage import TriageLayer as TriageLayer
 

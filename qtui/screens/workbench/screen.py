@@ -138,6 +138,7 @@ class Workbench(SessionScreen):
     def _fold(self) -> None:
         narrow, pane = self.has_class("-narrow"), self.has_class("-pane")
         self.detail.set_class(narrow and not pane and not self.has_class("-roomy"), "-small")
+        self.keybar.show_alone(narrow and pane and not self.has_class("-folded"))
         self._detail()
 
     # --- what the engine's link says -----------------------------------------------------------
@@ -470,6 +471,7 @@ class Workbench(SessionScreen):
             self.remove_class("-folded")
             self.add_class("-pane")
             self._fold()
+        self.table.stay()  # what the tab asks for moves rows, not the cursor
         self.detail.show_tab(id)
         self.pane_requests.soon()
 

@@ -36,14 +36,14 @@ def all_cases() -> list[tuple[str, str]]:
 
 def tensors(case: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of a case, by name."""
-    return {
-        name: torch.frombuffer(
-            bytearray(zlib.decompress(base64.b85decode(stored["data"]))), dtype=torch.uint8
-        )
-        .view(getattr(torch, stored["dtype"]))
-        .reshape(stored["shape"])
-        for name, stored in case["tensors"].items()
-    }
+    return {name: tensor(stored) for name, stored in case["tensors"].items()}
+
+
+def tensor(stored: dict[str, Any]) -> Tensor:
+    """A tensor as a case has it."""
+    raw = bytearray(zlib.decompress(base64.b85decode(stored["data"])))
+    flat = torch.frombuffer(raw, dtype=torch.uint8).view(getattr(torch, stored["dtype"]))
+    return flat.reshape(stored["shape"])
 
 
 def save(

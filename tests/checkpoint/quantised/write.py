@@ -15,18 +15,23 @@ import base64
 import hashlib
 import importlib.util
 import json
+import subprocess
 import sys
+import tempfile
 import types
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import torch
 from torch import Tensor
 
 MODULE = "model.layers.0.mlp.up_proj"
+EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 
 
 @dataclass
@@ -41,6 +46,9 @@ class Case:
     """What the tool dequantises them to, ``[out, in]``."""
     metadata: dict[str, str] = field(default_factory=dict)
     """Of the file."""
+    before: Tensor | None = None
+    """What the weight is made of where that takes sums, whose order depends on the machine: then
+    it is this that must be equal bit for bit, and some rows of the weight are kept."""
 
 
 def weight(out: int = 32, row: int = 64, seed: int = 0) -> Tensor:
@@ -48,6 +56,11 @@ def weight(out: int = 32, row: int = 64, seed: int = 0) -> Tensor:
     torch.manual_seed(seed)
     size = torch.linspace(0.5, 2.0, out)[:, None]
     return (torch.randn(out, row) + 0.3 * torch.randn(out, 1)) * size * 0.05
+
+
+def experts(out: int = 32, row: int = 64) -> Tensor:
+    """Weights of three experts, ``[3, out, in]``."""
+    return torch.stack([weight(out, row, seed) for seed in range(3)])
 
 
 def named(tensors: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -115,7 +128,13 @@ def compressed_tensors() -> Iterator[Case]:
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationScheme
 
-    def case(name: str, form: str, weights: dict[str, Any], state: dict[str, Tensor]) -> Case:
+    def case(
+        name: str,
+        form: str,
+        weights: dict[str, Any],
+        state: dict[str, Tensor],
+        module: str = MODULE,
+    ) -> Case:
         scheme = QuantizationScheme(targets=["Linear"], weights=weights)
         compressor = BaseCompressor.load_from_registry(form)
         packed = compressor.compress(state, scheme)
@@ -127,7 +146,7 @@ def compressed_tensors() -> Iterator[Case]:
             "config_groups": {"group_0": group},
             "version": version("compressed-tensors"),
         }
-        tensors = {f"{MODULE}.{key}": value for key, value in packed.items()}
+        tensors = {f"{module}.{key}": value for key, value in packed.items()}
         return Case(name, config, tensors, whole)
 
     def integers(bits: int, group: int, *, symmetric: bool) -> tuple[dict[str, Any], Any]:
@@ -150,6 +169,22 @@ def compressed_tensors() -> Iterator[Case]:
             arguments, state = integers(bits, 32, symmetric=symmetric)
             kind = "sym" if symmetric else "asym"
             yield case(f"pack-{bits}-{kind}-g32", "pack-quantized", arguments, state)
+    together = ((4, True), (4, False), (3, False))
+    if version("compressed-tensors").startswith("0.17"):  # it does not read what it packs then
+        together = ()
+    for bits, symmetric in together:
+        whole = experts(30)
+        pairs = [grid(each, bits, 32, symmetric=symmetric) for each in whole]
+        scale, zero = (torch.stack(each) for each in zip(*pairs, strict=True))
+        state = {"weight": whole.bfloat16(), "weight_scale": scale.bfloat16()}
+        if not symmetric:
+            state["weight_zero_point"] = (zero - (1 << (bits - 1))).to(torch.int8)
+        arguments = {
+            "num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group",
+            "group_size": 32,
+        }  # fmt: skip
+        kind = f"experts-{bits}-{'sym' if symmetric else 'asym'}-g32"
+        yield case(kind, "pack-quantized", arguments, state, EXPERTS)
     for group, name in ((-1, "channel"), (0, "tensor")):
         arguments, state = integers(4, group, symmetric=True)
         yield case(f"pack-4-sym-{name}", "pack-quantized", arguments, state)
@@ -278,6 +313,27 @@ def autoround() -> Iterator[Case]:
                 }  # fmt: skip
                 name = f"{packing}-{bits}-{'sym' if symmetric else 'asym'}"
                 yield Case(name, config, named(module.state_dict(), tuple(_BUFFERS)), dequantised)
+    yield _mxint4()
+
+
+def _mxint4() -> Case:
+    from auto_round.experimental.qmodules.mx import MXINT4QuantLinear
+    from auto_round.export.export_to_autoround.qlinear_int import QuantLinear
+
+    whole, group = weight(), 32
+    power = torch.floor(torch.log2(whole.unflatten(1, (-1, group)).abs().amax(-1)))
+    linear = torch.nn.Linear(64, 32, bias=False)
+    linear.weight.data = whole
+    module = QuantLinear(4, group, 64, 32, False)
+    module.pack(linear, power, device="cpu")
+    reader = MXINT4QuantLinear.__new__(MXINT4QuantLinear)
+    torch.nn.Module.__init__(reader)
+    reader.group_size, reader.dtype = group, torch.float32
+    dequantised = reader.dequant_mx_tensor(module.weight_packed, module.weight_scale).bfloat16()
+    config = {"quant_method": "auto-round", "packing_format": "auto_round:mx_int"}
+    config |= {"data_type": "mx_int", "bits": 4, "group_size": group}
+    names = ("weight_packed", "weight_scale")
+    return Case("mxint4", config, named(module.state_dict(), names), dequantised)
 
 
 _BUFFERS = ("qweight", "qzeros", "scales", "g_idx")
@@ -391,10 +447,17 @@ def mlx() -> Iterator[Case]:
     yield case("mxfp4", 4, 32, mx.bfloat16)
     yield case("mxfp8", 8, 32, mx.bfloat16)
     yield case("nvfp4", 4, 16, mx.bfloat16)
+    whole = mx.array(experts(16, 64).numpy()).astype(mx.float16)
+    settings = {"group_size": 32, "bits": 4}
+    parts = mx.quantize(whole, **settings)
+    names = (f"{EXPERTS}.weight", f"{EXPERTS}.scales", f"{EXPERTS}.biases")
+    tensors = {n: torched(p) for n, p in zip(names, parts, strict=True)}
+    dequantised = torched(mx.dequantize(*parts, **settings))
+    yield Case("experts-4-g32", {"": {"quantization": settings}}, tensors, dequantised)
 
 
 def transformers() -> Iterator[Case]:
-    """BitNet, as transformers packs it."""
+    """BitNet, ``metal``, ``mxfp8`` and DeepSeek V4, as transformers packs and reads them."""
     from transformers.integrations.bitnet import pack_weights, unpack_weights
 
     torch.manual_seed(0)
@@ -407,6 +470,53 @@ def transformers() -> Iterator[Case]:
         config = {"quant_method": "bitnet", "linear_class": kind}
         tensors = {f"{MODULE}.weight": packed, f"{MODULE}.weight_scale": scale}
         yield Case(kind, config, tensors, whole.bfloat16())
+    yield from _metal()
+    yield from _powers_of_two()
+
+
+def _metal() -> Iterator[Case]:
+    from transformers.integrations import metal_quantization as metal
+
+    for bits, dtype in ((4, torch.bfloat16), (2, torch.float16), (8, torch.bfloat16)):
+        packed, scales, biases = metal._affine_quantize_tensor(weight().to(dtype), 32, bits)
+        parts = (packed, scales.to(dtype), biases.to(dtype))
+        whole = metal._affine_dequantize_tensor(*parts, 32, bits).to(dtype)
+        names = (f"{MODULE}.weight", f"{MODULE}.scales", f"{MODULE}.qbiases")
+        config = {"quant_method": "metal", "bits": bits, "group_size": 32}
+        yield Case(f"metal-{bits}", config, dict(zip(names, parts, strict=True)), whole)
+
+
+def _powers_of_two() -> Iterator[Case]:
+    """fp8 and 4 bits with scales that are exponents: mxfp8, and DeepSeek V4's two layouts."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    reader = Fp8Dequantize(None)
+
+    def powers(whole: Tensor, rows: int, columns: int, top: int) -> Tensor:
+        blocks = whole.unflatten(0, (-1, rows)).unflatten(2, (-1, columns)).abs().amax((1, 3))
+        return torch.floor(torch.log2(blocks)) - top + 127
+
+    whole = weight(256, 128)
+    for name, rows, columns, scale_name, config in (
+        ("mxfp8", 1, 32, "weight_scale_inv", {"quant_method": "mxfp8"}),
+        ("deepseek-fp8", 128, 128, "scale", {"quant_method": "fp8"}),
+    ):
+        config["weight_block_size"] = [rows, columns]
+        scale = powers(whole, rows, columns, 8).to(torch.uint8)
+        wide = torch.exp2(scale.float() - 127).repeat_interleave(rows, 0)
+        codes = (whole / wide.repeat_interleave(columns, 1)).to(torch.float8_e4m3fn)
+        stored = scale if name == "mxfp8" else scale.view(torch.float8_e8m0fnu)
+        dequantised = reader._dequantize_one(codes, stored, torch.bfloat16)
+        tensors = {f"{MODULE}.weight": codes, f"{MODULE}.{scale_name}": stored}
+        yield Case(name, config, tensors, dequantised)
+    whole = weight(32, 64)
+    scale = powers(whole, 1, 32, 2).to(torch.uint8)
+    torch.manual_seed(1)
+    codes = torch.randint(-128, 128, (32, 32)).to(torch.int8)
+    stored = scale.view(torch.float8_e8m0fnu)
+    tensors = {f"{MODULE}.weight": codes, f"{MODULE}.scale": stored}
+    dequantised = reader._dequantize_one(codes, stored, torch.bfloat16)
+    yield Case("deepseek-fp4", {"quant_method": "fp8"}, tensors, dequantised)
 
 
 def hqq() -> Iterator[Case]:
@@ -429,7 +539,13 @@ def hqq() -> Iterator[Case]:
 
 
 def torchao() -> Iterator[Case]:
-    """Tensors of torchao that a CPU makes, flattened for safetensors."""
+    """Tensors of torchao that a CPU makes, flattened for safetensors.
+
+    Those that only a GPU makes are packed as torchao packs them (Int4PlainInt32Tensor), or stand
+    in ``torchao-cuda``.
+    """
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
     from torchao.quantization import (
         Float8WeightOnlyConfig,
@@ -440,6 +556,11 @@ def torchao() -> Iterator[Case]:
         quantize_,
     )
 
+    def case(name: str, stored: Tensor, whole: Tensor | None = None) -> Case:
+        tensors, metadata = flatten_tensor_state_dict({f"{MODULE}.weight": stored})
+        whole = stored.dequantize() if whole is None else whole  # type: ignore[no-untyped-call]
+        return Case(name, _TORCHAO, tensors, whole, metadata)
+
     for name, config in (
         ("int8", Int8WeightOnlyConfig()),
         ("float8", Float8WeightOnlyConfig()),
@@ -449,18 +570,92 @@ def torchao() -> Iterator[Case]:
         linear = torch.nn.Linear(64, 32, bias=False)
         linear.weight.data = weight().bfloat16()
         quantize_(linear, config)
-        tensors, metadata = flatten_tensor_state_dict({f"{MODULE}.weight": linear.weight})
-        said = {"quant_method": "torchao", "": {"dtype": "bfloat16"}}
-        yield Case(name, said, tensors, linear.weight.dequantize(), metadata)
+        yield case(name, linear.weight)
+    for dtype, name in (
+        (torch.float8_e4m3fn, "mxfp8"),
+        (torch.float8_e5m2, "mxfp8-e5m2"),
+        (torch.float4_e2m1fn_x2, "mxfp4"),
+    ):
+        for swizzled in (False, True):
+            whole = weight(136, 96).bfloat16()  # not all of a block of 128 x 4 scales
+            found = MXTensor.to_mx(whole, dtype, 32, is_swizzled_scales=swizzled)
+            yield case(f"{name}{'-swizzled' if swizzled else ''}", found)
+    for swizzled in (False, True):
+        for scaled in (False, True):
+            whole = weight(136, 96).bfloat16()
+            amax = per_tensor_amax_to_scale(whole.abs().amax().float()) if scaled else None
+            found = NVFP4Tensor.to_nvfp4(whole, per_tensor_scale=amax, is_swizzled_scales=swizzled)
+            kind = f"{'-scaled' if scaled else ''}{'-swizzled' if swizzled else ''}"
+            yield case(f"nvfp4{kind}", found)
+    for words in (False, True):
+        stored, whole = _plain_int4(words=words)
+        yield case(f"int4-{'words' if words else 'plain'}-g32", stored, whole)
+
+
+_TORCHAO: dict[str, Any] = {"quant_method": "torchao", "": {"dtype": "bfloat16"}}
+
+
+def _plain_int4(*, words: bool) -> tuple[Tensor, Tensor]:
+    """Int4PlainInt32Tensor or Int4Tensor, as kernels that are not on a CPU make them."""
+    from torchao.quantization import Int4PlainInt32Tensor, Int4Tensor
+
+    whole = weight().bfloat16()
+    scale, zero = (each.bfloat16() for each in grid(whole.float(), 4, 32, symmetric=False))
+    wide = scale.repeat_interleave(32, 1).float()
+    codes = (whole.float() / wide + zero.repeat_interleave(32, 1)).round().clamp(0, 15)
+    parts = (scale.T.contiguous(), zero.T.contiguous())
+    if words:
+        packed = (codes[:, 1::2].to(torch.uint8) << 4) | codes[:, ::2].to(torch.uint8)
+        parts = (parts[0], parts[1].to(torch.int8))
+        exact = (codes - zero.float().repeat_interleave(32, 1)) * wide
+        made = Int4PlainInt32Tensor(packed.view(torch.int32), *parts, [1, 32], whole.shape)
+        return made, exact.bfloat16()
+    signed = (codes - 8).to(torch.int8)
+    packed = (signed[:, ::2] & 15) | (signed[:, 1::2] << 4)  # pack_int4 of MSLK
+    added = (-(zero.float() - 8) * scale.float()).bfloat16()
+    exact = signed.float() * wide + added.float().repeat_interleave(32, 1)
+    made = Int4Tensor(packed, parts[0], added.T.contiguous(), [1, 32], whole.shape)
+    return made, exact.bfloat16()
+
+
+def torchao_on_cuda() -> Iterator[Case]:
+    """Tiles of tinygemm, which only a GPU packs and multiplies."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int4TilePackedTo4dTensor
+    from torchao.quantization.utils import pack_tinygemm_scales_and_zeros
+
+    for name, out, row, group in (("g32", 16, 1024, 32), ("g128-padded", 12, 200, 128)):
+        height, width = -(-out // 8) * 8, -(-row // 1024) * 1024
+        codes = torch.randint(0, 16, (height, width), dtype=torch.int32, device="cuda")
+        codes[:, row:] = 0
+        scale = (torch.rand(height, width // group, device="cuda") * 0.05 + 0.001).bfloat16()
+        zero = (torch.randn(height, width // group, device="cuda") * 0.1).bfloat16()
+        pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8).contiguous()
+        packed = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)
+        both = pack_tinygemm_scales_and_zeros(scale, zero)
+        one = torch.eye(width, device="cuda").bfloat16()
+        whole = torch.ops.aten._weight_int4pack_mm(one, packed, group, both).T[:out, :row]
+        stored = Int4TilePackedTo4dTensor(packed, both, [1, group], torch.Size((out, row)))
+        tensors, metadata = flatten_tensor_state_dict({f"{MODULE}.weight": stored})
+        yield Case(f"tiles-{name}", _TORCHAO, tensors, whole.contiguous(), metadata)
 
 
 def quanto() -> Iterator[Case]:
-    """8 bits of quanto."""
-    from optimum.quanto import freeze, qfloat8, qint8, quantize
+    """8 bits of quanto; 4 and 2 bits in groups, in one group a row, of a layer with a bias."""
+    from optimum.quanto import freeze, qfloat8, qint2, qint4, qint8, quantize
 
-    for name, kind in (("int8", qint8), ("float8", qfloat8)):
-        linear = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False))
-        linear[0].weight.data = weight().bfloat16()
+    for name, kind, row, dtype, biased in (
+        ("int8", qint8, 64, torch.bfloat16, False),
+        ("float8", qfloat8, 64, torch.bfloat16, False),
+        ("int4-g128", qint4, 256, torch.bfloat16, False),
+        ("int4-g96", qint4, 192, torch.float16, False),
+        ("int4-channel", qint4, 64, torch.float32, False),
+        ("int4-bias", qint4, 256, torch.float32, True),
+        ("int2-g128", qint2, 256, torch.bfloat16, False),
+        ("int2-channel", qint2, 64, torch.float16, False),
+    ):
+        linear = torch.nn.Sequential(torch.nn.Linear(row, 32, bias=biased))
+        linear[0].weight.data = weight(32, row).to(dtype)
         quantize(linear, weights=kind)
         freeze(linear)
         whole = linear[0].weight.dequantize()
@@ -469,7 +664,65 @@ def quanto() -> Iterator[Case]:
             for key, value in linear.state_dict().items()
             if "scale" not in key or "weight" in key
         }
-        yield Case(name, {"quant_method": "quanto", "weights": name}, tensors, whole)
+        config = {"quant_method": "quanto", "weights": name.partition("-")[0]}
+        yield Case(name, config | {"": {"hidden_size": row}}, tensors, whole)
+
+
+def exllamav3() -> Iterator[Case]:
+    """Random paths, as ExLlamaV3 decodes them: its headers compiled for a CPU, its rotations."""
+    where = importlib.util.find_spec("exllamav3")
+    assert where is not None
+    assert where.submodule_search_locations is not None
+    home = Path(where.submodule_search_locations[0])
+    for name in ("", ".modules", ".modules.quant", ".modules.quant.exl3_lib"):
+        package = types.ModuleType(f"exllamav3{name}")  # the package itself wants CUDA
+        package.__path__ = [str(home.joinpath(*name.split(".")[1:]))]
+        sys.modules[f"exllamav3{name}"] = package
+    for name in ("exllamav3.ext", "exllamav3.model", "exllamav3.model.config", "triton"):
+        sys.modules[name] = MagicMock()
+    sys.modules["triton.language"] = sys.modules["triton"].language
+    from exllamav3.modules.quant.exl3 import LinearEXL3
+    from exllamav3.modules.quant.exl3_lib.quantize import tensor_core_perm_i
+
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "decode"
+        source = Path(__file__).parent / "exl3_on_cpu.cpp"
+        include = f"-I{home / 'exllamav3_ext'}"
+        command = ["g++", "-O1", "-std=c++20", "-DUSE_ROCM", include, str(source), "-o"]
+        subprocess.run([*command, str(program)], check=True)
+
+        def inner(module: Any, room: Tensor, first: int) -> None:
+            tiles = module.trellis
+            kind = 1 if module.mcg else 2 if module.mul1 else 0
+            asked = [str(program), str(round(2 * module.K)), str(kind)]
+            answer = subprocess.run(asked, input=plain(tiles), capture_output=True, check=True)
+            lanes = torch.frombuffer(bytearray(answer.stdout), dtype=torch.float16).view(-1, 256)
+            whole = lanes[:, tensor_core_perm_i("cpu").long()].view(*tiles.shape[:2], 16, 16)
+            room.copy_(whole.transpose(1, 2).reshape(room.shape))
+
+        LinearEXL3._reconstruct_inner = inner
+        for bits, book, old in (
+            (1, "", False), (2, "mcg", False), (3, "mul1", False), (4, "", True),
+            (5, "mcg", False), (6, "mul1", False), (7, "", False), (8, "mcg", False),
+            (1.5, "mul1", False), (2.5, "mul1", False), (3.5, "mul1", False),
+        ):  # fmt: skip
+            torch.manual_seed(int(2 * bits))
+            tensors = {"trellis": torch.randint(-(1 << 15), 1 << 15, (8, 8, int(16 * bits)))}
+            tensors["trellis"] = tensors["trellis"].to(torch.int16)
+            if old:
+                tensors["su"], tensors["sv"] = torch.randint(-(1 << 15), 1 << 15, (2, 8)).short()
+            else:
+                tensors["suh"], tensors["svh"] = (torch.randn(2, 128) * 0.1).half()
+            if book:
+                tensors[book] = torch.tensor(1, dtype=torch.int32)
+            module = LinearEXL3(None, 128, 128, **tensors)
+            module.su = module.sv = None  # it has unpacked them
+            whole = module.get_weight_tensor().T.contiguous()
+            tiles = module.get_inner_weight_tensor()
+            named_ = {f"{MODULE}.{key}": value for key, value in tensors.items()}
+            name = f"{bits}-{book or '3inst'}{'-signs' if old else ''}"
+            config = {"quant_method": "exl3", "bits": bits, "": {"hidden_size": 128}}
+            yield Case(name, config, named_, whole, before=tiles)
 
 
 TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
@@ -479,7 +732,9 @@ TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
     "transformers": (transformers, "bitsandbytes", ("transformers",)),
     "hqq": (hqq, "hqq", ("hqq",)),
     "torchao": (torchao, "torchao", ("torchao",)),
+    "torchao-cuda": (torchao_on_cuda, "torchao", ("torch", "torchao")),
     "quanto": (quanto, "quanto", ("optimum-quanto",)),
+    "exllamav3": (exllamav3, "exllamav3", ("exllamav3",)),
     "bitsandbytes": (bitsandbytes, "bitsandbytes", ("bitsandbytes",)),
     "autoawq": (autoawq, "autoawq", ("autoawq",)),
     "gptqmodel": (gptqmodel, "gptqmodel", ("gptqmodel",)),
@@ -487,6 +742,8 @@ TOOLS: dict[str, tuple[Callable[[], Iterator[Case]], str, tuple[str, ...]]] = {
     "compressed-tensors-0.17": (compressed_tensors, "bitsandbytes", ("compressed-tensors",)),
 }
 """What writes them, the environment that has it, and the packages whose versions matter."""
+ON_GPU = ("torchao-cuda",)
+"""Those that a GPU must write; the others do without."""
 
 
 def plain(tensor: Tensor) -> bytes:
@@ -497,23 +754,35 @@ def plain(tensor: Tensor) -> bytes:
 
 def described(case: Case) -> dict[str, Any]:
     """A case as JSON."""
-    tensors = {
-        name: {
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "shape": list(tensor.shape),
-            "data": base64.b85encode(zlib.compress(plain(tensor), 9)).decode(),
-        }
-        for name, tensor in case.tensors.items()
-    }
+    tensors = {name: _stored(tensor) for name, tensor in case.tensors.items()}
     found: dict[str, Any] = {"config": case.config, "tensors": tensors}
     if case.metadata:
         found["metadata"] = case.metadata
-    found["weight"] = {
-        "dtype": str(case.weight.dtype).removeprefix("torch."),
-        "shape": list(case.weight.shape),
-        "sha256": hashlib.sha256(plain(case.weight)).hexdigest(),
-    }
+    found["weight"] = _weight_of(case.weight)
+    if case.before is not None:
+        found["before"] = _weight_of(case.before)
+        found["rows"] = _stored(case.weight[::SAMPLED])
     return found
+
+
+SAMPLED = 16
+"""Of how many rows of such a weight one is kept."""
+
+
+def _stored(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "data": base64.b85encode(zlib.compress(plain(tensor), 9)).decode(),
+    }
+
+
+def _weight_of(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "sha256": hashlib.sha256(plain(tensor)).hexdigest(),
+    }
 
 
 def main() -> None:
