@@ -19,6 +19,7 @@ from engine.protocol.commands import (
     AskFixes,
     AskHistogram,
     AskRanges,
+    Calibrate,
     Cancel,
     Command,
     Compare,
@@ -51,7 +52,7 @@ from engine.protocol.commands import (
     register_command,
     same_request,
 )
-from engine.protocol.comparison import Comparison
+from engine.protocol.comparison import CalibrationSets, Comparison
 from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
@@ -101,6 +102,8 @@ from engine.protocol.facts import (
     ArtefactTable,
     Baseline,
     BlockDrift,
+    CalibrationCheck,
+    CalibrationScore,
     ClipRatio,
     Continued,
     Control,
@@ -144,6 +147,8 @@ from engine.protocol.frames import (
 from engine.protocol.imatrix import ImatrixWritten
 from engine.protocol.keys import (
     By,
+    CalibratedKey,
+    CalibratedOn,
     Direction,
     EffectKey,
 )
@@ -183,7 +188,13 @@ __all__ = [
     "Budget",
     "By",
     "CacheBlocks",
+    "Calibrate",
     "Calibrated",
+    "CalibratedKey",
+    "CalibratedOn",
+    "CalibrationCheck",
+    "CalibrationScore",
+    "CalibrationSets",
     "Cancel",
     "CheckpointRead",
     "Choice",

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from engine.protocol.divergence import DivergenceTable
-from engine.protocol.keys import By, Direction, EffectKey
+from engine.protocol.keys import By, CalibratedKey, CalibratedOn, Direction, EffectKey
 from engine.protocol.message import Message
 from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling
 
@@ -454,6 +454,76 @@ class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
     tokens: int
 
 
+class CalibrationCheck(Fact, frozen=True, gc=False, kw_only=True):
+    """What is known of a calibration set before anything is quantised with it."""
+
+    set: str
+    """As it was asked for."""
+    text: str
+    """The evaluation text that it is held against."""
+    seq_len: int
+    samples: int
+    tokens: int
+    documents: int
+    """That the set was joined from."""
+    channels: int
+    """Of the widest input of the layers that are calibrated."""
+    repetition: float
+    """Share of runs of 8 tokens that occurred before in the set."""
+    duplicates: float
+    """Share of windows with half of their runs of 8 tokens or more in earlier windows."""
+    overlap: float
+    """Share of the evaluation text's runs of 13 tokens that occur in the set."""
+    distance: float
+    """Mean over inputs of the median over channels of ``|log₂|`` of the ratio of mean squares."""
+    spread: float
+    """The same distance between two halves of the evaluation text."""
+    worst: str
+    """The layer whose input differs most."""
+    largest: float
+    """Its distance."""
+    fourfold: float
+    """Share of its channels whose mean squares differ four times or more."""
+    experts: int = 0
+    unseen: int = 0
+    """Experts that no token of the set reached."""
+
+    @property
+    def key(self) -> CalibratedKey:
+        """The set and the text that it is about, of no method."""
+        return CalibratedKey("", self.set, self.seq_len, self.samples, self.text)
+
+
+class CalibrationScore(Fact, frozen=True, gc=False, kw_only=True):
+    """A method calibrated on some windows of a set: all layers of the body, on one text."""
+
+    set: str
+    text: str
+    method: str
+    """The format of every layer of the body."""
+    seq_len: int
+    samples: int
+    """Windows of the set that it may use; of a half, those of the whole."""
+    part: CalibratedOn = ""
+    nll: float
+    ppl: float
+    nll_reference: float
+    """Of the unchanged model."""
+    kl: float
+    kl_se: float
+    top1: float
+    tokens: int
+    kls: tuple[float, ...]
+    """KL of each evaluation window, in nats per token: what two sets do is compared by them."""
+
+    @property
+    def key(self) -> CalibratedKey:
+        """What it is the score of."""
+        return CalibratedKey(
+            self.method, self.set, self.seq_len, self.samples, self.text, self.part
+        )
+
+
 class Continued(Fact, frozen=True, gc=False, kw_only=True):
     """One prompt, continued by the reference and by a recipe, with the same random numbers."""
 
@@ -711,6 +781,8 @@ AnyFact: TypeAlias = (
     | ArtefactScore
     | ArtefactTable
     | LayerRestored
+    | CalibrationCheck
+    | CalibrationScore
     | Continued
     | SymptomRestored
     | SymptomCure

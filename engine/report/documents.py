@@ -16,6 +16,7 @@ from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
+from engine.report.calibration_parts import set_parts
 from engine.report.comparison_parts import artefact_part, compared_parts
 from engine.report.diagnosis_parts import (
     diagnosed_layers,
@@ -211,6 +212,35 @@ def compare_document(session: Session, job: Job | None = None) -> s.CompareDocum
         artefacts=[
             artefact_part(session, session.compared[each])
             for each in job.read(p.Comparison).artefacts
+        ],
+        timings=_timings(job),
+    )
+
+
+def calibrate_document(session: Session, job: Job | None = None) -> s.CalibrateDocument:
+    """The document of a comparison of calibration sets.
+
+    Args:
+        session: in which one has ended.
+        job: its job; the session's last one if not given.
+    """
+    job = job or _last(session, "calibrate")
+    found = job.read(p.CalibrationSets)
+    wanted = {(each, length) for each in found.samples for length in found.seq_lens}
+    return s.CalibrateDocument(
+        method=found.method,
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        versions=session.versions,
+        texts=[
+            s.CalibratedTextPart(name=name, text=text, text_sha256=sha256, tokens=tokens)
+            for name, (text, sha256, tokens) in zip(found.texts, found.protocols, strict=True)
+        ],
+        sets=[
+            part
+            for part in set_parts(session, found.method, found.sets, found.texts)
+            if (part.samples, part.seq_len) in wanted
         ],
         timings=_timings(job),
     )

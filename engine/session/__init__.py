@@ -13,6 +13,7 @@ from engine.session.known_effects import KnownEffect, KnownEffects, correction, 
 from engine.session.prediction import Prediction, Predictor, expected, predict, predict_tried
 from engine.session.state import (
     KEPT,
+    Calibrating,
     Change,
     Compared,
     Effects,
@@ -35,6 +36,7 @@ __all__ = [
     "MAX_EXPERTS",
     "MAX_HISTOGRAMS",
     "MAX_NOTICES",
+    "Calibrating",
     "Change",
     "Compared",
     "Dirty",

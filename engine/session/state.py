@@ -253,6 +253,14 @@ class Traced(msgspec.Struct, forbid_unknown_fields=True):
         return sorted(layers, key=lambda each: -each.kl)
 
 
+class Calibrating(msgspec.Struct, forbid_unknown_fields=True):
+    """Calibration sets compared, under one checkpoint and protocol."""
+
+    checks: dict[p.CalibratedKey, p.CalibrationCheck] = {}
+    """What is told of each set and text; of no method."""
+    scores: dict[p.CalibratedKey, p.CalibrationScore] = {}
+
+
 class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Everything known about one opened checkpoint."""
 
@@ -301,6 +309,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Formats tried on calibration inputs, by layer and format."""
     compared: dict[str, Compared] = {}
     """Finished checkpoints compared with this one, by fingerprint, in order of opening."""
+    calibrating: Calibrating = msgspec.field(default_factory=Calibrating)
+    """Calibration sets that were compared."""
     continued: dict[str, dict[str, p.Continued]] = {}
     """Prompts that were continued, by recipe and the prompt's key, in order of arrival."""
     traced: dict[str, Traced] = {}

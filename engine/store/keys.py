@@ -37,6 +37,8 @@ ESTIMATOR_VERSION = 3
 COMPARISON_VERSION = 4
 """Version of reading finished checkpoints, and of what is told of their layers."""
 
+CALIBRATING_VERSION = 1
+"""Version of what is told of calibration sets, and of what is calibrated on them."""
 GENERATION_VERSION = 1
 """Version of continuing prompts, and of what is told of them."""
 
@@ -404,6 +406,28 @@ class LayerRestored(Key, frozen=True, kw_only=True):
     on: Evaluation
     artefact: str
     layer: str
+
+
+class CalibrationCheck(Key, frozen=True, kw_only=True):
+    """What is told of a calibration set and an evaluation text."""
+
+    kind = "calibration check"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "calibrating": CALIBRATING_VERSION}
+    on: Evaluation
+    calibration: Calibration
+    layers: tuple[str, ...]
+    """Whose inputs are looked at, one for each input."""
+
+
+class CalibrationScore(Key, frozen=True, kw_only=True):
+    """The score of a method calibrated on a set, all statistics being the unchanged model's."""
+
+    kind = "calibration score"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "calibrating": CALIBRATING_VERSION}
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    calibration: Calibration
 
 
 class Continued(Key, frozen=True, kw_only=True):

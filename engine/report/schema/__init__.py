@@ -11,6 +11,10 @@ from typing import TypeAlias
 
 from engine.report.schema.bench import BenchBatch as BenchBatch
 from engine.report.schema.bench import BenchDocument as BenchDocument
+from engine.report.schema.calibration import CalibrateDocument as CalibrateDocument
+from engine.report.schema.calibration import CalibratedTextPart as CalibratedTextPart
+from engine.report.schema.calibration import CalibrationSetPart as CalibrationSetPart
+from engine.report.schema.calibration import JudgedPart as JudgedPart
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer
 from engine.report.schema.comparison import CompareDocument as CompareDocument
@@ -90,6 +94,7 @@ Document: TypeAlias = (
     | DiagnoseDocument
     | PlanDocument
     | CompareDocument
+    | CalibrateDocument
     | SymptomsDocument
     | ExportDocument
     | ImatrixDocument

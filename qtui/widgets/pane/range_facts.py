@@ -74,8 +74,9 @@ def _group(each: GroupEffect, held: str, glyphs: Glyphs) -> Words:
         if not each.measured:
             kl = f"{glyphs.about}{kl}{DOUBT if each.filled else ''}"
     style = "bold $held" if group.format == held else ""
+    name = printable(group.format) + (f" {glyphs.changed}" if style else "")
     return [
-        (f"{printable(group.format):<{NAME}}", style),
+        (f"{name:<{NAME}}", style),
         (f"{n.short(group.rmse, small=4):>9}{n.percent(group.relative):>8}", ""),
         (f"{n.size(group.bits / 8):>10}{kl:>11}", ""),
     ]

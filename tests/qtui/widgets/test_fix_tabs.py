@@ -122,7 +122,9 @@ def test_fixes_are_listed_with_the_best_above(ascii: bool) -> None:
     assert "wins back 60%, runs on: Marlin, Machete, ExLlamaV2" in text
     assert "not int4-g128+awq: nothing absorbs the scale" in text
     rows = [line.split() for line in found]
-    assert ["int4-g64", ".80", "7.0%", "4.31", "60%"] in rows
+    best, held = ("^", "*") if ascii else ("◆", "●")
+    assert [best, "int4-g64", ".80", "7.0%", "4.31", "60%"] in rows
+    assert rows[[row[1:2] for row in rows].index([session.kept(session.index[LAYER])])][0] == held
     about = "~" if ascii else "≈"
     (clip,) = (row for row in rows if row and row[0] == "int4-g128+clip")
     assert clip[1].startswith(about)
