@@ -76,12 +76,13 @@ def evaluation(
 ) -> Evaluation:
     """The part of a key that describes the evaluation.
 
-    The tokens stand for the text, so its name, its hash and its rows are not part of the key. Facts
+    The tokens stand for the text, so its name, its hash and its rows are not part of the key, nor
+    is whether blocks were streamed. Facts
     that depend on the random labels of estimates add them themselves. Of the device only its kind
     counts.
     """
     parts = msgspec.to_builtins(protocol)
-    for name in ("text", "text_sha256", "column", "documents", "skipped", "draws"):
+    for name in ("text", "text_sha256", "column", "documents", "skipped", "draws", "streamed"):
         parts.pop(name, None)
     parts["device"] = protocol.device.split(":")[0]
     return Evaluation(files, parts, windows, uses or {})

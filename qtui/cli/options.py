@@ -139,7 +139,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         typer.Option(
             "--memory-budget",
             metavar="8GiB",
-            help="memory beyond the model: caches, calibration, estimates",
+            help="memory for a checkpoint, its weights included; more is streamed from disk",
         ),
     ] = None
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="random seed")] = None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine import protocol as p
-from engine.checkpoint import Checkpoint, DiskLayer
+from engine.checkpoint import Checkpoint, DequantisedRows, DiskLayer
+from engine.measure.weights.fused import kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,7 @@ class _Sums:
         """Count those of some rows."""
         if codes.levels:
             self.levels = max(self.levels, codes.levels)
-            self.counts += np.bincount(codes.codes.flatten().numpy(), minlength=256)
+            self.counts += _counted(codes.codes)
         else:
             self.broken += not_finite(codes.codes)
         self._add_scales(codes.scale)
@@ -104,17 +105,38 @@ class _Sums:
             zeros_wrapped=self.wrapped,
             scales_subnormal=self.subnormal,
             codes_not_finite=self.broken,
-            ordered="int" in weight.form,
+            ordered="int" in weight.form and "mxint" not in weight.form,  # a sign and a size
             layout=weight.layout,
             declared=weight.declared,
             read_as=weight.read_as,
         )
 
 
-def stored_codes(checkpoint: Checkpoint, layer: DiskLayer) -> p.StoredCodes | None:
+def _counted(codes: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """How often each of 256 codes occurs."""
+    import torch
+
+    flat = codes.to(torch.uint8).flatten().numpy()
+    found = kernels()
+    if isinstance(found, str):
+        return np.bincount(flat, minlength=256)
+    counts = np.zeros((found.TABLES, 256), np.int64)
+    found.count(flat, counts)
+    total: np.ndarray[tuple[int], np.dtype[np.int64]] = counts.sum(0)
+    return total
+
+
+def stored_codes(
+    checkpoint: Checkpoint, layer: DiskLayer, held: DequantisedRows | None = None
+) -> p.StoredCodes | None:
     """The figures of a layer's codes; None if it is not stored as several tensors.
 
     One part and its pieces are in memory at a time.
+
+    Args:
+        checkpoint: that holds the layer.
+        layer: which one.
+        held: its rows, if its pieces are in memory already.
 
     Raises:
         CheckpointError: a piece cannot be read, or holds what it cannot mean.
@@ -123,8 +145,8 @@ def stored_codes(checkpoint: Checkpoint, layer: DiskLayer) -> p.StoredCodes | No
     if not weights:
         return None
     sums = _Sums()
-    for weight in weights:
-        loaded = weight.load()
+    for at, weight in enumerate(weights):
+        loaded = weight.load() if held is None else held.loaded(at)
         sums.version_1 = any(each.declared == "GPTQ v1" for each in weight.otherwise)
         sums.half = weight.dtype == "float16"
         for first, last in weight.spans():

@@ -95,8 +95,9 @@ class Scoreboard(Lines):
         own = f"{printable(checkpoint.stored)}, dequantised" if checkpoint.stored else ""
         memory = ""
         if model is not None:
-            facts.append(f"{printable(model.device)} {model.dtype}")
-            memory = f"{n.size(model.memory)} loaded"
+            streamed = " streamed" if model.protocol.streamed else ""
+            facts.append(f"{printable(model.device)} {model.dtype}{streamed}")
+            memory = "" if streamed else f"{n.size(model.memory)} loaded"
         changed = f"{self.glyphs.changed} {self._changed} changed" if self._changed else ""
         device = facts[2] if model is not None else ""
         # Parts to drop if there is no room, in this order.
