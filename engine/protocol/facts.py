@@ -454,6 +454,17 @@ class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
     tokens: int
 
 
+class Likelihoods(Fact, frozen=True, gc=False, kw_only=True):
+    """How likely continuations are after their contexts."""
+
+    recipe: str
+    """Hash of the recipe; empty for the reference."""
+    log: tuple[float, ...]
+    """Natural logarithm of the probability of each continuation."""
+    greedy: tuple[bool, ...]
+    """Whether each token of it is the most likely one."""
+
+
 class CalibrationCheck(Fact, frozen=True, gc=False, kw_only=True):
     """What is known of a calibration set before anything is quantised with it."""
 
@@ -781,6 +792,7 @@ AnyFact: TypeAlias = (
     | ArtefactScore
     | ArtefactTable
     | LayerRestored
+    | Likelihoods
     | CalibrationCheck
     | CalibrationScore
     | Continued

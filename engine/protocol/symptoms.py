@@ -6,6 +6,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from engine.protocol.tasks import TaskResult
+
 
 class Sampling(msgspec.Struct, frozen=True):
     """How prompts are continued."""
@@ -57,3 +59,5 @@ class Symptoms(msgspec.Struct, frozen=True):
     """Keys of the prompts, in their order; see `Continued`."""
     failing: str = ""
     """Key of the prompts whose symptoms were traced to layers; see `SymptomRestored`."""
+    tasks: tuple[TaskResult, ...] = ()
+    """In the order in which they were named."""

@@ -53,6 +53,7 @@ from engine.report.symptom_parts import (
     restored_part,
     sampling_part,
 )
+from engine.report.task_parts import task_part
 from engine.report.verdicts import from_weights
 from engine.session import Job, Session
 
@@ -280,6 +281,7 @@ def symptoms_document(
         prompts=[prompt_part(each) for each in prompts],
         restored=[] if traced is None else [restored_part(each) for each in by_win(traced)],
         causes=[cause_part(each) for each in causes(session, prompts, traced, list(of))],
+        tasks=[task_part(each) for each in found.tasks],
         timings=_timings(job),
     )
 

@@ -333,6 +333,23 @@ class Activations(Key, frozen=True, kw_only=True):
     """Whether outputs of attention and MLP modules are told too; earlier facts have none."""
 
 
+class Likelihoods(Key, frozen=True, kw_only=True):
+    """How likely some continuations are."""
+
+    kind = "likelihoods"
+    constants = QUANTISED
+    on: Files
+    dtype: str
+    device: str
+    """Its kind."""
+    pairs: str
+    """Hash of their tokens and of those before them."""
+    recipe: Mapping[str, str] = {}
+    """Empty for the reference."""
+    scale_dtype: str = ""
+    calibration: Calibration | None = None
+
+
 class FormatTried(Key, frozen=True, kw_only=True):
     """One layer in one format, on calibration inputs of the unchanged model."""
 

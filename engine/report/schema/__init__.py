@@ -79,6 +79,9 @@ from engine.report.schema.symptoms import RestoredLayer as RestoredLayer
 from engine.report.schema.symptoms import SamplingPart as SamplingPart
 from engine.report.schema.symptoms import SymptomRate as SymptomRate
 from engine.report.schema.symptoms import SymptomsDocument as SymptomsDocument
+from engine.report.schema.symptoms import TaskItem as TaskItem
+from engine.report.schema.symptoms import TaskMetric as TaskMetric
+from engine.report.schema.symptoms import TaskPart as TaskPart
 from engine.report.schema.triage import ActivationPart as ActivationPart
 from engine.report.schema.triage import ErrorPart as ErrorPart
 from engine.report.schema.triage import ExpertsPart as ExpertsPart
