@@ -38,6 +38,9 @@ class Action(NamedTuple):
     """Whether every screen of a session has it, not only the workbench."""
     words: str = ""
     """Other words that the palette finds it by."""
+    alone: tuple[str, int] = ("", 0)
+    """Its name and its rank in the key bar while the side pane is alone on the screen; no name if
+    it is not there."""
 
 
 class Choice(NamedTuple):
@@ -58,7 +61,7 @@ CHOICE = ":"
 
 ACTIONS: tuple[Action, ...] = (
     Action("up", "up,k", "Up", "Move"),
-    Action("down", "down,j", "Down", "Move"),
+    Action("down", "down,j", "Down", "Move", place=5, alone=("layer", 2)),
     Action("page_up", "pageup", "Page up", "Move"),
     Action("page_down", "pagedown", "Page down", "Move"),
     Action("first", "home,g", "First layer", "Move", words="top"),
@@ -122,27 +125,36 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "activations", "A", "Activations: measure, show", "Engine",
         words="inputs outputs channels outliers massive tokens experts calibration",
+        place=44, alone=("activations", 10),
     ),
     Action(
         "errors", "E", "Errors: measure, show", "Engine",
         words="outputs channels clipping drift injected propagated attention heads recipe",
+        place=43, alone=("errors", 9),
     ),
     Action(
         "fixes", "F", "Fixes: try, take", "Recipe",
         words="better format smaller group clip gptq awq hadamard kernels megabyte improve",
+        place=42, alone=("fixes", 7),
     ),
     Action(
         "fixes_worst", "", "Fixes: the worst ten layers", "Recipe",
         words="better format improve all",
     ),
     Action("format", "c", "Effects of the next format", "View", words="column compare"),
-    Action("pane", "tab", "Pane: show, alone, hide", "View", "pane", rank=70, place=100),
     Action(
-        "tab", "full_stop", "Pane: next tab", "View", "tab", rank=100, place=102,
+        "pane", "tab", "Pane: show, alone, hide", "View", "pane", rank=70, place=100,
+        alone=("hide", 5),
+    ),
+    Action(
+        "tab", "full_stop", "Pane: next tab", "View", "tab", rank=100, place=102, alone=("tab", 1),
         words="activations errors groups clipping fixes drift view side",
     ),
     Action("tab_before", "comma", "Pane: tab before", "View", words="view side"),
-    Action("pane_down", "right_square_bracket", "Pane: scroll down", "View"),
+    Action(
+        "pane_down", "right_square_bracket", "Pane: scroll down", "View", place=103,
+        alone=("scroll", 3),
+    ),
     Action("pane_up", "left_square_bracket", "Pane: scroll up", "View"),
     Action("log_counts", "l", "Histogram: log or linear", "View", words="logarithm plot"),
     Action(
@@ -156,11 +168,11 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action(
         "palette", "colon,ctrl+p", "Command palette", "View", "all", rank=35, place=140,
-        everywhere=True, words="commands search menu",
+        everywhere=True, words="commands search menu", alone=("all", 8),
     ),
     Action(
         "help", "question_mark,f1", "Help", "View", "help", rank=10, place=150, everywhere=True,
-        words="keys manual legend",
+        words="keys manual legend", alone=("help", 4),
     ),
     Action(
         "redraw", "ctrl+l", "Redraw the screen", "View", everywhere=True, words="refresh repaint",
@@ -168,7 +180,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("suspend", "ctrl+z", "Suspend (fg resumes)", "View", everywhere=True, words="shell"),
     Action(
         "quit", "q", "Quit; work goes on", "View", "quit", rank=20, place=160, everywhere=True,
-        words="exit detach leave",
+        words="exit detach leave", alone=("quit", 6),
     ),
     Action(
         "stop", "Q", "Quit, and stop the engine", "View", everywhere=True, words="exit end kill",

@@ -16,8 +16,7 @@ from engine.session import Session
 CHECKS: tuple[Check, ...] = (
     of_weights.not_finite,
     of_stored.stored_otherwise,
-    of_stored.bad_scales,
-    of_stored.wasted_codes,
+    of_stored.codes_and_scales,
     of_weights.outlier_channel,
     of_weights.two_heaps,
     of_weights.mixed_groups,

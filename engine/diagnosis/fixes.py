@@ -174,9 +174,9 @@ class _Reader:
 
 def _against(base: LayerFix, fix: LayerFix) -> LayerFix:
     """A fix with what it wins back of the KL of another format."""
-    before, after = max(0.0, base.kl), max(0.0, fix.kl)
-    if not before > 0 or math.isnan(after):
+    if not base.kl > 0 or math.isnan(fix.kl):
         return fix
+    before, after = base.kl, max(0.0, fix.kl)
     won, more = before - after, (fix.bits - base.bits) / 8
     per = math.nan
     if won > 0:

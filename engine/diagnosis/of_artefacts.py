@@ -8,6 +8,8 @@ from statistics import median
 
 from engine import protocol as p
 from engine.diagnosis.finding import ORDER, Finding
+from engine.diagnosis.of_files import file_findings
+from engine.diagnosis.thresholds import Thresholds, standard_thresholds
 from engine.session import Compared
 
 FAR = 5.0
@@ -37,9 +39,15 @@ _MISTAKES = {
 """What a mistake is, after the layer and "is" or "are"."""
 
 
-def artefact_findings(compared: Compared) -> list[Finding]:
-    """What stands out of a finished checkpoint, the worst first; none of a clean one."""
+def artefact_findings(compared: Compared, limits: Thresholds | None = None) -> list[Finding]:
+    """What stands out of a finished checkpoint, the worst first; none of a clean one.
+
+    Args:
+        compared: what is known of it, with an original or by itself.
+        limits: from where on a figure is a finding; None for those of the profile ``standard``.
+    """
     found = [
+        *file_findings(compared, limits or standard_thresholds()),
         *_unreadable(compared),
         *_unmatched(compared),
         *_declared(compared),
@@ -52,7 +60,8 @@ def artefact_findings(compared: Compared) -> list[Finding]:
 
 
 def _unreadable(compared: Compared) -> Iterator[Finding]:
-    for fact in compared.layers.values():
+    facts: dict[str, p.StoredLayer | p.ArtefactLayer] = {**compared.stored, **compared.layers}
+    for fact in facts.values():
         if fact.refused:
             yield Finding(
                 id="unreadable-layer",

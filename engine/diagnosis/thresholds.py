@@ -50,6 +50,34 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of calibration text for each input channel."""
     few_windows: float
     """Windows of calibration text."""
+    far_text: float
+    """Distance of inputs between a calibration set and an evaluation text."""
+    beyond_spread: float
+    """Times the distance between halves of that text."""
+    short_window: float
+    """Share of the evaluation's windows that those of a set are long."""
+    shared_runs: float
+    """Share of the evaluation text's runs of tokens that a set has too."""
+    duplicate_windows: float
+    """Share of a set's windows that repeat earlier ones."""
+    repeated_runs: float
+    """Share of a set's runs of tokens that occurred before."""
+    still_moves: float
+    """Share of KL by which halves of a set differ from the whole, or from each other."""
+    subnormal_scales: float
+    """Share of a layer's scales that are below the normal numbers of their dtype."""
+    wasted_codes: float
+    """Share of a layer's codes that no weight has."""
+    clipped_codes: float
+    """Share of a layer's weights at the first or the last code."""
+    weights_most: float
+    """Root mean square of a layer's weights, above which it is none of a trained model."""
+    weights_least: float
+    """And below which."""
+    odd_scale: float
+    """Root mean square of a layer's weights over the median of its kind, either way."""
+    fused_scales: float
+    """Greatest over least scale of tensors that serving engines load as one."""
     ppl_sensitive: float
     """Increase of perplexity of a sensitive layer, as the rule of thumb has it."""
     ppl_critical: float
@@ -65,6 +93,11 @@ def thresholds(session: Session) -> Thresholds:
         ProfileError: a profile cannot be read.
     """
     return _of(session.settings.profile, str(user_path()))
+
+
+def standard_thresholds() -> Thresholds:
+    """Those of the profile ``standard``."""
+    return _of(DEFAULT_PROFILE, str(user_path()))
 
 
 @lru_cache(maxsize=8)

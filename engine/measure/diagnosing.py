@@ -9,14 +9,12 @@ import msgspec
 from engine import protocol as p
 from engine.diagnosis.worst import worst_layers
 from engine.errors import UsageError
+from engine.measure.sweep.exactness import DIAGNOSED
 from engine.recipes.changes import canonical
 from engine.recipes.given import as_evaluated, check_given, given_recipe, names_recipe
 from engine.service.jobs import Context, JobSpec, Outcome, Resolved, Steps
 from engine.session import without_methods
 from engine.workspace import Loaded, Opened, Workspace, needs
-
-EXACT = "top:5"
-"""Layers that are measured, worst first; the others are estimated."""
 
 
 def _accepted(context: Context[Workspace], command: p.Diagnose) -> p.Diagnose:
@@ -51,7 +49,7 @@ def _steps(context: Context[Workspace], command: p.Diagnose) -> Steps:
     opened, loaded = context.workspace.need(Opened), context.workspace.need(Loaded)
     reading = triage(opened, tuple(dict.fromkeys(formats)), context.job)
     read = yield from followed(session, reading)
-    sweeping = sweep(loaded, (command.format,), "degrade", context.job, exact=EXACT)
+    sweeping = sweep(loaded, (command.format,), "degrade", context.job, exact=DIAGNOSED)
     swept = yield from followed(session, sweeping)
     counts = JobCounts(job=context.job)
     if command.errors is not None:

@@ -19,6 +19,7 @@ from engine.protocol.commands import (
     AskFixes,
     AskHistogram,
     AskRanges,
+    Calibrate,
     Cancel,
     Command,
     Compare,
@@ -51,7 +52,7 @@ from engine.protocol.commands import (
     register_command,
     same_request,
 )
-from engine.protocol.comparison import Comparison
+from engine.protocol.comparison import CalibrationSets, Comparison
 from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
@@ -61,6 +62,7 @@ from engine.protocol.events import (
     CheckpointRead,
     Clients,
     Continuing,
+    Contradiction,
     ErrorMapReady,
     Event,
     ExpertsReady,
@@ -97,8 +99,11 @@ from engine.protocol.facts import (
     AnyFact,
     ArtefactLayer,
     ArtefactScore,
+    ArtefactTable,
     Baseline,
     BlockDrift,
+    CalibrationCheck,
+    CalibrationScore,
     ClipRatio,
     Continued,
     Control,
@@ -113,12 +118,14 @@ from engine.protocol.facts import (
     LayerRanges,
     LayerRestored,
     LayerWeights,
+    Likelihoods,
     Outliers,
     OutputError,
     RecipeScore,
     Rounding,
     Sensitivity,
     StoredCodes,
+    StoredLayer,
     Swap,
     Swapped,
     WeightError,
@@ -139,6 +146,8 @@ from engine.protocol.frames import (
 from engine.protocol.imatrix import ImatrixWritten
 from engine.protocol.keys import (
     By,
+    CalibratedKey,
+    CalibratedOn,
     Direction,
     EffectKey,
 )
@@ -148,6 +157,7 @@ from engine.protocol.settings import (
     Settings,
 )
 from engine.protocol.symptoms import Choice, Continuation, Sampling, Symptoms
+from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
     "DELTA_P_QUANTILES",
@@ -158,7 +168,9 @@ __all__ = [
     "WIRE_VERSION",
     "Activation",
     "Additivity",
+    "Agreeing",
     "Agreement",
+    "Answered",
     "AnyCommand",
     "AnyEvent",
     "AnyFact",
@@ -166,6 +178,7 @@ __all__ = [
     "ArtefactLayer",
     "ArtefactOpened",
     "ArtefactScore",
+    "ArtefactTable",
     "AskClients",
     "AskErrorMap",
     "AskExperts",
@@ -177,7 +190,13 @@ __all__ = [
     "Budget",
     "By",
     "CacheBlocks",
+    "Calibrate",
     "Calibrated",
+    "CalibratedKey",
+    "CalibratedOn",
+    "CalibrationCheck",
+    "CalibrationScore",
+    "CalibrationSets",
     "Cancel",
     "CheckpointRead",
     "Choice",
@@ -189,6 +208,7 @@ __all__ = [
     "Continuation",
     "Continued",
     "Continuing",
+    "Contradiction",
     "Control",
     "Diagnose",
     "Direction",
@@ -226,6 +246,7 @@ __all__ = [
     "LayersListed",
     "Learned",
     "Level",
+    "Likelihoods",
     "MeasureErrors",
     "MeasureRecipe",
     "ModelReady",
@@ -262,11 +283,13 @@ __all__ = [
     "Stage",
     "Stop",
     "StoredCodes",
+    "StoredLayer",
     "Swap",
     "Swapped",
     "Sweep",
     "Symptoms",
     "TakeRecipe",
+    "TaskResult",
     "Transient",
     "Triage",
     "TryFixes",

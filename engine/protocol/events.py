@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.protocol.commands import AnyCommand
@@ -19,12 +20,14 @@ Level: TypeAlias = Literal["info", "warning", "error"]
 Phase: TypeAlias = Literal[
     "", "reading", "reference", "control", "estimating", "calibrating", "quantising", "measuring",
     "together", "timing", "writing", "activations", "comparing", "continuing", "restoring",
+    "scoring",
+    "sampling",
 ]  # fmt: skip
 """What a job is doing. A triage reads weights. A sweep runs the reference and the control,
 estimates, measures each layer, then all of them together, and times a forward. A recipe's layers
 are calibrated or quantised before it is measured. An export writes. Finished checkpoints are
-compared with their original. Prompts are continued, and layers of a recipe restored. Empty if
-there is nothing to distinguish."""
+compared with their original. Prompts are continued, and layers of a recipe restored. A calibration
+set is sampled from the model. Empty if there is nothing to distinguish."""
 RANKING: frozenset[Phase] = frozenset({"reference", "control", "estimating"})
 """Phases of a sweep before its layers are ranked: `Progress.seconds_left` is until they are."""
 
@@ -82,6 +85,18 @@ class CheckpointRead(Event, frozen=True, kw_only=True):
     """The layouts of weights that are stored quantised, and are dequantised; empty if none are."""
 
 
+class Contradiction(msgspec.Struct, frozen=True):
+    """What the headers of a finished checkpoint hold against its configuration or themselves."""
+
+    id: str
+    """Of the finding."""
+    layers: tuple[str, ...]
+    """Those that it is about."""
+    said: str
+    """What is wrong, after the layers: a clause that begins with a verb or is a sentence's end."""
+    evidence: dict[str, float] = {}
+
+
 class ArtefactOpened(Event, frozen=True, kw_only=True):
     """The headers of a finished checkpoint were read, to be compared with the open one."""
 
@@ -100,6 +115,8 @@ class ArtefactOpened(Event, frozen=True, kw_only=True):
     """The same of all layers."""
     unmatched: tuple[str, ...] = ()
     """Layers of the original that it has not, or in another shape."""
+    contradictions: tuple[Contradiction, ...] = ()
+    """What its headers hold against its configuration."""
 
 
 class LayersListed(Event, frozen=True, kw_only=True):
@@ -350,6 +367,8 @@ class Agreement(Transient, frozen=True, kw_only=True):
     """Median of measured over estimated KL."""
     spread: float = 0.0
     """Standard deviation of the logarithm of measured over estimated KL; 0 for too few layers."""
+    curvature: float = 1.0
+    """Median share of KL in measured ΔNLL, beside its slope: ``(ΔNLL − slope) / KL``."""
     estimated: list[float] = []
     """Knots of the monotone fit of measured to estimated KL, ascending; empty if there are too
     few."""

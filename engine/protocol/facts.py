@@ -6,7 +6,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from engine.protocol.keys import By, Direction, EffectKey
+from engine.protocol.divergence import DivergenceTable
+from engine.protocol.keys import By, CalibratedKey, CalibratedOn, Direction, EffectKey
 from engine.protocol.message import Message
 from engine.protocol.symptoms import Choice, Continuation, Sampling
 
@@ -61,6 +62,15 @@ class StoredCodes(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     zero_max: int = -1
     zeros_outside: int = 0
     """Zero points at the first or the last code, where tools disagree about what is stored."""
+    zeros_wrapped: int = 0
+    """Zero points of 0 that GPTQ's version 1 stores as the last code, which some readers take for
+    one more than that."""
+    scales_subnormal: int = 0
+    """Scales below the normal numbers of the dtype they are stored in, which have fewer digits."""
+    codes_not_finite: int = 0
+    """Codes that are NaN or infinite, where they are numbers in themselves."""
+    ordered: bool = False
+    """Whether the first and the last code are the ends of the grid: those of integers."""
     layout: str = ""
     declared: str = ""
     """What the config says of it, where that is not how it is read."""
@@ -339,6 +349,35 @@ Rounding: TypeAlias = Literal["same", "nearest", "solved", "other"]
 its grid; rounded to make up for other weights' errors, as GPTQ does; or from other weights."""
 
 
+class StoredLayer(Fact, frozen=True, gc=False, kw_only=True):
+    """One layer of a finished checkpoint, by itself."""
+
+    artefact: str
+    """Fingerprint of the finished checkpoint."""
+    layer: str
+    holds: str
+    """What it is stored as: a format where it is one of ours, else its layout or dtype."""
+    bits: float
+    """Stored bits a weight, scales and zero points included."""
+    shape: tuple[int, ...]
+    """``[out, in]`` or ``[experts, out, in]``."""
+    codes: StoredCodes | None = None
+    """How its codes are used; None where it has none that are read by themselves."""
+    rms: float = float("nan")
+    """Root mean square of its weights that are finite; nan where they were not looked at."""
+    largest: float = float("nan")
+    """Largest magnitude of these."""
+    not_finite: int = 0
+    """Weights that are NaN or infinite."""
+    zero_rows: int = 0
+    groups_uneven: int = 0
+    """Groups of an index (``g_idx``) that have more or fewer inputs than the others."""
+    groups_unordered: bool = False
+    """Whether groups are not in order, though the config says that they are."""
+    refused: str = ""
+    """Why it could not be read."""
+
+
 class ArtefactLayer(Fact, frozen=True, gc=False, kw_only=True):
     """One layer of a finished checkpoint, against its original."""
 
@@ -387,6 +426,18 @@ class ArtefactScore(Fact, frozen=True, gc=False, kw_only=True):
     kl_se: float
     top1: float
     tokens: int
+    table: DivergenceTable | None = None
+    """Position by position, as llama.cpp tells it; None in facts of an earlier version."""
+
+
+class ArtefactTable(Fact, frozen=True, gc=False):
+    """A finished checkpoint against a file of probabilities that the original left."""
+
+    artefact: str
+    """Fingerprint of the finished checkpoint."""
+    logits: str
+    """SHA-256 of the file."""
+    table: DivergenceTable
 
 
 class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
@@ -401,6 +452,87 @@ class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
     """By how much NLL falls."""
     dnll_se: float
     tokens: int
+
+
+class Likelihoods(Fact, frozen=True, gc=False, kw_only=True):
+    """How likely continuations are after their contexts."""
+
+    recipe: str
+    """Hash of the recipe; empty for the reference."""
+    log: tuple[float, ...]
+    """Natural logarithm of the probability of each continuation."""
+    greedy: tuple[bool, ...]
+    """Whether each token of it is the most likely one."""
+
+
+class CalibrationCheck(Fact, frozen=True, gc=False, kw_only=True):
+    """What is known of a calibration set before anything is quantised with it."""
+
+    set: str
+    """As it was asked for."""
+    text: str
+    """The evaluation text that it is held against."""
+    seq_len: int
+    samples: int
+    tokens: int
+    documents: int
+    """That the set was joined from."""
+    channels: int
+    """Of the widest input of the layers that are calibrated."""
+    repetition: float
+    """Share of runs of 8 tokens that occurred before in the set."""
+    duplicates: float
+    """Share of windows with half of their runs of 8 tokens or more in earlier windows."""
+    overlap: float
+    """Share of the evaluation text's runs of 13 tokens that occur in the set."""
+    distance: float
+    """Mean over inputs of the median over channels of ``|log₂|`` of the ratio of mean squares."""
+    spread: float
+    """The same distance between two halves of the evaluation text."""
+    worst: str
+    """The layer whose input differs most."""
+    largest: float
+    """Its distance."""
+    fourfold: float
+    """Share of its channels whose mean squares differ four times or more."""
+    experts: int = 0
+    unseen: int = 0
+    """Experts that no token of the set reached."""
+
+    @property
+    def key(self) -> CalibratedKey:
+        """The set and the text that it is about, of no method."""
+        return CalibratedKey("", self.set, self.seq_len, self.samples, self.text)
+
+
+class CalibrationScore(Fact, frozen=True, gc=False, kw_only=True):
+    """A method calibrated on some windows of a set: all layers of the body, on one text."""
+
+    set: str
+    text: str
+    method: str
+    """The format of every layer of the body."""
+    seq_len: int
+    samples: int
+    """Windows of the set that it may use; of a half, those of the whole."""
+    part: CalibratedOn = ""
+    nll: float
+    ppl: float
+    nll_reference: float
+    """Of the unchanged model."""
+    kl: float
+    kl_se: float
+    top1: float
+    tokens: int
+    kls: tuple[float, ...]
+    """KL of each evaluation window, in nats per token: what two sets do is compared by them."""
+
+    @property
+    def key(self) -> CalibratedKey:
+        """What it is the score of."""
+        return CalibratedKey(
+            self.method, self.set, self.seq_len, self.samples, self.text, self.part
+        )
 
 
 class Continued(Fact, frozen=True, gc=False, kw_only=True):
@@ -617,8 +749,13 @@ AnyFact: TypeAlias = (
     | Swapped
     | OutputError
     | Drift
+    | StoredLayer
     | ArtefactLayer
     | ArtefactScore
+    | ArtefactTable
     | LayerRestored
+    | Likelihoods
+    | CalibrationCheck
+    | CalibrationScore
     | Continued
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.protocol.tasks import TaskResult
+
 
 class Sampling(msgspec.Struct, frozen=True):
     """How prompts are continued."""
@@ -50,3 +52,5 @@ class Symptoms(msgspec.Struct, frozen=True):
     """Hash of the recipe."""
     prompts: tuple[str, ...]
     """Keys of the prompts, in their order; see `Continued`."""
+    tasks: tuple[TaskResult, ...] = ()
+    """In the order in which they were named."""

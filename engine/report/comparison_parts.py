@@ -6,6 +6,7 @@ from msgspec import UNSET
 
 from engine import protocol as p
 from engine.diagnosis.of_artefacts import artefact_findings
+from engine.diagnosis.thresholds import thresholds
 from engine.report import schema as s
 from engine.report.json import finite
 from engine.session import Compared, Session
@@ -24,7 +25,8 @@ def artefact_part(session: Session, compared: Compared) -> s.ArtefactPart:
         compared: what is known of it.
     """
     opened, score = compared.opened, compared.score
-    names = session.layers.names
+    names = session.layers.names if compared.layers else list(compared.stored)
+    limits = thresholds(session)
     return s.ArtefactPart(
         path=opened.path,
         name=opened.name,
@@ -42,10 +44,9 @@ def artefact_part(session: Session, compared: Compared) -> s.ArtefactPart:
         kl=UNSET if score is None else finite(score.kl),
         kl_se=UNSET if score is None else finite(score.kl_se),
         top1_agreement=UNSET if score is None else finite(score.top1),
+        divergence=UNSET if compared.table is None else divergence_part(compared.table),
         layers=[
-            _layer(compared.layers[name], compared.restored.get(name))
-            for name in names
-            if name in compared.layers
+            _layer(compared, name) for name in names if name in (compared.layers or compared.stored)
         ],
         unmatched=list(opened.unmatched),
         findings=[
@@ -56,17 +57,30 @@ def artefact_part(session: Session, compared: Compared) -> s.ArtefactPart:
                 sentence=each.sentence,
                 evidence={name: finite(value) for name, value in each.evidence.items()},
             )
-            for each in artefact_findings(compared)
+            for each in artefact_findings(compared, limits)
         ],
     )
 
 
-def _layer(fact: p.ArtefactLayer, win: p.LayerRestored | None) -> s.ComparedLayer:
+def _layer(compared: Compared, name: str) -> s.ComparedLayer:
+    alone = compared.stored.get(name)
+    codes = UNSET if alone is None or alone.codes is None else _codes(alone.codes)
+    fact, win = compared.layers.get(name), compared.restored.get(name)
+    if fact is None:
+        assert alone is not None
+        return s.ComparedLayer(
+            name=name,
+            format=alone.holds,
+            bits=finite(alone.bits),
+            stored=codes,
+            refused=alone.refused or UNSET,
+        )
     error = fact.error
     return s.ComparedLayer(
         name=fact.layer,
         format=fact.holds,
         bits=finite(fact.bits),
+        stored=codes,
         errors=s.ErrorPart(
             frobenius=finite(error.frobenius),
             relative=finite(error.relative),
@@ -91,4 +105,38 @@ def _layer(fact: p.ArtefactLayer, win: p.LayerRestored | None) -> s.ComparedLaye
         mistake=fact.mistake or UNSET,
         left=finite(fact.left) if fact.mistake else UNSET,
         refused=fact.refused or UNSET,
+    )
+
+
+def divergence_part(table: p.DivergenceTable) -> s.DivergencePart:
+    """The tables of llama.cpp, for a document."""
+    return s.DivergencePart(
+        tokens=table.tokens,
+        ppl=finite(table.ppl),
+        ppl_se=finite(table.ppl_se),
+        ppl_base=finite(table.ppl_base),
+        ppl_base_se=finite(table.ppl_base_se),
+        correlation=finite(table.correlation),
+        ln_ratio=finite(table.ln_ratio),
+        ln_ratio_se=finite(table.ln_ratio_se),
+        kld={name: finite(value) for name, value in table.kld.items()},
+        delta_p={name: finite(value) for name, value in table.delta_p.items()},
+        same_top=finite(table.same_top),
+        same_top_se=finite(table.same_top_se),
+    )
+
+
+def _codes(codes: p.StoredCodes) -> s.StoredPart:
+    zeros = codes.zero_min >= 0
+    return s.StoredPart(
+        layout=codes.layout,
+        levels=codes.levels or UNSET,
+        unused=codes.unused if codes.levels else UNSET,
+        saturated=finite(codes.saturated) if codes.levels else UNSET,
+        scales=codes.scales,
+        scale_min=finite(codes.scale_min),
+        scale_max=finite(codes.scale_max),
+        bad_scales=codes.scales_zero + codes.scales_not_finite,
+        zero_min=codes.zero_min if zeros else UNSET,
+        zero_max=codes.zero_max if zeros else UNSET,
     )

@@ -15,6 +15,7 @@ from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
+from engine.report.calibration_parts import set_parts
 from engine.report.comparison_parts import artefact_part, compared_parts
 from engine.report.diagnosis_parts import (
     diagnosed_layers,
@@ -44,6 +45,7 @@ from engine.report.sweep_parts import (
     unit_parts,
 )
 from engine.report.symptom_parts import prompt_part, rate_part, sampling_part
+from engine.report.task_parts import task_part
 from engine.report.verdicts import from_weights
 from engine.session import Job, Session
 
@@ -195,13 +197,43 @@ def compare_document(session: Session, job: Job | None = None) -> s.CompareDocum
     scored = command.score
     return s.CompareDocument(
         resumed=job.resumed,
-        reference=_model(session),
+        reference=UNSET if command.alone else _model(session),
         protocol=_protocol(session) if scored else UNSET,
         versions=session.versions,
         baseline=_baseline(session) if scored else UNSET,
+        logits=command.logits or UNSET,
         artefacts=[
             artefact_part(session, session.compared[each])
             for each in job.read(p.Comparison).artefacts
+        ],
+        timings=_timings(job),
+    )
+
+
+def calibrate_document(session: Session, job: Job | None = None) -> s.CalibrateDocument:
+    """The document of a comparison of calibration sets.
+
+    Args:
+        session: in which one has ended.
+        job: its job; the session's last one if not given.
+    """
+    job = job or _last(session, "calibrate")
+    found = job.read(p.CalibrationSets)
+    wanted = {(each, length) for each in found.samples for length in found.seq_lens}
+    return s.CalibrateDocument(
+        method=found.method,
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        versions=session.versions,
+        texts=[
+            s.CalibratedTextPart(name=name, text=text, text_sha256=sha256, tokens=tokens)
+            for name, (text, sha256, tokens) in zip(found.texts, found.protocols, strict=True)
+        ],
+        sets=[
+            part
+            for part in set_parts(session, found.method, found.sets, found.texts)
+            if (part.samples, part.seq_len) in wanted
         ],
         timings=_timings(job),
     )
@@ -236,6 +268,7 @@ def symptoms_document(
         rates=[rate_part(each) for each in rates(prompts)],
         alarms=len(alarms(prompts)),
         prompts=[prompt_part(each) for each in prompts],
+        tasks=[task_part(each) for each in found.tasks],
         timings=_timings(job),
     )
 

@@ -7,11 +7,13 @@ library.
 
 from __future__ import annotations
 
+from engine.session.correction import corrected
 from engine.session.fold import MAX_EXPERTS, MAX_HISTOGRAMS, MAX_NOTICES, Dirty, apply
 from engine.session.known_effects import KnownEffect, KnownEffects, correction, without_methods
 from engine.session.prediction import Prediction, Predictor, expected, predict, predict_tried
 from engine.session.state import (
     KEPT,
+    Calibrating,
     Change,
     Compared,
     Effects,
@@ -26,12 +28,14 @@ from engine.session.state import (
     recipe_hash,
     running,
 )
+from engine.session.text_curvature import TextCurvature
 
 __all__ = [
     "KEPT",
     "MAX_EXPERTS",
     "MAX_HISTOGRAMS",
     "MAX_NOTICES",
+    "Calibrating",
     "Change",
     "Compared",
     "Dirty",
@@ -43,8 +47,10 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Session",
+    "TextCurvature",
     "Tried",
     "apply",
+    "corrected",
     "correction",
     "decode_session",
     "encode_session",

@@ -74,18 +74,26 @@ class Correction(msgspec.Struct, frozen=True):
         share = math.log(estimate / low) / math.log(high / low)
         return y[at - 1] * math.pow(y[at] / y[at - 1], share)
 
-    def apply(self, estimate: Estimate) -> Estimate:
-        """An estimate with the expected KL, and its standard error scaled alike.
 
-        ΔNLL is KL plus a term of first order in the weights: for a degraded layer it shifts by as
-        much as KL does. For a restored layer it is unchanged.
-        """
-        kl = self.kl(estimate.kl)
-        scale = kl / estimate.kl if estimate.kl else 1.0
-        moved = kl - estimate.kl if estimate.direction == "degrade" else 0.0
-        return msgspec.structs.replace(
-            estimate, kl=kl, kl_se=estimate.kl_se * scale, dnll=estimate.dnll + moved
-        )
+def corrected(estimate: Estimate, fit: Correction | None, curvature: float = 1.0) -> Estimate:
+    """An estimate with the expected KL, and its standard error scaled alike.
+
+    ΔNLL of a degraded layer is a term of first order in the weights and a share of KL. For a
+    restored layer it is unchanged.
+
+    Args:
+        estimate: as it was made, with all of KL in ΔNLL.
+        fit: of KL; None to leave it.
+        curvature: the share, see `engine.session.text_curvature`.
+    """
+    if fit is None and curvature == 1.0:
+        return estimate
+    kl = estimate.kl if fit is None else fit.kl(estimate.kl)
+    scale = kl / estimate.kl if estimate.kl else 1.0
+    dnll = estimate.dnll
+    if estimate.direction == "degrade":
+        dnll += curvature * kl - estimate.kl
+    return msgspec.structs.replace(estimate, kl=kl, kl_se=estimate.kl_se * scale, dnll=dnll)
 
 
 def fitted(agreement: Agreement | None) -> Correction | None:

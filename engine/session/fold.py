@@ -9,6 +9,7 @@ import msgspec
 from engine import protocol as p
 from engine.session.artefact import bits_as_stored
 from engine.session.state import (
+    Calibrating,
     Change,
     Compared,
     Effects,
@@ -24,7 +25,7 @@ from engine.session.state import (
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
     "stage", "notices", "gauges", "histogram", "experts", "errors", "ranges", "fixes",
-    "compared", "symptoms",
+    "compared", "symptoms", "calibrating",
 ]  # fmt: skip
 
 MAX_NOTICES = 200
@@ -190,7 +191,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     session.baseline = session.control = session.partial = None
     session.effects, session.errors, session.scores = Effects(), Errors(), {}
     session.measured_with = None
-    session.compared = {}
+    session.compared, session.calibrating = {}, Calibrating()
     return frozenset(get_args(Dirty))
 
 
@@ -247,8 +248,10 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     if before is None or before.protocol != event.protocol:
         for found in session.compared.values():
             found.score, found.restored = None, {}
-        session.continued = {}
-    return frozenset({"model", "stage", "baseline", "measured", "recipe", "errors", "compared"})
+        session.calibrating, session.continued = Calibrating(), {}
+    return frozenset(
+        {"model", "stage", "baseline", "measured", "recipe", "errors", "compared", "calibrating"}
+    )
 
 
 def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty]:
@@ -305,14 +308,21 @@ def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
     return frozenset({"jobs", "stage", "notices"})
 
 
-def _compared(session: Session, fact: p.ArtefactLayer | p.ArtefactScore | p.LayerRestored) -> Dirty:
+def _compared(
+    session: Session,
+    fact: p.StoredLayer | p.ArtefactLayer | p.ArtefactScore | p.ArtefactTable | p.LayerRestored,
+) -> Dirty:
     found = session.compared.get(fact.artefact)
     if found is not None:
         match fact:
+            case p.StoredLayer():
+                found.stored[fact.layer] = fact
             case p.ArtefactLayer():
                 found.layers[fact.layer] = fact
             case p.ArtefactScore():
                 found.score = fact
+            case p.ArtefactTable():
+                found.tables[fact.logits] = fact.table
             case p.LayerRestored():
                 found.restored[fact.layer] = fact
     return "compared"
@@ -347,8 +357,22 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
         case p.Drift():
             session.errors.drifts[fact.recipe] = fact
             return "errors"
-        case p.ArtefactLayer() | p.ArtefactScore() | p.LayerRestored():
+        case (
+            p.StoredLayer()
+            | p.ArtefactLayer()
+            | p.ArtefactScore()
+            | p.ArtefactTable()
+            | p.LayerRestored()
+        ):
             return _compared(session, fact)
+        case p.Likelihoods():  # only the store needs them: what they say is in the job's result
+            return "jobs"
+        case p.CalibrationCheck():
+            session.calibrating.checks[fact.key] = fact
+            return "calibrating"
+        case p.CalibrationScore():
+            session.calibrating.scores[fact.key] = fact
+            return "calibrating"
         case p.Continued():
             session.continued.setdefault(fact.recipe, {})[fact.prompt] = fact
             return "symptoms"

@@ -1,7 +1,8 @@
 """Effects of single layers as they are known: measured, else estimated, else filled in.
 
-An estimate is corrected by the measurements of other layers. An effect that is not known is filled
-in from the same layer's effect in another format: KL grows with the square of the weight error.
+An estimate is corrected by the measurements of other layers, and of its own layer in other formats.
+An effect that is not known is filled in from the same layer's effect in another format: KL grows
+with the square of the weight error.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import msgspec
 from engine import protocol as p
 from engine.errors import FormatError
 from engine.formats.grammar import Format, parse_format
-from engine.session.correction import Correction, fitted
+from engine.session.correction import Correction, corrected, fitted
 from engine.session.state import Session
+from engine.session.text_curvature import TextCurvature
 
 ALIKE = frozenset({"integer", "gguf"})
 """Families whose weight error halves with every bit, about."""
@@ -49,6 +51,7 @@ class KnownEffects:
         """
         self._session = session
         self._fits: dict[p.EffectKey, Correction | None] = {}
+        self._curvature = TextCurvature(session)
         self._known = [key for key in session.effects.known("degrade") if key.by == "layer"]
 
     def of(self, layer: str, held: str) -> KnownEffect | None:
@@ -86,16 +89,18 @@ class KnownEffects:
         estimated = session.effects.estimated.get(key, nothing)
         fit = correction(session, key)
         found: list[tuple[float, float, float] | None] = []
-        for exact, guess in zip(measured, estimated, strict=True):
+        for row, (exact, guess) in enumerate(zip(measured, estimated, strict=True)):
             known = exact if exact is not None else guess
             if known is None:
                 found.append(None)
                 continue
             kl, dnll, se = known.kl, known.dnll, known.kl_se
-            if exact is None and fit is not None:
-                before, kl = kl, fit.kl(kl)
-                se *= kl / before if before else 1.0
-                dnll += kl - before
+            if exact is None:
+                before = kl
+                if fit is not None:
+                    kl = fit.kl(kl)
+                    se *= kl / before if before else 1.0
+                dnll += self._curvature.of(row) * kl - before
             found.append((kl, dnll, se) if math.isfinite(kl) and math.isfinite(dnll) else None)
         return found
 
@@ -148,8 +153,7 @@ class KnownEffects:
         if isinstance(known, p.Estimate):
             if key not in self._fits:
                 self._fits[key] = correction(self._session, key)
-            if (fit := self._fits[key]) is not None:
-                known = fit.apply(known)
+            known = corrected(known, self._fits[key], self._curvature.of(row))
         if not math.isfinite(known.kl) or not math.isfinite(known.dnll):
             return None
         measured = isinstance(known, p.Sensitivity)
@@ -170,7 +174,8 @@ class KnownEffects:
         assert near is not None
         # What is of first order has a sign that another rounding does not share.
         kl = near.kl * ratio**2
-        return KnownEffect(kl, kl, near.kl_se * ratio**2, filled=True)
+        dnll = self._curvature.of(row) * kl
+        return KnownEffect(kl, dnll, near.kl_se * ratio**2, filled=True)
 
     def _error_ratio(self, row: int, held: str, known: str) -> float | None:
         """Weight error in one format over that in another: read, else about what bits tell."""

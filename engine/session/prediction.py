@@ -15,8 +15,10 @@ from functools import cached_property
 import msgspec
 
 from engine import protocol as p
+from engine.session.correction import corrected
 from engine.session.known_effects import KnownEffects, correction
 from engine.session.state import Session
+from engine.session.text_curvature import TextCurvature
 from engine.session.tried import held_in, layers_of, line_of, score_of
 
 MOST_TOGETHER = 4.0
@@ -47,9 +49,10 @@ class Prediction(msgspec.Struct, frozen=True):
 def expected(session: Session, row: int, key: p.EffectKey) -> p.Estimate | None:
     """The estimated effect of one layer, corrected by measurements of others."""
     estimate = session.estimate(row, key)
-    if estimate is None or (fit := correction(session, key)) is None:
-        return estimate
-    return fit.apply(estimate)
+    if estimate is None:
+        return None
+    curvature = TextCurvature(session).of(row) if key.by == "layer" else 1.0
+    return corrected(estimate, correction(session, key), curvature)
 
 
 def predict(session: Session) -> Prediction | None:

@@ -224,6 +224,25 @@ class Compared(msgspec.Struct, forbid_unknown_fields=True):
     score: p.ArtefactScore | None = None
     restored: dict[str, p.LayerRestored] = {}
     """By layer."""
+    stored: dict[str, p.StoredLayer] = {}
+    """What its layers tell by themselves, by name."""
+    tables: dict[str, p.DivergenceTable] = {}
+    """Against files of probabilities, by their SHA-256; the last one was read last."""
+
+    @property
+    def table(self) -> p.DivergenceTable | None:
+        """How far it is from its original, position by position."""
+        if self.score is not None and self.score.table is not None:
+            return self.score.table
+        return next(reversed(self.tables.values()), None)
+
+
+class Calibrating(msgspec.Struct, forbid_unknown_fields=True):
+    """Calibration sets compared, under one checkpoint and protocol."""
+
+    checks: dict[p.CalibratedKey, p.CalibrationCheck] = {}
+    """What is told of each set and text; of no method."""
+    scores: dict[p.CalibratedKey, p.CalibrationScore] = {}
 
 
 class Session(msgspec.Struct, forbid_unknown_fields=True):
@@ -274,6 +293,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Formats tried on calibration inputs, by layer and format."""
     compared: dict[str, Compared] = {}
     """Finished checkpoints compared with this one, by fingerprint, in order of opening."""
+    calibrating: Calibrating = msgspec.field(default_factory=Calibrating)
+    """Calibration sets that were compared."""
     continued: dict[str, dict[str, p.Continued]] = {}
     """Prompts that were continued, by recipe and the prompt's key, in order of arrival."""
     continuing: p.Continuing | None = None
@@ -287,8 +308,9 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         """Finished checkpoints that were compared, the least KL first; last those without one."""
 
         def kl(compared: Compared) -> float:
-            score = compared.score
-            return score.kl if score is not None and math.isfinite(score.kl) else math.inf
+            score, table = compared.score, compared.table
+            value = score.kl if score is not None else table.kld["mean"] if table else math.inf
+            return value if math.isfinite(value) else math.inf
 
         return sorted(self.compared.values(), key=kl)
 

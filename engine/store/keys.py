@@ -34,9 +34,11 @@ STATISTICS_VERSION = 3
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
-COMPARISON_VERSION = 3
+COMPARISON_VERSION = 4
 """Version of reading finished checkpoints, and of what is told of their layers."""
 
+CALIBRATING_VERSION = 1
+"""Version of what is told of calibration sets, and of what is calibrated on them."""
 GENERATION_VERSION = 1
 """Version of continuing prompts, and of what is told of them."""
 
@@ -74,12 +76,13 @@ def evaluation(
 ) -> Evaluation:
     """The part of a key that describes the evaluation.
 
-    The tokens stand for the text, so its name, its hash and its rows are not part of the key. Facts
+    The tokens stand for the text, so its name, its hash and its rows are not part of the key, nor
+    is whether blocks were streamed. Facts
     that depend on the random labels of estimates add them themselves. Of the device only its kind
     counts.
     """
     parts = msgspec.to_builtins(protocol)
-    for name in ("text", "text_sha256", "column", "documents", "skipped", "draws"):
+    for name in ("text", "text_sha256", "column", "documents", "skipped", "draws", "streamed"):
         parts.pop(name, None)
     parts["device"] = protocol.device.split(":")[0]
     return Evaluation(files, parts, windows, uses or {})
@@ -330,6 +333,23 @@ class Activations(Key, frozen=True, kw_only=True):
     """Whether outputs of attention and MLP modules are told too; earlier facts have none."""
 
 
+class Likelihoods(Key, frozen=True, kw_only=True):
+    """How likely some continuations are."""
+
+    kind = "likelihoods"
+    constants = QUANTISED
+    on: Files
+    dtype: str
+    device: str
+    """Its kind."""
+    pairs: str
+    """Hash of their tokens and of those before them."""
+    recipe: Mapping[str, str] = {}
+    """Empty for the reference."""
+    scale_dtype: str = ""
+    calibration: Calibration | None = None
+
+
 class FormatTried(Key, frozen=True, kw_only=True):
     """One layer in one format, on calibration inputs of the unchanged model."""
 
@@ -343,6 +363,18 @@ class FormatTried(Key, frozen=True, kw_only=True):
     """Its kind."""
     scale_dtype: str
     calibration: Calibration
+
+
+class StoredLayer(Key, frozen=True, kw_only=True):
+    """One layer of a finished checkpoint, by itself."""
+
+    kind = "stored layer"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    on: Files
+    """The finished checkpoint."""
+    layer: str
+    refused: str = ""
+    """Why it could not be read."""
 
 
 class ArtefactLayer(Key, frozen=True, kw_only=True):
@@ -369,6 +401,21 @@ class ArtefactScore(Key, frozen=True, kw_only=True):
     artefact: str
 
 
+class ArtefactTable(Key, frozen=True, kw_only=True):
+    """A finished checkpoint against a file of probabilities."""
+
+    kind = "artefact table"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    on: Files
+    """The finished checkpoint."""
+    logits: str
+    """SHA-256 of the file."""
+    dtype: str
+    device: str
+    original: str = ""
+    """Fingerprint of the original that decided how it is read, if there was one."""
+
+
 class LayerRestored(Key, frozen=True, kw_only=True):
     """What giving one layer of a finished checkpoint back its original weight wins."""
 
@@ -377,6 +424,28 @@ class LayerRestored(Key, frozen=True, kw_only=True):
     on: Evaluation
     artefact: str
     layer: str
+
+
+class CalibrationCheck(Key, frozen=True, kw_only=True):
+    """What is told of a calibration set and an evaluation text."""
+
+    kind = "calibration check"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "calibrating": CALIBRATING_VERSION}
+    on: Evaluation
+    calibration: Calibration
+    layers: tuple[str, ...]
+    """Whose inputs are looked at, one for each input."""
+
+
+class CalibrationScore(Key, frozen=True, kw_only=True):
+    """The score of a method calibrated on a set, all statistics being the unchanged model's."""
+
+    kind = "calibration score"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "calibrating": CALIBRATING_VERSION}
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    calibration: Calibration
 
 
 class Continued(Key, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 from engine import protocol as p
 from engine.diagnosis.finding import Finding
 from engine.diagnosis.of_artefacts import artefact_findings
+from engine.diagnosis.thresholds import thresholds
 from engine.report import wording as n
 from engine.session import Compared, Session
 from qtui.views.findings import STYLES, plain
@@ -53,9 +54,10 @@ def items(session: Session, opened: str) -> list[Item]:
 
 
 def _inside(session: Session, fingerprint: str, compared: Compared) -> list[Item]:
+    limits = thresholds(session)
     found = [
         Item("finding", fingerprint, each.layer, each)
-        for each in artefact_findings(compared)
+        for each in artefact_findings(compared, limits)
         if each.id != "worth-keeping"  # the layers below say it
     ]
     changed = [fact for fact in compared.layers.values() if fact.rounding != "same"]
@@ -106,7 +108,7 @@ def lines_of(
     compared = session.compared[item.artefact]
     cursor = (f"{glyphs.cursor if here else ' '} ", "$primary")
     if item.kind == "checkpoint":
-        return [[cursor, *_checkpoint(compared, width, glyphs, here)]]
+        return [[cursor, *_checkpoint(session, compared, width, glyphs, here)]]
     if item.kind == "said":
         return [[cursor, (f"  {fit(printable(item.said), width - 4, glyphs)}", "$dim")]]
     if item.kind == "titles":
@@ -128,9 +130,11 @@ def _layer_room(width: int) -> int:
     return max(14, min(40, width - 56))
 
 
-def _checkpoint(compared: Compared, width: int, glyphs: Glyphs, here: bool) -> Words:
+def _checkpoint(
+    session: Session, compared: Compared, width: int, glyphs: Glyphs, here: bool
+) -> Words:
     opened, score = compared.opened, compared.score
-    found = artefact_findings(compared)
+    found = artefact_findings(compared, thresholds(session))
     doubt = sum(each.severity in ("alert", "warning") for each in found)
     room = _room(width)
     name = f"{printable(opened.name)}  {printable(opened.layout)}"

@@ -182,8 +182,9 @@ def main() -> None:
         exact = exact_of(loaded, formats, given.direction, given.every, given.kept, counts)
         print(f"\n{machine()}\n")
         header = (
-            f"format | K | layers | rank of KL | rank of ΔNLL | top {TOP}, with near-ties | "
-            f"KL within {NEAR[0]}–{NEAR[1]} | within two errors, root mean square | ratio"
+            "format | K | layers | rank of KL | rank of ΔNLL, with shares of ten | "
+            f"top {TOP}, with near-ties | KL within {NEAR[0]}–{NEAR[1]} | "
+            "within two errors, root mean square | ratio"
         )
         print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}")
         for draws in map(int, given.draws.split(",")):
@@ -201,7 +202,8 @@ def main() -> None:
                     [tuple(exact[text, name]) for name in both],  # type: ignore[misc]
                 )
                 print(
-                    f"| `{text}` | {draws} | {it.layers} | {it.rank_kl:.3f} | {it.rank_dnll:.3f} | "
+                    f"| `{text}` | {draws} | {it.layers} | {it.rank_kl:.3f} | "
+                    f"{it.rank_dnll:.3f}, {it.rank_dnll_with:.3f} | "
                     f"{it.top}, {it.top_near} | {it.right:.0%} | "
                     f"{it.covered:.0%}, {it.spread:.2f} | {it.ratio:.2f} |"
                 )

@@ -26,6 +26,9 @@ class Truth:
     rank_kl: float
     """Spearman's rank correlation."""
     rank_dnll: float
+    rank_dnll_with: float
+    """The same once the `TOP` estimated worst have shown how much of KL is in ΔNLL: each takes its
+    own share in place of 1, and the others the median, which another format would give them too."""
     top: int
     """Of the ten estimated worst, how many are among the ten worst."""
     top_near: int
@@ -56,10 +59,13 @@ def hold_against(
     chosen, worst = np.argsort(-kl)[:top], np.argsort(-true_kl)[:top]
     tenth = true_kl[worst[-1]]
     ratios = kl / true_kl
+    shares = (true_dnll - (dnll - kl)) / true_kl
+    taken = np.where(np.isin(np.arange(len(kl)), chosen), shares, np.median(shares[chosen]))
     return Truth(
         layers=len(kl),
         rank_kl=float(spearmanr(kl, true_kl).statistic),
         rank_dnll=float(spearmanr(dnll, true_dnll).statistic),
+        rank_dnll_with=float(spearmanr(dnll - kl + taken * kl, true_dnll).statistic),
         top=len(set(chosen) & set(worst)),
         top_near=int(sum(true_kl[i] + true_se[i] >= tenth for i in chosen)),
         right=float(np.mean((ratios >= NEAR[0]) & (ratios <= NEAR[1]))),

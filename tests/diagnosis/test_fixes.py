@@ -12,6 +12,8 @@ from engine.diagnosis.findings import findings
 from engine.diagnosis.fixes import LayerFix, best_fix, front, layer_fixes, verdict_of
 from engine.session import Session, apply
 from tests.diagnosis.test_findings import F, Q, changed, clean, without_channels
+from tests.qtui import replay as r
+from tests.qtui.panes import told
 
 
 def tried(format: str, output: float, weight: float = 0.1, **given: object) -> p.FormatTried:
@@ -154,3 +156,16 @@ def test_all_outlier_channels_of_a_layer_are_named() -> None:
     (found,) = (each for each in findings(session, F) if each.id == "outlier-channel")
     assert found.channels == (7, 101)
     assert "input channels 7, 101 reach up to 15.0σ" in found.sentence
+
+
+def test_what_is_not_known_or_not_possible_wins_nothing_back() -> None:
+    facts = (tried("nf4-g64", math.nan, math.nan), tried("q4_k", math.nan, refused="no inputs"))
+    session = learn(told(Session(), *r.opening()), measured(F, 2e-3), *facts)
+    for format in ("nf4-g64", "q4_k"):
+        fix = fixes(session)[format]
+        assert math.isnan(fix.kl), format
+        assert math.isnan(fix.recovered), format
+        assert math.isnan(fix.per_megabyte), format
+    best = best_fix(list(fixes(session).values()), F, 0.5)
+    assert best is not None
+    assert best.format == ""  # as stored: nothing else is known to help

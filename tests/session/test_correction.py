@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine import protocol as p
 from engine.session import Session, apply, predict
-from engine.session.correction import LEAST_PAIRS, fitted
+from engine.session.correction import LEAST_PAIRS, corrected, fitted
 from tests.qtui import replay as r
 
 
@@ -102,12 +102,17 @@ def test_an_estimate_s_error_scales_and_its_nll_moves_by_what_its_kl_does() -> N
     fit = fitted(agreement([1e-3, 1e-2], [2e-3, 2e-2]))
     guess = r.estimate("lm_head", 0)
     assert fit is not None
-    found = fit.apply(guess)
+    found = corrected(guess, fit)
     assert found.kl == pytest.approx(2 * guess.kl)
     assert found.kl_se == pytest.approx(2 * guess.kl_se)
     assert found.dnll - guess.dnll == pytest.approx(guess.kl)
+    bent = corrected(guess, fit, 0.25)
+    assert bent.kl == found.kl
+    assert bent.dnll == pytest.approx(guess.dnll - guess.kl + 0.25 * found.kl)
+    assert corrected(guess, None) is guess
+    assert corrected(guess, None, 0.25).dnll == pytest.approx(guess.dnll - 0.75 * guess.kl)
     restored = msgspec.structs.replace(guess, direction="restore")
-    assert fit.apply(restored).dnll == guess.dnll
+    assert corrected(restored, fit, 0.25).dnll == guess.dnll
 
 
 def test_a_prediction_rests_on_corrected_estimates_and_on_measurements_as_they_are() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -11,14 +12,19 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint, read_layer
+from engine.checkpoint.checkpoint import open_stored
 from engine.checkpoint.companions import layouts_of
 from engine.checkpoint.packed.declared import declared_config
 from engine.checkpoint.weight import QuantisedWeight
 from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
+from engine.measure.compare.arranged import Arrange, arrangement
+from engine.measure.compare.declarations import contradictions, number_of
+from engine.measure.compare.readings import settled
+from engine.measure.compare.stored import stored_bits
 from engine.model.source import resolve_model
 from engine.session import own_format
-from engine.session.artefact import OUTSIDE, bits_as_stored
+from engine.session.artefact import OUTSIDE
 from engine.workspace import Opened
 
 ROWS = 64
@@ -40,6 +46,8 @@ class Artefact:
     rows: dict[str, DiskLayer]
     """Its layers by name."""
     original: Opened
+    _settled: set[str] = field(default_factory=set)
+    """Layers that are read in the way that fits the original."""
 
     @cached_property
     def shared(self) -> list[DiskLayer]:
@@ -81,9 +89,37 @@ class Artefact:
             layer: one that both have.
             weight: the original's, ``[out, in]`` or ``[experts, out, in]``.
         """
+        if layer in self._settled:
+            return
+        self._settled.add(layer)
         rows = weight.reshape(-1, weight.shape[-1])
-        for stored, first in self._ambiguous(layer):
-            self._settle(stored, rows[first : first + min(ROWS, stored.height)].double())
+        heads = self.heads(layer) if weight.dim() == 2 else 0
+        for stored, first in self._quantised(layer):
+            some = rows[first : first + min(ROWS, stored.height)].double()
+            if stored.otherwise:
+                self._settle(stored, some)
+            if not self.checkpoint.quantised[stored.name].read_as:
+                self._settle_mistake(stored, some, heads)
+
+    def _settle_mistake(self, stored: QuantisedWeight, rows: Tensor, heads: int) -> None:
+        """Read a weight otherwise where it was stored by mistake, and that fits the original."""
+        found = settled(stored, rows, heads, self._whole_scale(stored))
+        if found is not None:
+            why = f"{found.read_as}: that fits the original"
+            self.checkpoint.quantised[stored.name] = replace(found, read_as=why)
+
+    def _whole_scale(self, stored: QuantisedWeight) -> float | None:
+        """The one number that scales a whole weight, if there is one."""
+        for name in stored.pieces:
+            if name.endswith((".weight_global_scale", ".weight_scale_2")):
+                return number_of(self._as_stored, name)
+        return None
+
+    @cached_property
+    def _as_stored(self) -> Checkpoint:
+        """Its tensors as they are in the files."""
+        checkpoint = self.checkpoint
+        return open_stored(checkpoint.folder, follow_links=checkpoint.follow_links)
 
     def _settle(self, stored: QuantisedWeight, rows: Tensor) -> None:
         """Read a weight in the way that fits its first rows in the original."""
@@ -99,13 +135,13 @@ class Artefact:
             self.checkpoint.quantised[stored.name] = replace(best, read_as=why)
 
     def settle_all(self) -> None:
-        """Settle how every layer is read that can be read in several ways."""
+        """Settle how every layer is read that is stored quantised."""
         for row in self.shared:
-            if self._ambiguous(row.name):
+            if row.name not in self._settled and self._quantised(row.name):
                 self.settle(row.name, read_layer(self.original.checkpoint, row))
 
-    def _ambiguous(self, layer: str) -> list[tuple[QuantisedWeight, int]]:
-        """The weights of a layer that can be read in several ways, with the first row of each.
+    def _quantised(self, layer: str) -> list[tuple[QuantisedWeight, int]]:
+        """The weights of a layer that are stored quantised, with the first row of each.
 
         Experts that are stored one by one lie one below the other.
         """
@@ -113,10 +149,17 @@ class Artefact:
         found: list[tuple[QuantisedWeight, int]] = []
         for part in () if row.transposed else row.parts:
             stored = self.checkpoint.quantised.get(part)
-            if stored is not None and stored.otherwise:
+            if stored is not None:
                 found.append((stored, first))
             first += prod(self.checkpoint.tensors[part].shape[:-1])
         return found
+
+    def arrangement(self, layer: str) -> Arrange:
+        """How to bring the groups of a layer into rows, to look at its grid."""
+        stored = [each for each, _ in self._quantised(layer)]
+        if len(stored) != 1:  # experts one by one lie as plain ones do
+            return lambda weight: weight
+        return arrangement(stored[0], lambda: self._as_stored)
 
     def holds(self, layer: str) -> str:
         """What a layer is stored as: a format where it is one of ours, else a layout or dtype."""
@@ -125,7 +168,7 @@ class Artefact:
     def bits(self, layer: str) -> float:
         """Stored bits a weight of a layer, with all that is stored to dequantise it."""
         row = self.rows[layer]
-        return _bits(row) / row.parameters
+        return stored_bits(row) / row.parameters
 
     def reading(self, layer: str) -> tuple[str, str]:
         """What the configuration declares a layer as, and what it is read as; empty if the same."""
@@ -153,27 +196,24 @@ class Artefact:
                     return int(table[name])
         return 0
 
-    def per_weight(self, *, body: bool) -> float:
-        """Stored bits a weight, of the body or of all layers; one tensor counts once."""
-        rows = {
-            row.parts: row for row in self.rows.values() if not body or row.role not in OUTSIDE
-        }.values()
-        return sum(map(_bits, rows)) / max(1, sum(row.parameters for row in rows))
-
     def opened(self) -> p.ArtefactOpened:
         """What its headers say."""
-        layouts = layouts_of(self.checkpoint)
-        return p.ArtefactOpened(
-            fingerprint=self.checkpoint.fingerprint,
-            name=self.checkpoint.name,
-            path=str(self.checkpoint.folder),
-            layout=" and ".join(layouts) or self.checkpoint.dtype,
-            declared=declared(declared_config(self.checkpoint)),
-            bytes=self.checkpoint.bytes,
-            bits_per_weight=self.per_weight(body=True),
-            bits_all=self.per_weight(body=False),
-            unmatched=tuple(self.unmatched),
-        )
+        return opened_alone(self.checkpoint, self.rows.values(), tuple(self.unmatched))
+
+
+def open_finished(source: str, *, follow_links: bool) -> tuple[Checkpoint, dict[str, DiskLayer]]:
+    """A finished checkpoint and its layers by name.
+
+    Args:
+        source: a folder, a GGUF file, a hub id, or ``demo``.
+        follow_links: whether its files may be links out of it.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    folder = DEMO_PATH if source == "demo" else resolve_model(source)
+    checkpoint = open_checkpoint(folder, follow_links=follow_links)
+    return checkpoint, {row.name: row for row in list_layers(checkpoint)}
 
 
 def open_artefact(source: str, original: Opened) -> Artefact:
@@ -186,9 +226,7 @@ def open_artefact(source: str, original: Opened) -> Artefact:
     Raises:
         CheckpointError: it cannot be read, or shares no layer of a block with the original.
     """
-    folder = DEMO_PATH if source == "demo" else resolve_model(source)
-    checkpoint = open_checkpoint(folder, follow_links=original.settings.follow_links)
-    rows = {row.name: row for row in list_layers(checkpoint)}
+    checkpoint, rows = open_finished(source, follow_links=original.settings.follow_links)
     found = Artefact(checkpoint, rows, original)
     if all(row.block is None for row in found.shared):
         layers = original.rows.values()
@@ -199,6 +237,38 @@ def open_artefact(source: str, original: Opened) -> Artefact:
             "give checkpoints of the same model"
         )
     return found
+
+
+def opened_alone(
+    checkpoint: Checkpoint, rows: Iterable[DiskLayer], unmatched: tuple[str, ...] = ()
+) -> p.ArtefactOpened:
+    """What the headers of a finished checkpoint say.
+
+    Args:
+        checkpoint: the finished one.
+        rows: its layers.
+        unmatched: layers of an original that it has not.
+    """
+    layers = list(rows)
+    layouts = layouts_of(checkpoint)
+    return p.ArtefactOpened(
+        fingerprint=checkpoint.fingerprint,
+        name=checkpoint.name,
+        path=str(checkpoint.folder),
+        layout=" and ".join(layouts) or checkpoint.dtype,
+        declared=declared(declared_config(checkpoint)),
+        bytes=checkpoint.bytes,
+        bits_per_weight=_per_weight(layers, body=True),
+        bits_all=_per_weight(layers, body=False),
+        unmatched=unmatched,
+        contradictions=contradictions(checkpoint, layers),
+    )
+
+
+def _per_weight(layers: Iterable[DiskLayer], *, body: bool) -> float:
+    """Stored bits a weight, of the body or of all layers; one tensor counts once."""
+    rows = {row.parts: row for row in layers if not body or row.role not in OUTSIDE}.values()
+    return sum(map(stored_bits, rows)) / max(1, sum(row.parameters for row in rows))
 
 
 def declared(config: dict[str, object]) -> dict[str, str | int | float | bool]:
@@ -215,8 +285,3 @@ def declared(config: dict[str, object]) -> dict[str, str | int | float | bool]:
 def _is_padded(mine: DiskLayer, row: DiskLayer) -> bool:
     """Whether a layer is the original's with more tokens."""
     return row.role in OUTSIDE and mine.shape[1:] == row.shape[1:] and mine.shape[0] > row.shape[0]
-
-
-def _bits(row: DiskLayer) -> int:
-    """Bits of a layer in the files."""
-    return row.own_bits or bits_as_stored(row.shape, row.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -12,7 +13,10 @@ import msgspec
 from engine import protocol as p
 from engine.checkpoint import read_layer
 from engine.errors import CheckpointError, EngineError
+from engine.measure.compare.alone import stored_facts
 from engine.measure.compare.artefact import Artefact, open_artefact
+from engine.measure.compare.by_logits import save_logits as write_logits
+from engine.measure.compare.by_logits import score_by_logits
 from engine.measure.compare.explained import explanation
 from engine.measure.compare.folded import spread
 from engine.measure.compare.rounding import grid_of
@@ -20,7 +24,9 @@ from engine.measure.compare.running import ArtefactRun
 from engine.measure.compare.unfolding import columns_of, confirmed, folded_into
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, perplexity
+from engine.measure.evaluation.divergence_table import divergence_table
 from engine.measure.evaluation.evaluate import baseline, run_reference
+from engine.measure.evaluation.logits_file import read_logits
 from engine.measure.evaluation.reference import reference_of
 from engine.measure.preemption import repeated
 from engine.measure.weights.reconstruction import compare as compared
@@ -38,30 +44,38 @@ T = TypeVar("T")
 Events = Generator[p.AnyEvent | None, None, None]
 
 
-def compare_files(opened: Opened, artefacts: Sequence[str], job: str) -> Steps:
+def compare_files(opened: Opened, artefacts: Sequence[str], job: str, logits: str = "") -> Steps:
     """Compare the weights of finished checkpoints with the original's, from the files alone.
 
     Args:
         opened: the original.
         artefacts: folders or hub ids.
         job: id, for progress.
+        logits: a logits file of llama.cpp that each is run against; none if empty.
 
     Yields:
-        `ArtefactOpened`, `Learned` with `ArtefactLayer` facts, `Progress`.
+        `ArtefactOpened`, `Learned` with `StoredLayer`, `ArtefactLayer` and `ArtefactTable` facts,
+        `Progress`.
 
     Raises:
         CheckpointError: one cannot be read, or is of another model.
     """
     counts = JobCounts(job=job)
+    file = read_logits(Path(logits)) if logits else None
     found = [open_artefact(source, opened) for source in artefacts]
     for each in found:
         yield each.opened()
     for each in found:
+        yield from stored_facts(opened, each.checkpoint, each.rows, counts)
         yield from _layers(each, {}, counts)
+        if file is not None:
+            yield from score_by_logits(opened, each.checkpoint, each.settle_all, file, counts)
     return _outcome(found, counts)
 
 
-def compare_models(loaded: Loaded, artefacts: Sequence[str], restore: int, job: str) -> Steps:
+def compare_models(
+    loaded: Loaded, artefacts: Sequence[str], restore: int, job: str, save_logits: str = ""
+) -> Steps:
     """Compare finished checkpoints with the original: weights, then scores on the same windows.
 
     Args:
@@ -70,6 +84,7 @@ def compare_models(loaded: Loaded, artefacts: Sequence[str], restore: int, job: 
         restore: for how many layers of each, those that err most first, to measure what giving that
             layer back wins.
         job: id, for progress.
+        save_logits: where to write the original's probabilities on its windows; nowhere if empty.
 
     Yields:
         `ArtefactOpened`, `Learned` with `ArtefactLayer`, `ArtefactScore` and `LayerRestored` facts,
@@ -83,8 +98,11 @@ def compare_models(loaded: Loaded, artefacts: Sequence[str], restore: int, job: 
     found = [open_artefact(source, loaded.opened) for source in artefacts]
     for each in found:
         yield each.opened()
+    if save_logits:
+        yield from write_logits(loaded, Path(save_logits), counts)
     nll = (yield from baseline(loaded, counts)).nll
     for each in found:
+        yield from stored_facts(loaded.opened, each.checkpoint, each.rows, counts)
         worst = yield from _layers(each, fold_groups(loaded.network), counts)
         scoring = _Scoring(loaded, each, counts, nll)
         yield from scoring.score(worst[:restore])
@@ -163,12 +181,14 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
             refused=str(error),
         )
     scales = columns_of(artefact, layer, weight, stored, group)
-    grid = grid_of(scales.into(weight), stored, doubt=scales.doubt)
+    arrange = artefact.arrangement(layer)
+    levels = arrange(stored)
+    grid = grid_of(arrange(scales.into(weight)), levels, doubt=scales.doubt)
     found = None
     if grid.rounding in ("solved", "other"):
         scales = confirmed(scales, artefact, layer, weight, stored)
         target = scales.into(weight)
-        grid = grid_of(target, stored, doubt=scales.doubt)
+        grid = grid_of(arrange(target), levels, doubt=scales.doubt)
         if grid.rounding in ("solved", "other"):
             found = explanation(target, stored, artefact.heads(layer))
     errors = compared(weight, scales.out_of(stored))
@@ -225,7 +245,8 @@ class _Scoring:
             tallies.append((yield from self._timed(partial(run.run, batch))))
             yield None
         if whole not in known:
-            yield self.counts.learnt(whole, self._fact(tallies))
+            table = divergence_table(run.positions)
+            yield self.counts.learnt(whole, self._fact(tallies, table))
         stage = self.counts.stage("measuring", len(left))
         for done, (layer, address) in enumerate(left.items()):
             yield stage.step(done, layer)
@@ -276,7 +297,7 @@ class _Scoring:
     def _timed(self, step: Callable[[], T]) -> Generator[p.AnyEvent | None, None, T]:
         return (yield from repeated(self.counts.timed("measure_s", step)))
 
-    def _fact(self, tallies: Sequence[Tally]) -> p.ArtefactScore:
+    def _fact(self, tallies: Sequence[Tally], table: p.DivergenceTable) -> p.ArtefactScore:
         targets = self.reference.windows.targets
         found = difference(tallies, targets)
         mean, half = self.nll + found.dnll.mean, found.dnll.half()
@@ -292,6 +313,7 @@ class _Scoring:
             kl_se=found.kl.se,
             top1=found.top1.mean,
             tokens=found.dnll.windows * targets,
+            table=table,
         )
 
     def _restored(

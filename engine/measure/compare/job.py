@@ -18,6 +18,15 @@ def _accepted(context: Context[Workspace], command: p.Compare) -> p.Compare:
         raise UsageError("name a finished checkpoint to compare with this one")
     if command.restore < 0:
         raise UsageError(f"{command.restore} layers to restore: expected 0 or more")
+    if command.alone and (command.score or command.restore):
+        raise UsageError("without an original, finished checkpoints are looked at by their files")
+    for path in (command.logits, command.save_logits):
+        if path and not os.path.isabs(path):
+            raise UsageError(f"{path!r} is not an absolute path: a logits file needs one")
+    if command.logits and command.score:
+        raise UsageError("a logits file takes the place of the original's run: leave out scores")
+    if command.save_logits and not command.score:
+        raise UsageError("the original's probabilities are those of its model: it needs scores")
     if command.restore and not command.score:
         raise UsageError("what restoring a layer wins is measured with the model: it needs scores")
     found = dict.fromkeys(map(_where, command.artefacts))
@@ -33,21 +42,34 @@ def _where(source: str) -> str:
 
 
 def _needs(command: p.Compare) -> Needs:
-    return "model" if command.score else "checkpoint"
+    return "model" if command.score and not command.alone else "checkpoint"
 
 
 def _steps(context: Context[Workspace], command: p.Compare) -> Steps:
+    from engine.measure.compare.alone import look_at_files
     from engine.measure.compare.comparing import compare_files, compare_models
 
     workspace = context.workspace
+    if command.alone:
+        opened = workspace.need(Opened)
+        return (yield from look_at_files(opened, command.artefacts, context.job, command.logits))
     if not command.score:
-        return (yield from compare_files(workspace.need(Opened), command.artefacts, context.job))
-    loaded = workspace.need(Loaded)
-    return (yield from compare_models(loaded, command.artefacts, command.restore, context.job))
+        opened = workspace.need(Opened)
+        return (yield from compare_files(opened, command.artefacts, context.job, command.logits))
+    return (
+        yield from compare_models(
+            workspace.need(Loaded),
+            command.artefacts,
+            command.restore,
+            context.job,
+            command.save_logits,
+        )
+    )
 
 
 def _title(command: p.Compare) -> str:
-    return "compare with " + ", ".join(Path(each).name for each in command.artefacts)
+    names = ", ".join(Path(each).name for each in command.artefacts)
+    return f"{'look at' if command.alone else 'compare with'} {names}"
 
 
 COMPARE = JobSpec(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.measure.evaluation.divergence import Tally
+from engine.measure.evaluation.divergence import Positions, Tally
 from engine.measure.evaluation.reference import Reference
 from engine.model.boundary_states import BoundaryStates
 from engine.model.lanes import Lane
@@ -46,6 +46,8 @@ class ArtefactRun:
         self.states.every = 0
         self._keep = keep
         self._tallies: dict[int, Tally] = {}
+        self.positions: list[Positions] = []
+        """What was found at every position of the micro-batches that were run."""
 
     @torch.no_grad()
     def run(self, batch: int) -> Tally:
@@ -63,9 +65,11 @@ class ArtefactRun:
         ids = self.reference.batches[batch]
         lane = Lane(self.network, ids, -1, None, take=collected.take)
         lane.advance(len(self.network.blocks))
-        tally = self.reference.tally(batch, lane.reached(), {}, self.network)
+        found: list[Positions] = []
+        tally = self.reference.tally(batch, lane.reached(), {}, self.network, found.append)
         self.states.keep(batch, collected)
         self._tallies[batch] = tally
+        self.positions += found
         return tally
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ def effect_table(loaded: Loaded, layer: str, fmt: Format) -> Events[tuple[SweepT
     return table, Unit(layer, (layer,), found.start, body)
 
 
-def effect_address(loaded: Loaded, layer: str, fmt: Format) -> Events[str]:
-    """Content address of a sweep's `Sensitivity` of a layer changed alone."""
+def effect_address(loaded: Loaded, layer: str, fmt: Format, exactness: str = "") -> Events[str]:
+    """Content address of a sweep's `Sensitivity` of a layer changed alone; see `figure_key`."""
     table, unit = yield from effect_table(loaded, layer, fmt)
-    return figure_key(loaded, unit, table)
+    return figure_key(loaded, unit, table, exactness)

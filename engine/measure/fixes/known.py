@@ -8,6 +8,7 @@ from engine.formats.grammar import parse_format
 from engine.measure.calibration.calibration import need_calibration
 from engine.measure.counts import JobCounts
 from engine.measure.fixes.addresses import effect_address, tried_address
+from engine.measure.sweep.exactness import DIAGNOSED
 from engine.service.jobs import Steps
 from engine.workspace import Loaded
 
@@ -37,11 +38,16 @@ def known_fixes(loaded: Loaded, wanted: Iterable[tuple[str, str]]) -> Steps:
         return counts.outcome()
     calibration = yield from need_calibration(loaded)
     addresses: list[str] = []
+    instead: dict[str, str] = {}
     for at, (layer, fmt) in enumerate(pairs):
-        addresses.append(tried_address(loaded, layer, fmt, calibration))
-        addresses.append((yield from effect_address(loaded, layer, fmt)))
+        whole = yield from effect_address(loaded, layer, fmt)
+        instead[whole] = yield from effect_address(loaded, layer, fmt, DIAGNOSED)
+        addresses += [tried_address(loaded, layer, fmt, calibration), whole, instead[whole]]
         if at % AT_ONCE == AT_ONCE - 1:
             yield None
     known = loaded.known(addresses)
+    for whole, some in instead.items():
+        if whole in known:
+            known.pop(some, None)  # all windows tell more than some of them
     yield from counts.found(list(known), list(known.values()))
     return counts.outcome()

@@ -87,8 +87,12 @@ def agreement(
     found = np.array([fact.kl for _, fact in both])
     positive = (guessed > 0) & (found > floor)
     knots: tuple[list[float], list[float]] = ([], [])
-    ratio, spread = math.nan, 0.0
+    ratio, spread, curvature = math.nan, 0.0, 1.0
     if positive.any():
+        if direction == "degrade":
+            slope = np.array([guess.dnll - guess.kl for guess, _ in both])
+            bent = np.array([fact.dnll for _, fact in both]) - slope
+            curvature = float(np.median(bent[positive] / found[positive]))
         ratio = float(np.median(found[positive] / guessed[positive]))
     if positive.sum() >= FEWEST:
         knots = monotone_fit(guessed[positive], found[positive])
@@ -103,6 +107,7 @@ def agreement(
         ),
         ratio=ratio,
         spread=spread,
+        curvature=curvature,
         estimated=knots[0],
         measured=knots[1],
     )

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from engine.errors import UsageError
 
+DIAGNOSED = "top:5"
+"""What a diagnosis measures of the format that it judges."""
+
 
 @dataclass(frozen=True)
 class Exactness:

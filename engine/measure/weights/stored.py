@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine import protocol as p
-from engine.checkpoint import Checkpoint, DiskLayer
+from engine.checkpoint import Checkpoint, DequantisedRows, DiskLayer
+from engine.measure.weights.fused import kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,12 +38,21 @@ class _Sums:
     low: int = -1
     high: int = -1
     outside: int = 0
+    wrapped: int = 0
+    subnormal: int = 0
+    broken: int = 0
+    version_1: bool = False
+    """Whether zero points are stored as GPTQ's version 1 has them."""
+    half: bool = False
+    """Whether scales are stored in float16."""
 
     def add(self, codes: Codes) -> None:
         """Count those of some rows."""
         if codes.levels:
             self.levels = max(self.levels, codes.levels)
-            self.counts += np.bincount(codes.codes.flatten().numpy(), minlength=256)
+            self.counts += _counted(codes.codes)
+        else:
+            self.broken += not_finite(codes.codes)
         self._add_scales(codes.scale)
         if codes.zero is not None and codes.zero.numel():
             low, high = int(codes.zero.min()), int(codes.zero.max())
@@ -50,6 +60,8 @@ class _Sums:
             self.high = max(self.high, high)
             last = codes.levels - 1
             self.outside += int(((codes.zero <= 0) | (codes.zero >= last)).sum())
+            if self.version_1:
+                self.wrapped += int((codes.zero == 0).sum())
 
     def _add_scales(self, scale: Tensor) -> None:
         import torch
@@ -63,6 +75,15 @@ class _Sums:
         if sizes.numel():
             self.smallest = min(self.smallest, float(sizes.min()))
             self.largest = max(self.largest, float(sizes.max()))
+            self.subnormal += self._subnormal(sizes)
+
+    def _subnormal(self, sizes: Tensor) -> int:
+        import torch
+
+        if not self.half:
+            return int((sizes < torch.finfo(torch.float32).tiny).sum())
+        small = sizes[sizes < torch.finfo(torch.float16).tiny]
+        return int((small.half().float() == small).sum())  # else it is stored in another dtype
 
     def fact(self, weight: QuantisedWeight) -> p.StoredCodes:
         """The figures of a layer."""
@@ -81,16 +102,41 @@ class _Sums:
             zero_min=self.low,
             zero_max=self.high,
             zeros_outside=self.outside,
+            zeros_wrapped=self.wrapped,
+            scales_subnormal=self.subnormal,
+            codes_not_finite=self.broken,
+            ordered="int" in weight.form and "mxint" not in weight.form,  # a sign and a size
             layout=weight.layout,
             declared=weight.declared,
             read_as=weight.read_as,
         )
 
 
-def stored_codes(checkpoint: Checkpoint, layer: DiskLayer) -> p.StoredCodes | None:
+def _counted(codes: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """How often each of 256 codes occurs."""
+    import torch
+
+    flat = codes.to(torch.uint8).flatten().numpy()
+    found = kernels()
+    if isinstance(found, str):
+        return np.bincount(flat, minlength=256)
+    counts = np.zeros((found.TABLES, 256), np.int64)
+    found.count(flat, counts)
+    total: np.ndarray[tuple[int], np.dtype[np.int64]] = counts.sum(0)
+    return total
+
+
+def stored_codes(
+    checkpoint: Checkpoint, layer: DiskLayer, held: DequantisedRows | None = None
+) -> p.StoredCodes | None:
     """The figures of a layer's codes; None if it is not stored as several tensors.
 
     One part and its pieces are in memory at a time.
+
+    Args:
+        checkpoint: that holds the layer.
+        layer: which one.
+        held: its rows, if its pieces are in memory already.
 
     Raises:
         CheckpointError: a piece cannot be read, or holds what it cannot mean.
@@ -99,9 +145,19 @@ def stored_codes(checkpoint: Checkpoint, layer: DiskLayer) -> p.StoredCodes | No
     if not weights:
         return None
     sums = _Sums()
-    for weight in weights:
-        loaded = weight.load()
+    for at, weight in enumerate(weights):
+        loaded = weight.load() if held is None else held.loaded(at)
+        sums.version_1 = any(each.declared == "GPTQ v1" for each in weight.otherwise)
+        sums.half = weight.dtype == "float16"
         for first, last in weight.spans():
             sums.add(loaded.codes(first, last))
     told = next((weight for weight in weights if weight.declared), weights[0])
     return sums.fact(told)
+
+
+def not_finite(values: Tensor) -> int:
+    """How many of some numbers are NaN or infinite; of 8 bits too."""
+    import torch
+
+    wide = values.to(torch.float32) if values.is_floating_point() else values
+    return int((~torch.isfinite(wide)).sum())

@@ -13,7 +13,7 @@ from engine.diagnosis.thresholds import Thresholds
 from engine.formats.grammar import Format, parse_format
 from engine.formats.storage import stored_bits, why_not_held
 from engine.protocol import EffectKey, Estimate, LayerWeights, Sensitivity
-from engine.session import Session, correction
+from engine.session import Session, TextCurvature, corrected, correction
 from engine.session.artefact import OUTSIDE
 
 Effect: TypeAlias = Sensitivity | Estimate
@@ -34,12 +34,14 @@ def effects(session: Session, key: EffectKey) -> Callable[[int], Effect | None]:
     if estimated is None:
         return (measured or []).__getitem__
     fit = correction(session, key)
+    curvature = TextCurvature(session) if key.by == "layer" else None
 
     def read(row: int) -> Effect | None:
         if measured is not None and (known := measured[row]) is not None:
             return known
-        guess = estimated[row]
-        return guess if guess is None or fit is None else fit.apply(guess)
+        if (guess := estimated[row]) is None:
+            return None
+        return corrected(guess, fit, 1.0 if curvature is None else curvature.of(row))
 
     return read
 

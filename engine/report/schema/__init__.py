@@ -11,9 +11,14 @@ from typing import TypeAlias
 
 from engine.report.schema.bench import BenchBatch as BenchBatch
 from engine.report.schema.bench import BenchDocument as BenchDocument
+from engine.report.schema.calibration import CalibrateDocument as CalibrateDocument
+from engine.report.schema.calibration import CalibratedTextPart as CalibratedTextPart
+from engine.report.schema.calibration import CalibrationSetPart as CalibrationSetPart
+from engine.report.schema.calibration import JudgedPart as JudgedPart
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer
 from engine.report.schema.comparison import CompareDocument as CompareDocument
+from engine.report.schema.comparison import DivergencePart as DivergencePart
 from engine.report.schema.comparison import RestoredPart as RestoredPart
 from engine.report.schema.diagnosis import ClippingPart as ClippingPart
 from engine.report.schema.diagnosis import DiagnosedLayer as DiagnosedLayer
@@ -71,10 +76,14 @@ from engine.report.schema.symptoms import PromptPart as PromptPart
 from engine.report.schema.symptoms import SamplingPart as SamplingPart
 from engine.report.schema.symptoms import SymptomRate as SymptomRate
 from engine.report.schema.symptoms import SymptomsDocument as SymptomsDocument
+from engine.report.schema.symptoms import TaskItem as TaskItem
+from engine.report.schema.symptoms import TaskMetric as TaskMetric
+from engine.report.schema.symptoms import TaskPart as TaskPart
 from engine.report.schema.triage import ActivationPart as ActivationPart
 from engine.report.schema.triage import ErrorPart as ErrorPart
 from engine.report.schema.triage import ExpertsPart as ExpertsPart
 from engine.report.schema.triage import OutlierPart as OutlierPart
+from engine.report.schema.triage import StoredPart as StoredPart
 from engine.report.schema.triage import TriageDocument as TriageDocument
 from engine.report.schema.triage import TriageLayer as TriageLayer
 
@@ -85,6 +94,7 @@ Document: TypeAlias = (
     | DiagnoseDocument
     | PlanDocument
     | CompareDocument
+    | CalibrateDocument
     | SymptomsDocument
     | ExportDocument
     | ImatrixDocument

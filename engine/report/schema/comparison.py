@@ -6,7 +6,7 @@ from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
 from engine.report.schema.parts import BaselinePart, FindingPart, Model, Number, Part
-from engine.report.schema.triage import ErrorPart
+from engine.report.schema.triage import ErrorPart, StoredPart
 
 
 class RestoredPart(Part, frozen=True, kw_only=True):
@@ -31,16 +31,20 @@ class ComparedLayer(Part, frozen=True, kw_only=True):
     """What it is stored as: a format where it is one of qtui's, else a layout or a dtype."""
     bits: Number
     """Stored bits a weight."""
-    errors: ErrorPart
-    """Difference of the weights, with folded scales taken back."""
-    rounding: str
+    stored: StoredPart | UnsetType = UNSET
+    """Its codes, if it is stored quantised."""
+    errors: ErrorPart | UnsetType = UNSET
+    """Difference of the weights, with folded scales taken back; as all that follows, missing
+    without an original."""
+    rounding: str | UnsetType = UNSET
     """``same``; ``nearest``, to the nearest level of its grid; ``solved``, as by GPTQ; ``other``,
     from other weights."""
-    displaced: Number
+    displaced: Number | UnsetType = UNSET
     """Share of weights that are not at the nearest level of their grid."""
-    steps: Number
-    """Root mean square error in steps of the grid; rounding to nearest errs by 0.29."""
-    folded: Number
+    steps: Number | UnsetType = UNSET
+    """Root mean square error in steps of the grid; rounding to nearest errs by 0.29. Where levels
+    are not evenly spaced, as those of fp4 and nf4, in its smallest gap: it says little there."""
+    folded: Number | UnsetType = UNSET
     """Largest scale folded into an input channel over the smallest; 1 if there are none."""
     sensitivity: RestoredPart | UnsetType = UNSET
     """What giving it back wins, where that was measured."""
@@ -54,6 +58,39 @@ class ComparedLayer(Part, frozen=True, kw_only=True):
     """Its relative error with the mistake undone."""
     refused: str | UnsetType = UNSET
     """Why it could not be compared."""
+
+
+class DivergencePart(Part, frozen=True, kw_only=True):
+    """The tables of ``llama-perplexity --kl-divergence``, by its names.
+
+    Its uncertainties take positions for independent; those of ``kl`` and ``dnll`` are over windows.
+    """
+
+    tokens: int
+    """Positions that count."""
+    ppl: Number
+    """``Mean PPL(Q)``."""
+    ppl_se: Number
+    """Its uncertainty."""
+    ppl_base: Number
+    """``Mean PPL(base)``."""
+    ppl_base_se: Number
+    """Its uncertainty."""
+    correlation: Number
+    """``Cor(ln(PPL(Q)), ln(PPL(base)))``, -1 to 1."""
+    ln_ratio: Number
+    """``Mean ln(PPL(Q)/PPL(base))``."""
+    ln_ratio_se: Number
+    """Its uncertainty."""
+    kld: dict[str, Number]
+    """KL divergence, nats: ``mean`` with ``mean_se``, ``max``, ``99.9%`` to ``0.1%``, ``min``."""
+    delta_p: dict[str, Number]
+    """Change of the probability of the token that follows, 0 to 1: ``mean`` with ``mean_se``,
+    ``rms`` with ``rms_se``, ``max``, ``99.9%`` to ``0.1%``, ``min``."""
+    same_top: Number
+    """``Same top p``, 0 to 1."""
+    same_top_se: Number
+    """Its uncertainty."""
 
 
 class ArtefactPart(Part, frozen=True, kw_only=True):
@@ -91,6 +128,8 @@ class ArtefactPart(Part, frozen=True, kw_only=True):
     """Standard error of ``kl`` over windows."""
     top1_agreement: Number | UnsetType = UNSET
     """Share of positions where both have the same top token, 0 to 1."""
+    divergence: DivergencePart | UnsetType = UNSET
+    """How far it is from the original, position by position."""
     layers: list[ComparedLayer]
     """Its layers, in the original's order."""
     unmatched: list[str]
@@ -104,14 +143,16 @@ class CompareDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="
 
     resumed: int
     """Number of results taken from the cache."""
-    reference: Model
-    """The original."""
+    reference: Model | UnsetType = UNSET
+    """The original; missing where there was none."""
     protocol: p.Protocol | UnsetType = UNSET
     """Text, windows and arithmetic behind the scores; missing where files alone were compared."""
     versions: dict[str, str]
     """Versions of libraries that figures may depend on, by name."""
     baseline: BaselinePart | UnsetType = UNSET
     """The original's score."""
+    logits: str | UnsetType = UNSET
+    """The logits file that was the reference, where one was given."""
     artefacts: list[ArtefactPart]
     """In the order they were named."""
     timings: dict[str, Number]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from msgspec import UnsetType
 
+from engine.formats.spacing import evenly_spaced
 from engine.report import schema as s
 from engine.report.characters import printable
 from engine.report.tables.cells import figure, ppl, share
+from engine.report.tables.divergence import divergences
 from engine.report.tables.layout import escaped, markdown, paragraphs, table
 from engine.report.tables.parts import about, protocol_lines, spent
 from engine.report.wording import size
@@ -19,11 +21,12 @@ WORST = 12
 def comparison_text(document: s.CompareDocument) -> str:
     """Finished checkpoints against their original: the best first, then layer by layer."""
     return paragraphs(
-        about(document.reference),
+        _reference(document),
         ""
         if isinstance(document.protocol, UnsetType)
         else protocol_lines(document.protocol, document.baseline),
         _side_by_side(document.artefacts),
+        divergences({each.name: each.divergence for each in document.artefacts}),
         *(text for each in document.artefacts for text in _one(each)),
         spent(document.timings, document.resumed),
     )
@@ -32,15 +35,32 @@ def comparison_text(document: s.CompareDocument) -> str:
 def comparison_markdown(document: s.CompareDocument) -> str:
     """The same as Markdown: all finished checkpoints, then the findings and layers of each."""
     return paragraphs(
-        f"# {escaped(printable(document.reference.name))}: finished checkpoints",
+        f"# {_heading(document)}",
         markdown(HEADINGS, _rows(document.artefacts)),
+        divergences({each.name: each.divergence for each in document.artefacts}, as_markdown=True),
         *(text for each in document.artefacts for text in _one_markdown(each)),
         "## Protocol",
-        escaped(about(document.reference)),
+        escaped(_reference(document)),
         ""
         if isinstance(document.protocol, UnsetType)
         else escaped(protocol_lines(document.protocol, document.baseline)),
     )
+
+
+def _heading(document: s.CompareDocument) -> str:
+    if isinstance(document.reference, UnsetType):
+        return "Finished checkpoints"
+    return f"{escaped(printable(document.reference.name))}: finished checkpoints"
+
+
+def _reference(document: s.CompareDocument) -> str:
+    if isinstance(document.reference, UnsetType):
+        said = "no original: what the files alone tell"
+    else:
+        said = about(document.reference)
+    if isinstance(document.logits, UnsetType):
+        return said
+    return f"{said}\nreference of scores: the probabilities in {printable(document.logits)}"
 
 
 def _one_markdown(artefact: s.ArtefactPart) -> list[str]:
@@ -90,7 +110,11 @@ def _told(artefact: s.ArtefactPart) -> str:
     """How its layers were rounded."""
     counted: dict[str, int] = {}
     for each in artefact.layers:
-        counted[each.rounding] = counted.get(each.rounding, 0) + 1
+        if not isinstance(each.rounding, UnsetType):
+            counted[each.rounding] = counted.get(each.rounding, 0) + 1
+    if not counted:
+        quantised = sum(not isinstance(each.stored, UnsetType) for each in artefact.layers)
+        return f"{len(artefact.layers)} layers, of {quantised} the codes were looked at"
     said = {
         "same": "as in the original",
         "nearest": "rounded to nearest",
@@ -106,7 +130,7 @@ def _worst(artefact: s.ArtefactPart) -> str:
     headings, rows = _worst_rows(artefact)
     if not rows:
         return ""
-    more = sum(each.rounding != "same" for each in artefact.layers) - len(rows)
+    more = sum(map(_listed, artefact.layers)) - len(rows)
     note = f"\n… and {more} more; --json has all" if more > 0 else ""
     return table(headings, rows, {0, 1, 4}) + note
 
@@ -117,9 +141,13 @@ def _worst_rows(artefact: s.ArtefactPart) -> tuple[list[str], list[list[str]]]:
     def order(each: s.ComparedLayer) -> tuple[float, float]:
         win = each.sensitivity
         measured = float("-inf") if isinstance(win, UnsetType) or win.kl is None else win.kl
-        return -measured, -(each.errors.relative or 0.0)
+        return -measured, 0.0 if isinstance(each.errors, UnsetType) else -(
+            each.errors.relative or 0.0
+        )
 
-    layers = [each for each in artefact.layers if each.rounding != "same"]
+    layers = [each for each in artefact.layers if _listed(each)]
+    if all(isinstance(each.errors, UnsetType) for each in layers):
+        return _alone(layers)
     any_win = any(not isinstance(each.sensitivity, UnsetType) for each in layers)
     rows = []
     for each in sorted(layers, key=order)[:WORST]:
@@ -129,9 +157,9 @@ def _worst_rows(artefact: s.ArtefactPart) -> tuple[list[str], list[list[str]]]:
                 each.name,
                 each.format,
                 figure(each.bits, 2),
-                share(each.errors.relative),
-                each.rounding,
-                figure(each.steps, 2),
+                "" if isinstance(each.errors, UnsetType) else share(each.errors.relative),
+                each.rounding or "",
+                figure(each.steps or None, 2) if evenly_spaced(each.format) else "-",
                 *([_thousandth(None if win is None else win.kl)] if any_win else []),
             ]
         )
@@ -139,6 +167,46 @@ def _worst_rows(artefact: s.ArtefactPart) -> tuple[list[str], list[list[str]]]:
     if any_win:
         headings.append("given back: KL·10³")
     return headings, rows
+
+
+def _listed(layer: s.ComparedLayer) -> bool:
+    """Whether a layer is one of those that are listed: changed, or stored quantised."""
+    if isinstance(layer.rounding, UnsetType):
+        return not isinstance(layer.stored, UnsetType)
+    return layer.rounding != "same"
+
+
+def _alone(layers: list[s.ComparedLayer]) -> tuple[list[str], list[list[str]]]:
+    """Layers by themselves, those with most codes unused or saturated first."""
+
+    def order(each: s.ComparedLayer) -> tuple[float, float]:
+        codes = each.stored
+        if isinstance(codes, UnsetType):
+            return 0.0, 0.0
+        return -(codes.unused or 0) / (codes.levels or 1), -(codes.saturated or 0.0)
+
+    rows = []
+    for each in sorted(layers, key=order)[:WORST]:
+        codes = each.stored
+        assert not isinstance(codes, UnsetType)
+        zeros = isinstance(codes.zero_min, UnsetType)
+        rows.append(
+            [
+                each.name,
+                each.format,
+                figure(each.bits, 2),
+                "" if isinstance(codes.unused, UnsetType) else f"{codes.unused} of {codes.levels}",
+                "" if isinstance(codes.saturated, UnsetType) else share(codes.saturated),
+                f"{_short(codes.scale_min)} to {_short(codes.scale_max)}",
+                "" if zeros else f"{codes.zero_min} to {codes.zero_max}",
+            ]
+        )
+    headings = ["layer", "stored as", "bits", "unused", "saturated", "scales", "zero points"]
+    return (headings, rows) if rows else ([], [])
+
+
+def _short(value: s.Number) -> str:
+    return "?" if value is None else f"{value:.3g}"
 
 
 def _thousandth(value: s.Number | UnsetType) -> str:

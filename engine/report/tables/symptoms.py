@@ -10,6 +10,7 @@ from engine.report.characters import printable
 from engine.report.tables.cells import figure, share
 from engine.report.tables.layout import escaped, markdown, paragraphs, table
 from engine.report.tables.parts import about, fallback_lines, spent
+from engine.report.tables.tasks import tasks_markdown, tasks_text
 
 SHOWN = 12
 """Prompts whose texts are printed: those with symptoms first."""
@@ -22,12 +23,14 @@ def symptoms_text(document: s.SymptomsDocument) -> str:
     """Rates of symptoms, then both texts of the prompts that have one."""
     return paragraphs(
         about(document.model),
-        f"recipe {printable(document.recipe)}; {_how(document)}",
+        f"recipe {printable(document.recipe)}"
+        + (f"; {_how(document)}" if document.prompts else ""),
         fallback_lines(document.fallbacks),
-        _summary(document),
+        _summary(document) if document.prompts else "",
         table(HEADINGS, _rates(document), {0}) if document.rates else "",
         *(_prompt(each) for each in _chosen(document)),
         _more(document),
+        *tasks_text(document.tasks),
         spent(document.timings, document.resumed),
     )
 
@@ -36,21 +39,24 @@ def symptoms_markdown(document: s.SymptomsDocument) -> str:
     """The same as Markdown."""
     return paragraphs(
         f"# {escaped(printable(document.model.name))}: symptoms",
-        escaped(f"recipe {printable(document.recipe)}; {_how(document)}"),
-        escaped(_summary(document)),
+        escaped(f"recipe {printable(document.recipe)}{_how(document)}"),
+        escaped(_summary(document)) if document.prompts else "",
         markdown(HEADINGS, _rates(document)) if document.rates else "",
         *(_prompt_markdown(each) for each in _chosen(document)),
         escaped(_more(document)),
+        *tasks_markdown(document.tasks),
     )
 
 
 def _how(document: s.SymptomsDocument) -> str:
+    if not document.prompts:
+        return ""
     how = document.sampling
     drawn = f"temperature {figure(how.temperature, 2)}, seed {how.seed}"
     if how.temperature and how.top_p != 1:
         drawn += f", top-p {figure(how.top_p, 2)}"
     return (
-        f"{len(document.prompts)} prompts, {how.new_tokens} new tokens, "
+        f"; {len(document.prompts)} prompts, {how.new_tokens} new tokens, "
         + (drawn if how.temperature else "greedy")
         + (", chat template" if how.chat else "")
     )

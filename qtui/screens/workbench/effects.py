@@ -21,11 +21,17 @@ class ShownEffects:
         return sweeps.swept(session, self.direction)
 
     def update(self, session: Session) -> None:
-        """Choose the format: one that was asked for, else the one shown, else the profile's."""
+        """Choose the format: one that was asked for, else the one shown, else the profile's.
+
+        One that is being swept stays, though others are known before it.
+        """
         swept, usual = self.swept(session), session.settings.sweep_formats
         if self.wanted in swept:
             self.format, self.wanted = self.wanted, ""
-        elif self.format not in (*swept, *sweeps.swept(session, sweeps.OTHER[self.direction])):
+        elif self.format not in (
+            *swept,
+            *sweeps.swept(session, sweeps.OTHER[self.direction]),
+        ) and not sweeps.sweeping(session, self.format, self.direction):
             self.format = next((f for f in usual if f in swept), (swept or list(usual) or [""])[0])
 
     def next_format(self, session: Session) -> None:

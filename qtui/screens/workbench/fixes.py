@@ -115,7 +115,6 @@ class Fixes:
         by_format: dict[str, list[str]] = {}
         for layer in layers:
             by_format.setdefault(self._format(layer), []).append(layer)
-        self.do.bench.table.stay()  # what is measured moves rows, not the cursor
         self.do.bench.show_tab("fixes")
         count = "this layer" if len(layers) == 1 else f"{len(layers)} layers"
         self.do.say("info", f"trying other formats than {', '.join(by_format)} on {count}")

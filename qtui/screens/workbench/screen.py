@@ -30,6 +30,7 @@ from qtui.widgets.frame.scoreboard import Scoreboard
 from qtui.widgets.frame.verdict import VerdictLine
 from qtui.widgets.line import Lines, Words, content
 from qtui.widgets.pane.detail import Detail
+from qtui.widgets.pane.tabs import LAYER
 from qtui.widgets.table.caption import caption
 from qtui.widgets.table.layer_table import LayerTable
 
@@ -138,6 +139,7 @@ class Workbench(SessionScreen):
     def _fold(self) -> None:
         narrow, pane = self.has_class("-narrow"), self.has_class("-pane")
         self.detail.set_class(narrow and not pane and not self.has_class("-roomy"), "-small")
+        self.keybar.show_alone(narrow and pane and not self.has_class("-folded"))
         self._detail()
 
     # --- what the engine's link says -----------------------------------------------------------
@@ -470,7 +472,9 @@ class Workbench(SessionScreen):
             self.remove_class("-folded")
             self.add_class("-pane")
             self._fold()
+        self.table.stay()  # what the tab asks for moves rows, not the cursor
         self.detail.show_tab(id)
+        self.set_class(self.detail.tab != LAYER, "-tabbed")  # no histogram beside its lines
         self.pane_requests.soon()
 
     def toggle_log(self) -> bool:

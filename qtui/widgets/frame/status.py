@@ -126,12 +126,20 @@ class KeyBar(Lines):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.actions: Sequence[Action] = ()
+        self.alone = False
+        """Whether the side pane is alone on the screen: its own keys are shown then."""
         self._spans: list[tuple[int, int, str]] = []
 
     def show(self, actions: Sequence[Action]) -> None:
         """Show keys of these actions."""
         self.actions = actions
         self._write()
+
+    def show_alone(self, alone: bool) -> None:
+        """Show the keys that matter where the side pane is alone, or those of the whole screen."""
+        if alone != self.alone:
+            self.alone = alone
+            self._write()
 
     def on_resize(self) -> None:
         """Make use of the new room."""
@@ -146,7 +154,12 @@ class KeyBar(Lines):
 
     def _write(self) -> None:
         width = self.content_size.width
-        named = [action for action in self.actions if action.word and action.keys]
+        named = [
+            (action, *(action.alone if self.alone else (action.word, action.rank)))
+            for action in self.actions
+            if action.keys
+        ]
+        named = [each for each in named if each[1]]
         toggles = [
             (action.id, key)
             for action in self.actions
@@ -157,10 +170,10 @@ class KeyBar(Lines):
         runs = [[each] for each in toggles] if apart else _runs(toggles)
         left = width - sum(len(_label(run)) + 1 for run in runs) - len("toggle  ")
         chosen = []
-        for action in sorted(named, key=lambda each: each.rank):
-            needed = len(key_names(self.app, action)[0]) + len(action.word) + 3
+        for action, word, _ in sorted(named, key=lambda each: each[2]):
+            needed = len(key_names(self.app, action)[0]) + len(word) + 3
             if needed <= left:
-                chosen.append(action)
+                chosen.append((action, word))
                 left -= needed
         line: Words = []
         self._spans = []
@@ -170,11 +183,11 @@ class KeyBar(Lines):
         if runs:
             self._put(line, "toggle", "$dim", "hold")
             line.append(("  ", ""))
-        for action in sorted(chosen, key=lambda each: each.place):
+        for action, word in sorted(chosen, key=lambda each: each[0].place):
             begin = cells(line)
             line += [
                 (key_names(self.app, action)[0], "bold $primary"),
-                (f" {action.word}", "$dim"),
+                (f" {word}", "$dim"),
             ]
             self._spans.append((begin, cells(line), action.id))
             line.append(("  ", ""))

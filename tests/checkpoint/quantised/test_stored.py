@@ -57,6 +57,7 @@ def test_codes_are_counted_one_by_one(tmp_path: Path) -> None:
         zero_min=min(zeros),
         zero_max=max(zeros),
         zeros_outside=zeros.count(0) + zeros.count(15),
+        ordered=True,
         layout="gptq",
     )
 

@@ -89,3 +89,58 @@ def test_what_cannot_be_compared_is_said(
     code, _, err = run("compare", source, str(tmp_path / "nowhere"), *asked(prose))
     assert code == 3
     assert "nowhere" in err
+
+
+def test_without_an_original_the_files_tell_what_they_can(
+    checkpoints: tuple[Path, Path], tmp_path: Path, run: Run
+) -> None:
+    source, finished = map(str, checkpoints)
+    gptq = str(tmp_path / "gptq")
+    code, _, err = run("export", source, "--format", "int4-g32", "--to", "gptq", "-o", gptq)
+    assert code == 0, err
+    code, out, err = run("compare", "-", gptq, finished, "--json", "-")
+    assert code == 0, err
+    document = json.loads(out)
+    assert not {"reference", "protocol", "baseline"} & document.keys()
+    first, second = document["artefacts"]
+    assert first["layout"] == "gptq"
+    assert first["findings"] == second["findings"] == []
+    layers = {layer["name"]: layer for layer in first["layers"]}
+    layer = layers["model.layers.0.mlp.up_proj"]
+    assert layer["format"] == "int4-g32"
+    assert layer["stored"]["levels"] == 16
+    assert layer["stored"]["scale_min"] > 0
+    assert not {"errors", "rounding", "steps", "folded"} & layer.keys()
+    assert "stored" not in layers["lm_head"]
+    code, out, err = run("compare", "-", gptq)
+    assert code == 0, err
+    assert "no original" in out
+    assert "zero points" in out
+    code, out, err = run("compare", "-", gptq, "--markdown")
+    assert code == 0, err
+    assert "# Finished checkpoints" in out
+
+
+def test_a_logits_file_is_written_and_read(
+    checkpoints: tuple[Path, Path], tmp_path: Path, prose: Path, run: Run
+) -> None:
+    source, finished = map(str, checkpoints)
+    file = str(tmp_path / "base.logits")
+    code, out, err = run("compare", source, finished, *asked(prose, "--save-logits", file))
+    assert code == 0, err
+    assert "Mean KLD" in out
+    assert "99.9% Δp" in out
+    given = asked(prose, "--logits", file, "--json", "-")
+    code, out, err = run("compare", "-", finished, *given)
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["logits"] == file
+    (artefact,) = document["artefacts"]
+    assert artefact["divergence"]["kld"]["mean"] > 0
+    assert 0 < artefact["divergence"]["same_top"] <= 1
+    assert "kl" not in artefact
+    code, _, err = run("compare", source, finished, "--logits", file, "--save-logits", file)
+    assert code == 2
+    code, _, err = run("compare", "-", finished, "--logits", str(tmp_path / "none"))
+    assert code == 3
+    assert "none" in err

@@ -90,3 +90,51 @@ async def test_before_there_are_layers_the_key_says_so() -> None:
         await press(d, "F")
         assert not d.sent(p.TryFixes)
         assert "no layers yet" in d.screen()
+
+
+async def test_the_format_that_is_swept_stays_shown_where_others_are_known_before_it() -> None:
+    """As after a restart: what was tried is there before the sweep has found its first effect."""
+    async with driving(*r.opening(), *r.triaged()) as d:
+        assert d.bench.format == FORMAT
+        sweep = p.JobStarted(
+            job="9", kind="sweep", title="sweep", command=p.Sweep((FORMAT,)), urgency=4
+        )
+        other = p.Learned(("",), (effect("lm_head", "int8", 1e-4),))
+        await d.give(sweep, other)
+        assert d.bench.format == FORMAT
+        await d.give(p.JobEnded(job="9", kind="sweep", status="cancelled"))
+        assert d.bench.format == "int8"  # nothing is known of the other, nor will be
+
+
+@pytest.mark.parametrize("width", [80, 139])
+async def test_the_key_bar_has_the_keys_of_the_pane_while_it_is_alone(width: int) -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept(), size=(width, 24)) as d:
+
+        def bar() -> str:
+            return d.screen().splitlines()[-1]
+
+        assert "/ filter" in bar()
+        whole = bar()
+        await press(d, "tab")  # below 140 columns: the pane alone
+        assert not d.table.display
+        for said in (". tab", "tab hide", "layer", "F fixes", "] scroll", "? help", "q quit"):
+            assert said in bar(), said
+        for said in ("filter", "sort", "mark", "restore", "scope"):
+            assert said not in bar(), said
+        assert len(bar().rstrip()) <= width
+        await press(d, "tab")
+        await press(d, "tab")
+        assert bar() == whole
+
+
+async def test_a_tab_asks_once_for_what_was_tried_before() -> None:
+    async with driving(*r.opening(), *r.triaged(), *r.swept(), size=(160, 50)) as d:
+        layer = d.table.current
+        assert layer is not None
+        d.bench.show_tab("fixes")
+        await d.until(lambda: d.sent(p.AskFixes))
+        assert d.sent(p.AskFixes) == [p.AskFixes((layer,), FORMAT)]
+        await d.give(tried(d, [layer]))
+        assert "best int4-g64" in d.screen()
+        assert "wins back 95%" in d.screen()
+        assert len(d.sent(p.AskFixes)) == 1

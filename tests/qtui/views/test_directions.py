@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.session import Session, apply, correction
+from engine.session import Session, apply, corrected, correction
 from qtui.views import sweeps
 from qtui.views.text import UNICODE
 from qtui.widgets.line import cells
@@ -123,7 +123,7 @@ async def test_a_toggle_to_an_estimated_format_is_predicted_at_the_next_repaint(
         assert d.app.pump.painted == painted + 1
         fit = correction(d.app.session, INT3_EFFECTS)
         assert fit is not None
-        guess = fit.apply(r.estimate(DOWN, 7, INT3))
+        guess = corrected(r.estimate(DOWN, 7, INT3), fit)
         expected = 26.17 * math.exp(guess.dnll)
         assert f"PPL 26.17 → ≈{expected:.2f} " in d.screen()
         assert expected > 26.17 * math.exp(r.estimate(DOWN, 7, INT3).dnll)

@@ -1,0 +1,185 @@
+"""Finished checkpoints against a file of probabilities that another run of the original left.
+
+The file is llama.cpp's (`engine.measure.evaluation.logits_file`): its tokens are the windows, and
+its probabilities the reference, so that its runs and ours are compared with the same one.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from engine import protocol as p
+from engine.checkpoint import Checkpoint
+from engine.errors import EngineError
+from engine.measure.counts import JobCounts
+from engine.measure.evaluation.divergence import Positions
+from engine.measure.evaluation.divergence_table import divergence_table
+from engine.measure.evaluation.logits_file import (
+    LogitsFile,
+    against_file,
+    write_chunk,
+    write_header,
+)
+from engine.measure.preemption import repeated
+from engine.model.load import load_network, load_tokenizer
+from engine.model.network import Network
+from engine.service.in_thread import in_thread
+from engine.store import keys
+from engine.texts.bos import adds_bos
+from engine.workspace import Loaded, Opened
+
+STEP = 64
+"""Positions whose logits are in memory at once."""
+Events = Generator[p.AnyEvent | None, None, None]
+
+
+def score_by_logits(
+    opened: Opened,
+    checkpoint: Checkpoint,
+    settle: Callable[[], None],
+    file: LogitsFile,
+    counts: JobCounts,
+) -> Events:
+    """Run a finished checkpoint on the tokens of a file, and compare it with its probabilities.
+
+    Args:
+        opened: the original, or one of the finished ones; its tokenizer says whether windows begin
+            with BOS, as llama.cpp has it.
+        checkpoint: the finished one.
+        settle: decides how its weights are read, where an original is at hand.
+        file: the reference.
+        counts: of the job.
+
+    Yields:
+        `Learned` with an `ArtefactTable`, `Progress`.
+    """
+    settings = opened.settings
+    digest = file.sha256
+    mine, original = checkpoint.fingerprint, opened.files.fingerprint
+    key = keys.ArtefactTable(
+        on=keys.Files(mine),
+        logits=digest,
+        dtype=settings.dtype or "",
+        device=settings.device,
+        original="" if mine == original else original,
+    ).address
+    known = opened.known([key])
+    if known:
+        yield from counts.found(list(known), list(known.values()))
+        return
+
+    def load(_: Callable[[p.Progress], None]) -> Network:
+        settle()
+        return load_network(
+            checkpoint.folder,
+            checkpoint=checkpoint,
+            device=settings.device,
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+            follow_links=settings.follow_links,
+        )
+
+    network = yield from in_thread("loading", load, wait=False)
+    network.should_stop = opened.workspace.should_stop
+    vocabulary = network.model.get_input_embeddings().weight.shape[0]
+    if vocabulary < file.vocabulary:
+        raise EngineError(
+            f"{checkpoint.name} has {vocabulary} tokens, and {file.path} probabilities of "
+            f"{file.vocabulary}: they are not of the same model"
+        )
+    bos = _bos(opened)
+    parts: list[Positions] = []
+    stage = counts.stage("measuring", file.windows.count)
+    for chunk in range(file.windows.count):
+        yield stage.step(chunk, checkpoint.name)
+        step = counts.timed("measure_s", partial(_against, network, file, chunk, bos))
+        parts += yield from repeated(step)
+        yield None
+    fact = p.ArtefactTable(checkpoint.fingerprint, digest, divergence_table(parts))
+    yield counts.learnt(key, fact)
+
+
+@torch.no_grad()
+def _against(network: Network, file: LogitsFile, chunk: int, bos: int | None) -> list[Positions]:
+    windows, log_probs = file.windows, file.log_probs(chunk)
+    ids, parts = windows.ids[chunk : chunk + 1], []
+    for (a, b), logits in _logits(network, ids, windows.first, bos):
+        mine = log_probs[a - windows.first : b - windows.first]
+        parts.append(against_file(mine, logits, ids[0, a + 1 : b + 1]))
+    return parts
+
+
+def _logits(
+    network: Network, ids: torch.Tensor, first: int, bos: int | None
+) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+    """Logits of a window from a position on, some positions at a time, on the CPU."""
+    begun = ids.clone()
+    if bos is not None:
+        begun[:, 0] = bos
+    begun = begun.to(network.device)
+    last = network.final_state(begun, -1, None)
+    end = ids.shape[1] - 1
+    for a in range(first, end, STEP):
+        b = min(a + STEP, end)
+        yield (a, b), network.logits(begun, last, (a, b))[0].float().cpu()
+
+
+def _bos(opened: Opened) -> int | None:
+    """The token that llama.cpp puts in place of the first of every window, if it does."""
+    tokenizer = load_tokenizer(
+        opened.path,
+        trust_remote_code=opened.settings.trust_remote_code,
+        follow_links=opened.settings.follow_links,
+    )
+    return int(tokenizer.bos_token_id) if adds_bos(tokenizer) else None
+
+
+def save_logits(loaded: Loaded, out: Path, counts: JobCounts) -> Events:
+    """Write the original's probabilities on the windows as llama.cpp does.
+
+    Of each window the second half is written, whatever counts here. Where the tokenizer begins
+    texts with BOS, the first token of a window is run as BOS, as llama.cpp does.
+
+    Args:
+        loaded: the original.
+        out: the file; replaced whole or not at all.
+        counts: of the job.
+
+    Raises:
+        EngineError: it cannot be written.
+    """
+    network, windows, bos = loaded.network, loaded.windows, _bos(loaded.opened)
+    vocabulary = network.config.get_text_config().vocab_size
+    first = windows.seq_len // 2
+    stage = counts.stage("reference", windows.count)
+    try:
+        descriptor, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+        part = Path(name)
+        with os.fdopen(descriptor, "wb") as to:
+            try:
+                write_header(to, windows, vocabulary)
+                for at in range(windows.count):
+                    yield stage.step(at, out.name)
+                    step = partial(_window, network, windows.ids[at : at + 1], first, bos)
+                    found = yield from repeated(counts.timed("measure_s", step))
+                    write_chunk(to, (each[:, :vocabulary] for each in found))
+                to.flush()
+                os.fsync(to.fileno())
+                part.chmod(0o644)
+                part.replace(out)
+            finally:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise EngineError(f"{out} cannot be written: {error.strerror or error}") from error
+    yield p.Notice("info", f"the original's probabilities are in {out}")
+
+
+@torch.no_grad()
+def _window(network: Network, ids: torch.Tensor, first: int, bos: int | None) -> list[torch.Tensor]:
+    return [logits for _, logits in _logits(network, ids, first, bos)]
