@@ -69,6 +69,12 @@ def find_symptoms(
     left = [at for at, (address, _) in enumerate(addresses) if address not in known]
     if not left and not command.why:
         return msgspec.structs.replace(counts.outcome(), result=found)
+    if network.streamed:
+        raise UsageError(
+            "symptoms need the whole model in memory, which is streamed from disk here, once for "
+            "every new token: choose --dtype bf16, a larger --memory-budget, or a device with more "
+            "memory"
+        )
     held = yield from recipe_weights(loaded, formats, counts)
     if why := (caching := loaded.part(_Caching, lambda: _Caching(network))).why_not:
         yield p.Notice("info", f"every new token runs the whole text again: {why}")
