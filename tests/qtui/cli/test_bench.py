@@ -24,7 +24,8 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_document_has_a_line_for_every_batch_size(gguf: str, run: Run) -> None:
-    words = ("--python", sys.executable, "--batch", "1,2", "--prompt", "8", "--new", "4", "--repeats", "2", "--threads", "2")
+    words = ("--python", sys.executable)
+    words += ("--batch", "1,2", "--prompt", "8", "--new", "4", "--repeats", "2", "--threads", "2")
     code, out, err = run("bench", gguf, *words, "--json", "-")
     assert code == 0, err
     document = json.loads(out)
