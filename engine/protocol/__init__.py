@@ -128,6 +128,8 @@ from engine.protocol.facts import (
     StoredLayer,
     Swap,
     Swapped,
+    SymptomCure,
+    SymptomRestored,
     WeightError,
 )
 from engine.protocol.frames import (
@@ -156,7 +158,7 @@ from engine.protocol.settings import (
     Protocol,
     Settings,
 )
-from engine.protocol.symptoms import Choice, Continuation, Sampling, Symptoms
+from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling, Symptoms
 from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
@@ -270,6 +272,7 @@ __all__ = [
     "RecipeScore",
     "Redo",
     "Refused",
+    "RestoredBy",
     "Role",
     "Rounding",
     "RunFirst",
@@ -287,6 +290,8 @@ __all__ = [
     "Swap",
     "Swapped",
     "Sweep",
+    "SymptomCure",
+    "SymptomRestored",
     "Symptoms",
     "TakeRecipe",
     "TaskResult",

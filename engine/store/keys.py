@@ -469,3 +469,26 @@ class Continued(Key, frozen=True, kw_only=True):
     rephrases: str = ""
     topic: str = ""
     calibration: Calibration | None = None
+
+
+class SymptomRestored(Key, frozen=True, kw_only=True):
+    """What giving layers of a recipe back wins on texts that show a symptom."""
+
+    kind = "symptom restored"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "generation": GENERATION_VERSION}
+    on: Files
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    dtype: str
+    device: str
+    """Its kind."""
+    prompts: str
+    """Hash of the texts."""
+    layers: tuple[str, ...]
+    calibration: Calibration | None = None
+
+
+class SymptomCure(SymptomRestored, frozen=True, kw_only=True):
+    """Prompts continued again with layers of a recipe given back."""
+
+    kind = "symptom cure"

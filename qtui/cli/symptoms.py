@@ -65,6 +65,13 @@ def symptoms(
             help="choose from the most likely tokens that together have this probability",
         ),
     ] = 1.0,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why",
+            help="give layers back where the recipe shows symptoms, to find those that cure it",
+        ),
+    ] = False,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -83,8 +90,9 @@ def symptoms(
     Both take the same random numbers, so that a recipe that changes nothing writes the same text.
     For every prompt the first token that differs, with what both would have said there; loops,
     garbled text, one token only, early ends, refusals, another language, texts that do not end:
-    how often the recipe shows them, and the reference by itself. --tasks has both answer questions:
-    accuracy with its interval, and the answers that flip either way.
+    how often the recipe shows them, and the reference by itself. --why gives layers of the recipe
+    back on the texts that show symptoms, one at a time, and says which of them cure it. --tasks has
+    both answer questions: accuracy with its interval, and the answers that flip either way.
     """
     with reporting_errors():
         settings, _ = shared.resolve()
@@ -100,6 +108,7 @@ def symptoms(
                 file="" if prompts is None else str(prompts.expanduser().absolute()),
                 tasks=tuple(map(located, named_tasks(tasks))),
                 sampling=p.Sampling(new_tokens, temperature, top_p, chat),
+                why=why,
                 format=format or "kept",
             ),
         )
