@@ -51,7 +51,7 @@ from engine.protocol.commands import (
     register_command,
     same_request,
 )
-from engine.protocol.comparison import Comparison
+from engine.protocol.comparison import COMPARISON_VERSION, Comparison
 from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
@@ -153,6 +153,7 @@ from engine.protocol.settings import (
 from engine.protocol.symptoms import Choice, Continuation, Sampling, Symptoms
 
 __all__ = [
+    "COMPARISON_VERSION",
     "DELTA_P_QUANTILES",
     "KLD_QUANTILES",
     "MAX_FRAME",

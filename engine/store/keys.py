@@ -34,9 +34,6 @@ STATISTICS_VERSION = 3
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
-COMPARISON_VERSION = 4
-"""Version of reading finished checkpoints, and of what is told of their layers."""
-
 GENERATION_VERSION = 1
 """Version of continuing prompts, and of what is told of them."""
 
@@ -349,7 +346,7 @@ class StoredLayer(Key, frozen=True, kw_only=True):
     """One layer of a finished checkpoint, by itself."""
 
     kind = "stored layer"
-    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": p.COMPARISON_VERSION}
     on: Files
     """The finished checkpoint."""
     layer: str
@@ -361,7 +358,7 @@ class ArtefactLayer(Key, frozen=True, kw_only=True):
     """One layer of a finished checkpoint, against its original."""
 
     kind = "artefact layer"
-    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": p.COMPARISON_VERSION}
     on: Files
     artefact: str
     """Fingerprint of the finished checkpoint."""
@@ -376,7 +373,7 @@ class ArtefactScore(Key, frozen=True, kw_only=True):
     """The score of a finished checkpoint."""
 
     kind = "artefact"
-    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": p.COMPARISON_VERSION}
     on: Evaluation
     artefact: str
 
@@ -385,7 +382,7 @@ class ArtefactTable(Key, frozen=True, kw_only=True):
     """A finished checkpoint against a file of probabilities."""
 
     kind = "artefact table"
-    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": p.COMPARISON_VERSION}
     on: Files
     """The finished checkpoint."""
     logits: str
@@ -400,7 +397,7 @@ class LayerRestored(Key, frozen=True, kw_only=True):
     """What giving one layer of a finished checkpoint back its original weight wins."""
 
     kind = "layer restored"
-    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": p.COMPARISON_VERSION}
     on: Evaluation
     artefact: str
     layer: str
