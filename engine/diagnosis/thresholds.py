@@ -50,6 +50,20 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of calibration text for each input channel."""
     few_windows: float
     """Windows of calibration text."""
+    far_text: float
+    """Distance of inputs between a calibration set and an evaluation text."""
+    beyond_spread: float
+    """Times the distance between halves of that text."""
+    short_window: float
+    """Share of the evaluation's windows that those of a set are long."""
+    shared_runs: float
+    """Share of the evaluation text's runs of tokens that a set has too."""
+    duplicate_windows: float
+    """Share of a set's windows that repeat earlier ones."""
+    repeated_runs: float
+    """Share of a set's runs of tokens that occurred before."""
+    still_moves: float
+    """Share of KL by which halves of a set differ from the whole, or from each other."""
     subnormal_scales: float
     """Share of a layer's scales that are below the normal numbers of their dtype."""
     wasted_codes: float

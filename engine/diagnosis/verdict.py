@@ -17,10 +17,11 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from engine.diagnosis.serving import Serving, by_kernels, kernels_of
+from engine.errors import FormatError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import can_hold
 from engine.recipes.mixes import better_than
-from engine.session import KnownEffects, Session, recipe_hash
+from engine.session import KnownEffects, Session, own_format, recipe_hash
 from engine.session.artefact import OUTSIDE
 
 T = TypeVar("T")
@@ -173,7 +174,7 @@ def verdict_in_steps(
         mix_bits=size.bits_per_weight,
         mix_bytes=size.bytes,
         better=tuple(counted.most_common()) + ((("kept", kept),) if kept else ()),
-        kernels=kernels_of(session, mix)[0],
+        kernels=kernels_of(session, mix | _stored(session, uniform, mix))[0],
     )
 
 
@@ -270,6 +271,24 @@ def _convex(hull: Sequence[tuple[int, float, str]], point: tuple[int, float, str
     """Whether the last point stays on the hull if another follows."""
     a, b = hull[-2], hull[-1]
     return (a[1] - b[1]) * (point[0] - b[0]) > (b[1] - point[1]) * (b[0] - a[0])
+
+
+def _stored(session: Session, uniform: Mapping[str, str], mix: Mapping[str, str]) -> dict[str, str]:
+    """Formats of the layers that the mix leaves as stored and that are stored quantised, as those
+    of a GGUF file are: they need a kernel too."""
+    dtypes = session.layers.dtypes
+    own = {dtype: own_format(dtype) for dtype in set(dtypes) if _quantised(own_format(dtype))}
+    if not own:
+        return {}
+    rows = {name: session.index[name] for name in uniform if name not in mix}
+    return {name: own[dtypes[row]] for name, row in rows.items() if dtypes[row] in own}
+
+
+def _quantised(format: str) -> bool:
+    try:
+        return not parse_format(format).kept
+    except FormatError:
+        return False  # a dtype, or a layout that is no format of ours
 
 
 def _formats(session: Session, format: str, serving: Serving) -> Sequence[str]:

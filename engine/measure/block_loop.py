@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from engine import protocol as p
 from engine.measure.counts import JobCounts
 from engine.measure.preemption import repeated
 from engine.model.lanes import Lane
@@ -34,6 +35,8 @@ def through_blocks(
     counts: JobCounts,
     timing: str,
     prepare: Prepare | None = None,
+    phase: p.Phase = "",
+    then: float = 0.0,
 ) -> Generator[Any, None, None]:
     """Advance lanes to boundary ``until``, all of them through one stretch of blocks at a time.
 
@@ -44,9 +47,16 @@ def through_blocks(
         counts: accumulates the seconds.
         timing: the name they are counted under.
         prepare: called with each stretch first, for example to quantise its layers.
+        phase: where blocks are streamed, what progress calls the pass; none if empty.
+        then: blocks that the job takes as long as afterwards, for the time left.
     """
     start = min((lane.at for lane in lanes), default=until)
-    for stretch in network.stretches(start, until):
+    stretches = network.stretches(start, until)
+    stage = counts.stage(phase, len(stretches), then) if phase and network.streamed else None
+    for done, stretch in enumerate(stretches):
+        if stage is not None:
+            detail = f"reading block {stretch.stop} of {len(network.blocks)}"
+            yield stage.step(done, detail=detail)
         with network.at_hand(stretch):
             if prepare is not None:
                 yield from prepare(stretch)
@@ -73,13 +83,16 @@ def cross(
     counts: JobCounts,
     timing: str = "measure_s",
     prepare: Prepare | None = None,
+    phase: p.Phase = "",
+    then: float = 0.0,
 ) -> Generator[Any, None, None]:
     """Run micro-batches through all blocks, and what follows; see `through_blocks`.
 
     If nothing needs to run (all lanes are at the end), ``prepare`` is not called.
     """
     lanes = [crossing.lane for crossing in crossings]
-    yield from through_blocks(network, lanes, len(network.blocks), counts, timing, prepare)
+    end = len(network.blocks)
+    yield from through_blocks(network, lanes, end, counts, timing, prepare, phase, then)
     for crossing in crossings:
         yield from repeated(counts.timed(timing, crossing.arrive))
         yield None

@@ -90,7 +90,9 @@ class Stage:
         """Seconds that its steps took so far."""
         return self._counts.computed - self._begun
 
-    def step(self, done: int, subject: str = "", format: str = "") -> p.Progress | None:
+    def step(
+        self, done: int, subject: str = "", format: str = "", detail: str = ""
+    ) -> p.Progress | None:
         """Announce a step: ``done`` are over, and ``subject`` comes next.
 
         Returns:
@@ -104,5 +106,5 @@ class Stage:
         return p.Progress(
             job=self._counts.job, done=done, total=self._total, phase=self._phase,
             seconds_left=self.spent / done * left if done else math.nan,
-            subject=subject, format=format,
+            subject=subject, format=format, detail=detail,
         )  # fmt: skip

@@ -84,6 +84,8 @@ class BoundaryStates:
     ) -> None:
         self.every = 1
         """See `CachePlan.every`."""
+        self.required = False
+        """Whether there must be room for every state."""
         self._memory, self._blocks = memory, blocks
         self._resumable, self._head_resumable = resumable, head_resumable
         self._kept: dict[int, dict[int, KeptTensor]] = {}
@@ -122,10 +124,16 @@ class BoundaryStates:
         self._kept[batch] = {k: stored for k, stored in kept.items() if k <= above}
 
     def store(self, k: int, state: Tensor) -> KeptTensor | None:
-        """Cache one state if it is useful; see `collect`."""
+        """Cache one state if it is useful; see `collect`.
+
+        Raises:
+            EngineError: it is required, and there is no room for it.
+        """
         last = k == self._blocks
         if not self.every or k <= 0 or not (self._head_resumable if last else self._resumable):
             return None
+        if self.required:
+            return self._memory.must_put(state)
         return self._memory.put(state, on_device=last or k % self.every == 0)
 
 
@@ -136,7 +144,8 @@ class Collected:
         self._states = states
         self.stored: dict[int, KeptTensor] = {}
 
-    def take(self, k: int, state: Tensor) -> None:
+    def take(self, k: int, state: Tensor) -> KeptTensor | None:
         """Cache the state before block ``k``, if there is room."""
         if (stored := self._states.store(k, state)) is not None:
             self.stored[k] = stored
+        return stored

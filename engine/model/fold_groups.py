@@ -8,6 +8,7 @@ for how groups are found and verified.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from engine.errors import UsageError
 from engine.model.absorbers import Found, block_groups
+from engine.model.lanes import Lane
 from engine.model.network import Network
 from engine.model.selfcheck import some_ids
 
@@ -109,19 +111,35 @@ def fold_groups(network: Network) -> dict[str, FoldGroup]:
         return _groups[network]
     done = _found.setdefault(network, {})
     ids = some_ids(network)
-    for block, state in enumerate(network.states(ids)):
+    groups: dict[str, FoldGroup] = {}
+    for block, state in _states(network, ids):  # a block that is read stays until the next one
         if block not in done:
             done[block] = block_groups(network, ids, block, state, done)
-    groups: dict[str, FoldGroup] = {}
-    for found in (one for block in sorted(done) for one in done[block]):
-        with network.at_hand([network.layers[found.layers[0]].start]):
-            group = _group(network, found)
-        groups |= dict.fromkeys(found.layers, group)
+        for found in done[block]:
+            groups |= dict.fromkeys(found.layers, _group(network, found))
     for name, layer in network.layers.items():
         if layer.role != "embedding" and name not in groups:
             groups[name] = FoldGroup((name,), "", f"{name} is outside of the blocks", "none")
     _groups[network] = groups
     return groups
+
+
+def _states(network: Network, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Every block with its input, while the block is at hand; and the output of the last."""
+    if not network.streamed:
+        for block, state in enumerate(network.states(ids)):
+            with network.at_hand([block]):
+                yield block, state
+        return
+    lane = Lane(network, ids, 0, None)
+    first: list[Tensor] = []
+    network.visit(ids, -1, None, lambda _k, state: first.append(state), until=0)
+    lane.state = first[0]
+    for block in range(len(network.blocks)):
+        with network.at_hand([block]):
+            yield block, lane.reached()
+            lane.advance(block + 1)
+    yield len(network.blocks), lane.reached()
 
 
 def absorbed(

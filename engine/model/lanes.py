@@ -18,14 +18,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engine.model.memory_tiers import KeptTensor
 from engine.model.network import Held, Network
 
-Take = Callable[[int, Tensor], None]
-"""Takes a boundary and the state there: the input of that block, or the last one's output."""
+Take = Callable[[int, Tensor], KeptTensor | None]
+"""Takes a boundary and the state there: the input of that block, or the last one's output. May
+return where it is kept."""
 
 
 def _ignore(_k: int, _state: Tensor) -> None:
-    pass
+    return None
 
 
 @dataclass(eq=False)
@@ -41,12 +43,13 @@ class Lane:
     """``[windows, tokens]``."""
     at: int
     """The block that comes next; -1 before the embedding."""
-    state: Tensor | None
+    state: Tensor | KeptTensor | None
     """Its input ``[windows, tokens, hidden]``; None at -1, or not resumable."""
     held: Mapping[str, Held] = field(default_factory=dict)
     """What the network holds for it, by layer; what acts in a block may be added until it comes."""
     take: Take = _ignore
-    """Is given the states on the way; one boundary's again where a stretch was interrupted."""
+    """Is given the states on the way; one boundary's again where a stretch was interrupted. If
+    blocks are streamed, the lane waits with what it returns, not with the state itself."""
 
     @torch.no_grad()
     def advance(self, until: int) -> None:
@@ -57,21 +60,22 @@ class Lane:
         """
         if self.at >= until:
             return
-        found: list[Tensor] = []
+        found: list[Tensor | KeptTensor] = []
 
         def take(k: int, state: Tensor) -> None:
-            self.take(k, state)
+            kept = self.take(k, state)
             if k == until:
-                found.append(state)
+                found.append(state if kept is None or not self.network.streamed else kept)
 
         with self.network.holding(self._held_until(until)):
-            self.network.visit(self.ids, self.at, self.state, take, until)
+            state = None if self.state is None else self.reached()
+            self.network.visit(self.ids, self.at, state, take, until)
         self.at, self.state = until, found[0]
 
     def reached(self) -> Tensor:
         """The state at the boundary it has reached."""
         assert self.state is not None, "it has not set out"
-        return self.state
+        return self.state if isinstance(self.state, Tensor) else self.state.read()
 
     def _held_until(self, until: int) -> dict[str, Held]:
         """Of what it holds, what the next blocks compute with."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,15 +24,27 @@ from engine.errors import (
     is_out_of_memory,
 )
 from engine.model.beside import check_beside
+from engine.model.blocks import find_blocks
 from engine.model.checkpoint_tensors import CheckpointTensors, checkpoint_tensors
 from engine.model.config import model_class, read_config
 from engine.model.exact_products import use_exact_products
-from engine.model.memory import check_memory, memory_free, memory_needed
+from engine.model.memory import check_memory, memory_free, memory_needed, size_of
 from engine.model.names import check_covered, join_names
 from engine.model.network import Network
 from engine.model.quiet import quiet
 from engine.model.selfcheck import check_resuming
 from engine.model.source import resolve_model
+from engine.model.streamed_blocks import StreamedBlocks
+from engine.model.streamed_check import check_streamed
+from engine.model.streaming import (
+    RESIDENT,
+    CannotStream,
+    fits,
+    least_memory,
+    load_around_blocks,
+    refuse_unstreamable,
+    without_weights,
+)
 from engine.model.transformers_internals import computed_keys
 
 if TYPE_CHECKING:
@@ -77,11 +90,15 @@ def load_network(
     checkpoint: Checkpoint | None = None,
     device: str = "auto",
     dtype: str | None = None,
+    budget: int | None = None,
     trust_remote_code: bool = False,
     follow_links: bool = False,
     on_stage: OnStage = lambda _stage: None,
 ) -> Network:
     """Loads the checkpoint in folder ``path``, or its files that are open as ``checkpoint``.
+
+    If its weights do not fit in free memory, or in a ``budget`` of bytes, its blocks are streamed
+    from disk, unless the model is one that cannot be (see `engine.model.streaming`).
 
     ``on_stage`` is called with the progress. While weights are read it is called from the threads
     that read them, one call at a time; raising there abandons the loading.
@@ -108,29 +125,101 @@ def load_network(
     what = f"loading {path.name} in {chosen_dtype}".replace("torch.", "")
     shapes = [tensor.shape for tensor in stored.tensors.values()]
     needed = memory_needed([*shapes, *_untied_shape(config)], chosen_dtype)
-    check_memory(needed, memory_free(chosen_device), chosen_device, what=what)
+    one = _Loading(
+        path, checkpoint, stored, loaded_class, config, chosen_device, chosen_dtype, on_stage
+    )
+    notes = (why_device, why_dtype, *((stored.note,) if stored.note else ()))
+    free = memory_free(chosen_device)
     try:
-        on_stage(LoadStage("building the model", 0, 1))
-        model, report = _build(loaded_class, config, stored, chosen_dtype, on_stage)
-        model.config.name_or_path = str(path)
-        unread = _check_report(path, model, report)
-        tied = _untie_head(model)
-        model.to(chosen_device)
-        made_from = _disk_names(model, stored, report)
-        notes = (why_device, why_dtype, *((stored.note,) if stored.note else ()))
-        if unread:
-            notes += (f"{len(unread)} tensors on disk are not part of the model: {few(unread)}",)
-        on_stage(LoadStage("checking resume", 0, 1))
-        _check_range(path, model, made_from, checkpoint, chosen_dtype)
-        zeroed = _zero_what_is_not_finite(model)
-        network = Network(model, made_from, tied=tied, notes=notes, zeroed=zeroed)
-        check_resuming(network)
-        on_stage(LoadStage("checking resume", 1, 1))
+        if not fits(needed, free, budget):
+            try:
+                return _streamed(one, notes, needed, budget)
+            except CannotStream as why:
+                if needed > free:
+                    what += f", which cannot be streamed from disk ({why}),"
+                else:
+                    notes += (_not_streamed(needed, budget, why),)
+        check_memory(needed, free, chosen_device, what=what)
+        return _resident(one, notes)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise _too_big(what, needed, chosen_device) from error
         raise
+
+
+class _Loading(NamedTuple):
+    """What is to be loaded, and where to."""
+
+    path: Path
+    checkpoint: Checkpoint
+    stored: CheckpointTensors
+    loaded_class: Any
+    config: Any
+    device: str
+    dtype: torch.dtype
+    on_stage: OnStage
+
+
+def _resident(one: _Loading, notes: tuple[str, ...]) -> Network:
+    """Load all weights."""
+    one.on_stage(LoadStage("building the model", 0, 1))
+
+    def read(done: int, total: int) -> None:
+        size = one.dtype.itemsize
+        one.on_stage(LoadStage("loading weights", done * size, total * size, True))
+
+    model, report = _build(one, one.config, one.stored.counted(read))
+    notes += _unread_note(_check_report(one.path, model, report))
+    tied = _untie_head(model)
+    model.to(one.device)
+    made_from = _disk_names(model, one.stored)
+    one.on_stage(LoadStage("checking resume", 0, 1))
+    parameters = dict(model.named_parameters())
+    _check_range(one, made_from, parameters)
+    zeroed = _zero_what_is_not_finite(parameters)
+    network = Network(model, made_from, tied=tied, notes=notes, zeroed=zeroed)
+    check_resuming(network)
+    one.on_stage(LoadStage("checking resume", 1, 1))
     return network
+
+
+def _streamed(one: _Loading, notes: tuple[str, ...], needed: int, budget: int | None) -> Network:
+    """Load what is outside of blocks; these are read when they run.
+
+    Raises:
+        CannotStream: this model's cannot.
+    """
+    one.on_stage(LoadStage("building the model", 0, 1))
+    config = copy.deepcopy(one.config)  # it is the model's, and changed with it
+    model, report = without_weights(lambda tensors: _build(one, config, tensors), one.stored)
+    notes += _unread_note(_check_report(one.path, model, report))
+    what = f"streaming {one.path.name} in {one.dtype} from disk".replace("torch.", "")
+    refuse_unstreamable(model, one.checkpoint, one.stored)
+    check_memory(least_memory(model), memory_free(one.device), one.device, what=what)
+    made_from = _disk_names(model, one.stored)
+
+    def mend(values: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+        _check_range(one, made_from, values)
+        return _zero_what_is_not_finite(values)
+
+    source = load_around_blocks(model, one.checkpoint, one.stored, one.device, mend)
+    tied = _untie_head(model)
+    blocks = source(find_blocks(model)[1])
+    inside = {id(p) for module in blocks.modules for p in module.parameters()}
+    said = mend({name: p for name, p in model.named_parameters() if id(p) not in inside})
+    network = Network(model, made_from, tied=tied, source=lambda _modules: blocks)
+    one.on_stage(LoadStage("checking resume", 0, 1))
+    check_streamed(network)
+    one.on_stage(LoadStage("checking resume", 1, 1))
+    network.zeroed = (*said, *blocks.reader.said)
+    network.notes = (*notes, _streamed_note(network, blocks, needed, budget))
+    return network
+
+
+def _unread_note(unread: list[str]) -> tuple[str, ...]:
+    if not unread:
+        return ()
+    return (f"{len(unread)} tensors on disk are not part of the model: {few(unread)}",)
 
 
 def load_tokenizer(
@@ -253,20 +342,14 @@ _NOT_BUILT = (
 """What classes of transformers raise for configs that make no sense."""
 
 
-def _build(
-    loaded_class: Any, config: Any, stored: CheckpointTensors, dtype: torch.dtype, on_stage: OnStage
-) -> tuple[Any, dict[str, Any]]:
-    def read(done: int, total: int) -> None:
-        on_stage(LoadStage("loading weights", done * dtype.itemsize, total * dtype.itemsize, True))
-
-    tensors = stored.counted(read)
+def _build(one: _Loading, config: Any, tensors: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     try:
         with quiet():
-            model, report = loaded_class.from_pretrained(
+            model, report = one.loaded_class.from_pretrained(
                 None,
                 config=config,
                 state_dict=tensors,
-                dtype=dtype,
+                dtype=one.dtype,
                 ignore_mismatched_sizes=True,  # reported by name below
                 output_loading_info=True,
             )
@@ -279,6 +362,7 @@ def _build(
             f"config.json does not describe a {config.model_type} model that can be built: "
             f"{type(error).__name__}: {_one_line(error)}"
         ) from error
+    model.config.name_or_path = str(one.path)
     return model, report
 
 
@@ -333,16 +417,13 @@ def _not_finite(tensor: torch.Tensor) -> bool:
 
 
 def _check_range(
-    path: Path,
-    model: Any,
-    made_from: dict[str, tuple[str, ...]],
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
+    one: _Loading, made_from: Mapping[str, tuple[str, ...]], values: Mapping[str, torch.Tensor]
 ) -> None:
     """Raise if a finite weight on disk is beyond the dtype that is computed in."""
+    path, checkpoint, dtype = one.path, one.checkpoint, one.dtype
     limit = torch.finfo(dtype).max
     short = next(name for name, each in DTYPES.items() if each == dtype)
-    for name, tensor in model.named_parameters():
+    for name, tensor in values.items():
         if not _not_finite(tensor):
             continue
         for disk in made_from.get(name, ()):
@@ -360,10 +441,10 @@ def _check_range(
             )
 
 
-def _zero_what_is_not_finite(model: Any) -> tuple[str, ...]:
+def _zero_what_is_not_finite(values: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     """Set NaN and infinite weights to 0, and report them: a single one makes every logit NaN."""
     said = []
-    for name, tensor in model.named_parameters():
+    for name, tensor in values.items():
         if not _not_finite(tensor):
             continue
         bad = int((~torch.isfinite(tensor)).sum())
@@ -372,9 +453,7 @@ def _zero_what_is_not_finite(model: Any) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _disk_names(
-    model: Any, stored: CheckpointTensors, report: dict[str, Any]
-) -> dict[str, tuple[str, ...]]:
+def _disk_names(model: Any, stored: CheckpointTensors) -> dict[str, tuple[str, ...]]:
     made_from = join_names(model, stored.tensors)
     tied, ignored = computed_keys(model)
     keys = set(model.state_dict())
@@ -385,6 +464,33 @@ def _disk_names(
         key: tuple(on_disk for name in names for on_disk in stored.tensors[name].names)
         for key, names in made_from.items()
     }
+
+
+def _streamed_note(
+    network: Network, blocks: StreamedBlocks, needed: int, budget: int | None
+) -> str:
+    """Says that blocks are streamed, and what that takes."""
+    room = f"a budget of {size_of(budget)}" if budget else f"what is free on {network.device}"
+    least = network.weights_in_memory
+    said = (
+        f"streamed: {size_of(needed)} of weights are more than {room} holds, so that blocks are "
+        f"read from disk as they are needed, {size_of(least)} being in memory at a time"
+    )
+    if budget is not None and least > budget * RESIDENT:
+        said += "; even that is more than the budget leaves"
+    if blocks.spent:
+        seconds = blocks.spent * len(blocks) / sum(blocks.reads)
+        said += (
+            f"; reading all blocks takes about {max(1, round(seconds))} s, an estimate does twice"
+        )
+    return said
+
+
+def _not_streamed(needed: int, budget: int | None, why: CannotStream) -> str:
+    return (
+        f"its weights take {size_of(needed)} of a budget of {size_of(budget or 0)}: they are all "
+        f"in memory, since the model cannot be streamed from disk: {why}"
+    )
 
 
 def _too_big(what: str, needed: int, device: str) -> OutOfMemoryError:

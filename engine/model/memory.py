@@ -36,6 +36,13 @@ def memory_free(device: str | torch.device) -> int:
     return free if allowed is None else min(free, allowed)
 
 
+def size_of(count: int) -> str:
+    """Bytes as people say them: ``20.0 GiB``, ``300 MiB``."""
+    if count >= GIB:
+        return f"{count / GIB:.1f} GiB"
+    return f"{max(1, round(count / 1024**2))} MiB" if count else "0 bytes"
+
+
 def check_memory(needed: int, free: int, device: str | torch.device, *, what: str) -> None:
     """Raises OutOfMemoryError, naming both amounts, when ``needed`` bytes exceed ``free``."""
     if needed > free:

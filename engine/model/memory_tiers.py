@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError
-from engine.model.memory import memory_free
+from engine.model.memory import memory_free, size_of
 
 log = logging.getLogger(__name__)
 
@@ -244,6 +244,7 @@ class TieredMemory:
         self, device: torch.device, budget: int, beyond: Iterable[MemoryTier] | None = None
     ) -> None:
         self.device = DeviceTier(device, budget)
+        self._found, self._all = beyond is None and hasattr(os, "preadv"), False
         self._tiers = list(_beyond(device) if beyond is None else beyond)
         self.beyond: list[MemoryTier] | None = None
         """The tiers that are worth using; None until measured."""
@@ -276,6 +277,17 @@ class TieredMemory:
                 block_seconds,
             )
 
+    def use_all(self) -> None:
+        """Use every tier, however slow, and at worst a folder in memory: states are dear to make
+        again."""
+        if self._all:
+            return
+        self._all, self.beyond = True, self._tiers
+        if self._found and not any(isinstance(tier, DiskTier) for tier in self._tiers):
+            folder = Path(tempfile.gettempdir())
+            free = psutil.disk_usage(str(folder)).free // 2
+            self.beyond = [*self._tiers, DiskTier(self.device.device, free, folder)]
+
     def put(self, state: Tensor, *, on_device: bool = True) -> KeptTensor | None:
         """Store a state; None if there is no room.
 
@@ -287,6 +299,23 @@ class TieredMemory:
         for tier in self.beyond or ():
             stored = stored or tier.put(state)
         return stored
+
+    def must_put(self, state: Tensor) -> KeptTensor:
+        """Store a state that would cost reading blocks again.
+
+        Raises:
+            EngineError: there is no room.
+        """
+        kept = self.put(state)
+        if kept is None:
+            tiers: list[MemoryTier] = [self.device, *(self.beyond or ())]
+            left = ", ".join(f"{size_of(tier.room.left)} of {tier.name}" for tier in tiers)
+            raise EngineError(
+                f"no room for the states between streamed blocks ({size_of(state.nbytes)} each): "
+                f"{left} left; free disk space, name another folder in TMPDIR, give a larger "
+                "--memory-budget or fewer --tokens; what was measured is saved"
+            )
+        return kept
 
 
 def _beyond(device: torch.device) -> Iterable[MemoryTier]:

@@ -282,6 +282,21 @@ class Network:
         """Whether blocks are read when a forward reaches them, and can be run one by one."""
         return self.resumable and self.blocks.at_once < len(self.blocks)
 
+    @property
+    def weights_in_memory(self) -> int:
+        """Bytes of weights that are in memory at a time: all, or those outside of blocks and two
+        blocks where they are streamed."""
+        blocks = sorted(sum(map(_bytes, block.parameters())) for block in self.blocks.modules)
+        if self.blocks.at_once < len(blocks):
+            blocks = blocks[-1 - self.blocks.at_once :]  # the next one is read meanwhile
+        return self.weights_outside + sum(blocks)
+
+    @property
+    def weights_outside(self) -> int:
+        """Bytes of weights outside of blocks."""
+        inside = {id(p) for block in self.blocks.modules for p in block.parameters()}
+        return sum(_bytes(p) for p in self.model.parameters() if id(p) not in inside)
+
     def stretches(self, start: int, until: int) -> list[range]:
         """Blocks from ``start`` to ``until`` (exclusive) in stretches that run in one forward.
 
@@ -551,6 +566,10 @@ class Network:
 
     def _count_hooks(self) -> int:
         return sum(map(len, self._hook_tables))
+
+
+def _bytes(parameter: Tensor) -> int:
+    return parameter.numel() * parameter.element_size()
 
 
 def _changing(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], Any]:

@@ -7,10 +7,11 @@ pass something from block to block on longer texts alone, such as which tokens t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import CheckpointError, EngineError, is_out_of_memory
 from engine.model.blocks import Forward, hidden_of, split_output
@@ -48,7 +49,7 @@ def check_resuming(network: Network) -> bool:
     network.resumable = network.head_resumable = False
     found = try_resuming(network)
     find_uses(network, some_ids(network), CANNOT_RUN)
-    _note(network, found)
+    note(network, found)
     return network.resumable
 
 
@@ -69,12 +70,13 @@ def check_on_window(network: Network, ids: Tensor) -> None:
     if found.reason is not None:
         found = found._replace(reason=f"on {ids.shape[1]} tokens {found.reason}")
     head, chunks = found.head and network.head_resumable, found.chunks and few
-    _note(network, found._replace(head=head, chunks=chunks))
+    note(network, found._replace(head=head, chunks=chunks))
     if why is not None:
         network.resumable, network.why_not_resumable = False, why
 
 
-def _note(network: Network, found: Findings) -> None:
+def note(network: Network, found: Findings) -> None:
+    """Write the results into the network."""
     network.head_resumable, network.takes_positions = found.head, found.chunks
     network.resumable = found.reason is None
     network.why_not_resumable = (
@@ -95,11 +97,7 @@ def try_resuming(network: Network, ids: Tensor | None = None) -> Findings:
     """
     ids = some_ids(network) if ids is None else ids
     whole, floor = _first_run(network, ids), 0.0
-    if bool(torch.isnan(whole).any() | torch.isposinf(whole).any()):
-        raise EngineError(
-            f"the model's logits are not finite in {str(network.dtype).removeprefix('torch.')}: "
-            "choose --dtype bf16 or fp32"
-        )
+    refuse_not_finite(network, whole)
     if network.device.type != "cpu":
         floor = float((network.run(ids, None) - whole).abs().max())
     states, again, unfit = _record(network, ids)
@@ -108,50 +106,76 @@ def try_resuming(network: Network, ids: Tensor | None = None) -> Findings:
             f"{type(network.model).__name__} gives other logits each time it runs the same text: "
             "no difference can be measured"
         )
-    _refuse_unless_causal(network, ids, whole, floor)
+    other, kept = other_tokens(network, ids)
+    if kept < ids.shape[1]:
+        refuse_unless_causal(network, network.run(other, None), whole, kept, floor)
     # What blocks leave behind is now of another text.
     if unfit is not None:
         return Findings(unfit, False, False)
     n = len(network.blocks)
-    head = _head_is_alone(network, ids, states[n], whole, floor)
+    head = head_is_alone(network, ids, states[n], whole, floor)
     reason = _blocks_differ(network, ids, states, floor)
     if reason is None and not head:
         reason = "the head depends on more than the output of the last block"
     chunks = head and network.takes_positions
-    chunks = chunks and _chunk_is_right(network, ids, states[n], whole, floor)
+    chunks = chunks and chunk_is_right(network, ids, states[n], whole, floor)
     return Findings(reason, head, chunks)
+
+
+def refuse_not_finite(network: Network, logits: Tensor) -> None:
+    """Raise EngineError for logits that nothing can be measured with."""
+    if bool(torch.isnan(logits).any() | torch.isposinf(logits).any()):
+        raise EngineError(
+            f"the model's logits are not finite in {str(network.dtype).removeprefix('torch.')}: "
+            "choose --dtype bf16 or fp32"
+        )
 
 
 def _first_run(network: Network, ids: Tensor) -> Tensor:
     """The logits, from a model that is checked to leave its weights as they are."""
-    before = {name: version_of(p) for name, p in network.model.named_parameters()}
+    before = [version_of(p) for p in network.model.parameters()]
     logits = network.run(ids, None)
-    for name, parameter in network.model.named_parameters():
-        if version_of(parameter) != before[name]:
+    refuse_written(network, network.model, before)
+    return logits
+
+
+def refuse_written(network: Network, module: nn.Module, before: Sequence[int]) -> None:
+    """Raise CheckpointError if parameters of a module are no longer of these versions."""
+    for (name, parameter), version in zip(module.named_parameters(), before, strict=True):
+        if version_of(parameter) != version:
             raise CheckpointError(
                 f"{type(network.model).__name__} writes into its own weights when it runs "
                 f"({name}), so it computes with others than are stored: such models cannot be "
                 "measured"
             )
-    return logits
 
 
-def _refuse_unless_causal(network: Network, ids: Tensor, whole: Tensor, floor: float) -> None:
-    """Run the same tokens with others in place of the last ones: earlier logits must not change.
+def other_tokens(network: Network, ids: Tensor) -> tuple[Tensor, int]:
+    """The same tokens with others in place of the last ones, and how many are the same."""
+    kept = ids.shape[1] * KEPT // TOKENS
+    other = ids.clone()
+    other[:, kept:] = (ids[:, kept:] + 1) % network.model.get_input_embeddings().weight.shape[0]
+    return other, kept
+
+
+def refuse_unless_causal(
+    network: Network, logits: Tensor, whole: Tensor, kept: int, floor: float
+) -> None:
+    """Raise CheckpointError if other tokens at the end changed earlier logits.
 
     Rows of a product do not depend on one another, so that they are equal to the last bit; only
     experts multiply other numbers of tokens at once, which may round differently.
+
+    Args:
+        network: that was run.
+        logits: of the tokens of which the first ``kept`` are the same.
+        whole: the logits before.
+        kept: see `other_tokens`.
+        floor: difference of running the same twice.
     """
-    tokens = ids.shape[1]
-    kept = tokens * KEPT // TOKENS
-    if kept == tokens:
-        return
-    other = ids.clone()
-    other[:, kept:] = (ids[:, kept:] + 1) % network.model.get_input_embeddings().weight.shape[0]
-    logits = network.run(other, None)
     experts = any(layer.role == "experts" for layer in network.layers.values())
     rounding = (16 if experts else 1) * torch.finfo(whole.dtype).eps * float(whole.abs().max())
-    if kept and not _same(logits[:, :kept], whole[:, :kept], floor + rounding):
+    if kept and not same(logits[:, :kept], whole[:, :kept], floor + rounding):
         config = network.config.get_text_config()
         decoder = getattr(config, "is_decoder", None) is False
         raise CheckpointError(
@@ -193,7 +217,7 @@ def _record(network: Network, ids: Tensor) -> tuple[list[Tensor], Tensor, str | 
             keep(hidden_of(args, kwargs))
             output = own[i](*args, **kwargs)
             hidden, beside = split_output(output)
-            network.beside[i] = beside and tuple(_lasting(one) for one in beside)
+            network.beside[i] = beside and tuple(lasting(one) for one in beside)
             if i == n - 1:
                 keep(hidden)
             return output
@@ -211,12 +235,13 @@ def _record(network: Network, ids: Tensor) -> tuple[list[Tensor], Tensor, str | 
     return states, logits, None
 
 
-def _head_is_alone(
+def head_is_alone(
     network: Network, ids: Tensor, state: Tensor, whole: Tensor, floor: float
 ) -> bool:
+    """Whether the last block's output, all blocks skipped, gives the same logits."""
     forwards = network.resuming(len(network.blocks), state)
     try:
-        return _same(network.run(ids, forwards), whole, floor)
+        return same(network.run(ids, forwards), whole, floor)
     except CANNOT_RUN as error:
         if is_out_of_memory(error):
             raise
@@ -231,7 +256,7 @@ def _blocks_differ(network: Network, ids: Tensor, states: list[Tensor], floor: f
             if is_out_of_memory(error):
                 raise
             return f"block {k} cannot run without the blocks before it"
-        if not _same(output, states[k + 1], floor):
+        if not same(output, states[k + 1], floor):
             return f"block {k} depends on more than its input"
     return None
 
@@ -240,7 +265,7 @@ def _one_block(network: Network, ids: Tensor, k: int, state: Tensor) -> Tensor:
     return network.output_of(ids, k, network.resuming(k, state))
 
 
-def _chunk_is_right(
+def chunk_is_right(
     network: Network, ids: Tensor, state: Tensor, whole: Tensor, floor: float
 ) -> bool:
     """The later half by its positions; matrices of another shape may round differently."""
@@ -249,14 +274,16 @@ def _chunk_is_right(
     forwards = network.resuming(len(network.blocks), state)
     chunk = network.run(ids, forwards, logits_to_keep=keep)
     rounding = 16 * torch.finfo(whole.dtype).eps * float(whole.abs().max())
-    return _same(chunk, whole[:, a:b], floor + rounding)
+    return same(chunk, whole[:, a:b], floor + rounding)
 
 
-def _lasting(one: Any) -> Any:
+def lasting(one: Any) -> Any:
+    """What a block returned besides, if it does not belong to the text that it was run on."""
     return None if isinstance(one, Tensor) else one
 
 
-def _same(a: Tensor, b: Tensor, floor: float) -> bool:
+def same(a: Tensor, b: Tensor, floor: float) -> bool:
+    """Whether two tensors are equal but for the floor."""
     if a.shape != b.shape:
         return False
     return torch.allclose(a, b, rtol=0.0, atol=floor, equal_nan=True)

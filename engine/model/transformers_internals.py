@@ -83,6 +83,22 @@ def reading_no_values() -> Iterator[None]:
         core_model_loading._materialize_copy = own
 
 
+def fill(model: Any, tensors: Mapping[str, Any]) -> None:
+    """Load some tensors of a checkpoint into a model, renamed and fused as all of them would be.
+
+    Args:
+        model: as `reading_no_values` gives it; parameters become new ones, in the dtype they have.
+        tensors: by their names on disk, indexed with ``...`` to be read; all that one parameter
+            is made from come together.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    config = LoadStateDictConfig(weight_mapping=get_model_conversion_mapping(model))
+    convert_and_load_state_dict_in_model(model, dict(tensors), config)
+
+
 def causal_classes() -> Any:
     """Classes of causal language models by config class: which architectures can be opened."""
     from transformers import AutoModelForCausalLM

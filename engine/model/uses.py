@@ -91,13 +91,13 @@ def _follow(network: Network, ids: Tensor, uses: Uses) -> None:
 
         return forward
 
-    with _with_graph(network) as names:
+    with with_graph(network) as names:
         logits = network.run(ids, [following(i) for i in range(end)], grad=True)
         leave(logits, -1)
 
 
 @contextmanager
-def _with_graph(network: Network) -> Iterator[dict[int, str]]:
+def with_graph(network: Network) -> Iterator[dict[int, str]]:
     """Inside, layers' weights are leaves of graphs; their names by the id of the parameter."""
     parameters = {name: network.slot(name).parameter for name in network.layers}
     wanted = {name: p for name, p in parameters.items() if p.is_floating_point()}

@@ -140,6 +140,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
         documents=text.documents,
         skipped=text.skipped,
         bos=True if opened.settings.bos else UNSET,
+        streamed=True if network.streamed else UNSET,
         tokens=windows.tokens,
         seq_len=windows.seq_len,
         stride=windows.targets,
@@ -188,6 +189,7 @@ def _load_network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]
             opened.path,
             device=settings.device,
             dtype=settings.dtype,
+            budget=settings.memory_budget,
             trust_remote_code=settings.trust_remote_code,
             follow_links=settings.follow_links,
             on_stage=lambda stage: report(p.Stage(*stage)),
@@ -270,12 +272,23 @@ def _with_and_without(network: Network, ids: Sequence[int], bos: int) -> tuple[f
     """NLL of the second half of a window, in nats per token, without and with BOS before it."""
     import torch
 
-    found = []
-    for row in ([*ids], [bos, *ids]):
-        window = torch.tensor([row], device=network.device)
-        late = len(ids) // 2
-        logits = network.run(window, None)[0, -late - 1 : -1].float()
-        found.append(float(torch.nn.functional.cross_entropy(logits, window[0, -late:])))
+    from engine.model.lanes import Lane
+
+    windows = [torch.tensor([row], device=network.device) for row in ([*ids], [bos, *ids])]
+    late = len(ids) // 2
+    if network.streamed:
+        lanes = [Lane(network, window, -1, None) for window in windows]
+        for stretch in network.stretches(-1, len(network.blocks)):
+            with network.at_hand(stretch):
+                for lane in lanes:
+                    lane.advance(stretch.stop)
+        whole = [network.logits(lane.ids, lane.reached(), slice(None)) for lane in lanes]
+    else:
+        whole = [network.run(window, None) for window in windows]
+    found = [
+        float(torch.nn.functional.cross_entropy(z[0, -late - 1 : -1].float(), ids[0, -late:]))
+        for z, ids in zip(whole, windows, strict=True)
+    ]
     return found[0], found[1]
 
 

@@ -19,6 +19,7 @@ from engine.protocol.commands import (
     AskFixes,
     AskHistogram,
     AskRanges,
+    Calibrate,
     Cancel,
     Command,
     Compare,
@@ -51,7 +52,7 @@ from engine.protocol.commands import (
     register_command,
     same_request,
 )
-from engine.protocol.comparison import COMPARISON_VERSION, Comparison
+from engine.protocol.comparison import COMPARISON_VERSION, CalibrationSets, Comparison
 from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
@@ -101,6 +102,8 @@ from engine.protocol.facts import (
     ArtefactTable,
     Baseline,
     BlockDrift,
+    CalibrationCheck,
+    CalibrationScore,
     ClipRatio,
     Continued,
     Control,
@@ -115,6 +118,7 @@ from engine.protocol.facts import (
     LayerRanges,
     LayerRestored,
     LayerWeights,
+    Likelihoods,
     Outliers,
     OutputError,
     RecipeScore,
@@ -124,6 +128,8 @@ from engine.protocol.facts import (
     StoredLayer,
     Swap,
     Swapped,
+    SymptomCure,
+    SymptomRestored,
     WeightError,
 )
 from engine.protocol.frames import (
@@ -142,6 +148,8 @@ from engine.protocol.frames import (
 from engine.protocol.imatrix import ImatrixWritten
 from engine.protocol.keys import (
     By,
+    CalibratedKey,
+    CalibratedOn,
     Direction,
     EffectKey,
 )
@@ -150,7 +158,8 @@ from engine.protocol.settings import (
     Protocol,
     Settings,
 )
-from engine.protocol.symptoms import Choice, Continuation, Sampling, Symptoms
+from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling, Symptoms
+from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
     "COMPARISON_VERSION",
@@ -162,7 +171,9 @@ __all__ = [
     "WIRE_VERSION",
     "Activation",
     "Additivity",
+    "Agreeing",
     "Agreement",
+    "Answered",
     "AnyCommand",
     "AnyEvent",
     "AnyFact",
@@ -182,7 +193,13 @@ __all__ = [
     "Budget",
     "By",
     "CacheBlocks",
+    "Calibrate",
     "Calibrated",
+    "CalibratedKey",
+    "CalibratedOn",
+    "CalibrationCheck",
+    "CalibrationScore",
+    "CalibrationSets",
     "Cancel",
     "CheckpointRead",
     "Choice",
@@ -232,6 +249,7 @@ __all__ = [
     "LayersListed",
     "Learned",
     "Level",
+    "Likelihoods",
     "MeasureErrors",
     "MeasureRecipe",
     "ModelReady",
@@ -255,6 +273,7 @@ __all__ = [
     "RecipeScore",
     "Redo",
     "Refused",
+    "RestoredBy",
     "Role",
     "Rounding",
     "RunFirst",
@@ -272,8 +291,11 @@ __all__ = [
     "Swap",
     "Swapped",
     "Sweep",
+    "SymptomCure",
+    "SymptomRestored",
     "Symptoms",
     "TakeRecipe",
+    "TaskResult",
     "Transient",
     "Triage",
     "TryFixes",

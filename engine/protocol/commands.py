@@ -125,14 +125,40 @@ class Compare(Command, frozen=True):
     """Where to write such a file of the open model, on its windows; absolute."""
 
 
+class Calibrate(Command, frozen=True, kw_only=True):
+    """Compare calibration sets by what a method makes of them. Returns `CalibrationSets`."""
+
+    sets: tuple[str, ...]
+    """Named sets, files, folders, datasets; ``random`` tokens, the model's ``own`` samples, or what
+    is held out of the evaluation texts, ``eval``."""
+    method: str = "int4-g128+gptq"
+    """A format whose methods use calibration text, of every layer of the body."""
+    samples: tuple[int, ...] = ()
+    """Windows of each set; empty means a quarter, half and all of the settings' calibration
+    tokens."""
+    seq_lens: tuple[int, ...] = ()
+    """Tokens of each window; empty means the evaluation's."""
+    texts: tuple[str, ...] = ()
+    """Texts to judge the sets on; empty means the session's."""
+    measure: bool = True
+    """Whether layers are quantised and scored; else only what is told of the sets themselves."""
+    halves: bool = True
+    """Whether the halves of each set are scored too, at the largest number of samples."""
+
+
 class FindSymptoms(Command, frozen=True, kw_only=True):
-    """Continue prompts by the reference and by a recipe, side by side. Returns `Symptoms`."""
+    """Continue prompts and answer tasks, by the reference and by a recipe. Returns `Symptoms`."""
 
     prompts: tuple[str, ...] = ()
     """As typed."""
     file: str = ""
     """A file of prompts: an absolute path on the engine's machine."""
     sampling: Sampling = Sampling()
+    why: bool = False
+    """Whether layers are given back where the recipe shows symptoms, to find those that cure it."""
+    tasks: tuple[str, ...] = ()
+    """To be answered by both: files of JSON lines, absolute paths on the engine's machine, and
+    names of lm-eval's tasks."""
     format: str = ""
     """See `MeasureErrors`: the session's own recipe if this, ``layers`` and ``recipe`` are all
     empty."""
@@ -359,6 +385,7 @@ _types: dict[str, type[Command]] = {
             TryFixes,
             MeasureErrors,
             Compare,
+            Calibrate,
             FindSymptoms,
             Evaluate,
             MeasureRecipe,

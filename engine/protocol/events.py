@@ -20,12 +20,14 @@ Level: TypeAlias = Literal["info", "warning", "error"]
 Phase: TypeAlias = Literal[
     "", "reading", "reference", "control", "estimating", "calibrating", "quantising", "measuring",
     "together", "timing", "writing", "activations", "comparing", "continuing", "restoring",
+    "scoring",
+    "sampling",
 ]  # fmt: skip
 """What a job is doing. A triage reads weights. A sweep runs the reference and the control,
 estimates, measures each layer, then all of them together, and times a forward. A recipe's layers
 are calibrated or quantised before it is measured. An export writes. Finished checkpoints are
-compared with their original. Prompts are continued, and layers of a recipe restored. Empty if
-there is nothing to distinguish."""
+compared with their original. Prompts are continued, and layers of a recipe restored. A calibration
+set is sampled from the model. Empty if there is nothing to distinguish."""
 RANKING: frozenset[Phase] = frozenset({"reference", "control", "estimating"})
 """Phases of a sweep before its layers are ranked: `Progress.seconds_left` is until they are."""
 

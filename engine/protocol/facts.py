@@ -7,9 +7,9 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from engine.protocol.divergence import DivergenceTable
-from engine.protocol.keys import By, Direction, EffectKey
+from engine.protocol.keys import By, CalibratedKey, CalibratedOn, Direction, EffectKey
 from engine.protocol.message import Message
-from engine.protocol.symptoms import Choice, Continuation, Sampling
+from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling
 
 
 class Fact(Message, frozen=True, gc=False):
@@ -454,6 +454,87 @@ class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
     tokens: int
 
 
+class Likelihoods(Fact, frozen=True, gc=False, kw_only=True):
+    """How likely continuations are after their contexts."""
+
+    recipe: str
+    """Hash of the recipe; empty for the reference."""
+    log: tuple[float, ...]
+    """Natural logarithm of the probability of each continuation."""
+    greedy: tuple[bool, ...]
+    """Whether each token of it is the most likely one."""
+
+
+class CalibrationCheck(Fact, frozen=True, gc=False, kw_only=True):
+    """What is known of a calibration set before anything is quantised with it."""
+
+    set: str
+    """As it was asked for."""
+    text: str
+    """The evaluation text that it is held against."""
+    seq_len: int
+    samples: int
+    tokens: int
+    documents: int
+    """That the set was joined from."""
+    channels: int
+    """Of the widest input of the layers that are calibrated."""
+    repetition: float
+    """Share of runs of 8 tokens that occurred before in the set."""
+    duplicates: float
+    """Share of windows with half of their runs of 8 tokens or more in earlier windows."""
+    overlap: float
+    """Share of the evaluation text's runs of 13 tokens that occur in the set."""
+    distance: float
+    """Mean over inputs of the median over channels of ``|log₂|`` of the ratio of mean squares."""
+    spread: float
+    """The same distance between two halves of the evaluation text."""
+    worst: str
+    """The layer whose input differs most."""
+    largest: float
+    """Its distance."""
+    fourfold: float
+    """Share of its channels whose mean squares differ four times or more."""
+    experts: int = 0
+    unseen: int = 0
+    """Experts that no token of the set reached."""
+
+    @property
+    def key(self) -> CalibratedKey:
+        """The set and the text that it is about, of no method."""
+        return CalibratedKey("", self.set, self.seq_len, self.samples, self.text)
+
+
+class CalibrationScore(Fact, frozen=True, gc=False, kw_only=True):
+    """A method calibrated on some windows of a set: all layers of the body, on one text."""
+
+    set: str
+    text: str
+    method: str
+    """The format of every layer of the body."""
+    seq_len: int
+    samples: int
+    """Windows of the set that it may use; of a half, those of the whole."""
+    part: CalibratedOn = ""
+    nll: float
+    ppl: float
+    nll_reference: float
+    """Of the unchanged model."""
+    kl: float
+    kl_se: float
+    top1: float
+    tokens: int
+    kls: tuple[float, ...]
+    """KL of each evaluation window, in nats per token: what two sets do is compared by them."""
+
+    @property
+    def key(self) -> CalibratedKey:
+        """What it is the score of."""
+        return CalibratedKey(
+            self.method, self.set, self.seq_len, self.samples, self.text, self.part
+        )
+
+
 class Continued(Fact, frozen=True, gc=False, kw_only=True):
     """One prompt, continued by the reference and by a recipe, with the same random numbers."""
 
@@ -483,6 +564,44 @@ class Continued(Fact, frozen=True, gc=False, kw_only=True):
     """The recipe's most likely tokens there."""
     kl: float = float("nan")
     """KL of the recipe from the reference over the recipe's continuation, nats per token."""
+
+
+class SymptomRestored(Fact, frozen=True, gc=False, kw_only=True):
+    """What giving layers of a recipe back wins on the texts that show a symptom."""
+
+    recipe: str
+    """Hash of the recipe."""
+    prompts: str
+    """Key of the texts: hash of the prompts and of what the recipe wrote."""
+    unit: str
+    """Name of the layer; or ``block 3``."""
+    layers: tuple[str, ...]
+    by: RestoredBy
+    kl: float
+    """By how much KL from the reference falls on them, nats per token; mean over texts."""
+    kl_se: float
+    """Over texts; nan of one."""
+    whole: float
+    """KL of the whole recipe on them."""
+    texts: int
+    zeroed: float = 0.0
+    """Share of their weights that are in rows which the recipe makes all zero."""
+    nonfinite: float = 0.0
+    """Share of their weights that are NaN or infinite in the recipe."""
+
+
+class SymptomCure(Fact, frozen=True, gc=False, kw_only=True):
+    """Prompts that show a symptom, continued again with layers of the recipe given back."""
+
+    recipe: str
+    prompts: str
+    """See `SymptomRestored`."""
+    layers: tuple[str, ...]
+    """Those given back, the one that wins most first."""
+    failing: int
+    """Prompts."""
+    left: int
+    """Of them, those that still show a symptom that the reference does not."""
 
 
 class Baseline(Fact, frozen=True, gc=False):
@@ -673,5 +792,10 @@ AnyFact: TypeAlias = (
     | ArtefactScore
     | ArtefactTable
     | LayerRestored
+    | Likelihoods
+    | CalibrationCheck
+    | CalibrationScore
     | Continued
+    | SymptomRestored
+    | SymptomCure
 )

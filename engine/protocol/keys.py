@@ -21,3 +21,18 @@ class EffectKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
     format: str
     """Canonical."""
     by: By = "layer"
+
+
+CalibratedOn: TypeAlias = Literal["", "first half", "second half"]
+"""Which windows of a calibration set were used: all of them, or one half."""
+
+
+class CalibratedKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Identifies a method calibrated on a set, and the text that it was judged on."""
+
+    method: str
+    set: str
+    seq_len: int
+    samples: int
+    text: str
+    part: CalibratedOn = ""

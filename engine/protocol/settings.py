@@ -43,8 +43,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str | None = None
     """``fp32``, ``fp16`` or ``bf16``; None takes float32 on a CPU, 16 bits on a GPU."""
     memory_budget: int | None = None
-    """Bytes in addition to the model: half for states and logits, a quarter each for calibration
-    and for estimates. None allows states and logits half of the free memory."""
+    """Bytes that a checkpoint may take on its device, weights included. A model whose weights take
+    more than seven eighths of it is streamed from disk. Of what weights leave, half is for states
+    and logits, a quarter each for calibration and for estimates. None allows all free memory for
+    weights, and half of what is left for states and logits."""
     seed: int = 0
     fresh: bool = False
     """Measure again, and start a new history of the session."""
@@ -69,6 +71,8 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of the dataset that were left out, since they have no text."""
     bos: bool | UnsetType = UNSET
     """True if every window begins with the tokenizer's BOS token, else absent."""
+    streamed: bool | UnsetType = UNSET
+    """True if blocks were read from disk as they were needed, else absent; figures are the same."""
     tokens: int
     """Tokens in all windows; figures come from the targets that count."""
     seq_len: int

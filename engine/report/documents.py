@@ -9,12 +9,14 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.diagnosis.causes import causes
 from engine.diagnosis.of_symptoms import alarms, rates, shown
 from engine.diagnosis.serving import Serving
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
+from engine.report.calibration_parts import set_parts
 from engine.report.comparison_parts import artefact_part, compared_parts
 from engine.report.diagnosis_parts import (
     diagnosed_layers,
@@ -43,7 +45,15 @@ from engine.report.sweep_parts import (
     other_formats,
     unit_parts,
 )
-from engine.report.symptom_parts import prompt_part, rate_part, sampling_part
+from engine.report.symptom_parts import (
+    by_win,
+    cause_part,
+    prompt_part,
+    rate_part,
+    restored_part,
+    sampling_part,
+)
+from engine.report.task_parts import task_part
 from engine.report.verdicts import from_weights
 from engine.session import Job, Session
 
@@ -208,6 +218,35 @@ def compare_document(session: Session, job: Job | None = None) -> s.CompareDocum
     )
 
 
+def calibrate_document(session: Session, job: Job | None = None) -> s.CalibrateDocument:
+    """The document of a comparison of calibration sets.
+
+    Args:
+        session: in which one has ended.
+        job: its job; the session's last one if not given.
+    """
+    job = job or _last(session, "calibrate")
+    found = job.read(p.CalibrationSets)
+    wanted = {(each, length) for each in found.samples for length in found.seq_lens}
+    return s.CalibrateDocument(
+        method=found.method,
+        resumed=job.resumed,
+        model=_model(session),
+        protocol=_protocol(session),
+        versions=session.versions,
+        texts=[
+            s.CalibratedTextPart(name=name, text=text, text_sha256=sha256, tokens=tokens)
+            for name, (text, sha256, tokens) in zip(found.texts, found.protocols, strict=True)
+        ],
+        sets=[
+            part
+            for part in set_parts(session, found.method, found.sets, found.texts)
+            if (part.samples, part.seq_len) in wanted
+        ],
+        timings=_timings(job),
+    )
+
+
 def symptoms_document(
     session: Session, name: str, formats: Sequence[str] = (), job: Job | None = None
 ) -> s.SymptomsDocument:
@@ -225,6 +264,9 @@ def symptoms_document(
     of = formats_given(as_evaluated(command)) if names_recipe(command) else session.changed.values()
     known = session.continued.get(found.recipe, {})
     prompts = shown([known[each] for each in found.prompts if each in known])
+    traced = session.traced.get(found.recipe)
+    if traced is not None and traced.prompts != found.failing:
+        traced = None  # of other texts
     return s.SymptomsDocument(
         resumed=job.resumed,
         model=_model(session),
@@ -237,6 +279,9 @@ def symptoms_document(
         rates=[rate_part(each) for each in rates(prompts)],
         alarms=len(alarms(prompts)),
         prompts=[prompt_part(each) for each in prompts],
+        restored=[] if traced is None else [restored_part(each) for each in by_win(traced)],
+        causes=[cause_part(each) for each in causes(session, prompts, traced, list(of))],
+        tasks=[task_part(each) for each in found.tasks],
         timings=_timings(job),
     )
 

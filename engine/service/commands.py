@@ -26,6 +26,7 @@ DECLARED = (
     "engine.measure.errors.job:ERRORS",
     "engine.measure.errors.job:ERROR_MAP",
     "engine.measure.compare.job:COMPARE",
+    "engine.measure.calibrating.job:CALIBRATE",
     "engine.measure.symptoms.job:SYMPTOMS",
     "engine.measure.evaluation.job:EVALUATE",
     "engine.measure.evaluation.job:MEASURE_RECIPE",

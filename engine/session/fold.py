@@ -9,6 +9,7 @@ import msgspec
 from engine import protocol as p
 from engine.session.artefact import bits_as_stored
 from engine.session.state import (
+    Calibrating,
     Change,
     Compared,
     Effects,
@@ -16,6 +17,7 @@ from engine.session.state import (
     Job,
     Layers,
     Session,
+    Traced,
     Tried,
     kept_format,
     recipe_hash,
@@ -24,7 +26,7 @@ from engine.session.state import (
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
     "stage", "notices", "gauges", "histogram", "experts", "errors", "ranges", "fixes",
-    "compared", "symptoms",
+    "compared", "symptoms", "calibrating",
 ]  # fmt: skip
 
 MAX_NOTICES = 200
@@ -193,7 +195,7 @@ def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dir
     session.baseline = session.control = session.partial = None
     session.effects, session.errors, session.scores = Effects(), Errors(), {}
     session.measured_with = None
-    session.compared = {}
+    session.compared, session.calibrating = {}, Calibrating()
     return frozenset(get_args(Dirty))
 
 
@@ -250,8 +252,10 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     if before is None or before.protocol != event.protocol:
         for found in session.compared.values():
             found.score, found.restored = None, {}
-        session.continued = {}
-    return frozenset({"model", "stage", "baseline", "measured", "recipe", "errors", "compared"})
+        session.calibrating, session.continued, session.traced = Calibrating(), {}, {}
+    return frozenset(
+        {"model", "stage", "baseline", "measured", "recipe", "errors", "compared", "calibrating"}
+    )
 
 
 def _recipe_changed(session: Session, event: p.RecipeChanged) -> frozenset[Dirty]:
@@ -365,6 +369,23 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             | p.LayerRestored()
         ):
             return _compared(session, fact)
+        case p.SymptomRestored() | p.SymptomCure():
+            traced = session.traced.get(fact.recipe)
+            if traced is None or traced.prompts != fact.prompts:
+                traced = session.traced[fact.recipe] = Traced(fact.prompts)
+            if isinstance(fact, p.SymptomRestored):
+                traced.restored[fact.unit] = fact
+            elif fact not in traced.cures:
+                traced.cures = [*traced.cures, fact]
+            return "symptoms"
+        case p.Likelihoods():  # only the store needs them: what they say is in the job's result
+            return "jobs"
+        case p.CalibrationCheck():
+            session.calibrating.checks[fact.key] = fact
+            return "calibrating"
+        case p.CalibrationScore():
+            session.calibrating.scores[fact.key] = fact
+            return "calibrating"
         case p.Continued():
             session.continued.setdefault(fact.recipe, {})[fact.prompt] = fact
             return "symptoms"

@@ -237,6 +237,30 @@ class Compared(msgspec.Struct, forbid_unknown_fields=True):
         return next(reversed(self.tables.values()), None)
 
 
+class Traced(msgspec.Struct, forbid_unknown_fields=True):
+    """Symptoms of a recipe, traced to its layers."""
+
+    prompts: str
+    """Key of the texts that show them."""
+    restored: dict[str, p.SymptomRestored] = {}
+    """What giving a layer, or a block, back wins."""
+    cures: list[p.SymptomCure] = []
+    """Layers given back together, ever more of them."""
+
+    def ranked(self) -> list[p.SymptomRestored]:
+        """Single layers, the one that wins most first."""
+        layers = [each for each in self.restored.values() if each.by == "layer"]
+        return sorted(layers, key=lambda each: -each.kl)
+
+
+class Calibrating(msgspec.Struct, forbid_unknown_fields=True):
+    """Calibration sets compared, under one checkpoint and protocol."""
+
+    checks: dict[p.CalibratedKey, p.CalibrationCheck] = {}
+    """What is told of each set and text; of no method."""
+    scores: dict[p.CalibratedKey, p.CalibrationScore] = {}
+
+
 class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Everything known about one opened checkpoint."""
 
@@ -285,8 +309,12 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Formats tried on calibration inputs, by layer and format."""
     compared: dict[str, Compared] = {}
     """Finished checkpoints compared with this one, by fingerprint, in order of opening."""
+    calibrating: Calibrating = msgspec.field(default_factory=Calibrating)
+    """Calibration sets that were compared."""
     continued: dict[str, dict[str, p.Continued]] = {}
     """Prompts that were continued, by recipe and the prompt's key, in order of arrival."""
+    traced: dict[str, Traced] = {}
+    """Symptoms traced to layers, by recipe: of the texts looked at last."""
     continuing: p.Continuing | None = None
     """What is being written now."""
     seq: int = 0

@@ -34,6 +34,8 @@ STATISTICS_VERSION = 3
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
+CALIBRATING_VERSION = 1
+"""Version of what is told of calibration sets, and of what is calibrated on them."""
 GENERATION_VERSION = 1
 """Version of continuing prompts, and of what is told of them."""
 
@@ -71,12 +73,13 @@ def evaluation(
 ) -> Evaluation:
     """The part of a key that describes the evaluation.
 
-    The tokens stand for the text, so its name, its hash and its rows are not part of the key. Facts
+    The tokens stand for the text, so its name, its hash and its rows are not part of the key, nor
+    is whether blocks were streamed. Facts
     that depend on the random labels of estimates add them themselves. Of the device only its kind
     counts.
     """
     parts = msgspec.to_builtins(protocol)
-    for name in ("text", "text_sha256", "column", "documents", "skipped", "draws"):
+    for name in ("text", "text_sha256", "column", "documents", "skipped", "draws", "streamed"):
         parts.pop(name, None)
     parts["device"] = protocol.device.split(":")[0]
     return Evaluation(files, parts, windows, uses or {})
@@ -327,6 +330,23 @@ class Activations(Key, frozen=True, kw_only=True):
     """Whether outputs of attention and MLP modules are told too; earlier facts have none."""
 
 
+class Likelihoods(Key, frozen=True, kw_only=True):
+    """How likely some continuations are."""
+
+    kind = "likelihoods"
+    constants = QUANTISED
+    on: Files
+    dtype: str
+    device: str
+    """Its kind."""
+    pairs: str
+    """Hash of their tokens and of those before them."""
+    recipe: Mapping[str, str] = {}
+    """Empty for the reference."""
+    scale_dtype: str = ""
+    calibration: Calibration | None = None
+
+
 class FormatTried(Key, frozen=True, kw_only=True):
     """One layer in one format, on calibration inputs of the unchanged model."""
 
@@ -403,6 +423,28 @@ class LayerRestored(Key, frozen=True, kw_only=True):
     layer: str
 
 
+class CalibrationCheck(Key, frozen=True, kw_only=True):
+    """What is told of a calibration set and an evaluation text."""
+
+    kind = "calibration check"
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "calibrating": CALIBRATING_VERSION}
+    on: Evaluation
+    calibration: Calibration
+    layers: tuple[str, ...]
+    """Whose inputs are looked at, one for each input."""
+
+
+class CalibrationScore(Key, frozen=True, kw_only=True):
+    """The score of a method calibrated on a set, all statistics being the unchanged model's."""
+
+    kind = "calibration score"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "calibrating": CALIBRATING_VERSION}
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    calibration: Calibration
+
+
 class Continued(Key, frozen=True, kw_only=True):
     """One prompt, continued by the reference and by a recipe.
 
@@ -424,3 +466,26 @@ class Continued(Key, frozen=True, kw_only=True):
     rephrases: str = ""
     topic: str = ""
     calibration: Calibration | None = None
+
+
+class SymptomRestored(Key, frozen=True, kw_only=True):
+    """What giving layers of a recipe back wins on texts that show a symptom."""
+
+    kind = "symptom restored"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "generation": GENERATION_VERSION}
+    on: Files
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    dtype: str
+    device: str
+    """Its kind."""
+    prompts: str
+    """Hash of the texts."""
+    layers: tuple[str, ...]
+    calibration: Calibration | None = None
+
+
+class SymptomCure(SymptomRestored, frozen=True, kw_only=True):
+    """Prompts continued again with layers of a recipe given back."""
+
+    kind = "symptom cure"

@@ -10,12 +10,17 @@ from engine.errors import TextError, UsageError, first_line
 from engine.texts import stdlib as stdlib_text
 from engine.texts.files import SUFFIXES, read_text_file, rows_of_dataset, rows_of_parquet
 from engine.texts.hub import NoSuchSplitError, load_split
+from engine.texts.named_sets import named_text
 from engine.texts.naming import on_disk, parquet_files, split_and_column
 from engine.texts.rows import Asked, Notify, text_of
+from engine.texts.sets import CHAT_PREFIX, NAMED, Part
 from engine.texts.text import JOINT, Text
 from engine.texts.tokenizing import token_ids
 
-__all__ = ["Text", "calibration_text", "evaluation_text", "first_tokens"]
+__all__ = ["Text", "calibration_set", "calibration_text", "evaluation_text", "first_tokens"]
+
+FOLDER_SUFFIXES = (".txt", ".md", ".rst", ".py")
+"""Files of a folder of texts."""
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 
@@ -27,8 +32,8 @@ def evaluation_text(
 
     Args:
         asked: a text file, a dataset on disk or its name, with a split and a column after colons;
-            None for the default: the held-out standard library for the demo, otherwise WikiText-2's
-            raw test set.
+            or one of `NAMED`; None for the default: the held-out standard library for the demo,
+            otherwise WikiText-2's raw test set.
         demo: whether the bundled checkpoint is evaluated.
         notify: called with a sentence if another text is used instead, or rows are skipped.
         tokenizer: of the model, whose template writes chats.
@@ -37,7 +42,7 @@ def evaluation_text(
         TextError: the text cannot be read.
     """
     if asked is not None:
-        return _named(asked, "test", "--text", tokenizer, notify)
+        return _given(asked, "test", "--text", tokenizer, notify, demo=demo)
     if demo:
         return held_out_library()
     try:
@@ -63,7 +68,7 @@ def calibration_text(
         TextError: the text cannot be read.
     """
     if asked is not None:
-        return _named(asked, "train", "--calib", tokenizer, notify)
+        return _given(asked, "train", "--calib", tokenizer, notify, demo=demo)
     if demo:
         return learnt_library()
     try:
@@ -71,6 +76,37 @@ def calibration_text(
     except TextError as error:
         notify(f"{error}; calibrating on this machine's Python standard library instead")
         return learnt_library()
+
+
+def calibration_set(asked: str, *, demo: bool, notify: Notify, tokenizer: Any = None) -> Text:
+    """A set to calibrate on, among several that are compared.
+
+    Args:
+        asked: one of `NAMED`, or as for `evaluation_text`, or a folder of text files. Chats need
+            ``chat:`` before it, since the template that renders them is the checkpoint's program.
+        demo: whether the bundled checkpoint is calibrated.
+        notify: called with a sentence if another text is used instead, or rows are skipped.
+        tokenizer: of the model.
+
+    Raises:
+        TextError: the text cannot be read.
+    """
+    chats = asked.startswith(CHAT_PREFIX)
+    asked = asked.removeprefix(CHAT_PREFIX)
+    folder = None if asked in NAMED else on_disk(asked)
+    if folder is not None and folder.path.is_dir() and not folder.rest:
+        files = [path for path in _text_files(folder.path) if path.is_file()]
+        if files and not parquet_files(folder.path):
+            texts = [
+                read_text_file(path, Asked(str(path), option="--sets"), notify).content
+                for path in files
+            ]
+            return Text(folder.path.name, JOINT.join(texts), documents=len(texts))
+    return _given(asked, "train", "--sets", tokenizer, notify, demo=demo, chats=chats)
+
+
+def _text_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in FOLDER_SUFFIXES)
 
 
 def learnt_library() -> Text:
@@ -134,12 +170,23 @@ def _library(name: str, texts: list[str], option: str = "--text") -> Text:
     return Text(name, JOINT.join(texts), documents=len(texts))
 
 
-def _named(asked: str, split: str, option: str, tokenizer: Any, notify: Notify) -> Text:
+def _given(
+    asked: str,
+    split: Part,
+    option: str,
+    tokenizer: Any,
+    notify: Notify,
+    *,
+    demo: bool,
+    chats: bool | None = None,
+) -> Text:
+    if asked in NAMED:
+        return named_text(asked, split, demo=demo, notify=notify)
     try:
         found = on_disk(asked)
     except RuntimeError as error:
         raise UsageError(f"{option} {asked}: there is no such user") from error
-    named = Asked(asked, option=option, tokenizer=tokenizer)
+    named = Asked(asked, option=option, tokenizer=tokenizer, chats=chats)
     if found is None:
         return _of_hub(named, split, notify)
     path, rest = found

@@ -32,13 +32,14 @@ class NoSuchSplitError(TextError):
     """The dataset has no split of this name; the message lists those it has."""
 
 
-def load_split(path: str, config: str | None, split: str) -> Any:
+def load_split(path: str, config: str | None, split: str, file: str = "") -> Any:
     """One split of a dataset.
 
     Args:
         path: the dataset's id.
         config: one of its configurations; None where it has only one.
         split: such as ``test``.
+        file: the only file of the dataset to download, as that split; empty for all.
 
     Raises:
         NoSuchSplitError: the dataset has no such split.
@@ -47,11 +48,12 @@ def load_split(path: str, config: str | None, split: str) -> Any:
     import datasets
 
     online = reachable()
+    one: dict[str, Any] = {"data_files": {split: file}} if file else {}
     try:
         if online:
-            return datasets.load_dataset(path, config, split=split)
+            return datasets.load_dataset(path, config, split=split, **one)
         with offline():
-            return datasets.load_dataset(path, config, split=split)
+            return datasets.load_dataset(path, config, split=split, **one)
     except Exception as error:  # the dataset's own reader may raise anything
         if (said := first_line(error)).startswith(_NO_SPLIT):
             raise NoSuchSplitError(f"the dataset {path}: {said}") from error

@@ -48,6 +48,9 @@ class Asked:
     option: str = "--text"
     tokenizer: Any = None
     """For chats."""
+    chats: bool | None = None
+    """Whether chats are what is asked for, which the tokenizer's template renders, a program of the
+    checkpoint's; None if only a column that is named may hold some."""
 
 
 def text_of(rows: Rows, name: str, asked: Asked, notify: Notify) -> Text:
@@ -68,6 +71,11 @@ def text_of(rows: Rows, name: str, asked: Asked, notify: Notify) -> Text:
     column = _checked(rows, asked) if asked.column else _chosen(rows, asked)
     values = rows.values(column)
     chats = rows.kinds[column] == CHAT
+    if chats and asked.chats is False:
+        raise TextError(
+            f"{rows.name}: {column!r} holds chats: write chat:{asked.given} to have the "
+            "tokenizer's template render them, or name a column of text"
+        )
     found, why = _chats(values, rows, asked) if chats else (_strings(values), "no text")
     skipped = rows.count - len(found)
     if not any(each.strip() for each in found):
@@ -124,6 +132,9 @@ def _checked(rows: Rows, asked: Asked) -> str:
 
 def _chosen(rows: Rows, asked: Asked) -> str:
     """The column that is surely the text."""
+    chats = [name for name, kind in rows.kinds.items() if kind == CHAT]
+    if len(chats) == 1 and (asked.chats or (asked.chats is False and len(rows.kinds) == 1)):
+        return chats[0]
     strings = [name for name, kind in rows.kinds.items() if kind == STRING]
     lower = {name.lower(): name for name in reversed(strings)}
     for name in SURELY_TEXT:

@@ -79,13 +79,22 @@ class Loaded:
         """See `Workspace.known`."""
         return self.opened.workspace.known(keys)
 
-    def budget(self) -> int:
-        """Bytes available in addition to the model: as set, else half of the free memory; less
-        after memory ran out."""
+    def beside(self) -> int:
+        """Bytes for everything but weights: what these leave of the budget, or of free memory."""
         from engine.model.memory import memory_free
 
-        free = self.settings.memory_budget or memory_free(self.network.device) // 2
-        return self.pressure.cached(free)
+        network, total = self.network, self.settings.memory_budget
+        if total is not None:
+            return max(0, total - network.weights_in_memory)
+        # Blocks that are read are not in memory now.
+        blocks = network.weights_in_memory - network.weights_outside if network.streamed else 0
+        return max(0, memory_free(network.device) - blocks)
+
+    def budget(self) -> int:
+        """Bytes for calibration and estimates: what is `beside` the weights if a budget is set,
+        else half of it; less after memory ran out."""
+        free = self.beside()
+        return self.pressure.cached(free if self.settings.memory_budget is not None else free // 2)
 
     @property
     def batch_tokens(self) -> int:

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from engine.errors import EngineError, UsageError
-from qtui.cli.commands import OPEN, PLANNED, all_commands, find_command, invoke
+from engine.errors import EngineError
+from qtui.cli.commands import OPEN, all_commands, find_command, invoke
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -22,9 +22,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     given = list(sys.argv[1:] if argv is None else argv)
     first = given[0] if given else ""
-    if first in PLANNED:
-        print_error(f"`qtui {first}` is not available yet")
-        sys.exit(UsageError.exit_code)
     try:
         if first in ("-h", "--help", "--version"):
             listed = all_commands()

@@ -36,6 +36,7 @@ COMMANDS = (
     Command("export", "qtui.cli.export:export"),
     Command("imatrix", "qtui.cli.imatrix:imatrix"),
     Command("compare", "qtui.cli.compare:compare"),
+    Command("calibrate", "qtui.cli.calibrate:calibrate"),
     Command("symptoms", "qtui.cli.symptoms:symptoms"),
     Command("bench", "qtui.cli.bench:bench"),
     Command("report", "qtui.cli.report:report"),
@@ -44,8 +45,6 @@ COMMANDS = (
     Command("stop", "qtui.cli.sessions:stop"),
     Command("doctor", "qtui.cli.doctor:doctor"),
 )
-PLANNED = ("calibrate",)
-"""Names kept for commands to come, so that they are not taken for a MODEL."""
 
 _invoked = ""
 

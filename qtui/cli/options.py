@@ -139,7 +139,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         typer.Option(
             "--memory-budget",
             metavar="8GiB",
-            help="memory beyond the model: caches, calibration, estimates",
+            help="memory for a checkpoint, its weights included; more is streamed from disk",
         ),
     ] = None
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="random seed")] = None
@@ -197,7 +197,11 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shares_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add every option of `Shared` to a command, which gets them as ``shared``."""
+    """Add every option of `Shared` to a command, which gets them as ``shared``.
+
+    An option that the command declares itself, such as one that may be given several times, is the
+    command's own: it is not in ``shared``.
+    """
     hints = get_type_hints(command, include_extras=True)
     shared_hints = get_type_hints(Shared, include_extras=True)
     own = [
@@ -213,11 +217,12 @@ def shares_options(command: Callable[..., None]) -> Callable[..., None]:
             annotation=shared_hints[field.name],
         )
         for field in msgspec.structs.fields(Shared)
+        if field.name not in hints
     ]
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> None:
-        values = {name: given.pop(name) for name in Shared.__struct_fields__}
+        values = {option.name: given.pop(option.name) for option in options}
         command(**given, shared=Shared(**values))
 
     parameters = [*own, *options]

@@ -148,10 +148,11 @@ class EventLog:
                 self.say("info", f"checkpoint {event.name}: {said}")
             case p.ModelReady():
                 tokens = f"{n.count(event.protocol.tokens)} tokens, window {event.protocol.seq_len}"
+                streamed = " streamed from disk" if event.protocol.streamed else ""
                 self.say(
                     "info",
                     f"model on {event.device} in {event.dtype}, {event.blocks} blocks, "
-                    f"{n.size(event.memory)}; text: {event.protocol.text_read}, {tokens}",
+                    f"{n.size(event.memory)}{streamed}; text: {event.protocol.text_read}, {tokens}",
                 )
 
     # --- words --------------------------------------------------------------------------------

@@ -15,8 +15,14 @@ from qtui.views.text import Glyphs, Words, printable, short_name
 
 STYLES = {"alert": "bold $error", "warning": "$finding"}
 """By severity; all others are dim."""
+
 KEPT = 512
 """Findings whose lines are kept."""
+
+
+def severity_mark(severity: str, glyphs: Glyphs) -> str:
+    """What is before a finding of a severity, since not every terminal has colours."""
+    return {"alert": glyphs.refused, "warning": glyphs.finding}.get(severity, " ")
 
 
 class FindingLines:
@@ -78,14 +84,15 @@ class FindingLines:
             where = printable(short_name(finding.layer, block, 2)).strip() + ": "
         tone = STYLES.get(finding.severity, "$dim")
         said = plain(finding.sentence, self.glyphs)
-        first, *rest = wrap(said, max(20, width) - 2, initial_indent=" " * cell_len(where))
-        lines: list[Words] = [[(where, "bold"), (first.lstrip(), tone)]]
-        lines += [[("    ", ""), (line, tone)] for line in rest]
+        mark = severity_mark(finding.severity, self.glyphs) + " "
+        first, *rest = wrap(said, max(20, width) - 4, initial_indent=" " * cell_len(where))
+        lines: list[Words] = [[(mark, tone), (where, "bold"), (first.lstrip(), tone)]]
+        lines += [[("      ", ""), (line, tone)] for line in rest]
         if (fix := finding.fix) is not None:
             held = printable(fix.format) or "as stored it"
             mark = "" if fix.measured else self.glyphs.about
             said = f"{held} wins back {mark}{fix.recovered:.0%} {bits_more(fix.bits)}"
-            lines.append([("    ", ""), (self.glyphs.arrow + " " + said, "$better")])
+            lines.append([("      ", ""), (self.glyphs.arrow + " " + said, "$better")])
         return tuple(lines)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len
+
 from engine.session import Session
 from engine.session.artefact import OUTSIDE
 from qtui.views.text import Glyphs, Words, fit, printable, short_name, sparkline
@@ -105,15 +107,18 @@ def gallery_lines(
     return found
 
 
-def about(gallery: Gallery, place: int, session: Session, known: int) -> Words:
-    """The layer under the cursor, and what the pictures are."""
+def about(gallery: Gallery, place: int, session: Session, known: int, width: int) -> Words:
+    """The layer under the cursor, and what the pictures are, as much as there is room for."""
     layers = session.layers
     row = gallery.rows[place]
     name = printable(short_name(layers.names[row], layers.blocks[row], 2)).strip()
     weights = layers.weights[row]
     said = "" if weights is None else f"std {weights.std:.3g}, max {weights.outliers.max_abs:.3g}  "
     many = f", {known} of {len(gallery.rows)} read" if known < len(gallery.rows) else ""
+    head, drawn = f"{name}: {said} ", f"min to max, log counts{many}"
+    words = (f"all {printable(gallery.kind)}, {drawn}", drawn, many.removeprefix(", "), "")
+    room = width - cell_len(head)
     return [
-        (f"{name}: {said} ", "bold"),
-        (f"all {printable(gallery.kind)}, min to max, log counts{many}", "$dim"),
-    ]  # fmt: skip
+        (head, "bold"),
+        (next(each for each in words if cell_len(each) <= max(0, room)), "$dim"),
+    ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from rich.cells import cell_len
+
 from engine.report.figures import Context
 from engine.report.figures.declaration import Figure
 from engine.report.figures.registry import figures
@@ -141,7 +143,7 @@ def map_lines(
     each = max(2, min(12, (width - label) // max(1, len(found.kinds))))
     heads: Words = [(" block".ljust(label), "$dim")]
     for kind in found.kinds:
-        heads.append((fit(_short(printable(kind), each - 1), each - 1, glyphs) + " ", "$dim"))
+        heads.append((heading(kind, each - 1, glyphs) + " ", "$dim"))
     lines = [heads]
     shades = ASCII_SHADES if glyphs.ascii else UNICODE_SHADES
     for y in range(top, min(len(found.blocks), top + height - 1)):
@@ -173,9 +175,16 @@ def map_lines(
     return lines
 
 
-def _short(kind: str, width: int) -> str:
-    """A kind without the part that all of them have, where it is too long."""
-    return kind.removesuffix("_proj") if len(kind) > width else kind
+def heading(kind: str, width: int, glyphs: Glyphs) -> str:
+    """A kind in exactly so many cells: whole, else the part of its name that tells it apart.
+
+    What is cut even so ends in an ellipsis.
+    """
+    name = printable(kind)
+    if cell_len(name) > width:
+        first, _, last = name.partition("_")
+        name = last if first == "lm" else first  # lm_head; q_proj, embed_tokens
+    return fit(name, width, glyphs)
 
 
 def scale_line(found: Map, glyphs: Glyphs) -> Words:

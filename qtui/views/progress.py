@@ -20,6 +20,7 @@ PHASES: dict[Phase, str] = {
     "writing": "writing",
     "activations": "activations",
     "comparing": "comparing",
+    "sampling": "writing samples",
     "continuing": "continuing prompts",
     "restoring": "restoring layers",
 }
@@ -34,6 +35,7 @@ COUNTED = frozenset(
         "timing",
         "activations",
         "comparing",
+        "sampling",
         "continuing",
         "restoring",
     }

@@ -40,6 +40,17 @@ def test_without_a_target_the_mix_has_formats_that_some_kernel_takes() -> None:
     assert sentence(found).endswith(", by Marlin")
 
 
+def test_layers_that_stay_in_a_format_of_their_file_need_its_kernel_too() -> None:
+    session = known(layers=LAYERS, formats=("int4-g128",))  # nothing better: some are kept
+    assert judged(session, "int4-g128").kernels == ("marlin",)
+    session.layers.dtypes = ["q4_k"] * len(session.layers.names)
+    session.layers.shapes = [(64, 256)] * len(session.layers.names)
+    found = judged(session, "int4-g128")
+    assert dict(found.better)["kept"]
+    assert set(found.kernels) == {"marlin", "llama.cpp"}
+    assert sentence(found).endswith(("by Marlin and llama.cpp", "by llama.cpp and Marlin"))
+
+
 def test_the_settings_may_allow_what_no_kernel_takes() -> None:
     session = known(layers=LAYERS, formats=EVERY)
     session.settings = msgspec.structs.replace(session.settings, unserved=True)

@@ -146,7 +146,7 @@ def test_tensors_of_no_module_are_told_not_refused(llama: Path) -> None:
 def test_it_does_not_fit(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.model.load.memory_free", lambda _device: 1000)
     with pytest.raises(
-        OutOfMemoryError, match=r"loading llama in float32 needs .*GiB.*--dtype bf16"
+        OutOfMemoryError, match=r"streaming llama in float32 from disk needs .*GiB.*--dtype bf16"
     ):
         load_network(llama)
 

@@ -20,8 +20,8 @@ from engine.formats.grammar import (
     weighs_alone,
     why_not_alone,
 )
-from engine.measure.calibration.block_inputs import BlockInputs, Events, RecipeInputs
-from engine.measure.calibration.calibration import Calibration, need_calibration
+from engine.measure.calibration.block_inputs import Events, RecipeInputs
+from engine.measure.calibration.calibration import Calibration, Kept, need_calibration
 from engine.measure.calibration.importance import from_file, gathers, need_importances, weighs
 from engine.measure.calibration.solve import (
     LayerInputs,
@@ -35,7 +35,7 @@ from engine.measure.calibration.solve import (
 )
 from engine.measure.counts import JobCounts
 from engine.model.fold_groups import fold_groups
-from engine.model.inputs import why_not_gathered, why_unseen
+from engine.model.inputs import shared_inputs, why_not_gathered, why_unseen
 from engine.model.network import Compact, Held, StandIn
 from engine.quant.methods.channel_scales import folded, only_weights
 from engine.quant.methods.gptq import Solved
@@ -137,16 +137,12 @@ def approximated(
         before.settled[name] = settled
         yield None
     inputs = yield from calibration.inputs(layer, states, counts)
-    scaling = yield from _scaling(loaded, calibration, layer, format, inputs, states, counts)
-    scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
-
-    def solved() -> Solution:
-        stored = _stored(loaded, layer).to(network.device)
-        return solve(stored, inputs, format, scaling, scale_dtype, layer, given)
-
-    solution = counts.timed("quantize_s", solved)()
+    scalings = calibration.scalings
+    solution, scaling = yield from solved_from(
+        loaded, layer, format, inputs, scalings, counts, states.prefix, given
+    )
     weight = solution.weight.to(network.dtype)
-    held = weight if solution.inputs is None else StandIn(weight, solution.inputs)
+    held = held_of(solution, weight)
     calibration.solved.keep(key, held, weight.nbytes)
     calibration.columns[key] = solution.columns
     if store is not None:
@@ -156,6 +152,46 @@ def approximated(
             calibration.said.add(note)
             yield p.Notice("info", note)
     return held
+
+
+def solved_from(
+    loaded: Loaded,
+    layer: str,
+    format: Format,
+    inputs: LayerInputs,
+    scalings: Kept[Scaling],
+    counts: JobCounts,
+    prefix: str = "",
+    given: Tensor | None = None,
+) -> Events[tuple[Solution, Scaling | None]]:
+    """Quantise a layer, given its inputs.
+
+    Args:
+        loaded: the model.
+        layer: a name.
+        format: whose methods need inputs.
+        inputs: of the layer.
+        scalings: of fold groups, where one that was found for another layer of it is taken.
+        counts: of the job.
+        prefix: identifies what the inputs are of, among those scales.
+        given: the importance of inputs, instead of that of ``inputs``.
+
+    Raises:
+        FormatError: see `solve`.
+    """
+    scaling = yield from _scaling(loaded, scalings, layer, format, inputs, prefix, counts)
+    scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
+
+    def solved() -> Solution:
+        stored = _stored(loaded, layer).to(loaded.network.device)
+        return solve(stored, inputs, format, scaling, scale_dtype, layer, given)
+
+    return counts.timed("quantize_s", solved)(), scaling
+
+
+def held_of(solution: Solution, weight: Tensor) -> Held:
+    """What a layer holds once it is solved; ``weight`` is the solution's in the network's dtype."""
+    return weight if solution.inputs is None else StandIn(weight, solution.inputs)
 
 
 def _by_importance(loaded: Loaded, layer: str, format: Format, given: Tensor | None) -> Solution:
@@ -247,11 +283,11 @@ def why_not_given(loaded: Loaded, layer: str, format: Format) -> str | None:
 
 def _scaling(
     loaded: Loaded,
-    calibration: Calibration,
+    scalings: Kept[Scaling],
     layer: str,
     format: Format,
     inputs: LayerInputs,
-    states: BlockInputs,
+    prefix: str,
     counts: JobCounts,
 ) -> Events[Scaling | None]:
     """The combined scale of the layer's fold group for all methods that need one; None without any.
@@ -261,11 +297,11 @@ def _scaling(
     wanted = [each for each in format.methods if each.name in FOLDED]
     if not wanted:
         return None
-    network = calibration.network
+    network = loaded.network
     group = fold_groups(network)[layer] if folds(format) else None
-    layers = calibration.shares[layer] if group is None else group.layers
-    key = (layers, str(format), states.prefix)
-    if (known := calibration.scalings.get(key)) is not None:
+    layers = shared_inputs(network)[layer] if group is None else group.layers
+    key = (layers, str(format), prefix)
+    if (known := scalings.get(key)) is not None:
         return known
     scale_dtype: torch.dtype = getattr(torch, loaded.scale_dtype)
     device = inputs.statistics.gram.device
@@ -296,7 +332,7 @@ def _scaling(
         offset = group.offset(scale / at_once, stored) / at_once
         offset = offset if offset.any() else None
     scaling = Scaling(scale, gain, offset)
-    calibration.scalings.keep(key, scaling, 8 * len(scale))
+    scalings.keep(key, scaling, 8 * len(scale))
     return scaling
 
 

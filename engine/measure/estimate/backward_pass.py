@@ -52,6 +52,7 @@ from engine.model.gradients import (
     opening_gradients,
     whole_gradients,
 )
+from engine.model.memory_tiers import KeptTensor
 from engine.model.network import Held, Preempted, StandIn, whole
 from engine.session.artefact import OUTSIDE
 from engine.workspace import Loaded
@@ -85,6 +86,8 @@ Done = dict[str, dict[Format, Sums]]
 """Results for a region's layers, by layer and format."""
 
 
+LEAST_CHANGES = 64 << 20
+"""Bytes of changes that are in memory together whatever the budget."""
 RUN_AGAIN = 4.0
 """Formats whose products take as long as running a block again and going back through it."""
 
@@ -129,13 +132,15 @@ class BackwardPass:
         self.losses = self.fixed + self.draws
         self.dtype = product_dtype(self.network.device, self.network.dtype)
         self.budget = loaded.budget()
+        self._reading = ""
         self.sums = {
             (name, format): self._empty(self.reference.windows.count)
             for name, format in self.wanted
         }
         self.group = group_of(self.reference.windows.count, len(self.reference.batches[0]))
-        self.cotangents: dict[int, list[Tensor]] = {}
-        """Of the state before the region, by micro-batch."""
+        self.cotangents: dict[int, list[Tensor] | list[KeptTensor]] = {}
+        """Of the state before the region, by micro-batch; if blocks are streamed, wherever there is
+        room."""
 
     def run(self) -> Generator[p.AnyEvent | Done | None, None, None]:
         """Run the pass.
@@ -150,13 +155,14 @@ class BackwardPass:
         if self.network.resumable:
             lowest = min(self.network.layers[name].start for name, _ in self.wanted)
             regions = list(range(len(self.network.blocks), lowest - 1, -1))
-        # The outer loop is over parts: the cotangents of all windows do not fit, so that a block
-        # is needed once per part, not once.
+        # The outer loop is over parts if the cotangents of all windows do not fit. Of a streamed
+        # network there is one part, so that a block is read once.
         parts = self._parts()
         costs = self._costs(regions)
         begun, whole = 0.0, math.fsum(costs) * len(parts)
         for number, part in enumerate(parts):
             for region, cost in zip(regions, costs, strict=True):
+                self._reading = self._said_of(region)
                 with self.network.at_hand([region]):
                     yield from self._region(point, region, part, begun / whole, cost / whole)
                 begun += cost
@@ -228,8 +234,14 @@ class BackwardPass:
         total, count = len(self.network.layers), len(self.formats)
         return p.Progress(
             job=self.job, done=share * total, total=total, phase="estimating",
-            detail=f"{count} format{'s' if count > 1 else ''}",
+            detail=f"{count} format{'s' if count > 1 else ''}{self._reading}",
         )  # fmt: skip
+
+    def _said_of(self, region: int) -> str:
+        """Which block is read, for progress; empty if none is."""
+        blocks = len(self.network.blocks)
+        reads = self.network.streamed and 0 <= region < blocks
+        return f", reading block {region + 1} of {blocks}" if reads else ""
 
     def _done(self, region: int) -> Done:
         done: Done = {}
@@ -243,7 +255,10 @@ class BackwardPass:
     # -- memory ----------------------------------------------------------------------------------
 
     def _parts(self) -> list[range]:
-        """Micro-batches whose cotangents fit an eighth of the budget."""
+        """Micro-batches whose cotangents fit an eighth of the budget; all if blocks are
+        streamed."""
+        if self.network.streamed:
+            return [self.batches]
         reference = self.reference
         values = reference.batches[0].numel() * self.network.state_size
         state = values * self.network.dtype.itemsize
@@ -251,9 +266,12 @@ class BackwardPass:
         return [self.batches[at : at + fit] for at in range(0, len(self.batches), fit)]
 
     def _change_sets(self, region: int, group: Sequence[tuple[str, Format]]) -> list[ChangeSet]:
-        """A group's changes of a region's layers, in sets that fit an eighth of the budget."""
-        sets: list[ChangeSet] = [[]]
-        room = full = self.budget // 8
+        """A group's changes of a region's layers, in sets that fit an eighth of the budget.
+
+        All changes of a layer are in one set if they fit half of it: products of other shapes round
+        differently, and a figure should not depend on the budget.
+        """
+        of_layer: dict[str, list[tuple[int, Format]]] = {}
         for name, format in group:
             layer = self.network.layers[name]
             if region != WHOLE and region not in layer.uses:
@@ -261,11 +279,20 @@ class BackwardPass:
             size = math.prod(layer.shape) * self.dtype.itemsize
             if self._is_moved(name, format):
                 size += 2 * math.prod(layer.shape) * self.network.dtype.itemsize
-            if size > room and sets[-1]:
-                sets.append([])
-                room = full
-            sets[-1].append((name, format))
-            room -= size
+            of_layer.setdefault(name, []).append((size, format))
+        sets: list[ChangeSet] = [[]]
+        room = full = max(self.budget // 8, LEAST_CHANGES)
+        for name, changes in of_layer.items():
+            together = [changes]
+            if sum(size for size, _ in changes) > max(self.budget // 2, LEAST_CHANGES):
+                together = [[each] for each in changes]
+            for some in together:
+                size = sum(each for each, _ in some)
+                if size > room and sets[-1]:
+                    sets.append([])
+                    room = full
+                sets[-1] += [(name, format) for _, format in some]
+                room -= size
         return sets
 
     def _is_moved(self, name: str, format: Format) -> bool:
@@ -359,6 +386,10 @@ class BackwardPass:
             for format in of_layer.formats
         }
         state = point.state(batch, region) if region >= 0 else None
+        before_region = [
+            each if isinstance(each, Tensor) else each.read()
+            for each in self.cotangents.get(batch, ())
+        ]
         moved: list[list[Tensor]] = []
         for top in range(0, len(ids), rows):
             part = slice(top, top + rows)
@@ -372,7 +403,7 @@ class BackwardPass:
             if region == len(network.blocks):
                 moved.append(self._head(state, batch, part, held, changes, found, windows))
                 continue
-            cotangents = [_of_windows(c, part, len(ids)) for c in self.cotangents[batch]]
+            cotangents = [_of_windows(c, part, len(ids)) for c in before_region]
             if state is None:
                 taps = opening_gradients(network, ids[part], cotangents, held, watched)
             else:
@@ -392,7 +423,10 @@ class BackwardPass:
                 sums.close()  # rows of a layer that acts in several regions add up before
             self.sums[name, format].add(sums, whole)
         if last and moved:
-            self.cotangents[batch] = [torch.cat(each) for each in zip(*moved, strict=True)]
+            together = [torch.cat(each) for each in zip(*moved, strict=True)]
+            self.cotangents[batch] = together
+            if network.streamed:
+                self.cotangents[batch] = list(map(self.reference.memory.must_put, together))
 
     def _head(
         self,

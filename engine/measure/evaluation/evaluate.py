@@ -23,7 +23,7 @@ from engine.measure.evaluation.divergence import Tally, mean_with_error, perplex
 from engine.measure.evaluation.recipe_run import RecentRuns, RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.preemption import repeated
-from engine.model.memory import memory_free, memory_needed
+from engine.model.memory import memory_needed
 from engine.model.network import Held, Network
 from engine.service.jobs import Steps
 from engine.session import recipe_hash
@@ -83,9 +83,11 @@ def whole_reference(
     reference = reference_of(loaded)
     unknown = [each for each in range(len(reference.batches)) if not reference.known(each)]
     stage = counts.stage("reference", len(unknown), then)
+    later = then / max(1, len(unknown))
     for done, batch in enumerate(unknown):
-        yield stage.step(done)
-        yield from run_reference(reference, batch, counts)
+        if not loaded.network.streamed:
+            yield stage.step(done)
+        yield from run_reference(reference, batch, counts, later)
     if unknown:
         counts.forward = stage.spent / len(unknown) * len(reference.batches)
 
@@ -103,17 +105,27 @@ def not_finite(loaded: Loaded, what: str) -> p.Notice:
 
 
 def run_reference(
-    reference: Reference, batch: int, counts: JobCounts
-) -> Generator[None, None, None]:
-    """Run the unchanged network on one micro-batch and those that go with it, if not yet run."""
+    reference: Reference, batch: int, counts: JobCounts, then: float = 0.0
+) -> Generator[p.AnyEvent | None, None, None]:
+    """Run the unchanged network on one micro-batch and those that go with it, if not yet run.
+
+    Args:
+        reference: of the network.
+        batch: index of the micro-batch.
+        counts: of the job.
+        then: passes over all windows that the job takes as long as afterwards, for the time left.
+    """
     if not reference.known(batch):
+        network = reference.network
         unknown = [each for each in reference.together(batch) if not reference.known(each)]
-        yield from cross(reference.network, list(map(reference.set_out, unknown)), counts)
+        crossings = list(map(reference.set_out, unknown))
+        later = then * len(network.blocks)
+        yield from cross(network, crossings, counts, phase="reference", then=later)
 
 
 def run_recipe(
     run: RecipeRun, batch: int, counts: JobCounts, timing: str = "measure_s"
-) -> Generator[None, None, None]:
+) -> Generator[p.AnyEvent | None, None, None]:
     """Run a recipe with known weights on one micro-batch and those that go with it."""
     if not run.known(batch):
         unknown = [each for each in run.reference.together(batch) if not run.known(each)]
@@ -121,7 +133,7 @@ def run_recipe(
             yield from run_reference(run.reference, each, counts)
         run.plan()
         crossings = [run.set_out(each) for each in unknown]
-        yield from cross(run.reference.network, crossings, counts, timing)
+        yield from cross(run.reference.network, crossings, counts, timing, phase="measuring")
 
 
 def changed(
@@ -130,7 +142,7 @@ def changed(
     start: int,
     weights: Mapping[str, Held],
     counts: JobCounts,
-) -> Generator[None, None, Tally]:
+) -> Generator[p.AnyEvent | None, None, Tally]:
     """Compare one micro-batch of the network holding ``weights`` with the reference."""
     reference = reference_of(loaded)
     yield from run_reference(reference, batch, counts)
@@ -175,7 +187,7 @@ def score(
     if network.streamed:
         # If all changed layers do not fit in addition to the model, each step quantises them again.
         together = memory_needed((network.layers[n].shape for n in layers), network.dtype)
-        fits, compact = together <= memory_free(network.device) // 2, False
+        fits, compact = together <= loaded.budget() // 4, False
     else:
         what = "every layer of the recipe, beside the model,"
         fits, compact = True, compact_weights(reference, formats, what)
@@ -290,7 +302,7 @@ def _run(
             recent.make_room(run, each, below, start)
         run.plan()
         crossings = [run.set_out(each, *parts[each]) for each in batches]
-        yield from cross(network, crossings, counts, prepare=prepare)
+        yield from cross(network, crossings, counts, prepare=prepare, phase="measuring")
 
 
 def _settle(
@@ -405,6 +417,10 @@ def forward_seconds(loaded: Loaded, job: str = "") -> Generator[p.AnyEvent | Non
     """
     reference = reference_of(loaded)
     counts = JobCounts(job=job)
+    if loaded.network.streamed:
+        crossings = [reference.plain_crossing(batch) for batch in range(len(reference.batches))]
+        yield from cross(loaded.network, crossings, counts, "forward", phase="timing")
+        return counts.timings.get("forward", 0.0)
     stage = counts.stage("timing", len(reference.batches))
     for batch in range(len(reference.batches)):
         yield stage.step(batch)

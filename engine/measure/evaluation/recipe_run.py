@@ -17,6 +17,7 @@ from engine.measure.evaluation.divergence import Tally
 from engine.measure.evaluation.reference import Reference, boundary_state
 from engine.model.boundary_states import BoundaryStates
 from engine.model.lanes import Lane
+from engine.model.memory_tiers import KeptTensor
 from engine.model.network import Held, held_bytes
 
 
@@ -110,7 +111,11 @@ class RecipeRun:
         at = below.nearest(batch, self.start if start is None else start)
         collected = self.states.collect()
         ids, state = reference.batches[batch], below.read(batch, at)
-        lane = Lane(reference.network, ids, at, state, self.recipe, collected.take)
+
+        def take(k: int, state: Tensor) -> KeptTensor | None:
+            return collected.take(k, state) or reference.waiting(k, state)
+
+        lane = Lane(reference.network, ids, at, state, self.recipe, take)
 
         def arrive() -> None:
             tally = reference.tally(batch, lane.reached(), self._from(at))
@@ -181,7 +186,8 @@ class RecipeRun:
         state = self.states.read(batch, at)
         weights = ChainMap(changed, self._from(at))  # a view: the changes come as it goes
         ids = self.reference.batches[batch]
-        lane = Lane(self.reference.network, ids, at, state, weights)
+        waiting = self.reference.waiting
+        lane = Lane(self.reference.network, ids, at, state, weights, waiting)
         return Crossing(lane, lambda: take(self.reference.tally(batch, lane.reached(), weights)))
 
     def drop_before(self, block: int) -> None:

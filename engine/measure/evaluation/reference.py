@@ -26,7 +26,6 @@ from engine.model.boundary_states import (
 )
 from engine.model.cost import cost_of
 from engine.model.lanes import Lane
-from engine.model.memory import memory_free
 from engine.model.memory_tiers import KeptTensor, TieredMemory
 from engine.model.network import Held, Network
 from engine.texts.windows import Windows
@@ -85,7 +84,7 @@ class Reference:
         )
         self.plan: CachePlan | None = None
         """What to cache; known once the first micro-batch was run."""
-        self.states = self.new_states()
+        self.states = self._new_states()
         self._logits: dict[tuple[int, int], KeptTensor | None] = {}
         self._lse: dict[tuple[int, int], Tensor] = {}
         self._first: dict[tuple[int, int], Tensor] = {}
@@ -123,9 +122,11 @@ class Reference:
         """Micro-batches that go through the blocks together, starting with this one.
 
         Only this one if blocks are resident: its figures come early, and only its states are in
-        memory. If blocks are streamed, as many as `lanes`.
+        memory. If blocks are streamed, all: a block is read once for them, and states that do not
+        fit the budget wait on disk.
         """
-        return range(batch, min(batch + self.lanes, len(self.batches)))
+        last = len(self.batches) if self.network.streamed else batch + 1
+        return range(batch, last)
 
     @property
     def lanes(self) -> int:
@@ -174,6 +175,17 @@ class Reference:
         self.network.run(self.batches[batch], None)
         if self.network.device.type == "cuda":
             torch.cuda.synchronize(self.network.device)
+
+    def plain_crossing(self, batch: int) -> Crossing:
+        """Like `plain`, as a crossing that goes through the blocks together with others."""
+        ids = self.batches[batch]
+        lane = Lane(self.network, ids, -1, None, take=self.waiting)
+
+        @torch.no_grad()
+        def arrive() -> None:
+            self.network.logits(ids, lane.reached(), slice(None))
+
+        return Crossing(lane, arrive)
 
     def nll_sums(self) -> Tensor:
         """Summed NLL of each window, ``[windows]`` float64, once every micro-batch was run."""
@@ -226,8 +238,12 @@ class Reference:
         """
         at = self.states.nearest(batch, start)
         state = self.states.read(batch, at)
-        lane = Lane(self.network, self.batches[batch], at, state, weights)
+        lane = Lane(self.network, self.batches[batch], at, state, weights, self.waiting)
         return Crossing(lane, lambda: take(self.tally(batch, lane.reached(), weights)))
+
+    def waiting(self, _k: int, state: Tensor) -> KeptTensor | None:
+        """Keep the state of a lane that waits while others run, if blocks are streamed."""
+        return self.memory.put(state) if self.network.streamed else None
 
     @torch.no_grad()
     def tally(
@@ -296,6 +312,11 @@ class Reference:
             head_resumable=network.head_resumable,
         )
 
+    def _new_states(self) -> BoundaryStates:
+        states = self.new_states()
+        states.required = self.network.streamed  # to make one again, blocks would be read again
+        return states
+
     @torch.no_grad()
     def choose(self, room: int, *, logits: bool) -> CachePlan:
         """What to cache within ``room`` bytes, by the cost of reading a state or running a block.
@@ -307,6 +328,9 @@ class Reference:
         """
         network, sizes = self.network, self.sizes
         needed = sizes.states(1) + (sizes.logits if logits else 0)
+        if network.streamed:
+            self.memory.use_all()
+            return CachePlan(1, logits and needed <= room)
         if needed > room and self.memory.beyond is None and network.resumable:
             ids, blocks = self.batches[0], len(network.blocks)
             first: list[Tensor] = []
@@ -328,10 +352,8 @@ def reference_of(loaded: Loaded) -> Reference:
     """The reference of a loaded model on its windows; created on first use."""
 
     def make() -> Reference:
-        settings = loaded.settings
         # If a budget is set, the other half is for calibration and estimates.
-        budget = (settings.memory_budget or memory_free(loaded.network.device)) // 2
-        budget = loaded.pressure.cached(budget)
+        budget = loaded.pressure.cached(loaded.beside() // 2)
         return Reference(loaded.network, loaded.windows, loaded.batch_tokens, budget)
 
     return loaded.part(Reference, make)

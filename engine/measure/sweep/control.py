@@ -6,25 +6,31 @@ Below the floor a figure says nothing: another order of the same additions would
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from engine import protocol as p
+from engine.measure.block_loop import cross
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally
 from engine.measure.evaluation.evaluate import changed, run_reference
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.preemption import repeated
 from engine.model.inputs import watching
+from engine.model.lanes import Lane
 from engine.model.memory import memory_free
 from engine.model.network import Held, Network, StandIn
 from engine.store import keys
 from engine.workspace import Loaded
 
 FEW_TOKENS = 8
+AGAIN = "again"
+"""Names the run that changes nothing, where a device may round differently twice."""
+Swapped = tuple[str, float, float]
+"""A layer that was swapped for itself, and the largest |ΔNLL| and |KL| of it."""
 
 
 def control(
@@ -48,14 +54,16 @@ def control(
             first.setdefault(layer.start, name)
     stage = counts.stage("control", len(first) + 2 + (network.device.type != "cpu"), then)
     yield from run_reference(reference, 0, counts)
+    if network.streamed:
+        fact = yield from _in_one_pass(reference, first, counts)
+        yield counts.learnt(key, fact)
+        return fact
     worst = ("", 0.0, 0.0)
     for done, (start, name) in enumerate(first.items()):
         yield stage.step(done, name)
         same = {name: network.weight(name).clone()}
         tally = yield from changed(loaded, 0, start, same, counts)
-        dnll, kl = _largest(reference, [tally])
-        if not worst[0] or max(dnll, kl) > max(worst[1:]) or math.isnan(dnll + kl):
-            worst = (name, dnll, kl)
+        worst = _worse(worst, name, *_largest(reference, [tally]))
     yield stage.step(len(first))
     step = counts.timed("measure_s", lambda: rounded_otherwise(network, reference.batches[0]))
     held = yield from repeated(step)
@@ -68,6 +76,76 @@ def control(
     fact = p.Control(*worst, *_largest(reference, tallies))
     yield counts.learnt(key, fact)
     return fact
+
+
+def _worse(before: Swapped, name: str, dnll: float, kl: float) -> Swapped:
+    if not before[0] or max(dnll, kl) > max(before[1:]) or math.isnan(dnll + kl):
+        return name, dnll, kl
+    return before
+
+
+def _in_one_pass(
+    reference: Reference, swapped: Mapping[int, str], counts: JobCounts
+) -> Generator[p.AnyEvent | None, None, p.Control]:
+    """The same where blocks are streamed: each is read once for all that is compared."""
+    network, ids = reference.network, reference.batches[0]
+    end = len(network.blocks)
+    few = Lane(network, ids[:1, :FEW_TOKENS], -1, None)
+    seen: set[str] = set()
+    tallies: dict[str, Tally] = {}
+    held: dict[str, dict[str, Held]] = {name: {} for name in ("", *swapped.values())}
+    moved: dict[torch.Size, Tensor] = {}
+
+    def note(name: str, _expert: int | None, _inputs: Tensor) -> None:
+        seen.add(name)
+
+    def hold(names: list[str]) -> None:
+        for name in names:
+            if name in seen:
+                held[""][name] = _columns_moved(network, name, moved)
+            if name in swapped.values():
+                held[name][name] = network.weight(name).clone()
+
+    def prepare(stretch: range) -> Generator[None, None, None]:
+        names = _added_up(network, range(stretch.start, stretch.stop))
+        for own in held.values():
+            for name in [n for n in own if 0 <= network.layers[n].last < stretch.start]:
+                del own[name]
+        with watching(network, names, note):
+            few.advance(stretch.stop)
+        hold(names)
+        if stretch.stop == end:
+            after = _added_up(network, range(end, end + 1))
+            with watching(network, after, note), torch.no_grad():
+                network.logits(few.ids, few.reached(), slice(None))
+            hold(after)
+        yield None
+
+    crossings = []
+    starts = {"": -1, **{name: start for start, name in swapped.items()}}
+    if network.device.type != "cpu":
+        starts[AGAIN], held[AGAIN] = -1, {}
+    for name, start in starts.items():
+
+        def take(tally: Tally, name: str = name) -> None:
+            tallies[name] = tally
+
+        crossings.append(reference.changed(0, start, held[name], take))
+    yield from cross(network, crossings, counts, prepare=prepare, phase="control")
+    worst: Swapped = ("", 0.0, 0.0)
+    for name in swapped.values():
+        worst = _worse(worst, name, *_largest(reference, [tallies[name]]))
+    otherwise = [tally for name, tally in tallies.items() if name not in swapped.values()]
+    return p.Control(*worst, *_largest(reference, otherwise))
+
+
+def _added_up(network: Network, regions: range) -> list[str]:
+    """Layers that first act in these regions and add up products in a kernel of their own."""
+    return [
+        name
+        for name, layer in network.layers.items()
+        if layer.start in regions and layer.role not in ("embedding", "experts")
+    ]
 
 
 def rounded_otherwise(network: Network, ids: Tensor) -> dict[str, Held]:
@@ -93,23 +171,26 @@ def rounded_otherwise(network: Network, ids: Tensor) -> dict[str, Held]:
     def note(name: str, _expert: int | None, _inputs: Tensor) -> None:
         called.add(name)
 
-    added_up = [
-        name for name, layer in network.layers.items() if layer.role not in ("embedding", "experts")
-    ]
-    with watching(network, added_up, note):
+    with watching(network, _added_up(network, range(-1, len(network.blocks) + 1)), note):
         network.resume(ids[:1, :FEW_TOKENS], -1, None)
     room = memory_free(network.device) // 2
     held: dict[str, Held] = {}
     moved: dict[torch.Size, Tensor] = {}
-    for name, layer in reversed(network.layers.items()):
+    for name in reversed(network.layers):
         weight = network.weight(name)
         if name not in called:
             continue
         if (room := room - weight.nbytes) < 0:
             break
-        order = torch.randperm(layer.shape[-1], generator=_seeded(weight)).to(weight.device)
-        held[name] = StandIn(weight[:, order], partial(_rounded_again, order, moved))
+        held[name] = _columns_moved(network, name, moved)
     return held
+
+
+def _columns_moved(network: Network, name: str, moved: dict[torch.Size, Tensor]) -> StandIn:
+    """A layer with its input columns in another order; see `_rounded_again` for ``moved``."""
+    weight = network.weight(name)
+    order = torch.randperm(weight.shape[-1], generator=_seeded(weight)).to(weight.device)
+    return StandIn(weight[:, order], partial(_rounded_again, order, moved))
 
 
 def _rounded_again(order: Tensor, moved: dict[torch.Size, Tensor], inputs: Tensor) -> Tensor:

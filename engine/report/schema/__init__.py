@@ -11,6 +11,10 @@ from typing import TypeAlias
 
 from engine.report.schema.bench import BenchBatch as BenchBatch
 from engine.report.schema.bench import BenchDocument as BenchDocument
+from engine.report.schema.calibration import CalibrateDocument as CalibrateDocument
+from engine.report.schema.calibration import CalibratedTextPart as CalibratedTextPart
+from engine.report.schema.calibration import CalibrationSetPart as CalibrationSetPart
+from engine.report.schema.calibration import JudgedPart as JudgedPart
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer
 from engine.report.schema.comparison import CompareDocument as CompareDocument
@@ -65,13 +69,19 @@ from engine.report.schema.sweep import MeasuredPart as MeasuredPart
 from engine.report.schema.sweep import SweepDocument as SweepDocument
 from engine.report.schema.sweep import SweepLayer as SweepLayer
 from engine.report.schema.sweep import SweepUnit as SweepUnit
+from engine.report.schema.symptoms import CausePart as CausePart
 from engine.report.schema.symptoms import ChoicePart as ChoicePart
+from engine.report.schema.symptoms import CurePart as CurePart
 from engine.report.schema.symptoms import DifferencePart as DifferencePart
 from engine.report.schema.symptoms import LoopPart as LoopPart
 from engine.report.schema.symptoms import PromptPart as PromptPart
+from engine.report.schema.symptoms import RestoredLayer as RestoredLayer
 from engine.report.schema.symptoms import SamplingPart as SamplingPart
 from engine.report.schema.symptoms import SymptomRate as SymptomRate
 from engine.report.schema.symptoms import SymptomsDocument as SymptomsDocument
+from engine.report.schema.symptoms import TaskItem as TaskItem
+from engine.report.schema.symptoms import TaskMetric as TaskMetric
+from engine.report.schema.symptoms import TaskPart as TaskPart
 from engine.report.schema.triage import ActivationPart as ActivationPart
 from engine.report.schema.triage import ErrorPart as ErrorPart
 from engine.report.schema.triage import ExpertsPart as ExpertsPart
@@ -87,6 +97,7 @@ Document: TypeAlias = (
     | DiagnoseDocument
     | PlanDocument
     | CompareDocument
+    | CalibrateDocument
     | SymptomsDocument
     | ExportDocument
     | ImatrixDocument

@@ -42,7 +42,8 @@ class ComparedLayer(Part, frozen=True, kw_only=True):
     displaced: Number | UnsetType = UNSET
     """Share of weights that are not at the nearest level of their grid."""
     steps: Number | UnsetType = UNSET
-    """Root mean square error in steps of the grid; rounding to nearest errs by 0.29."""
+    """Root mean square error in steps of the grid; rounding to nearest errs by 0.29. Where levels
+    are not evenly spaced, as those of fp4 and nf4, in its smallest gap: it says little there."""
     folded: Number | UnsetType = UNSET
     """Largest scale folded into an input channel over the smallest; 1 if there are none."""
     sensitivity: RestoredPart | UnsetType = UNSET

@@ -8,6 +8,8 @@ from typing import Any
 
 from engine.report import schema
 from engine.report.tables.bench import bench_text as bench_text
+from engine.report.tables.calibration import calibration_markdown as calibration_markdown
+from engine.report.tables.calibration import calibration_text as calibration_text
 from engine.report.tables.comparison import comparison_markdown as comparison_markdown
 from engine.report.tables.comparison import comparison_text as comparison_text
 from engine.report.tables.diagnosis import diagnosis_markdown as diagnosis_markdown
@@ -28,6 +30,7 @@ TEXTS: dict[type[schema.Document], Callable[[Any], str]] = {
     schema.DiagnoseDocument: diagnosis_text,
     schema.PlanDocument: plan_text,
     schema.CompareDocument: comparison_text,
+    schema.CalibrateDocument: calibration_text,
     schema.SymptomsDocument: symptoms_text,
     schema.ExportDocument: export_text,
     schema.ImatrixDocument: imatrix_text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import UnsetType
 
+from engine.formats.spacing import evenly_spaced
 from engine.report import schema as s
 from engine.report.characters import printable
 from engine.report.tables.cells import figure, ppl, share
@@ -158,7 +159,7 @@ def _worst_rows(artefact: s.ArtefactPart) -> tuple[list[str], list[list[str]]]:
                 figure(each.bits, 2),
                 "" if isinstance(each.errors, UnsetType) else share(each.errors.relative),
                 each.rounding or "",
-                figure(each.steps or None, 2),
+                figure(each.steps or None, 2) if evenly_spaced(each.format) else "-",
                 *([_thousandth(None if win is None else win.kl)] if any_win else []),
             ]
         )

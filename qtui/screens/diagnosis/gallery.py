@@ -110,7 +110,7 @@ class GalleryView:
             self._found, tiles, counts, self._at if here else None, self._top, lines, self.glyphs
         )
         read = sum(names[row] in self._counts for row in self._found.rows)
-        return drawn, about(self._found, self._at, session, read)
+        return drawn, about(self._found, self._at, session, read, width)
 
     def _request(self, session: Session, tiles: Tiling, lines: int) -> None:
         names = session.layers.names

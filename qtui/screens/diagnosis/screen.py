@@ -20,7 +20,7 @@ from qtui.screens.workbench.effects import ShownEffects
 from qtui.sliced import Sliced
 from qtui.textual_internals import call_after, calling_after
 from qtui.views.export_marks import ExportMarks
-from qtui.views.findings import FindingLines
+from qtui.views.findings import FindingLines, severity_mark
 from qtui.views.maps import (
     Map,
     map_lines,
@@ -58,6 +58,10 @@ class Diagnosis(SessionScreen):
         self.verdict.take_key = ""
         self.map, self.scale = Lines(id="map"), Lines(id="scale")
         self.list = Lines(id="findings", wrap=False)
+        self.message.legend = (
+            *(f"{severity_mark(each, glyphs)} {each}" for each in ("alert", "warning")),
+            f"{glyphs.about} estimated",
+        )
         self.effects = ShownEffects()
         self.findings = FindingLines(glyphs)
         self.gallery = GalleryView(glyphs, self._ask, lambda: self.session)
@@ -223,6 +227,7 @@ class Diagnosis(SessionScreen):
             self.gallery.open(self.session, self._drawn.kinds[self._at[1]], row)
         self._in_map = True
         self._write()
+        self.call_after_refresh(self._write)  # findings have another number of lines now
 
     def next_figure(self) -> None:
         """Map another figure, or show the histograms of another kind."""

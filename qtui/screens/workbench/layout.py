@@ -23,6 +23,7 @@ Workbench { background: $background; }
 Workbench.-narrow #main { layout: vertical; }
 Workbench.-narrow #detail { border-top: solid $panel; height: 4; }
 Workbench.-roomy #detail { height: 12; }
+Workbench.-roomy.-tabbed #detail { height: 18; }
 Workbench.-narrow.-pane #table { display: none; }
 Workbench.-narrow.-pane #detail { border-top: none; height: 1fr; }
 Workbench.-wide #table { width: 5fr; }

@@ -30,6 +30,7 @@ from qtui.widgets.frame.scoreboard import Scoreboard
 from qtui.widgets.frame.verdict import VerdictLine
 from qtui.widgets.line import Lines, Words, content
 from qtui.widgets.pane.detail import Detail
+from qtui.widgets.pane.tabs import LAYER
 from qtui.widgets.table.caption import caption
 from qtui.widgets.table.layer_table import LayerTable
 
@@ -473,6 +474,7 @@ class Workbench(SessionScreen):
             self._fold()
         self.table.stay()  # what the tab asks for moves rows, not the cursor
         self.detail.show_tab(id)
+        self.set_class(self.detail.tab != LAYER, "-tabbed")  # no histogram beside its lines
         self.pane_requests.soon()
 
     def toggle_log(self) -> bool:

@@ -95,23 +95,26 @@ class Scoreboard(Lines):
         own = f"{printable(checkpoint.stored)}, dequantised" if checkpoint.stored else ""
         memory = ""
         if model is not None:
-            facts.append(f"{printable(model.device)} {model.dtype}")
-            memory = f"{n.size(model.memory)} loaded"
+            streamed = " streamed" if model.protocol.streamed else ""
+            facts.append(f"{printable(model.device)} {model.dtype}{streamed}")
+            memory = "" if streamed else f"{n.size(model.memory)} loaded"
         changed = f"{self.glyphs.changed} {self._changed} changed" if self._changed else ""
         device = facts[2] if model is not None else ""
         # Parts to drop if there is no room, in this order.
         facts += [own] if own else []
         optional = [fact for fact in (memory, device, facts[1], facts[0], own, changed) if fact]
         stored, *fewer = self._stored
+        last = 2 if len(fewer) > 3 else 0
         while True:
             words = left + [(f"  {fact}", "$dim") for fact in facts if fact in optional]
             right: Words = []
             for fact, style in ((changed, "$held"), (stored, ""), (memory, "$dim")):
                 if fact and (fact in optional or fact is stored):
                     right.append((("  " if right else "") + fact, style))
-            if cells(words) + 2 + cells(right) <= width or not optional:
+            if cells(words) + 2 + cells(right) <= width or not (optional or fewer):
                 return spread(words, right, width)
-            if memory not in optional and fewer:
+            # The sizes with a cache go last of all, so that the size itself stays.
+            if fewer and (not optional or (memory not in optional and len(fewer) > last)):
                 stored = fewer.pop(0)
             else:
                 optional.pop(0)
@@ -126,11 +129,13 @@ class Scoreboard(Lines):
         body, every = f"{whole.bits_per_weight:.2f}", f"{whole.bits_all:.2f}"
         both = "" if body == every else f" ({every} all)"
         if cached := self._with_cache(whole.bytes):
+            first = cached[: cached.index(" ", cached.index(": ") + 2)]  # with a 16-bit cache alone
             return (
                 f"{body} bits per weight{both}  {size}  {cached} with a 16, 8, 4-bit cache",
                 f"{body} bits/weight  {size}  {cached} with cache",
                 f"{body} bits  {size}  {cached}",
-                f"{body} bits  {cached}",
+                f"{body} bits  {size}  {first}",
+                f"{body} bits  {size}",
             )
         return (
             f"{body} bits per weight{both}  {size}",
@@ -291,11 +296,14 @@ class Scoreboard(Lines):
             words += self._bar(done / total, max(6, min(40, width // 4)))
         clock = f"  {left}" if left else ""
         phase_text = phase.replace(COUNT, figures.strip()) if phase else ""
-        if phase_text and cells(words) + 1 + cell_len(phase_text + clock) <= width:
+        named = bool(phase_text) and cells(words) + 1 + cell_len(phase_text + clock) <= width
+        if named:
             figures = f" {phase_text}"
         words.append((figures + clock, ""))
         rest = width - cells(words) - 2
-        detail = "" if phase and COUNT not in phase else self._detail(job)
+        # Its name is there, and no layer to add.
+        said = named and self.session.row(job.subject) is None
+        detail = "" if said or (phase and COUNT not in phase) else self._detail(job)
         more = f" +{len(jobs) - 2}" if len(jobs) > 2 else ""
         others = printable(f"next: {jobs[1].title}{more}" if len(jobs) > 1 else detail)
         if others and rest > 8:

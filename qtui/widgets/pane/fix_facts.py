@@ -14,8 +14,8 @@ from qtui.views.text import Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Words
 from qtui.widgets.pane.tab import TabContext
 
-NAME, MOST_NAME = 16, 28
-"""Columns of a format's name, at least and at most."""
+NAME, MOST_NAME = 16, 30
+"""Columns of a format's name and the mark before it, at least and at most."""
 FIGURES = (("KL{kilo}", 9), ("output", 8), ("bits", 7), ("won", 7))
 """Columns of figures, each with its width."""
 LEAST_WON = -9.99
@@ -39,7 +39,7 @@ def fix_lines(context: TabContext) -> list[Words]:
     name = max(NAME, min(MOST_NAME, context.width - figures))
     beside = context.width - name - figures >= KERNELS
     titles = "".join(f"{title.format(kilo=glyphs.kilo):>{width}}" for title, width in FIGURES)
-    lines.append([(f"{'format':<{name}}{titles}{'  verdict' if beside else ''}", "$dim")])
+    lines.append([(f"{'  format':<{name}}{titles}{'  verdict' if beside else ''}", "$dim")])
     for fix in fixes:
         if not fix.refused:
             lines.append(_row(session, context.row, fix, format, best, name, beside, context))
@@ -47,7 +47,8 @@ def fix_lines(context: TabContext) -> list[Words]:
         if fix.refused:
             said = f"not {printable(fix.format)}: {printable(fix.refused)}"
             lines += [[(piece, "$dim")] for piece in wrapped(said, max(20, context.width))]
-    legend = f"{glyphs.about} estimated, ? filled in from another format by the output error"
+    marks = f"{glyphs.changed} held, " + (f"{glyphs.frontier} best, " if best is not None else "")
+    legend = f"{marks}{glyphs.about} estimated, ? filled in from another format by the output error"
     return [*lines, *([(piece, "$dim")] for piece in wrapped(legend, max(20, context.width)))]
 
 
@@ -117,8 +118,9 @@ def _row(
         f"{fix.bits / weights:.2f}",
         won,
     )
+    mark = glyphs.changed if held else glyphs.frontier if chosen else " "
     words: Words = [
-        (fit(shown, name, glyphs), "bold $held" if held else style),
+        (fit(f"{mark} {shown}", name, glyphs), "bold $held" if held else style),
         *((f"{text:>{width}}", style) for text, (_, width) in zip(figures, FIGURES, strict=True)),
     ]
     if beside:

@@ -6,6 +6,7 @@ import math
 from itertools import groupby
 from typing import NamedTuple
 
+from engine.formats.spacing import evenly_spaced
 from engine.protocol import HistogramReady
 from engine.report.wording import short, significant
 from qtui.views.text import Glyphs, fit, printable
@@ -197,12 +198,15 @@ def _caption(found: HistogramReady, width: int, grid: bool, note: str, glyphs: G
     """The grid in words, then the spread and the range; as much as there is room for."""
     pieces: list[Words] = [[(note, "$dim")]] if note else []
     if grid and found.format:
-        said = f" step {significant(found.step)}" if math.isfinite(found.step) else ""
+        stepped = math.isfinite(found.step) and evenly_spaced(found.format)
+        said = f" step {significant(found.step)}" if stepped else ""
         if found.grid:
             levels = "1 level" if len(found.grid) == 1 else f"{len(found.grid)} levels"
             said = f" {levels}" + ("," * bool(said)) + said
         else:
-            said = f"{said}, too many levels to draw" if said else " has no fixed levels"
+            many = math.isfinite(found.step)
+            said = f"{said}, too many levels to draw".removeprefix("" if said else ",")
+            said = said if many else " has no fixed levels"
         pieces.append([(printable(found.format), "bold"), (said, "")])
     pieces.append([("std ", "$dim"), (significant(found.std), "")])
     ends = f"{significant(found.low)} {glyphs.ellipsis} {significant(found.high)}"

@@ -75,9 +75,9 @@ def test_group_sizes_and_ranges_stand_side_by_side(ascii: bool) -> None:
     session = session_with(measured(BASE, 2e-3), RANGES)
     rows = [line.split() for line in said(session, range_lines, ascii=ascii)]
     about = "~" if ascii else "≈"
-    assert ["int4-g32", ".0050", "5.0%", "100", "kB", f"{about}.50?"] in rows
-    assert [BASE, ".0100", "10.0%", "100", "kB", "2.00"] in rows
-    assert ["int4-channel", ".0200", "20.0%", "100", "kB", f"{about}8.00?"] in rows
+    assert ["int4-g32", ".0050", "5.0%", "4.07", "100", "kB", f"{about}.50?"] in rows
+    assert [BASE, ".0100", "10.0%", "4.07", "100", "kB", "2.00"] in rows
+    assert ["int4-channel", ".0200", "20.0%", "4.07", "100", "kB", f"{about}8.00?"] in rows
     times = "x" if ascii else "×"
     assert [f"{times}1", ".00%", "10.0%", "10.0%", "0"] in rows
     assert [f"{times}.9", "3.0%", "4.0%", "5.0%", "1,234", "least"] in rows
@@ -122,7 +122,9 @@ def test_fixes_are_listed_with_the_best_above(ascii: bool) -> None:
     assert "wins back 60%, runs on: Marlin, Machete, ExLlamaV2" in text
     assert "not int4-g128+awq: nothing absorbs the scale" in text
     rows = [line.split() for line in found]
-    assert ["int4-g64", ".80", "7.0%", "4.31", "60%"] in rows
+    best, held = ("^", "*") if ascii else ("◆", "●")
+    assert [best, "int4-g64", ".80", "7.0%", "4.31", "60%"] in rows
+    assert rows[[row[1:2] for row in rows].index([session.kept(session.index[LAYER])])][0] == held
     about = "~" if ascii else "≈"
     (clip,) = (row for row in rows if row and row[0] == "int4-g128+clip")
     assert clip[1].startswith(about)

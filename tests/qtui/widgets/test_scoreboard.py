@@ -9,6 +9,7 @@ import pytest
 
 from engine import protocol as p
 from engine.session import Session, predict, recipe_hash
+from qtui.views.progress import PHASES
 from qtui.views.text import PLAIN, UNICODE, Glyphs
 from qtui.widgets.frame.scoreboard import Scoreboard
 from tests.qtui import replay as r
@@ -151,6 +152,15 @@ async def test_the_layer_of_a_sweep_is_told_by_its_short_name(glyphs: Glyphs) ->
         ),
     )
     assert "int4-g128 in all body layers" in (await lines(session, 160, glyphs=glyphs))[2]
+
+
+@pytest.mark.parametrize("phase", ["control", "activations", "reference"])
+async def test_a_phase_is_said_once(phase: p.Phase) -> None:
+    session = told(Session(), *r.opening(), *r.swept(5))
+    told(session, p.Progress(job="3", done=1, total=4, phase=phase, subject=""))
+    for width in (60, 80, 120, 200):
+        assert (await lines(session, width))[2].count(PHASES[phase]) <= 1, width
+    assert (await lines(session, 120))[2].count(PHASES[phase]) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,359 @@
+"""Compares calibration sets: each layer quantised with a set's statistics, judged on held-out text.
+
+Statistics are those of the unchanged model, not of the quantised blocks before as in a recipe's own
+evaluation (GPTQ's "true sequential"). So they can be merged: a set costs one pass over its windows,
+and a larger number of samples a pass over the new ones alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from engine import protocol as p
+from engine.errors import UsageError
+from engine.formats.grammar import needs_calibration, parse_format
+from engine.measure.calibrating import checks
+from engine.measure.calibrating.input_sums import (
+    Energies,
+    SetStatistics,
+    run_over,
+    statistics_bytes,
+)
+from engine.measure.calibrating.scoring import Variant, quantised, scored
+from engine.measure.calibrating.windows import (
+    EvaluationText,
+    SetWindows,
+    evaluation_texts,
+    set_windows,
+)
+from engine.measure.calibration.approximate import why_not_given
+from engine.measure.counts import JobCounts
+from engine.model.inputs import shared_inputs
+from engine.model.load import load_tokenizer
+from engine.model.memory import check_memory, memory_free, memory_needed
+from engine.model.quiet import quiet
+from engine.service.jobs import Steps
+from engine.store import keys
+from engine.workspace import Loaded
+
+Events = Generator[p.AnyEvent | None, None, None]
+Fact = p.CalibrationCheck | p.CalibrationScore
+
+KEPT_SETS = 8
+"""Statistics of so many sets at most are kept for a next command, where memory holds them."""
+
+
+def compare_sets(
+    loaded: Loaded, recipe: Mapping[str, str], command: p.Calibrate, job: str
+) -> Steps:
+    """Compare calibration sets.
+
+    Args:
+        loaded: the model.
+        recipe: formats by layer.
+        command: sets, samples, lengths and texts.
+        job: id, for progress.
+
+    Yields:
+        `Learned` with `CalibrationCheck` and `CalibrationScore` facts, `Progress`, `Notice`.
+
+    Raises:
+        TextError: a set or a text cannot be read.
+        UsageError: the model is streamed from disk.
+        OutOfMemoryError: statistics and weights do not fit beside the model.
+    """
+    counts = JobCounts(timings={"load_s": loaded.load_s}, job=job)
+    if loaded.network.streamed:
+        raise UsageError(
+            "comparing calibration sets needs the whole model in memory, and this one is streamed "
+            "from disk: choose --dtype bf16 or a device with more memory"
+        )
+    opened, settings = loaded.opened, loaded.settings
+    tokenizer = load_tokenizer(
+        opened.path,
+        trust_remote_code=settings.trust_remote_code,
+        follow_links=settings.follow_links,
+    )
+    with quiet():
+        texts = evaluation_texts(loaded, command.texts, tokenizer)
+    comparing = _Comparing(loaded, recipe, command, texts, tokenizer, counts)
+    yield from comparing.run()
+    result = p.CalibrationSets(
+        method=command.method,
+        sets=comparing.sets,
+        texts=tuple(each.name for each in texts),
+        samples=tuple(sorted(comparing.used)),
+        seq_lens=comparing.seq_lens,
+        protocols=tuple(
+            (each.text.name, each.text.sha256, each.reference.windows.tokens) for each in texts
+        ),
+    )
+    return msgspec.structs.replace(counts.outcome(), result=result)
+
+
+class KeptStatistics:
+    """Statistics of sets that stay for the next command: a part of the loaded model."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, SetStatistics] = {}
+
+    def find(self, lineage: str, most: int) -> SetStatistics | None:
+        """What was gathered of a set, if it is not more than so many windows."""
+        found = self._of.get(lineage)
+        return found if found is not None and found.samples <= most else None
+
+    def keep(self, lineage: str, statistics: SetStatistics, count: int) -> None:
+        """Keep statistics, and of all the newest ``count``."""
+        self._of.pop(lineage, None)
+        self._of[lineage] = statistics
+        while len(self._of) > count:
+            self._of.pop(next(iter(self._of)))
+
+
+class _Comparing:
+    """One run of the job."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        recipe: Mapping[str, str],
+        command: p.Calibrate,
+        texts: Sequence[EvaluationText],
+        tokenizer: Any,
+        counts: JobCounts,
+    ) -> None:
+        self.loaded, self.command, self.counts = loaded, command, counts
+        self.texts, self.tokenizer = list(texts), tokenizer
+        self.formats = {name: parse_format(text) for name, text in sorted(recipe.items())}
+        calibrated = [name for name, format in self.formats.items() if needs_calibration(format)]
+        if not calibrated:
+            raise UsageError(f"no layer of this model can take {command.method}")
+        for name in calibrated:
+            if (why := why_not_given(loaded, name, self.formats[name])) is not None:
+                raise UsageError(f"{name}: {why}")
+        shares = shared_inputs(loaded.network)
+        self.inputs = tuple(dict.fromkeys(shares[name][0] for name in calibrated))
+        """One layer for each input that statistics are of."""
+        evaluated = [f"eval:{each.name}" for each in texts]
+        named = (evaluated if asked == "eval" else [asked] for asked in command.sets)
+        self.sets = tuple(dict.fromkeys(name for names in named for name in names))
+        self.seq_lens = command.seq_lens or (loaded.windows.seq_len,)
+        self.used: set[int] = set()
+        """Numbers of windows that sets had."""
+        self._facts: dict[str, Fact] = {}
+        """By address, what is known."""
+        self._energies: dict[str, tuple[checks.Energies, float]] = {}
+        """Of each evaluation text, and the distance between its halves."""
+        self._size = statistics_bytes(loaded.network, self.inputs)
+
+    def run(self) -> Events:
+        """Every set at every length."""
+        yield self._memory()
+        for name in self.sets:
+            for seq_len in self.seq_lens:
+                yield from self._set(name, seq_len)
+
+    def _memory(self) -> p.Notice:
+        """Say what is needed beside the model, before anything is computed.
+
+        Raises:
+            OutOfMemoryError: it does not fit.
+        """
+        network, measured = self.loaded.network, self.command.measure
+        shapes = (network.layers[name].shape for name in self.formats)
+        weights = memory_needed(shapes, network.dtype) if measured else 0
+        # Of all windows so far, of those that are added, and of the second half apart.
+        needed = self._size * (3 if measured and self.command.halves else 2) + weights
+        free = memory_free(network.device)
+        what = "statistics of all inputs, and weights calibrated on them,"
+        check_memory(needed, free, network.device, what=what)
+        return p.Notice(
+            "info",
+            f"comparing calibration sets takes up to {needed / 2**20:,.0f} MiB beside the model, "
+            f"{weights / 2**20:,.0f} MiB of it for quantised weights",
+        )
+
+    def _samples(self, seq_len: int) -> tuple[int, ...]:
+        if self.command.samples:
+            return self.command.samples
+        most = max(1, self.loaded.settings.calib_tokens // seq_len)
+        return tuple(sorted({max(1, most // 4), max(1, most // 2), most}))
+
+    # --- one set ------------------------------------------------------------------------------
+
+    def _set(self, name: str, seq_len: int) -> Events:
+        wanted = self._samples(seq_len)
+        with quiet():
+            windows = yield from set_windows(
+                self.loaded, name, wanted[-1], seq_len, self.texts, self.tokenizer, self.counts
+            )
+        numbers = sorted({min(number, windows.samples) for number in wanted})
+        self.used |= set(numbers)
+        variants = [Variant(windows, 0, number, number) for number in numbers]
+        most = numbers[-1]
+        if self.command.measure and self.command.halves and most > 1:
+            half = most // 2
+            variants.append(Variant(windows, 0, half, most, "first half"))
+            variants.append(Variant(windows, half, most, most, "second half"))
+        addresses = [key for each in variants for _, key in self._wanted(each)]
+        stored = self.loaded.known(addresses)
+        for address, fact in stored.items():
+            if isinstance(fact, Fact):
+                self._facts[address] = fact
+        missing = [v for v in variants if any(a not in self._facts for _, a in self._wanted(v))]
+        for variant in variants:
+            yield from self._told(variant)
+        if missing:
+            yield from self._gathered(windows, missing)
+
+    def _wanted(self, variant: Variant) -> list[tuple[EvaluationText, str]]:
+        """Addresses of what is told of a variant, with the text: checks first."""
+        checked = [] if variant.part else [(e, self._check_address(variant, e)) for e in self.texts]
+        if not self.command.measure:
+            return checked
+        return checked + [(each, self._score_address(variant, each)) for each in self.texts]
+
+    def _check_address(self, variant: Variant, text: EvaluationText) -> str:
+        return keys.CalibrationCheck(
+            on=text.evaluation, calibration=variant.key, layers=self.inputs
+        ).address
+
+    def _score_address(self, variant: Variant, text: EvaluationText) -> str:
+        return keys.CalibrationScore(
+            on=text.evaluation,
+            recipe={name: str(format) for name, format in self.formats.items()},
+            scale_dtype=self.loaded.scale_dtype,
+            calibration=variant.key,
+        ).address
+
+    def _told(self, variant: Variant) -> Events:
+        """Announce what is known of a variant, by the names of this command."""
+        for text, address in self._wanted(variant):
+            if (fact := self._facts.get(address)) is not None:
+                named = _named(fact, variant, text.name, self.command.method)
+                yield from self.counts.found([address], [named])
+
+    def _gathered(self, windows: SetWindows, variants: Sequence[Variant]) -> Events:
+        """Go once through the windows; at each number of samples check, quantise and score."""
+        network, counts = self.loaded.network, self.counts
+        second = next((each.first for each in variants if each.first), None)
+        ends = {each.end for each in variants}
+        stops = sorted(ends if second is None else ends | {second})
+        kept = self.loaded.part(KeptStatistics, KeptStatistics)
+        statistics = kept.find(self._lineage(windows), stops[0])
+        if statistics is None:
+            statistics = SetStatistics(network, self.inputs, windows.seed)
+        later = None
+        for stop in stops:
+            if (start := statistics.samples) < stop:
+                fresh = SetStatistics(network, self.inputs, windows.seed + start)
+                ids = self._batches(windows.ids[start:stop])
+                said = f"{windows.name} {stop} × {windows.seq_len}"
+                yield from run_over(network, ids, self.inputs, fresh.take, counts, said)
+                fresh.samples = stop - start
+                statistics.merge(fresh)
+                if second is not None and start >= second:
+                    later = later or SetStatistics(network, self.inputs, windows.seed)
+                    later.merge(fresh)
+                del fresh
+            for variant in [each for each in variants if each.end == stop]:
+                used = statistics if not variant.first else later
+                assert used is not None, "the windows of the second half were gathered"
+                yield from self._variant(variant, used)
+        count = min(KEPT_SETS, self.loaded.budget() // 4 // max(1, self._size))
+        kept.keep(self._lineage(windows), statistics, count)
+
+    def _batches(self, ids: Any) -> list[Any]:
+        rows = max(1, self.loaded.batch_tokens // ids.shape[1])
+        return [each.to(self.loaded.network.device) for each in ids.split(rows)]
+
+    def _lineage(self, windows: SetWindows) -> str:
+        """Identifies the windows of a set, however many: the first is the same."""
+        return repr((windows.name, windows.key(0, 1), self.inputs))
+
+    # --- one variant --------------------------------------------------------------------------
+
+    def _variant(self, variant: Variant, statistics: SetStatistics) -> Events:
+        wanted = self._wanted(variant)
+        known = [address for _, address in wanted if address in self._facts]
+        for text, address in wanted:
+            if address == self._check_address(variant, text) and address not in self._facts:
+                fact = yield from self._check(variant, text, statistics)
+                yield self._learnt(address, fact)
+        missing = [each for each in wanted if each[1] not in self._facts]
+        if missing:
+            weights = yield from quantised(
+                self.loaded, self.formats, statistics, self.counts, variant.said
+            )
+            for text, address in missing:
+                score = yield from scored(
+                    self.loaded, text, weights, variant, self.command.method, self.counts
+                )
+                yield self._learnt(address, score)
+        if variant.part and known:  # measured a moment ago, as all of a smaller number
+            yield from self._told(variant)
+
+    def _learnt(self, address: str, fact: Fact) -> p.Learned:
+        self._facts[address] = fact
+        return self.counts.learnt(address, fact)
+
+    def _check(
+        self, variant: Variant, text: EvaluationText, statistics: SetStatistics
+    ) -> Generator[p.AnyEvent | None, None, p.CalibrationCheck]:
+        """What is told of a set's windows before anything is quantised with them."""
+        theirs, spread = yield from self._energies_of(text)
+        windows, ids = variant.windows, variant.windows.ids[: variant.end]
+        apart = checks.distance(statistics.energies(), theirs)
+        sums = statistics.sums.values()
+        return p.CalibrationCheck(
+            set=windows.name,
+            text=text.name,
+            seq_len=windows.seq_len,
+            samples=variant.samples,
+            tokens=ids.numel(),
+            documents=windows.text.documents if windows.text.content else 0,
+            channels=max(len(energy) for energy, _ in statistics.energies().values()),
+            repetition=checks.repetition(ids),
+            duplicates=checks.duplicates(ids),
+            overlap=checks.overlap(ids, text.reference.windows.ids),
+            distance=apart.mean,
+            spread=spread,
+            worst=apart.worst,
+            largest=apart.largest,
+            fourfold=apart.fourfold,
+            experts=sum(len(each.experts) for each in sums),
+            unseen=sum(each.unseen for each in sums),
+        )
+
+    def _energies_of(
+        self, text: EvaluationText
+    ) -> Generator[p.AnyEvent | None, None, tuple[checks.Energies, float]]:
+        """Energies of an evaluation text, in one pass over it, and how far its halves differ."""
+        if text.name not in self._energies:
+            halves = [Energies(), Energies()]
+            ids = text.reference.windows.ids
+            middle = (len(ids) + 1) // 2
+            for half, some in zip(halves, (ids[:middle], ids[middle:]), strict=True):
+                if len(some):
+                    yield from run_over(
+                        self.loaded.network, self._batches(some), self.inputs, half.take,
+                        self.counts, text.name,
+                    )  # fmt: skip
+            first, second = (half.energies() for half in halves)
+            spread = checks.distance(first, second).mean
+            self._energies[text.name] = checks.together(first, second), spread
+        return self._energies[text.name]
+
+
+def _named(fact: Fact, variant: Variant, text: str, method: str) -> Fact:
+    """A fact by the names that this command has for its set and text."""
+    windows = variant.windows
+    named = msgspec.structs.replace(
+        fact, set=windows.name, text=text, seq_len=windows.seq_len, samples=variant.samples
+    )
+    if isinstance(named, p.CalibrationScore):
+        return msgspec.structs.replace(named, part=variant.part, method=method)
+    return named

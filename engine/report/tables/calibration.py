@@ -1,0 +1,101 @@
+"""Calibration sets as text: a matrix of sets and evaluation texts, then what is against each."""
+
+from __future__ import annotations
+
+from msgspec import UnsetType
+
+from engine.report import schema as s
+from engine.report.characters import printable
+from engine.report.tables.cells import ppl
+from engine.report.tables.layout import escaped, markdown, paragraphs, table
+from engine.report.tables.parts import about, spent
+
+BEST = "*"
+"""Marks a set that no other beats on a text by more than chance."""
+
+
+def calibration_text(document: s.CalibrateDocument) -> str:
+    """Sets as rows, evaluation texts as columns, then the warnings."""
+    headings, rows = matrix(document)
+    return paragraphs(
+        about(document.model),
+        _told(document),
+        table(headings, rows, {0}),
+        _legend(document),
+        "\n".join(_warnings(document)),
+        spent(document.timings, document.resumed),
+    )
+
+
+def calibration_markdown(document: s.CalibrateDocument) -> str:
+    """The same as Markdown."""
+    headings, rows = matrix(document)
+    return paragraphs(
+        f"# {escaped(printable(document.model.name))}: calibration sets for {document.method}",
+        escaped(_told(document)),
+        markdown(headings, rows),
+        escaped(_legend(document)),
+        "\n".join(f"- {escaped(line)}" for line in _warnings(document)),
+    )
+
+
+def matrix(document: s.CalibrateDocument) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: a set with its samples, then KL·10³, its error and PPL on each text."""
+    headings = ["set", "samples", "length"]
+    for each in document.texts:
+        name = printable(each.name)
+        headings += [f"KL·10³ {name}", "±", "PPL", "distance"]
+    rows = []
+    for part in document.sets:
+        row = [printable(part.name), f"{part.samples}", f"{part.seq_len}"]
+        by_text = {each.text: each for each in part.texts}
+        for text in document.texts:
+            row += _cells(by_text.get(text.name))
+        rows.append(row)
+    return headings, rows
+
+
+def _cells(judged: s.JudgedPart | None) -> list[str]:
+    if judged is None:
+        return ["", "", "", ""]
+    apart = "" if judged.distance is None else f"{judged.distance:.2f}"
+    if isinstance(judged.kl, UnsetType) or isinstance(judged.ppl, UnsetType):
+        return ["", "", "", apart]
+    mark = BEST if judged.best is True else ""
+    kl = "" if judged.kl is None else f"{1000 * judged.kl:.2f}{mark}"
+    error = judged.kl_se
+    se = "" if isinstance(error, UnsetType) or error is None else f"{1000 * error:.2f}"
+    return [kl, se, ppl(judged.ppl), apart]
+
+
+def _told(document: s.CalibrateDocument) -> str:
+    protocol = document.protocol
+    texts = ", ".join(f"{printable(e.name)} ({e.tokens:,} tokens)" for e in document.texts)
+    return (
+        f"{document.method} on every layer of the body, head and embedding kept; statistics of the "
+        f"unchanged model\njudged on {texts}, window {protocol.seq_len}; {protocol.dtype} on "
+        f"{protocol.device}"
+    )
+
+
+def _legend(document: s.CalibrateDocument) -> str:
+    if any(each.best is True for part in document.sets for each in part.texts):
+        return f"{BEST} no set is better on this text by more than two standard errors"
+    return ""
+
+
+def _warnings(document: s.CalibrateDocument) -> list[str]:
+    """One line for each finding, with the sets that it is about."""
+    found: dict[str, list[str]] = {}
+    for part in document.sets:
+        for judged in part.texts:
+            for each in judged.findings:
+                row = f"{printable(part.name)} {part.samples} × {part.seq_len}"
+                where = f"{row} on {printable(judged.text)}"
+                found.setdefault(f"{each.severity}: {{}}: {printable(each.sentence)}", [])
+                found[f"{each.severity}: {{}}: {printable(each.sentence)}"].append(where)
+    return [line.replace("{}", _few(rows), 1) for line, rows in found.items()]
+
+
+def _few(rows: list[str]) -> str:
+    return rows[0] if len(rows) == 1 else f"{rows[0]} and {len(rows) - 1} more"

@@ -1,0 +1,165 @@
+"""A checkpoint beyond its budget: the figures of one that fits, for two reads of its blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine import protocol as p
+from engine.errors import EngineError, UsageError
+from engine.formats.grammar import parse_format
+from engine.measure.counts import JobCounts
+from engine.measure.estimate.estimate import estimate
+from engine.measure.evaluation.evaluate import baseline, evaluate
+from engine.measure.sweep.sweep import sweep
+from engine.measure.symptoms.symptoms import find_symptoms
+from engine.model.memory_tiers import DiskTier
+from engine.model.streamed_blocks import StreamedBlocks
+from engine.store.facts import FactStore
+from engine.workspace import Loaded
+from tests import tiny
+from tests.drive import load, settings
+from tests.measure.test_streamed import learnt
+
+ARCHS = sorted({*tiny.ARCHITECTURES, *tiny.PLACED, *tiny.UNCALLED})
+SHARED = {"gemma4", "zamba2"}
+"""Their blocks share something, so that they are never streamed."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def folder(arch: str, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if arch not in folders:
+        folders[arch] = tiny.build(arch, tmp_path_factory.mktemp("checkpoint") / arch)
+    return folders[arch]
+
+
+def opened(folder: Path, at: Path, prose: Path, **given: object) -> Loaded:
+    chosen = settings(prose, tokens=256, calib_tokens=256, draws=1, **given)
+    return load(folder, FactStore(at), chosen)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_sweep_of_estimates_is_equal_to_the_last_digit(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    def facts(**given: object) -> tuple[Loaded, dict[str, p.AnyFact]]:
+        loaded = opened(folder, tmp_path / f"{len(given)}", prose, **given)
+        return loaded, learnt(sweep(loaded, ["int4-g32", "int8"], "degrade", "j", exact="none"))
+
+    _, resident = facts()
+    loaded, streamed = facts(memory_budget=1)
+    assert isinstance(loaded.network.blocks, StreamedBlocks) == (arch not in SHARED)
+    assert streamed == resident
+    assert any(isinstance(fact, p.Estimate) for fact in streamed.values())
+    assert any(isinstance(fact, p.Control) for fact in streamed.values())
+
+
+@pytest.mark.parametrize("arch", ["llama", "mixtral"])
+def test_all_formats_are_estimated_in_two_reads(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    blocks = loaded.network.blocks
+    assert isinstance(blocks, StreamedBlocks)
+    before = list(blocks.reads)
+    formats = [parse_format(each) for each in ("int4-g32", "int8", "int3-g32", "nf4-g32")]
+    found = learnt(estimate(loaded, formats, "degrade", JobCounts(job="j"), "j"))
+    assert found
+    assert [now - then for now, then in zip(blocks.reads, before, strict=True)] == [2] * len(blocks)
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_a_first_sweep_of_estimates_reads_its_blocks_three_times(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    blocks = loaded.network.blocks
+    assert isinstance(blocks, StreamedBlocks)
+    opening = blocks.reads[:]
+    assert max(opening) == 4
+    learnt(sweep(loaded, ["int4-g32"], "degrade", "j", exact="none"))
+    reads = [now - before for now, before in zip(blocks.reads, opening, strict=True)]
+    assert reads == [3] * len(blocks), "estimates twice, the control once"
+
+
+@pytest.mark.parametrize("arch", ["llama", "mixtral"])
+@pytest.mark.parametrize("exact", ["all", "top:2"])
+def test_exact_figures_and_recipes_are_equal_too(
+    arch: str, exact: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    def facts(**given: object) -> dict[str, p.AnyFact]:
+        loaded = opened(folder, tmp_path / f"{len(given)}", prose, **given)
+        swept = learnt(sweep(loaded, ["int4-g32"], "degrade", "j", exact=exact))
+        names = [name for name, layer in loaded.network.layers.items() if layer.start >= 1]
+        return swept | learnt(evaluate(loaded, dict.fromkeys(names, "int8"), "j"))
+
+    resident, streamed = facts(), facts(memory_budget=1)
+    assert streamed == resident
+    assert any(isinstance(fact, p.RecipeScore) for fact in streamed.values())
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_a_recipe_is_scored_from_the_first_block_that_it_changes(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    blocks = loaded.network.blocks
+    assert isinstance(blocks, StreamedBlocks)
+    learnt(baseline(loaded, JobCounts()))
+    before = list(blocks.reads)
+    late = {name: "int8" for name, layer in loaded.network.layers.items() if layer.start == 2}
+    learnt(evaluate(loaded, late, "j"))
+    assert [now - then for now, then in zip(blocks.reads, before, strict=True)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_no_room_for_states_is_said_and_loses_nothing(
+    arch: str, folder: Path, tmp_path: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    monkeypatch.setattr(DiskTier, "put", lambda _tier, _tensor: None)
+    with pytest.raises(EngineError, match=r"no room for the states.*TMPDIR.*saved"):
+        learnt(baseline(loaded, JobCounts()))
+    loaded.assert_at_rest()
+    monkeypatch.undo()
+    assert learnt(baseline(loaded, JobCounts()))
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_progress_and_protocol_say_that_blocks_are_read(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    assert loaded.protocol.streamed is True
+    assert "blocks are read from disk" in loaded.network.notes[-1]
+    steps = sweep(loaded, ["int4-g32"], "degrade", "j", exact="none")
+    said = {event.detail for event in steps if isinstance(event, p.Progress)}
+    assert "2 formats, reading block 1 of 3" in said or "1 format, reading block 1 of 3" in said
+    assert any(each.startswith("reading block") for each in said)
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_a_whole_recipe_that_must_be_held_is_refused(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    with pytest.raises(UsageError, match="streamed from disk: give a larger --memory-budget"):
+        learnt(sweep(loaded, ["int4-g32"], "restore", "j", exact="none"))
+    loaded.assert_at_rest()
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_symptoms_are_refused_since_they_would_read_the_file_for_every_token(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    command = p.FindSymptoms(prompts=("a few words",))
+    recipe = {"model.layers.0.mlp.down_proj": "int4-g32"}
+    with pytest.raises(UsageError, match="symptoms need the whole model in memory"):
+        learnt(find_symptoms(loaded, command, recipe, "j"))

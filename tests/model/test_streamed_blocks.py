@@ -1,0 +1,158 @@
+"""Blocks read from a checkpoint: the same values as loaded ones, two at a time, and said so."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.errors import CheckpointError, OutOfMemoryError
+from engine.model.load import load_network
+from engine.model.network import Network
+from engine.model.streamed_blocks import StreamedBlocks
+from tests import tiny
+
+STREAMED = sorted({*tiny.ARCHITECTURES, *tiny.PLACED, *tiny.UNCALLED} - {"gemma4", "zamba2"})
+"""But for those whose blocks share something: see below."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def built(arch: str, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if arch not in folders:
+        folders[arch] = tiny.build(arch, tmp_path_factory.mktemp("streamed") / arch)
+    return folders[arch]
+
+
+def streamed(folder: Path) -> tuple[Network, StreamedBlocks]:
+    network = load_network(folder, device="cpu", budget=1)
+    assert isinstance(network.blocks, StreamedBlocks), network.notes
+    return network, network.blocks
+
+
+@pytest.mark.parametrize("arch", STREAMED)
+def test_every_weight_and_every_state_is_that_of_the_loaded_model(built: Path) -> None:
+    resident, (network, blocks) = load_network(built, device="cpu"), streamed(built)
+    assert blocks.reads == [2] * len(blocks), "opening takes two passes"
+    ids = tiny.ids(2, 24)
+    assert list(network.layers.values()) == list(resident.layers.values())
+    assert (network.tied, network.zeroed, network.takes_positions, network.state_size) == (
+        resident.tied, resident.zeroed, resident.takes_positions, resident.state_size,
+    )  # fmt: skip
+    assert torch.equal(network.run(ids, None), resident.run(ids, None))
+    assert all(map(torch.equal, network.states(ids), resident.states(ids)))
+    for name in resident.layers:
+        assert torch.equal(network.weight(name), resident.weight(name)), name
+    for k, module in enumerate(resident.blocks.modules):
+        with network.blocks.block(k) as read:
+            for (name, mine), theirs in zip(
+                read.named_parameters(), module.parameters(), strict=True
+            ):
+                assert torch.equal(mine, theirs), name
+                assert (mine.stride(), mine.dtype) == (theirs.stride(), theirs.dtype)
+    network.assert_at_rest()
+
+
+@pytest.mark.parametrize("arch", ["gemma4"])
+def test_a_model_whose_blocks_pass_on_more_than_the_state_is_loaded_as_a_whole(
+    built: Path,
+) -> None:
+    network = load_network(built, device="cpu", budget=1)
+    assert not isinstance(network.blocks, StreamedBlocks)
+    assert "cannot be streamed from disk: block" in network.notes[-1]
+    assert torch.equal(
+        network.run(tiny.ids(1, 8), None),
+        load_network(built, device="cpu").run(tiny.ids(1, 8), None),
+    )
+
+
+@pytest.mark.parametrize("arch", ["zamba2"])
+def test_a_model_whose_blocks_share_a_weight_is_refused_without_memory(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.model.load.memory_free", lambda _device: 1000)
+    with pytest.raises(OutOfMemoryError, match=r"cannot be streamed from disk.*several places"):
+        load_network(built, device="cpu")
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_two_blocks_are_read_at_most_and_the_next_one_in_advance(built: Path) -> None:
+    network, blocks = streamed(built)
+    with blocks.block(0):
+        assert blocks._ahead is not None
+        assert blocks._ahead.k == 1
+        hollow = [p for k in (1, 2) for p in blocks.modules[k].parameters()]
+        assert all(p.untyped_storage().nbytes() == p.itemsize for p in hollow)
+        assert all(bool(torch.isnan(p).all()) for p in hollow)
+    with blocks.block(2), blocks.block(1):
+        assert blocks._ahead is not None
+        assert blocks._ahead.k == 0
+    own = sum(p.nbytes for p in network.model.parameters())
+    assert network.weights_in_memory == own - blocks.bytes + 2 * blocks.largest
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+@pytest.mark.parametrize("how", ["written", "replaced", "gone"])
+def test_a_file_that_changes_while_it_is_streamed_is_named(
+    how: str, built: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(built, folder)
+    network, blocks = streamed(folder)
+    blocks._ahead = None
+    file = folder / "model.safetensors"
+    if how == "written":
+        os.utime(file, ns=(0, 0))
+    else:
+        file.unlink()
+        if how == "replaced":
+            shutil.copy2(built / file.name, file)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is .*saved"), blocks.block(1):
+        raise AssertionError("it was read")
+    network.assert_at_rest()
+
+
+@pytest.mark.parametrize("arch", ["qwen3_moe"])
+def test_values_that_are_not_finite_are_zero_at_every_reading(built: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(built, folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    tensors[name][3, 5] = float("inf")
+    save_file(tensors, file, {"format": "pt"})
+    network, blocks = streamed(folder)
+    assert network.zeroed == load_network(folder, device="cpu").zeroed != ()
+    for _ in range(2):
+        with blocks.block(1):
+            weight = network.weight(name.removesuffix(".weight"))
+            assert weight[3, 5] == 0
+            assert bool(weight.isfinite().all())
+
+
+def test_a_quantised_layout_is_dequantised_block_by_block(tmp_path: Path) -> None:
+    folder = tiny.build("llama", tmp_path / "fp8")
+    file = folder / "model.safetensors"
+    stored = {}
+    for name, value in load_file(file).items():
+        stored[name] = value
+        if ".layers." in name and value.dim() == 2:
+            stored[name] = value.to(torch.float8_e4m3fn)
+            stored[f"{name}_scale_inv"] = torch.full((1, 1), 0.5)
+    save_file(stored, file, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config))
+    resident, (network, _) = load_network(folder, device="cpu"), streamed(folder)
+    ids = tiny.ids(1, 16)
+    assert torch.equal(network.run(ids, None), resident.run(ids, None))
+    assert network.notes[2] == resident.notes[2]
