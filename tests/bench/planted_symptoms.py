@@ -87,7 +87,7 @@ def plants(session: Session, block: int, low: str) -> dict[str, Callable[[], Pla
 
 @contextmanager
 def zeroed() -> Iterator[None]:
-    """Inside, whatever a recipe has in ``int7-channel`` has scales of zero but for the first row."""
+    """Inside, what a recipe has in ``int7-channel`` has scales of zero but for the first row."""
     own = symptoms.recipe_weights
 
     def without(loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts) -> Events:
