@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -26,7 +27,7 @@ from engine.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.checkpoint.weight import QuantisedWeight
+    from engine.checkpoint.weight import Codes, QuantisedWeight
 
 WHOLE = 256 * 2**20
 """Files up to this many bytes are hashed in full for the fingerprint."""
@@ -151,6 +152,10 @@ class Checkpoint:
         row = found.bytes // found.shape[0] if found.shape[0] else 0
         start = found.start + a * row
         return self._read(found, start, start + (b - a) * row, (b - a, *found.shape[1:]))
+
+    def codes(self, name: str) -> Iterator[Codes]:
+        """Codes and scales of a tensor that the container itself stores quantised, in parts."""
+        return iter(())
 
     def fill(self, found: TensorInfo, start: int, room: memoryview) -> None:
         """Read bytes of a tensor's file from offset ``start`` on, until ``room`` is full.

@@ -118,6 +118,7 @@ from engine.protocol.facts import (
     LayerRanges,
     LayerRestored,
     LayerWeights,
+    Likelihoods,
     Outliers,
     OutputError,
     RecipeScore,
@@ -127,6 +128,8 @@ from engine.protocol.facts import (
     StoredLayer,
     Swap,
     Swapped,
+    SymptomCure,
+    SymptomRestored,
     WeightError,
 )
 from engine.protocol.frames import (
@@ -155,7 +158,8 @@ from engine.protocol.settings import (
     Protocol,
     Settings,
 )
-from engine.protocol.symptoms import Choice, Continuation, Sampling, Symptoms
+from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling, Symptoms
+from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
     "DELTA_P_QUANTILES",
@@ -166,7 +170,9 @@ __all__ = [
     "WIRE_VERSION",
     "Activation",
     "Additivity",
+    "Agreeing",
     "Agreement",
+    "Answered",
     "AnyCommand",
     "AnyEvent",
     "AnyFact",
@@ -242,6 +248,7 @@ __all__ = [
     "LayersListed",
     "Learned",
     "Level",
+    "Likelihoods",
     "MeasureErrors",
     "MeasureRecipe",
     "ModelReady",
@@ -265,6 +272,7 @@ __all__ = [
     "RecipeScore",
     "Redo",
     "Refused",
+    "RestoredBy",
     "Role",
     "Rounding",
     "RunFirst",
@@ -282,8 +290,11 @@ __all__ = [
     "Swap",
     "Swapped",
     "Sweep",
+    "SymptomCure",
+    "SymptomRestored",
     "Symptoms",
     "TakeRecipe",
+    "TaskResult",
     "Transient",
     "Triage",
     "TryFixes",

@@ -20,6 +20,7 @@ Level: TypeAlias = Literal["info", "warning", "error"]
 Phase: TypeAlias = Literal[
     "", "reading", "reference", "control", "estimating", "calibrating", "quantising", "measuring",
     "together", "timing", "writing", "activations", "comparing", "continuing", "restoring",
+    "scoring",
     "sampling",
 ]  # fmt: skip
 """What a job is doing. A triage reads weights. A sweep runs the reference and the control,

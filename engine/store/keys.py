@@ -333,6 +333,23 @@ class Activations(Key, frozen=True, kw_only=True):
     """Whether outputs of attention and MLP modules are told too; earlier facts have none."""
 
 
+class Likelihoods(Key, frozen=True, kw_only=True):
+    """How likely some continuations are."""
+
+    kind = "likelihoods"
+    constants = QUANTISED
+    on: Files
+    dtype: str
+    device: str
+    """Its kind."""
+    pairs: str
+    """Hash of their tokens and of those before them."""
+    recipe: Mapping[str, str] = {}
+    """Empty for the reference."""
+    scale_dtype: str = ""
+    calibration: Calibration | None = None
+
+
 class FormatTried(Key, frozen=True, kw_only=True):
     """One layer in one format, on calibration inputs of the unchanged model."""
 
@@ -452,3 +469,26 @@ class Continued(Key, frozen=True, kw_only=True):
     rephrases: str = ""
     topic: str = ""
     calibration: Calibration | None = None
+
+
+class SymptomRestored(Key, frozen=True, kw_only=True):
+    """What giving layers of a recipe back wins on texts that show a symptom."""
+
+    kind = "symptom restored"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "generation": GENERATION_VERSION}
+    on: Files
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    dtype: str
+    device: str
+    """Its kind."""
+    prompts: str
+    """Hash of the texts."""
+    layers: tuple[str, ...]
+    calibration: Calibration | None = None
+
+
+class SymptomCure(SymptomRestored, frozen=True, kw_only=True):
+    """Prompts continued again with layers of a recipe given back."""
+
+    kind = "symptom cure"
