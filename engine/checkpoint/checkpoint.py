@@ -34,6 +34,9 @@ WHOLE = 256 * 2**20
 SAMPLES, SAMPLE = 64, 4096
 """Of larger files this many evenly spaced samples of this many bytes are hashed."""
 
+DECLARED_BESIDE = ("quantize_config.json", "quant_config.json")
+"""Where the first tools of GPTQ and AWQ put what now is ``quantization_config``."""
+
 _BUFFER = re.compile(r"(\.attn\.(masked_)?bias|\.inv_freq)$")
 
 
@@ -120,7 +123,19 @@ class Checkpoint:
                 total.update(file_digest(file))
             except OSError as error:
                 raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+        for file in self._declared_beside():
+            try:
+                total.update(file.name.encode() + b"\0" + file_digest(file))
+            except OSError as error:
+                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
         return total.hexdigest()
+
+    def _declared_beside(self) -> list[Path]:
+        """Files that say how weights are stored, where ``config.json`` does not."""
+        if isinstance(self.config.get("quantization_config"), dict):
+            return []
+        beside = (self.folder / name for name in DECLARED_BESIDE)
+        return [file for file in beside if is_there(file) and file.is_file()]
 
     def _relative(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()

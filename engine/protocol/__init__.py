@@ -52,7 +52,7 @@ from engine.protocol.commands import (
     register_command,
     same_request,
 )
-from engine.protocol.comparison import CalibrationSets, Comparison
+from engine.protocol.comparison import COMPARISON_VERSION, CalibrationSets, Comparison
 from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
@@ -122,6 +122,7 @@ from engine.protocol.facts import (
     Outliers,
     OutputError,
     RecipeScore,
+    RecipeTable,
     Rounding,
     Sensitivity,
     StoredCodes,
@@ -162,6 +163,7 @@ from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling,
 from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
+    "COMPARISON_VERSION",
     "DELTA_P_QUANTILES",
     "KLD_QUANTILES",
     "MAX_FRAME",
@@ -270,6 +272,7 @@ __all__ = [
     "RecipeNamed",
     "RecipePartial",
     "RecipeScore",
+    "RecipeTable",
     "Redo",
     "Refused",
     "RestoredBy",

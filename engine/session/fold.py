@@ -52,6 +52,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return _checkpoint_read(session, event)
         case p.LayersListed():
             return _layers_listed(session, event)
+        case p.ArtefactOpened() if event.version != p.COMPARISON_VERSION:
+            session.compared.pop(event.fingerprint, None)  # its facts are left out with it
+            return frozenset({"compared"})
         case p.ArtefactOpened():
             before = session.compared.get(event.fingerprint)
             if before is None:
@@ -375,7 +378,9 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             elif fact not in traced.cures:
                 traced.cures = [*traced.cures, fact]
             return "symptoms"
-        case p.Likelihoods():  # only the store needs them: what they say is in the job's result
+        case (
+            p.Likelihoods() | p.RecipeTable()
+        ):  # only the store needs them: what they say is in the job's result
             return "jobs"
         case p.CalibrationCheck():
             session.calibrating.checks[fact.key] = fact
