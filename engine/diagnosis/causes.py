@@ -19,6 +19,8 @@ from engine.session.artefact import OUTSIDE
 
 SPREAD = 0.5
 """Share of KL that the best layers given back together must win for damage to be concentrated."""
+ZEROED = 0.05
+"""Share of a layer's weights in rows of zeros: a few rows that round to zero are no cause."""
 NAMED = 4
 """Layers by which that is told."""
 TOPIC = 0.01
@@ -82,7 +84,7 @@ def _commonest(failing: Sequence[Shown]) -> Kind:
 def _broken_weights(kind: Kind, traced: Traced) -> Iterator[Cause]:
     """Rows of zeros, and values that are not finite: of scales, whatever the text says."""
     for fact in traced.ranked():
-        if not fact.zeroed and not fact.nonfinite:
+        if (fact.zeroed < ZEROED and not fact.nonfinite) or fact.kl <= 0:
             continue
         zeroed = fact.zeroed >= fact.nonfinite
         share = max(fact.zeroed, fact.nonfinite)
@@ -91,12 +93,11 @@ def _broken_weights(kind: Kind, traced: Traced) -> Iterator[Cause]:
             symptom=kind,
             id="zero-scales" if zeroed else "scales-not-finite",
             sentence=f"{share:.1%} of the weights of {fact.unit} are {what}: its scales are "
-            + ("zero" if zeroed else "NaN or infinite")
-            + ", which says nothing of the language",
+            + ("zero, or its steps larger than the weights" if zeroed else "NaN or infinite"),
             layers=(fact.unit,),
             evidence={"zeroed": fact.zeroed, "nonfinite": fact.nonfinite, "kl": fact.kl},
             cures=(
-                Cure(sentence=f"quantise {fact.unit} again, and look at its scales"),
+                Cure(sentence=f"look at the scales of {fact.unit}, and quantise it in groups"),
                 *_tried(traced),
             ),
         )

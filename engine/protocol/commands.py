@@ -159,6 +159,8 @@ class FindSymptoms(Command, frozen=True, kw_only=True):
     tasks: tuple[str, ...] = ()
     """To be answered by both: files of JSON lines, absolute paths on the engine's machine, and
     names of lm-eval's tasks."""
+    divergence: bool = False
+    """Whether to compare both at every position of the evaluation windows."""
     format: str = ""
     """See `MeasureErrors`: the session's own recipe if this, ``layers`` and ``recipe`` are all
     empty."""

@@ -454,6 +454,14 @@ class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
     tokens: int
 
 
+class RecipeTable(Fact, frozen=True, gc=False):
+    """A recipe against the reference, position by position, as llama.cpp tells it."""
+
+    recipe: str
+    """Its hash."""
+    table: DivergenceTable
+
+
 class Likelihoods(Fact, frozen=True, gc=False, kw_only=True):
     """How likely continuations are after their contexts."""
 
@@ -793,6 +801,7 @@ AnyFact: TypeAlias = (
     | ArtefactTable
     | LayerRestored
     | Likelihoods
+    | RecipeTable
     | CalibrationCheck
     | CalibrationScore
     | Continued

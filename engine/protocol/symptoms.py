@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from engine.protocol.divergence import DivergenceTable
 from engine.protocol.tasks import TaskResult
 
 
@@ -61,3 +62,5 @@ class Symptoms(msgspec.Struct, frozen=True):
     """Key of the prompts whose symptoms were traced to layers; see `SymptomRestored`."""
     tasks: tuple[TaskResult, ...] = ()
     """In the order in which they were named."""
+    divergence: DivergenceTable | None = None
+    """Of the evaluation windows, position by position."""

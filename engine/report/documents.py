@@ -17,7 +17,7 @@ from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
 from engine.report.calibration_parts import set_parts
-from engine.report.comparison_parts import artefact_part, compared_parts
+from engine.report.comparison_parts import artefact_part, compared_parts, divergence_part
 from engine.report.diagnosis_parts import (
     diagnosed_layers,
     finding_parts,
@@ -282,6 +282,7 @@ def symptoms_document(
         restored=[] if traced is None else [restored_part(each) for each in by_win(traced)],
         causes=[cause_part(each) for each in causes(session, prompts, traced, list(of))],
         tasks=[task_part(each) for each in found.tasks],
+        divergence=UNSET if found.divergence is None else divergence_part(found.divergence),
         timings=_timings(job),
     )
 

@@ -378,7 +378,9 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             elif fact not in traced.cures:
                 traced.cures = [*traced.cures, fact]
             return "symptoms"
-        case p.Likelihoods():  # only the store needs them: what they say is in the job's result
+        case (
+            p.Likelihoods() | p.RecipeTable()
+        ):  # only the store needs them: what they say is in the job's result
             return "jobs"
         case p.CalibrationCheck():
             session.calibrating.checks[fact.key] = fact

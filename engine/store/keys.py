@@ -330,6 +330,17 @@ class Activations(Key, frozen=True, kw_only=True):
     """Whether outputs of attention and MLP modules are told too; earlier facts have none."""
 
 
+class RecipeTable(Key, frozen=True, kw_only=True):
+    """A recipe against the reference, position by position."""
+
+    kind = "recipe table"
+    constants = QUANTISED
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    calibration: Calibration | None = None
+
+
 class Likelihoods(Key, frozen=True, kw_only=True):
     """How likely some continuations are."""
 

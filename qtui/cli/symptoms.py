@@ -80,6 +80,13 @@ def symptoms(
             help="tasks to answer: .jsonl files of prompt, choices, answer; names of lm-eval's",
         ),
     ] = None,
+    divergence: Annotated[
+        bool,
+        typer.Option(
+            "--divergence",
+            help="compare both at every position of the evaluation text: llama.cpp's KLD tables",
+        ),
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
     json: JsonOption = None,
     *,
@@ -99,13 +106,16 @@ def symptoms(
         check_recipe("symptoms", format, recipe)
         check_destination(json)
         given = tuple(prompt or ())
-        if prompts is None and not given and not tasks:
-            raise UsageError("qtui symptoms needs --prompts FILE, --prompt TEXT or --tasks FILE")
+        if prompts is None and not given and not tasks and not divergence:
+            raise UsageError(
+                "qtui symptoms needs --prompts FILE, --prompt TEXT, --tasks FILE or --divergence"
+            )
         ask = with_recipe(
             recipe,
             p.FindSymptoms(
                 prompts=given,
                 file="" if prompts is None else str(prompts.expanduser().absolute()),
+                divergence=divergence,
                 tasks=tuple(map(located, named_tasks(tasks))),
                 sampling=p.Sampling(new_tokens, temperature, top_p, chat),
                 why=why,

@@ -14,18 +14,25 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from engine import protocol as p
 from engine.client import in_process
 from engine.client.in_process import InProcess
 from engine.diagnosis.causes import causes
 from engine.diagnosis.of_symptoms import alarms, rates, shown
+from engine.formats.grammar import Format
+from engine.measure.counts import JobCounts
+from engine.measure.symptoms import symptoms
 from engine.session import Session
 from engine.texts.stdlib import modules
+from engine.workspace import Loaded
 
 Plant = Mapping[str, str]
+Events = Generator[Any, None, dict[str, Any]]
 
 
 def prompts(count: int) -> Iterator[dict[str, str]]:
@@ -74,7 +81,29 @@ def plants(session: Session, block: int, low: str) -> dict[str, Callable[[], Pla
         "attention": lambda: of(*named(session, "attn", block=block)),
         "mlp": lambda: of(*named(session, "mlp", block=block)),
         "head": lambda: of(head),
+        "zeroed": lambda: body | {head: "int7-channel"},
     }
+
+
+@contextmanager
+def zeroed() -> Iterator[None]:
+    """Inside, what a recipe has in ``int7-channel`` has scales of zero but for the first row."""
+    own = symptoms.recipe_weights
+
+    def without(loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts) -> Events:
+        held = yield from own(loaded, formats, counts)
+        found = dict(held)
+        for name, format in formats.items():
+            if str(format) == "int7-channel":
+                found[name] = loaded.network.weight(name).clone()
+                found[name][1:] = 0
+        return found
+
+    symptoms.recipe_weights = without
+    try:
+        yield
+    finally:
+        symptoms.recipe_weights = own
 
 
 def run(
@@ -148,7 +177,8 @@ def main() -> None:
                 file.write_text("\n".join(map(json.dumps, rows)))
                 print(f"{asked.model} {name}, block {block}, {asked.low}", flush=True)
                 why = name != "healthy" and not asked.no_why
-                run(engine, known[name](), file, asked, why=why)
+                with zeroed() if name == "zeroed" else nullcontext():
+                    run(engine, known[name](), file, asked, why=why)
     engine.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.report.schema.comparison import DivergencePart
 from engine.report.schema.parts import CalibrationPart, LayerFallback, Model, Number, Part
 
 
@@ -258,5 +259,7 @@ class SymptomsDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag=
     """Causes that were measured, the surest first."""
     tasks: list[TaskPart]
     """Tasks that both answered."""
+    divergence: DivergencePart | UnsetType = UNSET
+    """Both at every position of the evaluation windows, in llama.cpp's tables."""
     timings: dict[str, Number]
     """Seconds by what they were spent on."""

@@ -8,6 +8,7 @@ from engine.diagnosis.detectors import WORDS
 from engine.report import schema as s
 from engine.report.characters import printable
 from engine.report.tables.cells import figure, share
+from engine.report.tables.divergence import divergences
 from engine.report.tables.layout import escaped, markdown, paragraphs, table
 from engine.report.tables.parts import about, fallback_lines, spent
 from engine.report.tables.tasks import tasks_markdown, tasks_text
@@ -36,6 +37,7 @@ def symptoms_text(document: s.SymptomsDocument) -> str:
         *(_prompt(each) for each in _chosen(document)),
         _more(document),
         *tasks_text(document.tasks),
+        divergences({document.recipe: document.divergence}),
         spent(document.timings, document.resumed),
     )
 
@@ -52,6 +54,7 @@ def symptoms_markdown(document: s.SymptomsDocument) -> str:
         *(_prompt_markdown(each) for each in _chosen(document)),
         escaped(_more(document)),
         *tasks_markdown(document.tasks),
+        divergences({document.recipe: document.divergence}, as_markdown=True),
     )
 
 
