@@ -117,6 +117,8 @@ class ArtefactOpened(Event, frozen=True, kw_only=True):
     """Layers of the original that it has not, or in another shape."""
     contradictions: tuple[Contradiction, ...] = ()
     """What its headers hold against its configuration."""
+    version: int = 0
+    """Of the comparison; 0 in what was written before it was told."""
 
 
 class LayersListed(Event, frozen=True, kw_only=True):

@@ -74,6 +74,20 @@ def test_all_formats_are_estimated_in_two_reads(
     assert [now - then for now, then in zip(blocks.reads, before, strict=True)] == [2] * len(blocks)
 
 
+@pytest.mark.parametrize("arch", ["llama"])
+def test_a_first_sweep_of_estimates_reads_its_blocks_three_times(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    blocks = loaded.network.blocks
+    assert isinstance(blocks, StreamedBlocks)
+    opening = blocks.reads[:]
+    assert max(opening) == 4
+    learnt(sweep(loaded, ["int4-g32"], "degrade", "j", exact="none"))
+    reads = [now - before for now, before in zip(blocks.reads, opening, strict=True)]
+    assert reads == [3] * len(blocks), "estimates twice, the control once"
+
+
 @pytest.mark.parametrize("arch", ["llama", "mixtral"])
 @pytest.mark.parametrize("exact", ["all", "top:2"])
 def test_exact_figures_and_recipes_are_equal_too(

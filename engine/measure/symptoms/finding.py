@@ -10,6 +10,7 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.formats.grammar import parse_format
 from engine.measure.counts import JobCounts
+from engine.measure.symptoms.divergence import measure_divergence
 from engine.measure.symptoms.symptoms import find_symptoms
 from engine.measure.symptoms.weights import recipe_weights
 from engine.measure.tasks.tasks import score_tasks
@@ -52,6 +53,13 @@ def find_all(loaded: Loaded, command: p.FindSymptoms, layers: Mapping[str, str],
         )
         outcomes.append(counts.outcome())
         found = msgspec.structs.replace(found, tasks=tuple(tasks))
+    if command.divergence:
+        counts = JobCounts(timings={"load_s": loaded.load_s}, job=job)
+        table = yield from measure_divergence(
+            loaded, formats, lambda: recipe_weights(loaded, formats, counts), counts
+        )
+        outcomes.append(counts.outcome())
+        found = msgspec.structs.replace(found, divergence=table)
     return Outcome(
         sum(each.measured for each in outcomes),
         sum(each.resumed for each in outcomes),

@@ -21,7 +21,7 @@ def _accepted(context: Context[Workspace], command: p.FindSymptoms) -> p.FindSym
     elif not context.session.changed:
         raise UsageError("every layer is as stored, so nothing differs: give some a format first")
     prompts = command.file or any(each.strip() for each in command.prompts)
-    if not prompts and not command.tasks:
+    if not prompts and not command.tasks and not command.divergence:
         raise UsageError("there is no prompt: name a file of prompts, or type one; or name tasks")
     check_tasks(command.tasks, trusted=context.session.settings.trust_remote_code)
     how = command.sampling

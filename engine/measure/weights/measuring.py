@@ -109,7 +109,7 @@ class Measuring:
             yield from self._step_by_step(wanted, found)
         rows = running.work.rows if running is not None else None
         held = rows if isinstance(rows, DequantisedRows) else None
-        if wanted.statistics not in known and wanted.row.own_bits:
+        if wanted.statistics not in known:
             self._add_codes(wanted, found, held)
         if held is not None:
             held.release()
@@ -126,6 +126,8 @@ class Measuring:
         fact = found[wanted.statistics]
         assert isinstance(fact, p.LayerWeights)
         codes = stored_codes(self._opened.checkpoint, wanted.row, held)
+        if codes is None:
+            return
         found[wanted.statistics] = msgspec.structs.replace(fact, codes=codes)
 
     def _rows(self, row: DiskLayer) -> Rows | None:

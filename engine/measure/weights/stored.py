@@ -6,6 +6,7 @@ All from the file alone: what a wrong or careless quantiser leaves behind needs 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,16 @@ import numpy as np
 
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DequantisedRows, DiskLayer
+from engine.checkpoint.quantised.reader import reader_named
 from engine.measure.weights.fused import kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.checkpoint.weight import Codes, QuantisedWeight
+    from engine.checkpoint.weight import Codes
+
+_INTEGERS = re.compile(r"int|^q[2-8]_[01k]$")
+"""Forms whose codes are in the order of their numbers; mxint's are a sign and a size."""
 
 
 @dataclass
@@ -85,8 +90,8 @@ class _Sums:
         small = sizes[sizes < torch.finfo(torch.float16).tiny]
         return int((small.half().float() == small).sum())  # else it is stored in another dtype
 
-    def fact(self, weight: QuantisedWeight) -> p.StoredCodes:
-        """The figures of a layer."""
+    def fact(self, form: str, layout: str, declared: str = "", read_as: str = "") -> p.StoredCodes:
+        """The figures of a layer that is stored in a form of a layout."""
         used, total = self.counts[: self.levels], int(self.counts.sum())
         ends = int(used[0] + used[-1]) if self.levels else 0
         return p.StoredCodes(
@@ -105,10 +110,10 @@ class _Sums:
             zeros_wrapped=self.wrapped,
             scales_subnormal=self.subnormal,
             codes_not_finite=self.broken,
-            ordered="int" in weight.form and "mxint" not in weight.form,  # a sign and a size
-            layout=weight.layout,
-            declared=weight.declared,
-            read_as=weight.read_as,
+            ordered="mxint" not in form and _INTEGERS.search(form) is not None,
+            layout=layout,
+            declared=declared,
+            read_as=read_as,
         )
 
 
@@ -142,9 +147,9 @@ def stored_codes(
         CheckpointError: a piece cannot be read, or holds what it cannot mean.
     """
     weights = [checkpoint.quantised[part] for part in layer.parts if part in checkpoint.quantised]
-    if not weights:
-        return None
     sums = _Sums()
+    if not weights:
+        return _of_one_scale(checkpoint, layer, sums)
     for at, weight in enumerate(weights):
         loaded = weight.load() if held is None else held.loaded(at)
         sums.version_1 = any(each.declared == "GPTQ v1" for each in weight.otherwise)
@@ -152,7 +157,22 @@ def stored_codes(
         for first, last in weight.spans():
             sums.add(loaded.codes(first, last))
     told = next((weight for weight in weights if weight.declared), weights[0])
-    return sums.fact(told)
+    return sums.fact(told.form, told.layout, told.declared, told.read_as)
+
+
+def _of_one_scale(checkpoint: Checkpoint, layer: DiskLayer, sums: _Sums) -> p.StoredCodes | None:
+    """Of codes that have the name of their weight, or of a container's own types."""
+    reader = reader_named(layer.reader) if layer.reader else None
+    for at, part in enumerate(layer.parts):
+        if reader is None:
+            found = checkpoint.codes(part)
+        elif reader.codes is not None:
+            found = reader.codes(checkpoint, part, layer.scales[at])
+        else:
+            return None
+        for codes in found:
+            sums.add(codes)
+    return sums.fact(layer.dtype, layer.reader or checkpoint.container) if sums.scales else None
 
 
 def not_finite(values: Tensor) -> int:

@@ -69,10 +69,13 @@ from engine.report.schema.sweep import MeasuredPart as MeasuredPart
 from engine.report.schema.sweep import SweepDocument as SweepDocument
 from engine.report.schema.sweep import SweepLayer as SweepLayer
 from engine.report.schema.sweep import SweepUnit as SweepUnit
+from engine.report.schema.symptoms import CausePart as CausePart
 from engine.report.schema.symptoms import ChoicePart as ChoicePart
+from engine.report.schema.symptoms import CurePart as CurePart
 from engine.report.schema.symptoms import DifferencePart as DifferencePart
 from engine.report.schema.symptoms import LoopPart as LoopPart
 from engine.report.schema.symptoms import PromptPart as PromptPart
+from engine.report.schema.symptoms import RestoredLayer as RestoredLayer
 from engine.report.schema.symptoms import SamplingPart as SamplingPart
 from engine.report.schema.symptoms import SymptomRate as SymptomRate
 from engine.report.schema.symptoms import SymptomsDocument as SymptomsDocument

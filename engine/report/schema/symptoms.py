@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.report.schema.comparison import DivergencePart
 from engine.report.schema.parts import CalibrationPart, LayerFallback, Model, Number, Part
 
 
@@ -112,6 +113,57 @@ class SymptomRate(Part, frozen=True, kw_only=True):
     """Probability of as uneven a change, were it as likely either way (exact McNemar test)."""
 
 
+class RestoredLayer(Part, frozen=True, kw_only=True):
+    """What giving a layer, or a block, back wins on the texts that show symptoms."""
+
+    name: str
+    """Name of the layer; or `block 3`."""
+    layers: list[str]
+    """Layers that were given back."""
+    kl: Number
+    """By how much KL falls, nats per token, mean over texts."""
+    kl_se: Number
+    """Standard error of `kl` over texts; null of one text."""
+    whole: Number
+    """KL of the whole recipe on these texts."""
+    texts: int
+    """Texts."""
+    zeroed: Number
+    """Share of its weights in rows that the recipe makes all zero."""
+    nonfinite: Number
+    """Share of its weights that are not finite in the recipe."""
+
+
+class CurePart(Part, frozen=True, kw_only=True):
+    """Something that may help."""
+
+    sentence: str
+    """In words."""
+    tried: bool
+    """Whether it was measured that the symptom is gone."""
+    layers: list[str]
+    """Layers to keep, where it is that."""
+
+
+class CausePart(Part, frozen=True, kw_only=True):
+    """Why the recipe shows a symptom, where something was measured that shows it."""
+
+    symptom: str
+    """The most frequent one that the recipe adds."""
+    cause: str
+    """Such as `layers`, `head`, `zero-scales`, `spread`, `topic`, `refusal-vanishes`."""
+    sentence: str
+    """In words."""
+    layers: list[str]
+    """Layers that it is about."""
+    evidence: dict[str, Number]
+    """The figures behind it, by name."""
+    fix: str | UnsetType = UNSET
+    """The cheapest fix."""
+    fixes: list[CurePart]
+    """All, the cheapest first."""
+
+
 class TaskItem(Part, frozen=True, kw_only=True):
     """An item of a task whose answer the recipe changed."""
 
@@ -201,7 +253,13 @@ class SymptomsDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag=
     """Prompts where the recipe shows a symptom that the reference does not."""
     prompts: list[PromptPart]
     """All prompts, in their order."""
+    restored: list[RestoredLayer]
+    """Layers and blocks that were given back where symptoms show, the one that wins most first."""
+    causes: list[CausePart]
+    """Causes that were measured, the surest first."""
     tasks: list[TaskPart]
     """Tasks that both answered."""
+    divergence: DivergencePart | UnsetType = UNSET
+    """Both at every position of the evaluation windows, in llama.cpp's tables."""
     timings: dict[str, Number]
     """Seconds by what they were spent on."""

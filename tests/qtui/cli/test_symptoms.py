@@ -65,7 +65,7 @@ def test_text_of_a_model_is_escaped(source: str, prose: Path, run: Run) -> None:
     ("given", "said"),
     [
         (["--prompt", "x"], "--format F or --recipe"),
-        (["--format", "int4"], "--prompts FILE, --prompt TEXT or --tasks FILE"),
+        (["--format", "int4"], "--prompts FILE, --prompt TEXT, --tasks FILE or --divergence"),
         (["--format", "int4", "--prompt", " "], "there is no prompt"),
         (["--format", "int4", "--prompt", "x", "--temperature", "11"], "expected 0 to 10"),
         (["--format", "int4", "--prompt", "x", "--top-p", "0"], "expected above 0"),
@@ -119,3 +119,17 @@ def test_tasks_are_answered_by_both_and_flips_counted(
     code, _, err = run("symptoms", source, *given, "--tasks", str(file))
     assert code == 3
     assert "line 1: answer is None" in err
+
+
+def test_llama_cpps_tables_of_the_recipe_are_in_document_and_text(
+    source: str, prose: Path, run: Run
+) -> None:
+    given = ["--text", str(prose), "--tokens", "64", "--seq-len", "32", "--format", "int2-g32"]
+    code, out, err = run("symptoms", source, *given, "--divergence", "--json", "-")
+    assert code == 0, err
+    table = json.loads(out)["divergence"]
+    assert table["tokens"] == 62
+    assert table["kld"]["max"] >= table["kld"]["mean"] > 0
+    code, out, err = run("symptoms", source, *given, "--divergence")
+    assert code == 0, err
+    assert "Maximum KLD" in out
