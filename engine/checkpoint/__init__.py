@@ -2,6 +2,7 @@
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.containers import open_checkpoint
+from engine.checkpoint.dequantised_rows import DequantisedRows, dequantised_rows
 from engine.checkpoint.groups import fused_groups
 from engine.checkpoint.headers import TensorInfo, read_header
 from engine.checkpoint.layers import (
@@ -16,9 +17,11 @@ from engine.checkpoint.unlisted import remarks
 
 __all__ = [
     "Checkpoint",
+    "DequantisedRows",
     "DiskLayer",
     "StoredRows",
     "TensorInfo",
+    "dequantised_rows",
     "fused_groups",
     "is_other_sense",
     "list_layers",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -26,12 +27,15 @@ from engine.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.checkpoint.weight import QuantisedWeight
+    from engine.checkpoint.weight import Codes, QuantisedWeight
 
 WHOLE = 256 * 2**20
 """Files up to this many bytes are hashed in full for the fingerprint."""
 SAMPLES, SAMPLE = 64, 4096
 """Of larger files this many evenly spaced samples of this many bytes are hashed."""
+
+DECLARED_BESIDE = ("quantize_config.json", "quant_config.json")
+"""Where the first tools of GPTQ and AWQ put what now is ``quantization_config``."""
 
 _BUFFER = re.compile(r"(\.attn\.(masked_)?bias|\.inv_freq)$")
 
@@ -119,7 +123,19 @@ class Checkpoint:
                 total.update(file_digest(file))
             except OSError as error:
                 raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+        for file in self._declared_beside():
+            try:
+                total.update(file.name.encode() + b"\0" + file_digest(file))
+            except OSError as error:
+                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
         return total.hexdigest()
+
+    def _declared_beside(self) -> list[Path]:
+        """Files that say how weights are stored, where ``config.json`` does not."""
+        if isinstance(self.config.get("quantization_config"), dict):
+            return []
+        beside = (self.folder / name for name in DECLARED_BESIDE)
+        return [file for file in beside if is_there(file) and file.is_file()]
 
     def _relative(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
@@ -151,6 +167,10 @@ class Checkpoint:
         row = found.bytes // found.shape[0] if found.shape[0] else 0
         start = found.start + a * row
         return self._read(found, start, start + (b - a) * row, (b - a, *found.shape[1:]))
+
+    def codes(self, name: str) -> Iterator[Codes]:
+        """Codes and scales of a tensor that the container itself stores quantised, in parts."""
+        return iter(())
 
     def fill(self, found: TensorInfo, start: int, room: memoryview) -> None:
         """Read bytes of a tensor's file from offset ``start`` on, until ``room`` is full.

@@ -120,7 +120,7 @@ def list_layers(checkpoint: Checkpoint) -> list[DiskLayer]:
     rows += [_row(checkpoint, t, None, "linear") for t in tables if _is_weight(t, _OUTSIDE)]
     if head is not None:
         rows.append(_row(checkpoint, head, None, "head"))
-    elif embedding is not None and _setting(checkpoint.config, "tie_word_embeddings") is not False:
+    elif embedding is not None and setting(checkpoint.config, "tie_word_embeddings") is not False:
         tied = _row(checkpoint, embedding, None, "head")
         rows.append(replace(tied, name="lm_head", kind="lm_head"))
     return rows
@@ -189,8 +189,13 @@ def _read_part(
     return read_plain(checkpoint, name, rows)
 
 
-def _setting(config: dict[str, Any], *names: str) -> object:
-    """The first of ``names`` that the config, or its text model's config, sets."""
+def setting(config: dict[str, Any], *names: str) -> object:
+    """The first of ``names`` that the config, or its text model's config, sets.
+
+    Args:
+        config: as in ``config.json``.
+        names: of settings, the preferred one first.
+    """
     inner = [config[key] for key in ("text_config", "llm_config") if key in config]
     for table in (config, *(t for t in inner if isinstance(t, dict))):
         for name in names:
@@ -231,7 +236,7 @@ def _find_body(checkpoint: Checkpoint) -> tuple[str, dict[int, list[TensorInfo]]
             "it is not a causal language model that qtui can read"
         )
     body = max(sizes, key=lambda name: sizes[name])
-    count = _setting(checkpoint.config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    count = setting(checkpoint.config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     if isinstance(count, int) and count > 0:
         return body, {i: tensors for i, tensors in lists[body].items() if i < count}
     return body, lists[body]
@@ -247,7 +252,7 @@ def _find_embedding(checkpoint: Checkpoint, tables: list[TensorInfo]) -> TensorI
     named = [t for t in tables if _is_weight(t, _EMBEDDING)]
     if named:
         return max(named, key=lambda t: t.elements)
-    vocabulary = _setting(checkpoint.config, "vocab_size")
+    vocabulary = setting(checkpoint.config, "vocab_size")
     sized = [t for t in tables if t.shape[0] == vocabulary and not _is_weight(t, _HEAD)]
     return sized[0] if len(sized) == 1 else None
 
@@ -308,7 +313,7 @@ def _unpacked_row(
 
 def _are_turned(checkpoint: Checkpoint, kind: str, tensor: TensorInfo) -> bool:
     """Whether experts are stored as ``[E, in, out]``: by the hidden size, else by the model."""
-    hidden = _setting(checkpoint.config, "hidden_size")
+    hidden = setting(checkpoint.config, "hidden_size")
     _, first, second = tensor.shape
     if (first == hidden) != (second == hidden):
         return (second if kind in _FUSED_DOWN else first) == hidden
@@ -367,7 +372,7 @@ def _fuse(
     gate_up = sorted(kinds & set(_GATE_UP), key=lambda kind: _GATE_UP[kind])
     count = 1 + max(index for _, index in found)
     # LongCat's experts that do nothing: transformers stores the first half of each all the same.
-    idle = _setting(checkpoint.config, "zero_expert_num") or 0
+    idle = setting(checkpoint.config, "zero_expert_num") or 0
     if "w1" in kinds:
         home = home.replace(".block_sparse_moe.", ".mlp.").replace(".ffn.", ".mlp.")
     if home.startswith("backbone."):  # NemotronH's

@@ -20,6 +20,9 @@ HALF = 0.5
 nothing to do with each other the difference is 1.4 times the norm of one."""
 MANY = 0.25
 """Share of layers made from other weights from which the parent is another."""
+DISPLACED = 0.01
+"""Share of displaced weights from which on they tell of another parent: quanto, which adjusts zero
+points after it has rounded, displaces 0.007."""
 WINS = 0.1
 """Share of the whole KL from which a layer given back is worth naming."""
 
@@ -182,8 +185,8 @@ def _other_weights(compared: Compared) -> Iterator[Finding]:
             evidence={"relative": fact.error.relative, "median": middle, "steps": fact.steps},
         )
     tuned = [fact for fact in changed if fact.rounding == "other" and fact not in wrong]
-    if len(tuned) > MANY * len(changed):
-        share = median(fact.displaced for fact in tuned)
+    share = median(fact.displaced for fact in tuned) if tuned else 0.0
+    if len(tuned) > MANY * len(changed) and share > DISPLACED:
         yield Finding(
             id="other-parent",
             severity="warning",

@@ -8,7 +8,7 @@ from engine import protocol as p
 from engine.diagnosis.finding import Finding
 from engine.diagnosis.thresholds import Thresholds
 
-SIGNED = ("mlx", "quanto", "torchao", "hqq", "exl3")
+SIGNED = ("mlx", "quanto", "torchao", "hqq", "exl3", "GGUF")
 """Layouts whose scales may be negative."""
 FEWEST = 8
 """Codes from which on it means anything that some are unused."""

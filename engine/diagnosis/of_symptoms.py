@@ -12,8 +12,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.diagnosis.detectors import KINDS, Kind, Symptom, symptoms
-
-Z95 = 1.959963984540054
+from engine.diagnosis.proportions import mcnemar, wilson
 
 
 class Shown(msgspec.Struct, frozen=True, dict=True):
@@ -58,14 +57,7 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% interval (Wilson 1927); (0, 1) of no prompts."""
-        n = self.total
-        if not n:
-            return 0.0, 1.0
-        share, z2 = self.share, Z95 * Z95
-        centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-        half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-        low = max(0.0, centre - half) if self.count else 0.0
-        return low, min(1.0, centre + half) if self.count < n else 1.0
+        return wilson(self.count, self.total)
 
 
 class KindRate(NamedTuple):
@@ -83,15 +75,6 @@ class KindRate(NamedTuple):
     def chance(self) -> float:
         """Probability of as uneven a change or more, were both as likely (exact McNemar test)."""
         return mcnemar(self.added.count, self.gone)
-
-
-def mcnemar(only_one: int, only_other: int) -> float:
-    """Two-sided p of the exact McNemar test on the pairs that disagree; 1 if there are none."""
-    n = only_one + only_other
-    if not n:
-        return 1.0
-    tail: int = sum(math.comb(n, k) for k in range(min(only_one, only_other) + 1))
-    return min(1.0, float(tail / 2 ** (n - 1)))
 
 
 def shown(facts: Sequence[p.Continued]) -> list[Shown]:

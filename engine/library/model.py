@@ -24,6 +24,7 @@ from engine.library.results import (
     ExportResult,
     Result,
     SweepResult,
+    SymptomsResult,
     TriageResult,
 )
 from engine.profiles import DEFAULT_PROFILE, load_profile
@@ -35,7 +36,7 @@ WAIT = 0.2
 
 Recipe = str | Path | Mapping[str, str]
 """The name of a built-in recipe, a recipe file, or formats by layer name."""
-OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export, p.MeasureErrors)
+OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export, p.MeasureErrors, p.FindSymptoms)
 R = TypeVar("R", bound=Result[Any])
 
 
@@ -195,6 +196,33 @@ class Model:
         paths = tuple(str(each) for each in finished)
         return self._run(ComparisonResult(self, p.Compare(paths, score=score, restore=restore)))
 
+    def symptoms(
+        self,
+        recipe: Recipe | None = None,
+        *,
+        format: str | None = None,
+        prompts: Sequence[str] = (),
+        tasks: Sequence[str | Path] = (),
+        sampling: p.Sampling | None = None,
+    ) -> SymptomsResult:
+        """What a recipe says and answers, beside the unchanged model.
+
+        Args:
+            recipe: see `evaluate`.
+            format: see `evaluate`.
+            prompts: continued by both.
+            tasks: answered by both: files of JSON lines, and names of lm-eval's tasks.
+            sampling: how prompts are continued; greedily for 64 tokens if not given.
+        """
+        command = p.FindSymptoms(
+            prompts=tuple(prompts),
+            tasks=tuple(_absolute(each) for each in tasks),
+            sampling=sampling or p.Sampling(),
+            format=format or "kept",
+        )
+        command = self._of_recipe(command, recipe, format)
+        return self._run(SymptomsResult(self, command, name=_name(recipe, format)))
+
     def export(
         self,
         path: str | Path,
@@ -322,3 +350,9 @@ def open_model(
     except msgspec.ValidationError as error:
         raise UsageError(f"settings: {error}") from error
     return Model(source, checked, model=model)
+
+
+def _absolute(task: str | Path) -> str:
+    """A file by its absolute path; a name as it is."""
+    path = Path(task).expanduser()
+    return str(path.resolve()) if path.exists() else str(task)

@@ -289,6 +289,28 @@ class ComparisonResult(Result[schema.CompareDocument]):
         return rows
 
 
+class SymptomsResult(Result[schema.SymptomsDocument]):
+    """What a recipe says and answers. Iterating yields a `Continued` for every prompt."""
+
+    yields = (p.Continued,)
+
+    def __init__(self, model: Source, command: p.FindSymptoms, *, name: str) -> None:
+        super().__init__(model, command)
+        self._name = name
+
+    def _is_mine(self, fact: p.Continued) -> bool:
+        job = self._model.session.jobs.get(self.job)
+        return job is not None and fact.recipe == job.recipe
+
+    def _make(self, job: Job) -> schema.SymptomsDocument:
+        return documents.symptoms_document(
+            self._model.session, self._name, tuple(self._formats), job
+        )
+
+    def _parts(self, document: dict[str, Any]) -> list[dict[str, Any]]:
+        return [*document["prompts"], *document["tasks"]]
+
+
 class ExportResult(Result[schema.ExportDocument]):
     """A recipe written as a checkpoint. Iterating yields `Progress`, then `Exported`."""
 

@@ -52,7 +52,7 @@ from engine.protocol.commands import (
     register_command,
     same_request,
 )
-from engine.protocol.comparison import CalibrationSets, Comparison
+from engine.protocol.comparison import COMPARISON_VERSION, CalibrationSets, Comparison
 from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
@@ -118,15 +118,19 @@ from engine.protocol.facts import (
     LayerRanges,
     LayerRestored,
     LayerWeights,
+    Likelihoods,
     Outliers,
     OutputError,
     RecipeScore,
+    RecipeTable,
     Rounding,
     Sensitivity,
     StoredCodes,
     StoredLayer,
     Swap,
     Swapped,
+    SymptomCure,
+    SymptomRestored,
     WeightError,
 )
 from engine.protocol.frames import (
@@ -155,9 +159,11 @@ from engine.protocol.settings import (
     Protocol,
     Settings,
 )
-from engine.protocol.symptoms import Choice, Continuation, Sampling, Symptoms
+from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling, Symptoms
+from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
+    "COMPARISON_VERSION",
     "DELTA_P_QUANTILES",
     "KLD_QUANTILES",
     "MAX_FRAME",
@@ -166,7 +172,9 @@ __all__ = [
     "WIRE_VERSION",
     "Activation",
     "Additivity",
+    "Agreeing",
     "Agreement",
+    "Answered",
     "AnyCommand",
     "AnyEvent",
     "AnyFact",
@@ -242,6 +250,7 @@ __all__ = [
     "LayersListed",
     "Learned",
     "Level",
+    "Likelihoods",
     "MeasureErrors",
     "MeasureRecipe",
     "ModelReady",
@@ -263,8 +272,10 @@ __all__ = [
     "RecipeNamed",
     "RecipePartial",
     "RecipeScore",
+    "RecipeTable",
     "Redo",
     "Refused",
+    "RestoredBy",
     "Role",
     "Rounding",
     "RunFirst",
@@ -282,8 +293,11 @@ __all__ = [
     "Swap",
     "Swapped",
     "Sweep",
+    "SymptomCure",
+    "SymptomRestored",
     "Symptoms",
     "TakeRecipe",
+    "TaskResult",
     "Transient",
     "Triage",
     "TryFixes",

@@ -147,13 +147,20 @@ class Calibrate(Command, frozen=True, kw_only=True):
 
 
 class FindSymptoms(Command, frozen=True, kw_only=True):
-    """Continue prompts by the reference and by a recipe, side by side. Returns `Symptoms`."""
+    """Continue prompts and answer tasks, by the reference and by a recipe. Returns `Symptoms`."""
 
     prompts: tuple[str, ...] = ()
     """As typed."""
     file: str = ""
     """A file of prompts: an absolute path on the engine's machine."""
     sampling: Sampling = Sampling()
+    why: bool = False
+    """Whether layers are given back where the recipe shows symptoms, to find those that cure it."""
+    tasks: tuple[str, ...] = ()
+    """To be answered by both: files of JSON lines, absolute paths on the engine's machine, and
+    names of lm-eval's tasks."""
+    divergence: bool = False
+    """Whether to compare both at every position of the evaluation windows."""
     format: str = ""
     """See `MeasureErrors`: the session's own recipe if this, ``layers`` and ``recipe`` are all
     empty."""

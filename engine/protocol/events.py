@@ -20,6 +20,7 @@ Level: TypeAlias = Literal["info", "warning", "error"]
 Phase: TypeAlias = Literal[
     "", "reading", "reference", "control", "estimating", "calibrating", "quantising", "measuring",
     "together", "timing", "writing", "activations", "comparing", "continuing", "restoring",
+    "scoring",
     "sampling",
 ]  # fmt: skip
 """What a job is doing. A triage reads weights. A sweep runs the reference and the control,
@@ -116,6 +117,8 @@ class ArtefactOpened(Event, frozen=True, kw_only=True):
     """Layers of the original that it has not, or in another shape."""
     contradictions: tuple[Contradiction, ...] = ()
     """What its headers hold against its configuration."""
+    version: int = 0
+    """Of the comparison; 0 in what was written before it was told."""
 
 
 class LayersListed(Event, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import msgspec
 from engine.protocol.divergence import DivergenceTable
 from engine.protocol.keys import By, CalibratedKey, CalibratedOn, Direction, EffectKey
 from engine.protocol.message import Message
-from engine.protocol.symptoms import Choice, Continuation, Sampling
+from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling
 
 
 class Fact(Message, frozen=True, gc=False):
@@ -454,6 +454,25 @@ class LayerRestored(Fact, frozen=True, gc=False, kw_only=True):
     tokens: int
 
 
+class RecipeTable(Fact, frozen=True, gc=False):
+    """A recipe against the reference, position by position, as llama.cpp tells it."""
+
+    recipe: str
+    """Its hash."""
+    table: DivergenceTable
+
+
+class Likelihoods(Fact, frozen=True, gc=False, kw_only=True):
+    """How likely continuations are after their contexts."""
+
+    recipe: str
+    """Hash of the recipe; empty for the reference."""
+    log: tuple[float, ...]
+    """Natural logarithm of the probability of each continuation."""
+    greedy: tuple[bool, ...]
+    """Whether each token of it is the most likely one."""
+
+
 class CalibrationCheck(Fact, frozen=True, gc=False, kw_only=True):
     """What is known of a calibration set before anything is quantised with it."""
 
@@ -553,6 +572,44 @@ class Continued(Fact, frozen=True, gc=False, kw_only=True):
     """The recipe's most likely tokens there."""
     kl: float = float("nan")
     """KL of the recipe from the reference over the recipe's continuation, nats per token."""
+
+
+class SymptomRestored(Fact, frozen=True, gc=False, kw_only=True):
+    """What giving layers of a recipe back wins on the texts that show a symptom."""
+
+    recipe: str
+    """Hash of the recipe."""
+    prompts: str
+    """Key of the texts: hash of the prompts and of what the recipe wrote."""
+    unit: str
+    """Name of the layer; or ``block 3``."""
+    layers: tuple[str, ...]
+    by: RestoredBy
+    kl: float
+    """By how much KL from the reference falls on them, nats per token; mean over texts."""
+    kl_se: float
+    """Over texts; nan of one."""
+    whole: float
+    """KL of the whole recipe on them."""
+    texts: int
+    zeroed: float = 0.0
+    """Share of their weights that are in rows which the recipe makes all zero."""
+    nonfinite: float = 0.0
+    """Share of their weights that are NaN or infinite in the recipe."""
+
+
+class SymptomCure(Fact, frozen=True, gc=False, kw_only=True):
+    """Prompts that show a symptom, continued again with layers of the recipe given back."""
+
+    recipe: str
+    prompts: str
+    """See `SymptomRestored`."""
+    layers: tuple[str, ...]
+    """Those given back, the one that wins most first."""
+    failing: int
+    """Prompts."""
+    left: int
+    """Of them, those that still show a symptom that the reference does not."""
 
 
 class Baseline(Fact, frozen=True, gc=False):
@@ -743,7 +800,11 @@ AnyFact: TypeAlias = (
     | ArtefactScore
     | ArtefactTable
     | LayerRestored
+    | Likelihoods
+    | RecipeTable
     | CalibrationCheck
     | CalibrationScore
     | Continued
+    | SymptomRestored
+    | SymptomCure
 )

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import msgspec
+
+from engine.protocol.divergence import DivergenceTable
+from engine.protocol.tasks import TaskResult
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -43,6 +48,9 @@ class Continuation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     write has a large one."""
 
 
+RestoredBy: TypeAlias = Literal["layer", "block"]
+
+
 class Symptoms(msgspec.Struct, frozen=True):
     """What a job on symptoms returns."""
 
@@ -50,3 +58,9 @@ class Symptoms(msgspec.Struct, frozen=True):
     """Hash of the recipe."""
     prompts: tuple[str, ...]
     """Keys of the prompts, in their order; see `Continued`."""
+    failing: str = ""
+    """Key of the prompts whose symptoms were traced to layers; see `SymptomRestored`."""
+    tasks: tuple[TaskResult, ...] = ()
+    """In the order in which they were named."""
+    divergence: DivergenceTable | None = None
+    """Of the evaluation windows, position by position."""

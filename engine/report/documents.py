@@ -9,14 +9,20 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.diagnosis.causes import causes
 from engine.diagnosis.of_symptoms import alarms, rates, shown
 from engine.diagnosis.serving import Serving
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
+<<<<<<< HEAD
 from engine.report.calibration_parts import compared_sets, set_parts
 from engine.report.comparison_parts import artefact_part, compared_parts
+=======
+from engine.report.calibration_parts import set_parts
+from engine.report.comparison_parts import artefact_part, compared_parts, divergence_part
+>>>>>>> main
 from engine.report.diagnosis_parts import (
     diagnosed_layers,
     finding_parts,
@@ -44,7 +50,15 @@ from engine.report.sweep_parts import (
     other_formats,
     unit_parts,
 )
-from engine.report.symptom_parts import prompt_part, rate_part, sampling_part
+from engine.report.symptom_parts import (
+    by_win,
+    cause_part,
+    prompt_part,
+    rate_part,
+    restored_part,
+    sampling_part,
+)
+from engine.report.task_parts import task_part
 from engine.report.verdicts import from_weights
 from engine.session import Job, Session
 
@@ -255,6 +269,9 @@ def symptoms_document(
     of = formats_given(as_evaluated(command)) if names_recipe(command) else session.changed.values()
     known = session.continued.get(found.recipe, {})
     prompts = shown([known[each] for each in found.prompts if each in known])
+    traced = session.traced.get(found.recipe)
+    if traced is not None and traced.prompts != found.failing:
+        traced = None  # of other texts
     return s.SymptomsDocument(
         resumed=job.resumed,
         model=_model(session),
@@ -267,6 +284,10 @@ def symptoms_document(
         rates=[rate_part(each) for each in rates(prompts)],
         alarms=len(alarms(prompts)),
         prompts=[prompt_part(each) for each in prompts],
+        restored=[] if traced is None else [restored_part(each) for each in by_win(traced)],
+        causes=[cause_part(each) for each in causes(session, prompts, traced, list(of))],
+        tasks=[task_part(each) for each in found.tasks],
+        divergence=UNSET if found.divergence is None else divergence_part(found.divergence),
         timings=_timings(job),
     )
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.diagnosis.causes import Cause
 from engine.diagnosis.detectors import Symptom
 from engine.diagnosis.of_symptoms import KindRate, Shown
 from engine.report import schema as s
 from engine.report.json import finite
+from engine.session import Traced
 
 
 def sampling_part(how: p.Sampling, seed: int) -> s.SamplingPart:
@@ -78,4 +80,39 @@ def rate_part(found: KindRate) -> s.SymptomRate:
         recipe_ci95=found.changed.interval,
         added=found.added.count,
         chance=finite(found.chance),
+    )
+
+
+def by_win(traced: Traced) -> list[p.SymptomRestored]:
+    """Everything that was given back, the one that wins most first."""
+    return sorted(traced.restored.values(), key=lambda each: -each.kl)
+
+
+def restored_part(fact: p.SymptomRestored) -> s.RestoredLayer:
+    """What giving a layer or a block back wins."""
+    return s.RestoredLayer(
+        name=fact.unit,
+        layers=list(fact.layers),
+        kl=finite(fact.kl),
+        kl_se=finite(fact.kl_se),
+        whole=finite(fact.whole),
+        texts=fact.texts,
+        zeroed=finite(fact.zeroed),
+        nonfinite=finite(fact.nonfinite),
+    )
+
+
+def cause_part(cause: Cause) -> s.CausePart:
+    """Why a recipe shows a symptom."""
+    return s.CausePart(
+        symptom=cause.symptom,
+        cause=cause.id,
+        sentence=cause.sentence,
+        layers=list(cause.layers),
+        evidence={name: finite(value) for name, value in cause.evidence.items()},
+        fix=cause.cures[0].sentence if cause.cures else UNSET,
+        fixes=[
+            s.CurePart(sentence=each.sentence, tried=each.tried, layers=list(each.layers))
+            for each in cause.cures
+        ],
     )

@@ -185,7 +185,7 @@ def _interpreter(given: str | None) -> str:
     path = Path(os.path.expanduser(given)).absolute()
     if path.is_dir():
         path = path / "bin" / "python"
-    found = shutil.which(path) or shutil.which(given)
+    found = shutil.which(str(path)) or shutil.which(given)
     if found is None:
         raise UsageError(
             f"--python {given} is no interpreter: expected the Python of an environment"

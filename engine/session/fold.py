@@ -17,6 +17,7 @@ from engine.session.state import (
     Job,
     Layers,
     Session,
+    Traced,
     Tried,
     kept_format,
     recipe_hash,
@@ -51,6 +52,9 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return _checkpoint_read(session, event)
         case p.LayersListed():
             return _layers_listed(session, event)
+        case p.ArtefactOpened() if event.version != p.COMPARISON_VERSION:
+            session.compared.pop(event.fingerprint, None)  # its facts are left out with it
+            return frozenset({"compared"})
         case p.ArtefactOpened():
             before = session.compared.get(event.fingerprint)
             if before is None:
@@ -248,7 +252,7 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     if before is None or before.protocol != event.protocol:
         for found in session.compared.values():
             found.score, found.restored = None, {}
-        session.calibrating, session.continued = Calibrating(), {}
+        session.calibrating, session.continued, session.traced = Calibrating(), {}, {}
     return frozenset(
         {"model", "stage", "baseline", "measured", "recipe", "errors", "compared", "calibrating"}
     )
@@ -365,6 +369,19 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             | p.LayerRestored()
         ):
             return _compared(session, fact)
+        case p.SymptomRestored() | p.SymptomCure():
+            traced = session.traced.get(fact.recipe)
+            if traced is None or traced.prompts != fact.prompts:
+                traced = session.traced[fact.recipe] = Traced(fact.prompts)
+            if isinstance(fact, p.SymptomRestored):
+                traced.restored[fact.unit] = fact
+            elif fact not in traced.cures:
+                traced.cures = [*traced.cures, fact]
+            return "symptoms"
+        case (
+            p.Likelihoods() | p.RecipeTable()
+        ):  # only the store needs them: what they say is in the job's result
+            return "jobs"
         case p.CalibrationCheck():
             session.calibrating.checks[fact.key] = fact
             return "calibrating"

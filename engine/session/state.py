@@ -237,6 +237,22 @@ class Compared(msgspec.Struct, forbid_unknown_fields=True):
         return next(reversed(self.tables.values()), None)
 
 
+class Traced(msgspec.Struct, forbid_unknown_fields=True):
+    """Symptoms of a recipe, traced to its layers."""
+
+    prompts: str
+    """Key of the texts that show them."""
+    restored: dict[str, p.SymptomRestored] = {}
+    """What giving a layer, or a block, back wins."""
+    cures: list[p.SymptomCure] = []
+    """Layers given back together, ever more of them."""
+
+    def ranked(self) -> list[p.SymptomRestored]:
+        """Single layers, the one that wins most first."""
+        layers = [each for each in self.restored.values() if each.by == "layer"]
+        return sorted(layers, key=lambda each: -each.kl)
+
+
 class Calibrating(msgspec.Struct, forbid_unknown_fields=True):
     """Calibration sets compared, under one checkpoint and protocol."""
 
@@ -297,6 +313,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """Calibration sets that were compared."""
     continued: dict[str, dict[str, p.Continued]] = {}
     """Prompts that were continued, by recipe and the prompt's key, in order of arrival."""
+    traced: dict[str, Traced] = {}
+    """Symptoms traced to layers, by recipe: of the texts looked at last."""
     continuing: p.Continuing | None = None
     """What is being written now."""
     seq: int = 0

@@ -34,9 +34,6 @@ STATISTICS_VERSION = 3
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
-COMPARISON_VERSION = 4
-"""Version of reading finished checkpoints, and of what is told of their layers."""
-
 CALIBRATING_VERSION = 1
 """Version of what is told of calibration sets, and of what is calibrated on them."""
 GENERATION_VERSION = 1
@@ -333,6 +330,34 @@ class Activations(Key, frozen=True, kw_only=True):
     """Whether outputs of attention and MLP modules are told too; earlier facts have none."""
 
 
+class RecipeTable(Key, frozen=True, kw_only=True):
+    """A recipe against the reference, position by position."""
+
+    kind = "recipe table"
+    constants = QUANTISED
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    calibration: Calibration | None = None
+
+
+class Likelihoods(Key, frozen=True, kw_only=True):
+    """How likely some continuations are."""
+
+    kind = "likelihoods"
+    constants = QUANTISED
+    on: Files
+    dtype: str
+    device: str
+    """Its kind."""
+    pairs: str
+    """Hash of their tokens and of those before them."""
+    recipe: Mapping[str, str] = {}
+    """Empty for the reference."""
+    scale_dtype: str = ""
+    calibration: Calibration | None = None
+
+
 class FormatTried(Key, frozen=True, kw_only=True):
     """One layer in one format, on calibration inputs of the unchanged model."""
 
@@ -352,7 +377,7 @@ class StoredLayer(Key, frozen=True, kw_only=True):
     """One layer of a finished checkpoint, by itself."""
 
     kind = "stored layer"
-    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": p.COMPARISON_VERSION}
     on: Files
     """The finished checkpoint."""
     layer: str
@@ -364,7 +389,7 @@ class ArtefactLayer(Key, frozen=True, kw_only=True):
     """One layer of a finished checkpoint, against its original."""
 
     kind = "artefact layer"
-    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": p.COMPARISON_VERSION}
     on: Files
     artefact: str
     """Fingerprint of the finished checkpoint."""
@@ -379,7 +404,7 @@ class ArtefactScore(Key, frozen=True, kw_only=True):
     """The score of a finished checkpoint."""
 
     kind = "artefact"
-    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": p.COMPARISON_VERSION}
     on: Evaluation
     artefact: str
 
@@ -388,7 +413,7 @@ class ArtefactTable(Key, frozen=True, kw_only=True):
     """A finished checkpoint against a file of probabilities."""
 
     kind = "artefact table"
-    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": p.COMPARISON_VERSION}
     on: Files
     """The finished checkpoint."""
     logits: str
@@ -403,7 +428,7 @@ class LayerRestored(Key, frozen=True, kw_only=True):
     """What giving one layer of a finished checkpoint back its original weight wins."""
 
     kind = "layer restored"
-    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": COMPARISON_VERSION}
+    constants: ClassVar[Mapping[str, Any]] = {**MEASURED, "comparison": p.COMPARISON_VERSION}
     on: Evaluation
     artefact: str
     layer: str
@@ -452,3 +477,26 @@ class Continued(Key, frozen=True, kw_only=True):
     rephrases: str = ""
     topic: str = ""
     calibration: Calibration | None = None
+
+
+class SymptomRestored(Key, frozen=True, kw_only=True):
+    """What giving layers of a recipe back wins on texts that show a symptom."""
+
+    kind = "symptom restored"
+    constants: ClassVar[Mapping[str, Any]] = {**QUANTISED, "generation": GENERATION_VERSION}
+    on: Files
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    dtype: str
+    device: str
+    """Its kind."""
+    prompts: str
+    """Hash of the texts."""
+    layers: tuple[str, ...]
+    calibration: Calibration | None = None
+
+
+class SymptomCure(SymptomRestored, frozen=True, kw_only=True):
+    """Prompts continued again with layers of a recipe given back."""
+
+    kind = "symptom cure"

@@ -71,7 +71,7 @@ def _need(needed: int, device: str, *change: str) -> Need:
 
 
 def _of_model(loaded: Loaded, needed: int, *change: str) -> Need:
-    budget = loaded.settings.memory_budget or 0
+    budget = loaded.beside() if loaded.settings.memory_budget else 0
     ways = (*change, "a smaller --seq-len", *["a smaller --memory-budget"] * bool(budget))
     return _need(needed + budget, str(loaded.network.device), *ways, "another --device")
 

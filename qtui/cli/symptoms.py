@@ -18,6 +18,7 @@ from qtui.cli.options import (
     ModelArgument,
     RecipeOption,
     Shared,
+    located,
     shares_options,
 )
 from qtui.cli.recipe import check_recipe, with_recipe
@@ -64,6 +65,28 @@ def symptoms(
             help="choose from the most likely tokens that together have this probability",
         ),
     ] = 1.0,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why",
+            help="give layers back where the recipe shows symptoms, to find those that cure it",
+        ),
+    ] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="FILE|NAMES",
+            help="tasks to answer: .jsonl files of prompt, choices, answer; names of lm-eval's",
+        ),
+    ] = None,
+    divergence: Annotated[
+        bool,
+        typer.Option(
+            "--divergence",
+            help="compare both at every position of the evaluation text: llama.cpp's KLD tables",
+        ),
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
     json: JsonOption = None,
     *,
@@ -74,21 +97,28 @@ def symptoms(
     Both take the same random numbers, so that a recipe that changes nothing writes the same text.
     For every prompt the first token that differs, with what both would have said there; loops,
     garbled text, one token only, early ends, refusals, another language, texts that do not end:
-    how often the recipe shows them, and the reference by itself.
+    how often the recipe shows them, and the reference by itself. --why gives layers of the recipe
+    back on the texts that show symptoms, one at a time, and says which of them cure it. --tasks has
+    both answer questions: accuracy with its interval, and the answers that flip either way.
     """
     with reporting_errors():
         settings, _ = shared.resolve()
         check_recipe("symptoms", format, recipe)
         check_destination(json)
         given = tuple(prompt or ())
-        if prompts is None and not given:
-            raise UsageError("qtui symptoms needs --prompts FILE or --prompt TEXT")
+        if prompts is None and not given and not tasks and not divergence:
+            raise UsageError(
+                "qtui symptoms needs --prompts FILE, --prompt TEXT, --tasks FILE or --divergence"
+            )
         ask = with_recipe(
             recipe,
             p.FindSymptoms(
                 prompts=given,
                 file="" if prompts is None else str(prompts.expanduser().absolute()),
+                divergence=divergence,
+                tasks=tuple(map(located, named_tasks(tasks))),
                 sampling=p.Sampling(new_tokens, temperature, top_p, chat),
+                why=why,
                 format=format or "kept",
             ),
         )
@@ -98,3 +128,9 @@ def symptoms(
         document = documents.symptoms_document(outcome.session, name, outcome.formats, outcome.job)
         text = tables.symptoms_markdown if markdown else tables.symptoms_text
         publish(document, text, json)
+
+
+def named_tasks(given: str | None) -> tuple[str, ...]:
+    """Tasks separated by commas, each once."""
+    words = [word.strip() for word in (given or "").split(",")]
+    return tuple(dict.fromkeys(word for word in words if word))

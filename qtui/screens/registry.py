@@ -25,6 +25,7 @@ SCREENS = (
     "qtui.screens.plan:SCREEN",
     "qtui.screens.recipes:SCREEN",
     "qtui.screens.comparison:SCREEN",
+    "qtui.screens.symptoms:SCREEN",
     "qtui.screens.calibration:SCREEN",
 )
 """Where each screen is declared; imported when the first of them is needed."""

@@ -1,6 +1,6 @@
 """Layers of 4 bits dequantised: packed bytes a second, beside what reading them takes, in one run.
 
-4096 × 4096 in groups of 128, two threads.
+4096 × 4096 in groups of 128, two threads. K-quants of GGUF beside the gguf package's.
 """
 
 from __future__ import annotations
@@ -80,3 +80,33 @@ def test_packed_bytes_a_second(made: Callable[[], Any], tmp_path: Path) -> None:
         f"\n{made.__name__}: {size / ours:.0f} MB/s of packed bytes; reading the file takes "
         f"{reading / ours:.1%} of that time"
     )
+
+
+K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+
+
+@pytest.mark.parametrize("kind", K_QUANTS)
+def test_k_quants_beside_the_gguf_package(kind: str) -> None:
+    """Random blocks; what is NaN in the one is NaN in the other."""
+    import gguf
+    import numpy as np
+
+    from engine.quant.gguf_stored import decoded
+
+    torch.set_num_threads(2)
+    known = gguf.GGMLQuantizationType[kind.upper()]
+    block, size = gguf.GGML_QUANT_SIZES[known]
+    rows = torch.randint(0, 256, (WIDTH, WIDTH // block * size), dtype=torch.uint8)
+    plain = rows.numpy()
+    ours, theirs = decoded(kind, rows), gguf.quants.dequantize(plain, known)
+    assert np.array_equal(ours.numpy(), theirs, equal_nan=True)
+    turns = [
+        (
+            seconds(lambda: decoded(kind, rows)),
+            seconds(lambda: gguf.quants.dequantize(plain, known)),
+        )
+        for _ in range(ROUNDS)
+    ]
+    mine, package = (statistics.median(column) for column in zip(*turns, strict=True))
+    print(f"\n{kind}: {mine / package:.2f} times as long as the gguf package")
+    assert mine <= 2 * package

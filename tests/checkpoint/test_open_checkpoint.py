@@ -379,3 +379,18 @@ def test_tensors_and_rows_that_are_not_there(tmp_path: Path) -> None:
     for a, b in ((-1, 2), (2, 1), (0, 4)):
         with pytest.raises(CheckpointError, match="no rows"):
             found.read_rows("a", a, b)
+
+
+def test_what_older_tools_wrote_beside_the_config_is_part_of_the_fingerprint(
+    tmp_path: Path,
+) -> None:
+    """Where the config says nothing: there that file decides how weights are read."""
+    folder = sharded(tmp_path)
+    before = open_checkpoint(folder).fingerprint
+    beside = folder / "quantize_config.json"
+    beside.write_text('{"bits": 4}')
+    first = open_checkpoint(folder).fingerprint
+    beside.write_text('{"bits": 8}')
+    assert len({before, first, open_checkpoint(folder).fingerprint}) == 3
+    beside.unlink()
+    assert open_checkpoint(folder).fingerprint == before

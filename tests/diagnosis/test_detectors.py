@@ -24,7 +24,8 @@ from engine.diagnosis.detectors import (
     script,
     symptoms,
 )
-from engine.diagnosis.of_symptoms import Rate, alarms, mcnemar, rates, shown, vanishing_refusals
+from engine.diagnosis.of_symptoms import Rate, alarms, rates, shown, vanishing_refusals
+from engine.diagnosis.proportions import mcnemar
 
 
 def said(

@@ -5,6 +5,7 @@ its files, their ends. Opening it and reading every weight must then end in our 
 tensors, soon, with no file opened but its own and nothing run.
 
 ``python -m tests.faults.fuzzing 1000000`` does so for that many, and prints what it found.
+`tests.faults.by_coverage` lets atheris choose the changes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from engine.checkpoint.kv_cache import cache_blocks
 from engine.checkpoint.layers import read_layer
 from engine.errors import EngineError
 from engine.model.config import refuse_other_models
+from tests.faults.fuzz_bases import BASES, Gguf
 
 SECONDS = 1.0
 """Processor time that a case may take."""
@@ -45,130 +47,6 @@ class Random(Protocol):
     def random(self) -> float: ...
 
 
-# -- sound checkpoints ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Base:
-    """A checkpoint as JSON and bytes."""
-
-    config: dict[str, Any]
-    header: dict[str, Any]
-    data: bytes
-
-
-W, H = 32, 64
-WIDTH = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "U8": 1, "F8_E4M3": 1, "I64": 8}
-
-
-def base(quantised: dict[str, Any] | None, tensors: dict[str, tuple[str, list[int]]]) -> Base:
-    """Two blocks of which some weights are stored in another way."""
-    every: dict[str, tuple[str, list[int]]] = {"model.embed_tokens.weight": ("F16", [16, W])}
-    for block in range(2):
-        home = f"model.layers.{block}"
-        every[f"{home}.input_layernorm.weight"] = ("F16", [W])
-        every[f"{home}.self_attn.q_proj.weight"] = ("F16", [W, W])
-        if tensors:
-            every |= {f"{home}.{name}": each for name, each in tensors.items()}
-        else:
-            every[f"{home}.mlp.up_proj.weight"] = ("F16", [H, W])
-    header, data, given = {}, b"", random.Random(0)
-    for name, (dtype, shape) in every.items():
-        size = WIDTH[dtype]
-        for each in shape:
-            size *= each
-        # Small halves and floats, whatever their dtype; any codes.
-        high = 0x3C if dtype in ("F16", "F32", "BF16", "F8_E4M3") else 0xFF
-        content = bytes(given.randrange(0, high) for _ in range(size))
-        if name.endswith((".g_idx", ".weight_shape")):
-            whole = [i // 16 for i in range(shape[0])] if name.endswith(".g_idx") else [H, W]
-            content = b"".join(each.to_bytes(WIDTH[dtype], "little") for each in whole)
-        header[name] = {
-            "dtype": dtype,
-            "shape": shape,
-            "data_offsets": [len(data), len(data) + size],
-        }
-        data += content
-    config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2,
-        "hidden_size": W, "intermediate_size": H, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "vocab_size": 16, "tie_word_embeddings": True,
-        "max_position_embeddings": 64, "rope_theta": 1e4, "layer_types": ["full_attention"] * 2,
-    }  # fmt: skip
-    if quantised:
-        config["quantization_config"] = quantised
-    return Base(config, header, data)
-
-
-UP = "mlp.up_proj"
-BASES = {
-    "plain": base(None, {}),
-    "fp8": base(
-        {"quant_method": "fp8", "weight_block_size": [16, 16]},
-        {f"{UP}.weight": ("F8_E4M3", [H, W]), f"{UP}.weight_scale_inv": ("F32", [4, 2])},
-    ),
-    "mxfp4": base(
-        {"quant_method": "mxfp4"},
-        {
-            "mlp.experts.down_proj_blocks": ("U8", [2, H, 1, 16]),
-            "mlp.experts.down_proj_scales": ("U8", [2, H, 1]),
-        },
-    ),
-    "gptq": base(
-        {"quant_method": "gptq", "bits": 4, "group_size": 16, "dynamic": {"-:.*q_proj": {}}},
-        {
-            f"{UP}.qweight": ("I32", [W // 8, H]),
-            f"{UP}.qzeros": ("I32", [2, H // 8]),
-            f"{UP}.scales": ("F16", [2, H]),
-            f"{UP}.g_idx": ("I32", [W]),
-        },
-    ),
-    "awq": base(
-        {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm"},
-        {
-            f"{UP}.qweight": ("I32", [W, H // 8]),
-            f"{UP}.qzeros": ("I32", [2, H // 8]),
-            f"{UP}.scales": ("F16", [2, H]),
-        },
-    ),
-    "compressed-tensors": base(
-        {
-            "quant_method": "compressed-tensors", "format": "pack-quantized",
-            "config_groups": {"group_0": {
-                "targets": ["Linear", "re:.*up_proj"],
-                "weights": {"num_bits": 4, "type": "int", "group_size": 16, "symmetric": True,
-                            "strategy": "group"}}},
-            "ignore": ["lm_head", "re:.*q_proj"],
-        },
-        {
-            f"{UP}.weight_packed": ("I32", [H, W // 8]),
-            f"{UP}.weight_scale": ("F16", [H, 2]),
-            f"{UP}.weight_shape": ("I64", [2]),
-        },
-    ),
-    "hqq": base(
-        {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}},
-        {
-            f"{UP}.W_q": ("U8", [H // 2, W]),
-            f"{UP}.scale": ("F16", [H, 1]),
-            f"{UP}.zero": ("F16", [H, 1]),
-        },
-    ),
-    "bitsandbytes": base(
-        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-        {
-            f"{UP}.weight": ("U8", [H * W // 2, 1]),
-            f"{UP}.weight.absmax": ("F32", [H * W // 64]),
-            f"{UP}.weight.quant_map": ("F32", [16]),
-            f"{UP}.weight.quant_state.bitsandbytes__nf4": ("U8", [80]),
-        },
-    ),
-}  # fmt: skip
-
-READ = ("plain", "fp8", "mxfp4", "gptq")
-"""Those that are sound in every number; the others begin as what their tools write, in outline."""
-
-
 # -- changes --------------------------------------------------------------------------------------
 
 VALUES: tuple[Any, ...] = (
@@ -178,6 +56,11 @@ VALUES: tuple[Any, ...] = (
     "\x1b[2J", "\ud800", [], [0], [1, 2, 3], [[]], {}, {"a": {}}, ["re:.*"], "one.safetensors",
     "gptq", "awq", "fp8", "mxfp4", "hqq", "compressed-tensors", "torchao", "load", "model.layers",
 )  # fmt: skip
+
+
+NAMES = list(BASES)
+NUMBERS = [each for each in VALUES if type(each) is int]
+GGUF = "x.gguf"
 
 
 def changed(given: Random, value: Any, depth: int = 0) -> Any:
@@ -216,8 +99,12 @@ def spoilt(given: Random, content: bytes) -> bytes:
 
 def write(folder: Path, given: Random) -> str:
     """A broken checkpoint in a folder; returns what it was made from, and how."""
-    name = given.choice(list(BASES))
+    name = given.choice(NAMES)
     found = BASES[name]
+    for file in list(folder.iterdir()):
+        file.unlink()
+    if isinstance(found, Gguf):
+        return f"{name}, changes {_write_gguf(folder / GGUF, found, given)}"
     config, header, data = found.config, found.header, found.data
     index: Any = {"weight_map": dict.fromkeys(header, "one.safetensors")}
     kinds = {given.randrange(0, 6) for _ in range(given.randrange(1, 3))}
@@ -235,13 +122,34 @@ def write(folder: Path, given: Random) -> str:
     content = length.to_bytes(8, "little") + text + data
     if 4 in kinds:
         content = spoilt(given, content)
-    for file in list(folder.iterdir()):
-        file.unlink()
     (folder / ("one.safetensors" if sharded else "model.safetensors")).write_bytes(content)
     if sharded:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config))
     return f"{name}, changes {sorted(kinds)}"
+
+
+def _write_gguf(path: Path, found: Gguf, given: Random) -> list[int]:
+    """A broken GGUF file; returns how it was broken."""
+    head, data = bytearray(found.head), found.data
+    kinds = {given.randrange(0, 6) for _ in range(given.randrange(1, 3))}
+    if 0 in kinds:  # a number, wherever one stands
+        number, size = given.choice(NUMBERS), given.choice((1, 4, 8))
+        at = given.randrange(4, len(head) - 8)
+        head[at : at + size] = (number % (1 << 8 * size)).to_bytes(size, "little")
+    if 1 in kinds:  # a length or a count of this file becomes another
+        at = given.choice([i for i in range(4, len(head) - 8) if head[i + 4 : i + 8] == bytes(4)])
+        head[at : at + 8] = (given.choice(NUMBERS) % (1 << 64)).to_bytes(8, "little")
+    if 2 in kinds:  # some of it twice, or not at all
+        at, size = given.randrange(4, len(head)), given.randrange(1, 80)
+        head[at:at] = head[at : at + size]
+    if 3 in kinds:
+        data = spoilt(given, data)
+    content = bytes(head) + data
+    if 4 in kinds:
+        content = spoilt(given, content)
+    path.write_bytes(content)
+    return sorted(kinds)
 
 
 # -- what must hold -------------------------------------------------------------------------------
@@ -267,7 +175,10 @@ class Watch:
             self.seen.append(f"{event} {given[0]!r}")
 
 
-LIBRARIES = tuple({sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), "/usr", "/proc"})
+LIBRARIES = (
+    *{sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), "/usr", "/proc"},
+    *(each for each in sys.path if each.endswith("site-packages")),
+)
 _watch = Watch()
 _hooked: list[bool] = []
 
@@ -291,7 +202,8 @@ def open_and_read(folder: Path) -> None:
     Raises:
         EngineError: it is refused.
     """
-    checkpoint = open_checkpoint(folder)
+    file = folder / GGUF
+    checkpoint = open_checkpoint(file if file.exists() else folder)
     rows = list_layers(checkpoint)
     remarks(checkpoint, rows)
     cache_blocks(checkpoint.config)

@@ -13,13 +13,14 @@ PAGE = Path(__file__).resolve().parents[1] / "bench" / "RESULTS.md"
 HEAD = "| what goes wrong | `make test` | `make soak` | on |"
 
 
-def put(row: str, found: str, page: Path = PAGE) -> None:
+def put(row: str, found: str, page: Path = PAGE, *, short: bool = False) -> None:
     """Write what a long test found into its row.
 
     Args:
         row: the beginning of the row's first cell.
         found: what there is to say in the third.
         page: the document.
+        short: whether it is said in the second, of the short test.
 
     Raises:
         LookupError: no row begins so.
@@ -32,8 +33,12 @@ def put(row: str, found: str, page: Path = PAGE) -> None:
             if not line.startswith("|") and at > 1:
                 raise LookupError(f"{page} has no row {row!r}")
             if line.startswith(f"| {row}"):
-                first, short, *_ = line.strip("| ").split(" | ")
-                lines[at] = f"| {first} | {short} | {found} | {date.today().isoformat()} |"
+                first, second, third, on = line.strip("| ").split(" | ")
+                if short:
+                    second = found
+                else:
+                    third, on = found, date.today().isoformat()
+                lines[at] = f"| {first} | {second} | {third} | {on} |"
                 break
         file.seek(0)
         file.truncate()

@@ -7,6 +7,7 @@ opened and started meanwhile.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -118,10 +119,12 @@ def test_a_hostile_checkpoint_is_refused_in_a_sentence_and_runs_nothing(
     assert not unprintable(ended.said + ended.printed)
     if trait.harmless:
         assert ended.code == 0, ended.said
+        assert trait.prints in ended.printed
     else:
         assert ended.code == 3, ended.said
         for words in trait.says:
             assert words in ended.said
+        assert re.search(trait.told, ended.said), ended.said
         assert len(ended.said) < 2000
     assert ended.seconds < SECONDS
     assert not audit.started

@@ -130,17 +130,41 @@ def check(running: Running, name: str, at: int, expected: dict[str, Any], *, for
     running.loaded.assert_at_rest()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_any_allocation_may_fail_once(name: str, running: Running) -> None:
+def sampled(running: Running, name: str) -> int:
+    """Let some allocations of a job fail, one in each run; how many."""
     expected, count = undisturbed(running, name)
-    for at in range(1, count + 1, max(1, count // SAMPLED)):
+    some = range(1, count + 1, max(1, count // SAMPLED))
+    for at in some:
         check(running, name, at, expected, forever=False)
+    return len(some)
 
 
-@pytest.mark.parametrize("name", ["sweep", "calibrated"])
-def test_memory_that_runs_out_for_ever_ends_the_job_alone(name: str, running: Running) -> None:
+def for_ever(running: Running, name: str) -> int:
+    """Let an allocation of a job fail, and all after it; how many were tried."""
     expected, count = undisturbed(running, name)
     check(running, name, count // 2, expected, forever=True)
+    return 1
+
+
+FOR_EVER = ("sweep", "calibrated")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_any_allocation_may_fail_once(name: str, running: Running) -> None:
+    assert sampled(running, name) >= SAMPLED
+
+
+@pytest.mark.parametrize("name", FOR_EVER)
+def test_memory_that_runs_out_for_ever_ends_the_job_alone(name: str, running: Running) -> None:
+    assert for_ever(running, name)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_how_many_allocations_fail_in_the_short_tests(running: Running) -> None:
+    tried = sum(sampled(running, name) for name in COMMANDS)
+    tried += sum(for_ever(running, name) for name in FOR_EVER)
+    put("an allocation fails", f"{tried} in {len(COMMANDS)} jobs: 0", short=True)
 
 
 def test_smaller_micro_batches_measure_the_same_up_to_rounding(running: Running) -> None:

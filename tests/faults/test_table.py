@@ -19,6 +19,8 @@ def test_a_cell_is_written_into_its_row_alone(tmp_path: Path) -> None:
     assert lines[:5] == ["# Before", "", HEAD, "|---|---|---|---|", "| a b | 2 | – | – |"]
     assert lines[5].startswith("| c | 3 | 9: 0 | 20")
     assert lines[6:] == ["", "after"]
+    put("a", "5", page, short=True)
+    assert page.read_text().splitlines()[4] == "| a b | 5 | – | – |"
     with pytest.raises(LookupError, match="no row 'after'"):
         put("after", "", page)
     with pytest.raises(LookupError, match="no row 'd'"):

@@ -13,6 +13,7 @@ from engine.measure.counts import JobCounts
 from engine.measure.estimate.estimate import estimate
 from engine.measure.evaluation.evaluate import baseline, evaluate
 from engine.measure.sweep.sweep import sweep
+from engine.measure.symptoms.symptoms import find_symptoms
 from engine.model.memory_tiers import DiskTier
 from engine.model.streamed_blocks import StreamedBlocks
 from engine.store.facts import FactStore
@@ -71,6 +72,20 @@ def test_all_formats_are_estimated_in_two_reads(
     found = learnt(estimate(loaded, formats, "degrade", JobCounts(job="j"), "j"))
     assert found
     assert [now - then for now, then in zip(blocks.reads, before, strict=True)] == [2] * len(blocks)
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_a_first_sweep_of_estimates_reads_its_blocks_three_times(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    blocks = loaded.network.blocks
+    assert isinstance(blocks, StreamedBlocks)
+    opening = blocks.reads[:]
+    assert max(opening) == 4
+    learnt(sweep(loaded, ["int4-g32"], "degrade", "j", exact="none"))
+    reads = [now - before for now, before in zip(blocks.reads, opening, strict=True)]
+    assert reads == [3] * len(blocks), "estimates twice, the control once"
 
 
 @pytest.mark.parametrize("arch", ["llama", "mixtral"])
@@ -137,3 +152,14 @@ def test_a_whole_recipe_that_must_be_held_is_refused(
     with pytest.raises(UsageError, match="streamed from disk: give a larger --memory-budget"):
         learnt(sweep(loaded, ["int4-g32"], "restore", "j", exact="none"))
     loaded.assert_at_rest()
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_symptoms_are_refused_since_they_would_read_the_file_for_every_token(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    command = p.FindSymptoms(prompts=("a few words",))
+    recipe = {"model.layers.0.mlp.down_proj": "int4-g32"}
+    with pytest.raises(UsageError, match="symptoms need the whole model in memory"):
+        learnt(find_symptoms(loaded, command, recipe, "j"))

@@ -74,7 +74,7 @@ async def test_every_action_is_done_or_says_why_not(
             if why:
                 greyed.add(id)
                 assert d.bench.message.said == ("warning", why), id
-                asked = [c for c in d.link.sent[sent:] if not isinstance(c, p.AskHistogram)]
+                asked = [c for c in d.link.sent[sent:] if not isinstance(c, p.QUESTIONS)]
                 assert not asked, id
             if id != "quit":
                 await closed(d)

@@ -142,6 +142,7 @@ def test_finished_checkpoints_are_in_every_form() -> None:
     told(
         session,
         p.ArtefactOpened(
+            version=p.COMPARISON_VERSION,
             fingerprint="f", name=name, path="/f", layout="gptq", bytes=5_000_000,
             bits_per_weight=4.25, bits_all=4.5, unmatched=("lm_head",),
         ),

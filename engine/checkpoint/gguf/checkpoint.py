@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from engine.checkpoint.checkpoint import Checkpoint, file_digest
 from engine.checkpoint.gguf.architectures import ARCHITECTURES, NOT_WEIGHTS, Architecture
+from engine.checkpoint.gguf.codes import codes_of
 from engine.checkpoint.gguf.config import config_of
 from engine.checkpoint.gguf.files import read_files
 from engine.checkpoint.gguf.header import MAGIC, GgufHeader, GgufTensor
@@ -30,6 +31,8 @@ from engine.plugins import resolve
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from engine.checkpoint.weight import Codes
 
 UNREAD = frozenset(("q8_1", "q8_k", "q1_0"))
 """Types of ggml that are stored by no one, or that the gguf package does not dequantise either."""
@@ -144,18 +147,34 @@ class GgufCheckpoint(Checkpoint):
         each = found.rows // found.shape[0]
         return self._decoded(name, found, a * each, b * each).reshape(b - a, *found.shape[1:])
 
+    def codes(self, name: str) -> Iterator[Codes]:
+        """Codes and scales of a tensor in a quantised type, some rows at a time; see `codes_of`."""
+        found = self.stored[name]
+        if found.type.name not in QUANTISED:
+            return
+        step = max(1, _CHUNK // found.row_bytes)
+        for a in range(0, found.rows, step):
+            raw = self._raw(name, found, a, min(found.rows, a + step))
+            if (codes := codes_of(found.type.name, raw)) is not None:
+                yield codes
+
+    def _raw(self, name: str, found: GgufTensor, a: int, b: int) -> Tensor:
+        import torch
+
+        raw = torch.empty((b - a) * found.row_bytes, dtype=torch.uint8)
+        self.fill(self.tensors[name], found.start + a * found.row_bytes, raw.numpy().data)
+        return raw.view(b - a, found.row_bytes)
+
     def _decoded(self, name: str, found: GgufTensor, a: int, b: int) -> Tensor:
         """Rows ``a`` to ``b`` of a tensor as the file has it, ``[rows, in]``."""
         import torch
 
-        raw = torch.empty((b - a) * found.row_bytes, dtype=torch.uint8)
-        start = found.start + a * found.row_bytes
-        self.fill(self.tensors[name], start, raw.numpy().data)
+        raw = self._raw(name, found, a, b)
         if found.type.name in PLAIN:
             plain: torch.dtype = getattr(torch, PLAIN[found.type.name])
-            return raw.view(plain).reshape(b - a, found.shape[-1])
+            return raw.view(-1).view(plain).reshape(b - a, found.shape[-1])
         decode = cast("Callable[[str, Tensor], Tensor]", resolve(_DECODE))
-        values = decode(found.type.name, raw.reshape(b - a, found.row_bytes))
+        values = decode(found.type.name, raw)
         if name in self.scales:
             values = values * self._scale(self.scales[name])
         return values

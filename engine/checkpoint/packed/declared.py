@@ -10,14 +10,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.checkpoint import DECLARED_BESIDE, Checkpoint
 from engine.checkpoint.files import is_there
 from engine.checkpoint.json_files import read_object
 from engine.errors import CheckpointError
 from engine.patterns import Pattern
-
-_BESIDE = ("quantize_config.json", "quant_config.json")
-"""Where GPTQ's and AWQ's first tools put it."""
 
 
 def quantization_config(checkpoint: Checkpoint) -> dict[str, object]:
@@ -34,7 +31,7 @@ def declared_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The ``quantization_config`` of ``config.json``, else of the file that older tools wrote."""
     if found := quantization_config(checkpoint):
         return found
-    for name in _BESIDE:
+    for name in DECLARED_BESIDE:
         if found := beside(checkpoint, name):
             return found
     return {}

@@ -16,6 +16,7 @@ from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
 from engine.checkpoint.packed.declared import quantization_config
 from engine.checkpoint.quantised.reader import Joined, Reader, not_finite, scale_of
+from engine.checkpoint.weight import Codes
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -34,6 +35,18 @@ def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> 
         return multiplied(checkpoint, checkpoint.read(name), scale)
     codes = checkpoint.read_rows(name, expert, expert + 1)
     return multiplied(checkpoint, codes, scale, expert)
+
+
+def _codes(checkpoint: Checkpoint, name: str, scale: str) -> Iterator[Codes]:
+    """Numbers, whose scales are told with the first of them."""
+    import torch
+
+    scales = checkpoint.read(scale)
+    if scales.dtype == torch.uint8:
+        from engine.checkpoint.packed.floats import powers_of_two
+
+        scales = powers_of_two(scales)
+    yield Codes(checkpoint.read(name), 0, scales.to(torch.float32))
 
 
 def _joined(checkpoint: Checkpoint) -> Iterator[Joined]:
@@ -161,6 +174,7 @@ READER = Reader(
     ),
     why_unlike=_why_unlike,
     read=_read,
+    codes=_codes,
     joined=_joined,
     why_not_plain=_why_not_plain,
     # Scales of activations and of cached keys and values, which the reference does not quantise.

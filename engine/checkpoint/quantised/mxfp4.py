@@ -18,6 +18,7 @@ from engine.checkpoint.quantised.reader import (
     quant_method,
     scale_of,
 )
+from engine.checkpoint.weight import Codes
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -67,6 +68,18 @@ def _read(checkpoint: Checkpoint, name: str, scale: str, expert: int | None) -> 
     return weight
 
 
+def _codes(checkpoint: Checkpoint, name: str, scale: str) -> Iterator[Codes]:
+    """Those of one expert after the other."""
+    import torch
+
+    from engine.checkpoint.packed.floats import powers_of_two
+
+    for e in range(checkpoint.tensors[name].shape[0]):
+        packed = checkpoint.read_rows(name, e, e + 1)[0]
+        stored = checkpoint.read_rows(scale, e, e + 1)[0]
+        yield Codes(torch.cat([packed & 15, packed >> 4]), 16, powers_of_two(stored))
+
+
 def _joined(checkpoint: Checkpoint) -> Iterator[Joined]:
     """Each ``X`` is ``[E, in, out]`` in the model."""
     for blocks in checkpoint.tensors.values():
@@ -88,6 +101,7 @@ READER = Reader(
     scale=((_BLOCKS, _SCALES),),
     why_unlike=_why_unlike,
     read=_read,
+    codes=_codes,
     layer=_layer,
     joined=_joined,
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
 from engine.checkpoint.packed.declared import quantization_config
-from engine.checkpoint.weight import QuantisedWeight
+from engine.checkpoint.weight import Codes, QuantisedWeight
 from engine.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Reader:
     read: Callable[[Checkpoint, str, str, int | None], Tensor] | None = None
     """Dequantise codes and scales, by name, to float32 ``[.., out, in]``; with the number of an
     expert only that one, ``[1, out, in]``."""
+    codes: Callable[[Checkpoint, str, str], Iterator[Codes]] | None = None
+    """Codes and scales of a tensor of codes and its scale, by name, in parts; where ``read`` is."""
     layer: Callable[[TensorInfo], tuple[str, tuple[int, ...]]] | None = None
     """Name and shape ``[experts, out, in]`` of the layer for a tensor of codes; None if codes have
     the name and the shape of their weight."""

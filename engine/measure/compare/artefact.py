@@ -14,6 +14,7 @@ from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer, list_layers, open_checkpoint, read_layer
 from engine.checkpoint.checkpoint import open_stored
 from engine.checkpoint.companions import layouts_of
+from engine.checkpoint.layers import setting
 from engine.checkpoint.packed.declared import declared_config
 from engine.checkpoint.weight import QuantisedWeight
 from engine.demo import DEMO_PATH
@@ -188,13 +189,8 @@ class Artefact:
         return self._number(_HEADS["k_proj"])
 
     def _number(self, named: tuple[str, ...]) -> int:
-        config = self.original.checkpoint.config
-        text = config.get("text_config")
-        for table in (config, text if isinstance(text, dict) else {}):
-            for name in named:
-                if isinstance(table.get(name), int) and table[name] > 0:
-                    return int(table[name])
-        return 0
+        found = setting(self.original.checkpoint.config, *named)
+        return found if isinstance(found, int) and found > 0 else 0
 
     def opened(self) -> p.ArtefactOpened:
         """What its headers say."""
@@ -262,6 +258,7 @@ def opened_alone(
         bits_all=_per_weight(layers, body=False),
         unmatched=unmatched,
         contradictions=contradictions(checkpoint, layers),
+        version=p.COMPARISON_VERSION,
     )
 
 

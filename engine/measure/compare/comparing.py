@@ -23,7 +23,7 @@ from engine.measure.compare.rounding import grid_of
 from engine.measure.compare.running import ArtefactRun
 from engine.measure.compare.unfolding import columns_of, confirmed, folded_into
 from engine.measure.counts import JobCounts
-from engine.measure.evaluation.divergence import Tally, difference, perplexity
+from engine.measure.evaluation.divergence import Tally, difference, score_of
 from engine.measure.evaluation.divergence_table import divergence_table
 from engine.measure.evaluation.evaluate import baseline, run_reference
 from engine.measure.evaluation.logits_file import read_logits
@@ -298,23 +298,8 @@ class _Scoring:
         return (yield from repeated(self.counts.timed("measure_s", step)))
 
     def _fact(self, tallies: Sequence[Tally], table: p.DivergenceTable) -> p.ArtefactScore:
-        targets = self.reference.windows.targets
-        found = difference(tallies, targets)
-        mean, half = self.nll + found.dnll.mean, found.dnll.half()
-        return p.ArtefactScore(
-            artefact=self.mine,
-            nll=mean,
-            ppl=perplexity(mean),
-            ppl_low=perplexity(mean - half),
-            ppl_high=perplexity(mean + half),
-            dnll=found.dnll.mean,
-            dnll_se=found.dnll.se,
-            kl=found.kl.mean,
-            kl_se=found.kl.se,
-            top1=found.top1.mean,
-            tokens=found.dnll.windows * targets,
-            table=table,
-        )
+        found = score_of(tallies, self.reference.windows.targets, self.nll)
+        return p.ArtefactScore(artefact=self.mine, **vars(found), table=table)
 
     def _restored(
         self, run: ArtefactRun, layer: str, whole: Sequence[Tally]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.measure.compare.rounding import RUN, steps_of
+from engine.measure.weights.chunks import row_spans
 
 Mistake: TypeAlias = Literal[
     "off-by-one", "scale-factor", "swapped-codes", "permuted-rows", "transposed", "other-scales"
@@ -62,7 +63,7 @@ def explanation(weight: Tensor, stored: Tensor, heads: int = 0) -> Explanation |
 
 
 def _explained(weight: Tensor, stored: Tensor, heads: int) -> Explanation | None:
-    before = _relative(weight, stored)
+    before = _relative(weight, _as_it_is(stored))
     if not before > 0 or not math.isfinite(before):
         return None
     best: Explanation | None = None
@@ -80,7 +81,9 @@ def _explained(weight: Tensor, stored: Tensor, heads: int) -> Explanation | None
     return best
 
 
-_Undone: TypeAlias = tuple[Tensor, float, Tensor | None] | None
+_Rows: TypeAlias = Callable[[slice], Tensor]
+"""Some rows of a stored weight with a mistake undone."""
+_Undone: TypeAlias = tuple[_Rows, float, Tensor | None] | None
 """A stored weight with a mistake undone, its factor, and the original's rows if not all."""
 
 
@@ -92,26 +95,45 @@ def _mistakes(
         yield "off-by-one", partial(_off_by_one, weight, stored, run)
     yield "swapped-codes", lambda: _swapped(stored)
     if heads and len(weight) % (2 * heads) == 0:
-        yield "permuted-rows", lambda: (_halves_apart(stored, heads), 1.0, None)
-        yield "permuted-rows", lambda: (_halves_together(stored, heads), 1.0, None)
+        yield "permuted-rows", lambda: (_in_order(stored, _halves_apart(stored, heads)), 1.0, None)
+        yield (
+            "permuted-rows",
+            lambda: (_in_order(stored, _halves_together(stored, heads)), 1.0, None),
+        )
     if weight.shape[0] == weight.shape[1]:
-        yield "transposed", lambda: (stored.T, 1.0, None)
+        yield "transposed", lambda: (_as_it_is(stored.T), 1.0, None)
     yield "other-scales", lambda: _scaled_by_run(weight, stored)
 
 
-def _relative(weight: Tensor, stored: Tensor) -> float:
-    norm = float(weight.double().norm())
-    return float((weight.double() - stored.double()).norm()) / norm if norm else math.nan
+def _as_it_is(stored: Tensor) -> _Rows:
+    return lambda span: stored[span]
+
+
+def _in_order(stored: Tensor, order: Tensor) -> _Rows:
+    return lambda span: stored[order[span]]
+
+
+def _relative(weight: Tensor, undone: _Rows) -> float:
+    """Relative error, some rows at a time."""
+    power = left = 0.0
+    for span in row_spans(weight):
+        rows = weight[span].double()
+        power += float(rows.square().sum())
+        left += float((rows - undone(span).double()).square().sum())
+    return math.sqrt(left / power) if power else math.nan
 
 
 def _scaled(weight: Tensor, stored: Tensor) -> _Undone:
     """One factor for all weights: a global scale that was multiplied where it divides, or lost."""
-    power = float(stored.double().square().sum())
-    product = float((weight.double() * stored.double()).sum())
+    power = product = 0.0
+    for span in row_spans(weight):
+        found = stored[span].double()
+        power += float(found.square().sum())
+        product += float((weight[span].double() * found).sum())
     if not power > 0 or not product > 0:
         return None
     factor = power / product
-    return stored.double() / factor, factor, None
+    return lambda span: stored[span].double() / factor, factor, None
 
 
 def _off_by_one(weight: Tensor, stored: Tensor, run: int) -> _Undone:
@@ -129,25 +151,29 @@ def _off_by_one(weight: Tensor, stored: Tensor, run: int) -> _Undone:
     shift = float(((levels - original) / step).mean().round())
     if shift not in (-1.0, 1.0):
         return None
-    return levels - shift * step, shift, original
+    return _as_it_is(levels - shift * step), shift, original
 
 
 def _swapped(stored: Tensor) -> _Undone:
     """Neighbours exchanged: the high half of a byte was taken for the low one."""
     if stored.shape[1] % 2:
         return None
-    pairs = stored.reshape(len(stored), -1, 2).flip(-1)
-    return pairs.flatten(1), 1.0, None
+
+    def pairs(span: slice) -> Tensor:
+        some = stored[span]
+        return some.reshape(len(some), -1, 2).flip(-1).flatten(1)
+
+    return pairs, 1.0, None
 
 
 def _halves_apart(stored: Tensor, heads: int) -> Tensor:
-    """Rows of each head as transformers has them, from the order that llama.cpp has."""
-    return stored.reshape(heads, -1, 2, stored.shape[1]).transpose(1, 2).reshape(stored.shape)
+    """Which rows those of each head are in transformers, from the order that llama.cpp has."""
+    return torch.arange(len(stored)).reshape(heads, -1, 2).transpose(1, 2).reshape(-1)
 
 
 def _halves_together(stored: Tensor, heads: int) -> Tensor:
     """The other way round: an order undone that was not there."""
-    return stored.reshape(heads, 2, -1, stored.shape[1]).transpose(1, 2).reshape(stored.shape)
+    return torch.arange(len(stored)).reshape(heads, 2, -1).transpose(1, 2).reshape(-1)
 
 
 def _scaled_by_run(weight: Tensor, stored: Tensor) -> _Undone:
@@ -158,7 +184,7 @@ def _scaled_by_run(weight: Tensor, stored: Tensor) -> _Undone:
     levels, original = rows[:, :whole].reshape(-1, run), mine[:, :whole].reshape(-1, run)
     power = levels.square().sum(-1, keepdim=True)
     factor = (levels * original).sum(-1, keepdim=True) / power.where(power > 0, 1.0)
-    return levels * factor, 1.0, original
+    return _as_it_is(levels * factor), 1.0, original
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -9,8 +9,12 @@ rounding shrinks a column by no more than the share of it that it leaves unexpla
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from engine.measure.weights.chunks import row_spans, rows_of
 
 CERTAIN = 2.0
 """How many times its unexplained share a column's fit must differ from the others'."""
@@ -34,20 +38,40 @@ def scales(weight: Tensor, stored: Tensor) -> Tensor | None:
     Returns:
         ``[in]``, float64: ``stored ≈ weight · scale``.
     """
-    rows = weight.reshape(-1, weight.shape[-1]).double()
-    found = stored.reshape(rows.shape).double()
-    power, products = rows.square().sum(0), (rows * found).sum(0)
+    inputs = weight.shape[-1]
+    power, products, squares = (torch.zeros(inputs, dtype=torch.float64) for _ in range(3))
+    for _, rows, found in blocks(weight, stored):
+        power += rows.square().sum(0)
+        products += (rows * found).sum(0)
+        squares += found.square().sum(0)
     usable = (power > 0) & (products > 0) & torch.isfinite(products)
     if not bool(usable.any()):
         return None
     scale = (products / power).where(usable, 1.0)
     explained = scale.square() * power
-    left = (found.square().sum(0) - explained).clamp(min=0) / explained.where(usable, 1.0)
+    left = (squares - explained).clamp(min=0) / explained.where(usable, 1.0)
     apart = (scale.log() - scale[usable].log().median()).abs()
     sure = usable & (apart > LEAST) & (apart > CERTAIN * left.sqrt())
     if int(sure.sum()) < ENOUGH * int(usable.sum()):
         return None
     return scale
+
+
+def blocks(weight: Tensor, stored: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Some rows at a time, so that no copy of a whole layer is made.
+
+    Args:
+        weight: ``[…, out, in]``, the original.
+        stored: the same shape.
+
+    Yields:
+        Which rows of the last matrix they are, int64 ``[n]``, and the same rows of both,
+        ``[n, in]`` float64.
+    """
+    rows, found = rows_of(weight), rows_of(stored)
+    for span in row_spans(rows):
+        places = torch.arange(len(rows))[span] % weight.shape[-2]
+        yield places, rows[span].double(), found[span].double()
 
 
 def fitted(weight: Tensor, stored: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -62,22 +86,43 @@ def fitted(weight: Tensor, stored: Tensor, columns: Tensor | None = None) -> tup
         ``[out]`` and ``[in]``, float64, all positive; 1 where nothing tells. Powers of two where
         all are near one: those are what an absorbing layer can be divided by exactly.
     """
-    original, found = weight.double(), stored.double()
-    inner = tuple(range(original.dim() - 2))
-    rows = original.new_ones(original.shape[-2])
-    known = columns is not None
-    columns = original.new_ones(original.shape[-1]) if columns is None else columns.double()
+    rows = torch.ones(weight.shape[-2], dtype=torch.float64)
+    if columns is not None:
+        given = columns.double()
+        return _snapped(_rows(weight, stored, given)), given
     for _ in range(ROUNDS):
-        if not known:
-            scaled = original * rows[:, None]
-            columns = _ratio(found * scaled, scaled * scaled, (*inner, -2))
-        scaled = original * columns
-        rows = _ratio(found * scaled, scaled * scaled, (*inner, -1))
-    return _snapped(rows), columns if known else _snapped(columns)
+        found = _columns(weight, stored, rows)
+        rows = _rows(weight, stored, found)
+    return _snapped(rows), _snapped(found)
 
 
-def _ratio(products: Tensor, squares: Tensor, over: tuple[int, ...]) -> Tensor:
-    ratio = products.sum(over) / squares.sum(over)
+def columns_alone(weight: Tensor, stored: Tensor) -> Tensor:
+    """Scales of columns where rows have none, ``[in]`` float64; see `fitted`."""
+    return _snapped(_columns(weight, stored, torch.ones(weight.shape[-2], dtype=torch.float64)))
+
+
+def _columns(weight: Tensor, stored: Tensor, rows: Tensor) -> Tensor:
+    """What fits columns best, with scales of rows that are known."""
+    products, squares = (torch.zeros(weight.shape[-1], dtype=torch.float64) for _ in range(2))
+    for places, original, found in blocks(weight, stored):
+        scaled = original.mul_(rows[places, None])
+        products += found.mul_(scaled).sum(0)
+        squares += scaled.square_().sum(0)
+    return _ratio(products, squares)
+
+
+def _rows(weight: Tensor, stored: Tensor, columns: Tensor) -> Tensor:
+    """What fits rows best, with scales of columns that are known."""
+    products, squares = (torch.zeros(weight.shape[-2], dtype=torch.float64) for _ in range(2))
+    for places, original, found in blocks(weight, stored):
+        scaled = original.mul_(columns)
+        products.index_add_(0, places, found.mul_(scaled).sum(1))
+        squares.index_add_(0, places, scaled.square_().sum(1))
+    return _ratio(products, squares)
+
+
+def _ratio(products: Tensor, squares: Tensor) -> Tensor:
+    ratio = products / squares
     return ratio.where(torch.isfinite(ratio) & (ratio > 0), 1.0)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.measure.weights.chunks import row_spans, rows_of
 from engine.protocol import Rounding
 
 ROWS = 256
@@ -62,7 +63,7 @@ def grid_of(
         order: ``[in]``, columns in the order in which groups hold them; None if as they are.
         doubt: relative error of the scales that were folded, where they had to be fitted.
     """
-    if torch.equal(weight.float(), stored.float()):
+    if _equal(weight, stored):
         return Grid("same", 0.0, 0.0)
     if order is not None:
         weight, stored = weight[..., order], stored[..., order]
@@ -85,6 +86,12 @@ def grid_of(
     share = float(displaced.double().mean())
     steps = float((own / step[:, None]).square().double().mean().sqrt())
     return Grid(_verdict(share, steps, moved[displaced]), share, steps)
+
+
+def _equal(weight: Tensor, stored: Tensor) -> bool:
+    """Whether all values are equal, whatever their dtypes."""
+    rows, found = rows_of(weight), rows_of(stored)
+    return all(torch.equal(rows[span].float(), found[span].float()) for span in row_spans(rows))
 
 
 def _verdict(share: float, steps: float, moved: Tensor) -> Rounding:

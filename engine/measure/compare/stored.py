@@ -20,6 +20,9 @@ from engine.measure.weights.stored import stored_codes
 from engine.session import own_format
 from engine.session.artefact import bits_as_stored
 
+SIZES = 8
+"""Of which groups in use are multiples."""
+
 
 @dataclass
 class _Sizes:
@@ -127,7 +130,9 @@ def _declares_order(checkpoint: Checkpoint) -> bool:
 def _uneven(index: Tensor, groups: int) -> int:
     """Groups whose inputs are not as many as the others'; the last may have fewer."""
     counts = index.bincount(minlength=groups)
-    size = -(-len(index) // groups)
+    size = int(counts.max())
     expected = torch.full_like(counts, size)
-    expected[-1] = len(index) - size * (groups - 1)
+    rest = len(index) - size * (groups - 1)
+    if 0 < rest < size and size % SIZES == 0:  # the last group, which need not be full
+        expected[-1] = rest
     return int((counts.sort().values != expected.sort().values).sum())

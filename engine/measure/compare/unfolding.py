@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.checkpoint import DiskLayer, read_layer
 from engine.measure.compare.artefact import Artefact
-from engine.measure.compare.folded import fitted, of_norms, scales
+from engine.measure.compare.folded import blocks, columns_alone, fitted, of_norms, scales
 from engine.model.fold_groups import FoldGroup
 
 ALIKE = 0.3
@@ -47,6 +47,20 @@ class Folded:
             found = found.float() * self.columns.to(found.device)
         if self.rows is not None:
             found = found.float() * self.rows.to(found.device).unsqueeze(-1)
+        return found
+
+    def rows_out_of(self, some: Tensor, places: Tensor) -> Tensor:
+        """Rows of a stored weight with its scales taken back.
+
+        Args:
+            some: ``[n, in]``.
+            places: which rows they are, ``[n]``.
+        """
+        found = some
+        if self.columns is not None:
+            found = found / self.columns
+        if self.rows is not None:
+            found = found / self.rows[places, None]
         return found
 
     def out_of(self, stored: Tensor) -> Tensor:
@@ -149,8 +163,7 @@ def _columns(artefact: Artefact, row: DiskLayer) -> Tensor:
 
 def _columns_of(weight: Tensor, stored: Tensor) -> Tensor:
     """Scales of columns alone, whatever they are."""
-    turned = weight.transpose(-1, -2)
-    return fitted(turned, stored.transpose(-1, -2), turned.new_ones(turned.shape[-1]))[0]
+    return columns_alone(weight, stored)
 
 
 def _apart(columns: Tensor) -> bool:
@@ -192,11 +205,11 @@ def _reciprocal(rows: Tensor, columns: Tensor, heads: int) -> bool:
 
 def _doubt(found: Folded, weight: Tensor, stored: Tensor, over: int) -> float:
     """Relative error of scales that are each fitted to so many weights."""
-    norm = float(weight.double().norm())
-    if not norm:
-        return 0.0
-    left = float((found.out_of(stored).double() - weight.double()).norm()) / norm
-    return DEVIATIONS * left / math.sqrt(over)
+    power = left = 0.0
+    for places, rows, some in blocks(weight, stored):
+        power += float(rows.square().sum())
+        left += float((found.rows_out_of(some, places) - rows).square().sum())
+    return DEVIATIONS * math.sqrt(left / power) / math.sqrt(over) if power else 0.0
 
 
 def _norms_beside(artefact: Artefact, layer: str) -> Iterator[Tensor]:
@@ -219,12 +232,17 @@ def _norms_beside(artefact: Artefact, layer: str) -> Iterator[Tensor]:
 
 
 def _left(weight: Tensor, stored: Tensor, scale: Tensor) -> float:
-    return float((stored.float() / scale.float() - weight).norm())
+    return math.sqrt(
+        sum(
+            float((some / scale.double() - rows).square().sum())
+            for _, rows, some in blocks(weight, stored)
+        )
+    )
 
 
 def _nearer(weight: Tensor, stored: Tensor, scale: Tensor) -> bool:
     """Whether a stored weight is nearer to the original with its scales taken back."""
-    return _left(weight, stored, scale) < float((stored.float() - weight).norm())
+    return _left(weight, stored, scale) < _left(weight, stored, torch.ones(()))
 
 
 def _both(artefact: Artefact, layer: str) -> tuple[Tensor, Tensor]:

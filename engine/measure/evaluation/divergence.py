@@ -148,6 +148,48 @@ def difference(tallies: Sequence[Tally], targets: int) -> Difference:
     )
 
 
+@dataclass(frozen=True)
+class Score:
+    """What a change costs, with the names that facts have for it."""
+
+    nll: float
+    ppl: float
+    ppl_low: float
+    """End of the interval of the difference alone."""
+    ppl_high: float
+    dnll: float
+    dnll_se: float
+    kl: float
+    kl_se: float
+    top1: float
+    tokens: int
+    """Targets that count."""
+
+
+def score_of(tallies: Sequence[Tally], targets: int, nll: float) -> Score:
+    """The score of a change, from the tallies of some micro-batches.
+
+    Args:
+        tallies: of micro-batches, in order.
+        targets: counted targets of each window.
+        nll: of the unchanged model.
+    """
+    found = difference(tallies, targets)
+    mean, half = nll + found.dnll.mean, found.dnll.half()
+    return Score(
+        nll=mean,
+        ppl=perplexity(mean),
+        ppl_low=perplexity(mean - half),
+        ppl_high=perplexity(mean + half),
+        dnll=found.dnll.mean,
+        dnll_se=found.dnll.se,
+        kl=found.kl.mean,
+        kl_se=found.kl.se,
+        top1=found.top1.mean,
+        tokens=found.dnll.windows * targets,
+    )
+
+
 def perplexity(nll: float) -> float:
     """``exp(nll)``; infinite on overflow, nan if nll is."""
     try:

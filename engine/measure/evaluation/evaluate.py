@@ -19,7 +19,7 @@ from engine.measure.calibration.block_inputs import Events, RecipeInputs
 from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.beside import compact_weights
-from engine.measure.evaluation.divergence import Tally, difference, mean_with_error, perplexity
+from engine.measure.evaluation.divergence import Tally, mean_with_error, perplexity, score_of
 from engine.measure.evaluation.recipe_run import RecentRuns, RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
 from engine.measure.preemption import repeated
@@ -400,22 +400,9 @@ def _score(
     reference: Reference,
     done: bool,
 ) -> p.RecipeScore:
-    targets = reference.windows.targets
-    found = difference(tallies, targets)
-    dnll, kl, top1 = found.dnll, found.kl, found.top1
-    half = dnll.half()
     return p.RecipeScore(
         recipe=recipe_hash(recipe),
-        nll=nll + dnll.mean,
-        ppl=perplexity(nll + dnll.mean),
-        ppl_low=perplexity(nll + dnll.mean - half),
-        ppl_high=perplexity(nll + dnll.mean + half),
-        dnll=dnll.mean,
-        dnll_se=dnll.se,
-        kl=kl.mean,
-        kl_se=kl.se,
-        top1=top1.mean,
-        tokens=dnll.windows * targets,
+        **vars(score_of(tallies, reference.windows.targets, nll)),
         bits_per_weight=size.bits_per_weight,
         bits_all=size.bits_all,
         bytes=size.bytes,

@@ -129,7 +129,10 @@ def sweep(
         if exactness.top != 0 and by == "layer" and table.body & set(table.found):
             yield from _additivity(loaded, table, nll, counts)
     if counts.measured:
-        counts.timings["forward_s"] = yield from forward_seconds(loaded, job)
+        forward = counts.forward  # of a streamed model, it is not worth reading all blocks again
+        if not (network.streamed and math.isfinite(forward)):
+            forward = yield from forward_seconds(loaded, job)
+        counts.timings["forward_s"] = forward
     return counts.outcome()
 
 

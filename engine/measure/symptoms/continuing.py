@@ -87,6 +87,16 @@ class Continuing:
         self.done += 2 * self._sampling.new_tokens
         return both
 
+    def alone(
+        self, prompts: Sequence[Tokens], held: Mapping[str, Held]
+    ) -> Generator[p.AnyEvent | None, None, Generation]:
+        """Continue prompts by one set of weights."""
+        batch = self._generation(prompts, held)
+        while not batch.done:
+            yield from repeated(self._counts.timed("continue_s", batch.step))
+            yield None
+        return batch
+
     def _generation(self, prompts: Sequence[Tokens], held: Mapping[str, Held]) -> Generation:
         how = self._sampling
         return Generation(
@@ -122,9 +132,9 @@ class Continuing:
         return found
 
     def scored(
-        self, prompts: Sequence[Tokens], changed: Generation
+        self, prompts: Sequence[Tokens], changed: Generation, held: Mapping[str, Held]
     ) -> Generator[None, None, list[tuple[float, float]]]:
-        """Of what the recipe wrote: its surprise under the reference, and the KL."""
+        """Of what weights wrote: its surprise under the reference, and their KL from it."""
         found: list[tuple[float, float]] = []
         rows = rows_at_once(self._network, max(map(len, changed.tokens)))
         for at in range(0, len(prompts), rows):
@@ -134,7 +144,7 @@ class Continuing:
 
             def both(forced: Forced = forced) -> list[tuple[float, float]]:
                 reference = forced.log_probabilities({})
-                recipe = forced.log_probabilities(self._held)
+                recipe = forced.log_probabilities(held)
                 kl = forced.means(divergence(reference, recipe))
                 return list(zip(forced.surprise(reference), kl, strict=True))
 
@@ -172,8 +182,8 @@ class Continuing:
                 topic=prompt.prompt.topic,
                 sampling=self._sampling,
                 prompt_tokens=len(prompt.ids),
-                reference=self._continuation(reference, row, own),
-                changed=self._continuation(changed, row, score[0]),
+                reference=self.continuation(reference, row, own),
+                changed=self.continuation(changed, row, score[0]),
                 first=first,
                 pieces=(
                     self._piece(reference.tokens[row], first),
@@ -184,7 +194,8 @@ class Continuing:
                 kl=score[1],
             )
 
-    def _continuation(self, batch: Generation, row: int, surprise: float) -> p.Continuation:
+    def continuation(self, batch: Generation, row: int, surprise: float) -> p.Continuation:
+        """What a row of a batch is continued by."""
         return p.Continuation(
             text=self.text(batch.tokens[row]),
             tokens=tuple(batch.tokens[row]),

@@ -6,6 +6,7 @@ import math
 
 from engine import protocol as p
 from engine.errors import UsageError
+from engine.measure.tasks.named import check_tasks
 from engine.recipes.given import as_evaluated, check_given, given_recipe, names_recipe
 from engine.service.jobs import Context, JobSpec, Resolved, Steps
 from engine.workspace import Loaded, Opened, Workspace, needs
@@ -19,8 +20,10 @@ def _accepted(context: Context[Workspace], command: p.FindSymptoms) -> p.FindSym
         check_given(as_evaluated(command))
     elif not context.session.changed:
         raise UsageError("every layer is as stored, so nothing differs: give some a format first")
-    if not command.file and not any(each.strip() for each in command.prompts):
-        raise UsageError("there is no prompt: name a file of prompts, or type one")
+    prompts = command.file or any(each.strip() for each in command.prompts)
+    if not prompts and not command.tasks and not command.divergence:
+        raise UsageError("there is no prompt: name a file of prompts, or type one; or name tasks")
+    check_tasks(command.tasks, trusted=context.session.settings.trust_remote_code)
     how = command.sampling
     if not 1 <= how.new_tokens <= MOST_TOKENS:
         raise UsageError(f"{how.new_tokens} new tokens: expected 1 to {MOST_TOKENS}")
@@ -39,10 +42,10 @@ def _recipe(context: Context[Workspace], command: p.FindSymptoms) -> Resolved:
 
 
 def _steps(context: Context[Workspace], command: p.FindSymptoms) -> Steps:
-    from engine.measure.symptoms.symptoms import find_symptoms
+    from engine.measure.symptoms.finding import find_all
 
     loaded = context.workspace.need(Loaded)
-    return (yield from find_symptoms(loaded, command, context.recipe, context.job))
+    return (yield from find_all(loaded, command, context.recipe, context.job))
 
 
 SYMPTOMS = JobSpec(

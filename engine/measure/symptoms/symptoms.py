@@ -11,10 +11,11 @@ import msgspec
 
 from engine import protocol as p
 from engine.errors import UsageError
-from engine.formats.grammar import Format, parse_format
+from engine.formats.grammar import parse_format
 from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.symptoms.continuing import Continuing
+from engine.measure.symptoms.tracing import failing_prompts, trace
 from engine.measure.symptoms.weights import recipe_weights
 from engine.model.generation import why_not_cached
 from engine.model.network import Network
@@ -55,7 +56,9 @@ def find_symptoms(
     tokenizer = _tokenizer(loaded)
     how = command.sampling
     prompts = _prompts(loaded, command, tokenizer)
-    addresses = yield from _addresses(loaded, formats, prompts, how)
+    part = yield from calibration_key(loaded, formats.values(), "sequential")
+    calibration = with_scales(loaded, part, formats)
+    addresses = _addresses(loaded, recipe, calibration, prompts, how)
     known = {
         key: fact
         for key, fact in loaded.known([each for each, _ in addresses]).items()
@@ -64,8 +67,14 @@ def find_symptoms(
     yield from counts.found(list(known), list(known.values()))
     found = p.Symptoms(recipe_hash(recipe), tuple(prompt for _, prompt in addresses))
     left = [at for at, (address, _) in enumerate(addresses) if address not in known]
-    if not left:
+    if not left and not command.why:
         return msgspec.structs.replace(counts.outcome(), result=found)
+    if network.streamed:
+        raise UsageError(
+            "symptoms need the whole model in memory, which is streamed from disk here, once for "
+            "every new token: choose --dtype bf16, a larger --memory-budget, or a device with more "
+            "memory"
+        )
     held = yield from recipe_weights(loaded, formats, counts)
     if why := (caching := loaded.part(_Caching, lambda: _Caching(network))).why_not:
         yield p.Notice("info", f"every new token runs the whole text again: {why}")
@@ -78,12 +87,31 @@ def find_symptoms(
     stage = counts.stage("continuing", 2 * how.new_tokens * len(batches))
     for batch in batches:
         both = yield from continuing.pair(batch, stage)
-        scores = yield from continuing.scored(batch, both[1])
+        scores = yield from continuing.scored(batch, both[1], held)
         places = [where[id(each)] for each in batch]
         of = [prompt for _, prompt in places]
         facts = continuing.facts(batch, both, scores, of, found.recipe)
         for (address, _), fact in zip(places, facts, strict=True):
+            known[address] = fact
             yield counts.learnt(address, fact)
+    if command.why:
+        failing = failing_prompts([known[address] for address, _ in addresses], prompts)
+        if failing:
+            traced = yield from trace(
+                loaded, failing, held, continuing,
+                lambda texts: keys.SymptomRestored(
+                    on=loaded.opened.files,
+                    recipe=recipe,
+                    scale_dtype=loaded.scale_dtype,
+                    dtype=loaded.protocol.dtype,
+                    device=loaded.protocol.device.split(":")[0],
+                    prompts=hashlib.sha256(repr((texts, how)).encode()).hexdigest(),
+                    layers=(),
+                    calibration=calibration,
+                ),
+                counts,
+            )  # fmt: skip
+            found = msgspec.structs.replace(found, failing=traced)
     return msgspec.structs.replace(counts.outcome(), result=found)
 
 
@@ -137,11 +165,13 @@ def end_tokens(network: Network, tokenizer: Any) -> frozenset[int]:
 
 
 def _addresses(
-    loaded: Loaded, formats: Mapping[str, Format], prompts: Sequence[Tokens], how: p.Sampling
-) -> Any:
+    loaded: Loaded,
+    recipe: Mapping[str, str],
+    calibration: keys.Calibration | None,
+    prompts: Sequence[Tokens],
+    how: p.Sampling,
+) -> list[tuple[str, str]]:
     """For every prompt, the address of its fact, and its key among the prompts of a recipe."""
-    part = yield from calibration_key(loaded, formats.values(), "sequential")
-    recipe = {name: str(format) for name, format in formats.items()}
     seed = loaded.settings.seed if how.temperature else 0
     found = []
     for each in prompts:
@@ -158,7 +188,7 @@ def _addresses(
             id=each.prompt.id,
             rephrases=each.prompt.rephrases,
             topic=each.prompt.topic,
-            calibration=with_scales(loaded, part, formats),
+            calibration=calibration,
         )
         found.append((key.address, prompt[:16]))
     return found

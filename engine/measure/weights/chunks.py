@@ -9,6 +9,7 @@ from torch import Tensor
 
 _CHUNK = 2**17  # entries; 1 MiB in float64
 _CHUNK_CUDA = 2**21
+_ROWS = 2**19
 
 
 def rows_of(weight: Tensor) -> Tensor:
@@ -37,3 +38,10 @@ def chunks(rows: Tensor) -> Iterator[Tensor]:
     """The chunks of ``rows`` themselves, in float64."""
     for span in spans(rows):
         yield rows[span].to(torch.float64)
+
+
+def row_spans(rows: Tensor) -> Iterator[slice]:
+    """Ranges of whole rows, of a chunk of a few MiB each; one row at least."""
+    step = max(1, _ROWS // max(1, rows.shape[-1]))
+    for top in range(0, rows.shape[0], step):
+        yield slice(top, min(top + step, rows.shape[0]))

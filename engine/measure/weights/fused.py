@@ -95,6 +95,7 @@ def kernels() -> ModuleType | str:
         first = Pass(rows, (), False, fused_kernels)
         first.over(0, 1)
         first.beyond(0, 1, np.ones(1, np.bool_), 0.0, 1.0)
+        fused_kernels.count(np.ones(8, np.uint8), np.zeros((fused_kernels.TABLES, 256), np.int64))
     except ImportError as error:
         return f"numba is missing ({first_line(error)}): {instead}; install it with pip"
     except Exception as error:  # noqa: BLE001 - numba refuses a processor or a numpy in many ways

@@ -340,3 +340,20 @@ def _beyond(x: Any, mean: float, limit: float, found: Any) -> int:
         hi = greatest(away if near else -inf, hi)
     found[0], found[1] = lo, hi
     return count
+
+
+TABLES = 4
+"""Tables that codes are counted in by turns: one after the other would wait for the same number."""
+
+
+@compiled(entry=True)
+def count(codes: Any, tables: Any) -> None:
+    """Count codes, uint8, in tables ``[TABLES, 256]``."""
+    whole = codes.size // TABLES * TABLES
+    for j in range(0, whole, TABLES):
+        tables[0, codes[j]] += 1
+        tables[1, codes[j + 1]] += 1
+        tables[2, codes[j + 2]] += 1
+        tables[3, codes[j + 3]] += 1
+    for j in range(whole, codes.size):
+        tables[0, codes[j]] += 1

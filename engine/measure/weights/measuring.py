@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine import protocol as p
-from engine.checkpoint import DiskLayer, read_layer, stored_rows
+from engine.checkpoint import (
+    DequantisedRows,
+    DiskLayer,
+    dequantised_rows,
+    read_layer,
+    stored_rows,
+)
 from engine.formats.grammar import Format
 from engine.formats.storage import why_not_held
 from engine.measure.counts import JobCounts
@@ -101,23 +107,38 @@ class Measuring:
             yield from self._passed(running, wanted, found)
         if len(found) < len(wanted.addresses):
             yield from self._step_by_step(wanted, found)
-        if wanted.statistics not in known and wanted.row.own_bits:
-            self._add_codes(wanted, found)
+        rows = running.work.rows if running is not None else None
+        held = rows if isinstance(rows, DequantisedRows) else None
+        if wanted.statistics not in known:
+            self._add_codes(wanted, found, held)
+        if held is not None:
+            held.release()
         return found
 
-    def _add_codes(self, wanted: Wanted, found: Known) -> None:
-        """Add what the codes of a layer that is stored quantised look like."""
+    def _add_codes(self, wanted: Wanted, found: Known, held: DequantisedRows | None) -> None:
+        """Add what the codes of a layer that is stored quantised look like.
+
+        Args:
+            held: its pieces, if they are in memory.
+        """
         from engine.measure.weights.stored import stored_codes
 
         fact = found[wanted.statistics]
         assert isinstance(fact, p.LayerWeights)
-        codes = stored_codes(self._opened.checkpoint, wanted.row)
+        codes = stored_codes(self._opened.checkpoint, wanted.row, held)
+        if codes is None:
+            return
         found[wanted.statistics] = msgspec.structs.replace(fact, codes=codes)
+
+    def _rows(self, row: DiskLayer) -> Rows | None:
+        """The rows of a layer on disk, if they can be read a few at a time."""
+        checkpoint = self._opened.checkpoint
+        return stored_rows(checkpoint, row) or dequantised_rows(checkpoint, row)
 
     def _begin_next(self) -> bool:
         """Begin the pass over the next layer that has one; whether there was any layer left."""
         for wanted, known in self._next:
-            rows = stored_rows(self._opened.checkpoint, wanted.row)
+            rows = self._rows(wanted.row)
             if rows is not None and (work := self._pass(rows, wanted, known)) is not None:
                 self._begin(work, wanted)
             return True
@@ -178,7 +199,7 @@ class Measuring:
         """Add what no pass over the files found, from the whole weight."""
         row, opened = wanted.row, self._opened
         weight = self._counts.timed("read_s", lambda: read_layer(opened.checkpoint, row))()
-        if (rows := _in_memory(weight)) is not None and not stored_rows(opened.checkpoint, row):
+        if (rows := _in_memory(weight)) is not None and self._rows(row) is None:
             work = self._pass(rows, wanted, found)
             if work is not None:
                 running = self._passes.begin(work, opened.settings.sigma)

@@ -6,18 +6,24 @@ All from the file alone: what a wrong or careless quantiser leaves behind needs 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine import protocol as p
-from engine.checkpoint import Checkpoint, DiskLayer
+from engine.checkpoint import Checkpoint, DequantisedRows, DiskLayer
+from engine.checkpoint.quantised.reader import reader_named
+from engine.measure.weights.fused import kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.checkpoint.weight import Codes, QuantisedWeight
+    from engine.checkpoint.weight import Codes
+
+_INTEGERS = re.compile(r"int|^q[2-8]_[01k]$")
+"""Forms whose codes are in the order of their numbers; mxint's are a sign and a size."""
 
 
 @dataclass
@@ -49,7 +55,7 @@ class _Sums:
         """Count those of some rows."""
         if codes.levels:
             self.levels = max(self.levels, codes.levels)
-            self.counts += np.bincount(codes.codes.flatten().numpy(), minlength=256)
+            self.counts += _counted(codes.codes)
         else:
             self.broken += not_finite(codes.codes)
         self._add_scales(codes.scale)
@@ -84,8 +90,8 @@ class _Sums:
         small = sizes[sizes < torch.finfo(torch.float16).tiny]
         return int((small.half().float() == small).sum())  # else it is stored in another dtype
 
-    def fact(self, weight: QuantisedWeight) -> p.StoredCodes:
-        """The figures of a layer."""
+    def fact(self, form: str, layout: str, declared: str = "", read_as: str = "") -> p.StoredCodes:
+        """The figures of a layer that is stored in a form of a layout."""
         used, total = self.counts[: self.levels], int(self.counts.sum())
         ends = int(used[0] + used[-1]) if self.levels else 0
         return p.StoredCodes(
@@ -104,33 +110,69 @@ class _Sums:
             zeros_wrapped=self.wrapped,
             scales_subnormal=self.subnormal,
             codes_not_finite=self.broken,
-            ordered="int" in weight.form,
-            layout=weight.layout,
-            declared=weight.declared,
-            read_as=weight.read_as,
+            ordered="mxint" not in form and _INTEGERS.search(form) is not None,
+            layout=layout,
+            declared=declared,
+            read_as=read_as,
         )
 
 
-def stored_codes(checkpoint: Checkpoint, layer: DiskLayer) -> p.StoredCodes | None:
+def _counted(codes: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """How often each of 256 codes occurs."""
+    import torch
+
+    flat = codes.to(torch.uint8).flatten().numpy()
+    found = kernels()
+    if isinstance(found, str):
+        return np.bincount(flat, minlength=256)
+    counts = np.zeros((found.TABLES, 256), np.int64)
+    found.count(flat, counts)
+    total: np.ndarray[tuple[int], np.dtype[np.int64]] = counts.sum(0)
+    return total
+
+
+def stored_codes(
+    checkpoint: Checkpoint, layer: DiskLayer, held: DequantisedRows | None = None
+) -> p.StoredCodes | None:
     """The figures of a layer's codes; None if it is not stored as several tensors.
 
     One part and its pieces are in memory at a time.
+
+    Args:
+        checkpoint: that holds the layer.
+        layer: which one.
+        held: its rows, if its pieces are in memory already.
 
     Raises:
         CheckpointError: a piece cannot be read, or holds what it cannot mean.
     """
     weights = [checkpoint.quantised[part] for part in layer.parts if part in checkpoint.quantised]
-    if not weights:
-        return None
     sums = _Sums()
-    for weight in weights:
-        loaded = weight.load()
+    if not weights:
+        return _of_one_scale(checkpoint, layer, sums)
+    for at, weight in enumerate(weights):
+        loaded = weight.load() if held is None else held.loaded(at)
         sums.version_1 = any(each.declared == "GPTQ v1" for each in weight.otherwise)
         sums.half = weight.dtype == "float16"
         for first, last in weight.spans():
             sums.add(loaded.codes(first, last))
     told = next((weight for weight in weights if weight.declared), weights[0])
-    return sums.fact(told)
+    return sums.fact(told.form, told.layout, told.declared, told.read_as)
+
+
+def _of_one_scale(checkpoint: Checkpoint, layer: DiskLayer, sums: _Sums) -> p.StoredCodes | None:
+    """Of codes that have the name of their weight, or of a container's own types."""
+    reader = reader_named(layer.reader) if layer.reader else None
+    for at, part in enumerate(layer.parts):
+        if reader is None:
+            found = checkpoint.codes(part)
+        elif reader.codes is not None:
+            found = reader.codes(checkpoint, part, layer.scales[at])
+        else:
+            return None
+        for codes in found:
+            sums.add(codes)
+    return sums.fact(layer.dtype, layer.reader or checkpoint.container) if sums.scales else None
 
 
 def not_finite(values: Tensor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.report.schema.comparison import DivergencePart
 from engine.report.schema.parts import CalibrationPart, LayerFallback, Model, Number, Part
 
 
@@ -112,6 +113,121 @@ class SymptomRate(Part, frozen=True, kw_only=True):
     """Probability of as uneven a change, were it as likely either way (exact McNemar test)."""
 
 
+class RestoredLayer(Part, frozen=True, kw_only=True):
+    """What giving a layer, or a block, back wins on the texts that show symptoms."""
+
+    name: str
+    """Name of the layer; or `block 3`."""
+    layers: list[str]
+    """Layers that were given back."""
+    kl: Number
+    """By how much KL falls, nats per token, mean over texts."""
+    kl_se: Number
+    """Standard error of `kl` over texts; null of one text."""
+    whole: Number
+    """KL of the whole recipe on these texts."""
+    texts: int
+    """Texts."""
+    zeroed: Number
+    """Share of its weights in rows that the recipe makes all zero."""
+    nonfinite: Number
+    """Share of its weights that are not finite in the recipe."""
+
+
+class CurePart(Part, frozen=True, kw_only=True):
+    """Something that may help."""
+
+    sentence: str
+    """In words."""
+    tried: bool
+    """Whether it was measured that the symptom is gone."""
+    layers: list[str]
+    """Layers to keep, where it is that."""
+
+
+class CausePart(Part, frozen=True, kw_only=True):
+    """Why the recipe shows a symptom, where something was measured that shows it."""
+
+    symptom: str
+    """The most frequent one that the recipe adds."""
+    cause: str
+    """Such as `layers`, `head`, `zero-scales`, `spread`, `topic`, `refusal-vanishes`."""
+    sentence: str
+    """In words."""
+    layers: list[str]
+    """Layers that it is about."""
+    evidence: dict[str, Number]
+    """The figures behind it, by name."""
+    fix: str | UnsetType = UNSET
+    """The cheapest fix."""
+    fixes: list[CurePart]
+    """All, the cheapest first."""
+
+
+class TaskItem(Part, frozen=True, kw_only=True):
+    """An item of a task whose answer the recipe changed."""
+
+    id: str
+    """What it is called."""
+    prompt: str
+    """The end of its prompt."""
+    right: str
+    """The right answer."""
+    reference: str
+    """What the reference answered; empty where it did not write the right answer."""
+    recipe: str
+    """What the recipe answered."""
+    reference_right: bool
+    """Whether the reference is right."""
+    recipe_right: bool
+    """Whether the recipe is."""
+
+
+class TaskMetric(Part, frozen=True, kw_only=True):
+    """A task by one metric."""
+
+    metric: str
+    """``acc``: the most likely choice; ``acc_norm``: the same by log-likelihood over characters;
+    ``exact``: whether the answer is written greedily; or a metric of lm-eval."""
+    accuracy_reference: Number
+    """Share of items that the reference has right."""
+    accuracy_reference_ci95: tuple[Number, Number]
+    """Wilson's interval of it."""
+    accuracy: Number
+    """Share of items that the recipe has right."""
+    accuracy_ci95: tuple[Number, Number]
+    """Wilson's interval of it."""
+    difference: Number
+    """Of the two."""
+    difference_ci95: tuple[Number, Number]
+    """Newcombe's interval of it, for the same items."""
+    flips: int
+    """Items that were right and are wrong, or the other way."""
+    flips_ci95: tuple[Number, Number]
+    """Wilson's interval of their share."""
+    lost: int
+    """Of these, those that only the reference has right."""
+    gained: int
+    """Of these, those that only the recipe has right."""
+    chance: Number
+    """Probability of as uneven a change, were it as likely either way (exact McNemar test)."""
+
+
+class TaskPart(TaskMetric, frozen=True, kw_only=True):
+    """A task that both answered, by its first metric."""
+
+    name: str
+    """What it is called."""
+    items: int
+    """How many it has."""
+    changed: int
+    """Items whose answer changed, also from one wrong answer to another."""
+    other_metrics: list[TaskMetric]
+    """The same by its other metrics."""
+    changed_items: list[TaskItem]
+    """The first of the items whose answer changed, those that flipped before others."""
+
+
 class SymptomsDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.symptoms/1"):
     """Prompts continued by the reference and by a recipe, side by side."""
 
@@ -137,5 +253,13 @@ class SymptomsDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag=
     """Prompts where the recipe shows a symptom that the reference does not."""
     prompts: list[PromptPart]
     """All prompts, in their order."""
+    restored: list[RestoredLayer]
+    """Layers and blocks that were given back where symptoms show, the one that wins most first."""
+    causes: list[CausePart]
+    """Causes that were measured, the surest first."""
+    tasks: list[TaskPart]
+    """Tasks that both answered."""
+    divergence: DivergencePart | UnsetType = UNSET
+    """Both at every position of the evaluation windows, in llama.cpp's tables."""
     timings: dict[str, Number]
     """Seconds by what they were spent on."""

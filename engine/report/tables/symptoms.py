@@ -8,11 +8,16 @@ from engine.diagnosis.detectors import WORDS
 from engine.report import schema as s
 from engine.report.characters import printable
 from engine.report.tables.cells import figure, share
+from engine.report.tables.divergence import divergences
 from engine.report.tables.layout import escaped, markdown, paragraphs, table
 from engine.report.tables.parts import about, fallback_lines, spent
+from engine.report.tables.tasks import tasks_markdown, tasks_text
 
 SHOWN = 12
 """Prompts whose texts are printed: those with symptoms first."""
+WORST = 10
+"""Layers given back that are listed."""
+RESTORED = ["given back", "KL·10³", "±", "of the whole"]
 CHARACTERS = 300
 """Of a text that is printed."""
 HEADINGS = ["symptom", "reference", "recipe", "95%", "added", "chance"]
@@ -22,12 +27,17 @@ def symptoms_text(document: s.SymptomsDocument) -> str:
     """Rates of symptoms, then both texts of the prompts that have one."""
     return paragraphs(
         about(document.model),
-        f"recipe {printable(document.recipe)}; {_how(document)}",
+        f"recipe {printable(document.recipe)}"
+        + (f"; {_how(document)}" if document.prompts else ""),
         fallback_lines(document.fallbacks),
-        _summary(document),
+        _summary(document) if document.prompts else "",
         table(HEADINGS, _rates(document), {0}) if document.rates else "",
+        "\n".join(_causes(document)),
+        table(RESTORED, _restored(document), {0}) if document.restored else "",
         *(_prompt(each) for each in _chosen(document)),
         _more(document),
+        *tasks_text(document.tasks),
+        divergences({document.recipe: document.divergence}),
         spent(document.timings, document.resumed),
     )
 
@@ -36,21 +46,27 @@ def symptoms_markdown(document: s.SymptomsDocument) -> str:
     """The same as Markdown."""
     return paragraphs(
         f"# {escaped(printable(document.model.name))}: symptoms",
-        escaped(f"recipe {printable(document.recipe)}; {_how(document)}"),
-        escaped(_summary(document)),
+        escaped(f"recipe {printable(document.recipe)}{_how(document)}"),
+        escaped(_summary(document)) if document.prompts else "",
         markdown(HEADINGS, _rates(document)) if document.rates else "",
+        "\n".join(f"- {escaped(each)}" for each in _causes(document)),
+        markdown(RESTORED, _restored(document)) if document.restored else "",
         *(_prompt_markdown(each) for each in _chosen(document)),
         escaped(_more(document)),
+        *tasks_markdown(document.tasks),
+        divergences({document.recipe: document.divergence}, as_markdown=True),
     )
 
 
 def _how(document: s.SymptomsDocument) -> str:
+    if not document.prompts:
+        return ""
     how = document.sampling
     drawn = f"temperature {figure(how.temperature, 2)}, seed {how.seed}"
     if how.temperature and how.top_p != 1:
         drawn += f", top-p {figure(how.top_p, 2)}"
     return (
-        f"{len(document.prompts)} prompts, {how.new_tokens} new tokens, "
+        f"; {len(document.prompts)} prompts, {how.new_tokens} new tokens, "
         + (drawn if how.temperature else "greedy")
         + (", chat template" if how.chat else "")
     )
@@ -76,6 +92,33 @@ def _rates(document: s.SymptomsDocument) -> list[list[str]]:
             figure(each.chance, 3),
         ]
         for each in document.rates
+    ]
+
+
+def _causes(document: s.SymptomsDocument) -> list[str]:
+    """Causes, each with what helps."""
+    lines = []
+    for each in document.causes:
+        lines.append(f"{WORDS.get(each.symptom, each.symptom)}: {printable(each.sentence)}")
+        lines += [
+            f"  {'tried, cures it' if fix.tried else 'to try'}: {printable(fix.sentence)}"
+            for fix in each.fixes
+        ]
+    return lines
+
+
+def _restored(document: s.SymptomsDocument) -> list[list[str]]:
+    def thousandth(value: s.Number) -> str:
+        return figure(None if value is None else 1000 * value, 2)
+
+    return [
+        [
+            each.name,
+            thousandth(each.kl),
+            thousandth(each.kl_se),
+            share(each.kl / each.whole) if each.kl is not None and each.whole else "",
+        ]
+        for each in document.restored[:WORST]
     ]
 
 

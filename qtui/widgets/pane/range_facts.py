@@ -18,6 +18,8 @@ from qtui.widgets.pane.tab import TabContext
 USUAL = "int4-g128"
 """Where no integer format is held or shown."""
 NAME = 16
+WITH_ERROR = 60
+"""Columns from which on the relative error is beside the RMSE."""
 
 
 def range_lines(context: TabContext) -> list[Words]:
@@ -27,9 +29,13 @@ def range_lines(context: TabContext) -> list[Words]:
     if found is None or found.format != _format(session, context.row):
         return [[("reading weights" + glyphs.ellipsis, "$dim")]]
     held = session.layers.holds[context.row]
-    lines: list[Words] = [[(f"{'groups':<{NAME}}{'RMSE':>9}{'error':>8}", "$dim")]]
-    lines[0].append((f"{'size':>10}{f'KL{glyphs.kilo}':>11}", "$dim"))
-    lines += [_group(each, held, glyphs) for each in group_effects(session, found)]
+    weights = math.prod(session.layers.shapes[context.row])
+    error = context.width >= WITH_ERROR
+    titles = f"{'groups':<{NAME}}{'RMSE':>9}" + (f"{'error':>8}" if error else "")
+    titles += f"{'bits':>6}{'size':>10}{f'KL{glyphs.kilo}':>11}"
+    lines: list[Words] = [[(titles, "$dim")]]
+    for each in group_effects(session, found):
+        lines.append(_group(each, weights, held, glyphs, error=error))
     said = f"{glyphs.about} estimated, ? filled in from another format by the weight error"
     lines += [[(piece, "$dim")] for piece in wrapped(said, max(20, context.width))]
     best = min(found.clips, key=lambda clip: clip.total)
@@ -66,7 +72,7 @@ def _plain(fmt: Format) -> Format:
     return msgspec.structs.replace(fmt, methods=())
 
 
-def _group(each: GroupEffect, held: str, glyphs: Glyphs) -> Words:
+def _group(each: GroupEffect, weights: int, held: str, glyphs: Glyphs, *, error: bool) -> Words:
     group = each.group
     kl = glyphs.unknown
     if not math.isnan(each.kl):
@@ -77,8 +83,9 @@ def _group(each: GroupEffect, held: str, glyphs: Glyphs) -> Words:
     name = printable(group.format) + (f" {glyphs.changed}" if style else "")
     return [
         (f"{name:<{NAME}}", style),
-        (f"{n.short(group.rmse, small=4):>9}{n.percent(group.relative):>8}", ""),
-        (f"{n.size(group.bits / 8):>10}{kl:>11}", ""),
+        (f"{n.short(group.rmse, small=4):>9}", ""),
+        (f"{n.percent(group.relative):>8}" if error else "", ""),
+        (f"{group.bits / weights:>6.2f}{n.size(group.bits / 8):>10}{kl:>11}", ""),
     ]
 
 

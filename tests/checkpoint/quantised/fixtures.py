@@ -54,6 +54,18 @@ def save(
     **more: Any,
 ) -> Checkpoint:
     """A folder with these tensors and this ``quantization_config``, opened."""
+    write_files(folder, stored, config, metadata, **more)
+    return open_checkpoint(folder)
+
+
+def write_files(
+    folder: Path,
+    stored: dict[str, Tensor],
+    config: dict[str, Any] | None,
+    metadata: dict[str, str] | None = None,
+    **more: Any,
+) -> None:
+    """A folder with these tensors and this ``quantization_config``."""
     folder.mkdir(exist_ok=True, parents=True)
     said = {"model_type": "llama", "hidden_size": 64, **more}
     if config is not None:
@@ -61,7 +73,6 @@ def save(
     (folder / "config.json").write_text(json.dumps(said))
     whole = {name: tensor.contiguous() for name, tensor in stored.items()}
     save_file(whole, folder / "model.safetensors", metadata)
-    return open_checkpoint(folder)
 
 
 def written(folder: Path, tool: str, name: str) -> Checkpoint:

@@ -18,7 +18,7 @@ from engine.measure.weights.stored import stored_codes
 from engine.session import Session
 from engine.session.fold import apply
 from engine.store.facts import FactStore
-from tests.checkpoint.quantised.fixtures import MODULE, cases, save, tensors, written
+from tests.checkpoint.quantised.fixtures import MODULE, all_cases, cases, save, tensors, written
 from tests.drive import open_files, settings
 
 
@@ -127,3 +127,31 @@ def test_what_a_tool_writes_gives_no_finding(tool: str, tmp_path: Path, facts: F
         written(tmp_path / str(at), tool, name)
         mine = {"bad-scales", "stored-otherwise", "wasted-codes"}
         assert not mine.intersection(found_in(tmp_path / str(at), facts)), name
+
+
+@pytest.mark.parametrize(("tool", "name"), all_cases())
+def test_every_layout_tells_its_scales_and_its_codes(tool: str, name: str, tmp_path: Path) -> None:
+    checkpoint = written(tmp_path, tool, name)
+    (row,) = list_layers(checkpoint)
+    found = stored_codes(checkpoint, row)
+    assert found is not None
+    assert found.scales > 0
+    assert 0 < found.scale_min <= found.scale_max
+    numbers = ("fp8", "float8", "exl3")  # a path has no codes of single weights
+    assert (found.levels > 0) == (not any(each in row.dtype for each in numbers))
+    assert found.layout == row.reader
+
+
+def test_experts_of_gpt_oss_tell_theirs(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.experts.down_proj"
+    blocks = torch.randint(0, 256, (2, 4, 3, 16), dtype=torch.uint8)
+    scales = torch.randint(118, 124, (2, 4, 3), dtype=torch.uint8)
+    stored = {f"{name}_blocks": blocks, f"{name}_scales": scales, f"{name}_bias": torch.zeros(2, 4)}
+    checkpoint = save(tmp_path, stored, {"quant_method": "mxfp4"}, model_type="gpt_oss")
+    (row,) = list_layers(checkpoint)
+    found = stored_codes(checkpoint, row)
+    codes = torch.cat([blocks & 15, blocks >> 4]).flatten()
+    assert found is not None
+    assert (found.levels, found.scales) == (16, 24)
+    assert found.unused == 16 - len(codes.unique())
+    assert found.scale_max == 2.0 ** (int(scales.max()) - 127)

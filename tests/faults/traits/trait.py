@@ -24,11 +24,15 @@ class Trait:
     """The command that meets it first."""
     model: str = ""
     """The file in the folder that is given to it, if not the folder."""
+    told: str = ""
+    """A pattern that the sentence matches."""
+    prints: str = ""
+    """What a harmless one makes the command print."""
 
     @property
     def harmless(self) -> bool:
         """Whether the checkpoint opens all the same."""
-        return not self.says
+        return not self.says and not self.told
 
 
 TRAITS: dict[str, Trait] = {}
@@ -37,13 +41,18 @@ Build = TypeVar("Build", bound=Callable[[Path], None])
 
 
 def trait(
-    name: str, *says: str, command: Command = "triage", model: str = ""
+    name: str,
+    *says: str,
+    command: Command = "triage",
+    model: str = "",
+    told: str = "",
+    prints: str = "",
 ) -> Callable[[Build], Build]:
     """Register the builder of a trait; without words to be said it is harmless."""
 
     def register(build: Build) -> Build:
         assert name not in TRAITS, name
-        TRAITS[name] = Trait(name, build, says, command, model)
+        TRAITS[name] = Trait(name, build, says, command, model, told, prints)
         return build
 
     return register

@@ -15,20 +15,19 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
+from engine.checkpoint import Checkpoint, list_layers, read_layer
 from engine.diagnosis.of_artefacts import artefact_findings
 from engine.measure.compare.comparing import compare_files
 from engine.session import Compared, Session, apply
 from engine.store.facts import FactStore
-from tests.checkpoint.quantised.fixtures import MODULE, all_cases, cases, save, tensors
+from tests.checkpoint.quantised.fixtures import MODULE, all_cases, cases, save, tensors, written
 from tests.checkpoint.quantised.write import weight
 from tests.drive import open_files, settings
 
 Tensors = dict[str, Tensor]
 Spoil = Callable[[Tensors, dict[str, Any]], None]
-ELSE = {("transformers", "bitlinear"), ("transformers", "autobitlinear")}
-"""Cases of other weights."""
-ONE_BIT = {"pack-1-sym-g32", "1-g32-axis1-float16"}
-"""Cases that leave nothing of their weights: of one bit without a sign, or nearly."""
+NEAR = 0.7
+"""Relative error of a weight in 2 bits, or with columns that were scaled, at most."""
 
 
 @cache
@@ -54,18 +53,25 @@ def against(
     return found
 
 
-@pytest.mark.parametrize(("tool", "name"), [each for each in all_cases() if each not in ELSE])
+def originals(checkpoint: Checkpoint) -> Tensors:
+    """What a tool was given; of weights that are not those of most cases, what it made of them."""
+    whole: Tensors = {}
+    for row in list_layers(checkpoint):
+        stored = read_layer(checkpoint, row)
+        given = original(tuple(row.shape)) if stored.dim() == 2 else stored
+        near = float((stored.float() - given).norm() / given.norm()) < NEAR
+        whole[row.parts[0]] = given.clone() if near else stored.contiguous()
+    return whole
+
+
+@pytest.mark.parametrize(("tool", "name"), all_cases())
 def test_a_clean_file_has_no_finding(tool: str, name: str, tmp_path: Path) -> None:
     case = cases(tool)[name]
     config = dict(case["config"])
     more = config.pop("", {})
-    shape = case["weight"]["shape"]
-    whole = {f"{MODULE}.weight": original(tuple(shape)).clone()}
+    whole = originals(written(tmp_path / "read", tool, name))
     found = against(tmp_path, tensors(case), config, whole, metadata=case.get("metadata"), **more)
     told = artefact_findings(found)
-    if name in ONE_BIT:
-        assert {each.id for each in told} <= {"other-weights"}
-        return
     assert told == []
     assert {(fact.read_as, fact.mistake) for fact in found.layers.values()} == {("", "")}
 

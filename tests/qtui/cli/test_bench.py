@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_document_has_a_line_for_every_batch_size(gguf: str, run: Run) -> None:
-    words = ("--batch", "1,2", "--prompt", "8", "--new", "4", "--repeats", "2", "--threads", "2")
+    words = ("--python", sys.executable)
+    words += ("--batch", "1,2", "--prompt", "8", "--new", "4", "--repeats", "2", "--threads", "2")
     code, out, err = run("bench", gguf, *words, "--json", "-")
     assert code == 0, err
     document = json.loads(out)
@@ -31,6 +33,7 @@ def test_the_document_has_a_line_for_every_batch_size(gguf: str, run: Run) -> No
     assert document["artefact"] == gguf
     assert document["runtime"] == "llama.cpp"
     assert document["bytes"] == 4
+    assert document["python"] == sys.executable
     assert document["threads"] == 2
     assert [each["batch"] for each in document["batches"]] == [1, 2]
     for each in document["batches"]:

@@ -65,7 +65,7 @@ def test_text_of_a_model_is_escaped(source: str, prose: Path, run: Run) -> None:
     ("given", "said"),
     [
         (["--prompt", "x"], "--format F or --recipe"),
-        (["--format", "int4"], "--prompts FILE or --prompt TEXT"),
+        (["--format", "int4"], "--prompts FILE, --prompt TEXT, --tasks FILE or --divergence"),
         (["--format", "int4", "--prompt", " "], "there is no prompt"),
         (["--format", "int4", "--prompt", "x", "--temperature", "11"], "expected 0 to 10"),
         (["--format", "int4", "--prompt", "x", "--top-p", "0"], "expected above 0"),
@@ -87,3 +87,49 @@ def test_a_file_that_cannot_be_read_is_named(source: str, prose: Path, run: Run)
     code, _, err = run("symptoms", source, *given)
     assert code == 3
     assert "absent.jsonl: cannot be read" in err
+
+
+def test_tasks_are_answered_by_both_and_flips_counted(
+    source: str, prose: Path, run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "letters.jsonl"
+    lines = [
+        {"prompt": f"after {a} comes", "choices": ["b", "c", "d", "e"], "answer": at % 4}
+        for at, a in enumerate("abcdefgh")
+    ]
+    file.write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
+    given = ["--text", str(prose), "--tokens", "64", "--seq-len", "32", "--format", "int2-g32"]
+    code, out, err = run("symptoms", source, *given, "--tasks", str(file), "--json", "-")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["prompts"] == []
+    (task,) = document["tasks"]
+    assert (task["name"], task["items"], task["metric"]) == ("letters", 8, "acc")
+    assert task["flips"] == task["lost"] + task["gained"]
+    low, high = task["accuracy_ci95"]
+    assert low <= task["accuracy"] <= high
+    code, out, err = run("symptoms", source, *given, "--tasks", str(file))
+    assert code == 0, err
+    assert "letters" in out
+    assert "acc_norm" in out
+    code, _, err = run("symptoms", source, *given, "--tasks", str(tmp_path / "nothing.jsonl"))
+    assert code == 3
+    assert "nothing.jsonl" in err
+    file.write_text('{"prompt": "x"}\n', encoding="utf-8")
+    code, _, err = run("symptoms", source, *given, "--tasks", str(file))
+    assert code == 3
+    assert "line 1: answer is None" in err
+
+
+def test_llama_cpps_tables_of_the_recipe_are_in_document_and_text(
+    source: str, prose: Path, run: Run
+) -> None:
+    given = ["--text", str(prose), "--tokens", "64", "--seq-len", "32", "--format", "int2-g32"]
+    code, out, err = run("symptoms", source, *given, "--divergence", "--json", "-")
+    assert code == 0, err
+    table = json.loads(out)["divergence"]
+    assert table["tokens"] == 62
+    assert table["kld"]["max"] >= table["kld"]["mean"] > 0
+    code, out, err = run("symptoms", source, *given, "--divergence")
+    assert code == 0, err
+    assert "Maximum KLD" in out

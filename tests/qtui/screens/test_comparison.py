@@ -16,6 +16,7 @@ Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 
 def read(name: str, bits: float = 4.25) -> p.ArtefactOpened:
     return p.ArtefactOpened(
+        version=p.COMPARISON_VERSION,
         fingerprint=name, name=name, path=f"/models/{name}", layout="gptq", bytes=5_200_000,
         bits_per_weight=bits, bits_all=bits,
     )  # fmt: skip

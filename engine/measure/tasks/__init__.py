@@ -1,0 +1,1 @@
+"""Does a recipe still answer what the reference answers? Tasks scored by both, side by side."""

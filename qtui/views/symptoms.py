@@ -1,0 +1,241 @@
+"""Prompts continued by reference and recipe, as lines: a list, both texts of one beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from textwrap import wrap
+
+from rich.cells import cell_len
+
+from engine import protocol as p
+from engine.diagnosis.causes import Cause, causes
+from engine.diagnosis.detectors import WORDS
+from engine.diagnosis.of_symptoms import Shown, alarms, rates
+from engine.report import wording as n
+from engine.session import Job, Session, Traced
+from qtui.views.text import Glyphs, Words, fit, printable
+
+FINDING = 18
+"""Columns of what was found."""
+FIGURES = 16
+"""Columns of the first difference and of KL."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt: continued, or being continued."""
+
+    id: str
+    shown: Shown | None = None
+    reference: str = ""
+    """What is there so far, where it is being written."""
+    changed: str = ""
+
+
+class Prompts:
+    """The prompts of the last run, and what was found in them; figures are computed once."""
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+        self.rows: list[Row] = []
+        self.traced: Traced | None = None
+        self._shown: dict[tuple[str, str], Shown] = {}
+
+    def take(self, session: Session) -> None:
+        """Look at the session anew."""
+        jobs = [job for job in session.jobs.values() if isinstance(job.command, p.FindSymptoms)]
+        self.job = jobs[-1] if jobs else None
+        self.rows, self.traced = [], None
+        if self.job is None:
+            return
+        self.rows = [Row(each.fact.id, each) for each in self._facts(session, self.job)]
+        self.traced = session.traced.get(self.job.recipe)
+        live = session.continuing
+        if live is not None and live.job == self.job.id:
+            there = {row.id for row in self.rows}
+            for id, one, other in zip(live.ids, live.reference, live.changed, strict=True):
+                if id not in there:
+                    self.rows.append(Row(id, None, one, other))
+
+    def _facts(self, session: Session, job: Job) -> list[Shown]:
+        command = job.command
+        assert isinstance(command, p.FindSymptoms)
+        found = []
+        for key, fact in session.continued.get(job.recipe, {}).items():
+            if fact.sampling != command.sampling:
+                continue
+            known = self._shown.get((job.recipe, key))
+            if known is None or known.fact is not fact:
+                known = self._shown[job.recipe, key] = Shown(fact)
+            found.append(known)
+        return found
+
+    @property
+    def shown(self) -> list[Shown]:
+        """Those that are done."""
+        return [row.shown for row in self.rows if row.shown is not None]
+
+    def causes(self, session: Session) -> list[Cause]:
+        """Causes that were measured."""
+        return causes(session, self.shown, self.traced, list(session.changed.values()))
+
+
+def summary(prompts: Prompts, width: int, glyphs: Glyphs) -> Words:
+    """How many prompts show what, in a line."""
+    done = prompts.shown
+    if not done:
+        return [("", "")]
+    failing = len(alarms(done))
+    said = f"{len(done)} prompts, {failing} with a symptom that the reference has not"
+    parts = [
+        f"{WORDS[each.kind]} {each.changed.count} ({each.reference.count})" for each in rates(done)
+    ]
+    more = ", ".join(parts)
+    if more:
+        said += f": {more}"
+    return [(fit(said, width, glyphs), "$finding" if failing else "$dim")]
+
+
+def heading(width: int, glyphs: Glyphs) -> Words:
+    """The titles of the columns."""
+    room = width - FINDING - FIGURES - 2
+    differs = f"{'differs':>9}"
+    kl = f"KL{glyphs.kilo}"
+    return [(f"  {fit('prompt', room, glyphs)}{'symptom':<{FINDING}}{differs} {kl:>6}", "$dim")]
+
+
+def line_of(row: Row, width: int, glyphs: Glyphs, *, here: bool) -> Words:
+    """A prompt in the list."""
+    room = width - FINDING - FIGURES - 2
+    cursor = (f"{glyphs.cursor if here else ' '} ", "$primary")
+    style = "bold" if here else ""
+    if row.shown is None:
+        name = fit(printable(row.id), room, glyphs)
+        return [cursor, (name, style), ("being written", "$dim")]
+    fact = row.shown.fact
+    name = fit(f"{printable(fact.id)}: {printable(fact.text)}", room, glyphs)
+    added = row.shown.added
+    found = WORDS[added[0].kind] if added else ""
+    mark = f"{glyphs.finding} {found}" if found else ""
+    where = "same" if fact.first < 0 else str(fact.first)
+    return [
+        cursor,
+        (name, style),
+        (fit(mark, FINDING, glyphs), "$finding"),
+        (f"{where:>9} {n.short(1000 * fact.kl):>6}", style or "$dim"),
+    ]
+
+
+def texts(row: Row, width: int, height: int, glyphs: Glyphs) -> list[Words]:
+    """Both texts side by side, with a mark where they first differ.
+
+    Args:
+        row: the prompt.
+        width: cells.
+        height: lines, at most.
+        glyphs: what to draw with.
+    """
+    one, other = row.reference, row.changed
+    if row.shown is not None:
+        one, other = row.shown.fact.reference.text, row.shown.fact.changed.text
+    room = (width - 3) // 2
+    columns = [column(one, other, room, glyphs), column(other, one, room, glyphs)]
+    # The place where they differ stays visible.
+    first = min(at for _, at in columns)
+    top = max(0, min(first - 1, max(len(lines) for lines, _ in columns) - height + 1))
+    between = ("| " if glyphs.ascii else "\u2502 ", "$dim")
+    found: list[Words] = [
+        [(fit("reference", room, glyphs), "$dim"), between, (fit("recipe", room, glyphs), "$dim")]
+    ]
+    for at in range(top, top + height - 1):
+        if at >= max(len(lines) for lines, _ in columns):
+            break
+        pieces = [lines[at] if at < len(lines) else [] for lines, _ in columns]
+        left = pieces[0]
+        used = sum(cell_len(text) for text, _ in left)
+        found.append([*left, (" " * (room - used), ""), between, *pieces[1]])
+    return found
+
+
+def _in_common(one: str, other: str) -> int:
+    """Characters that both begin with."""
+    for at, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return at
+    return min(len(one), len(other))
+
+
+def column(text: str, other: str, width: int, glyphs: Glyphs) -> tuple[list[Words], int]:
+    """A text in lines of so many cells, and the number of the line where it leaves the other.
+
+    What both say is dim. Line breaks break the line; all other control characters are escaped.
+    """
+    common = _in_common(text, other)
+    lines: list[Words] = [[]]
+    used, left_at = 0, 0
+
+    def put(piece: str, style: str) -> None:
+        nonlocal used
+        size = cell_len(piece)
+        if used + size > width:
+            lines.append([])
+            used = 0
+        line = lines[-1]
+        if line and line[-1][1] == style:
+            line[-1] = (line[-1][0] + piece, style)
+        else:
+            line.append((piece, style))
+        used += size
+
+    for at, char in enumerate(text):
+        if at == common:
+            put(glyphs.finding, "$finding")
+            left_at = len(lines) - 1
+        if char == "\n":
+            lines.append([])
+            used = 0
+            continue
+        for piece in printable(char):
+            put(piece, "$dim" if at < common else "")
+    if common >= len(text):
+        left_at = len(lines) - 1
+    return lines, left_at
+
+
+def difference(row: Row, width: int, glyphs: Glyphs) -> list[Words]:
+    """What both would have said at the first token that differs."""
+    if row.shown is None or row.shown.fact.first < 0:
+        return []
+    fact = row.shown.fact
+
+    def said(top: tuple[p.Choice, ...]) -> str:
+        return "  ".join(f"'{printable(each.token)}' {each.p:.0%}" for each in top[:4])
+
+    return [
+        [(fit(f"token {fact.first}  reference  {said(fact.reference_top)}", width, glyphs), "")],
+        [(fit(f"{'':>{len(f'token {fact.first}')}}  recipe     {said(fact.changed_top)}", width,
+              glyphs), "")],
+    ]  # fmt: skip
+
+
+def findings(row: Row, width: int, glyphs: Glyphs) -> list[Words]:
+    """What is wrong with the recipe's text, with the figures behind it."""
+    if row.shown is None:
+        return []
+    lines: list[Words] = []
+    for each in row.shown.added:
+        figures = ", ".join(f"{name} {n.short(value)}" for name, value in each.evidence.items())
+        said = f"{glyphs.finding} {WORDS[each.kind]}" + (f": {figures}" if figures else "")
+        lines.append([(fit(said.replace("_", "-"), width, glyphs), "$finding")])
+    return lines
+
+
+def cause_lines(found: list[Cause], width: int, glyphs: Glyphs) -> list[Words]:
+    """The surest cause, and what helps."""
+    lines: list[Words] = []
+    for cause in found[:2]:
+        lines += [[(line, "$finding")] for line in wrap(printable(cause.sentence), width)]
+        for cure in cause.cures[:1]:
+            said = f"{'cures it' if cure.tried else 'to try'}: {printable(cure.sentence)}"
+            lines += [[(line, "$better" if cure.tried else "")] for line in wrap(said, width)]
+    return lines

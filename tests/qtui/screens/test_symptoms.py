@@ -1,0 +1,154 @@
+"""The prompts: both texts side by side, what differs, what is wrong, and what cures it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine import protocol as p
+from engine.session import recipe_hash
+from qtui.screens.symptoms.screen import Symptoms
+from qtui.views.symptoms import column
+from qtui.views.text import PLAIN, UNICODE
+from tests.qtui import replay as r
+from tests.qtui.driving import Driver, driving
+
+LAYER = "model.layers.0.self_attn.q_proj"
+RECIPE = recipe_hash({LAYER: "int2-channel"})
+HOW = p.Sampling()
+
+
+def said(text: str, *tokens: int) -> p.Continuation:
+    return p.Continuation(text=text, tokens=tokens or tuple(range(30)), ended=False, surprise=1.0)
+
+
+def continued(id: str, reference: str, changed: p.Continuation, first: int) -> p.Continued:
+    return p.Continued(
+        prompt=id, recipe=RECIPE, id=id, text=f"prompt {id}", sampling=HOW, prompt_tokens=2,
+        reference=said(reference), changed=changed, first=first, pieces=(" one", " two"), kl=0.25,
+        reference_top=(p.Choice(" one", 0.7), p.Choice("\x1b[31m", 0.1)) if first >= 0 else (),
+        changed_top=(p.Choice(" two", 0.6),) if first >= 0 else (),
+    )  # fmt: skip
+
+
+def learnt(*facts: p.AnyFact) -> p.Learned:
+    return p.Learned(tuple(str(i) for i in range(len(facts))), facts)
+
+
+FACTS = learnt(
+    continued("a", "a text that is\nthe same", said("a text that is\nthe same"), -1),
+    continued("b", "all is well here", said("all is \x1b[31mnot not not", *([4, 5] * 15)), 3),
+)
+
+
+def begun(ask: str = "") -> p.JobStarted:
+    command = p.FindSymptoms(prompts=("prompt a", "prompt b"), sampling=HOW, ask=ask)
+    return p.JobStarted(
+        job="symptoms-1", kind="symptoms", title="symptoms", command=command, urgency=3, total=0,
+        recipe=RECIPE,
+    )  # fmt: skip
+
+
+async def shown(d: Driver) -> Symptoms:
+    changed = p.RecipeChanged(
+        how="set", layers=[LAYER], before=["bf16"], after=["int2-channel"], bits=[9000]
+    )
+    await d.give(changed)
+    await d.pilot.press("P")
+    await d.settled()
+    screen = d.app.screens.shown
+    assert isinstance(screen, Symptoms)
+    return screen
+
+
+async def test_both_texts_are_side_by_side_with_a_mark_where_they_differ() -> None:
+    for size, ascii in (((80, 24), False), ((80, 24), True), ((160, 50), False)):
+        async with driving(*r.opening(), *r.triaged(), size=size, ascii=ascii) as d:
+            screen = await shown(d)
+            await d.give(begun(), FACTS)
+            await d.pilot.press("j")
+            await d.settled()
+            text = screen.list.text
+            lines = text.splitlines()
+            assert all(len(line) <= size[0] - 2 for line in lines)
+            assert "2 prompts, 1 with a symptom that the reference has not" in text
+            mark = "!" if ascii else "▲"
+            (row,) = [line for line in lines if "b: prompt b" in line]
+            assert f"{mark} loop" in row
+            assert "prompt a" in text
+            assert "same" in next(line for line in lines if "a: prompt a" in line)
+            (both,) = [line for line in lines if "well" in line]
+            assert f"all is {mark}well here" in both
+            assert f"all is {mark}\\x1b[31mnot" in both
+            assert "token 3" in text
+            assert "' one' 70%" in text
+            assert "\x1b" not in d.screen()
+
+
+async def test_texts_are_there_while_they_are_written() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        screen = await shown(d)
+        await d.give(
+            begun(),
+            p.Continuing(job="symptoms-1", ids=("a",), reference=("\n\nso fa",), changed=("so",)),
+        )
+        await d.until(lambda: "so fa" in screen.list.text)
+        assert "being written" in screen.list.text
+
+
+async def test_keys_ask_for_prompts_and_for_the_layers_that_cure_it(tmp_path: Path) -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        screen = await shown(d)
+        assert "types one" in screen.list.text
+        await d.pilot.press("a")
+        await d.paste("Once upon")
+        await d.pilot.press("enter")
+        await d.settled()
+        assert d.sent(p.FindSymptoms) == [p.FindSymptoms(prompts=("Once upon",))]
+        file = tmp_path / "p.txt"
+        file.write_text("one\n")
+        await d.pilot.press("o")
+        await d.paste(str(file))
+        await d.pilot.press("enter")
+        await d.settled()
+        assert d.sent(p.FindSymptoms)[-1] == p.FindSymptoms(file=str(file))
+        await d.pilot.press("g")
+        await d.settled()
+        assert len(d.sent(p.FindSymptoms)) == 2  # no symptom yet
+        await d.give(begun(), FACTS)
+        await d.give(p.JobEnded(job="symptoms-1", kind="symptoms", status="done"))
+        await d.pilot.press("g")
+        await d.settled()
+        asked = d.sent(p.FindSymptoms)[-1]
+        assert asked == p.FindSymptoms(prompts=("prompt a", "prompt b"), why=True)
+
+
+async def test_the_cause_and_its_cure_are_told_and_lead_to_the_layer() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        screen = await shown(d)
+        await d.give(
+            begun(), FACTS,
+            learnt(
+                p.SymptomRestored(
+                    recipe=RECIPE, prompts="k", unit=LAYER, layers=(LAYER,), by="layer", kl=0.9,
+                    kl_se=0.1, whole=1.0, texts=1,
+                ),
+                p.SymptomCure(recipe=RECIPE, prompts="k", layers=(LAYER,), failing=1, left=0),
+            ),
+        )  # fmt: skip
+        await d.settled()
+        text = " ".join(screen.list.text.split())
+        assert f"{LAYER} given back: the symptom is gone from all 1 prompts" in text
+        assert f"cures it: keep {LAYER}" in text
+        await d.pilot.press("enter")
+        await d.settled()
+        assert d.app.screens.shown is not screen
+
+
+def test_a_column_breaks_lines_and_keeps_to_its_width() -> None:
+    lines, at = column("one two\nthree\tfour", "one two\nthird", 6, UNICODE)
+    texts = ["".join(piece for piece, _ in line) for line in lines]
+    assert texts == ["one tw", "o", "th▲ree", "\\tfour"]
+    assert at == 2
+    lines, at = column("猫猫猫猫", "猫猫猫猫", 5, PLAIN)
+    assert ["".join(piece for piece, _ in line) for line in lines] == ["猫猫", "猫猫"]
+    assert at == 1
