@@ -16,13 +16,8 @@ from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
-<<<<<<< HEAD
 from engine.report.calibration_parts import compared_sets, set_parts
-from engine.report.comparison_parts import artefact_part, compared_parts
-=======
-from engine.report.calibration_parts import set_parts
 from engine.report.comparison_parts import artefact_part, compared_parts, divergence_part
->>>>>>> main
 from engine.report.diagnosis_parts import (
     diagnosed_layers,
     finding_parts,
