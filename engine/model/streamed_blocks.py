@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.model.block_reader import BlockReader
+from engine.model.freed_memory import give_back
 
 Values = dict[str, Tensor]
 
@@ -81,6 +82,7 @@ class StreamedBlocks:
             if not self._open[k]:
                 for parameter in self._own[k].values():
                     parameter.data = without_values(parameter)
+                give_back()
 
     def reference(self, k: int, parameter: nn.Parameter) -> Tensor:
         """The parameter itself while its block is open; else it is read."""

@@ -21,7 +21,7 @@ BLOCKS, WIDTH, INNER = 24, 1024, 2816
 FORMATS = ("int4-g128", "int8")
 SLACK = 300 * MB
 """Beyond the budget, for what the products of a micro-batch take."""
-TOKENS = 1024
+TOKENS = 512
 
 
 def write(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 
 import engine
@@ -64,6 +65,27 @@ def test_a_model_is_loaded_from_tensors_without_values() -> None:
     with transformers_internals.reading_no_values():
         found = transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state)
     assert all(parameter.is_meta for parameter in found.parameters())
+
+
+def test_some_tensors_are_loaded_into_a_model_without_values(tmp_path: Path) -> None:
+    """Without it no model is streamed from disk; experts are fused and renamed as ever."""
+    folder = tiny.build("mixtral", tmp_path)
+    stored, whole = load_file(folder / "model.safetensors"), transformers.MixtralForCausalLM
+    expected = whole.from_pretrained(folder).get_parameter("model.layers.1.mlp.experts.down_proj")
+    with transformers_internals.reading_no_values():
+        hollow = whole.from_pretrained(
+            None,
+            config=transformers.AutoConfig.from_pretrained(folder),
+            state_dict={name: value.to("meta") for name, value in stored.items()},
+        )
+    some = {
+        name: value for name, value in stored.items() if ".layers.1." in name and ".w2." in name
+    }
+    assert len(some) == 4
+    transformers_internals.fill(hollow, some)
+    loaded = {name for name, each in hollow.named_parameters() if not each.is_meta}
+    assert loaded == {"model.layers.1.mlp.experts.down_proj"}
+    assert torch.equal(hollow.get_parameter(*loaded), expected)
 
 
 def test_attention_is_computed_step_by_step_and_as_before_afterwards(tmp_path: Path) -> None:

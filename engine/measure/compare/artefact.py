@@ -21,6 +21,7 @@ from engine.demo import DEMO_PATH
 from engine.errors import CheckpointError
 from engine.measure.compare.arranged import Arrange, arrangement
 from engine.measure.compare.declarations import contradictions, number_of
+from engine.measure.compare.matching import Within, joined, within
 from engine.measure.compare.readings import settled
 from engine.measure.compare.stored import stored_bits
 from engine.model.source import resolve_model
@@ -45,8 +46,11 @@ class Artefact:
 
     checkpoint: Checkpoint
     rows: dict[str, DiskLayer]
-    """Its layers by name."""
+    """Its layers by name; also those of the original that it has fused, or split."""
     original: Opened
+    listed: dict[str, DiskLayer] = field(default_factory=dict)
+    """Its layers as it has them."""
+    _within: dict[str, Within] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
     """Layers that are read in the way that fits the original."""
 
@@ -74,7 +78,11 @@ class Artefact:
 
         Of a padded vocabulary, the tokens that the original has.
         """
-        return read_layer(self.checkpoint, self.rows[layer])[: self.original.rows[layer].shape[0]]
+        height = self.original.rows[layer].shape[0]
+        place = self._within.get(layer)
+        if place is not None:
+            return read_layer(self.checkpoint, place.whole)[place.first :][:height]
+        return read_layer(self.checkpoint, self.rows[layer])[:height]
 
     def given_back(self, layer: str, weight: Tensor) -> Tensor:
         """A weight of the original's shape in that of this checkpoint, padded as it is here."""
@@ -147,6 +155,8 @@ class Artefact:
         Experts that are stored one by one lie one below the other.
         """
         row, first = self.rows[layer], 0
+        if layer in self._within:  # rows of a fused weight are read as it declares them
+            return []
         found: list[tuple[QuantisedWeight, int]] = []
         for part in () if row.transposed else row.parts:
             stored = self.checkpoint.quantised.get(part)
@@ -194,7 +204,7 @@ class Artefact:
 
     def opened(self) -> p.ArtefactOpened:
         """What its headers say."""
-        return opened_alone(self.checkpoint, self.rows.values(), tuple(self.unmatched))
+        return opened_alone(self.checkpoint, self.listed.values(), tuple(self.unmatched))
 
 
 def open_finished(source: str, *, follow_links: bool) -> tuple[Checkpoint, dict[str, DiskLayer]]:
@@ -223,7 +233,10 @@ def open_artefact(source: str, original: Opened) -> Artefact:
         CheckpointError: it cannot be read, or shares no layer of a block with the original.
     """
     checkpoint, rows = open_finished(source, follow_links=original.settings.follow_links)
-    found = Artefact(checkpoint, rows, original)
+    places = dict(within(rows, original.rows))
+    also = {row.name: row for row in (*joined(rows, original.rows), *places)}
+    inside = {row.name: place for row, place in places.items()}
+    found = Artefact(checkpoint, rows | also, original, rows, inside)
     if all(row.block is None for row in found.shared):
         layers = original.rows.values()
         first = next(row.name for row in layers if row.block is not None)

@@ -66,7 +66,7 @@ def compare_files(opened: Opened, artefacts: Sequence[str], job: str, logits: st
     for each in found:
         yield each.opened()
     for each in found:
-        yield from stored_facts(opened, each.checkpoint, each.rows, counts)
+        yield from stored_facts(opened, each.checkpoint, each.listed, counts)
         yield from _layers(each, {}, counts)
         if file is not None:
             yield from score_by_logits(opened, each.checkpoint, each.settle_all, file, counts)
@@ -102,10 +102,12 @@ def compare_models(
         yield from write_logits(loaded, Path(save_logits), counts)
     nll = (yield from baseline(loaded, counts)).nll
     for each in found:
-        yield from stored_facts(loaded.opened, each.checkpoint, each.rows, counts)
+        yield from stored_facts(loaded.opened, each.checkpoint, each.listed, counts)
         worst = yield from _layers(each, fold_groups(loaded.network), counts)
         scoring = _Scoring(loaded, each, counts, nll)
-        yield from scoring.score(worst[:restore])
+        # A layer that is fused in one of the two cannot be given back by itself.
+        whole = [layer for layer in worst if layer in each.listed]
+        yield from scoring.score(whole[:restore])
     return _outcome(found, counts)
 
 
