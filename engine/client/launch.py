@@ -20,8 +20,8 @@ IDLE_MINUTES = 10.0
 """Minutes without clients and jobs after which an engine ends, unless a profile says otherwise."""
 END_SECONDS = 10.0
 """How long an engine that is ending may still accept connections, or have the session open."""
-START_SECONDS = 30.0
-"""How long a started engine may take to open its socket."""
+START_SECONDS = 120.0
+"""How long a started engine may take to open its socket, on a machine that is busy."""
 
 
 def start_ahead(

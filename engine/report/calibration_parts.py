@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
 from engine.diagnosis.of_calibration import best_sets, calibration_findings
@@ -36,6 +36,23 @@ def set_parts(
         for of, seq_len, samples in sorted(known):
             if of == name:
                 found += _part(session, method, (name, seq_len, samples), texts, best)
+    return found
+
+
+def compared_sets(session: Session) -> list[s.CalibrationSetsPart]:
+    """Calibration sets that were compared, by method."""
+    known = session.calibrating
+    found = []
+    for method in dict.fromkeys(key.method for key in known.scores):
+        of = [key for key in known.scores if key.method == method]
+        sets = list(dict.fromkeys(key.set for key in of))
+        texts = list(dict.fromkeys(key.text for key in of))
+        parts = [
+            part
+            for part in set_parts(session, method, sets, texts)
+            if any(not isinstance(each.kl, UnsetType) for each in part.texts)
+        ]
+        found.append(s.CalibrationSetsPart(method=method, texts=texts, sets=parts))
     return found
 
 

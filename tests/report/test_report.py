@@ -168,6 +168,38 @@ def test_finished_checkpoints_are_in_every_form() -> None:
     assert "<script>" not in text
 
 
+def test_calibration_sets_are_in_every_form() -> None:
+    session = full()
+    name, text = f"set {HOSTILE}", f"text {HOSTILE}"
+    cut = {"set": name, "text": text, "seq_len": 256, "samples": 4}
+    told(
+        session,
+        p.Learned(
+            ("c", "s"),
+            (
+                p.CalibrationCheck(
+                    **cut, tokens=1024, documents=3, channels=2048, repetition=0.0, duplicates=0.0,
+                    overlap=0.0, distance=0.9, spread=0.2, worst="down", largest=2.0, fourfold=0.5,
+                ),
+                p.CalibrationScore(
+                    **cut, method="int4-g128+gptq", nll=3.0, ppl=20.0, nll_reference=2.9, kl=0.0432,
+                    kl_se=0.001, top1=0.9, tokens=100, kls=(0.043, 0.0434),
+                ),
+            ),
+        ),
+    )  # fmt: skip
+    found = document(session)
+    assert isinstance(found.calibration_sets, list)
+    assert [each.name for each in found.calibration_sets[0].sets] == [name]
+    page = Page(report_page(found))
+    assert "43.20*" in page.text
+    assert "layers are given other inputs than on" in page.text
+    text = report_markdown(found)
+    assert "Calibration sets for int4" in text
+    assert "43.20" in text
+    assert "<script>" not in text
+
+
 def test_formats_tried_are_in_every_form_with_what_was_measured() -> None:
     session = full()
     layer, other = session.layers.names[:2]

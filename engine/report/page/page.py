@@ -12,6 +12,7 @@ from engine.report import schema as s
 from engine.report import wording as n
 from engine.report.characters import printable
 from engine.report.page.charts import SHADES, heat_map, histogram_charts, size_chart
+from engine.report.tables.calibration import legend, matrix, warning_lines
 from engine.report.tables.cells import share
 from engine.report.tables.report import (
     Row,
@@ -59,12 +60,23 @@ def report_page(document: s.ReportDocument) -> str:
         used=formats_used(document),
         tried=tried_rows(document),
         finished=finished_rows(document.compared),
+        calibration=_calibration(document),
         wrong=[(each.name, found) for each in document.compared for found in each.findings],
         layers=[_layer(document, layer) for layer in document.layers[:LISTED]],
         left_out=max(0, len(document.layers) - LISTED),
         protocol=protocol_facts(document),
         commands=document.commands,
     )
+
+
+def _calibration(document: s.ReportDocument) -> list[tuple[Any, ...]]:
+    """Calibration sets that were compared: method, headings, rows, what is best, warnings."""
+    if isinstance(document.calibration_sets, UnsetType):
+        return []
+    return [
+        (each.method, *matrix(each.texts, each.sets), legend(each.sets), warning_lines(each.sets))
+        for each in document.calibration_sets
+    ]
 
 
 def _shown(value: Any) -> Any:

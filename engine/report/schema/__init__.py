@@ -14,6 +14,7 @@ from engine.report.schema.bench import BenchDocument as BenchDocument
 from engine.report.schema.calibration import CalibrateDocument as CalibrateDocument
 from engine.report.schema.calibration import CalibratedTextPart as CalibratedTextPart
 from engine.report.schema.calibration import CalibrationSetPart as CalibrationSetPart
+from engine.report.schema.calibration import CalibrationSetsPart as CalibrationSetsPart
 from engine.report.schema.calibration import JudgedPart as JudgedPart
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer

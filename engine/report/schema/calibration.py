@@ -86,6 +86,17 @@ class CalibratedTextPart(Part, frozen=True, kw_only=True):
     """Tokens that were evaluated."""
 
 
+class CalibrationSetsPart(Part, frozen=True, kw_only=True):
+    """Calibration sets that were compared with one method."""
+
+    method: str
+    """Format of every layer of the body."""
+    texts: list[str]
+    """That the sets were judged on, by name."""
+    sets: list[CalibrationSetPart]
+    """By set and length, the fewest samples first."""
+
+
 class CalibrateDocument(
     Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.calibrate/1"
 ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.report.schema.calibration import CalibrationSetsPart
 from engine.report.schema.comparison import ArtefactPart
 from engine.report.schema.diagnosis import DiagnosedLayer
 from engine.report.schema.parts import (
@@ -138,6 +139,8 @@ class ReportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     plan: ReportPlan | UnsetType = UNSET
     compared: list[ArtefactPart]
     """Finished checkpoints compared with it, the best first."""
+    calibration_sets: list[CalibrationSetsPart] | UnsetType = UNSET
+    """Calibration sets that were compared, by method; missing if none were."""
     agreement: dict[str, AgreementPart]
     """Estimates beside measurements, by format."""
     fallbacks: list[LayerFallback]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import UnsetType
 
 from engine.report import schema as s
@@ -16,41 +18,47 @@ BEST = "*"
 
 def calibration_text(document: s.CalibrateDocument) -> str:
     """Sets as rows, evaluation texts as columns, then the warnings."""
-    headings, rows = matrix(document)
+    headings, rows = matrix([each.name for each in document.texts], document.sets)
     return paragraphs(
         about(document.model),
         _told(document),
         table(headings, rows, {0}),
-        _legend(document),
-        "\n".join(_warnings(document)),
+        legend(document.sets),
+        "\n".join(warning_lines(document.sets)),
         spent(document.timings, document.resumed),
     )
 
 
 def calibration_markdown(document: s.CalibrateDocument) -> str:
     """The same as Markdown."""
-    headings, rows = matrix(document)
+    headings, rows = matrix([each.name for each in document.texts], document.sets)
     return paragraphs(
         f"# {escaped(printable(document.model.name))}: calibration sets for {document.method}",
         escaped(_told(document)),
-        markdown(headings, rows),
-        escaped(_legend(document)),
-        "\n".join(f"- {escaped(line)}" for line in _warnings(document)),
+        markdown([escaped(each) for each in headings], rows),
+        escaped(legend(document.sets)),
+        "\n".join(f"- {escaped(line)}" for line in warning_lines(document.sets)),
     )
 
 
-def matrix(document: s.CalibrateDocument) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: a set with its samples, then KL·10³, its error and PPL on each text."""
+def matrix(
+    texts: Sequence[str], sets: Sequence[s.CalibrationSetPart]
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: a set with its samples, then KL·10³, its error and PPL on each text.
+
+    Args:
+        texts: names, in order.
+        sets: the rows.
+    """
     headings = ["set", "samples", "length"]
-    for each in document.texts:
-        name = printable(each.name)
-        headings += [f"KL·10³ {name}", "±", "PPL", "distance"]
+    for name in texts:
+        headings += [f"KL·10³ {printable(name)}", "±", "PPL", "distance"]
     rows = []
-    for part in document.sets:
+    for part in sets:
         row = [printable(part.name), f"{part.samples}", f"{part.seq_len}"]
         by_text = {each.text: each for each in part.texts}
-        for text in document.texts:
-            row += _cells(by_text.get(text.name))
+        for text in texts:
+            row += _cells(by_text.get(text))
         rows.append(row)
     return headings, rows
 
@@ -78,16 +86,17 @@ def _told(document: s.CalibrateDocument) -> str:
     )
 
 
-def _legend(document: s.CalibrateDocument) -> str:
-    if any(each.best is True for part in document.sets for each in part.texts):
+def legend(sets: Sequence[s.CalibrationSetPart]) -> str:
+    """What the mark of the best means; empty if none has it."""
+    if any(each.best is True for part in sets for each in part.texts):
         return f"{BEST} no set is better on this text by more than two standard errors"
     return ""
 
 
-def _warnings(document: s.CalibrateDocument) -> list[str]:
+def warning_lines(sets: Sequence[s.CalibrationSetPart]) -> list[str]:
     """One line for each finding, with the sets that it is about."""
     found: dict[str, list[str]] = {}
-    for part in document.sets:
+    for part in sets:
         for judged in part.texts:
             for each in judged.findings:
                 row = f"{printable(part.name)} {part.samples} × {part.seq_len}"

@@ -11,6 +11,7 @@ from msgspec import UnsetType
 from engine.report import schema as s
 from engine.report import wording as n
 from engine.report.characters import printable
+from engine.report.tables.calibration import legend, matrix, warning_lines
 from engine.report.tables.cells import NOT_KNOWN, share
 from engine.report.tables.layout import escaped, markdown, paragraphs
 
@@ -100,6 +101,7 @@ def report_markdown(document: s.ReportDocument) -> str:
             for each in document.compared
             for found in each.findings
         ),
+        *_calibration(document),
         "## Doubts" if doubts else "",
         "\n".join(f"- {each}" for each in doubts),
         "## Protocol",
@@ -272,3 +274,19 @@ def _code(found: s.FindingPart) -> str:
 def _tick(name: str) -> str:
     """A name between back quotes, which none of its own can end; nor a table's cell."""
     return printable(name).replace("`", "'").replace("|", "¦")
+
+
+def _calibration(document: s.ReportDocument) -> list[str]:
+    """Calibration sets that were compared, a table for each method."""
+    if isinstance(document.calibration_sets, UnsetType):
+        return []
+    found = []
+    for each in document.calibration_sets:
+        headings, rows = matrix(each.texts, each.sets)
+        found += [
+            f"## Calibration sets for {escaped(each.method)}",
+            markdown([escaped(each) for each in headings], rows),
+            escaped(legend(each.sets)),
+            "\n".join(f"- {escaped(line)}" for line in warning_lines(each.sets)),
+        ]
+    return found
