@@ -131,15 +131,16 @@ def _layers(
             cures=_tried(traced),
         )
         return
-    least = min(traced.cures, key=lambda cure: cure.left, default=None)
+    least = min(traced.cures, key=lambda cure: (cure.left, -len(cure.layers)), default=None)
     if least is None:
         return
     share = sum(max(fact.kl, 0.0) for fact in ranked[:NAMED]) / best.whole if best.whole else 0.0
-    spread = share < SPREAD
+    blocks = [fact.kl for fact in traced.restored.values() if fact.by == "block"]
+    spread = share < SPREAD and max(blocks, default=0.0) < SPREAD * best.whole
     yield Cause(
         symptom=kind,
         id="spread" if spread else "more-layers",
-        sentence=f"no {len(least.layers)} layers cure it: with {_list(least.layers)} given back "
+        sentence=f"no few layers cure it: with {_list(least.layers)} given back "
         f"{least.left} of {least.failing} prompts still show it; the best {NAMED} win "
         f"{share:.0%} of the KL"
         + (": the damage is spread over many layers" if spread else ""),

@@ -50,7 +50,7 @@ def prompts(count: int) -> Iterator[dict[str, str]]:
             found += 1
             if found == count:
                 return
-            if found % 4 == 0:  # of many modules
+            if found % 6 == 0:  # of many modules
                 break
 
 

@@ -162,12 +162,18 @@ class Restoring:
     def cures(
         self, ranked: Sequence[p.SymptomRestored]
     ) -> Iterator[tuple[tuple[str, ...], dict[str, Held]]]:
-        """The layers that win most, more of them each time, and the recipe without them."""
+        """The layers that win most, more of them each time, and the recipe without them.
+
+        Last the block that wins most: layers that break each other's work win little one by one.
+        """
         layers = [fact.unit for fact in ranked if fact.by == "layer" and fact.kl > 0]
         for count in dict.fromkeys(min(each, len(layers)) for each in TOGETHER):
             if count:
                 back = tuple(layers[:count])
                 yield back, {n: each for n, each in self.held.items() if n not in back}
+        block = next((fact for fact in ranked if fact.by == "block" and fact.kl > 0), None)
+        if block is not None:
+            yield block.layers, {n: h for n, h in self.held.items() if n not in block.layers}
 
     def continued(
         self, continuing: Continuing, back: tuple[str, ...], held: Mapping[str, Held]

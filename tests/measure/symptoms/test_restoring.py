@@ -146,3 +146,13 @@ def test_of_many_layers_blocks_come_first(
     best = sorted(blocks, key=lambda unit: -wins[unit.name])[:BLOCKS]
     expected = [name for unit in best for name in unit.layers]
     assert [unit.name for unit in units_within(facts)] == expected
+    ranked = [fact for _, fact in sorted(facts, key=lambda each: -each[1].kl)]
+    restoring = Restoring(
+        network, [failing(*TEXTS[0])], {name: network.weight(name) for name in recipe},
+        recipe="r", key="k", budget=0, counts=JobCounts(),
+    )  # fmt: skip
+    back = [layers for layers, _ in restoring.cures(ranked)]
+    assert back[-1] == best[0].layers  # the whole block comes last
+    for layers, held in restoring.cures(ranked):
+        assert {*layers, *held} == recipe.keys()
+        assert not {*layers} & held.keys()
