@@ -114,7 +114,8 @@ def _layers(
     evidence = {"kl": best.whole, "kl_back": best.kl, "kl_back_se": best.kl_se}
     if cured is not None:
         back = {fact.unit: fact for fact in ranked}
-        named = tuple(cured.layers)
+        wins = {name: fact.kl for name, fact in back.items()}
+        named = tuple(sorted(cured.layers, key=lambda name: -wins.get(name, 0.0)))
         outside = [name for name in named if _role(session, name) in OUTSIDE]
         shares = [back[name].kl / best.whole for name in named if name in back and best.whole > 0]
         id = "layers"
