@@ -19,8 +19,8 @@ from engine.session import Session, decode_session
 from engine.store.paths import SocketFolderError, session_folder, socket_file
 
 GREET_SECONDS = 30.0
-"""Seconds an engine may take to answer; it answers while it computes, but on a machine with ten times
-as much to do as it has cores every second of it takes ten."""
+"""Seconds an engine may take to answer. It answers while it computes, but a machine with ten times
+as much to do as it has cores takes ten seconds for one."""
 
 STOP_SECONDS = 2.0
 """Seconds a client that sent `Stop` waits for the engine to close the connection."""
