@@ -15,7 +15,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -141,9 +143,24 @@ def failed(error: Exception) -> dict[str, Any]:
     return {"kind": "failed", "why": why, "of": kind, "type": type(error).__name__}
 
 
+def end_with_parent() -> None:
+    """End, with all that was started, once standard input is closed: whoever asked is gone.
+
+    A terminal that hangs up, or memory that runs out, gives a parent no time to end this process.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1024):
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(answer: Callable[[dict[str, Any]], None]) -> None:
     """Read the request, and answer until all is said or something fails."""
-    request: Request = json.load(sys.stdin)
+    request: Request = json.loads(sys.stdin.readline())
+    end_with_parent()
     try:
         for each in answers(request):
             answer(each)

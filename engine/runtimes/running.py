@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
+import selectors
 import shutil
 import signal
 import subprocess
@@ -37,7 +39,10 @@ from engine.runtimes.results import (
 
 ENGINE = Path(__file__).resolve().parents[1]
 BOOT = """
-import importlib.machinery, runpy, sys, types
+import sys
+if sys.path[0] == "":
+    del sys.path[0]
+import importlib.machinery, runpy, types
 engine = types.ModuleType("engine")
 engine.__path__ = [sys.argv.pop(1)]
 engine.__spec__ = importlib.machinery.ModuleSpec("engine", None, is_package=True)
@@ -45,8 +50,12 @@ sys.modules["engine"] = engine
 runpy.run_module("engine.runtimes.child", run_name="__main__")
 """
 """Finds qtui's part of the process without adding anything else to what Python finds: the packages
-of an environment stay its own."""
+of an environment stay its own. With ``-c``, Python would import from the folder it is started in,
+which may be the checkpoint's; the option ``-P`` is not known before Python 3.11."""
 MOST_BATCH = 1024
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+ALIVE_S = 1.0
+"""How often it is looked whether a process that says nothing is still there."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +96,7 @@ def bench(ask: Ask) -> Generator[Progress, None, Bench]:
     _check(ask)
     artefact = find_artefact(ask.artefact)
     runtime = _runtime_for(ask, artefact)
+    _check_device(ask.device, runtime)
     python = _interpreter(ask.python)
     request = {
         "path": str(artefact.path),
@@ -179,6 +189,18 @@ def _runtime_for(ask: Ask, artefact: Artefact) -> Runtime:
     return runtime
 
 
+def _check_device(device: str, runtime: Runtime) -> None:
+    """Refuse a device that the runtime would not take, and run on another one."""
+    if DEVICE.fullmatch(device) is None:
+        raise UsageError(f"--device is {device!r}, expected auto, cpu, cuda or cuda:N")
+    if runtime.name == "llama.cpp" and ":" in device:
+        raise UsageError(
+            f"--device {device}: llama.cpp uses every GPU that it sees: set CUDA_VISIBLE_DEVICES"
+        )
+    if runtime.name == "vllm" and device == "cpu":
+        raise UsageError("--device cpu: vLLM runs where it was built for: leave --device out")
+
+
 def _interpreter(given: str | None) -> str:
     if given is None:
         return sys.executable
@@ -201,7 +223,7 @@ def _answers(
     batches: list[TimedBatch] = []
     subject = "starting"
     with tempfile.TemporaryFile() as said, _process(python, request, said) as (process, lines):
-        for line in lines:
+        for line in _lines(process, lines):
             match msgspec.json.decode(line, type=Answer):
                 case Progress() as progress:
                     subject = progress.subject
@@ -224,9 +246,9 @@ def _answers(
 def _process(
     python: str, request: dict[str, Any], said: IO[bytes]
 ) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """The process, and the lines of its answers; it is ended on every exit."""
+    """The process, and the pipe it answers to; it is ended on every exit."""
     reading, writing = os.pipe()
-    answers = os.fdopen(reading, "rb")
+    answers = os.fdopen(reading, "rb", buffering=0)
     try:
         process = subprocess.Popen(
             [python, "-c", BOOT, str(ENGINE), str(writing)],
@@ -245,14 +267,34 @@ def _process(
     try:
         with contextlib.suppress(BrokenPipeError):
             assert process.stdin is not None
-            process.stdin.write(msgspec.json.encode(request))
-            process.stdin.close()
+            process.stdin.write(msgspec.json.encode(request) + b"\n")
+            process.stdin.flush()  # it stays open: the process ends itself where it is closed
         yield process, answers
     finally:
         answers.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+def _lines(process: subprocess.Popen[bytes], answers: IO[bytes]) -> Iterator[bytes]:
+    """Whole lines, until the process ends: what it started may hold the pipe open for longer."""
+    begun = b""
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(answers, selectors.EVENT_READ)
+        while True:
+            ended = process.poll() is not None
+            if waiting.select(0 if ended else ALIVE_S):
+                data = answers.read(1 << 16)
+                if not data:
+                    return
+                *whole, begun = (begun + data).split(b"\n")
+                yield from whole
+            elif ended:
+                return
 
 
 def _not_installed(runtime: Runtime, python: str) -> str:

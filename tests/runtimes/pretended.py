@@ -7,6 +7,7 @@ from pathlib import Path
 CYLLAMA = '''
 """What with_cyllama uses of cyllama 0.2.18; a step lasts as long as a real one: no time."""
 import os
+import time
 
 decoded = []
 
@@ -41,6 +42,14 @@ class LlamaModel:
             os._exit(3)
         if os.environ.get("PRETEND") == "killed":
             os.kill(os.getpid(), 9)
+        if os.environ.get("PRETEND") == "hang":
+            while True:
+                time.sleep(60)
+        if os.environ.get("PRETEND") == "crash beside another":
+            if os.fork():
+                os.abort()
+            while True:
+                time.sleep(60)
     def get_vocab(self):
         return Vocab()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import engine
 from engine.errors import CheckpointError, EngineError, OutOfMemoryError, UsageError
 from engine.report.bench_parts import bench_document
 from engine.runtimes.artefact import find_artefact
+from engine.runtimes.devices import visible
 from engine.runtimes.results import Bench, Progress
 from engine.runtimes.running import Ask, bench
 from tests.runtimes import pretended
@@ -156,6 +158,47 @@ def test_closing_it_ends_the_process(gguf: Path) -> None:
     assert len(psutil.Process().children()) == len(before) - 1
 
 
+@pytest.mark.usefixtures("there")
+def test_nothing_is_imported_from_the_folder_it_is_started_in(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("random", "cyllama", "importlib", "types", "runpy"):
+        (gguf.parent / f"{name}.py").write_text("raise SystemExit(9)", encoding="utf-8")
+    monkeypatch.chdir(gguf.parent)
+    found, _ = timed(asked(gguf))
+    assert found.about["version"] == "cyllama"
+
+
+@pytest.mark.usefixtures("there")
+def test_a_crash_is_told_though_what_the_runtime_started_lives_on(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND", "crash beside another")
+    with pytest.raises(EngineError, match="crashed with SIGABRT"):
+        timed(asked(gguf))
+
+
+@pytest.mark.usefixtures("there")
+def test_a_runtime_that_hangs_ends_with_whoever_asked(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND", "hang")
+    monkeypatch.setenv("PYTHONPATH", f"{os.environ['PYTHONPATH']}:{os.getcwd()}")
+    source = f"""
+import psutil, time
+from engine.runtimes.running import Ask, bench
+steps = bench(Ask(artefact={str(gguf)!r}))
+next(steps)
+print(psutil.Process().children()[0].pid, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) as asking:
+        assert asking.stdout is not None
+        runtime = psutil.Process(int(asking.stdout.readline()))
+        asking.kill()
+    runtime.wait(60)
+
+
 @pytest.mark.parametrize(
     ("further", "said"),
     [
@@ -166,6 +209,8 @@ def test_closing_it_ends_the_process(gguf: Path) -> None:
         ({"runtime": "ollama"}, "expected transformers, llama.cpp, vllm"),
         ({"runtime": "vllm"}, "use --runtime llama.cpp"),
         ({"python": "/nowhere/python"}, "is no interpreter"),
+        ({"device": "gpu"}, "--device is 'gpu', expected auto"),
+        ({"device": "cuda:1"}, "set CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_at_once(
@@ -173,6 +218,15 @@ def test_what_cannot_be_asked_is_refused_at_once(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         next(bench(asked(gguf, **further)))
+
+
+def test_a_gpu_is_one_of_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible(1) == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert visible(1) == "6"
+    with pytest.raises(ValueError, match="no cuda:2"):
+        visible(2)
 
 
 def test_a_split_file_is_as_large_as_its_parts(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from vllm import LLM, SamplingParams, TokensPrompt
 
 from engine.runtimes.child import Request, Run
+from engine.runtimes.devices import visible
 
 
 class Vllm:
@@ -23,7 +24,7 @@ class Vllm:
     def __init__(self, request: Request) -> None:
         device = request["device"]
         if device.startswith("cuda:"):
-            os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible(int(device.removeprefix("cuda:")))
         self.llm: Any = LLM(
             model=request["path"],
             skip_tokenizer_init=True,
