@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from engine.errors import OutOfMemoryError
+
+if TYPE_CHECKING:  # jobs that only read files ask too, and need no torch
+    import torch
 
 GIB = 1024**3
 CGROUP = Path("/sys/fs/cgroup")
@@ -24,8 +26,9 @@ def memory_free(device: str | torch.device) -> int:
 
     On CUDA also what this process has reserved and does not use: torch allocates from it first.
     """
-    device = torch.device(device)
-    if device.type == "cuda":
+    if str(device).startswith("cuda"):
+        import torch
+
         free, _total = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + unused

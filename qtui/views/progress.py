@@ -23,6 +23,7 @@ PHASES: dict[Phase, str] = {
     "sampling": "writing samples",
     "continuing": "continuing prompts",
     "restoring": "restoring layers",
+    "scoring": "scoring answers",
 }
 """What each phase is, in words."""
 COUNTED = frozenset(
@@ -38,6 +39,7 @@ COUNTED = frozenset(
         "sampling",
         "continuing",
         "restoring",
+        "scoring",
     }
 )
 """Phases that are shown with their count; another is known by its job, or has its own words."""

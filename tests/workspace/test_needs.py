@@ -34,6 +34,7 @@ COMMANDS: dict[str, p.Command] = {
     "symptoms": p.FindSymptoms(
         prompts=("a",), format="int4-g32", sampling=p.Sampling(new_tokens=1)
     ),
+    "calibrate": p.Calibrate(sets=("random",), method="int4-g32+gptq", samples=(2,), halves=False),
     "imatrix": p.WriteImatrix(out="/nowhere/x.gguf"),
 }
 """Every job that people wait for."""

@@ -15,7 +15,7 @@ from engine.recipes.given import given_recipe
 from engine.service.jobs import Context, JobSpec, Resolved, Steps
 from engine.texts.naming import on_disk
 from engine.texts.sets import CHAT_PREFIX, GENERATED, NAMED
-from engine.workspace import Loaded, Opened, Workspace
+from engine.workspace import Loaded, Opened, Workspace, needs
 
 NOT_ABSOLUTE = (".", "/", "~")
 """A set that begins like this is a path."""
@@ -99,5 +99,6 @@ CALIBRATE = JobSpec(
     repeated="join",
     accept=_accepted,
     recipe=_given,
+    memory=needs.of_passes(streams=2),
     steps=_steps,
 )
