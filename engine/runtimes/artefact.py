@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -13,8 +14,6 @@ from engine.runtimes.declared import Kind
 
 PART = re.compile(r"(.+-)(\d{5})(-of-\d{5}\.gguf)")
 """The name of a part of a GGUF file that was split."""
-WEIGHTS = ("*.safetensors", "*.bin")
-"""Files of weights in a folder; the first kind that is there is what libraries load."""
 
 
 class Artefact(NamedTuple):
@@ -50,10 +49,7 @@ def find_artefact(given: str) -> Artefact:
 
 def _in_folder(folder: Path) -> Artefact:
     if (folder / "config.json").is_file():
-        for pattern in WEIGHTS:
-            if found := [each for each in folder.glob(pattern) if each.is_file()]:
-                return Artefact(folder, "folder", sum(each.stat().st_size for each in found))
-        raise CheckpointError(f"{folder} has no weights: neither {' nor '.join(WEIGHTS)}")
+        return Artefact(folder, "folder", sum(each.stat().st_size for each in _weights(folder)))
     files = sorted(folder.glob("*.gguf"))
     first = [
         each for each in files if (part := PART.fullmatch(each.name)) is None or part[2] == "00001"
@@ -63,6 +59,33 @@ def _in_folder(folder: Path) -> Artefact:
     if first:
         raise CheckpointError(f"{folder} has {len(first)} GGUF files: name one of them")
     raise CheckpointError(f"{folder} has no config.json and no .gguf file")
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files that libraries load: others of the same weights, or of the training, may lie beside
+    them."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _shards(index)
+    # Some runtimes find files of any name.
+    if loose := [each for each in folder.glob("*.safetensors") if each.is_file()]:
+        return loose
+    raise CheckpointError(f"{folder} has no weights: neither *.safetensors nor pytorch_model.bin")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        claimed = json.loads(index.read_bytes())["weight_map"].values()
+        files = [index.parent / name for name in sorted(set(claimed))]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is no index of weights; download it again") from error
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; finish the download")
+    return files
 
 
 def _gguf(path: Path) -> Artefact:

@@ -229,6 +229,28 @@ def test_a_gpu_is_one_of_those_that_are_visible(monkeypatch: pytest.MonkeyPatch)
         visible(2)
 
 
+def test_files_that_libraries_do_not_load_are_not_its_size(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for at, name in enumerate(("model", "consolidated", "adapter_model"), 1):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"x" * at)
+    (tmp_path / "training_args.bin").write_bytes(b"pickle")
+    assert find_artefact(str(tmp_path)).bytes == 1
+    (tmp_path / "model.safetensors").unlink()
+    assert find_artefact(str(tmp_path)).bytes == 5
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "consolidated.safetensors"}}')
+    assert find_artefact(str(tmp_path)).bytes == 2
+    for text, said in (('{"weight_map": {"a": "b.safetensors"}}', "missing"), ("[1]", "no index")):
+        index.write_text(text)
+        with pytest.raises(CheckpointError, match=said):
+            find_artefact(str(tmp_path))
+    index.unlink()
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="has no weights"):
+        find_artefact(str(tmp_path))
+
+
 def test_a_split_file_is_as_large_as_its_parts(tmp_path: Path) -> None:
     for at in (1, 2, 3):
         (tmp_path / f"m-0000{at}-of-00003.gguf").write_bytes(b"x" * at)

@@ -26,6 +26,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, most: int | None) -> None:
         self._tokenizer, self._most = tokenizer, most
+        self.cut = 0
+        """Pairs whose context is longer than the model takes: its beginning is left out."""
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._prefix: int | None = eos if bos is None else bos
         self._prefix_text: str = "" if self._prefix is None else tokenizer.decode([self._prefix])
@@ -71,5 +73,7 @@ class Encoder:
                 raise TextError(
                     f"an answer has {len(continuation)} tokens, and the model takes {self._most}"
                 )
-            context = context[-(self._most + 1 - len(continuation)) :]
+            kept = context[-(self._most + 1 - len(continuation)) :]
+            self.cut += len(kept) < len(context)
+            context = kept
         return Pair(tuple(context), tuple(continuation))

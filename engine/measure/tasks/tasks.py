@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,14 @@ def score_tasks(
     pairs = [_pairs(encoder, item) for item in items]
     of_harness = {each: encoder.pair(*each) for each in asked}
     rows = [pair for each in pairs for pair in each] + list(of_harness.values())
+    if encoder.cut:
+        yield p.Notice(
+            "warning",
+            f"{encoder.cut} of {len(rows)} answers have a prompt longer than the model takes: its "
+            "beginning is left out",
+        )
     scores = yield from score_pairs(loaded, rows, formats, weights, counts)
+    yield from _not_finite(scores)
     table = dict(zip(rows, scores, strict=True))
     results = by_task(
         (item, judged(item, [table[pair] for pair in each]))
@@ -68,6 +76,17 @@ def score_tasks(
         results += _of_harness(harness, {each: table[pair] for each, pair in of_harness.items()})
         yield OnLane("compute")
     return results
+
+
+def _not_finite(scores: Sequence[Scored]) -> Iterator[p.Notice]:
+    """That answers have no likelihood: the first choice counts as theirs, as lm-eval has it."""
+    for who in ("reference", "recipe"):
+        if lost := sum(math.isnan(getattr(each, who).log) for each in scores):
+            yield p.Notice(
+                "warning",
+                f"{lost} of {len(scores)} answers have no likelihood by the {who}: its logits are "
+                "not finite, and its accuracy means nothing",
+            )
 
 
 def _pairs(encoder: Encoder, item: Item) -> list[Pair]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from engine.demo import DEMO_PATH
 from engine.formats.grammar import parse_format
 from engine.measure.counts import JobCounts
 from engine.measure.symptoms.weights import recipe_weights
-from engine.measure.tasks.likelihoods import score_pairs
+from engine.measure.tasks.likelihoods import Likelihood, Scored, score_pairs
 from engine.measure.tasks.pairs import Encoder, Pair
+from engine.measure.tasks.tasks import _not_finite
 from engine.report.documents import symptoms_document
 from engine.session import Session, apply
 from engine.store.facts import FactStore
@@ -131,6 +133,15 @@ def test_accuracy_and_flips_equal_lm_evals(prose_of_demo: Path, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("own_folders")
+def test_prompts_that_are_cut_are_told(prose_of_demo: Path, tmp_path: Path) -> None:
+    long = {"prompt": "import os\n" * 300, "choices": ["a", "b"], "answer": 0}
+    file = write(tmp_path / "long.jsonl", [long, {"prompt": "x =", "answer": "1"}])
+    session, _ = answered(prose_of_demo, file)
+    told = [notice.message for notice in session.notices]
+    assert [each for each in told if each.startswith("2 of 3 answers have a prompt longer")]
+
+
+@pytest.mark.usefixtures("own_folders")
 def test_the_library_answers_tasks_and_continues_prompts(
     prose_of_demo: Path, tmp_path: Path
 ) -> None:
@@ -182,3 +193,9 @@ def test_what_is_written_greedily_is_what_transformers_generates(demo: Loaded) -
     greedy = [score.reference.greedy for score in scores]
     assert any(greedy)
     assert not all(greedy)
+
+
+def test_answers_without_a_likelihood_are_told() -> None:
+    fine, none = Likelihood(-1.0, False), Likelihood(math.nan, False)
+    (told,) = _not_finite([Scored(fine, fine), Scored(fine, none)])
+    assert told.message.startswith("1 of 2 answers have no likelihood by the recipe")
