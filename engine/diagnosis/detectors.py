@@ -23,6 +23,8 @@ Kind: TypeAlias = Literal[
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """All kinds, the gravest first: where one explains another, the first of them counts."""
+RELATIVE: tuple[Kind, ...] = ("garble", "language", "early-end", "length")
+"""Kinds that are told by what the reference wrote, so that it never shows them itself."""
 WORDS: Mapping[str, str] = {
     "not-finite": "logits not finite",
     "one-token": "one token only",
@@ -127,12 +129,15 @@ _NO_TEXT = ("Cc", "Cn", "Co")
 
 
 def broken(text: str) -> float:
-    """Share of characters that are replacements, unassigned or control characters."""
+    """Share of characters that are replacements, unassigned or control characters.
+
+    A replacement at the end does not count: a text of so many tokens may end within a character.
+    """
+    text = text.removesuffix("\ufffd")
     if not text:
         return 0.0
     bad = sum(
-        each == "\ufffd"
-        or (unicodedata.category(each) in ("Cc", "Cn", "Co") and not each.isspace())
+        each == "\ufffd" or (unicodedata.category(each) in _NO_TEXT and not each.isspace())
         for each in text
     )
     return bad / len(text)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from engine import protocol as p
-from engine.diagnosis.detectors import KINDS, Kind, Symptom, symptoms
+from engine.diagnosis.detectors import KINDS, RELATIVE, Kind, Symptom, symptoms
 from engine.diagnosis.proportions import mcnemar, wilson
 
 
@@ -33,8 +33,18 @@ class Shown(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def added(self) -> list[Symptom]:
         """What the recipe does and the reference does not, the gravest first."""
-        own = {_family(each.kind) for each in self.reference}
-        return [each for each in self.changed if _family(each.kind) not in own]
+        return _without(self.changed, self.reference)
+
+    @cached_property
+    def gone(self) -> list[Symptom]:
+        """What the reference does and the recipe does not, the gravest first."""
+        return _without(self.reference, self.changed)
+
+
+def _without(some: Sequence[Symptom], others: Sequence[Symptom]) -> list[Symptom]:
+    """Symptoms that are of no kind like those of others."""
+    families = {_family(each.kind) for each in others}
+    return [each for each in some if _family(each.kind) not in families]
 
 
 def _family(kind: Kind) -> str:
@@ -69,11 +79,16 @@ class KindRate(NamedTuple):
     added: Rate
     """Prompts where the recipe shows it, and the reference nothing like it."""
     gone: int
-    """Prompts where only the reference does."""
+    """Prompts where the reference shows it, and the recipe nothing like it."""
 
     @property
     def chance(self) -> float:
-        """Probability of as uneven a change or more, were both as likely (exact McNemar test)."""
+        """Probability of as uneven a change or more, were both as likely (exact McNemar test).
+
+        Nan of what is told by the reference's own text, which cannot show it: nothing is gone.
+        """
+        if self.kind in RELATIVE:
+            return math.nan
         return mcnemar(self.added.count, self.gone)
 
 
@@ -90,12 +105,12 @@ def rates(prompts: Sequence[Shown]) -> list[KindRate]:
         own = [any(each.kind == kind for each in prompt.reference) for prompt in prompts]
         theirs = [any(each.kind == kind for each in prompt.changed) for prompt in prompts]
         added = [any(each.kind == kind for each in prompt.added) for prompt in prompts]
-        gone = sum(a and not b for a, b in zip(own, theirs, strict=True))
+        gone = [any(each.kind == kind for each in prompt.gone) for prompt in prompts]
         if any(own) or any(theirs):
             found.append(
                 KindRate(
                     kind, Rate(sum(own), total), Rate(sum(theirs), total), Rate(sum(added), total),
-                    gone,
+                    sum(gone),
                 )
             )  # fmt: skip
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import msgspec
 
 from engine.errors import TextError
 from engine.texts.chats import ChatError, Messages, as_chat, render
+from engine.texts.given_files import objects, read_given
 from engine.texts.tokenizing import token_ids
 
 MOST = 2000
@@ -52,14 +52,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         TextError: it cannot be read, a line is no prompt, or there are none, or too many.
     """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise TextError(f"{path}: more than {LARGEST >> 20} MiB: expected a file of prompts")
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path}: not UTF-8 at byte {error.start}: convert it") from error
-    except OSError as error:
-        raise TextError(f"{path}: cannot be read: {error.strerror}") from error
+    content = read_given(path, "prompts", LARGEST)
     rows = path.suffix.lower() in (".jsonl", ".ndjson", ".json")
     found = list(_rows(path, content) if rows else _lines(content))
     if not found:
@@ -91,16 +84,7 @@ def _lines(content: str) -> Iterator[Prompt]:
 
 
 def _rows(path: Path, content: str) -> Iterator[Prompt]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}: line {number}"
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise TextError(f"{where} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise TextError(f"{where}: expected an object with a prompt or messages")
+    for number, where, row in objects(path, content, "a prompt or messages"):
         yield _prompt(where, number, row)
 
 

@@ -8,15 +8,15 @@ token each time. ``id`` and ``task`` are optional.
 
 from __future__ import annotations
 
-import json
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import msgspec
 
 from engine.errors import TextError
+from engine.texts.given_files import objects, read_given
 
 MOST = 20_000
 """Items of a file."""
@@ -58,14 +58,7 @@ def read_tasks(path: Path) -> list[Item]:
     Raises:
         TextError: it cannot be read, or a line is no item; the message names the line.
     """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise TextError(f"{path}: more than {LARGEST >> 20} MiB: expected a file of tasks")
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path}: not UTF-8 at byte {error.start}: convert it") from error
-    except OSError as error:
-        raise TextError(f"{path}: {error.strerror or error}") from error
+    content = read_given(path, "tasks", LARGEST)
     found = list(_items(path, content))
     if not found:
         raise TextError(f"{path}: no line has a task: expected prompt, choices and answer")
@@ -74,18 +67,29 @@ def read_tasks(path: Path) -> list[Item]:
     return found
 
 
+def read_files(paths: Sequence[Path]) -> list[Item]:
+    """The items of several files, in order.
+
+    Raises:
+        TextError: see `read_tasks`; or two files have an item of the same task and id, as files of
+            the same name in two folders do, which would be counted as one task.
+    """
+    found: list[Item] = []
+    where: dict[tuple[str, str], Path] = {}
+    for path in paths:
+        for item in read_tasks(path):
+            if (other := where.setdefault((item.task, item.id), path)) is not path:
+                raise TextError(
+                    f"{path} and {other} both have an item {item.id!r} of {item.task}: give one "
+                    "another name, or its items another task"
+                )
+            found.append(item)
+    return found
+
+
 def _items(path: Path, content: str) -> Iterator[Item]:
     seen: set[tuple[str, str]] = set()
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TextError(f"{where}: no JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise TextError(f"{where}: expected an object with prompt, choices and answer")
+    for number, where, row in objects(path, content, "prompt, choices and answer"):
         item = _item(where, row, str(number), path.stem)
         if (item.task, item.id) in seen:
             raise TextError(f"{where}: there is an item {item.id!r} of {item.task} already")

@@ -110,6 +110,8 @@ def symptoms(
             raise UsageError(
                 "qtui symptoms needs --prompts FILE, --prompt TEXT, --tasks FILE or --divergence"
             )
+        if any(_is_no_text(each) for each in given):
+            raise UsageError("--prompt is not UTF-8: write it into a file of that encoding")
         ask = with_recipe(
             recipe,
             p.FindSymptoms(
@@ -134,3 +136,8 @@ def named_tasks(given: str | None) -> tuple[str, ...]:
     """Tasks separated by commas, each once."""
     words = [word.strip() for word in (given or "").split(",")]
     return tuple(dict.fromkeys(word for word in words if word))
+
+
+def _is_no_text(given: str) -> bool:
+    """Whether bytes were typed that are no characters, which Python has as half ones."""
+    return any("\ud800" <= each <= "\udfff" for each in given)

@@ -235,6 +235,20 @@ def test_chance_is_the_binomial_tail_of_pairs_that_disagree() -> None:
     assert mcnemar(3, 3) == 1
 
 
+def test_what_is_told_by_the_reference_s_text_has_no_chance() -> None:
+    long, short = said("word " * 40, list(range(40)), ended=True), said("a", [1, 2], ended=True)
+    found = rates(shown([continued(str(at), long, short) for at in range(6)]))
+    assert [(each.kind, each.added.count) for each in found] == [("early-end", 6)]
+    assert math.isnan(found[0].chance)
+
+
+def test_a_character_that_the_last_token_cuts_is_not_garbled() -> None:
+    tokens = list(range(12))
+    whole, cut = said("你好世界今天天气", tokens), said("你好世界今天天\ufffd", tokens)
+    assert kinds(cut, whole) == []
+    assert kinds(said("你好\ufffd界今天天气", tokens), whole) == ["garble"]
+
+
 def test_what_the_reference_does_too_is_no_alarm() -> None:
     fine, stuck = said("one two three four five six seven eight"), said("a", [4, 5] * 20)
     facts = [continued("1", fine, stuck), continued("2", stuck, stuck), continued("3", stuck, fine),
@@ -244,4 +258,5 @@ def test_what_the_reference_does_too_is_no_alarm() -> None:
     by_kind = {each.kind: each for each in rates(found)}
     looped = by_kind["loop"]
     assert (looped.reference.count, looped.changed.count, looped.added.count) == (3, 2, 1)
+    assert (looped.gone, looped.chance) == (1, 1)  # the fifth still repeats itself
     assert by_kind["one-token"].added.count == 0  # the reference repeats itself there too

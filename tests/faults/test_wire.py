@@ -195,7 +195,9 @@ def test_fragments_without_an_end(served: Served) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(20_000)
-def test_a_million_messages(served: Served) -> None:
+def test_a_million_messages(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytest would keep every line of the log until the end: some gigabytes.
+    monkeypatch.setattr(logging.root, "handlers", [logging.NullHandler()])
     chance = random.Random(11)
     for _ in range(1_000_000):
         data = bytearray(chance.choice(VALID))

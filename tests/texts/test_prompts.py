@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ def test_rows_have_prompts_or_chats(tmp_path: Path) -> None:
     [
         ([], "no prompt in it"),
         (["{"], "line 1 is not JSON"),
+        (['{"prompt": "a", "id": ' + "9" * 5000 + "}"], "line 1 is not JSON"),
+        (["[" * 100_000], "line 1 is not JSON"),
+        ([{"prompt": "a\ud800"}], "line 1 has half a character"),
+        ([{"prompt": "a", "id": "\udfff"}], "line 1 has half a character"),
         ([[1]], "line 1: expected an object"),
         ([{"prompt": "a"}, {"prompt": "  "}], "line 2: there is neither"),
         ([{"prompt": "a", "id": [1]}], "line 1: id is neither"),
@@ -68,6 +73,13 @@ def test_what_is_no_prompt_is_named_with_its_line(
         read_prompts(path)
     assert said in str(raised.value)
     assert str(path) in str(raised.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.jsonl")
+    for path in (tmp_path / "p.jsonl", Path("/dev/zero"), tmp_path):
+        with pytest.raises(TextError, match="no regular file"):
+            read_prompts(path)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

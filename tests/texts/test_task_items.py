@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import TextError
-from engine.texts.task_items import read_tasks
+from engine.texts.task_items import read_files, read_tasks
 
 
 def file_of(folder: Path, *lines: object) -> Path:
@@ -55,7 +55,7 @@ def test_an_answer_to_write_may_be_one_of_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 1: no JSON"),
+        ("{", "line 1 is not JSON"),
         ([], "expected an object"),
         ({"prompt": 3, "answer": "x"}, "prompt is 3"),
         ({"prompt": "x"}, "answer is None"),
@@ -71,6 +71,18 @@ def test_an_answer_to_write_may_be_one_of_several(tmp_path: Path) -> None:
 def test_what_is_no_item_is_refused_by_its_line(tmp_path: Path, line: object, said: str) -> None:
     with pytest.raises(TextError, match=said):
         read_tasks(file_of(tmp_path, line))
+
+
+def test_files_of_the_same_name_are_not_counted_as_one_task(tmp_path: Path) -> None:
+    line = {"prompt": "x", "answer": "y"}
+    one, other, third = (tmp_path / name for name in ("one", "other", "third"))
+    for folder in (one, other, third):
+        folder.mkdir()
+    paths = [file_of(one, line), file_of(other, line)]
+    with pytest.raises(TextError, match="both have an item '1' of capitals"):
+        read_files(paths)
+    again = file_of(third, {**line, "task": "another"})
+    assert [each.task for each in read_files([paths[0], again])] == ["capitals", "another"]
 
 
 def test_two_items_of_one_name_are_refused(tmp_path: Path) -> None:

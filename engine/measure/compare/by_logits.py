@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from engine import protocol as p
 from engine.checkpoint import Checkpoint
-from engine.errors import EngineError
+from engine.errors import EngineError, TextError
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Positions
 from engine.measure.evaluation.divergence_table import divergence_table
@@ -58,6 +59,9 @@ def score_by_logits(
 
     Yields:
         `Learned` with an `ArtefactTable`, `Progress`.
+
+    Raises:
+        TextError: the file is of another vocabulary, or its windows are too long for the model.
     """
     settings = opened.settings
     digest = file.sha256
@@ -87,13 +91,9 @@ def score_by_logits(
 
     network = yield from in_thread("loading", load, wait=False)
     network.should_stop = opened.workspace.should_stop
-    vocabulary = network.model.get_input_embeddings().weight.shape[0]
-    if vocabulary < file.vocabulary:
-        raise EngineError(
-            f"{checkpoint.name} has {vocabulary} tokens, and {file.path} probabilities of "
-            f"{file.vocabulary}: they are not of the same model"
-        )
-    bos = _bos(opened)
+    tokenizer = _tokenizer(opened)
+    _check(network, len(tokenizer), file, checkpoint.name)
+    bos = _bos(tokenizer)
     parts: list[Positions] = []
     stage = counts.stage("measuring", file.windows.count)
     for chunk in range(file.windows.count):
@@ -130,13 +130,39 @@ def _logits(
         yield (a, b), network.logits(begun, last, (a, b))[0].float().cpu()
 
 
-def _bos(opened: Opened) -> int | None:
-    """The token that llama.cpp puts in place of the first of every window, if it does."""
-    tokenizer = load_tokenizer(
+def _check(network: Network, tokens: int, file: LogitsFile, name: str) -> None:
+    """Refuse a file of another model.
+
+    Args:
+        network: of the finished checkpoint; its vocabulary may be padded.
+        tokens: of the tokenizer.
+        file: of probabilities.
+        name: of the checkpoint.
+    """
+    padded = network.model.get_input_embeddings().weight.shape[0]
+    if not min(tokens, padded) <= file.vocabulary <= padded:
+        raise TextError(
+            f"{name} has {min(tokens, padded)} tokens, and {file.path} probabilities of "
+            f"{file.vocabulary}: they are not of the same model"
+        )
+    most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and file.windows.seq_len > most:
+        raise TextError(
+            f"{file.path} has windows of {file.windows.seq_len} tokens, and {name} takes {most}: "
+            "make it again with fewer (-c)"
+        )
+
+
+def _tokenizer(opened: Opened) -> Any:
+    return load_tokenizer(
         opened.path,
         trust_remote_code=opened.settings.trust_remote_code,
         follow_links=opened.settings.follow_links,
     )
+
+
+def _bos(tokenizer: Any) -> int | None:
+    """The token that llama.cpp puts in place of the first of every window, if it does."""
     return int(tokenizer.bos_token_id) if adds_bos(tokenizer) else None
 
 
@@ -154,7 +180,7 @@ def save_logits(loaded: Loaded, out: Path, counts: JobCounts) -> Events:
     Raises:
         EngineError: it cannot be written.
     """
-    network, windows, bos = loaded.network, loaded.windows, _bos(loaded.opened)
+    network, windows, bos = loaded.network, loaded.windows, _bos(_tokenizer(loaded.opened))
     vocabulary = network.config.get_text_config().vocab_size
     first = windows.seq_len // 2
     stage = counts.stage("reference", windows.count)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def read_logits(path: Path) -> LogitsFile:
         TextError: it cannot be read, or is not such a file; the message says what is wrong.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise TextError(f"{path} is no regular file: expected a logits file of llama.cpp")
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             head = stream.read(_HEADER.size)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from engine import protocol as p
 from engine.errors import UsageError
 from engine.measure.tasks.named import check_tasks
@@ -13,6 +11,8 @@ from engine.workspace import Loaded, Opened, Workspace, needs
 
 MOST_TOKENS = 4096
 """New tokens of a prompt."""
+COLDEST, HOTTEST = 0.001, 10
+"""Temperatures of sampling: logits divided by less overflow."""
 
 
 def _accepted(context: Context[Workspace], command: p.FindSymptoms) -> p.FindSymptoms:
@@ -27,8 +27,10 @@ def _accepted(context: Context[Workspace], command: p.FindSymptoms) -> p.FindSym
     how = command.sampling
     if not 1 <= how.new_tokens <= MOST_TOKENS:
         raise UsageError(f"{how.new_tokens} new tokens: expected 1 to {MOST_TOKENS}")
-    if not (math.isfinite(how.temperature) and 0 <= how.temperature <= 10):
-        raise UsageError(f"temperature {how.temperature:g}: expected 0 to 10")
+    if how.temperature and not COLDEST <= how.temperature <= HOTTEST:
+        raise UsageError(
+            f"temperature {how.temperature:g}: expected 0, or {COLDEST:g} to {HOTTEST:g}"
+        )
     if not 0 < how.top_p <= 1:
         raise UsageError(f"top-p {how.top_p:g}: expected above 0, at most 1")
     return command

@@ -155,13 +155,17 @@ def _prompts(loaded: Loaded, command: p.FindSymptoms, tokenizer: Any) -> list[To
 
 
 def end_tokens(network: Network, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a text, as the model, its generation settings and the tokenizer say."""
-    found: set[int] = set()
+    """Tokens that end a text, as the model, its generation settings and the tokenizer say.
+
+    What is no token of the model is left out: configs write -1, or a token of another vocabulary.
+    """
+    vocabulary = network.model.get_input_embeddings().weight.shape[0]
+    found: set[object] = set()
     generation = getattr(network.model, "generation_config", None)
     for owner in (generation, network.config, network.config.get_text_config(), tokenizer):
         token = getattr(owner, "eos_token_id", None)
-        found.update([token] if isinstance(token, int) else token or ())
-    return frozenset(found)
+        found.update(token if isinstance(token, list | tuple) else [token])
+    return frozenset(each for each in found if type(each) is int and 0 <= each < vocabulary)
 
 
 def _addresses(

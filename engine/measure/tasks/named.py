@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import UsageError
-from engine.texts.task_items import is_task_file, read_tasks
+from engine.texts.task_items import is_task_file, read_files
 
 
 def check_tasks(tasks: Sequence[str], *, trusted: bool) -> None:
@@ -21,13 +21,14 @@ def check_tasks(tasks: Sequence[str], *, trusted: bool) -> None:
         TextError: a file cannot be read.
         UsageError: lm-eval is not installed, or must not run a file.
     """
+    read_files([Path(task) for task in tasks if is_task_file(task)])
     for task in tasks:
         if is_task_file(task):
-            read_tasks(Path(task))
-        elif importlib.util.find_spec("lm_eval") is None:
+            continue
+        if importlib.util.find_spec("lm_eval") is None:
             raise UsageError(
                 f"{task} is no file of JSON lines (.jsonl), and lm-eval is not installed: "
                 f"pip install lm-eval"
             )
-        elif Path(task).is_file() and not trusted:
+        if Path(task).is_file() and not trusted:
             raise UsageError(f"{task} may have lm-eval run code beside it: --trust-remote-code")

@@ -15,7 +15,7 @@ from engine.measure.tasks.likelihoods import Scored, Weights, score_pairs
 from engine.measure.tasks.pairs import Encoder, Pair
 from engine.measure.tasks.scoring import by_task, judged
 from engine.service.jobs import OnLane
-from engine.texts.task_items import Item, is_task_file, read_tasks
+from engine.texts.task_items import Item, is_task_file, read_files
 from engine.workspace import Loaded
 
 
@@ -45,7 +45,7 @@ def score_tasks(
     """
     files = [Path(each) for each in tasks if is_task_file(each)]
     names = [each for each in tasks if not is_task_file(each)]
-    items = [item for file in files for item in read_tasks(file)]
+    items = read_files(files)
     encoder = _encoder(loaded)
     asked: list[tuple[str, str]] = []
     harness = None

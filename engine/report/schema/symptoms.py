@@ -110,7 +110,8 @@ class SymptomRate(Part, frozen=True, kw_only=True):
     added: int
     """Prompts where the recipe shows it and the reference nothing like it."""
     chance: Number
-    """Probability of as uneven a change, were it as likely either way (exact McNemar test)."""
+    """Probability of as uneven a change, were it as likely either way (exact McNemar test); null of
+    kinds that are told by the reference's text, which cannot show them."""
 
 
 class RestoredLayer(Part, frozen=True, kw_only=True):

@@ -101,7 +101,7 @@ def _rates(document: s.SymptomsDocument) -> list[list[str]]:
             share(each.recipe / each.prompts),
             " … ".join(share(end) for end in each.recipe_ci95),
             str(each.added),
-            figure(each.chance, 3),
+            "" if each.chance is None else figure(each.chance, 3),
         ]
         for each in document.rates
     ]

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from engine import protocol as p
 from engine.client import in_process
 from engine.formats.grammar import parse_format
+from engine.measure.symptoms.symptoms import end_tokens
 from engine.model.generation import choose, uniform_numbers
 from engine.quant.quantize import dequantized
 from engine.session import Session, apply
@@ -142,6 +144,17 @@ def test_a_recipe_that_changes_nothing_writes_the_same(
     facts = only(asked(tmp_path / "rounded", prose, sampling=p.Sampling(NEW, 1.0)))
     assert all(fact.first == -1 for fact in facts)
     assert all(fact.kl == pytest.approx(0, abs=1e-6) for fact in facts)
+
+
+def test_end_tokens_are_those_that_the_model_has() -> None:
+    """Configs write -1, and tokens of another vocabulary; the least one pads a batch."""
+    config = SimpleNamespace(eos_token_id=[2, 10**6, -1], get_text_config=lambda: None)
+    model = SimpleNamespace(
+        generation_config=SimpleNamespace(eos_token_id="</s>"),
+        get_input_embeddings=lambda: torch.nn.Embedding(8, 1),
+    )
+    network: Any = SimpleNamespace(model=model, config=config)
+    assert end_tokens(network, SimpleNamespace(eos_token_id=3)) == {2, 3}
 
 
 def test_what_is_known_is_not_continued_again(source: Path, prose: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from engine.measure.evaluation.logits_file import write_chunk, write_header
+from engine.texts.windows import Windows
 from tests import tiny
 
 Run = Callable[..., tuple[int, str, str]]
@@ -145,6 +151,21 @@ def test_a_logits_file_is_written_and_read(
     assert "kl" not in artefact
     code, _, err = run("compare", source, finished, "--logits", file, "--save-logits", file)
     assert code == 2
+    whole = Path(file).read_bytes()
+    vocabulary = struct.unpack_from("<i", whole, 12)[0]
+    fewer = io.BytesIO()
+    windows = Windows(torch.zeros(1, 8, dtype=torch.int64), 3)
+    write_header(fewer, windows, vocabulary // 2)
+    write_chunk(fewer, [torch.zeros(3, vocabulary // 2)])
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "short").write_bytes(whole[:-2])
+    (tmp_path / "other").write_bytes(fewer.getvalue())
+    for name, said in (
+        ("short", "its header says"), ("other", "not of the same model"), ("pipe", "no regular"),
+    ):  # fmt: skip
+        code, _, err = run("compare", "-", finished, "--logits", str(tmp_path / name))
+        assert (code, err.count("qtui:")) == (3, 1), err
+        assert said in err
     code, _, err = run("compare", "-", finished, "--logits", str(tmp_path / "none"))
     assert code == 3
     assert "none" in err

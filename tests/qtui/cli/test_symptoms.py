@@ -68,7 +68,12 @@ def test_text_of_a_model_is_escaped(source: str, prose: Path, run: Run) -> None:
         (["--prompt", "x"], "--format F or --recipe"),
         (["--format", "int4"], "--prompts FILE, --prompt TEXT, --tasks FILE or --divergence"),
         (["--format", "int4", "--prompt", " "], "there is no prompt"),
-        (["--format", "int4", "--prompt", "x", "--temperature", "11"], "expected 0 to 10"),
+        (
+            ["--format", "int4", "--prompt", "x", "--temperature", "11"],
+            "expected 0, or 0.001 to 10",
+        ),
+        (["--format", "int4", "--prompt", "x\udcff"], "--prompt is not UTF-8"),
+        (["--format", "int4", "--prompt", "x", "--temperature", "1e-30"], "expected 0, or 0.001"),
         (["--format", "int4", "--prompt", "x", "--top-p", "0"], "expected above 0"),
         (["--format", "int4", "--prompt", "x", "--new-tokens", "4000"], "it is too long"),
     ],
