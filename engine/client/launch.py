@@ -69,7 +69,7 @@ async def launch(
         return link
     patience = time.monotonic() + END_SECONDS
     while True:
-        if (link := await _until_free(name, patience, say)) is not None:
+        if (link := await _until_free(name, started, patience, say)) is not None:
             return link
         ready, started = started, None
         if ready is None or ready.poll() is not None:
@@ -85,10 +85,17 @@ async def launch(
             return link
 
 
-async def _until_free(name: str, patience: float, say: Callable[[str], None]) -> SocketLink | None:
-    """Wait until nothing has the session open, or attach to what has.
+async def _until_free(
+    name: str,
+    started: subprocess.Popen[bytes] | None,
+    patience: float,
+    say: Callable[[str], None],
+) -> SocketLink | None:
+    """Wait until nothing else has the session open, or attach to what has.
 
     Args:
+        name: of the session.
+        started: an engine that may be about to open its socket.
         patience: until when to wait, as `time.monotonic` counts.
 
     Raises:
@@ -98,7 +105,8 @@ async def _until_free(name: str, patience: float, say: Callable[[str], None]) ->
     while True:
         if (link := await find_engine(name)) is not None:
             return link
-        if (busy := holder(session_folder(name))) is None:
+        busy = holder(session_folder(name))
+        if busy is None or (started is not None and busy == started.pid):
             return None
         if time.monotonic() > patience:
             raise EngineGoneError(

@@ -124,9 +124,10 @@ def _layers(
         yield Cause(
             symptom=kind,
             id=id,
-            sentence=f"{_list(named)} given back: the symptom is gone from all "
-            f"{cured.failing} prompts that were tried"
-            + (f" ({shares[0]:.0%} of their KL by {named[0]} alone)" if shares else ""),
+            sentence=f"{_list(named)} given back: the symptom is gone from "
+            + (f"all {cured.failing} prompts" if cured.failing > 1 else "the prompt")
+            + f" that {'were' if cured.failing > 1 else 'was'} tried"
+            + (f" ({shares[0]:.0%} of the KL there by {named[0]} alone)" if shares else ""),
             layers=named,
             evidence={**evidence, "prompts": float(cured.failing), "left": 0.0},
             cures=_tried(traced),
@@ -142,7 +143,8 @@ def _layers(
         symptom=kind,
         id="spread" if spread else "more-layers",
         sentence=f"no few layers cure it: with {_list(least.layers)} given back "
-        f"{least.left} of {least.failing} prompts still show it; the best {NAMED} win "
+        f"{least.left} of {least.failing} prompts still {'shows' if least.left == 1 else 'show'} "
+        f"it; the best {NAMED} win "
         f"{share:.0%} of the KL"
         + (": the damage is spread over many layers" if spread else ""),
         layers=tuple(least.layers),

@@ -90,7 +90,7 @@ def _before(check: p.CalibrationCheck, evaluated: int, limits: Thresholds) -> It
             id="few-tokens",
             severity="warning",
             sentence=f"{check.tokens:,} tokens for inputs of {check.channels:,} channels: fewer "
-            "tokens than channels leave the Hessian singular",
+            "tokens than channels leave GPTQ's Hessian singular",
             evidence={"tokens_per_channel": each},
         )
     if check.samples < limits.few_windows:

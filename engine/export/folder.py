@@ -82,8 +82,10 @@ def unfinished(out: Path) -> Path:
     if len(encoded) > NAME:
         name = hashlib.sha256(encoded).hexdigest()
     for left in out.parent.glob(f".{glob.escape(name)}.*.*"):
-        process, suffix = left.name.split(".")[-2:]
-        if not process.isdecimal() or (lives(int(process)) and int(process) != os.getpid()):
+        process, _, suffix = left.name.removeprefix(f".{name}.").partition(".")
+        if not process.isdecimal():  # of another destination, whose name begins alike
+            continue
+        if lives(int(process)) and int(process) != os.getpid():
             continue
         if suffix == "old" and not out.exists():
             left.rename(out)

@@ -470,7 +470,8 @@ def _streamed_note(
     network: Network, blocks: StreamedBlocks, needed: int, budget: int | None
 ) -> str:
     """Says that blocks are streamed, and what that takes."""
-    room = f"a budget of {size_of(budget)}" if budget else f"what is free on {network.device}"
+    limited = budget is not None and needed > budget * RESIDENT
+    room = f"a budget of {size_of(budget or 0)}" if limited else f"what is free on {network.device}"
     least = network.weights_in_memory
     said = (
         f"streamed: {size_of(needed)} of weights are more than {room} holds, so that blocks are "

@@ -119,7 +119,10 @@ def load_around_blocks(
         raise CannotStream(f"{both[0]} is a tensor of a block and of what is outside")
     with quiet():
         fill(model, {source: stored.tensors[source] for source in sorted(early)})
-        model.tie_weights()
+        # As loading a whole model does: what is on disk with other values is not tied.
+        named = model.named_parameters(remove_duplicate=False)
+        absent = {key for key, each in named if each.is_meta and key not in inside}
+        model.tie_weights(missing_keys=absent, recompute_mapping=False)
     for module in modules:
         _empty(module, device)
     model.to(device)

@@ -120,3 +120,8 @@ def clock(seconds: float) -> str:
     hours, rest = divmod(whole, 3600)
     minutes, left = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something: `1 prompt`, `2 prompts`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

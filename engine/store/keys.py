@@ -443,6 +443,8 @@ class CalibrationCheck(Key, frozen=True, kw_only=True):
     calibration: Calibration
     layers: tuple[str, ...]
     """Whose inputs are looked at, one for each input."""
+    named: p.CalibratedKey | None = None
+    """What a later command calls it; not set under the names that it was found under first."""
 
 
 class CalibrationScore(Key, frozen=True, kw_only=True):
@@ -454,6 +456,8 @@ class CalibrationScore(Key, frozen=True, kw_only=True):
     recipe: Mapping[str, str]
     scale_dtype: str
     calibration: Calibration
+    named: p.CalibratedKey | None = None
+    """What a later command calls it; not set under the names that it was measured under."""
 
 
 class Continued(Key, frozen=True, kw_only=True):

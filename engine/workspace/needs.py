@@ -90,7 +90,10 @@ def _micro_batch(loaded: Loaded, *, backward: bool = False) -> int:
 
 
 def _recipe(loaded: Loaded, recipe: Mapping[str, str]) -> int:
-    """Bytes of a recipe's weights, kept beside the model as they are stored."""
+    """Bytes of a recipe's weights, kept beside the model as they are stored; none if blocks are
+    streamed, since they are made again as a block runs."""
+    if loaded.network.streamed:
+        return 0
     layers = loaded.network.layers
     return sum(
         stored_bits(parse_format(text), layers[name].shape) // 8

@@ -155,13 +155,13 @@ def _filters() -> list[Words]:
         for figure in filter_figures().values()
         if (word := figure.filter) is not None and word.common
     ]
-    words = "down  kind:q_proj  block<4  block:2-5  fmt:int4  is:changed  re:mlp.*up"
+    words = "down  kind:q_proj  block<4  block:2-5", "fmt:int4  is:changed  re:mlp.*up"
     return [
         [
             ("Filters", "bold"),
             ("  terms separated by spaces; all must match; - negates a term", ""),
         ],
-        *([(f"{'':10}{line}", "$dim")] for line in (words, "  ".join(examples))),
+        *([(f"{'':10}{line}", "$dim")] for line in (*words, "  ".join(examples))),
     ]
 
 

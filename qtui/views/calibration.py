@@ -189,7 +189,7 @@ def warnings(
     cut = f"{check.tokens:,} tokens, {check.documents:,} documents" if check.documents else (
         f"{check.tokens:,} tokens"
     )  # fmt: skip
-    said = f"{cut}, distance {check.distance:.2f} (within {printable(text)} {check.spread:.2f})"
+    said = f"{cut}, distance {check.distance:.2f}, {check.spread:.2f} within {printable(text)}"
     if score is not None:
         before = n.perplexity(math.exp(min(score.nll_reference, 700)))
         said += f", PPL {before} {glyphs.arrow} {n.perplexity(score.ppl)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
@@ -80,20 +81,21 @@ class Prompts:
         return causes(session, self.shown, self.traced, list(session.changed.values()))
 
 
-def summary(prompts: Prompts, width: int, glyphs: Glyphs) -> Words:
-    """How many prompts show what, in a line."""
+def summary(prompts: Prompts, width: int, glyphs: Glyphs) -> list[Words]:
+    """How many prompts show what, in a line; then how often both show each symptom, if any."""
     done = prompts.shown
     if not done:
-        return [("", "")]
+        return [[]]
     failing = len(alarms(done))
-    said = f"{len(done)} prompts, {failing} with a symptom that the reference has not"
-    parts = [
+    said = f"{n.counted(len(done), 'prompt')}, {failing} with a symptom that the reference has not"
+    lines: list[Words] = [[(fit(said, width, glyphs), "$finding" if failing else "$dim")]]
+    seen = [
         f"{WORDS[each.kind]} {each.changed.count} ({each.reference.count})" for each in rates(done)
     ]
-    more = ", ".join(parts)
-    if more:
-        said += f": {more}"
-    return [(fit(said, width, glyphs), "$finding" if failing else "$dim")]
+    if seen:
+        said = f"of the recipe (of the reference): {', '.join(seen)}"
+        lines.append([(fit(said, width, glyphs), "$dim")])
+    return lines
 
 
 def heading(width: int, glyphs: Glyphs) -> Words:
@@ -168,38 +170,63 @@ def _in_common(one: str, other: str) -> int:
 def column(text: str, other: str, width: int, glyphs: Glyphs) -> tuple[list[Words], int]:
     """A text in lines of so many cells, and the number of the line where it leaves the other.
 
-    What both say is dim. Line breaks break the line; all other control characters are escaped.
+    What both say is dim. Lines end at line breaks, and between words where they are too long, as
+    far as words fit; all control characters but line breaks are escaped.
     """
     common = _in_common(text, other)
-    lines: list[Words] = [[]]
-    used, left_at = 0, 0
+    lines: list[Words] = []
+    left_at = 0
+    at = 0
+    for written in text.split("\n"):
+        pieces: Words = []
+        marked = None
+        for char in f"{written}\n":
+            if at == common and at < len(text):
+                marked = len(pieces)
+                pieces.append((glyphs.finding, "$finding"))
+            if char != "\n":
+                pieces += [(piece, "$dim" if at < common else "") for piece in printable(char)]
+            at += 1
+        for start, end in _broken([piece for piece, _ in pieces], width):
+            if marked is not None and start <= marked < end:
+                left_at = len(lines)
+            lines.append(_joined(pieces[start:end]))
+    if common >= len(text):
+        left_at = len(lines) - 1
+    return lines, left_at
 
-    def put(piece: str, style: str) -> None:
-        nonlocal used
+
+def _broken(pieces: Sequence[str], width: int) -> list[tuple[int, int]]:
+    """Where a line is broken: after a space behind its first word if there is one; a space that no
+    longer fits is left out.
+    """
+    ends: list[tuple[int, int]] = []
+    start = used = 0
+    between = None
+    for at, piece in enumerate(pieces):
         size = cell_len(piece)
-        if used + size > width:
-            lines.append([])
-            used = 0
-        line = lines[-1]
+        if used + size > width and at > start:
+            end = at if piece == " " or between is None else between
+            ends.append((start, end))
+            start, between = end + (piece == " "), None
+            used = sum(map(cell_len, pieces[start:at]))
+            if piece == " ":
+                continue
+        used += size
+        if piece == " " and any(before != " " for before in pieces[start:at]):
+            between = at + 1
+    return [*ends, (start, len(pieces))]
+
+
+def _joined(pieces: Words) -> Words:
+    """Pieces of the same style next to each other as one."""
+    line: Words = []
+    for piece, style in pieces:
         if line and line[-1][1] == style:
             line[-1] = (line[-1][0] + piece, style)
         else:
             line.append((piece, style))
-        used += size
-
-    for at, char in enumerate(text):
-        if at == common:
-            put(glyphs.finding, "$finding")
-            left_at = len(lines) - 1
-        if char == "\n":
-            lines.append([])
-            used = 0
-            continue
-        for piece in printable(char):
-            put(piece, "$dim" if at < common else "")
-    if common >= len(text):
-        left_at = len(lines) - 1
-    return lines, left_at
+    return line
 
 
 def difference(row: Row, width: int, glyphs: Glyphs) -> list[Words]:

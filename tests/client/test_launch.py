@@ -88,6 +88,28 @@ async def test_an_engine_is_started_when_the_process_that_dies_has_let_the_sessi
     dying.wait()
 
 
+async def test_an_engine_started_in_advance_is_not_taken_for_one_that_is_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has its session before it has its socket."""
+    lock = session_folder("demo") / "lock"
+    ahead = subprocess.Popen([sys.executable, "-c", HOLDS, str(lock)], stdin=PIPE, stdout=PIPE)
+    assert ahead.stdout is not None
+    assert ahead.stdout.readline() == b"held\n"
+
+    async def reach(name: str, process: subprocess.Popen[bytes]) -> None:
+        assert process is ahead
+        raise EngineGoneError("the end of this test")
+
+    said: list[str] = []
+    monkeypatch.setattr(launching, "_reach", reach)
+    monkeypatch.setattr(launching, "END_SECONDS", 0.0)
+    with pytest.raises(EngineGoneError, match="the end of this test"):
+        await launch("demo", started=ahead, say=said.append)
+    assert not said
+    ahead.communicate()
+
+
 async def test_an_engine_that_finds_its_session_taken_is_started_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

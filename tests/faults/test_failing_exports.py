@@ -65,3 +65,16 @@ def test_a_name_as_long_as_a_name_can_be_has_a_temporary_one(tmp_path: Path) -> 
     with atomic_folder(out) as folder:
         (folder / "config.json").touch()
     assert [file.name for file in out.iterdir()] == ["config.json"]
+
+
+def test_what_exports_to_names_that_begin_alike_left_is_theirs(tmp_path: Path) -> None:
+    """``model.v2`` is written by this process, and another export to it was killed."""
+    with atomic_folder(tmp_path / "model.v2") as theirs:
+        (theirs / "weights").touch()
+        old = left_by(dead(), tmp_path, "model.v2", "old")
+        with atomic_folder(tmp_path / "model") as folder:
+            assert not (tmp_path / "model").exists()
+            (folder / "mine").touch()
+        assert old.is_dir()
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["mine"]
+    assert [file.name for file in (tmp_path / "model.v2").iterdir()] == ["weights"]

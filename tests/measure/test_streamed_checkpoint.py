@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,16 @@ def test_symptoms_are_refused_since_they_would_read_the_file_for_every_token(
     recipe = {"model.layers.0.mlp.down_proj": "int4-g32"}
     with pytest.raises(UsageError, match="symptoms need the whole model in memory"):
         learnt(find_symptoms(loaded, command, recipe, "j"))
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_a_toggle_while_a_block_is_read_interrupts_a_sweep_and_changes_nothing(
+    arch: str, folder: Path, tmp_path: Path, prose: Path
+) -> None:
+    def facts(every: int) -> dict[str, p.AnyFact]:
+        loaded = opened(folder, tmp_path / f"{every}", prose, memory_budget=1)
+        asked = count(1)
+        loaded.network.should_stop = lambda: every > 0 and next(asked) % every == 0
+        return learnt(sweep(loaded, ["int4-g32"], "degrade", "j", exact="none"))
+
+    assert facts(2) == facts(0)

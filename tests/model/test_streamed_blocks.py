@@ -156,3 +156,29 @@ def test_a_quantised_layout_is_dequantised_block_by_block(tmp_path: Path) -> Non
     ids = tiny.ids(1, 16)
     assert torch.equal(network.run(ids, None), resident.run(ids, None))
     assert network.notes[2] == resident.notes[2]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_head_that_config_json_ties_but_that_is_on_disk_is_the_one_on_disk(
+    own: bool, tmp_path: Path
+) -> None:
+    folder = tiny.build("llama", tmp_path / "tied", tie_word_embeddings=True)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.flip(0) if own else embedding.clone()
+    save_file(tensors, file, {"format": "pt"})
+    resident, (network, _) = load_network(folder, device="cpu"), streamed(folder)
+    assert network.tied == resident.tied == (not own)
+    assert torch.equal(network.weight("lm_head"), tensors["lm_head.weight"])
+    ids = tiny.ids(1, 16)
+    assert torch.equal(network.run(ids, None), resident.run(ids, None))
+
+
+@pytest.mark.parametrize("arch", ["llama"])
+def test_what_the_model_does_not_fit_is_named(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "are more than a budget of 1 MiB holds" in streamed(built)[0].notes[-1]
+    size = sum(p.nbytes for p in load_network(built, device="cpu").model.parameters())
+    monkeypatch.setattr("engine.model.load.memory_free", lambda _device: size - 1)
+    network = load_network(built, device="cpu", budget=1 << 50)
+    assert "are more than what is free on cpu holds" in network.notes[-1]

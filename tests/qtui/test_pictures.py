@@ -20,6 +20,8 @@ from qtui.widgets.table.layer_table import LayerTable
 from tests.qtui import replay as r
 from tests.qtui import starting
 from tests.qtui.driving import Driver
+from tests.qtui.screens import test_calibration as sets
+from tests.qtui.screens import test_symptoms as prompts
 
 DOWN = "model.layers.0.mlp.down_proj"
 LAST_WORDS = "the engine was killed by signal 9", "INFO sweep", "MemoryError: 3.1 GB wanted"
@@ -279,6 +281,36 @@ def test_errors_inside_the_model(
         await d.settled()
 
     assert picture(snap_compare, size, shown, ascii=ascii)
+
+
+@pytest.mark.parametrize(
+    ("size", "ascii"),
+    [((80, 24), False), ((80, 24), True), ((160, 50), False)],
+    ids=["narrow", "ascii", "wide"],
+)
+def test_calibration_sets(snap_compare: Compare, size: tuple[int, int], ascii: bool) -> None:
+    async def compared(d: Driver) -> None:
+        await sets.with_sets(d)
+        await d.pilot.press("right", "down")
+        await d.settled()
+
+    assert picture(snap_compare, size, compared, ascii=ascii)
+
+
+@pytest.mark.parametrize(
+    ("size", "ascii"),
+    [((80, 24), False), ((80, 24), True), ((160, 50), False)],
+    ids=["narrow", "ascii", "wide"],
+)
+def test_symptoms(snap_compare: Compare, size: tuple[int, int], ascii: bool) -> None:
+    async def continued(d: Driver) -> None:
+        await prompts.shown(d)
+        await d.give(prompts.begun(), prompts.FACTS, prompts.CURED)
+        await d.give(p.JobEnded(job="symptoms-1", kind="symptoms", status="done"))
+        await d.pilot.press("j")
+        await d.settled()
+
+    assert picture(snap_compare, size, continued, ascii=ascii)
 
 
 # --- the start screen ----------------------------------------------------------------------------

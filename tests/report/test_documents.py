@@ -251,3 +251,14 @@ def test_layers_that_fall_back_alike_are_one_line() -> None:
         "fallback: l8 is kept, not int4-g128: why",
     ]
     assert "l0, l1 are kept" in fallback_lines([fell(0), fell(1)])
+
+
+def test_layers_that_differ_by_their_block_alone_are_told_in_one_line() -> None:
+    def fell(block: int) -> s.LayerFallback:
+        why = f"layers.{block}.v makes this input"
+        return s.LayerFallback(layer=f"layers.{block}.o", format="int4-g128+awq", holds="", why=why)
+
+    assert fallback_lines([fell(0)]).endswith("layers.0.v makes this input")
+    (line,) = fallback_lines([fell(0), fell(12)]).splitlines()
+    assert line.startswith("fallback: layers.0.o, layers.12.o are kept")
+    assert line.endswith("layers.*.v makes this input")

@@ -114,6 +114,17 @@ def test_longer_windows_more_streams_and_a_budget_need_more(client: InProcess) -
     loaded.opened.workspace.settings = msgspec.structs.replace(loaded.settings, memory_budget=None)
 
 
+def test_a_recipe_is_not_kept_beside_a_model_that_is_streamed(
+    client: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: Loaded = client._engine._workspace.need(Loaded)
+    name = "model.layers.0.mlp.up_proj"
+    rows, columns = loaded.network.layers[name].shape
+    assert needs._recipe(loaded, {name: "int8"}) == rows * columns + rows * 2
+    monkeypatch.setattr(type(loaded.network), "streamed", True)
+    assert needs._recipe(loaded, {name: "int8"}) == 0
+
+
 def test_sizes_are_said_in_words() -> None:
     need = Need(3 << 30, 1 << 29, "cuda:0", ("another --device",))
     assert need.lacking("sweep int4") == (

@@ -7,13 +7,13 @@ and a larger number of samples a pass over the new ones alone.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from engine import protocol as p
-from engine.errors import UsageError
+from engine.errors import OutOfMemoryError, UsageError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.measure.calibrating import checks
 from engine.measure.calibrating.input_sums import (
@@ -33,7 +33,7 @@ from engine.measure.calibration.approximate import why_not_given
 from engine.measure.counts import JobCounts
 from engine.model.inputs import shared_inputs
 from engine.model.load import load_tokenizer
-from engine.model.memory import check_memory, memory_free, memory_needed
+from engine.model.memory import check_memory, memory_free, memory_needed, size_of
 from engine.model.quiet import quiet
 from engine.service.jobs import Steps
 from engine.store import keys
@@ -169,6 +169,12 @@ class _Comparing:
         needed = self._size * (3 if measured and self.command.halves else 2) + weights
         free = memory_free(network.device)
         what = "statistics of all inputs, and weights calibrated on them,"
+        if self.loaded.settings.memory_budget is not None and needed > self.loaded.beside():
+            raise OutOfMemoryError(
+                f"{what} needs {size_of(needed)}, and the budget leaves "
+                f"{size_of(self.loaded.beside())} beside the model: give a larger --memory-budget, "
+                "a 16-bit --dtype, or --checks alone, which quantises nothing"
+            )
         check_memory(needed, free, network.device, what=what)
         return p.Notice(
             "info",
@@ -207,7 +213,7 @@ class _Comparing:
         for variant in variants:
             yield from self._told(variant)
         if missing:
-            yield from self._gathered(windows, missing)
+            yield from self._gathered(windows, missing, {end for v in variants for end in v.ends})
 
     def _wanted(self, variant: Variant) -> list[tuple[EvaluationText, str]]:
         """Addresses of what is told of a variant, with the text: checks first."""
@@ -216,34 +222,58 @@ class _Comparing:
             return checked
         return checked + [(each, self._score_address(variant, each)) for each in self.texts]
 
-    def _check_address(self, variant: Variant, text: EvaluationText) -> str:
+    def _check_address(
+        self, variant: Variant, text: EvaluationText, named: p.CalibratedKey | None = None
+    ) -> str:
         return keys.CalibrationCheck(
-            on=text.evaluation, calibration=variant.key, layers=self.inputs
+            on=text.evaluation, calibration=variant.key, layers=self.inputs, named=named
         ).address
 
-    def _score_address(self, variant: Variant, text: EvaluationText) -> str:
+    def _score_address(
+        self, variant: Variant, text: EvaluationText, named: p.CalibratedKey | None = None
+    ) -> str:
         return keys.CalibrationScore(
             on=text.evaluation,
             recipe={name: str(format) for name, format in self.formats.items()},
             scale_dtype=self.loaded.scale_dtype,
             calibration=variant.key,
+            named=named,
         ).address
 
     def _told(self, variant: Variant) -> Events:
-        """Announce what is known of a variant, by the names of this command."""
-        for text, address in self._wanted(variant):
-            if (fact := self._facts.get(address)) is not None:
-                named = _named(fact, variant, text.name, self.command.method)
-                yield from self.counts.found([address], [named])
+        """Announce what is known of a variant, by the names of this command.
 
-    def _gathered(self, windows: SetWindows, variants: Sequence[Variant]) -> Events:
-        """Go once through the windows; at each number of samples check, quantise and score."""
+        A journal has addresses alone: by other names a fact has an address of its own.
+        """
+        for text, address in self._wanted(variant):
+            if (fact := self._facts.get(address)) is None:
+                continue
+            named = _named(fact, variant, text.name, self.command.method)
+            if named == fact:
+                yield from self.counts.found([address], [fact])
+                continue
+            scored = isinstance(named, p.CalibrationScore)
+            other = self._score_address if scored else self._check_address
+            self.counts.known += 1
+            yield p.Learned((other(variant, text, named.key),), (named,))
+
+    def _gathered(
+        self, windows: SetWindows, variants: Sequence[Variant], parts: Collection[int]
+    ) -> Events:
+        """Go once through the windows; at each number of samples check, quantise and score.
+
+        Args:
+            windows: of the set.
+            variants: that are missing.
+            parts: where windows are divided: the same whatever is missing, since sums of other
+                parts round differently, and samples of them are drawn otherwise.
+        """
         network, counts = self.loaded.network, self.counts
         second = next((each.first for each in variants if each.first), None)
-        ends = {each.end for each in variants}
-        stops = sorted(ends if second is None else ends | {second})
+        needed = {each.end for each in variants} | ({second} if second else set())
+        stops = sorted(part for part in parts if part <= max(needed))
         kept = self.loaded.part(KeptStatistics, KeptStatistics)
-        statistics = kept.find(self._lineage(windows), stops[0])
+        statistics = kept.find(self._lineage(windows), min(needed))
         if statistics is None:
             statistics = SetStatistics(network, self.inputs, windows.seed)
         later = None

@@ -178,7 +178,7 @@ def score(
     key = yield from score_key(loaded, formats)
     known = loaded.known([key]).get(key)
     if isinstance(known, p.RecipeScore):
-        known = _sized(loaded, known)
+        known = sized(loaded, known)
         yield from counts.found([key], [known])
         return known
 
@@ -348,7 +348,7 @@ def made_from(network: Network, formats: Mapping[str, Format]) -> dict[str, str]
     return made
 
 
-def _sized(loaded: Loaded, fact: p.RecipeScore) -> p.RecipeScore:
+def sized(loaded: Loaded, fact: p.RecipeScore) -> p.RecipeScore:
     """A score with the bits of all layers, which a fact of an earlier version lacks."""
     if fact.bits_all:
         return fact

@@ -8,7 +8,7 @@ from engine import protocol as p
 from engine.errors import EngineError
 from engine.formats.grammar import parse_format
 from engine.measure.counts import JobCounts
-from engine.measure.evaluation.evaluate import score_key
+from engine.measure.evaluation.evaluate import score_key, sized
 from engine.service.jobs import Steps
 from engine.workspace import Loaded
 
@@ -35,6 +35,6 @@ def recall(loaded: Loaded, recipes: Iterable[Mapping[str, str]], job: str) -> St
             # Its calibration text is gone, or a plugin with its format: it is not this score.
             continue
         if isinstance(known := loaded.known([key]).get(key), p.RecipeScore):
-            yield from counts.found([key], [known])
+            yield from counts.found([key], [sized(loaded, known)])
         yield None
     return counts.outcome()

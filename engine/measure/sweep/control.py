@@ -99,6 +99,14 @@ def _in_one_pass(
     def note(name: str, _expert: int | None, _inputs: Tensor) -> None:
         seen.add(name)
 
+    def run_few(stretch: range, names: list[str]) -> None:
+        with watching(network, names, note):
+            few.advance(stretch.stop)
+
+    def run_head(names: list[str]) -> None:
+        with watching(network, names, note), torch.no_grad():
+            network.logits(few.ids, few.reached(), slice(None))
+
     def hold(names: list[str]) -> None:
         for name in names:
             if name in seen:
@@ -111,13 +119,11 @@ def _in_one_pass(
         for own in held.values():
             for name in [n for n in own if 0 <= network.layers[n].last < stretch.start]:
                 del own[name]
-        with watching(network, names, note):
-            few.advance(stretch.stop)
+        yield from repeated(partial(run_few, stretch, names))
         hold(names)
         if stretch.stop == end:
             after = _added_up(network, range(end, end + 1))
-            with watching(network, after, note), torch.no_grad():
-                network.logits(few.ids, few.reached(), slice(None))
+            yield from repeated(partial(run_head, after))
             hold(after)
         yield None
 

@@ -11,9 +11,11 @@ from engine.report.tables.cells import figure, ppl, share
 from engine.report.tables.divergence import divergences
 from engine.report.tables.layout import escaped, markdown, paragraphs, table
 from engine.report.tables.parts import about, protocol_lines, spent
-from engine.report.wording import size
+from engine.report.wording import counted, size
 
 HEADINGS = ["checkpoint", "stored as", "bits", "size", "KL·10³", "±", "PPL", "top-1"]
+STORED = 4
+"""Columns that the file alone tells; those of scores follow."""
 WORST = 12
 """Layers of each finished checkpoint that are listed."""
 
@@ -25,7 +27,7 @@ def comparison_text(document: s.CompareDocument) -> str:
         ""
         if isinstance(document.protocol, UnsetType)
         else protocol_lines(document.protocol, document.baseline),
-        _side_by_side(document.artefacts),
+        table(*_side_by_side(document.artefacts), {0, 1}),
         divergences({each.name: each.divergence for each in document.artefacts}),
         *(text for each in document.artefacts for text in _one(each)),
         spent(document.timings, document.resumed),
@@ -36,7 +38,7 @@ def comparison_markdown(document: s.CompareDocument) -> str:
     """The same as Markdown: all finished checkpoints, then the findings and layers of each."""
     return paragraphs(
         f"# {_heading(document)}",
-        markdown(HEADINGS, _rows(document.artefacts)),
+        markdown(*_side_by_side(document.artefacts)),
         divergences({each.name: each.divergence for each in document.artefacts}, as_markdown=True),
         *(text for each in document.artefacts for text in _one_markdown(each)),
         "## Protocol",
@@ -76,8 +78,12 @@ def _one_markdown(artefact: s.ArtefactPart) -> list[str]:
     ]
 
 
-def _side_by_side(artefacts: list[s.ArtefactPart]) -> str:
-    return table(HEADINGS, _rows(artefacts), {0, 1})
+def _side_by_side(artefacts: list[s.ArtefactPart]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows; where nothing was scored, without columns of scores."""
+    rows = _rows(artefacts)
+    if any(any(row[STORED:]) for row in rows):
+        return HEADINGS, rows
+    return HEADINGS[:STORED], [row[:STORED] for row in rows]
 
 
 def _rows(artefacts: list[s.ArtefactPart]) -> list[list[str]]:
@@ -108,20 +114,25 @@ def _one(artefact: s.ArtefactPart) -> list[str]:
 
 def _told(artefact: s.ArtefactPart) -> str:
     """How its layers were rounded."""
-    counted: dict[str, int] = {}
+    roundings: dict[str, int] = {}
     for each in artefact.layers:
         if not isinstance(each.rounding, UnsetType):
-            counted[each.rounding] = counted.get(each.rounding, 0) + 1
-    if not counted:
+            roundings[each.rounding] = roundings.get(each.rounding, 0) + 1
+    if not roundings:
         quantised = sum(not isinstance(each.stored, UnsetType) for each in artefact.layers)
-        return f"{len(artefact.layers)} layers, of {quantised} the codes were looked at"
+        layers = counted(len(artefact.layers), "layer")
+        if not quantised:
+            return f"{layers}, none with codes: only its original tells what was changed"
+        return f"{layers}, of {quantised} the codes were looked at"
     said = {
         "same": "as in the original",
         "nearest": "rounded to nearest",
         "solved": "solved",
         "other": "from other weights",
     }
-    told = ", ".join(f"{counted[kind]} {words}" for kind, words in said.items() if kind in counted)
+    told = ", ".join(
+        f"{roundings[kind]} {words}" for kind, words in said.items() if kind in roundings
+    )
     folded = sum((each.folded or 1.0) > 1 for each in artefact.layers)
     return f"{told}; scales of input channels folded into {folded}" if folded else told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from msgspec import UnsetType
@@ -14,6 +15,8 @@ from engine.report.wording import clock, count, size
 
 NAMED = 5
 """Layers that a line about several names."""
+BLOCK = re.compile(r"\.\d+\.")
+"""The number of a block in a layer's name: reasons that differ by it alone are the same."""
 
 
 def about(model: s.Model) -> str:
@@ -68,13 +71,14 @@ def additivity_lines(additivity: s.AdditivityPart | UnsetType) -> str:
 
 def fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
     """Layers that do not get the format asked for, in one line where all is the same of several."""
-    alike: dict[tuple[str, str, str], list[str]] = {}
+    alike: dict[tuple[str, str, str], list[s.LayerFallback]] = {}
     for each in fallbacks:
-        alike.setdefault((each.holds or "", each.format, each.why), []).append(each.layer)
+        why = BLOCK.sub(".*.", each.why)
+        alike.setdefault((each.holds or "", each.format, why), []).append(each)
     return "\n".join(
-        f"fallback: {_some(layers)} {instead(holds, many=len(layers) > 1)}, "
-        f"not {printable(format)}: {printable(why)}"
-        for (holds, format, why), layers in alike.items()
+        f"fallback: {_some([each.layer for each in some])} {instead(holds, many=len(some) > 1)}, "
+        f"not {printable(format)}: {printable(why if len(some) > 1 else some[0].why)}"
+        for (holds, format, why), some in alike.items()
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from engine.diagnosis.detectors import WORDS
 from engine.report import schema as s
 from engine.report.characters import printable
-from engine.report.tables.cells import figure, share
+from engine.report.tables.cells import NOT_KNOWN, figure, share
 from engine.report.tables.divergence import divergences
 from engine.report.tables.layout import escaped, markdown, paragraphs, table
-from engine.report.tables.parts import about, fallback_lines, spent
+from engine.report.tables.parts import about, fallback_lines, protocol_lines, spent
 from engine.report.tables.tasks import tasks_markdown, tasks_text
+from engine.report.wording import counted
 
 SHOWN = 12
 """Prompts whose texts are printed: those with symptoms first."""
@@ -27,8 +28,7 @@ def symptoms_text(document: s.SymptomsDocument) -> str:
     """Rates of symptoms, then both texts of the prompts that have one."""
     return paragraphs(
         about(document.model),
-        f"recipe {printable(document.recipe)}"
-        + (f"; {_how(document)}" if document.prompts else ""),
+        f"recipe {printable(document.recipe)}{_how(document)}",
         fallback_lines(document.fallbacks),
         _summary(document) if document.prompts else "",
         table(HEADINGS, _rates(document), {0}) if document.rates else "",
@@ -37,6 +37,7 @@ def symptoms_text(document: s.SymptomsDocument) -> str:
         *(_prompt(each) for each in _chosen(document)),
         _more(document),
         *tasks_text(document.tasks),
+        _evaluated_on(document),
         divergences({document.recipe: document.divergence}),
         spent(document.timings, document.resumed),
     )
@@ -54,6 +55,7 @@ def symptoms_markdown(document: s.SymptomsDocument) -> str:
         *(_prompt_markdown(each) for each in _chosen(document)),
         escaped(_more(document)),
         *tasks_markdown(document.tasks),
+        escaped(_evaluated_on(document)),
         divergences({document.recipe: document.divergence}, as_markdown=True),
     )
 
@@ -66,7 +68,7 @@ def _how(document: s.SymptomsDocument) -> str:
     if how.temperature and how.top_p != 1:
         drawn += f", top-p {figure(how.top_p, 2)}"
     return (
-        f"; {len(document.prompts)} prompts, {how.new_tokens} new tokens, "
+        f"; {counted(len(document.prompts), 'prompt')}, {how.new_tokens} new tokens, "
         + (drawn if how.temperature else "greedy")
         + (", chat template" if how.chat else "")
     )
@@ -78,7 +80,17 @@ def _summary(document: s.SymptomsDocument) -> str:
     said = f"{same} of {len(prompts)} texts are the same"
     if not document.alarms:
         return f"{said}; the recipe shows no symptom that the reference does not"
-    return f"{said}; {document.alarms} show a symptom that the reference's do not"
+    shows = "shows a symptom that the reference's does not"
+    if document.alarms > 1:
+        shows = "show a symptom that the reference's do not"
+    return f"{said}; {document.alarms} {shows}"
+
+
+def _evaluated_on(document: s.SymptomsDocument) -> str:
+    """The text and windows of the tables of divergence, which no other figure here is about."""
+    if isinstance(document.divergence, UnsetType) or isinstance(document.protocol, UnsetType):
+        return ""
+    return protocol_lines(document.protocol, UNSET)
 
 
 def _rates(document: s.SymptomsDocument) -> list[list[str]]:
@@ -115,7 +127,7 @@ def _restored(document: s.SymptomsDocument) -> list[list[str]]:
         [
             each.name,
             thousandth(each.kl),
-            thousandth(each.kl_se),
+            thousandth(each.kl_se) if each.texts > 1 else NOT_KNOWN,
             share(each.kl / each.whole) if each.kl is not None and each.whole else "",
         ]
         for each in document.restored[:WORST]

@@ -61,6 +61,10 @@ class Calibration(SessionScreen):
         """Whose scores are shown."""
         self._on = self._text = self._top = self._down = 0
         self._asked: Callable[[p.AnyCommand], None] = lambda command: None
+        self.message.legend = (
+            f"{glyphs.frontier} none is better", f"{glyphs.finding} something is against it",
+            f"{glyphs.plus_minus} standard error",
+        )  # fmt: skip
 
     def compose(self) -> ComposeResult:
         """The matrix, the curve and the warnings below it, the foot."""
@@ -151,7 +155,7 @@ class Calibration(SessionScreen):
         self._write_below(row)
 
     def _title(self, texts: list[str]) -> str:
-        said = f"{self.method} calibrated on each set, {self.glyphs.frontier} none better"
+        said = f"{self.method} calibrated on each set"
         more = len(self.texts) - len(texts)
         return f"{said}, {more} more text{'s' if more > 1 else ''} at the sides" if more else said
 

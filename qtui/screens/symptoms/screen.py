@@ -48,6 +48,9 @@ class Symptoms(SessionScreen):
         self._on = 0
         self._top = 0
         self._named: Callable[[str], None] = lambda text: None
+        self.message.legend = (
+            f"{glyphs.finding} a symptom of the recipe alone; in a text, where both first differ",
+        )
 
     def compose(self) -> ComposeResult:
         """The list with the texts, the foot."""
@@ -106,7 +109,7 @@ class Symptoms(SessionScreen):
         room = self._list_height()
         self._top = max(0, min(self._top, self._on, len(rows) - room))
         self._top = max(self._top, self._on - room + 1)
-        lines = [summary(self.prompts, width, self.glyphs), heading(width, self.glyphs)]
+        lines = [*summary(self.prompts, width, self.glyphs), heading(width, self.glyphs)]
         for at in range(self._top, min(self._top + room, len(rows))):
             lines.append(line_of(rows[at], width, self.glyphs, here=at == self._on))
         lines.append([(self.glyphs.rule * width, "$dim")])

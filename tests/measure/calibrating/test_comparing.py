@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,40 @@ def test_what_was_measured_is_known_and_more_samples_run_over_the_new_ones_alone
     end = again[-1]
     assert isinstance(end, p.JobEnded)
     assert (end.measured, end.resumed) == (0, 6)
+
+
+def test_what_halves_tell_is_there_after_a_restart(llama: Path, prose: Path) -> None:
+    """The first half of four windows was measured as all of two."""
+    ask = p.Calibrate(sets=("random",), method="int2-g32-sym+gptq", samples=(2, 4))
+    session, _ = calibrated(llama, prose, ask)
+    assert len([key for key in session.calibrating.scores if key.part]) == 2
+    client = in_process(str(llama))
+    with closing(client):
+        assert client.session.calibrating == session.calibrating
+
+
+def test_a_run_that_was_ended_gives_the_figures_of_one_that_was_not(
+    llama: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = p.Calibrate(sets=("random",), method=GPTQ, samples=(2, 4, 8))
+    first = p.Calibrate(sets=("random",), method=GPTQ, samples=(2,), halves=False)
+    session, _ = calibrated(llama, prose, whole)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    calibrated(llama, prose, first)
+    resumed, (events,) = calibrated(llama, prose, whole)
+    assert isinstance(events[-1], p.JobEnded)
+    assert events[-1].resumed > 0
+    for key, score in session.calibrating.scores.items():
+        assert resumed.calibrating.scores[key] == score, key
+
+
+def test_a_budget_that_does_not_hold_the_statistics_refuses_them(llama: Path, prose: Path) -> None:
+    ask = p.Calibrate(sets=("random",), method=GPTQ, samples=(2,))
+    size = sum(file.stat().st_size for file in llama.glob("*.safetensors"))
+    session, _ = calibrated(llama, prose, ask, memory_budget=round(size * 1.2))
+    (message,) = [job.message for job in session.jobs.values() if job.kind == "calibrate"]
+    assert "and the budget leaves" in message
+    assert "give a larger --memory-budget" in message
 
 
 def test_checks_alone_quantise_nothing(llama: Path, prose: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine import protocol as p
 from engine.client import InProcess, in_process
 from engine.session.tried import listed
+from engine.store.facts import FactStore
+from engine.store.paths import facts_file
 from tests import tiny
 from tests.drive import ended, facts, settings, until
 
@@ -72,3 +75,26 @@ def test_scores_of_recipes_left_behind_come_back(source: str, prose: Path) -> No
             name: before[name] for name in RECIPES[:2]
         }
         assert found[RECIPES[-1]] != before[RECIPES[-1]]
+
+
+def test_a_score_of_an_earlier_version_comes_back_with_the_bits_of_all_layers(
+    source: str, prose: Path
+) -> None:
+    chosen = settings(prose, tokens=64)
+    with closing(in_process(source)) as client:
+        client.send(p.Open(source, chosen))
+        until(client, ended("open"))
+        layer = client.session.layers.names[1]
+        client.send(p.SetFormat((layer,), "int6-g32"))
+        events = until(client, ended("evaluate"))
+        client.send(p.SetFormat((layer,), "int8"))
+        until(client, ended("evaluate"))
+    (learned,) = [e for e in events if isinstance(e, p.Learned) and facts([e], p.RecipeScore)]
+    (now,) = facts([learned], p.RecipeScore)
+    with closing(FactStore(facts_file())) as store:
+        before = msgspec.structs.replace(now, bits_all=0.0)
+        store.put(learned.keys, [before], replace=True)
+
+    client, _ = reopened(source, chosen)
+    with closing(client):
+        assert client.session.scores[now.recipe].bits_all == pytest.approx(now.bits_all)

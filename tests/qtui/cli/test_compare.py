@@ -122,6 +122,10 @@ def test_without_an_original_the_files_tell_what_they_can(
     assert code == 0, err
     assert "no original" in out
     assert "zero points" in out
+    assert "PPL" not in out  # nothing was scored
+    code, out, err = run("compare", "-", finished)
+    assert code == 0, err
+    assert "none with codes: only its original tells what was changed" in out
     code, out, err = run("compare", "-", gptq, "--markdown")
     assert code == 0, err
     assert "# Finished checkpoints" in out

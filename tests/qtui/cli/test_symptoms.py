@@ -50,9 +50,10 @@ def test_the_document_has_both_texts_and_what_both_would_have_said(
 
 def test_text_of_a_model_is_escaped(source: str, prose: Path, run: Run) -> None:
     given = asked(prose, "--format", "int2-g32", "--prompt", "\x1b[31mred", "--temperature", "1")
-    code, out, err = run("symptoms", source, *given)
+    code, out, err = run("symptoms", source, *given, "--divergence")
     assert code == 0, err
-    assert "temperature 1" in out
+    assert "recipe int2-g32; 1 prompt, 8 new tokens, temperature 1" in out
+    assert "window 32;" in out  # what the tables of divergence are about
     assert "\\x1b[31mred" in out
     assert "\x1b" not in out
     code, out, err = run("symptoms", source, *given, "--markdown")

@@ -38,6 +38,13 @@ FACTS = learnt(
     continued("a", "a text that is\nthe same", said("a text that is\nthe same"), -1),
     continued("b", "all is well here", said("all is \x1b[31mnot not not", *([4, 5] * 15)), 3),
 )
+CURED = learnt(
+    p.SymptomRestored(
+        recipe=RECIPE, prompts="k", unit=LAYER, layers=(LAYER,), by="layer", kl=0.9, kl_se=0.1,
+        whole=1.0, texts=1,
+    ),
+    p.SymptomCure(recipe=RECIPE, prompts="k", layers=(LAYER,), failing=1, left=0),
+)  # fmt: skip
 
 
 def begun(ask: str = "") -> p.JobStarted:
@@ -71,6 +78,8 @@ async def test_both_texts_are_side_by_side_with_a_mark_where_they_differ() -> No
             lines = text.splitlines()
             assert all(len(line) <= size[0] - 2 for line in lines)
             assert "2 prompts, 1 with a symptom that the reference has not" in text
+            assert "of the recipe (of the reference): loop 1 (0)" in text
+            assert "a symptom of the recipe alone" in d.screen()
             mark = "!" if ascii else "▲"
             (row,) = [line for line in lines if "b: prompt b" in line]
             assert f"{mark} loop" in row
@@ -125,19 +134,10 @@ async def test_keys_ask_for_prompts_and_for_the_layers_that_cure_it(tmp_path: Pa
 async def test_the_cause_and_its_cure_are_told_and_lead_to_the_layer() -> None:
     async with driving(*r.opening(), *r.triaged()) as d:
         screen = await shown(d)
-        await d.give(
-            begun(), FACTS,
-            learnt(
-                p.SymptomRestored(
-                    recipe=RECIPE, prompts="k", unit=LAYER, layers=(LAYER,), by="layer", kl=0.9,
-                    kl_se=0.1, whole=1.0, texts=1,
-                ),
-                p.SymptomCure(recipe=RECIPE, prompts="k", layers=(LAYER,), failing=1, left=0),
-            ),
-        )  # fmt: skip
+        await d.give(begun(), FACTS, CURED)
         await d.settled()
         text = " ".join(screen.list.text.split())
-        assert f"{LAYER} given back: the symptom is gone from all 1 prompts" in text
+        assert f"{LAYER} given back: the symptom is gone from the prompt that was tried" in text
         assert f"cures it: keep {LAYER}" in text
         await d.pilot.press("enter")
         await d.settled()
@@ -147,8 +147,18 @@ async def test_the_cause_and_its_cure_are_told_and_lead_to_the_layer() -> None:
 def test_a_column_breaks_lines_and_keeps_to_its_width() -> None:
     lines, at = column("one two\nthree\tfour", "one two\nthird", 6, UNICODE)
     texts = ["".join(piece for piece, _ in line) for line in lines]
-    assert texts == ["one tw", "o", "th▲ree", "\\tfour"]
+    assert texts == ["one ", "two", "th▲ree", "\\tfour"]
     assert at == 2
     lines, at = column("猫猫猫猫", "猫猫猫猫", 5, PLAIN)
     assert ["".join(piece for piece, _ in line) for line in lines] == ["猫猫", "猫猫"]
     assert at == 1
+    for text, width, broken in (
+        ("    one two", 6, ["    on", "e two"]),  # indentation is kept with what it indents
+        ("one two", 3, ["one", "two"]),
+        ("one  two three", 8, ["one  two", "three"]),
+        ("one two three", 9, ["one two ", "three"]),
+        ("", 4, [""]),
+    ):
+        lines, _ = column(text, text, width, UNICODE)
+        assert ["".join(piece for piece, _ in line) for line in lines] == broken
+        assert "".join(broken).replace(" ", "") == text.replace(" ", "")
