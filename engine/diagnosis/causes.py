@@ -24,7 +24,8 @@ ZEROED = 0.05
 NAMED = 4
 """Layers by which that is told."""
 TOPIC = 0.01
-"""Chance below which a topic fails more often than the others (Fisher's exact test)."""
+"""Chance below which a topic fails more often than the others: Fisher's exact test, times the
+number of topics (Bonferroni)."""
 
 
 class Cure(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +193,7 @@ def _topics(kind: Kind, prompts: Sequence[Shown]) -> Iterator[Cause]:
         others = [each for each in prompts if each.fact.topic != topic]
         here, there = (Rate(len(alarms(some)), len(some)) for some in (inside, others))
         chance = fisher(here.count, here.total, there.count, there.total)
+        chance = min(1.0, chance * len(topics))  # of several, one may fail more often by chance
         if here.share > there.share and chance < TOPIC:
             yield Cause(
                 symptom=kind,

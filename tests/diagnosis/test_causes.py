@@ -99,6 +99,8 @@ def test_a_topic_that_fails_more_often_is_told_where_chance_does_not_explain_it(
         return [each.id for each in causes(Session(), shown(some), None, FORMATS)]
 
     assert of(8, 0) == ["topic"]
+    assert of(7, 0) == ["topic"]
+    assert of(6, 0) == []  # 0.5% for one topic, and there are two
     assert of(3, 2) == []
     assert of(10, 10) == []
 
