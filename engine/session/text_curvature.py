@@ -42,7 +42,7 @@ class TextCurvature:
         ]
         most = max(found, key=lambda each: each.layers, default=None)
         self.usual = most.curvature if most is not None else 1.0
-        """Of all layers but the head, where enough were measured; else 1."""
+        """In the median of measured layers, where there are enough; else 1."""
 
     def of(self, row: int) -> float:
         """``c`` of the layer on a row."""
