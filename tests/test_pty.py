@@ -175,7 +175,7 @@ def test_a_window_that_begins_tiny_may_grow() -> None:
         works(terminal)
         terminal.press("Q")
         assert terminal.ended() == 0
-        wait_for(lambda: not home.left(), "the engine ends with the interface", 10)
+        wait_for(lambda: not home.left(), "the engine ends with the interface")
 
 
 # --- how it ends ---------------------------------------------------------------------------------

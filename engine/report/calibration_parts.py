@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from engine import protocol as p
 from engine.diagnosis.of_calibration import best_sets, calibration_findings
 from engine.report import schema as s
+from engine.report.finding_parts import finding_part
 from engine.report.json import finite
 from engine.session import Session
 
@@ -99,16 +100,7 @@ def _judged(
     if check is None:
         return []
     score = calibrating.scores.get(key)
-    findings = [
-        s.FindingPart(
-            id=each.id,
-            severity=each.severity,
-            layer=each.layer or UNSET,
-            sentence=each.sentence,
-            evidence={name: finite(value) for name, value in each.evidence.items()},
-        )
-        for each in calibration_findings(session, key)
-    ]
+    findings = [finding_part(each) for each in calibration_findings(session, key)]
     distance, overlap = finite(check.distance), finite(check.overlap)
     if score is None:
         return [s.JudgedPart(text=key.text, distance=distance, overlap=overlap, findings=findings)]

@@ -8,6 +8,7 @@ from engine import protocol as p
 from engine.diagnosis.of_artefacts import artefact_findings
 from engine.diagnosis.thresholds import thresholds
 from engine.report import schema as s
+from engine.report.finding_parts import finding_part
 from engine.report.json import finite
 from engine.session import Compared, Session
 
@@ -49,16 +50,7 @@ def artefact_part(session: Session, compared: Compared) -> s.ArtefactPart:
             _layer(compared, name) for name in names if name in (compared.layers or compared.stored)
         ],
         unmatched=list(opened.unmatched),
-        findings=[
-            s.FindingPart(
-                id=each.id,
-                severity=each.severity,
-                layer=each.layer or UNSET,
-                sentence=each.sentence,
-                evidence={name: finite(value) for name, value in each.evidence.items()},
-            )
-            for each in artefact_findings(compared, limits)
-        ],
+        findings=[finding_part(each) for each in artefact_findings(compared, limits)],
     )
 
 

@@ -19,6 +19,7 @@ from engine.report import schema as s
 from engine.report.entry import Template
 from engine.report.figures import Context
 from engine.report.figures.registry import json_figures
+from engine.report.finding_parts import finding_part
 from engine.report.json import finite
 from engine.report.sweep_parts import of_fact
 from engine.report.verdicts import sentence
@@ -80,15 +81,7 @@ def finding_parts(session: Session, format: str) -> list[s.FindingPart]:
         format: canonical; whose effects are judged.
     """
     return [
-        s.FindingPart(
-            id=each.id,
-            severity=each.severity,
-            layer=each.layer or UNSET,
-            channels=list(each.channels) or UNSET,
-            sentence=each.sentence,
-            evidence={name: finite(value) for name, value in each.evidence.items()},
-            fix=UNSET if each.fix is None else _fix(session, each),
-        )
+        finding_part(each, UNSET if each.fix is None else _fix(session, each))
         for each in findings(session, format)
     ]
 
