@@ -147,6 +147,9 @@ def _uniform(body: _Body, budget: p.Budget) -> dict[str, str] | None:
 
 def _best_mix(body: _Body, budget: p.Budget) -> dict[str, dict[str, str]]:
     """By its name; empty if none is known and fits."""
+    known = {key.format for key in body.session.effects.known("degrade") if key.by == "layer"}
+    if sum(parse_format(format).family == "gguf" for format in known) < 2:
+        return {}  # a mix has several types, and what each gives every layer takes long to tell
     mixes = {name: recipe for name in MIXES if (recipe := body.mix(name)) is not None}
     best = body.best(mixes.values(), budget)
     return {name: recipe for name, recipe in mixes.items() if recipe is best}
