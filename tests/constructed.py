@@ -2,19 +2,20 @@
 
 Its tokens are three languages, told apart by their first letter, and each is spoken by one part:
 
-=====  ==============================  ==========================================================
-``n``  counts: n0 n1 n2 … n0           the embedding: each token holds what follows it
-``c``  copies: what followed a token   attention of the last block, an induction head, which finds the
-       when it was there before        token after the last one like it by what block 0 wrote there
-``t``  a topic: t0 t1 t2 … t0          the MLP of block 1, one neuron a token, which fires on it alone
-=====  ==============================  ==========================================================
+=====  =============================  ==========================================================
+``n``  counts: n0 n1 n2 … n0          the embedding: each token holds what follows it
+``c``  copies: what followed a token  attention of the last block, an induction head: it finds
+       when it was there before       where the token was by what block 0 wrote after it
+``t``  a topic: t0 t1 t2 … t0         the MLP of block 1, one neuron a token, which fires on it
+                                      alone
+=====  =============================  ==========================================================
 
 Without its part a language falls back on the embedding: ``c`` goes round three tokens (a loop), and
 ``t`` goes on in steps of five (garble), which the model would never say. Without its head it says
-nothing but its first token. Every layer has one column,
-of an input that is always zero, whose weights are 30 times as large as all others: in 8 bits a row it
-rounds the others by little, in 2 bits to nothing. So a layer in ``int2-channel`` is switched off,
-and what a recipe says is known too: `says` has it in plain Python.
+nothing but its first token. Every layer has one column, of an input that is always zero, whose
+weights are 30 times as large as all others: in 8 bits a row it rounds the others by little, in 2
+bits to nothing. So a layer in ``int2-channel`` is switched off, and what a recipe says is known
+too: `says` has it in plain Python.
 
 Weights of the residual stream are turned by a random rotation, so that no layer is sparse.
 """
