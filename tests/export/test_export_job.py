@@ -204,7 +204,9 @@ def test_an_export_waits_for_the_headers_and_needs_no_model(
 def test_layers_that_cannot_hold_the_default_are_kept_and_told_of(
     client: InProcess, tmp_path: Path
 ) -> None:
-    client.send(p.Export(out=str(tmp_path / "out"), format="q4_k", layers={QUERY: "int8"}, check=False))
+    client.send(
+        p.Export(out=str(tmp_path / "out"), format="q4_k", layers={QUERY: "int8"}, check=False)
+    )
     events = until(client, ended("export"))
     assert last_end(events).status == "done"
     (written,) = [e for e in events if isinstance(e, p.Exported)]
