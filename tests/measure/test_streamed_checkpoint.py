@@ -146,16 +146,6 @@ def test_progress_and_protocol_say_that_blocks_are_read(
 
 
 @pytest.mark.parametrize("arch", ["llama"])
-def test_a_whole_recipe_that_must_be_held_is_refused(
-    arch: str, folder: Path, tmp_path: Path, prose: Path
-) -> None:
-    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
-    with pytest.raises(UsageError, match="streamed from disk: give a larger --memory-budget"):
-        learnt(sweep(loaded, ["int4-g32"], "restore", "j", exact="none"))
-    loaded.assert_at_rest()
-
-
-@pytest.mark.parametrize("arch", ["llama"])
 def test_symptoms_are_refused_since_they_would_read_the_file_for_every_token(
     arch: str, folder: Path, tmp_path: Path, prose: Path
 ) -> None:
