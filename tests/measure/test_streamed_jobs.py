@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from engine import protocol as p
 from engine.client import InProcess, in_process
 from engine.client.in_process import JobError
+from engine.model import memory_tiers
 from engine.model.streamed_blocks import StreamedBlocks
 from engine.plugins import resolve
 from engine.service import commands
@@ -128,10 +131,12 @@ def below(folder: Path, command: Any, own: str) -> Any:
     return msgspec.structs.replace(command, **changed)
 
 
-def facts(client: InProcess, command: p.Command) -> dict[str, str]:
+def facts(
+    client: InProcess, command: p.Command, into: dict[str, str] | None = None
+) -> dict[str, str]:
     """What a job learns or finds, as text: nan differs from itself. A recipe that was set may be
     evaluated meanwhile."""
-    found: dict[str, str] = {}
+    found: dict[str, str] = {} if into is None else into
     for event in client.run(command):
         if isinstance(event, p.Learned):
             found.update(zip(event.keys, map(repr, event.facts), strict=True))
@@ -167,3 +172,49 @@ def test_what_a_streamed_model_cannot_do_is_refused_before_a_block_is_read(
     with pytest.raises(JobError, match=said):
         facts(both.streamed, command)
     assert both.blocks.reads == before
+
+
+@pytest.mark.parametrize("how", ["changed", "full"])
+def test_what_was_measured_before_a_file_changes_or_a_disk_is_full_is_not_lost(
+    how: str, tmp_path: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny.build("llama", tmp_path / "model", num_hidden_layers=2)
+    file = source / "model.safetensors"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    chosen = settings(prose, tokens=128, draws=1, memory_budget=1)
+    sweep = p.Sweep(("int4-g32",), exact="none", only=True)
+    with closing(in_process(str(source))) as client:
+        list(client.run(p.Open(str(source), chosen)))
+        blocks = client._engine._workspace.need(Loaded).network.blocks
+        assert isinstance(blocks, StreamedBlocks)
+        read, left = blocks.reader.read, iter(range(4))  # the second reading for estimates fails
+
+        def reading(keys: Any) -> Any:
+            if next(left, None) is None and how == "changed":
+                os.utime(file, ns=(0, 0))
+            return read(keys)
+
+        def writing(file: int, tensor: Any, at: int) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(file, tensor, at)
+
+        write = memory_tiers._write
+        if how == "changed":
+            monkeypatch.setattr(blocks.reader, "read", reading)
+            said = rf"{file} is another file or was written to.*saved"
+        else:
+            monkeypatch.setattr(memory_tiers, "_write", writing)
+            said = r"no room for the states.*TMPDIR.*saved"
+        measured: dict[str, str] = {}
+        with pytest.raises(JobError, match=said):
+            facts(client, sweep, measured)
+        assert measured
+        monkeypatch.undo()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with closing(in_process(str(source))) as client:
+        list(client.run(p.Open(str(source), chosen)))
+        again = [event for event in client.run(sweep) if isinstance(event, p.Learned)]
+    assert measured.keys() == {key for event in again if not event.fresh for key in event.keys}
+    found = [fact for event in again for fact in event.facts if isinstance(fact, p.Estimate)]
+    assert len(found) == 2 * 7 + 2
