@@ -102,6 +102,7 @@ def test_results_under_way_at_once_keep_to_what_each_was_asked(narrow: Model) ->
         assert {fact.format for fact in facts if isinstance(fact, p.LayerError)} == {format}
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_an_export_writes_the_folder(model: Model, tmp_path: Path) -> None:
     exported = model.export(tmp_path / "out", {"lm_head": "int8"})
     assert isinstance(list(exported)[-1], p.Exported)
