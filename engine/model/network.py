@@ -156,6 +156,8 @@ class Network:
         """By block, what is held there but not whole yet."""
         self.takes_positions = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         self._holding = False
+        self._run: object = None
+        """The run of the model that embedding and head are read for."""
 
     # -- weights -------------------------------------------------------------------------------
 
@@ -545,16 +547,20 @@ class Network:
             yield
             return
         hooks: list[Any] = []
+        this, before_this = object(), self._run
+        self._run = this
         with ExitStack() as stack:
 
             def reads(module: nn.Module, k: int) -> None:
                 own = stack.enter_context(ExitStack())
 
                 def before(_module: nn.Module, _args: Any) -> None:
-                    own.enter_context(self.blocks.block(k))
+                    if self._run is this:  # not one inside that needs less
+                        own.enter_context(self.blocks.block(k))
 
                 def after(_module: nn.Module, _args: Any, _output: Any) -> None:
-                    own.close()
+                    if self._run is this:
+                        own.close()
 
                 hooks.append(module.register_forward_pre_hook(before))
                 hooks.append(module.register_forward_hook(after))
@@ -565,6 +571,7 @@ class Network:
             try:
                 yield
             finally:
+                self._run = before_this
                 for hook in hooks:
                     hook.remove()
 

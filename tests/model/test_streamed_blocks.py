@@ -25,6 +25,8 @@ FILE = "model.safetensors"
 
 STREAMED = sorted({*tiny.ARCHITECTURES, *tiny.PLACED, *tiny.UNCALLED} - {"gemma4", "zamba2"})
 """But for those whose blocks share something: see below."""
+EMBEDDED_AGAIN = {"gemma3n", "gemma4_per_layer"}
+"""Their blocks are given something of the embedding too, so that it stays in memory."""
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +48,11 @@ def streamed(folder: Path) -> tuple[Network, StreamedBlocks]:
 
 
 @pytest.mark.parametrize("arch", STREAMED)
-def test_every_weight_and_every_state_is_that_of_the_loaded_model(built: Path) -> None:
+def test_every_weight_and_every_state_is_that_of_the_loaded_model(arch: str, built: Path) -> None:
     resident, (network, blocks) = load_network(built, device="cpu"), streamed(built)
-    assert blocks.reads == [2] * len(blocks), "opening takes two passes"
+    if blocks.outside:
+        assert blocks.reads == [2] * len(blocks), "opening takes two passes"
+    assert blocks.outside == (arch not in EMBEDDED_AGAIN)
     ids = tiny.ids(2, 24)
     assert list(network.layers.values()) == list(resident.layers.values())
     assert (network.tied, network.zeroed, network.takes_positions, network.state_size) == (
