@@ -19,6 +19,7 @@ from engine.errors import EngineError, UsageError
 from engine.export.target import target_named
 from engine.library.diagnosis import DiagnoseResult
 from engine.library.results import (
+    CalibrationResult,
     ComparisonResult,
     EvaluationResult,
     ExportResult,
@@ -195,6 +196,43 @@ class Model:
         """
         paths = tuple(str(each) for each in finished)
         return self._run(ComparisonResult(self, p.Compare(paths, score=score, restore=restore)))
+
+    def calibrate(
+        self,
+        sets: Sequence[str | Path],
+        *,
+        method: str = "int4-g128+gptq",
+        samples: Sequence[int] = (),
+        seq_lens: Sequence[int] = (),
+        texts: Sequence[str | Path] = (),
+        measure: bool = True,
+        halves: bool = True,
+    ) -> CalibrationResult:
+        """Calibration sets, by what a method makes of them on texts that none of them holds.
+
+        Args:
+            sets: names of sets, files, folders, datasets, ``random``, ``own`` or ``eval``.
+            method: a format whose methods use calibration text, of every layer of the body.
+            samples: windows of each set; a quarter, half and all of ``calib_tokens`` if empty.
+            seq_lens: tokens of each window; the evaluation's if empty.
+            texts: to judge the sets on; the model's evaluation text if empty.
+            measure: False only checks the sets, and quantises nothing.
+            halves: whether halves of each set are scored too.
+
+        Raises:
+            FormatError: the method does not parse.
+            JobError: a set has no such name, or the method uses no calibration text.
+        """
+        command = p.Calibrate(
+            sets=tuple(map(str, sets)),
+            method=method,
+            samples=tuple(samples),
+            seq_lens=tuple(seq_lens),
+            texts=tuple(map(str, texts)),
+            measure=measure,
+            halves=halves,
+        )
+        return self._run(CalibrationResult(self, command))
 
     def symptoms(
         self,

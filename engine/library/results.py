@@ -289,6 +289,31 @@ class ComparisonResult(Result[schema.CompareDocument]):
         return rows
 
 
+class CalibrationResult(Result[schema.CalibrateDocument]):
+    """Calibration sets compared. Iterating yields `CalibrationCheck`, `CalibrationScore` facts, and
+    `Progress`."""
+
+    yields = (p.CalibrationCheck, p.CalibrationScore, p.Progress)
+
+    def __init__(self, model: Source, command: p.Calibrate) -> None:
+        super().__init__(model, command)
+        self._method = str(parse_format(command.method))
+
+    def _is_mine(self, fact: p.CalibrationCheck | p.CalibrationScore) -> bool:
+        return isinstance(fact, p.CalibrationCheck) or fact.method == self._method
+
+    def _make(self, job: Job) -> schema.CalibrateDocument:
+        return documents.calibrate_document(self._model.session, job)
+
+    def _parts(self, document: dict[str, Any]) -> list[dict[str, Any]]:
+        """One row for every number of samples of a set on a text."""
+        return [
+            {key: value for key, value in part.items() if key != "texts"} | judged
+            for part in document["sets"]
+            for judged in part["texts"]
+        ]
+
+
 class SymptomsResult(Result[schema.SymptomsDocument]):
     """What a recipe says and answers. Iterating yields a `Continued` for every prompt."""
 

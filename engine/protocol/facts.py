@@ -582,7 +582,7 @@ class SymptomRestored(Fact, frozen=True, gc=False, kw_only=True):
     prompts: str
     """Key of the texts: hash of the prompts and of what the recipe wrote."""
     unit: str
-    """Name of the layer; or ``block 3``."""
+    """Name of the layer; or ``block 3``, ``block 3 self_attn``."""
     layers: tuple[str, ...]
     by: RestoredBy
     kl: float

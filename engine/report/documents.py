@@ -46,7 +46,6 @@ from engine.report.sweep_parts import (
     unit_parts,
 )
 from engine.report.symptom_parts import (
-    by_win,
     cause_part,
     prompt_part,
     rate_part,
@@ -279,7 +278,7 @@ def symptoms_document(
         rates=[rate_part(each) for each in rates(prompts)],
         alarms=len(alarms(prompts)),
         prompts=[prompt_part(each) for each in prompts],
-        restored=[] if traced is None else [restored_part(each) for each in by_win(traced)],
+        restored=[] if traced is None else [restored_part(each) for each in traced.ranked()],
         causes=[cause_part(each) for each in causes(session, prompts, traced, list(of))],
         tasks=[task_part(each) for each in found.tasks],
         divergence=UNSET if found.divergence is None else divergence_part(found.divergence),

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from engine.report.schema.bench import BenchBatch as BenchBatch
 from engine.report.schema.bench import BenchDocument as BenchDocument
+from engine.report.schema.calibration import AgainstPart as AgainstPart
 from engine.report.schema.calibration import CalibrateDocument as CalibrateDocument
 from engine.report.schema.calibration import CalibratedTextPart as CalibratedTextPart
 from engine.report.schema.calibration import CalibrationSetPart as CalibrationSetPart

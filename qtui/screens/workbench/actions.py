@@ -251,7 +251,7 @@ class WorkbenchActions(SharedActions):
 
     def tune_for(self, **said: Any) -> None:
         """Have the session remember what the recipe is tuned for; see `TuneFor`."""
-        now = self.session.tuned_for or p.TunedFor()
+        now = self.session.tuning
         known = {"target": now.target, "context": now.context, "batch": now.batch}
         self.ask(p.TuneFor(**{**known, **said}))
 
