@@ -53,6 +53,7 @@ from engine.protocol.commands import (
     same_request,
 )
 from engine.protocol.comparison import COMPARISON_VERSION, CalibrationSets, Comparison
+from engine.protocol.contrast import ContrastedChannel, ContrastedHead, ContrastedLayer
 from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
 from engine.protocol.events import (
     Agreement,
@@ -129,6 +130,7 @@ from engine.protocol.facts import (
     StoredLayer,
     Swap,
     Swapped,
+    SymptomContrast,
     SymptomCure,
     SymptomRestored,
     WeightError,
@@ -213,6 +215,9 @@ __all__ = [
     "Continued",
     "Continuing",
     "Contradiction",
+    "ContrastedChannel",
+    "ContrastedHead",
+    "ContrastedLayer",
     "Control",
     "Diagnose",
     "Direction",
@@ -293,6 +298,7 @@ __all__ = [
     "Swap",
     "Swapped",
     "Sweep",
+    "SymptomContrast",
     "SymptomCure",
     "SymptomRestored",
     "Symptoms",
