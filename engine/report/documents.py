@@ -53,6 +53,7 @@ from engine.report.symptom_parts import (
     sampling_part,
 )
 from engine.report.task_parts import task_part
+from engine.report.text_parts import text_part
 from engine.report.verdicts import from_weights
 from engine.session import Job, Session
 
@@ -324,9 +325,16 @@ def eval_document(
             bits_all=_known(score.bits_all),
             bytes=score.bytes,
         ),
+        texts=_on_texts(job),
         fallbacks=_fallbacks(session, _fell_back(session, formats)),
         timings=_timings(job),
     )
+
+
+def _on_texts(job: Job) -> list[s.TextPart] | UnsetType:
+    if not isinstance(job.command, p.MeasureTexts):
+        return UNSET
+    return [text_part(each) for each in job.read(p.MeasuredTexts).texts]
 
 
 def diagnose_document(
