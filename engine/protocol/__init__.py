@@ -163,7 +163,7 @@ from engine.protocol.keys import (
     Direction,
     EffectKey,
 )
-from engine.protocol.plans import Budget, CacheBlocks, Planned, PlanUnit, Point
+from engine.protocol.plans import CACHE_BITS, Budget, CacheBlocks, Planned, PlanUnit, Point
 from engine.protocol.settings import (
     Protocol,
     Settings,
@@ -172,6 +172,7 @@ from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling,
 from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
+    "CACHE_BITS",
     "COMPARISON_VERSION",
     "DELTA_P_QUANTILES",
     "KLD_QUANTILES",

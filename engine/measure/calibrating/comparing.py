@@ -32,6 +32,7 @@ from engine.measure.calibrating.windows import (
     set_windows,
 )
 from engine.measure.calibration.approximate import why_not_given
+from engine.measure.whole_model import refuse_streamed
 from engine.model.inputs import shared_inputs
 from engine.model.load import load_tokenizer
 from engine.model.memory import check_memory, memory_free, memory_needed, size_of
@@ -64,11 +65,10 @@ def compare_sets(
         OutOfMemoryError: statistics and weights do not fit beside the model.
     """
     counts = Course(timings={"load_s": loaded.load_s}, job=job)
-    if loaded.network.streamed:
-        raise UsageError(
-            "comparing calibration sets needs the whole model in memory, and this one is streamed "
-            "from disk: choose --dtype bf16 or a device with more memory"
-        )
+    refuse_streamed(
+        loaded.network, "comparisons of calibration sets", "once for every set and length",
+        "score one set with qtui eval --calib SET",
+    )  # fmt: skip
     opened, settings = loaded.opened, loaded.settings
     tokenizer = load_tokenizer(
         opened.path,

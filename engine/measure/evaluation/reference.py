@@ -133,12 +133,15 @@ class Reference:
     def lanes(self) -> int:
         """How many micro-batches may be in progress at once.
 
-        One if blocks are resident, otherwise as many as an eighth of the budget holds states of.
+        One if blocks are resident. Otherwise as many as an eighth of the budget holds states of; or
+        more, which wait on disk, as long as writing and reading them takes no more bytes than
+        reading the block that they are carried through.
         """
         if not self.network.streamed:
             return 1
-        state = self.sizes.state // len(self.batches)
-        return max(1, self.memory.room.limit // 8 // max(1, state))
+        state = max(1, self.sizes.state // len(self.batches))
+        spilled = self.network.largest_block // (2 * state)
+        return max(1, self.memory.room.limit // 8 // state, spilled)
 
     @torch.no_grad()
     def _arrive(self, batch: int, lane: Lane, collected: Collected) -> None:
