@@ -16,6 +16,7 @@ from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
+from engine.report.asked_parts import asked_parts
 from engine.report.calibration_parts import compared_sets, set_parts
 from engine.report.comparison_parts import artefact_part, compared_parts, divergence_part
 from engine.report.diagnosis_parts import (
@@ -443,6 +444,7 @@ def report_document(
         tried=tried_parts(session),
         plan=plan_part(session),
         compared=compared_parts(session),
+        asked=asked_parts(session) or UNSET,
         calibration_sets=compared_sets(session) or UNSET,
         agreement={} if isinstance(agreed, UnsetType) else agreed,
         fallbacks=_fallbacks(session, fell_back),

@@ -53,6 +53,7 @@ from engine.report.schema.plan import BoundPart as BoundPart
 from engine.report.schema.plan import PlanDocument as PlanDocument
 from engine.report.schema.plan import PredictedPart as PredictedPart
 from engine.report.schema.plan import UnitPart as UnitPart
+from engine.report.schema.report import AskedPart as AskedPart
 from engine.report.schema.report import ReportDocument as ReportDocument
 from engine.report.schema.report import ReportEffect as ReportEffect
 from engine.report.schema.report import ReportLayer as ReportLayer

@@ -21,13 +21,19 @@ def by_text(texts: Sequence[s.TextPart], *, as_markdown: bool = False) -> str:
     """
     if not texts:
         return ""
+    headings, rows = text_columns(texts)
+    return _drawn(headings, rows, as_markdown=as_markdown)
+
+
+def text_columns(texts: Sequence[s.TextPart]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of `by_text`."""
     rows = [
         ["tokens", *(f"{each.tokens:,}" for each in texts)],
         *_rows(texts),
         ["95% of that PPL", *(_interval(each.ppl_ci95) for each in texts)],
         ["top-1", *(share(each.top1_agreement) for each in texts)],
     ]
-    return _drawn(["", *(printable(each.name) for each in texts)], rows, as_markdown=as_markdown)
+    return ["", *(printable(each.name) for each in texts)], rows
 
 
 def by_position(texts: Sequence[s.TextPart], *, as_markdown: bool = False) -> str:
@@ -39,11 +45,16 @@ def by_position(texts: Sequence[s.TextPart], *, as_markdown: bool = False) -> st
     """
     found = []
     for each in texts:
-        headings = ["tokens before", *(_range(at) for at in each.positions)]
         said = f"by position in the windows of {printable(each.name)}"
-        drawn = _drawn(headings, _rows(each.positions), as_markdown=as_markdown)
+        headings, rows = position_columns(each)
+        drawn = _drawn(headings, rows, as_markdown=as_markdown)
         found.append(f"{escaped(said)}\n\n{drawn}" if as_markdown else f"{said}\n{drawn}")
     return "\n\n".join(found)
+
+
+def position_columns(text: s.TextPart) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of one table of `by_position`."""
+    return ["tokens before", *map(_range, text.positions)], _rows(text.positions)
 
 
 def _rows(columns: Sequence[Figures]) -> list[list[str]]:
