@@ -106,8 +106,11 @@ def test_warnings_and_fallbacks_are_in_every_form() -> None:
     session.notices.append(p.Notice("warning", "the text is short"))
     fell_back = p.Fallback(layer="lm_head", format="q4_k", why="256 does not divide")
     told(session, fell_back)
+    several = [name for name in session.layers.names if name.endswith("down_proj")]
+    told(session, *(p.Fallback(layer=name, format="q4_k", why="rows of 100") for name in several))
     given = document(session)
     for text in (Page(report_page(given)).text, report_markdown(given)):
+        assert text.count("rows of 100") == 1, "what is the same of several is said once"
         assert "Doubts" in text
         assert "the text is short" in text
         assert "256 does not divide" in text

@@ -15,6 +15,7 @@ from engine.report.page.charts import SHADES, heat_map, histogram_charts, size_c
 from engine.report.tables.asked import asked_tables
 from engine.report.tables.calibration import legend, matrix, warning_lines
 from engine.report.tables.cells import share
+from engine.report.tables.parts import fallback_sentences
 from engine.report.tables.report import (
     Row,
     facts,
@@ -67,6 +68,7 @@ def report_page(document: s.ReportDocument) -> str:
         wrong=[(each.name, found) for each in document.compared for found in each.findings],
         layers=[_layer(document, layer) for layer in document.layers[:LISTED]],
         left_out=max(0, len(document.layers) - LISTED),
+        fallbacks=fallback_sentences(document.fallbacks),
         protocol=protocol_facts(document),
         commands=document.commands,
     )
