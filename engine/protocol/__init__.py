@@ -29,6 +29,7 @@ from engine.protocol.commands import (
     FindSymptoms,
     MeasureErrors,
     MeasureRecipe,
+    MeasureTexts,
     NameRecipe,
     Open,
     Plan,
@@ -53,7 +54,14 @@ from engine.protocol.commands import (
     same_request,
 )
 from engine.protocol.comparison import COMPARISON_VERSION, CalibrationSets, Comparison
-from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
+from engine.protocol.divergence import (
+    DELTA_P_QUANTILES,
+    KLD_QUANTILES,
+    DivergenceTable,
+    MeasuredTexts,
+    ScoreAtPositions,
+    ScoreOnText,
+)
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
@@ -121,6 +129,7 @@ from engine.protocol.facts import (
     Likelihoods,
     Outliers,
     OutputError,
+    RecipeOnText,
     RecipeScore,
     RecipeTable,
     Rounding,
@@ -254,6 +263,8 @@ __all__ = [
     "Likelihoods",
     "MeasureErrors",
     "MeasureRecipe",
+    "MeasureTexts",
+    "MeasuredTexts",
     "ModelReady",
     "NameRecipe",
     "Notice",
@@ -271,6 +282,7 @@ __all__ = [
     "RecallScores",
     "RecipeChanged",
     "RecipeNamed",
+    "RecipeOnText",
     "RecipePartial",
     "RecipeScore",
     "RecipeTable",
@@ -281,6 +293,8 @@ __all__ = [
     "Rounding",
     "RunFirst",
     "Sampling",
+    "ScoreAtPositions",
+    "ScoreOnText",
     "Sensitivity",
     "Sent",
     "SetFormat",

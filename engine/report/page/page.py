@@ -12,6 +12,7 @@ from engine.report import schema as s
 from engine.report import wording as n
 from engine.report.characters import printable
 from engine.report.page.charts import SHADES, heat_map, histogram_charts, size_chart
+from engine.report.tables.asked import asked_tables
 from engine.report.tables.calibration import legend, matrix, warning_lines
 from engine.report.tables.cells import share
 from engine.report.tables.parts import fallback_sentences
@@ -61,6 +62,8 @@ def report_page(document: s.ReportDocument) -> str:
         used=formats_used(document),
         tried=tried_rows(document),
         finished=finished_rows(document.compared),
+        asked=[] if isinstance(document.asked, UnsetType) else document.asked,
+        tables=asked_tables,
         calibration=_calibration(document),
         wrong=[(each.name, found) for each in document.compared for found in each.findings],
         layers=[_layer(document, layer) for layer in document.layers[:LISTED]],

@@ -11,6 +11,7 @@ from msgspec import UnsetType
 from engine.report import schema as s
 from engine.report import wording as n
 from engine.report.characters import printable
+from engine.report.tables.asked import asked_markdown
 from engine.report.tables.calibration import legend, matrix, warning_lines
 from engine.report.tables.cells import NOT_KNOWN, share
 from engine.report.tables.layout import escaped, markdown, paragraphs
@@ -99,6 +100,7 @@ def report_markdown(document: s.ReportDocument) -> str:
             for each in document.compared
             for found in each.findings
         ),
+        *asked_markdown(document),
         *_calibration(document),
         "## Doubts" if doubts else "",
         "\n".join(f"- {each}" for each in doubts),
