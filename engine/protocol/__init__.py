@@ -29,6 +29,7 @@ from engine.protocol.commands import (
     FindSymptoms,
     MeasureErrors,
     MeasureRecipe,
+    MeasureTexts,
     NameRecipe,
     Open,
     Plan,
@@ -54,7 +55,14 @@ from engine.protocol.commands import (
 )
 from engine.protocol.comparison import COMPARISON_VERSION, CalibrationSets, Comparison
 from engine.protocol.contrast import ContrastedChannel, ContrastedHead, ContrastedLayer
-from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
+from engine.protocol.divergence import (
+    DELTA_P_QUANTILES,
+    KLD_QUANTILES,
+    DivergenceTable,
+    MeasuredTexts,
+    ScoreAtPositions,
+    ScoreOnText,
+)
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
@@ -122,6 +130,7 @@ from engine.protocol.facts import (
     Likelihoods,
     Outliers,
     OutputError,
+    RecipeOnText,
     RecipeScore,
     RecipeTable,
     Rounding,
@@ -156,7 +165,7 @@ from engine.protocol.keys import (
     Direction,
     EffectKey,
 )
-from engine.protocol.plans import Budget, CacheBlocks, Planned, PlanUnit, Point
+from engine.protocol.plans import CACHE_BITS, Budget, CacheBlocks, Planned, PlanUnit, Point
 from engine.protocol.settings import (
     Protocol,
     Settings,
@@ -165,6 +174,7 @@ from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling,
 from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
+    "CACHE_BITS",
     "COMPARISON_VERSION",
     "DELTA_P_QUANTILES",
     "KLD_QUANTILES",
@@ -258,6 +268,8 @@ __all__ = [
     "Likelihoods",
     "MeasureErrors",
     "MeasureRecipe",
+    "MeasureTexts",
+    "MeasuredTexts",
     "ModelReady",
     "NameRecipe",
     "Notice",
@@ -275,6 +287,7 @@ __all__ = [
     "RecallScores",
     "RecipeChanged",
     "RecipeNamed",
+    "RecipeOnText",
     "RecipePartial",
     "RecipeScore",
     "RecipeTable",
@@ -285,6 +298,8 @@ __all__ = [
     "Rounding",
     "RunFirst",
     "Sampling",
+    "ScoreAtPositions",
+    "ScoreOnText",
     "Sensitivity",
     "Sent",
     "SetFormat",

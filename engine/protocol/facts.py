@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from engine.protocol.contrast import ContrastedChannel, ContrastedHead, ContrastedLayer
-from engine.protocol.divergence import DivergenceTable
+from engine.protocol.divergence import DivergenceTable, ScoreOnText
 from engine.protocol.keys import By, CalibratedKey, CalibratedOn, Direction, EffectKey
 from engine.protocol.message import Message
 from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling
@@ -463,6 +463,14 @@ class RecipeTable(Fact, frozen=True, gc=False):
     table: DivergenceTable
 
 
+class RecipeOnText(Fact, frozen=True, gc=False):
+    """A recipe on one evaluation text, and by position in its windows."""
+
+    recipe: str
+    """Its hash."""
+    score: ScoreOnText
+
+
 class Likelihoods(Fact, frozen=True, gc=False, kw_only=True):
     """How likely continuations are after their contexts."""
 
@@ -824,6 +832,7 @@ AnyFact: TypeAlias = (
     | LayerRestored
     | Likelihoods
     | RecipeTable
+    | RecipeOnText
     | CalibrationCheck
     | CalibrationScore
     | Continued

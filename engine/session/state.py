@@ -376,6 +376,17 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
         """Layers of the current recipe that are not kept, with their formats."""
         return dict(self.changed)
 
+    @property
+    def tuning(self) -> p.TunedFor:
+        """What the recipe is tuned for: what was said last, else what the profile says."""
+        return self.tuned_for or p.TunedFor("", self.settings.context, self.settings.batch)
+
+    @property
+    def cache(self) -> dict[str, int]:
+        """Context, batch and bits of cached numbers that a budget of GiB has if it names none."""
+        said = self.tuning
+        return {**self.settings.cache, "context": said.context, "batch": said.batch}
+
     def score(self) -> p.RecipeScore | None:
         """The current recipe's measured score, complete or partial; None if there is none yet."""
         key = recipe_hash(self.changed)

@@ -40,6 +40,7 @@ from engine.measure.sweep.candidates import (
 )
 from engine.measure.sweep.control import control
 from engine.measure.sweep.exactness import parse_exactness
+from engine.measure.sweep.passes import said_of_passes
 from engine.measure.sweep.progress import SweepProgress, before_ranked
 from engine.measure.sweep.top_k import Evidence, outside, well_known
 from engine.measure.sweep.units import units
@@ -113,6 +114,8 @@ def sweep(
     for table in tables:
         if todo and table.todo:
             measuring = CandidateMeasurement(loaded, table, nll, counts)
+            top = exactness.top is not None
+            yield said_of_passes(network, measuring, table.todo, str(table.format), top=top)
             try:
                 if exactness.top is None:
                     yield from measuring.prepare()
