@@ -155,7 +155,8 @@ class FindSymptoms(Command, frozen=True, kw_only=True):
     """A file of prompts: an absolute path on the engine's machine."""
     sampling: Sampling = Sampling()
     why: bool = False
-    """Whether layers are given back where the recipe shows symptoms, to find those that cure it."""
+    """Whether layers are given back where the recipe shows symptoms, to find those that cure it,
+    and prompts that show one are compared with others."""
     tasks: tuple[str, ...] = ()
     """To be answered by both: files of JSON lines, absolute paths on the engine's machine, and
     names of lm-eval's tasks."""
@@ -179,6 +180,21 @@ class Evaluate(Command, frozen=True):
     recipe: str = ""
     """Name of a built-in recipe that ``layers`` overrides. Only ``first-last`` takes a ``format``:
     the others define the format of every layer."""
+
+
+class MeasureTexts(Command, frozen=True, kw_only=True):
+    """Measure a recipe on several texts, and by position in their windows. Returns
+    `MeasuredTexts`."""
+
+    texts: tuple[str, ...] = ()
+    """As ``--text`` takes them, files by absolute paths on the engine's machine; empty means the
+    session's."""
+    format: str = ""
+    """See `Evaluate`; of no recipe, the session's own is measured."""
+    layers: dict[str, str] = {}
+    """See `Evaluate`."""
+    recipe: str = ""
+    """See `Evaluate`."""
 
 
 class MeasureRecipe(Command, frozen=True):
@@ -390,6 +406,7 @@ _types: dict[str, type[Command]] = {
             Calibrate,
             FindSymptoms,
             Evaluate,
+            MeasureTexts,
             MeasureRecipe,
             RecallScores,
             Export,
