@@ -153,9 +153,9 @@ class VerdictLine(Lines):
         ]
         for said, helps in forms:
             key = f"  {self.enter_key if self.here else self.take_key}" if helps else ""
-            hints = (f"{key} takes it", key, "") if key else ("",)
+            hints = [f"{key} takes it", key, ""] if key else [""]
             if found.mix and found.mix == self._session.changed:
-                hints = ("  (taken)", "")
+                hints = ["  (taken)", ""]
             arrow = f" {g.arrow} " if helps else ""
             for last in hints:
                 if cell_len(said + arrow + helps + last) <= width:

@@ -134,7 +134,7 @@ async def test_figures_of_the_map_are_those_of_which_something_is_known() -> Non
         assert "error" in ids
         assert "input_ratio" not in ids
         await d.pilot.press("c")
-        assert "KL per MB" in d.screen() or "weight error" in d.screen()
+        assert "KL·10³ per MB" in d.screen() or "weight error" in d.screen()
 
 
 async def test_before_anything_is_known_it_says_so() -> None:
