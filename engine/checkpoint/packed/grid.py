@@ -49,8 +49,8 @@ class Grid:
         """See `engine.checkpoint.weight.Loaded`."""
         found = self.unpack(first, last)
         values = found.to(torch.float32) if self.table is None else self.table[found.int()]
-        scales = self._at(self.scales, first, last).to(torch.float32)
-        zeros = None if self.zeros is None else self._at(self.zeros, first, last).to(torch.float32)
+        scales = self.at(self.scales, first, last).to(torch.float32)
+        zeros = None if self.zeros is None else self.at(self.zeros, first, last).to(torch.float32)
         # By group, unless each column has its own.
         whole = values if self.index is not None else values.view(last - first, scales.shape[1], -1)
         if zeros is not None:
@@ -61,7 +61,7 @@ class Grid:
         if self.rounded:
             whole = whole.to(self.dtype).to(torch.float32)
         if self.offsets is not None:
-            whole.add_(self._wide(self._at(self.offsets, first, last).to(torch.float32)))
+            whole.add_(self._wide(self.at(self.offsets, first, last).to(torch.float32)))
         return whole.view(last - first, -1).to(self.dtype)
 
     def _wide(self, table: Tensor) -> Tensor:
@@ -75,7 +75,8 @@ class Grid:
         scales = self.scales[begin:end].to(torch.float32)
         return Codes(self.unpack(first, last), self.levels, scales, zeros)
 
-    def _at(self, table: Tensor, first: int, last: int) -> Tensor:
+    def at(self, table: Tensor, first: int, last: int) -> Tensor:
+        """The lines of scales, zero points or offsets that serve some rows of the weight."""
         if self.rows_each == 1:
             return table[first:last]
         return table[torch.arange(first, last) // self.rows_each]
