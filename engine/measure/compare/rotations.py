@@ -147,7 +147,8 @@ def _same_lengths(mine: Tensor, theirs: Tensor) -> bool:
 def _procrustes(mine: Tensor, theirs: Tensor) -> Tensor:
     """The orthogonal matrices nearest to ``mine · Q = theirs``; of a batch, each."""
     left, _, right = torch.linalg.svd(mine.mT @ theirs)
-    return left @ right
+    found: Tensor = left @ right
+    return found
 
 
 def hadamard(found: Tensor) -> Tensor | None:
@@ -297,7 +298,7 @@ def walsh(size: int) -> Tensor:
     found = torch.ones(1, 1)
     while len(found) < size:
         found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
-    return found * float(size) ** -0.5
+    return found.mul_(float(size) ** -0.5)
 
 
 def _same_products(weight: Tensor, stored: Tensor) -> bool:

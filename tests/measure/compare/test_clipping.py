@@ -47,13 +47,14 @@ def test_weights_beyond_the_grid_are_counted_channel_by_channel(
     group = torch.arange(IN) // GROUP if index is None else index
     wide = scale[:, group].double()
     zero = 8.0 if zeros is None else zeros[:, group].double()
-    code = (weight.double() / wide + zero).round()
-    beyond = (code < 0) | (code > 15)
-    assert found.share == pytest.approx(float(beyond.double().mean()), abs=2e-3)
+    code = weight.double() / wide + zero
+    rounded_scale = 16 / 256
+    beyond = (code < -0.5 - rounded_scale) | (code > 15.5 + rounded_scale)
+    assert found.share == pytest.approx(float(beyond.double().mean()), rel=1e-9)
     assert found.input == int(beyond.sum(0).argmax()) == 5
-    assert found.input_share == pytest.approx(float(beyond[:, 5].double().mean()), abs=0.05)
+    assert found.input_share == pytest.approx(float(beyond[:, 5].double().mean()), rel=1e-9)
     assert found.output == int(beyond.sum(1).argmax()) == 7
-    assert found.output_share == pytest.approx(float(beyond[7].double().mean()), abs=0.05)
+    assert found.output_share == pytest.approx(float(beyond[7].double().mean()), rel=1e-9)
     assert math.isnan(found.divisor)  # these scales are of no weight
 
 
