@@ -11,9 +11,10 @@ import msgspec
 import platformdirs
 import tomli
 
-from engine.errors import FormatError, ProfileError
+from engine.errors import FormatError, ProfileError, UsageError
 from engine.formats.grammar import parse_format
 from engine.protocol import Settings
+from engine.workers.asked import parse_workers
 
 DEFAULT_PROFILE = "standard"
 
@@ -34,6 +35,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     calib_tokens: int
     sigma: float
     unserved: bool = False
+    workers: str = ""
     fps: int
     nice: int
     idle_minutes: int = 10
@@ -56,6 +58,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "calib_tokens": self.calib_tokens,
             "sigma": self.sigma,
             "unserved": self.unserved,
+            "workers": self.workers,
         }
         chosen.update({key: value for key, value in given.items() if value is not None})
         return Settings(**chosen)
@@ -216,6 +219,11 @@ def _checked(path: Path, profile: str, key: str, value: object) -> object:
         low, high = RANGES[key]
         if not low <= found <= high:
             raise ProfileError(f"{where} is {found}, expected {low} to {high}")
+    if key == "workers":
+        try:
+            parse_workers(str(found))
+        except UsageError as error:
+            raise ProfileError(f"{where}: {error}") from error
     for format in found if isinstance(found, tuple) else ():
         _check_format(where, format)
     return found

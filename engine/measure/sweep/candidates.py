@@ -119,7 +119,8 @@ class CandidateMeasurement:
             counts: of the job.
         """
         self.loaded, self._table, self._nll = loaded, table, nll
-        self._counts = counts
+        self.counts = counts
+        """Of the job that measures now."""
         self._everything: RecipeRun | None = None
         network, self._reference = loaded.network, reference_of(loaded)
         self._room = memory_free(network.device) // 4
@@ -128,6 +129,11 @@ class CandidateMeasurement:
     def micro_batches(self) -> int:
         """Number of micro-batches."""
         return len(self._reference.batches)
+
+    @property
+    def lanes(self) -> int:
+        """How many candidates are best measured side by side."""
+        return self._reference.lanes
 
     @property
     def windows(self) -> int:
@@ -176,7 +182,7 @@ class CandidateMeasurement:
             if self._table.direction == "degrade":
                 held = yield from self._weights(candidate, keep=keep)
                 tally = yield from changed(
-                    self.loaded, batch, candidate.unit.start, held, self._counts
+                    self.loaded, batch, candidate.unit.start, held, self.counts
                 )
             else:
                 tally = yield from self._given_back(candidate, batch)
@@ -232,7 +238,7 @@ class CandidateMeasurement:
     def prepare(self) -> Generator[p.AnyEvent | None, None, None]:
         """Do before the first candidate what all share: for restore, the quantised network."""
         if self._table.direction == "restore":
-            stage = self._counts.stage("together", self.micro_batches)
+            stage = self.counts.stage("together", self.micro_batches)
             for batch in range(self.micro_batches):
                 if self._everything is not None:
                     yield stage.step(batch)
@@ -258,12 +264,12 @@ class CandidateMeasurement:
     ) -> Generator[p.AnyEvent | None, None, dict[str, Held]]:
         held: dict[str, Held] = {}
         method = needs_calibration(self._table.format)
-        stage = self._counts.stage("calibrating" if method else "quantising", len(layers))
+        stage = self.counts.stage("calibrating" if method else "quantising", len(layers))
         for done, name in enumerate(layers):
             if len(layers) > 1:
                 yield stage.step(done, name, str(self._table.format))
             held[name] = yield from approximated(
-                self.loaded, name, self._table.format, self._counts, compact=compact
+                self.loaded, name, self._table.format, self.counts, compact=compact
             )
             if self.loaded.should_stop():
                 yield None
@@ -278,7 +284,7 @@ class CandidateMeasurement:
         for candidate in due:
             name = candidate.unit.name
             batch = seen[name] = seen.get(name, len(candidate.tallies) - 1) + 1
-            yield from run_reference(reference, batch, self._counts)
+            yield from run_reference(reference, batch, self.counts)
             base: RecipeRun | Reference = reference
             if self._table.direction == "restore":
                 base = yield from self._quantised_body(batch)
@@ -301,7 +307,7 @@ class CandidateMeasurement:
         crossings = [each.set_out(held[each.candidate.unit.name]) for each in ways]
         if all(crossing.lane.at == end for crossing in crossings):
             yield from settle(range(end, end))
-        yield from cross(network, crossings, self._counts, prepare=settle)
+        yield from cross(network, crossings, self.counts, prepare=settle)
         for each in ways:
             each.candidate.tallies.append(each.tally())
 
@@ -321,14 +327,14 @@ class CandidateMeasurement:
             compact = compact_weights(reference, formats, what)
             held = yield from self._quantised(layers, compact=compact)
             self._everything = RecipeRun(reference, held)
-        yield from run_recipe(self._everything, batch, self._counts)
+        yield from run_recipe(self._everything, batch, self.counts)
         return self._everything
 
     def _given_back(
         self, candidate: Candidate, batch: int
     ) -> Generator[p.AnyEvent | None, None, Tally]:
         network, reference = self.loaded.network, self._reference
-        counts = self._counts
+        counts = self.counts
         yield from run_reference(reference, batch, counts)
         everything = yield from self._quantised_body(batch)
         together = everything.tally(batch)
