@@ -29,6 +29,7 @@ from engine.protocol.commands import (
     FindSymptoms,
     MeasureErrors,
     MeasureRecipe,
+    MeasureTexts,
     MeasureUnits,
     NameRecipe,
     Open,
@@ -55,7 +56,14 @@ from engine.protocol.commands import (
     same_request,
 )
 from engine.protocol.comparison import COMPARISON_VERSION, CalibrationSets, Comparison
-from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
+from engine.protocol.divergence import (
+    DELTA_P_QUANTILES,
+    KLD_QUANTILES,
+    DivergenceTable,
+    MeasuredTexts,
+    ScoreAtPositions,
+    ScoreOnText,
+)
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
@@ -126,6 +134,7 @@ from engine.protocol.facts import (
     Likelihoods,
     Outliers,
     OutputError,
+    RecipeOnText,
     RecipeScore,
     RecipeTable,
     Rounding,
@@ -159,7 +168,7 @@ from engine.protocol.keys import (
     Direction,
     EffectKey,
 )
-from engine.protocol.plans import Budget, CacheBlocks, Planned, PlanUnit, Point
+from engine.protocol.plans import CACHE_BITS, Budget, CacheBlocks, Planned, PlanUnit, Point
 from engine.protocol.settings import (
     Protocol,
     Settings,
@@ -168,6 +177,7 @@ from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling,
 from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
+    "CACHE_BITS",
     "COMPARISON_VERSION",
     "DELTA_P_QUANTILES",
     "KLD_QUANTILES",
@@ -258,7 +268,9 @@ __all__ = [
     "Likelihoods",
     "MeasureErrors",
     "MeasureRecipe",
+    "MeasureTexts",
     "MeasureUnits",
+    "MeasuredTexts",
     "ModelReady",
     "NameRecipe",
     "Notice",
@@ -276,6 +288,7 @@ __all__ = [
     "RecallScores",
     "RecipeChanged",
     "RecipeNamed",
+    "RecipeOnText",
     "RecipePartial",
     "RecipeScore",
     "RecipeTable",
@@ -286,6 +299,8 @@ __all__ = [
     "Rounding",
     "RunFirst",
     "Sampling",
+    "ScoreAtPositions",
+    "ScoreOnText",
     "Sensitivity",
     "Sent",
     "SetFormat",

@@ -203,6 +203,21 @@ class Evaluate(Command, frozen=True):
     the others define the format of every layer."""
 
 
+class MeasureTexts(Command, frozen=True, kw_only=True):
+    """Measure a recipe on several texts, and by position in their windows. Returns
+    `MeasuredTexts`."""
+
+    texts: tuple[str, ...] = ()
+    """As ``--text`` takes them, files by absolute paths on the engine's machine; empty means the
+    session's."""
+    format: str = ""
+    """See `Evaluate`; of no recipe, the session's own is measured."""
+    layers: dict[str, str] = {}
+    """See `Evaluate`."""
+    recipe: str = ""
+    """See `Evaluate`."""
+
+
 class MeasureRecipe(Command, frozen=True):
     """Measure the session's own recipe; the engine sends this to itself after every change."""
 
@@ -414,6 +429,7 @@ _types: dict[str, type[Command]] = {
             Calibrate,
             FindSymptoms,
             Evaluate,
+            MeasureTexts,
             MeasureRecipe,
             RecallScores,
             Export,

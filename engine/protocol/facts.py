@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from engine.protocol.divergence import DivergenceTable
+from engine.protocol.divergence import DivergenceTable, ScoreOnText
 from engine.protocol.keys import By, CalibratedKey, CalibratedOn, Direction, EffectKey
 from engine.protocol.message import Message
 from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling
@@ -462,6 +462,14 @@ class RecipeTable(Fact, frozen=True, gc=False):
     table: DivergenceTable
 
 
+class RecipeOnText(Fact, frozen=True, gc=False):
+    """A recipe on one evaluation text, and by position in its windows."""
+
+    recipe: str
+    """Its hash."""
+    score: ScoreOnText
+
+
 class Likelihoods(Fact, frozen=True, gc=False, kw_only=True):
     """How likely continuations are after their contexts."""
 
@@ -582,7 +590,7 @@ class SymptomRestored(Fact, frozen=True, gc=False, kw_only=True):
     prompts: str
     """Key of the texts: hash of the prompts and of what the recipe wrote."""
     unit: str
-    """Name of the layer; or ``block 3``."""
+    """Name of the layer; or ``block 3``, ``block 3 self_attn``."""
     layers: tuple[str, ...]
     by: RestoredBy
     kl: float
@@ -802,6 +810,7 @@ AnyFact: TypeAlias = (
     | LayerRestored
     | Likelihoods
     | RecipeTable
+    | RecipeOnText
     | CalibrationCheck
     | CalibrationScore
     | Continued

@@ -30,6 +30,7 @@ DECLARED = (
     "engine.measure.calibrating.job:CALIBRATE",
     "engine.measure.symptoms.job:SYMPTOMS",
     "engine.measure.evaluation.job:EVALUATE",
+    "engine.measure.by_text.job:BY_TEXT",
     "engine.measure.evaluation.job:MEASURE_RECIPE",
     "engine.measure.evaluation.job:RECALL",
     "engine.export.job:EXPORT",

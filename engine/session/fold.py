@@ -383,7 +383,7 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
                 traced.cures = [*traced.cures, fact]
             return "symptoms"
         case (
-            p.Likelihoods() | p.RecipeTable()
+            p.Likelihoods() | p.RecipeTable() | p.RecipeOnText()
         ):  # only the store needs them: what they say is in the job's result
             return "jobs"
         case p.CalibrationCheck():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from scipy.stats import fisher_exact
 
 from engine import protocol as p
 from engine.diagnosis.causes import causes, fisher
 from engine.diagnosis.of_symptoms import shown
-from engine.session import Session, Traced
+from engine.session import Session, Traced, order_of_wins
 
 FORMATS = ["int4-g128"]
 
@@ -82,6 +83,35 @@ def test_rows_of_zeros_point_at_scales_not_at_language() -> None:
     assert [each.id for each in found] == ["zero-scales", "layers"]
     assert found[0].layers == ("a",)
     assert "50.0%" in found[0].sentence
+
+
+def given_back(unit: str, layers: str, kl: float) -> p.SymptomRestored:
+    by = "layer" if len(layers) == 1 else "block" if unit == "block" else "module"
+    return p.SymptomRestored(
+        recipe="r", prompts="k", unit=unit, layers=tuple(layers), by=by, kl=kl, kl_se=0.01,
+        whole=1.0, texts=4,
+    )  # fmt: skip
+
+
+def test_layers_that_spoil_each_other_come_first_as_a_set() -> None:
+    block, attention = given_back("block", "abcd", 0.96), given_back("attention", "ab", 0.95)
+    mlp, best = given_back("mlp", "cd", 0.02), given_back("a", "a", 0.1)
+    other = given_back("c", "c", 0.019)
+    ranked = order_of_wins([block, mlp, other, best, attention])
+    assert [fact.unit for fact in ranked] == ["attention", "a", "c", "block", "mlp"]
+    found = Traced("k", restored={fact.unit: fact for fact in ranked})
+    cure = p.SymptomCure(recipe="r", prompts="k", layers=("a", "b"), failing=4, left=0)
+    found.cures = [msgspec.structs.replace(cure, layers=("a",), left=3), cure]
+    (cause,) = causes(Session(), shown(SET), found, FORMATS)
+    assert (cause.id, cause.layers) == ("layers", ("a", "b"))
+    assert "95% of the KL there together, 10% by a alone" in cause.sentence
+    (tried,) = cause.cures
+    assert tried.layers == ("a", "b")
+
+
+def test_a_set_of_which_one_layer_wins_all_comes_after_it() -> None:
+    module, layer = given_back("module", "ab", 0.9), given_back("a", "a", 0.85)
+    assert order_of_wins([module, layer]) == [layer, module]
 
 
 def test_a_head_is_named_as_one() -> None:

@@ -27,6 +27,7 @@ from engine.measure.evaluation.divergence import Tally, difference, perplexity
 from engine.measure.evaluation.evaluate import changed, run_recipe, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
+from engine.measure.evaluation.streamed_recipe import StreamedRecipe
 from engine.measure.preemption import repeated
 from engine.measure.sweep.top_k import Evidence, evidence
 from engine.measure.sweep.units import Unit
@@ -122,6 +123,7 @@ class CandidateMeasurement:
         self.counts = counts
         """Of the job that measures now."""
         self._everything: RecipeRun | None = None
+        self._body: StreamedRecipe | None = None
         network, self._reference = loaded.network, reference_of(loaded)
         self._room = memory_free(network.device) // 4
 
@@ -246,7 +248,7 @@ class CandidateMeasurement:
 
     def close(self) -> None:
         """Free what all candidates share."""
-        self._everything = None
+        self._everything = self._body = None
 
     def _weights(
         self, candidate: Candidate, *, keep: bool
@@ -295,6 +297,8 @@ class CandidateMeasurement:
 
         def settle(stretch: range) -> Generator[p.AnyEvent | None, None, None]:
             regions = with_head(stretch, end)
+            if self._body is not None:
+                yield from self._body.settle(regions)
             for name, unit in units.items():
                 own = held[name]
                 passed = [n for n in own if layers[n].start >= 0 and layers[n].last < stretch.start]
@@ -315,20 +319,28 @@ class CandidateMeasurement:
         """What a candidate sets a layer to: the format, or its original weight."""
         if self._table.direction == "restore":
             return self.loaded.network.weight(layer)
-        return (yield from self._quantised((layer,)))[layer]
+        return (yield from self._one(layer, self._table.format))
 
     def _quantised_body(self, batch: int) -> Generator[p.AnyEvent | None, None, RecipeRun]:
         """The network with its whole body in the format, run on a micro-batch."""
         reference = self._reference
         if self._everything is None:
             layers = body_holding(self.loaded, self._table.format)
-            what = "every layer of the body in a format, beside the model,"
             formats = dict.fromkeys(layers, self._table.format)
-            compact = compact_weights(reference, formats, what)
-            held = yield from self._quantised(layers, compact=compact)
-            self._everything = RecipeRun(reference, held)
-        yield from run_recipe(self._everything, batch, self.counts)
+            if self.loaded.network.streamed:
+                self._body = StreamedRecipe(reference, formats, self._one)
+                self._everything = self._body.run
+            else:
+                what = "every layer of the body in a format, beside the model,"
+                compact = compact_weights(reference, formats, what)
+                held = yield from self._quantised(layers, compact=compact)
+                self._everything = RecipeRun(reference, held)
+        settle = None if self._body is None else self._body.settle
+        yield from run_recipe(self._everything, batch, self.counts, settle=settle)
         return self._everything
+
+    def _one(self, layer: str, _format: Format) -> Generator[p.AnyEvent | None, None, Held]:
+        return (yield from self._quantised((layer,)))[layer]
 
     def _given_back(
         self, candidate: Candidate, batch: int

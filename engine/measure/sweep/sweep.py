@@ -38,6 +38,7 @@ from engine.measure.sweep.candidates import (
 from engine.measure.sweep.control import control
 from engine.measure.sweep.exactness import Exactness, parse_exactness
 from engine.measure.sweep.measured import measure_all, said_if_not_finite
+from engine.measure.sweep.passes import said_of_passes
 from engine.measure.sweep.progress import SweepProgress, before_ranked
 from engine.measure.sweep.shared import SharedTable
 from engine.measure.sweep.stored import from_store
@@ -129,6 +130,8 @@ def _swept(
     for table in tables:
         if todo and table.todo:
             measuring = CandidateMeasurement(loaded, table, nll, counts)
+            top = exactness.top is not None
+            yield said_of_passes(network, measuring, table.todo, str(table.format), top=top)
             try:
                 if exactness.top is None:
                     yield from measuring.prepare()

@@ -17,6 +17,7 @@ from engine.measure.counts import JobCounts
 from engine.measure.symptoms.continuing import Continuing
 from engine.measure.symptoms.tracing import failing_prompts, trace
 from engine.measure.symptoms.weights import recipe_weights
+from engine.measure.whole_model import refuse_streamed
 from engine.model.generation import why_not_cached
 from engine.model.network import Network
 from engine.service.jobs import Steps
@@ -69,12 +70,7 @@ def find_symptoms(
     left = [at for at, (address, _) in enumerate(addresses) if address not in known]
     if not left and not command.why:
         return msgspec.structs.replace(counts.outcome(), result=found)
-    if network.streamed:
-        raise UsageError(
-            "symptoms need the whole model in memory, which is streamed from disk here, once for "
-            "every new token: choose --dtype bf16, a larger --memory-budget, or a device with more "
-            "memory"
-        )
+    refuse_streamed(network, "symptoms", "once for every new token")
     held = yield from recipe_weights(loaded, formats, counts)
     if why := (caching := loaded.part(_Caching, lambda: _Caching(network))).why_not:
         yield p.Notice("info", f"every new token runs the whole text again: {why}")

@@ -15,10 +15,8 @@ from engine.measure.symptoms.restoring import (
     FAILING,
     Failing,
     Restoring,
-    Unit,
-    units_first,
-    units_within,
 )
+from engine.measure.symptoms.units import Unit, units_first, units_within
 from engine.model.network import Held
 from engine.store import keys
 from engine.texts.prompts import Tokens
@@ -78,9 +76,10 @@ def trace(
     first = units_first(loaded.network, on.recipe)
     found = yield from _restored(loaded, restoring, first, on, counts)
     if any(unit.by == "block" for unit, _ in found):
-        found += yield from _restored(loaded, restoring, units_within(found), on, counts)
-    ranked = sorted((fact for _, fact in found), key=lambda each: -each.kl)
-    for back, rest in restoring.cures(ranked):
+        found += yield from _restored(
+            loaded, restoring, units_within(loaded.network, found), on, counts
+        )
+    for back, rest in restoring.cures([fact for _, fact in found]):
         key = keys.SymptomCure(**{**_fields(on), "layers": back}).address
         cure = loaded.known([key]).get(key)
         if isinstance(cure, p.SymptomCure):

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from engine.report.schema.bench import BenchBatch as BenchBatch
 from engine.report.schema.bench import BenchDocument as BenchDocument
+from engine.report.schema.calibration import AgainstPart as AgainstPart
 from engine.report.schema.calibration import CalibrateDocument as CalibrateDocument
 from engine.report.schema.calibration import CalibratedTextPart as CalibratedTextPart
 from engine.report.schema.calibration import CalibrationSetPart as CalibrationSetPart
@@ -28,7 +29,9 @@ from engine.report.schema.diagnosis import DriftPart as DriftPart
 from engine.report.schema.diagnosis import ErrorsPart as ErrorsPart
 from engine.report.schema.diagnosis import TriedPart as TriedPart
 from engine.report.schema.evaluation import EvalDocument as EvalDocument
+from engine.report.schema.evaluation import PositionsPart as PositionsPart
 from engine.report.schema.evaluation import RecipePart as RecipePart
+from engine.report.schema.evaluation import TextPart as TextPart
 from engine.report.schema.export import ExportDocument as ExportDocument
 from engine.report.schema.imatrix import ImatrixDocument as ImatrixDocument
 from engine.report.schema.parts import AgreementPart as AgreementPart
@@ -50,6 +53,7 @@ from engine.report.schema.plan import BoundPart as BoundPart
 from engine.report.schema.plan import PlanDocument as PlanDocument
 from engine.report.schema.plan import PredictedPart as PredictedPart
 from engine.report.schema.plan import UnitPart as UnitPart
+from engine.report.schema.report import AskedPart as AskedPart
 from engine.report.schema.report import ReportDocument as ReportDocument
 from engine.report.schema.report import ReportEffect as ReportEffect
 from engine.report.schema.report import ReportLayer as ReportLayer

@@ -115,10 +115,10 @@ class SymptomRate(Part, frozen=True, kw_only=True):
 
 
 class RestoredLayer(Part, frozen=True, kw_only=True):
-    """What giving a layer, or a block, back wins on the texts that show symptoms."""
+    """What giving a layer, a module or a block back wins on the texts that show symptoms."""
 
     name: str
-    """Name of the layer; or `block 3`."""
+    """Name of the layer; or `block 3`, `block 3 self_attn`."""
     layers: list[str]
     """Layers that were given back."""
     kl: Number
@@ -255,7 +255,8 @@ class SymptomsDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag=
     prompts: list[PromptPart]
     """All prompts, in their order."""
     restored: list[RestoredLayer]
-    """Layers and blocks that were given back where symptoms show, the one that wins most first."""
+    """Layers, modules of blocks, and blocks that were given back where symptoms show, the one that
+    wins most first; last those that win no more than a part of them by itself."""
     causes: list[CausePart]
     """Causes that were measured, the surest first."""
     tasks: list[TaskPart]
