@@ -56,6 +56,7 @@ from engine.protocol.commands import (
     same_request,
 )
 from engine.protocol.comparison import COMPARISON_VERSION, CalibrationSets, Comparison
+from engine.protocol.contrast import ContrastedChannel, ContrastedHead, ContrastedLayer
 from engine.protocol.divergence import (
     DELTA_P_QUANTILES,
     KLD_QUANTILES,
@@ -143,6 +144,7 @@ from engine.protocol.facts import (
     StoredLayer,
     Swap,
     Swapped,
+    SymptomContrast,
     SymptomCure,
     SymptomRestored,
     WeightError,
@@ -228,6 +230,9 @@ __all__ = [
     "Continued",
     "Continuing",
     "Contradiction",
+    "ContrastedChannel",
+    "ContrastedHead",
+    "ContrastedLayer",
     "Control",
     "Diagnose",
     "Direction",
@@ -315,6 +320,7 @@ __all__ = [
     "Swap",
     "Swapped",
     "Sweep",
+    "SymptomContrast",
     "SymptomCure",
     "SymptomRestored",
     "Symptoms",

@@ -177,7 +177,8 @@ class FindSymptoms(Command, frozen=True, kw_only=True):
     """A file of prompts: an absolute path on the engine's machine."""
     sampling: Sampling = Sampling()
     why: bool = False
-    """Whether layers are given back where the recipe shows symptoms, to find those that cure it."""
+    """Whether layers are given back where the recipe shows symptoms, to find those that cure it,
+    and prompts that show one are compared with others."""
     tasks: tuple[str, ...] = ()
     """To be answered by both: files of JSON lines, absolute paths on the engine's machine, and
     names of lm-eval's tasks."""

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from engine.protocol.contrast import ContrastedChannel, ContrastedHead, ContrastedLayer
 from engine.protocol.divergence import DivergenceTable, ScoreOnText
 from engine.protocol.keys import By, CalibratedKey, CalibratedOn, Direction, EffectKey
 from engine.protocol.message import Message
@@ -620,6 +621,27 @@ class SymptomCure(Fact, frozen=True, gc=False, kw_only=True):
     """Of them, those that still show a symptom that the reference does not."""
 
 
+class SymptomContrast(Fact, frozen=True, gc=False, kw_only=True):
+    """Prompts that show a symptom against prompts that do not: what differs inside the model.
+
+    On each prompt with what the reference wrote after it: a text that shows no symptom itself.
+    """
+
+    recipe: str
+    prompts: str
+    """See `SymptomRestored`."""
+    failing: int
+    """Prompts that show a symptom which the reference does not."""
+    healthy: int
+    """Prompts that do not; without any there are only heads, by their divergence alone."""
+    channels: tuple[ContrastedChannel, ...] = ()
+    """Those that differ most, first."""
+    layers: tuple[ContrastedLayer, ...] = ()
+    heads: tuple[ContrastedHead, ...] = ()
+    why: str = ""
+    """Why something could not be compared; empty if all was."""
+
+
 class Baseline(Fact, frozen=True, gc=False):
     """The score of the unchanged model."""
 
@@ -816,4 +838,5 @@ AnyFact: TypeAlias = (
     | Continued
     | SymptomRestored
     | SymptomCure
+    | SymptomContrast
 )

@@ -373,12 +373,14 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             | p.LayerRestored()
         ):
             return _compared(session, fact)
-        case p.SymptomRestored() | p.SymptomCure():
+        case p.SymptomRestored() | p.SymptomCure() | p.SymptomContrast():
             traced = session.traced.get(fact.recipe)
             if traced is None or traced.prompts != fact.prompts:
                 traced = session.traced[fact.recipe] = Traced(fact.prompts)
             if isinstance(fact, p.SymptomRestored):
                 traced.restored[fact.unit] = fact
+            elif isinstance(fact, p.SymptomContrast):
+                traced.contrast = fact
             elif fact not in traced.cures:
                 traced.cures = [*traced.cures, fact]
             return "symptoms"

@@ -248,6 +248,8 @@ class Traced(msgspec.Struct, forbid_unknown_fields=True):
     """What giving a layer, or a block, back wins."""
     cures: list[p.SymptomCure] = []
     """Layers given back together, ever more of them."""
+    contrast: p.SymptomContrast | None = None
+    """The prompts that fail against those that do not."""
 
     def ranked(self) -> list[p.SymptomRestored]:
         """Everything that was given back, in the order of `order_of_wins`."""

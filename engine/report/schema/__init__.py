@@ -76,6 +76,10 @@ from engine.report.schema.sweep import SweepLayer as SweepLayer
 from engine.report.schema.sweep import SweepUnit as SweepUnit
 from engine.report.schema.symptoms import CausePart as CausePart
 from engine.report.schema.symptoms import ChoicePart as ChoicePart
+from engine.report.schema.symptoms import ContrastedChannelPart as ContrastedChannelPart
+from engine.report.schema.symptoms import ContrastedHeadPart as ContrastedHeadPart
+from engine.report.schema.symptoms import ContrastedLayerPart as ContrastedLayerPart
+from engine.report.schema.symptoms import ContrastPart as ContrastPart
 from engine.report.schema.symptoms import CurePart as CurePart
 from engine.report.schema.symptoms import DifferencePart as DifferencePart
 from engine.report.schema.symptoms import LoopPart as LoopPart
