@@ -98,3 +98,17 @@ def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "prose.txt"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are checked in this process: without the seconds that another one needs to begin."""
+    from engine.export import load_check
+
+    def asked(question: object, go_on: object) -> str:
+        if isinstance(question, load_check._Planned):
+            return load_check.problem_of_plan(question)
+        assert isinstance(question, load_check._Question)
+        return load_check.problem_of(question)
+
+    monkeypatch.setattr(load_check, "_asked", asked)

@@ -52,7 +52,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
                     f"{checkpoint.tensors[weight.pieces[0]].file} stores {weight.name!r} twice, "
                     f"plain and as {weight.pieces[0]!r}; remove one of them"
                 )
-            found[weight.name] = weight
+            found[weight.name] = replace(weight, places=_places(checkpoint, weight))
             owner |= dict.fromkeys(weight.pieces, weight.name)
     if not found:
         return checkpoint
@@ -67,6 +67,11 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
 
 _PLAIN = ("float16", "bfloat16", "float32", "float64")
 """Every layout has a tensor in another dtype."""
+
+
+def _places(checkpoint: Checkpoint, weight: QuantisedWeight) -> tuple[tuple[Path, int, int], ...]:
+    tensors = (checkpoint.tensors[piece] for piece in weight.pieces)
+    return tuple((tensor.file, tensor.start, tensor.bytes) for tensor in tensors)
 
 
 def _is_other(checkpoint: Checkpoint, weight: QuantisedWeight) -> bool:

@@ -11,6 +11,7 @@ from math import prod
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.layers import DiskLayer
+from engine.checkpoint.rows import read_ahead
 from engine.checkpoint.weight import Loaded, QuantisedWeight
 
 _DTYPES = ("float16", "bfloat16", "float32")
@@ -63,7 +64,11 @@ class DequantisedRows:
             self._loaded.clear()
 
     def announce(self, first: int, rows: int) -> None:
-        """Does nothing: pieces are read whole."""
+        """Tell the system, once, that the pieces are read soon: they are read whole."""
+        if first == 0:
+            for weight in self._weights:
+                for file, start, count in weight.places:
+                    read_ahead(file, start, count)
 
 
 def dequantised_rows(checkpoint: Checkpoint, layer: DiskLayer) -> DequantisedRows | None:

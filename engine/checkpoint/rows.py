@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
@@ -44,12 +45,9 @@ class StoredRows:
             filled += count
 
     def announce(self, first: int, rows: int) -> None:
-        """Tell the system that these rows are read soon, so that it reads ahead; it may not."""
-        if not hasattr(os, "posix_fadvise"):
-            return
+        """Tell the system that these rows are read soon."""
         for part, start, count in self._spans(first, rows):
-            with suppress(OSError), part.file.open("rb", buffering=0) as stream:
-                os.posix_fadvise(stream.fileno(), start, count, os.POSIX_FADV_WILLNEED)
+            read_ahead(part.file, start, count)
 
     def _spans(self, first: int, rows: int) -> Iterator[tuple[TensorInfo, int, int]]:
         """The parts that hold some rows, with the offset in the file and the bytes of each."""
@@ -60,6 +58,14 @@ class StoredRows:
                 yield part, part.start + skip, count
                 left -= count
             skip = max(0, skip - part.bytes)
+
+
+def read_ahead(file: Path, start: int, count: int) -> None:
+    """Tell the system that some bytes are read soon, so that it reads ahead; it may not."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError), file.open("rb", buffering=0) as stream:
+        os.posix_fadvise(stream.fileno(), start, count, os.POSIX_FADV_WILLNEED)
 
 
 def stored_rows(checkpoint: Checkpoint, layer: DiskLayer) -> StoredRows | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class QuantisedWeight:
     otherwise: tuple[QuantisedWeight, ...] = ()
     """Other ways to read the same tensors, each with what was `declared` and what it is `read_as`:
     an original at hand decides between them."""
+    places: tuple[tuple[Path, int, int], ...] = ()
+    """Where its pieces lie: file, first byte and bytes of each."""
 
     @property
     def height(self) -> int:

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from engine import protocol as p
 from engine.diagnosis.detectors import KINDS, Kind
+from engine.diagnosis.of_contrast import diverging, firing
 from engine.diagnosis.of_symptoms import Rate, Shown, alarms, vanishing_refusals
 from engine.session import Session, Traced
 from engine.session.artefact import OUTSIDE
@@ -72,6 +74,8 @@ def causes(
     if traced is not None and traced.restored:
         found += _broken_weights(kind, traced)
         found += _layers(session, kind, traced, formats)
+    if traced is not None and traced.contrast is not None:
+        found += _inside(kind, traced.contrast)
     found += _topics(kind, prompts)
     found += _refusals(prompts)
     return found
@@ -85,6 +89,8 @@ def _commonest(failing: Sequence[Shown]) -> Kind:
 def _broken_weights(kind: Kind, traced: Traced) -> Iterator[Cause]:
     """Rows of zeros, and values that are not finite: of scales, whatever the text says."""
     for fact in traced.ranked():
+        if fact.by != "layer":
+            continue
         if (fact.zeroed < ZEROED and not fact.nonfinite) or fact.kl <= 0:
             continue
         zeroed = fact.zeroed >= fact.nonfinite
@@ -107,18 +113,17 @@ def _broken_weights(kind: Kind, traced: Traced) -> Iterator[Cause]:
 def _layers(
     session: Session, kind: Kind, traced: Traced, formats: Sequence[str]
 ) -> Iterator[Cause]:
-    ranked = [fact for fact in traced.ranked() if fact.kl > 0]
+    won = [fact for fact in traced.ranked() if fact.kl > 0]
+    ranked = [fact for fact in won if fact.by == "layer"]
     cured = next((cure for cure in traced.cures if not cure.left), None)
-    best = ranked[0] if ranked else None
-    if best is None:
+    if not won:
         return
+    best = won[0]
     evidence = {"kl": best.whole, "kl_back": best.kl, "kl_back_se": best.kl_se}
     if cured is not None:
-        back = {fact.unit: fact for fact in ranked}
-        wins = {name: fact.kl for name, fact in back.items()}
+        wins = {fact.unit: fact.kl for fact in ranked}
         named = tuple(sorted(cured.layers, key=lambda name: -wins.get(name, 0.0)))
         outside = [name for name in named if _role(session, name) in OUTSIDE]
-        shares = [back[name].kl / best.whole for name in named if name in back and best.whole > 0]
         id = "layers"
         if outside and outside[0] == named[0]:
             id = _role(session, outside[0])
@@ -128,7 +133,7 @@ def _layers(
             sentence=f"{_list(named)} given back: the symptom is gone from "
             + (f"all {cured.failing} prompts" if cured.failing > 1 else "the prompt")
             + f" that {'were' if cured.failing > 1 else 'was'} tried"
-            + (f" ({shares[0]:.0%} of the KL there by {named[0]} alone)" if shares else ""),
+            + _shares(named, won),
             layers=named,
             evidence={**evidence, "prompts": float(cured.failing), "left": 0.0},
             cures=_tried(traced),
@@ -138,8 +143,8 @@ def _layers(
     if least is None:
         return
     share = sum(max(fact.kl, 0.0) for fact in ranked[:NAMED]) / best.whole if best.whole else 0.0
-    blocks = [fact.kl for fact in traced.restored.values() if fact.by == "block"]
-    spread = share < SPREAD and max(blocks, default=0.0) < SPREAD * best.whole
+    sets = [fact.kl for fact in won if fact.by != "layer"]
+    spread = share < SPREAD and max(sets, default=0.0) < SPREAD * best.whole
     yield Cause(
         symptom=kind,
         id="spread" if spread else "more-layers",
@@ -154,6 +159,20 @@ def _layers(
         },
         cures=tuple(_next(formats)),
     )  # fmt: skip
+
+
+def _shares(named: Sequence[str], won: Sequence[p.SymptomRestored]) -> str:
+    """What layers win together, where that was measured, and what the best of them wins alone."""
+    said = []
+    for fact in won:
+        if fact.whole > 0 and len(named) > 1 and set(fact.layers) == set(named):
+            said.append(f"{fact.kl / fact.whole:.0%} of the KL there together")
+            break
+    alone = next((fact for fact in won if fact.layers == (named[0],)), None)
+    if alone is not None and alone.whole > 0:
+        of = "" if said else " of the KL there"
+        said.append(f"{alone.kl / alone.whole:.0%}{of} by {named[0]} alone")
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _tried(traced: Traced) -> tuple[Cure, ...]:
@@ -181,6 +200,24 @@ def _next(formats: Sequence[str]) -> Iterator[Cure]:
     if any("+gptq" in each or "+awq" in each for each in formats):
         yield Cure(sentence="calibration text like the prompts that fail (--calib)")
     yield Cure(sentence="more bits where a sweep says that they pay (qtui plan)")
+
+
+def _inside(kind: Kind, contrast: p.SymptomContrast) -> Iterator[Cause]:
+    """Channels that fire, and heads that diverge, only where prompts fail."""
+    for layer, sentence, evidence in firing(contrast):
+        yield Cause(
+            symptom=kind,
+            id="channels",
+            sentence=sentence,
+            layers=(layer,),
+            evidence=evidence,
+            cures=(
+                Cure(sentence=f"calibration text like the prompts that fail for {layer} (--calib)"),
+                Cure(sentence=f"more bits, or a smaller group, for {layer}", layers=(layer,)),
+            ),
+        )
+    for sentence, evidence in diverging(contrast):
+        yield Cause(symptom=kind, id="attention-head", sentence=sentence, evidence=evidence)
 
 
 def _topics(kind: Kind, prompts: Sequence[Shown]) -> Iterator[Cause]:

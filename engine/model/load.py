@@ -480,7 +480,7 @@ def _streamed_note(
     if budget is not None and least > budget * RESIDENT:
         said += "; even that is more than the budget leaves"
     if blocks.spent:
-        seconds = blocks.spent * len(blocks) / sum(blocks.reads)
+        seconds = blocks.pace * len(blocks)
         said += (
             f"; reading all blocks takes about {max(1, round(seconds))} s, an estimate does twice"
         )

@@ -286,10 +286,15 @@ class Network:
     def weights_in_memory(self) -> int:
         """Bytes of weights that are in memory at a time: all, or those outside of blocks and two
         blocks where they are streamed."""
-        blocks = sorted(sum(map(_bytes, block.parameters())) for block in self.blocks.modules)
+        blocks = sorted(map(_bytes_of, self.blocks.modules))
         if self.blocks.at_once < len(blocks):
             blocks = blocks[-1 - self.blocks.at_once :]  # the next one is read meanwhile
         return self.weights_outside + sum(blocks)
+
+    @property
+    def largest_block(self) -> int:
+        """Bytes of the largest block's weights."""
+        return max(map(_bytes_of, self.blocks.modules))
 
     @property
     def weights_outside(self) -> int:
@@ -566,6 +571,10 @@ class Network:
 
     def _count_hooks(self) -> int:
         return sum(map(len, self._hook_tables))
+
+
+def _bytes_of(block: nn.Module) -> int:
+    return sum(map(_bytes, block.parameters()))
 
 
 def _bytes(parameter: Tensor) -> int:

@@ -56,6 +56,11 @@ class StreamedBlocks:
         return len(self.modules)
 
     @property
+    def pace(self) -> float:
+        """Seconds that reading a block takes, as far as they were read; 0 if none was."""
+        return self.spent / max(1, sum(self.reads))
+
+    @property
     def largest(self) -> int:
         """Bytes of the largest block."""
         return max(sum(map(_bytes, own.values())) for own in self._own)

@@ -6,7 +6,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from engine.protocol.divergence import DivergenceTable
+from engine.protocol.contrast import ContrastedChannel, ContrastedHead, ContrastedLayer
+from engine.protocol.divergence import DivergenceTable, ScoreOnText
 from engine.protocol.keys import By, CalibratedKey, CalibratedOn, Direction, EffectKey
 from engine.protocol.message import Message
 from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling
@@ -478,6 +479,14 @@ class RecipeTable(Fact, frozen=True, gc=False):
     table: DivergenceTable
 
 
+class RecipeOnText(Fact, frozen=True, gc=False):
+    """A recipe on one evaluation text, and by position in its windows."""
+
+    recipe: str
+    """Its hash."""
+    score: ScoreOnText
+
+
 class Likelihoods(Fact, frozen=True, gc=False, kw_only=True):
     """How likely continuations are after their contexts."""
 
@@ -598,7 +607,7 @@ class SymptomRestored(Fact, frozen=True, gc=False, kw_only=True):
     prompts: str
     """Key of the texts: hash of the prompts and of what the recipe wrote."""
     unit: str
-    """Name of the layer; or ``block 3``."""
+    """Name of the layer; or ``block 3``, ``block 3 self_attn``."""
     layers: tuple[str, ...]
     by: RestoredBy
     kl: float
@@ -626,6 +635,27 @@ class SymptomCure(Fact, frozen=True, gc=False, kw_only=True):
     """Prompts."""
     left: int
     """Of them, those that still show a symptom that the reference does not."""
+
+
+class SymptomContrast(Fact, frozen=True, gc=False, kw_only=True):
+    """Prompts that show a symptom against prompts that do not: what differs inside the model.
+
+    On each prompt with what the reference wrote after it: a text that shows no symptom itself.
+    """
+
+    recipe: str
+    prompts: str
+    """See `SymptomRestored`."""
+    failing: int
+    """Prompts that show a symptom which the reference does not."""
+    healthy: int
+    """Prompts that do not; without any there are only heads, by their divergence alone."""
+    channels: tuple[ContrastedChannel, ...] = ()
+    """Those that differ most, first."""
+    layers: tuple[ContrastedLayer, ...] = ()
+    heads: tuple[ContrastedHead, ...] = ()
+    why: str = ""
+    """Why something could not be compared; empty if all was."""
 
 
 class Baseline(Fact, frozen=True, gc=False):
@@ -818,9 +848,11 @@ AnyFact: TypeAlias = (
     | LayerRestored
     | Likelihoods
     | RecipeTable
+    | RecipeOnText
     | CalibrationCheck
     | CalibrationScore
     | Continued
     | SymptomRestored
     | SymptomCure
+    | SymptomContrast
 )

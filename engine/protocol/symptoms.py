@@ -48,7 +48,8 @@ class Continuation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     write has a large one."""
 
 
-RestoredBy: TypeAlias = Literal["layer", "block"]
+RestoredBy: TypeAlias = Literal["layer", "module", "block"]
+"""``module``: a direct child of a block with several layers, as its attention or its MLP."""
 
 
 class Symptoms(msgspec.Struct, frozen=True):

@@ -12,7 +12,6 @@ from engine.diagnosis.detectors import Symptom
 from engine.diagnosis.of_symptoms import KindRate, Shown
 from engine.report import schema as s
 from engine.report.json import finite
-from engine.session import Traced
 
 
 def sampling_part(how: p.Sampling, seed: int) -> s.SamplingPart:
@@ -83,13 +82,8 @@ def rate_part(found: KindRate) -> s.SymptomRate:
     )
 
 
-def by_win(traced: Traced) -> list[p.SymptomRestored]:
-    """Everything that was given back, the one that wins most first."""
-    return sorted(traced.restored.values(), key=lambda each: -each.kl)
-
-
 def restored_part(fact: p.SymptomRestored) -> s.RestoredLayer:
-    """What giving a layer or a block back wins."""
+    """What giving layers back wins."""
     return s.RestoredLayer(
         name=fact.unit,
         layers=list(fact.layers),
@@ -99,6 +93,47 @@ def restored_part(fact: p.SymptomRestored) -> s.RestoredLayer:
         texts=fact.texts,
         zeroed=finite(fact.zeroed),
         nonfinite=finite(fact.nonfinite),
+    )
+
+
+def contrast_part(fact: p.SymptomContrast) -> s.ContrastPart:
+    """Prompts that fail against prompts that do not."""
+    return s.ContrastPart(
+        failing=fact.failing,
+        healthy=fact.healthy,
+        channels=[
+            s.ContrastedChannelPart(
+                layer=each.layer,
+                channel=each.channel,
+                failing=finite(each.failing),
+                healthy=finite(each.healthy),
+                chance=finite(each.chance),
+                share=finite(each.share),
+                share_healthy=finite(each.share_healthy),
+            )
+            for each in fact.channels
+        ],
+        layers=[
+            s.ContrastedLayerPart(
+                layer=each.layer,
+                failing=finite(each.failing),
+                healthy=finite(each.healthy),
+                chance=finite(each.chance),
+            )
+            for each in fact.layers
+        ],
+        heads=[
+            s.ContrastedHeadPart(
+                block=each.block,
+                module=each.module,
+                head=each.head,
+                failing=finite(each.failing),
+                healthy=finite(each.healthy),
+                chance=finite(each.chance),
+            )
+            for each in fact.heads
+        ],
+        why=fact.why or UNSET,
     )
 
 

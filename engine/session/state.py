@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -73,6 +73,8 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     timings: dict[str, float] = {}
     result: dict[str, Any] = {}
     """What it returned, as a map; see `read`."""
+    workers: tuple[p.WorkerState, ...] = ()
+    """The processes that take part, the engine's own first; empty if it is alone."""
 
     def read(self, kind: type[Result]) -> Result:
         """What the job returned, as the Struct that it is.
@@ -246,11 +248,32 @@ class Traced(msgspec.Struct, forbid_unknown_fields=True):
     """What giving a layer, or a block, back wins."""
     cures: list[p.SymptomCure] = []
     """Layers given back together, ever more of them."""
+    contrast: p.SymptomContrast | None = None
+    """The prompts that fail against those that do not."""
 
     def ranked(self) -> list[p.SymptomRestored]:
-        """Single layers, the one that wins most first."""
-        layers = [each for each in self.restored.values() if each.by == "layer"]
-        return sorted(layers, key=lambda each: -each.kl)
+        """Everything that was given back, in the order of `order_of_wins`."""
+        return order_of_wins(list(self.restored.values()))
+
+
+NEARLY = 0.9
+"""Share of what a set of layers wins by which a part of it counts as winning the same."""
+
+
+def order_of_wins(found: Sequence[p.SymptomRestored]) -> list[p.SymptomRestored]:
+    """What wins most first; last what wins no more than a part of it does by itself.
+
+    A set of layers wins at least as much as the damaged ones among them. Of sets that lie in each
+    other, the smallest that wins nearly as much says where the damage is; where layers spoil each
+    other's work, none of them does alone.
+    """
+
+    def no_more_than_a_part(fact: p.SymptomRestored) -> bool:
+        return any(
+            set(part.layers) < set(fact.layers) and part.kl >= NEARLY * fact.kl for part in found
+        )
+
+    return sorted(found, key=lambda fact: (no_more_than_a_part(fact), -fact.kl))
 
 
 class Calibrating(msgspec.Struct, forbid_unknown_fields=True):
@@ -354,6 +377,17 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     def recipe(self) -> dict[str, str]:
         """Layers of the current recipe that are not kept, with their formats."""
         return dict(self.changed)
+
+    @property
+    def tuning(self) -> p.TunedFor:
+        """What the recipe is tuned for: what was said last, else what the profile says."""
+        return self.tuned_for or p.TunedFor("", self.settings.context, self.settings.batch)
+
+    @property
+    def cache(self) -> dict[str, int]:
+        """Context, batch and bits of cached numbers that a budget of GiB has if it names none."""
+        said = self.tuning
+        return {**self.settings.cache, "context": said.context, "batch": said.batch}
 
     def score(self) -> p.RecipeScore | None:
         """The current recipe's measured score, complete or partial; None if there is none yet."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from scipy.stats import fisher_exact
 
 from engine import protocol as p
 from engine.diagnosis.causes import causes, fisher
 from engine.diagnosis.of_symptoms import shown
-from engine.session import Session, Traced
+from engine.session import Session, Traced, order_of_wins
 
 FORMATS = ["int4-g128"]
 
@@ -82,6 +83,73 @@ def test_rows_of_zeros_point_at_scales_not_at_language() -> None:
     assert [each.id for each in found] == ["zero-scales", "layers"]
     assert found[0].layers == ("a",)
     assert "50.0%" in found[0].sentence
+
+
+def given_back(unit: str, layers: str, kl: float) -> p.SymptomRestored:
+    by = "layer" if len(layers) == 1 else "block" if unit == "block" else "module"
+    return p.SymptomRestored(
+        recipe="r", prompts="k", unit=unit, layers=tuple(layers), by=by, kl=kl, kl_se=0.01,
+        whole=1.0, texts=4,
+    )  # fmt: skip
+
+
+def test_layers_that_spoil_each_other_come_first_as_a_set() -> None:
+    block, attention = given_back("block", "abcd", 0.96), given_back("attention", "ab", 0.95)
+    mlp, best = given_back("mlp", "cd", 0.02), given_back("a", "a", 0.1)
+    other = given_back("c", "c", 0.019)
+    ranked = order_of_wins([block, mlp, other, best, attention])
+    assert [fact.unit for fact in ranked] == ["attention", "a", "c", "block", "mlp"]
+    found = Traced("k", restored={fact.unit: fact for fact in ranked})
+    cure = p.SymptomCure(recipe="r", prompts="k", layers=("a", "b"), failing=4, left=0)
+    found.cures = [msgspec.structs.replace(cure, layers=("a",), left=3), cure]
+    (cause,) = causes(Session(), shown(SET), found, FORMATS)
+    assert (cause.id, cause.layers) == ("layers", ("a", "b"))
+    assert "95% of the KL there together, 10% by a alone" in cause.sentence
+    (tried,) = cause.cures
+    assert tried.layers == ("a", "b")
+
+
+def channel(number: int, chance: float, share: float, healthy: float) -> p.ContrastedChannel:
+    return p.ContrastedChannel(
+        layer="b", channel=number, failing=4.0, healthy=healthy, difference=2.0, chance=chance,
+        share=share, share_healthy=0.01,
+    )  # fmt: skip
+
+
+def head(number: int, chance: float, kl: float) -> p.ContrastedHead:
+    return p.ContrastedHead(
+        block=3, head=number, failing=kl, healthy=0.01, difference=2.0, chance=chance
+    )
+
+
+def inside(**given: object) -> dict[str, str]:
+    """Sentences on a contrast, by cause."""
+    contrast = p.SymptomContrast(recipe="r", prompts="k", failing=4, healthy=6, **given)  # type: ignore[arg-type]
+    found = Traced("k", contrast=contrast)
+    return {each.id: each.sentence for each in causes(Session(), shown(SET), found, FORMATS)}
+
+
+def test_channels_and_heads_are_a_cause_where_chance_does_not_explain_them() -> None:
+    channels = (channel(7, 0.001, 0.3, 0.02), channel(2, 0.002, 0.2, 0.04), channel(1, 0.2, 0.4, 0))
+    found = inside(channels=channels, heads=(head(5, 0.001, 2.5), head(6, 0.004, 1.0)))
+    assert found["channels"] == (
+        "input channels 7, 2 of b fire only on prompts that fail (mean 4, 0.03 on others): "
+        "50% of the layer's error there comes in by them"
+    )
+    assert found["attention-head"] == (
+        "head 5 of block 3 and 1 more attend elsewhere on prompts that fail "
+        "(KL 2.5 nats a query, 0.01 on others)"
+    )
+    larger = inside(channels=(channel(7, 0.001, 0.3, 2.0),))
+    assert "input channel 7 of b is larger on prompts that fail" in larger["channels"]
+    few = inside(channels=(channel(7, 0.001, 0.1, 0.0),), heads=(head(5, 0.001, 0.05),))
+    by_chance = inside(channels=(channel(7, 0.02, 0.9, 0.0),), heads=(head(5, 0.02, 2.0),))
+    assert few == by_chance == {}
+
+
+def test_a_set_of_which_one_layer_wins_all_comes_after_it() -> None:
+    module, layer = given_back("module", "ab", 0.9), given_back("a", "a", 0.85)
+    assert order_of_wins([module, layer]) == [layer, module]
 
 
 def test_a_head_is_named_as_one() -> None:

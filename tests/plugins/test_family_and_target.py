@@ -159,6 +159,7 @@ def test_triage_finds_its_errors(client: InProcess, source: Path) -> None:
     assert error.frobenius == pytest.approx(float(lost), rel=1e-3)
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_checkpoint_holds_it(client: InProcess, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     client.send(p.Export(out=str(out), layers={LAYER: "ternary-g32"}))

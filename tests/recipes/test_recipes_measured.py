@@ -54,6 +54,7 @@ def test_an_unknown_recipe_is_refused_before_anything_is_loaded(client: InProces
     assert "did you mean Q4_K_M" in refused.message
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_what_llama_cpp_alone_has_is_not_exported_and_first_last_is(
     client: InProcess, tmp_path: Path
 ) -> None:

@@ -8,11 +8,12 @@ which compute in that dtype.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from engine.checkpoint.packed.nibbles import LEVELS, Nibbles
 from engine.checkpoint.weight import Codes
 
 
@@ -44,10 +45,22 @@ class Grid:
     """Whether a product is rounded before something is added: no fused operation."""
     table: Tensor | None = None
     """The number that each code stands for, float32; None for the codes themselves."""
+    nibbles: Nibbles | None = None
+    """The codes as they are stored, where they have four bits; what `unpack` gives, else."""
 
     def rows(self, first: int, last: int) -> Tensor:
         """See `engine.checkpoint.weight.Loaded`."""
-        found = self.unpack(first, last)
+        groups, nibbles = self.scales.shape[1], self.nibbles
+        if nibbles is None or self.index is not None or self.levels != LEVELS:
+            return self._of_codes(self.unpack(first, last), first, last)
+        if not nibbles.looks_up(groups, self.dtype, last - first):
+            return self._of_codes(self.unpack(first, last), first, last)
+        codes = torch.arange(LEVELS, dtype=torch.uint8).expand(last - first, groups, LEVELS)
+        tables = self._of_codes(codes.flatten(1), first, last)
+        return nibbles.looked_up(first, tables.view(last - first, groups, LEVELS))
+
+    def _of_codes(self, found: Tensor, first: int, last: int) -> Tensor:
+        """What codes of some rows stand for, as many from each group."""
         values = found.to(torch.float32) if self.table is None else self.table[found.int()]
         scales = self.at(self.scales, first, last).to(torch.float32)
         zeros = None if self.zeros is None else self.at(self.zeros, first, last).to(torch.float32)
@@ -69,11 +82,15 @@ class Grid:
 
     def codes(self, first: int, last: int) -> Codes:
         """See `engine.checkpoint.weight.Loaded`."""
+        return replace(self.scaling(first, last), codes=self.unpack(first, last))
+
+    def scaling(self, first: int, last: int) -> Codes:
+        """Scales and zero points of some rows, without codes."""
         # Each scale with the first of its rows.
         begin, end = -(-first // self.rows_each), -(-last // self.rows_each)
         zeros = None if self.zeros is None else self.zeros[begin:end]
         scales = self.scales[begin:end].to(torch.float32)
-        return Codes(self.unpack(first, last), self.levels, scales, zeros)
+        return Codes(torch.empty(0, dtype=torch.uint8), self.levels, scales, zeros)
 
     def at(self, table: Tensor, first: int, last: int) -> Tensor:
         """The lines of scales, zero points or offsets that serve some rows of the weight."""

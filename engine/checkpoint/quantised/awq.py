@@ -133,12 +133,15 @@ def _in_order(turned: Tensor) -> Tensor:
 
 def _load_gemv(pieces: Pieces, out: int, inputs: int, size: int) -> Loaded:
     from engine.checkpoint.packed.grid import Grid
+    from engine.checkpoint.packed.nibbles import Nibbles
     from engine.checkpoint.packed.unpacking import unpacked
 
     words, groups = pieces.read(".qweight"), inputs // size
+    nibbles = Nibbles(words)
     scales = pieces.read(".scales")[:, :groups].contiguous()
     return Grid(
         unpack=lambda first, last: unpacked(words[first:last], 4, inputs),
+        nibbles=nibbles if nibbles.inputs == inputs else None,
         scales=scales,
         dtype=scales.dtype,
         levels=16,

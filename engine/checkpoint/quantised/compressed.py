@@ -218,10 +218,12 @@ def _load_packed(
     pieces: Pieces, shape: tuple[int, ...], bits: int, dense: bool, size: int
 ) -> Loaded:
     from engine.checkpoint.packed.grid import Grid
+    from engine.checkpoint.packed.nibbles import Nibbles
     from engine.checkpoint.packed.unpacking import unpacked
 
     out, inputs = prod(shape[:-1]), shape[-1]
     words = pieces.read(".weight_packed").flatten(0, -2)
+    nibbles = Nibbles(words)
     scales = pieces.read(".weight_scale")
     scales = scales.reshape(1, 1) if scales.ndim < 2 else scales.flatten(0, -2)
     half = 1 << (bits - 1)
@@ -241,6 +243,7 @@ def _load_packed(
             zeros = found.transpose(1, 2).reshape(-1, groups)
     return Grid(
         unpack=lambda first, last: unpacked(words[first:last], bits, inputs, dense=dense),
+        nibbles=nibbles if bits == 4 and nibbles.inputs == inputs else None,
         scales=scales,
         dtype=scales.dtype,
         levels=1 << bits,

@@ -229,24 +229,27 @@ def _load(layer: _Layer) -> Loaded:
     import torch
 
     from engine.checkpoint.packed.grid import Grid, regular
+    from engine.checkpoint.packed.nibbles import Nibbles
     from engine.checkpoint.packed.unpacking import planar, unpacked
 
     read = layer.pieces.read
-    words = read(".qweight").T.contiguous()
+    words = read(".qweight")
     zeros = _zero_codes(layer, read(".qzeros"), layer.version)
     scales = read(".scales").T.contiguous()
     unpack = planar if layer.version == "planar" else unpacked
+    plain = layer.version != "planar" and 8 * len(words) == layer.inputs
     if layer.group is None:
         index = _checked_index(layer, read(".g_idx").to(torch.int64))
     else:
         index = torch.arange(layer.inputs) // layer.group
     return Grid(
-        unpack=lambda first, last: unpack(words[first:last], layer.bits, layer.inputs),
+        unpack=lambda a, b: unpack(words[:, a:b].T.contiguous(), layer.bits, layer.inputs),
         scales=scales,
         dtype=scales.dtype,
         levels=1 << layer.bits,
         zeros=zeros.T.contiguous(),
         index=regular(index, layer.groups),
+        nibbles=Nibbles(words, down=True) if layer.bits == 4 and plain else None,
     )
 
 

@@ -13,6 +13,7 @@ import msgspec
 from engine import protocol as p
 from engine.checkpoint import read_layer
 from engine.errors import CheckpointError, EngineError
+from engine.measure.block_loop import cross
 from engine.measure.compare.alone import stored_facts
 from engine.measure.compare.artefact import Artefact, open_artefact
 from engine.measure.compare.by_logits import save_logits as write_logits
@@ -265,8 +266,14 @@ class _Scoring:
         for batch in range(len(self.reference.batches)):
             yield stage.step(batch, self.artefact.checkpoint.name)
             yield from run_reference(self.reference, batch, self.counts)
+            if network.streamed:
+                continue
             tallies.append((yield from self._timed(partial(run.run, batch))))
             yield None
+        if network.streamed:  # a block is read once for all micro-batches
+            crossings = [run.set_out(batch) for batch in range(len(self.reference.batches))]
+            yield from cross(network, crossings, self.counts, phase="measuring")
+            tallies = [run.run(batch) for batch in range(len(self.reference.batches))]
         if whole not in known:
             table = divergence_table(run.positions)
             yield self.counts.learnt(whole, self._fact(tallies, table))
@@ -289,6 +296,7 @@ class _Scoring:
                 checkpoint=artefact.checkpoint,  # as the original settled how to read it
                 device=device,
                 dtype=dtype,
+                budget=settings.memory_budget,
                 trust_remote_code=settings.trust_remote_code,
                 follow_links=settings.follow_links,
                 on_stage=lambda stage: report(
@@ -334,25 +342,30 @@ class _Scoring:
         weight = network.weight(layer)
         # Its inputs, or those of the layer after it, are divided by what it was multiplied by.
         weight = artefact.given_back(layer, scales.into(weight).to(weight.dtype))
-        wins: list[Tally] = []
-        for batch in range(len(self.reference.batches)):
-            left = yield from self._timed(partial(run.restored, batch, layer, weight))
-            wins.append(
-                Tally(
-                    whole[batch].dnll - left.dnll,
-                    whole[batch].kl - left.kl,
-                    whole[batch].agree - left.agree,
-                )
-            )
-            yield None
+        found: dict[int, Tally] = {}
+        batches = range(len(self.reference.batches))
+        if run.network.streamed:
+            crossings = [
+                run.giving_back(batch, layer, weight, partial(found.__setitem__, batch))
+                for batch in batches
+            ]
+            yield from cross(run.network, crossings, self.counts, phase="measuring")
+        for batch in batches:
+            if batch not in found:
+                found[batch] = yield from self._timed(partial(run.restored, batch, layer, weight))
+                yield None
+        wins = [
+            Tally(each.dnll - left.dnll, each.kl - left.kl, each.agree - left.agree)
+            for each, left in ((whole[batch], found[batch]) for batch in batches)
+        ]
         targets = self.reference.windows.targets
-        found = difference(wins, targets)
+        gain = difference(wins, targets)
         return p.LayerRestored(
             artefact=self.mine,
             layer=layer,
-            kl=found.kl.mean,
-            kl_se=found.kl.se,
-            dnll=found.dnll.mean,
-            dnll_se=found.dnll.se,
-            tokens=found.dnll.windows * targets,
+            kl=gain.kl.mean,
+            kl_se=gain.kl.se,
+            dnll=gain.dnll.mean,
+            dnll_se=gain.dnll.se,
+            tokens=gain.dnll.windows * targets,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -132,12 +133,15 @@ class Reference:
     def lanes(self) -> int:
         """How many micro-batches may be in progress at once.
 
-        One if blocks are resident, otherwise as many as an eighth of the budget holds states of.
+        One if blocks are resident. Otherwise as many as an eighth of the budget holds states of; or
+        more, which wait on disk, as long as writing and reading them takes no more bytes than
+        reading the block that they are carried through.
         """
         if not self.network.streamed:
             return 1
-        state = self.sizes.state // len(self.batches)
-        return max(1, self.memory.room.limit // 8 // max(1, state))
+        state = max(1, self.sizes.state // len(self.batches))
+        spilled = self.network.largest_block // (2 * state)
+        return max(1, self.memory.room.limit // 8 // state, spilled)
 
     @torch.no_grad()
     def _arrive(self, batch: int, lane: Lane, collected: Collected) -> None:
@@ -203,7 +207,13 @@ class Reference:
         return boundary_state(self, self.states, batch, k)
 
     @torch.no_grad()
-    def measure(self, batch: int, start: int, weights: Mapping[str, Held]) -> Tally:
+    def measure(
+        self,
+        batch: int,
+        start: int,
+        weights: Mapping[str, Held],
+        take: Callable[[Positions], None] | None = None,
+    ) -> Tally:
         """Compare the network holding ``weights`` with the reference on one micro-batch.
 
         Args:
@@ -211,6 +221,7 @@ class Reference:
             start: first block that ``weights`` change: ``-1`` for the embedding, the number of
                 blocks for the head.
             weights: layers' weights by name, oriented as `Network.weight` gives them.
+            take: see `tally`.
 
         Raises:
             Preempted: a more urgent job waits.
@@ -219,7 +230,7 @@ class Reference:
         state = self.states.read(batch, at)
         with self.network.holding(weights):
             last = self.network.final_state(self.batches[batch], at, state)
-        return self.tally(batch, last, weights)
+        return self.tally(batch, last, weights, take=take)
 
     def changed(
         self,
@@ -294,7 +305,7 @@ class Reference:
                     first[rows, at],
                 )
                 if take is not None:
-                    take(each)
+                    take(replace(each, row=rows.start, first=a + at.start))
                 found = each.sums()
                 for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
                     total[rows] += part

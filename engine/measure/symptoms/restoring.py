@@ -1,9 +1,9 @@
 """Which layers of a recipe cause a symptom: those that, given back, take it away.
 
 On the texts that show it, prompt and what the recipe wrote, KL from the reference is measured with
-the whole recipe, and with one layer or block at the reference weights. What that wins says how much
-it matters *there*, which may be little on ordinary text. Then the layers that win most are given
-back together, and the prompts are continued again: it is cured, or it is not.
+the whole recipe, and with one layer, module or block at the reference weights. What that wins says
+how much it matters *there*, which may be little on ordinary text. Then those that win most are
+given back, and the prompts are continued again: it is cured, or it is not.
 """
 
 from __future__ import annotations
@@ -24,27 +24,12 @@ from engine.measure.counts import JobCounts
 from engine.measure.preemption import repeated
 from engine.measure.symptoms.continuing import Continuing
 from engine.measure.symptoms.forced import Forced, divergence, rows_at_once
+from engine.measure.symptoms.units import Unit, sets_to_try
 from engine.model.network import Held, Network, StandIn, whole
 from engine.texts.prompts import Tokens
 
 FAILING = 8
 """Prompts that layers are restored on: those with the gravest symptoms."""
-MANY = 48
-"""Layers from which blocks are restored first, then the layers of those that win most."""
-BLOCKS = 3
-"""Blocks whose layers are restored one by one, where blocks came first."""
-TOGETHER = (1, 2, 4, 8)
-"""How many of the layers that win most are given back together, until the symptom is gone."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is given back at once."""
-
-    name: str
-    """Of the layer; or ``block 3``."""
-    layers: tuple[str, ...]
-    by: p.RestoredBy
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,29 +38,6 @@ class Failing:
 
     shown: Shown
     tokens: Tokens
-
-
-def units_first(network: Network, recipe: Mapping[str, str]) -> list[Unit]:
-    """What is restored first: every layer, or of many layers every block and those outside."""
-    if len(recipe) <= MANY:
-        return [Unit(name, (name,), "layer") for name in recipe]
-    blocks: dict[int | None, list[str]] = {}
-    for name in recipe:
-        blocks.setdefault(network.layers[name].block, []).append(name)
-    found = []
-    for block, names in blocks.items():
-        if block is None:
-            found += [Unit(name, (name,), "layer") for name in names]
-        else:
-            found.append(Unit(f"block {block}", tuple(names), "block"))
-    return found
-
-
-def units_within(found: Sequence[tuple[Unit, p.SymptomRestored]]) -> list[Unit]:
-    """The layers of the blocks that win most."""
-    blocks = [(unit, fact) for unit, fact in found if unit.by == "block"]
-    blocks.sort(key=lambda each: -each[1].kl)
-    return [Unit(name, (name,), "layer") for unit, _ in blocks[:BLOCKS] for name in unit.layers]
 
 
 class Restoring:
@@ -160,20 +122,11 @@ class Restoring:
         return sums / weights
 
     def cures(
-        self, ranked: Sequence[p.SymptomRestored]
+        self, found: Sequence[p.SymptomRestored]
     ) -> Iterator[tuple[tuple[str, ...], dict[str, Held]]]:
-        """The layers that win most, more of them each time, and the recipe without them.
-
-        Last the block that wins most: layers that break each other's work win little one by one.
-        """
-        layers = [fact.unit for fact in ranked if fact.by == "layer" and fact.kl > 0]
-        for count in dict.fromkeys(min(each, len(layers)) for each in TOGETHER):
-            if count:
-                back = tuple(layers[:count])
-                yield back, {n: each for n, each in self.held.items() if n not in back}
-        block = next((fact for fact in ranked if fact.by == "block" and fact.kl > 0), None)
-        if block is not None:
-            yield block.layers, {n: h for n, h in self.held.items() if n not in block.layers}
+        """Layers to give back together, the fewest weights first, and the recipe without them."""
+        for back in sets_to_try(self.network, found):
+            yield back, {name: each for name, each in self.held.items() if name not in back}
 
     def continued(
         self, continuing: Continuing, back: tuple[str, ...], held: Mapping[str, Held]

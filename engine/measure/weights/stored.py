@@ -54,10 +54,24 @@ class _Sums:
     def add(self, codes: Codes) -> None:
         """Count those of some rows."""
         if codes.levels:
-            self.levels = max(self.levels, codes.levels)
             self.counts += _counted(codes.codes)
         else:
             self.broken += not_finite(codes.codes)
+        self._add_scaling(codes)
+
+    def add_pairs(self, pairs: Tensor, scaling: Codes) -> None:
+        """Count codes of four bits that are still packed.
+
+        Args:
+            pairs: uint8, two codes in each.
+            scaling: their scales and zero points.
+        """
+        both = _counted(pairs).reshape(16, 16)
+        self.counts[:16] += both.sum(0) + both.sum(1)
+        self._add_scaling(scaling)
+
+    def _add_scaling(self, codes: Codes) -> None:
+        self.levels = max(self.levels, codes.levels)
         self._add_scales(codes.scale)
         if codes.zero is not None and codes.zero.numel():
             low, high = int(codes.zero.min()), int(codes.zero.max())
@@ -150,10 +164,15 @@ def stored_codes(
     sums = _Sums()
     if not weights:
         return _of_one_scale(checkpoint, layer, sums)
+    from engine.checkpoint.packed.grid import Grid
+
     for at, weight in enumerate(weights):
         loaded = weight.load() if held is None else held.loaded(at)
         sums.version_1 = any(each.declared == "GPTQ v1" for each in weight.otherwise)
         sums.half = weight.dtype == "float16"
+        if isinstance(loaded, Grid) and loaded.nibbles is not None:
+            sums.add_pairs(loaded.nibbles.pairs, loaded.scaling(0, weight.height))
+            continue
         for first, last in weight.spans():
             sums.add(loaded.codes(first, last))
     told = next((weight for weight in weights if weight.declared), weights[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from typing import Protocol
 
 from textual import events
 from textual.app import ComposeResult
@@ -15,7 +16,8 @@ from engine.report.figures import Context
 from engine.report.figures.declaration import Figure
 from engine.session import Dirty, Session
 from qtui.screens.diagnosis.gallery import GalleryView
-from qtui.screens.session_screen import SessionScreen
+from qtui.screens.session_screen import ActionHandler, SessionScreen
+from qtui.screens.verdict_taking import VerdictTaking
 from qtui.screens.workbench.effects import ShownEffects
 from qtui.sliced import Sliced
 from qtui.textual_internals import call_after, calling_after
@@ -40,8 +42,19 @@ WIDE = 120
 """Columns from which the findings are beside the map."""
 
 
+class DiagnosisHandler(ActionHandler, Protocol):
+    """Runs the diagnosis's actions."""
+
+    @property
+    def verdict(self) -> VerdictTaking:
+        """The cursor on the verdict's line."""
+
+
 class Diagnosis(SessionScreen):
     """What stands out, and where."""
+
+    handler: DiagnosisHandler
+    """Runs the actions: set by `DiagnosisActions`, which knows this screen."""
 
     CSS = """
     Diagnosis { layout: vertical; }
@@ -55,7 +68,6 @@ class Diagnosis(SessionScreen):
         super().__init__(glyphs)
         self._marks = marks or ExportMarks()
         self.verdict = VerdictLine(glyphs, id="verdict")
-        self.verdict.take_key = ""
         self.map, self.scale = Lines(id="map"), Lines(id="scale")
         self.list = Lines(id="findings", wrap=False)
         self.message.legend = (
@@ -90,6 +102,15 @@ class Diagnosis(SessionScreen):
         yield self.scale
         yield self.list
         yield from self.foot()
+
+    def on_mount(self) -> None:
+        """Name the keys that take the verdict."""
+        self.verdict.take_key = self.key("diagnosis.verdict")
+        self.verdict.enter_key = self.key("diagnosis.show")
+
+    def on_verdict_line_clicked(self) -> None:
+        """The verdict was clicked."""
+        self.handler.verdict.clicked()
 
     def on_resize(self, event: events.Resize) -> None:
         """Lay everything out for the new size."""
@@ -180,6 +201,13 @@ class Diagnosis(SessionScreen):
         return mapped_figures(self._shown()) if self.session.layers.names else []
 
     # --- the cursor ---------------------------------------------------------------------------
+
+    @property
+    def on_top(self) -> bool:
+        """Whether there is nothing above the cursor but the verdict."""
+        if not self._in_map:
+            return self._on == 0
+        return self.gallery.on_top if self.gallery.on else self._at[0] == 0
 
     @property
     def current(self) -> str | None:

@@ -118,6 +118,7 @@ class Workbench(SessionScreen):
         self.scoreboard.freeze_key = self.key("freeze")
         self.scoreboard.retry_key = self.key("retry")
         self.verdict.take_key = self.key("verdict")
+        self.verdict.enter_key = self.key("expand")
         change, clear = self.key("filter"), self.key("unmark")
         self.table.way_out = f"{change} changes the filter, {clear} clears it"
         self.scoreboard.show(self.session)
@@ -426,6 +427,15 @@ class Workbench(SessionScreen):
         self._detail()
         self.show_scope()
         self.pane_requests.soon()
+
+    def on_verdict_line_clicked(self) -> None:
+        """The verdict was clicked."""
+        self.handler.verdict.clicked()
+
+    def on_click(self, event: events.Click) -> None:
+        """A click elsewhere than on the verdict takes the cursor from there."""
+        if event.widget is not self.verdict:
+            self.verdict.put_cursor(here=False)
 
     def on_layer_table_marked(self) -> None:
         """The scope is other layers now."""

@@ -147,8 +147,8 @@ class Scoreboard(Lines):
     def _with_cache(self, weights: int) -> str:
         """Weights and cached keys and values together, in 16, 8 and 4 bits, for the context that
         the recipe is tuned for; empty without one, or where the configuration does not tell."""
-        said = self.session.tuned_for
-        if said is None or not said.context:
+        said = self.session.tuning
+        if not said.context:
             return ""
         tokens = f"{said.context:,}" if said.context % 1024 else f"{said.context // 1024:,}k"
         try:

@@ -107,6 +107,7 @@ def test_a_session_says_what_is_stored_and_measures_it(
         client.close()
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_it_can_be_exported_again(written: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     folder, recipe = written
     checkpoint = open_checkpoint(folder)

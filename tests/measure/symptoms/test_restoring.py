@@ -13,14 +13,8 @@ from torch import Tensor
 from engine import protocol as p
 from engine.diagnosis.of_symptoms import Shown
 from engine.measure.counts import JobCounts
-from engine.measure.symptoms.restoring import (
-    BLOCKS,
-    Failing,
-    Restoring,
-    Unit,
-    units_first,
-    units_within,
-)
+from engine.measure.symptoms.restoring import Failing, Restoring
+from engine.measure.symptoms.units import BLOCKS, Unit, units_first, units_within
 from engine.model.load import load_network
 from engine.model.network import Network
 from engine.texts.prompts import Prompt, Tokens
@@ -126,33 +120,64 @@ def test_rows_of_zeros_and_values_that_are_not_finite_are_told(network: Network)
     assert fact.nonfinite == 1 / weight.numel()
 
 
+MODULES = {"llama": ["self_attn", "mlp"], "gpt2": ["attn", "mlp"], "gemma4": ["self_attn", "mlp"]}
+
+
+def fact(unit: Unit, kl: float) -> p.SymptomRestored:
+    return p.SymptomRestored(
+        recipe="", prompts="", unit=unit.name, layers=unit.layers, by=unit.by, kl=kl, kl_se=0,
+        whole=1, texts=1,
+    )  # fmt: skip
+
+
+def test_modules_of_blocks_are_given_back_as_well(network: Network) -> None:
+    recipe = dict.fromkeys(network.layers, "int4")
+    units = units_first(network, recipe)
+    assert [unit.name for unit in units if unit.by == "layer"] == list(recipe)
+    modules = [unit for unit in units if unit.by == "module"]
+    kinds = MODULES[
+        {"gpt2": "gpt2", "gemma4_text": "gemma4"}.get(network.config.model_type, "llama")
+    ]
+    for block in range(len(network.blocks)):
+        for kind in kinds:
+            (found,) = [unit for unit in modules if unit.name == f"block {block} {kind}"]
+            assert all(f".{block}.{kind}." in name for name in found.layers)
+            assert len(found.layers) > 1
+
+
 def test_of_many_layers_blocks_come_first(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = dict.fromkeys(network.layers, "int4")
-    few = units_first(network, recipe)
-    assert [unit.name for unit in few] == list(recipe)
-    monkeypatch.setattr("engine.measure.symptoms.restoring.MANY", 3)
+    monkeypatch.setattr("engine.measure.symptoms.units.MANY", 3)
     units = units_first(network, recipe)
     assert sorted(name for unit in units for name in unit.layers) == sorted(recipe)
     blocks = [unit for unit in units if unit.by == "block"]
     assert len(blocks) == len(network.blocks)
     wins = {unit.name: float(at) for at, unit in enumerate(units)}
-    facts = [
-        (unit, p.SymptomRestored(recipe="", prompts="", unit=unit.name, layers=unit.layers,
-                                 by=unit.by, kl=wins[unit.name], kl_se=0, whole=1, texts=1))
-        for unit in units
-    ]  # fmt: skip
+    facts = [(unit, fact(unit, wins[unit.name])) for unit in units]
     best = sorted(blocks, key=lambda unit: -wins[unit.name])[:BLOCKS]
     expected = [name for unit in best for name in unit.layers]
-    assert [unit.name for unit in units_within(facts)] == expected
-    ranked = [fact for _, fact in sorted(facts, key=lambda each: -each[1].kl)]
+    within = units_within(network, facts)
+    assert [unit.name for unit in within if unit.by == "layer"] == expected
+    inside = [name for unit in within if unit.by == "module" for name in unit.layers]
+    assert set(inside) <= set(expected)
+    assert {unit.by for unit in within} == {"layer", "module"}
+
+
+def test_sets_to_cure_with_have_ever_more_weights_and_leave_the_rest(network: Network) -> None:
+    recipe = dict.fromkeys(network.layers, "int4")
+    units = units_first(network, recipe)
+    damaged = next(unit for unit in units if unit.by == "module")
+    facts = [fact(unit, 0.9 if unit is damaged else 0.01) for unit in units]
     restoring = Restoring(
         network, [failing(*TEXTS[0])], {name: network.weight(name) for name in recipe},
         recipe="r", key="k", budget=0, counts=JobCounts(),
     )  # fmt: skip
-    back = [layers for layers, _ in restoring.cures(ranked)]
-    assert back[-1] == best[0].layers  # the whole block comes last
-    for layers, held in restoring.cures(ranked):
+    sizes = []
+    for layers, held in restoring.cures(facts):
         assert {*layers, *held} == recipe.keys()
         assert not {*layers} & held.keys()
+        sizes.append(sum(network.weight(name).numel() for name in layers))
+    assert sizes == sorted(sizes)
+    assert set(damaged.layers) in [set(layers) for layers, _ in restoring.cures(facts)]
