@@ -73,6 +73,28 @@ class Sweep(Command, frozen=True):
     """Estimate these formats alone, not the settings' ``estimate_formats`` too."""
 
 
+class MeasureUnits(Command, frozen=True, kw_only=True):
+    """Part of a sweep, for a worker: measure these units alone, each on all windows."""
+
+    format: str
+    direction: Direction
+    by: By
+    units: tuple[str, ...]
+    """By name."""
+    nll: float
+    """Of the unchanged model, nats per token."""
+
+
+class SumWindows(Command, frozen=True, kw_only=True):
+    """Part of an estimate, for a worker: the sums of some micro-batches. Announces `WindowSums`."""
+
+    direction: Direction
+    groups: tuple[tuple[tuple[str, str], ...], ...]
+    """Layers and formats; those of a group are multiplied together."""
+    batches: tuple[int, int]
+    """The first micro-batch, and the one after the last."""
+
+
 class TryFixes(Command, frozen=True):
     """Try other formats on layers: errors of weights and outputs, and KL of those that matter."""
 
@@ -399,6 +421,8 @@ _types: dict[str, type[Command]] = {
             Open,
             Triage,
             Sweep,
+            MeasureUnits,
+            SumWindows,
             Diagnose,
             TryFixes,
             MeasureErrors,

@@ -73,6 +73,8 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     timings: dict[str, float] = {}
     result: dict[str, Any] = {}
     """What it returned, as a map; see `read`."""
+    workers: tuple[p.WorkerState, ...] = ()
+    """The processes that take part, the engine's own first; empty if it is alone."""
 
     def read(self, kind: type[Result]) -> Result:
         """What the job returned, as the Struct that it is.
