@@ -37,7 +37,9 @@ WAIT = 0.2
 
 Recipe = str | Path | Mapping[str, str]
 """The name of a built-in recipe, a recipe file, or formats by layer name."""
-OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export, p.MeasureErrors, p.FindSymptoms)
+OfRecipe = TypeVar(
+    "OfRecipe", p.Evaluate, p.Export, p.MeasureErrors, p.FindSymptoms, p.MeasureTexts
+)
 R = TypeVar("R", bound=Result[Any])
 
 
@@ -168,20 +170,32 @@ class Model:
         return self._run(DiagnoseResult(self, command, to=to))
 
     def evaluate(
-        self, recipe: Recipe | None = None, *, format: str | None = None
+        self,
+        recipe: Recipe | None = None,
+        *,
+        format: str | None = None,
+        texts: Sequence[str | Path] = (),
     ) -> EvaluationResult:
         """Perplexity and KL of a recipe, against the unchanged model.
 
         Args:
             recipe: the name of a built-in recipe, a recipe file, or formats by layer name.
             format: of the body layers that the recipe does not name.
+            texts: other texts to score it on beside the model's evaluation text, each as a whole
+                and by position in its windows: `document.texts`. The whole model must be in memory.
 
         Raises:
             UsageError: neither is given, or the recipe cannot be read.
             FormatError: a format does not parse.
         """
+        name = _name(recipe, format)
+        if texts:
+            on = tuple(map(_absolute, texts))
+            several = p.MeasureTexts(texts=on, format=format or "kept")
+            several = self._of_recipe(several, recipe, format)
+            return self._run(EvaluationResult(self, several, name=name))
         command = self._of_recipe(p.Evaluate(format=format or "kept"), recipe, format)
-        return self._run(EvaluationResult(self, command, name=_name(recipe, format)))
+        return self._run(EvaluationResult(self, command, name=name))
 
     def compare(
         self, *finished: str | Path, score: bool = True, restore: int = 0

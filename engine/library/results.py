@@ -233,7 +233,7 @@ class EvaluationResult(Result[schema.EvalDocument]):
 
     yields = (p.RecipeScore,)
 
-    def __init__(self, model: Source, command: p.Evaluate, *, name: str) -> None:
+    def __init__(self, model: Source, command: p.Evaluate | p.MeasureTexts, *, name: str) -> None:
         super().__init__(model, command)
         self._name = name
         self._recipe = ""

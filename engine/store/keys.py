@@ -342,6 +342,19 @@ class RecipeTable(Key, frozen=True, kw_only=True):
     calibration: Calibration | None = None
 
 
+class RecipeOnText(Key, frozen=True, kw_only=True):
+    """A recipe on one evaluation text, and by position in its windows."""
+
+    kind = "recipe on text"
+    constants = QUANTISED
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    calibration: Calibration | None = None
+    text: str
+    """As it was asked for, which the fact says."""
+
+
 class Likelihoods(Key, frozen=True, kw_only=True):
     """How likely some continuations are."""
 
@@ -499,6 +512,14 @@ class SymptomRestored(Key, frozen=True, kw_only=True):
     """Hash of the texts."""
     layers: tuple[str, ...]
     calibration: Calibration | None = None
+
+
+class SymptomContrast(SymptomRestored, frozen=True, kw_only=True):
+    """Prompts that show a symptom against others; of no layers."""
+
+    kind = "symptom contrast"
+    others: str
+    """Hash of the prompts that show none, and of what the reference wrote after all of them."""
 
 
 class SymptomCure(SymptomRestored, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -212,7 +213,13 @@ class Reference:
         return boundary_state(self, self.states, batch, k)
 
     @torch.no_grad()
-    def measure(self, batch: int, start: int, weights: Mapping[str, Held]) -> Tally:
+    def measure(
+        self,
+        batch: int,
+        start: int,
+        weights: Mapping[str, Held],
+        take: Callable[[Positions], None] | None = None,
+    ) -> Tally:
         """Compare the network holding ``weights`` with the reference on one micro-batch.
 
         Args:
@@ -220,6 +227,7 @@ class Reference:
             start: first block that ``weights`` change: ``-1`` for the embedding, the number of
                 blocks for the head.
             weights: layers' weights by name, oriented as `Network.weight` gives them.
+            take: see `tally`.
 
         Raises:
             Preempted: a more urgent job waits.
@@ -228,7 +236,7 @@ class Reference:
         state = self.states.read(batch, at)
         with self.network.holding(weights):
             last = self.network.final_state(self.batches[batch], at, state)
-        return self.tally(batch, last, weights)
+        return self.tally(batch, last, weights, take=take)
 
     def changed(
         self,
@@ -313,7 +321,7 @@ class Reference:
                     first[rows, at],
                 )
                 if take is not None:
-                    take(each)
+                    take(replace(each, row=rows.start, first=a + at.start))
                 found = each.sums()
                 for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
                     total[rows] += part
